@@ -1,0 +1,79 @@
+"""Names to classes, and the tables of hyper-parameters. Standard library only: the import hook reads it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+ALGORITHMS = {
+    "MLLMZeroShot": "domainbed_reasoning.algorithms.zero_shot:MLLMZeroShot",
+    "LabelSFT": "domainbed_reasoning.algorithms.label_sft:LabelSFT",
+    "ReasoningSFT": "domainbed_reasoning.algorithms.reasoning_sft:ReasoningSFT",
+    "MTCT": "domainbed_reasoning.algorithms.mtct:MTCT",
+    "SARR": "domainbed_reasoning.algorithms.sarr:SARR",
+    "RDMLDG": "domainbed_reasoning.algorithms.rd_mldg:RDMLDG",
+}
+
+DATASETS = {
+    "VLCSReasoning": "domainbed_reasoning.datasets.image_folders:VLCSReasoning",
+    "PACSReasoning": "domainbed_reasoning.datasets.image_folders:PACSReasoning",
+    "OfficeHomeReasoning": "domainbed_reasoning.datasets.image_folders:OfficeHomeReasoning",
+    "TerraIncognitaReasoning": "domainbed_reasoning.datasets.image_folders:TerraIncognitaReasoning",
+    "DomainNetReasoning": "domainbed_reasoning.datasets.image_folders:DomainNetReasoning",
+    "SVIROReasoning": "domainbed_reasoning.datasets.image_folders:SVIROReasoning",
+    "ShapesReasoning": "domainbed_reasoning.datasets.shapes:ShapesReasoning",
+}
+
+# The stock dataset whose hyper-parameters a baseline gets on ours: what ERM gets on PACS it gets on PACSReasoning.
+TWINS = {
+    "VLCSReasoning": "VLCS",
+    "PACSReasoning": "PACS",
+    "OfficeHomeReasoning": "OfficeHome",
+    "TerraIncognitaReasoning": "TerraIncognita",
+    "DomainNetReasoning": "DomainNet",
+    "SVIROReasoning": "SVIRO",
+    "ShapesReasoning": "Debug28",
+}
+
+# Datasets on which the embedded tiny model is the default.
+EMBEDDED_DATASETS = frozenset({"Debug28", "Debug224", "ShapesReasoning"})
+
+LAUNCHERS = {"parallel": "domainbed_reasoning.sweeps.parallel:parallel_launcher"}
+
+
+@dataclass(frozen=True)
+class Hparam:
+    """One hyper-parameter of an algorithm.
+
+    Attributes:
+        default: value for DomainBed's ``hparams_seed`` 0, plain Python, JSON-serialisable.
+        sample: draws a value from a ``numpy.random.RandomState`` for random search; None keeps the default.
+        source: where the default comes from.
+        embedded: default on the embedded datasets with the tiny model; None means ``default``.
+    """
+
+    default: Any
+    sample: Callable[[Any], Any] | None
+    source: str
+    embedded: Any = None
+
+    def default_on(self, dataset: str) -> Any:
+        """Return the default value on the dataset of that name."""
+        return self.embedded if self.embedded is not None and dataset in EMBEDDED_DATASETS else self.default
+
+
+def load(target: str) -> Any:
+    """Return what ``"module:name"`` stands for."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """Return the error for a ``name`` that is none of the ``known``, with the nearest one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(names)}.")
