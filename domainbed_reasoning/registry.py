@@ -65,6 +65,15 @@ class Hparam:
         return self.embedded if self.embedded is not None and dataset in EMBEDDED_DATASETS else self.default
 
 
+# What every baseline gets on a dataset instead of its twin's: ShapesReasoning is small (a batch is per domain, and one
+# that is larger than a domain's training split would never fill).
+BASELINE_HPARAMS = {
+    "ShapesReasoning": {
+        "batch_size": Hparam(16, lambda random: int(2 ** random.uniform(3, 5)), "the size of its domains"),
+    },
+}
+
+
 def load(target: str) -> Any:
     """Return what ``"module:name"`` stands for."""
     module, _, name = target.partition(":")

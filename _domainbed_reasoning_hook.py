@@ -1,0 +1,100 @@
+"""What the `.pth` file imports at every interpreter start: the import hook. Standard library only, and little of it.
+
+The hook waits for DomainBed's registries to be imported and has `domainbed_reasoning.register` add our names to them. It
+also makes the user's cached clone importable where no other DomainBed is. It does nothing else, and nothing at all in
+processes that never import DomainBed.
+"""
+
+import sys
+
+STOCK_MODULES = (
+    "domainbed.algorithms",
+    "domainbed.datasets",
+    "domainbed.hparams_registry",
+    "domainbed.command_launchers",
+)
+# A class module imports its stock counterpart, which publishes the class modules: while one of them is half-imported
+# publishing has to wait until it is whole.
+CLASS_MODULES = ("domainbed_reasoning.algorithms.", "domainbed_reasoning.datasets.")
+
+_running: list[str] = []
+
+
+class _RegistryFinder:
+    """Finds the watched modules with the other finders, and publishes after they ran."""
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        if name not in STOCK_MODULES and not name.startswith(CLASS_MODULES):
+            return None
+        for finder in sys.meta_path:
+            find_spec = None if finder is self else getattr(finder, "find_spec", None)
+            spec = find_spec(name, path, target) if find_spec else None
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    _publish_after(spec.loader, name)
+                return spec
+        return None
+
+
+class _CachedCloneFinder:
+    """Finds `domainbed` in the clone of `domainbed-reasoning get-domainbed` when no finder before this one did."""
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        if name != "domainbed":
+            return None
+        try:
+            from domainbed_reasoning import upstream
+        except ImportError as error:
+            _raise_unless_uninstalled(error)
+            return None
+        return upstream.find_cached_spec()
+
+
+def _publish_after(loader, name):  # type: ignore[no-untyped-def]
+    """Make ``loader`` publish our names once it has executed the module."""
+    execute = loader.exec_module
+
+    def exec_module(module):  # type: ignore[no-untyped-def]
+        _running.append(name)
+        try:
+            execute(module)
+        finally:
+            _running.remove(name)
+        publish()
+
+    loader.exec_module = exec_module
+
+
+def publish() -> None:
+    """Add our names to the stock registries that are imported; later, if one of our class modules is half-imported."""
+    if any(name.startswith("domainbed_reasoning.") for name in _running):
+        return
+    whole = [name for name in STOCK_MODULES if name in sys.modules and name not in _running]
+    if not whole:
+        return
+    _running.append("domainbed_reasoning.register")
+    try:
+        from domainbed_reasoning import register
+
+        for name in whole:
+            register.publish(sys.modules[name])
+    except ImportError as error:
+        _raise_unless_uninstalled(error)
+    finally:
+        _running.remove("domainbed_reasoning.register")
+
+
+def _raise_unless_uninstalled(error: ImportError) -> None:
+    """Raise the error again, unless our package is gone and only this file is left."""
+    if error.name != "domainbed_reasoning":
+        raise error
+
+
+def install() -> None:
+    """Install the finders, once."""
+    if not any(isinstance(finder, _RegistryFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _RegistryFinder())  # type: ignore[arg-type]
+        sys.meta_path.append(_CachedCloneFinder())  # type: ignore[arg-type]
+
+
+install()

@@ -1,0 +1,37 @@
+"""The command `domainbed-reasoning <verb>`: a file a verb in `verbs/`, imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from domainbed_reasoning import __version__, registry
+
+# verb -> (one line of help, "module:function"). The function takes the arguments after the verb and returns the exit code.
+VERBS = {
+    "doctor": ("say what is installed, used and registered, each fault with its cure", "domainbed_reasoning.verbs.doctor:main"),
+    "get-domainbed": ("clone the pinned DomainBed into the cache folder", "domainbed_reasoning.verbs.get_domainbed:main"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    verbs = "\n".join(f"  {verb:<15} {help_line}" for verb, (help_line, _) in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="domainbed-reasoning",
+        description="RD-MLDG as a plug-in of stock DomainBed.",
+        epilog=f"verbs:\n{verbs}\n\n`domainbed-reasoning <verb> --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("verb", help="what to do")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the verb's own arguments")
+    given = parser.parse_args(argv)
+    if given.verb not in VERBS:
+        parser.error(str(registry.unknown("verb", given.verb, VERBS)))
+    return int(registry.load(VERBS[given.verb][1])(given.arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
