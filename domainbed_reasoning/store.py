@@ -46,9 +46,9 @@ def load_chains(
         repair: leave out a torn last line, as a killed writer may leave it, instead of raising.
 
     Raises:
-        ChainFileError: for a file that is missing, or a line that is torn, not JSON, over-long, lacks a key, has a value
-            of the wrong type, text that no file can hold, a path out of the folder or of an unknown image, an accepted
-            chain that has not its five stages, or a second accepted chain of an image.
+        ChainFileError: for a file that is missing, or a line that is torn, not JSON, over-long, lacks a key, has a
+            value of the wrong type, text that no file can hold, a path out of the folder or of an unknown image, an
+            accepted chain that has not its five stages, or a second accepted chain of an image.
     """
     known = None if known_images is None else frozenset(known_images)
     chains: dict[str, str] = {}
