@@ -1,0 +1,104 @@
+"""What tests share: which DomainBed they run on, the stock commands as processes, and where the real images lie.
+
+Upstream is used where it is found (an importable one, ``$DOMAINBED_REASONING_DOMAINBED``, or the clone of
+`domainbed-reasoning get-domainbed`), the stand-in of this folder always: tests that take `domainbed_root` run on both.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+STAND_IN = Path(__file__).resolve().parent / "standin"
+
+if str(CHECKOUT) not in sys.path:
+    sys.path.append(str(CHECKOUT))  # where the package is not installed
+
+from domainbed_reasoning import upstream  # noqa: E402
+
+
+def find_upstream() -> Path | None:
+    """Return the folder of an upstream clone, None where there is none."""
+    for folder in (upstream.importable_domainbed(), upstream.cached_clone()):
+        if folder and (folder / "domainbed" / "__init__.py").is_file() and folder != STAND_IN:
+            return folder
+    return None
+
+
+UPSTREAM = find_upstream()
+NO_UPSTREAM = "no upstream DomainBed here: `domainbed-reasoning get-domainbed` fetches it"
+
+# In this process `domainbed` is upstream where it is found, else the stand-in.
+sys.path.insert(0, str(UPSTREAM or STAND_IN))
+import domainbed_reasoning.register  # noqa: E402, F401 - installs the hook where no `.pth` file did
+
+
+def pytest_report_header() -> str:
+    """Say which DomainBed the tests run on."""
+    return f"DomainBed: the stand-in{f' and upstream at {UPSTREAM}' if UPSTREAM else f' only ({NO_UPSTREAM})'}"
+
+
+@pytest.fixture(params=["standin", "upstream"])
+def domainbed_root(request: pytest.FixtureRequest) -> Path:
+    """The folder to put on PYTHONPATH: the stand-in's, then upstream's."""
+    if request.param == "standin":
+        return STAND_IN
+    if UPSTREAM is None:
+        pytest.skip(NO_UPSTREAM)
+    return UPSTREAM
+
+
+@pytest.fixture
+def upstream_root() -> Path:
+    """The folder of the upstream clone, for what the stand-in has not."""
+    if UPSTREAM is None:
+        pytest.skip(NO_UPSTREAM)
+    return UPSTREAM
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of the real images and chains that are too large for the checkout."""
+    chosen = os.environ.get("DOMAINBED_REASONING_TEST_DATA")
+    folder = Path(chosen) if chosen else CHECKOUT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}; DOMAINBED_REASONING_TEST_DATA names another folder")
+    return folder
+
+
+def _run_stock(root, module, *args, cwd, env=None, timeout=600, check=True):
+    """Run ``python -m domainbed.scripts.<module>`` of the DomainBed in ``root``.
+
+    Our package comes as it is installed; where it is not, a `sitecustomize` stands for the `.pth` file.
+    """
+    path = [str(root)]
+    if not _hook_starts_by_itself():
+        path += [str(CHECKOUT / "tests" / "without_pth"), str(CHECKOUT)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {}), "PYTHONPATH": os.pathsep.join(path)}
+    command = [sys.executable, "-m", f"domainbed.scripts.{module}", *map(str, args)]
+    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout)
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(command)} ended with exit code {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+_installed: list[bool] = []
+
+
+def _hook_starts_by_itself() -> bool:
+    """Whether a fresh interpreter has the hook: whether the package is installed."""
+    if not _installed:
+        probe = "import sys; print('_domainbed_reasoning_hook' in sys.modules)"
+        variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run([sys.executable, "-c", probe], env=variables, capture_output=True, text=True, check=True)
+        _installed.append(done.stdout.strip() == "True")
+    return _installed[0]
+
+
+@pytest.fixture(scope="session")
+def run_stock():
+    """``run_stock(root, "train", "--dataset", …, cwd=…)`` runs a stock command in a process of its own."""
+    return _run_stock
