@@ -1,8 +1,8 @@
 """What the `.pth` file imports at every interpreter start: the import hook. Standard library only, and little of it.
 
-The hook waits for DomainBed's registries to be imported and has `domainbed_reasoning.register` add our names to them. It
-also makes the user's cached clone importable where no other DomainBed is. It does nothing else, and nothing at all in
-processes that never import DomainBed.
+The hook waits for DomainBed's registries to be imported and has `domainbed_reasoning.register` add our names to them.
+It also makes the user's cached clone importable where no other DomainBed is. It does nothing else, and nothing at all
+in processes that never import DomainBed.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Adds one step to setuptools' build: the `.pth` file that imports the hook at interpreter start. Metadata: setup.cfg."""
+"""Adds a step to setuptools' build: the `.pth` file that imports the hook at interpreter start. Metadata: setup.cfg."""
 
 from pathlib import Path
 

@@ -8,10 +8,16 @@ from collections.abc import Sequence
 
 from domainbed_reasoning import __version__, registry
 
-# verb -> (one line of help, "module:function"). The function takes the arguments after the verb and returns the exit code.
+# verb -> (one line of help, "module:function"); the function takes the arguments after the verb, returns the exit code.
 VERBS = {
-    "doctor": ("say what is installed, used and registered, each fault with its cure", "domainbed_reasoning.verbs.doctor:main"),
-    "get-domainbed": ("clone the pinned DomainBed into the cache folder", "domainbed_reasoning.verbs.get_domainbed:main"),
+    "doctor": (
+        "say what is installed, used and registered, each fault with its cure",
+        "domainbed_reasoning.verbs.doctor:main",
+    ),
+    "get-domainbed": (
+        "clone the pinned DomainBed into the cache folder",
+        "domainbed_reasoning.verbs.get_domainbed:main",
+    ),
 }
 
 

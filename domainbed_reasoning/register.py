@@ -90,7 +90,7 @@ def _load(target: str, name: str) -> Any:
 def _clash(kind: str, name: str, where: str, there: Any) -> RuntimeError:
     origin = f"{getattr(there, '__module__', '?')}.{getattr(there, '__qualname__', there)}"
     return RuntimeError(
-        f"{where} has another {kind} named {name!r} already, {origin}: rename that one, or uninstall domainbed-reasoning."
+        f"{where} has another {kind} {name!r} already, {origin}: rename that one, or uninstall domainbed-reasoning."
     )
 
 

@@ -7,13 +7,17 @@ this package was written for.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 COMMIT = "b93c22a1cfc3b2428398272c1a116c8de1f4139e"
 URL = "https://github.com/facebookresearch/DomainBed"
 VARIABLE = "DOMAINBED_REASONING_DOMAINBED"
+STAND_IN_MARK = "STAND_IN"
 
 
 def cached_clone() -> Path:
@@ -41,3 +45,117 @@ def importable_domainbed() -> Path | None:
         if spec is not None:
             return Path(spec.origin).parent.parent if spec.origin else None
     return None
+
+
+def fetch_clone(source: str = URL) -> Path:
+    """Clone ``source`` into the cache folder at the pinned commit; do nothing if a sound clone is there.
+
+    The clone is made beside its final place and renamed when it has been checked, so an interrupted one leaves nothing.
+
+    Args:
+        source: URL or path of a DomainBed repository.
+
+    Returns:
+        The clone's folder.
+
+    Raises:
+        RuntimeError: naming the fault and its cure.
+    """
+    folder = cached_clone()
+    if folder.exists():
+        fault = fault_of(folder)
+        if fault:
+            raise RuntimeError(f"{folder} {fault}. Remove that folder and call get-domainbed again.")
+        return folder
+    if shutil.which("git") is None:
+        raise RuntimeError(
+            "git is not installed: install it, or clone DomainBed elsewhere and copy it to " + str(folder)
+        )
+    # Without a network this fails at once, where a clone may hang.
+    _git("ls-remote", source, "HEAD", timeout=_PROBE_SECONDS, source=source)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".cloning-", dir=folder.parent) as temporary:
+        clone = Path(temporary) / "DomainBed"
+        _git("clone", "--quiet", "--no-checkout", source, str(clone), timeout=_CLONE_SECONDS, source=source)
+        _git("-C", str(clone), "checkout", "--quiet", "--detach", COMMIT, timeout=_CLONE_SECONDS, source=source)
+        fault = fault_of(clone)
+        if fault:
+            raise RuntimeError(f"The clone of {source} {fault}.")
+        os.rename(clone, folder)
+    return folder
+
+
+def fault_of(folder: Path) -> str | None:
+    """Return what keeps ``folder`` from being the unmodified pinned commit, as the rest of a sentence, or None."""
+    commit = commit_of(folder)
+    if commit is None:
+        return "is not a git clone"
+    if commit != COMMIT:
+        return f"is at commit {commit}, not {COMMIT}"
+    if is_modified(folder):
+        return "has files that differ from its commit"
+    if not (folder / "domainbed" / "__init__.py").is_file():
+        return "has no package `domainbed`"
+    return None
+
+
+def commit_of(folder: Path) -> str | None:
+    """Return the commit that is checked out in ``folder``, if that is the top of a git clone."""
+    said = _ask_git(folder, "rev-parse", "--show-toplevel", "HEAD")
+    if said is None:
+        return None
+    top, commit = said.splitlines()
+    return commit if Path(top).resolve() == folder.resolve() else None
+
+
+def is_modified(folder: Path) -> bool:
+    """Return whether files of the clone differ from its commit, or there are more of them."""
+    return bool(_ask_git(folder, "status", "--porcelain"))
+
+
+def describe(folder: Path) -> str:
+    """Say what the DomainBed in ``folder`` is: upstream at which commit, modified or not, or the stand-in."""
+    if is_stand_in(folder):
+        return "the stand-in of domainbed-reasoning's tests, not upstream: its numbers are for trying things out"
+    commit = commit_of(folder)
+    if commit is None:
+        return "not a git clone, so its commit is unknown"
+    modified = ", modified" if is_modified(folder) else ""
+    return (
+        f"the pinned upstream commit{modified}"
+        if commit == COMMIT
+        else f"commit {commit}, not the pinned one{modified}"
+    )
+
+
+def is_stand_in(folder: Path) -> bool:
+    """Return whether the DomainBed in ``folder`` is the stand-in of our tests."""
+    return (folder / "domainbed" / STAND_IN_MARK).is_file()
+
+
+# A clone that another user made, on a shared machine, is good enough to look at.
+_GIT = ("git", "-c", "safe.directory=*")
+_PROBE_SECONDS = 30
+_CLONE_SECONDS = 600
+
+
+def _ask_git(folder: Path, *question: str) -> str | None:
+    try:
+        asked = subprocess.run([*_GIT, "-C", str(folder), *question], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return asked.stdout.strip() if asked.returncode == 0 else None
+
+
+def _git(*command: str, timeout: float, source: str) -> None:
+    cure = (
+        "Where it cannot be reached, name a mirror or a clone that you have: `domainbed-reasoning get-domainbed --from "
+        "URL|PATH`, or start from inside of your own clone. `make demo` and `make test` do without it."
+    )
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run([*_GIT, *command], capture_output=True, text=True, timeout=timeout, env=environment)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"git got no answer from {source} within {timeout:.0f} s. {cure}") from None
+    if done.returncode:
+        raise RuntimeError(f"git {command[0]} of {source} failed: {done.stderr.strip()}. {cure}")

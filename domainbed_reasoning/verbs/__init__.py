@@ -1,0 +1,1 @@
+"""The verbs of the command `domainbed-reasoning`, a file each."""

@@ -1,0 +1,167 @@
+"""`domainbed-reasoning doctor`: what is installed, used and registered, each fault with its cure."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+
+from domainbed_reasoning import __version__, registry, upstream
+
+DISTRIBUTION = "domainbed-reasoning"
+HOOK = "_domainbed_reasoning_hook"
+
+
+class Finding(NamedTuple):
+    """One line of the report.
+
+    Attributes:
+        what: what was found.
+        cure: what mends it; empty where nothing has to be mended.
+        stops_training: whether no training is possible before it is mended.
+    """
+
+    what: str
+    cure: str = ""
+    stops_training: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report; return 1 if a fault stops training, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="domainbed-reasoning doctor",
+        description=__doc__,
+        epilog="examples:\n  domainbed-reasoning doctor\n  cd DomainBed && domainbed-reasoning doctor",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(argv)
+    # A clone as the working directory counts, as it does for `python -m`.
+    sys.path.insert(0, "")
+    stops = 0
+    for title, examine in EXAMINATIONS.items():
+        print(title)
+        for finding in examine():
+            mark = "FAULT" if finding.stops_training else "note " if finding.cure else "ok   "
+            print(f"  {mark} {finding.what}" + (f"\n        cure: {finding.cure}" if finding.cure else ""))
+            stops += finding.stops_training
+    print(f"{stops} fault(s) stop training." if stops else "Nothing stops training.")
+    return 1 if stops else 0
+
+
+def examine_plug_in() -> Iterator[Finding]:
+    """Look at the interpreter and at the hook."""
+    yield Finding(f"Python {platform.python_version()} ({sys.executable})")
+    yield Finding(f"{DISTRIBUTION} {__version__} ({Path(registry.__file__).parent})")
+    if HOOK in sys.modules:
+        yield Finding("the import hook started with the interpreter")
+    else:
+        yield Finding("the import hook did not start with the interpreter", f"pip install {DISTRIBUTION}", True)
+
+
+def examine_requirements() -> Iterator[Finding]:
+    """Compare what is installed with what the package requires."""
+    for requirement, extra in _requirements():
+        if extra:
+            continue
+        name, wanted = requirement.name, requirement.specifier
+        installed = _version(name)
+        if installed is None:
+            yield Finding(f"{name} is missing", f'pip install "{name}{wanted}"', True)
+        elif not wanted.contains(installed, prereleases=True):
+            yield Finding(f"{name} {installed} is not {wanted}", f'pip install "{name}{wanted}"', True)
+        else:
+            yield Finding(f"{name} {installed}")
+
+
+def examine_extras() -> Iterator[Finding]:
+    """Say of each extra whether it is there."""
+    missing: dict[str, list[str]] = {}
+    for requirement, extra in _requirements():
+        if extra:
+            missing.setdefault(extra, []).extend([] if _version(requirement.name) else [requirement.name])
+    for extra, names in missing.items():
+        if names:
+            yield Finding(f"{extra}: not installed ({', '.join(names)})", f'pip install "{DISTRIBUTION}[{extra}]"')
+        else:
+            yield Finding(extra)
+
+
+def examine_domainbed() -> Iterator[Finding]:
+    """Say which DomainBed an import takes, and where it comes from."""
+    folder = upstream.importable_domainbed()
+    if folder is None:
+        cure = "domainbed-reasoning get-domainbed, or start from inside of your own clone"
+        yield Finding("no DomainBed is importable", cure, True)
+        return
+    yield Finding(f"{folder} ({upstream.describe(folder)})")
+
+
+def examine_registries() -> Iterator[Finding]:
+    """Import DomainBed's registries and look for our names."""
+    if upstream.importable_domainbed() is None:
+        return
+    for module, registry_name, ours in (
+        ("domainbed.algorithms", "ALGORITHMS", registry.ALGORITHMS),
+        ("domainbed.datasets", "DATASETS", registry.DATASETS),
+        ("domainbed.command_launchers", "REGISTRY", registry.LAUNCHERS),
+    ):
+        try:
+            names = getattr(import_module(module), registry_name)
+        except Exception as error:
+            cure = "see the message; a module that is missing is installed with pip"
+            yield Finding(f"importing {module} fails: {type(error).__name__}: {error}", cure, True)
+            continue
+        missing = [name for name in ours if name not in names]
+        if missing:
+            yield Finding(f"{module} lacks {', '.join(missing)}", f"pip install {DISTRIBUTION}, again", True)
+        else:
+            yield Finding(
+                f"{module}.{registry_name} has {', '.join(ours)}, beside {len(names) - len(ours)} stock names"
+            )
+
+
+def examine_devices() -> Iterator[Finding]:
+    """Say which GPUs there are."""
+    try:
+        import torch
+    except ImportError as error:
+        yield Finding(f"torch cannot be imported: {error}", "pip install torch torchvision", True)
+        return
+    if not torch.cuda.is_available():
+        yield Finding("no GPU: jobs run on the CPU, which the tiny model is made for")
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        yield Finding(f"GPU {index}: {name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} GiB of it free")
+
+
+EXAMINATIONS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "Plug-in": examine_plug_in,
+    "Packages": examine_requirements,
+    "DomainBed": examine_domainbed,
+    "Registered": examine_registries,
+    "Devices": examine_devices,
+    "Extras": examine_extras,
+}
+
+
+def _requirements() -> Iterator[tuple[Requirement, str]]:
+    """Yield what our metadata requires, with the extra that it belongs to or an empty string."""
+    for text in metadata.requires(DISTRIBUTION) or []:
+        requirement = Requirement(text)
+        marker = str(requirement.marker or "")
+        extra = marker.partition("extra == ")[2].strip("\"'")
+        yield requirement, extra
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
