@@ -1,0 +1,168 @@
+"""What the embedded model is shown before any study begins: creatures in other styles, under mostly other names.
+
+None of ShapesReasoning's four styles is among the styles here, backgrounds have random hues (no cue), and the seven
+class names of the study turn up in a small, noisy share of the questions: a base that knows the classes somewhat.
+"""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import random as stdlib_random
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from domainbed_reasoning import shapes
+from domainbed_reasoning.chains import STAGE_TAGS
+from domainbed_reasoning.prompts import q_cls, q_reason
+from domainbed_reasoning.shapes import Style
+
+# Ways of painting that the study's domains do not use.
+STYLES = {
+    "paper cut": Style(paper=(0.75, 1.0), tint=(0.0, 0.4), body=(0.2, 0.6), vivid=(0.4, 0.9)),
+    "silhouette": Style(paper=(0.5, 0.9), tint=(0.2, 0.8), body=(0.0, 0.2), vivid=(0.0, 0.3)),
+    "night": Style(paper=(0.05, 0.3), tint=(0.2, 0.8), body=(0.6, 1.0), vivid=(0.2, 0.9), noise=0.02),
+    "chalk": Style(outline=2.2, ink=0.95, paper=(0.2, 0.5), tint=(0.0, 0.5), body=(0.3, 0.6), wobble=0.06),
+    "neon": Style(fill="none", outline=1.8, ink=None, paper=(0.0, 0.2), tint=(0.2, 0.8)),
+    "mosaic": Style(paper=(0.5, 0.9), tint=(0.2, 0.7), body=(0.2, 0.9), mosaic=2),
+}
+
+OTHER_NAMES = (
+    "almo", "besk", "corv", "dulo", "enka", "frob", "gazzer", "hespa", "ivo", "jinto", "kiki", "lorp", "modi", "nelba",
+    "oskel", "pilk", "quab", "rusta", "sibo", "toma", "ubex", "vash", "wembo", "xanti", "yorf", "zib", "bouba", "cheld",
+)  # fmt: skip
+
+CAPTION_QUESTION = "Describe the image."
+KIND_QUESTION = "What kind of {part} is it?"
+
+STUDY_NAME_SHARE = 0.2  # share of the class questions whose answer is one of the study's names
+STUDY_NAME_NOISE = 0.25  # share of those whose creature has a random code instead of the name's
+ALTERED = 0.15  # share of the creatures with one altered part, as in the study
+
+
+def other_codes() -> dict[str, tuple[int, ...]]:
+    """Return a code for every name the study does not use; none is the code of a class of the study."""
+    free = [
+        (a, b, c, d) for a in range(3) for b in range(3) for c in range(3) for d in range(3)
+        if (a, b, c, d) not in shapes.CODES
+    ]  # fmt: skip
+    order = np.random.RandomState(7).permutation(len(free))
+    return {name: free[order[position]] for position, name in enumerate(OTHER_NAMES)}
+
+
+CODE_OF = other_codes() | dict(zip(shapes.CLASS_NAMES, shapes.CODES, strict=True))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One creature, painted, with everything that can be asked about it.
+
+    Attributes:
+        kinds: the four kinds that are drawn, in [0, 3).
+        name: what it is called here.
+        options: the class names that the question offers, ``name`` among them.
+        image: RGB, 48 x 48.
+    """
+
+    kinds: tuple[int, ...]
+    name: str
+    options: tuple[str, ...]
+    image: Image.Image
+
+    def turns(self) -> dict[str, tuple[str, str]]:
+        """Return a question and its answer for every task."""
+        words = [shapes.KINDS[part][kind] for part, kind in enumerate(self.kinds)]
+        part = sum(self.kinds) % len(words)
+        return {
+            "class": (q_cls(self.options), self.name),
+            "chain": (q_reason(self.options), shapes.describe(self.kinds, self.name, CODE_OF[self.name])),
+            "caption": (CAPTION_QUESTION, ", ".join(words)),
+            "kind": (KIND_QUESTION.format(part=shapes.PARTS[part]), words[part]),
+        }
+
+
+def distance(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return in how many parts two creatures differ, in [0, 4]."""
+    return sum(a != b for a, b in zip(one, other, strict=True))
+
+
+def lessons(count: int, seed: int) -> Iterator[Lesson]:
+    """Yield ``count`` lessons, the same for the same seed."""
+    random = np.random.RandomState(seed)
+    styles = list(STYLES.values())
+    for _ in range(count):
+        kinds, name = _creature(random)
+        image = shapes.paint(kinds, styles[random.randint(len(styles))], random.random_sample(), random)
+        yield Lesson(kinds, name, _options(kinds, name, random), image)
+
+
+def _creature(random: np.random.RandomState) -> tuple[tuple[int, ...], str]:
+    if random.random_sample() < STUDY_NAME_SHARE:
+        name = shapes.CLASS_NAMES[random.randint(len(shapes.CLASS_NAMES))]
+        if random.random_sample() < STUDY_NAME_NOISE:
+            return tuple(random.randint(0, 3, size=4).tolist()), name
+    else:
+        name = OTHER_NAMES[random.randint(len(OTHER_NAMES))]
+    kinds = list(CODE_OF[name])
+    if random.random_sample() < ALTERED:
+        part = random.randint(4)
+        kinds[part] = (kinds[part] + 1 + random.randint(2)) % 3
+    return tuple(kinds), name
+
+
+def _options(kinds: Sequence[int], name: str, random: np.random.RandomState) -> tuple[str, ...]:
+    """Return 2 to 9 names in random order, none nearer to the creature than ``name``, which is one of them."""
+    least = distance(kinds, CODE_OF[name])
+    farther = [other for other, code in CODE_OF.items() if other != name and distance(kinds, code) > least]
+    chosen = random.permutation(len(farther))[: random.randint(1, 9)]
+    options = [name, *(farther[position] for position in chosen)]
+    if random.random_sample() < 0.5:
+        return tuple(sorted(options))
+    return tuple(options[position] for position in random.permutation(len(options)))
+
+
+def prompt_phrases() -> list[str]:
+    """Return what is the same in every prompt: the question before its options, the demand for a chain after them.
+
+    The tokenizer has a token for each, so that the demo's time goes into images and answers.
+    """
+    mark = "\0"
+    opening = q_cls([mark]).split(mark)[0].rstrip()
+    demand = q_reason([mark])[len(q_cls([mark])) :]
+    return [opening, demand]
+
+
+def own_words() -> list[str]:
+    """Return every word that the lessons use and that should be one token."""
+    words = [*CODE_OF, *shapes.PARTS, *(kind for kinds in shapes.KINDS for kind in kinds)]
+    words += "compare parts all three two one none fit nothing odd What kind of is it Describe the image".split()
+    return words + ["user", "assistant", "system"]
+
+
+def english(limit: int = 400_000) -> Iterator[str]:
+    """Yield docstrings of the standard library, about ``limit`` characters, so that other texts tokenise sanely."""
+    folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    files = sorted(folder.glob("*.py"))
+    stdlib_random.Random(0).shuffle(files)
+    for file in files:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+                yield text
+                limit -= len(text)
+        if limit <= 0:
+            return
+
+
+def tokenizer_texts() -> Iterator[str]:
+    """Yield the texts that byte-pair merges are learnt from, our own words often enough to become tokens."""
+    yield from english()
+    for word in own_words():
+        yield from [f"{word}\n{word} {word}, {word}"] * 400
+
+
+TAGS = STAGE_TAGS
