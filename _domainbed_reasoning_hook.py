@@ -31,7 +31,7 @@ class _RegistryFinder:
             spec = find_spec(name, path, target) if find_spec else None
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
-                    _publish_after(spec.loader, name)
+                    _publish_after(spec.loader, name)  # type: ignore[no-untyped-call]
                 return spec
         return None
 
@@ -93,8 +93,8 @@ def _raise_unless_uninstalled(error: ImportError) -> None:
 def install() -> None:
     """Install the finders, once."""
     if not any(isinstance(finder, _RegistryFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _RegistryFinder())  # type: ignore[arg-type]
-        sys.meta_path.append(_CachedCloneFinder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _RegistryFinder())
+        sys.meta_path.append(_CachedCloneFinder())
 
 
 install()

@@ -156,6 +156,6 @@ def _git(*command: str, timeout: float, source: str) -> None:
     try:
         done = subprocess.run([*_GIT, *command], capture_output=True, text=True, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"git got no answer from {source} within {timeout:.0f} s. {cure}") from None
+        raise RuntimeError(f"git got no answer from {source} within {timeout:.0f} s.\n{cure}") from None
     if done.returncode:
-        raise RuntimeError(f"git {command[0]} of {source} failed: {done.stderr.strip()}. {cure}")
+        raise RuntimeError(f"git could not get {source}:\n{done.stderr.strip()}\n{cure}")

@@ -1,0 +1,1 @@
+"""How sweeps are run: launchers for DomainBed's registry, and recipes."""

@@ -1,0 +1,208 @@
+"""`make demo`: a stock DomainBed sweep with ERM and RD-MLDG side by side, and its stock tables.
+
+    python -m domainbed_reasoning.sweeps.demo                   four target domains of the embedded dataset
+    python -m domainbed_reasoning.sweeps.demo --targets 2       one of them
+    python -m domainbed_reasoning.sweeps.demo --dataset PACSReasoning --data_dir ~/data
+
+The commands are DomainBed's own, printed so that they can be typed without this script. Called again, it goes on
+where it stopped: the sweep starts only jobs that are not there, and those that did not finish are removed first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning import upstream
+from domainbed_reasoning.sweeps import parallel
+
+EMBEDDED = "ShapesReasoning"
+ROWS = {
+    "ERM": "a network without language, trained on the labels: DomainBed's baseline",
+    "MLLMZeroShot": "the multimodal model as it comes, not trained on this task",
+    "LabelSFT": "it, fine-tuned to name the class and nothing else",
+    "ReasoningSFT": "it, fine-tuned on the teacher's reasoning chains and nothing else",
+    "MTCT": "it, fine-tuned on both at once (the paper's equation 1)",
+    "RDMLDG": "MTCT, then rounds on chains that it wrote itself and that conclude rightly: the paper's method",
+}
+STAND_IN = Path(__file__).resolve().parent.parent / "tests" / "standin"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished job of the sweep.
+
+    Attributes:
+        folder: its folder.
+        algorithm: DomainBed's name of the algorithm.
+        target: number of the target domain.
+        last: its last record, as in results.jsonl.
+    """
+
+    folder: Path
+    algorithm: str
+    target: int
+    last: dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the sweep, print tables and summary; return 1 if a job failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default=EMBEDDED, help="default: %(default)s, which needs no data")
+    parser.add_argument("--data_dir", default="", help="the folder that holds the dataset's own, as for DomainBed")
+    parser.add_argument("--targets", default="", help='target domains by number, as in "2" or "0 2" (default: all)')
+    parser.add_argument("--model", default="", help="a folder or hub id (default: the embedded tiny model)")
+    parser.add_argument("--steps", default="", help="steps of every job (default: the dataset's)")
+    parser.add_argument("--output_dir", default="demo_output", help="default: %(default)s")
+    given = parser.parse_args(argv)
+    if given.dataset != EMBEDDED and not given.data_dir:
+        parser.error(f"{given.dataset} needs --data_dir (make demo DATA_DIR=…): the folder that holds its images")
+    start = time.monotonic()
+    domainbed = choose_domainbed()
+    output = Path(given.output_dir).absolute() / given.dataset
+    environment = {**os.environ, parallel.TARGETS: given.targets}
+    if not given.model:
+        environment["HF_HUB_OFFLINE"] = "1"  # nothing of the embedded model is on the hub
+
+    sweep = ["--algorithms", *ROWS, "--datasets", given.dataset, "--n_hparams", "1", "--n_trials", "1"]
+    sweep += ["--single_test_envs", "--command_launcher", "parallel", "--skip_confirmation"]
+    sweep += ["--data_dir", str(Path(given.data_dir or output).absolute()), "--output_dir", str(output)]
+    if given.model or given.dataset != EMBEDDED:
+        sweep += ["--hparams", json.dumps({"model": given.model or "tiny"})]
+    if given.steps:
+        sweep += ["--steps", given.steps]
+    if output.is_dir():
+        run_stock("sweep", "delete_incomplete", *sweep, cwd=domainbed, environment=environment)
+    run_stock("sweep", "launch", *sweep, cwd=domainbed, environment=environment)
+    run_stock("collect_results", "--input_dir", str(output), cwd=domainbed, environment=environment)
+
+    failed = sorted(log.parent for log in output.glob(f"*/{parallel.LOG}") if not (log.parent / "done").exists())
+    print_summary(list(finished_runs(output)), environment_names(given.dataset))
+    print(f"\n{time.monotonic() - start:.0f} s in all. DomainBed: {upstream.describe(domainbed)}.")
+    for folder in failed:
+        print(f"FAILED: {folder / parallel.LOG}")
+    return 1 if failed else 0
+
+
+def choose_domainbed() -> Path:
+    """Return the folder of the DomainBed that this and the stock commands use; the stand-in where there is no other."""
+    folder = upstream.importable_domainbed()
+    if folder is None and STAND_IN.is_dir():
+        print(
+            "No DomainBed is here and it could not be fetched: this demo runs on the stand-in of the tests, a small "
+            "implementation of DomainBed's interface. `domainbed-reasoning get-domainbed` fetches the real one.\n"
+        )
+        os.environ[upstream.VARIABLE] = str(STAND_IN)
+        folder = upstream.importable_domainbed()
+    if folder is None:
+        raise SystemExit("No DomainBed is importable: call `domainbed-reasoning get-domainbed`.")
+    return folder
+
+
+def run_stock(script: str, *arguments: str, cwd: Path, environment: dict[str, str]) -> None:
+    """Print and run one stock command from inside of DomainBed's folder."""
+    command = ["python", "-m", f"domainbed.scripts.{script}", *arguments]
+    print(f"$ {' '.join(command)}", flush=True)
+    subprocess.run([sys.executable, *command[1:]], cwd=cwd, env={**environment, **_chosen_domainbed()}, check=True)
+
+
+def _chosen_domainbed() -> dict[str, str]:
+    return {name: os.environ[name] for name in (upstream.VARIABLE,) if name in os.environ}
+
+
+def environment_names(dataset: str) -> Sequence[str]:
+    """Return the names of the dataset's domains."""
+    from domainbed import datasets
+
+    names: Sequence[str] = datasets.get_dataset_class(dataset).ENVIRONMENTS
+    return names
+
+
+def finished_runs(output: Path) -> Iterator[Run]:
+    """Yield the finished jobs in the folder of a sweep, in the order of the tables' rows."""
+    runs = []
+    for records in output.glob("*/results.jsonl"):
+        if (records.parent / "done").exists():
+            last = json.loads(records.read_text().splitlines()[-1])
+            runs.append(Run(records.parent, last["args"]["algorithm"], last["args"]["test_envs"][0], last))
+    yield from sorted(runs, key=lambda run: (list(ROWS).index(run.algorithm), run.target))
+
+
+def print_summary(runs: Sequence[Run], domains: Sequence[str]) -> None:
+    """Print what the rows are, both answers, what self-labelling kept, and one chain for a target-domain image."""
+    print("\nWhat the rows are")
+    for name, meaning in ROWS.items():
+        print(f"  {name:<14}{meaning}")
+    print_answers(runs)
+    print_accepted(runs, domains)
+    print_chain(runs, domains)
+
+
+def print_answers(runs: Sequence[Run]) -> None:
+    """Print the accuracy of both answers on the target domains, which the tables hold for one of them."""
+    lines = []
+    for name in ROWS:
+        splits = [
+            answers[f"env{run.target}"]["in"]
+            for run in runs
+            if run.algorithm == name and (answers := _read_json(run.folder / "answers.json"))
+        ]
+        count = sum(split["n"] for split in splits)
+        if count:
+            label, chain = (
+                _share(sum(split[key] * split["n"] for split in splits) / count) for key in ("label", "chain")
+            )
+            unparsed = sum(split["unparsed"] for split in splits)
+            lines.append(f"  {name:<14}{label:>12}{chain:>16}{unparsed:>12} of {count}")
+    if lines:
+        print("\nBoth answers on the target domains, at the last step")
+        print(f"  {'':<14}{'class name':>12}{'chain concludes':>16}{'no parsable chain':>18}")
+        print("\n".join(lines))
+
+
+def print_accepted(runs: Sequence[Run], domains: Sequence[str]) -> None:
+    """Print the share of its own chains that each round of self-labelling kept."""
+    for run in runs:
+        rounds = sorted(key for key in run.last if key.startswith("sarr") and key.endswith("_accepted"))
+        if rounds and run.algorithm == "RDMLDG":
+            kept = ", ".join(f"round {key[4:-9]} {_share(run.last[key])}" for key in rounds)
+            print(
+                f"\nRDMLDG, target {domains[run.target]}: of the chains that it wrote, it kept and trained on: {kept}"
+            )
+
+
+def print_chain(runs: Sequence[Run], domains: Sequence[str]) -> None:
+    """Print one chain that the trained model wrote for an image of the target domain: a right one, if there is any."""
+    for run in reversed(runs):
+        path = run.folder / "predictions.jsonl"
+        if run.algorithm != "RDMLDG" or not path.exists():
+            continue
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        chains = [record for record in records if record["env"] == run.target and record["parsed"]]
+        if chains:
+            right = [record for record in chains if record["chain_answer"] == record["label"]]
+            shown = (right or chains)[0]
+            print(f"\nWhat RDMLDG wrote for {shown['image']}, of the target domain {domains[run.target]}")
+            print("\n".join(f"  {line}" for line in shown["chain"].splitlines()))
+            print(f"  true class: {shown['label']}; {len(right)} of {len(chains)} chains conclude rightly here")
+            return
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
