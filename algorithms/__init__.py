@@ -1,0 +1,1 @@
+"""The MLLM algorithms: one file each."""

@@ -1,7 +1,8 @@
 """The five-stage reasoning chain: parse, render, validate, read the conclusion.
 
 RD-MLDG (ICLR 2026, arXiv 2602.23777) pairs every image with a chain of LLaVA-CoT's stages plus REFLECTION:
-``<SUMMARY>…</SUMMARY> <CAPTION>…</CAPTION> <REASONING>…</REASONING> <REFLECTION>…</REFLECTION> <CONCLUSION>class name</CONCLUSION>``.
+``<SUMMARY>…</SUMMARY> <CAPTION>…</CAPTION> <REASONING>…</REASONING> <REFLECTION>…</REFLECTION>
+<CONCLUSION>class name</CONCLUSION>``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class ChainError(ValueError):
     """A text that is not a five-stage chain.
 
     Attributes:
-        rule: the rule that is broken, one word (``missing``, ``order``, ``repeated``, ``nested``, ``empty`` or ``outside``).
+        rule: the broken rule, one word: ``missing``, ``order``, ``repeated``, ``nested``, ``empty`` or ``outside``.
     """
 
     def __init__(self, rule: str, message: str):

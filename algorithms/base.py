@@ -1,0 +1,406 @@
+"""What every MLLM algorithm shares: one model, two paths, stages, and answers that DomainBed can compare.
+
+The only subclass of DomainBed's `Algorithm`. The objective is that of MTCT and SARR (arXiv 2602.23777, eq. 1 and 2);
+an algorithm says which of its two terms it has and where its chains come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from domainbed.algorithms import Algorithm
+
+from domainbed_reasoning.algorithms.records import AnswerRecords, records_for
+from domainbed_reasoning.job import job_arguments
+from domainbed_reasoning.losses import chain_nll, label_nll
+from domainbed_reasoning.mllm import LoraSettings, load_mllm
+from domainbed_reasoning.mllm.images import resize, to_uint8
+from domainbed_reasoning.prompts import q_cls, q_reason
+from domainbed_reasoning.register import check_hparams
+from domainbed_reasoning.registry import DATASETS, TWINS, Hparam
+from domainbed_reasoning.samples import SampleId, Task, ids_of, task_of
+from domainbed_reasoning.scoring import answers_from_chains, scores_from_answers
+from domainbed_reasoning.selflabel import SelfLabels
+from domainbed_reasoning.stages import Schedule, Stage, plan_stages
+
+MODEL_HPARAMS = {
+    "model": Hparam("OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded="tiny"),
+    "dtype": Hparam("auto", None, "bfloat16 on CUDA as the checkpoint was trained, float32 on the CPU"),
+    "quantize": Hparam("none", None, "the paper's; nf4 or int8 (bitsandbytes) for smaller GPUs"),
+    "data_augmentation": Hparam(False, None, "chains name colours, sides and views, which DomainBed's would change"),
+    "answer": Hparam("chain", None, "the paper reads answers from the chain's conclusion"),
+    "both_answers": Hparam(True, None, "the other answer is recorded too, at the last evaluation"),
+    "max_new_tokens": Hparam(512, None, "twice the paper's chains (about 250 tokens)", embedded=64),
+    "eval_batch": Hparam(16, None, "images answered at a time; 8B in bfloat16 on 80 GB", embedded=64),
+    # DomainBed's batch size is per domain: 43 x 3 source domains = 129, the paper's 128.
+    "batch_size": Hparam(43, lambda r: int(2 ** r.uniform(3, 5.5)), "paper: 128 over three sources", embedded=6),
+}
+
+TRAINING_HPARAMS = {
+    "lr": Hparam(5e-4, lambda r: 10 ** r.uniform(-4.5, -3), "paper: 5e-4", embedded=4e-3),
+    "weight_decay": Hparam(0.01, lambda r: r.choice([0.0, 0.01, 0.1]), "not published; AdamW's default in PyTorch"),
+    "lr_schedule": Hparam("cosine", None, "not published; InternVL's own fine-tuning: constant, linear or cosine"),
+    "warmup": Hparam(0.03, None, "share of a stage's steps; not published; InternVL's own fine-tuning"),
+    "grad_clip": Hparam(0.0, None, "off: a clip lets the label's larger gradient take most of the step"),
+    "lora_rank": Hparam(8, lambda r: int(r.choice([4, 8, 16])), "paper: 8"),
+    "lora_alpha": Hparam(16, lambda r: int(r.choice([8, 16, 32])), "not published; twice the rank, as InternVL's own"),
+    "lora_dropout": Hparam(0.05, lambda r: r.choice([0.0, 0.05, 0.1]), "not published; InternVL's own", embedded=0.0),
+    "lora_targets": Hparam("both", None, "paper: vision encoder and language decoder; or vision, or language"),
+    "lora_projector": Hparam(False, None, "the paper names the two towers only"),
+    "gradient_checkpointing": Hparam(False, None, "less memory for about a third more time"),
+    "micro_batch": Hparam(4, None, "samples a backward pass; the update is the whole batch's", embedded=64),
+    "mtct_epochs": Hparam(3, None, "paper: 3 epochs"),
+}
+
+LABEL_HPARAMS = {"label_weight": Hparam(1.0, lambda r: r.choice([0.1, 0.3, 1.0]), "paper: 1 (eq. 1)")}
+CHAIN_HPARAMS = {"chain_weight": Hparam(1.0, lambda r: r.choice([1.0]), "paper: 1 (eq. 1)")}
+
+SARR_HPARAMS = {
+    "sarr_rounds": Hparam(3, lambda r: int(r.choice([1, 2, 3])), "paper: N = 3"),
+    "sarr_epochs": Hparam(3, None, "paper: 3 epochs each"),
+    "temperature": Hparam(0.0, lambda r: r.choice([0.0, 0.7, 1.0]), "of self-labelling; not published; 0 is greedy"),
+    "top_p": Hparam(1.0, None, "of self-labelling; not published"),
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The minibatches of all domains, together.
+
+    Attributes:
+        images: ``(n, 3, H, W)`` bytes.
+        labels: n classes.
+        ids: n sample ids; None where the dataset carries none.
+    """
+
+    images: torch.Tensor
+    labels: list[int]
+    ids: list[SampleId] | None
+
+
+class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
+    """An algorithm whose network is a multimodal LLM.
+
+    Class attributes:
+        HPARAMS: its hyper-parameters, with defaults, samplers and sources.
+        LABEL_PATH: whether the objective has the term of the classification path.
+        CHAIN_PATH: whether it has the term of the reasoning path.
+
+    Raises:
+        ValueError: for hyper-parameters or a model that cannot be used, before anything is trained.
+    """
+
+    HPARAMS: ClassVar[dict[str, Hparam]]
+    LABEL_PATH: ClassVar[bool] = False
+    CHAIN_PATH: ClassVar[bool] = False
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: dict[str, Any]):
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        check_hparams(hparams, type(self).__name__)
+        if hparams["answer"] not in ("chain", "label"):
+            raise ValueError(f"answer {hparams['answer']!r} is none of chain, label.")
+        self.task = task_of(hparams) or _task_without_names(num_classes)
+        self.schedule = self.task.schedule or _schedule_of_stock_dataset(self.stage_epochs(hparams))
+        self.q_cls = q_cls(self.task.class_names, self.task.subject)
+        self.q_reason = q_reason(self.task.class_names, self.task.subject)
+        self.mllm = load_mllm(
+            hparams["model"],
+            lora=self._lora(),
+            dtype=hparams["dtype"],
+            quantize=hparams["quantize"],
+            gradient_checkpointing=hparams.get("gradient_checkpointing", False),
+        )
+        self.steps_taken = 0
+        self.stage: Stage | None = None
+        self.self_labels: SelfLabels | None = None
+        self.kept_by_round: dict[int, float] = {}
+        self._reader: tuple[int, Any] | None = None
+        self.records: AnswerRecords | None = records_for(self.task, job_arguments())
+
+    @classmethod
+    def stage_epochs(cls, hparams: dict[str, Any]) -> list[int]:
+        """Return the epochs of every stage of this algorithm: MTCT's, then each SARR round's; [] without training."""
+        epochs = [hparams["mtct_epochs"]] if "mtct_epochs" in cls.HPARAMS else []
+        if "sarr_rounds" in cls.HPARAMS:
+            epochs += [hparams["sarr_epochs"]] * hparams["sarr_rounds"]
+        return epochs
+
+    def _lora(self) -> LoraSettings | None:
+        """Return the adapters to train; None for an algorithm that trains nothing."""
+        if not (self.LABEL_PATH or self.CHAIN_PATH):
+            return None
+        hparams = self.hparams
+        return LoraSettings(
+            hparams["lora_rank"],
+            hparams["lora_alpha"],
+            hparams["lora_dropout"],
+            hparams["lora_targets"],
+            hparams["lora_projector"],
+        )
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def update(
+        self, minibatches: list[tuple[torch.Tensor, torch.Tensor]], unlabeled: list[torch.Tensor] | None = None
+    ) -> dict[str, float]:
+        """Take one step of the objective; see DomainBed's `Algorithm.update`.
+
+        Returns:
+            plain floats: ``loss``, ``label_loss`` and ``chain_loss`` in nats (means over the samples that have the
+            term), ``stage`` (0 is MTCT, k is SARR's round k), ``chain_share`` (samples with a chain, in [0, 1]) and
+            ``sarr{k}_accepted``, the share of round k's chains kept so far.
+        """
+        self._report_answers()
+        self._reader = None
+        stage = self.schedule.at(self.steps_taken)
+        if stage is not self.stage:
+            self._enter(stage)
+        batch = self._gather(minibatches)
+        chains = self._chains_for(batch, stage)
+        used = [i for i in range(len(chains)) if chains[i] is not None or (self.LABEL_PATH and stage.round == 0)]
+        values = self._step(batch, chains, used) if used else {"loss": 0.0}
+        self.steps_taken += 1
+        values["stage"] = float(stage.round)
+        if self.CHAIN_PATH:
+            values["chain_share"] = sum(chain is not None for chain in chains) / len(chains)
+        if self.self_labels is not None:
+            self.kept_by_round[stage.round] = self.self_labels.accepted_share
+        values.update({f"sarr{k}_accepted": share for k, share in self.kept_by_round.items()})
+        return values
+
+    def _enter(self, stage: Stage) -> None:
+        """Begin a stage: a fresh optimiser, and for a SARR round the labeller that the model is now.
+
+        The paper does not say whether the optimiser's state outlives a stage; stages are runs of their own here.
+        """
+        if self.self_labels is not None and self.stage is not None:
+            kept = self.self_labels
+            print(f"{self.stage}: kept {kept.accepted_share:.1%} of {kept.labelled} self-labelled chains", flush=True)
+        print(f"{type(self).__name__}: {stage} of {self.schedule.n_steps} steps", flush=True)
+        self.stage = stage
+        hparams = self.hparams
+        self.optimizer = torch.optim.AdamW(
+            list(self.mllm.adapters().values()), lr=hparams["lr"], weight_decay=hparams["weight_decay"]
+        )
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, _lr_factor(hparams["lr_schedule"], hparams["warmup"], stage.steps)
+        )
+        self.self_labels = self._labeller() if stage.round else None
+
+    def _labeller(self) -> SelfLabels:
+        """Freeze the model as it is now, as the round's labeller."""
+        hparams = self.hparams
+        sampling = (hparams["max_new_tokens"], hparams["temperature"], hparams["top_p"])
+        if self.mllm.fits_a_copy():
+            frozen = self.mllm.copy_for_inference()
+            return SelfLabels(lambda images: self._write(frozen, images, *sampling), self.task.class_names)
+        adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
+
+        def write(images: torch.Tensor) -> list[str]:
+            with self.mllm.with_adapters(adapters) as frozen:
+                return self._write(frozen, images, *sampling)
+
+        return SelfLabels(write, self.task.class_names)
+
+    def _write(self, mllm: Any, images: torch.Tensor, *sampling: Any) -> list[str]:
+        """Return a chain for each image, a few images at a time."""
+        parts = images.split(self.hparams["eval_batch"])
+        return [chain for part in parts for chain in mllm.generate(part, self.q_reason, *sampling)]
+
+    def _gather(self, minibatches: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
+        """Return the domains' minibatches as one batch at the model's resolution."""
+        images = torch.cat([self._pixels(x) for x, _ in minibatches])
+        labels = [int(label) for _, y in minibatches for label in y]
+        ids = [ids_of(x) for x, _ in minibatches]
+        if any(part is None for part in ids):
+            return Batch(images, labels, None)
+        return Batch(images, labels, [(int(env), int(index)) for part in ids for env, index in part])
+
+    def _pixels(self, x: torch.Tensor) -> torch.Tensor:
+        return resize(to_uint8(x.as_subclass(torch.Tensor)), self.mllm.image_size)
+
+    def _chains_for(self, batch: Batch, stage: Stage) -> list[str | None]:
+        """Return each sample's chain in this stage: the teacher's, or the model's own where it was kept."""
+        if not self.CHAIN_PATH:
+            return [None] * len(batch.labels)
+        if stage.round:
+            assert self.self_labels is not None
+            return self.self_labels.chains_for(batch.images, batch.labels, batch.ids)
+        return [self.task.chains.get(key) for key in batch.ids or [(-1, -1)] * len(batch.labels)]
+
+    def _step(self, batch: Batch, chains: Sequence[str | None], used: list[int]) -> dict[str, float]:
+        """Descend L = 1/B Σ_i [w_label · label_nll_i + w_chain · chain_nll_i] over the B ``used`` samples.
+
+        Images are encoded once for both paths. Micro-batches add up to the gradient of the whole batch; they are formed
+        of samples that have the same terms.
+        """
+        label_weight = float(self.hparams["label_weight"]) if self.LABEL_PATH else 0.0
+        chain_weight = float(self.hparams["chain_weight"]) if self.CHAIN_PATH else 0.0
+        sums = {"loss": 0.0, "label_loss": 0.0, "chain_loss": 0.0}
+        counts = {"label_loss": 0, "chain_loss": 0}
+        self.optimizer.zero_grad(set_to_none=True)
+        for rows in _micro_batches(used, chains, self.hparams["micro_batch"]):
+            encoded = self.mllm.encode(batch.images[rows])
+            loss = torch.zeros((), device=self.mllm.device)
+            if self.LABEL_PATH:
+                names = [self.task.class_names[batch.labels[row]] for row in rows]
+                label = label_nll(*self.mllm.log_likelihoods(encoded, self.q_cls, names)).sum()
+                loss = loss + label_weight * label
+                sums["label_loss"] += float(label.detach())
+                counts["label_loss"] += len(rows)
+            if chains[rows[0]] is not None:
+                texts = [str(chains[row]) for row in rows]
+                chain = chain_nll(*self.mllm.log_likelihoods(encoded, self.q_reason, texts)).sum()
+                loss = loss + chain_weight * chain
+                sums["chain_loss"] += float(chain.detach())
+                counts["chain_loss"] += len(rows)
+            (loss / len(used)).backward()
+            sums["loss"] += float(loss.detach())
+        if self.hparams["grad_clip"] > 0:
+            torch.nn.utils.clip_grad_norm_(self.mllm.adapters().values(), self.hparams["grad_clip"])
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        means = {name: sums[name] / count for name, count in counts.items() if count}
+        return {"loss": sums["loss"] / len(used), **means}
+
+    # -- answers --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Return class scores, ``(n, num_classes)``.
+
+        ``answer="label"``: log p(name | x, q_cls) of each class. ``answer="chain"``: 1 for the class that the generated
+        chain concludes with; where it names none, the classification path's probabilities.
+
+        Args:
+            x: ``(n, c, H, W)``, bytes or DomainBed's floats.
+        """
+        images = self._pixels(x)
+        scores = [self._answer(part, ids) for part, ids in self._parts(images, ids_of(x))]
+        return torch.cat(scores)
+
+    def _parts(self, images: torch.Tensor, ids: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        size = self.hparams["eval_batch"]
+        parts = images.split(size)
+        return list(zip(parts, [None] * len(parts) if ids is None else ids.split(size), strict=True))
+
+    def _answer(self, images: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+        hparams, names = self.hparams, self.task.class_names
+        mllm = self._current_reader()
+        both = self.records is not None and ids is not None and self._is_last_evaluation() and hparams["both_answers"]
+        by_label = mllm.class_scores(images, self.q_cls, names) if hparams["answer"] == "label" or both else None
+        chains: list[str] | None = None
+        if hparams["answer"] == "chain" or both:
+            chains = mllm.generate(images, self.q_reason, hparams["max_new_tokens"])
+        if chains is None or hparams["answer"] == "label":
+            assert by_label is not None
+            scores = by_label
+        else:
+            scores = self._scores_of_chains(mllm, images, chains, by_label)
+        if self.records is not None and ids is not None:
+            last = self._is_last_evaluation()
+            self.records.add(ids, chains, None if by_label is None else by_label.argmax(1).tolist(), last)
+        return scores
+
+    def _scores_of_chains(
+        self, mllm: Any, images: torch.Tensor, chains: list[str], by_label: torch.Tensor | None
+    ) -> torch.Tensor:
+        answers = answers_from_chains(chains, self.task.class_names)
+        failed = [row for row, answer in enumerate(answers) if answer is None]
+        if by_label is not None:
+            fallback = by_label[failed]
+        elif failed:
+            fallback = mllm.class_scores(images[failed], self.q_cls, self.task.class_names)
+        else:
+            fallback = torch.zeros(0, len(self.task.class_names), device=images.device)
+        return scores_from_answers(answers, fallback)
+
+    def _current_reader(self) -> Any:
+        """Return the model that answers: a merged copy of the present weights where one fits, else the model itself."""
+        if not self.mllm.adapters() or not self.mllm.fits_a_copy():
+            return self.mllm
+        if self._reader is None or self._reader[0] != self.steps_taken:
+            self._reader = None
+            self._reader = (self.steps_taken, self.mllm.copy_for_inference())
+        return self._reader[1]
+
+    def _is_last_evaluation(self) -> bool:
+        return self.steps_taken >= self.schedule.n_steps
+
+    def _report_answers(self) -> None:
+        """Say after an evaluation how many of its chains named no class."""
+        if self.records is not None:
+            self.records.report(f"step {self.steps_taken}")
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the adapters alone: the base model is on disk already, under the hparam ``model``."""
+        return {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load adapters.
+
+        Raises:
+            ValueError: for tensors that do not fit this model's adapters, naming the first.
+        """
+        adapters = self.mllm.adapters()
+        wrong = sorted(adapters.keys() ^ state_dict.keys())
+        if wrong:
+            raise ValueError(f"the checkpoint's adapters do not fit this model: {wrong[0]!r} is on one side only.")
+        with torch.no_grad():
+            for name, weight in adapters.items():
+                weight.copy_(state_dict[name])
+        self._reader = None
+        return torch.nn.modules.module._IncompatibleKeys([], [])
+
+
+def _lr_factor(schedule: str, warmup: float, steps: int) -> Any:
+    """Return transformers' own learning-rate schedule of that name as a function of the step."""
+    from transformers import optimization
+
+    if schedule not in ("constant", "linear", "cosine"):
+        raise ValueError(f"lr_schedule {schedule!r} is none of constant, linear, cosine.")
+    first = round(warmup * steps)
+    dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    made = optimization.get_scheduler(name, dummy, num_warmup_steps=first, num_training_steps=steps)
+    # transformers starts at 0; the first of few steps should not be lost.
+    return (lambda step: made.lr_lambdas[0](step + 1)) if first else made.lr_lambdas[0]
+
+
+def _micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> list[list[int]]:
+    """Return the ``used`` rows in groups of at most ``size``, those with a chain apart from those without."""
+    groups = []
+    for with_chain in (True, False):
+        rows = [row for row in used if (chains[row] is not None) == with_chain]
+        if with_chain:
+            rows.sort(key=lambda row: len(str(chains[row])))  # less padding
+        groups += [rows[start : start + size] for start in range(0, len(rows), size)]
+    return groups
+
+
+def _task_without_names(num_classes: int) -> Task:
+    """Return the task of a stock dataset, which knows no class names and no chains.
+
+    Raises:
+        ValueError: for a stock dataset that has a reasoning twin.
+    """
+    args = job_arguments()
+    name = args.dataset if args else "Debug28"
+    twin = next((ours for ours, stock in TWINS.items() if stock == name and ours in DATASETS), None)
+    if twin is not None and not name.startswith("Debug"):
+        raise ValueError(f"{name} tells an algorithm neither class names nor images' files: use --dataset {twin}.")
+    return Task(name, tuple(f"class {index}" for index in range(num_classes)))
+
+
+def _schedule_of_stock_dataset(epochs: Sequence[int]) -> Schedule:
+    """Share the steps that DomainBed takes on a stock dataset among the stages."""
+    from domainbed import datasets
+
+    args = job_arguments()
+    dataset = vars(datasets)[args.dataset] if args else datasets.MultipleDomainDataset
+    return plan_stages(epochs, 1, (args.steps if args else None) or dataset.N_STEPS)

@@ -1,0 +1,22 @@
+"""Label supervision alone (arXiv 2602.23777, ablation "CLS").
+
+L = 1/B Σ_i -log p(y_i | x_i, q_cls)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from domainbed_reasoning.algorithms.base import LABEL_HPARAMS, MODEL_HPARAMS, TRAINING_HPARAMS, MLLMAlgorithm
+
+
+class LabelSFT(MLLMAlgorithm):
+    """The classification path of MTCT without its reasoning path; answers by the label."""
+
+    HPARAMS = {
+        **MODEL_HPARAMS,
+        **TRAINING_HPARAMS,
+        **LABEL_HPARAMS,
+        "answer": replace(MODEL_HPARAMS["answer"], default="label", source="no chain is trained on"),
+    }
+    LABEL_PATH = True

@@ -1,0 +1,24 @@
+"""Multi-task cross-training (arXiv 2602.23777, eq. 1).
+
+L_MTCT = 1/B Σ_i [ -log p(y_i | x_i, q_cls) - 1/T_i Σ_t log p(r_{i,t} | r_{i,<t}, x_i, q_reason) ]
+
+over the teacher's chains r; an image without a chain contributes its label term alone.
+"""
+
+from __future__ import annotations
+
+from domainbed_reasoning.algorithms.base import (
+    CHAIN_HPARAMS,
+    LABEL_HPARAMS,
+    MODEL_HPARAMS,
+    TRAINING_HPARAMS,
+    MLLMAlgorithm,
+)
+
+
+class MTCT(MLLMAlgorithm):
+    """Both paths on the teacher's chains."""
+
+    HPARAMS = {**MODEL_HPARAMS, **TRAINING_HPARAMS, **LABEL_HPARAMS, **CHAIN_HPARAMS}
+    LABEL_PATH = True
+    CHAIN_PATH = True

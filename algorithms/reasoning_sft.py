@@ -1,0 +1,15 @@
+"""Teacher chains alone (arXiv 2602.23777, ablation "reasoning only").
+
+L = 1/B Σ_i -1/T_i Σ_t log p(r_{i,t} | r_{i,<t}, x_i, q_reason)
+"""
+
+from __future__ import annotations
+
+from domainbed_reasoning.algorithms.base import CHAIN_HPARAMS, MODEL_HPARAMS, TRAINING_HPARAMS, MLLMAlgorithm
+
+
+class ReasoningSFT(MLLMAlgorithm):
+    """The reasoning path of MTCT without its classification path; images without a chain are not used."""
+
+    HPARAMS = {**MODEL_HPARAMS, **TRAINING_HPARAMS, **CHAIN_HPARAMS}
+    CHAIN_PATH = True

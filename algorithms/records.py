@@ -1,0 +1,128 @@
+"""Both answers to every image at the last evaluation, written beside DomainBed's results.jsonl.
+
+``predictions.jsonl`` holds a line a sample, ``answers.json`` each split's accuracies by either answer and the share of
+chains that named no class. DomainBed compares one answer; what the other would have been is asked of every MLLM method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.samples import SampleId, Task
+from domainbed_reasoning.scoring import answers_from_chains
+
+
+def records_for(task: Task, args: argparse.Namespace | None) -> AnswerRecords | None:
+    """Return the records of this job; None outside of a job or where samples have no ids."""
+    if args is None or not task.labels:
+        return None
+    return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args))
+
+
+def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
+    """Return the split (``in`` or ``out``) of every sample, as the train script draws it."""
+    from domainbed.lib import misc
+
+    splits = {}
+    for env, labels in enumerate(task.labels):
+        held_out = int(len(labels) * args.holdout_fraction)
+        out, kept = misc.split_dataset(range(len(labels)), held_out, misc.seed_hash(args.trial_seed, env))
+        splits.update({(env, int(out[i])): "out" for i in range(len(out))})
+        splits.update({(env, int(kept[i])): "in" for i in range(len(kept))})
+    return splits
+
+
+class AnswerRecords:
+    """Collects the answers of an evaluation; writes those of the last one when every sample has been answered."""
+
+    def __init__(self, task: Task, folder: pathlib.Path, splits: dict[SampleId, str]):
+        self.task = task
+        self.folder = folder
+        self.splits = splits
+        self.rows: dict[SampleId, dict[str, Any]] = {}
+        self.unparsed = 0
+        self.chains = 0
+
+    def add(self, ids: torch.Tensor, chains: Sequence[str] | None, labels: Sequence[int] | None, last: bool) -> None:
+        """Take in one batch's answers.
+
+        Args:
+            ids: sample ids, ``(n, 2)``.
+            chains: n generated chains, or None.
+            labels: the classification path's n answers, or None.
+            last: whether this is the last evaluation, whose answers are written.
+        """
+        names = self.task.class_names
+        answers = answers_from_chains(chains, names) if chains is not None else [None] * len(ids)
+        if chains is not None:
+            self.chains += len(chains)
+            self.unparsed += sum(answer is None for answer in answers)
+        if not last:
+            return
+        for row, (env, index) in enumerate(ids.tolist()):
+            self.rows[env, index] = {
+                "env": env,
+                "index": index,
+                "image": self.task.images[env][index],
+                "split": self.splits[env, index],
+                "label": names[self.task.labels[env][index]],
+                "label_answer": names[labels[row]] if labels is not None else None,
+                "chain_answer": names[answers[row]] if answers[row] is not None else None,
+                "chain": chains[row] if chains is not None else None,
+                "parsed": answers[row] is not None if chains is not None else None,
+            }
+        if len(self.rows) == len(self.splits):
+            self._write()
+
+    def report(self, when: str) -> None:
+        """Print how many chains of the evaluation before ``when`` named no class, and count anew."""
+        if self.chains:
+            share = self.unparsed / self.chains
+            said = f"{self.unparsed} of {self.chains} chains named no class ({share:.1%})"
+            print(f"Evaluation before {when}: {said}", flush=True)
+        self.unparsed = self.chains = 0
+
+    def _write(self) -> None:
+        rows = [self.rows[key] for key in sorted(self.rows)]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        _replace(self.folder / "predictions.jsonl", lines)
+        _replace(self.folder / "answers.json", json.dumps(summarise(rows), indent=1) + "\n")
+        self.report("the end")
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return, for every environment and split: n, accuracy by ``label`` and ``chain``, and the ``unparsed`` share.
+
+    Accuracies are in [0, 1], None where that answer was not asked for. A chain that names no class counts as wrong
+    here; DomainBed's records, where it falls back to the classification path, may be higher.
+    """
+    table: dict[str, Any] = {}
+    for env in sorted({row["env"] for row in rows}):
+        for split in ("in", "out"):
+            part = [row for row in rows if row["env"] == env and row["split"] == split]
+            if part:
+                table.setdefault(f"env{env}", {})[split] = {
+                    "n": len(part),
+                    "label": _share([row["label_answer"] == row["label"] for row in part], part[0]["label_answer"]),
+                    "chain": _share([row["chain_answer"] == row["label"] for row in part], part[0]["chain"]),
+                    "unparsed": _share([row["parsed"] is False for row in part], part[0]["chain"]),
+                }
+    return table
+
+
+def _share(hits: Sequence[bool], asked: object) -> float | None:
+    return sum(hits) / len(hits) if asked is not None else None
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

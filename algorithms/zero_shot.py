@@ -1,0 +1,20 @@
+"""The base model as it is (arXiv 2602.23777, table 3, first row): no training."""
+
+from __future__ import annotations
+
+import torch
+
+from domainbed_reasoning.algorithms.base import MODEL_HPARAMS, MLLMAlgorithm
+
+
+class MLLMZeroShot(MLLMAlgorithm):
+    """Zero-shot answers; DomainBed's one step changes nothing."""
+
+    HPARAMS = MODEL_HPARAMS
+
+    def update(
+        self, minibatches: list[tuple[torch.Tensor, torch.Tensor]], unlabeled: list[torch.Tensor] | None = None
+    ) -> dict[str, float]:
+        """Do nothing and say so: no loss is computed, the step is counted."""
+        self.steps_taken += 1
+        return {"stage": 0.0}

@@ -1,0 +1,146 @@
+"""Reasoning-augmented datasets: the stock dataset for baselines; identity, names and chains for MLLM algorithms.
+
+An MLLM algorithm is told by the hparam ``algorithm``, which only our algorithms have. Without it a class here is its
+stock twin, tensor for tensor. With it, images come as bytes at the model's own resolution, prepared in the loaders'
+workers, each knowing its sample id.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from domainbed_reasoning import registry
+from domainbed_reasoning.job import job_arguments
+from domainbed_reasoning.samples import SampleId, Task, attach_task, with_ids
+from domainbed_reasoning.stages import Schedule, plan_stages
+
+DEFAULT_HOLDOUT = 0.2  # DomainBed's, where no job says otherwise
+
+
+class Samples(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """One environment's images as bytes that know their sample ids.
+
+    Args:
+        open_image: returns the RGB picture of an index.
+        labels: the class of every index.
+        env: number of the environment.
+        transform: picture to uint8 tensor ``(3, H, W)``.
+    """
+
+    def __init__(
+        self,
+        open_image: Callable[[int], Image.Image],
+        labels: Sequence[int],
+        env: int,
+        transform: Callable[[Image.Image], torch.Tensor],
+    ):
+        self.open_image = open_image
+        self.labels = labels
+        self.env = env
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return image and class; the image is a `SampleTensor`."""
+        x = self.transform(self.open_image(index))
+        return with_ids(x, torch.tensor([self.env, int(index)])), self.labels[index]
+
+
+def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Tensor]:
+    """Return picture to bytes at ``edge`` x ``edge``, with DomainBed's augmentation if asked for.
+
+    Args:
+        edge: the model's own resolution in pixels.
+        augment: apply DomainBed's random crop, flip, colour jitter and greying.
+    """
+    bicubic = transforms.InterpolationMode.BICUBIC
+    if not augment:
+        return transforms.Compose([transforms.Resize((edge, edge), bicubic), transforms.PILToTensor()])
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(edge, scale=(0.7, 1.0), interpolation=bicubic),
+            transforms.RandomHorizontalFlip(),
+            transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
+            transforms.RandomGrayscale(),
+            transforms.PILToTensor(),
+        ]
+    )
+
+
+def algorithm_class(hparams: Mapping[str, Any]) -> Any | None:
+    """Return the MLLM algorithm that will run on a dataset built with these hparams; None for a baseline."""
+    name = hparams.get("algorithm")
+    return registry.load(registry.ALGORITHMS[name]) if name in registry.ALGORITHMS else None
+
+
+def lay_out_stages(
+    algorithm: Any, hparams: dict[str, Any], sizes: Sequence[int], test_envs: Collection[int]
+) -> Schedule:
+    """Return the stages of an algorithm on a dataset.
+
+    An epoch is as many steps as draw as many samples as the source domains' training splits hold.
+
+    Args:
+        algorithm: the class.
+        hparams: of the job.
+        sizes: images in each environment.
+        test_envs: the target domains.
+    """
+    args = job_arguments()
+    holdout = args.holdout_fraction if args else DEFAULT_HOLDOUT
+    sources = [size - int(size * holdout) for env, size in enumerate(sizes) if env not in test_envs]
+    steps_per_epoch = math.ceil(sum(sources) / (hparams["batch_size"] * max(1, len(sources))))
+    return plan_stages(algorithm.stage_epochs(hparams), steps_per_epoch, args.steps if args else None)
+
+
+def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:
+    """Leave the task for the algorithm, and let DomainBed evaluate at the ends of its stages.
+
+    Args:
+        dataset: the instance, whose N_STEPS and CHECKPOINT_FREQ DomainBed reads.
+        hparams: the dictionary that the algorithm will get as well.
+        task: with its schedule.
+    """
+    assert task.schedule is not None
+    dataset.N_STEPS = task.schedule.n_steps
+    dataset.CHECKPOINT_FREQ = task.schedule.checkpoint_freq
+    attach_task(hparams, task)
+
+
+def report_chains(task: Task, wanted: bool) -> None:
+    """Print which share of the source domains' images has a chain."""
+    if not wanted:
+        return
+    for env, labels in enumerate(task.labels):
+        if env not in task.test_envs:
+            count = sum((env, index) in task.chains for index in range(len(labels)))
+            name = task.environments[env]
+            print(f"{task.dataset}, {name}: {count} of {len(labels)} images have a chain ({count / len(labels):.1%})")
+
+
+def source_chains(
+    by_image: Mapping[str, str], images: Sequence[Sequence[str]], test_envs: Collection[int]
+) -> dict[SampleId, str]:
+    """Return the chains of source-domain images by sample id; those of target domains are dropped here.
+
+    Args:
+        by_image: chain texts by image path.
+        images: per environment, the path of every index.
+        test_envs: the target domains.
+    """
+    return {
+        (env, index): by_image[path]
+        for env, paths in enumerate(images)
+        if env not in test_envs
+        for index, path in enumerate(paths)
+        if path in by_image
+    }

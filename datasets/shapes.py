@@ -1,0 +1,113 @@
+"""ShapesReasoning: the embedded benchmark, rendered on the fly; needs neither downloads nor ``data_dir``.
+
+Input: a creature made of parts, 48 x 48 pixels. Label: one of seven codes of four ternary parts. Domains: photo,
+cartoon, sketch, negative. The background's hue follows the class in source domains and misleads in target domains. Chains: state
+what is visible; written by the renderer. See `domainbed_reasoning.shapes`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from typing import Any, ClassVar
+
+import torch
+from domainbed.datasets import MultipleDomainDataset
+from PIL import Image
+from torchvision import transforms
+
+from domainbed_reasoning import shapes
+from domainbed_reasoning.datasets.base import (
+    Samples,
+    algorithm_class,
+    hand_over,
+    lay_out_stages,
+    mllm_transform,
+    report_chains,
+)
+from domainbed_reasoning.mllm.loading import image_edge
+from domainbed_reasoning.registry import Hparam
+from domainbed_reasoning.samples import Task
+
+
+class Rendered(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """One domain for baselines: floats in [-1, 1], ``(3, 28, 28)``, the size of DomainBed's small convolutional net."""
+
+    transform = transforms.Compose(
+        [transforms.Resize((28, 28)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+    )
+
+    def __init__(self, domain: int, misleading: bool):
+        self.items = [
+            (self.transform(_picture(domain, index, misleading)), shapes.label(domain, index))
+            for index in range(shapes.SIZE_OF_DOMAIN)
+        ]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return image and class."""
+        return self.items[index]
+
+
+@functools.lru_cache(maxsize=4096)
+def _picture(domain: int, index: int, misleading: bool) -> Image.Image:
+    return shapes.render(domain, index, misleading=misleading)
+
+
+class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
+    """Seven creatures in four styles, with a background that misleads in the target domain."""
+
+    N_STEPS = 121
+    CHECKPOINT_FREQ = 40
+    N_WORKERS = 0  # rendering takes a millisecond, and every image is kept
+    ENVIRONMENTS = list(shapes.DOMAINS)
+    INPUT_SHAPE = (3, 28, 28)
+    HPARAMS: ClassVar[dict[str, Hparam]] = {}
+
+    def __init__(self, root: str | None, test_envs: Collection[int], hparams: dict[str, Any]):
+        super().__init__()
+        self.input_shape = self.INPUT_SHAPE
+        self.num_classes = len(shapes.CLASS_NAMES)
+        algorithm = algorithm_class(hparams)
+        domains = range(len(shapes.DOMAINS))
+        if algorithm is None:
+            self.datasets: list[Any] = [Rendered(env, env in test_envs) for env in domains]
+        else:
+            self._for_mllm(algorithm, sorted(test_envs), hparams)
+
+    def _for_mllm(self, algorithm: Any, test_envs: list[int], hparams: dict[str, Any]) -> None:
+        indices = range(shapes.SIZE_OF_DOMAIN)
+        domains = range(len(shapes.DOMAINS))
+        labels = [[shapes.label(env, index) for index in indices] for env in domains]
+        chains = {
+            (env, index): shapes.chain(env, index)
+            for env in domains
+            if algorithm.CHAIN_PATH and env not in test_envs
+            for index in indices
+        }
+        edge = image_edge(hparams["model"])
+        self.datasets = [
+            Samples(
+                functools.partial(_picture, env, misleading=env in test_envs),
+                labels[env],
+                env,
+                mllm_transform(edge, hparams["data_augmentation"] and env not in test_envs),
+            )
+            for env in domains
+        ]
+        task = Task(
+            dataset=type(self).__name__,
+            class_names=shapes.CLASS_NAMES,
+            environments=shapes.DOMAINS,
+            test_envs=tuple(test_envs),
+            subject="creature",
+            labels=labels,
+            images=[[f"{name}/{index}" for index in indices] for name in shapes.DOMAINS],
+            chains=chains,
+            schedule=lay_out_stages(algorithm, hparams, [len(part) for part in labels], test_envs),
+        )
+        report_chains(task, algorithm.CHAIN_PATH)
+        hand_over(self, hparams, task)

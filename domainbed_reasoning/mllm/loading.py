@@ -1,0 +1,228 @@
+"""Find, check and load a multimodal LLM with its processor, quantised and with LoRA where asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.mllm.families import Family, ModelError, family_of
+
+TINY = pathlib.Path(__file__).parent / "tiny_model"
+
+# Linear layers that are no transformer block's: the output head and what joins vision to language.
+_NOT_ADAPTED = ("lm_head", ".head")
+_PROJECTOR = ("merger", "projector", "connector", "resampler")
+_VISION = ("vision", "visual")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters.
+
+    Attributes:
+        rank: r.
+        alpha: the update is scaled by alpha / r.
+        dropout: of the adapter's input, in [0, 1).
+        towers: ``both`` (the paper's), ``vision`` or ``language``.
+        projector: whether the layers between the towers get adapters too.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    towers: str = "both"
+    projector: bool = False
+
+
+def resolve(model: str) -> str:
+    """Return a folder or hub id that transformers can load; for a hub id the files are there or can be fetched.
+
+    Raises:
+        ModelError: naming the fault (no such folder, hub out of reach, no such repository) and the cures.
+    """
+    if model == "tiny":
+        return str(TINY)
+    path = pathlib.Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"model {model!r}: the folder holds no config.json, so it is no saved model of transformers."
+            )
+        return str(path)
+    if model.count("/") != 1 or path.is_absolute() or model.startswith("."):
+        raise ModelError(
+            f"model {model!r} is neither a folder nor a hub id. Use a folder with a config.json, a hub id such as "
+            "'OpenGVLab/InternVL3-8B-hf', or 'tiny' for the embedded model."
+        )
+    _require_hub(model)
+    return model
+
+
+def _require_hub(model: str) -> None:
+    """Fail at once where ``model`` is neither cached nor within reach."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    if isinstance(huggingface_hub.try_to_load_from_cache(model, "config.json"), str):
+        return
+    cures = "Give a folder that holds the model, fetch it beforehand with `hf download`, or use 'tiny'."
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise ModelError(f"model {model!r} is not in the local cache and HF_HUB_OFFLINE is set. {cures}")
+    try:
+        huggingface_hub.model_info(model, timeout=10)
+    except errors.GatedRepoError as error:
+        raise ModelError(f"model {model!r} is gated: accept its terms on the hub, then run `hf auth login`.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(f"model {model!r}: the hub has no such model, or it is private. {cures}") from error
+    except Exception as error:  # connection, proxy, TLS, time-out: whatever the HTTP library raises
+        raise ModelError(f"model {model!r} is not cached and the hub cannot be reached ({error}). {cures}") from error
+
+
+def default_dtype() -> torch.dtype:
+    """Return bfloat16 on CUDA (the precision the checkpoints were trained in), float32 on the CPU."""
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def load_network(model: str, dtype: str, quantize: str, device: torch.device) -> tuple[torch.nn.Module, Any, Family]:
+    """Load network and processor through transformers' Auto classes, without remote code.
+
+    Args:
+        model: ``tiny``, a folder or a hub id.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        quantize: ``none``, ``nf4`` or ``int8`` (bitsandbytes).
+        device: where the weights go.
+
+    Returns:
+        network, processor, family.
+
+    Raises:
+        ModelError: for a model that is not there, not supported or too large for the GPU.
+    """
+    import transformers
+
+    where = resolve(model)
+    config, family = _config_and_family(model, where)
+    for package in family.requires:
+        if importlib.util.find_spec(package) is None:
+            raise ModelError(f"{family.name} needs the package {package}: pip install {package}.")
+    precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
+    if device.type == "cuda":
+        with torch.device("meta"):
+            meta = transformers.AutoModelForImageTextToText.from_config(config)
+        count = sum(weight.numel() for weight in meta.parameters())
+        check_memory(model, count, precision, quantize, torch.cuda.mem_get_info(device)[0])
+    settings: dict[str, Any] = {"dtype": precision, "attn_implementation": "sdpa", "device_map": {"": device}}
+    if quantize != "none":
+        settings["quantization_config"] = _quantization(quantize, precision)
+    network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
+    network.requires_grad_(False)
+    return network, transformers.AutoProcessor.from_pretrained(where), family
+
+
+def _config_and_family(model: str, where: str) -> tuple[Any, Family]:
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(where)
+    except (ValueError, OSError) as error:
+        raise ModelError(f"model {model!r}: its config cannot be read ({error}).") from error
+    architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+    return config, family_of(architecture)
+
+
+def image_edge(model: str) -> int:
+    """Return the edge in pixels at which a model sees an image, from its configs alone, without its weights.
+
+    Raises:
+        ModelError: for a model that is not there or not supported.
+    """
+    import transformers
+
+    where = resolve(model)
+    _, family = _config_and_family(model, where)
+    return family.image_size(dict(transformers.AutoImageProcessor.from_pretrained(where).size))
+
+
+_BYTES = {"nf4": 0.6, "int8": 1.1}  # a weight, with its scales and the layers that stay unquantised
+
+
+def check_memory(model: str, weights: int, dtype: torch.dtype, quantize: str, free: int) -> None:
+    """Refuse a model whose bare weights leave no room on the GPU.
+
+    Args:
+        model: its name, for the message.
+        weights: number of weights.
+        dtype: of the unquantised weights.
+        quantize: ``none``, ``nf4`` or ``int8``.
+        free: free bytes on the GPU.
+
+    Raises:
+        ModelError: naming what is needed, what is there, and the cures.
+    """
+    need = int(weights * _BYTES.get(quantize, dtype.itemsize) * 1.1)
+    if need > free:
+        cure = "a smaller model" if quantize == "nf4" else 'a smaller model, or --hparams \'{"quantize": "nf4"}\''
+        raise ModelError(
+            f"model {model!r} needs {need / 2**30:.1f} GiB for its weights and the GPU has {free / 2**30:.1f} GiB "
+            f"free. Use {cure}."
+        )
+
+
+def _quantization(quantize: str, dtype: torch.dtype) -> Any:
+    import transformers
+
+    skip = ["lm_head", *_PROJECTOR]
+    if quantize == "nf4":
+        return transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=skip,
+        )
+    if quantize == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    raise ModelError(f"quantize {quantize!r} is none of none, nf4, int8.")
+
+
+def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list[str]:
+    """Return the full names of the linear layers that get adapters.
+
+    Every Linear of the chosen towers (quantised ones too, hence by class name), save the output head; the layers
+    between the towers only with ``projector``.
+
+    Raises:
+        ModelError: for an unknown choice of towers.
+    """
+    if towers not in ("both", "vision", "language"):
+        raise ModelError(f"lora_targets {towers!r} is none of both, vision, language.")
+    names = []
+    for name, module in network.named_modules():
+        if "Linear" not in type(module).__name__ or any(part in name for part in _NOT_ADAPTED):
+            continue
+        if any(part in name for part in _PROJECTOR):
+            if projector:
+                names.append(name)
+            continue
+        tower = "vision" if any(part in name for part in _VISION) else "language"
+        if towers in ("both", tower):
+            names.append(name)
+    return names
+
+
+def add_lora(network: torch.nn.Module, settings: LoraSettings) -> torch.nn.Module:
+    """Return ``network`` as a PEFT model whose adapters alone are trainable."""
+    import peft
+
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=lora_targets(network, settings.towers, settings.projector),
+        bias="none",
+    )
+    return peft.get_peft_model(network, config)

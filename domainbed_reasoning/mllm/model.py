@@ -1,0 +1,356 @@
+"""One multimodal LLM behind the few calls that the method needs: encode, likelihood, class scores, generation."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.batching import Rows, build_rows, build_trie
+from domainbed_reasoning.chains import END_OF_CHAIN
+from domainbed_reasoning.losses import token_log_likelihoods
+from domainbed_reasoning.mllm.families import Family
+from domainbed_reasoning.mllm.images import resize, to_uint8
+from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, load_network
+from domainbed_reasoning.scoring import scores_from_trie
+
+_ANSWER = "ANSWER"  # stands for the assistant's words while the chat template is read
+_ZERO_WIDTH = "\u200b"
+
+
+def load_mllm(
+    model: str,
+    *,
+    lora: LoraSettings | None = None,
+    dtype: str = "auto",
+    quantize: str = "none",
+    gradient_checkpointing: bool = False,
+    device: torch.device | str | None = None,
+) -> MLLM:
+    """Load a multimodal LLM, with fresh adapters if ``lora`` is given.
+
+    Args:
+        model: ``tiny``, a folder or a hub id of one of the supported families.
+        lora: adapters to add; None loads the bare model.
+        dtype: ``auto`` (bfloat16 on CUDA, float32 on the CPU), ``float32``, ``bfloat16`` or ``float16``.
+        quantize: ``none``, ``nf4`` or ``int8``.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        device: None takes CUDA where there is one.
+
+    Raises:
+        ModelError: for a model that cannot be used, with the cure.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network, processor, family = load_network(model, dtype, quantize, where)
+    if lora is not None:
+        network = add_lora(network, lora)
+    mllm = MLLM(network, processor, family, quantized=quantize != "none")
+    if gradient_checkpointing:
+        mllm.base.gradient_checkpointing_enable({"use_reentrant": False})
+    return mllm
+
+
+class MLLM(torch.nn.Module):
+    """A multimodal LLM, with or without adapters, and its processor.
+
+    Every question is asked of one image of fixed size, so all prompts of a question have the same tokens: they are
+    tokenised once, and batches need no padding on the left.
+
+    Attributes:
+        network: the transformers model, or the PEFT model around it.
+        processor: its processor.
+        family: its row in the table of families.
+        image_size: edge in pixels of the images that the model sees.
+    """
+
+    def __init__(self, network: torch.nn.Module, processor: Any, family: Family, quantized: bool = False):
+        super().__init__()
+        self.network = network
+        self.processor = processor
+        self.family = family
+        self.quantized = quantized
+        self.image_size = family.image_size(dict(processor.image_processor.size))
+        self._prompts: dict[str, dict[str, torch.Tensor]] = {}
+        self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
+        self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
+
+    @property
+    def base(self) -> torch.nn.Module:
+        """The transformers model, adapters inside of it."""
+        peft_base = getattr(self.network, "base_model", None)
+        return peft_base.model if hasattr(self.network, "peft_config") else self.network
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.base.get_input_embeddings().weight.device
+
+    # -- text -----------------------------------------------------------------------------------------------------
+
+    def escape(self, text: str) -> str:
+        """Return ``text`` with every special token of the tokenizer broken by a zero-width space.
+
+        Class names and chains are data: ``<IMG_CONTEXT>`` inside of one would count as an image.
+        """
+        for token in self.tokenizer.all_special_tokens:
+            if token in text:
+                text = text.replace(token, token[:1] + _ZERO_WIDTH + token[1:])
+        return text
+
+    @functools.cached_property
+    def _turn(self) -> tuple[str, int]:
+        """What the chat template puts before the answer, and the token that ends it."""
+        question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+        answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
+        template = self.processor.apply_chat_template
+        prompt = template([question], add_generation_prompt=True, tokenize=False)
+        lead, found, tail = template([question, answer], tokenize=False).rpartition(_ANSWER)
+        lead = lead[len(prompt) :] if found and lead.startswith(prompt) else ""
+        specials = set(self.tokenizer.all_special_ids)
+        after = self.tokenizer(tail, add_special_tokens=False)["input_ids"] if found else []
+        end = next((token for token in after if token in specials), self.tokenizer.eos_token_id)
+        return lead, end
+
+    @property
+    def end_token(self) -> int:
+        """Token id that ends the assistant's turn."""
+        return self._turn[1]
+
+    def prompt(self, question: str) -> dict[str, torch.Tensor]:
+        """Return the inputs of a question about one image, without the image: ``input_ids`` ``(1, P)`` and others."""
+        if question not in self._prompts:
+            self._prompts[question] = self._tokenise(question)
+        return self._prompts[question]
+
+    def _tokenise(self, question: str) -> dict[str, torch.Tensor]:
+        from PIL import Image
+
+        blank = Image.new("RGB", (self.image_size, self.image_size))
+        content = [{"type": "image", "image": blank}, {"type": "text", "text": self.escape(question)}]
+        inputs = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs=dict(self.family.one_tile),
+        )
+        return {name: inputs[name] for name in inputs if name in self._core_inputs and name != "image_grid_thw"}
+
+    def target(self, answer: str) -> tuple[int, ...]:
+        """Return the tokens of an answer with the token that ends it."""
+        lead, end = self._turn
+        ids = self.tokenizer(lead + self.escape(answer), add_special_tokens=False)["input_ids"]
+        return (*ids, end)
+
+    # -- images ---------------------------------------------------------------------------------------------------
+
+    def image_inputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the vision inputs of a batch of images, ``(n, 3, H, W)`` bytes or DomainBed's floats."""
+        pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
+        out = self.processor.image_processor(
+            images=[[p] for p in pictures], return_tensors="pt", **self.family.one_tile
+        )
+        return {name: value.to(self.device) for name, value in out.items() if isinstance(value, torch.Tensor)}
+
+    def encode(self, images: torch.Tensor) -> dict[str, Any]:
+        """Return the encoded images as inputs of the language model, for any number of questions about them.
+
+        Args:
+            images: ``(n, 3, H, W)``, bytes or DomainBed's floats.
+        """
+        inputs = self.image_inputs(images)
+        vision = {name: value for name, value in inputs.items() if name in self._vision_inputs}
+        features = self.base.get_image_features(**vision, return_dict=True)
+        kept = {name: value for name, value in inputs.items() if name in self._core_inputs}
+        kept.pop("pixel_attention_mask", None)
+        return {**kept, "mm_encoder_outputs": {"image": features}}
+
+    # -- likelihood -----------------------------------------------------------------------------------------------
+
+    def _core(self, rows: int, question: str, fed: torch.Tensor, encoded: dict[str, Any], **more: Any) -> Any:
+        """Run the language model on ``fed`` (prompt and what follows it), ``(rows, L)``."""
+        extra = {}
+        for name, value in self.prompt(question).items():
+            if name in ("input_ids", "attention_mask"):
+                continue
+            value = value.to(self.device).expand(rows, -1)
+            extra[name] = torch.nn.functional.pad(value, (0, fed.shape[1] - value.shape[1]))
+        vision = {**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])}
+        return self.base.model(input_ids=fed, **vision, **extra, **more)
+
+    def log_likelihoods(
+        self, encoded: dict[str, Any], question: str, answers: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log p of every token of each image's answer, with its end token.
+
+        The output head runs on supervised positions alone.
+
+        Args:
+            encoded: n images, from `encode`.
+            question: asked of all of them.
+            answers: n texts.
+
+        Returns:
+            log-likelihoods in nats, float32, ``(n, T)``, and the mask of target tokens, ``(n, T)``.
+        """
+        prompt = self.prompt(question)["input_ids"][0].tolist()
+        targets = [self.target(answer) for answer in answers]
+        rows = build_rows(prompt, targets, self.tokenizer.pad_token_id or 0, self.device)
+        hidden = self._core(
+            len(answers), question, rows.input_ids, encoded, attention_mask=rows.attention_mask, use_cache=False
+        )[0]
+        return self._at_targets(hidden, rows), rows.target_mask
+
+    def _at_targets(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
+        row, position = rows.supervised
+        logits = self.base.get_output_embeddings()(hidden[row, position])
+        out = logits.new_zeros(rows.target_mask.shape, dtype=torch.float32)
+        return out.masked_scatter(rows.target_mask, token_log_likelihoods(logits, rows.targets[rows.target_mask]))
+
+    @torch.no_grad()
+    def class_scores(self, images: torch.Tensor, question: str, names: Sequence[str]) -> torch.Tensor:
+        """Return log p(name, end | image, question) for every class name.
+
+        Args:
+            images: ``(n, 3, H, W)``.
+            question: q_cls.
+            names: C class names.
+
+        Returns:
+            ``(n, C)``, float32, in nats.
+        """
+        encoded = self.encode(images)
+        if not self.family.tree_mask:
+            return self._scores_by_rows(encoded, len(images), question, names)
+        trie = build_trie([self.target(name) for name in names])
+        prompt = self.prompt(question)["input_ids"].to(self.device).expand(len(images), -1)
+        out = self._core(len(images), question, prompt, encoded, use_cache=True)
+        head = self.base.get_output_embeddings()
+        first = head(out[0][:, -1]).float().log_softmax(-1)
+        if not len(trie.tokens):
+            return scores_from_trie(trie, first, first[:, None])
+        n, length = prompt.shape
+        mask = torch.ones(1, 1, len(trie.tokens), length + len(trie.tokens), dtype=torch.bool, device=self.device)
+        mask[0, 0, :, length:] = trie.visible.to(self.device)
+        nodes = self.base.model(
+            input_ids=trie.tokens.to(self.device).expand(n, -1),
+            attention_mask=mask.expand(n, -1, -1, -1),
+            position_ids=(length + trie.depths.to(self.device)).expand(n, -1),
+            past_key_values=out.past_key_values,
+            use_cache=True,
+        )[0]
+        return scores_from_trie(trie, first, head(nodes).float().log_softmax(-1))
+
+    def _scores_by_rows(self, encoded: dict[str, Any], count: int, question: str, names: Sequence[str]) -> torch.Tensor:
+        """Score one name after the other, for families whose attention leaves no room for a mask of ours."""
+        scores = []
+        for name in names:
+            values, mask = self.log_likelihoods(encoded, question, [name] * count)
+            scores.append((values * mask).sum(dim=1))
+        return torch.stack(scores, dim=1)
+
+    # -- generation -----------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _never_generated(self) -> list[int]:
+        """Tokens that a sampled chain may not hold: image placeholders and other special tokens, save the ends."""
+        ends = {self.end_token, self.tokenizer.eos_token_id, *self._config_ends()}
+        image = getattr(self.base.config, "image_token_id", None)
+        specials = {*self.tokenizer.all_special_ids, *([image] if image is not None else [])}
+        return sorted(specials - ends)
+
+    def _config_ends(self) -> list[int]:
+        ends = self.base.generation_config.eos_token_id
+        return ends if isinstance(ends, list) else [ends] if ends is not None else []
+
+    @torch.no_grad()
+    def generate(
+        self,
+        images: torch.Tensor,
+        question: str,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+    ) -> list[str]:
+        """Write one answer for each image, ending with the turn or with the chain's conclusion.
+
+        Args:
+            images: ``(n, 3, H, W)``.
+            question: q_reason or q_cls.
+            max_new_tokens: at most so many tokens.
+            temperature: 0 is greedy.
+            top_p: nucleus sampling in (0, 1].
+
+        Returns:
+            n texts without special tokens.
+        """
+        n = len(images)
+        encoded = self.encode(images)
+        prompt = {name: value.to(self.device).expand(n, -1) for name, value in self.prompt(question).items()}
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
+        out = self.base.generate(
+            **{"do_sample": False, **prompt, **encoded, **sampling},
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted({self.end_token, *self._config_ends()}),
+            pad_token_id=self.tokenizer.pad_token_id or self.end_token,
+            suppress_tokens=self._never_generated,
+            stop_strings=[END_OF_CHAIN],
+            tokenizer=self.tokenizer,
+        )
+        texts = self.tokenizer.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    # -- adapters -------------------------------------------------------------------------------------------------
+
+    def adapters(self) -> dict[str, torch.Tensor]:
+        """Return the trainable tensors by name; empty for a bare model."""
+        return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
+
+    def copy_for_inference(self) -> MLLM:
+        """Return a frozen model that answers as this one does now, whatever is trained afterwards.
+
+        The adapters are merged into a copy of the weights, never into the trained ones, which would drift in bfloat16.
+        """
+        network = copy.deepcopy(self.network)
+        if hasattr(network, "peft_config"):
+            network = network.merge_and_unload()
+        network.requires_grad_(False).eval()
+        return MLLM(network, self.processor, self.family, self.quantized)
+
+    def fits_a_copy(self) -> bool:
+        """Return whether `copy_for_inference` is possible: unquantised, and with room for a second set of weights."""
+        if self.quantized:
+            return False
+        if self.device.type != "cuda":
+            return True
+        weights = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
+        return torch.cuda.mem_get_info(self.device)[0] > 1.5 * weights
+
+    @contextlib.contextmanager
+    def with_adapters(self, values: dict[str, torch.Tensor]) -> Iterator[MLLM]:
+        """Answer with other adapter values for a while, in evaluation mode; restores values and mode."""
+        own = {name: weight.detach().clone() for name, weight in self.adapters().items()}
+        training = self.training
+        self._set_adapters(values)
+        self.eval()
+        try:
+            yield self
+        finally:
+            self._set_adapters(own)
+            self.train(training)
+
+    @torch.no_grad()
+    def _set_adapters(self, values: dict[str, torch.Tensor]) -> None:
+        for name, weight in self.adapters().items():
+            weight.copy_(values[name])

@@ -1,0 +1,168 @@
+"""What an MLLM algorithm has to know of a sample that DomainBed's loaders do not carry: its identity, names and chain.
+
+DomainBed's batches hold ``(x, y)`` alone. `SampleTensor` lets ``x`` remember where its images come from, through the
+loaders' workers, collation and moves to a device; `Task` says what the dataset is about; and because DomainBed hands
+the same hparams dictionary to dataset and algorithm, that object is the key under which the one leaves its `Task` for
+the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data._utils import collate as _collate
+
+from domainbed_reasoning.stages import Schedule
+
+SampleId = tuple[int, int]  # (environment, index within the environment)
+
+# Operations after which row i of the result is still sample i; everything else returns a plain tensor.
+_KEEP = {
+    "to",
+    "cuda",
+    "cpu",
+    "float",
+    "half",
+    "bfloat16",
+    "double",
+    "clone",
+    "detach",
+    "contiguous",
+    "pin_memory",
+    "requires_grad_",
+    "share_memory_",
+}
+
+
+class SampleTensor(torch.Tensor):
+    """A batch of images that knows its samples.
+
+    Attributes:
+        sample_ids: long tensor on the CPU, ``(2,)`` for one image and ``(n, 2)`` for a batch of n: environment, index.
+    """
+
+    sample_ids: torch.Tensor | None
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func`` on plain tensors; hand the ids on where rows still are samples."""
+        with torch._C.DisableTorchFunctionSubclass():
+            out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if isinstance(out, torch.Tensor):
+            return _ids_after(name, args, out)
+        return _plain(out)
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        """Pickle as a plain tensor and its ids (loaders' workers, checkpoints)."""
+        return with_ids, (self.as_subclass(torch.Tensor), self.sample_ids)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        """Show the plain tensor and the ids."""
+        return f"SampleTensor({self.as_subclass(torch.Tensor)!r}, sample_ids={ids_of(self)!r})"
+
+
+def with_ids(x: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+    """Return ``x`` as a `SampleTensor` with these ids; a plain tensor for None."""
+    plain = x.as_subclass(torch.Tensor)
+    if ids is None:
+        return plain
+    tensor = plain.as_subclass(SampleTensor)
+    tensor.sample_ids = ids
+    return tensor
+
+
+def ids_of(x: torch.Tensor) -> torch.Tensor | None:
+    """Return the sample ids of ``x``, ``(n, 2)`` or ``(2,)``; None for a plain tensor."""
+    return x.__dict__.get("sample_ids") if isinstance(x, SampleTensor) else None
+
+
+def _plain(out: Any) -> Any:
+    if isinstance(out, SampleTensor):
+        return out.as_subclass(torch.Tensor)
+    if isinstance(out, (tuple, list)) and not hasattr(out, "_fields"):
+        return type(out)(_plain(item) for item in out)
+    return out
+
+
+def _ids_after(name: str, args: Sequence[Any], out: torch.Tensor) -> torch.Tensor:
+    """Return ``out`` with the ids that the operation ``name`` leaves valid, or plain."""
+    ids = None
+    if name in _KEEP:
+        ids = ids_of(args[0])
+    elif name in ("stack", "cat", "concat", "concatenate"):
+        parts = [ids_of(part) for part in args[0]]
+        if all(part is not None for part in parts) and len(args) == 1:
+            ids = torch.stack(parts) if name == "stack" else torch.cat(parts)
+    elif name == "__getitem__" and ids_of(args[0]) is not None and ids_of(args[0]).dim() == 2:
+        index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+        if isinstance(index, (int, slice, list, torch.Tensor)) and not isinstance(index, bool):
+            index = index.cpu() if isinstance(index, torch.Tensor) else index
+            ids = ids_of(args[0])[index]
+    return with_ids(out, ids)
+
+
+def _collate_samples(batch: Sequence[torch.Tensor], *, collate_fn_map: Any = None) -> torch.Tensor:
+    plain = [item.as_subclass(torch.Tensor) for item in batch]
+    stacked = _collate.collate_tensor_fn(plain, collate_fn_map=collate_fn_map)
+    return with_ids(stacked, torch.stack([ids_of(item) for item in batch]))
+
+
+_collate.default_collate_fn_map[SampleTensor] = _collate_samples
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of every image of a dataset.
+
+    Attributes:
+        dataset: name of the dataset class.
+        class_names: as the prompts name them, in label order.
+        environments: names of the domains, in DomainBed's order.
+        test_envs: domains whose chains are never read.
+        subject: what the images show, the noun of the question.
+        labels: per environment, the label of every index.
+        images: per environment, the name (path below the dataset's folder) of every index.
+        chains: teacher chains of source-domain samples, by `SampleId`.
+        schedule: the stages that the dataset laid out for the algorithm; None for a stock dataset's own steps.
+    """
+
+    dataset: str
+    class_names: tuple[str, ...]
+    environments: tuple[str, ...] = ()
+    test_envs: tuple[int, ...] = ()
+    subject: str = "object"
+    labels: Sequence[Sequence[int]] = ()
+    images: Sequence[Sequence[str]] = ()
+    chains: Mapping[SampleId, str] = field(default_factory=dict)
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse chains of target domains: they must never reach training."""
+        leaked = next((key for key in self.chains if key[0] in self.test_envs), None)
+        if leaked is not None:
+            raise ValueError(f"a chain of target domain {leaked[0]} (sample {leaked[1]}) was handed to training")
+
+
+# hparams dictionaries are not hashable and hold JSON only; the object's identity is the key, and holding it keeps it.
+_TASKS: dict[int, tuple[dict[str, Any], Task]] = {}
+
+
+def attach_task(hparams: dict[str, Any], task: Task) -> None:
+    """Leave ``task`` for the algorithm that DomainBed builds with this very dictionary."""
+    _TASKS[id(hparams)] = (hparams, task)
+
+
+def task_of(hparams: dict[str, Any]) -> Task | None:
+    """Return the task that the dataset built with this dictionary has left; None on stock datasets."""
+    found = _TASKS.get(id(hparams))
+    return found[1] if found else None

@@ -1,0 +1,55 @@
+"""Class scores: from the likelihood of each class name, and from the conclusion of a generated chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from domainbed_reasoning.batching import Trie
+from domainbed_reasoning.chains import conclusion_of, match_class
+
+
+def scores_from_trie(trie: Trie, prompt_log_probs: torch.Tensor, node_log_probs: torch.Tensor) -> torch.Tensor:
+    """Return log p(name | image, q_cls) of every class, the sum over its tokens with the end token.
+
+    Args:
+        trie: of the C class names.
+        prompt_log_probs: next-token log probabilities after the prompt, ``(n, vocabulary)``.
+        node_log_probs: next-token log probabilities after each node, ``(n, N, vocabulary)``.
+
+    Returns:
+        ``(n, C)``, in nats.
+    """
+    scores = []
+    for path in trie.steps:
+        total = prompt_log_probs.new_zeros(prompt_log_probs.shape[0])
+        for node, token in path:
+            total = total + (prompt_log_probs[:, token] if node < 0 else node_log_probs[:, node, token])
+        scores.append(total)
+    return torch.stack(scores, dim=1)
+
+
+def answers_from_chains(chains: Sequence[str], class_names: Sequence[str]) -> list[int | None]:
+    """Return the class that each chain concludes with, None where it names no class of the task."""
+    return [match_class(conclusion_of(chain), class_names) for chain in chains]
+
+
+def scores_from_answers(answers: Sequence[int | None], label_scores: torch.Tensor) -> torch.Tensor:
+    """Return class scores in [0, 1] for read conclusions, falling back to the classification path.
+
+    Args:
+        answers: for each row the concluded class; None where the chain did not parse.
+        label_scores: log-likelihoods of the class names for the rows without an answer, in order, ``(m, C)``.
+
+    Returns:
+        ``(n, C)``: 1 for the concluded class and 0 for the others; softmax of ``label_scores`` where there is none.
+    """
+    scores = label_scores.new_zeros(len(answers), label_scores.shape[1], dtype=torch.float32)
+    fallback = iter(label_scores.float().softmax(dim=1))
+    for row, answer in enumerate(answers):
+        if answer is None:
+            scores[row] = next(fallback)
+        else:
+            scores[row, answer] = 1.0
+    return scores
