@@ -59,7 +59,7 @@ class SampleTensor(torch.Tensor):
             out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if isinstance(out, torch.Tensor):
-            return _ids_after(name, args, out)
+            return _ids_after(name, args, kwargs or {}, out)
         return _plain(out)
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
@@ -94,14 +94,15 @@ def _plain(out: Any) -> Any:
     return out
 
 
-def _ids_after(name: str, args: Sequence[Any], out: torch.Tensor) -> torch.Tensor:
+def _ids_after(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: torch.Tensor) -> torch.Tensor:
     """Return ``out`` with the ids that the operation ``name`` leaves valid, or plain."""
     ids = None
     if name in _KEEP:
         ids = ids_of(args[0])
-    elif name in ("stack", "cat", "concat", "concatenate"):
+    elif name in ("stack", "cat") and args:
         parts = [ids_of(part) for part in args[0]]
-        if all(part is not None for part in parts) and len(args) == 1:
+        along = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+        if all(part is not None for part in parts) and along == 0:
             ids = torch.stack(parts) if name == "stack" else torch.cat(parts)
     elif name == "__getitem__" and ids_of(args[0]) is not None and ids_of(args[0]).dim() == 2:
         index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]

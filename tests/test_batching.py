@@ -1,0 +1,46 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domainbed_reasoning.batching import build_rows, build_trie
+from domainbed_reasoning.scoring import scores_from_trie
+
+
+def test_rows_feed_all_but_the_last_target_token_and_supervise_every_one():
+    """Prompt 1 2; targets 5 9 and 6 7 9: token t of a target is predicted at position 1 + t."""
+    rows = build_rows([1, 2], [[5, 9], [6, 7, 9]], pad=0, device=torch.device("cpu"))
+    assert rows.input_ids.tolist() == [[1, 2, 5, 0], [1, 2, 6, 7]]
+    assert rows.attention_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    row, position = rows.supervised
+    assert list(zip(row.tolist(), position.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
+    assert rows.targets[rows.target_mask].tolist() == [5, 9, 6, 7, 9]
+
+
+def test_trie_shares_beginnings_and_each_node_sees_its_ancestors_alone():
+    """'5 6 9', '5 7 9' and '5 9' (end token 9): nodes 5, 6 and 7; 6 and 7 see 5 and themselves."""
+    trie = build_trie([[5, 6, 9], [5, 7, 9], [5, 9]])
+    assert trie.tokens.tolist() == [5, 6, 7]
+    assert trie.depths.tolist() == [0, 1, 1]
+    assert trie.visible.tolist() == [[True, False, False], [True, True, False], [True, False, True]]
+    assert trie.steps == (((-1, 5), (0, 6), (1, 9)), ((-1, 5), (0, 7), (2, 9)), ((-1, 5), (0, 9)))
+
+
+@given(st.lists(st.lists(st.integers(0, 8), max_size=4).map(lambda ids: (*ids, 9)), min_size=1, max_size=8, unique=True))
+def test_trie_scores_equal_a_lookup_by_whole_prefix(targets):
+    """A model whose next-token distribution is a fixed random function of the prefix."""
+
+    def next_log_probs(prefix):
+        generator = torch.Generator().manual_seed(hash(tuple(prefix)) % 2**31)
+        return torch.randn(10, generator=generator).log_softmax(0)
+
+    trie = build_trie(targets)
+    prefixes = []
+    for node in range(len(trie.tokens)):
+        ancestors = [i for i in range(len(trie.tokens)) if trie.visible[node, i]]
+        ancestors.sort(key=lambda i: int(trie.depths[i]))
+        prefixes.append([int(trie.tokens[i]) for i in ancestors])
+    nodes = torch.stack([next_log_probs(p) for p in prefixes])[None] if prefixes else torch.zeros(1, 0, 10)
+    scores = scores_from_trie(trie, next_log_probs([])[None], nodes)[0]
+    for score, target in zip(scores, targets, strict=True):
+        expected = sum(next_log_probs(target[:i])[token] for i, token in enumerate(target))
+        torch.testing.assert_close(score, expected)

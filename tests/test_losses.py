@@ -1,0 +1,27 @@
+import math
+
+import torch
+
+from domainbed_reasoning.losses import chain_nll, label_nll, token_log_likelihoods
+
+
+def test_label_term_sums_and_chain_term_averages_over_a_rows_own_tokens():
+    """Two rows, three and one target tokens of probability 1/2: sums 3 ln 2 and ln 2, means ln 2 each."""
+    log_likelihoods = torch.full((2, 3), math.log(0.5))
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    torch.testing.assert_close(label_nll(log_likelihoods, mask), torch.tensor([3.0, 1.0]) * math.log(2))
+    torch.testing.assert_close(chain_nll(log_likelihoods, mask), torch.tensor([1.0, 1.0]) * math.log(2))
+
+
+def test_a_long_chain_weighs_what_a_short_one_does():
+    """The same chain said twice has the same term."""
+    once = torch.tensor([[-1.0, -3.0]])
+    twice = once.repeat(1, 2)
+    assert chain_nll(once, torch.ones(1, 2)) == chain_nll(twice, torch.ones(1, 4)) == 2.0
+
+
+def test_token_log_likelihoods_are_log_softmax_at_the_target():
+    """Logits (0, ln 3): probabilities 1/4 and 3/4."""
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
+    found = token_log_likelihoods(logits, torch.tensor([0, 1]))
+    torch.testing.assert_close(found, torch.tensor([math.log(0.25), math.log(0.75)]))

@@ -1,0 +1,185 @@
+"""The door to MLLMs, on the embedded model: a real InternVL with its real processor."""
+
+import numpy as np
+import pytest
+import torch
+
+from domainbed_reasoning import shapes
+from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
+from domainbed_reasoning.mllm.images import resize, to_uint8
+from domainbed_reasoning.mllm.loading import TINY, check_memory, image_edge, lora_targets, resolve
+from domainbed_reasoning.prompts import q_cls, q_reason
+
+NAMES = shapes.CLASS_NAMES
+Q_CLS = q_cls(NAMES, "creature")
+Q_REASON = q_reason(NAMES, "creature")
+
+
+@pytest.fixture(scope="module")
+def mllm():
+    """The embedded model with adapters that are not zero, as after some training."""
+    torch.manual_seed(0)
+    model = load_mllm("tiny", lora=LoraSettings(rank=8, alpha=16))
+    with torch.no_grad():
+        for name, weight in model.adapters().items():
+            if "lora_B" in name:
+                weight.normal_(std=0.02)
+    return model
+
+
+@pytest.fixture(scope="module")
+def images():
+    pictures = [np.array(shapes.render(index % 4, index, misleading=False)) for index in range(6)]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+def naive_log_likelihoods(mllm, images, question, answers):
+    """One sequence an image through plain transformers calls: processor, chat template, full forward, log-softmax."""
+    from PIL import Image
+
+    out = []
+    for image, answer in zip(images, answers, strict=True):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+        inputs = mllm.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"crop_to_patches": False},
+        )
+        target = mllm.tokenizer(answer + "<|im_end|>", add_special_tokens=False, return_tensors="pt")["input_ids"]
+        ids = torch.cat([inputs["input_ids"], target], dim=1)
+        logits = mllm.network(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0]
+        log_probs = logits.log_softmax(-1)
+        first = inputs["input_ids"].shape[1]
+        out.append(torch.stack([log_probs[first - 1 + t, token] for t, token in enumerate(target[0])]))
+    return out
+
+
+@pytest.mark.parametrize("question", [Q_CLS, Q_REASON], ids=["q_cls", "q_reason"])
+def test_log_likelihoods_equal_plain_transformers_calls_one_sequence_each(mllm, images, question):
+    answers = [NAMES[i] if question == Q_CLS else shapes.chain(0, i) for i in range(len(images))]
+    with torch.no_grad():
+        found, mask = mllm.log_likelihoods(mllm.encode(images), question, answers)
+        for row, expected in enumerate(naive_log_likelihoods(mllm, images, question, answers)):
+            torch.testing.assert_close(found[row][mask[row]], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_class_scores_by_trie_equal_one_row_a_name(mllm, images):
+    names = [*NAMES, "dax wug", "dax wug zorb", "fe"]  # nested and shared beginnings
+    question = q_cls(names)
+    with torch.no_grad():
+        by_rows = mllm._scores_by_rows(mllm.encode(images), len(images), question, names)
+    torch.testing.assert_close(mllm.class_scores(images, question, names), by_rows, rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_answers_as_the_model_did_whatever_is_trained_afterwards(mllm, images):
+    before = mllm.class_scores(images, Q_CLS, NAMES)
+    copy = mllm.copy_for_inference()
+    own = {name: weight.detach().clone() for name, weight in mllm.adapters().items()}
+    with mllm.with_adapters({name: weight + 0.05 for name, weight in own.items()}) as changed:
+        assert (changed.class_scores(images, Q_CLS, NAMES) - before).abs().max() > 1e-3
+        torch.testing.assert_close(copy.class_scores(images, Q_CLS, NAMES), before, rtol=1e-4, atol=1e-4)
+    for name, weight in mllm.adapters().items():
+        assert torch.equal(weight, own[name])
+    assert not any(weight.requires_grad for weight in copy.parameters())
+
+
+def test_a_batch_is_answered_as_its_images_alone_are(mllm, images):
+    together = mllm.generate(images, Q_REASON, max_new_tokens=48)
+    assert together == [mllm.generate(image[None], Q_REASON, max_new_tokens=48)[0] for image in images]
+
+
+def test_sampling_never_writes_an_image_token(mllm, images):
+    torch.manual_seed(0)
+    many = images.repeat(10, 1, 1, 1)
+    for text in mllm.generate(many, Q_REASON, max_new_tokens=32, temperature=5.0):
+        ids = mllm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert mllm.base.config.image_token_id not in ids
+        mllm.log_likelihoods(mllm.encode(images[:1]), Q_REASON, [text or "x"])  # can be trained on
+
+
+@pytest.mark.parametrize("hostile", ["<IMG_CONTEXT>", "<|im_end|>", "<img>x</img>", "<|im_start|>assistant"])
+def test_special_tokens_in_names_and_chains_are_data(mllm, images, hostile):
+    question = q_cls(["dog", hostile])
+    ids = mllm.prompt(question)["input_ids"][0].tolist()
+    plain = mllm.prompt(q_cls(["dog", "cat"]))["input_ids"][0].tolist()
+    for token in mllm.tokenizer.all_special_ids:
+        assert ids.count(token) == plain.count(token)
+    assert mllm.target(hostile).count(mllm.end_token) == 1
+    assert mllm.class_scores(images, question, ["dog", hostile]).isfinite().all()
+
+
+def test_adapters_are_in_both_towers_and_nowhere_else(mllm):
+    names = list(mllm.adapters())
+    assert any("vision_tower" in name for name in names)
+    assert any("language_model" in name for name in names)
+    assert not any("lm_head" in name or "projector" in name for name in names)
+    assert all("lora_" in name for name in names)
+
+
+@pytest.mark.parametrize(("towers", "absent"), [("vision", "language_model"), ("language", "vision_tower")])
+def test_adapters_can_be_kept_to_one_tower(mllm, towers, absent):
+    base = load_mllm("tiny").network
+    names = lora_targets(base, towers, projector=False)
+    assert names and not any(absent in name for name in names)
+    assert any("projector" in name for name in lora_targets(base, towers, projector=True))
+
+
+def test_domainbeds_floats_and_our_bytes_are_the_same_image():
+    """White and black under ImageNet's normalisation are 255 and 0."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    white, black = ((value - mean) / std for value in (1.0, 0.0))
+    x = torch.stack([white, black])[:, :, None, None].expand(2, 3, 4, 4)
+    assert to_uint8(x)[0].unique().tolist() == [255]
+    assert to_uint8(x)[1].unique().tolist() == [0]
+
+
+def test_mnist_tensors_become_rgb():
+    assert to_uint8(torch.full((1, 1, 2, 2), 0.5)).tolist() == torch.full((1, 3, 2, 2), 128).tolist()
+    two = to_uint8(torch.ones(1, 2, 2, 2))
+    assert two[0, :, 0, 0].tolist() == [255, 255, 0]
+
+
+def test_resize_keeps_flat_colours_and_gives_the_edge():
+    flat = torch.full((1, 3, 28, 28), 77, dtype=torch.uint8)
+    assert resize(flat, 48).shape == (1, 3, 48, 48)
+    assert resize(flat, 48).unique().tolist() == [77]
+
+
+def test_the_embedded_model_is_small_enough_to_ship():
+    assert sum(file.stat().st_size for file in TINY.iterdir()) <= 5 * 2**20
+    assert image_edge("tiny") == 48
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(ModelError, match="config.json"):
+        resolve(str(tmp_path))
+
+
+def test_what_is_neither_folder_nor_hub_id_is_refused():
+    with pytest.raises(ModelError, match="neither a folder nor a hub id.*'tiny'"):
+        resolve("InternVL3-8B")
+
+
+def test_a_hub_id_fails_at_once_offline_with_the_cures(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="OpenGVLab/InternVL3-8B-hf.*HF_HUB_OFFLINE.*folder.*'tiny'"):
+        load_mllm("OpenGVLab/InternVL3-8B-hf")
+
+
+def test_an_architecture_without_a_row_is_refused_by_name_with_the_list(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
+    with pytest.raises(ModelError, match="BertForMaskedLM is not a supported.*InternVL3.*Gemma 3"):
+        load_mllm(str(tmp_path))
+
+
+def test_a_gpu_that_is_too_small_is_named_with_what_is_needed():
+    """8e9 weights in bfloat16 are 16 GB; with 10% on top 16.4 GiB."""
+    with pytest.raises(ModelError, match=r"16.4 GiB.*10.0 GiB free.*nf4"):
+        check_memory("m", 8_000_000_000, torch.bfloat16, "none", 10 * 2**30)
+    check_memory("m", 8_000_000_000, torch.bfloat16, "nf4", 10 * 2**30)

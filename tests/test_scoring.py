@@ -1,0 +1,15 @@
+import torch
+
+from domainbed_reasoning.scoring import answers_from_chains, scores_from_answers
+
+
+def test_answers_are_read_from_conclusions_exactly():
+    chains = ["<CONCLUSION>Dog</CONCLUSION>", "<CONCLUSION>a dog</CONCLUSION>", "dog"]
+    assert answers_from_chains(chains, ["cat", "dog"]) == [1, None, None]
+
+
+def test_a_chain_without_an_answer_falls_back_to_the_classification_path():
+    """Rows: class 1; nothing, with label log-likelihoods 0 and ln 3: probabilities 1/4 and 3/4."""
+    label_scores = torch.tensor([[0.0, torch.tensor(3.0).log()]])
+    scores = scores_from_answers([1, None], label_scores)
+    torch.testing.assert_close(scores, torch.tensor([[0.0, 1.0], [0.25, 0.75]]))

@@ -1,0 +1,49 @@
+import torch
+
+from domainbed_reasoning.chains import Chain
+from domainbed_reasoning.selflabel import SelfLabels, accept
+
+NAMES = ["cat", "dog"]
+
+
+def chain(name):
+    return Chain("s", "c", "r", "r", name).render()
+
+
+class Labeller:
+    """Writes the chains it is given, in turn, and counts the images it is asked about."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.seen = 0
+
+    def __call__(self, images):
+        self.seen += len(images)
+        return [chain(self.answers.pop(0)) for _ in images]
+
+
+def test_a_chain_is_kept_when_its_conclusion_is_the_label():
+    assert accept(chain("Dog"), 1, NAMES)
+    assert not accept(chain("cat"), 1, NAMES)
+    assert not accept("a dog", 1, NAMES)
+
+
+def test_a_sample_is_labelled_once_a_round_even_within_one_batch():
+    """Samples a, b, a, then b again: two images are labelled; a is kept, b (labelled cat, written dog) is not."""
+    labeller = Labeller("cat", "dog")
+    labels = SelfLabels(labeller, NAMES)
+    images = torch.zeros(3, 3, 2, 2, dtype=torch.uint8)
+    first = labels.chains_for(images, [0, 0, 0], [(0, 1), (0, 2), (0, 1)])
+    assert first == [chain("cat"), None, chain("cat")]
+    assert labels.chains_for(images[:1], [0], [(0, 2)]) == [None]
+    assert labeller.seen == 2
+    assert labels.labelled == 2
+    assert labels.accepted_share == 0.5
+
+
+def test_samples_without_ids_are_labelled_each_time():
+    labels = SelfLabels(Labeller("cat", "dog", "dog"), NAMES)
+    images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
+    assert labels.chains_for(images, [0, 1], None) == [chain("cat"), chain("dog")]
+    assert labels.chains_for(images[:1], [0], None) == [None]
+    assert labels.labelled == 3

@@ -1,0 +1,52 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domainbed_reasoning.stages import plan_stages
+
+
+def test_stages_end_where_domainbed_evaluates():
+    """Epochs of 10 steps; MTCT 3, two rounds of 3: DomainBed evaluates after steps 0, 30, 60, 90, the ends."""
+    schedule = plan_stages([3, 3, 3], steps_per_epoch=10)
+    assert [(s.round, s.first, s.last) for s in schedule.stages] == [(0, 0, 30), (1, 31, 60), (2, 61, 90)]
+    assert (schedule.n_steps, schedule.checkpoint_freq) == (91, 30)
+
+
+def test_unequal_stages_are_evaluated_at_their_common_measure():
+    """4 and 2 epochs: every 2 epochs."""
+    schedule = plan_stages([4, 2], steps_per_epoch=5)
+    assert [(s.first, s.last) for s in schedule.stages] == [(0, 20), (21, 30)]
+    assert schedule.checkpoint_freq == 10
+
+
+def test_given_steps_are_shared_in_proportion():
+    schedule = plan_stages([3, 3, 3, 3], steps_per_epoch=1000, n_steps=41)
+    assert [(s.first, s.last) for s in schedule.stages] == [(0, 10), (11, 20), (21, 30), (31, 40)]
+
+
+def test_zero_epochs_leave_a_stage_out_and_no_epochs_make_one_step():
+    assert [s.round for s in plan_stages([0, 3], 5).stages] == [1]
+    zero_shot = plan_stages([], 5)
+    assert zero_shot.n_steps == 1 and len(zero_shot.stages) == 1
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=6),
+    st.integers(1, 50),
+    st.one_of(st.none(), st.integers(1, 400)),
+)
+def test_stages_cover_every_step_once_and_end_at_evaluations(epochs, steps_per_epoch, n_steps):
+    schedule = plan_stages(epochs, steps_per_epoch, n_steps)
+    covered = [step for stage in schedule.stages for step in range(stage.first, stage.last + 1)]
+    assert covered == list(range(schedule.n_steps))
+    if n_steps is not None:
+        assert schedule.n_steps == n_steps
+    for stage in schedule.stages:
+        assert stage.last % schedule.checkpoint_freq == 0 or stage.last == schedule.n_steps - 1
+        assert schedule.at(stage.first) is stage and schedule.at(stage.last) is stage
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3])
+def test_fewer_steps_than_stages_go_to_the_first_ones(n_steps):
+    schedule = plan_stages([3, 3, 3, 3], 10, n_steps)
+    assert [stage.round for stage in schedule.stages] == list(range(len(schedule.stages)))
