@@ -1,0 +1,216 @@
+"""The reasoning datasets on image folders that the tests make, and on the real PACS images where they are at hand."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from domainbed import datasets, hparams_registry
+from PIL import Image
+
+from domainbed_reasoning import registry, shapes
+from domainbed_reasoning.chains import Chain
+from domainbed_reasoning.samples import ids_of, task_of
+from domainbed_reasoning.store import ChainFileError
+
+DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
+CLASSES = ["dog", "guitar"]
+
+
+def chain(name, caption="a thing"):
+    return Chain("I look.", caption, "It fits.", "Nothing misleads.", name).render()
+
+
+@pytest.fixture
+def pacs(tmp_path):
+    """A small PACS: four domains, two classes, three images each, and a chain for every image."""
+    pixels = np.random.RandomState(0)
+    lines = []
+    for domain in DOMAINS:
+        for name in CLASSES:
+            folder = tmp_path / "PACS" / domain / name
+            folder.mkdir(parents=True)
+            for index in range(3):
+                Image.fromarray(pixels.randint(0, 256, (60, 70, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+                lines.append({"image": f"{domain}/{name}/{index}.png", "chain": chain(name, f"{domain} {index}")})
+    write(tmp_path, lines)
+    return tmp_path
+
+
+def write(data_dir, lines):
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (data_dir / "PACS" / "reasoning.jsonl").write_text(text)
+
+
+def read(data_dir):
+    return [json.loads(line) for line in (data_dir / "PACS" / "reasoning.jsonl").read_text().splitlines()]
+
+
+def build(data_dir, algorithm="RDMLDG", name="PACSReasoning", test_envs=(3,), **changes):
+    hparams = hparams_registry.default_hparams(algorithm, name) | {"model": "tiny"} | changes
+    return vars(datasets)[name](str(data_dir), list(test_envs), hparams), hparams
+
+
+@pytest.mark.parametrize("algorithm", ["ERM", "CORAL"])
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_a_baseline_gets_the_hparams_and_the_tensors_of_the_stock_twin(pacs, algorithm, seed):
+    if seed == 0:
+        drawn = [hparams_registry.default_hparams(algorithm, name) for name in ("PACS", "PACSReasoning")]
+    else:
+        drawn = [hparams_registry.random_hparams(algorithm, name, seed) for name in ("PACS", "PACSReasoning")]
+    assert drawn[0] == drawn[1]
+    batches = []
+    for name, hparams in zip(("PACS", "PACSReasoning"), drawn, strict=True):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        dataset = vars(datasets)[name](str(pacs), [3], hparams)
+        batches.append([env[i] for env in dataset for i in range(len(env))])
+        assert (dataset.N_STEPS, dataset.CHECKPOINT_FREQ, dataset.N_WORKERS) == (5001, 300, 8)
+    for (x, y), (ours_x, ours_y) in zip(*batches, strict=True):
+        assert type(ours_x) is torch.Tensor
+        assert torch.equal(x, ours_x) and y == ours_y
+
+
+def test_every_stock_image_folder_dataset_has_its_reasoning_twin():
+    stock = ["VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet", "SVIRO"]
+    for name in stock:
+        ours, twin = vars(datasets)[f"{name}Reasoning"], vars(datasets)[name]
+        assert issubclass(ours, twin)
+        assert ours.ENVIRONMENTS == twin.ENVIRONMENTS
+        assert ours.CHECKPOINT_FREQ == twin.CHECKPOINT_FREQ
+        assert f"{name}Reasoning" in datasets.DATASETS
+        assert datasets.num_environments(f"{name}Reasoning") == len(twin.ENVIRONMENTS)
+
+
+def test_an_mllm_algorithm_gets_bytes_at_its_models_resolution_that_know_their_sample(pacs):
+    dataset, hparams = build(pacs)
+    x, y = dataset[1][4]
+    assert x.shape == (3, 48, 48) and x.dtype == torch.uint8
+    assert ids_of(x).tolist() == [1, 4]
+    task = task_of(hparams)
+    assert y == task.labels[1][4] == 1
+    assert task.images[1][4] == "cartoon/guitar/1.png"
+    assert task.class_names == ("dog", "guitar")
+    assert task.chains[1, 4] == chain("guitar", "cartoon 1")
+
+
+def test_chains_of_target_domains_never_reach_the_task(pacs):
+    """Poison: the target's chains say what no source chain says; not one is in what training sees."""
+    lines = read(pacs)
+    for line in lines:
+        if line["image"].startswith("sketch/"):
+            line["chain"] = chain("guitar", "POISON")
+    write(pacs, lines)
+    _, hparams = build(pacs, test_envs=(3,))
+    chains = task_of(hparams).chains
+    assert len(chains) == 18 and {env for env, _ in chains} == {0, 1, 2}
+    assert not any("POISON" in text for text in chains.values())
+    _, hparams = build(pacs, test_envs=(0, 3))
+    assert {env for env, _ in task_of(hparams).chains} == {1, 2}
+
+
+def test_the_share_of_images_with_a_chain_is_printed(pacs, capsys):
+    write(pacs, [line for line in read(pacs) if "/0." in line["image"]])
+    build(pacs)
+    assert "PACSReasoning, cartoon: 2 of 6 images have a chain (33.3%)" in capsys.readouterr().out
+
+
+def test_methods_without_a_reasoning_path_need_no_chain_file(pacs):
+    (pacs / "PACS" / "reasoning.jsonl").unlink()
+    build(pacs, "LabelSFT")
+    build(pacs, "MLLMZeroShot")
+    with pytest.raises(ChainFileError, match=r"reasoning.jsonl.*annotate"):
+        build(pacs, "MTCT")
+
+
+def test_the_chain_file_can_lie_elsewhere(pacs, tmp_path):
+    elsewhere = tmp_path / "mine.jsonl"
+    (pacs / "PACS" / "reasoning.jsonl").rename(elsewhere)
+    _, hparams = build(pacs, chains=str(elsewhere))
+    assert len(task_of(hparams).chains) == 18
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda lines: lines[4].update(chain="no tags"), "line 5: .*not five stages"),
+        (lambda lines: lines[2].update(image="art_painting/dog/9.png"), "line 3: no image .*9.png"),
+        (lambda lines: lines[1].pop("chain"), "line 2: the key 'chain' is missing"),
+    ],
+)
+def test_a_broken_chain_file_ends_the_job_before_training_naming_the_line(pacs, spoil, message):
+    lines = read(pacs)
+    spoil(lines)
+    write(pacs, lines)
+    with pytest.raises(ChainFileError, match=message):
+        build(pacs)
+
+
+def test_an_unreadable_image_is_named_before_training(pacs):
+    broken = pacs / "PACS" / "photo" / "dog" / "1.png"
+    broken.write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"unreadable images: .*photo/dog/1.png"):
+        build(pacs)
+
+
+def test_a_data_dir_without_the_dataset_is_named_with_the_cure(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"VLCSReasoning: there is no folder .*VLCS.*--data_dir"):
+        build(tmp_path, name="VLCSReasoning")
+
+
+def test_a_missing_or_an_extra_domain_folder_is_named(pacs):
+    (pacs / "PACS" / "extra" / "dog").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="5 domain folders.*extra.*4 are wanted"):
+        build(pacs)
+
+
+def test_domains_with_other_classes_are_refused(pacs):
+    (pacs / "PACS" / "photo" / "guitar").rename(pacs / "PACS" / "photo" / "horse")
+    with pytest.raises(ValueError, match="art_painting and photo have different class folders .guitar, horse"):
+        build(pacs)
+
+
+def test_stages_are_laid_out_from_the_size_of_the_source_domains(pacs):
+    """Sources 3 x 6 images, 1 held out each: 15; batches of 3 x 2 = 6: 3 steps an epoch, 9 a stage of 3 epochs."""
+    dataset, _ = build(pacs, batch_size=2)
+    assert (dataset.N_STEPS, dataset.CHECKPOINT_FREQ) == (4 * 9 + 1, 9)
+    dataset, _ = build(pacs, "MTCT", batch_size=2)
+    assert (dataset.N_STEPS, dataset.CHECKPOINT_FREQ) == (10, 9)
+
+
+def test_shapes_are_the_same_images_for_baselines_and_mllms():
+    stock = vars(datasets)["ShapesReasoning"](None, [2], hparams_registry.default_hparams("ERM", "ShapesReasoning"))
+    assert stock.input_shape == (3, 28, 28) and len(stock) == 4 and stock.num_classes == len(shapes.CLASS_NAMES)
+    x, y = stock[2][5]
+    picture = shapes.render(2, 5, misleading=True)
+    ours, hparams = build(None, name="ShapesReasoning", test_envs=(2,))
+    big, label = ours[2][5]
+    assert torch.equal(big.as_subclass(torch.Tensor), torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+    small = torch.from_numpy(np.array(picture.resize((28, 28), Image.Resampling.BILINEAR))).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(x, small, rtol=0, atol=0.02)
+    assert y == label == shapes.label(2, 5)
+    assert {env for env, _ in task_of(hparams).chains} == {0, 1, 3}
+
+
+def test_augmentation_is_off_for_mllms_unless_asked_for_and_never_on_targets(pacs):
+    plain, _ = build(pacs)
+    assert torch.equal(plain[0][0][0], plain[0][0][0])
+    augmented, _ = build(pacs, data_augmentation=True)
+    assert not torch.equal(augmented[0][0][0], augmented[0][0][0])
+    assert torch.equal(augmented[3][0][0], plain[3][0][0])
+
+
+def test_real_chains_of_real_images_load(test_data):
+    dataset, hparams = build(test_data, chains=str(test_data / "PACS_chains.jsonl"))
+    task = task_of(hparams)
+    assert len(task.chains) == 84  # 28 of each of three source domains
+    assert [len(env) for env in dataset] == [280] * 4
+    for (env, index), text in task.chains.items():
+        assert f"<CONCLUSION>{task.class_names[task.labels[env][index]]}</CONCLUSION>" in text
+
+
+def test_registry_and_classes_agree():
+    for name, target in registry.DATASETS.items():
+        assert registry.load(target) is vars(datasets)[name]
