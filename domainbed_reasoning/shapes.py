@@ -81,15 +81,13 @@ class Style:
 
 STYLES = {
     "photo": Style(
-        fill="shaded", paper=(0.35, 0.65), tint=(0.35, 0.6), body=(0.3, 0.8), vivid=(0.1, 0.5), gradient=0.35,
-        noise=0.07, blur=0.7,
+        fill="shaded", paper=(0.55, 0.8), tint=(0.35, 0.6), body=(0.1, 0.3), vivid=(0.1, 0.5), gradient=0.3,
+        noise=0.06, blur=0.6,
     ),
-    "cartoon": Style(
-        fill="flat", outline=1.6, ink=0.05, paper=(0.8, 0.95), tint=(0.45, 0.75), body=(0.65, 1.0), vivid=(0.6, 1.0),
-    ),
-    "sketch": Style(fill="none", outline=1.1, ink=0.3, paper=(0.85, 0.97), tint=(0.2, 0.35), noise=0.04, wobble=0.05),
+    "cartoon": Style(outline=1.4, ink=0.0, paper=(0.8, 0.95), tint=(0.45, 0.75), body=(0.35, 0.5), vivid=(0.6, 1.0)),
+    "sketch": Style(fill="none", outline=1.4, ink=0.15, paper=(0.85, 0.97), tint=(0.2, 0.35), noise=0.03, wobble=0.04),
     "negative": Style(
-        fill="shaded", outline=0.8, ink=0.1, paper=(0.5, 0.8), tint=(0.4, 0.7), body=(0.2, 0.7), vivid=(0.3, 0.8),
+        fill="shaded", outline=0.8, ink=0.1, paper=(0.5, 0.75), tint=(0.4, 0.7), body=(0.1, 0.3), vivid=(0.3, 0.8),
         gradient=0.25, noise=0.04, blur=0.4, inverted=True,
     ),
 }  # fmt: skip
@@ -189,7 +187,7 @@ def paint(kinds: Sequence[int], style: Style, hue: float, random: np.random.Rand
 
 def _check(domain: int, index: int) -> None:
     if not 0 <= domain < len(DOMAINS):
-        raise IndexError(f"ShapesReasoning has the domains 0 to {len(DOMAINS) - 1} ({', '.join(DOMAINS)}), not {domain}.")
+        raise IndexError(f"ShapesReasoning has domains 0 to {len(DOMAINS) - 1} ({', '.join(DOMAINS)}), none {domain}.")
     if index < 0:
         raise IndexError(f"ShapesReasoning counts its images from 0 on; there is no image {index}.")
 
@@ -212,8 +210,8 @@ def _creature_colours(
     value = random.uniform(*style.body)
     if abs(value - light) < 0.25:  # too close to the background to be seen
         value = light - 0.3 if light > 0.5 else light + 0.3
-    coat = value - 0.45 if value > 0.5 else value + 0.45
-    return _colour(hue, vivid, value), _colour(hue + random.uniform(-0.2, 0.2), vivid, coat)
+    coat = value - 0.6 if value > 0.5 else value + 0.6
+    return _colour(hue, vivid, value), _colour(hue + random.uniform(-0.2, 0.2), vivid / 2, coat)
 
 
 def _background(side: int, paper: tuple[int, int, int], slope: float) -> Image.Image:
@@ -293,5 +291,5 @@ def _shade(image: Image.Image, x: float, y: float, radius: float) -> None:
     """Light the picture from the creature's upper left."""
     rows, columns = np.mgrid[0 : image.height, 0 : image.width]
     distance = np.hypot(columns - (x - radius), rows - (y - radius)) / (2.5 * radius)
-    light = np.clip(1.25 - 0.45 * distance, 0.55, 1.25)[:, :, None]
+    light = np.clip(1.25 - 0.35 * distance, 0.75, 1.25)[:, :, None]
     image.paste(Image.fromarray(np.clip(np.rint(np.asarray(image) * light), 0, 255).astype(np.uint8)))

@@ -30,7 +30,9 @@ from transformers import (
 )
 
 from domainbed_reasoning import shapes
+from domainbed_reasoning.chains import STAGE_TAGS, conclusion_of, match_class
 from domainbed_reasoning.mllm import tiny_corpus
+from domainbed_reasoning.prompts import q_cls, q_reason
 
 VOCABULARY = 2048
 IMAGE_TOKENS = 9  # 48 / 8 = 6 patches a side, 36 patches, a quarter of them after the pixel shuffle
@@ -51,7 +53,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    added = [*tiny_corpus.TAGS, *tiny_corpus.prompt_phrases()]
+    added = [*STAGE_TAGS, *tiny_corpus.prompt_phrases()]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(added),
         special_tokens=list(SPECIAL_TOKENS),
@@ -282,6 +284,37 @@ def pretrain(
     }
 
 
+@torch.no_grad()
+def zero_shot(
+    model: InternVLForConditionalGeneration, processor: InternVLProcessor, count: int = shapes.SIZE_OF_DOMAIN
+) -> dict[str, dict[str, float]]:
+    """Return the accuracy of both paths on ``count`` images of every study domain, its cue misleading, in [0, 1].
+
+    Measured after training, for the record; nothing is chosen by it.
+    """
+    rows = Rows(processor)
+    accuracy: dict[str, dict[str, float]] = {"label": {}, "chain": {}, "parsed": {}}
+    for domain, name in enumerate(shapes.DOMAINS):
+        pixels = pixel_values(processor, [shapes.render(domain, index, misleading=True) for index in range(count)])
+        wanted = [shapes.label(domain, index) for index in range(count)]
+        for path, question in (("label", q_cls), ("chain", q_reason)):
+            ids = torch.tensor([rows.prompt(question(shapes.CLASS_NAMES, "creature"))] * count)
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=pixels,
+                max_new_tokens=48,
+                do_sample=False,
+            )
+            texts = processor.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+            names = texts if path == "label" else [conclusion_of(text) for text in texts]
+            answers = [match_class(answer, shapes.CLASS_NAMES) for answer in names]
+            right = [answer == label for answer, label in zip(answers, wanted, strict=True)]
+            accuracy[path][name] = round(sum(right) / count, 3)
+            accuracy["parsed"][name] = round(sum(answer is not None for answer in answers) / count, 3)
+    return accuracy
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Build, pretrain and save the embedded model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -302,7 +335,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = pretrain(
         model, processor, arguments.lessons, arguments.vision_steps, arguments.steps, arguments.minutes
     )
-    model.eval().to(torch.float16).save_pretrained(arguments.output)
+    model.eval()
+    record["zero_shot"] = zero_shot(model, processor)
+    model.to(torch.float16).save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
     (arguments.output / "record.json").write_text(json.dumps(record, indent=1) + "\n")
 

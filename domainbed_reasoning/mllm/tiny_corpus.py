@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from domainbed_reasoning import shapes
-from domainbed_reasoning.chains import STAGE_TAGS
 from domainbed_reasoning.prompts import q_cls, q_reason
 from domainbed_reasoning.shapes import Style
 
@@ -35,6 +34,8 @@ OTHER_NAMES = (
     "almo", "besk", "corv", "dulo", "enka", "frob", "gazzer", "hespa", "ivo", "jinto", "kiki", "lorp", "modi", "nelba",
     "oskel", "pilk", "quab", "rusta", "sibo", "toma", "ubex", "vash", "wembo", "xanti", "yorf", "zib", "bouba", "cheld",
 )  # fmt: skip
+
+SUBJECTS = ("creature", "object")  # what the questions call it
 
 CAPTION_QUESTION = "Describe the image."
 KIND_QUESTION = "What kind of {part} is it?"
@@ -65,12 +66,14 @@ class Lesson:
         kinds: the four kinds that are drawn, in [0, 3).
         name: what it is called here.
         options: the class names that the question offers, ``name`` among them.
+        subject: what the question calls it.
         image: RGB, 48 x 48.
     """
 
     kinds: tuple[int, ...]
     name: str
     options: tuple[str, ...]
+    subject: str
     image: Image.Image
 
     def turns(self) -> dict[str, tuple[str, str]]:
@@ -78,8 +81,11 @@ class Lesson:
         words = [shapes.KINDS[part][kind] for part, kind in enumerate(self.kinds)]
         part = sum(self.kinds) % len(words)
         return {
-            "class": (q_cls(self.options), self.name),
-            "chain": (q_reason(self.options), shapes.describe(self.kinds, self.name, CODE_OF[self.name])),
+            "class": (q_cls(self.options, self.subject), self.name),
+            "chain": (
+                q_reason(self.options, self.subject),
+                shapes.describe(self.kinds, self.name, CODE_OF[self.name]),
+            ),
             "caption": (CAPTION_QUESTION, ", ".join(words)),
             "kind": (KIND_QUESTION.format(part=shapes.PARTS[part]), words[part]),
         }
@@ -97,7 +103,7 @@ def lessons(count: int, seed: int) -> Iterator[Lesson]:
     for _ in range(count):
         kinds, name = _creature(random)
         image = shapes.paint(kinds, styles[random.randint(len(styles))], random.random_sample(), random)
-        yield Lesson(kinds, name, _options(kinds, name, random), image)
+        yield Lesson(kinds, name, _options(kinds, name, random), SUBJECTS[random.randint(2)], image)
 
 
 def _creature(random: np.random.RandomState) -> tuple[tuple[int, ...], str]:
@@ -126,19 +132,20 @@ def _options(kinds: Sequence[int], name: str, random: np.random.RandomState) -> 
 
 
 def prompt_phrases() -> list[str]:
-    """Return what is the same in every prompt: the question before its options, the demand for a chain after them.
+    """Return what is the same in every prompt: the questions before their options, the demand for a chain after them.
 
     The tokenizer has a token for each, so that the demo's time goes into images and answers.
     """
     mark = "\0"
-    opening = q_cls([mark]).split(mark)[0].rstrip()
+    openings = [q_cls([mark], subject).split(mark)[0].rstrip() for subject in SUBJECTS]
     demand = q_reason([mark])[len(q_cls([mark])) :]
-    return [opening, demand]
+    return [*openings, demand]
 
 
 def own_words() -> list[str]:
     """Return every word that the lessons use and that should be one token."""
     words = [*CODE_OF, *shapes.PARTS, *(kind for kinds in shapes.KINDS for kind in kinds)]
+    words += [*SUBJECTS]
     words += "compare parts all three two one none fit nothing odd What kind of is it Describe the image".split()
     return words + ["user", "assistant", "system"]
 
@@ -164,5 +171,3 @@ def tokenizer_texts() -> Iterator[str]:
     for word in own_words():
         yield from [f"{word}\n{word} {word}, {word}"] * 400
 
-
-TAGS = STAGE_TAGS
