@@ -66,6 +66,9 @@ SARR_HPARAMS = {
 }
 
 
+LogLikelihoods = tuple[torch.Tensor, torch.Tensor]  # of target tokens, (n, T), and their mask, (n, T)
+
+
 @dataclass(frozen=True)
 class Batch:
     """The minibatches of all domains, together.
@@ -100,8 +103,7 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
     def __init__(self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: dict[str, Any]):
         super().__init__(input_shape, num_classes, num_domains, hparams)
         check_hparams(hparams, type(self).__name__)
-        if hparams["answer"] not in ("chain", "label"):
-            raise ValueError(f"answer {hparams['answer']!r} is none of chain, label.")
+        _check_choices(hparams)
         self.task = task_of(hparams) or _task_without_names(num_classes)
         self.schedule = self.task.schedule or _schedule_of_stock_dataset(self.stage_epochs(hparams))
         self.q_cls = q_cls(self.task.class_names, self.task.subject)
@@ -234,8 +236,8 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
     def _step(self, batch: Batch, chains: Sequence[str | None], used: list[int]) -> dict[str, float]:
         """Descend L = 1/B Σ_i [w_label · label_nll_i + w_chain · chain_nll_i] over the B ``used`` samples.
 
-        Images are encoded once for both paths. Micro-batches add up to the gradient of the whole batch; they are formed
-        of samples that have the same terms.
+        Images are encoded once for both paths, which share a row where the model allows. Micro-batches add up to the
+        gradient of the whole batch; they are formed of samples that have the same terms.
         """
         label_weight = float(self.hparams["label_weight"]) if self.LABEL_PATH else 0.0
         chain_weight = float(self.hparams["chain_weight"]) if self.CHAIN_PATH else 0.0
@@ -244,16 +246,17 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         self.optimizer.zero_grad(set_to_none=True)
         for rows in _micro_batches(used, chains, self.hparams["micro_batch"]):
             encoded = self.mllm.encode(batch.images[rows])
+            names = [self.task.class_names[batch.labels[row]] for row in rows] if self.LABEL_PATH else None
+            texts = [str(chains[row]) for row in rows] if chains[rows[0]] is not None else None
+            by_label, by_chain = self._log_likelihoods(encoded, names, texts)
             loss = torch.zeros((), device=self.mllm.device)
-            if self.LABEL_PATH:
-                names = [self.task.class_names[batch.labels[row]] for row in rows]
-                label = label_nll(*self.mllm.log_likelihoods(encoded, self.q_cls, names)).sum()
+            if by_label is not None:
+                label = label_nll(*by_label).sum()
                 loss = loss + label_weight * label
                 sums["label_loss"] += float(label.detach())
                 counts["label_loss"] += len(rows)
-            if chains[rows[0]] is not None:
-                texts = [str(chains[row]) for row in rows]
-                chain = chain_nll(*self.mllm.log_likelihoods(encoded, self.q_reason, texts)).sum()
+            if by_chain is not None:
+                chain = chain_nll(*by_chain).sum()
                 loss = loss + chain_weight * chain
                 sums["chain_loss"] += float(chain.detach())
                 counts["chain_loss"] += len(rows)
@@ -265,6 +268,16 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         self.lr_scheduler.step()
         means = {name: sums[name] / count for name, count in counts.items() if count}
         return {"loss": sums["loss"] / len(used), **means}
+
+    def _log_likelihoods(
+        self, encoded: dict[str, Any], names: list[str] | None, chains: list[str] | None
+    ) -> tuple[LogLikelihoods | None, LogLikelihoods | None]:
+        """Return the target tokens' log-likelihoods on either path, None for one that is not asked."""
+        if names is not None and chains is not None:
+            return self.mllm.two_path_log_likelihoods(encoded, (self.q_cls, self.q_reason), (names, chains))
+        by_label = self.mllm.log_likelihoods(encoded, self.q_cls, names) if names is not None else None
+        by_chain = self.mllm.log_likelihoods(encoded, self.q_reason, chains) if chains is not None else None
+        return by_label, by_chain
 
     # -- answers --------------------------------------------------------------------------------------------------
 
@@ -358,12 +371,34 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
 
+_CHOICES = {
+    "answer": ("chain", "label"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "quantize": ("none", "nf4", "int8"),
+    "lora_targets": ("both", "vision", "language"),
+    "lr_schedule": ("constant", "linear", "cosine"),
+}
+_POSITIVE = ("max_new_tokens", "eval_batch", "batch_size", "lr", "lora_rank", "micro_batch", "sarr_epochs", "top_p")
+_NOT_NEGATIVE = ("weight_decay", "warmup", "grad_clip", "mtct_epochs", "sarr_rounds", "temperature", "label_weight")
+
+
+def _check_choices(hparams: dict[str, Any]) -> None:
+    """Refuse values that no training could use, before the model is loaded."""
+    for name, choices in _CHOICES.items():
+        if name in hparams and hparams[name] not in choices:
+            raise ValueError(f"hparam {name}: {hparams[name]!r} is none of {', '.join(choices)}.")
+    for names, least in ((_POSITIVE, "above 0"), (_NOT_NEGATIVE, "0 or more")):
+        for name in names:
+            value = hparams.get(name, 1)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or value < 0 or (value == 0 and names is _POSITIVE):
+                raise ValueError(f"hparam {name}: {value!r} is not a number {least}.")
+
+
 def _lr_factor(schedule: str, warmup: float, steps: int) -> Any:
     """Return transformers' own learning-rate schedule of that name as a function of the step."""
     from transformers import optimization
 
-    if schedule not in ("constant", "linear", "cosine"):
-        raise ValueError(f"lr_schedule {schedule!r} is none of constant, linear, cosine.")
     first = round(warmup * steps)
     dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
     name = "constant_with_warmup" if schedule == "constant" else schedule

@@ -57,6 +57,93 @@ def build_rows(prompt: Sequence[int], targets: Sequence[Sequence[int]], pad: int
 
 
 @dataclass(frozen=True)
+class TreeRows:
+    """Rows of a shared prefix and two branches, ``[prefix | branch A | branch B]``: both paths of a sample in one row.
+
+    Branch B does not see branch A and counts its positions from the end of the prefix, so that each branch is computed
+    as if it alone followed the prefix.
+
+    Attributes:
+        input_ids: ``(n, L)``.
+        position_ids: ``(n, L)``.
+        mask: True where a token (row index) sees another (column index), ``(n, 1, L, L)``; padding sees itself alone.
+        branches: where A and B are supervised.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+    branches: tuple[TreeBranch, TreeBranch]
+
+
+@dataclass(frozen=True)
+class TreeBranch:
+    """Where one branch of the rows is supervised.
+
+    Attributes:
+        positions: for every target token the index in the row whose output predicts it, ``(T,)``.
+        targets: padded with 0, ``(n, T)``.
+        target_mask: True on target tokens, ``(n, T)``.
+    """
+
+    positions: torch.Tensor
+    targets: torch.Tensor
+    target_mask: torch.Tensor
+
+    @property
+    def supervised(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row and position of the hidden state that predicts each target token, in the order of ``target_mask``."""
+        row, token = self.target_mask.nonzero(as_tuple=True)
+        return row, self.positions[token]
+
+
+def build_tree_rows(
+    prompts: tuple[Sequence[int], Sequence[int]],
+    targets: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
+    pad: int,
+    device: torch.device,
+) -> TreeRows:
+    """Return rows in which the two prompts share what they begin with.
+
+    Args:
+        prompts: of branch A and of branch B, each at least one token longer than their common beginning.
+        targets: token ids of each sample's answer to A and to B with the end token.
+        pad: token id that fills short branches.
+        device: where the rows are built.
+    """
+    shared = _common_length(*prompts)
+    n = len(targets[0])
+    ids = [torch.tensor(list(prompts[0][:shared]), device=device).expand(n, -1)]
+    positions = [torch.arange(shared, device=device)]
+    real = [torch.ones(n, shared, dtype=torch.bool, device=device)]
+    branches = []
+    start = shared
+    for prompt, answers in zip(prompts, targets, strict=True):
+        rows = build_rows(prompt[shared:], answers, pad, device)
+        ids.append(rows.input_ids)
+        positions.append(shared + torch.arange(rows.input_ids.shape[1], device=device))
+        real.append(rows.attention_mask.bool())
+        first = start + rows.prompt_length - 1
+        branches.append(
+            TreeBranch(first + torch.arange(rows.targets.shape[1], device=device), rows.targets, rows.target_mask)
+        )
+        start += rows.input_ids.shape[1]
+    input_ids = torch.cat(ids, dim=1)
+    block = torch.cat([torch.full((part.shape[0],), index, device=device) for index, part in enumerate(positions)])
+    allowed = torch.ones(start, start, dtype=torch.bool, device=device).tril()
+    allowed &= (block[None, :] == 0) | (block[None, :] == block[:, None])
+    mask = allowed & torch.cat(real, dim=1)[:, None, :]
+    mask = mask | torch.eye(start, dtype=torch.bool, device=device)
+    return TreeRows(input_ids, torch.cat(positions).expand(n, -1), mask[:, None], (branches[0], branches[1]))
+
+
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens both begin with, leaving each at least one of its own."""
+    longest = min(len(one), len(other)) - 1
+    return next((i for i in range(longest) if one[i] != other[i]), longest)
+
+
+@dataclass(frozen=True)
 class Trie:
     """The targets of all classes as one tree, so that shared beginnings are computed once.
 

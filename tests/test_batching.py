@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbed_reasoning.batching import build_rows, build_trie
+from domainbed_reasoning.batching import build_rows, build_tree_rows, build_trie
 from domainbed_reasoning.scoring import scores_from_trie
 
 
@@ -16,6 +16,28 @@ def test_rows_feed_all_but_the_last_target_token_and_supervise_every_one():
     assert rows.targets[rows.target_mask].tolist() == [5, 9, 6, 7, 9]
 
 
+def test_tree_rows_share_the_beginning_and_keep_the_branches_apart():
+    """Prompts 1 2 3 and 1 2 4 5 share 1 2; targets 6 9 and 7 8 9.
+
+    The row is 1 2 | 3 6 | 4 5 7 8 with positions 0 1 | 2 3 | 2 3 4 5; the 4 of branch B sees 1 2 4 alone.
+    """
+    rows = build_tree_rows(([1, 2, 3], [1, 2, 4, 5]), ([[6, 9]], [[7, 8, 9]]), pad=0, device=torch.device("cpu"))
+    assert rows.input_ids.tolist() == [[1, 2, 3, 6, 4, 5, 7, 8]]
+    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 2, 3, 4, 5]]
+    assert rows.mask[0, 0, 4].tolist() == [True, True, False, False, True, False, False, False]
+    assert rows.mask[0, 0, 3].tolist() == [True, True, True, True, False, False, False, False]
+    a, b = rows.branches
+    assert [index.tolist() for index in a.supervised] == [[0, 0], [2, 3]]
+    assert [index.tolist() for index in b.supervised] == [[0, 0, 0], [5, 6, 7]]
+
+
+def test_padding_of_a_branch_is_seen_by_itself_alone():
+    """A second row whose answer to A is one token: the slot of 6 is padding there."""
+    rows = build_tree_rows(([1, 3], [1, 4]), ([[6, 9], [9]], [[7, 9], [7, 9]]), pad=0, device=torch.device("cpu"))
+    assert rows.input_ids[1].tolist() == [1, 3, 0, 4, 7]
+    assert rows.mask[1, 0, :, 2].tolist() == [False, False, True, False, False]
+
+
 def test_trie_shares_beginnings_and_each_node_sees_its_ancestors_alone():
     """'5 6 9', '5 7 9' and '5 9' (end token 9): nodes 5, 6 and 7; 6 and 7 see 5 and themselves."""
     trie = build_trie([[5, 6, 9], [5, 7, 9], [5, 9]])
@@ -25,7 +47,9 @@ def test_trie_shares_beginnings_and_each_node_sees_its_ancestors_alone():
     assert trie.steps == (((-1, 5), (0, 6), (1, 9)), ((-1, 5), (0, 7), (2, 9)), ((-1, 5), (0, 9)))
 
 
-@given(st.lists(st.lists(st.integers(0, 8), max_size=4).map(lambda ids: (*ids, 9)), min_size=1, max_size=8, unique=True))
+@given(
+    st.lists(st.lists(st.integers(0, 8), max_size=4).map(lambda ids: (*ids, 9)), min_size=1, max_size=8, unique=True)
+)
 def test_trie_scores_equal_a_lookup_by_whole_prefix(targets):
     """A model whose next-token distribution is a fixed random function of the prefix."""
 

@@ -67,6 +67,26 @@ def test_log_likelihoods_equal_plain_transformers_calls_one_sequence_each(mllm, 
             torch.testing.assert_close(found[row][mask[row]], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_two_paths_in_one_row_equal_two_rows_in_likelihoods_and_gradients(mllm, images):
+    """Chains and names of several lengths; float32, within 1e-5."""
+    answers = ([NAMES[i] for i in range(6)], [shapes.chain(0, i) + " again" * (i % 3) for i in range(6)])
+    found = []
+    for shared in (True, False):
+        encoded = mllm.encode(images)
+        if shared:
+            pairs = mllm.two_path_log_likelihoods(encoded, (Q_CLS, Q_REASON), answers)
+        else:
+            pairs = tuple(mllm.log_likelihoods(encoded, q, a) for q, a in zip((Q_CLS, Q_REASON), answers, strict=True))
+        sum((values * mask).sum() for values, mask in pairs).div(10).backward()
+        found.append((pairs, {name: weight.grad.clone() for name, weight in mllm.adapters().items()}))
+        mllm.zero_grad()
+    for (values, mask), (expected, expected_mask) in zip(found[0][0], found[1][0], strict=True):
+        assert torch.equal(mask, expected_mask)
+        torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-4, atol=1e-5)
+
+
 def test_class_scores_by_trie_equal_one_row_a_name(mllm, images):
     names = [*NAMES, "dax wug", "dax wug zorb", "fe"]  # nested and shared beginnings
     question = q_cls(names)

@@ -7,7 +7,9 @@ from domainbed_reasoning.samples import Task, attach_task, ids_of, task_of, with
 
 
 def batch(n=4):
-    return with_ids(torch.arange(n * 12.0).reshape(n, 3, 2, 2), torch.stack([torch.zeros(n).long(), torch.arange(n)], 1))
+    return with_ids(
+        torch.arange(n * 12.0).reshape(n, 3, 2, 2), torch.stack([torch.zeros(n).long(), torch.arange(n)], 1)
+    )
 
 
 @pytest.mark.parametrize(

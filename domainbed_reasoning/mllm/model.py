@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.batching import Rows, build_rows, build_trie
+from domainbed_reasoning.batching import Rows, TreeBranch, build_rows, build_tree_rows, build_trie
 from domainbed_reasoning.chains import END_OF_CHAIN
 from domainbed_reasoning.losses import token_log_likelihoods
 from domainbed_reasoning.mllm.families import Family
@@ -212,7 +212,38 @@ class MLLM(torch.nn.Module):
         )[0]
         return self._at_targets(hidden, rows), rows.target_mask
 
-    def _at_targets(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
+    def two_path_log_likelihoods(
+        self, encoded: dict[str, Any], questions: tuple[str, str], answers: tuple[Sequence[str], Sequence[str]]
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """Return what `log_likelihoods` does for two questions about each image, sharing what their prompts begin with.
+
+        Image, template and the common words of the questions are computed once, in rows of a prefix and two branches.
+        Families whose attention leaves no room for such a mask are asked one question after the other.
+
+        Args:
+            encoded: n images, from `encode`.
+            questions: both asked of all of them.
+            answers: n texts to each question.
+        """
+        if not self.family.tree_mask:
+            first, second = zip(questions, answers, strict=True)
+            return self.log_likelihoods(encoded, *first), self.log_likelihoods(encoded, *second)
+        prompts = [self.prompt(question)["input_ids"][0].tolist() for question in questions]
+        targets = [[self.target(answer) for answer in texts] for texts in answers]
+        rows = build_tree_rows(
+            (prompts[0], prompts[1]), (targets[0], targets[1]), self.tokenizer.pad_token_id or 0, self.device
+        )
+        hidden = self.base.model(
+            input_ids=rows.input_ids,
+            attention_mask=rows.mask,
+            position_ids=rows.position_ids,
+            use_cache=False,
+            **{**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])},
+        )[0]
+        a, b = rows.branches
+        return (self._at_targets(hidden, a), a.target_mask), (self._at_targets(hidden, b), b.target_mask)
+
+    def _at_targets(self, hidden: torch.Tensor, rows: Rows | TreeBranch) -> torch.Tensor:
         row, position = rows.supervised
         logits = self.base.get_output_embeddings()(hidden[row, position])
         out = logits.new_zeros(rows.target_mask.shape, dtype=torch.float32)

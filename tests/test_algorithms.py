@@ -1,0 +1,308 @@
+"""Every MLLM algorithm on the embedded model and benchmark, driven as DomainBed's train script drives it."""
+
+import json
+import math
+
+import pytest
+import torch
+from domainbed import algorithms, datasets, hparams_registry
+
+from domainbed_reasoning import registry, shapes
+from domainbed_reasoning.samples import ids_of
+from domainbed_reasoning.selflabel import SelfLabels
+
+NAMES = list(registry.ALGORITHMS)
+TRAINED = [name for name in NAMES if name != "MLLMZeroShot"]
+
+
+def build(name, dataset_name="ShapesReasoning", test_envs=(3,), **changes):
+    """Build dataset and algorithm as the train script does: one hparams dictionary for both."""
+    torch.manual_seed(0)
+    hparams = hparams_registry.default_hparams(name, dataset_name) | {"max_new_tokens": 40} | changes
+    dataset = vars(datasets)[dataset_name](None, list(test_envs), hparams)
+    sources = len(dataset) - len(test_envs)
+    algorithm = algorithms.get_algorithm_class(name)(dataset.input_shape, dataset.num_classes, sources, hparams)
+    return dataset, algorithm
+
+
+def minibatches(dataset, test_envs=(3,), size=4, start=0):
+    """The first images of each source domain."""
+    loader = torch.utils.data.default_collate
+    return [
+        tuple(loader([dataset[env][start + i] for i in range(size)]))
+        for env in range(len(dataset))
+        if env not in test_envs
+    ]
+
+
+def adapters(algorithm):
+    return {name: weight.detach().clone() for name, weight in algorithm.mllm.adapters().items()}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_loss_falls_and_only_adapters_move(name):
+    dataset, algorithm = build(name, lr_schedule="constant", lr=0.01, sarr_rounds=0)
+    frozen = {key: weight.clone() for key, weight in algorithm.named_parameters() if not weight.requires_grad}
+    batch = minibatches(dataset)
+    before = adapters(algorithm)
+    losses = [algorithm.update(batch)["loss"] for _ in range(8)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(not torch.equal(weight, before[key]) for key, weight in adapters(algorithm).items() if "lora_B" in key)
+    for key, weight in algorithm.named_parameters():
+        if key in frozen:
+            assert torch.equal(weight, frozen[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_step_values_are_plain_floats_that_json_holds(name):
+    dataset, algorithm = build(name)
+    values = algorithm.update(minibatches(dataset, size=2))
+    assert json.loads(json.dumps(values)) == values
+    assert all(type(value) is float and math.isfinite(value) for value in values.values())
+    assert values["stage"] == 0.0
+
+
+@pytest.mark.parametrize("answer", ["chain", "label"])
+@pytest.mark.parametrize("name", NAMES)
+def test_predict_scores_every_class(name, answer):
+    dataset, algorithm = build(name, answer=answer)
+    x = minibatches(dataset, size=5)[0][0]
+    scores = algorithm.predict(x)
+    assert scores.shape == (5, dataset.num_classes)
+    assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("dataset_name", ["Debug28", "Debug224"])
+@pytest.mark.parametrize("name", NAMES)
+def test_debug_datasets_work_without_ids_names_and_chains(name, dataset_name):
+    dataset, algorithm = build(name, dataset_name, test_envs=())
+    batch = [
+        (torch.stack([env[i][0] for i in range(4)]), torch.stack([env[i][1] for i in range(4)])) for env in dataset
+    ]
+    for _ in range(2):
+        assert algorithm.update(batch) is not None
+    algorithm.eval()
+    assert algorithm.predict(batch[0][0]).shape == (4, dataset.num_classes)
+
+
+def naive_losses(algorithm, batch):
+    """Equation 1 from plain transformers calls: two sequences an image, every logit, no code of ours but the prompts."""
+    from PIL import Image
+
+    mllm, task = algorithm.mllm, algorithm.task
+    total = torch.zeros(())
+    count = 0
+    for x, y in batch:
+        for image, label, (env, index) in zip(x.as_subclass(torch.Tensor), y.tolist(), ids_of(x).tolist(), strict=True):
+            picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+            for question, answer in (
+                (algorithm.q_cls, task.class_names[label]),
+                (algorithm.q_reason, shapes.chain(env, index)),
+            ):
+                content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+                inputs = mllm.processor.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=True,
+                    return_tensors="pt",
+                    processor_kwargs={"crop_to_patches": False},
+                )
+                target = mllm.tokenizer(answer + "<|im_end|>", add_special_tokens=False, return_tensors="pt").input_ids
+                ids = torch.cat([inputs["input_ids"], target], dim=1)
+                logits = mllm.network(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0]
+                first = inputs["input_ids"].shape[1]
+                nll = torch.nn.functional.cross_entropy(logits[first - 1 : -1], target[0], reduction="none")
+                total = total + (nll.sum() if question == algorithm.q_cls else nll.mean())
+            count += 1
+    return total / count
+
+
+def gradients(algorithm):
+    return {name: weight.grad.clone() for name, weight in algorithm.mllm.adapters().items()}
+
+
+def test_mtct_equals_equation_1_computed_naively_in_loss_and_every_gradient():
+    """Two separate sequences an image through plain transformers calls, within 1e-5 in float32."""
+    dataset, algorithm = build("MTCT", test_envs=(3,))
+    with torch.no_grad():
+        for name, weight in algorithm.mllm.adapters().items():
+            if "lora_B" in name:
+                weight.normal_(std=0.02)  # away from zero, so that every adapter has a gradient
+    batch = minibatches(dataset, size=2)
+    own = adapters(algorithm)
+    expected = naive_losses(algorithm, batch)
+    expected.backward()
+    naive = gradients(algorithm)
+    values = algorithm.update(batch)
+    assert values["loss"] == pytest.approx(float(expected.detach()), abs=1e-5)
+    assert values["loss"] == pytest.approx(values["label_loss"] + values["chain_loss"], rel=1e-6)
+    moved = adapters(algorithm)
+    for name, weight in gradients(algorithm).items():
+        torch.testing.assert_close(weight, naive[name], rtol=1e-5, atol=1e-5)
+        assert weight.abs().max() > 0
+        assert not torch.equal(moved[name], own[name])
+
+
+def test_micro_batches_give_the_update_of_the_whole_batch():
+    moved = []
+    for size in (64, 4, 1):
+        dataset, algorithm = build("MTCT", micro_batch=size)
+        algorithm.task.chains.pop((0, 1))  # a sample with a label term alone
+        algorithm.update(minibatches(dataset))
+        moved.append(gradients(algorithm))
+    for other in moved[1:]:
+        for name, weight in other.items():
+            torch.testing.assert_close(weight, moved[0][name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("off", "twin"), [("chain_weight", "LabelSFT"), ("label_weight", "ReasoningSFT")])
+def test_without_one_term_mtct_is_the_single_path_method(off, twin):
+    dataset, mtct = build("MTCT", **{off: 0.0})
+    _, single = build(twin)
+    for _ in range(2):
+        mtct.update(minibatches(dataset))
+        single.update(minibatches(dataset))
+    for name, weight in adapters(single).items():
+        torch.testing.assert_close(weight, adapters(mtct)[name], rtol=1e-3, atol=2e-5)
+
+
+def test_images_without_a_chain_give_their_label_term_alone():
+    """Of 12 images 3 have a chain: the loss is the label term of 12 and a quarter of the chain mean of 3."""
+    dataset, algorithm = build("MTCT")
+    batch = minibatches(dataset)
+    keep = {(env, 0) for env in range(3)}
+    for key in [key for key in algorithm.task.chains if key not in keep]:
+        del algorithm.task.chains[key]
+    values = algorithm.update(batch)
+    assert values["chain_share"] == 0.25
+    assert values["loss"] == pytest.approx(values["label_loss"] + 0.25 * values["chain_loss"], rel=1e-5)
+
+
+def test_reasoning_alone_does_not_use_images_without_a_chain():
+    dataset, algorithm = build("ReasoningSFT")
+    algorithm.task.chains.clear()
+    before = adapters(algorithm)
+    assert algorithm.update(minibatches(dataset))["loss"] == 0.0
+    for name, weight in adapters(algorithm).items():
+        assert torch.equal(weight, before[name])
+
+
+@pytest.mark.parametrize("name", ["SARR", "RDMLDG"])
+def test_a_round_trains_on_the_models_own_kept_chains_and_reports_their_share(name, capsys, monkeypatch):
+    """Stages of one step each. The labeller's chains are replaced by known ones: every second names the true class."""
+    dataset, algorithm = build(name, mtct_epochs=1, sarr_epochs=1, sarr_rounds=2)
+    algorithm.schedule = algorithm.schedule.__class__(
+        tuple(stage.__class__(stage.round, i, i) for i, stage in enumerate(algorithm.schedule.stages)), 3, 1
+    )
+    batch = minibatches(dataset, size=2)
+    labels = [int(label) for _, y in batch for label in y]
+    answers = [shapes.CLASS_NAMES[label if i % 2 == 0 else (label + 1) % 7] for i, label in enumerate(labels)]
+    chains = [f"<CONCLUSION>{answer}</CONCLUSION>" for answer in answers]
+    monkeypatch.setattr(
+        type(algorithm), "_labeller", lambda self: SelfLabels(lambda images: list(chains), self.task.class_names)
+    )
+    assert "sarr1_accepted" not in algorithm.update(batch)
+    trained_on = []
+    likelihoods = algorithm.mllm.log_likelihoods
+    monkeypatch.setattr(
+        algorithm.mllm, "log_likelihoods", lambda e, q, a: trained_on.append((q, list(a))) or likelihoods(e, q, a)
+    )
+    both = algorithm.mllm.two_path_log_likelihoods
+    monkeypatch.setattr(
+        algorithm.mllm,
+        "two_path_log_likelihoods",
+        lambda e, q, a: trained_on.extend(zip(q, map(list, a), strict=True)) or both(e, q, a),
+    )
+    values = algorithm.update(batch)
+    assert values["stage"] == 1.0
+    assert values["sarr1_accepted"] == values["chain_share"] == 0.5
+    kept = [text for question, texts in trained_on if question == algorithm.q_reason for text in texts]
+    assert sorted(kept) == sorted(chains[::2])  # the model's own, not the teacher's; rejected ones not at all
+    named = [text for question, texts in trained_on if question == algorithm.q_cls for text in texts]
+    assert sorted(named) == (sorted(answers[::2]) if name == "RDMLDG" else [])
+    assert algorithm.update(batch)["stage"] == 2.0
+    assert "SARR round 1" in capsys.readouterr().out
+
+
+def test_the_labeller_of_a_round_stays_the_model_of_the_rounds_start():
+    dataset, algorithm = build("RDMLDG")
+    algorithm.update(minibatches(dataset))
+    labeller = algorithm._labeller()
+    images = torch.cat([x for x, _ in minibatches(dataset)]).as_subclass(torch.Tensor)
+    before = labeller.write(images)
+    with torch.no_grad():
+        for weight in algorithm.mllm.adapters().values():
+            weight.add_(0.05)
+    assert labeller.write(images) == before
+    assert algorithm.mllm.generate(images, algorithm.q_reason, 40) != before
+
+
+def test_a_labeller_without_room_for_a_copy_writes_the_same_chains(monkeypatch):
+    dataset, algorithm = build("RDMLDG")
+    algorithm.update(minibatches(dataset))
+    images = torch.cat([x for x, _ in minibatches(dataset)]).as_subclass(torch.Tensor)
+    with_copy = algorithm._labeller().write(images)
+    monkeypatch.setattr(type(algorithm.mllm), "fits_a_copy", lambda self: False)
+    assert algorithm._labeller().write(images) == with_copy
+
+
+def test_a_checkpoint_holds_adapters_alone_and_brings_the_answers_back():
+    dataset, algorithm = build("MTCT")
+    algorithm.update(minibatches(dataset))
+    state = algorithm.state_dict()
+    assert sum(weight.numel() for weight in state.values()) < 0.1 * sum(w.numel() for w in algorithm.parameters())
+    x = minibatches(dataset)[0][0]
+    _, fresh = build("MTCT", answer="label")
+    algorithm.hparams["answer"] = "label"
+    assert not torch.equal(fresh.predict(x), algorithm.predict(x))
+    fresh.load_state_dict(state)
+    torch.testing.assert_close(fresh.predict(x), algorithm.predict(x))
+
+
+def test_a_checkpoint_of_another_rank_is_refused():
+    _, algorithm = build("MTCT")
+    _, zero_shot = build("MLLMZeroShot")
+    with pytest.raises(ValueError, match="do not fit this model"):
+        algorithm.load_state_dict(zero_shot.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_rnak": 8}, "lora_rnak.*Did you mean 'lora_rank'"),
+        ({"model": "no-such-model"}, "neither a folder nor a hub id"),
+        ({"answer": "both"}, "none of chain, label"),
+        ({"quantize": "int3"}, "none of none, nf4, int8"),
+        ({"lora_targets": "all"}, "none of both, vision, language"),
+        ({"lr_schedule": "step"}, "none of constant, linear, cosine"),
+        ({"lr": -1.0}, "lr: -1.0 is not a number above 0"),
+        ({"lr": "1e-3"}, "lr: '1e-3' is not a number"),
+        ({"dtype": "float8"}, "none of auto, float32, bfloat16, float16"),
+    ],
+)
+def test_hparams_that_cannot_be_used_end_before_training_with_the_cure(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build("MTCT", **changes)
+
+
+def test_zero_shot_takes_one_step_and_changes_nothing():
+    dataset, algorithm = build("MLLMZeroShot")
+    assert dataset.N_STEPS == 1
+    before = {key: weight.clone() for key, weight in algorithm.named_parameters()}
+    algorithm.update(minibatches(dataset))
+    assert all(torch.equal(weight, before[key]) for key, weight in algorithm.named_parameters())
+    assert algorithm.state_dict() == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_search_draws_plain_values_and_states_every_source(name):
+    drawn = [hparams_registry.random_hparams(name, "PACSReasoning", seed) for seed in range(1, 6)]
+    assert json.loads(json.dumps(drawn)) == drawn
+    table = registry.load(registry.ALGORITHMS[name]).HPARAMS
+    assert all(hparam.source for hparam in table.values())
+    defaults = hparams_registry.default_hparams(name, "PACSReasoning")
+    assert defaults["model"] == "OpenGVLab/InternVL3-8B-hf"
+    if name != "MLLMZeroShot":
+        assert defaults["lr"] == 5e-4 and defaults["lora_rank"] == 8 and defaults["mtct_epochs"] == 3
+        assert len({values["lr"] for values in drawn}) == 5
