@@ -86,7 +86,7 @@ def test_debug_datasets_work_without_ids_names_and_chains(name, dataset_name):
 
 
 def naive_losses(algorithm, batch):
-    """Equation 1 from plain transformers calls: two sequences an image, every logit, no code of ours but the prompts."""
+    """Equation 1 from plain transformers calls: two sequences an image, every logit, only the prompts are ours."""
     from PIL import Image
 
     mllm, task = algorithm.mllm, algorithm.task
@@ -160,11 +160,10 @@ def test_micro_batches_give_the_update_of_the_whole_batch():
 def test_without_one_term_mtct_is_the_single_path_method(off, twin):
     dataset, mtct = build("MTCT", **{off: 0.0})
     _, single = build(twin)
-    for _ in range(2):
-        mtct.update(minibatches(dataset))
-        single.update(minibatches(dataset))
-    for name, weight in adapters(single).items():
-        torch.testing.assert_close(weight, adapters(mtct)[name], rtol=1e-3, atol=2e-5)
+    mtct.update(minibatches(dataset))
+    single.update(minibatches(dataset))
+    for name, gradient in gradients(single).items():
+        torch.testing.assert_close(gradient, gradients(mtct)[name], rtol=1e-4, atol=1e-5)
 
 
 def test_images_without_a_chain_give_their_label_term_alone():
