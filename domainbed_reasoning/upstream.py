@@ -17,7 +17,7 @@ from pathlib import Path
 COMMIT = "b93c22a1cfc3b2428398272c1a116c8de1f4139e"
 URL = "https://github.com/facebookresearch/DomainBed"
 VARIABLE = "DOMAINBED_REASONING_DOMAINBED"
-STAND_IN_MARK = "STAND_IN"
+STAND_IN_MARK = "STANDIN = True"
 
 
 def cached_clone() -> Path:
@@ -130,7 +130,8 @@ def describe(folder: Path) -> str:
 
 def is_stand_in(folder: Path) -> bool:
     """Return whether the DomainBed in ``folder`` is the stand-in of our tests."""
-    return (folder / "domainbed" / STAND_IN_MARK).is_file()
+    package = folder / "domainbed" / "__init__.py"
+    return package.is_file() and STAND_IN_MARK in package.read_text(encoding="utf-8").splitlines()
 
 
 # A clone that another user made, on a shared machine, is good enough to look at.

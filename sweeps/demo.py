@@ -147,24 +147,17 @@ def print_summary(runs: Sequence[Run], domains: Sequence[str]) -> None:
 
 
 def print_answers(runs: Sequence[Run]) -> None:
-    """Print the accuracy of both answers on the target domains, which the tables hold for one of them."""
+    """Print the accuracy of both answers on the target domains: the tables hold one of them."""
     lines = []
     for name in ROWS:
-        splits = [
-            answers[f"env{run.target}"]["in"]
-            for run in runs
-            if run.algorithm == name and (answers := _read_json(run.folder / "answers.json"))
-        ]
-        count = sum(split["n"] for split in splits)
-        if count:
-            label, chain = (
-                _share(sum(split[key] * split["n"] for split in splits) / count) for key in ("label", "chain")
-            )
-            unparsed = sum(split["unparsed"] for split in splits)
-            lines.append(f"  {name:<14}{label:>12}{chain:>16}{unparsed:>12} of {count}")
+        files = [(run, run.folder / "answers.json") for run in runs if run.algorithm == name]
+        splits = [json.loads(path.read_text())[f"env{run.target}"]["in"] for run, path in files if path.exists()]
+        if splits:
+            cells = [_mean_share(splits, key) for key in ("label", "chain", "unparsed")]
+            lines.append(f"  {name:<14}{cells[0]:>12}{cells[1]:>18}{cells[2]:>20}")
     if lines:
         print("\nBoth answers on the target domains, at the last step")
-        print(f"  {'':<14}{'class name':>12}{'chain concludes':>16}{'no parsable chain':>18}")
+        print(f"  {'':<14}{'class name':>12}{'chain concludes':>18}{'chain names none':>20}")
         print("\n".join(lines))
 
 
@@ -196,8 +189,11 @@ def print_chain(runs: Sequence[Run], domains: Sequence[str]) -> None:
             return
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+def _mean_share(splits: Sequence[dict[str, Any]], key: str) -> str:
+    """Return the share over all images of the splits; a dash where that answer was not asked for."""
+    if any(split[key] is None for split in splits):
+        return "-"
+    return _share(sum(split[key] * split["n"] for split in splits) / sum(split["n"] for split in splits))
 
 
 def _share(value: float) -> str:
