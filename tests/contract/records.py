@@ -7,7 +7,8 @@ import itertools
 import json
 import pathlib
 import random
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass
 
 ENVIRONMENTS = {"Debug28": 3, "Debug224": 3, "VLCS": 4, "PACS": 4, "OfficeHome": 4, "DomainNet": 6}
 
@@ -37,7 +38,6 @@ class Plan:
     missing: float = 0.0
     short: float = 0.0
     levels: int = 10_000
-    extra_lines: tuple[str, ...] = field(default=())
 
 
 def jobs(plan: Plan) -> list[dict]:
@@ -47,11 +47,22 @@ def jobs(plan: Plan) -> list[dict]:
         everything = range(ENVIRONMENTS[dataset])
         test_sets = [[i] for i in everything] + [list(p) for p in itertools.combinations(everything, 2) if plan.pairs]
         for test_envs, hparams_seed in itertools.product(test_sets, range(plan.hparams_seeds)):
-            found.append({
-                "algorithm": algorithm, "dataset": dataset, "test_envs": test_envs, "hparams_seed": hparams_seed,
-                "trial_seed": trial, "seed": 0, "data_dir": "data", "output_dir": "out", "holdout_fraction": 0.2,
-                "task": "domain_generalization", "steps": plan.steps[-1] + 1, "hparams": None,
-            })
+            found.append(
+                {
+                    "algorithm": algorithm,
+                    "dataset": dataset,
+                    "test_envs": test_envs,
+                    "hparams_seed": hparams_seed,
+                    "trial_seed": trial,
+                    "seed": 0,
+                    "data_dir": "data",
+                    "output_dir": "out",
+                    "holdout_fraction": 0.2,
+                    "task": "domain_generalization",
+                    "steps": plan.steps[-1] + 1,
+                    "hparams": None,
+                }
+            )
     return found
 
 
@@ -77,3 +88,41 @@ def write_records(folder: pathlib.Path, plan: Plan, seed: int) -> int:
         total += len(lines)
         (folder / name / "results.jsonl").write_text("".join(line + "\n" for line in lines))
     return total
+
+
+def random_plan(seed: int) -> tuple[Plan, int]:
+    """Return a plan that the seed draws, with everything that can be missing missing somewhere."""
+    draw = random.Random(f"plan {seed}")
+    plan = Plan(
+        algorithms=tuple(
+            draw.sample(["ERM", "IRM", "GroupDRO", "Mixup", "CORAL", "Zeta", "Alpha"], draw.randint(1, 3))
+        ),
+        datasets=tuple(draw.sample(sorted(ENVIRONMENTS), draw.randint(1, 2))),
+        trials=draw.randint(1, 3),
+        hparams_seeds=draw.choice([1, 2, 3]),
+        steps=tuple(range(0, 100 * draw.randint(1, 4), 100)),
+        pairs=draw.random() < 0.7,
+        missing=draw.choice([0.0, 0.1, 0.5]),
+        short=draw.choice([0.0, 0.5]),
+        levels=draw.choice([1, 3, 10_000]),
+    )
+    return plan, seed
+
+
+SETS: dict[str, tuple[Plan, int]] = {
+    "full": (Plan(("CORAL", "ERM", "NewThing", "AnotherThing"), ("PACS", "Debug28")), 1),
+    "gaps": (Plan(("IRM", "ERM"), ("PACS", "Debug28"), trials=1, missing=0.3, short=0.2), 2),
+    "ties": (
+        Plan(("Mixup", "ERM"), ("OfficeHome", "Debug28"), trials=3, hparams_seeds=3, levels=3, missing=0.05, short=0.2),
+        3,
+    ),
+    "many_seeds": (Plan(("ERM",), ("Debug28",), trials=2, hparams_seeds=12, levels=2, steps=(5, 20, 100, 1000)), 4),
+    "no_pairs": (Plan(("ERM",), ("VLCS",), trials=1, hparams_seeds=1, pairs=False), 5),
+    "one_step": (Plan(("GroupDRO",), ("DomainNet",), trials=1, hparams_seeds=1, steps=(0,)), 6),
+    "nothing": (Plan((), ()), 7),
+    **{f"random{seed}": random_plan(seed) for seed in range(8)},
+}
+
+if __name__ == "__main__":
+    for set_name, (set_plan, set_seed) in SETS.items():
+        write_records(pathlib.Path(sys.argv[1], set_name), set_plan, set_seed)

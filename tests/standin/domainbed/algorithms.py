@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from domainbed import networks
 from torch import Tensor, nn
 from torch.nn import functional
-
-from domainbed import networks
 
 ALGORITHMS = ["ERM", "IRM", "GroupDRO", "Mixup", "CORAL"]
 
@@ -90,7 +89,9 @@ class IRM(ERM):
     def _penalty(scores: Tensor, labels: Tensor) -> Tensor:
         scale = torch.ones((), device=scores.device, requires_grad=True)
         grads = [
-            torch.autograd.grad(functional.cross_entropy(scale * scores[half::2], labels[half::2]), scale, create_graph=True)
+            torch.autograd.grad(
+                functional.cross_entropy(scale * scores[half::2], labels[half::2]), scale, create_graph=True
+            )
             for half in (0, 1)
         ]
         return grads[0][0] * grads[1][0]
@@ -104,7 +105,9 @@ class IRM(ERM):
         penalty = torch.stack([self._penalty(scores, y) for scores, y in pairs]).mean()
         if count == self.hparams["irm_penalty_anneal_iters"]:
             self._new_optimizer()
-        values = self._minimise(nll + (self.hparams["irm_lambda"] if annealed else 1.0) * penalty, nll=nll, penalty=penalty)
+        values = self._minimise(
+            nll + (self.hparams["irm_lambda"] if annealed else 1.0) * penalty, nll=nll, penalty=penalty
+        )
         self.update_count += 1
         return values
 

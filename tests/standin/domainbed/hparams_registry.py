@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from domainbed.lib import misc
 
 SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST")

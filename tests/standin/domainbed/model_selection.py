@@ -35,7 +35,7 @@ class SelectionMethod:
         runs: dict[int, list[Record]] = {}
         for record in records:
             runs.setdefault(record["args"]["hparams_seed"], []).append(record)
-        found = [(cls.run_acc(run), run) for run in runs.values()]
+        found = [(cls.run_acc(runs[seed]), runs[seed]) for seed in sorted(runs)]
         usable = [pair for pair in found if pair[0] is not None]
         return sorted(usable, key=lambda pair: pair[0]["val_acc"])[::-1]
 
@@ -109,5 +109,5 @@ class LeaveOneOutSelectionMethod(SelectionMethod):
         steps: dict[int, list[Record]] = {}
         for record in run_records:
             steps.setdefault(record["step"], []).append(record)
-        usable = [found for found in map(cls._step, steps.values()) if found is not None]
+        usable = [found for found in map(cls._step, (steps[step] for step in sorted(steps))) if found is not None]
         return max(usable, key=lambda choice: choice["val_acc"], default=None)

@@ -10,8 +10,8 @@ Record = dict[str, Any]
 
 
 def load_records(path: str) -> list[Record]:
-    """Return every line of every ``results.jsonl`` one level below ``path``."""
-    files = (folder / "results.jsonl" for folder in sorted(pathlib.Path(path).iterdir()))
+    """Return every line of every ``results.jsonl`` one level below ``path``, in the file system's order."""
+    files = (folder / "results.jsonl" for folder in pathlib.Path(path).iterdir())
     return [json.loads(line) for file in files if file.is_file() for line in file.read_text().splitlines()]
 
 

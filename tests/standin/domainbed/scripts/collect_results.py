@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-
 from domainbed import algorithms, announce, datasets, model_selection
 from domainbed.lib import misc, reporting
 
@@ -37,7 +36,9 @@ def with_average(cells: list[tuple[float | None, str]]) -> list[str]:
     return [text for _, text in cells] + [average]
 
 
-def print_table(title: str, method: str, columns: list[str], rows: dict[str, list[str]], width: int, latex: bool) -> None:
+def print_table(
+    title: str, method: str, columns: list[str], rows: dict[str, list[str]], width: int, latex: bool
+) -> None:
     """Print one table: a head row and a row an algorithm."""
     head = ["Algorithm", *columns, "Avg"]
     print()
@@ -57,9 +58,9 @@ def print_table(title: str, method: str, columns: list[str], rows: dict[str, lis
         print("\\bottomrule", "\\end{tabular}}", "\\end{center}", sep="\n")
 
 
-def in_order(found: set[str], known: list[str]) -> list[str]:
-    """Return the names found, the known ones in their order and then the others."""
-    return [name for name in known if name in found] + sorted(found.difference(known))
+def in_order(found: list[str], known: list[str]) -> list[str]:
+    """Return the names found, each once: the known ones in their order, then the others as they came."""
+    return [name for name in known if name in found] + [name for name in dict.fromkeys(found) if name not in known]
 
 
 def sweep_results(groups: list[dict[str, Any]], method: type[model_selection.SelectionMethod]) -> Iterator[Result]:
@@ -72,7 +73,7 @@ def sweep_results(groups: list[dict[str, Any]], method: type[model_selection.Sel
 
 def print_method(groups: list[dict[str, Any]], method: type[model_selection.SelectionMethod], latex: bool) -> None:
     """Print every table of one selection method."""
-    names = in_order({group["algorithm"] for group in groups}, algorithms.ALGORITHMS)
+    names = in_order([group["algorithm"] for group in groups], algorithms.ALGORITHMS)
     seen = {group["dataset"] for group in groups}
     sets = [name for name in datasets.DATASETS if name in seen]
     results = list(sweep_results(groups, method))

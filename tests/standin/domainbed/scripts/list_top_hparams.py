@@ -29,7 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     records = reporting.load_records(args.input_dir)
     wanted = {"dataset": args.dataset, "algorithm": args.algorithm, "test_env": int(args.test_env)}
-    groups = [g for g in reporting.get_grouped_records(records) if all(g[key] == value for key, value in wanted.items())]
+    groups = [
+        g for g in reporting.get_grouped_records(records) if all(g[key] == value for key, value in wanted.items())
+    ]
     print(f"Total records: {len(records)}")
     for method in METHODS:
         print(f"Model selection: {method.name}")

@@ -18,7 +18,6 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-
 from domainbed import algorithms, announce, datasets, hparams_registry
 from domainbed.lib import misc
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
@@ -52,7 +51,11 @@ def print_head(args: argparse.Namespace, hparams: dict[str, Any]) -> None:
     versions = {"Python": platform.python_version(), "PyTorch": torch.__version__, "NumPy": np.__version__}
     versions |= {"Torchvision": torchvision.__version__, "CUDA": torch.version.cuda, "PIL": PIL.__version__}
     versions["CUDNN"] = torch.backends.cudnn.version()
-    blocks = {"Environment": versions, "Args": dict(sorted(vars(args).items())), "HParams": dict(sorted(hparams.items()))}
+    blocks = {
+        "Environment": versions,
+        "Args": dict(sorted(vars(args).items())),
+        "HParams": dict(sorted(hparams.items())),
+    }
     for title, values in blocks.items():
         print(f"{title}:", *(f"\t{name}: {value}" for name, value in values.items()), sep="\n")
 
