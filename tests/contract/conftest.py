@@ -18,30 +18,20 @@ from typing import Any
 
 import pytest
 
+from domainbed_reasoning import upstream
+
 HERE = pathlib.Path(__file__).resolve().parent
 STANDIN = HERE.parent / "standin"
-
-
-def upstream_root() -> pathlib.Path | None:
-    """Return the folder that holds the real library's package, or None."""
-    named = os.environ.get("DOMAINBED_REASONING_DOMAINBED")
-    if named:
-        return pathlib.Path(named)
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    found = sorted((cache / "domainbed-reasoning").glob("DomainBed-*/domainbed/__init__.py"))
-    return found[-1].parent.parent if found else None
 
 
 def root_of(implementation: str) -> pathlib.Path:
     """Return what to put on PYTHONPATH; skips the test where that is not there."""
     if implementation == "standin":
         return STANDIN
-    root = upstream_root()
-    if root is None:
-        pytest.skip("no DomainBed found: set DOMAINBED_REASONING_DOMAINBED or run `domainbed-reasoning get-domainbed`")
-    if not (root / "domainbed" / "__init__.py").is_file():
-        pytest.fail(f"DOMAINBED_REASONING_DOMAINBED={root} holds no domainbed/__init__.py")
-    return root
+    for folder in (upstream.importable_domainbed(), upstream.cached_clone()):
+        if folder and (folder / "domainbed" / "__init__.py").is_file() and not upstream.is_stand_in(folder):
+            return folder
+    pytest.skip(f"no upstream DomainBed: set {upstream.VARIABLE} or run `domainbed-reasoning get-domainbed`")
 
 
 def run_python(implementation: str, *words: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:

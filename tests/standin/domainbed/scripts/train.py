@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import collections
 import json
 import os
 import pathlib
@@ -11,16 +10,17 @@ import platform
 import random
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 import torchvision
 from domainbed import algorithms, announce, datasets, hparams_registry
 from domainbed.lib import misc
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
+from PIL import __version__ as pil_version
 
 EVALUATION_BATCH = 64
 
@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 def print_head(args: argparse.Namespace, hparams: dict[str, Any]) -> None:
     """Print versions, arguments and hyper-parameters."""
     versions = {"Python": platform.python_version(), "PyTorch": torch.__version__, "NumPy": np.__version__}
-    versions |= {"Torchvision": torchvision.__version__, "CUDA": torch.version.cuda, "PIL": PIL.__version__}
+    versions |= {"Torchvision": torchvision.__version__, "CUDA": torch.version.cuda, "PIL": pil_version}
     versions["CUDNN"] = torch.backends.cudnn.version()
     blocks = {
         "Environment": versions,
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace, hparams: dict[str, Any]) -> None:
     epoch_length = min(len(part) / hparams["batch_size"] for _, part in splits["in"])
     n_steps = args.steps or dataset.N_STEPS
     frequency = args.checkpoint_freq or dataset.CHECKPOINT_FREQ
-    since: dict[str, list[float]] = collections.defaultdict(list)
+    since: dict[str, list[float]] = defaultdict(list)
     shown: list[str] = []
     for step in range(n_steps):
         started = time.time()
