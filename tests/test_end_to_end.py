@@ -1,0 +1,110 @@
+"""Stock commands, in processes of their own, with our names in them: on the stand-in and on upstream."""
+
+import json
+import re
+
+import pytest
+import torch
+
+FEW = json.dumps({"max_new_tokens": 8, "batch_size": 2, "sarr_rounds": 1})
+
+
+@pytest.fixture
+def sweep(domainbed_root, run_stock, tmp_path):
+    """A sweep of ERM and RDMLDG on one target of ShapesReasoning, three steps each."""
+    arguments = ["--algorithms", "ERM", "RDMLDG", "--datasets", "ShapesReasoning", "--steps", 3]
+    arguments += ["--n_hparams", 1, "--n_trials", 1, "--single_test_envs", "--skip_confirmation"]
+    arguments += ["--data_dir", tmp_path, "--output_dir", tmp_path / "sweep", "--hparams", FEW]
+    env = {"DOMAINBED_REASONING_TARGETS": "2"}
+    launched = run_stock(
+        domainbed_root, "sweep", "launch", *arguments, "--command_launcher", "parallel", cwd=domainbed_root, env=env
+    )
+    assert "8 jobs: 0 done, 0 incomplete, 8 not launched." in launched.stdout
+    assert "All 2 jobs ended well." in launched.stdout
+    removed = run_stock(
+        domainbed_root, "sweep", "delete_incomplete", *arguments, "--command_launcher", "parallel", cwd=domainbed_root
+    )
+    assert "8 jobs: 2 done, 6 incomplete, 0 not launched." in removed.stdout
+    return domainbed_root, tmp_path / "sweep"
+
+
+def jobs(folder):
+    found = {}
+    for path in folder.glob("*/results.jsonl"):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        found[records[0]["args"]["algorithm"]] = (path.parent, records)
+    return found
+
+
+def test_a_stock_sweep_runs_ours_beside_erm_and_tabulates_both(sweep, run_stock):
+    root, folder = sweep
+    (erm, erm_records), (job, records) = (jobs(folder)[name] for name in ("ERM", "RDMLDG"))
+    assert [record["step"] for record in records] == [0, 1, 2]
+    assert [record["stage"] for record in records] == [0, 0, 1]
+    assert "sarr1_accepted" in records[-1]
+    accuracies = {f"env{env}_{split}_acc" for env in range(4) for split in ("in", "out")}
+    assert accuracies <= records[-1].keys() and accuracies <= erm_records[-1].keys()
+
+    shown = run_stock(root, "collect_results", "--input_dir", folder, cwd=root).stdout
+    assert f"Total records: {len(erm_records) + len(records)}" in shown
+    assert (folder / "results.txt").read_text() == shown
+    for row in ("ERM", "RDMLDG"):
+        assert re.search(rf"^{row} +X +X +\d+\.\d \+/- 0\.0 +X", shown, re.MULTILINE), shown
+    latex = run_stock(root, "collect_results", "--input_dir", folder, "--latex", cwd=root).stdout
+    assert "RDMLDG" in latex and "\\end{document}" in latex
+    top = run_stock(root, "list_top_hparams",
+        "--input_dir", folder, "--dataset", "ShapesReasoning", "--algorithm", "RDMLDG", "--test_env", 2,
+        cwd=root,
+    )  # fmt: skip
+    assert "lora_rank: 8" in top.stdout
+
+    check_records(job, records[-1])
+    saved = torch.load(job / "model.pkl", weights_only=True)
+    assert all("lora_" in name for name in saved["model_dict"])
+    assert saved["model_hparams"]["algorithm"] == "RDMLDG"
+    assert (job / "model.pkl").stat().st_size < 2**20
+
+
+def check_records(job, last):
+    """Both answers' files agree with DomainBed's own accuracies and its splits."""
+    rows = [json.loads(line) for line in (job / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = json.loads((job / "answers.json").read_text())
+    assert len({(row["env"], row["index"]) for row in rows}) == len(rows)
+    for env in range(4):
+        for split in ("in", "out"):
+            part = [row for row in rows if row["env"] == env and row["split"] == split]
+            assert answers[f"env{env}"][split]["n"] == len(part)
+            # DomainBed's accuracy: the chain's answer, and the label path's where the chain names no class.
+            right = [(row["chain_answer"] or row["label_answer"]) == row["label"] for row in part]
+            assert last[f"env{env}_{split}_acc"] == pytest.approx(sum(right) / len(right))
+
+
+@pytest.mark.parametrize("algorithm", ["MLLMZeroShot", "SARR"])
+def test_debug_datasets_train_through_the_stock_script(domainbed_root, run_stock, tmp_path, algorithm):
+    run_stock(domainbed_root, "train",
+        "--data_dir", tmp_path, "--dataset", "Debug28", "--algorithm", algorithm, "--test_envs", 0,
+        "--steps", 5, "--checkpoint_freq", 4, "--hparams", FEW, "--output_dir", tmp_path / "job",
+        cwd=domainbed_root,
+    )  # fmt: skip
+    assert (tmp_path / "job" / "done").exists()
+    records = [json.loads(line) for line in (tmp_path / "job" / "results.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "PACSReasoning"], r"PACSReasoning: there is no folder .*PACS.*--data_dir"),
+        (["--dataset", "ShapesReasoning", "--hparams", '{"lora_rnak": 4}'], r"lora_rnak.*Did you mean 'lora_rank'"),
+        (["--dataset", "ShapesReasoning", "--hparams", '{"model": "a/b/c"}'], r"neither a folder nor a hub id"),
+    ],
+)
+def test_what_cannot_be_run_ends_at_once_with_one_message(domainbed_root, run_stock, tmp_path, arguments, message):
+    done = run_stock(domainbed_root, "train",
+        "--data_dir", tmp_path, "--algorithm", "MTCT", "--output_dir", tmp_path / "job", *arguments,
+        cwd=domainbed_root, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    said = (done.stderr + done.stdout).strip()  # the train script tees its stderr to stdout
+    assert re.search(message, said.splitlines()[-1]), said
+    assert not (tmp_path / "job" / "results.jsonl").exists()
