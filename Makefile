@@ -11,7 +11,7 @@ help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
 	@echo "make demo    a stock DomainBed sweep with ERM and RD-MLDG, and its tables (about 8 minutes on 2 cores)"
 	@echo "             TARGETS=2 one target domain | DATASET=PACSReasoning DATA_DIR=... real images"
-	@echo "             MODEL=... a folder or hub id | STEPS=... | OUTPUT_DIR=$(OUTPUT_DIR)"
+	@echo "             CHAINS=... their chain file | MODEL=... a folder or hub id | STEPS=... | OUTPUT_DIR=$(OUTPUT_DIR)"
 	@echo "make test    the tests"
 	@echo "make lint    ruff and mypy"
 
@@ -32,7 +32,8 @@ $(STAMP): setup.cfg setup.py pyproject.toml
 demo: setup
 	@$(PYTHON) -m domainbed_reasoning.sweeps.demo --output_dir "$(OUTPUT_DIR)" \
 	  $(if $(TARGETS),--targets "$(TARGETS)") $(if $(DATASET),--dataset "$(DATASET)") \
-	  $(if $(DATA_DIR),--data_dir "$(DATA_DIR)") $(if $(MODEL),--model "$(MODEL)") $(if $(STEPS),--steps "$(STEPS)")
+	  $(if $(DATA_DIR),--data_dir "$(DATA_DIR)") $(if $(MODEL),--model "$(MODEL)") \
+	  $(if $(STEPS),--steps "$(STEPS)") $(if $(CHAINS),--chains "$(CHAINS)")
 
 test: setup
 	$(PYTHON) -m pytest $(PYTEST)

@@ -45,8 +45,10 @@ def publish_launchers(module: ModuleType) -> None:
     """Add our launchers to the registry of `domainbed.command_launchers`."""
     for name, target in registry.LAUNCHERS.items():
         launcher = _load(target, name)
-        if module.REGISTRY.setdefault(name, launcher).__qualname__ != launcher.__qualname__:
-            raise _clash("launcher", name, module.__name__, module.REGISTRY[name])
+        there = module.REGISTRY.get(name, launcher)
+        if _origin(there) != _origin(launcher):
+            raise _clash("launcher", name, module.__name__, there)
+        module.REGISTRY[name] = launcher
 
 
 def publish_hparams(module: ModuleType) -> None:
@@ -68,7 +70,7 @@ def _publish_classes(module: ModuleType, names: list[str], targets: Mapping[str,
         cls = _load(target, name)
         there = vars(module).get(name, cls)
         # A reloaded class module has a new class of the same origin: the newest one counts.
-        if (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
+        if _origin(there) != _origin(cls):
             raise _clash(kind, name, module.__name__, there)
         setattr(module, name, cls)
         if name not in names:
@@ -88,10 +90,14 @@ def _load(target: str, name: str) -> Any:
 
 
 def _clash(kind: str, name: str, where: str, there: Any) -> RuntimeError:
-    origin = f"{getattr(there, '__module__', '?')}.{getattr(there, '__qualname__', there)}"
     return RuntimeError(
-        f"{where} has another {kind} {name!r} already, {origin}: rename that one, or uninstall domainbed-reasoning."
+        f"{where} has another {kind} {name!r} already, {_origin(there)}: "
+        "rename that one, or uninstall domainbed-reasoning."
     )
+
+
+def _origin(thing: Any) -> str:
+    return f"{getattr(thing, '__module__', '?')}.{getattr(thing, '__qualname__', thing)}"
 
 
 def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[str, str, int], Ranges]:

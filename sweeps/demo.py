@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from domainbed_reasoning import upstream
 from domainbed_reasoning.sweeps import parallel
 
 EMBEDDED = "ShapesReasoning"
+CPU_STEPS = 60
 ROWS = {
     "ERM": "a network without language, trained on the labels: DomainBed's baseline",
     "MLLMZeroShot": "the multimodal model as it comes, not trained on this task",
@@ -60,7 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_dir", default="", help="the folder that holds the dataset's own, as for DomainBed")
     parser.add_argument("--targets", default="", help='target domains by number, as in "2" or "0 2" (default: all)')
     parser.add_argument("--model", default="", help="a folder or hub id (default: the embedded tiny model)")
-    parser.add_argument("--steps", default="", help="steps of every job (default: the dataset's)")
+    parser.add_argument(
+        "--chains", default="", help="the chain file (default: reasoning.jsonl in the dataset's folder)"
+    )
+    parser.add_argument(
+        "--steps", type=int, help=f"of every job (default: the dataset's; {CPU_STEPS} for real images on a CPU)"
+    )
     parser.add_argument("--output_dir", default="demo_output", help="default: %(default)s")
     given = parser.parse_args(argv)
     if given.dataset != EMBEDDED and not given.data_dir:
@@ -75,10 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep = ["--algorithms", *ROWS, "--datasets", given.dataset, "--n_hparams", "1", "--n_trials", "1"]
     sweep += ["--single_test_envs", "--command_launcher", "parallel", "--skip_confirmation"]
     sweep += ["--data_dir", str(Path(given.data_dir or output).absolute()), "--output_dir", str(output)]
-    if given.model or given.dataset != EMBEDDED:
-        sweep += ["--hparams", json.dumps({"model": given.model or "tiny"})]
-    if given.steps:
-        sweep += ["--steps", given.steps]
+    if given.dataset != EMBEDDED or given.model:
+        hparams = {"model": given.model or "tiny"}
+        if given.chains:
+            hparams["chains"] = str(Path(given.chains).absolute())
+        sweep += ["--hparams", json.dumps(hparams)]
+    if steps := given.steps or choose_steps(given.dataset):
+        sweep += ["--steps", str(steps)]
     if output.is_dir():
         run_stock("sweep", "delete_incomplete", *sweep, cwd=domainbed, environment=environment)
     run_stock("sweep", "launch", *sweep, cwd=domainbed, environment=environment)
@@ -107,15 +117,33 @@ def choose_domainbed() -> Path:
     return folder
 
 
+def choose_steps(dataset: str) -> int | None:
+    """Return a number of steps that ends on a CPU where the dataset's own would take days; else None."""
+    import torch
+
+    if dataset == EMBEDDED or torch.cuda.is_available():
+        return None
+    print(f"Without a GPU every job takes {CPU_STEPS} steps only: the tables show that it runs, not how good it is.")
+    return CPU_STEPS
+
+
 def run_stock(script: str, *arguments: str, cwd: Path, environment: dict[str, str]) -> None:
     """Print and run one stock command from inside of DomainBed's folder."""
     command = ["python", "-m", f"domainbed.scripts.{script}", *arguments]
-    print(f"$ {' '.join(command)}", flush=True)
-    subprocess.run([sys.executable, *command[1:]], cwd=cwd, env={**environment, **_chosen_domainbed()}, check=True)
-
-
-def _chosen_domainbed() -> dict[str, str]:
-    return {name: os.environ[name] for name in (upstream.VARIABLE,) if name in os.environ}
+    print(f"$ {shlex.join(command)}", flush=True)
+    with parallel.ended_by_sigterm():
+        process = subprocess.Popen([sys.executable, *command[1:]], cwd=cwd, env=environment)
+        try:
+            exit_code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # Ctrl-C reached the sweep too, which ends its jobs
+            raise
+        except SystemExit:
+            process.terminate()
+            process.wait()
+            raise
+    if exit_code:
+        raise SystemExit(f"The command above ended with exit code {exit_code}.")
 
 
 def environment_names(dataset: str) -> Sequence[str]:

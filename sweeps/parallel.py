@@ -87,7 +87,7 @@ def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
         print(f"{TARGETS}={os.environ[TARGETS]}: {len(jobs)} of {len(commands)} jobs are run.")
     slots = device_slots()
     print(f"{len(jobs)} jobs, {min(len(slots), max(len(jobs), 1))} at a time; the output of each is in its {LOG}.")
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         failures = _run_all(jobs, slots)
     _report(failures, len(jobs))
     return failures
@@ -205,7 +205,7 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> Iterator[None]:
     """Make SIGTERM raise SystemExit inside, so that the running jobs are ended before this process is."""
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield

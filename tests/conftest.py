@@ -23,7 +23,7 @@ from domainbed_reasoning import upstream  # noqa: E402
 def find_upstream() -> Path | None:
     """Return the folder of an upstream clone, None where there is none."""
     for folder in (upstream.importable_domainbed(), upstream.cached_clone()):
-        if folder and (folder / "domainbed" / "__init__.py").is_file() and folder != STAND_IN:
+        if folder and (folder / "domainbed" / "__init__.py").is_file() and not upstream.is_stand_in(folder):
             return folder
     return None
 

@@ -153,6 +153,19 @@ def test_a_foreign_class_of_the_same_name_is_a_clash(forked):
     assert "another algorithm 'MTCT' already, __main__.MTCT" in forked(code)
 
 
+def test_a_foreign_launcher_of_the_same_name_is_a_clash(forked):
+    code = """
+    from domainbed import command_launchers
+    from domainbed_reasoning import register
+    command_launchers.REGISTRY["parallel"] = print
+    try:
+        register.publish(command_launchers)
+    except RuntimeError as error:
+        print(error)
+    """
+    assert "another launcher 'parallel' already, builtins.print" in forked(code)
+
+
 def test_a_package_that_is_gone_leaves_domainbed_alone(tmp_path):
     """Only the hook's file is left: DomainBed imports as if nothing had ever been installed."""
     (tmp_path / "_domainbed_reasoning_hook.py").write_text((CHECKOUT / "_domainbed_reasoning_hook.py").read_text())

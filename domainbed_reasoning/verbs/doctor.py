@@ -58,6 +58,11 @@ def examine_plug_in() -> Iterator[Finding]:
     """Look at the interpreter and at the hook."""
     yield Finding(f"Python {platform.python_version()} ({sys.executable})")
     yield Finding(f"{DISTRIBUTION} {__version__} ({Path(registry.__file__).parent})")
+    tiny_model = Path(registry.__file__).parent / "mllm" / "tiny_model" / "model.safetensors"
+    if not tiny_model.is_file():
+        yield Finding(
+            f"the embedded model is missing ({tiny_model})", f"pip install --force-reinstall {DISTRIBUTION}", True
+        )
     if HOOK in sys.modules:
         yield Finding("the import hook started with the interpreter")
     else:
@@ -99,7 +104,13 @@ def examine_domainbed() -> Iterator[Finding]:
         cure = "domainbed-reasoning get-domainbed, or start from inside of your own clone"
         yield Finding("no DomainBed is importable", cure, True)
         return
-    yield Finding(f"{folder} ({upstream.describe(folder)})")
+    pinned = upstream.fault_of(folder) is None
+    cure = (
+        ""
+        if pinned
+        else "domainbed-reasoning get-domainbed, from outside of it, for the commit that we are tested with"
+    )
+    yield Finding(f"{folder} ({upstream.describe(folder)})", cure)
 
 
 def examine_registries() -> Iterator[Finding]:
