@@ -30,6 +30,7 @@ MODEL_HPARAMS = {
     "model": Hparam("OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded="tiny"),
     "dtype": Hparam("auto", None, "bfloat16 on CUDA as the checkpoint was trained, float32 on the CPU"),
     "quantize": Hparam("none", None, "the paper's; nf4 or int8 (bitsandbytes) for smaller GPUs"),
+    "max_tiles": Hparam(1, None, "not published; one tile costs 256 tokens an image, 4 are 2 x 2 and the whole: 1280"),
     "data_augmentation": Hparam(False, None, "chains name colours, sides and views, which DomainBed's would change"),
     "answer": Hparam("chain", None, "the paper reads answers from the chain's conclusion"),
     "both_answers": Hparam(True, None, "the other answer is recorded too, at the last evaluation"),
@@ -114,6 +115,7 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
             dtype=hparams["dtype"],
             quantize=hparams["quantize"],
             gradient_checkpointing=hparams.get("gradient_checkpointing", False),
+            max_tiles=hparams["max_tiles"],
         )
         self.steps_taken = 0
         self.stage: Stage | None = None

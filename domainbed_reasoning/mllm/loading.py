@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.mllm.families import Family, ModelError, family_of
+from domainbed_reasoning.mllm.families import Family, ModelError, family_of, tile_grid
 
 TINY = pathlib.Path(__file__).parent / "tiny_model"
 
@@ -134,17 +134,21 @@ def _config_and_family(model: str, where: str) -> tuple[Any, Family]:
     return config, family_of(architecture)
 
 
-def image_edge(model: str) -> int:
+def image_edge(model: str, max_tiles: int = 1) -> int:
     """Return the edge in pixels at which a model sees an image, from its configs alone, without its weights.
 
+    Args:
+        model: ``tiny``, a folder or a hub id.
+        max_tiles: at most so many tiles an image.
+
     Raises:
-        ModelError: for a model that is not there or not supported.
+        ModelError: for a model that is not there or not supported, or has no tiles.
     """
     import transformers
 
     where = resolve(model)
     _, family = _config_and_family(model, where)
-    return family.image_size(dict(transformers.AutoImageProcessor.from_pretrained(where).size))
+    return family.tile_edge(transformers.AutoImageProcessor.from_pretrained(where)) * tile_grid(family, max_tiles)
 
 
 _BYTES = {"nf4": 0.6, "int8": 1.1}  # a weight, with its scales and the layers that stay unquantised
