@@ -179,7 +179,8 @@ def check_memory(model: str, weights: int, dtype: torch.dtype, quantize: str, fr
 def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     import transformers
 
-    skip = ["lm_head", *_PROJECTOR]
+    # Patterns match from a name's start to the end of one of its parts.
+    skip = ["lm_head", *(rf".*{part}\w*" for part in _PROJECTOR)]
     if quantize == "nf4":
         return transformers.BitsAndBytesConfig(
             load_in_4bit=True,

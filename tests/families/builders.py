@@ -49,7 +49,7 @@ GEMMA = (
     "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 MEAN_AND_STD = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.3, 0.2]}
-TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def internvl(folder: pathlib.Path) -> torch.nn.Module:
         chat_template=CHATML.replace("IMAGE", "<IMG_CONTEXT>\\n"),
     )
     vision = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
         "image_size": [32, 32], "patch_size": [8, 8], "attention_bias": True,
     }  # fmt: skip
     config = tf.InternVLConfig(
@@ -112,6 +112,7 @@ def internvl(folder: pathlib.Path) -> torch.nn.Module:
         text_config={"model_type": "qwen2", **_text(tokenizer, num_key_value_heads=2)},
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
+        tie_word_embeddings=False,
     )
     return _save(folder, tf.InternVLForConditionalGeneration(config), processor)
 
@@ -131,8 +132,8 @@ def llava(folder: pathlib.Path) -> torch.nn.Module:
         chat_template=VICUNA,
     )
     vision = {
-        "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "image_size": 24, "patch_size": 8, "projection_dim": 32,
+        "model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "image_size": 24, "patch_size": 8, "projection_dim": 64,
     }  # fmt: skip
     config = tf.LlavaConfig(
         vision_config=vision,
@@ -169,11 +170,11 @@ def qwen25_vl(folder: pathlib.Path) -> torch.nn.Module:
         chat_template=QWEN_CHAT,
     )
     vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": 14, "window_size": 56,
-        "out_hidden_size": 32, "fullatt_block_indexes": [1],
+        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "patch_size": 14, "window_size": 56,
+        "out_hidden_size": 64, "fullatt_block_indexes": [1],
     }  # fmt: skip
     text = _text(
-        tokenizer, num_key_value_heads=2, rope_parameters={"rope_type": "default", "mrope_section": [2, 1, 1]}
+        tokenizer, num_key_value_heads=2, rope_parameters={"rope_type": "default", "mrope_section": [4, 2, 2]}
     )
     text |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     config = tf.Qwen2_5_VLConfig(vision_config=vision, text_config=text, **_qwen_ids(tokenizer))
@@ -190,12 +191,12 @@ def qwen3_vl(folder: pathlib.Path) -> torch.nn.Module:
         chat_template=QWEN_CHAT,
     )
     vision = {
-        "depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": 16,
-        "out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
+        "depth": 3, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "patch_size": 16,
+        "out_hidden_size": 64, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
     }  # fmt: skip
     text = _text(
-        tokenizer, num_key_value_heads=2, head_dim=8,
-        rope_parameters={"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True},
+        tokenizer, num_key_value_heads=2, head_dim=16,
+        rope_parameters={"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True},
     )  # fmt: skip
     config = tf.Qwen3VLConfig(vision_config=vision, text_config=text, **_qwen_ids(tokenizer))
     return _save(folder, tf.Qwen3VLForConditionalGeneration(config), processor)
@@ -207,7 +208,7 @@ def _split_tags() -> list[str]:
 
 def _siglip(edge: int) -> dict[str, Any]:
     return {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
         "image_size": edge, "patch_size": 8,
     }  # fmt: skip
 
@@ -295,7 +296,7 @@ def gemma3(folder: pathlib.Path) -> torch.nn.Module:
         image_seq_length=4,
     )
     text = _text(
-        tokenizer, num_key_value_heads=2, head_dim=8, sliding_window=16, bos_token_id=tokenizer.bos_token_id,
+        tokenizer, num_key_value_heads=2, head_dim=16, sliding_window=16, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, layer_types=["sliding_attention", "full_attention"],
     )  # fmt: skip
     config = tf.Gemma3Config(
@@ -319,7 +320,9 @@ def _save(
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:
-                weight.mul_(4.0)
+                weight.mul_(2.0)
+        # A small output head could never be sure of a token.
+        model.get_output_embeddings().weight.mul_(4.0)
     tokenizer = processor.tokenizer
     ends = [tokenizer.convert_tokens_to_ids(token) for token in eos] if eos else tokenizer.eos_token_id
     model.generation_config.eos_token_id = ends

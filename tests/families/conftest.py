@@ -8,6 +8,11 @@ import pathlib
 import pytest
 import torch
 
+from domainbed_reasoning import registry
+from domainbed_reasoning.chains import Chain
+from domainbed_reasoning.samples import Task, attach_task, with_ids
+from domainbed_reasoning.stages import Schedule, Stage
+
 _spec = importlib.util.spec_from_file_location("family_builders", pathlib.Path(__file__).with_name("builders.py"))
 builders = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(builders)
@@ -48,3 +53,40 @@ def images() -> torch.Tensor:
 def _one_thread():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+CHAIN = Chain("a look", "a thing", "it has four legs", "no", builders.CLASSES[0]).render()
+
+
+@pytest.fixture(scope="session")
+def algorithm_on():
+    """``algorithm_on(folder, name, **hparams)``: an algorithm on a task of eight images of the first class."""
+
+    def build(folder: str, name: str = "MTCT", schedule: Schedule | None = None, **given):
+        cls = registry.load(registry.ALGORITHMS[name])
+        hparams = {key: hparam.default for key, hparam in cls.HPARAMS.items()}
+        hparams |= {"model": folder, "lora_dropout": 0.0, "max_new_tokens": 96, **given}
+        keys = [(env, index) for env in (0, 1) for index in range(4)]
+        task = Task(
+            dataset="PACSReasoning",
+            class_names=builders.CLASSES,
+            environments=("art", "photo", "sketch"),
+            test_envs=(2,),
+            labels=((0,) * 4,) * 3,
+            images=tuple(tuple(f"{env}/{index}.png" for index in range(4)) for env in range(3)),
+            chains={key: CHAIN for key in keys},
+            schedule=schedule or Schedule((Stage(0, 0, 999),), 1000, 1000),
+        )
+        attach_task(hparams, task)
+        torch.manual_seed(0)
+        return cls((3, 40, 40), len(builders.CLASSES), 2, hparams)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def minibatches():
+    """Two domains' minibatches of four images of the first class, each knowing its sample."""
+    pixels = torch.randint(0, 256, (2, 4, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    ids = [torch.tensor([[env, index] for index in range(4)]) for env in (0, 1)]
+    return [(with_ids(pixels[env], ids[env]), torch.zeros(4, dtype=torch.long)) for env in (0, 1)]

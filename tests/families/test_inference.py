@@ -166,17 +166,16 @@ def test_domainbed_floats_are_read_like_bytes(mllm, class_names):
     torch.testing.assert_close(mllm.class_scores(floats, question, class_names), expected)
 
 
-def test_generation_stops_at_the_conclusion(folder_of, images, class_names):
-    """A model tuned to one chain says it and no word more, though its weights know no end token after it."""
-    mllm = load_mllm(folder_of("InternVL"), lora=LoraSettings(8, 16))
-    optimizer = torch.optim.AdamW(mllm.adapters().values(), lr=2e-2)
-    text = "<SUMMARY>a</SUMMARY><CAPTION>b</CAPTION>" + "<CONCLUSION>dog" + END_OF_CHAIN
-    for _ in range(60):
-        values, mask = mllm.log_likelihoods(mllm.encode(images[:2]), "?", [text + " more words"] * 2)
-        (-(values * mask).sum() / 40).backward()
+def test_generation_stops_at_the_conclusion(folder_of, images):
+    """A model tuned to go on after its conclusion is stopped there."""
+    mllm = load_mllm(folder_of("LLaVA-1.5"), lora=LoraSettings(16, 16))
+    optimizer = torch.optim.AdamW(mllm.adapters().values(), lr=1e-2)
+    for _ in range(40):
+        values, mask = mllm.log_likelihoods(mllm.encode(images[:2]), "?", [f"dog{END_OF_CHAIN} more words"] * 2)
+        (-(values * mask).sum() / mask.sum()).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert mllm.eval().generate(images[:1], "?", 80)[0].endswith("<CONCLUSION>dog" + END_OF_CHAIN)
+    assert mllm.eval().generate(images[:1], "?", 80) == ["dog" + END_OF_CHAIN]
 
 
 def test_an_unsupported_architecture_is_refused_by_name(tmp_path: pathlib.Path):
