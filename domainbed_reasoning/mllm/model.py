@@ -258,7 +258,7 @@ class MLLM(torch.nn.Module):
             questions: both asked of all of them.
             answers: n texts to each question.
         """
-        if not self.family.tree_mask:
+        if self.family.tree is None:
             first, second = zip(questions, answers, strict=True)
             return self.log_likelihoods(encoded, *first), self.log_likelihoods(encoded, *second)
         prompts = [self.prompt(question)["input_ids"][0].tolist() for question in questions]
@@ -269,12 +269,40 @@ class MLLM(torch.nn.Module):
         hidden = self.base.model(
             input_ids=rows.input_ids,
             attention_mask=rows.mask,
-            position_ids=rows.position_ids,
+            position_ids=self._tree_positions(rows.position_ids, questions[0], encoded),
             use_cache=False,
             **{**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])},
         )[0]
         a, b = rows.branches
         return (self._at_targets(hidden, a), a.target_mask), (self._at_targets(hidden, b), b.target_mask)
+
+    def _tree_positions(self, plain: torch.Tensor, question: str, encoded: dict[str, Any]) -> torch.Tensor:
+        """Return the positions that the family counts for rows that begin with the question's image.
+
+        In Qwen's three dimensions an image counts for its edge, not for its tokens, and text is alike in all three.
+
+        Args:
+            plain: positions as the number of tokens before each, ``(n, L)``.
+            question: what the rows, or the rows before these, begin with, up to the image at least.
+            encoded: the images.
+
+        Returns:
+            ``(n, L)``, or ``(3, n, L)`` where the family rotates in three dimensions.
+        """
+        if self.family.tree != "rope":
+            return plain
+        prompt = self.prompt(question)
+        exact, shift = self.base.model.get_rope_index(
+            prompt["input_ids"].to(self.device),
+            mm_token_type_ids=prompt["mm_token_type_ids"].to(self.device),
+            image_grid_thw=encoded["image_grid_thw"][:1],
+        )
+        image = (prompt["mm_token_type_ids"][0] != 0).nonzero()
+        end = int(image[-1]) + 1  # of the image; after it all dimensions go on by one a token
+        counted = torch.nn.functional.pad(exact[:, :, :end], (0, max(0, int(plain.max()) + 1 - end)))
+        later = torch.arange(counted.shape[-1], device=self.device) + shift
+        counted = torch.where(torch.arange(counted.shape[-1], device=self.device) < end, counted, later)
+        return counted[:, 0][:, plain]
 
     def _at_targets(self, hidden: torch.Tensor, rows: Rows | TreeBranch) -> torch.Tensor:
         row, position = rows.supervised
@@ -305,15 +333,13 @@ class MLLM(torch.nn.Module):
         if not len(trie.tokens):
             return scores_from_trie(trie, first, first[:, None])
         n, length = prompt.shape
-        positions = (length + trie.depths.to(self.device)).expand(n, -1)
-        if self.family.tree == "rope":  # an image counts for its edge, not for its tokens; text is alike in all three
-            positions = (positions + self.base.model.rope_deltas.view(-1, 1)).expand(3, n, -1)
+        plain = (length + trie.depths.to(self.device)).expand(n, -1)
         mask = torch.ones(1, 1, len(trie.tokens), length + len(trie.tokens), dtype=torch.bool, device=self.device)
         mask[0, 0, :, length:] = trie.visible.to(self.device)
         nodes = self.base.model(
             input_ids=trie.tokens.to(self.device).expand(n, -1),
             attention_mask=mask.expand(n, -1, -1, -1),
-            position_ids=positions,
+            position_ids=self._tree_positions(plain, question, encoded),
             past_key_values=out.past_key_values,
             use_cache=True,
         )[0]

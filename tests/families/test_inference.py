@@ -184,3 +184,16 @@ def test_an_unsupported_architecture_is_refused_by_name(tmp_path: pathlib.Path):
     Blip2Config(architectures=["Blip2ForConditionalGeneration"]).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"Blip2ForConditionalGeneration is not .* InternVL3 .*Gemma 3"):
         load_mllm(str(tmp_path))
+
+
+def test_both_paths_in_one_row_equal_one_after_the_other(mllm, images, class_names):
+    """Rows of a shared prefix and two branches, of unequal lengths, where the family has them."""
+    questions = (q_cls(class_names), q_reason(class_names))
+    answers = (["dog", "alarm clock", "axe"], [CHAIN, CHAIN.replace("a thing on a table", "x"), "no chain"])
+    with torch.no_grad():
+        encoded = mllm.encode(images[:3])
+        together = mllm.two_path_log_likelihoods(encoded, questions, answers)
+        for (values, mask), question, texts in zip(together, questions, answers, strict=True):
+            expected, expected_mask = mllm.log_likelihoods(encoded, question, texts)
+            assert torch.equal(mask, expected_mask)
+            torch.testing.assert_close(values[mask], expected[mask], rtol=1e-5, atol=1e-4)
