@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from domainbed.algorithms import Algorithm
 
-from domainbed_reasoning.algorithms.records import AnswerRecords, records_for
+from domainbed_reasoning.algorithms.records import AnswerRecords, records_for, write_task
 from domainbed_reasoning.job import job_arguments
 from domainbed_reasoning.losses import chain_nll, label_nll
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
@@ -122,7 +122,10 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         self.self_labels: SelfLabels | None = None
         self.kept_by_round: dict[int, float] = {}
         self._reader: tuple[int, Any] | None = None
-        self.records: AnswerRecords | None = records_for(self.task, job_arguments())
+        args = job_arguments()
+        self.records: AnswerRecords | None = records_for(self.task, args)
+        if args is not None:
+            write_task(self.task, hparams, args)
 
     @classmethod
     def stage_epochs(cls, hparams: dict[str, Any]) -> list[int]:
@@ -362,13 +365,7 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         Raises:
             ValueError: for tensors that do not fit this model's adapters, naming the first.
         """
-        adapters = self.mllm.adapters()
-        wrong = sorted(adapters.keys() ^ state_dict.keys())
-        if wrong:
-            raise ValueError(f"the checkpoint's adapters do not fit this model: {wrong[0]!r} is on one side only.")
-        with torch.no_grad():
-            for name, weight in adapters.items():
-                weight.copy_(state_dict[name])
+        self.mllm.load_adapters(state_dict)
         self._reader = None
         return torch.nn.modules.module._IncompatibleKeys([], [])
 

@@ -105,15 +105,13 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     import transformers
 
     where = resolve(model)
-    config, family = _config_and_family(model, where)
+    family = _config_and_family(model, where)[1]
     for package in family.requires:
         if importlib.util.find_spec(package) is None:
             raise ModelError(f"{family.name} needs the package {package}: pip install {package}.")
     precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
     if device.type == "cuda":
-        with torch.device("meta"):
-            meta = transformers.AutoModelForImageTextToText.from_config(config)
-        count = sum(weight.numel() for weight in meta.parameters())
+        count = sum(weight.numel() for weight in empty_network(model)[0].parameters())
         check_memory(model, count, precision, quantize, torch.cuda.mem_get_info(device)[0])
     settings: dict[str, Any] = {"dtype": precision, "attn_implementation": "sdpa", "device_map": {"": device}}
     if quantize != "none":
@@ -121,6 +119,20 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
     network.requires_grad_(False)
     return network, transformers.AutoProcessor.from_pretrained(where), family
+
+
+def empty_network(model: str) -> tuple[torch.nn.Module, Family]:
+    """Return a model's architecture without its weights, on the meta device, and its family.
+
+    Raises:
+        ModelError: for a model that is not there or not supported.
+    """
+    import transformers
+
+    where = resolve(model)
+    config, family = _config_and_family(model, where)
+    with torch.device("meta"):
+        return transformers.AutoModelForImageTextToText.from_config(config), family
 
 
 def _config_and_family(model: str, where: str) -> tuple[Any, Family]:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -410,6 +410,30 @@ class MLLM(torch.nn.Module):
         """Return the trainable tensors by name; empty for a bare model."""
         return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
 
+    def load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Take over adapter values by name.
+
+        Raises:
+            ValueError: for tensors that do not fit this model's adapters, naming the first.
+        """
+        own = self.adapters()
+        odd = sorted(own.keys() ^ values.keys())
+        if odd:
+            raise ValueError(f"the checkpoint's adapters do not fit this model: {odd[0]!r} is on one side only.")
+        for name, weight in own.items():
+            if weight.shape != values[name].shape:
+                raise ValueError(
+                    f"the checkpoint's adapters do not fit this model: {name!r} is {tuple(values[name].shape)} there "
+                    f"and {tuple(weight.shape)} here."
+                )
+        self._set_adapters(values)
+
+    def merge(self) -> MLLM:
+        """Return this model with its adapters merged into its own weights, for answering only; this one is used up."""
+        network = self.network.merge_and_unload() if hasattr(self.network, "peft_config") else self.network
+        network.requires_grad_(False).eval()
+        return MLLM(network, self.processor, self.family, self.grid, self.quantized)
+
     def copy_for_inference(self) -> MLLM:
         """Return a frozen model that answers as this one does now, whatever is trained afterwards.
 
@@ -444,6 +468,6 @@ class MLLM(torch.nn.Module):
             self.train(training)
 
     @torch.no_grad()
-    def _set_adapters(self, values: dict[str, torch.Tensor]) -> None:
+    def _set_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, weight in self.adapters().items():
             weight.copy_(values[name])

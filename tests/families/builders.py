@@ -173,9 +173,7 @@ def qwen25_vl(folder: pathlib.Path) -> torch.nn.Module:
         "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "patch_size": 14, "window_size": 56,
         "out_hidden_size": 64, "fullatt_block_indexes": [1],
     }  # fmt: skip
-    text = _text(
-        tokenizer, num_key_value_heads=2, rope_parameters={"rope_type": "default", "mrope_section": [4, 2, 2]}
-    )
+    text = _text(tokenizer, num_key_value_heads=2, rope_parameters={"rope_type": "default", "mrope_section": [4, 2, 2]})
     text |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     config = tf.Qwen2_5_VLConfig(vision_config=vision, text_config=text, **_qwen_ids(tokenizer))
     return _save(folder, tf.Qwen2_5_VLForConditionalGeneration(config), processor)
@@ -218,9 +216,7 @@ def idefics3(folder: pathlib.Path) -> torch.nn.Module:
     start = "<|begin_of_text|>"
     tokenizer = _llama3_tokenizer([start, "<|eot_id|>", *_split_tags(), *marks], marks)
     processor = tf.Idefics3Processor(
-        tf.Idefics3ImageProcessor(
-            size={"longest_edge": 128}, max_image_size={"longest_edge": 32}, **MEAN_AND_STD
-        ),
+        tf.Idefics3ImageProcessor(size={"longest_edge": 128}, max_image_size={"longest_edge": 32}, **MEAN_AND_STD),
         tokenizer,
         image_seq_len=4,
         chat_template=IDEFICS.replace("START", start),

@@ -31,7 +31,9 @@ def learns_nothing(algorithm, name: str) -> bool:
 def run(family_folder, algorithm_on, minibatches):
     """An RDMLDG run of one MTCT stage and one SARR round, with what was seen on the way."""
     schedule = Schedule((Stage(0, 0, MTCT_STEPS - 1), Stage(1, MTCT_STEPS, MTCT_STEPS + SARR_STEPS - 1)), 52, 52)
-    algorithm = algorithm_on(family_folder, "RDMLDG", schedule, lr=1e-2, lr_schedule="constant", lora_rank=16, micro_batch=8)
+    algorithm = algorithm_on(
+        family_folder, "RDMLDG", schedule, lr=1e-2, lr_schedule="constant", lora_rank=16, micro_batch=8
+    )
     seen = {"frozen": frozen_weights(algorithm), "names": list(algorithm.mllm.adapters())}
     seen["values"] = [algorithm.update(minibatches)]
     seen["first"] = {name: weight.detach().clone() for name, weight in algorithm.mllm.adapters().items()}
@@ -94,7 +96,9 @@ def test_a_copy_for_inference_answers_as_the_trained_model(run, minibatches, cla
     images, before = minibatches[0][0], frozen_weights(algorithm)
     expected = algorithm.mllm.class_scores(images, algorithm.q_cls, class_names)
     copied = algorithm.mllm.copy_for_inference()
-    torch.testing.assert_close(copied.class_scores(images, algorithm.q_cls, class_names), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        copied.class_scores(images, algorithm.q_cls, class_names), expected, rtol=1e-4, atol=1e-3
+    )
     assert copied.generate(images, algorithm.q_reason, 40) == algorithm.mllm.generate(images, algorithm.q_reason, 40)
     assert all(torch.equal(weight, before[name]) for name, weight in frozen_weights(algorithm).items())
 
