@@ -7,7 +7,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from domainbed_reasoning.mllm.loading import add_lora, empty_network
+from domainbed_reasoning.mllm.loading import add_lora, empty_network, resolve
 from domainbed_reasoning.trained import TASK_FILE, JobError, TrainedJob, read_job
 
 
@@ -80,17 +80,26 @@ def model_card(job: TrainedJob, merged: bool) -> str:
     """Return the README.md of an exported model: data, target domain, accuracy, settings, how to load it."""
     targets = ", ".join(_domain(job, env) for env in job.test_envs) or "none"
     sources = ", ".join(_domain(job, env) for env in range(len(job.environments)) if env not in job.test_envs)
-    header = ["---", f"base_model: {job.hparams['model']}", "library_name: " + ("transformers" if merged else "peft")]
-    header += ["pipeline_tag: image-text-to-text", "tags:", "- domain-generalization", "- domainbed", "---"]
+    model = str(job.hparams["model"])
+    on_hub = model.count("/") == 1 and not pathlib.Path(model).expanduser().exists()
+    header = ["---", *([f"base_model: {model}"] if on_hub else [])]
+    header += [
+        "library_name: " + ("transformers" if merged else "peft"),
+        "pipeline_tag: image-text-to-text",
+        "tags:",
+        "- domain-generalization",
+        "- domainbed",
+        "---",
+    ]
     settings = "\n".join(f"| {name} | {json.dumps(value)} |" for name, value in sorted(job.hparams.items()))
-    load = _LOAD_MERGED if merged else _LOAD_ADAPTERS.format(model=job.hparams["model"])
+    load = _LOAD_MERGED if merged else _LOAD_ADAPTERS.format(model=resolve(model) if model == "tiny" else model)
     return "\n".join(header) + _CARD.format(
         algorithm=job.algorithm,
         dataset=job.dataset,
         targets=targets,
         sources=sources or "none recorded",
         kind="the adapters merged into its weights" if merged else "LoRA adapters",
-        model=job.hparams["model"],
+        model=model,
         classes=", ".join(job.class_names),
         accuracy=_accuracy_table(job),
         label=job.q_cls,
@@ -171,7 +180,7 @@ def _accuracy_table(job: TrainedJob) -> str:
     answers = json.loads(answers_file.read_text(encoding="utf-8")) if answers_file.is_file() else {}
     lines = [
         f"DomainBed's evaluation at step {record.get('step', '?')}, percent; answers by the {job.hparams['answer']}. "
-        "Parts: *in* is trained on in source domains, *out* is held out.",
+        "*in* is trained on in source domains, *out* is held out. By chain alone, one that names no class is wrong.",
         "",
         "| domain | role | in | out | out, by label | out, by chain |",
         "|---|---|---|---|---|---|",

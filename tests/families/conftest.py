@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import pathlib
 
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.chains import Chain
+from domainbed_reasoning.mllm.images import resize
 from domainbed_reasoning.samples import Task, attach_task, with_ids
 from domainbed_reasoning.stages import Schedule, Stage
 
@@ -90,3 +94,37 @@ def minibatches():
     pixels = torch.randint(0, 256, (2, 4, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     ids = [torch.tensor([[env, index] for index in range(4)]) for env in (0, 1)]
     return [(with_ids(pixels[env], ids[env]), torch.zeros(4, dtype=torch.long)) for env in (0, 1)]
+
+
+def _plain_log_likelihood(folder, mllm, image, question, answer):
+    """Return log p of the answer's tokens by the library alone: its own inputs for the whole conversation."""
+    processor = AutoProcessor.from_pretrained(folder)
+    network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    prompt = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    space = " " if prompt.endswith("ssistant:") or prompt.endswith("ASSISTANT:") else ""
+    end = processor.tokenizer.convert_ids_to_tokens(mllm.end_token)
+    bos = processor.tokenizer.bos_token
+    picture = Image.fromarray(resize(image[None], mllm.image_size)[0].permute(1, 2, 0).numpy())
+    kwargs = dict(
+        mllm._image_settings, add_special_tokens=not (bos and prompt.startswith(bos)), return_mm_token_type_ids=True
+    )
+
+    def inputs(text):
+        return processor(images=[[picture]], text=[text], return_tensors="pt", **kwargs)
+
+    asked, whole = inputs(prompt), inputs(prompt + space + answer + end)
+    start = asked["input_ids"].shape[1]
+    assert whole["input_ids"][0, :start].tolist() == asked["input_ids"][0].tolist()
+    whole.pop("num_patches", None)
+    accepted = set(inspect.signature(network.forward).parameters)
+    whole = {name: value for name, value in whole.items() if name in accepted}
+    with torch.no_grad():
+        logits = network(**whole).logits[0, start - 1 : -1].float().log_softmax(-1)
+    return logits.gather(1, whole["input_ids"][0, start:, None])[:, 0]
+
+
+@pytest.fixture(scope="session")
+def plain_log_likelihood():
+    """``plain_log_likelihood(folder, mllm, image, question, answer)``: the library alone."""
+    return _plain_log_likelihood

@@ -1,6 +1,5 @@
 """Each family against plain transformers: the same tokens, likelihoods and texts, whatever we share or batch."""
 
-import inspect
 import pathlib
 
 import pytest
@@ -21,36 +20,10 @@ def mllm(family_folder):
     return load_mllm(family_folder).eval()
 
 
-def plain_log_likelihood(folder, mllm, image, question, answer):
-    """Return log p of the answer's tokens by the library alone: its own inputs for the whole conversation."""
-    processor = AutoProcessor.from_pretrained(folder)
-    network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-    prompt = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    space = " " if prompt.endswith("ssistant:") or prompt.endswith("ASSISTANT:") else ""
-    end = processor.tokenizer.convert_ids_to_tokens(mllm.end_token)
-    bos = processor.tokenizer.bos_token
-    picture = Image.fromarray(resize(image[None], mllm.image_size)[0].permute(1, 2, 0).numpy())
-    kwargs = dict(
-        mllm._image_settings, add_special_tokens=not (bos and prompt.startswith(bos)), return_mm_token_type_ids=True
-    )
-
-    def inputs(text):
-        return processor(images=[[picture]], text=[text], return_tensors="pt", **kwargs)
-
-    asked, whole = inputs(prompt), inputs(prompt + space + answer + end)
-    start = asked["input_ids"].shape[1]
-    assert whole["input_ids"][0, :start].tolist() == asked["input_ids"][0].tolist()
-    whole.pop("num_patches", None)
-    accepted = set(inspect.signature(network.forward).parameters)
-    whole = {name: value for name, value in whole.items() if name in accepted}
-    with torch.no_grad():
-        logits = network(**whole).logits[0, start - 1 : -1].float().log_softmax(-1)
-    return logits.gather(1, whole["input_ids"][0, start:, None])[:, 0]
-
-
 @pytest.mark.parametrize("answer", ["alarm clock", CHAIN])
-def test_log_likelihoods_equal_a_plain_forward_of_the_conversation(family_folder, mllm, images, class_names, answer):
+def test_log_likelihoods_equal_a_plain_forward_of_the_conversation(
+    family_folder, mllm, images, class_names, answer, plain_log_likelihood
+):
     """Shared vision features, rows and the head at supervised positions change nothing (float32, 1e-5 relative)."""
     question = (q_reason if answer is CHAIN else q_cls)(class_names)
     with torch.no_grad():
