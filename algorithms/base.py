@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from domainbed.algorithms import Algorithm
 
-from domainbed_reasoning.algorithms.records import AnswerRecords, records_for
+from domainbed_reasoning.algorithms.records import AnswerRecords, records_for, write_task
 from domainbed_reasoning.job import job_arguments
 from domainbed_reasoning.losses import chain_nll, label_nll
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
@@ -30,6 +30,7 @@ MODEL_HPARAMS = {
     "model": Hparam("OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded="tiny"),
     "dtype": Hparam("auto", None, "bfloat16 on CUDA as the checkpoint was trained, float32 on the CPU"),
     "quantize": Hparam("none", None, "the paper's; nf4 or int8 (bitsandbytes) for smaller GPUs"),
+    "max_tiles": Hparam(1, None, "not published; one tile costs 256 tokens an image, 4 are 2 x 2 and the whole: 1280"),
     "data_augmentation": Hparam(False, None, "chains name colours, sides and views, which DomainBed's would change"),
     "answer": Hparam("chain", None, "the paper reads answers from the chain's conclusion"),
     "both_answers": Hparam(True, None, "the other answer is recorded too, at the last evaluation"),
@@ -114,13 +115,17 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
             dtype=hparams["dtype"],
             quantize=hparams["quantize"],
             gradient_checkpointing=hparams.get("gradient_checkpointing", False),
+            max_tiles=hparams["max_tiles"],
         )
         self.steps_taken = 0
         self.stage: Stage | None = None
         self.self_labels: SelfLabels | None = None
         self.kept_by_round: dict[int, float] = {}
         self._reader: tuple[int, Any] | None = None
-        self.records: AnswerRecords | None = records_for(self.task, job_arguments())
+        args = job_arguments()
+        self.records: AnswerRecords | None = records_for(self.task, args)
+        if args is not None:
+            write_task(self.task, hparams, args)
 
     @classmethod
     def stage_epochs(cls, hparams: dict[str, Any]) -> list[int]:
@@ -360,13 +365,7 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         Raises:
             ValueError: for tensors that do not fit this model's adapters, naming the first.
         """
-        adapters = self.mllm.adapters()
-        wrong = sorted(adapters.keys() ^ state_dict.keys())
-        if wrong:
-            raise ValueError(f"the checkpoint's adapters do not fit this model: {wrong[0]!r} is on one side only.")
-        with torch.no_grad():
-            for name, weight in adapters.items():
-                weight.copy_(state_dict[name])
+        self.mllm.load_adapters(state_dict)
         self._reader = None
         return torch.nn.modules.module._IncompatibleKeys([], [])
 

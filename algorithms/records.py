@@ -1,7 +1,7 @@
 """Both answers to every image at the last evaluation, written beside DomainBed's results.jsonl.
 
 ``predictions.jsonl`` holds a line a sample, ``answers.json`` each split's accuracies by either answer and the share of
-chains that named no class. DomainBed compares one answer; what the other would have been is asked of every MLLM method.
+chains that named no class. ``task.json`` says from the start what the job is about. DomainBed compares one answer; what the other would have been is asked of every MLLM method.
 """
 
 from __future__ import annotations
@@ -15,8 +15,26 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning import __version__
+from domainbed_reasoning.prompts import PROMPT_VERSION
 from domainbed_reasoning.samples import SampleId, Task
 from domainbed_reasoning.scoring import answers_from_chains
+
+
+def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> None:
+    """Write ``task.json`` beside results.jsonl: what an answer needs that DomainBed's checkpoint does not hold."""
+    said = {
+        "algorithm": args.algorithm,
+        "dataset": task.dataset,
+        "subject": task.subject,
+        "class_names": list(task.class_names),
+        "environments": list(task.environments),
+        "test_envs": list(args.test_envs),
+        "prompt_version": PROMPT_VERSION,
+        "version": __version__,
+        "hparams": dict(hparams),
+    }
+    _replace(pathlib.Path(args.output_dir) / "task.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
 
 
 def records_for(task: Task, args: argparse.Namespace | None) -> AnswerRecords | None:

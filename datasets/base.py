@@ -17,6 +17,7 @@ from torchvision import transforms
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.job import job_arguments
+from domainbed_reasoning.mllm.images import from_picture
 from domainbed_reasoning.samples import SampleId, Task, attach_task, with_ids
 from domainbed_reasoning.stages import Schedule, plan_stages
 
@@ -62,9 +63,9 @@ def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Te
         edge: the model's own resolution in pixels.
         augment: apply DomainBed's random crop, flip, colour jitter and greying.
     """
-    bicubic = transforms.InterpolationMode.BICUBIC
     if not augment:
-        return transforms.Compose([transforms.Resize((edge, edge), bicubic), transforms.PILToTensor()])
+        return from_picture(edge)
+    bicubic = transforms.InterpolationMode.BICUBIC
     return transforms.Compose(
         [
             transforms.RandomResizedCrop(edge, scale=(0.7, 1.0), interpolation=bicubic),

@@ -73,7 +73,7 @@ class ReasoningImageFolder:
         self, folder: pathlib.Path, algorithm: Any, test_envs: Sequence[int], hparams: dict[str, Any]
     ) -> None:
         folders = self.datasets
-        edge = image_edge(hparams["model"])
+        edge = image_edge(hparams["model"], hparams["max_tiles"])
         images = [[_below(folder, path) for path, _ in f.samples] for f in folders]
         labels = [list(f.targets) for f in folders]
         check_images(folder, [path for paths in images for path in paths])

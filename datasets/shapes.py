@@ -88,7 +88,7 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
             if algorithm.CHAIN_PATH and env not in test_envs
             for index in indices
         }
-        edge = image_edge(hparams["model"])
+        edge = image_edge(hparams["model"], hparams["max_tiles"])
         self.datasets = [
             Samples(
                 functools.partial(_picture, env, misleading=env in test_envs),

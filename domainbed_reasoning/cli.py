@@ -14,6 +14,14 @@ VERBS = {
         "say what is installed, used and registered, each fault with its cure",
         "domainbed_reasoning.verbs.doctor:main",
     ),
+    "export": (
+        "write a trained job as a PEFT adapter folder or a merged model, with a model card",
+        "domainbed_reasoning.verbs.export:main",
+    ),
+    "predict": (
+        "ask a trained model about images: class, scores, chain",
+        "domainbed_reasoning.verbs.predict:main",
+    ),
     "get-domainbed": (
         "clone the pinned DomainBed into the cache folder",
         "domainbed_reasoning.verbs.get_domainbed:main",

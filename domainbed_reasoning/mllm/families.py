@@ -5,6 +5,7 @@ Measured on tiny models of each real architecture under transformers 5.23.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,51 +21,105 @@ class Family:
 
     Attributes:
         name: as its authors print it.
-        one_tile: arguments of the processor that make one picture one tile.
-        image_size: edge in pixels to which a picture is resized before the processor sees it, read from the image
-            processor's size.
-        tree_mask: whether a custom 4-D mask over plain positions is right, which the trie of class names needs.
+        tile_edge: edge in pixels at which its vision encoder takes a picture, read from the image processor.
+        image_settings: arguments of the image processor that make a square picture of ``grid`` x ``grid`` tiles, each
+            ``edge`` pixels wide, those tiles (and, for more than one, a view of the whole): ``(edge, grid)``.
+        tiled: whether a picture may be more than one tile.
+        tree: how the trie of class names is laid on the prompt: ``plain`` positions, Qwen's ``rope`` positions in three
+            dimensions, or None where attention leaves no room for a mask of ours.
         example: a checkpoint.
+        requires: packages that its processor imports.
     """
 
     name: str
-    one_tile: dict[str, Any]
-    image_size: Callable[[dict[str, Any]], int]
-    tree_mask: bool
+    tile_edge: Callable[[Any], int]
+    image_settings: Callable[[int, int], dict[str, Any]]
+    tiled: bool
+    tree: str | None
     example: str
     requires: tuple[str, ...] = field(default=())
 
 
-def _square(size: dict[str, Any]) -> int:
-    return int(size.get("height") or size.get("shortest_edge") or size["longest_edge"])
+def _own_edge(processor: Any) -> int:
+    size = dict(processor.size)
+    return int(size.get("height") or size["shortest_edge"])
 
 
-def _fixed(edge: int) -> Callable[[dict[str, Any]], int]:
-    return lambda size: edge
+def _largest_tile(processor: Any) -> int:
+    return int(dict(processor.max_image_size)["longest_edge"])
+
+
+def _any_edge(processor: Any) -> int:
+    """Return 448, InternVL3's own edge, for a model that takes any size within its limits on pixels.
+
+    It is 16 x 16 merged patches of 28 pixels in Qwen2.5-VL and 14 x 14 of 32 in Qwen3-VL.
+    """
+    size, patch = dict(processor.size), processor.patch_size * processor.merge_size
+    most = math.isqrt(int(size["longest_edge"])) // patch * patch
+    least = -(-math.isqrt(int(size["shortest_edge"])) // patch) * patch
+    return max(least, min(448 // patch * patch, most))
+
+
+def _crops(edge: int, grid: int) -> dict[str, Any]:
+    if grid == 1:
+        return {"crop_to_patches": False}
+    return {"crop_to_patches": True, "min_patches": grid * grid, "max_patches": grid * grid}
+
+
+def _splits(edge: int, grid: int) -> dict[str, Any]:
+    return {"do_image_splitting": grid > 1, "size": {"longest_edge": edge * grid}}
+
+
+def _nothing(edge: int, grid: int) -> dict[str, Any]:
+    return {}
 
 
 FAMILIES: dict[str, Family] = {
     "InternVLForConditionalGeneration": Family(
-        "InternVL3", {"crop_to_patches": False}, _square, True, "OpenGVLab/InternVL3-8B-hf"
+        "InternVL3", _own_edge, _crops, True, "plain", "OpenGVLab/InternVL3-8B-hf"
     ),
-    "LlavaForConditionalGeneration": Family("LLaVA-1.5", {}, _square, True, "llava-hf/llava-1.5-7b-hf"),
-    # Qwen takes any size: 448 is 16 x 16 merged patches of 28 (2.5) and 14 x 14 of 32 (3), InternVL3's own edge.
-    "Qwen2_5_VLForConditionalGeneration": Family("Qwen2.5-VL", {}, _fixed(448), False, "Qwen/Qwen2.5-VL-7B-Instruct"),
-    "Qwen3VLForConditionalGeneration": Family("Qwen3-VL", {}, _fixed(448), False, "Qwen/Qwen3-VL-8B-Instruct"),
+    "LlavaForConditionalGeneration": Family(
+        "LLaVA-1.5", _own_edge, _nothing, False, "plain", "llava-hf/llava-1.5-7b-hf"
+    ),
+    "Qwen2_5_VLForConditionalGeneration": Family(
+        "Qwen2.5-VL", _any_edge, _nothing, False, "rope", "Qwen/Qwen2.5-VL-7B-Instruct"
+    ),
+    "Qwen3VLForConditionalGeneration": Family(
+        "Qwen3-VL", _any_edge, _nothing, False, "rope", "Qwen/Qwen3-VL-8B-Instruct"
+    ),
     "Idefics3ForConditionalGeneration": Family(
-        "Idefics3", {"do_image_splitting": False}, _square, True, "HuggingFaceM4/Idefics3-8B-Llama3"
+        "Idefics3", _largest_tile, _splits, True, "plain", "HuggingFaceM4/Idefics3-8B-Llama3"
     ),
     "SmolVLMForConditionalGeneration": Family(
         "SmolVLM",
-        {"do_image_splitting": False},
-        _square,
+        _largest_tile,
+        _splits,
         True,
+        "plain",
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         requires=("num2words",),
     ),
     # Gemma 3's image tokens see each other and its layers slide: a mask of ours would have to repeat both.
-    "Gemma3ForConditionalGeneration": Family("Gemma 3", {}, _square, False, "google/gemma-3-4b-it"),
+    "Gemma3ForConditionalGeneration": Family("Gemma 3", _own_edge, _nothing, False, None, "google/gemma-3-4b-it"),
 }
+
+
+def tile_grid(family: Family, max_tiles: int) -> int:
+    """Return how many tiles a side a picture gets: the largest square grid of at most ``max_tiles`` tiles.
+
+    Pictures are made square before they are cut (one tile of InternVL squeezes them as well), so every image of a
+    dataset has the same number of tiles and every prompt of a question the same tokens. 4 tiles are 2 x 2, 9 are 3 x 3;
+    a view of the whole picture comes on top, as the families were trained.
+
+    Raises:
+        ModelError: for less than one tile, or more than one of a family that has no tiles.
+    """
+    if max_tiles < 1:
+        raise ModelError(f"max_tiles {max_tiles} is less than 1.")
+    if max_tiles > 1 and not family.tiled:
+        tiled = ", ".join(row.name for row in FAMILIES.values() if row.tiled)
+        raise ModelError(f"{family.name} takes an image whole: use max_tiles 1. Families with tiles: {tiled}.")
+    return math.isqrt(max_tiles)
 
 
 def family_of(architecture: str) -> Family:

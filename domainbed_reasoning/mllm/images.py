@@ -1,6 +1,9 @@
-"""DomainBed's image tensors to what an MLLM's image processor takes."""
+"""Pictures and DomainBed's image tensors to what an MLLM's image processor takes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -44,3 +47,11 @@ def resize(images: torch.Tensor, edge: int) -> torch.Tensor:
         images.float(), size=(edge, edge), mode="bicubic", antialias=True, align_corners=False
     )
     return scaled.clamp(0, 255).round().to(torch.uint8)
+
+
+def from_picture(edge: int) -> Callable[[Any], torch.Tensor]:
+    """Return the transform from a PIL picture to RGB bytes ``(3, edge, edge)``: squeezed to a square, bicubic."""
+    from torchvision import transforms
+
+    bicubic = transforms.InterpolationMode.BICUBIC
+    return transforms.Compose([transforms.Resize((edge, edge), bicubic), transforms.PILToTensor()])

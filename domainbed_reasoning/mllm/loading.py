@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.mllm.families import Family, ModelError, family_of
+from domainbed_reasoning.mllm.families import Family, ModelError, family_of, tile_grid
 
 TINY = pathlib.Path(__file__).parent / "tiny_model"
 
@@ -105,15 +105,13 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     import transformers
 
     where = resolve(model)
-    config, family = _config_and_family(model, where)
+    family = _config_and_family(model, where)[1]
     for package in family.requires:
         if importlib.util.find_spec(package) is None:
             raise ModelError(f"{family.name} needs the package {package}: pip install {package}.")
     precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
     if device.type == "cuda":
-        with torch.device("meta"):
-            meta = transformers.AutoModelForImageTextToText.from_config(config)
-        count = sum(weight.numel() for weight in meta.parameters())
+        count = sum(weight.numel() for weight in empty_network(model)[0].parameters())
         check_memory(model, count, precision, quantize, torch.cuda.mem_get_info(device)[0])
     settings: dict[str, Any] = {"dtype": precision, "attn_implementation": "sdpa", "device_map": {"": device}}
     if quantize != "none":
@@ -121,6 +119,20 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
     network.requires_grad_(False)
     return network, transformers.AutoProcessor.from_pretrained(where), family
+
+
+def empty_network(model: str) -> tuple[torch.nn.Module, Family]:
+    """Return a model's architecture without its weights, on the meta device, and its family.
+
+    Raises:
+        ModelError: for a model that is not there or not supported.
+    """
+    import transformers
+
+    where = resolve(model)
+    config, family = _config_and_family(model, where)
+    with torch.device("meta"):
+        return transformers.AutoModelForImageTextToText.from_config(config), family
 
 
 def _config_and_family(model: str, where: str) -> tuple[Any, Family]:
@@ -134,17 +146,21 @@ def _config_and_family(model: str, where: str) -> tuple[Any, Family]:
     return config, family_of(architecture)
 
 
-def image_edge(model: str) -> int:
+def image_edge(model: str, max_tiles: int = 1) -> int:
     """Return the edge in pixels at which a model sees an image, from its configs alone, without its weights.
 
+    Args:
+        model: ``tiny``, a folder or a hub id.
+        max_tiles: at most so many tiles an image.
+
     Raises:
-        ModelError: for a model that is not there or not supported.
+        ModelError: for a model that is not there or not supported, or has no tiles.
     """
     import transformers
 
     where = resolve(model)
     _, family = _config_and_family(model, where)
-    return family.image_size(dict(transformers.AutoImageProcessor.from_pretrained(where).size))
+    return family.tile_edge(transformers.AutoImageProcessor.from_pretrained(where)) * tile_grid(family, max_tiles)
 
 
 _BYTES = {"nf4": 0.6, "int8": 1.1}  # a weight, with its scales and the layers that stay unquantised
@@ -175,7 +191,8 @@ def check_memory(model: str, weights: int, dtype: torch.dtype, quantize: str, fr
 def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     import transformers
 
-    skip = ["lm_head", *_PROJECTOR]
+    # Patterns match from a name's start to the end of one of its parts.
+    skip = ["lm_head", *(rf".*{part}\w*" for part in _PROJECTOR)]
     if quantize == "nf4":
         return transformers.BitsAndBytesConfig(
             load_in_4bit=True,

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from domainbed_reasoning.batching import Rows, TreeBranch, build_rows, build_tree_rows, build_trie
 from domainbed_reasoning.chains import END_OF_CHAIN
 from domainbed_reasoning.losses import token_log_likelihoods
-from domainbed_reasoning.mllm.families import Family
+from domainbed_reasoning.mllm.families import Family, tile_grid
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, load_network
 from domainbed_reasoning.scoring import scores_from_trie
@@ -30,6 +30,7 @@ def load_mllm(
     dtype: str = "auto",
     quantize: str = "none",
     gradient_checkpointing: bool = False,
+    max_tiles: int = 1,
     device: torch.device | str | None = None,
 ) -> MLLM:
     """Load a multimodal LLM, with fresh adapters if ``lora`` is given.
@@ -40,6 +41,7 @@ def load_mllm(
         dtype: ``auto`` (bfloat16 on CUDA, float32 on the CPU), ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``none``, ``nf4`` or ``int8``.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        max_tiles: at most so many tiles an image, for families that cut images into tiles.
         device: None takes CUDA where there is one.
 
     Raises:
@@ -47,9 +49,10 @@ def load_mllm(
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network, processor, family = load_network(model, dtype, quantize, where)
+    grid = tile_grid(family, max_tiles)
     if lora is not None:
         network = add_lora(network, lora)
-    mllm = MLLM(network, processor, family, quantized=quantize != "none")
+    mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
     if gradient_checkpointing:
         mllm.base.gradient_checkpointing_enable({"use_reentrant": False})
     return mllm
@@ -65,16 +68,23 @@ class MLLM(torch.nn.Module):
         network: the transformers model, or the PEFT model around it.
         processor: its processor.
         family: its row in the table of families.
+        grid: tiles a side that an image is cut into.
+        quantized: whether weights are bitsandbytes'.
         image_size: edge in pixels of the images that the model sees.
     """
 
-    def __init__(self, network: torch.nn.Module, processor: Any, family: Family, quantized: bool = False):
+    def __init__(
+        self, network: torch.nn.Module, processor: Any, family: Family, grid: int = 1, quantized: bool = False
+    ):
         super().__init__()
         self.network = network
         self.processor = processor
         self.family = family
+        self.grid = grid
         self.quantized = quantized
-        self.image_size = family.image_size(dict(processor.image_processor.size))
+        edge = family.tile_edge(processor.image_processor)
+        self.image_size = edge * grid
+        self._image_settings = family.image_settings(edge, grid)
         self._prompts: dict[str, dict[str, torch.Tensor]] = {}
         self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
@@ -97,34 +107,52 @@ class MLLM(torch.nn.Module):
 
     # -- text -----------------------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def _special_tokens(self) -> list[str]:
+        """Every token that means something to model or processor, longest first.
+
+        Named special tokens are not all: Gemma's ``<end_of_turn>`` is only marked so among the added ones.
+        """
+        marked = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        own = {value for name, value in vars(self.processor).items() if name.endswith("_token")}
+        known = marked | set(self.tokenizer.all_special_tokens) | {token for token in own if isinstance(token, str)}
+        return sorted(filter(None, known), key=lambda token: (-len(token), token))
+
     def escape(self, text: str) -> str:
-        """Return ``text`` with every special token of the tokenizer broken by a zero-width space.
+        """Return ``text`` with every special token broken by a zero-width space.
 
         Class names and chains are data: ``<IMG_CONTEXT>`` inside of one would count as an image.
         """
-        for token in self.tokenizer.all_special_tokens:
-            if token in text:
-                text = text.replace(token, token[:1] + _ZERO_WIDTH + token[1:])
+        for token in self._special_tokens:
+            text = text.replace(token, token[:1] + _ZERO_WIDTH + token[1:])
+        return text
+
+    def unescape(self, text: str) -> str:
+        """Return ``text`` as it was before `escape`."""
+        for token in reversed(self._special_tokens):
+            text = text.replace(token[:1] + _ZERO_WIDTH + token[1:], token)
         return text
 
     @functools.cached_property
-    def _turn(self) -> tuple[str, int]:
-        """What the chat template puts before the answer, and the token that ends it."""
+    def _turn(self) -> tuple[str, str, int]:
+        """What stands before an answer, what the chat template puts between that and the answer, and the end token."""
         question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
         answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
         template = self.processor.apply_chat_template
         prompt = template([question], add_generation_prompt=True, tokenize=False)
         lead, found, tail = template([question, answer], tokenize=False).rpartition(_ANSWER)
         lead = lead[len(prompt) :] if found and lead.startswith(prompt) else ""
-        specials = set(self.tokenizer.all_special_ids)
+        specials = {self.tokenizer.convert_tokens_to_ids(token) for token in self._special_tokens}
         after = self.tokenizer(tail, add_special_tokens=False)["input_ids"] if found else []
         end = next((token for token in after if token in specials), self.tokenizer.eos_token_id)
-        return lead, end
+        for token in self._special_tokens:
+            prompt = prompt.rpartition(token)[2]
+        return prompt, lead, end
 
     @property
     def end_token(self) -> int:
         """Token id that ends the assistant's turn."""
-        return self._turn[1]
+        return self._turn[2]
 
     def prompt(self, question: str) -> dict[str, torch.Tensor]:
         """Return the inputs of a question about one image, without the image: ``input_ids`` ``(1, P)`` and others."""
@@ -143,15 +171,20 @@ class MLLM(torch.nn.Module):
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs=dict(self.family.one_tile),
+            processor_kwargs=dict(self._image_settings),
         )
-        return {name: inputs[name] for name in inputs if name in self._core_inputs and name != "image_grid_thw"}
+        shape = inputs["input_ids"].shape  # what has another is about the image
+        return {name: inputs[name] for name in inputs if name in self._core_inputs and inputs[name].shape == shape}
 
     def target(self, answer: str) -> tuple[int, ...]:
         """Return the tokens of an answer with the token that ends it."""
-        lead, end = self._turn
-        ids = self.tokenizer(lead + self.escape(answer), add_special_tokens=False)["input_ids"]
-        return (*ids, end)
+        before, lead, end = self._turn
+        # In context: Llama's tokenizer treats the beginning of a text otherwise than what follows a colon.
+        context = self.tokenizer(before, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(before + lead + self.escape(answer), add_special_tokens=False)["input_ids"]
+        if ids[: len(context)] != context:  # the answer's first characters were joined to what stands before
+            context, ids = [], self.tokenizer(lead + self.escape(answer), add_special_tokens=False)["input_ids"]
+        return (*ids[len(context) :], end)
 
     # -- images ---------------------------------------------------------------------------------------------------
 
@@ -159,7 +192,7 @@ class MLLM(torch.nn.Module):
         """Return the vision inputs of a batch of images, ``(n, 3, H, W)`` bytes or DomainBed's floats."""
         pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
         out = self.processor.image_processor(
-            images=[[p] for p in pictures], return_tensors="pt", **self.family.one_tile
+            images=[[p] for p in pictures], return_tensors="pt", **self._image_settings
         )
         return {name: value.to(self.device) for name, value in out.items() if isinstance(value, torch.Tensor)}
 
@@ -225,7 +258,7 @@ class MLLM(torch.nn.Module):
             questions: both asked of all of them.
             answers: n texts to each question.
         """
-        if not self.family.tree_mask:
+        if self.family.tree is None:
             first, second = zip(questions, answers, strict=True)
             return self.log_likelihoods(encoded, *first), self.log_likelihoods(encoded, *second)
         prompts = [self.prompt(question)["input_ids"][0].tolist() for question in questions]
@@ -236,12 +269,40 @@ class MLLM(torch.nn.Module):
         hidden = self.base.model(
             input_ids=rows.input_ids,
             attention_mask=rows.mask,
-            position_ids=rows.position_ids,
+            position_ids=self._tree_positions(rows.position_ids, questions[0], encoded),
             use_cache=False,
             **{**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])},
         )[0]
         a, b = rows.branches
         return (self._at_targets(hidden, a), a.target_mask), (self._at_targets(hidden, b), b.target_mask)
+
+    def _tree_positions(self, plain: torch.Tensor, question: str, encoded: dict[str, Any]) -> torch.Tensor:
+        """Return the positions that the family counts for rows that begin with the question's image.
+
+        In Qwen's three dimensions an image counts for its edge, not for its tokens, and text is alike in all three.
+
+        Args:
+            plain: positions as the number of tokens before each, ``(n, L)``.
+            question: what the rows, or the rows before these, begin with, up to the image at least.
+            encoded: the images.
+
+        Returns:
+            ``(n, L)``, or ``(3, n, L)`` where the family rotates in three dimensions.
+        """
+        if self.family.tree != "rope":
+            return plain
+        prompt = self.prompt(question)
+        exact, shift = self.base.model.get_rope_index(
+            prompt["input_ids"].to(self.device),
+            mm_token_type_ids=prompt["mm_token_type_ids"].to(self.device),
+            image_grid_thw=encoded["image_grid_thw"][:1],
+        )
+        image = (prompt["mm_token_type_ids"][0] != 0).nonzero()
+        end = int(image[-1]) + 1  # of the image; after it all dimensions go on by one a token
+        counted = torch.nn.functional.pad(exact[:, :, :end], (0, max(0, int(plain.max()) + 1 - end)))
+        later = torch.arange(counted.shape[-1], device=self.device) + shift
+        counted = torch.where(torch.arange(counted.shape[-1], device=self.device) < end, counted, later)
+        return counted[:, 0][:, plain]
 
     def _at_targets(self, hidden: torch.Tensor, rows: Rows | TreeBranch) -> torch.Tensor:
         row, position = rows.supervised
@@ -262,7 +323,7 @@ class MLLM(torch.nn.Module):
             ``(n, C)``, float32, in nats.
         """
         encoded = self.encode(images)
-        if not self.family.tree_mask:
+        if self.family.tree is None:
             return self._scores_by_rows(encoded, len(images), question, names)
         trie = build_trie([self.target(name) for name in names])
         prompt = self.prompt(question)["input_ids"].to(self.device).expand(len(images), -1)
@@ -272,12 +333,13 @@ class MLLM(torch.nn.Module):
         if not len(trie.tokens):
             return scores_from_trie(trie, first, first[:, None])
         n, length = prompt.shape
+        plain = (length + trie.depths.to(self.device)).expand(n, -1)
         mask = torch.ones(1, 1, len(trie.tokens), length + len(trie.tokens), dtype=torch.bool, device=self.device)
         mask[0, 0, :, length:] = trie.visible.to(self.device)
         nodes = self.base.model(
             input_ids=trie.tokens.to(self.device).expand(n, -1),
             attention_mask=mask.expand(n, -1, -1, -1),
-            position_ids=(length + trie.depths.to(self.device)).expand(n, -1),
+            position_ids=self._tree_positions(plain, question, encoded),
             past_key_values=out.past_key_values,
             use_cache=True,
         )[0]
@@ -298,8 +360,8 @@ class MLLM(torch.nn.Module):
         """Tokens that a sampled chain may not hold: image placeholders and other special tokens, save the ends."""
         ends = {self.end_token, self.tokenizer.eos_token_id, *self._config_ends()}
         image = getattr(self.base.config, "image_token_id", None)
-        specials = {*self.tokenizer.all_special_ids, *([image] if image is not None else [])}
-        return sorted(specials - ends)
+        specials = {self.tokenizer.convert_tokens_to_ids(token) for token in self._special_tokens}
+        return sorted({token for token in (*specials, image) if token is not None} - ends)
 
     def _config_ends(self) -> list[int]:
         ends = self.base.generation_config.eos_token_id
@@ -340,13 +402,37 @@ class MLLM(torch.nn.Module):
             tokenizer=self.tokenizer,
         )
         texts = self.tokenizer.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [self.unescape(text.strip()) for text in texts]
 
     # -- adapters -------------------------------------------------------------------------------------------------
 
     def adapters(self) -> dict[str, torch.Tensor]:
         """Return the trainable tensors by name; empty for a bare model."""
         return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
+
+    def load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Take over adapter values by name.
+
+        Raises:
+            ValueError: for tensors that do not fit this model's adapters, naming the first.
+        """
+        own = self.adapters()
+        odd = sorted(own.keys() ^ values.keys())
+        if odd:
+            raise ValueError(f"the checkpoint's adapters do not fit this model: {odd[0]!r} is on one side only.")
+        for name, weight in own.items():
+            if weight.shape != values[name].shape:
+                raise ValueError(
+                    f"the checkpoint's adapters do not fit this model: {name!r} is {tuple(values[name].shape)} there "
+                    f"and {tuple(weight.shape)} here."
+                )
+        self._set_adapters(values)
+
+    def merge(self) -> MLLM:
+        """Return this model with its adapters merged into its own weights, for answering only; this one is used up."""
+        network = self.network.merge_and_unload() if hasattr(self.network, "peft_config") else self.network
+        network.requires_grad_(False).eval()
+        return MLLM(network, self.processor, self.family, self.grid, self.quantized)
 
     def copy_for_inference(self) -> MLLM:
         """Return a frozen model that answers as this one does now, whatever is trained afterwards.
@@ -357,7 +443,7 @@ class MLLM(torch.nn.Module):
         if hasattr(network, "peft_config"):
             network = network.merge_and_unload()
         network.requires_grad_(False).eval()
-        return MLLM(network, self.processor, self.family, self.quantized)
+        return MLLM(network, self.processor, self.family, self.grid, self.quantized)
 
     def fits_a_copy(self) -> bool:
         """Return whether `copy_for_inference` is possible: unquantised, and with room for a second set of weights."""
@@ -382,6 +468,6 @@ class MLLM(torch.nn.Module):
             self.train(training)
 
     @torch.no_grad()
-    def _set_adapters(self, values: dict[str, torch.Tensor]) -> None:
+    def _set_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, weight in self.adapters().items():
             weight.copy_(values[name])

@@ -1,0 +1,209 @@
+"""A trained job in the formats of the Hugging Face libraries, with a model card."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from domainbed_reasoning.mllm.loading import add_lora, empty_network, resolve
+from domainbed_reasoning.trained import TASK_FILE, JobError, TrainedJob, read_job
+
+
+def export_adapters(folder: str | pathlib.Path, output: pathlib.Path, model: str | None = None) -> None:
+    """Write a job's adapters as PEFT writes its own: ``PeftModel.from_pretrained(base, output)`` loads them.
+
+    The base model's weights are not read.
+
+    Args:
+        folder: of the job.
+        output: folder to write: adapter_config.json, adapter_model.safetensors, README.md and task.json.
+        model: the base model, where it is not where the job found it.
+
+    Raises:
+        ValueError: for a job without trained adapters, or an output folder that holds something.
+    """
+    job = _trained(folder)
+    _require_empty(output)
+    network, _ = empty_network(model or job.model)
+    settings = job.lora()
+    assert settings is not None
+    network = add_lora(network, settings)
+    for config in network.peft_config.values():
+        config.inference_mode = True
+    network.save_pretrained(output, state_dict=dict(job.adapters))
+    _accompany(job, output, merged=False)
+
+
+def export_merged(folder: str | pathlib.Path, output: pathlib.Path, model: str | None = None) -> None:
+    """Write the base model with a job's adapters merged into it, and its processor.
+
+    A job that was trained on quantised weights is merged into the unquantised ones.
+
+    Args:
+        folder: of the job.
+        output: folder to write.
+        model: the base model, where it is not where the job found it.
+
+    Raises:
+        ValueError: for a job without trained adapters, or an output folder that holds something.
+    """
+    job = _trained(folder)
+    _require_empty(output)
+    merged = job.load(model, quantize="none").merge()
+    merged.network.save_pretrained(output)
+    merged.processor.save_pretrained(output)
+    _accompany(job, output, merged=True)
+
+
+def _trained(folder: str | pathlib.Path) -> TrainedJob:
+    job = read_job(folder)
+    if not job.adapters:
+        raise JobError(f"{job.folder}: {job.algorithm} has trained no adapters; there is nothing to export.")
+    return job
+
+
+def _require_empty(output: pathlib.Path) -> None:
+    if output.is_dir() and any(output.iterdir()):
+        raise JobError(f"{output} is not empty: choose another --output, or remove it.")
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def _accompany(job: TrainedJob, output: pathlib.Path, merged: bool) -> None:
+    """Add the model card, and the task, which `predict` needs."""
+    (output / "README.md").write_text(model_card(job, merged), encoding="utf-8")
+    shutil.copyfile(job.folder / TASK_FILE, output / TASK_FILE)
+
+
+def model_card(job: TrainedJob, merged: bool) -> str:
+    """Return the README.md of an exported model: data, target domain, accuracy, settings, how to load it."""
+    targets = ", ".join(_domain(job, env) for env in job.test_envs) or "none"
+    sources = ", ".join(_domain(job, env) for env in range(len(job.environments)) if env not in job.test_envs)
+    model = str(job.hparams["model"])
+    on_hub = model.count("/") == 1 and not pathlib.Path(model).expanduser().exists()
+    header = ["---", *([f"base_model: {model}"] if on_hub else [])]
+    header += [
+        "library_name: " + ("transformers" if merged else "peft"),
+        "pipeline_tag: image-text-to-text",
+        "tags:",
+        "- domain-generalization",
+        "- domainbed",
+        "---",
+    ]
+    settings = "\n".join(f"| {name} | {json.dumps(value)} |" for name, value in sorted(job.hparams.items()))
+    load = _LOAD_MERGED if merged else _LOAD_ADAPTERS.format(model=resolve(model) if model == "tiny" else model)
+    return "\n".join(header) + _CARD.format(
+        algorithm=job.algorithm,
+        dataset=job.dataset,
+        targets=targets,
+        sources=sources or "none recorded",
+        kind="the adapters merged into its weights" if merged else "LoRA adapters",
+        model=model,
+        classes=", ".join(job.class_names),
+        accuracy=_accuracy_table(job),
+        label=job.q_cls,
+        chain=job.q_reason,
+        load=load,
+        settings=settings,
+    )
+
+
+_LOAD_ADAPTERS = """from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+base = AutoModelForImageTextToText.from_pretrained("{model}")
+model = PeftModel.from_pretrained(base, "THIS FOLDER")
+processor = AutoProcessor.from_pretrained("{model}")"""
+
+_LOAD_MERGED = """from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AutoModelForImageTextToText.from_pretrained("THIS FOLDER")
+processor = AutoProcessor.from_pretrained("THIS FOLDER")"""
+
+_CARD = """
+
+# {algorithm} on {dataset}, target domain: {targets}
+
+A multimodal LLM tuned for domain generalization with {algorithm} (RD-MLDG, arXiv 2602.23777): {kind}, base model
+`{model}`.
+
+- Dataset: {dataset}; classes: {classes}
+- Trained on the source domains: {sources}
+- Target domain, never trained on: {targets}
+
+## Accuracy
+
+{accuracy}
+
+## Questions
+
+The model was asked these, after the image. With the class name alone as the answer:
+
+```
+{label}
+```
+
+With a five-stage chain as the answer:
+
+```
+{chain}
+```
+
+## Use
+
+```
+domainbed-reasoning predict --job THIS FOLDER image.jpg
+```
+
+```python
+{load}
+```
+
+## Settings
+
+| hparam | value |
+|---|---|
+{settings}
+"""
+
+
+def _domain(job: TrainedJob, env: int) -> str:
+    return job.environments[env] if env < len(job.environments) else f"environment {env}"
+
+
+def _accuracy_table(job: TrainedJob) -> str:
+    """Return the last evaluation's accuracies in percent: DomainBed's, then by either answer where they are known."""
+    record = _last_record(job.folder / "results.jsonl")
+    environments = sorted({int(key[3:].split("_")[0]) for key in record if key.startswith("env")})
+    if not environments:
+        return "Not evaluated yet."
+    answers_file = job.folder / "answers.json"
+    answers = json.loads(answers_file.read_text(encoding="utf-8")) if answers_file.is_file() else {}
+    lines = [
+        f"DomainBed's evaluation at step {record.get('step', '?')}, percent; answers by the {job.hparams['answer']}. "
+        "*in* is trained on in source domains, *out* is held out. By chain alone, one that names no class is wrong.",
+        "",
+        "| domain | role | in | out | out, by label | out, by chain |",
+        "|---|---|---|---|---|---|",
+    ]
+    for env in environments:
+        role = "target" if env in job.test_envs else "source"
+        both = answers.get(f"env{env}", {}).get("out", {})
+        cells = [record.get(f"env{env}_in_acc"), record.get(f"env{env}_out_acc"), both.get("label"), both.get("chain")]
+        lines.append(f"| {_domain(job, env)} | {role} | {' | '.join(map(_percent, cells))} |")
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _last_record(path: pathlib.Path) -> dict[str, Any]:
+    """Return the last whole record of a results.jsonl; {} without one."""
+    last: dict[str, Any] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                last = json.loads(line)
+            except json.JSONDecodeError:
+                break  # the job was killed while it wrote this line
+    return last

@@ -1,0 +1,138 @@
+"""Ask a trained model about images: class, scores, chain."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.mllm.images import from_picture
+from domainbed_reasoning.scoring import answers_from_chains, scores_from_answers
+from domainbed_reasoning.trained import TrainedJob, read_job
+
+ANSWERS = ("chain", "label", "both")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one image.
+
+    Attributes:
+        image: the file, or an empty string.
+        class_name: the class with the highest score.
+        scores: of every class, in [0, 1]: by the label the classification path's probabilities; by the chain 1 for the
+            class it concludes with, and the label's probabilities where it names none.
+        label_class: the classification path's answer; None where it was not asked.
+        chain_class: the class that the chain concludes with; None where it names none or was not asked for.
+        chain: the chain as it was generated; None where it was not asked for.
+    """
+
+    image: str
+    class_name: str
+    scores: dict[str, float]
+    label_class: str | None = None
+    chain_class: str | None = None
+    chain: str | None = None
+
+
+class Predictor:
+    """A trained model that answers.
+
+    Args:
+        job: folder of a DomainBed job, or what `export` made of one.
+        answer: ``chain``, ``label`` or ``both`` (the class is then the chain's); None takes the job's own.
+        model: a base model in place of the job's, which may lie elsewhere on this machine.
+        dtype: in place of the job's.
+        quantize: in place of the job's.
+
+    Raises:
+        ValueError: for a folder, an answer or a model that cannot be used.
+
+    Example:
+        >>> predictor = Predictor("runs/1a2b3c")                        # doctest: +SKIP
+        >>> predictor(["cat.jpg"])[0].class_name                        # doctest: +SKIP
+        'cat'
+    """
+
+    def __init__(
+        self,
+        job: str | pathlib.Path | TrainedJob,
+        answer: str | None = None,
+        model: str | None = None,
+        dtype: str | None = None,
+        quantize: str | None = None,
+    ):
+        self.job = job if isinstance(job, TrainedJob) else read_job(job)
+        self.answer = answer or self.job.hparams["answer"]
+        if self.answer not in ANSWERS:
+            raise ValueError(f"answer {self.answer!r} is none of {', '.join(ANSWERS)}.")
+        mllm = self.job.load(model, dtype, quantize)
+        # Nothing is trained any more: merged weights answer faster. Quantised ones would lose the adapters' precision.
+        self.mllm = mllm if mllm.quantized else mllm.merge()
+        self._to_bytes = from_picture(self.mllm.image_size)
+
+    def __call__(self, images: Sequence[Any]) -> list[Prediction]:
+        """Return the answer to each image: files or PIL pictures.
+
+        Raises:
+            ValueError: for a file that is no readable image, naming it.
+        """
+        return list(self.answers(images))
+
+    def answers(self, images: Sequence[Any]) -> Iterator[Prediction]:
+        """Yield the answers in order, a batch at a time."""
+        size = self.job.hparams["eval_batch"]
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            pixels = torch.stack([self._to_bytes(_picture(image)) for image in part])
+            names = [str(image) if isinstance(image, (str, pathlib.Path)) else "" for image in part]
+            yield from self._answer(names, pixels)
+
+    def _answer(self, images: Sequence[str], pixels: torch.Tensor) -> list[Prediction]:
+        job, names = self.job, self.job.class_names
+        by_label = None
+        if self.answer != "chain":
+            by_label = self.mllm.class_scores(pixels, job.q_cls, names)
+        if self.answer == "label":
+            assert by_label is not None
+            scores = by_label.softmax(dim=1)
+            chains, concluded = [None] * len(images), [None] * len(images)
+        else:
+            chains = self.mllm.generate(pixels, job.q_reason, job.hparams["max_new_tokens"])
+            concluded = answers_from_chains(chains, names)
+            failed = [row for row, answer in enumerate(concluded) if answer is None]
+            if by_label is not None:
+                fallback = by_label[failed]
+            elif failed:
+                fallback = self.mllm.class_scores(pixels[failed], job.q_cls, names)
+            else:
+                fallback = torch.zeros(0, len(names), device=self.mllm.device)
+            scores = scores_from_answers(concluded, fallback)
+        by_name = [None] * len(images) if by_label is None else [names[i] for i in by_label.argmax(1).tolist()]
+        return [
+            Prediction(
+                image=images[row],
+                class_name=names[int(scores[row].argmax())],
+                scores={name: round(float(score), 6) for name, score in zip(names, scores[row], strict=True)},
+                label_class=by_name[row],
+                chain_class=None if concluded[row] is None else names[concluded[row]],
+                chain=chains[row],
+            )
+            for row in range(len(images))
+        ]
+
+
+def _picture(image: Any) -> Any:
+    """Return an image as an RGB picture."""
+    if not isinstance(image, (str, pathlib.Path)):
+        return image.convert("RGB")
+    from PIL import Image
+
+    try:
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{image} is not a readable image ({error}).") from error

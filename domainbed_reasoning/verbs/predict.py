@@ -1,0 +1,52 @@
+"""`domainbed-reasoning predict`: ask a trained model about images."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+_EXAMPLES = """examples:
+  domainbed-reasoning predict --job sweep/1a2b3c... cat.jpg dog.jpg
+  domainbed-reasoning predict --job sweep/1a2b3c... --answer both --json photos/*.jpg > answers.jsonl
+  domainbed-reasoning predict --job exported --model ~/models/InternVL3-8B-hf cat.jpg
+
+The job is a folder that DomainBed's train or sweep wrote with an MLLM algorithm, or one of `domainbed-reasoning export`.
+From Python: domainbed_reasoning.predict.Predictor(folder)(images).
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer, an image a line; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="domainbed-reasoning predict",
+        description="Class, scores and chain of images, by a trained model.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("--job", required=True, help="folder of the trained model")
+    parser.add_argument("--answer", choices=("chain", "label", "both"), help="default: the job's own")
+    parser.add_argument("--json", action="store_true", help="a JSON object a line, with scores and chain")
+    parser.add_argument("--model", help="the base model, where it is not where the job found it")
+    parser.add_argument("--quantize", choices=("none", "nf4", "int8"), help="default: the job's own")
+    given = parser.parse_args(argv)
+
+    from domainbed_reasoning.predict import Predictor  # torch loads when it is needed
+
+    try:
+        predictor = Predictor(given.job, given.answer, given.model, quantize=given.quantize)
+        for prediction in predictor.answers(given.images):
+            if given.json:
+                print(json.dumps(dataclasses.asdict(prediction), ensure_ascii=False), flush=True)
+                continue
+            score = prediction.scores[prediction.class_name]
+            print(f"{prediction.image}\t{prediction.class_name}\t{score:.3f}", flush=True)
+            if prediction.chain is not None:
+                print("\n".join(f"    {line}" for line in prediction.chain.splitlines()), flush=True)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

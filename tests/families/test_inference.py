@@ -1,0 +1,172 @@
+"""Each family against plain transformers: the same tokens, likelihoods and texts, whatever we share or batch."""
+
+import pathlib
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from domainbed_reasoning.chains import END_OF_CHAIN, Chain
+from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
+from domainbed_reasoning.mllm.images import resize
+from domainbed_reasoning.prompts import q_cls, q_reason
+
+CHAIN = Chain("look", "a thing on a table", "it has four legs", "could be a toy", "dog").render()
+
+
+@pytest.fixture(scope="session")
+def mllm(family_folder):
+    return load_mllm(family_folder).eval()
+
+
+@pytest.mark.parametrize("answer", ["alarm clock", CHAIN])
+def test_log_likelihoods_equal_a_plain_forward_of_the_conversation(
+    family_folder, mllm, images, class_names, answer, plain_log_likelihood
+):
+    """Shared vision features, rows and the head at supervised positions change nothing (float32, 1e-5 relative)."""
+    question = (q_reason if answer is CHAIN else q_cls)(class_names)
+    with torch.no_grad():
+        values, mask = mllm.log_likelihoods(mllm.encode(images[:2]), question, ["dog", answer])
+    expected = plain_log_likelihood(family_folder, mllm, images[1], question, answer)
+    torch.testing.assert_close(values[1][mask[1]], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_images_and_prompts_change_the_answer(mllm, images, class_names):
+    """The other tests would pass on a blind model."""
+    scores = mllm.class_scores(images, q_cls(class_names), class_names)
+    assert (scores[0] - scores[1]).abs().max() > 1e-3
+    assert (scores - mllm.class_scores(images, q_reason(class_names), class_names)).abs().max() > 1e-3
+
+
+def test_class_scores_equal_scoring_name_by_name(mllm, images, class_names):
+    question = q_cls(class_names)
+    scores = mllm.class_scores(images, question, class_names)
+    with torch.no_grad():
+        by_rows = mllm._scores_by_rows(mllm.encode(images), len(images), question, class_names)
+    assert scores.shape == (len(images), len(class_names))
+    torch.testing.assert_close(scores, by_rows, rtol=1e-5, atol=1e-3)
+
+
+def test_class_scores_of_a_batch_equal_those_of_single_images(mllm, images, class_names):
+    question = q_cls(class_names)
+    together = mllm.class_scores(images, question, class_names)
+    alone = torch.cat([mllm.class_scores(image[None], question, class_names) for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-3)
+
+
+def test_generation_of_a_batch_equals_single_images(mllm, images, class_names):
+    question = q_reason(class_names)
+    together = mllm.generate(images, question, 12)
+    assert together == [mllm.generate(image[None], question, 12)[0] for image in images]
+
+
+def test_generation_equals_plain_transformers(family_folder, mllm, images, class_names):
+    """The library's own inputs, one image, greedy, with the same tokens suppressed."""
+    processor = AutoProcessor.from_pretrained(family_folder)
+    network = AutoModelForImageTextToText.from_pretrained(family_folder, dtype=torch.float32).eval()
+    picture = Image.fromarray(resize(images[:1], mllm.image_size)[0].permute(1, 2, 0).numpy())
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": q_cls(class_names)}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=dict(mllm._image_settings),
+    )
+    inputs.pop("num_patches", None)
+    ends = sorted({mllm.end_token, *mllm._config_ends()})
+    out = network.generate(
+        **inputs, do_sample=False, max_new_tokens=12, suppress_tokens=mllm._never_generated, eos_token_id=ends
+    )
+    text = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert mllm.generate(images[:1], q_cls(class_names), 12) == [text.strip()]
+
+
+def test_sampling_is_reproducible_and_holds_no_image_token(mllm, images, class_names):
+    torch.manual_seed(1)
+    first = mllm.generate(images, q_reason(class_names), 20, temperature=5.0, top_p=1.0)
+    torch.manual_seed(1)
+    assert first == mllm.generate(images, q_reason(class_names), 20, temperature=5.0, top_p=1.0)
+    tokens = set(mllm._special_tokens)
+    assert len(set(first)) == len(first)
+    assert not any(token in text for token in tokens for text in first)
+
+
+def test_the_end_token_ends_the_turn(mllm):
+    """What the families' chat templates or generation configs end a turn with."""
+    token = mllm.tokenizer.convert_ids_to_tokens(mllm.end_token)
+    assert token in {"<|im_end|>", "</s>", "<end_of_utterance>", "<end_of_turn>"}
+
+
+SPECIAL = ("<IMG_CONTEXT>", "<|im_end|>", "<image>", "<start_of_image>", "<|image_pad|>", "<end_of_utterance>", "</s>")
+
+
+def test_special_tokens_in_names_and_chains_are_words(mllm, images):
+    """The prompt holds as many placeholders as without them, targets end once, and texts come back unchanged."""
+    names = [f"cup {token}" for token in SPECIAL]
+    plain = [f"cup {index}" for index in range(len(SPECIAL))]
+    placeholder = mllm.base.config.image_token_id
+    count = (mllm.prompt(q_cls(plain))["input_ids"] == placeholder).sum()
+    assert count > 0
+    assert (mllm.prompt(q_cls(names))["input_ids"] == placeholder).sum() == count
+    for name in names:
+        chain = CHAIN.replace("a thing", name)
+        target = mllm.target(chain)
+        assert placeholder not in target
+        assert target.index(mllm.end_token) == len(target) - 1
+        assert mllm.unescape(mllm.escape(chain)) == chain
+        assert mllm.unescape(mllm.tokenizer.decode(target[:-1]).strip()) == chain
+    assert mllm.class_scores(images[:2], q_cls(names), names).isfinite().all()
+
+
+def test_bfloat16_is_close_to_float32(family_folder, mllm, images, class_names):
+    """8 bits of mantissa: 1% of the log-likelihood."""
+    low = load_mllm(family_folder, dtype="bfloat16").eval()
+    scores = low.class_scores(images, q_cls(class_names), class_names)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, mllm.class_scores(images, q_cls(class_names), class_names), rtol=0.03, atol=0.5)
+
+
+def test_domainbed_floats_are_read_like_bytes(mllm, class_names):
+    """A uniform grey survives DomainBed's normalisation and back."""
+    grey = torch.full((1, 3, 40, 40), 128, dtype=torch.uint8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    floats = (grey / 255 - mean[:, None, None]) / std[:, None, None]
+    question = q_cls(class_names)
+    expected = mllm.class_scores(grey, question, class_names)
+    torch.testing.assert_close(mllm.class_scores(floats, question, class_names), expected)
+
+
+def test_generation_stops_at_the_conclusion(folder_of, images):
+    """A model tuned to go on after its conclusion is stopped there."""
+    mllm = load_mllm(folder_of("LLaVA-1.5"), lora=LoraSettings(16, 16))
+    optimizer = torch.optim.AdamW(mllm.adapters().values(), lr=1e-2)
+    for _ in range(40):
+        values, mask = mllm.log_likelihoods(mllm.encode(images[:2]), "?", [f"dog{END_OF_CHAIN} more words"] * 2)
+        (-(values * mask).sum() / mask.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert mllm.eval().generate(images[:1], "?", 80) == ["dog" + END_OF_CHAIN]
+
+
+def test_an_unsupported_architecture_is_refused_by_name(tmp_path: pathlib.Path):
+    from transformers import Blip2Config
+
+    Blip2Config(architectures=["Blip2ForConditionalGeneration"]).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"Blip2ForConditionalGeneration is not .* InternVL3 .*Gemma 3"):
+        load_mllm(str(tmp_path))
+
+
+def test_both_paths_in_one_row_equal_one_after_the_other(mllm, images, class_names):
+    """Rows of a shared prefix and two branches, of unequal lengths, where the family has them."""
+    questions = (q_cls(class_names), q_reason(class_names))
+    answers = (["dog", "alarm clock", "axe"], [CHAIN, CHAIN.replace("a thing on a table", "x"), "no chain"])
+    with torch.no_grad():
+        encoded = mllm.encode(images[:3])
+        together = mllm.two_path_log_likelihoods(encoded, questions, answers)
+        for (values, mask), question, texts in zip(together, questions, answers, strict=True):
+            expected, expected_mask = mllm.log_likelihoods(encoded, question, texts)
+            assert torch.equal(mask, expected_mask)
+            torch.testing.assert_close(values[mask], expected[mask], rtol=1e-5, atol=1e-4)

@@ -1,0 +1,74 @@
+"""`max_tiles`: a square image cut into a grid of tiles and a view of the whole, from the file to the update."""
+
+import pytest
+import torch
+from PIL import Image
+
+from domainbed_reasoning import registry
+from domainbed_reasoning.mllm import ModelError, load_mllm
+from domainbed_reasoning.mllm.families import FAMILIES, tile_grid
+from domainbed_reasoning.mllm.loading import image_edge
+from domainbed_reasoning.prompts import q_cls
+
+TILED = ["InternVL", "Idefics3", "SmolVLM"]
+
+
+@pytest.mark.parametrize(("max_tiles", "grid"), [(1, 1), (3, 1), (4, 2), (8, 2), (9, 3), (12, 3)])
+def test_the_grid_is_the_largest_square_within_max_tiles(max_tiles, grid):
+    assert tile_grid(FAMILIES["InternVLForConditionalGeneration"], max_tiles) == grid
+
+
+def test_families_without_tiles_refuse_more_than_one(folder_of):
+    with pytest.raises(ModelError, match="LLaVA-1.5 takes an image whole: use max_tiles 1. .*InternVL3"):
+        load_mllm(folder_of("LLaVA-1.5"), max_tiles=4)
+    with pytest.raises(ModelError, match="max_tiles 0"):
+        image_edge(folder_of("InternVL"), 0)
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_four_tiles_are_four_and_a_view_of_the_whole(folder_of, images, class_names, name, plain_log_likelihood):
+    """2 x 2 tiles of 32 pixels with 4 tokens each, and the whole: 20 placeholders; one likelihood with the library's."""
+    folder = folder_of(name)
+    assert image_edge(folder) == 32 and image_edge(folder, 4) == 64
+    mllm = load_mllm(folder, max_tiles=4).eval()
+    question = q_cls(class_names)
+    assert (mllm.prompt(question)["input_ids"] == mllm.base.config.image_token_id).sum() == 5 * 4
+    pixels = mllm.image_inputs(images[:2])["pixel_values"]
+    assert pixels.reshape(-1, 3, 32, 32).shape[0] == 2 * 5
+    with torch.no_grad():
+        values, mask = mllm.log_likelihoods(mllm.encode(images[:2]), question, ["dog", "alarm clock"])
+    expected = plain_log_likelihood(folder, mllm, images[1], question, "alarm clock")
+    torch.testing.assert_close(values[1][mask[1]], expected, rtol=1e-5, atol=1e-4)
+    scores = mllm.class_scores(images, question, class_names)
+    one = load_mllm(folder).eval().class_scores(images, question, class_names)
+    assert (scores - one).abs().max() > 1e-3
+    assert mllm.generate(images, question, 6) == [mllm.generate(image[None], question, 6)[0] for image in images]
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_tiles_from_image_files_to_an_update(folder_of, tmp_path, name):
+    """An image folder through DomainBed's loader: bytes at twice the tile's edge, one MTCT step, a prediction."""
+    from domainbed_reasoning.datasets.image_folders import PACSReasoning
+
+    generator = torch.Generator().manual_seed(0)
+    for domain in ("art_painting", "cartoon", "photo", "sketch"):
+        for label in ("dog", "elephant"):
+            folder = tmp_path / "PACS" / domain / label
+            folder.mkdir(parents=True)
+            for index in range(2):
+                pixels = torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8, generator=generator)
+                Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
+    cls = registry.load(registry.ALGORITHMS["LabelSFT"])
+    hparams = {key: hparam.default for key, hparam in {**cls.HPARAMS, **PACSReasoning.HPARAMS}.items()}
+    hparams |= {"algorithm": "LabelSFT", "model": folder_of(name), "max_tiles": 4, "micro_batch": 8}
+    dataset = PACSReasoning(str(tmp_path), [3], hparams)
+    assert dataset[0][0][0].shape == (3, 64, 64) and dataset[0][0][0].dtype == torch.uint8
+    algorithm = cls(dataset.input_shape, dataset.num_classes, 3, hparams)
+    loaders = [torch.utils.data.DataLoader(dataset[env], batch_size=4) for env in range(3)]
+    minibatches = [next(iter(loader)) for loader in loaders]
+    first = algorithm.update(minibatches)["loss"]
+    for _ in range(3):
+        last = algorithm.update(minibatches)["loss"]
+    assert last < first
+    algorithm.eval()
+    assert algorithm.predict(minibatches[0][0]).shape == (4, 2)

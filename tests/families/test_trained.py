@@ -1,0 +1,233 @@
+"""What a job trained, loaded again: by DomainBed's checkpoint, by plain peft, by plain transformers, by `predict`."""
+
+import argparse
+import json
+import pathlib
+import shutil
+
+import peft
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from domainbed_reasoning import cli
+from domainbed_reasoning.export import export_adapters, export_merged
+from domainbed_reasoning.mllm import load_mllm
+from domainbed_reasoning.mllm.images import from_picture
+from domainbed_reasoning.predict import Predictor
+from domainbed_reasoning.trained import JobError, read_job
+
+
+def write_job(algorithm, folder: pathlib.Path) -> pathlib.Path:
+    """Leave what DomainBed's train script leaves: checkpoint, records and our task.json."""
+    from domainbed_reasoning.algorithms.records import write_task
+
+    folder.mkdir(parents=True)
+    name = type(algorithm).__name__
+    args = argparse.Namespace(algorithm=name, dataset="PACSReasoning", test_envs=[2], output_dir=str(folder))
+    write_task(algorithm.task, algorithm.hparams, args)
+    checkpoint = {
+        "args": vars(args),
+        "model_input_shape": (3, 40, 40),
+        "model_num_classes": 4,
+        "model_num_domains": 2,
+        "model_hparams": algorithm.hparams,
+        "model_dict": algorithm.state_dict(),
+    }
+    torch.save(checkpoint, folder / "model.pkl")
+    record = {"step": 51, **{f"env{env}_{part}_acc": 0.5 + 0.1 * env for env in range(3) for part in ("in", "out")}}
+    (folder / "results.jsonl").write_text(json.dumps(record) + "\n" + '{"step": 5')  # killed while it wrote
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(family_folder, algorithm_on, minibatches):
+    """Two steps of MTCT with a learning rate that moves every answer."""
+    algorithm = algorithm_on(family_folder, "MTCT", lr=2e-2, lr_schedule="constant", micro_batch=8, max_new_tokens=12)
+    for _ in range(2):
+        algorithm.update(minibatches)
+    return algorithm.eval()
+
+
+@pytest.fixture(scope="session")
+def job(trained, family_folder, tmp_path_factory) -> pathlib.Path:
+    return write_job(trained, tmp_path_factory.mktemp("jobs") / "job")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> list[str]:
+    """Three PNG files of unequal sizes."""
+    folder, generator = tmp_path_factory.mktemp("photos"), torch.Generator().manual_seed(3)
+    names = []
+    for index, (height, width) in enumerate([(40, 40), (50, 30), (33, 61)]):
+        pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator)
+        names.append(str(folder / f"{index}.png"))
+        Image.fromarray(pixels.numpy()).save(names[-1])
+    return names
+
+
+def logits(network, folder, images):
+    """Return the logits of a plain forward of one question about one image."""
+    processor = AutoProcessor.from_pretrained(folder)
+    content = [{"type": "image", "image": Image.fromarray(images[0].permute(1, 2, 0).numpy())}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    inputs.pop("num_patches", None)
+    with torch.no_grad():
+        return network.eval()(**inputs).logits
+
+
+def test_a_killed_job_reloads_to_equal_answers(trained, job, family_folder, algorithm_on, minibatches):
+    """A new process: fresh adapters, DomainBed's checkpoint, the same scores to the last bit."""
+    checkpoint = torch.load(job / "model.pkl", weights_only=True)
+    fresh = algorithm_on(family_folder, "MTCT", max_new_tokens=12).eval()
+    images = minibatches[0][0]
+    untrained = fresh.mllm.class_scores(images, fresh.q_cls, fresh.task.class_names)
+    fresh.load_state_dict(checkpoint["model_dict"])
+    expected = trained.mllm.class_scores(images, trained.q_cls, trained.task.class_names)
+    again = fresh.mllm.class_scores(images, fresh.q_cls, fresh.task.class_names)
+    assert torch.equal(again, expected)
+    assert (untrained - expected).abs().max() > 0.1
+
+
+def test_exported_adapters_loaded_in_plain_peft_give_equal_logits(trained, job, family_folder, images, tmp_path):
+    export_adapters(job, tmp_path / "adapter")
+    base = AutoModelForImageTextToText.from_pretrained(family_folder, dtype=torch.float32)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    expected = logits(trained.mllm.network, family_folder, images)
+    torch.testing.assert_close(logits(loaded, family_folder, images), expected, rtol=0, atol=0)
+    bare = AutoModelForImageTextToText.from_pretrained(family_folder, dtype=torch.float32)
+    assert (logits(bare, family_folder, images) - expected).abs().max() > 1e-2
+
+
+def test_a_merged_export_gives_close_logits_and_keeps_its_processor(trained, job, family_folder, images, tmp_path):
+    export_merged(job, tmp_path / "merged")
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    expected = logits(trained.mllm.network, family_folder, images)
+    torch.testing.assert_close(logits(merged, tmp_path / "merged", images), expected, rtol=1e-3, atol=1e-2)
+
+
+def test_predict_equals_the_algorithm_on_files(trained, job, files):
+    edge = from_picture(trained.mllm.image_size)
+    pixels = torch.stack([edge(Image.open(name).convert("RGB")) for name in files])
+    names = trained.task.class_names
+    scores = trained.mllm.class_scores(pixels, trained.q_cls, names).softmax(1)
+    by_label = Predictor(job, "label")(files)
+    for row, prediction in enumerate(by_label):
+        assert prediction.image == files[row] and prediction.chain is None
+        assert prediction.class_name == names[int(scores[row].argmax())] == prediction.label_class
+        torch.testing.assert_close(
+            torch.tensor([prediction.scores[name] for name in names]), scores[row], rtol=1e-3, atol=1e-4
+        )
+    both = Predictor(job, "both")(files)
+    chains = trained.mllm.generate(pixels, trained.q_reason, 12)
+    assert [prediction.chain for prediction in both] == chains
+    assert [prediction.label_class for prediction in both] == [prediction.class_name for prediction in by_label]
+
+
+def test_exported_folders_predict_as_the_job(job, files, tmp_path):
+    export_adapters(job, tmp_path / "adapter")
+    export_merged(job, tmp_path / "merged")
+    expected = Predictor(job, "label")(files)
+    assert Predictor(tmp_path / "adapter", "label")(files) == expected
+    for one, other in zip(Predictor(tmp_path / "merged", "label")(files), expected, strict=True):
+        assert one.class_name == other.class_name
+
+
+# -- one family is enough for what follows ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def one_job(folder_of, algorithm_on, minibatches, tmp_path_factory) -> pathlib.Path:
+    algorithm = algorithm_on(folder_of("SmolVLM"), "MTCT", micro_batch=8, max_new_tokens=12)
+    algorithm.update(minibatches)
+    return write_job(algorithm, tmp_path_factory.mktemp("jobs") / "job")
+
+
+def test_the_model_card_says_data_target_settings_and_accuracy(one_job, tmp_path):
+    export_adapters(one_job, tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "# MTCT on PACSReasoning, target domain: sketch" in card
+    assert "- Trained on the source domains: art, photo" in card
+    assert "| sketch | target | 70.0 | 70.0 | – | – |" in card
+    assert "| lora_rank | 8 |" in card and "dog, alarm clock, dog house, axe" in card
+    assert "library_name: peft" in card
+
+
+def test_the_verbs_export_and_predict(one_job, files, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert cli.main(["export", "--job", str(one_job), "--output", str(output)]) == 0
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {p.name for p in output.iterdir()}
+    capsys.readouterr()
+    assert cli.main(["predict", "--job", str(output), "--json", "--answer", "both", *files]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["image"] for line in lines] == files
+    assert set(lines[0]) == {"image", "class_name", "scores", "label_class", "chain_class", "chain"}
+    assert list(lines[0]["scores"]) == ["dog", "alarm clock", "dog house", "axe"]
+    assert cli.main(["predict", "--job", str(one_job), "--answer", "label", files[0]]) == 0
+    image, name, score = capsys.readouterr().out.rstrip("\n").split("\t")
+    assert (image, name) == (files[0], lines[0]["label_class"]) and 0 <= float(score) <= 1
+    assert cli.main(["export", "--job", str(one_job), "--output", str(output)]) == 1
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_faults_are_named_with_their_cures(one_job, files, tmp_path, capsys):
+    with pytest.raises(JobError, match="holds no task.json.*Give the folder"):
+        read_job(tmp_path)
+    shutil.copy(one_job / "task.json", tmp_path)
+    with pytest.raises(JobError, match="holds no model.pkl.*--skip_model_save"):
+        read_job(tmp_path)
+    (tmp_path / "task.json").write_text("{")
+    with pytest.raises(JobError, match="damaged"):
+        read_job(tmp_path)
+    (tmp_path / "no.png").write_text("no picture")
+    with pytest.raises(ValueError, match="no.png is not a readable image"):
+        Predictor(one_job)([tmp_path / "no.png"])
+    with pytest.raises(ValueError, match="answer 'loud'"):
+        Predictor(one_job, "loud")
+    assert cli.main(["predict", "--job", str(tmp_path), *files]) == 1
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(one_job, tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return print, ("run",)
+
+    shutil.copy(one_job / "task.json", tmp_path)
+    torch.save({"model_dict": {"a": Evil()}}, tmp_path / "model.pkl")
+    with pytest.raises(pickle.UnpicklingError):
+        read_job(tmp_path)
+
+
+def test_adapters_of_another_rank_are_refused(one_job, folder_of):
+    job = read_job(one_job)
+    job.hparams["lora_rank"] = 4
+    with pytest.raises(ValueError, match=r"do not fit this model: .* is \(8, .*and \(4, "):
+        job.load()
+
+
+def test_a_zero_shot_job_predicts_and_exports_nothing(folder_of, algorithm_on, files, tmp_path):
+    algorithm = algorithm_on(folder_of("SmolVLM"), "MLLMZeroShot", max_new_tokens=12)
+    folder = write_job(algorithm, tmp_path / "zero")
+    assert len(Predictor(folder, "label")(files)) == 3
+    with pytest.raises(JobError, match="MLLMZeroShot has trained no adapters"):
+        export_adapters(folder, tmp_path / "out")
+
+
+def test_a_quantised_job_merges_into_unquantised_weights(folder_of, algorithm_on, minibatches, files, tmp_path):
+    algorithm = algorithm_on(folder_of("SmolVLM"), "MTCT", micro_batch=8, quantize="nf4")
+    algorithm.update(minibatches)
+    folder = write_job(algorithm, tmp_path / "job")
+    assert Predictor(folder, "label").mllm.quantized
+    export_merged(folder, tmp_path / "merged")
+    assert not load_mllm(str(tmp_path / "merged")).quantized
+    assert len(Predictor(tmp_path / "merged", "label")(files)) == 3
