@@ -1,7 +1,8 @@
 """Both answers to every image at the last evaluation, written beside DomainBed's results.jsonl.
 
 ``predictions.jsonl`` holds a line a sample, ``answers.json`` each split's accuracies by either answer and the share of
-chains that named no class. ``task.json`` says from the start what the job is about. DomainBed compares one answer; what the other would have been is asked of every MLLM method.
+chains that named no class; ``task.json`` says from the start what the job is about. DomainBed compares one answer; what
+the other would have been is asked of every MLLM method.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from domainbed_reasoning.scoring import scores_from_trie
 
 _ANSWER = "ANSWER"  # stands for the assistant's words while the chat template is read
 _ZERO_WIDTH = "\u200b"
+_REMEMBERED = 100_000  # answers whose tokens are kept: names and chains come again every epoch
 
 
 def load_mllm(
@@ -86,6 +87,7 @@ class MLLM(torch.nn.Module):
         self.image_size = edge * grid
         self._image_settings = family.image_settings(edge, grid)
         self._prompts: dict[str, dict[str, torch.Tensor]] = {}
+        self._targets: dict[str, tuple[int, ...]] = {}
         self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
 
@@ -178,6 +180,13 @@ class MLLM(torch.nn.Module):
 
     def target(self, answer: str) -> tuple[int, ...]:
         """Return the tokens of an answer with the token that ends it."""
+        if answer not in self._targets:
+            if len(self._targets) >= _REMEMBERED:
+                self._targets.clear()
+            self._targets[answer] = self._tokenise_answer(answer)
+        return self._targets[answer]
+
+    def _tokenise_answer(self, answer: str) -> tuple[int, ...]:
         before, lead, end = self._turn
         # In context: Llama's tokenizer treats the beginning of a text otherwise than what follows a colon.
         context = self.tokenizer(before, add_special_tokens=False)["input_ids"]
