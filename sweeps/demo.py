@@ -27,6 +27,8 @@ from domainbed_reasoning.sweeps import parallel
 
 EMBEDDED = "ShapesReasoning"
 CPU_STEPS = 60
+# The defaults on real images are those of models with billions of parameters.
+TINY_ON_REAL_IMAGES = {"model": "tiny", "max_new_tokens": 64, "eval_batch": 64, "micro_batch": 64}
 ROWS = {
     "ERM": "a network without language, trained on the labels: DomainBed's baseline",
     "MLLMZeroShot": "the multimodal model as it comes, not trained on this task",
@@ -83,9 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep += ["--single_test_envs", "--command_launcher", "parallel", "--skip_confirmation"]
     sweep += ["--data_dir", str(Path(given.data_dir or output).absolute()), "--output_dir", str(output)]
     if given.dataset != EMBEDDED or given.model:
-        hparams = {"model": given.model or "tiny"}
+        hparams: dict[str, Any] = {"model": given.model} if given.model else TINY_ON_REAL_IMAGES
         if given.chains:
-            hparams["chains"] = str(Path(given.chains).absolute())
+            hparams = hparams | {"chains": str(Path(given.chains).absolute())}
         sweep += ["--hparams", json.dumps(hparams)]
     if steps := given.steps or choose_steps(given.dataset):
         sweep += ["--steps", str(steps)]
