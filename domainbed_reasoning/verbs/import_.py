@@ -14,7 +14,7 @@ from domainbed_reasoning.store import ACCEPTED, REJECTED, ChainWriter, Record, r
 from domainbed_reasoning.verbs import arguments
 
 _EXAMPLES = """\
-  domainbed-reasoning import PACS_chains.jsonl --dataset PACS --data_dir DATA --teacher gpt-4o
+  domainbed-reasoning import PACS_chains.jsonl --dataset PACS --data_dir DATA --teacher gpt-4o --label-conditioned no
   domainbed-reasoning import train.parquet --dataset VLCS --data_dir DATA
   domainbed-reasoning import llava.json --dataset PACS --data_dir DATA --chains mine.jsonl --unverified
 
@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--teacher", default="unknown", help="who wrote chains that do not say so (default: %(default)s)"
     )
-    parser.add_argument("--label-conditioned", action="store_true", help="the teacher was told the label")
+    parser.add_argument(
+        "--label-conditioned", choices=("yes", "no"), help="whether the teacher was told the label (default: not known)"
+    )
     parser.add_argument("--unverified", action="store_true", help="do not ask that the conclusion be the true class")
     parser.add_argument("--min-words", type=int, default=MIN_WORDS, help="of a chain (default: %(default)s)")
     parser.add_argument("--max-words", type=int, default=MAX_WORDS, help="of a chain (default: %(default)s)")
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             counts["left out, the chain file has them"] += 1
             continue
         seen.add(_key(record))
-        record = _completed(record, on_disk, given.teacher, given.label_conditioned)
+        record = _completed(record, on_disk, given.teacher, _KNOWN[given.label_conditioned])
         if "verdict" not in record:
             verdict = rules.judge(record["chain"], labels[image])
             record["verified"] = rules.verified
@@ -97,7 +99,10 @@ def _path_below(image: str, known: Collection[str], dataset: ImageFolder) -> str
     return next((tail for cut in range(1, len(steps)) if (tail := "/".join(steps[cut:])) in known), None)
 
 
-def _completed(record: Record, on_disk: OnDisk, teacher: str, label_conditioned: bool) -> Record:
+_KNOWN = {"yes": True, "no": False, None: None}
+
+
+def _completed(record: Record, on_disk: OnDisk, teacher: str, label_conditioned: bool | None) -> Record:
     """Return the record with the provenance that every chain has."""
     sha256 = record.get("sha256") or hashlib.sha256((on_disk.root / record["image"]).read_bytes()).hexdigest()
     return {
