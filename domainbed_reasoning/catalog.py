@@ -209,7 +209,7 @@ STOCK = {
         domains=dict.fromkeys("aclass escape hilux i3 lexus tesla tiguan tucson x5 zoe".split()),
         classes=("0", "1", "2", "3", "4", "5", "6"),
         num_classes=7,
-        subject="car seat occupancy",
+        subject="occupant",
         readable={
             "0": "empty seat",
             "1": "infant in an infant seat",

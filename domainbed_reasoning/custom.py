@@ -77,6 +77,12 @@ def custom_datasets(environ: Mapping[str, str] | None = None) -> dict[str, Image
     return {name: found[name][0] for name in sorted(found)}
 
 
+def targets(datasets: Mapping[str, ImageFolder]) -> dict[str, str]:
+    """Return ``"module:name"`` of the classes of custom datasets, with and without ``Reasoning``."""
+    module = "domainbed_reasoning.datasets.custom_folders"
+    return {f"{name}{end}": f"{module}:{name}{end}" for name in datasets for end in ("", "Reasoning")}
+
+
 def dataset_files(environ: Mapping[str, str]) -> Iterator[Path]:
     """Yield the paths of the TOML files, each once, the config folder's first."""
     config = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".config")
