@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{given.file}, row {number}: no image {record['image']!r} is in {dataset.name} at {on_disk.root}."
             )
         record = {**record, "image": image}
+        record = _completed(record, on_disk, given.teacher, _KNOWN[given.label_conditioned])
         if _key(record) in seen:
             counts["left out, the chain file has them"] += 1
             continue
         seen.add(_key(record))
-        record = _completed(record, on_disk, given.teacher, _KNOWN[given.label_conditioned])
         if "verdict" not in record:
             verdict = rules.judge(record["chain"], labels[image])
             record["verified"] = rules.verified
