@@ -7,9 +7,9 @@
 2. It is served on loopback in the format of OpenAI's endpoint (`tests/data_pipeline/teacher_server.py`).
 3. `annotate` runs over all images: once undisturbed, once killed with SIGKILL at random moments and started again.
 
-Printed: images an hour; requests repeated, which arrived again although their answer was in the store when the asker was
-killed (must be 0); requests that were under way at a kill; chains lost, whose record was in the store at a kill and is not
-at the end (must be 0).
+Printed: images an hour; requests repeated, which arrived again although their answer was in the store when the asker
+was killed (must be 0); requests that were under way at a kill; chains lost, whose record was in the store at a kill
+and is not at the end (must be 0).
 """
 
 from __future__ import annotations

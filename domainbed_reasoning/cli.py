@@ -26,7 +26,7 @@ VERBS = {
         "clone the pinned DomainBed into the cache folder",
         "domainbed_reasoning.verbs.get_domainbed:main",
     ),
-    "check": ("compare a dataset on disk, and its chains, with what should be there", "domainbed_reasoning.verbs.check:main"),
+    "check": ("compare a dataset and its chains with what should be there", "domainbed_reasoning.verbs.check:main"),
     "annotate": ("get five-stage chains from a teacher, the label withheld", "domainbed_reasoning.verbs.annotate:main"),
     "stats": ("count chains: coverage, acceptance, lengths, tokens, cost", "domainbed_reasoning.verbs.stats:main"),
     "card": ("write the datasheet of a chain file as a dataset card", "domainbed_reasoning.verbs.card:main"),

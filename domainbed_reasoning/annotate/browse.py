@@ -1,8 +1,8 @@
 """One self-contained HTML page to look through images, chains, verdicts and reasons.
 
-The page loads nothing and may run nothing but its own script (Content-Security-Policy with the script's hash). All data are
-base64, which cannot end a script element, and reach the page as text, never as markup. Texts are gzipped in chunks that the
-browser unpacks when they are looked at, so that 25,000 images with four candidates each stay usable.
+The page loads nothing and may run nothing but its own script (Content-Security-Policy with the script's hash). All
+data are base64, which cannot end a script element, and reach the page as text, never as markup. Texts are gzipped in
+chunks that the browser unpacks when they are looked at, so that 25,000 images with four candidates each stay usable.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _filled(template: str, fields: Mapping[str, str]) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Return a Content-Security-Policy that allows this style, this script and pictures within the page, nothing else."""
+    """Return a Content-Security-Policy that allows this style, this script and embedded pictures alone."""
     return (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"

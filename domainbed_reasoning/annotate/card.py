@@ -1,6 +1,7 @@
 """The datasheet of a chain file, as a Hugging Face dataset card, filled from the data.
 
-The questions are those of Gebru et al., "Datasheets for Datasets" (arXiv 1803.09010), as far as a chain file answers them.
+The questions are those of Gebru et al., "Datasheets for Datasets" (arXiv 1803.09010), as far as a chain file answers
+them.
 """
 
 from __future__ import annotations
@@ -59,15 +60,16 @@ def render_card(
         f"---\n{front}\n---",
         f"# {name}",
         f"Five-stage reasoning chains for images of {dataset.name}: {every.chains:,} of {every.images:,} images "
-        f"({every.coverage:.1%}) have an accepted chain, drawn from {every.candidates:,} candidates, all of which are kept "
-        "with their verdicts.",
+        f"({every.coverage:.1%}) have an accepted chain, drawn from {every.candidates:,} candidates, all of which are "
+        "kept with their verdicts.",
         "## Motivation",
         "For training multimodal models that reason their way to a class and generalise to unseen domains, after "
         "“Reasoning-Driven Multimodal LLM for Domain Generalization” (arXiv 2602.23777). Made with "
         f"domainbed-reasoning {__version__}.",
         "## Composition",
-        f"- Images: {dataset.website or dataset.name}; they are not part of this file. `image` is the path below the folder "
-        f"`{dataset.folder}/`.\n- Classes ({len(on_disk.classes)}): {', '.join(map(dataset.class_name, on_disk.classes))}.\n"
+        f"- Images: {dataset.website or dataset.name}; they are not part of this file. `image` is the path below the "
+        f"folder `{dataset.folder}/`.\n"
+        f"- Classes ({len(on_disk.classes)}): {', '.join(map(dataset.class_name, on_disk.classes))}.\n"
         f"- Domains ({len(on_disk.domains)}): {', '.join(on_disk.domains)}.\n"
         f"- Chain: `<SUMMARY>`, `<CAPTION>`, `<REASONING>`, `<REFLECTION>`, `<CONCLUSION>`; {_lengths(every.words)}.",
         _coverage(groups),
@@ -79,11 +81,11 @@ def render_card(
         _rejection(every.candidates, every.accepted, every.rules),
         "## Uses and limits",
         "- Chains of a target domain must not be trained on; leave its folder out.\n"
-        "- Chains are written by a model: they may describe what is not there. The rules look at form, at the conclusion and "
-        "at outright contradictions, not at every statement.\n"
-        "- Filtering by the true label makes accepted chains easier than the images at large: coverage by class above.\n"
-        f"- The images' own terms apply to the images ({dataset.website or 'see their source'}), and the teacher's terms "
-        "to its text.",
+        "- Chains are written by a model: they may describe what is not there. The rules look at form, at the "
+        "conclusion and at outright contradictions, not at every statement.\n"
+        "- Filtering by the true label makes accepted chains easier than the images: see coverage by class.\n"
+        f"- The images' own terms apply to the images ({dataset.website or 'see their source'}), and the "
+        "teacher's terms to its text.",
         "## Files",
         f"`{chains.name}`: one JSON object a line, {len(records):,} lines, SHA-256 `{_sha256(chains)}`. Keys: "
         f"{', '.join(f'`{key}`' for key in _keys(records))}.",
@@ -141,13 +143,14 @@ def _conditioning(accepted: Sequence[Mapping[str, Any]]) -> str:
     told = Counter(record.get("label_conditioned") for record in accepted)
     verified = sum(record.get("verified") is True for record in accepted)
     return (
-        f"Of {len(accepted):,} accepted chains {told[False]:,} were written with the label withheld, {told[True]:,} by a "
-        f"teacher that was told the label, {told[None]:,} do not say. {verified:,} were checked against the true label."
+        f"Of {len(accepted):,} accepted chains {told[False]:,} were written with the label withheld, {told[True]:,} by "
+        f"a teacher that was told the label, {told[None]:,} do not say. {verified:,} were "
+        "checked against the true label."
     )
 
 
 def _prompts(records: Sequence[Mapping[str, Any]], questions: Mapping[str, str]) -> list[str]:
-    used = Counter(record.get("prompt_version") for record in records)
+    used = Counter(str(record.get("prompt_version")) for record in records)
     return [
         f"Prompt `{version}`:\n\n```text\n{questions[version]}\n```"
         for version, _ in used.most_common()
@@ -157,14 +160,14 @@ def _prompts(records: Sequence[Mapping[str, Any]], questions: Mapping[str, str])
 
 def _rejection(candidates: int, accepted: int, rules: Mapping[str, int]) -> str:
     share = accepted / candidates if candidates else 0.0
-    first = f"{accepted:,} of {candidates:,} candidates were accepted ({share:.1%}). A candidate is rejected by the first rule "
+    first = f"{accepted:,} of {candidates:,} candidates were accepted ({share:.1%}). A candidate is rejected by the "
     rows = [[f"`{rule}`", meaning, f"{rules.get(rule, 0):,}"] for rule, meaning in RULES.items()]
     rows += [
         [f"`{rule}`", "another project's rule", f"{amount:,}"] for rule, amount in rules.items() if rule not in RULES
     ]
     lines = [["rule", "meaning", "rejected"], ["---", "---", "---:"], *rows]
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"{first}that it breaks:\n\n{table}"
+    return f"{first}first rule that it breaks:\n\n{table}"
 
 
 def _keys(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -18,8 +18,8 @@ PRICES = {
     "gpt-4.1": (2.00, 8.00),
 }
 
-# Assumed until the chain file holds enough of this teacher's own candidates. Completion: the 112 real chains of the test
-# data have 130 words on average, about 210 tokens with their tags. The rest are guesses and printed as such.
+# Assumed until the chain file holds enough of this teacher's own candidates. Completion: the 112 real chains of the
+# test data have 130 words on average, about 210 tokens with their tags. The rest are guesses and printed as such.
 ASSUMED_COMPLETION_TOKENS = 210
 ASSUMED_ACCEPTANCE = 0.8
 ASSUMED_SECONDS = 6.0
@@ -149,8 +149,8 @@ def estimate(
 class Budget:
     """Holds a run within ``--max-cost`` and ``--max-requests``.
 
-    Every request reserves its dearest outcome (all its tokens) before it is sent, so that no number of requests under way
-    can exceed the limit; what it really cost replaces the reservation.
+    Every request reserves its dearest outcome (all its tokens) before it is sent, so that no number of requests under
+    way can exceed the limit; what it really cost replaces the reservation.
 
     Args:
         max_cost: dollars; None: no limit.

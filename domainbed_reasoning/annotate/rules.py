@@ -1,8 +1,8 @@
 """Rejection sampling: the named rules by which a candidate is kept or not.
 
-The paper (arXiv 2602.23777) keeps a candidate if all stages are there and the conclusion is coherent. Here every rule has
-a name, which is stored with the candidate; the first one that is broken counts. The label is looked at last, so that the
-other names say what is wrong with the text itself.
+The paper (arXiv 2602.23777) keeps a candidate if all stages are there and the conclusion is coherent. Here every rule
+has a name, which is stored with the candidate; the first one that is broken counts. The label is looked at last, so
+that the other names say what is wrong with the text itself.
 """
 
 from __future__ import annotations
@@ -163,10 +163,12 @@ def _claims(class_names: Sequence[str]) -> tuple[re.Pattern[str], re.Pattern[str
     end = rf"({names})(?=[\"'”]?(?:[.,;:!?)]|$|\s+(?:and|because|since|as|in|on|with|rather|not)\b))"
     before = "|".join(
         [
-            r"\b(?:the|my|final|correct|best|right) (?:\w+ )?(?:answer|option|choice|conclusion|match|label|class|category)"
+            r"\b(?:the|my|final|correct|best|right) (?:\w+ )?"
+            r"(?:answer|option|choice|conclusion|match|label|class|category)"
             rf" (?:is|must be|has to be|should be|would be|as) {_SURELY}{_ARTICLE}",
             rf"\b{_THING} (?:is|must be|has to be|can only be) {_SURELY}{_ARTICLE}",
-            rf"\b(?:i|we|to) (?:therefore |thus )?(?:conclude|choose|pick|answer)(?: that)?(?: {_THING} is)? {_ARTICLE}",
+            r"\b(?:i|we|to) (?:therefore |thus )?(?:conclude|choose|pick|answer)"
+            rf"(?: that)?(?: {_THING} is)? {_ARTICLE}",
             rf"\b(?:therefore|thus|hence),? (?:{_THING} (?:is|must be) )?{_SURELY}{_ARTICLE}",
             rf"\b(?:points?|belongs?|exclusive) to {_ARTICLE}",
             rf"\b(?:suits?|describes?|marks?|forms?|secures?|say|says) {_ARTICLE}",
@@ -174,8 +176,9 @@ def _claims(class_names: Sequence[str]) -> tuple[re.Pattern[str], re.Pattern[str
     )
     after = (
         rf"\b(?:{names})(?= (?:is|remains|stays|stands|fits|holds)(?: still| therefore| clearly| thus| also)*"
-        r" (?:(?:the|my|a|an) )?(?:\w+ and )?(?:only|best|better|far better|stronger|closest|right|correct|clear|matching|"
-        r"convincing|comfortable|sensible|preferred|retained|chosen|certain|secure|safe|firm|consistent)\b"
+        r" (?:(?:the|my|a|an) )?(?:\w+ and )?"
+        r"(?:only|best|better|far better|stronger|closest|right|correct|clear|matching|convincing|"
+        r"comfortable|sensible|preferred|retained|chosen|certain|secure|safe|firm|consistent)\b"
         r"| (?:the|my) (?:only|best|better|stronger|closest|right|correct|clear|convincing|sensible|safe|natural)\b)"
     )
     denied = "|".join(
@@ -192,8 +195,9 @@ def _claims(class_names: Sequence[str]) -> tuple[re.Pattern[str], re.Pattern[str
 def contradiction(chain: Chain, conclusion: int, class_names: Sequence[str]) -> str | None:
     """Return how reasoning and reflection contradict the conclusion, or None.
 
-    They do if the last class they state outright ("the answer is X", "it must be a X") is another one, or if they rule the
-    conclusion's class out and never state it. Comparisons ("a horse would have …") are no statements. The rule is
+    They do if the last class they state outright ("the answer is X", "it must be a X") is another one, or if they
+    rule the conclusion's class out and never state it. Comparisons ("a horse would have …") are no statements. The
+    rule is
     cautious: what it does not understand it lets pass.
 
     Args:

@@ -1,7 +1,7 @@
 """Annotating: ask, judge, append, go on.
 
-Every answer is judged and appended before the next candidate of its image is asked for, and what the chain file holds is
-never asked again; so a run that was killed goes on by being started again.
+Every answer is judged and appended before the next candidate of its image is asked for, and what the chain file holds
+is never asked again; so a run that was killed goes on by being started again.
 """
 
 from __future__ import annotations
@@ -116,12 +116,14 @@ def plan(
     Args:
         pictures: of the dataset.
         classes: class folders in label order.
-        records: what the chain file holds. An image with an accepted chain, whoever wrote it, is done; rejected ones count
+        records: what the chain file holds. An image with an accepted chain, whoever wrote it, is done; rejected ones
+        count
             against the candidates of the same teacher and prompt.
         teacher: name.
         prompt_version: of the prompt.
         candidates: drawn of an image at most.
-        limit: at most so many images with an accepted or exhausted result in all, counting those that are done; None: all.
+        limit: at most so many images with an accepted or exhausted result in all, counting those that are done; None:
+        all.
     """
     done: set[str] = set()
     asked: Counter[str] = Counter()
@@ -216,7 +218,8 @@ class Annotation:
             self.summary.stopped = "interrupted"
             loop.remove_signal_handler(signal.SIGINT)
 
-        # Not in the main thread, or on Windows: there Ctrl-C ends the run at once, and nothing that was answered is lost.
+        # Not in the main thread, or on Windows: there Ctrl-C ends the run at once, and nothing that was answered is
+        # lost.
         with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
             loop.add_signal_handler(signal.SIGINT, interrupted)
 

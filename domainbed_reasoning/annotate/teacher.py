@@ -1,8 +1,8 @@
 """What a teacher is asked and what it answers, whoever it is.
 
-A `Request` has no place for the label, the image's path or its domain: what is not there cannot leak. The image is sent as
-re-encoded pixels, so that neither a file name (SVIRO's hold the label) nor EXIF data travels with it, and the seed comes
-from the image's bytes.
+A `Request` has no place for the label, the image's path or its domain: what is not there cannot leak. The image is
+sent as re-encoded pixels, so that neither a file name (SVIRO's hold the label) nor EXIF data travels with it, and the
+seed comes from the image's bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`domainbed-reasoning annotate`: five-stage chains for a dataset's images, from a teacher that is not told the label."""
+"""`domainbed-reasoning annotate`: five-stage chains from a teacher that is not told the label."""
 
 from __future__ import annotations
 

@@ -72,7 +72,8 @@ def ends_with_message(main: Main) -> Main:
         try:
             return main(argv)
         except BrokenPipeError:  # `… | head`
-            sys.stdout = None  # type: ignore[assignment] - so that nothing is flushed into the closed pipe at exit
+            # So that nothing is flushed into the closed pipe at exit.
+            sys.stdout = None
             return 0
         except (ValueError, OSError, TeacherError) as error:
             print(error, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`domainbed-reasoning stats`: coverage, acceptance, reasons for rejection, lengths, tokens and cost of a chain file."""
+"""`domainbed-reasoning stats`: coverage, acceptance, reasons for rejection, lengths, tokens and cost."""
 
 from __future__ import annotations
 

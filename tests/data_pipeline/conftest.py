@@ -1,4 +1,5 @@
-"""What the tests of the data pipeline share: small image folders, a server, and the verbs as functions and processes."""
+"""What the tests of the data pipeline share: small image folders, a server, and the verbs as functions and
+processes."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def _chain_text(conclusion: str, about: str = "round") -> str:
         f"The outline is {about} and the parts are few; their size relative to each other, the way in which they are "
         "joined and the surface all point in one direction, which none of the other options would explain as well."
     )
-    return Chain("I look at the parts.", "A thing on a table.", reasoning, "The light may mislead.", conclusion).render()
+    chain = Chain("I look at the parts.", "A thing on a table.", reasoning, "The light may mislead.", conclusion)
+    return chain.render()
 
 
 @pytest.fixture(scope="session")
@@ -139,5 +141,3 @@ def start_verb() -> Callable[..., subprocess.Popen[str]]:
 def lines_of() -> Callable[[Path], list[dict[str, Any]]]:
     """``lines_of(path)`` is what the lines of a JSON lines file say."""
     return lambda path: [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
-
-

@@ -1,4 +1,5 @@
-"""An OpenAI-compatible server on loopback, for the tests: chat completions of a real tiny model, or of a script with faults.
+"""An OpenAI-compatible server on loopback, for the tests: chat completions of a real tiny model, or of a script with
+faults.
 
     python tests/data_pipeline/teacher_server.py --backend canned --faults 0.3 --log requests.jsonl
     python tests/data_pipeline/teacher_server.py --backend mllm --model tiny
@@ -88,7 +89,8 @@ class TinyModel:
         images = []
         for _, _, data in items:
             with Image.open(io.BytesIO(data)) as picture:
-                images.append(torch.from_numpy(numpy.array(picture.convert("RGB").resize((edge, edge)))).permute(2, 0, 1))
+                small = numpy.array(picture.convert("RGB").resize((edge, edge)))
+            images.append(torch.from_numpy(small).permute(2, 0, 1))
         body, question, _ = items[0]
         torch.manual_seed(body.get("seed", 0))
         with torch.no_grad():
@@ -105,7 +107,11 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        raw = self.rfile.read(length)
+        if len(raw) < length:  # its sender was killed
+            self.close_connection = True
+            return None
         if self.path != "/v1/chat/completions":
             return self._send(404, {"error": {"message": f"no such path: {self.path}"}})
         body = json.loads(raw)
@@ -199,6 +205,11 @@ class Server(ThreadingHTTPServer):
         self._seen: dict[str, int] = {}
         self._lock = threading.Lock()
         self._log = options.log.open("a") if options.log else None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that were killed, and everything of faults of our own."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def fault(self, key: str) -> str:
         """Return the fault for an arrival of this request, empty for none."""

@@ -230,8 +230,8 @@ def test_a_request_has_no_field_that_could_hold_a_label_or_a_path() -> None:
 def test_what_is_sent_does_not_depend_on_the_label(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
     """The same pixels in every class folder and domain, with the label in file name, EXIF and comment: one request.
 
-    Each class folder gets a copy under a name that tells its label. If anything of a request followed from the label, the
-    requests of two folders would differ; they are equal, byte for byte and header for header.
+    Each class folder gets a copy under a name that tells its label. If anything of a request followed from the label,
+    the requests of two folders would differ; they are equal, byte for byte and header for header.
     """
     picture = Image.open(toy / "toy" / "art" / "Mug" / "Mug_0.png").convert("RGB")
     for folder in (toy / "toy").glob("*/*"):
@@ -324,3 +324,50 @@ def test_read_picture_gives_domainbeds_pixels_without_rotation(tmp_path: Path) -
     assert sent.size == (30, 20) and not sent.getexif() and len(sha256) == 64
     Image.new("RGB", (3000, 1000)).save(tmp_path / "b.png")
     assert Image.open(io.BytesIO(read_picture(tmp_path / "b.png")[0])).size == (768, 256)
+
+
+# ---- a model in this process ----
+
+
+def test_a_local_model_writes_candidates_in_batches_and_names_itself(
+    toy: Path, verb: Verb, tmp_path: Path, lines_of: Any
+) -> None:
+    """The embedded model knows nothing of Toy; its words are kept all the same, each with its verdict."""
+    where = ("--dataset", "Toy", "--data_dir", toy, "--chains", tmp_path / "c.jsonl", "--max-tokens", 12)
+    code, out, err = verb("annotate", *where, "--teacher", "self:tiny", "--candidates", 2, "--batch", 8)
+    records = lines_of(tmp_path / "c.jsonl")
+    assert code == 0, err
+    assert len(records) == 36 and {record["teacher"] for record in records} == {"self:tiny"}
+    # Bootstrap asks exactly what training asks: q_reason, without advice on form.
+    assert {record["prompt_version"] for record in records} == {"1"}
+    assert all(record["usage"]["dollars"] == 0 and record["usage"]["prompt_tokens"] > 20 for record in records)
+    assert "36 candidates" in out and "$0.0000" in out
+
+
+def test_a_model_that_is_not_there_ends_with_the_cure(toy: Path, verb: Verb, tmp_path: Path) -> None:
+    code, _, err = verb("annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", f"hf:{tmp_path}")
+    assert code == 1 and "config.json" in err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--teacher", "gpt-4o"), "openai:MODEL, hf:MODEL or self:MODEL"),
+        (("--teacher", "self:tiny", "--candidates", 0), "--candidates must be more than 0"),
+        (("--teacher", "self:tiny", "--top-p", 2), "--top-p must be in (0, 1]"),
+        (("--teacher", "openai:m", "--base-url", "http://u:secret@localhost/v1"), "must hold no password"),
+        (("--teacher", "self:tiny", "--dataset", "Tyo"), "Did you mean 'Toy'"),
+    ],
+)
+def test_wrong_arguments_are_named(toy: Path, verb: Verb, wrong: tuple[object, ...], message: str) -> None:
+    code, out, err = verb("annotate", "--dataset", "Toy", "--data_dir", toy, *wrong)
+    assert code == 1 and message in err and "secret" not in out + err
+
+
+def test_the_real_server_with_the_embedded_model_answers(
+    toy: Path, serve: Any, verb: Verb, tmp_path: Path, lines_of: Any
+) -> None:
+    server = serve("--backend", "mllm", "--model", "tiny")
+    verb(*arguments(toy, server.url, tmp_path / "c.jsonl"), "--prompt", "task", "--max-tokens", 12, "--candidates", 1)
+    records = lines_of(tmp_path / "c.jsonl")
+    assert len(records) == 18 and all(record["chain"].startswith("<SUMMARY>") for record in records)

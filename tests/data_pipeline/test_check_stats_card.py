@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -72,7 +71,8 @@ def test_check_names_every_fault(toy: Path, chains: Path, verb: Verb, chain_text
 
 
 def test_check_of_the_real_images_says_how_many_are_missing(test_data: Path, verb: Verb) -> None:
-    code, out, _ = verb("check", "--dataset", "PACS", "--data_dir", test_data, "--chains", test_data / "PACS_chains.jsonl")
+    where = ("--dataset", "PACS", "--data_dir", test_data, "--chains", test_data / "PACS_chains.jsonl")
+    code, out, _ = verb("check", *where)
     assert code == 1 and "1,120 of 1,120 images can be decoded" in out
     assert "FAULT 1,120 images, 9,991 published." in out and out.count("FAULT") == 1
     assert "112 of 1,120 images have a chain (10.0%)" in out and "download_pacs" in out
@@ -97,7 +97,8 @@ def test_stats_count_by_domain_and_class(toy: Path, chains: Path, verb: Verb, tm
     table = list(csv.DictReader(io.StringIO((tmp_path / "c.csv").read_text())))
     assert len(table) == 6
     bike = next(row for row in table if (row["domain"], row["class"]) == ("photo", "Bike"))
-    assert (bike["candidates"], bike["chains"], bike["rejected_label"], bike["rejected_refusal"]) == ("2", "0", "1", "1")
+    assert (bike["candidates"], bike["chains"]) == ("2", "0")
+    assert (bike["rejected_label"], bike["rejected_refusal"]) == ("1", "1")
     assert sum(float(row["dollars"]) for row in table) == 1.5
 
 
@@ -147,7 +148,8 @@ import json, resource, sys, time
 sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
 from domainbed_reasoning.store import ChainWriter, load_chains
 path, chain = {str(tmp_path / "c.jsonl")!r}, {chain_text("mug", "long " * 110)!r}
-began, more = time.process_time(), {{"teacher": "openai:gpt-4o", "sha256": "0" * 64, "reason": "…" * 30, "seconds": 1.5}}
+more = {{"teacher": "openai:gpt-4o", "sha256": "0" * 64, "reason": "…" * 30, "seconds": 1.5}}
+began = time.process_time()
 with ChainWriter(path) as writer:
     for i in range(25_000):
         for k in range(4):

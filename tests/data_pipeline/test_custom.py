@@ -82,8 +82,9 @@ def test_domainbeds_own_commands_know_the_dataset_under_both_names(
     done = run_stock(
         domainbed_root,
         "sweep",
-        *("launch", *arguments, "--command_launcher", "dummy", "--skip_confirmation", "--output_dir", tmp_path / "sweep"),
-        *("--n_trials", 1, "--n_hparams", 1, "--single_test_envs", "--hparams", small),
+        *("launch", *arguments, "--command_launcher", "dummy", "--skip_confirmation"),
+        *("--output_dir", tmp_path / "sweep", "--n_trials", 1, "--n_hparams", 1),
+        *("--single_test_envs", "--hparams", small),
         cwd=tmp_path,
     )
     assert done.stdout.count("Dummy launcher") == 8
