@@ -133,8 +133,8 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
 
 
 _DOWNLOAD = (
-    "DomainBed's own script fetches it (uncomment its line at the end of domainbed/scripts/download.py): "
-    "`python -m domainbed.scripts.download --data_dir DIR`"
+    "DomainBed's own script fetches it, from inside a clone: "
+    "`python -c \"from domainbed.scripts import download; download.download_{}('DIR')\"`"
 )
 
 # Counts: PACS, VLCS, OfficeHome, TerraIncognita and DomainNet's totals are those of the DomainBed paper (arXiv
@@ -151,7 +151,7 @@ STOCK = {
         classes=("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"),
         num_classes=7,
         website="https://dali-dl.github.io/project_iccv2017.html",
-        obtain=f"{_DOWNLOAD} (download_pacs); or the Hub's copy flwrlabs/pacs, saved as PACS/<domain>/<class>/.",
+        obtain=_DOWNLOAD.format("pacs") + "; or the Hub's copy flwrlabs/pacs, saved as PACS/<domain>/<class>/.",
     ),
     "VLCS": ImageFolder(
         name="VLCS",
@@ -161,7 +161,7 @@ STOCK = {
         classes=("bird", "car", "chair", "dog", "person"),
         num_classes=5,
         website="https://www.mathcs.emory.edu/~torralba/research/bias/",
-        obtain=f"{_DOWNLOAD} (download_vlcs).",
+        obtain=_DOWNLOAD.format("vlcs") + ".",
     ),
     "OfficeHome": ImageFolder(
         name="OfficeHome",
@@ -171,7 +171,7 @@ STOCK = {
         num_classes=65,
         readable={"TV": "TV", "Flipflops": "flip-flops", "Postit_Notes": "post-it notes", "ToothBrush": "toothbrush"},
         website="https://www.hemanthdv.org/officeHomeDataset.html",
-        obtain=f"{_DOWNLOAD} (download_office_home); or the Hub's copy flwrlabs/office-home.",
+        obtain=_DOWNLOAD.format("office_home") + "; or the Hub's copy flwrlabs/office-home.",
     ),
     "TerraIncognita": ImageFolder(
         name="TerraIncognita",
@@ -183,7 +183,7 @@ STOCK = {
         subject="animal",
         other_totals=((24788, "the older download, which the papers report: 4879, 9767, 4020, 6122"),),
         website="https://beerys.github.io/CaltechCameraTraps/",
-        obtain=f"{_DOWNLOAD} (download_terra_incognita).",
+        obtain=_DOWNLOAD.format("terra_incognita") + ".",
     ),
     "DomainNet": ImageFolder(
         name="DomainNet",
@@ -199,7 +199,7 @@ STOCK = {
         },
         num_classes=345,
         website="https://ai.bu.edu/M3SDA/",
-        obtain=f"{_DOWNLOAD} (download_domain_net).",
+        obtain=_DOWNLOAD.format("domain_net") + ".",
         checkpoint_freq=1000,
     ),
     "SVIRO": ImageFolder(
@@ -221,6 +221,6 @@ STOCK = {
         },
         other_totals=((56000, "the DomainBed paper"),),
         website="https://sviro.kl.dfki.de",
-        obtain=f"{_DOWNLOAD} (download_sviro).",
+        obtain=_DOWNLOAD.format("sviro") + ".",
     ),
 }
