@@ -138,7 +138,7 @@ def run_with_kills(given: argparse.Namespace, port: int, log: Path, chains: Path
         # An arrival and an answer are two lines of the log.
         target = mark + dice.randint(1, max(2, 3 * work // max(1, given.kills)))
         while child.poll() is None and not (kills < given.kills and len(read_log(log)) >= target):
-            time.sleep(dice.uniform(0.0, 0.05))
+            time.sleep(dice.uniform(0.02, 0.15))
         if child.poll() is None and kills < given.kills:
             child.send_signal(signal.SIGKILL)
             kills += 1

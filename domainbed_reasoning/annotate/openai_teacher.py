@@ -85,7 +85,8 @@ class OpenAITeacher:
             began = time.monotonic()
             try:
                 response = await self._client.chat.completions.with_raw_response.create(**self._body(request))
-                return _read(response.http_response.text, time.monotonic() - began)
+                # A key that a server echoes must not get into the chain file.
+                return _read(redact(response.http_response.text, self._key), time.monotonic() - began)
             except self._openai.APIStatusError as error:
                 fault = self._why(error)
                 if _is_filtered(error):

@@ -28,6 +28,9 @@ _EXAMPLES = """\
   domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher hf:OpenGVLab/InternVL3-8B-hf --batch 32
   domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher self:tiny
 
+The exit code is 0 when every image has a chain or no candidate left, 1 when images could not be read or had no answer,
+3 when the run ended early (a limit, Ctrl-C).
+
 rules of rejection, the first that is broken counts:
 """ + "\n".join(f"  {rule:<19} {meaning}" for rule, meaning in RULES.items())
 
@@ -104,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{given.chains}: cut off {writer.cut_bytes} bytes of a torn last line.", file=sys.stderr)
         summary = _annotate(given, settings, rules, jobs, writer, on_disk)
     print(report(summary, len(jobs)))
-    print(f"Chains: {given.chains}. Look at them: domainbed-reasoning browse --dataset {given.dataset} --data_dir …")
+    print(f"Chains: {given.chains}. `domainbed-reasoning browse` with the same --dataset and --data_dir shows them.")
     return 3 if summary.stopped else 1 if summary.unanswered or summary.unreadable else 0
 
 

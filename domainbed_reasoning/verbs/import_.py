@@ -9,6 +9,7 @@ from pathlib import Path
 
 from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
 from domainbed_reasoning.catalog import ImageFolder, OnDisk
+from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.exchange import ExchangeError, import_records
 from domainbed_reasoning.store import ACCEPTED, REJECTED, ChainWriter, Record, read_records
 from domainbed_reasoning.verbs import arguments
@@ -20,8 +21,9 @@ _EXAMPLES = """\
 
 The format is told from the file: our own JSON lines or Parquet; InternVL, LLaVA or ShareGPT conversations as JSON lines
 or a JSON array; Hugging Face messages as Parquet. Image paths may begin with other folders, as in /data/PACS/photo/….
-A row that has a verdict keeps it; another is judged by the rules of `annotate`. A row that the chain file holds is left
-out; a second accepted chain of an image is kept as rejected, by the rule `second`.
+A row that has a verdict keeps it, unless it is accepted and no chain; another is judged by the rules of `annotate`.
+A row that the chain file holds is left out; a second accepted chain of an image is kept as rejected, by the rule
+`second`.
 """
 
 
@@ -70,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             record["verdict"] = ACCEPTED if verdict.accepted else REJECTED
             if not verdict.accepted:
                 record |= {"rule": verdict.rule, "reason": verdict.reason}
+        if record["verdict"] == ACCEPTED:
+            try:
+                parse_chain(record["chain"])
+            except ChainError as error:
+                record |= {"verdict": REJECTED, "rule": f"stage_{error.rule}", "reason": str(error)}
         if record["verdict"] == ACCEPTED:
             if image in accepted:
                 record |= {"verdict": REJECTED, "rule": "second", "reason": "the image has an accepted chain already"}

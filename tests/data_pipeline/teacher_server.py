@@ -126,6 +126,8 @@ class Handler(BaseHTTPRequestHandler):
             return None
         time.sleep(self.server.options.delay)
         text, tokens = self.server.answer(body, question, image)
+        if self.server.options.always_key:
+            text = f"Your key is {self.headers.get('Authorization', '').removeprefix('Bearer ')}."
         if self._send(200, completion(body, text, len(question) // 4 + 64, tokens)):
             self.server.log({"event": "answered", "key": key})
         return None
@@ -266,6 +268,7 @@ def main() -> None:
     parser.add_argument("--faults", type=float, default=0.0, help="share of requests whose first arrival fails")
     parser.add_argument("--kinds", nargs="+", default=FAULTS)
     parser.add_argument("--always", help="this fault at every arrival")
+    parser.add_argument("--always-key", action="store_true", help="tell everybody their key")
     parser.add_argument("--hang", type=float, default=5.0)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before every answer")
     parser.add_argument("--log", type=Path)

@@ -176,6 +176,17 @@ def test_import_judges_finds_paths_and_refuses_strangers(
     assert code == 1 and "row 1: no image 'art/Mug/none.png' is in Toy" in err
 
 
+def test_an_accepted_row_that_is_no_chain_is_imported_as_rejected(
+    toy: Path, verb: Verb, tmp_path: Path, lines_of: Any
+) -> None:
+    """Else the chain file could not be trained on."""
+    row = {"image": "art/Mug/Mug_0.png", "chain": "no chain", "verdict": "accepted"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    assert verb("import", tmp_path / "a.jsonl", "--dataset", "Toy", "--data_dir", toy)[0] == 0
+    assert lines_of(toy / "toy" / "reasoning.jsonl")[0]["rule"] == "stage_missing"
+    assert load_chains(toy / "toy" / "reasoning.jsonl") == {}
+
+
 def test_the_112_real_chains_go_through_every_format_and_come_back_byte_for_byte(
     test_data: Path, verb: Verb, tmp_path: Path, lines_of: Any
 ) -> None:
