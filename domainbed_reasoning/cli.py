@@ -15,7 +15,7 @@ VERBS = {
         "domainbed_reasoning.verbs.doctor:main",
     ),
     "export": (
-        "write a trained job as a PEFT adapter folder or a merged model, with a model card",
+        "write chains in the formats of others; with --job a trained model, for the Hugging Face libraries",
         "domainbed_reasoning.verbs.export:main",
     ),
     "predict": (
@@ -32,7 +32,6 @@ VERBS = {
     "card": ("write the datasheet of a chain file as a dataset card", "domainbed_reasoning.verbs.card:main"),
     "browse": ("make one HTML page to look through images and chains", "domainbed_reasoning.verbs.browse:main"),
     "import": ("take chains over from other formats", "domainbed_reasoning.verbs.import_:main"),
-    "export": ("write chains in the formats of others", "domainbed_reasoning.verbs.export:main"),
 }
 
 
