@@ -157,7 +157,7 @@ def _alternatives(class_names: Sequence[str]) -> str:
 
 @lru_cache(maxsize=16)
 def _claims(class_names: Sequence[str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Return the patterns of a phrase that states a class (in one of two groups), and of one that rules a class out."""
+    """Return the patterns of a phrase that states a class (in one of its groups), and of one that rules a class out."""
     names = _alternatives(class_names)
     # "dog-like", "dog's nose" and "horse shape" speak of parts, not of what it is.
     end = rf"({names})(?=[\"'”]?(?:[.,;:!?)]|$|\s+(?:and|because|since|as|in|on|with|rather|not)\b))"
@@ -188,7 +188,12 @@ def _claims(class_names: Sequence[str]) -> tuple[re.Pattern[str], re.Pattern[str
             rf"\b(?:rules?|ruled|ruling) out {_ARTICLE}",
         ]
     )
-    stated = rf"(?:{before}){end}|({after})"
+    # "fits a horse better than …", not "would fit a horse better".
+    compared = (
+        r"(?<!would )(?<!could )(?<!might )(?<!not )(?<!than )\b(?:fits?|match(?:es)?|agrees? with) "
+        rf"{_ARTICLE}({names})(?=[\"'”]? (?:best|better|far better|more than|most|perfectly|exactly)\b)"
+    )
+    stated = rf"(?:{before}){end}|({after})|{compared}"
     return re.compile(stated, re.IGNORECASE), re.compile(rf"(?:{denied}){end}", re.IGNORECASE)
 
 
@@ -207,7 +212,7 @@ def contradiction(chain: Chain, conclusion: int, class_names: Sequence[str]) -> 
     """
     stated, denied = _claims(tuple(class_names))
     text = " ".join(f"{chain.reasoning}\n{chain.reflection}".split())
-    claims = [match_class(found.group(1) or found.group(2), class_names) for found in stated.finditer(text)]
+    claims = [match_class(next(filter(None, found.groups())), class_names) for found in stated.finditer(text)]
     if claims and claims[-1] != conclusion and claims[-1] is not None:
         return f"it states {class_names[claims[-1]]!r} and concludes {class_names[conclusion]!r}"
     if conclusion not in claims:

@@ -206,12 +206,16 @@ def forecast(
             f"requests     about {will.requests:,.0f} (up to {settings.candidates} candidates an image)",
             f"tokens       about {will.prompt_tokens:,.0f} in, {will.completion_tokens:,.0f} out",
             f"cost         {money}",
-            f"time         about {will.hours:,.1f} hours, {concurrency} at a time",
+            f"time         about {_duration(will.hours)}, {concurrency} at a time",
             f"per request  {habit.prompt_tokens:,.0f} tokens in, {habit.completion_tokens:,.0f} out, "
             f"{habit.seconds:.1f} s, {habit.acceptance:.0%} accepted ({basis})",
             "Nothing was sent.",
         ]
     )
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
 
 
 def _size(image: bytes) -> tuple[int, int]:

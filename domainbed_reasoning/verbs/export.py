@@ -1,4 +1,4 @@
-"""`domainbed-reasoning export`: with ``--job`` a trained model, else the chains of a dataset, in the formats of others."""
+"""`domainbed-reasoning export`: the chains of a dataset, or with ``--job`` a trained model, in formats of others."""
 
 from __future__ import annotations
 

@@ -82,6 +82,8 @@ def test_an_api_refusal_and_a_refusal_in_the_conclusion_are_refusals() -> None:
         ("This is cat-like, yet the tufts decide.", False),
         ("It is a dog's lawn.", False),
         ("It has the size of a dog.", False),
+        ("The parts fit a dog better than any other option.", True),
+        ("A flat nose would fit a cat better than this one.", False),
     ],
 )
 def test_contradiction_tells_statements_from_comparisons(reflection: str, rejected: bool) -> None:
