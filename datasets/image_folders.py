@@ -11,7 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import tqdm
@@ -19,6 +19,7 @@ from domainbed import datasets as stock
 from PIL import Image
 from torchvision.datasets.folder import default_loader
 
+from domainbed_reasoning.catalog import CHAIN_FILE, STOCK
 from domainbed_reasoning.datasets.base import (
     Samples,
     algorithm_class,
@@ -34,8 +35,6 @@ from domainbed_reasoning.registry import Hparam
 from domainbed_reasoning.samples import SampleId, Task
 from domainbed_reasoning.store import load_chains
 
-CHAIN_FILE = "reasoning.jsonl"
-
 FOLDER_HPARAMS = {
     "chains": Hparam(None, None, f"the chain file; None is {CHAIN_FILE} in the dataset's folder"),
     "workers": Hparam(2, None, "loader processes a split: DomainBed's 8 would make 88 of an MLLM's"),
@@ -48,6 +47,7 @@ class ReasoningImageFolder:
     Class attributes:
         FOLDER: the dataset's folder below ``data_dir``.
         SUBJECT: what the images show, the noun of the question.
+        READABLE: names for prompts of class folders for which `readable_name` would not do.
 
     Raises:
         FileNotFoundError: when the dataset is not below ``data_dir``.
@@ -58,6 +58,7 @@ class ReasoningImageFolder:
     HPARAMS: ClassVar[dict[str, Hparam]] = FOLDER_HPARAMS
     FOLDER: ClassVar[str]
     SUBJECT: ClassVar[str] = "object"
+    READABLE: ClassVar[Mapping[str, str]] = {}
     ENVIRONMENTS: ClassVar[list[str]]
     datasets: list[Any]
 
@@ -80,7 +81,7 @@ class ReasoningImageFolder:
         chains = self._chains(folder, images, test_envs, hparams) if algorithm.CHAIN_PATH else {}
         task = Task(
             dataset=type(self).__name__,
-            class_names=tuple(readable_name(name) for name in folders[0].classes),
+            class_names=tuple(self.READABLE.get(name, readable_name(name)) for name in folders[0].classes),
             environments=tuple(pathlib.Path(f.root).name for f in folders),
             test_envs=tuple(test_envs),
             subject=self.SUBJECT,
@@ -203,6 +204,7 @@ class OfficeHomeReasoning(ReasoningImageFolder, stock.OfficeHome):  # type: igno
     """Office-Home (Venkateswara et al., CVPR 2017): art, clipart, product, real world; 65 classes; 15,588 images."""
 
     FOLDER = "office_home"
+    READABLE = STOCK["OfficeHome"].readable
 
 
 class TerraIncognitaReasoning(ReasoningImageFolder, stock.TerraIncognita):  # type: ignore[misc]
@@ -223,3 +225,4 @@ class SVIROReasoning(ReasoningImageFolder, stock.SVIRO):  # type: ignore[misc]
 
     FOLDER = "sviro"
     SUBJECT = "occupant"
+    READABLE = STOCK["SVIRO"].readable

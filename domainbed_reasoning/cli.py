@@ -15,7 +15,7 @@ VERBS = {
         "domainbed_reasoning.verbs.doctor:main",
     ),
     "export": (
-        "write a trained job as a PEFT adapter folder or a merged model, with a model card",
+        "write chains in the formats of others; with --job a trained model, for the Hugging Face libraries",
         "domainbed_reasoning.verbs.export:main",
     ),
     "predict": (
@@ -26,6 +26,12 @@ VERBS = {
         "clone the pinned DomainBed into the cache folder",
         "domainbed_reasoning.verbs.get_domainbed:main",
     ),
+    "check": ("compare a dataset and its chains with what should be there", "domainbed_reasoning.verbs.check:main"),
+    "annotate": ("get five-stage chains from a teacher, the label withheld", "domainbed_reasoning.verbs.annotate:main"),
+    "stats": ("count chains: coverage, acceptance, lengths, tokens, cost", "domainbed_reasoning.verbs.stats:main"),
+    "card": ("write the datasheet of a chain file as a dataset card", "domainbed_reasoning.verbs.card:main"),
+    "browse": ("make one HTML page to look through images and chains", "domainbed_reasoning.verbs.browse:main"),
+    "import": ("take chains over from other formats", "domainbed_reasoning.verbs.import_:main"),
 }
 
 

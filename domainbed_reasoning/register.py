@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import _domainbed_reasoning_hook
-from domainbed_reasoning import registry
+from domainbed_reasoning import custom, registry
 
 # name -> (default, random), as DomainBed's `_hparams` returns it.
 Ranges = dict[str, tuple[Any, Any]]
@@ -39,6 +39,8 @@ def publish_algorithms(module: ModuleType) -> None:
 def publish_datasets(module: ModuleType) -> None:
     """Make our datasets attributes of `domainbed.datasets` and append them to its list in place."""
     _publish_classes(module, module.DATASETS, registry.DATASETS, "dataset")
+    # The user's own, each with its twin, by name.
+    _publish_classes(module, module.DATASETS, custom.targets(custom.custom_datasets()), "dataset")
 
 
 def publish_launchers(module: ModuleType) -> None:
@@ -112,7 +114,7 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
         if algorithm in registry.ALGORITHMS:
             ranges = _own_hparams(algorithm, dataset, random_seed)
         else:
-            ranges = stock_hparams(algorithm, registry.TWINS.get(dataset, dataset), random_seed)
+            ranges = stock_hparams(algorithm, _twin(dataset), random_seed)
             for name, hparam in registry.BASELINE_HPARAMS.get(dataset, {}).items():
                 ranges[name] = _range(name, hparam, dataset, random_seed)
         return {name: (plain(default), plain(drawn)) for name, (default, drawn) in ranges.items()}
@@ -121,11 +123,21 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
     return hparams
 
 
+def _twin(dataset: str) -> str:
+    """Return the dataset without chains whose hyper-parameters baselines get on ``dataset``."""
+    if dataset in registry.TWINS:
+        return registry.TWINS[dataset]
+    name = dataset.removesuffix("Reasoning")
+    return name if name != dataset and name in custom.custom_datasets() else dataset
+
+
 def _own_hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
     """Return the ranges of one of our algorithms: its table, the dataset's if that is ours too, and its name."""
     tables = [registry.load(registry.ALGORITHMS[algorithm]).HPARAMS]
     if dataset in registry.DATASETS:
         tables.append(registry.load(registry.DATASETS[dataset]).HPARAMS)
+    elif _twin(dataset) != dataset:
+        tables.append(registry.load(custom.targets(custom.custom_datasets())[dataset]).HPARAMS)
     ranges = dict(_FOR_STOCK_CODE)
     for table in tables:
         ranges |= {name: _range(name, hparam, dataset, random_seed) for name, hparam in table.items()}

@@ -82,37 +82,51 @@ def read_records(path: str | os.PathLike[str], *, repair: bool = False) -> Itera
     Raises:
         ChainFileError: see `load_chains`; a chain's stages are not looked at.
     """
+    for number, record in read_lines(path, repair=repair):
+        if isinstance(record, ChainFileError):
+            raise record
+        yield number, record
+
+
+def read_lines(path: str | os.PathLike[str], *, repair: bool = False) -> Iterator[tuple[int, Record | ChainFileError]]:
+    """Yield (line number from 1, record or what is wrong with the line) for every line that is not blank.
+
+    Args:
+        path: a chain file.
+        repair: leave out a torn last line.
+
+    Raises:
+        ChainFileError: the file cannot be read.
+    """
     try:
         file = open(path, "rb")  # noqa: SIM115 - the generator's own with-block follows
     except OSError as error:
-        raise ChainFileError(
-            path, None, f"cannot be read ({error.strerror})", "Make it with `domainbed-reasoning annotate` or `import`"
-        ) from error
+        cure = "Make it with `domainbed-reasoning annotate` or `import`"
+        raise ChainFileError(path, None, f"cannot be read ({error.strerror})", cure) from error
+    cure = "Mend or delete this line; `domainbed-reasoning check` lists every such line"
     with file:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(raw) > MAX_LINE_BYTES:
-                raise ChainFileError(
-                    path, number, f"longer than {MAX_LINE_BYTES} bytes", "Give a file with one JSON object a line"
-                )
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(MAX_LINE_BYTES)
+                fault = f"longer than {MAX_LINE_BYTES} bytes"
+                yield number, ChainFileError(path, number, fault, "Give a file with one JSON object a line")
+                continue
             if raw.isspace():
                 continue
             try:
                 record = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
             except (ValueError, RecursionError) as error:
                 if raw.endswith(b"\n"):
-                    cure = "Mend or delete this line; `domainbed-reasoning check` lists every such line"
-                    raise ChainFileError(path, number, f"not JSON ({error})", cure) from error
-                if repair:
-                    return
-                cure = "Run `domainbed-reasoning annotate` again, which cuts it off and goes on, or delete it"
-                raise ChainFileError(path, number, "torn: its writer was stopped half-way", cure) from error
-            fault = check_record(record, escaped=b"\\u" in raw)
-            if fault:
-                cure = "Mend or delete this line; `domainbed-reasoning check` lists every such line"
-                raise ChainFileError(path, number, fault, cure)
-            yield number, record
+                    yield number, ChainFileError(path, number, f"not JSON ({error})", cure)
+                elif not repair:
+                    go_on = "Run `domainbed-reasoning annotate` again, which cuts it off and goes on, or delete it"
+                    yield number, ChainFileError(path, number, "torn: its writer was stopped half-way", go_on)
+                continue
+            fault_or_none = check_record(record, escaped=b"\\u" in raw)
+            yield number, ChainFileError(path, number, fault_or_none, cure) if fault_or_none else record
 
 
 def check_record(record: Any, escaped: bool = True) -> str | None:

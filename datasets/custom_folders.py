@@ -1,0 +1,54 @@
+"""The user's own image folders (see `domainbed_reasoning.custom`) as classes, each with its ``Reasoning`` twin.
+
+Input, label, domains, counts and licence are the user's; chains as in `image_folders`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import Any
+
+from domainbed import datasets as stock
+
+from domainbed_reasoning.catalog import ImageFolder
+from domainbed_reasoning.custom import custom_datasets
+from domainbed_reasoning.datasets.image_folders import ReasoningImageFolder, dataset_folder
+
+
+def make_classes(dataset: ImageFolder) -> tuple[type, type]:
+    """Return the classes ``<Name>``, a plain image folder of DomainBed, and ``<Name>Reasoning``."""
+
+    def __init__(self: Any, root: str, test_envs: Collection[int], hparams: dict[str, Any]) -> None:
+        dataset_folder(root, dataset.folder, type(self).__name__, len(dataset.environments))
+        self.dir = os.path.join(root, dataset.folder + "/")
+        stock.MultipleEnvironmentImageFolder.__init__(self, self.dir, test_envs, hparams["data_augmentation"], hparams)
+
+    plain = type(
+        dataset.name,
+        (stock.MultipleEnvironmentImageFolder,),
+        {
+            "__init__": __init__,
+            "__doc__": f"Image folders of {dataset.folder}/, described by the user.",
+            "__module__": __name__,
+            "CHECKPOINT_FREQ": dataset.checkpoint_freq,
+            "ENVIRONMENTS": list(dataset.environments),
+        },
+    )
+    reasoning = type(
+        f"{dataset.name}Reasoning",
+        (ReasoningImageFolder, plain),
+        {
+            "__doc__": f"{dataset.name} with a five-stage chain for every image.",
+            "__module__": __name__,
+            "FOLDER": dataset.folder,
+            "SUBJECT": dataset.subject,
+            "READABLE": dataset.readable,
+        },
+    )
+    return plain, reasoning
+
+
+for _dataset in custom_datasets().values():
+    for _class in make_classes(_dataset):
+        globals()[_class.__name__] = _class

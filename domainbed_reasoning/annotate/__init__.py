@@ -1,0 +1,1 @@
+"""DomainBed-Reasoning, the data: chains from a teacher, judged, kept with their verdicts, counted and looked at."""

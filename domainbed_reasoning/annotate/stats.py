@@ -1,0 +1,184 @@
+"""Counting chains: coverage, acceptance, reasons for rejection, lengths, tokens and cost, by domain and class."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from domainbed_reasoning.catalog import Picture
+from domainbed_reasoning.chains import STAGE_TAGS
+from domainbed_reasoning.store import ACCEPTED
+
+
+@dataclass
+class Group:
+    """Counts over some images and their candidates.
+
+    Attributes:
+        images: in the dataset.
+        chains: images with an accepted chain.
+        tried: images with a candidate.
+        candidates: in the chain file.
+        accepted: of them.
+        words: of each accepted chain, its tags not counted.
+        prompt_tokens: of all candidates that say so.
+        completion_tokens: likewise.
+        dollars: likewise.
+        rules: rejected candidates by rule.
+    """
+
+    images: int = 0
+    chains: int = 0
+    tried: int = 0
+    candidates: int = 0
+    accepted: int = 0
+    words: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    dollars: float = 0.0
+    rules: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def coverage(self) -> float:
+        """Share of images with a chain, in [0, 1]."""
+        return self.chains / self.images if self.images else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Share of candidates accepted, in [0, 1]."""
+        return self.accepted / self.candidates if self.candidates else 0.0
+
+    @property
+    def mean_words(self) -> float:
+        """Words of an accepted chain, on average."""
+        return sum(self.words) / len(self.words) if self.words else 0.0
+
+    def add(self, other: Group) -> None:
+        """Add the counts of another group."""
+        for name in ("images", "chains", "tried", "candidates", "accepted", "prompt_tokens", "completion_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.dollars += other.dollars
+        self.words += other.words
+        self.rules += other.rules
+
+
+Groups = dict[tuple[str, str], Group]
+
+
+def count(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]]) -> Groups:
+    """Return the counts by (domain folder, class folder); candidates of images that are not there are left out."""
+    groups: Groups = {}
+    of_image = {}
+    for picture in pictures:
+        group = groups.setdefault((picture.domain, picture.label), Group())
+        group.images += 1
+        of_image[picture.path] = group
+    tried: set[str] = set()
+    done: set[str] = set()
+    for record in records:
+        image = record["image"]
+        if image not in of_image:
+            continue
+        group = of_image[image]
+        group.tried += image not in tried
+        tried.add(image)
+        group.candidates += 1
+        usage = record.get("usage") or {}
+        group.prompt_tokens += usage.get("prompt_tokens", 0)
+        group.completion_tokens += usage.get("completion_tokens", 0)
+        group.dollars += usage.get("dollars", 0.0)
+        if record.get("verdict", ACCEPTED) == ACCEPTED:
+            group.accepted += 1
+            group.chains += image not in done
+            done.add(image)
+            group.words.append(words_of(record["chain"]))
+        else:
+            group.rules[record.get("rule", "unnamed")] += 1
+    return groups
+
+
+def words_of(chain: str) -> int:
+    """Return the number of words of a chain, its tags not counted."""
+    for tag in STAGE_TAGS:
+        chain = chain.replace(tag, " ")
+    return len(chain.split())
+
+
+def total(groups: Groups, axis: int | None = None) -> dict[str, Group]:
+    """Return the sums over all groups (None), by domain (0) or by class (1)."""
+    sums: dict[str, Group] = {}
+    for key, group in groups.items():
+        sums.setdefault("all" if axis is None else key[axis], Group()).add(group)
+    return sums
+
+
+_HEAD = ("images", "tried", "chains", "coverage", "candidates", "accepted", "words", "tokens in", "tokens out", "$")
+
+
+def as_table(groups: Groups, classes: Sequence[str]) -> str:
+    """Return the counts by domain and by class, and the reasons for rejection, as text."""
+    everything = total(groups)["all"] if groups else Group()
+    rows = [[name, *_cells(group)] for name, group in total(groups, 0).items()]
+    rows += [["", *[""] * len(_HEAD)]]
+    by_class = total(groups, 1)
+    rows += [[name, *_cells(by_class[name])] for name in classes if name in by_class]
+    rows += [["", *[""] * len(_HEAD)], ["all", *_cells(everything)]]
+    lines = _aligned([["", *_HEAD], *rows])
+    if everything.words:
+        ordered = sorted(everything.words)
+        marks = [ordered[round(share * (len(ordered) - 1))] for share in (0, 0.05, 0.5, 0.95, 1)]
+        lines += ["", "words of accepted chains: least {}, 5% {}, half {}, 95% {}, most {}".format(*marks)]
+    if everything.rules:
+        rejected = everything.rules.total()
+        lines += ["", f"{rejected:,} candidates rejected:"]
+        lines += [f"  {amount:>8,} {amount / rejected:6.1%}  {rule}" for rule, amount in everything.rules.most_common()]
+    return "\n".join(lines)
+
+
+def _cells(group: Group) -> list[str]:
+    return [
+        f"{group.images:,}",
+        f"{group.tried:,}",
+        f"{group.chains:,}",
+        f"{group.coverage:.1%}",
+        f"{group.candidates:,}",
+        f"{group.acceptance:.1%}" if group.candidates else "–",
+        f"{group.mean_words:.0f}" if group.words else "–",
+        f"{group.prompt_tokens:,}",
+        f"{group.completion_tokens:,}",
+        f"{group.dollars:.2f}",
+    ]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def as_csv(groups: Groups) -> str:
+    """Return the counts by domain and class as CSV, with a column for each rule."""
+    rules = sorted({rule for group in groups.values() for rule in group.rules})
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["domain", "class", "images", "tried", "chains", "coverage", "candidates", "accepted", "mean_words"]
+        + ["prompt_tokens", "completion_tokens", "dollars"]
+        + [f"rejected_{rule}" for rule in rules]
+    )
+    for (domain, label), group in groups.items():
+        writer.writerow(
+            [domain, label, group.images, group.tried, group.chains, round(group.coverage, 4), group.candidates]
+            + [group.accepted, round(group.mean_words, 1), group.prompt_tokens, group.completion_tokens]
+            + [round(group.dollars, 6)]
+            + [group.rules[rule] for rule in rules]
+        )
+    return out.getvalue()

@@ -1,0 +1,146 @@
+"""What a teacher is asked and what it answers, whoever it is.
+
+A `Request` has no place for the label, the image's path or its domain: what is not there cannot leak. The image is
+sent as re-encoded pixels, so that neither a file name (SVIRO's hold the label) nor EXIF data travels with it, and the
+seed comes from the image's bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from domainbed_reasoning.chains import STAGES
+from domainbed_reasoning.prompts import PROMPT_VERSION, q_reason
+
+# Longest edge in pixels that is sent: what GPT-4o scales its high-detail images down to on the short side.
+MAX_EDGE = 768
+
+TEACHER_PROMPT_VERSION = f"teacher-1/{PROMPT_VERSION}"
+
+_FOR_TEACHERS = (
+    "Write each stage once, in this order and between its own tags, with nothing outside of them, in {words} words "
+    "altogether. In {conclusion} write one option exactly as it is spelt above and nothing else. Rely on what can be "
+    "seen; whether you are sure or not, choose one option."
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about one image.
+
+    Attributes:
+        question: the prompt.
+        image: JPEG bytes, RGB, without metadata.
+        seed: for sampling; from the image's bytes and the number of the attempt.
+        max_tokens: at most so many new tokens.
+        temperature: 0 is greedy.
+        top_p: nucleus sampling in (0, 1].
+    """
+
+    question: str
+    image: bytes
+    seed: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back.
+
+    Attributes:
+        text: the candidate.
+        finish: ``stop``, ``length``, or the teacher's own word.
+        refused: whether the teacher says that it refuses.
+        prompt_tokens: as the teacher counts; None if it does not say.
+        completion_tokens: likewise.
+        seconds: from question to answer.
+        model: what answered, as it names itself (GPT-4o names its snapshot).
+    """
+
+    text: str
+    finish: str = "stop"
+    refused: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    seconds: float = 0.0
+    model: str = ""
+
+
+class TeacherError(RuntimeError):
+    """The teacher cannot be used at all; the message says why and what to do. Ends the run."""
+
+
+class NoAnswer(RuntimeError):
+    """No answer for this image, after every retry. The image is left for the next run."""
+
+
+class Teacher(Protocol):
+    """Whoever writes chains.
+
+    Attributes:
+        name: written into every record, for instance ``openai:gpt-4o``.
+        concurrency: requests under way at a time.
+    """
+
+    name: str
+    concurrency: int
+
+    async def answer(self, request: Request) -> Answer:
+        """Return the answer.
+
+        Raises:
+            NoAnswer: none could be had for this request.
+            TeacherError: none can be had at all.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give up connections and threads."""
+        ...
+
+
+def q_teacher(class_names: Sequence[str], subject: str = "object", words: str = "100 to 170") -> str:
+    """Return q_reason with what a teacher that was never trained on chains needs to be told about their form."""
+    told = _FOR_TEACHERS.format(words=words, conclusion=f"<{STAGES[-1]}>")
+    return f"{q_reason(class_names, subject)}\n{told}"
+
+
+def read_picture(path: Path) -> tuple[bytes, str]:
+    """Return an image as it is sent, JPEG bytes, and the SHA-256 of its file.
+
+    The pixels are those of DomainBed's loader (RGB, no EXIF rotation), scaled down to `MAX_EDGE`.
+
+    Raises:
+        OSError: if it cannot be read, is truncated or no image.
+    """
+    from PIL import Image
+
+    raw = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(raw)) as image:
+            pixels = image.convert("RGB")
+    except (Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise OSError(f"{path} is no readable image: {error}") from error
+    if max(pixels.size) > MAX_EDGE:
+        pixels.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.LANCZOS)
+    pixels.info.clear()
+    out = io.BytesIO()
+    pixels.save(out, "JPEG", quality=95, subsampling=0)
+    return out.getvalue(), hashlib.sha256(raw).hexdigest()
+
+
+def seed_of(image: bytes, attempt: int) -> int:
+    """Return the seed of an attempt, in [0, 2**31)."""
+    return int.from_bytes(hashlib.sha256(image + bytes([attempt & 255])).digest()[:4], "big") >> 1
+
+
+def redact(text: Any, secret: str) -> str:
+    """Return ``text`` without the key, should a server have echoed it."""
+    return str(text).replace(secret, "[key]") if len(secret) > 3 else str(text)

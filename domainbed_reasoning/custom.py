@@ -1,0 +1,158 @@
+"""A user's own image folders as DomainBed datasets, by one small TOML file and no line of Python.
+
+The files are found in ``<config folder>/domainbed-reasoning/datasets/*.toml`` (the config folder is
+``$XDG_CONFIG_HOME`` or ``~/.config``) and under the paths, files or folders, in ``$DOMAINBED_REASONING_DATASETS``, so
+that every process of a sweep finds them. Each makes ``<Name>`` and ``<Name>Reasoning``::
+
+    name = "Camera"                      # datasets Camera and CameraReasoning
+    folder = "camera"                    # below --data_dir: camera/<domain>/<class>/<image>
+    environments = ["day", "night"]      # one short name a domain folder, in sorted order
+    subject = "animal"                   # optional, "object": "What type of animal is in this photo?"
+    checkpoint_freq = 300                # optional: steps between two evaluations
+
+    [class_names]                        # optional: class folder = name in prompts; else "Red_Fox" is "red fox"
+    Felis_catus = "house cat"
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning.catalog import STOCK, ImageFolder
+from domainbed_reasoning.registry import unknown
+
+PATHS_VARIABLE = "DOMAINBED_REASONING_DATASETS"
+
+_KEYS: dict[str, type] = {
+    "name": str,
+    "folder": str,
+    "environments": list,
+    "subject": str,
+    "checkpoint_freq": int,
+    "class_names": dict,
+}
+_REQUIRED = ("name", "folder", "environments")
+
+
+class DatasetFileError(ValueError):
+    """A dataset's TOML file that cannot be used; the message names the file, the fault and the cure."""
+
+    def __init__(self, path: Path, fault: str):
+        super().__init__(f"{path}: {fault}. See `domainbed-reasoning check --help` for an example of such a file.")
+
+
+def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
+    """Return the stock or custom image-folder dataset of that name, with or without ``Reasoning`` at its end.
+
+    Raises:
+        ValueError: unknown name, with the nearest one; or a dataset file that cannot be used.
+    """
+    known = STOCK | custom_datasets(environ)
+    plain = name.removesuffix("Reasoning")
+    if plain not in known:
+        raise unknown("image-folder dataset", name, known)
+    return known[plain]
+
+
+def custom_datasets(environ: Mapping[str, str] | None = None) -> dict[str, ImageFolder]:
+    """Return the user's datasets by name, in sorted order.
+
+    Args:
+        environ: the environment variables; None for this process's.
+
+    Raises:
+        DatasetFileError: a file that cannot be read or used, or a name that is taken.
+    """
+    found: dict[str, tuple[ImageFolder, Path]] = {}
+    for path in dataset_files(os.environ if environ is None else environ):
+        dataset = read_dataset(path)
+        if dataset.name in found and found[dataset.name][1] != path:
+            other = found[dataset.name][1]
+            raise DatasetFileError(path, f"the name {dataset.name!r} is taken by {other}; rename or remove one of them")
+        found[dataset.name] = (dataset, path)
+    return {name: found[name][0] for name in sorted(found)}
+
+
+def targets(datasets: Mapping[str, ImageFolder]) -> dict[str, str]:
+    """Return ``"module:name"`` of the classes of custom datasets, with and without ``Reasoning``."""
+    module = "domainbed_reasoning.datasets.custom_folders"
+    return {f"{name}{end}": f"{module}:{name}{end}" for name in datasets for end in ("", "Reasoning")}
+
+
+def dataset_files(environ: Mapping[str, str]) -> Iterator[Path]:
+    """Yield the paths of the TOML files, each once, the config folder's first."""
+    config = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".config")
+    places = [Path(config, "domainbed-reasoning", "datasets")]
+    listed = [Path(place) for place in environ.get(PATHS_VARIABLE, "").split(os.pathsep) if place]
+    seen = set()
+    for place in places + listed:
+        if place.is_dir():
+            files = sorted(place.glob("*.toml"))
+        elif place in listed and not place.is_file():
+            raise DatasetFileError(place, f"named in ${PATHS_VARIABLE}, but there is no such file or folder")
+        else:
+            files = [place] if place.is_file() else []
+        for file in files:
+            if (resolved := file.resolve()) not in seen:
+                seen.add(resolved)
+                yield resolved
+
+
+def read_dataset(path: Path) -> ImageFolder:
+    """Return the dataset that a TOML file describes.
+
+    Raises:
+        DatasetFileError: it cannot be read, is no TOML, lacks a key, or has an unknown one or a value of a wrong kind.
+    """
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise DatasetFileError(path, f"cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DatasetFileError(path, f"not TOML: {error}") from error
+    _check(path, table)
+    return ImageFolder(
+        name=table["name"],
+        folder=table["folder"].rstrip("/"),
+        environments=tuple(table["environments"]),
+        subject=table.get("subject", "object"),
+        readable=dict(table.get("class_names", {})),
+        checkpoint_freq=table.get("checkpoint_freq", 300),
+        obtain=f"It is described in {path}: its folder must hold <domain>/<class>/<image>.",
+    )
+
+
+def _check(path: Path, table: Mapping[str, Any]) -> None:
+    for key, value in table.items():
+        if key not in _KEYS:
+            raise DatasetFileError(path, str(unknown("key", key, _KEYS)).rstrip("."))
+        if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
+            raise DatasetFileError(path, f"{key!r} must be a {_KEYS[key].__name__}, not {value!r}")
+    for key in _REQUIRED:
+        if key not in table:
+            raise DatasetFileError(path, f"the key {key!r} is missing")
+    name = table["name"]
+    if not name.isidentifier() or name.endswith("Reasoning"):
+        raise DatasetFileError(path, f"'name' must be a Python name that does not end in 'Reasoning', not {name!r}")
+    if name in STOCK:
+        raise DatasetFileError(path, f"{name!r} is one of DomainBed's own datasets; choose another name")
+    folder = Path(table["folder"])
+    if folder.is_absolute() or ".." in folder.parts or not folder.parts:
+        raise DatasetFileError(path, f"'folder' must lie below --data_dir, not {table['folder']!r}")
+    environments = table["environments"]
+    if len(environments) < 2 or not all(isinstance(item, str) and item for item in environments):
+        raise DatasetFileError(path, f"'environments' must name two domains or more, not {environments!r}")
+    if table.get("checkpoint_freq", 1) < 1:
+        raise DatasetFileError(path, "'checkpoint_freq' must be 1 or more")
+    names = table.get("class_names", {})
+    for key, value in names.items():
+        if not isinstance(value, str) or not value.strip():
+            raise DatasetFileError(path, f"'class_names' must give {key!r} a name, not {value!r}")
+    normal = [" ".join(value.casefold().split()) for value in names.values()]
+    if len(set(normal)) < len(normal):
+        raise DatasetFileError(path, "'class_names' gives two classes the same name")

@@ -1,0 +1,143 @@
+"""Rows of chains in Parquet files: our own columns, and Hugging Face's `messages` and `images`.
+
+What has no column of its own is in the column `extra`, as JSON, so that nothing is lost. Needs the package pyarrow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+# The field of foreign formats in which our provenance travels.
+OWN_FIELD = "domainbed_reasoning"
+
+# Rows of a file that are in memory at a time.
+_ROWS = 2048
+
+
+class ParquetError(ValueError):
+    """A Parquet file that cannot be read, or the package that reads it is missing."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which takes the place of ``path`` when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# Our own columns; every other key of a record, and a value of another type, is in `extra` as JSON.
+_COLUMNS: dict[str, type] = {
+    "image": str,
+    "chain": str,
+    "verdict": str,
+    "rule": str,
+    "reason": str,
+    "attempt": int,
+    "teacher": str,
+    "model": str,
+    "prompt_version": str,
+    "sha256": str,
+    "label_conditioned": bool,
+    "verified": bool,
+    "finish": str,
+    "seconds": float,
+    "time": str,
+}
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ParquetError(
+            "The package 'pyarrow' is not installed: pip install 'domainbed-reasoning[parquet]'."
+        ) from error
+    return pyarrow
+
+
+def own_schema() -> Any:
+    """Return the schema of our own Parquet files."""
+    arrow = _pyarrow()
+    types = {str: arrow.string(), int: arrow.int64(), bool: arrow.bool_(), float: arrow.float64()}
+    return arrow.schema([(name, types[kind]) for name, kind in _COLUMNS.items()] + [("extra", arrow.string())])
+
+
+def message_schema() -> Any:
+    """Return the schema of the `messages` files."""
+    arrow = _pyarrow()
+    part = arrow.struct([("type", arrow.string()), ("text", arrow.string())])
+    turn = arrow.struct([("role", arrow.string()), ("content", arrow.list_(part))])
+    image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    columns = [("messages", arrow.list_(turn)), ("images", arrow.list_(image)), (OWN_FIELD, arrow.string())]
+    return arrow.schema([*columns, ("extra", arrow.string())])
+
+
+def to_columns(record: Mapping[str, Any]) -> Row:
+    """Return a record as a row of our own files."""
+    row: Row = dict.fromkeys(_COLUMNS)
+    extra = {}
+    for key, value in record.items():
+        if key in _COLUMNS and type(value) is _COLUMNS[key]:
+            row[key] = value
+        else:
+            extra[key] = value
+    return row | {"extra": json.dumps(extra, ensure_ascii=False) if extra else None}
+
+
+def to_message_columns(row: Row) -> Row:
+    """Return a `messages` row with what has no column of its own as JSON."""
+    known = {"messages", "images", OWN_FIELD}
+    extra = {key: value for key, value in row.items() if key not in known}
+    own = json.dumps(row[OWN_FIELD], ensure_ascii=False)
+    extra_text = json.dumps(extra, ensure_ascii=False) if extra else None
+    return {"messages": row["messages"], "images": row["images"], OWN_FIELD: own, "extra": extra_text}
+
+
+def write_parquet(path: Path, rows: Iterable[Row], schema: Any) -> int:
+    """Write rows, at once or not at all, and return their number."""
+    arrow = _pyarrow()
+    count = 0
+    with replacing(path) as partial, arrow.parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+        batch: list[Row] = []
+        for row in rows:
+            batch.append(row)
+            if len(batch) == _ROWS:
+                writer.write_batch(arrow.RecordBatch.from_pylist(batch, schema))
+                count += len(batch)
+                batch = []
+        writer.write_batch(arrow.RecordBatch.from_pylist(batch, schema))
+        count += len(batch)
+    return count
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file, ours or another's, without the empty columns.
+
+    Raises:
+        ParquetError: it is no readable Parquet file.
+    """
+    arrow = _pyarrow()
+    try:
+        with arrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS):
+                yield from map(_from_columns, batch.to_pylist())
+    except (arrow.ArrowException, OSError) as error:
+        raise ParquetError(f"{path}: no readable Parquet file ({error}).") from error
+
+
+def _from_columns(row: Mapping[str, Any]) -> Row:
+    out = {key: value for key, value in row.items() if value is not None and key != "extra"}
+    return out | (json.loads(row["extra"]) if row.get("extra") else {})

@@ -1,0 +1,248 @@
+"""`domainbed-reasoning annotate`: five-stage chains from a teacher that is not told the label."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from domainbed_reasoning.annotate import cost
+from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, RULES, Rules
+from domainbed_reasoning.annotate.run import Annotation, Job, Settings, Summary, plan
+from domainbed_reasoning.annotate.teacher import TEACHER_PROMPT_VERSION, Teacher, q_teacher, read_picture
+from domainbed_reasoning.catalog import OnDisk
+from domainbed_reasoning.prompts import PROMPT_VERSION, q_reason
+from domainbed_reasoning.store import ChainWriter, Record, read_records
+from domainbed_reasoning.verbs import arguments
+
+_EXAMPLES = """\
+  # What would GPT-4o cost? Nothing is sent, no key is needed.
+  domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher openai:gpt-4o --dry-run
+  # Ten dollars' worth; started again, it goes on where it was.
+  OPENAI_API_KEY=… domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher openai:gpt-4o --max-cost 10
+  # Any OpenAI-compatible server, for instance vLLM.
+  domainbed-reasoning annotate --dataset VLCS --data_dir DATA --teacher openai:Qwen/Qwen2.5-VL-7B-Instruct \\
+      --base-url http://localhost:8000/v1 --concurrency 64
+  # A Hugging Face model in this process; and no teacher at all: the model that is to be trained (bootstrap).
+  domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher hf:OpenGVLab/InternVL3-8B-hf --batch 32
+  domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher self:tiny
+
+The exit code is 0 when every image has a chain or no candidate left, 1 when images could not be read or had no answer,
+3 when the run ended early (a limit, Ctrl-C).
+
+rules of rejection, the first that is broken counts:
+""" + "\n".join(f"  {rule:<19} {meaning}" for rule, meaning in RULES.items())
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of this verb."""
+    parser = arguments.make_parser("annotate", __doc__ or "", _EXAMPLES)
+    arguments.add_dataset_arguments(parser)
+    add = parser.add_argument
+    add("--teacher", required=True, help="openai:MODEL, hf:MODEL (a folder, a hub id or 'tiny'), or self:MODEL")
+    add("--base-url", help="of an OpenAI-compatible server (default: OpenAI's, or $OPENAI_BASE_URL)")
+    add("--key-env", default="OPENAI_API_KEY", help="environment variable that holds the key (default: %(default)s)")
+    add("--candidates", type=int, default=4, help="drawn of an image until one is accepted (default: %(default)s)")
+    add("--unverified", action="store_true", help="do not ask that the conclusion be the true class")
+    add("--min-words", type=int, default=MIN_WORDS, help="of a chain (default: %(default)s)")
+    add("--max-words", type=int, default=MAX_WORDS, help="of a chain (default: %(default)s)")
+    add("--prompt", choices=("teacher", "task"), help="with or without advice on form (default: task for self:)")
+    add("--temperature", type=float, default=1.0, help="default: %(default)s, that of OpenAI's endpoint")
+    add("--top-p", type=float, default=1.0, help="default: %(default)s")
+    add("--max-tokens", type=int, default=768, help="of an answer (default: %(default)s)")
+    add("--concurrency", type=int, default=8, help="requests under way at a time (default: %(default)s)")
+    add("--rpm", type=float, help="at most so many requests a minute")
+    add("--timeout", type=float, default=120.0, help="seconds until a request is given up (default: %(default)s)")
+    add("--retries", type=int, default=6, help="of a request after faults that may pass (default: %(default)s)")
+    add("--batch", type=int, default=16, help="images at a time of a local model (default: %(default)s)")
+    add("--quantize", choices=("none", "nf4", "int8"), default="none", help="of a local model")
+    add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars per million tokens")
+    add("--max-cost", type=float, help="dollars this run may cost at most")
+    add("--max-requests", type=int, help="candidates this run may ask for at most (retries after faults not counted)")
+    add("--limit", type=int, help="only so many images, balanced over domains and classes")
+    add("--dry-run", action="store_true", help="say what is to be done and what it will cost, and stop")
+    return parser
+
+
+@arguments.ends_with_message
+def main(argv: Sequence[str] | None = None) -> int:
+    """Annotate; return 0 if every image has a chain or no candidate left, else 1 (3: stopped early)."""
+    given = make_parser().parse_args(argv)
+    _check(given)
+    dataset, on_disk = arguments.open_dataset(given)
+    names = arguments.class_names(dataset, on_disk)
+    advised = (given.prompt or ("task" if given.teacher.startswith("self:") else "teacher")) == "teacher"
+    price = tuple(given.price) if given.price else cost.price_of(given.teacher)
+    if given.max_cost is not None and price is None:
+        raise ValueError(f"--max-cost: the price of {given.teacher} is not known; give it with --price IN OUT.")
+    settings = Settings(
+        question=(q_teacher if advised else q_reason)(names, dataset.subject),
+        prompt_version=TEACHER_PROMPT_VERSION if advised else PROMPT_VERSION,
+        candidates=given.candidates,
+        max_tokens=given.max_tokens,
+        temperature=given.temperature,
+        top_p=given.top_p,
+        price=price,
+    )
+    rules = Rules(names, given.min_words, given.max_words, verified=not given.unverified)
+    records = _records(given)
+    jobs = plan(
+        on_disk.pictures,
+        on_disk.classes,
+        records,
+        given.teacher,
+        settings.prompt_version,
+        given.candidates,
+        given.limit,
+    )
+    if given.dry_run:
+        print(forecast(given, settings, jobs, records, on_disk))
+        return 0
+    if not jobs:
+        print("Nothing to do: every image has an accepted chain or no candidate left.")
+        return 0
+    with ChainWriter(given.chains) as writer:
+        if writer.cut_bytes:
+            print(f"{given.chains}: cut off {writer.cut_bytes} bytes of a torn last line.", file=sys.stderr)
+        summary = _annotate(given, settings, rules, jobs, writer, on_disk)
+    print(report(summary, len(jobs)))
+    print(f"Chains: {given.chains}. `domainbed-reasoning browse` with the same --dataset and --data_dir shows them.")
+    return 3 if summary.stopped else 1 if summary.unanswered or summary.unreadable else 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    kind, _, model = given.teacher.partition(":")
+    if kind not in ("openai", "hf", "self") or not model:
+        raise ValueError(f"--teacher must be openai:MODEL, hf:MODEL or self:MODEL, not {given.teacher!r}.")
+    for name in ("candidates", "concurrency", "batch", "max_tokens", "timeout"):
+        if getattr(given, name) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be more than 0, not {getattr(given, name)}.")
+    for name in ("temperature", "retries", "min_words"):
+        if getattr(given, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} must not be negative, not {getattr(given, name)}.")
+    for name in ("rpm", "limit", "max_requests", "max_cost"):
+        if getattr(given, name) is not None and getattr(given, name) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be more than 0, not {getattr(given, name)}.")
+    if not 0 < given.top_p <= 1:
+        raise ValueError(f"--top-p must be in (0, 1], not {given.top_p}.")
+
+
+def _records(given: argparse.Namespace) -> list[Record]:
+    if not given.chains.exists():
+        return []
+    # The texts are not needed: at 100,000 candidates they would be most of the memory.
+    return [{**record, "chain": ""} for _, record in read_records(given.chains, repair=True)]
+
+
+def _teacher(given: argparse.Namespace) -> Teacher:
+    kind, _, model = given.teacher.partition(":")
+    if kind == "openai":
+        from domainbed_reasoning.annotate.openai_teacher import OpenAITeacher
+
+        return OpenAITeacher(
+            model,
+            base_url=given.base_url,
+            key_variable=given.key_env,
+            concurrency=given.concurrency,
+            timeout=given.timeout,
+            retries=given.retries,
+            requests_per_minute=given.rpm,
+        )
+    from domainbed_reasoning.annotate.local_teacher import LocalTeacher
+
+    return LocalTeacher(model, batch=given.batch, kind=kind, quantize=given.quantize)
+
+
+def _annotate(
+    given: argparse.Namespace,
+    settings: Settings,
+    rules: Rules,
+    jobs: Sequence[Job],
+    writer: ChainWriter,
+    on_disk: OnDisk,
+) -> Summary:
+    from tqdm import tqdm
+
+    teacher = _teacher(given)
+    finished: set[str] = set()
+    with tqdm(total=len(jobs), unit="image", smoothing=0.05, file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def on_record(record: Record, summary: Summary) -> None:
+            if record["verdict"] == "accepted" or record["attempt"] + 1 >= settings.candidates:
+                finished.add(record["image"])
+            bar.n = len(finished)
+            asked = summary.accepted + summary.rejected.total()
+            money = f", ${summary.dollars:.2f}" if settings.price and any(settings.price) else ""
+            bar.set_postfix_str(f"{summary.accepted}/{asked} accepted{money}", refresh=False)
+            bar.update(0)
+
+        budget = cost.Budget(given.max_cost, given.max_requests)
+        run = Annotation(on_disk.root, teacher, writer, rules, settings, budget, on_record)
+        return asyncio.run(run.run(jobs))
+
+
+def forecast(
+    given: argparse.Namespace, settings: Settings, jobs: Sequence[Job], records: Sequence[Record], on_disk: OnDisk
+) -> str:
+    """Return what the run will take, in words."""
+    total = len(on_disk.pictures)
+    if not jobs:
+        return f"Nothing to do: {total} images, all with an accepted chain or no candidate left."
+    model = given.teacher.partition(":")[2]
+    sample = [read_picture(on_disk.root / job.picture.path)[0] for job in jobs[:20]]
+    tokens = sum(cost.image_tokens(model, *_size(image)) for image in sample) / len(sample)
+    habit = cost.habits(records, given.teacher, round(tokens + cost.text_tokens(settings.question)))
+    concurrency = given.concurrency if given.teacher.startswith("openai:") else 1
+    will = cost.estimate(
+        (settings.candidates - job.asked for job in jobs), habit, settings.price, concurrency, given.rpm
+    )
+    known = habit.measured >= cost.ENOUGH
+    basis = f"measured on {habit.measured} of its candidates" if known else "assumed: no candidates of its own yet"
+    money = "unknown (give --price IN OUT)" if will.dollars is None else f"${will.dollars:,.2f}"
+    return "\n".join(
+        [
+            f"images       {len(jobs):,} of {total:,} still need a chain",
+            f"requests     about {will.requests:,.0f} (up to {settings.candidates} candidates an image)",
+            f"tokens       about {will.prompt_tokens:,.0f} in, {will.completion_tokens:,.0f} out",
+            f"cost         {money}",
+            f"time         about {_duration(will.hours)}, {concurrency} at a time",
+            f"per request  {habit.prompt_tokens:,.0f} tokens in, {habit.completion_tokens:,.0f} out, "
+            f"{habit.seconds:.1f} s, {habit.acceptance:.0%} accepted ({basis})",
+            "Nothing was sent.",
+        ]
+    )
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+
+
+def _size(image: bytes) -> tuple[int, int]:
+    import io
+
+    from PIL import Image
+
+    with Image.open(io.BytesIO(image)) as picture:
+        return picture.size
+
+
+def report(summary: Summary, jobs: int) -> str:
+    """Return what a run did, in words."""
+    asked = summary.accepted + summary.rejected.total()
+    rate = 3600 * asked / summary.seconds if summary.seconds else 0.0
+    lines = [
+        f"{summary.accepted:,} of {jobs:,} images got a chain; {asked:,} candidates in {summary.seconds:,.0f} s "
+        f"({rate:,.0f} an hour); {summary.prompt_tokens:,} tokens in, {summary.completion_tokens:,} out, "
+        f"${summary.dollars:.4f}."
+    ]
+    lines += [f"  rejected {count:>6,}  {rule}" for rule, count in summary.rejected.most_common()]
+    if summary.exhausted:
+        lines.append(f"{summary.exhausted:,} images have no candidate left; more: a larger --candidates.")
+    for title, images in (("could not be read", summary.unreadable), ("had no answer", summary.unanswered)):
+        if images:
+            first = "".join(f"\n  {image}: {fault}" for image, fault in list(images.items())[:5])
+            lines.append(f"{len(images):,} images {title}, the first of them:{first}")
+    if summary.stopped:
+        lines.append(f"Stopped early: {summary.stopped}. The same command goes on from here.")
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""What the data verbs share: which dataset, which chain file, and how they end on an error."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from domainbed_reasoning.catalog import CHAIN_FILE, ImageFolder, OnDisk, scan
+from domainbed_reasoning.custom import find
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+def make_parser(verb: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Return a parser whose help ends with examples."""
+    return argparse.ArgumentParser(
+        prog=f"domainbed-reasoning {verb}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add --dataset, --data_dir (DomainBed's spelling) and --chains."""
+    parser.add_argument("--dataset", required=required, help="PACS, VLCS, …, or one of your own (see `check --help`)")
+    parser.add_argument(
+        "--data_dir", "--data-dir", required=required, help="the folder that holds the dataset's folder"
+    )
+    parser.add_argument("--chains", type=Path, help=f"chain file (default: {CHAIN_FILE} in the dataset's folder)")
+
+
+def open_dataset(given: argparse.Namespace) -> tuple[ImageFolder, OnDisk]:
+    """Return the dataset and what lies on disk; set ``given.chains`` to its default.
+
+    Raises:
+        ValueError: unknown dataset.
+        FileNotFoundError: it is not there.
+    """
+    dataset = find(given.dataset)
+    on_disk = scan(dataset, given.data_dir)
+    if given.chains is None:
+        given.chains = on_disk.root / CHAIN_FILE
+    return dataset, on_disk
+
+
+def class_names(dataset: ImageFolder, on_disk: OnDisk) -> tuple[str, ...]:
+    """Return the names of the classes for prompts, in label order.
+
+    Raises:
+        ValueError: if two classes have the same name.
+    """
+    names = tuple(dataset.class_name(folder) for folder in on_disk.classes)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"{dataset.name}: two class folders are both called {twice!r}; give them names in [class_names]."
+        )
+    return names
+
+
+def ends_with_message(main: Main) -> Main:
+    """Print an expected error's message and return 1 instead of a traceback."""
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> int:
+        from domainbed_reasoning.annotate.teacher import TeacherError
+
+        try:
+            return main(argv)
+        except BrokenPipeError:  # `… | head`
+            # So that nothing is flushed into the closed pipe at exit.
+            sys.stdout = None
+            return 0
+        except (ValueError, OSError, TeacherError) as error:
+            print(error, file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return wrapped

@@ -1,0 +1,167 @@
+"""`domainbed-reasoning check`: a dataset on disk, and its chains, against what they should be."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
+from domainbed_reasoning.catalog import STOCK, ImageFolder, OnDisk
+from domainbed_reasoning.custom import custom_datasets
+from domainbed_reasoning.store import ACCEPTED, ChainFileError, read_lines
+from domainbed_reasoning.verbs import arguments
+
+_EXAMPLES = """\
+  domainbed-reasoning check --dataset PACS --data_dir DATA
+  domainbed-reasoning check --dataset TerraIncognita --data_dir DATA --no-images
+  domainbed-reasoning check --list
+
+A dataset of your own is one TOML file in ~/.config/domainbed-reasoning/datasets/, or anywhere that the variable
+DOMAINBED_REASONING_DATASETS names (files or folders). DomainBed then knows it as Camera and as CameraReasoning:
+
+  name = "Camera"
+  folder = "camera"                  # below --data_dir: camera/<domain>/<class>/<image>
+  environments = ["day", "night"]    # a short name for each domain folder, in sorted order
+  subject = "animal"                 # optional: "What type of animal is in this photo?"
+
+  [class_names]                      # optional: class folder = name in prompts; else "Red_Fox" is "red fox"
+  Felis_catus = "house cat"
+
+The exit code is 1 if something is wrong, else 0.
+"""
+
+# Faults of one kind that are printed before the rest is only counted.
+_SHOWN = 10
+
+
+@arguments.ends_with_message
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what is there and what is wrong; return 1 if anything is."""
+    parser = arguments.make_parser("check", __doc__ or "", _EXAMPLES)
+    arguments.add_dataset_arguments(parser, required=False)
+    parser.add_argument("--no-images", action="store_true", help="do not open the images")
+    parser.add_argument("--list", action="store_true", help="list the image-folder datasets that are known")
+    given = parser.parse_args(argv)
+    if given.list:
+        for dataset in (STOCK | custom_datasets()).values():
+            print(
+                f"{dataset.name:<16} {dataset.folder}/  {len(dataset.environments)} domains, subject: {dataset.subject}"
+            )
+        return 0
+    if not given.dataset or not given.data_dir:
+        parser.error("--dataset and --data_dir are wanted (or --list)")
+    dataset, on_disk = arguments.open_dataset(given)
+    print(f"{dataset.name} at {on_disk.root}")
+    faults = list(compare(dataset, on_disk))
+    if not given.no_images:
+        faults += broken_images(on_disk)
+    faults += check_chains(given.chains, dataset, on_disk)
+    for fault in faults:
+        print(f"FAULT {fault}")
+    if faults and dataset.obtain:
+        print(f"To get what is missing: {dataset.obtain} Website: {dataset.website or 'none known'}")
+    print(f"{len(faults)} fault(s)." if faults else "No faults.")
+    return 1 if faults else 0
+
+
+def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
+    """Print the counts beside the published ones and yield what is wrong with domains, classes and counts."""
+    found = on_disk.per_domain()
+    width = max(map(len, [*on_disk.domains, *dataset.domains, "domain"]))
+    print(f"  {'domain':<{width}} {'images':>8} {'published':>10}")
+    for domain in sorted({*on_disk.domains, *dataset.domains}):
+        expected = dataset.domains.get(domain)
+        print(f"  {domain:<{width}} {found[domain]:>8,} {'–' if expected is None else format(expected, ','):>10}")
+    total = len(on_disk.pictures)
+    print(f"  {'all':<{width}} {total:>8,} {'–' if dataset.total is None else format(dataset.total, ','):>10}")
+    if len(on_disk.domains) != len(dataset.environments):
+        names = ", ".join(on_disk.domains)
+        yield f"{len(on_disk.domains)} domain folders ({names}), but {len(dataset.environments)} are known."
+    for domain in dataset.domains:
+        if domain not in on_disk.domains:
+            yield f"the domain folder {domain!r} is missing."
+    for domain in on_disk.domains:
+        if dataset.domains and domain not in dataset.domains:
+            yield f"the folder {domain!r} is none of its domains; DomainBed would take it for one."
+    if dataset.num_classes is not None and len(on_disk.classes) != dataset.num_classes:
+        yield f"{len(on_disk.classes)} classes, {dataset.num_classes} published."
+    for name in dataset.classes:
+        if name not in on_disk.classes:
+            yield f"the class folder {name!r} is missing."
+    for domain, label in on_disk.missing:
+        yield f"{domain}/{label} has no image: DomainBed would fail, or number the classes of {domain} otherwise."
+    others = dict(dataset.other_totals)
+    if total in others:
+        print(f"  {total:,} images: {others[total]}.")
+    elif dataset.total is not None and total != dataset.total:
+        hint = "".join(f"; {count:,} in {which}" for count, which in dataset.other_totals)
+        yield f"{total:,} images, {dataset.total:,} published{hint}."
+
+
+def broken_images(on_disk: OnDisk) -> list[str]:
+    """Decode every image and return the faults, the first few by name."""
+    from tqdm import tqdm
+
+    paths = [on_disk.root / picture.path for picture in on_disk.pictures]
+    with ThreadPoolExecutor() as pool:
+        results = list(tqdm(pool.map(_fault_of, paths), total=len(paths), unit="image", leave=False))
+    faults = [f"{path}: {fault}" for path, fault in zip(paths, results, strict=True) if fault]
+    print(f"  {len(paths) - len(faults):,} of {len(paths):,} images can be decoded")
+    return _shortened(faults, "images cannot be decoded")
+
+
+def _fault_of(path: Path) -> str:
+    """Return why an image cannot be decoded to its end, empty if it can."""
+    from PIL import Image
+
+    try:
+        if not path.stat().st_size:
+            return "an empty file"
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def check_chains(path: Path, dataset: ImageFolder, on_disk: OnDisk) -> list[str]:
+    """Print the coverage of a chain file and return what is wrong with its lines."""
+    if not path.exists():
+        print(f"  no chains at {path}; make them with `domainbed-reasoning annotate`")
+        return []
+    labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
+    rules = Rules(arguments.class_names(dataset, on_disk), MIN_WORDS, MAX_WORDS)
+    faults: list[str] = []
+    accepted: Counter[str] = Counter()
+    candidates = 0
+    for number, record in read_lines(path):
+        place = f"{path}, line {number}"
+        if isinstance(record, ChainFileError):
+            faults.append(str(record))
+            continue
+        candidates += 1
+        image = record["image"]
+        if image not in labels:
+            faults.append(f"{place}: no image {image!r} is in the dataset")
+        elif record.get("verdict", ACCEPTED) == ACCEPTED:
+            accepted[image] += 1
+            if accepted[image] == 2:
+                faults.append(f"{place}: a second accepted chain of {image!r}")
+            verdict = rules.judge(record["chain"], labels[image] if record.get("verified", True) else None)
+            if not verdict.accepted:
+                faults.append(f"{place}: accepted, but by the rule {verdict.rule!r} it is not: {verdict.reason}")
+    share = len(accepted) / len(labels) if labels else 0.0
+    print(
+        f"  {path}: {candidates:,} candidates; {len(accepted):,} of {len(labels):,} images have a chain ({share:.1%})"
+    )
+    return _shortened(faults, "lines of the chain file are wrong")
+
+
+def _shortened(faults: list[str], what: str) -> list[str]:
+    if len(faults) <= _SHOWN:
+        return faults
+    return [*faults[:_SHOWN], f"… {len(faults):,} {what} in all."]

@@ -1,0 +1,143 @@
+"""What the tests of the data pipeline share: small image folders, a server, and the verbs as functions and
+processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image, ImageDraw
+
+from domainbed_reasoning.chains import Chain
+from domainbed_reasoning.cli import main
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SERVER = Path(__file__).with_name("teacher_server.py")
+CLASSES = ("Alarm_Clock", "Bike", "Mug")
+DOMAINS = ("art", "photo")
+
+
+def _chain_text(conclusion: str, about: str = "round") -> str:
+    """Return a chain that passes the rules."""
+    reasoning = (
+        f"The outline is {about} and the parts are few; their size relative to each other, the way in which they are "
+        "joined and the surface all point in one direction, which none of the other options would explain as well."
+    )
+    chain = Chain("I look at the parts.", "A thing on a table.", reasoning, "The light may mislead.", conclusion)
+    return chain.render()
+
+
+@pytest.fixture(scope="session")
+def chain_text() -> Callable[..., str]:
+    """``chain_text("mug")`` is a chain that passes the rules and concludes so."""
+    return _chain_text
+
+
+@pytest.fixture(autouse=True)
+def no_user_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep the tester's own datasets, server and key out of the tests."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in ("DOMAINBED_REASONING_DATASETS", "OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data_dir with the dataset Toy: two domains, three classes, three different images each."""
+    definitions = tmp_path / "definitions"
+    definitions.mkdir()
+    definitions.joinpath("toy.toml").write_text(
+        'name = "Toy"\nfolder = "toy"\nenvironments = ["A", "P"]\nsubject = "thing"\n', "utf-8"
+    )
+    monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(definitions))
+    data_dir = tmp_path / "data"
+    for d, domain in enumerate(DOMAINS):
+        for c, label in enumerate(CLASSES):
+            folder = data_dir / "toy" / domain / label
+            folder.mkdir(parents=True)
+            for i in range(3):
+                image = Image.new("RGB", (40, 40), (90 * d, 60 * c, 50 * i))
+                ImageDraw.Draw(image).ellipse((5 + i, 5, 30, 30), fill=(200, 40 * i, 80 * c))
+                image.save(folder / f"{label}_{i}.png")
+    return data_dir
+
+
+class Server(NamedTuple):
+    """A running teacher server."""
+
+    url: str
+    log: Path
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the lines of its log."""
+        return [json.loads(line) for line in self.log.read_text("utf-8").split("\n") if line]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """``serve("--faults", "0.3")`` starts a server and returns it; all are ended with the test."""
+    running = []
+
+    def start(*arguments: str) -> Server:
+        log = tmp_path / f"requests{len(running)}.jsonl"
+        log.touch()
+        command = [sys.executable, str(SERVER), "--log", str(log), *arguments]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+        running.append(child)
+        assert child.stdout is not None
+        return Server(f"http://127.0.0.1:{int(child.stdout.readline())}/v1", log)
+
+    yield start
+    for child in running:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the variables of a process that finds our package."""
+    path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+def _start_verb(*arguments: object, **variables: str) -> subprocess.Popen[str]:
+    """Start ``domainbed-reasoning …`` as a process."""
+    code = "import sys; from domainbed_reasoning.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**variables),
+    )
+
+
+@pytest.fixture
+def verb(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``verb("check", …)`` runs a verb in this process and returns exit code, standard output and error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def start_verb() -> Callable[..., subprocess.Popen[str]]:
+    """``start_verb("annotate", …, OPENAI_API_KEY="…")`` starts a verb as a process."""
+    return _start_verb
+
+
+@pytest.fixture(scope="session")
+def lines_of() -> Callable[[Path], list[dict[str, Any]]]:
+    """``lines_of(path)`` is what the lines of a JSON lines file say."""
+    return lambda path: [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]

@@ -1,0 +1,146 @@
+"""The page for looking: self-contained, safe against what chains say, and right, in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Verb = Callable[..., tuple[int, str, str]]
+
+HOSTILE = (
+    '</script><script>document.title="TAKEN"</script>',
+    "<img src=x onerror=\"document.title='TAKEN'\">",
+    '"><svg onload=document.title="TAKEN">',
+    "{{data}} {{script}} {{policy}}",
+    "<!-- -->]]>",
+    "\u202eexe.gnp\u202c zero\u200bwidth",
+    "x" * 5000,
+    "__proto__",
+)
+
+
+@pytest.fixture
+def page(toy: Path, verb: Verb, tmp_path: Path, chain_text: Callable[..., str]) -> Path:
+    """A page about Toy: hostile texts in every field of some images, and images without a candidate."""
+    records: list[dict[str, Any]] = []
+    images = sorted(path.relative_to(toy / "toy").as_posix() for path in (toy / "toy").rglob("*.png"))
+    for image, text in zip(images, HOSTILE, strict=False):
+        chain = chain_text(text, text)
+        records.append({"image": image, "chain": chain, "verdict": "accepted", "teacher": text})
+        records.append({"image": image, "chain": text, "verdict": "rejected", "rule": text[:50], "reason": text})
+        records.append({"image": image, "chain": "", "verdict": "rejected", "rule": "refusal", text[:40]: text})
+    (toy / "toy" / "reasoning.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    path = tmp_path / "page.html"
+    code, out, err = verb("browse", "--dataset", "Toy", "--data_dir", toy, "--output", path)
+    assert code == 0 and str(path) in out, err
+    return path
+
+
+class Elements(html.parser.HTMLParser):
+    """Collects the elements of a page and the contents of its scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.blocks: dict[str, str] = {}
+        self._block: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        self._block = dict(attrs).get("id") if tag == "script" else None
+
+    def handle_endtag(self, tag: str) -> None:
+        self._block = None
+
+    def handle_data(self, data: str) -> None:
+        if self._block:
+            self.blocks[self._block] = self.blocks.get(self._block, "") + data.strip()
+
+
+def parsed(text: str) -> Elements:
+    elements = Elements()
+    elements.feed(text)
+    return elements
+
+
+def test_the_page_loads_nothing_and_allows_its_own_script_alone(page: Path) -> None:
+    elements = parsed(page.read_text("utf-8"))
+    assert not [tag for tag, _ in elements.found if tag in ("link", "iframe", "object", "embed", "base", "img")]
+    assert all("src" not in attrs and "href" not in attrs for _, attrs in elements.found)
+    policy = next(attrs["content"] for _, attrs in elements.found if "http-equiv" in attrs)
+    assert policy is not None and policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy and len(re.findall("'sha256-[^']+'", policy)) == 2
+
+
+def test_what_is_in_the_page_is_what_is_in_the_chain_file(page: Path, toy: Path, lines_of: Any) -> None:
+    blocks = parsed(page.read_text("utf-8")).blocks
+    unpacked = {name: json.loads(gzip.decompress(base64.b64decode(blocks[name]))) for name in ("index", "text0")}
+    kept = [
+        {"image": image[0], **record}
+        for image, own in zip(unpacked["index"]["images"], unpacked["text0"], strict=True)
+        for record in own
+    ]
+    assert kept == lines_of(toy / "toy" / "reasoning.jsonl")
+    assert len(blocks["thumb0"].split("\n")) == 18 and unpacked["index"]["names"][0] == "alarm clock"
+
+
+def in_browser(page: Path, view: str, folder: Path) -> str:
+    """Return the page as a real browser has it after its script ran."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--dump-dom"]
+    command += ["--virtual-time-budget=10000", f"file://{page}#{view}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout
+
+
+def shown(dom: str) -> dict[str, str]:
+    """Return the texts of the elements with an id, roughly."""
+    return dict(re.findall(r'id="(\w+)"[^>]*>([^<]*)<', dom))
+
+
+@pytest.mark.parametrize("view", ["", "verdict=rejected", "view=gallery", "search=title"])
+def test_hostile_chains_are_shown_as_text_and_do_nothing(page: Path, tmp_path: Path, view: str) -> None:
+    dom = in_browser(page, view, tmp_path / "browser")
+    assert "<title>Toy: chains</title>" in dom
+    elements = parsed(dom)
+    assert {tag for tag, _ in elements.found} <= {
+        *("html head meta title style body header h1 p form select option input span button main nav noscript".split()),
+        *("script article div img dl dt dd details summary pre mark".split()),
+    }
+    assert all(attrs["src"].startswith("data:image/webp;") for tag, attrs in elements.found if tag == "img")  # type: ignore[union-attr]
+    assert not [name for _, attrs in elements.found for name in attrs if name.startswith("on")]
+    if view == "":
+        assert "&lt;img src=x onerror=" in dom and ">U+202E<" in dom
+
+
+@pytest.mark.parametrize(
+    ("view", "count"),
+    [
+        ("", "1–12 of 18"),
+        ("page=2", "13–18 of 18"),
+        ("page=99", "13–18 of 18"),
+        ("view=gallery", "1–18 of 18"),
+        ("domain=photo", "1–9 of 9"),
+        ("domain=photo&label=Mug", "1–3 of 3"),
+        ("verdict=accepted", "1–8 of 8"),
+        ("verdict=exhausted", "0 images"),
+        ("verdict=none", "1–10 of 10"),
+        ("rule=refusal", "1–8 of 8"),
+        ("search=document.title", "1–3 of 3"),
+        ("search=ALARM_CLOCK_2", "1–2 of 2"),
+    ],
+)
+def test_filters_search_and_pages_show_what_they_should(page: Path, tmp_path: Path, view: str, count: str) -> None:
+    assert shown(in_browser(page, view, tmp_path / "browser"))["where"] == count

@@ -1,0 +1,170 @@
+"""check, stats and card: what they say about data whose faults and numbers are known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from domainbed_reasoning.annotate.stats import words_of
+
+Verb = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def chains(toy: Path, chain_text: Callable[..., str]) -> Path:
+    """Four images of Toy with six candidates: three accepted, three rejected."""
+    good, usage = chain_text("mug"), {"prompt_tokens": 100, "completion_tokens": 10, "dollars": 0.5}
+    common = {"teacher": "openai:x", "prompt_version": "teacher-1/1", "label_conditioned": False, "verified": True}
+    records = [
+        {"image": "art/Mug/Mug_0.png", "chain": "no", "verdict": "rejected", "rule": "stage_missing", "usage": usage},
+        {"image": "art/Mug/Mug_0.png", "chain": good, "verdict": "accepted", "usage": usage},
+        {"image": "art/Mug/Mug_1.png", "chain": good, "verdict": "accepted", "usage": usage},
+        {"image": "photo/Bike/Bike_0.png", "chain": good, "verdict": "rejected", "rule": "label"},
+        {"image": "photo/Bike/Bike_0.png", "chain": "I cannot", "verdict": "rejected", "rule": "refusal"},
+        {"image": "photo/Mug/Mug_2.png", "chain": good, "verdict": "accepted"},
+    ]
+    path = toy / "toy" / "reasoning.jsonl"
+    path.write_text("".join(json.dumps(common | record) + "\n" for record in records), "utf-8")
+    return path
+
+
+def test_check_of_sound_data_finds_nothing(toy: Path, chains: Path, verb: Verb) -> None:
+    code, out, _ = verb("check", "--dataset", "Toy", "--data_dir", toy)
+    assert code == 0 and "No faults." in out
+    assert "6 candidates; 3 of 18 images have a chain (16.7%)" in out and "18 of 18 images can be decoded" in out
+
+
+def test_check_names_every_fault(toy: Path, chains: Path, verb: Verb, chain_text: Callable[..., str]) -> None:
+    root = toy / "toy"
+    whole = (root / "art" / "Bike" / "Bike_0.png").read_bytes()
+    (root / "art" / "Bike" / "Bike_0.png").write_bytes(whole[: len(whole) // 2])
+    (root / "art" / "Bike" / "Bike_1.png").write_bytes(b"")
+    (root / "art" / "Bike" / "Bike_2.png").write_text("<html>not found</html>")
+    for path in (root / "photo" / "Alarm_Clock").iterdir():
+        path.unlink()
+    (root / "__MACOSX").mkdir()
+    with chains.open("a") as file:
+        file.write("{torn in the middle\n")
+        file.write(json.dumps({"image": "art/Mug/Mug_0.png", "chain": chain_text("mug")}) + "\n")
+        file.write(json.dumps({"image": "art/Mug/Mug_9.png", "chain": chain_text("mug")}) + "\n")
+        file.write(json.dumps({"image": "photo/Mug/Mug_0.png", "chain": chain_text("bike")}) + "\n")
+    code, out, _ = verb("check", "--dataset", "Toy", "--data_dir", toy)
+    faults = [line for line in out.splitlines() if line.startswith("FAULT")]
+    assert code == 1
+    for expected in (
+        "3 domain folders (__MACOSX, art, photo), but 2 are known",
+        "photo/Alarm_Clock has no image",
+        "Bike_0.png: OSError",
+        "Bike_1.png: an empty file",
+        "Bike_2.png: UnidentifiedImageError",
+        "line 7: not JSON",
+        "line 8: a second accepted chain of 'art/Mug/Mug_0.png'",
+        "line 9: no image 'art/Mug/Mug_9.png'",
+        "line 10: accepted, but by the rule 'label' it is not",
+    ):
+        assert sum(expected in fault for fault in faults) == 1, expected
+
+
+def test_check_of_the_real_images_says_how_many_are_missing(test_data: Path, verb: Verb) -> None:
+    where = ("--dataset", "PACS", "--data_dir", test_data, "--chains", test_data / "PACS_chains.jsonl")
+    code, out, _ = verb("check", *where)
+    assert code == 1 and "1,120 of 1,120 images can be decoded" in out
+    assert "FAULT 1,120 images, 9,991 published." in out and out.count("FAULT") == 1
+    assert "112 of 1,120 images have a chain (10.0%)" in out and "download_pacs" in out
+
+
+def test_check_of_a_missing_dataset_says_how_to_get_it(tmp_path: Path, verb: Verb) -> None:
+    code, _, err = verb("check", "--dataset", "VLCS", "--data_dir", tmp_path)
+    assert code == 1 and "there is no such folder" in err and "download.download_vlcs" in err
+
+
+def test_stats_count_by_domain_and_class(toy: Path, chains: Path, verb: Verb, tmp_path: Path) -> None:
+    code, out, _ = verb("stats", "--dataset", "Toy", "--data_dir", toy)
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    assert code == 0
+    # images, tried, chains, coverage, candidates, accepted, words, tokens in, tokens out, $
+    words = str(words_of(json.loads(chains.read_text().splitlines()[1])["chain"]))
+    assert rows["art"] == ["9", "2", "2", "22.2%", "3", "66.7%", words, "300", "30", "1.50"]
+    assert rows["photo"] == ["9", "2", "1", "11.1%", "3", "33.3%", words, "0", "0", "0.00"]
+    assert rows["Mug"][:4] == ["6", "3", "3", "50.0%"] and rows["all"][:4] == ["18", "4", "3", "16.7%"]
+    assert "3 candidates rejected:" in out and "33.3%  refusal" in out
+    code, _, _ = verb("stats", "--dataset", "Toy", "--data_dir", toy, "--csv", tmp_path / "c.csv")
+    table = list(csv.DictReader(io.StringIO((tmp_path / "c.csv").read_text())))
+    assert len(table) == 6
+    bike = next(row for row in table if (row["domain"], row["class"]) == ("photo", "Bike"))
+    assert (bike["candidates"], bike["chains"]) == ("2", "0")
+    assert (bike["rejected_label"], bike["rejected_refusal"]) == ("1", "1")
+    assert sum(float(row["dollars"]) for row in table) == 1.5
+
+
+def test_words_leaves_tags_out() -> None:
+    assert words_of("<SUMMARY>two words</SUMMARY>\n<CAPTION>and three more</CAPTION>") == 5
+
+
+def test_card_has_yaml_a_hub_accepts_and_the_numbers_of_the_data(
+    toy: Path, chains: Path, verb: Verb, tmp_path: Path
+) -> None:
+    import yaml
+
+    path = tmp_path / "README.md"
+    code, _, _ = verb("card", "--dataset", "Toy", "--data_dir", toy, "--output", path, "--licence", "cc-by-4.0")
+    text = path.read_text("utf-8")
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert code == 0 and head["license"] == "cc-by-4.0" and head["pretty_name"] == "Toy-Reasoning"
+    assert head["size_categories"] == ["n<1K"] and head["language"] == ["en"]
+    assert "3 of 18 images (16.7%) have an accepted chain, drawn from 6 candidates" in text
+    assert "| art | 9 | 2 | 22.2% | 66.7% |" in text and "3 of 6 candidates were accepted (50.0%)" in text
+    assert "Of 3 accepted chains 3 were written with the label withheld" in text
+    assert "What type of thing is in this photo? Choose from the following options: alarm clock, bike, mug." in text
+    assert "must not be trained on" in text
+    import hashlib
+
+    assert hashlib.sha256(chains.read_bytes()).hexdigest() in text
+
+
+def test_every_verb_has_examples_in_its_help(verb: Verb, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("check", "annotate", "stats", "card", "browse", "import", "export"):
+        with pytest.raises(SystemExit) as ended:
+            verb(name, "--help")
+        out, _ = capfd.readouterr()
+        assert ended.value.code == 0
+        assert f"domainbed-reasoning {name} " in out.partition("examples:")[2]
+
+
+def test_a_store_of_25000_images_opens_in_two_seconds_and_takes_2000_chains_a_second(
+    tmp_path: Path, chain_text: Callable[..., str]
+) -> None:
+    """In a process of its own, for its memory; in CPU seconds, for the machine may be busy."""
+    import subprocess
+    import sys
+
+    code = f"""
+import json, resource, sys, time
+sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
+from domainbed_reasoning.store import ChainWriter, load_chains
+path, chain = {str(tmp_path / "c.jsonl")!r}, {chain_text("mug", "long " * 110)!r}
+more = {{"teacher": "openai:gpt-4o", "sha256": "0" * 64, "reason": "…" * 30, "seconds": 1.5}}
+began = time.process_time()
+with ChainWriter(path) as writer:
+    for i in range(25_000):
+        for k in range(4):
+            verdict = "accepted" if k == 3 else "rejected"
+            writer.append({{"image": f"a/b/{{i}}.jpg", "chain": chain, "attempt": k, "verdict": verdict, **more}})
+appended = time.process_time() - began
+known = {{f"a/b/{{i}}.jpg" for i in range(25_000)}}
+began = time.process_time()
+chains = load_chains(path, known)
+opened = time.process_time() - began
+print(json.dumps([len(chains), appended, opened, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, appended, opened, megabytes = json.loads(done.stdout)
+    assert count == 25_000
+    assert 100_000 / appended > 2_000, appended
+    assert opened < 2.0
+    assert megabytes < 300

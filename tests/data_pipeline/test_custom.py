@@ -1,0 +1,145 @@
+"""A user's own image folders: found by every process, known to DomainBed by two names, faults named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domainbed_reasoning import registry
+from domainbed_reasoning.catalog import STOCK, scan
+from domainbed_reasoning.custom import DatasetFileError, custom_datasets, find, read_dataset
+
+GOOD = 'name = "Camera"\nfolder = "camera"\nenvironments = ["day", "night"]\n'
+
+
+def write(folder: Path, text: str, name: str = "camera.toml") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text, "utf-8")
+    return folder / name
+
+
+def test_files_are_found_in_the_config_folder_and_under_the_variables_paths(tmp_path: Path) -> None:
+    write(tmp_path / "config" / "domainbed-reasoning" / "datasets", GOOD)
+    other = write(tmp_path / "other", GOOD.replace("Camera", "Other"), "o.toml")
+    more = write(tmp_path / "more", GOOD.replace("Camera", "More"))
+    environ = {
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "DOMAINBED_REASONING_DATASETS": f"{other}:{more.parent}",
+    }
+    assert list(custom_datasets(environ)) == ["Camera", "More", "Other"]
+    assert find("MoreReasoning", environ).folder == "camera"
+    with pytest.raises(ValueError, match="Did you mean 'Camera'"):
+        find("Camrea", environ)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("name = ", "not TOML"),
+        ('name = "A"\nfolder = "a"\n', "the key 'environments' is missing"),
+        (GOOD + "subjct = 'x'\n", "Unknown key 'subjct'. Did you mean 'subject'"),
+        (GOOD.replace('"camera"', "3"), "'folder' must be a str"),
+        (GOOD.replace("Camera", "My Camera"), "'name' must be a Python name"),
+        (GOOD.replace("Camera", "CameraReasoning"), "does not end in 'Reasoning'"),
+        (GOOD.replace("Camera", "PACS"), "one of DomainBed's own"),
+        (GOOD.replace('"camera"', '"../camera"'), "must lie below --data_dir"),
+        (GOOD.replace('["day", "night"]', '["day"]'), "two domains or more"),
+        (GOOD + "checkpoint_freq = 0\n", "'checkpoint_freq' must be 1 or more"),
+        (GOOD + "checkpoint_freq = true\n", "must be a int"),
+        (GOOD + '[class_names]\na = "Red  fox"\nb = "red fox"\n', "the same name"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, fault: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(DatasetFileError, match=fault) as error:
+        read_dataset(path)
+    assert str(path) in str(error.value)
+
+
+def test_two_files_with_one_name_and_a_path_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "a.toml")
+    write(tmp_path, GOOD, "b.toml")
+    environ = {"HOME": str(tmp_path), "DOMAINBED_REASONING_DATASETS": str(tmp_path)}
+    with pytest.raises(DatasetFileError, match="is taken by .*a.toml"):
+        custom_datasets(environ)
+    environ["DOMAINBED_REASONING_DATASETS"] = str(tmp_path / "none")
+    with pytest.raises(DatasetFileError, match="no such file or folder"):
+        custom_datasets(environ)
+
+
+def test_domainbeds_own_commands_know_the_dataset_under_both_names(
+    toy: Path, domainbed_root: Path, run_stock: Any, tmp_path: Path, chain_text: Callable[..., str]
+) -> None:
+    """A stock sweep lists jobs on both, and stock training runs ERM on each with the same first numbers."""
+    path = toy / "toy" / "reasoning.jsonl"
+    path.write_text(json.dumps({"image": "art/Mug/Mug_0.png", "chain": chain_text("mug")}) + "\n", "utf-8")
+    small = json.dumps({"batch_size": 2, "resnet18": True, "data_augmentation": False})
+    arguments = ("--data_dir", toy, "--datasets", "Toy", "ToyReasoning", "--algorithms", "ERM", "MLLMZeroShot")
+    done = run_stock(
+        domainbed_root,
+        "sweep",
+        *("launch", *arguments, "--command_launcher", "dummy", "--skip_confirmation"),
+        *("--output_dir", tmp_path / "sweep", "--n_trials", 1, "--n_hparams", 1),
+        *("--single_test_envs", "--hparams", small),
+        cwd=tmp_path,
+    )
+    assert done.stdout.count("Dummy launcher") == 8
+    assert "ToyReasoning" in done.stdout
+
+
+def test_an_mllm_gets_readable_names_the_subject_and_the_chains(
+    toy: Path, domainbed_root: Path, run_stock: Any, tmp_path: Path, chain_text: Callable[..., str]
+) -> None:
+    path = toy / "toy" / "reasoning.jsonl"
+    lines = [{"image": f"art/Mug/Mug_{i}.png", "chain": chain_text("mug")} for i in range(3)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    hparams = json.dumps({"model": "tiny", "batch_size": 2, "workers": 0, "max_new_tokens": 4})
+    run_stock(
+        domainbed_root,
+        "train",
+        *("--data_dir", toy, "--dataset", "ToyReasoning", "--algorithm", "MTCT", "--test_envs", 1),
+        *("--hparams", hparams, "--steps", 2, "--output_dir", tmp_path / "out", "--skip_model_save"),
+        cwd=tmp_path,
+    )
+    assert (tmp_path / "out" / "done").exists()
+    out = (tmp_path / "out" / "out.txt").read_text()
+    assert "ToyReasoning, art: 3 of 9 images have a chain" in out
+
+
+def test_the_catalogue_agrees_with_the_dataset_classes() -> None:
+    for name, dataset in STOCK.items():
+        cls = registry.load(registry.DATASETS[f"{name}Reasoning"])
+        assert (cls.FOLDER, cls.SUBJECT, dict(cls.READABLE)) == (
+            dataset.folder,
+            dataset.subject,
+            dict(dataset.readable) if cls.READABLE else {},
+        )
+        assert tuple(cls.ENVIRONMENTS) == dataset.environments
+        assert len(dataset.domains) == len(dataset.environments)
+
+
+def test_published_counts_add_up_to_the_published_totals() -> None:
+    totals = {"PACS": 9991, "VLCS": 10729, "OfficeHome": 15588, "TerraIncognita": 24330, "DomainNet": 586575}
+    assert {name: STOCK[name].total for name in totals} == totals
+    assert STOCK["SVIRO"].total is None and STOCK["SVIRO"].other_totals[0][0] == 56000
+    assert 4879 + 9767 + 4020 + 6122 == STOCK["TerraIncognita"].other_totals[0][0] == 24788
+
+
+def test_scan_follows_image_folder(toy: Path) -> None:
+    (toy / "toy" / "art" / "Mug" / "deep").mkdir()
+    (toy / "toy" / "art" / "Mug" / "deep" / "x.JPEG").touch()
+    (toy / "toy" / "art" / "Mug" / "notes.txt").touch()
+    (toy / "toy" / "README.md").touch()
+    on_disk = scan(find("Toy"), toy)
+    assert on_disk.domains == ("art", "photo") and on_disk.classes == ("Alarm_Clock", "Bike", "Mug")
+    assert on_disk.per_domain() == {"art": 10, "photo": 9} and not on_disk.missing
+    from torchvision.datasets import ImageFolder
+
+    for domain in on_disk.domains:
+        theirs = [path for path, _ in ImageFolder(str(on_disk.root / domain)).samples]
+        ours = [str(on_disk.root / picture.path) for picture in on_disk.pictures if picture.domain == domain]
+        assert ours == theirs

@@ -1,0 +1,118 @@
+"""The rules of rejection: one case for each, and the real chains, which break none."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from domainbed_reasoning.annotate.rules import RULES, Rules, make_printable
+from domainbed_reasoning.chains import Chain, parse_chain
+from domainbed_reasoning.store import load_chains
+
+NAMES = ("dog", "bobcat", "cat", "alarm clock")
+RULE = Rules(NAMES)
+CLEAN = Chain(
+    "I will look at the ears and the tail.",
+    "An animal stands on a lawn in front of a fence, seen from the side.",
+    "The ears are pointed and carry tufts, the tail is short, and the coat is spotted on a buff ground.",
+    "Grass hides the paws, and the distance makes the size uncertain.",
+    "bobcat",
+)
+
+
+def chain(**stages: str) -> str:
+    return Chain(**{**vars(CLEAN), **stages}).render()
+
+
+GOOD = CLEAN.render()
+BROKEN = {
+    "unprintable": (GOOD.replace("ears", "ea\0rs"), {}),
+    "cut": (GOOD[:200], {"finish": "length"}),
+    "refusal": ("I'm sorry, but I can't help with that.", {}),
+    "placeholder": (chain(caption="See <IMG_CONTEXT> here."), {}),
+    "stage_missing": (GOOD.replace("<CAPTION>", ""), {}),
+    "stage_order": ("<CAPTION>a</CAPTION><SUMMARY>b</SUMMARY>" + GOOD[GOOD.index("<REASONING>") :], {}),
+    "stage_repeated": (GOOD + "<CONCLUSION>bobcat</CONCLUSION>", {}),
+    "stage_nested": ("<SUMMARY>a<CAPTION>b</CAPTION></SUMMARY>" + GOOD[GOOD.index("<REASONING>") :], {}),
+    "stage_empty": (chain(reflection=" "), {}),
+    "stage_outside": ("Sure! " + GOOD, {}),
+    "too_short": (Chain("a", "b", "c", "d", "bobcat").render(), {}),
+    "too_long": (chain(reasoning="tuft " * 500), {}),
+    "conclusion_none": (chain(conclusion="It is a bobcat"), {}),
+    "conclusion_several": (chain(conclusion="bobcat or cat"), {}),
+    "contradiction": (chain(reasoning=CLEAN.reasoning + " Therefore, it is a dog."), {}),
+    "label": (GOOD, {"label": 2}),
+}
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "second"])
+def test_every_rule_rejects_its_case_under_its_own_name(rule: str) -> None:
+    text, more = BROKEN[rule]
+    verdict = RULE.judge(text, **{"label": 1, **more})
+    assert (verdict.accepted, verdict.rule) == (False, rule)
+    assert verdict.reason
+
+
+def test_a_good_chain_is_accepted_with_case_and_underscores_as_they_come() -> None:
+    assert RULE.judge(GOOD, 1).accepted
+    assert RULE.judge(chain(conclusion="Alarm_Clock"), 3).accepted
+    assert Rules(NAMES, verified=False).judge(GOOD, 2).accepted
+
+
+def test_an_api_refusal_and_a_refusal_in_the_conclusion_are_refusals() -> None:
+    assert RULE.judge("", 1, refused=True).rule == "refusal"
+    assert RULE.judge(chain(conclusion="I cannot determine the class."), 1).rule == "refusal"
+
+
+@pytest.mark.parametrize(
+    ("reflection", "rejected"),
+    [
+        ("The answer is dog.", True),
+        ("So the best choice is 'cat', with some doubt.", True),
+        ("It cannot be a bobcat.", True),
+        ("Tufts rule out a bobcat.", True),
+        ("All of it points to a cat.", True),
+        ("A cat would be smaller. It is a bobcat.", False),
+        ("It is not a dog, and it is not a cat.", False),
+        ("It is a dog at first sight, but the answer is bobcat.", False),
+        ("This is cat-like, yet the tufts decide.", False),
+        ("It is a dog's lawn.", False),
+        ("It has the size of a dog.", False),
+        ("The parts fit a dog better than any other option.", True),
+        ("A flat nose would fit a cat better than this one.", False),
+    ],
+)
+def test_contradiction_tells_statements_from_comparisons(reflection: str, rejected: bool) -> None:
+    assert (RULE.judge(chain(reflection=reflection), 1).rule == "contradiction") == rejected
+
+
+def test_make_printable_keeps_all_but_nul_and_lone_surrogates() -> None:
+    assert make_printable("a\0b\ud800c\U0001f415\u2028") == "a\ufffdb\ufffdc\U0001f415\u2028"
+
+
+def test_real_chains_pass_and_many_with_another_conclusion_contradict_themselves(test_data: Path) -> None:
+    """All 112 pass. With each of the six wrong conclusions put in, the rule finds a third without any label.
+
+    The rule only knows outright statements, which 37 of the chains make about their class, so it cannot find more than
+    a third; what it must never do is to reject a coherent chain.
+    """
+    classes = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+    rules = Rules(classes)
+    swapped: Counter[str] = Counter()
+    for image, text in load_chains(test_data / "PACS_chains.jsonl").items():
+        label = classes.index(image.split("/")[1])
+        assert rules.judge(text, label).accepted
+        for wrong in classes[:label] + classes[label + 1 :]:
+            other = Chain(**{**vars(parse_chain(text)), "conclusion": wrong}).render()
+            swapped[rules.judge(other).rule] += 1
+    assert set(swapped) == {"", "contradiction"}
+    assert swapped["contradiction"] > 200
+
+
+def test_rules_table_names_everything_a_verdict_can_say(chain_text: Callable[..., str]) -> None:
+    assert set(BROKEN) | {"second"} == set(RULES)
+    assert json.dumps(RULES)
