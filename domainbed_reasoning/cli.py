@@ -18,6 +18,10 @@ VERBS = {
         "write a trained job as a PEFT adapter folder or a merged model, with a model card",
         "domainbed_reasoning.verbs.export:main",
     ),
+    "plan": (
+        "memory and hours of a job and of a sweep, before it starts",
+        "domainbed_reasoning.verbs.plan:main",
+    ),
     "predict": (
         "ask a trained model about images: class, scores, chain",
         "domainbed_reasoning.verbs.predict:main",

@@ -129,10 +129,18 @@ def empty_network(model: str) -> tuple[torch.nn.Module, Family]:
     """
     import transformers
 
-    where = resolve(model)
-    config, family = _config_and_family(model, where)
+    config, family = config_of(model)
     with torch.device("meta"):
         return transformers.AutoModelForImageTextToText.from_config(config), family
+
+
+def config_of(model: str) -> tuple[Any, Family]:
+    """Return a model's config and its family.
+
+    Raises:
+        ModelError: for a model that is not there or not supported.
+    """
+    return _config_and_family(model, resolve(model))
 
 
 def _config_and_family(model: str, where: str) -> tuple[Any, Family]:
@@ -217,18 +225,22 @@ def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list
     """
     if towers not in ("both", "vision", "language"):
         raise ModelError(f"lora_targets {towers!r} is none of both, vision, language.")
+    wanted = ("vision", "language") if towers == "both" else (towers,)
     names = []
     for name, module in network.named_modules():
-        if "Linear" not in type(module).__name__ or any(part in name for part in _NOT_ADAPTED):
-            continue
-        if any(part in name for part in _PROJECTOR):
-            if projector:
-                names.append(name)
-            continue
-        tower = "vision" if any(part in name for part in _VISION) else "language"
-        if towers in ("both", tower):
+        part = part_of(name)
+        if "Linear" in type(module).__name__ and (part == "projector" and projector or part in wanted):
             names.append(name)
     return names
+
+
+def part_of(name: str) -> str:
+    """Return where a layer of that name belongs: ``vision``, ``projector``, ``language`` or ``head``."""
+    if any(part in name for part in _NOT_ADAPTED):
+        return "head"
+    if any(part in name for part in _PROJECTOR):
+        return "projector"
+    return "vision" if any(part in name for part in _VISION) else "language"
 
 
 def add_lora(network: torch.nn.Module, settings: LoraSettings) -> torch.nn.Module:

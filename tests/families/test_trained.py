@@ -140,7 +140,7 @@ def test_exported_folders_predict_as_the_job(job, files, tmp_path):
         assert one.class_name == other.class_name
 
 
-# -- one family is enough for what follows ------------------------------------------------------------------------------
+# -- one family is enough for what follows --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
