@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from domainbed_reasoning import cli, costs, published
 from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
-from domainbed_reasoning.mllm.loading import TINY
+from domainbed_reasoning.mllm.loading import TINY, part_of
 from domainbed_reasoning.prompts import q_cls
 from domainbed_reasoning.stages import plan_stages
 
@@ -67,6 +67,12 @@ def test_image_tokens_are_the_placeholders_of_the_prompt(family_folder):
     count = int((mllm.prompt("?")["input_ids"] == mllm.base.config.image_token_id).sum())
     edge = mllm.family.tile_edge(mllm.processor.image_processor)
     assert mllm.family.image_tokens(mllm.base.config, edge) == count
+    shape = costs.shape_of(family_folder)
+    assert shape.weights == sum(weight.numel() for weight in mllm.parameters())
+    linear = {name: module for name, module in mllm.base.named_modules() if isinstance(module, torch.nn.Linear)}
+    between = sum(linear[name].weight.numel() for name in linear if part_of(name) == "projector")
+    total = sum(layer.weight.numel() for layer in linear.values())
+    assert shape.vision.weights + shape.language.weights + shape.head + between == total
 
 
 @pytest.mark.parametrize(

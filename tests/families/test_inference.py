@@ -1,5 +1,6 @@
 """Each family against plain transformers: the same tokens, likelihoods and texts, whatever we share or batch."""
 
+import json
 import pathlib
 
 import pytest
@@ -170,3 +171,13 @@ def test_both_paths_in_one_row_equal_one_after_the_other(mllm, images, class_nam
             expected, expected_mask = mllm.log_likelihoods(encoded, question, texts)
             assert torch.equal(mask, expected_mask)
             torch.testing.assert_close(values[mask], expected[mask], rtol=1e-5, atol=1e-4)
+
+
+def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path: pathlib.Path):
+    """The original InternVL3 checkpoints, beside the -hf ones."""
+    config = {"model_type": "internvl_chat", "architectures": ["InternVLChatModel"]}
+    config["auto_map"] = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "configuration_internvl_chat.py").write_text("raise SystemExit('this code must not run')")
+    with pytest.raises(ModelError, match="code of its own, which is not run.*-hf"):
+        load_mllm(str(tmp_path))
