@@ -18,6 +18,10 @@ VERBS = {
         "write chains in the formats of others; with --job a trained model, for the Hugging Face libraries",
         "domainbed_reasoning.verbs.export:main",
     ),
+    "plan": (
+        "memory and hours of a job and of a sweep, before it starts",
+        "domainbed_reasoning.verbs.plan:main",
+    ),
     "predict": (
         "ask a trained model about images: class, scores, chain",
         "domainbed_reasoning.verbs.predict:main",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -142,8 +143,13 @@ def _checkpoint(path: pathlib.Path) -> dict[str, Any]:
         raise JobError(
             f"{path} holds no model.pkl: the job has not reached its first checkpoint, or ran with --skip_model_save."
         )
-    # Tensors and plain values only: a checkpoint from elsewhere must not run code.
-    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    try:  # tensors and plain values only: a checkpoint from elsewhere must not run code
+        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise JobError(
+            f"{file} cannot be read: it is cut short, as by a job that was killed while it saved, or holds more than "
+            f"tensors and plain values ({str(error).splitlines()[0]}). Run the job again."
+        ) from error
     return checkpoint
 
 

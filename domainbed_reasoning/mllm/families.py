@@ -25,6 +25,7 @@ class Family:
         image_settings: arguments of the image processor that make a square picture of ``grid`` x ``grid`` tiles, each
             ``edge`` pixels wide, those tiles (and, for more than one, a view of the whole): ``(edge, grid)``.
         tiled: whether a picture may be more than one tile.
+        image_tokens: how many tokens of the language model a tile is, from the config and the tile's edge.
         tree: how the trie of class names is laid on the prompt: ``plain`` positions, Qwen's ``rope`` positions in three
             dimensions, or None where attention leaves no room for a mask of ours.
         example: a checkpoint.
@@ -35,6 +36,7 @@ class Family:
     tile_edge: Callable[[Any], int]
     image_settings: Callable[[int, int], dict[str, Any]]
     tiled: bool
+    image_tokens: Callable[[Any, int], int]
     tree: str | None
     example: str
     requires: tuple[str, ...] = field(default=())
@@ -70,37 +72,61 @@ def _splits(edge: int, grid: int) -> dict[str, Any]:
     return {"do_image_splitting": grid > 1, "size": {"longest_edge": edge * grid}}
 
 
+def _patches(config: Any, edge: int) -> int:
+    patch = config.vision_config.patch_size
+    return int((edge // (patch if isinstance(patch, int) else patch[0])) ** 2)
+
+
+def _merged_patches(config: Any, edge: int) -> int:
+    return _patches(config, edge) // int(config.vision_config.spatial_merge_size) ** 2
+
+
+def _scaled_patches(config: Any, edge: int) -> int:
+    return _patches(config, edge) // int(config.scale_factor) ** 2
+
+
+def _sampled_patches(config: Any, edge: int) -> int:
+    return int(_patches(config, edge) * config.downsample_ratio**2)
+
+
+def _set_number(config: Any, edge: int) -> int:
+    return int(config.mm_tokens_per_image)
+
+
 def _nothing(edge: int, grid: int) -> dict[str, Any]:
     return {}
 
 
 FAMILIES: dict[str, Family] = {
     "InternVLForConditionalGeneration": Family(
-        "InternVL3", _own_edge, _crops, True, "plain", "OpenGVLab/InternVL3-8B-hf"
+        "InternVL3", _own_edge, _crops, True, _sampled_patches, "plain", "OpenGVLab/InternVL3-8B-hf"
     ),
     "LlavaForConditionalGeneration": Family(
-        "LLaVA-1.5", _own_edge, _nothing, False, "plain", "llava-hf/llava-1.5-7b-hf"
+        "LLaVA-1.5", _own_edge, _nothing, False, _patches, "plain", "llava-hf/llava-1.5-7b-hf"
     ),
     "Qwen2_5_VLForConditionalGeneration": Family(
-        "Qwen2.5-VL", _any_edge, _nothing, False, "rope", "Qwen/Qwen2.5-VL-7B-Instruct"
+        "Qwen2.5-VL", _any_edge, _nothing, False, _merged_patches, "rope", "Qwen/Qwen2.5-VL-7B-Instruct"
     ),
     "Qwen3VLForConditionalGeneration": Family(
-        "Qwen3-VL", _any_edge, _nothing, False, "rope", "Qwen/Qwen3-VL-8B-Instruct"
+        "Qwen3-VL", _any_edge, _nothing, False, _merged_patches, "rope", "Qwen/Qwen3-VL-8B-Instruct"
     ),
     "Idefics3ForConditionalGeneration": Family(
-        "Idefics3", _largest_tile, _splits, True, "plain", "HuggingFaceM4/Idefics3-8B-Llama3"
+        "Idefics3", _largest_tile, _splits, True, _scaled_patches, "plain", "HuggingFaceM4/Idefics3-8B-Llama3"
     ),
     "SmolVLMForConditionalGeneration": Family(
         "SmolVLM",
         _largest_tile,
         _splits,
         True,
+        _scaled_patches,
         "plain",
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         requires=("num2words",),
     ),
     # Gemma 3's image tokens see each other and its layers slide: a mask of ours would have to repeat both.
-    "Gemma3ForConditionalGeneration": Family("Gemma 3", _own_edge, _nothing, False, None, "google/gemma-3-4b-it"),
+    "Gemma3ForConditionalGeneration": Family(
+        "Gemma 3", _own_edge, _nothing, False, _set_number, None, "google/gemma-3-4b-it"
+    ),
 }
 
 

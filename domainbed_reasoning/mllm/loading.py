@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,11 +115,12 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         count = sum(weight.numel() for weight in empty_network(model)[0].parameters())
         check_memory(model, count, precision, quantize, torch.cuda.mem_get_info(device)[0])
     settings: dict[str, Any] = {"dtype": precision, "attn_implementation": "sdpa", "device_map": {"": device}}
+    settings["trust_remote_code"] = False
     if quantize != "none":
         settings["quantization_config"] = _quantization(quantize, precision)
     network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
     network.requires_grad_(False)
-    return network, transformers.AutoProcessor.from_pretrained(where), family
+    return network, transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False), family
 
 
 def empty_network(model: str) -> tuple[torch.nn.Module, Family]:
@@ -129,18 +131,31 @@ def empty_network(model: str) -> tuple[torch.nn.Module, Family]:
     """
     import transformers
 
-    where = resolve(model)
-    config, family = _config_and_family(model, where)
+    config, family = config_of(model)
     with torch.device("meta"):
         return transformers.AutoModelForImageTextToText.from_config(config), family
+
+
+def config_of(model: str) -> tuple[Any, Family]:
+    """Return a model's config and its family.
+
+    Raises:
+        ModelError: for a model that is not there or not supported.
+    """
+    return _config_and_family(model, resolve(model))
 
 
 def _config_and_family(model: str, where: str) -> tuple[Any, Family]:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(where)
+        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
     except (ValueError, OSError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {model!r} comes with code of its own, which is not run. Use the checkpoint that is made for "
+                f"transformers, {model}-hf for one of InternVL."
+            ) from error
         raise ModelError(f"model {model!r}: its config cannot be read ({error}).") from error
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     return config, family_of(architecture)
@@ -160,7 +175,8 @@ def image_edge(model: str, max_tiles: int = 1) -> int:
 
     where = resolve(model)
     _, family = _config_and_family(model, where)
-    return family.tile_edge(transformers.AutoImageProcessor.from_pretrained(where)) * tile_grid(family, max_tiles)
+    processor = transformers.AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
+    return family.tile_edge(processor) * tile_grid(family, max_tiles)
 
 
 _BYTES = {"nf4": 0.6, "int8": 1.1}  # a weight, with its scales and the layers that stay unquantised
@@ -217,18 +233,22 @@ def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list
     """
     if towers not in ("both", "vision", "language"):
         raise ModelError(f"lora_targets {towers!r} is none of both, vision, language.")
+    wanted = ("vision", "language") if towers == "both" else (towers,)
     names = []
     for name, module in network.named_modules():
-        if "Linear" not in type(module).__name__ or any(part in name for part in _NOT_ADAPTED):
-            continue
-        if any(part in name for part in _PROJECTOR):
-            if projector:
-                names.append(name)
-            continue
-        tower = "vision" if any(part in name for part in _VISION) else "language"
-        if towers in ("both", tower):
+        part = part_of(name)
+        if "Linear" in type(module).__name__ and (part == "projector" and projector or part in wanted):
             names.append(name)
     return names
+
+
+def part_of(name: str) -> str:
+    """Return where a layer of that name belongs: ``vision``, ``projector``, ``language`` or ``head``."""
+    if any(part in name for part in _NOT_ADAPTED):
+        return "head"
+    if any(part in name for part in _PROJECTOR):
+        return "projector"
+    return "vision" if any(part in name for part in _VISION) else "language"
 
 
 def add_lora(network: torch.nn.Module, settings: LoraSettings) -> torch.nn.Module:
@@ -242,4 +262,6 @@ def add_lora(network: torch.nn.Module, settings: LoraSettings) -> torch.nn.Modul
         target_modules=lora_targets(network, settings.towers, settings.projector),
         bias="none",
     )
-    return peft.get_peft_model(network, config)
+    with warnings.catch_warnings():  # peft asks transformers by a name that the next major release drops
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return peft.get_peft_model(network, config)

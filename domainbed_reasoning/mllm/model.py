@@ -17,11 +17,10 @@ from domainbed_reasoning.losses import token_log_likelihoods
 from domainbed_reasoning.mllm.families import Family, tile_grid
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, load_network
+from domainbed_reasoning.mllm.texts import Texts
 from domainbed_reasoning.scoring import scores_from_trie
 
-_ANSWER = "ANSWER"  # stands for the assistant's words while the chat template is read
-_ZERO_WIDTH = "\u200b"
-_REMEMBERED = 100_000  # answers whose tokens are kept: names and chains come again every epoch
+_LOGITS_AT_A_TIME = 2**27
 
 
 def load_mllm(
@@ -86,8 +85,7 @@ class MLLM(torch.nn.Module):
         edge = family.tile_edge(processor.image_processor)
         self.image_size = edge * grid
         self._image_settings = family.image_settings(edge, grid)
-        self._prompts: dict[str, dict[str, torch.Tensor]] = {}
-        self._targets: dict[str, tuple[int, ...]] = {}
+        self.texts = Texts(processor, self.image_size, self._image_settings)
         self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
 
@@ -109,91 +107,19 @@ class MLLM(torch.nn.Module):
 
     # -- text -----------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
-    def _special_tokens(self) -> list[str]:
-        """Every token that means something to model or processor, longest first.
-
-        Named special tokens are not all: Gemma's ``<end_of_turn>`` is only marked so among the added ones.
-        """
-        marked = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        own = {value for name, value in vars(self.processor).items() if name.endswith("_token")}
-        known = marked | set(self.tokenizer.all_special_tokens) | {token for token in own if isinstance(token, str)}
-        return sorted(filter(None, known), key=lambda token: (-len(token), token))
-
-    def escape(self, text: str) -> str:
-        """Return ``text`` with every special token broken by a zero-width space.
-
-        Class names and chains are data: ``<IMG_CONTEXT>`` inside of one would count as an image.
-        """
-        for token in self._special_tokens:
-            text = text.replace(token, token[:1] + _ZERO_WIDTH + token[1:])
-        return text
-
-    def unescape(self, text: str) -> str:
-        """Return ``text`` as it was before `escape`."""
-        for token in reversed(self._special_tokens):
-            text = text.replace(token[:1] + _ZERO_WIDTH + token[1:], token)
-        return text
-
-    @functools.cached_property
-    def _turn(self) -> tuple[str, str, int]:
-        """What stands before an answer, what the chat template puts between that and the answer, and the end token."""
-        question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
-        answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
-        template = self.processor.apply_chat_template
-        prompt = template([question], add_generation_prompt=True, tokenize=False)
-        lead, found, tail = template([question, answer], tokenize=False).rpartition(_ANSWER)
-        lead = lead[len(prompt) :] if found and lead.startswith(prompt) else ""
-        specials = {self.tokenizer.convert_tokens_to_ids(token) for token in self._special_tokens}
-        after = self.tokenizer(tail, add_special_tokens=False)["input_ids"] if found else []
-        end = next((token for token in after if token in specials), self.tokenizer.eos_token_id)
-        for token in self._special_tokens:
-            prompt = prompt.rpartition(token)[2]
-        return prompt, lead, end
-
     @property
     def end_token(self) -> int:
         """Token id that ends the assistant's turn."""
-        return self._turn[2]
+        return self.texts.end_token
 
     def prompt(self, question: str) -> dict[str, torch.Tensor]:
         """Return the inputs of a question about one image, without the image: ``input_ids`` ``(1, P)`` and others."""
-        if question not in self._prompts:
-            self._prompts[question] = self._tokenise(question)
-        return self._prompts[question]
-
-    def _tokenise(self, question: str) -> dict[str, torch.Tensor]:
-        from PIL import Image
-
-        blank = Image.new("RGB", (self.image_size, self.image_size))
-        content = [{"type": "image", "image": blank}, {"type": "text", "text": self.escape(question)}]
-        inputs = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs=dict(self._image_settings),
-        )
-        shape = inputs["input_ids"].shape  # what has another is about the image
-        return {name: inputs[name] for name in inputs if name in self._core_inputs and inputs[name].shape == shape}
+        inputs = self.texts.prompt(question)
+        return {name: value for name, value in inputs.items() if name in self._core_inputs}
 
     def target(self, answer: str) -> tuple[int, ...]:
         """Return the tokens of an answer with the token that ends it."""
-        if answer not in self._targets:
-            if len(self._targets) >= _REMEMBERED:
-                self._targets.clear()
-            self._targets[answer] = self._tokenise_answer(answer)
-        return self._targets[answer]
-
-    def _tokenise_answer(self, answer: str) -> tuple[int, ...]:
-        before, lead, end = self._turn
-        # In context: Llama's tokenizer treats the beginning of a text otherwise than what follows a colon.
-        context = self.tokenizer(before, add_special_tokens=False)["input_ids"]
-        ids = self.tokenizer(before + lead + self.escape(answer), add_special_tokens=False)["input_ids"]
-        if ids[: len(context)] != context:  # the answer's first characters were joined to what stands before
-            context, ids = [], self.tokenizer(lead + self.escape(answer), add_special_tokens=False)["input_ids"]
-        return (*ids[len(context) :], end)
+        return self.texts.target(answer)
 
     # -- images ---------------------------------------------------------------------------------------------------
 
@@ -352,7 +278,10 @@ class MLLM(torch.nn.Module):
             past_key_values=out.past_key_values,
             use_cache=True,
         )[0]
-        return scores_from_trie(trie, first, head(nodes).float().log_softmax(-1))
+        # Logits of every node at once would take more memory than the model: 14 GiB at 8B, 65 names and 64 images.
+        rows = max(1, _LOGITS_AT_A_TIME // (len(trie.tokens) * head.weight.shape[0]))
+        parts = zip(first.split(rows), nodes.split(rows), strict=True)
+        return torch.cat([scores_from_trie(trie, one, head(part).float().log_softmax(-1)) for one, part in parts])
 
     def _scores_by_rows(self, encoded: dict[str, Any], count: int, question: str, names: Sequence[str]) -> torch.Tensor:
         """Score one name after the other, for families whose attention leaves no room for a mask of ours."""
@@ -369,8 +298,7 @@ class MLLM(torch.nn.Module):
         """Tokens that a sampled chain may not hold: image placeholders and other special tokens, save the ends."""
         ends = {self.end_token, self.tokenizer.eos_token_id, *self._config_ends()}
         image = getattr(self.base.config, "image_token_id", None)
-        specials = {self.tokenizer.convert_tokens_to_ids(token) for token in self._special_tokens}
-        return sorted({token for token in (*specials, image) if token is not None} - ends)
+        return sorted({*self.texts.special_ids, *([image] if image is not None else [])} - ends)
 
     def _config_ends(self) -> list[int]:
         ends = self.base.generation_config.eos_token_id
@@ -411,7 +339,7 @@ class MLLM(torch.nn.Module):
             tokenizer=self.tokenizer,
         )
         texts = self.tokenizer.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [self.unescape(text.strip()) for text in texts]
+        return [self.texts.unescape(text.strip()) for text in texts]
 
     # -- adapters -------------------------------------------------------------------------------------------------
 

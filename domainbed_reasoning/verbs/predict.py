@@ -13,7 +13,8 @@ _EXAMPLES = """examples:
   domainbed-reasoning predict --job sweep/1a2b3c... --answer both --json photos/*.jpg > answers.jsonl
   domainbed-reasoning predict --job exported --model ~/models/InternVL3-8B-hf cat.jpg
 
-The job is a folder that DomainBed's train or sweep wrote with an MLLM algorithm, or one of `domainbed-reasoning export`.
+The job is a folder that DomainBed's train or sweep wrote with an MLLM algorithm, or that
+`domainbed-reasoning export` wrote.
 From Python: domainbed_reasoning.predict.Predictor(folder)(images).
 """
 

@@ -296,7 +296,7 @@ def gemma3(folder: pathlib.Path) -> torch.nn.Module:
         eos_token_id=tokenizer.eos_token_id, layer_types=["sliding_attention", "full_attention"],
     )  # fmt: skip
     config = tf.Gemma3Config(
-        vision_config=_siglip(32),
+        vision_config={**_siglip(32), "vision_use_head": False},
         text_config=text,
         mm_tokens_per_image=4,
         boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),

@@ -1,5 +1,6 @@
 """Each family against plain transformers: the same tokens, likelihoods and texts, whatever we share or batch."""
 
+import json
 import pathlib
 
 import pytest
@@ -89,7 +90,7 @@ def test_sampling_is_reproducible_and_holds_no_image_token(mllm, images, class_n
     first = mllm.generate(images, q_reason(class_names), 20, temperature=5.0, top_p=1.0)
     torch.manual_seed(1)
     assert first == mllm.generate(images, q_reason(class_names), 20, temperature=5.0, top_p=1.0)
-    tokens = set(mllm._special_tokens)
+    tokens = set(mllm.texts.special_tokens)
     assert len(set(first)) == len(first)
     assert not any(token in text for token in tokens for text in first)
 
@@ -116,8 +117,8 @@ def test_special_tokens_in_names_and_chains_are_words(mllm, images):
         target = mllm.target(chain)
         assert placeholder not in target
         assert target.index(mllm.end_token) == len(target) - 1
-        assert mllm.unescape(mllm.escape(chain)) == chain
-        assert mllm.unescape(mllm.tokenizer.decode(target[:-1]).strip()) == chain
+        assert mllm.texts.unescape(mllm.texts.escape(chain)) == chain
+        assert mllm.texts.unescape(mllm.tokenizer.decode(target[:-1]).strip()) == chain
     assert mllm.class_scores(images[:2], q_cls(names), names).isfinite().all()
 
 
@@ -170,3 +171,20 @@ def test_both_paths_in_one_row_equal_one_after_the_other(mllm, images, class_nam
             expected, expected_mask = mllm.log_likelihoods(encoded, question, texts)
             assert torch.equal(mask, expected_mask)
             torch.testing.assert_close(values[mask], expected[mask], rtol=1e-5, atol=1e-4)
+
+
+def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path: pathlib.Path):
+    """The original InternVL3 checkpoints, beside the -hf ones."""
+    config = {"model_type": "internvl_chat", "architectures": ["InternVLChatModel"]}
+    config["auto_map"] = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "configuration_internvl_chat.py").write_text("raise SystemExit('this code must not run')")
+    with pytest.raises(ModelError, match="code of its own, which is not run.*-hf"):
+        load_mllm(str(tmp_path))
+
+
+def test_scores_do_not_depend_on_how_many_logits_are_held(mllm, images, class_names, monkeypatch):
+    question = q_cls(class_names)
+    expected = mllm.class_scores(images, question, class_names)
+    monkeypatch.setattr("domainbed_reasoning.mllm.model._LOGITS_AT_A_TIME", 1)
+    torch.testing.assert_close(mllm.class_scores(images, question, class_names), expected)

@@ -27,7 +27,7 @@ def test_families_without_tiles_refuse_more_than_one(folder_of):
 
 @pytest.mark.parametrize("name", TILED)
 def test_four_tiles_are_four_and_a_view_of_the_whole(folder_of, images, class_names, name, plain_log_likelihood):
-    """2 x 2 tiles of 32 pixels with 4 tokens each, and the whole: 20 placeholders; one likelihood with the library's."""
+    """2 x 2 tiles of 32 pixels and the whole, 4 tokens each: 20 placeholders; the library's own likelihood."""
     folder = folder_of(name)
     assert image_edge(folder) == 32 and image_edge(folder, 4) == 64
     mllm = load_mllm(folder, max_tiles=4).eval()

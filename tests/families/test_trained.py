@@ -140,7 +140,7 @@ def test_exported_folders_predict_as_the_job(job, files, tmp_path):
         assert one.class_name == other.class_name
 
 
-# -- one family is enough for what follows ------------------------------------------------------------------------------
+# -- one family is enough for what follows --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -196,15 +196,21 @@ def test_faults_are_named_with_their_cures(one_job, files, tmp_path, capsys):
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(one_job, tmp_path):
-    import pickle
-
     class Evil:
         def __reduce__(self):
             return print, ("run",)
 
     shutil.copy(one_job / "task.json", tmp_path)
     torch.save({"model_dict": {"a": Evil()}}, tmp_path / "model.pkl")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(JobError, match="holds more than tensors"):
+        read_job(tmp_path)
+
+
+def test_a_checkpoint_that_is_cut_short_is_named(one_job, tmp_path):
+    shutil.copy(one_job / "task.json", tmp_path)
+    whole = (one_job / "model.pkl").read_bytes()
+    (tmp_path / "model.pkl").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(JobError, match="model.pkl cannot be read: it is cut short"):
         read_job(tmp_path)
 
 

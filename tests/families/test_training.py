@@ -106,7 +106,9 @@ def test_a_copy_for_inference_answers_as_the_trained_model(run, minibatches, cla
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_quantised_models_train_and_answer(family_folder, algorithm_on, minibatches, quantize):
     """bitsandbytes on the CPU: the towers' layers are quantised, adapters of both towers move, answers are finite."""
-    algorithm = algorithm_on(family_folder, "MTCT", lr=5e-3, micro_batch=8, quantize=quantize)
+    schedule = Schedule((Stage(0, 0, 3), Stage(1, 4, 4)), 5, 4)
+    given = {"lr": 5e-3, "micro_batch": 8, "quantize": quantize, "max_new_tokens": 8}
+    algorithm = algorithm_on(family_folder, "RDMLDG", schedule, **given)
     kind = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantize]
     quantised = {name for name, module in algorithm.mllm.base.named_modules() if type(module).__name__ == kind}
     quantised = {name for name in quantised if "lora_" not in name}
@@ -116,9 +118,25 @@ def test_quantised_models_train_and_answer(family_folder, algorithm_on, minibatc
     assert values[-1]["loss"] < values[0]["loss"]
     moved = {name for name, weight in algorithm.mllm.adapters().items() if "lora_B" in name and weight.any()}
     assert {tower(name) for name in moved} == {"vision", "language"}
+    before = {name: weight.detach().clone() for name, weight in algorithm.mllm.adapters().items()}
+    assert algorithm.update(minibatches)["sarr1_accepted"] == 0.0  # eight tokens are no chain
+    assert algorithm.self_labels.labelled == 8
+    assert all(torch.equal(weight, before[name]) for name, weight in algorithm.mllm.adapters().items())
     algorithm.eval()
-    algorithm.hparams["answer"] = "label"
-    assert algorithm.predict(minibatches[0][0]).isfinite().all()
+    for answer in ("label", "chain"):
+        algorithm.hparams["answer"] = answer
+        assert algorithm.predict(minibatches[0][0]).isfinite().all()
+
+
+def test_zero_shot_answers_either_way(family_folder, algorithm_on, minibatches):
+    """By the label: log-likelihoods. By the chain: a random model writes none, so the label's probabilities."""
+    algorithm = algorithm_on(family_folder, "MLLMZeroShot", answer="label", max_new_tokens=8).eval()
+    assert algorithm.update(minibatches) == {"stage": 0.0} and not algorithm.mllm.adapters()
+    images = minibatches[0][0]
+    by_label = algorithm.predict(images)
+    assert by_label.shape == (4, 4) and (by_label < 0).all()
+    algorithm.hparams["answer"] = "chain"
+    torch.testing.assert_close(algorithm.predict(images), by_label.softmax(1))
 
 
 @pytest.mark.parametrize("towers", ["vision", "language"])

@@ -1,0 +1,193 @@
+"""`domainbed-reasoning plan`: memory and hours of a job and of a sweep, before it starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from domainbed_reasoning import published, registry
+
+if TYPE_CHECKING:
+    from domainbed_reasoning.costs import Hours, Memory
+
+_EXAMPLES = """examples:
+  domainbed-reasoning plan --dataset OfficeHome --model OpenGVLab/InternVL3-8B-hf --gpu H200
+  domainbed-reasoning plan --dataset PACS --gpu RTX4090 --hparams '{"quantize": "nf4", "sarr_rounds": 1}'
+  domainbed-reasoning plan --dataset TerraIncognita --gpu A100-80 --gpus 4 --n_hparams 1 --n_trials 3
+
+Operations and bytes are counted from the model's config; what a GPU reaches of its peak is assumed.
+"""
+
+# What may be changed to make a job affordable, and what it gives up.
+_CHEAPER: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"answer": "label"}, "answers by the class names' likelihood, not by chains"),
+    ({"eval_batch": 256}, "more images at a time while chains are written"),
+    ({"max_new_tokens": 300}, "chains longer than that name no class"),
+    ({"sarr_rounds": 1}, "one round in place of three: 70.06 against 70.65 in the paper's TerraIncognita"),
+    ({"both_answers": False}, "the other answer is not recorded at the end"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the plan; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="domainbed-reasoning plan",
+        description="Memory, hours a job and hours of a sweep, from a cost model.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dataset", required=True, help="PACS or PACSReasoning, …")
+    parser.add_argument("--algorithm", default="RDMLDG", help="default: %(default)s")
+    parser.add_argument("--model", help="folder or hub id (default: the algorithm's)")
+    parser.add_argument("--gpu", default="H200", help="default: %(default)s")
+    parser.add_argument("--gpus", type=int, default=1, help="that work on the sweep side by side (default: 1)")
+    parser.add_argument("--hparams", default="{}", help="JSON, as for DomainBed")
+    parser.add_argument("--steps", type=int, help="DomainBed's --steps")
+    parser.add_argument("--n_hparams", type=int, default=20, help="of the sweep (DomainBed's default: 20)")
+    parser.add_argument("--n_trials", type=int, default=3, help="of the sweep (DomainBed's default: 3)")
+    parser.add_argument("--chain_tokens", type=int, default=250, help="mean length of a chain (the paper's: about 250)")
+    given = parser.parse_args(argv)
+    try:
+        print(plan(given))
+    except (ValueError, ImportError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def plan(given: argparse.Namespace) -> str:
+    """Return the plan as text.
+
+    Raises:
+        ValueError: for a name that is not known.
+        ImportError: without DomainBed, whose subclasses hold the hyper-parameters.
+    """
+    from domainbed_reasoning import costs
+
+    dataset = _dataset(given.dataset)
+    algorithm = _algorithm(given.algorithm)
+    hparams = _hparams(algorithm, given)
+    data = published.DATA[dataset]
+    gpu = published.gpu_named(given.gpu)
+    shape = costs.shape_of(hparams["model"], hparams["max_tiles"])
+    lengths = costs.lengths_for(data.classes, given.chain_tokens)
+
+    def hours(changed: dict[str, Any], evaluations: int | None = None) -> Hours:
+        now = {**hparams, **changed}
+        schedule = _schedule(algorithm, now, data, given.steps)
+        paths = (algorithm.LABEL_PATH, algorithm.CHAIN_PATH)
+        return costs.hours_of(shape, lengths, data, gpu, now, schedule, paths, evaluations)
+
+    memory = costs.memory_of(shape, lengths, hparams)
+    job = hours({})
+    domains = data.domains
+    pairs = math.comb(domains, 2)
+    sweep = given.n_trials * given.n_hparams
+    lines = [
+        f"{given.algorithm} on {dataset} ({data.images:,} images, {domains} domains, {data.classes} classes)",
+        f"with {hparams['model']} ({shape.weights / 1e9:.2f} billion weights) on {given.gpus} x {given.gpu}",
+        "",
+        *_memory_lines(memory, gpu.gib, hparams),
+        "",
+        f"a job       {_time(job.total)}",
+        f"  training    {_time(job.training)}",
+        f"  labelling   {_time(job.labelling)}   SARR's own chains",
+        f"  evaluation  {_time(job.evaluation)}   DomainBed answers every image of every split {job.evaluations} times",
+        "",
+        f"a table     {_time(job.total * domains / given.gpus)}   {domains} jobs: each domain once the target",
+        f"a sweep     {_time(job.total * domains * sweep / given.gpus)}   --single_test_envs: {domains * sweep} jobs, "
+        f"{given.n_trials} trials x {given.n_hparams} hparams x {domains} targets",
+        f"            {_time(job.total * (domains + pairs) * sweep / given.gpus)}   with pairs of targets as well: "
+        f"{(domains + pairs) * sweep} jobs",
+        "",
+        "cheaper",
+    ]
+    options = [(change, said) for change, said in _CHEAPER if _applies(change, hparams)]
+    for change, said in options:
+        lines.append(f"  {_time(hours(change).total)}   --hparams '{json.dumps(change)}'   {said}")
+    together = {name: value for change, _ in options for name, value in change.items() if "answer" not in name}
+    if together:
+        lines.append(f"  {_time(hours(together).total)}   --hparams '{json.dumps(together)}'   together")
+    if job.evaluations > 2:
+        said = "evaluate at the start and the end alone: nothing is left to select a step from"
+        lines.append(f"  {_time(hours({}, 2).total)}   --checkpoint_freq 1000000   {said}")
+    lines.append("  a sweep with --n_hparams 1: the paper's settings are fixed, selection then chooses the step alone")
+    lines += ["", f"error       {costs.ERROR}", "assumed     " + _assumptions(costs.ASSUMED)]
+    return "\n".join(lines)
+
+
+def _dataset(name: str) -> str:
+    plain = registry.TWINS.get(name, name)
+    if plain not in published.DATA:
+        raise registry.unknown("dataset", name, published.DATA)
+    return plain
+
+
+def _algorithm(name: str) -> Any:
+    if name not in registry.ALGORITHMS:
+        raise registry.unknown("algorithm", name, registry.ALGORITHMS)
+    try:
+        return registry.load(registry.ALGORITHMS[name])
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error}: `domainbed-reasoning doctor` says what is missing.") from error
+
+
+def _hparams(algorithm: Any, given: argparse.Namespace) -> dict[str, Any]:
+    try:
+        changed = json.loads(given.hparams)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'--hparams is no JSON ({error}): write \'{{"quantize": "nf4"}}\'.') from error
+    hparams = {name: hparam.default for name, hparam in algorithm.HPARAMS.items()}
+    for name in changed:
+        if name not in hparams:
+            raise registry.unknown(f"hparam of {given.algorithm}", name, hparams)
+    return {**hparams, **changed, **({"model": given.model} if given.model else {})}
+
+
+def _schedule(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int | None) -> Any:
+    """Lay the stages out as the dataset will: an epoch draws as many samples as the training splits hold."""
+    from domainbed_reasoning.stages import plan_stages
+
+    sources = data.domains - 1
+    training = 0.8 * data.images * sources / data.domains
+    return plan_stages(algorithm.stage_epochs(hparams), math.ceil(training / (hparams["batch_size"] * sources)), steps)
+
+
+def _memory_lines(memory: Memory, gib: float, hparams: dict[str, Any]) -> list[str]:
+    from domainbed_reasoning.costs import GIB
+
+    parts = {
+        "weights": memory.weights,
+        "adapters, gradients, AdamW": memory.adapters,
+        f"activations of {hparams.get('micro_batch', 0)} samples": memory.activations,
+        f"keys and values of {hparams['eval_batch']} answers": memory.generation,
+    }
+    bare, whole = memory.peak - 1.1 * memory.copy, memory.peak
+    lines = [f"memory      {bare / GIB:.1f} GiB of {gib:g} GiB at the peak, 10% for fragments included"]
+    lines += [f"  {size / GIB:7.1f} GiB  {name}" for name, size in parts.items() if size]
+    if memory.copy:
+        fits = "fits" if whole / GIB <= gib else "does not fit: adapters then stay apart, which is slower"
+        lines.append(f"  {memory.copy / GIB:7.1f} GiB  merged copy that writes chains and answers: {fits}")
+    if bare / GIB > gib:
+        cures = {"quantize": "nf4", "micro_batch": 1, "gradient_checkpointing": True, "eval_batch": 4}
+        left = {name: value for name, value in cures.items() if name in hparams and hparams[name] != value}
+        lines.append(f"  TOO LARGE for this GPU. Try --hparams '{json.dumps(left)}', or a smaller model.")
+    return lines
+
+
+def _applies(change: dict[str, Any], hparams: dict[str, Any]) -> bool:
+    return all(name in hparams and hparams[name] != value for name, value in change.items())
+
+
+def _time(hours: float) -> str:
+    if hours >= 48:
+        return f"{hours / 24:7.1f} days "
+    return f"{hours:7.1f} hours" if hours >= 0.1 else f"{hours * 60:7.1f} min  "
+
+
+def _assumptions(assumed: Any) -> str:
+    return "\n            ".join(f"{name} {value.value:.3g}: {value.source}" for name, value in assumed.items())

@@ -1,0 +1,154 @@
+"""The cost model against what PyTorch counts, and the verb that prints it."""
+
+import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from domainbed_reasoning import cli, costs, published
+from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
+from domainbed_reasoning.mllm.loading import TINY, part_of
+from domainbed_reasoning.prompts import q_cls
+from domainbed_reasoning.stages import plan_stages
+
+HPARAMS = {
+    "answer": "chain", "both_answers": False, "quantize": "none", "eval_batch": 16, "max_new_tokens": 512,
+    "batch_size": 10, "micro_batch": 4, "lora_rank": 8, "gradient_checkpointing": False, "sarr_epochs": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model_31m(tmp_path_factory):
+    """InternVL's shape at 31 million parameters."""
+    folder = tmp_path_factory.mktemp("model")
+    config = transformers.AutoConfig.from_pretrained(TINY)
+    config.text_config.update({"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 5})
+    config.text_config.update({"num_attention_heads": 8, "num_key_value_heads": 4})
+    config.text_config.update({"layer_types": ["full_attention"] * 5})
+    config.vision_config.update({"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 5})
+    transformers.AutoModelForImageTextToText.from_config(config).to(torch.float32).save_pretrained(folder)
+    transformers.AutoProcessor.from_pretrained(TINY).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_operations_and_kept_bytes_are_those_pytorch_counts(model_31m, dtype):
+    """One sample's label step: operations within 10% of FlopCounterMode, saved tensors within 30%."""
+    mllm = load_mllm(model_31m, lora=LoraSettings(8, 16), dtype=dtype).train()
+    question, answer = q_cls(("dog", "cat")) * 4, "a dog " * 40
+    mllm.prompt(question)
+    kept, weights = {}, {weight.untyped_storage().data_ptr() for weight in mllm.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    image = torch.zeros(1, 3, 48, 48, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            values, mask = mllm.log_likelihoods(mllm.encode(image), question, [answer])
+        bytes_kept = sum(size for size, _ in kept.values())
+        (values * mask).sum().backward()
+    shape = costs.shape_of(model_31m)
+    prompt, target = mllm.prompt(question)["input_ids"].shape[1], len(mllm.target(answer))
+    lengths = costs.Lengths(prompt - shape.image_tokens, 0, target, 0)
+    assert costs.training_flops(shape, lengths, True, False) == pytest.approx(counter.get_total_flops(), rel=0.10)
+    itemsize = 4 if dtype == "float32" else 2
+    saved = shape.vision.saved_bytes(shape.patches, itemsize, True)
+    saved += shape.language.saved_bytes(prompt + target, itemsize, True)
+    saved += target * shape.vocabulary * (itemsize + 4 + 4)
+    assert saved == pytest.approx(bytes_kept, rel=0.30)
+
+
+def test_image_tokens_are_the_placeholders_of_the_prompt(family_folder):
+    mllm = load_mllm(family_folder)
+    count = int((mllm.prompt("?")["input_ids"] == mllm.base.config.image_token_id).sum())
+    edge = mllm.family.tile_edge(mllm.processor.image_processor)
+    assert mllm.family.image_tokens(mllm.base.config, edge) == count
+    shape = costs.shape_of(family_folder)
+    assert shape.weights == sum(weight.numel() for weight in mllm.parameters())
+    linear = {name: module for name, module in mllm.base.named_modules() if isinstance(module, torch.nn.Linear)}
+    between = sum(linear[name].weight.numel() for name in linear if part_of(name) == "projector")
+    total = sum(layer.weight.numel() for layer in linear.values())
+    assert shape.vision.weights + shape.language.weights + shape.head + between == total
+
+
+@pytest.mark.parametrize(
+    ("model", "billions", "image_tokens"),
+    [
+        ("OpenGVLab/InternVL3-8B-hf", 7.94, 256),
+        ("OpenGVLab/InternVL3-2B-hf", 2.09, 256),
+        ("llava-hf/llava-1.5-7b-hf", 7.06, 576),
+    ],
+)
+def test_the_papers_models_have_their_published_sizes(model, billions, image_tokens):
+    shape = costs.shape_of(model)
+    assert shape.weights / 1e9 == pytest.approx(billions, abs=0.01)
+    assert shape.image_tokens == image_tokens
+    assert costs.shape_of(model).tiles == 1
+
+
+def test_tiles_multiply_the_image(folder_of):
+    assert costs.shape_of("OpenGVLab/InternVL3-2B-hf", 4).tiles == 5
+    with pytest.raises(ModelError, match="takes an image whole"):
+        costs.shape_of(folder_of("Gemma3"), 4)
+
+
+def test_hours_of_a_job_by_hand():
+    """10 evaluations cost 10 times one; a batch twice as large is written in half the time where overhead rules."""
+    shape, lengths = costs.shape_of("OpenGVLab/InternVL3-2B-hf"), costs.lengths_for(7)
+    data, gpu = published.DATA["PACS"], published.GPUS["H200"]
+    schedule = plan_stages([3, 3], 10)
+    assert (schedule.n_steps, schedule.checkpoint_freq) == (61, 30)
+    hours = costs.hours_of(shape, lengths, data, gpu, HPARAMS, schedule, (True, True))
+    assert hours.evaluations == 3
+    one = costs.hours_of(shape, lengths, data, gpu, HPARAMS, schedule, (True, True), 1)
+    assert hours.evaluation == pytest.approx(3 * one.evaluation)
+    samples, peak = 61 * 10 * 3, 989e12 * 0.35
+    expected = samples * costs.training_flops(shape, lengths, True, True) / peak / 3600
+    assert hours.training == pytest.approx(expected)
+    faster = costs.seconds_to_write(shape, lengths, gpu, {**HPARAMS, "eval_batch": 32})
+    assert 0.5 <= faster / costs.seconds_to_write(shape, lengths, gpu, HPARAMS) < 0.6
+
+
+def test_memory_shrinks_with_quantisation_checkpointing_and_micro_batch():
+    shape, lengths = costs.shape_of("OpenGVLab/InternVL3-8B-hf"), costs.lengths_for(65)
+    whole = costs.memory_of(shape, lengths, HPARAMS)
+    assert whole.weights == pytest.approx(2 * shape.weights)
+    assert costs.memory_of(shape, lengths, {**HPARAMS, "quantize": "nf4"}).weights < 0.4 * whole.weights
+    less = costs.memory_of(shape, lengths, {**HPARAMS, "gradient_checkpointing": True})
+    assert less.activations < 0.3 * whole.activations
+    one = costs.memory_of(shape, lengths, {**HPARAMS, "micro_batch": 1})
+    assert one.activations == pytest.approx(whole.activations / 4)
+
+
+def test_the_verb_says_what_evaluation_costs_and_what_is_cheaper(capsys):
+    assert cli.main(["plan", "--dataset", "OfficeHome", "--gpu", "h200"]) == 0
+    said = capsys.readouterr().out
+    assert "with OpenGVLab/InternVL3-8B-hf (7.94 billion weights) on 1 x h200" in said
+    assert "DomainBed answers every image of every split 5 times" in said
+    for part in ("GiB of 131 GiB", "a table", "600 jobs", '"answer": "label"', "error", "assumed"):
+        assert part in said
+
+
+def test_the_verb_says_when_a_model_is_too_large(capsys):
+    assert cli.main(["plan", "--dataset", "PACSReasoning", "--gpu", "RTX 4090"]) == 0
+    said = capsys.readouterr().out
+    assert "TOO LARGE" in said and '"quantize": "nf4"' in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "OficeHome"], "Did you mean 'OfficeHome'"),
+        (["--dataset", "PACS", "--gpu", "H2000"], "GPU 'H2000' is not known. Known: H200"),
+        (["--dataset", "PACS", "--algorithm", "MTCTT"], "Did you mean 'MTCT'"),
+        (["--dataset", "PACS", "--hparams", "{"], "no JSON"),
+        (["--dataset", "PACS", "--hparams", '{"sar_rounds": 1}'], "Did you mean 'sarr_rounds'"),
+    ],
+)
+def test_the_verb_names_faults(capsys, arguments, message):
+    assert cli.main(["plan", *arguments]) == 1
+    assert message in capsys.readouterr().err
