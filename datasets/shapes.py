@@ -1,8 +1,8 @@
 """ShapesReasoning: the embedded benchmark, rendered on the fly; needs neither downloads nor ``data_dir``.
 
 Input: a creature made of parts, 48 x 48 pixels. Label: one of seven codes of four ternary parts. Domains: photo,
-cartoon, sketch, negative. The background's hue follows the class in source domains and misleads in target domains. Chains: state
-what is visible; written by the renderer. See `domainbed_reasoning.shapes`.
+cartoon, sketch, negative. The background's hue follows the class in source domains and misleads in target domains.
+Chains: state what is visible; written by the renderer. See `domainbed_reasoning.shapes`.
 """
 
 from __future__ import annotations

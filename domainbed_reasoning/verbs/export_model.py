@@ -11,8 +11,8 @@ _EXAMPLES = """examples:
   domainbed-reasoning export --job sweep/1a2b3c...
   domainbed-reasoning export --job sweep/1a2b3c... --output rd-mldg-pacs-sketch --merge
 
-Without --merge: adapter_config.json, adapter_model.safetensors and a model card, for PeftModel.from_pretrained. With it:
-a model and processor for AutoModelForImageTextToText.from_pretrained. Both are --job folders of `predict`.
+Without --merge: adapter_config.json, adapter_model.safetensors and a model card, for PeftModel.from_pretrained.
+With it: a model and processor for AutoModelForImageTextToText.from_pretrained. Both are --job folders of `predict`.
 """
 
 
