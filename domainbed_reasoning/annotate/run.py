@@ -28,6 +28,7 @@ from domainbed_reasoning.annotate.teacher import (
     TeacherError,
     read_picture,
     seed_of,
+    truncated_images_refused,
 )
 from domainbed_reasoning.catalog import Picture
 from domainbed_reasoning.store import ACCEPTED, REJECTED, ChainWriter, Record
@@ -200,9 +201,10 @@ class Annotation:
         waiting = iter(jobs)
         self._listen_for_interrupt()
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._teacher.concurrency):
-                    group.create_task(self._work(waiting))
+            with truncated_images_refused():
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self._teacher.concurrency):
+                        group.create_task(self._work(waiting))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:

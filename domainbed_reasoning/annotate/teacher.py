@@ -7,9 +7,10 @@ seed comes from the image's bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,6 +111,18 @@ def q_teacher(class_names: Sequence[str], subject: str = "object", words: str = 
     """Return q_reason with what a teacher that was never trained on chains needs to be told about their form."""
     told = _FOR_TEACHERS.format(words=words, conclusion=f"<{STAGES[-1]}>")
     return f"{q_reason(class_names, subject)}\n{told}"
+
+
+@contextlib.contextmanager
+def truncated_images_refused() -> Iterator[None]:
+    """Have PIL refuse truncated images, which DomainBed's modules make it fill up with grey in the whole process."""
+    from PIL import ImageFile
+
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def read_picture(path: Path) -> tuple[bytes, str]:

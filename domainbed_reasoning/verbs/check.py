@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
+from domainbed_reasoning.annotate.teacher import truncated_images_refused
 from domainbed_reasoning.catalog import STOCK, ImageFolder, OnDisk
 from domainbed_reasoning.custom import custom_datasets
 from domainbed_reasoning.store import ACCEPTED, ChainFileError, read_lines
@@ -106,7 +107,7 @@ def broken_images(on_disk: OnDisk) -> list[str]:
     from tqdm import tqdm
 
     paths = [on_disk.root / picture.path for picture in on_disk.pictures]
-    with ThreadPoolExecutor() as pool:
+    with truncated_images_refused(), ThreadPoolExecutor() as pool:
         results = list(tqdm(pool.map(_fault_of, paths), total=len(paths), unit="image", leave=False))
     faults = [f"{path}: {fault}" for path, fault in zip(paths, results, strict=True) if fault]
     print(f"  {len(paths) - len(faults):,} of {len(paths):,} images can be decoded")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from domainbed_reasoning.annotate import cost
 from domainbed_reasoning.annotate.run import plan
@@ -162,8 +162,9 @@ def test_dry_run_sends_nothing_and_measures_once_it_can(toy: Path, serve: Any, v
 
 
 def test_an_unreadable_image_is_named_and_the_rest_goes_on(
-    toy: Path, serve: Any, verb: Verb, tmp_path: Path, lines_of: Any
+    toy: Path, serve: Any, verb: Verb, tmp_path: Path, lines_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as DomainBed's modules leave it
     broken = toy / "toy" / "art" / "Mug" / "Mug_0.png"
     broken.write_bytes(broken.read_bytes()[:60])
     code, out, _ = verb(*arguments(toy, serve().url, tmp_path / "c.jsonl"))
