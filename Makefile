@@ -36,7 +36,7 @@ demo: setup
 	  $(if $(STEPS),--steps "$(STEPS)") $(if $(CHAINS),--chains "$(CHAINS)")
 
 test: setup
-	$(PYTHON) -m pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(or $(PYTEST),--numprocesses auto --dist loadfile)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
