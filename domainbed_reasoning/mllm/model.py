@@ -210,8 +210,8 @@ class MLLM(torch.nn.Module):
     def _tree_mask(self, allowed: torch.Tensor, query: torch.Tensor, key: torch.Tensor, question: str) -> Any:
         """Return the attention mask that the family wants for a tree of tokens.
 
-        Gemma 3's image tokens see each other, and most of its layers see no further back than a window, of which a cache
-        keeps no more either.
+        Gemma 3's image tokens see each other, and most of its layers see no further back than a window, which is
+        also all that their cache keeps.
 
         Args:
             allowed: True where a token sees another, ``(n, 1, Q, K)``; the last Q of K are the queries themselves.
