@@ -18,8 +18,6 @@ from domainbed_reasoning.mllm.loading import config_of, part_of
 from domainbed_reasoning.published import KNOWN_CONFIGS, Data, Gpu
 from domainbed_reasoning.stages import Schedule
 
-GIB = 2**30
-
 
 @dataclass(frozen=True)
 class Assumption:

@@ -26,8 +26,9 @@ class Family:
             ``edge`` pixels wide, those tiles (and, for more than one, a view of the whole): ``(edge, grid)``.
         tiled: whether a picture may be more than one tile.
         image_tokens: how many tokens of the language model a tile is, from the config and the tile's edge.
-        tree: how the trie of class names is laid on the prompt: ``plain`` positions, Qwen's ``rope`` positions in three
-            dimensions, or None where attention leaves no room for a mask of ours.
+        tree: what rows that share a prefix (both paths, the trie of class names) have to repeat of its attention:
+            nothing (``plain``), Qwen's positions in three dimensions (``rope``), Gemma's image tokens that see each
+            other and its layers' ``windows``.
         example: a checkpoint.
         requires: packages that its processor imports.
     """
@@ -37,7 +38,7 @@ class Family:
     image_settings: Callable[[int, int], dict[str, Any]]
     tiled: bool
     image_tokens: Callable[[Any, int], int]
-    tree: str | None
+    tree: str
     example: str
     requires: tuple[str, ...] = field(default=())
 
@@ -123,9 +124,8 @@ FAMILIES: dict[str, Family] = {
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         requires=("num2words",),
     ),
-    # Gemma 3's image tokens see each other and its layers slide: a mask of ours would have to repeat both.
     "Gemma3ForConditionalGeneration": Family(
-        "Gemma 3", _own_edge, _nothing, False, _set_number, None, "google/gemma-3-4b-it"
+        "Gemma 3", _own_edge, _nothing, False, _set_number, "windows", "google/gemma-3-4b-it"
     ),
 }
 

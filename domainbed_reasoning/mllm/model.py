@@ -186,16 +186,12 @@ class MLLM(torch.nn.Module):
         """Return what `log_likelihoods` does for two questions about each image, sharing what their prompts begin with.
 
         Image, template and the common words of the questions are computed once, in rows of a prefix and two branches.
-        Families whose attention leaves no room for such a mask are asked one question after the other.
 
         Args:
             encoded: n images, from `encode`.
             questions: both asked of all of them.
             answers: n texts to each question.
         """
-        if self.family.tree is None:
-            first, second = zip(questions, answers, strict=True)
-            return self.log_likelihoods(encoded, *first), self.log_likelihoods(encoded, *second)
         prompts = [self.prompt(question)["input_ids"][0].tolist() for question in questions]
         targets = [[self.target(answer) for answer in texts] for texts in answers]
         rows = build_tree_rows(
@@ -203,13 +199,38 @@ class MLLM(torch.nn.Module):
         )
         hidden = self.base.model(
             input_ids=rows.input_ids,
-            attention_mask=rows.mask,
+            attention_mask=self._tree_mask(rows.mask, rows.position_ids[0], rows.position_ids[0], questions[0]),
             position_ids=self._tree_positions(rows.position_ids, questions[0], encoded),
             use_cache=False,
             **{**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])},
         )[0]
         a, b = rows.branches
         return (self._at_targets(hidden, a), a.target_mask), (self._at_targets(hidden, b), b.target_mask)
+
+    def _tree_mask(self, allowed: torch.Tensor, query: torch.Tensor, key: torch.Tensor, question: str) -> Any:
+        """Return the attention mask that the family wants for a tree of tokens.
+
+        Gemma 3's image tokens see each other, and most of its layers see no further back than a window, which is
+        also all that their cache keeps.
+
+        Args:
+            allowed: True where a token sees another, ``(n, 1, Q, K)``; the last Q of K are the queries themselves.
+            query: positions of the queries, ``(Q,)``.
+            key: positions of the keys, ``(K,)``.
+            question: what the keys begin with, up to the image at least.
+        """
+        if self.family.tree != "windows":
+            return allowed
+        types = self.prompt(question)["token_type_ids"][0].to(self.device)
+        image = torch.nn.functional.pad(types.bool(), (0, max(0, len(key) - len(types))))[: len(key)]
+        together = image[-len(query) :, None] & image[None, :] if len(query) == len(key) else torch.zeros_like(allowed)
+        window = self.base.config.get_text_config().sliding_window
+        near = allowed & (query[:, None] - key[None, :] < window)
+        before = len(key) - len(query)  # in the cache
+        return {
+            "full_attention": allowed | together,
+            "sliding_attention": (near | together)[..., max(0, before - window + 1) :],
+        }
 
     def _tree_positions(self, plain: torch.Tensor, question: str, encoded: dict[str, Any]) -> torch.Tensor:
         """Return the positions that the family counts for rows that begin with the question's image.
@@ -258,8 +279,6 @@ class MLLM(torch.nn.Module):
             ``(n, C)``, float32, in nats.
         """
         encoded = self.encode(images)
-        if self.family.tree is None:
-            return self._scores_by_rows(encoded, len(images), question, names)
         trie = build_trie([self.target(name) for name in names])
         prompt = self.prompt(question)["input_ids"].to(self.device).expand(len(images), -1)
         out = self._core(len(images), question, prompt, encoded, use_cache=True)
@@ -269,11 +288,12 @@ class MLLM(torch.nn.Module):
             return scores_from_trie(trie, first, first[:, None])
         n, length = prompt.shape
         plain = (length + trie.depths.to(self.device)).expand(n, -1)
-        mask = torch.ones(1, 1, len(trie.tokens), length + len(trie.tokens), dtype=torch.bool, device=self.device)
-        mask[0, 0, :, length:] = trie.visible.to(self.device)
+        mask = torch.ones(n, 1, len(trie.tokens), length + len(trie.tokens), dtype=torch.bool, device=self.device)
+        mask[..., length:] = trie.visible.to(self.device)
+        key = torch.cat([torch.arange(length, device=self.device), plain[0]])
         nodes = self.base.model(
             input_ids=trie.tokens.to(self.device).expand(n, -1),
-            attention_mask=mask.expand(n, -1, -1, -1),
+            attention_mask=self._tree_mask(mask, plain[0], key, question),
             position_ids=self._tree_positions(plain, question, encoded),
             past_key_values=out.past_key_values,
             use_cache=True,
@@ -282,14 +302,6 @@ class MLLM(torch.nn.Module):
         rows = max(1, _LOGITS_AT_A_TIME // (len(trie.tokens) * head.weight.shape[0]))
         parts = zip(first.split(rows), nodes.split(rows), strict=True)
         return torch.cat([scores_from_trie(trie, one, head(part).float().log_softmax(-1)) for one, part in parts])
-
-    def _scores_by_rows(self, encoded: dict[str, Any], count: int, question: str, names: Sequence[str]) -> torch.Tensor:
-        """Score one name after the other, for families whose attention leaves no room for a mask of ours."""
-        scores = []
-        for name in names:
-            values, mask = self.log_likelihoods(encoded, question, [name] * count)
-            scores.append((values * mask).sum(dim=1))
-        return torch.stack(scores, dim=1)
 
     # -- generation -----------------------------------------------------------------------------------------------
 

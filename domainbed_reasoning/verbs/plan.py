@@ -6,13 +6,15 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from domainbed_reasoning import published, registry
 
 if TYPE_CHECKING:
     from domainbed_reasoning.costs import Hours, Memory
+
+GIB = 2**30
 
 _EXAMPLES = """examples:
   domainbed-reasoning plan --dataset OfficeHome --model OpenGVLab/InternVL3-8B-hf --gpu H200
@@ -82,6 +84,9 @@ def plan(given: argparse.Namespace) -> str:
         paths = (algorithm.LABEL_PATH, algorithm.CHAIN_PATH)
         return costs.hours_of(shape, lengths, data, gpu, now, schedule, paths, evaluations)
 
+    def needed(changed: dict[str, Any]) -> float:
+        return _without_copy(costs.memory_of(shape, lengths, {**hparams, **changed}))
+
     memory = costs.memory_of(shape, lengths, hparams)
     job = hours({})
     domains = data.domains
@@ -91,7 +96,7 @@ def plan(given: argparse.Namespace) -> str:
         f"{given.algorithm} on {dataset} ({data.images:,} images, {domains} domains, {data.classes} classes)",
         f"with {hparams['model']} ({shape.weights / 1e9:.2f} billion weights) on {given.gpus} x {given.gpu}",
         "",
-        *_memory_lines(memory, gpu.gib, hparams),
+        *_memory_lines(memory, needed, gpu.gib, hparams),
         "",
         f"a job       {_time(job.total)}",
         f"  training    {_time(job.training)}",
@@ -106,7 +111,11 @@ def plan(given: argparse.Namespace) -> str:
         "",
         "cheaper",
     ]
-    options = [(change, said) for change, said in _CHEAPER if _applies(change, hparams)]
+    options = [
+        (change, said)
+        for change, said in _CHEAPER
+        if _applies(change, hparams) and needed(change) <= max(gpu.gib, needed({}))
+    ]
     for change, said in options:
         lines.append(f"  {_time(hours(change).total)}   --hparams '{json.dumps(change)}'   {said}")
     together = {name: value for change, _ in options for name, value in change.items() if "answer" not in name}
@@ -157,26 +166,45 @@ def _schedule(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int | N
     return plan_stages(algorithm.stage_epochs(hparams), math.ceil(training / (hparams["batch_size"] * sources)), steps)
 
 
-def _memory_lines(memory: Memory, gib: float, hparams: dict[str, Any]) -> list[str]:
-    from domainbed_reasoning.costs import GIB
-
+def _memory_lines(
+    memory: Memory, needed: Callable[[dict[str, Any]], float], gib: float, hparams: dict[str, Any]
+) -> list[str]:
     parts = {
         "weights": memory.weights,
         "adapters, gradients, AdamW": memory.adapters,
         f"activations of {hparams.get('micro_batch', 0)} samples": memory.activations,
         f"keys and values of {hparams['eval_batch']} answers": memory.generation,
     }
-    bare, whole = memory.peak - 1.1 * memory.copy, memory.peak
-    lines = [f"memory      {bare / GIB:.1f} GiB of {gib:g} GiB at the peak, 10% for fragments included"]
+    bare, whole = _without_copy(memory), memory.peak / GIB
+    peak = whole if whole <= gib else bare
+    lines = [f"memory      {peak:.1f} GiB of {gib:g} GiB at the peak, 10% for fragments included"]
     lines += [f"  {size / GIB:7.1f} GiB  {name}" for name, size in parts.items() if size]
     if memory.copy:
-        fits = "fits" if whole / GIB <= gib else "does not fit: adapters then stay apart, which is slower"
+        fits = "fits" if whole <= gib else "does not fit: adapters then stay apart, which is slower"
         lines.append(f"  {memory.copy / GIB:7.1f} GiB  merged copy that writes chains and answers: {fits}")
-    if bare / GIB > gib:
-        cures = {"quantize": "nf4", "micro_batch": 1, "gradient_checkpointing": True, "eval_batch": 4}
-        left = {name: value for name, value in cures.items() if name in hparams and hparams[name] != value}
-        lines.append(f"  TOO LARGE for this GPU. Try --hparams '{json.dumps(left)}', or a smaller model.")
+    if bare > gib:
+        cures = _cures(needed, gib, hparams)
+        if cures is None:
+            lines.append("  TOO LARGE for this GPU, whatever the hyper-parameters: take a smaller model.")
+        else:
+            lines.append(f"  TOO LARGE for this GPU. It fits with --hparams '{json.dumps(cures)}'")
     return lines
+
+
+def _cures(needed: Callable[[dict[str, Any]], float], gib: float, hparams: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the first changes that fit, those that cost least time first; None where none do."""
+    changes: dict[str, Any] = {}
+    for name, value in (("micro_batch", 1), ("eval_batch", 16), ("gradient_checkpointing", True), ("quantize", "nf4")):
+        if name in hparams and hparams[name] != value:
+            changes[name] = value
+            if needed(changes) <= gib:
+                return changes
+    return None
+
+
+def _without_copy(memory: Memory) -> float:
+    """Return the GiB that cannot be done without."""
+    return (memory.peak - 1.1 * memory.copy) / GIB
 
 
 def _applies(change: dict[str, Any], hparams: dict[str, Any]) -> bool:

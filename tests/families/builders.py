@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import transformers as tf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from domainbed_reasoning.chains import STAGE_TAGS
 from domainbed_reasoning.prompts import q_reason
@@ -122,6 +122,11 @@ def llava(folder: pathlib.Path) -> torch.nn.Module:
         tf.LlamaTokenizer, "fallback", ["<image>"],
         pad_token="<pad>", extra_special_tokens={"image_token": "<image>"}, legacy=True,
     )  # fmt: skip
+    # As the checkpoint's tokenizer.json has it: a text's beginning gets a space, and one of its own is a second.
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.backend_tokenizer.pre_tokenizer = None
     edge = {"height": 24, "width": 24}
     processor = tf.LlavaProcessor(
         tf.CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=edge, **MEAN_AND_STD),
@@ -293,7 +298,8 @@ def gemma3(folder: pathlib.Path) -> torch.nn.Module:
     )
     text = _text(
         tokenizer, num_key_value_heads=2, head_dim=16, sliding_window=16, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, layer_types=["sliding_attention", "full_attention"],
+        eos_token_id=tokenizer.eos_token_id, num_hidden_layers=3,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
     )  # fmt: skip
     config = tf.Gemma3Config(
         vision_config={**_siglip(32), "vision_use_head": False},

@@ -133,10 +133,16 @@ def test_the_verb_says_what_evaluation_costs_and_what_is_cheaper(capsys):
         assert part in said
 
 
-def test_the_verb_says_when_a_model_is_too_large(capsys):
-    assert cli.main(["plan", "--dataset", "PACSReasoning", "--gpu", "RTX 4090"]) == 0
+def test_the_verb_says_when_a_model_is_too_large_and_what_fits(capsys):
+    """The least change that fits: smaller micro-batches for the 2B model, everything for the 8B one."""
+    plan = ["plan", "--dataset", "PACSReasoning", "--gpu", "RTX 4090"]
+    assert cli.main([*plan, "--model", "OpenGVLab/InternVL3-2B-hf"]) == 0
+    assert "TOO LARGE for this GPU. It fits with --hparams '{\"micro_batch\": 1}'" in capsys.readouterr().out
+    assert cli.main(plan) == 0
     said = capsys.readouterr().out
-    assert "TOO LARGE" in said and '"quantize": "nf4"' in said
+    changes = said.partition("It fits with --hparams '")[2].partition("'")[0]
+    assert cli.main([*plan, "--hparams", changes]) == 0
+    assert "TOO LARGE" in said and "TOO LARGE" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from domainbed_reasoning import registry
@@ -23,6 +24,39 @@ def test_families_without_tiles_refuse_more_than_one(folder_of):
         load_mllm(folder_of("LLaVA-1.5"), max_tiles=4)
     with pytest.raises(ModelError, match="max_tiles 0"):
         image_edge(folder_of("InternVL"), 0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "processor", "settings", "edge"),
+    [
+        ("InternVL", "GotOcr2ImageProcessor", {"size": {"height": 448, "width": 448}}, 448),
+        ("Llava", "CLIPImageProcessor", {"size": {"shortest_edge": 336}}, 336),
+        ("Qwen2_5_VL", "Qwen2VLImageProcessor", {"size": {"shortest_edge": 3136, "longest_edge": 12_845_056}}, 448),
+        (
+            "Qwen3VL",
+            "Qwen2VLImageProcessor",
+            {"size": {"shortest_edge": 65_536, "longest_edge": 16_777_216}, "patch_size": 16},
+            448,
+        ),
+        (
+            "Idefics3",
+            "Idefics3ImageProcessor",
+            {"size": {"longest_edge": 1820}, "max_image_size": {"longest_edge": 364}},
+            364,
+        ),
+        (
+            "SmolVLM",
+            "SmolVLMImageProcessor",
+            {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 384}},
+            384,
+        ),
+        ("Gemma3", "Gemma3ImageProcessor", {"size": {"height": 896, "width": 896}}, 896),
+    ],
+)
+def test_a_tile_has_the_resolution_of_the_published_checkpoints(architecture, processor, settings, edge):
+    """The settings that the checkpoints' preprocessor configs have, and the edge that their encoders take."""
+    family = FAMILIES[f"{architecture}ForConditionalGeneration"]
+    assert family.tile_edge(getattr(transformers, processor)(**settings)) == edge
 
 
 @pytest.mark.parametrize("name", TILED)
