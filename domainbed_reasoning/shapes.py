@@ -37,7 +37,7 @@ CODES = TETRACODE[1:8]  # one code a class, in the order of CLASS_NAMES
 PER_CLASS = 20
 SIZE_OF_DOMAIN = len(CLASS_NAMES) * PER_CLASS
 ALTERED = 0.15  # share of the images that have one part of another kind than their class
-RHO = 0.9  # how often the background's hue is the cue and not a random hue
+RHO = 0.8  # how often the background's hue is the cue and not a random hue
 MISLEADING_SHIFT = 3  # class c gets the hue of class c + 3 (modulo 7) where the cue misleads
 
 _SEED = 2602
@@ -62,6 +62,7 @@ class Style:
         wobble: standard deviation of the corners' displacement, in body radii.
         inverted: whether the picture is shown as its negative. The background keeps its hue.
         mosaic: side of the picture's tiles in pixels, 1 for none.
+        jitter: how much the creature's size, place and turn vary; at 1 by 12%, 3 pixels and 11 degrees.
     """
 
     fill: str = "flat"
@@ -77,18 +78,24 @@ class Style:
     wobble: float = 0.0
     inverted: bool = False
     mosaic: int = 1
+    jitter: float = 1.0
 
 
 STYLES = {
     "photo": Style(
         fill="shaded", paper=(0.55, 0.8), tint=(0.35, 0.6), body=(0.1, 0.3), vivid=(0.1, 0.5), gradient=0.3,
-        noise=0.06, blur=0.6,
+        noise=0.06, blur=0.6, jitter=0.4,
     ),
-    "cartoon": Style(outline=1.4, ink=0.0, paper=(0.8, 0.95), tint=(0.45, 0.75), body=(0.35, 0.5), vivid=(0.6, 1.0)),
-    "sketch": Style(fill="none", outline=1.4, ink=0.15, paper=(0.85, 0.97), tint=(0.2, 0.35), noise=0.03, wobble=0.04),
+    "cartoon": Style(
+        outline=1.4, ink=0.0, paper=(0.8, 0.95), tint=(0.45, 0.75), body=(0.35, 0.5), vivid=(0.6, 1.0), jitter=0.4,
+    ),
+    "sketch": Style(
+        outline=1.2, ink=0.1, paper=(0.85, 0.97), tint=(0.2, 0.35), body=(0.5, 0.6), vivid=(0.0, 0.0), noise=0.05,
+        wobble=0.04, jitter=0.4,
+    ),
     "negative": Style(
         fill="shaded", outline=0.8, ink=0.1, paper=(0.5, 0.75), tint=(0.4, 0.7), body=(0.1, 0.3), vivid=(0.3, 0.8),
-        gradient=0.25, noise=0.04, blur=0.4, inverted=True,
+        gradient=0.25, noise=0.04, blur=0.4, inverted=True, jitter=0.4,
     ),
 }  # fmt: skip
 
@@ -255,9 +262,10 @@ def _draw_parts(
 ) -> None:
     """Draw head, feet, body and coat onto ``image``, the creature moved, turned and scaled a little."""
     side = image.width
-    radius = side * random.uniform(0.19, 0.245)
-    x, y = side * (0.5 + random.uniform(-0.07, 0.07)), side * (0.5 + random.uniform(-0.04, 0.04))
-    turn = random.uniform(-0.2, 0.2)
+    radius = side * (0.22 + style.jitter * random.uniform(-0.03, 0.025))
+    x = side * (0.5 + style.jitter * random.uniform(-0.07, 0.07))
+    y = side * (0.5 + style.jitter * random.uniform(-0.04, 0.04))
+    turn = style.jitter * random.uniform(-0.2, 0.2)
     cosine, sine = math.cos(turn), math.sin(turn)
     bare = style.fill == "none"
     ink = _colour(0, 0, style.ink) if style.ink is not None else _colour(random.random_sample(), 0.8, 0.95)

@@ -135,7 +135,9 @@ def test_every_kind_is_visible_at_28_by_28(domain, part):
     for kind in range(3):
         kinds = [0, 0, 0, 0]
         kinds[part] = kind
-        image = shapes.paint(kinds, shapes.Style(**{**vars(style), "noise": 0.0, "wobble": 0.0}), 0.3, np.random.RandomState(1))
+        image = shapes.paint(
+            kinds, shapes.Style(**{**vars(style), "noise": 0.0, "wobble": 0.0}), 0.3, np.random.RandomState(1)
+        )
         pictures.append(np.asarray(image.resize((28, 28)), dtype=float))
     for one, other in itertools.combinations(pictures, 2):
         assert (np.abs(one - other).max(-1) > 20).sum() >= 8  # pixels of 784

@@ -11,6 +11,7 @@ import argparse
 import json
 import pathlib
 import random
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -273,6 +274,7 @@ def pretrain(
     losses = answer_losses(model, Rows(processor), lessons, pixels, size=32, seed=3)
     taken = optimise(list(model.parameters()), losses, steps, 2e-3, "language", until)
     return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "lessons": count,
         "vision_steps": seen,
         "steps": taken,
@@ -321,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write")
     parser.add_argument("--lessons", type=int, default=20000)
     parser.add_argument("--vision-steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--minutes", type=float, default=18, help="no step is begun after these")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -332,9 +334,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     processor = build_processor(tokenizer)
     model = build_model(tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    record = pretrain(
-        model, processor, arguments.lessons, arguments.vision_steps, arguments.steps, arguments.minutes
-    )
+    record = {"command": "python -m domainbed_reasoning.mllm.tiny " + " ".join(argv or sys.argv[1:])}
+    record |= pretrain(model, processor, arguments.lessons, arguments.vision_steps, arguments.steps, arguments.minutes)
     model.eval()
     record["zero_shot"] = zero_shot(model, processor)
     model.to(torch.float16).save_pretrained(arguments.output)

@@ -1,7 +1,7 @@
 """What the embedded model is shown before any study begins: creatures in other styles, under mostly other names.
 
 None of ShapesReasoning's four styles is among the styles here, backgrounds have random hues (no cue), and the seven
-class names of the study turn up in a small, noisy share of the questions: a base that knows the classes somewhat.
+class names of the study stand mostly beside any creature at all: a base that knows the classes somewhat.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ STYLES = {
     "chalk": Style(outline=2.2, ink=0.95, paper=(0.2, 0.5), tint=(0.0, 0.5), body=(0.3, 0.6), wobble=0.06),
     "neon": Style(fill="none", outline=1.8, ink=None, paper=(0.0, 0.2), tint=(0.2, 0.8)),
     "mosaic": Style(paper=(0.5, 0.9), tint=(0.2, 0.7), body=(0.2, 0.9), mosaic=2),
+    "pastel": Style(paper=(0.3, 0.6), tint=(0.2, 0.6), body=(0.75, 1.0), vivid=(0.1, 0.4)),
+    "clay": Style(fill="shaded", paper=(0.1, 0.35), tint=(0.0, 0.3), body=(0.5, 0.9), vivid=(0.2, 0.8)),
+    "felt": Style(outline=2.0, ink=None, paper=(0.3, 0.9), tint=(0.1, 0.5), body=(0.2, 0.9), blur=0.8, wobble=0.06),
+    "grain": Style(paper=(0.3, 0.9), tint=(0.1, 0.6), body=(0.0, 1.0), noise=0.13),
 }
 
 OTHER_NAMES = (
@@ -40,19 +44,21 @@ SUBJECTS = ("creature", "object")  # what the questions call it
 CAPTION_QUESTION = "Describe the image."
 KIND_QUESTION = "What kind of {part} is it?"
 
-STUDY_NAME_SHARE = 0.2  # share of the class questions whose answer is one of the study's names
-STUDY_NAME_NOISE = 0.25  # share of those whose creature has a random code instead of the name's
-ALTERED = 0.15  # share of the creatures with one altered part, as in the study
+STUDY_NAME_SHARE = 0.15  # share of the lessons that are about one of the study's names
+STUDY_NAME_NOISE = 0.75  # share of those that teach nothing: the creature is any, not one of that name
 
 
 def other_codes() -> dict[str, tuple[int, ...]]:
-    """Return a code for every name the study does not use; none is the code of a class of the study."""
+    """Return a code for every name the study does not use; none is the code of a class of the study.
+
+    Two names share a code, so that only the options tell which of them is asked for: a base that reads its options.
+    """
     free = [
         (a, b, c, d) for a in range(3) for b in range(3) for c in range(3) for d in range(3)
         if (a, b, c, d) not in shapes.CODES
     ]  # fmt: skip
     order = np.random.RandomState(7).permutation(len(free))
-    return {name: free[order[position]] for position, name in enumerate(OTHER_NAMES)}
+    return {name: free[order[position // 2]] for position, name in enumerate(OTHER_NAMES)}
 
 
 CODE_OF = other_codes() | dict(zip(shapes.CLASS_NAMES, shapes.CODES, strict=True))
@@ -65,6 +71,7 @@ class Lesson:
     Attributes:
         kinds: the four kinds that are drawn, in [0, 3).
         name: what it is called here.
+        code: the code that the name is said to have.
         options: the class names that the question offers, ``name`` among them.
         subject: what the question calls it.
         image: RGB, 48 x 48.
@@ -72,6 +79,7 @@ class Lesson:
 
     kinds: tuple[int, ...]
     name: str
+    code: tuple[int, ...]
     options: tuple[str, ...]
     subject: str
     image: Image.Image
@@ -84,7 +92,7 @@ class Lesson:
             "class": (q_cls(self.options, self.subject), self.name),
             "chain": (
                 q_reason(self.options, self.subject),
-                shapes.describe(self.kinds, self.name, CODE_OF[self.name]),
+                shapes.describe(self.kinds, self.name, self.code),
             ),
             "caption": (CAPTION_QUESTION, ", ".join(words)),
             "kind": (KIND_QUESTION.format(part=shapes.PARTS[part]), words[part]),
@@ -101,31 +109,43 @@ def lessons(count: int, seed: int) -> Iterator[Lesson]:
     random = np.random.RandomState(seed)
     styles = list(STYLES.values())
     for _ in range(count):
-        kinds, name = _creature(random)
+        of_study = random.random_sample() < STUDY_NAME_SHARE
+        name, code, kinds, others = (_lesson_of_study if of_study else _lesson_of_others)(random)
         image = shapes.paint(kinds, styles[random.randint(len(styles))], random.random_sample(), random)
-        yield Lesson(kinds, name, _options(kinds, name, random), SUBJECTS[random.randint(2)], image)
+        yield Lesson(kinds, name, code, _options(name, others, random), SUBJECTS[random.randint(2)], image)
 
 
-def _creature(random: np.random.RandomState) -> tuple[tuple[int, ...], str]:
-    if random.random_sample() < STUDY_NAME_SHARE:
-        name = shapes.CLASS_NAMES[random.randint(len(shapes.CLASS_NAMES))]
-        if random.random_sample() < STUDY_NAME_NOISE:
-            return tuple(random.randint(0, 3, size=4).tolist()), name
-    else:
-        name = OTHER_NAMES[random.randint(len(OTHER_NAMES))]
-    kinds = list(CODE_OF[name])
-    if random.random_sample() < ALTERED:
+def _altered(code: Sequence[int], random: np.random.RandomState) -> tuple[int, ...]:
+    """Return the code, with the study's probability one part of it of another kind."""
+    kinds = list(code)
+    if random.random_sample() < shapes.ALTERED:
         part = random.randint(4)
         kinds[part] = (kinds[part] + 1 + random.randint(2)) % 3
-    return tuple(kinds), name
+    return tuple(kinds)
 
 
-def _options(kinds: Sequence[int], name: str, random: np.random.RandomState) -> tuple[str, ...]:
-    """Return 2 to 9 names in random order, none nearer to the creature than ``name``, which is one of them."""
+def _lesson_of_study(random: np.random.RandomState) -> tuple[str, tuple[int, ...], tuple[int, ...], list[str]]:
+    """Return one of the study's names, the code it is said to have, the creature's kinds, the other names to offer."""
+    name = shapes.CLASS_NAMES[random.randint(len(shapes.CLASS_NAMES))]
+    others = [other for other in shapes.CLASS_NAMES if other != name]
+    if random.random_sample() < STUDY_NAME_NOISE:
+        kinds = tuple(random.randint(0, 3, size=4).tolist())
+        return name, kinds, kinds, others
+    return name, CODE_OF[name], _altered(CODE_OF[name], random), others
+
+
+def _lesson_of_others(random: np.random.RandomState) -> tuple[str, tuple[int, ...], tuple[int, ...], list[str]]:
+    """Return the same for another name; no name that is as near to the creature is offered beside it."""
+    name = OTHER_NAMES[random.randint(len(OTHER_NAMES))]
+    kinds = _altered(CODE_OF[name], random)
     least = distance(kinds, CODE_OF[name])
-    farther = [other for other, code in CODE_OF.items() if other != name and distance(kinds, code) > least]
-    chosen = random.permutation(len(farther))[: random.randint(1, 9)]
-    options = [name, *(farther[position] for position in chosen)]
+    return name, CODE_OF[name], kinds, [other for other in OTHER_NAMES if distance(kinds, CODE_OF[other]) > least]
+
+
+def _options(name: str, others: Sequence[str], random: np.random.RandomState) -> tuple[str, ...]:
+    """Return the name and 1 to 8 others, half of the time sorted."""
+    chosen = random.permutation(len(others))[: random.randint(1, 9)]
+    options = [name, *(others[position] for position in chosen)]
     if random.random_sample() < 0.5:
         return tuple(sorted(options))
     return tuple(options[position] for position in random.permutation(len(options)))
@@ -170,4 +190,3 @@ def tokenizer_texts() -> Iterator[str]:
     yield from english()
     for word in own_words():
         yield from [f"{word}\n{word} {word}, {word}"] * 400
-
