@@ -44,7 +44,7 @@ SUBJECTS = ("creature", "object")  # what the questions call it
 CAPTION_QUESTION = "Describe the image."
 KIND_QUESTION = "What kind of {part} is it?"
 
-# Measured, zero-shot on the study: noise 0.5 gives 0.85 (no headroom), 0.75 gives 0.5, 0.85 gives 0.17 (chance is 0.14).
+# Zero-shot accuracy on the study by noise: 0.5 gives 0.85 (no headroom), 0.75 gives 0.5, 0.85 gives 0.17 (chance 0.14).
 STUDY_NAME_SHARE = 0.15  # share of the lessons that are about one of the study's names
 STUDY_NAME_NOISE = 0.75  # share of those that teach nothing: the creature is any, not one of that name
 
