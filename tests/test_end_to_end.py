@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-FEW = json.dumps({"max_new_tokens": 8, "batch_size": 2, "sarr_rounds": 1})
+FEW = json.dumps({"max_new_tokens": 8, "batch_size": 2, "sarr_rounds": 1, "mtct_epochs": 1, "sarr_epochs": 1})
 
 
 @pytest.fixture
