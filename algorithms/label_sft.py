@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from domainbed_reasoning.algorithms.base import LABEL_HPARAMS, MODEL_HPARAMS, TRAINING_HPARAMS, MLLMAlgorithm
+from domainbed_reasoning.algorithms.base import MLLMAlgorithm
+from domainbed_reasoning.algorithms.hparams import LABEL_HPARAMS, MODEL_HPARAMS, TRAINING_HPARAMS
 
 
 class LabelSFT(MLLMAlgorithm):

@@ -7,13 +7,8 @@ over the teacher's chains r; an image without a chain contributes its label term
 
 from __future__ import annotations
 
-from domainbed_reasoning.algorithms.base import (
-    CHAIN_HPARAMS,
-    LABEL_HPARAMS,
-    MODEL_HPARAMS,
-    TRAINING_HPARAMS,
-    MLLMAlgorithm,
-)
+from domainbed_reasoning.algorithms.base import MLLMAlgorithm
+from domainbed_reasoning.algorithms.hparams import CHAIN_HPARAMS, LABEL_HPARAMS, MODEL_HPARAMS, TRAINING_HPARAMS
 
 
 class MTCT(MLLMAlgorithm):

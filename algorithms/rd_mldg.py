@@ -7,7 +7,7 @@ over the B' samples whose self-generated chain r̂_i was kept; teacher chains pl
 
 from __future__ import annotations
 
-from domainbed_reasoning.algorithms.base import SARR_HPARAMS
+from domainbed_reasoning.algorithms.hparams import SARR_HPARAMS
 from domainbed_reasoning.algorithms.mtct import MTCT
 
 

@@ -5,7 +5,8 @@ L = 1/B Σ_i -1/T_i Σ_t log p(r_{i,t} | r_{i,<t}, x_i, q_reason)
 
 from __future__ import annotations
 
-from domainbed_reasoning.algorithms.base import CHAIN_HPARAMS, MODEL_HPARAMS, TRAINING_HPARAMS, MLLMAlgorithm
+from domainbed_reasoning.algorithms.base import MLLMAlgorithm
+from domainbed_reasoning.algorithms.hparams import CHAIN_HPARAMS, MODEL_HPARAMS, TRAINING_HPARAMS
 
 
 class ReasoningSFT(MLLMAlgorithm):

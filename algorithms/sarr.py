@@ -6,7 +6,7 @@ chains (``mtct_epochs``; 0 starts from the base model, without a teacher), then 
 
 from __future__ import annotations
 
-from domainbed_reasoning.algorithms.base import SARR_HPARAMS
+from domainbed_reasoning.algorithms.hparams import SARR_HPARAMS
 from domainbed_reasoning.algorithms.reasoning_sft import ReasoningSFT
 
 

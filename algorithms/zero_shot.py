@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from domainbed_reasoning.algorithms.base import MODEL_HPARAMS, MLLMAlgorithm
+from domainbed_reasoning.algorithms.base import MLLMAlgorithm
+from domainbed_reasoning.algorithms.hparams import MODEL_HPARAMS
 
 
 class MLLMZeroShot(MLLMAlgorithm):

@@ -137,11 +137,11 @@ _DOWNLOAD = (
     "`python -c \"from domainbed.scripts import download; download.download_{}('DIR')\"`"
 )
 
-# Counts: the totals of PACS, VLCS, OfficeHome, TerraIncognita (the older 24,788) and DomainNet are those that surveys of
-# domain generalization list; OfficeHome 15,588 also the Hub's copies. TerraIncognita per domain: khanrc/miro issue 9, whose
-# link to 24,330 for today's download is also DomainBed issue 58. Per-domain counts of PACS, VLCS, OfficeHome and
-# DomainNet (cleaned version) are those commonly printed and add up to the totals; they were not checked against the
-# archives. SVIRO: its commonly printed total; the meaning of its classes from its own website.
+# Counts: the totals of PACS, VLCS, OfficeHome, TerraIncognita (the older 24,788) and DomainNet are those that surveys
+# of domain generalization list; OfficeHome 15,588 also the Hub's copies. TerraIncognita per domain: khanrc/miro issue
+# 9, whose link to 24,330 for today's download is also DomainBed issue 58. Per-domain counts of PACS, VLCS, OfficeHome
+# and DomainNet (cleaned version) are those commonly printed and add up to the totals; they were not checked against
+# the archives. SVIRO: its commonly printed total; the meaning of its classes from its own website.
 STOCK = {
     "PACS": ImageFolder(
         name="PACS",
