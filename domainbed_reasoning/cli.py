@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -54,7 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.verb not in VERBS:
         parser.error(str(registry.unknown("verb", given.verb, VERBS)))
-    return int(registry.load(VERBS[given.verb][1])(given.arguments))
+    try:
+        code = int(registry.load(VERBS[given.verb][1])(given.arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
 
 
 if __name__ == "__main__":

@@ -120,3 +120,13 @@ def test_doctor_compares_versions_with_what_the_package_requires(monkeypatch):
     assert too_old.cure == 'pip install "torch>=99"'
     assert not there.stops_training
     assert absent == doctor.Finding("nothing-of-this-name is missing", 'pip install "nothing-of-this-name>=1"', True)
+
+
+def test_a_reader_that_leaves_early_is_no_error_to_show():
+    """`domainbed-reasoning doctor | head -1`: the pipe is closed before anything is written."""
+    command = [sys.executable, "-c", "import sys; from domainbed_reasoning.cli import main; sys.exit(main(['doctor']))"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT)
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 1
+    assert "BrokenPipe" not in said
