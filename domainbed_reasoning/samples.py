@@ -129,7 +129,7 @@ class Task:
         dataset: name of the dataset class.
         class_names: as the prompts name them, in label order.
         environments: names of the domains, in DomainBed's order.
-        test_envs: domains whose chains are never read.
+        test_envs: the target domains; no chain of theirs is in ``chains``.
         subject: what the images show, the noun of the question.
         labels: per environment, the label of every index.
         images: per environment, the name (path below the dataset's folder) of every index.
