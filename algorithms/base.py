@@ -14,18 +14,23 @@ import torch
 from domainbed.algorithms import Algorithm
 
 from domainbed_reasoning.algorithms.hparams import check_values
+from domainbed_reasoning.algorithms.optimisation import optimiser_of_stage
 from domainbed_reasoning.algorithms.records import AnswerRecords, records_for, write_task
+from domainbed_reasoning.algorithms.resume import Past, past_of
+from domainbed_reasoning.algorithms.stock_dataset import schedule_of_stock_dataset, task_without_names
 from domainbed_reasoning.job import job_arguments
 from domainbed_reasoning.losses import chain_nll, label_nll
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
 from domainbed_reasoning.mllm.images import resize, to_uint8
+from domainbed_reasoning.progress import Answers
 from domainbed_reasoning.prompts import q_cls, q_reason
+from domainbed_reasoning.randomness import own_randomness
 from domainbed_reasoning.register import check_hparams
-from domainbed_reasoning.registry import DATASETS, TWINS, Hparam
-from domainbed_reasoning.samples import SampleId, Task, ids_of, task_of
+from domainbed_reasoning.registry import Hparam
+from domainbed_reasoning.samples import SampleId, ids_of, task_of
 from domainbed_reasoning.scoring import answers_from_chains, scores_from_answers
 from domainbed_reasoning.selflabel import SelfLabels
-from domainbed_reasoning.stages import Schedule, Stage, plan_stages
+from domainbed_reasoning.stages import Stage
 
 LogLikelihoods = tuple[torch.Tensor, torch.Tensor]  # of target tokens, (n, T), and their mask, (n, T)
 
@@ -65,8 +70,8 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         super().__init__(input_shape, num_classes, num_domains, hparams)
         check_hparams(hparams, type(self).__name__)
         check_values(hparams)
-        self.task = task_of(hparams) or _task_without_names(num_classes)
-        self.schedule = self.task.schedule or _schedule_of_stock_dataset(self.stage_epochs(hparams))
+        self.task = task_of(hparams) or task_without_names(num_classes)
+        self.schedule = self.task.schedule or schedule_of_stock_dataset(self.stage_epochs(hparams))
         self.q_cls = q_cls(self.task.class_names, self.task.subject)
         self.q_reason = q_reason(self.task.class_names, self.task.subject)
         self.mllm = load_mllm(
@@ -77,6 +82,7 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
             gradient_checkpointing=hparams.get("gradient_checkpointing", False),
             max_tiles=hparams["max_tiles"],
         )
+        self.seed = torch.initial_seed()
         self.steps_taken = 0
         self.stage: Stage | None = None
         self.self_labels: SelfLabels | None = None
@@ -84,8 +90,10 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         self._reader: tuple[int, Any] | None = None
         args = job_arguments()
         self.records: AnswerRecords | None = records_for(self.task, args)
+        self.past: Past | None = None
         if args is not None:
             write_task(self.task, hparams, args)
+            self.past = past_of(self.task, hparams, args) if hparams["resume"] else None
 
     @classmethod
     def stage_epochs(cls, hparams: dict[str, Any]) -> list[int]:
@@ -122,6 +130,21 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         """
         self._report_answers()
         self._reader = None
+        if self.past is not None and self.past.replays:
+            values = self.past.progress.next_step()
+            self.steps_taken += 1
+            return values
+        self._go_on()
+        with own_randomness(self.seed, "step", self.steps_taken):
+            values = self._take_step(minibatches)
+        self.steps_taken += 1
+        if self.past is not None:
+            self.past.progress.record_step(values, self.self_labels.newly_written() if self.self_labels else [])
+            self._save_progress()
+        return values
+
+    def _take_step(self, minibatches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+        """Enter the step's stage if it is new, find the batch its chains, and descend."""
         stage = self.schedule.at(self.steps_taken)
         if stage is not self.stage:
             self._enter(stage)
@@ -129,7 +152,6 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         chains = self._chains_for(batch, stage)
         used = [i for i in range(len(chains)) if chains[i] is not None or (self.LABEL_PATH and stage.round == 0)]
         values = self._step(batch, chains, used) if used else {"loss": 0.0}
-        self.steps_taken += 1
         values["stage"] = float(stage.round)
         if self.CHAIN_PATH:
             values["chain_share"] = sum(chain is not None for chain in chains) / len(chains)
@@ -147,14 +169,13 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
             kept = self.self_labels
             print(f"{self.stage}: kept {kept.accepted_share:.1%} of {kept.labelled} self-labelled chains", flush=True)
         print(f"{type(self).__name__}: {stage} of {self.schedule.n_steps} steps", flush=True)
+        self._prepare(stage)
+
+    def _prepare(self, stage: Stage) -> None:
         self.stage = stage
-        hparams = self.hparams
-        self.optimizer = torch.optim.AdamW(
-            list(self.mllm.adapters().values()), lr=hparams["lr"], weight_decay=hparams["weight_decay"]
-        )
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, _lr_factor(hparams["lr_schedule"], hparams["warmup"], stage.steps)
-        )
+        adapters = self.mllm.adapters() if stage.round else {}
+        self._stage_start = {name: weight.detach().cpu().clone() for name, weight in adapters.items()}
+        self.optimizer, self.lr_scheduler = optimiser_of_stage(self.mllm.adapters().values(), self.hparams, stage.steps)
         self.self_labels = self._labeller() if stage.round else None
 
     def _labeller(self) -> SelfLabels:
@@ -256,32 +277,43 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         Args:
             x: ``(n, c, H, W)``, bytes or DomainBed's floats.
         """
-        images = self._pixels(x)
-        scores = [self._answer(part, ids) for part, ids in self._parts(images, ids_of(x))]
-        return torch.cat(scores)
+        ids = ids_of(x)
+        if self.past is not None and self.past.replays:
+            answers = self.past.progress.next_answers(len(x))
+            scores = torch.nn.functional.one_hot(torch.tensor(answers.classes), len(self.task.class_names))
+            scores = scores.to(x.device, torch.float32)
+        else:
+            self._go_on()
+            if self.past is not None:
+                self._save_progress(now=True)
+            with own_randomness(self.seed, "answers", self.steps_taken, None if ids is None else ids[0].tolist()):
+                scores, answers = self._answer(self._pixels(x), ids)
+            if self.past is not None:
+                self.past.progress.record_answers(answers)
+        if self.records is not None and ids is not None:
+            self.records.add(ids, answers.chains, answers.labels, self._is_last_evaluation())
+        return scores
 
-    def _parts(self, images: torch.Tensor, ids: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        size = self.hparams["eval_batch"]
-        parts = images.split(size)
-        return list(zip(parts, [None] * len(parts) if ids is None else ids.split(size), strict=True))
-
-    def _answer(self, images: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+    def _answer(self, images: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
+        """Return class scores, and what is recorded of them, `eval_batch` images at a time."""
         hparams, names = self.hparams, self.task.class_names
         mllm = self._current_reader()
         both = self.records is not None and ids is not None and self._is_last_evaluation() and hparams["both_answers"]
-        by_label = mllm.class_scores(images, self.q_cls, names) if hparams["answer"] == "label" or both else None
-        chains: list[str] | None = None
-        if hparams["answer"] == "chain" or both:
-            chains = mllm.generate(images, self.q_reason, hparams["max_new_tokens"])
-        if chains is None or hparams["answer"] == "label":
-            assert by_label is not None
-            scores = by_label
-        else:
-            scores = self._scores_of_chains(mllm, images, chains, by_label)
-        if self.records is not None and ids is not None:
-            last = self._is_last_evaluation()
-            self.records.add(ids, chains, None if by_label is None else by_label.argmax(1).tolist(), last)
-        return scores
+        asks_label, asks_chain = hparams["answer"] == "label" or both, hparams["answer"] == "chain" or both
+        scores, chains, labels = [], [], []
+        for part in images.split(hparams["eval_batch"]):
+            by_label = mllm.class_scores(part, self.q_cls, names) if asks_label else None
+            by_chain = mllm.generate(part, self.q_reason, hparams["max_new_tokens"]) if asks_chain else None
+            if by_chain is None or hparams["answer"] == "label":
+                assert by_label is not None
+                scores.append(by_label)
+            else:
+                scores.append(self._scores_of_chains(mllm, part, by_chain, by_label))
+            chains += by_chain or []
+            labels += by_label.argmax(1).tolist() if by_label is not None else []
+        together = torch.cat(scores)
+        classes = together.argmax(1).tolist()
+        return together, Answers(classes, chains if asks_chain else None, labels if asks_label else None)
 
     def _scores_of_chains(
         self, mllm: Any, images: torch.Tensor, chains: list[str], by_label: torch.Tensor | None
@@ -313,11 +345,59 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         if self.records is not None:
             self.records.report(f"step {self.steps_taken}")
 
+    # -- going on where an earlier process was killed -----------------------------------------------------------------
+
+    def _save_progress(self, now: bool = False) -> None:
+        assert self.past is not None
+        self.past.save(self.steps_taken, self._training_state, now)
+
+    def _training_state(self) -> dict[str, Any]:
+        """Return what, with the recorded steps, decides everything that follows."""
+        state = {
+            "adapters": {name: weight.detach().cpu() for name, weight in self.mllm.adapters().items()},
+            "kept_by_round": self.kept_by_round,
+        }
+        if self.stage is None:
+            return state
+        labels = self.self_labels
+        return state | {
+            "stage_start": self._stage_start,
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "labelled": labels.labelled if labels is not None else 0,
+            "accepted_share": labels.accepted_share if labels is not None else 0.0,
+        }
+
+    def _go_on(self) -> None:
+        """Restore what an earlier process left, when all of it that was recorded has been replayed."""
+        state = self.past.end_of_replay() if self.past is not None else None
+        if state is None:
+            return
+        if "optimizer" in state:
+            stage = self.schedule.at(self.steps_taken - 1)
+            print(f"{stage}: goes on at step {self.steps_taken}", flush=True)
+            self.mllm.load_adapters(state["stage_start"] if stage.round else state["adapters"])
+            self._prepare(stage)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            if self.self_labels is not None:
+                assert self.past is not None
+                rows = self.past.progress.labelled(stage.round)
+                self.self_labels.restore(rows, state["labelled"], state["accepted_share"])
+            self.mllm.load_adapters(state["adapters"])
+        self.kept_by_round = state["kept_by_round"]
+        self._reader = None
+
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the adapters alone: the base model is on disk already, under the hparam ``model``."""
-        return {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
+        if self.past is not None and self.past.state is not None and not self.past.replays:
+            self._go_on()
+        state = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
+        if self.past is not None and self.past.keeps_every_model:
+            return self.past.progress.kept(f"adapters-{self.steps_taken}.pt", state, self.past.replays)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load adapters.
@@ -330,18 +410,6 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
 
-def _lr_factor(schedule: str, warmup: float, steps: int) -> Any:
-    """Return transformers' own learning-rate schedule of that name as a function of the step."""
-    from transformers import optimization
-
-    first = round(warmup * steps)
-    dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
-    name = "constant_with_warmup" if schedule == "constant" else schedule
-    made = optimization.get_scheduler(name, dummy, num_warmup_steps=first, num_training_steps=steps)
-    # transformers starts at 0; the first of few steps should not be lost.
-    return (lambda step: made.lr_lambdas[0](step + 1)) if first else made.lr_lambdas[0]
-
-
 def _micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> list[list[int]]:
     """Return the ``used`` rows in groups of at most ``size``, those with a chain apart from those without."""
     groups = []
@@ -351,26 +419,3 @@ def _micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> 
             rows.sort(key=lambda row: len(str(chains[row])))  # less padding
         groups += [rows[start : start + size] for start in range(0, len(rows), size)]
     return groups
-
-
-def _task_without_names(num_classes: int) -> Task:
-    """Return the task of a stock dataset, which knows no class names and no chains.
-
-    Raises:
-        ValueError: for a stock dataset that has a reasoning twin.
-    """
-    args = job_arguments()
-    name = args.dataset if args else "Debug28"
-    twin = next((ours for ours, stock in TWINS.items() if stock == name and ours in DATASETS), None)
-    if twin is not None and not name.startswith("Debug"):
-        raise ValueError(f"{name} tells an algorithm neither class names nor images' files: use --dataset {twin}.")
-    return Task(name, tuple(f"class {index}" for index in range(num_classes)))
-
-
-def _schedule_of_stock_dataset(epochs: Sequence[int]) -> Schedule:
-    """Share the steps that DomainBed takes on a stock dataset among the stages."""
-    from domainbed import datasets
-
-    args = job_arguments()
-    dataset = vars(datasets)[args.dataset] if args else datasets.MultipleDomainDataset
-    return plan_stages(epochs, 1, (args.steps if args else None) or dataset.N_STEPS)

@@ -18,6 +18,7 @@ MODEL_HPARAMS = {
     "answer": Hparam("chain", None, "the paper reads answers from the chain's conclusion"),
     "both_answers": Hparam(True, None, "the other answer is recorded too, at the last evaluation"),
     "max_new_tokens": Hparam(512, None, "twice the paper's chains (about 250 tokens)", embedded=64),
+    "resume": Hparam(True, None, "started again, a killed job goes on; its state is in the user's cache folder"),
     "eval_batch": Hparam(64, None, "images answered at a time: 8B holds 4 GiB of keys and values for 64"),
     # DomainBed's batch size is per domain: 43 x 3 source domains = 129, the paper's 128.
     "batch_size": Hparam(43, lambda r: int(2 ** r.uniform(3, 5.5)), "paper: 128 over three sources", embedded=6),

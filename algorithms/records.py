@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning import __version__
+from domainbed_reasoning.atomic import replace_text
 from domainbed_reasoning.prompts import PROMPT_VERSION
 from domainbed_reasoning.samples import SampleId, Task
 from domainbed_reasoning.scoring import answers_from_chains
@@ -35,7 +35,7 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
         "version": __version__,
         "hparams": dict(hparams),
     }
-    _replace(pathlib.Path(args.output_dir) / "task.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
+    replace_text(pathlib.Path(args.output_dir) / "task.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
 
 
 def records_for(task: Task, args: argparse.Namespace | None) -> AnswerRecords | None:
@@ -111,8 +111,8 @@ class AnswerRecords:
     def _write(self) -> None:
         rows = [self.rows[key] for key in sorted(self.rows)]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        _replace(self.folder / "predictions.jsonl", lines)
-        _replace(self.folder / "answers.json", json.dumps(summarise(rows), indent=1) + "\n")
+        replace_text(self.folder / "predictions.jsonl", lines)
+        replace_text(self.folder / "answers.json", json.dumps(summarise(rows), indent=1) + "\n")
         self.report("the end")
 
 
@@ -138,10 +138,3 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _share(hits: Sequence[bool], asked: object) -> float | None:
     return sum(hits) / len(hits) if asked is not None else None
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -13,9 +13,6 @@ class MLLMZeroShot(MLLMAlgorithm):
 
     HPARAMS = MODEL_HPARAMS
 
-    def update(
-        self, minibatches: list[tuple[torch.Tensor, torch.Tensor]], unlabeled: list[torch.Tensor] | None = None
-    ) -> dict[str, float]:
+    def _take_step(self, minibatches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
         """Do nothing and say so: no loss is computed, the step is counted."""
-        self.steps_taken += 1
         return {"stage": 0.0}

@@ -27,6 +27,10 @@ VERBS = {
         "ask a trained model about images: class, scores, chain",
         "domainbed_reasoning.verbs.predict:main",
     ),
+    "unfinished": (
+        "list the training jobs that go on when started again, and clear what they keep",
+        "domainbed_reasoning.verbs.unfinished:main",
+    ),
     "get-domainbed": (
         "clone the pinned DomainBed into the cache folder",
         "domainbed_reasoning.verbs.get_domainbed:main",

@@ -9,6 +9,7 @@ same distribution as labelling the whole set first, without labelling what Domai
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +39,7 @@ class SelfLabels:
     written: dict[SampleId, tuple[str, bool]] = field(default_factory=dict)
     _labelled: int = 0
     _accepted: int = 0
+    _told: int = 0
 
     def chains_for(
         self, images: torch.Tensor, labels: Sequence[int], ids: Sequence[SampleId] | None
@@ -78,3 +80,21 @@ class SelfLabels:
     def accepted_share(self) -> float:
         """Share of written chains that were kept, in [0, 1]; 0 before the first."""
         return self._accepted / self._labelled if self._labelled else 0.0
+
+    def newly_written(self) -> list[tuple[int, int, str, bool]]:
+        """Return what was written since the last call: environment, index, chain, whether it was kept."""
+        new = list(itertools.islice(self.written.items(), self._told, None))
+        self._told = len(self.written)
+        return [(env, index, chain, kept) for (env, index), (chain, kept) in new]
+
+    def restore(self, rows: Sequence[tuple[int, int, str, bool]], labelled: int, accepted_share: float) -> None:
+        """Remember what an earlier process wrote in this round.
+
+        Args:
+            rows: as `newly_written` returned them.
+            labelled: the count then, which samples without an id are part of.
+            accepted_share: then.
+        """
+        self.written = {(env, index): (chain, kept) for env, index, chain, kept in rows}
+        self._told = len(self.written)
+        self._labelled, self._accepted = labelled, round(accepted_share * labelled)

@@ -14,6 +14,8 @@ import tempfile
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+from domainbed_reasoning.cache import cache_folder
+
 COMMIT = "b93c22a1cfc3b2428398272c1a116c8de1f4139e"
 URL = "https://github.com/facebookresearch/DomainBed"
 VARIABLE = "DOMAINBED_REASONING_DOMAINBED"
@@ -25,8 +27,7 @@ def cached_clone() -> Path:
     chosen = os.environ.get(VARIABLE)
     if chosen:
         return Path(chosen).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "domainbed-reasoning" / f"DomainBed-{COMMIT[:7]}"
+    return cache_folder() / f"DomainBed-{COMMIT[:7]}"
 
 
 def find_cached_spec() -> ModuleSpec | None:

@@ -1,0 +1,33 @@
+"""What an MLLM algorithm makes of a stock dataset, which knows neither class names nor chains nor stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from domainbed_reasoning.job import job_arguments
+from domainbed_reasoning.registry import DATASETS, TWINS
+from domainbed_reasoning.samples import Task
+from domainbed_reasoning.stages import Schedule, plan_stages
+
+
+def task_without_names(num_classes: int) -> Task:
+    """Return the task of a stock dataset, which knows no class names and no chains.
+
+    Raises:
+        ValueError: for a stock dataset that has a reasoning twin.
+    """
+    args = job_arguments()
+    name = args.dataset if args else "Debug28"
+    twin = next((ours for ours, stock in TWINS.items() if stock == name and ours in DATASETS), None)
+    if twin is not None and not name.startswith("Debug"):
+        raise ValueError(f"{name} tells an algorithm neither class names nor images' files: use --dataset {twin}.")
+    return Task(name, tuple(f"class {index}" for index in range(num_classes)))
+
+
+def schedule_of_stock_dataset(epochs: Sequence[int]) -> Schedule:
+    """Share the steps that DomainBed takes on a stock dataset among the stages."""
+    from domainbed import datasets
+
+    args = job_arguments()
+    dataset = vars(datasets)[args.dataset] if args else datasets.MultipleDomainDataset
+    return plan_stages(epochs, 1, (args.steps if args else None) or dataset.N_STEPS)

@@ -1,0 +1,74 @@
+"""`domainbed-reasoning unfinished`: the jobs that go on when they are started again, and what they take on disk."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from domainbed_reasoning.progress import BOUND, JobIsRunning, Unfinished, clear, unfinished_folder, unfinished_jobs
+
+_DESCRIPTION = f"""\
+List the training jobs whose progress is kept: killed at any moment and started again with the same arguments, they go
+on where they were. A job's progress is deleted when it ends well; the oldest go when all together take more than
+${BOUND} gigabytes (default 50)."""
+
+_EXAMPLES = """\
+examples:
+  domainbed-reasoning unfinished                      # one line a job: key, steps, size, age, what it is
+  domainbed-reasoning unfinished --clear 1f3a9c02     # that job begins at step 0 when it is started again
+  domainbed-reasoning unfinished --clear all"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """List or clear; return 1 where a key names nothing or a job runs."""
+    parser = argparse.ArgumentParser(
+        prog="domainbed-reasoning unfinished",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--clear", nargs="+", metavar="KEY", help="delete the progress of these jobs, or of all")
+    arguments = parser.parse_args(argv)
+    jobs = list(unfinished_jobs())
+    if arguments.clear:
+        return _clear(jobs, arguments.clear)
+    for job in jobs:
+        print(_line(job))
+    total = sum(job.size for job in jobs)
+    print(f"{len(jobs)} unfinished jobs, {_megabytes(total)}, in {unfinished_folder()}")
+    return 0
+
+
+def _clear(jobs: Sequence[Unfinished], keys: Sequence[str]) -> int:
+    chosen = [job for job in jobs if keys == ["all"] or any(job.folder.name.startswith(key) for key in keys)]
+    unknown = [key for key in keys if key != "all" and not any(job.folder.name.startswith(key) for job in jobs)]
+    failed = bool(unknown)
+    if unknown:
+        print(f"No unfinished job has the key {', '.join(unknown)}: without --clear they are listed.", file=sys.stderr)
+    for job in chosen:
+        try:
+            clear(job)
+        except JobIsRunning as error:
+            print(error, file=sys.stderr)
+            failed = True
+        else:
+            print(f"Cleared {_line(job)}")
+    return int(failed)
+
+
+def _line(job: Unfinished) -> str:
+    args = job.args
+    what = f"{args.get('algorithm', '?')} on {args.get('dataset', '?')}, targets {args.get('test_envs', '?')}"
+    state = "running" if job.running else "done" if job.done else f"{(time.time() - job.changed) / 3600:.1f} h ago"
+    where = args.get("output_dir", "?")
+    return f"{job.folder.name[:8]}  {job.steps:>6} steps  {_megabytes(job.size):>10}  {state:>12}  {what}, {where}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""The record of a job, and what is made of one that was cut short."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from domainbed_reasoning.algorithms.earlier_records import own_records, restore_measured, set_aside
+from domainbed_reasoning.progress import Answers, JobIsRunning, Progress, clear, make_room, unfinished_jobs
+from domainbed_reasoning.verbs import unfinished as verb
+
+JOB = {"args": {"algorithm": "MTCT", "dataset": "ShapesReasoning", "test_envs": [2], "output_dir": "nowhere"}}
+
+
+def end_process(progress):
+    """Let go of a progress as the end of its process would, which a test does not wait for."""
+    os.close(progress._lock)
+
+
+def a_past(root, steps=3, job=JOB):
+    """The progress of a job that saved a state after ``steps`` steps and took one more."""
+    progress = Progress(job, root)
+    for step in range(steps):
+        progress.record_step({"loss": step / 7, "stage": float(step > 1)}, [(0, step, "chain", True)])
+    progress.save(steps, lambda: {"weights": torch.arange(3.0)}, now=True)
+    progress.record_step({"loss": 99.0, "stage": 1.0}, [(0, 9, "lost", True)])
+    end_process(progress)
+    return progress
+
+
+def test_a_restart_replays_what_belongs_to_the_state_and_nothing_more(tmp_path):
+    a_past(tmp_path)
+    again = Progress(JOB, tmp_path)
+    assert [again.next_step()["loss"] for _ in range(3)] == [0.0, 1 / 7, 2 / 7]
+    assert not again.replays
+    assert torch.equal(again.state["weights"], torch.arange(3.0)) and again.state["steps"] == 3
+    assert again.labelled(1) == [(0, 2, "chain", True)]  # of step 2, the only one in the round
+    again.record_step({"loss": 3.0, "stage": 1.0}, [])
+    again.save(4, lambda: {}, now=True)
+    end_process(again)
+    third = Progress(JOB, tmp_path)
+    assert [third.next_step()["loss"] for _ in range(4)][-1] == 3.0
+
+
+def test_answers_of_the_evaluation_after_the_state_are_replayed(tmp_path):
+    progress = Progress(JOB, tmp_path)
+    progress.record_step({"loss": 1.0, "stage": 0.0}, [])
+    progress.save(1, lambda: {}, now=True)
+    progress.record_answers(Answers([1, 0], ["a", "\udc80b"], None))
+    end_process(progress)
+    again = Progress(JOB, tmp_path)
+    again.next_step()
+    assert again.next_answers(2) == Answers([1, 0], ["a", "\udc80b"], None)
+    assert not again.replays
+
+
+def test_a_replay_that_does_not_fit_is_refused_with_the_cure(tmp_path):
+    a_past(tmp_path)
+    with pytest.raises(RuntimeError, match=r"answers are asked for where values.*unfinished --clear"):
+        Progress(JOB, tmp_path).next_answers(5)
+
+
+@pytest.mark.parametrize("size", range(0, 400, 40))
+def test_a_log_that_was_cut_off_anywhere_is_never_half_believed(tmp_path, size):
+    """The state says how long its log is: with less, the job begins at step 0; more is cut off."""
+    folder = a_past(tmp_path).folder
+    log = folder / "log.jsonl"
+    needed = torch.load(folder / "state.pt", weights_only=True)["log_bytes"]
+    log.write_bytes(log.read_bytes()[:size])
+    again = Progress(JOB, tmp_path)
+    assert again.replays == (size >= needed)
+    assert (again.state is None) == (size < needed)
+    assert log.stat().st_size == (needed if size >= needed else 0)
+
+
+def test_a_state_that_cannot_be_read_means_step_0_and_says_so(tmp_path, capsys):
+    folder = a_past(tmp_path).folder
+    (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:500])
+    again = Progress(JOB, tmp_path)
+    assert again.state is None and not again.replays
+    assert "begins at step 0" in capsys.readouterr().out
+
+
+def test_another_argument_is_another_job(tmp_path):
+    a_past(tmp_path)
+    other = {"args": {**JOB["args"], "test_envs": [3]}}
+    assert Progress(other, tmp_path).state is None
+
+
+def test_a_job_that_runs_already_is_refused(tmp_path):
+    Progress(JOB, tmp_path)
+    with pytest.raises(JobIsRunning, match="another --output_dir"):
+        Progress(JOB, tmp_path)
+    with pytest.raises(JobIsRunning, match="Stop it first"):
+        clear(next(unfinished_jobs(tmp_path)))
+
+
+def test_a_full_disk_stops_the_record_and_not_the_job(tmp_path, capsys):
+    """A limit on the size of files gives the error of a full disk."""
+    progress = Progress(JOB, tmp_path)
+    progress.record_step({"loss": 1.0, "stage": 0.0}, [])
+    progress.save(1, lambda: {"weights": torch.zeros(4)}, now=True)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        progress.save(2, lambda: {"weights": torch.zeros(100_000)}, now=True)
+        progress.record_step({"loss": 2.0, "stage": 0.0}, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "can no longer be kept" in capsys.readouterr().out
+    assert not list(progress.folder.glob(".state*"))
+    end_process(progress)
+    assert Progress(JOB, tmp_path).state["steps"] == 1
+
+
+def test_the_oldest_jobs_make_room_and_finished_ones_go_first(tmp_path, monkeypatch, capsys):
+    folders = []
+    for number in range(3):
+        output = tmp_path / f"out{number}"
+        output.mkdir()
+        job = {"args": {"algorithm": "MTCT", "dataset": "D", "output_dir": str(output)}}
+        folders.append(a_past(tmp_path / "kept", job=job).folder)
+        for path in folders[-1].iterdir():
+            os.utime(path, (1000 + number, 1000 + number))
+    (tmp_path / "out2" / "done").write_text("done")
+    monkeypatch.setenv("DOMAINBED_REASONING_UNFINISHED_GB", str(1.5 * sum_of_sizes(folders[1]) / 1e9))
+    make_room(tmp_path / "kept", keep=tmp_path)
+    assert [folder.exists() for folder in folders] == [False, True, False]
+    assert capsys.readouterr().out.count("Deleted the progress of an unfinished job") == 1
+    monkeypatch.setenv("DOMAINBED_REASONING_UNFINISHED_GB", "many")
+    with pytest.raises(ValueError, match="number of gigabytes"):
+        make_room(tmp_path / "kept", keep=tmp_path)
+
+
+def sum_of_sizes(folder):
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_the_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    key = a_past(tmp_path / "domainbed-reasoning" / "unfinished").folder.name
+    assert verb.main([]) == 0
+    listed = capsys.readouterr().out
+    assert (
+        key[:8] in listed
+        and "MTCT on ShapesReasoning, targets [2], nowhere" in listed
+        and "1 unfinished jobs" in listed
+    )
+    assert verb.main(["--clear", "zzz"]) == 1
+    assert "No unfinished job has the key zzz" in capsys.readouterr().err
+    assert verb.main(["--clear", key[:8]]) == 0
+    assert verb.main([]) == 0
+    assert "0 unfinished jobs, 0.0 MB" in capsys.readouterr().out
+
+
+def record(step, **more):
+    return {"step": step, "loss": 0.5, "args": {"seed": 1}, "step_time": 1.5, "mem_gb": 0.25, **more}
+
+
+def test_earlier_records_are_moved_and_those_of_other_jobs_stay(tmp_path):
+    ours, other = [record(0), record(40)], record(0, args={"seed": 2})
+    lines = [json.dumps(row, sort_keys=True) + "\n" for row in (ours[0], other, ours[1])]
+    (tmp_path / "results.jsonl").write_text("".join(lines) + '{"step": 80, "lo')
+    assert own_records(tmp_path, {"seed": 2}) == lines[1]
+    moved = set_aside(tmp_path, {"seed": 1})
+    assert moved == lines[0] + lines[2] + '{"step": 80, "lo\n'
+    assert (tmp_path / "results.jsonl").read_text() == lines[1]
+    assert (tmp_path / "results.earlier.jsonl").read_text() == moved
+    # The replay writes them again, with its own times; what was measured the first time counts.
+    replayed = [record(0, step_time=0.001), record(40, step_time=0.001, loss=0.75)]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in replayed))
+    restore_measured(tmp_path, moved)
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["step_time"] for row in rows] == [1.5, 0.001]
+
+
+def test_set_aside_leaves_a_folder_without_records_alone(tmp_path):
+    assert set_aside(tmp_path, {}) == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    code = "import sys, os; from domainbed_reasoning.progress import Progress; from pathlib import Path; "
+    code += f"Progress({JOB!r}, Path(sys.argv[1])); print('ready', flush=True); os.kill(os.getpid(), 9)"
+    path = os.pathsep.join(sys.path)
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": path})
+    assert process.returncode == -9
+    Progress(JOB, tmp_path)
