@@ -1,33 +1,27 @@
 """What every MLLM algorithm shares: one model, two paths, stages, and answers that DomainBed can compare.
 
-The only subclass of DomainBed's `Algorithm`. The objective is that of MTCT and SARR (arXiv 2602.23777, eq. 1 and 2);
-an algorithm says which of its two terms it has and where its chains come from.
+The objective is that of MTCT and SARR (arXiv 2602.23777, eq. 1 and 2); an algorithm says which of its two terms it has
+and where its chains come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from domainbed.algorithms import Algorithm
 
-from domainbed_reasoning.algorithms.hparams import check_values
 from domainbed_reasoning.algorithms.optimisation import optimiser_of_stage
-from domainbed_reasoning.algorithms.records import AnswerRecords, records_for, write_task
-from domainbed_reasoning.algorithms.resume import Past, past_of
-from domainbed_reasoning.algorithms.stock_dataset import schedule_of_stock_dataset, task_without_names
+from domainbed_reasoning.algorithms.records import write_task
+from domainbed_reasoning.algorithms.resumable import Minibatches, ResumableAlgorithm
 from domainbed_reasoning.job import job_arguments
 from domainbed_reasoning.losses import chain_nll, label_nll
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.progress import Answers
 from domainbed_reasoning.prompts import q_cls, q_reason
-from domainbed_reasoning.randomness import own_randomness
-from domainbed_reasoning.register import check_hparams
-from domainbed_reasoning.registry import Hparam
-from domainbed_reasoning.samples import SampleId, ids_of, task_of
+from domainbed_reasoning.samples import SampleId, ids_of
 from domainbed_reasoning.scoring import answers_from_chains, scores_from_answers
 from domainbed_reasoning.selflabel import SelfLabels
 from domainbed_reasoning.stages import Stage
@@ -50,11 +44,10 @@ class Batch:
     ids: list[SampleId] | None
 
 
-class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
+class MLLMAlgorithm(ResumableAlgorithm):
     """An algorithm whose network is a multimodal LLM.
 
     Class attributes:
-        HPARAMS: its hyper-parameters, with defaults, samplers and sources.
         LABEL_PATH: whether the objective has the term of the classification path.
         CHAIN_PATH: whether it has the term of the reasoning path.
 
@@ -62,16 +55,11 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         ValueError: for hyper-parameters or a model that cannot be used, before anything is trained.
     """
 
-    HPARAMS: ClassVar[dict[str, Hparam]]
     LABEL_PATH: ClassVar[bool] = False
     CHAIN_PATH: ClassVar[bool] = False
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: dict[str, Any]):
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        check_hparams(hparams, type(self).__name__)
-        check_values(hparams)
-        self.task = task_of(hparams) or task_without_names(num_classes)
-        self.schedule = self.task.schedule or schedule_of_stock_dataset(self.stage_epochs(hparams))
         self.q_cls = q_cls(self.task.class_names, self.task.subject)
         self.q_reason = q_reason(self.task.class_names, self.task.subject)
         self.mllm = load_mllm(
@@ -82,18 +70,17 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
             gradient_checkpointing=hparams.get("gradient_checkpointing", False),
             max_tiles=hparams["max_tiles"],
         )
-        self.seed = torch.initial_seed()
-        self.steps_taken = 0
         self.stage: Stage | None = None
         self.self_labels: SelfLabels | None = None
         self.kept_by_round: dict[int, float] = {}
         self._reader: tuple[int, Any] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
         args = job_arguments()
-        self.records: AnswerRecords | None = records_for(self.task, args)
-        self.past: Past | None = None
         if args is not None:
-            write_task(self.task, hparams, args)
-            self.past = past_of(self.task, hparams, args) if hparams["resume"] else None
+            write_task(self.task, self.hparams, args)
+        super()._begin()
 
     @classmethod
     def stage_epochs(cls, hparams: dict[str, Any]) -> list[int]:
@@ -118,33 +105,15 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
 
     # -- training -------------------------------------------------------------------------------------------------
 
-    def update(
-        self, minibatches: list[tuple[torch.Tensor, torch.Tensor]], unlabeled: list[torch.Tensor] | None = None
-    ) -> dict[str, float]:
-        """Take one step of the objective; see DomainBed's `Algorithm.update`.
+    def _take_step(self, minibatches: Minibatches) -> dict[str, float]:
+        """Enter the step's stage if it is new, find the batch its chains, and descend.
 
         Returns:
-            plain floats: ``loss``, ``label_loss`` and ``chain_loss`` in nats (means over the samples that have the
-            term), ``stage`` (0 is MTCT, k is SARR's round k), ``chain_share`` (samples with a chain, in [0, 1]) and
+            ``loss``, ``label_loss`` and ``chain_loss`` in nats (means over the samples that have the term), ``stage``
+            (0 is MTCT, k is SARR's round k), ``chain_share`` (samples with a chain, in [0, 1]) and
             ``sarr{k}_accepted``, the share of round k's chains kept so far.
         """
-        self._report_answers()
         self._reader = None
-        if self.past is not None and self.past.replays:
-            values = self.past.progress.next_step()
-            self.steps_taken += 1
-            return values
-        self._go_on()
-        with own_randomness(self.seed, "step", self.steps_taken):
-            values = self._take_step(minibatches)
-        self.steps_taken += 1
-        if self.past is not None:
-            self.past.progress.record_step(values, self.self_labels.newly_written() if self.self_labels else [])
-            self._save_progress()
-        return values
-
-    def _take_step(self, minibatches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
-        """Enter the step's stage if it is new, find the batch its chains, and descend."""
         stage = self.schedule.at(self.steps_taken)
         if stage is not self.stage:
             self._enter(stage)
@@ -172,6 +141,7 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         self._prepare(stage)
 
     def _prepare(self, stage: Stage) -> None:
+        """Make the stage's optimiser and labeller from the model as it is now."""
         self.stage = stage
         adapters = self.mllm.adapters() if stage.round else {}
         self._stage_start = {name: weight.detach().cpu().clone() for name, weight in adapters.items()}
@@ -198,7 +168,7 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         parts = images.split(self.hparams["eval_batch"])
         return [chain for part in parts for chain in mllm.generate(part, self.q_reason, *sampling)]
 
-    def _gather(self, minibatches: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
+    def _gather(self, minibatches: Minibatches) -> Batch:
         """Return the domains' minibatches as one batch at the model's resolution."""
         images = torch.cat([self._pixels(x) for x, _ in minibatches])
         labels = [int(label) for _, y in minibatches for label in y]
@@ -267,41 +237,18 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
 
     # -- answers --------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def predict(self, x: torch.Tensor) -> torch.Tensor:
-        """Return class scores, ``(n, num_classes)``.
+    def _answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
+        """Return class scores and what is recorded of them, `eval_batch` images at a time.
 
         ``answer="label"``: log p(name | x, q_cls) of each class. ``answer="chain"``: 1 for the class that the generated
         chain concludes with; where it names none, the classification path's probabilities.
-
-        Args:
-            x: ``(n, c, H, W)``, bytes or DomainBed's floats.
         """
-        ids = ids_of(x)
-        if self.past is not None and self.past.replays:
-            answers = self.past.progress.next_answers(len(x))
-            scores = torch.nn.functional.one_hot(torch.tensor(answers.classes), len(self.task.class_names))
-            scores = scores.to(x.device, torch.float32)
-        else:
-            self._go_on()
-            if self.past is not None:
-                self._save_progress(now=True)
-            with own_randomness(self.seed, "answers", self.steps_taken, None if ids is None else ids[0].tolist()):
-                scores, answers = self._answer(self._pixels(x), ids)
-            if self.past is not None:
-                self.past.progress.record_answers(answers)
-        if self.records is not None and ids is not None:
-            self.records.add(ids, answers.chains, answers.labels, self._is_last_evaluation())
-        return scores
-
-    def _answer(self, images: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
-        """Return class scores, and what is recorded of them, `eval_batch` images at a time."""
         hparams, names = self.hparams, self.task.class_names
         mllm = self._current_reader()
         both = self.records is not None and ids is not None and self._is_last_evaluation() and hparams["both_answers"]
         asks_label, asks_chain = hparams["answer"] == "label" or both, hparams["answer"] == "chain" or both
         scores, chains, labels = [], [], []
-        for part in images.split(hparams["eval_batch"]):
+        for part in self._pixels(x).split(hparams["eval_batch"]):
             by_label = mllm.class_scores(part, self.q_cls, names) if asks_label else None
             by_chain = mllm.generate(part, self.q_reason, hparams["max_new_tokens"]) if asks_chain else None
             if by_chain is None or hparams["answer"] == "label":
@@ -337,22 +284,19 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
             self._reader = (self.steps_taken, self.mllm.copy_for_inference())
         return self._reader[1]
 
-    def _is_last_evaluation(self) -> bool:
-        return self.steps_taken >= self.schedule.n_steps
+    # -- state ----------------------------------------------------------------------------------------------------
 
-    def _report_answers(self) -> None:
-        """Say after an evaluation how many of its chains named no class."""
-        if self.records is not None:
-            self.records.report(f"step {self.steps_taken}")
+    def _adapters(self) -> dict[str, torch.Tensor]:
+        return self.mllm.adapters()
 
-    # -- going on where an earlier process was killed -----------------------------------------------------------------
+    def _load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
+        self.mllm.load_adapters(values)
+        self._reader = None
 
-    def _save_progress(self, now: bool = False) -> None:
-        assert self.past is not None
-        self.past.save(self.steps_taken, self._training_state, now)
+    def _newly_labelled(self) -> list[tuple[int, int, str, bool]]:
+        return self.self_labels.newly_written() if self.self_labels is not None else []
 
     def _training_state(self) -> dict[str, Any]:
-        """Return what, with the recorded steps, decides everything that follows."""
         state = {
             "adapters": {name: weight.detach().cpu() for name, weight in self.mllm.adapters().items()},
             "kept_by_round": self.kept_by_round,
@@ -368,15 +312,11 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
             "accepted_share": labels.accepted_share if labels is not None else 0.0,
         }
 
-    def _go_on(self) -> None:
-        """Restore what an earlier process left, when all of it that was recorded has been replayed."""
-        state = self.past.end_of_replay() if self.past is not None else None
-        if state is None:
-            return
+    def _restore(self, state: Mapping[str, Any]) -> None:
         if "optimizer" in state:
             stage = self.schedule.at(self.steps_taken - 1)
-            print(f"{stage}: goes on at step {self.steps_taken}", flush=True)
-            self.mllm.load_adapters(state["stage_start"] if stage.round else state["adapters"])
+            print(f"{type(self).__name__}: {stage} of {self.schedule.n_steps} steps", flush=True)
+            self._load_adapters(state["stage_start"] if stage.round else state["adapters"])
             self._prepare(stage)
             self.optimizer.load_state_dict(state["optimizer"])
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
@@ -384,30 +324,8 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
                 assert self.past is not None
                 rows = self.past.progress.labelled(stage.round)
                 self.self_labels.restore(rows, state["labelled"], state["accepted_share"])
-            self.mllm.load_adapters(state["adapters"])
+            self._load_adapters(state["adapters"])
         self.kept_by_round = state["kept_by_round"]
-        self._reader = None
-
-    # -- checkpoints ----------------------------------------------------------------------------------------------
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the adapters alone: the base model is on disk already, under the hparam ``model``."""
-        if self.past is not None and self.past.state is not None and not self.past.replays:
-            self._go_on()
-        state = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
-        if self.past is not None and self.past.keeps_every_model:
-            return self.past.progress.kept(f"adapters-{self.steps_taken}.pt", state, self.past.replays)
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load adapters.
-
-        Raises:
-            ValueError: for tensors that do not fit this model's adapters, naming the first.
-        """
-        self.mllm.load_adapters(state_dict)
-        self._reader = None
-        return torch.nn.modules.module._IncompatibleKeys([], [])
 
 
 def _micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> list[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -53,7 +54,7 @@ class Past:
             restore_measured(self._output_dir, self._earlier)
         return state
 
-    def save(self, steps: int, state: Any, now: bool) -> None:
+    def save(self, steps: int, state: Callable[[], dict[str, Any]], now: bool = False) -> None:
         """Save the state that the function ``state`` makes, and the records so far; see `Progress.save`."""
         self.progress.save(steps, lambda: {**state(), "records": own_records(self._output_dir, self._args)}, now)
 

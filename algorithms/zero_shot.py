@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from domainbed_reasoning.algorithms.base import MLLMAlgorithm
 from domainbed_reasoning.algorithms.hparams import MODEL_HPARAMS
+from domainbed_reasoning.algorithms.resumable import Minibatches
 
 
 class MLLMZeroShot(MLLMAlgorithm):
@@ -13,6 +12,6 @@ class MLLMZeroShot(MLLMAlgorithm):
 
     HPARAMS = MODEL_HPARAMS
 
-    def _take_step(self, minibatches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+    def _take_step(self, minibatches: Minibatches) -> dict[str, float]:
         """Do nothing and say so: no loss is computed, the step is counted."""
         return {"stage": 0.0}

@@ -107,7 +107,7 @@ def test_language_model_libraries_load_inside_of_functions_of_the_one_adapter(na
 
 
 def test_domainbed_is_known_to_these_alone():
-    allowed = {"register", "algorithms/base", "datasets/base", "datasets/image_folders", "datasets/shapes"}
+    allowed = {"register", "algorithms/resumable", "datasets/base", "datasets/image_folders", "datasets/shapes"}
     allowed |= {"datasets/custom_folders", "algorithms/stock_dataset"}  # users' own image folders; names of stock ones
     allowed |= {"algorithms/records", "sweeps/demo"}  # the splits that train.py draws; the names of the domains
     assert {name for name in MODULES if "domainbed" in packages(name)} <= allowed

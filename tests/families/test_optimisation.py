@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from domainbed_reasoning.algorithms.base import _lr_factor
+from domainbed_reasoning.algorithms.optimisation import _lr_factor
 
 
 def update_of(algorithm, minibatches):
