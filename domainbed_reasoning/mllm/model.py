@@ -14,12 +14,16 @@ import torch
 from domainbed_reasoning.batching import Rows, TreeBranch, build_rows, build_tree_rows, build_trie
 from domainbed_reasoning.chains import END_OF_CHAIN
 from domainbed_reasoning.losses import token_log_likelihoods
+from domainbed_reasoning.mllm.attention import install
 from domainbed_reasoning.mllm.families import Family, tile_grid
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, load_network
 from domainbed_reasoning.mllm.texts import Texts
+from domainbed_reasoning.mllm.trees import tree_mask, tree_positions
 from domainbed_reasoning.scoring import scores_from_trie
 
+ROWS = ("naive", "vision", "tree")
+LogLikelihoods = tuple[torch.Tensor, torch.Tensor]  # of target tokens, (n, T), and their mask, (n, T)
 _LOGITS_AT_A_TIME = 2**27
 
 
@@ -88,6 +92,8 @@ class MLLM(torch.nn.Module):
         self.texts = Texts(processor, self.image_size, self._image_settings)
         self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
+        if family.tree != "windows":
+            install(self.base)
 
     @property
     def base(self) -> torch.nn.Module:
@@ -181,84 +187,59 @@ class MLLM(torch.nn.Module):
         return self._at_targets(hidden, rows), rows.target_mask
 
     def two_path_log_likelihoods(
-        self, encoded: dict[str, Any], questions: tuple[str, str], answers: tuple[Sequence[str], Sequence[str]]
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-        """Return what `log_likelihoods` does for two questions about each image, sharing what their prompts begin with.
+        self,
+        images: torch.Tensor,
+        questions: tuple[str, str],
+        answers: tuple[Sequence[str], Sequence[str]],
+        rows: str | None = None,
+    ) -> tuple[LogLikelihoods, LogLikelihoods]:
+        """Return what `log_likelihoods` does for two questions about each image, however the rows are laid out.
 
-        Image, template and the common words of the questions are computed once, in rows of a prefix and two branches.
+        ``naive``: a row for each question, and the image encoded for each. ``vision``: a row for each, the image
+        encoded once. ``tree``: one row of a prefix (image, template and the words that both questions begin with) and
+        two branches. All three are the same function of the weights.
 
         Args:
-            encoded: n images, from `encode`.
+            images: ``(n, 3, H, W)``, bytes or DomainBed's floats.
             questions: both asked of all of them.
             answers: n texts to each question.
+            rows: ``naive``, ``vision`` or ``tree``; None takes the fastest that the family has.
+
+        Raises:
+            ValueError: for rows of another name.
         """
+        rows = rows or "tree"  # the fastest wherever it was measured
+        if rows not in ROWS:
+            raise ValueError(f"rows {rows!r} is none of {', '.join(ROWS)}.")
+        if rows == "tree":
+            return self._tree_log_likelihoods(self.encode(images), questions, answers)
+        encoded = [self.encode(images)]
+        encoded.append(self.encode(images) if rows == "naive" else encoded[0])
+        a, b = (self.log_likelihoods(*each) for each in zip(encoded, questions, answers, strict=True))
+        return a, b
+
+    def _tree_log_likelihoods(
+        self, encoded: dict[str, Any], questions: tuple[str, str], answers: tuple[Sequence[str], Sequence[str]]
+    ) -> tuple[LogLikelihoods, LogLikelihoods]:
         prompts = [self.prompt(question)["input_ids"][0].tolist() for question in questions]
         targets = [[self.target(answer) for answer in texts] for texts in answers]
         rows = build_tree_rows(
             (prompts[0], prompts[1]), (targets[0], targets[1]), self.tokenizer.pad_token_id or 0, self.device
         )
+        if self.family.tree == "windows":  # one mask for each kind of layer
+            position = rows.position_ids[0]
+            seen = {"attention_mask": tree_mask(self, rows.mask, position, position, questions[0])}
+        else:
+            seen = {"attention_mask": rows.twig_mask, "branches": rows.lengths}
         hidden = self.base.model(
             input_ids=rows.input_ids,
-            attention_mask=self._tree_mask(rows.mask, rows.position_ids[0], rows.position_ids[0], questions[0]),
-            position_ids=self._tree_positions(rows.position_ids, questions[0], encoded),
+            position_ids=tree_positions(self, rows.position_ids, questions[0], encoded),
             use_cache=False,
+            **seen,
             **{**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])},
         )[0]
         a, b = rows.branches
         return (self._at_targets(hidden, a), a.target_mask), (self._at_targets(hidden, b), b.target_mask)
-
-    def _tree_mask(self, allowed: torch.Tensor, query: torch.Tensor, key: torch.Tensor, question: str) -> Any:
-        """Return the attention mask that the family wants for a tree of tokens.
-
-        Gemma 3's image tokens see each other, and most of its layers see no further back than a window, which is
-        also all that their cache keeps.
-
-        Args:
-            allowed: True where a token sees another, ``(n, 1, Q, K)``; the last Q of K are the queries themselves.
-            query: positions of the queries, ``(Q,)``.
-            key: positions of the keys, ``(K,)``.
-            question: what the keys begin with, up to the image at least.
-        """
-        if self.family.tree != "windows":
-            return allowed
-        types = self.prompt(question)["token_type_ids"][0].to(self.device)
-        image = torch.nn.functional.pad(types.bool(), (0, max(0, len(key) - len(types))))[: len(key)]
-        together = image[-len(query) :, None] & image[None, :] if len(query) == len(key) else torch.zeros_like(allowed)
-        window = self.base.config.get_text_config().sliding_window
-        near = allowed & (query[:, None] - key[None, :] < window)
-        before = len(key) - len(query)  # in the cache
-        return {
-            "full_attention": allowed | together,
-            "sliding_attention": (near | together)[..., max(0, before - window + 1) :],
-        }
-
-    def _tree_positions(self, plain: torch.Tensor, question: str, encoded: dict[str, Any]) -> torch.Tensor:
-        """Return the positions that the family counts for rows that begin with the question's image.
-
-        In Qwen's three dimensions an image counts for its edge, not for its tokens, and text is alike in all three.
-
-        Args:
-            plain: positions as the number of tokens before each, ``(n, L)``.
-            question: what the rows, or the rows before these, begin with, up to the image at least.
-            encoded: the images.
-
-        Returns:
-            ``(n, L)``, or ``(3, n, L)`` where the family rotates in three dimensions.
-        """
-        if self.family.tree != "rope":
-            return plain
-        prompt = self.prompt(question)
-        exact, shift = self.base.model.get_rope_index(
-            prompt["input_ids"].to(self.device),
-            mm_token_type_ids=prompt["mm_token_type_ids"].to(self.device),
-            image_grid_thw=encoded["image_grid_thw"][:1],
-        )
-        image = (prompt["mm_token_type_ids"][0] != 0).nonzero()
-        end = int(image[-1]) + 1  # of the image; after it all dimensions go on by one a token
-        counted = torch.nn.functional.pad(exact[:, :, :end], (0, max(0, int(plain.max()) + 1 - end)))
-        later = torch.arange(counted.shape[-1], device=self.device) + shift
-        counted = torch.where(torch.arange(counted.shape[-1], device=self.device) < end, counted, later)
-        return counted[:, 0][:, plain]
 
     def _at_targets(self, hidden: torch.Tensor, rows: Rows | TreeBranch) -> torch.Tensor:
         row, position = rows.supervised
@@ -293,8 +274,8 @@ class MLLM(torch.nn.Module):
         key = torch.cat([torch.arange(length, device=self.device), plain[0]])
         nodes = self.base.model(
             input_ids=trie.tokens.to(self.device).expand(n, -1),
-            attention_mask=self._tree_mask(mask, plain[0], key, question),
-            position_ids=self._tree_positions(plain, question, encoded),
+            attention_mask=tree_mask(self, mask, plain[0], key, question),
+            position_ids=tree_positions(self, plain, question, encoded),
             past_key_values=out.past_key_values,
             use_cache=True,
         )[0]

@@ -168,7 +168,7 @@ def test_both_paths_in_one_row_equal_one_after_the_other(mllm, images, class_nam
     answers = (["dog", "alarm clock", "axe"], [CHAIN, CHAIN.replace("a thing on a table", "x"), "no chain"])
     with torch.no_grad():
         encoded = mllm.encode(images[:3])
-        together = mllm.two_path_log_likelihoods(encoded, questions, answers)
+        together = mllm.two_path_log_likelihoods(images[:3], questions, answers)
         for (values, mask), question, texts in zip(together, questions, answers, strict=True):
             expected, expected_mask = mllm.log_likelihoods(encoded, question, texts)
             assert torch.equal(mask, expected_mask)
