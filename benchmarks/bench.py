@@ -15,7 +15,15 @@ import time
 
 from benchmarks.measure import CHECKOUT, REPEATS, machine, table, write_results
 
-PARTS = ("mtct_step",)
+PARTS = (
+    "mtct_step",
+    "class_scores",
+    "self_labels",
+    "logits_memory",
+    "update_overhead",
+    "interpreter_start",
+    "data_path",
+)
 
 
 def main(argv: list[str] | None = None) -> int:

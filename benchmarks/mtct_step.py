@@ -1,10 +1,10 @@
 """A step of MTCT against two plain sequences an image, and against TRL's SFTTrainer, on the same samples and weights.
 
-Ours is `update`, as DomainBed calls it. The plain peer is what one writes with transformers and peft: a sequence for the
-class name and a sequence for the chain, the image encoded for each, logits at all positions, equation 1 on them; its
-text is tokenised beforehand. TRL's trainer runs its own loop, and between its steps the others take theirs; its time is
-that of its step alone, without its collator, which tokenises. It weighs tokens alike, so its loss is compared with that
-mean of our log-likelihoods.
+Ours is `update`, as DomainBed calls it. The plain peer is what one writes with transformers and peft: a sequence for
+the class name and one for the chain, the image encoded for each, logits at all positions, equation 1 on them; its text
+is tokenised beforehand. TRL's trainer runs its own loop, and between its steps ours takes its own; its time is that of
+its step alone, without its collator, which tokenises. It weighs tokens alike, so its loss is compared with that mean of
+our log-likelihoods. The limits count operations; the softmax over all positions that ours leaves out comes on top.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import pathlib
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,18 +33,19 @@ LENGTHS = (235, 250, 265)  # tokens of the chains
 class Samples:
     """Pictures, classes and chains, and the algorithm that trains on them."""
 
-    def __init__(self, folder: str, name: str = "MTCT"):
+    def __init__(self, folder: str, name: str = "MTCT", lengths: Sequence[int] = LENGTHS):
         use_domainbed()
+        self.folder = folder
         cls = registry.load(registry.ALGORITHMS[name])
         hparams = {key: hparam.default for key, hparam in cls.HPARAMS.items()}
-        hparams |= {"model": folder, "lora_dropout": 0.0, "lr": 1e-6, "warmup": 0.0, "micro_batch": len(LENGTHS)}
+        hparams |= {"model": folder, "lora_dropout": 0.0, "lr": 1e-6, "warmup": 0.0, "micro_batch": len(lengths)}
         schedule = Schedule((Stage(0, 0, 999),), 1000, 1000)
         pixels = torch.Generator().manual_seed(0)
         edge = small_internvl.EDGE
-        self.images = torch.randint(0, 256, (len(LENGTHS), 3, edge, edge), dtype=torch.uint8, generator=pixels)
-        self.labels = [index % len(NAMES) for index in range(len(LENGTHS))]
+        self.images = torch.randint(0, 256, (len(lengths), 3, edge, edge), dtype=torch.uint8, generator=pixels)
+        self.labels = [index % len(NAMES) for index in range(len(lengths))]
         chains: dict[tuple[int, int], str] = {}
-        files = tuple(f"{index}.png" for index in range(len(LENGTHS)))
+        files = tuple(f"{index}.png" for index in range(len(lengths)))
         task = Task(
             dataset="PACSReasoning",
             class_names=NAMES,
@@ -60,12 +62,12 @@ class Samples:
         self.mllm = self.algorithm.mllm
         tokenizer = self.mllm.tokenizer
         self.names = [NAMES[label] for label in self.labels]
-        self.chains = [small_internvl.chain(tokenizer, n, name) for n, name in zip(LENGTHS, self.names, strict=True)]
+        self.chains = [small_internvl.chain(tokenizer, n, name) for n, name in zip(lengths, self.names, strict=True)]
         chains.update({(0, index): text for index, text in enumerate(self.chains)})
         with torch.no_grad():  # fresh adapters have no gradient but in B
             for weight in self.mllm.adapters().values():
                 weight.normal_(std=0.02)
-        ids = torch.tensor([[0, index] for index in range(len(LENGTHS))])
+        ids = torch.tensor([[0, index] for index in range(len(lengths))])
         self.minibatch = (with_ids(self.images, ids), torch.tensor(self.labels))
 
     def update(self) -> dict[str, float]:
@@ -81,7 +83,9 @@ class Samples:
 class PlainStep:
     """What one writes with transformers and peft alone."""
 
-    def __init__(self, folder: str, samples: Samples, paths: tuple[str, ...] = ("label", "chain")):
+    def __init__(
+        self, folder: str, samples: Samples, paths: tuple[str, ...] = ("label", "chain"), together: bool = False
+    ):
         import peft
         import transformers
 
@@ -100,6 +104,7 @@ class PlainStep:
         conversations = samples.conversations()
         self.rows = {"label": self._rows(conversations[:count]), "chain": self._rows(conversations[count:])}
         self.paths = paths
+        self.together = together  # both paths in one backward pass
 
     def _rows(self, conversations: list[tuple[int, str, str]]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
@@ -119,28 +124,30 @@ class PlainStep:
         supervised = (at >= start[:, None]) & rows["attention_mask"].bool()
         return {**rows, "labels": rows["input_ids"].masked_fill(~supervised, -100)}
 
+    def image_pixels(self) -> torch.Tensor:
+        """Return what the image processor makes of the pictures."""
+        settings = {"crop_to_patches": False, "return_tensors": "pt"}
+        return self.processor.image_processor(images=list(self.images), **settings)["pixel_values"]
+
     def losses(self) -> torch.Tensor:
         """Return equation 1, with both paths' gradients accumulated."""
-        total = torch.zeros(())
+        losses = []
         for path in self.paths:
             rows = self.rows[path]
-            pixels = self.processor.image_processor(
-                images=list(self.images), crop_to_patches=False, return_tensors="pt"
-            )["pixel_values"]
-            out = self.model(
-                input_ids=rows["input_ids"],
-                attention_mask=rows["attention_mask"],
-                pixel_values=pixels,
-                use_cache=False,
-            )
+            inputs = {name: rows[name] for name in ("input_ids", "attention_mask")}
+            out = self.model(**inputs, pixel_values=self.image_pixels(), use_cache=False)
             target = rows["labels"][:, 1:]
             nll = torch.nn.functional.cross_entropy(
                 out.logits[:, :-1].flatten(0, 1), target.flatten(), reduction="none", ignore_index=-100
             ).view_as(target)
             each = nll.sum(1) if path == "label" else nll.sum(1) / (target != -100).sum(1)
-            each.mean().backward()
-            total += each.mean().detach()
-        return total
+            losses.append(each.mean())
+            if not self.together:
+                losses[-1].backward()
+                losses[-1] = losses[-1].detach()
+        if self.together:
+            sum(losses).backward()
+        return sum(losses).detach()
 
     def __call__(self) -> float:
         """Take a step; return the loss."""

@@ -40,10 +40,10 @@ class Size:
 
 # The image encoder has a fifth of the operations (8B: 8%, 2B: 36%), the output head a tenth of the weights (8B: 8%).
 TRAINING = Size(width=512, inner=1792, layers=3, vision_width=192, vision_layers=2)
-SCORING = Size(width=192, inner=512, layers=2, vision_width=64, vision_layers=1)
+SCORING = Size(width=128, inner=384, layers=2, vision_width=64, vision_layers=1)
 
 
-def build(folder: pathlib.Path, size: Size) -> str:
+def build(folder: pathlib.Path, size: Size, edge: int = EDGE) -> str:
     """Save a model of that size with its processor, the same every time; return the folder."""
     import transformers
     from tokenizers import Tokenizer
@@ -57,17 +57,17 @@ def build(folder: pathlib.Path, size: Size) -> str:
     text |= {"num_attention_heads": heads, "num_key_value_heads": max(1, heads // 4)}
     vision = {"hidden_size": size.vision_width, "intermediate_size": 4 * size.vision_width}
     vision |= {"num_hidden_layers": size.vision_layers, "num_attention_heads": max(1, size.vision_width // 64)}
-    vision |= {"image_size": [EDGE, EDGE], "patch_size": [14, 14]}
+    vision |= {"image_size": [edge, edge], "patch_size": [14, 14]}
     config.text_config.update(text)
     config.vision_config.update(vision)
-    config.image_seq_length = 256
+    config.image_seq_length = (edge // 28) ** 2
     torch.manual_seed(0)
     network = transformers.AutoModelForImageTextToText.from_config(config).to(torch.float32)
     network.generation_config.eos_token_id = config.text_config.eos_token_id
     network.generation_config.pad_token_id = config.text_config.pad_token_id
     network.save_pretrained(folder)
     processor = transformers.AutoProcessor.from_pretrained(TINY)
-    processor.image_processor.size = {"height": EDGE, "width": EDGE}
+    processor.image_processor.size = {"height": edge, "width": edge}
     processor.image_seq_length = config.image_seq_length
     processor.save_pretrained(folder)
     words = json.loads((TINY / "tokenizer.json").read_text("utf-8"))

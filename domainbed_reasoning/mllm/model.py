@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.batching import Rows, TreeBranch, build_rows, build_tree_rows, build_trie
+from domainbed_reasoning.batching import Rows, TreeBranch, Trie, build_rows, build_tree_rows, build_trie
 from domainbed_reasoning.chains import END_OF_CHAIN
 from domainbed_reasoning.losses import token_log_likelihoods
 from domainbed_reasoning.mllm.attention import install
@@ -20,11 +20,14 @@ from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, load_network
 from domainbed_reasoning.mllm.texts import Texts
 from domainbed_reasoning.mllm.trees import tree_mask, tree_positions
+from domainbed_reasoning.mllm.writing import write_tokens
 from domainbed_reasoning.scoring import scores_from_trie
 
 ROWS = ("naive", "vision", "tree")
 LogLikelihoods = tuple[torch.Tensor, torch.Tensor]  # of target tokens, (n, T), and their mask, (n, T)
 _LOGITS_AT_A_TIME = 2**27
+_TOKENS_AT_A_TIME = 2**15  # of prompts and class names: 2 GiB of keys and values at 8B
+_END_TOKENS = 2 * len(END_OF_CHAIN)  # tokens of an answer's end that hold the whole of a conclusion's tag
 
 
 def load_mllm(
@@ -259,39 +262,66 @@ class MLLM(torch.nn.Module):
         Returns:
             ``(n, C)``, float32, in nats.
         """
-        encoded = self.encode(images)
         trie = build_trie([self.target(name) for name in names])
+        tokens = self.prompt(question)["input_ids"].shape[1] + len(trie.tokens)
+        parts = images.split(max(1, _TOKENS_AT_A_TIME // tokens))
+        return torch.cat([self._scores_by_trie(part, question, trie) for part in parts])
+
+    def _scores_by_trie(self, images: torch.Tensor, question: str, trie: Trie) -> torch.Tensor:
+        """Return the scores of a few images: one pass over image and question, one over all nodes of the trie."""
+        encoded = self.encode(images)
         prompt = self.prompt(question)["input_ids"].to(self.device).expand(len(images), -1)
         out = self._core(len(images), question, prompt, encoded, use_cache=True)
         head = self.base.get_output_embeddings()
-        first = head(out[0][:, -1]).float().log_softmax(-1)
+        first = head(out[0][:, -1])
         if not len(trie.tokens):
             return scores_from_trie(trie, first, first[:, None])
         n, length = prompt.shape
-        plain = (length + trie.depths.to(self.device)).expand(n, -1)
-        mask = torch.ones(n, 1, len(trie.tokens), length + len(trie.tokens), dtype=torch.bool, device=self.device)
+        plain = (length + trie.depths.to(self.device))[None]
+        mask = torch.ones(1, 1, len(trie.tokens), length + len(trie.tokens), dtype=torch.bool, device=self.device)
         mask[..., length:] = trie.visible.to(self.device)
         key = torch.cat([torch.arange(length, device=self.device), plain[0]])
+        positions = tree_positions(self, plain, question, encoded)
         nodes = self.base.model(
             input_ids=trie.tokens.to(self.device).expand(n, -1),
             attention_mask=tree_mask(self, mask, plain[0], key, question),
-            position_ids=tree_positions(self, plain, question, encoded),
+            position_ids=positions.expand(*positions.shape[:-2], n, -1),
             past_key_values=out.past_key_values,
             use_cache=True,
         )[0]
         # Logits of every node at once would take more memory than the model: 14 GiB at 8B, 65 names and 64 images.
         rows = max(1, _LOGITS_AT_A_TIME // (len(trie.tokens) * head.weight.shape[0]))
         parts = zip(first.split(rows), nodes.split(rows), strict=True)
-        return torch.cat([scores_from_trie(trie, one, head(part).float().log_softmax(-1)) for one, part in parts])
+        return torch.cat([scores_from_trie(trie, one, head(part)) for one, part in parts])
 
     # -- generation -----------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def _never_generated(self) -> list[int]:
         """Tokens that a sampled chain may not hold: image placeholders and other special tokens, save the ends."""
-        ends = {self.end_token, self.tokenizer.eos_token_id, *self._config_ends()}
+        ends = {*self._ends, self.tokenizer.eos_token_id}
         image = getattr(self.base.config, "image_token_id", None)
         return sorted({*self.texts.special_ids, *([image] if image is not None else [])} - ends)
+
+    @functools.cached_property
+    def _ends(self) -> set[int]:
+        """Tokens that end the turn."""
+        return {self.end_token, *self._config_ends()}
+
+    @functools.cached_property
+    def _may_end(self) -> torch.Tensor:
+        """True for tokens that end a turn or could be the last of a conclusion, ``(vocabulary,)``."""
+        vocabulary = self.base.get_output_embeddings().weight.shape[0]
+        last = END_OF_CHAIN[-1]
+        tokens = self.tokenizer.convert_ids_to_tokens(range(min(vocabulary, len(self.tokenizer))))
+        flags = torch.zeros(vocabulary, dtype=torch.bool)
+        flags[: len(tokens)] = torch.tensor([token is not None and last in token for token in tokens])
+        flags[sorted(self._ends)] = True
+        return flags.to(self.device)
+
+    def _has_ended(self, answer: list[int]) -> bool:
+        """Return whether an answer has ended, with the turn or with its conclusion."""
+        return answer[-1] in self._ends or END_OF_CHAIN in self.tokenizer.decode(answer[-_END_TOKENS:])
 
     def _config_ends(self) -> list[int]:
         ends = self.base.generation_config.eos_token_id
@@ -320,18 +350,31 @@ class MLLM(torch.nn.Module):
         """
         n = len(images)
         encoded = self.encode(images)
-        prompt = {name: value.to(self.device).expand(n, -1) for name, value in self.prompt(question).items()}
+        prompt = self.prompt(question)["input_ids"].to(self.device).expand(n, -1)
+        length = prompt.shape[1]
+        head = self.base.get_output_embeddings()
+        plain = torch.arange(length, length + max_new_tokens, device=self.device)
+        positions = tree_positions(self, plain.expand(1, -1), question, encoded)
+
+        def prefill(cache: Any) -> torch.Tensor:
+            return head(self._core(n, question, prompt, encoded, past_key_values=cache, use_cache=True)[0][:, -1])
+
+        def step(tokens: torch.Tensor, count: int, cache: Any) -> torch.Tensor:
+            at = positions[..., count : count + 1].expand(*positions.shape[:-2], len(tokens), 1)
+            out = self.base.model(input_ids=tokens, position_ids=at, past_key_values=cache, use_cache=True)
+            return head(out[0][:, -1])
+
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
-        out = self.base.generate(
-            **{"do_sample": False, **prompt, **encoded, **sampling},
+        written = self.base.generate(
+            input_ids=prompt,
+            **{"do_sample": False, **sampling},
             max_new_tokens=max_new_tokens,
-            eos_token_id=sorted({self.end_token, *self._config_ends()}),
+            eos_token_id=sorted(self._ends),
             pad_token_id=self.tokenizer.pad_token_id or self.end_token,
             suppress_tokens=self._never_generated,
-            stop_strings=[END_OF_CHAIN],
-            tokenizer=self.tokenizer,
+            custom_generate=write_tokens(prefill, step, self._has_ended, self._may_end),
         )
-        texts = self.tokenizer.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [self.texts.unescape(text.strip()) for text in texts]
 
     # -- adapters -------------------------------------------------------------------------------------------------
