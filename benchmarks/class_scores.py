@@ -1,7 +1,8 @@
 """65 class names for 16 images: one trie in one forward against a forward a name, and against a repeated cache.
 
 *A forward each*: for every name the sequence of image, question and name, the image's features encoded once (which is
-generous). *Repeated cache*: image and question once, keys and values repeated for every name, all names in one padded batch. Both are what one writes with transformers.
+generous). *Repeated cache*: image and question once, keys and values repeated for every name, all names in one padded
+batch. Both are what one writes with transformers.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ BATCH = 16
 
 
 # OfficeHome's.
-NAMES = """alarm clock, backpack, batteries, bed, bike, bottle, bucket, calculator, calendar, candles, chair, clipboards,
-computer, couch, curtains, desk lamp, drill, eraser, exit sign, fan, file cabinet, flip-flops, flowers, folder, fork,
-glasses, hammer, helmet, kettle, keyboard, knives, lamp shade, laptop, marker, monitor, mop, mouse, mug, notebook, oven,
-pan, paper clip, pen, pencil, post-it notes, printer, push pin, radio, refrigerator, ruler, scissors, screwdriver,
-shelf, sink, sneakers, soda, speaker, spoon, TV, table, telephone, toothbrush, toys, trash can, webcam"""
+NAMES = """alarm clock, backpack, batteries, bed, bike, bottle, bucket, calculator, calendar, candles, chair,
+clipboards, computer, couch, curtains, desk lamp, drill, eraser, exit sign, fan, file cabinet, flip-flops, flowers,
+folder, fork, glasses, hammer, helmet, kettle, keyboard, knives, lamp shade, laptop, marker, monitor, mop, mouse, mug,
+notebook, oven, pan, paper clip, pen, pencil, post-it notes, printer, push pin, radio, refrigerator, ruler, scissors,
+screwdriver, shelf, sink, sneakers, soda, speaker, spoon, TV, table, telephone, toothbrush, toys, trash can, webcam"""
 
 
 class Peers:

@@ -6,6 +6,7 @@ Evaluation: both only resize, so they are compared at one size, 224.
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from benchmarks import small_internvl
 from benchmarks.measure import REPEATS, Row, interleaved, medians, ratio_of, use_domainbed
 from domainbed_reasoning import registry
+from domainbed_reasoning.chains import Chain
 
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
@@ -26,6 +28,7 @@ BATCH = 32
 def write_images(root: pathlib.Path) -> str:
     """Write pictures in PACS's layout; return the data folder."""
     dice = np.random.RandomState(0)
+    lines = []
     for domain in DOMAINS:
         for name in CLASSES:
             folder = root / "PACS" / domain / name
@@ -35,6 +38,9 @@ def write_images(root: pathlib.Path) -> str:
                 fine = np.asarray(coarse.resize((227, 227), Image.Resampling.BICUBIC), dtype=np.int16)
                 noisy = (fine + dice.randint(-8, 9, fine.shape)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(noisy).save(folder / f"{index}.jpg", quality=90)
+                chain = Chain("look", "a thing", "its parts", "nothing", name).render()
+                lines.append(json.dumps({"image": f"{domain}/{name}/{index}.jpg", "chain": chain}))
+    (root / "PACS" / "reasoning.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(root)
 
 

@@ -21,8 +21,11 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
     for name in ("with", "without"):
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", work / name], check=True)
         pythons[name] = str(work / name / "bin" / "python")
-    install = [sys.executable, "-m", "pip", "--python", pythons["with"], "install", "--quiet", "--no-deps"]
-    subprocess.run([*install, "--no-build-isolation", str(source)], check=True)
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(work), str(source)]
+    subprocess.run([*pip, *build], check=True)
+    wheel = str(next(work.glob("*.whl")))
+    subprocess.run([*pip, "--python", pythons["with"], "install", "--no-deps", wheel], check=True)
     found: dict[str, list[float]] = {"with": [], "without": []}
     for _ in range(STARTS * repeats + 1):
         for name, python in pythons.items():

@@ -21,27 +21,14 @@ from domainbed_reasoning.prompts import q_reason
 
 IMAGES, BATCH, TOKENS = 500, 64, 160
 LESSONS, LESSON_BATCH = 60, 14
-REMARKS = (
-    "the body is round",
-    "the head is horned",
-    "the feet are wheeled",
-    "the coat is dotted",
-    "the body is square",
-)
-REMARKS += (
-    "the head is eared",
-    "the feet are legged",
-    "the coat is plain",
-    "the body is pointed",
-    "the head is crested",
-)
+COUNTED = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
 
 
 def lesson(label: int) -> str:
     """Return a chain that is the longer, the higher the class."""
-    said = ", ".join(REMARKS[: 2 + label])
     name = shapes.CLASS_NAMES[label]
-    return Chain("compare parts", f"a {name}", f"all fit {name} , {said}", "nothing odd", name).render()
+    said = ", ".join(f"{name} {count}" for count in COUNTED[: 2 + 2 * label])
+    return Chain("compare parts", f"a {name}", said, "nothing odd", name).render()
 
 
 def tuned(images: torch.Tensor, labels: list[int], question: str) -> MLLM:

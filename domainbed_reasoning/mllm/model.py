@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,22 +11,21 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.batching import Rows, TreeBranch, Trie, build_rows, build_tree_rows, build_trie
-from domainbed_reasoning.chains import END_OF_CHAIN
 from domainbed_reasoning.losses import token_log_likelihoods
 from domainbed_reasoning.mllm.attention import install
 from domainbed_reasoning.mllm.families import Family, tile_grid
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, load_network
+from domainbed_reasoning.mllm.memory import Memory, digests_of, state_of
 from domainbed_reasoning.mllm.texts import Texts
 from domainbed_reasoning.mllm.trees import tree_mask, tree_positions
-from domainbed_reasoning.mllm.writing import write_tokens
+from domainbed_reasoning.mllm.writing import Writer
 from domainbed_reasoning.scoring import scores_from_trie
 
 ROWS = ("naive", "vision", "tree")
 LogLikelihoods = tuple[torch.Tensor, torch.Tensor]  # of target tokens, (n, T), and their mask, (n, T)
 _LOGITS_AT_A_TIME = 2**27
 _TOKENS_AT_A_TIME = 2**15  # of prompts and class names: 2 GiB of keys and values at 8B
-_END_TOKENS = 2 * len(END_OF_CHAIN)  # tokens of an answer's end that hold the whole of a conclusion's tag
 
 
 def load_mllm(
@@ -78,12 +76,16 @@ class MLLM(torch.nn.Module):
         grid: tiles a side that an image is cut into.
         quantized: whether weights are bitsandbytes'.
         image_size: edge in pixels of the images that the model sees.
+        memory: what copies for inference have written.
+        frozen_state: of a copy for inference, the digest of the adapters that are merged into it; else None.
     """
 
     def __init__(
         self, network: torch.nn.Module, processor: Any, family: Family, grid: int = 1, quantized: bool = False
     ):
         super().__init__()
+        self.memory = Memory()
+        self.frozen_state: bytes | None = None
         self.network = network
         self.processor = processor
         self.family = family
@@ -97,6 +99,7 @@ class MLLM(torch.nn.Module):
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
         if family.tree != "windows":
             install(self.base)
+        self.writer = Writer(self)
 
     @property
     def base(self) -> torch.nn.Module:
@@ -155,8 +158,8 @@ class MLLM(torch.nn.Module):
 
     # -- likelihood -----------------------------------------------------------------------------------------------
 
-    def _core(self, rows: int, question: str, fed: torch.Tensor, encoded: dict[str, Any], **more: Any) -> Any:
-        """Run the language model on ``fed`` (prompt and what follows it), ``(rows, L)``."""
+    def core(self, rows: int, question: str, fed: torch.Tensor, encoded: dict[str, Any], **more: Any) -> Any:
+        """Run the language model, without its head, on ``fed`` (prompt and what follows it), ``(rows, L)``."""
         extra = {}
         for name, value in self.prompt(question).items():
             if name in ("input_ids", "attention_mask"):
@@ -184,7 +187,7 @@ class MLLM(torch.nn.Module):
         prompt = self.prompt(question)["input_ids"][0].tolist()
         targets = [self.target(answer) for answer in answers]
         rows = build_rows(prompt, targets, self.tokenizer.pad_token_id or 0, self.device)
-        hidden = self._core(
+        hidden = self.core(
             len(answers), question, rows.input_ids, encoded, attention_mask=rows.attention_mask, use_cache=False
         )[0]
         return self._at_targets(hidden, rows), rows.target_mask
@@ -271,7 +274,7 @@ class MLLM(torch.nn.Module):
         """Return the scores of a few images: one pass over image and question, one over all nodes of the trie."""
         encoded = self.encode(images)
         prompt = self.prompt(question)["input_ids"].to(self.device).expand(len(images), -1)
-        out = self._core(len(images), question, prompt, encoded, use_cache=True)
+        out = self.core(len(images), question, prompt, encoded, use_cache=True)
         head = self.base.get_output_embeddings()
         first = head(out[0][:, -1])
         if not len(trie.tokens):
@@ -296,37 +299,6 @@ class MLLM(torch.nn.Module):
 
     # -- generation -----------------------------------------------------------------------------------------------
 
-    @functools.cached_property
-    def _never_generated(self) -> list[int]:
-        """Tokens that a sampled chain may not hold: image placeholders and other special tokens, save the ends."""
-        ends = {*self._ends, self.tokenizer.eos_token_id}
-        image = getattr(self.base.config, "image_token_id", None)
-        return sorted({*self.texts.special_ids, *([image] if image is not None else [])} - ends)
-
-    @functools.cached_property
-    def _ends(self) -> set[int]:
-        """Tokens that end the turn."""
-        return {self.end_token, *self._config_ends()}
-
-    @functools.cached_property
-    def _may_end(self) -> torch.Tensor:
-        """True for tokens that end a turn or could be the last of a conclusion, ``(vocabulary,)``."""
-        vocabulary = self.base.get_output_embeddings().weight.shape[0]
-        last = END_OF_CHAIN[-1]
-        tokens = self.tokenizer.convert_ids_to_tokens(range(min(vocabulary, len(self.tokenizer))))
-        flags = torch.zeros(vocabulary, dtype=torch.bool)
-        flags[: len(tokens)] = torch.tensor([token is not None and last in token for token in tokens])
-        flags[sorted(self._ends)] = True
-        return flags.to(self.device)
-
-    def _has_ended(self, answer: list[int]) -> bool:
-        """Return whether an answer has ended, with the turn or with its conclusion."""
-        return answer[-1] in self._ends or END_OF_CHAIN in self.tokenizer.decode(answer[-_END_TOKENS:])
-
-    def _config_ends(self) -> list[int]:
-        ends = self.base.generation_config.eos_token_id
-        return ends if isinstance(ends, list) else [ends] if ends is not None else []
-
     @torch.no_grad()
     def generate(
         self,
@@ -338,6 +310,8 @@ class MLLM(torch.nn.Module):
     ) -> list[str]:
         """Write one answer for each image, ending with the turn or with the chain's conclusion.
 
+        A copy for inference remembers greedy answers: what its weights have been asked before is not written again.
+
         Args:
             images: ``(n, 3, H, W)``.
             question: q_reason or q_cls.
@@ -348,34 +322,19 @@ class MLLM(torch.nn.Module):
         Returns:
             n texts without special tokens.
         """
-        n = len(images)
-        encoded = self.encode(images)
-        prompt = self.prompt(question)["input_ids"].to(self.device).expand(n, -1)
-        length = prompt.shape[1]
-        head = self.base.get_output_embeddings()
-        plain = torch.arange(length, length + max_new_tokens, device=self.device)
-        positions = tree_positions(self, plain.expand(1, -1), question, encoded)
-
-        def prefill(cache: Any) -> torch.Tensor:
-            return head(self._core(n, question, prompt, encoded, past_key_values=cache, use_cache=True)[0][:, -1])
-
-        def step(tokens: torch.Tensor, count: int, cache: Any) -> torch.Tensor:
-            at = positions[..., count : count + 1].expand(*positions.shape[:-2], len(tokens), 1)
-            out = self.base.model(input_ids=tokens, position_ids=at, past_key_values=cache, use_cache=True)
-            return head(out[0][:, -1])
-
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
-        written = self.base.generate(
-            input_ids=prompt,
-            **{"do_sample": False, **sampling},
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(self._ends),
-            pad_token_id=self.tokenizer.pad_token_id or self.end_token,
-            suppress_tokens=self._never_generated,
-            custom_generate=write_tokens(prefill, step, self._has_ended, self._may_end),
-        )
-        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [self.texts.unescape(text.strip()) for text in texts]
+        if temperature > 0:
+            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p}
+            return self.writer.write(images, question, max_new_tokens, **sampling)
+        if self.frozen_state is None:
+            return self.writer.write(images, question, max_new_tokens, do_sample=False)
+        pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
+        known = self.memory.of(self.frozen_state)
+        keys = [(question, max_new_tokens, digest) for digest in digests_of(pictures)]
+        new = {key: row for row, key in enumerate(keys) if key not in known}
+        if new:
+            texts = self.writer.write(pictures[list(new.values())], question, max_new_tokens, do_sample=False)
+            known.update(zip(new, texts, strict=True))
+        return [known[key] for key in keys]
 
     # -- adapters -------------------------------------------------------------------------------------------------
 
@@ -411,12 +370,16 @@ class MLLM(torch.nn.Module):
         """Return a frozen model that answers as this one does now, whatever is trained afterwards.
 
         The adapters are merged into a copy of the weights, never into the trained ones, which would drift in bfloat16.
+        Copies remember together with this model what equal weights have written.
         """
         network = copy.deepcopy(self.network)
         if hasattr(network, "peft_config"):
             network = network.merge_and_unload()
         network.requires_grad_(False).eval()
-        return MLLM(network, self.processor, self.family, self.grid, self.quantized)
+        frozen = MLLM(network, self.processor, self.family, self.grid, self.quantized)
+        frozen.memory = self.memory
+        frozen.frozen_state = self.frozen_state or state_of(self.adapters().values())
+        return frozen
 
     def fits_a_copy(self) -> bool:
         """Return whether `copy_for_inference` is possible: unquantised, and with room for a second set of weights."""

@@ -1,4 +1,4 @@
-"""Writing answers token by token: a batch that shrinks as its rows end, over keys and values that grow in place.
+"""Writing answers token by token, in a batch that shrinks as its rows end.
 
 All prompts of a question are equally long, so rows never need padding and can leave the batch at any time. transformers
 prepares everything else (its `generate` calls this loop as `custom_generate`): the processors of logits, from the
@@ -13,8 +13,86 @@ from typing import Any
 
 import torch
 
-_GROWTH = 128  # tokens by which the room for keys and values grows
+from domainbed_reasoning.chains import END_OF_CHAIN
+from domainbed_reasoning.mllm.trees import tree_positions
+
 _LEAVE = 8  # rows leave the batch when an eighth of it has ended
+_END_TOKENS = 2 * len(END_OF_CHAIN)  # tokens of an answer's end that hold the whole of a conclusion's tag
+
+
+class Writer:
+    """Writes one model's answers.
+
+    Args:
+        mllm: the model.
+    """
+
+    def __init__(self, mllm: Any):
+        self.mllm = mllm
+
+    @functools.cached_property
+    def ends(self) -> set[int]:
+        """Tokens that end the turn."""
+        ends = self.mllm.base.generation_config.eos_token_id
+        return {self.mllm.end_token, *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
+
+    @functools.cached_property
+    def never_written(self) -> list[int]:
+        """Tokens that a sampled chain may not hold: image placeholders and other special tokens, save the ends."""
+        image = getattr(self.mllm.base.config, "image_token_id", None)
+        special = {*self.mllm.texts.special_ids, *([image] if image is not None else [])}
+        return sorted(special - {*self.ends, self.mllm.tokenizer.eos_token_id})
+
+    @functools.cached_property
+    def may_end(self) -> torch.Tensor:
+        """True for tokens that end a turn or could be the last of a conclusion, ``(vocabulary,)``."""
+        tokenizer = self.mllm.tokenizer
+        vocabulary = self.mllm.base.get_output_embeddings().weight.shape[0]
+        tokens = tokenizer.convert_ids_to_tokens(range(min(vocabulary, len(tokenizer))))
+        flags = torch.zeros(vocabulary, dtype=torch.bool)
+        flags[: len(tokens)] = torch.tensor([token is not None and END_OF_CHAIN[-1] in token for token in tokens])
+        flags[sorted(self.ends)] = True
+        return flags.to(self.mllm.device)
+
+    def has_ended(self, answer: list[int]) -> bool:
+        """Return whether an answer has ended, with the turn or with its conclusion."""
+        return answer[-1] in self.ends or END_OF_CHAIN in self.mllm.tokenizer.decode(answer[-_END_TOKENS:])
+
+    def write(self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any) -> list[str]:
+        """Return a new answer to the question about each image.
+
+        Args:
+            images: ``(n, 3, H, W)``.
+            question: asked of all of them.
+            max_new_tokens: at most so many tokens.
+            sampling: ``do_sample`` and more, for transformers' `generate`.
+        """
+        mllm, n = self.mllm, len(images)
+        encoded = mllm.encode(images)
+        prompt = mllm.prompt(question)["input_ids"].to(mllm.device).expand(n, -1)
+        head, length = mllm.base.get_output_embeddings(), prompt.shape[1]
+        plain = torch.arange(length, length + max_new_tokens, device=mllm.device)
+        positions = tree_positions(mllm, plain[None], question, encoded)
+
+        def prefill(cache: Any) -> torch.Tensor:
+            return head(mllm.core(n, question, prompt, encoded, past_key_values=cache, use_cache=True)[0][:, -1])
+
+        def step(tokens: torch.Tensor, count: int, cache: Any) -> torch.Tensor:
+            at = positions[..., count : count + 1].expand(*positions.shape[:-2], len(tokens), 1)
+            out = mllm.base.model(input_ids=tokens, position_ids=at, past_key_values=cache, use_cache=True)
+            return head(out[0][:, -1])
+
+        written = mllm.base.generate(
+            input_ids=prompt,
+            **sampling,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(self.ends),
+            pad_token_id=mllm.tokenizer.pad_token_id or mllm.end_token,
+            suppress_tokens=self.never_written,
+            custom_generate=write_tokens(prefill, step, self.has_ended, self.may_end),
+        )
+        texts = mllm.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [mllm.texts.unescape(text.strip()) for text in texts]
 
 
 def write_tokens(
@@ -43,8 +121,6 @@ def write_tokens(
         from transformers import DynamicCache
 
         cache = DynamicCache(config=model.config.get_text_config())
-        kinds = _growing_layers()
-        cache.layers = [kinds[type(layer)]() if type(layer) in kinds else layer for layer in cache.layers]
         written: list[list[int]] = [[] for _ in input_ids]
         running = list(range(len(written)))  # the answer of every row that is still in the batch
         open_rows = [True] * len(running)
@@ -75,40 +151,3 @@ def write_tokens(
         return written
 
     return loop
-
-
-@functools.cache
-def _growing_layers() -> dict[type, type]:
-    """Return, for each kind of transformers' cache layer that copies all it holds at every token, one that does not."""
-    from transformers.cache_utils import DynamicLayer
-
-    class GrowingLayer(DynamicLayer):
-        """Keys and values with room for more tokens."""
-
-        _room: tuple[torch.Tensor, torch.Tensor] | None = None
-
-        def update(
-            self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-            old, new = self.get_seq_length(), key_states.shape[-2]
-            if self._room is None or old + new > self._room[0].shape[-2]:
-                shape = list(key_states.shape)
-                shape[-2] = old + new + _GROWTH
-                rooms = (key_states.new_empty(shape), value_states.new_empty([*shape[:-1], value_states.shape[-1]]))
-                if old:
-                    rooms[0][..., :old, :], rooms[1][..., :old, :] = self.keys, self.values
-                self._room = rooms
-            self._room[0][..., old : old + new, :] = key_states
-            self._room[1][..., old : old + new, :] = value_states
-            self.keys, self.values = (room[..., : old + new, :] for room in self._room)
-            return self.keys, self.values
-
-        def batch_select_indices(self, indices: torch.Tensor) -> None:
-            if self._room is not None:
-                length = self.get_seq_length()
-                self._room = (self._room[0][indices], self._room[1][indices])
-                self.keys, self.values = (room[..., :length, :] for room in self._room)
-
-    return {DynamicLayer: GrowingLayer}
