@@ -5,7 +5,7 @@ OUTPUT_DIR := demo_output
 STAMP := $(VENV)/.installed
 STAND_IN := tests/standin
 
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test lint bench
 
 help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
@@ -14,6 +14,7 @@ help:
 	@echo "             CHAINS=... their chain file | MODEL=... a folder or hub id | STEPS=... | OUTPUT_DIR=$(OUTPUT_DIR)"
 	@echo "make test    the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make bench   ratios against peers on one core, and their limits (about 5 minutes) | PARTS='class_scores data_path'"
 
 # Not on PyPI: DomainBed is cloned. Where that fails, demo and tests use the stand-in and say so.
 setup: $(STAMP)
@@ -42,3 +43,7 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+bench: setup
+	$(PYTHON) -m pip install --quiet --progress-bar off -e ".[bench]"
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench $(PARTS)

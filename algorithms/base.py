@@ -201,10 +201,9 @@ class MLLMAlgorithm(ResumableAlgorithm):
         counts = {"label_loss": 0, "chain_loss": 0}
         self.optimizer.zero_grad(set_to_none=True)
         for rows in _micro_batches(used, chains, self.hparams["micro_batch"]):
-            encoded = self.mllm.encode(batch.images[rows])
             names = [self.task.class_names[batch.labels[row]] for row in rows] if self.LABEL_PATH else None
             texts = [str(chains[row]) for row in rows] if chains[rows[0]] is not None else None
-            by_label, by_chain = self._log_likelihoods(encoded, names, texts)
+            by_label, by_chain = self._log_likelihoods(batch.images[rows], names, texts)
             loss = torch.zeros((), device=self.mllm.device)
             if by_label is not None:
                 label = label_nll(*by_label).sum()
@@ -226,11 +225,12 @@ class MLLMAlgorithm(ResumableAlgorithm):
         return {"loss": sums["loss"] / len(used), **means}
 
     def _log_likelihoods(
-        self, encoded: dict[str, Any], names: list[str] | None, chains: list[str] | None
+        self, images: torch.Tensor, names: list[str] | None, chains: list[str] | None
     ) -> tuple[LogLikelihoods | None, LogLikelihoods | None]:
         """Return the target tokens' log-likelihoods on either path, None for one that is not asked."""
         if names is not None and chains is not None:
-            return self.mllm.two_path_log_likelihoods(encoded, (self.q_cls, self.q_reason), (names, chains))
+            return self.mllm.two_path_log_likelihoods(images, (self.q_cls, self.q_reason), (names, chains))
+        encoded = self.mllm.encode(images)
         by_label = self.mllm.log_likelihoods(encoded, self.q_cls, names) if names is not None else None
         by_chain = self.mllm.log_likelihoods(encoded, self.q_reason, chains) if chains is not None else None
         return by_label, by_chain

@@ -58,22 +58,45 @@ def build_rows(prompt: Sequence[int], targets: Sequence[Sequence[int]], pad: int
 
 @dataclass(frozen=True)
 class TreeRows:
-    """Rows of a shared prefix and two branches, ``[prefix | branch A | branch B]``: both paths of a sample in one row.
+    """Rows of a shared prefix and two branches: both paths of a sample in one row, ``[prefix | trunk | twig]``.
 
-    Branch B does not see branch A and counts its positions from the end of the prefix, so that each branch is computed
-    as if it alone followed the prefix.
+    The twig does not see the trunk and counts its positions from the end of the prefix, so that each branch is computed
+    as if it alone followed the prefix. The longer branch is the trunk: prefix and trunk are a plain causal sequence,
+    and only the twig's few tokens need a mask.
 
     Attributes:
         input_ids: ``(n, L)``.
         position_ids: ``(n, L)``.
-        mask: True where a token (row index) sees another (column index), ``(n, 1, L, L)``; padding sees itself alone.
-        branches: where A and B are supervised.
+        lengths: tokens of prefix, trunk and twig, padding included; their sum is L.
+        real: True on tokens, False on padding, which ends a branch, ``(n, L)``.
+        branches: where A and B, in the order they were given, are supervised.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    mask: torch.Tensor
+    lengths: tuple[int, int, int]
+    real: torch.Tensor
     branches: tuple[TreeBranch, TreeBranch]
+
+    @property
+    def twig_mask(self) -> torch.Tensor:
+        """True where a token of the twig sees one of the prefix and the twig, ``(1, 1, twig, prefix + twig)``.
+
+        Padding needs no mask: it ends its branch, and nothing that counts comes after it.
+        """
+        prefix, _, twig = self.lengths
+        seen = torch.ones(twig, prefix + twig, dtype=torch.bool, device=self.input_ids.device)
+        return seen.tril(diagonal=prefix)[None, None]
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """True where a token (row index) sees another (column index), ``(n, 1, L, L)``; padding sees itself alone."""
+        prefix, trunk, twig = self.lengths
+        width, device = sum(self.lengths), self.input_ids.device
+        allowed = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        allowed[prefix + trunk :, prefix : prefix + trunk] = False
+        mask = allowed & self.real[:, None, :]
+        return (mask | torch.eye(width, dtype=torch.bool, device=device))[:, None]
 
 
 @dataclass(frozen=True)
@@ -113,28 +136,28 @@ def build_tree_rows(
     """
     shared = _common_length(*prompts)
     n = len(targets[0])
-    ids = [torch.tensor(list(prompts[0][:shared]), device=device).expand(n, -1)]
-    positions = [torch.arange(shared, device=device)]
-    real = [torch.ones(n, shared, dtype=torch.bool, device=device)]
+    parts = [
+        build_rows(prompt[shared:], answers, pad, device) for prompt, answers in zip(prompts, targets, strict=True)
+    ]
+    widths = [rows.input_ids.shape[1] for rows in parts]
+    order = (0, 1) if widths[0] >= widths[1] else (1, 0)  # the trunk first
+    starts = {order[0]: shared, order[1]: shared + widths[order[0]]}
     branches = []
-    start = shared
-    for prompt, answers in zip(prompts, targets, strict=True):
-        rows = build_rows(prompt[shared:], answers, pad, device)
-        ids.append(rows.input_ids)
-        positions.append(shared + torch.arange(rows.input_ids.shape[1], device=device))
-        real.append(rows.attention_mask.bool())
-        first = start + rows.prompt_length - 1
-        branches.append(
-            TreeBranch(first + torch.arange(rows.targets.shape[1], device=device), rows.targets, rows.target_mask)
-        )
-        start += rows.input_ids.shape[1]
-    input_ids = torch.cat(ids, dim=1)
-    block = torch.cat([torch.full((part.shape[0],), index, device=device) for index, part in enumerate(positions)])
-    allowed = torch.ones(start, start, dtype=torch.bool, device=device).tril()
-    allowed &= (block[None, :] == 0) | (block[None, :] == block[:, None])
-    mask = allowed & torch.cat(real, dim=1)[:, None, :]
-    mask = mask | torch.eye(start, dtype=torch.bool, device=device)
-    return TreeRows(input_ids, torch.cat(positions).expand(n, -1), mask[:, None], (branches[0], branches[1]))
+    for index, rows in enumerate(parts):
+        first = starts[index] + rows.prompt_length - 1
+        positions = first + torch.arange(rows.targets.shape[1], device=device)
+        branches.append(TreeBranch(positions, rows.targets, rows.target_mask))
+    prefix = torch.tensor(list(prompts[0][:shared]), device=device).expand(n, -1)
+    counted = [torch.arange(shared, device=device)]
+    counted += [shared + torch.arange(widths[index], device=device) for index in order]
+    real = [torch.ones_like(prefix, dtype=torch.bool), *(parts[index].attention_mask.bool() for index in order)]
+    return TreeRows(
+        input_ids=torch.cat([prefix, *(parts[index].input_ids for index in order)], dim=1),
+        position_ids=torch.cat(counted).expand(n, -1),
+        lengths=(shared, widths[order[0]], widths[order[1]]),
+        real=torch.cat(real, dim=1),
+        branches=(branches[0], branches[1]),
+    )
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -10,24 +10,29 @@ from domainbed_reasoning.batching import Trie
 from domainbed_reasoning.chains import conclusion_of, match_class
 
 
-def scores_from_trie(trie: Trie, prompt_log_probs: torch.Tensor, node_log_probs: torch.Tensor) -> torch.Tensor:
+def scores_from_trie(trie: Trie, prompt_logits: torch.Tensor, node_logits: torch.Tensor) -> torch.Tensor:
     """Return log p(name | image, q_cls) of every class, the sum over its tokens with the end token.
 
     Args:
         trie: of the C class names.
-        prompt_log_probs: next-token log probabilities after the prompt, ``(n, vocabulary)``.
-        node_log_probs: next-token log probabilities after each node, ``(n, N, vocabulary)``.
+        prompt_logits: of the next token after the prompt, ``(n, vocabulary)``; log probabilities will do as well.
+        node_logits: of the next token after each node, ``(n, N, vocabulary)``.
 
     Returns:
-        ``(n, C)``, in nats.
+        ``(n, C)``, float32, in nats.
     """
-    scores = []
-    for path in trie.steps:
-        total = prompt_log_probs.new_zeros(prompt_log_probs.shape[0])
-        for node, token in path:
-            total = total + (prompt_log_probs[:, token] if node < 0 else node_log_probs[:, node, token])
-        scores.append(total)
-    return torch.stack(scores, dim=1)
+    edges = sorted({edge for path in trie.steps for edge in path})
+    place = {edge: index for index, edge in enumerate(edges)}
+    used = torch.zeros(len(edges), len(trie.steps))  # how often a class takes an edge
+    for name, path in enumerate(trie.steps):
+        for edge in path:
+            used[place[edge], name] += 1
+    first = [token for node, token in edges if node < 0]  # sorted: those from the prompt come first
+    nodes, tokens = [node for node, _ in edges[len(first) :]], [token for _, token in edges[len(first) :]]
+    prompt_logits, node_logits = prompt_logits.float(), node_logits.float()
+    from_prompt = prompt_logits[:, first] - prompt_logits.logsumexp(-1, keepdim=True)
+    from_nodes = node_logits[:, nodes, tokens] - node_logits.logsumexp(-1)[:, nodes]
+    return torch.cat([from_prompt, from_nodes], dim=1) @ used.to(prompt_logits.device)
 
 
 def answers_from_chains(chains: Sequence[str], class_names: Sequence[str]) -> list[int | None]:

@@ -19,20 +19,22 @@ def test_rows_feed_all_but_the_last_target_token_and_supervise_every_one():
 def test_tree_rows_share_the_beginning_and_keep_the_branches_apart():
     """Prompts 1 2 3 and 1 2 4 5 share 1 2; targets 6 9 and 7 8 9.
 
-    The row is 1 2 | 3 6 | 4 5 7 8 with positions 0 1 | 2 3 | 2 3 4 5; the 4 of branch B sees 1 2 4 alone.
+    B is longer, so the row is 1 2 | 4 5 7 8 | 3 6 with positions 0 1 | 2 3 4 5 | 2 3; the 3 of A sees 1 2 3 alone.
     """
     rows = build_tree_rows(([1, 2, 3], [1, 2, 4, 5]), ([[6, 9]], [[7, 8, 9]]), pad=0, device=torch.device("cpu"))
-    assert rows.input_ids.tolist() == [[1, 2, 3, 6, 4, 5, 7, 8]]
-    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 2, 3, 4, 5]]
-    assert rows.mask[0, 0, 4].tolist() == [True, True, False, False, True, False, False, False]
-    assert rows.mask[0, 0, 3].tolist() == [True, True, True, True, False, False, False, False]
+    assert rows.input_ids.tolist() == [[1, 2, 4, 5, 7, 8, 3, 6]]
+    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 2, 3]]
+    assert rows.lengths == (2, 4, 2)
+    assert rows.mask[0, 0, 5].tolist() == [True, True, True, True, True, True, False, False]
+    assert rows.mask[0, 0, 6].tolist() == [True, True, False, False, False, False, True, False]
+    assert rows.twig_mask.tolist() == [[[[True, True, True, False], [True, True, True, True]]]]
     a, b = rows.branches
-    assert [index.tolist() for index in a.supervised] == [[0, 0], [2, 3]]
-    assert [index.tolist() for index in b.supervised] == [[0, 0, 0], [5, 6, 7]]
+    assert [index.tolist() for index in a.supervised] == [[0, 0], [6, 7]]
+    assert [index.tolist() for index in b.supervised] == [[0, 0, 0], [3, 4, 5]]
 
 
 def test_padding_of_a_branch_is_seen_by_itself_alone():
-    """A second row whose answer to A is one token: the slot of 6 is padding there."""
+    """A second row whose answer to A is one token: the slot of 6 is padding there. Of equal branches A is the trunk."""
     rows = build_tree_rows(([1, 3], [1, 4]), ([[6, 9], [9]], [[7, 9], [7, 9]]), pad=0, device=torch.device("cpu"))
     assert rows.input_ids[1].tolist() == [1, 3, 0, 4, 7]
     assert rows.mask[1, 0, :, 2].tolist() == [False, False, True, False, False]

@@ -71,12 +71,8 @@ def test_two_paths_in_one_row_equal_two_rows_in_likelihoods_and_gradients(mllm, 
     """Chains and names of several lengths; float32, within 1e-5."""
     answers = ([NAMES[i] for i in range(6)], [shapes.chain(0, i) + " again" * (i % 3) for i in range(6)])
     found = []
-    for shared in (True, False):
-        encoded = mllm.encode(images)
-        if shared:
-            pairs = mllm.two_path_log_likelihoods(encoded, (Q_CLS, Q_REASON), answers)
-        else:
-            pairs = tuple(mllm.log_likelihoods(encoded, q, a) for q, a in zip((Q_CLS, Q_REASON), answers, strict=True))
+    for rows in ("tree", "naive"):
+        pairs = mllm.two_path_log_likelihoods(images, (Q_CLS, Q_REASON), answers, rows)
         sum((values * mask).sum() for values, mask in pairs).div(10).backward()
         found.append((pairs, {name: weight.grad.clone() for name, weight in mllm.adapters().items()}))
         mllm.zero_grad()

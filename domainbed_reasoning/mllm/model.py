@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from domainbed_reasoning.batching import Rows, TreeBranch, build_rows, build_tree_rows, build_trie
-from domainbed_reasoning.chains import END_OF_CHAIN
+from domainbed_reasoning.batching import Rows, TreeBranch, Trie, build_rows, build_tree_rows, build_trie
 from domainbed_reasoning.losses import token_log_likelihoods
+from domainbed_reasoning.mllm.attention import install
 from domainbed_reasoning.mllm.families import Family, tile_grid
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, load_network
+from domainbed_reasoning.mllm.memory import Memory, digests_of, state_of
 from domainbed_reasoning.mllm.texts import Texts
+from domainbed_reasoning.mllm.trees import tree_mask, tree_positions
+from domainbed_reasoning.mllm.writing import Writer
 from domainbed_reasoning.scoring import scores_from_trie
 
+ROWS = ("naive", "vision", "tree")
+LogLikelihoods = tuple[torch.Tensor, torch.Tensor]  # of target tokens, (n, T), and their mask, (n, T)
 _LOGITS_AT_A_TIME = 2**27
+_TOKENS_AT_A_TIME = 2**15  # of prompts and class names: 2 GiB of keys and values at 8B
 
 
 def load_mllm(
@@ -71,12 +76,16 @@ class MLLM(torch.nn.Module):
         grid: tiles a side that an image is cut into.
         quantized: whether weights are bitsandbytes'.
         image_size: edge in pixels of the images that the model sees.
+        memory: what copies for inference have written.
+        frozen_state: of a copy for inference, the digest of the adapters that are merged into it; else None.
     """
 
     def __init__(
         self, network: torch.nn.Module, processor: Any, family: Family, grid: int = 1, quantized: bool = False
     ):
         super().__init__()
+        self.memory = Memory()
+        self.frozen_state: bytes | None = None
         self.network = network
         self.processor = processor
         self.family = family
@@ -88,6 +97,9 @@ class MLLM(torch.nn.Module):
         self.texts = Texts(processor, self.image_size, self._image_settings)
         self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
+        if family.tree != "windows":
+            install(self.base)
+        self.writer = Writer(self)
 
     @property
     def base(self) -> torch.nn.Module:
@@ -146,8 +158,8 @@ class MLLM(torch.nn.Module):
 
     # -- likelihood -----------------------------------------------------------------------------------------------
 
-    def _core(self, rows: int, question: str, fed: torch.Tensor, encoded: dict[str, Any], **more: Any) -> Any:
-        """Run the language model on ``fed`` (prompt and what follows it), ``(rows, L)``."""
+    def core(self, rows: int, question: str, fed: torch.Tensor, encoded: dict[str, Any], **more: Any) -> Any:
+        """Run the language model, without its head, on ``fed`` (prompt and what follows it), ``(rows, L)``."""
         extra = {}
         for name, value in self.prompt(question).items():
             if name in ("input_ids", "attention_mask"):
@@ -175,90 +187,65 @@ class MLLM(torch.nn.Module):
         prompt = self.prompt(question)["input_ids"][0].tolist()
         targets = [self.target(answer) for answer in answers]
         rows = build_rows(prompt, targets, self.tokenizer.pad_token_id or 0, self.device)
-        hidden = self._core(
+        hidden = self.core(
             len(answers), question, rows.input_ids, encoded, attention_mask=rows.attention_mask, use_cache=False
         )[0]
         return self._at_targets(hidden, rows), rows.target_mask
 
     def two_path_log_likelihoods(
-        self, encoded: dict[str, Any], questions: tuple[str, str], answers: tuple[Sequence[str], Sequence[str]]
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-        """Return what `log_likelihoods` does for two questions about each image, sharing what their prompts begin with.
+        self,
+        images: torch.Tensor,
+        questions: tuple[str, str],
+        answers: tuple[Sequence[str], Sequence[str]],
+        rows: str | None = None,
+    ) -> tuple[LogLikelihoods, LogLikelihoods]:
+        """Return what `log_likelihoods` does for two questions about each image, however the rows are laid out.
 
-        Image, template and the common words of the questions are computed once, in rows of a prefix and two branches.
+        ``naive``: a row for each question, and the image encoded for each. ``vision``: a row for each, the image
+        encoded once. ``tree``: one row of a prefix (image, template and the words that both questions begin with) and
+        two branches. All three are the same function of the weights.
 
         Args:
-            encoded: n images, from `encode`.
+            images: ``(n, 3, H, W)``, bytes or DomainBed's floats.
             questions: both asked of all of them.
             answers: n texts to each question.
+            rows: ``naive``, ``vision`` or ``tree``; None takes the fastest that the family has.
+
+        Raises:
+            ValueError: for rows of another name.
         """
+        rows = rows or "tree"  # the fastest wherever it was measured
+        if rows not in ROWS:
+            raise ValueError(f"rows {rows!r} is none of {', '.join(ROWS)}.")
+        if rows == "tree":
+            return self._tree_log_likelihoods(self.encode(images), questions, answers)
+        encoded = [self.encode(images)]
+        encoded.append(self.encode(images) if rows == "naive" else encoded[0])
+        a, b = (self.log_likelihoods(*each) for each in zip(encoded, questions, answers, strict=True))
+        return a, b
+
+    def _tree_log_likelihoods(
+        self, encoded: dict[str, Any], questions: tuple[str, str], answers: tuple[Sequence[str], Sequence[str]]
+    ) -> tuple[LogLikelihoods, LogLikelihoods]:
         prompts = [self.prompt(question)["input_ids"][0].tolist() for question in questions]
         targets = [[self.target(answer) for answer in texts] for texts in answers]
         rows = build_tree_rows(
             (prompts[0], prompts[1]), (targets[0], targets[1]), self.tokenizer.pad_token_id or 0, self.device
         )
+        if self.family.tree == "windows":  # one mask for each kind of layer
+            position = rows.position_ids[0]
+            seen = {"attention_mask": tree_mask(self, rows.mask, position, position, questions[0])}
+        else:
+            seen = {"attention_mask": rows.twig_mask, "branches": rows.lengths}
         hidden = self.base.model(
             input_ids=rows.input_ids,
-            attention_mask=self._tree_mask(rows.mask, rows.position_ids[0], rows.position_ids[0], questions[0]),
-            position_ids=self._tree_positions(rows.position_ids, questions[0], encoded),
+            position_ids=tree_positions(self, rows.position_ids, questions[0], encoded),
             use_cache=False,
+            **seen,
             **{**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])},
         )[0]
         a, b = rows.branches
         return (self._at_targets(hidden, a), a.target_mask), (self._at_targets(hidden, b), b.target_mask)
-
-    def _tree_mask(self, allowed: torch.Tensor, query: torch.Tensor, key: torch.Tensor, question: str) -> Any:
-        """Return the attention mask that the family wants for a tree of tokens.
-
-        Gemma 3's image tokens see each other, and most of its layers see no further back than a window, which is
-        also all that their cache keeps.
-
-        Args:
-            allowed: True where a token sees another, ``(n, 1, Q, K)``; the last Q of K are the queries themselves.
-            query: positions of the queries, ``(Q,)``.
-            key: positions of the keys, ``(K,)``.
-            question: what the keys begin with, up to the image at least.
-        """
-        if self.family.tree != "windows":
-            return allowed
-        types = self.prompt(question)["token_type_ids"][0].to(self.device)
-        image = torch.nn.functional.pad(types.bool(), (0, max(0, len(key) - len(types))))[: len(key)]
-        together = image[-len(query) :, None] & image[None, :] if len(query) == len(key) else torch.zeros_like(allowed)
-        window = self.base.config.get_text_config().sliding_window
-        near = allowed & (query[:, None] - key[None, :] < window)
-        before = len(key) - len(query)  # in the cache
-        return {
-            "full_attention": allowed | together,
-            "sliding_attention": (near | together)[..., max(0, before - window + 1) :],
-        }
-
-    def _tree_positions(self, plain: torch.Tensor, question: str, encoded: dict[str, Any]) -> torch.Tensor:
-        """Return the positions that the family counts for rows that begin with the question's image.
-
-        In Qwen's three dimensions an image counts for its edge, not for its tokens, and text is alike in all three.
-
-        Args:
-            plain: positions as the number of tokens before each, ``(n, L)``.
-            question: what the rows, or the rows before these, begin with, up to the image at least.
-            encoded: the images.
-
-        Returns:
-            ``(n, L)``, or ``(3, n, L)`` where the family rotates in three dimensions.
-        """
-        if self.family.tree != "rope":
-            return plain
-        prompt = self.prompt(question)
-        exact, shift = self.base.model.get_rope_index(
-            prompt["input_ids"].to(self.device),
-            mm_token_type_ids=prompt["mm_token_type_ids"].to(self.device),
-            image_grid_thw=encoded["image_grid_thw"][:1],
-        )
-        image = (prompt["mm_token_type_ids"][0] != 0).nonzero()
-        end = int(image[-1]) + 1  # of the image; after it all dimensions go on by one a token
-        counted = torch.nn.functional.pad(exact[:, :, :end], (0, max(0, int(plain.max()) + 1 - end)))
-        later = torch.arange(counted.shape[-1], device=self.device) + shift
-        counted = torch.where(torch.arange(counted.shape[-1], device=self.device) < end, counted, later)
-        return counted[:, 0][:, plain]
 
     def _at_targets(self, hidden: torch.Tensor, rows: Rows | TreeBranch) -> torch.Tensor:
         row, position = rows.supervised
@@ -278,43 +265,39 @@ class MLLM(torch.nn.Module):
         Returns:
             ``(n, C)``, float32, in nats.
         """
-        encoded = self.encode(images)
         trie = build_trie([self.target(name) for name in names])
+        tokens = self.prompt(question)["input_ids"].shape[1] + len(trie.tokens)
+        parts = images.split(max(1, _TOKENS_AT_A_TIME // tokens))
+        return torch.cat([self._scores_by_trie(part, question, trie) for part in parts])
+
+    def _scores_by_trie(self, images: torch.Tensor, question: str, trie: Trie) -> torch.Tensor:
+        """Return the scores of a few images: one pass over image and question, one over all nodes of the trie."""
+        encoded = self.encode(images)
         prompt = self.prompt(question)["input_ids"].to(self.device).expand(len(images), -1)
-        out = self._core(len(images), question, prompt, encoded, use_cache=True)
+        out = self.core(len(images), question, prompt, encoded, use_cache=True)
         head = self.base.get_output_embeddings()
-        first = head(out[0][:, -1]).float().log_softmax(-1)
+        first = head(out[0][:, -1])
         if not len(trie.tokens):
             return scores_from_trie(trie, first, first[:, None])
         n, length = prompt.shape
-        plain = (length + trie.depths.to(self.device)).expand(n, -1)
-        mask = torch.ones(n, 1, len(trie.tokens), length + len(trie.tokens), dtype=torch.bool, device=self.device)
+        plain = (length + trie.depths.to(self.device))[None]
+        mask = torch.ones(1, 1, len(trie.tokens), length + len(trie.tokens), dtype=torch.bool, device=self.device)
         mask[..., length:] = trie.visible.to(self.device)
         key = torch.cat([torch.arange(length, device=self.device), plain[0]])
+        positions = tree_positions(self, plain, question, encoded)
         nodes = self.base.model(
             input_ids=trie.tokens.to(self.device).expand(n, -1),
-            attention_mask=self._tree_mask(mask, plain[0], key, question),
-            position_ids=self._tree_positions(plain, question, encoded),
+            attention_mask=tree_mask(self, mask, plain[0], key, question),
+            position_ids=positions.expand(*positions.shape[:-2], n, -1),
             past_key_values=out.past_key_values,
             use_cache=True,
         )[0]
         # Logits of every node at once would take more memory than the model: 14 GiB at 8B, 65 names and 64 images.
         rows = max(1, _LOGITS_AT_A_TIME // (len(trie.tokens) * head.weight.shape[0]))
         parts = zip(first.split(rows), nodes.split(rows), strict=True)
-        return torch.cat([scores_from_trie(trie, one, head(part).float().log_softmax(-1)) for one, part in parts])
+        return torch.cat([scores_from_trie(trie, one, head(part)) for one, part in parts])
 
     # -- generation -----------------------------------------------------------------------------------------------
-
-    @functools.cached_property
-    def _never_generated(self) -> list[int]:
-        """Tokens that a sampled chain may not hold: image placeholders and other special tokens, save the ends."""
-        ends = {self.end_token, self.tokenizer.eos_token_id, *self._config_ends()}
-        image = getattr(self.base.config, "image_token_id", None)
-        return sorted({*self.texts.special_ids, *([image] if image is not None else [])} - ends)
-
-    def _config_ends(self) -> list[int]:
-        ends = self.base.generation_config.eos_token_id
-        return ends if isinstance(ends, list) else [ends] if ends is not None else []
 
     @torch.no_grad()
     def generate(
@@ -327,6 +310,8 @@ class MLLM(torch.nn.Module):
     ) -> list[str]:
         """Write one answer for each image, ending with the turn or with the chain's conclusion.
 
+        A copy for inference remembers greedy answers: what its weights have been asked before is not written again.
+
         Args:
             images: ``(n, 3, H, W)``.
             question: q_reason or q_cls.
@@ -337,21 +322,19 @@ class MLLM(torch.nn.Module):
         Returns:
             n texts without special tokens.
         """
-        n = len(images)
-        encoded = self.encode(images)
-        prompt = {name: value.to(self.device).expand(n, -1) for name, value in self.prompt(question).items()}
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
-        out = self.base.generate(
-            **{"do_sample": False, **prompt, **encoded, **sampling},
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted({self.end_token, *self._config_ends()}),
-            pad_token_id=self.tokenizer.pad_token_id or self.end_token,
-            suppress_tokens=self._never_generated,
-            stop_strings=[END_OF_CHAIN],
-            tokenizer=self.tokenizer,
-        )
-        texts = self.tokenizer.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [self.texts.unescape(text.strip()) for text in texts]
+        if temperature > 0:
+            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p}
+            return self.writer.write(images, question, max_new_tokens, **sampling)
+        if self.frozen_state is None:
+            return self.writer.write(images, question, max_new_tokens, do_sample=False)
+        pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
+        known = self.memory.of(self.frozen_state)
+        keys = [(question, max_new_tokens, digest) for digest in digests_of(pictures)]
+        new = {key: row for row, key in enumerate(keys) if key not in known}
+        if new:
+            texts = self.writer.write(pictures[list(new.values())], question, max_new_tokens, do_sample=False)
+            known.update(zip(new, texts, strict=True))
+        return [known[key] for key in keys]
 
     # -- adapters -------------------------------------------------------------------------------------------------
 
@@ -387,12 +370,16 @@ class MLLM(torch.nn.Module):
         """Return a frozen model that answers as this one does now, whatever is trained afterwards.
 
         The adapters are merged into a copy of the weights, never into the trained ones, which would drift in bfloat16.
+        Copies remember together with this model what equal weights have written.
         """
         network = copy.deepcopy(self.network)
         if hasattr(network, "peft_config"):
             network = network.merge_and_unload()
         network.requires_grad_(False).eval()
-        return MLLM(network, self.processor, self.family, self.grid, self.quantized)
+        frozen = MLLM(network, self.processor, self.family, self.grid, self.quantized)
+        frozen.memory = self.memory
+        frozen.frozen_state = self.frozen_state or state_of(self.adapters().values())
+        return frozen
 
     def fits_a_copy(self) -> bool:
         """Return whether `copy_for_inference` is possible: unquantised, and with room for a second set of weights."""

@@ -79,9 +79,9 @@ def test_generation_equals_plain_transformers(family_folder, mllm, images, class
         processor_kwargs=dict(mllm._image_settings),
     )
     inputs.pop("num_patches", None)
-    ends = sorted({mllm.end_token, *mllm._config_ends()})
+    ends = sorted(mllm.writer.ends)
     out = network.generate(
-        **inputs, do_sample=False, max_new_tokens=12, suppress_tokens=mllm._never_generated, eos_token_id=ends
+        **inputs, do_sample=False, max_new_tokens=12, suppress_tokens=mllm.writer.never_written, eos_token_id=ends
     )
     text = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert mllm.generate(images[:1], q_cls(class_names), 12) == [text.strip()]
@@ -168,7 +168,7 @@ def test_both_paths_in_one_row_equal_one_after_the_other(mllm, images, class_nam
     answers = (["dog", "alarm clock", "axe"], [CHAIN, CHAIN.replace("a thing on a table", "x"), "no chain"])
     with torch.no_grad():
         encoded = mllm.encode(images[:3])
-        together = mllm.two_path_log_likelihoods(encoded, questions, answers)
+        together = mllm.two_path_log_likelihoods(images[:3], questions, answers)
         for (values, mask), question, texts in zip(together, questions, answers, strict=True):
             expected, expected_mask = mllm.log_likelihoods(encoded, question, texts)
             assert torch.equal(mask, expected_mask)
@@ -190,3 +190,52 @@ def test_scores_do_not_depend_on_how_many_logits_are_held(mllm, images, class_na
     expected = mllm.class_scores(images, question, class_names)
     monkeypatch.setattr("domainbed_reasoning.mllm.model._LOGITS_AT_A_TIME", 1)
     torch.testing.assert_close(mllm.class_scores(images, question, class_names), expected)
+
+
+def test_rows_that_have_ended_leave_the_batch_and_change_nothing(mllm, images, class_names, monkeypatch):
+    """Five rows told to end after 3, 9, 5, 20 and 12 tokens write what each would have written alone."""
+    question, lengths, sizes = q_reason(class_names), [3, 9, 5, 20, 12], []
+    monkeypatch.setattr(mllm.writer, "may_end", torch.ones_like(mllm.writer.may_end))
+    run = mllm.base.model.forward
+    monkeypatch.setattr(
+        mllm.base.model, "forward", lambda **inputs: sizes.append(len(inputs["input_ids"])) or run(**inputs)
+    )
+
+    def generate(rows):
+        asked = {}  # answers in the order in which they are first asked about, which is the rows'
+        wanted = [lengths[row] for row in rows]
+        monkeypatch.setattr(
+            mllm.writer, "has_ended", lambda answer: len(answer) >= wanted[asked.setdefault(id(answer), len(asked))]
+        )
+        return mllm.generate(images[rows], question, 24)
+
+    together = generate([0, 1, 2, 3, 4])
+    assert sizes == [5] * 3 + [4] * 2 + [3] * 4 + [2] * 3 + [1] * 8
+    assert together == [generate([row])[0] for row in range(5)]
+
+
+def test_scores_of_345_names_and_64_images_stay_within_bounds(folder_of, images, monkeypatch):
+    """DomainNet's count of names: never more tokens or logits at a time than said, and no score is another."""
+    from domainbed_reasoning.mllm import model
+
+    mllm = load_mllm(folder_of("InternVL")).eval()
+    names = [f"thing {number}" for number in range(345)]
+    many = images[torch.arange(64) % len(images)]
+    run, head, tokens, logits = mllm.base.model.forward, mllm.base.get_output_embeddings(), [], []
+
+    def forward(**inputs):
+        cached = inputs["past_key_values"].get_seq_length() if inputs.get("past_key_values") is not None else 0
+        rows, length = inputs["input_ids"].shape
+        tokens.append(rows * (length + cached))
+        return run(**inputs)
+
+    monkeypatch.setattr(mllm.base.model, "forward", forward)
+    handle = head.register_forward_hook(lambda module, given, out: logits.append(out.numel()))
+    monkeypatch.setattr(model, "_LOGITS_AT_A_TIME", 2**22)
+    scores = mllm.class_scores(many, q_cls(names), names)
+    handle.remove()
+    assert max(tokens) <= model._TOKENS_AT_A_TIME < sum(tokens)  # the whole batch would not have fitted
+    assert max(logits) <= 2**22
+    for index in (0, 63):
+        alone = mllm.class_scores(many[index][None], q_cls(names), names)
+        torch.testing.assert_close(scores[index], alone[0], rtol=1e-5, atol=1e-4)

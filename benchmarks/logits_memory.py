@@ -1,0 +1,63 @@
+"""What logits over 151,674 tokens cost: a step with the head on supervised positions against all positions.
+
+The model is next to nothing, so that what a step takes is its logits: the most memory that the process held during the
+step, less what it held before (Linux counts it). One sample, both paths of equation 1 in one backward pass.
+"""
+
+from __future__ import annotations
+
+import gc
+import pathlib
+import re
+
+import torch
+
+from benchmarks import small_internvl
+from benchmarks.measure import REPEATS, Row
+from benchmarks.mtct_step import PlainStep, Samples
+
+VOCABULARY = 151_674  # InternVL3's
+SIZE = small_internvl.Size(width=64, inner=128, layers=1, vision_width=64, vision_layers=1, vocabulary=VOCABULARY)
+
+
+def peak_bytes(step: object) -> int:
+    """Return how much the process grew at most while ``step`` ran."""
+    gc.collect()
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = _status("VmRSS")
+    step()  # type: ignore[operator]
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
+    """Return the row of the logits' memory."""
+    samples = Samples(small_internvl.build(work / "vocabulary", SIZE), lengths=(250,))
+    plain = PlainStep(samples.folder, samples, together=True)
+    loss, theirs = samples.update()["loss"], plain()
+    assert abs(loss - theirs) < 1e-5 * abs(theirs)
+    found: dict[str, list[int]] = {"ours": [], "plain": []}
+    for _ in range(repeats):
+        found["ours"].append(peak_bytes(samples.update))
+        found["plain"].append(peak_bytes(plain))
+    ours, peer = (float(torch.tensor(found[name]).median()) / 1e6 for name in ("ours", "plain"))
+    everywhere = sum(rows["input_ids"].shape[1] for rows in plain.rows.values())
+    supervised = sum(int((rows["labels"] != -100).sum()) for rows in plain.rows.values())
+    return [
+        Row(
+            "logits' memory, 151k vocabulary",
+            "logits at all positions of both sequences",
+            ours,
+            peer,
+            "MB",
+            everywhere / supervised,
+            "3",
+            peer / ours >= 3,
+            f"loss to {abs(loss - theirs) / abs(theirs):.0e}",
+        )
+    ]

@@ -1,0 +1,153 @@
+"""Writing answers token by token, in a batch that shrinks as its rows end.
+
+All prompts of a question are equally long, so rows never need padding and can leave the batch at any time. transformers
+prepares everything else (its `generate` calls this loop as `custom_generate`): the processors of logits, from the
+checkpoint's own generation config, are its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.chains import END_OF_CHAIN
+from domainbed_reasoning.mllm.trees import tree_positions
+
+_LEAVE = 8  # rows leave the batch when an eighth of it has ended
+_END_TOKENS = 2 * len(END_OF_CHAIN)  # tokens of an answer's end that hold the whole of a conclusion's tag
+
+
+class Writer:
+    """Writes one model's answers.
+
+    Args:
+        mllm: the model.
+    """
+
+    def __init__(self, mllm: Any):
+        self.mllm = mllm
+
+    @functools.cached_property
+    def ends(self) -> set[int]:
+        """Tokens that end the turn."""
+        ends = self.mllm.base.generation_config.eos_token_id
+        return {self.mllm.end_token, *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
+
+    @functools.cached_property
+    def never_written(self) -> list[int]:
+        """Tokens that a sampled chain may not hold: image placeholders and other special tokens, save the ends."""
+        image = getattr(self.mllm.base.config, "image_token_id", None)
+        special = {*self.mllm.texts.special_ids, *([image] if image is not None else [])}
+        return sorted(special - {*self.ends, self.mllm.tokenizer.eos_token_id})
+
+    @functools.cached_property
+    def may_end(self) -> torch.Tensor:
+        """True for tokens that end a turn or could be the last of a conclusion, ``(vocabulary,)``."""
+        tokenizer = self.mllm.tokenizer
+        vocabulary = self.mllm.base.get_output_embeddings().weight.shape[0]
+        tokens = tokenizer.convert_ids_to_tokens(range(min(vocabulary, len(tokenizer))))
+        flags = torch.zeros(vocabulary, dtype=torch.bool)
+        flags[: len(tokens)] = torch.tensor([token is not None and END_OF_CHAIN[-1] in token for token in tokens])
+        flags[sorted(self.ends)] = True
+        return flags.to(self.mllm.device)
+
+    def has_ended(self, answer: list[int]) -> bool:
+        """Return whether an answer has ended, with the turn or with its conclusion."""
+        return answer[-1] in self.ends or END_OF_CHAIN in self.mllm.tokenizer.decode(answer[-_END_TOKENS:])
+
+    def write(self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any) -> list[str]:
+        """Return a new answer to the question about each image.
+
+        Args:
+            images: ``(n, 3, H, W)``.
+            question: asked of all of them.
+            max_new_tokens: at most so many tokens.
+            sampling: ``do_sample`` and more, for transformers' `generate`.
+        """
+        mllm, n = self.mllm, len(images)
+        encoded = mllm.encode(images)
+        prompt = mllm.prompt(question)["input_ids"].to(mllm.device).expand(n, -1)
+        head, length = mllm.base.get_output_embeddings(), prompt.shape[1]
+        plain = torch.arange(length, length + max_new_tokens, device=mllm.device)
+        positions = tree_positions(mllm, plain[None], question, encoded)
+
+        def prefill(cache: Any) -> torch.Tensor:
+            return head(mllm.core(n, question, prompt, encoded, past_key_values=cache, use_cache=True)[0][:, -1])
+
+        def step(tokens: torch.Tensor, count: int, cache: Any) -> torch.Tensor:
+            at = positions[..., count : count + 1].expand(*positions.shape[:-2], len(tokens), 1)
+            out = mllm.base.model(input_ids=tokens, position_ids=at, past_key_values=cache, use_cache=True)
+            return head(out[0][:, -1])
+
+        written = mllm.base.generate(
+            input_ids=prompt,
+            **sampling,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(self.ends),
+            pad_token_id=mllm.tokenizer.pad_token_id or mllm.end_token,
+            suppress_tokens=self.never_written,
+            custom_generate=write_tokens(prefill, step, self.has_ended, self.may_end),
+        )
+        texts = mllm.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [mllm.texts.unescape(text.strip()) for text in texts]
+
+
+def write_tokens(
+    prefill: Callable[[Any], torch.Tensor],
+    step: Callable[[torch.Tensor, int, Any], torch.Tensor],
+    ended: Callable[[list[int]], bool],
+    may_end: torch.Tensor,
+) -> Callable[..., list[list[int]]]:
+    """Return the loop for transformers' `generate(custom_generate=…)`; it returns each row's tokens.
+
+    Args:
+        prefill: reads the prompts into a cache; logits of the next token, ``(n, vocabulary)``.
+        step: reads a token of each row, ``(m, 1)``, the so many-th after the prompt, on top of a cache; logits.
+        ended: whether a row of tokens is an answer's end.
+        may_end: True for tokens after which `ended` is asked, ``(vocabulary,)``.
+    """
+
+    def loop(
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **more: Any,
+    ) -> list[list[int]]:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=model.config.get_text_config())
+        written: list[list[int]] = [[] for _ in input_ids]
+        running = list(range(len(written)))  # the answer of every row that is still in the batch
+        open_rows = [True] * len(running)
+        seen, logits = input_ids, prefill(cache)
+        most = generation_config.max_length - input_ids.shape[1]
+        for count in range(most):
+            scores = logits_processor(seen, logits.float())
+            if generation_config.do_sample:
+                tokens = torch.multinomial(scores.softmax(-1), 1)
+            else:
+                tokens = scores.argmax(-1, keepdim=True)
+            check = may_end[tokens[:, 0]].tolist()
+            for row, token in enumerate(tokens[:, 0].tolist()):
+                if open_rows[row]:
+                    answer = written[running[row]]
+                    answer.append(token)
+                    open_rows[row] = not (check[row] and ended(answer))
+            if count + 1 == most or not any(open_rows):
+                break
+            seen = torch.cat([seen, tokens], dim=1)
+            if sum(open_rows) <= len(open_rows) * (1 - 1 / _LEAVE):
+                kept = [row for row, is_open in enumerate(open_rows) if is_open]
+                index = torch.tensor(kept, device=seen.device)
+                cache.batch_select_indices(index)
+                seen, tokens = seen[index], tokens[index]
+                running, open_rows = [running[row] for row in kept], [True] * len(kept)
+            logits = step(tokens, count, cache)
+        return written
+
+    return loop

@@ -1,0 +1,76 @@
+"""What frozen weights have written is not written again, and nothing else is remembered."""
+
+import pytest
+import torch
+
+from domainbed_reasoning.mllm import LoraSettings, load_mllm
+from domainbed_reasoning.stages import Schedule, Stage
+
+
+@pytest.fixture
+def mllm(folder_of):
+    return load_mllm(folder_of("InternVL"), lora=LoraSettings(4, 8)).eval()
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """How many answers each call of the writing loop wrote."""
+    from domainbed_reasoning.mllm.writing import Writer
+
+    counts, write = [], Writer.write
+    monkeypatch.setattr(
+        Writer, "write", lambda self, images, *a, **k: counts.append(len(images)) or write(self, images, *a, **k)
+    )
+    return counts
+
+
+def test_copies_of_equal_weights_share_what_they_have_written(mllm, images, written):
+    first = mllm.copy_for_inference().generate(images[:3], "?", 6)
+    assert mllm.copy_for_inference().generate(images, "?", 6)[:3] == first
+    assert written == [3, 2]  # the three are known
+
+
+def test_another_question_length_or_image_is_another_answer(mllm, images, written):
+    frozen = mllm.copy_for_inference()
+    frozen.generate(images[:1], "?", 6)
+    frozen.generate(images[:1], "!", 6)
+    frozen.generate(images[:1], "?", 5)
+    frozen.generate(images[1:2], "?", 6)
+    frozen.generate(images[[0, 1, 0]], "?", 6)
+    assert written == [1, 1, 1, 1]
+
+
+def test_trained_weights_and_samples_are_not_remembered(mllm, images, written):
+    mllm.generate(images[:2], "?", 6)
+    mllm.generate(images[:2], "?", 6)
+    frozen = mllm.copy_for_inference()
+    for _ in range(2):
+        frozen.generate(images[:2], "?", 6, temperature=1.0)
+    assert written == [2, 2, 2, 2]
+
+
+def test_a_moved_adapter_forgets(mllm, images, written):
+    before = mllm.copy_for_inference().generate(images, "?", 12)
+    with torch.no_grad():
+        for weight in mllm.adapters().values():
+            weight.normal_(std=0.5)
+    after = mllm.copy_for_inference().generate(images, "?", 12)
+    assert written == [5, 5] and before != after
+
+
+def test_a_round_of_sarr_begins_with_what_the_evaluation_has_written(folder_of, algorithm_on, minibatches, written):
+    """Evaluated or not, the round trains on the same chains and reports the same numbers."""
+    schedule = Schedule((Stage(0, 0, 0), Stage(1, 1, 2)), 3, 1)
+    values = []
+    for evaluated in (True, False):
+        algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", schedule, micro_batch=8, max_new_tokens=16)
+        algorithm.update(minibatches)
+        if evaluated:
+            algorithm.eval()
+            for x, _ in minibatches:
+                algorithm.predict(x)
+            algorithm.train()
+        written.clear()
+        values.append(algorithm.update(minibatches))
+        assert written == ([] if evaluated else [8])
+    assert values[0] == values[1]
