@@ -16,7 +16,7 @@ REJECTED = "rejected"
 # A chain has some hundred tokens; a line this long is another kind of file.
 MAX_LINE_BYTES = 1 << 20
 
-# Lists and objects within each other: our own records have 3 levels. Python's JSON gives up near 1000, other code sooner.
+# Lists and objects within each other: our own records have 3 levels; Python's JSON gives up near 1000.
 MAX_DEPTH = 64
 
 Record = dict[str, Any]
@@ -54,9 +54,20 @@ def parse_json(text: str) -> Any:
             none or too large, or nesting without end.
     """
     try:
-        return json.loads(
-            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_number, parse_float=_finite_number
-        )
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("lists or objects nested without end") from None
+
+
+def parse_json_at(text: str, at: int) -> tuple[Any, int]:
+    """Return the JSON value that begins at ``text[at]``, and the place after it.
+
+    Raises:
+        json.JSONDecodeError: there is none, or not all of it.
+        ValueError: as `parse_json`.
+    """
+    try:
+        return _DECODER.raw_decode(text, at)
     except RecursionError:
         raise ValueError("lists or objects nested without end") from None
 
@@ -81,6 +92,9 @@ def _finite_number(text: str) -> float:
     return number
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_number, parse_float=_finite_number)
+
+
 def check_record(record: Any, walk: bool = True) -> str | None:
     r"""Return what is wrong with a line's value, None if nothing is.
 
@@ -99,7 +113,7 @@ def check_record(record: Any, walk: bool = True) -> str | None:
     verdict = record.get("verdict", ACCEPTED)
     if verdict not in (ACCEPTED, REJECTED):
         return f"'verdict' must be {ACCEPTED!r} or {REJECTED!r}, not {verdict!r:.80}"
-    if walk and (fault := _fault_within(record)):
+    if walk and (fault := fault_within(record)):
         return fault
     return (
         _fault_of_kinds(record, _KINDS)
@@ -130,7 +144,7 @@ def check_image_path(image: str) -> str | None:
     return None
 
 
-def _fault_within(value: Any) -> str | None:
+def fault_within(value: Any) -> str | None:
     """Return what in a JSON value no file should hold: NULs, lone surrogates, nesting deeper than `MAX_DEPTH`."""
     level = [value]
     for _ in range(MAX_DEPTH):

@@ -207,7 +207,10 @@ class ChainWriter:
         fault = check_record(record)
         if fault:
             raise ValueError(f"This record cannot be stored: {fault}.")
-        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The record of {record['image']!r} cannot be stored as JSON: {error}.") from error
         if len(line) > MAX_LINE_BYTES:
             raise ValueError(f"The record of {record['image']!r} is longer than {MAX_LINE_BYTES} bytes.")
         try:

@@ -1,4 +1,4 @@
-"""Chain files from strangers: each is read rightly or refused with its file, line, fault and cure, in bounded memory."""
+"""Chain files from strangers: read rightly, or refused with file, line, fault and cure, in bounded memory."""
 
 from __future__ import annotations
 
