@@ -62,6 +62,11 @@ def class_names(dataset: ImageFolder, on_disk: OnDisk) -> tuple[str, ...]:
     return names
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with its control characters spelt out: files and servers name things that terminals obey."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
 def ends_with_message(main: Main) -> Main:
     """Print an expected error's message and return 1 instead of a traceback."""
 
@@ -76,7 +81,7 @@ def ends_with_message(main: Main) -> Main:
             sys.stdout = None
             return 0
         except (ValueError, OSError, TeacherError) as error:
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
