@@ -19,6 +19,7 @@ from domainbed import datasets as stock
 from PIL import Image
 
 from domainbed_reasoning.catalog import CHAIN_FILE, STOCK
+from domainbed_reasoning.chains import fault_of_names
 from domainbed_reasoning.datasets.base import (
     Samples,
     algorithm_class,
@@ -77,11 +78,14 @@ class ReasoningImageFolder:
         edge = image_edge(hparams["model"], hparams["max_tiles"])
         images = [[_below(folder, path) for path, _ in f.samples] for f in folders]
         labels = [list(f.targets) for f in folders]
+        names = tuple(self.READABLE.get(name, readable_name(name)) for name in folders[0].classes)
+        if fault := fault_of_names(names):
+            raise ValueError(f"{folder}: {fault}. Rename the class folders.")
         check_images(folder, [path for paths in images for path in paths])
         chains = self._chains(folder, images, test_envs, hparams) if algorithm.CHAIN_PATH else {}
         task = Task(
             dataset=type(self).__name__,
-            class_names=tuple(self.READABLE.get(name, readable_name(name)) for name in folders[0].classes),
+            class_names=names,
             environments=tuple(pathlib.Path(f.root).name for f in folders),
             test_envs=tuple(test_envs),
             subject=self.SUBJECT,

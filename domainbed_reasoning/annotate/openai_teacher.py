@@ -78,7 +78,7 @@ class OpenAITeacher:
         if self._key and unsafe and key_variable == _DEFAULT_KEY:
             raise TeacherError(
                 f"{parts.scheme}://{parts.netloc} is another machine and the connection is not encrypted: "
-                f"${_DEFAULT_KEY} is not sent there. Use https, or a tunnel to this machine, or name that server's own key "
+                f"${_DEFAULT_KEY} is not sent there. Use https, a tunnel to this machine, or that server's own key "
                 "with --key-env."
             )
         self.name = f"openai:{model}"

@@ -74,7 +74,8 @@ def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
     print(f"  {'domain':<{width}} {'images':>8} {'published':>10}")
     for domain in sorted({*on_disk.domains, *dataset.domains}):
         expected = dataset.domains.get(domain)
-        print(f"  {domain:<{width}} {found[domain]:>8,} {'–' if expected is None else format(expected, ','):>10}")
+        published = "–" if expected is None else format(expected, ",")
+        print(arguments.printable(f"  {domain:<{width}} {found[domain]:>8,} {published:>10}"))
     total = len(on_disk.pictures)
     print(f"  {'all':<{width}} {total:>8,} {'–' if dataset.total is None else format(dataset.total, ','):>10}")
     if len(on_disk.domains) != len(dataset.environments):
