@@ -156,10 +156,8 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
     name = table["name"]
     usable = name.isidentifier() and not keyword.iskeyword(name) and name[0].isupper() and len(name) <= _MAX_WORDS
     if not usable or name.endswith("Reasoning"):
-        raise DatasetFileError(
-            path,
-            f"'name' must be a Python name that begins with a capital and does not end in 'Reasoning', not {name!r:.80}",
-        )
+        wanted = "a Python name that begins with a capital and does not end in 'Reasoning'"
+        raise DatasetFileError(path, f"'name' must be {wanted}, not {name!r:.80}")
     if name in STOCK:
         raise DatasetFileError(path, f"{name!r} is one of DomainBed's own datasets; choose another name")
     folder = Path(table["folder"])
