@@ -51,4 +51,8 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
 
 for _dataset in custom_datasets().values():
     for _class in make_classes(_dataset):
+        if _class.__name__ in globals():
+            raise ValueError(
+                f"A dataset file gives the name {_dataset.name!r}, which this package needs: choose another."
+            )
         globals()[_class.__name__] = _class

@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import tqdm
 from domainbed import datasets as stock
 from PIL import Image
-from torchvision.datasets.folder import default_loader
 
 from domainbed_reasoning.catalog import CHAIN_FILE, STOCK
+from domainbed_reasoning.chains import fault_of_names
 from domainbed_reasoning.datasets.base import (
     Samples,
     algorithm_class,
@@ -29,6 +29,7 @@ from domainbed_reasoning.datasets.base import (
     report_chains,
     source_chains,
 )
+from domainbed_reasoning.image_files import check_header, read_rgb, truncated_images_refused
 from domainbed_reasoning.mllm.loading import image_edge
 from domainbed_reasoning.prompts import readable_name
 from domainbed_reasoning.registry import Hparam
@@ -77,11 +78,14 @@ class ReasoningImageFolder:
         edge = image_edge(hparams["model"], hparams["max_tiles"])
         images = [[_below(folder, path) for path, _ in f.samples] for f in folders]
         labels = [list(f.targets) for f in folders]
+        names = tuple(self.READABLE.get(name, readable_name(name)) for name in folders[0].classes)
+        if fault := fault_of_names(names):
+            raise ValueError(f"{folder}: {fault}. Rename the class folders.")
         check_images(folder, [path for paths in images for path in paths])
         chains = self._chains(folder, images, test_envs, hparams) if algorithm.CHAIN_PATH else {}
         task = Task(
             dataset=type(self).__name__,
-            class_names=tuple(self.READABLE.get(name, readable_name(name)) for name in folders[0].classes),
+            class_names=names,
             environments=tuple(pathlib.Path(f.root).name for f in folders),
             test_envs=tuple(test_envs),
             subject=self.SUBJECT,
@@ -114,13 +118,13 @@ class ReasoningImageFolder:
 
 
 class _Opener:
-    """Opens image i of a list of files as stock DomainBed does; picklable for loaders' workers."""
+    """Opens image i of a list of files; picklable for loaders' workers."""
 
     def __init__(self, paths: Sequence[str]):
         self.paths = paths
 
     def __call__(self, index: int) -> Image.Image:
-        return default_loader(self.paths[index])
+        return read_rgb(self.paths[index])
 
 
 def dataset_folder(root: str | None, folder: str, name: str, environments: int) -> pathlib.Path:
@@ -163,7 +167,7 @@ def _check_classes(folders: Sequence[Any], root: pathlib.Path) -> None:
 
 
 def check_images(folder: pathlib.Path, images: Sequence[str]) -> None:
-    """Read every image's header, so that a broken file is named now and not hours later.
+    """Look at every image's header and end mark, so that a broken file is named now and not hours later.
 
     Args:
         folder: of the dataset.
@@ -175,17 +179,17 @@ def check_images(folder: pathlib.Path, images: Sequence[str]) -> None:
 
     def fault(image: str) -> str | None:
         try:
-            with Image.open(folder / image):
-                return None
-        except Exception as error:  # PIL raises whatever its decoders do
-            return f"{folder / image} ({type(error).__name__}: {error})"
+            check_header(folder / image)
+        except OSError as error:
+            return str(error)
+        return None
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    with truncated_images_refused(), concurrent.futures.ThreadPoolExecutor() as pool:
         checks = pool.map(fault, images)
         faults = [text for text in tqdm.tqdm(checks, "checking images", len(images), leave=False, disable=None) if text]
     if faults:
         more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise ValueError(f"unreadable images: {'; '.join(faults[:10])}{more}. Replace or remove them.")
+        raise ValueError(f"{len(faults)} unreadable images: {' '.join(faults[:10])}{more}")
 
 
 class VLCSReasoning(ReasoningImageFolder, stock.VLCS):  # type: ignore[misc]

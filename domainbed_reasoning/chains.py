@@ -104,6 +104,26 @@ def normalise_name(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
 
+def fault_of_names(class_names: Sequence[str]) -> str | None:
+    """Return why an answer could not tell these classes apart, None if it can.
+
+    Two names that `match_class` takes for one, a name of no letter, or one that would break the chain it stands in.
+    """
+    seen: dict[str, str] = {}
+    for name in class_names:
+        normal = normalise_name(name)
+        if not normal:
+            return f"the class name {name!r} has no letter"
+        if _TAG.search(name):
+            return f"the class name {name[:80]!r} holds a stage's tag"
+        if not name.isprintable() and any(char in name for char in "\n\r\0"):
+            return f"the class name {name[:80]!r} has more than one line"
+        if normal in seen:
+            return f"two classes are called {name[:80]!r} up to case, spaces and underscores"
+        seen[normal] = name
+    return None
+
+
 def match_class(answer: str | None, class_names: Sequence[str]) -> int | None:
     """Return the index of the class that ``answer`` names exactly, or None.
 

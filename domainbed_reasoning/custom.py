@@ -16,6 +16,7 @@ that every process of a sweep finds them. Each makes ``<Name>`` and ``<Name>Reas
 
 from __future__ import annotations
 
+import keyword
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.catalog import STOCK, ImageFolder
+from domainbed_reasoning.chains import fault_of_names
 from domainbed_reasoning.registry import unknown
 
 PATHS_VARIABLE = "DOMAINBED_REASONING_DATASETS"
@@ -36,6 +38,12 @@ _KEYS: dict[str, type] = {
     "class_names": dict,
 }
 _REQUIRED = ("name", "folder", "environments")
+
+# A dataset's description has some hundred bytes; one with thousands of class names some hundred thousand. On longer
+# lines the parser's time grows with the square of their length.
+MAX_BYTES = 1 << 18
+_MAX_LINE_BYTES = 2_000
+_MAX_WORDS = 100  # characters of a name or subject
 
 
 class DatasetFileError(ValueError):
@@ -110,11 +118,20 @@ def read_dataset(path: Path) -> ImageFolder:
     """
     try:
         with open(path, "rb") as file:
-            table = tomllib.load(file)
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise DatasetFileError(path, f"larger than {MAX_BYTES} bytes")
+        if max(map(len, text.splitlines()), default=0) > _MAX_LINE_BYTES:
+            raise DatasetFileError(path, f"a line of it is longer than {_MAX_LINE_BYTES} bytes")
+        table = tomllib.loads(text.decode())
     except OSError as error:
         raise DatasetFileError(path, f"cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DatasetFileError(path, f"not TOML: {error}") from error
+    except DatasetFileError:
+        raise
+    except RecursionError as error:
+        raise DatasetFileError(path, "not TOML: arrays, tables or keys nested without end") from error
+    except ValueError as error:  # no TOML, no UTF-8, a number of thousands of digits
+        raise DatasetFileError(path, f"not TOML: {str(error):.200}") from error
     _check(path, table)
     return ImageFolder(
         name=table["name"],
@@ -130,29 +147,40 @@ def read_dataset(path: Path) -> ImageFolder:
 def _check(path: Path, table: Mapping[str, Any]) -> None:
     for key, value in table.items():
         if key not in _KEYS:
-            raise DatasetFileError(path, str(unknown("key", key, _KEYS)).rstrip("."))
+            raise DatasetFileError(path, str(unknown("key", key[:40], _KEYS)).rstrip("."))
         if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
-            raise DatasetFileError(path, f"{key!r} must be a {_KEYS[key].__name__}, not {value!r}")
+            raise DatasetFileError(path, f"{key!r} must be a {_KEYS[key].__name__}, not {value!r:.80}")
     for key in _REQUIRED:
         if key not in table:
             raise DatasetFileError(path, f"the key {key!r} is missing")
     name = table["name"]
-    if not name.isidentifier() or name.endswith("Reasoning"):
-        raise DatasetFileError(path, f"'name' must be a Python name that does not end in 'Reasoning', not {name!r}")
+    usable = name.isidentifier() and not keyword.iskeyword(name) and name[0].isupper() and len(name) <= _MAX_WORDS
+    if not usable or name.endswith("Reasoning"):
+        wanted = "a Python name that begins with a capital and does not end in 'Reasoning'"
+        raise DatasetFileError(path, f"'name' must be {wanted}, not {name!r:.80}")
     if name in STOCK:
         raise DatasetFileError(path, f"{name!r} is one of DomainBed's own datasets; choose another name")
     folder = Path(table["folder"])
-    if folder.is_absolute() or ".." in folder.parts or not folder.parts:
-        raise DatasetFileError(path, f"'folder' must lie below --data_dir, not {table['folder']!r}")
+    climbs = folder.is_absolute() or ".." in folder.parts or not folder.parts or folder.parts[0].startswith("~")
+    if climbs or "\\" in table["folder"] or not table["folder"].isprintable():
+        raise DatasetFileError(path, f"'folder' must lie below --data_dir, not {table['folder']!r:.80}")
     environments = table["environments"]
-    if len(environments) < 2 or not all(isinstance(item, str) and item for item in environments):
-        raise DatasetFileError(path, f"'environments' must name two domains or more, not {environments!r}")
-    if table.get("checkpoint_freq", 1) < 1:
-        raise DatasetFileError(path, "'checkpoint_freq' must be 1 or more")
+    if len(environments) < 2 or not all(isinstance(item, str) and _is_a_line(item) for item in environments):
+        raise DatasetFileError(path, f"'environments' must name two domains or more, not {environments!r:.80}")
+    if len(set(environments)) < len(environments):
+        raise DatasetFileError(path, f"'environments' names a domain twice: {environments!r:.80}")
+    if not _is_a_line(table.get("subject", "object")):
+        raise DatasetFileError(path, f"'subject' must be a noun of one line, not {table['subject']!r:.80}")
+    if not 1 <= table.get("checkpoint_freq", 1) < 1 << 31:
+        raise DatasetFileError(path, "'checkpoint_freq' must be 1 or more, and below 2**31")
     names = table.get("class_names", {})
     for key, value in names.items():
-        if not isinstance(value, str) or not value.strip():
-            raise DatasetFileError(path, f"'class_names' must give {key!r} a name, not {value!r}")
-    normal = [" ".join(value.casefold().split()) for value in names.values()]
-    if len(set(normal)) < len(normal):
-        raise DatasetFileError(path, "'class_names' gives two classes the same name")
+        if not isinstance(value, str) or not _is_a_line(value):
+            wanted = f"'class_names' must give {key[:80]!r} a name of one line"
+            raise DatasetFileError(path, f"{wanted}, not {value!r:.80}")
+    if fault := fault_of_names(list(names.values())):
+        raise DatasetFileError(path, f"'class_names': {fault}")
+
+
+def _is_a_line(text: str) -> bool:
+    return bool(text.strip()) and text.isprintable() and len(text) <= _MAX_WORDS

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.parquet import (
@@ -31,10 +31,15 @@ from domainbed_reasoning.parquet import (
     to_message_columns,
     write_parquet,
 )
+from domainbed_reasoning.record import check_record, fault_within, parse_json, parse_json_at
 from domainbed_reasoning.registry import unknown
-from domainbed_reasoning.store import Record, check_record, read_records, write_records
+from domainbed_reasoning.store import Record, read_records, write_records
 
 IMAGE_TAG = "<image>"
+
+# A row is one chain and its surroundings; a row this long is another kind of file.
+MAX_ROW_CHARACTERS = 8 << 20
+_PART_CHARACTERS = 1 << 20
 
 
 class ExchangeError(ValueError):
@@ -101,10 +106,13 @@ def import_records(path: Path) -> Iterator[tuple[int, Record]]:
             return
         rows = _read_json(path)
     for number, row in enumerate(rows, 1):
+        fault = fault_within(row)
+        if fault:
+            raise ExchangeError(f"{path}, row {number}: {fault}. Leave the row out.")
         record = _from_row(row, path, number)
         fault = check_record(record)
         if fault:
-            raise ExchangeError(f"{path}, row {number}: {fault}.")
+            raise ExchangeError(f"{path}, row {number}: {fault}. Mend it, or leave the row out.")
         yield number, record
 
 
@@ -202,7 +210,10 @@ def _from_row(row: Row, path: Path, number: int) -> Record:
         return row
     own = row.get(OWN_FIELD)
     if isinstance(own, str):
-        own = json.loads(own)
+        try:
+            own = parse_json(own)
+        except ValueError as error:
+            raise ExchangeError(f"{place}: the field {OWN_FIELD!r} is not JSON ({error}); leave it out.") from error
     image = row.get("image")
     if image is None and isinstance(row.get("images"), list) and len(row["images"]) == 1:
         image = row["images"][0]
@@ -249,7 +260,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _form_of(row: Row) -> str:
-    if "messages" in row:
+    if "conversations" not in row:
         return "messages"
     if "images" in row:
         return "sharegpt"
@@ -259,7 +270,8 @@ def _form_of(row: Row) -> str:
 def _question_and_chain(row: Row, place: str) -> tuple[str, str]:
     turns = row.get("conversations", row.get("messages"))
     if not isinstance(turns, list):
-        raise ExchangeError(f"{place}: 'chain', 'conversations' or 'messages' is wanted; it has {', '.join(row)}.")
+        has = ", ".join(map(str, row))
+        raise ExchangeError(f"{place}: 'chain', 'conversations' or 'messages' is wanted; it has {has:.200}.")
     asked, answers = "", []
     for turn in turns:
         if not isinstance(turn, dict):
@@ -277,7 +289,8 @@ def _question_and_chain(row: Row, place: str) -> tuple[str, str]:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return "".join(part.get("text") or "" for part in value if isinstance(part, dict))
+        texts = [part.get("text") for part in value if isinstance(part, dict)]
+        return "".join(text for text in texts if isinstance(text, str))
     return value if isinstance(value, str) else ""
 
 
@@ -294,11 +307,11 @@ def _is_chain(text: str) -> bool:
 
 def _first_object(path: Path) -> Row | None:
     """Return the first line's object; None if the file does not begin with one."""
-    with open(path, "rb") as file:
-        for line in file:
+    with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
+        while line := file.readline(MAX_ROW_CHARACTERS):
             if not line.isspace():
                 try:
-                    first = json.loads(line.decode("utf-8-sig"))
+                    first = parse_json(line)
                 except ValueError:
                     return None
                 return first if isinstance(first, dict) else None
@@ -306,19 +319,69 @@ def _first_object(path: Path) -> Row | None:
 
 
 def _read_json(path: Path) -> Iterator[Row]:
+    """Yield the values of JSON lines or of one JSON array, with one row in memory at a time."""
     place = str(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        if text.lstrip().startswith("["):
-            yield from json.loads(text)
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            start = file.read(_PART_CHARACTERS).lstrip()
+            if start.startswith("["):
+                yield from _read_array(start[1:], file)
+                return
+            file.seek(0)
+            number = 0
+            # Not splitlines(): a text may hold U+2028, which JSON leaves as it is.
+            while line := file.readline(MAX_ROW_CHARACTERS):
+                number += 1
+                place = f"{path}, line {number}"
+                if len(line) == MAX_ROW_CHARACTERS:
+                    raise ValueError(f"longer than {MAX_ROW_CHARACTERS} characters")
+                if line.strip():
+                    yield parse_json(line)
+    except ValueError as error:
+        raise ExchangeError(
+            f"{place}: neither JSON lines nor a JSON array ({error}). Give a file in one of the formats of `export`."
+        ) from error
+
+
+def _read_array(text: str, file: IO[str]) -> Iterator[Any]:
+    """Yield the items of a JSON array whose opening bracket has been read.
+
+    Raises:
+        ValueError: it is none.
+    """
+    at, is_first = 0, True
+    while True:
+        fault: ValueError = ValueError("the array does not end")
+        at = _after_space(text, at)
+        if text.startswith("]", at):
+            if text[at + 1 :].strip() or file.read(_PART_CHARACTERS).strip():
+                raise ValueError("text stands after the array")
             return
-        # Not splitlines(): a text may hold U+2028, which JSON leaves as it is.
-        for number, line in enumerate(text.split("\n"), 1):
-            place = f"{path}, line {number}"
-            if line.strip():
-                yield json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ExchangeError(f"{place}: neither JSON lines nor a JSON array ({error}).") from error
+        begin = at if is_first else _after_space(text, at + 1)
+        if at < len(text) and not is_first and text[at] != ",":
+            raise ValueError(f"a comma is wanted, not {text[at : at + 20]!r}")
+        if begin < len(text):
+            if text[begin] != "{":
+                raise ValueError(f"an array of objects is wanted, not {text[begin : begin + 20]!r}")
+            try:
+                value, at = parse_json_at(text, begin)
+            except json.JSONDecodeError as error:  # perhaps its end has not been read yet
+                fault = error
+            else:
+                yield value
+                is_first = False
+                continue
+        more = file.read(_PART_CHARACTERS) if len(text) - at <= MAX_ROW_CHARACTERS else ""
+        if not more:
+            raise fault
+        text, at = text[at:] + more, 0
+
+
+def _after_space(text: str, at: int) -> int:
+    """Return the place of the first character from ``at`` on that is not JSON's white space."""
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
 
 
 def _write_json(path: Path, rows: Iterable[Row], as_lines: bool) -> int:

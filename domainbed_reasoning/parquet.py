@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from domainbed_reasoning.record import parse_json
+
 Row = dict[str, Any]
 
 # The field of foreign formats in which our provenance travels.
@@ -90,7 +92,7 @@ def to_columns(record: Mapping[str, Any]) -> Row:
     row: Row = dict.fromkeys(_COLUMNS)
     extra = {}
     for key, value in record.items():
-        if key in _COLUMNS and type(value) is _COLUMNS[key]:
+        if key in _COLUMNS and type(value) is _COLUMNS[key] and (type(value) is not int or abs(value) < 1 << 63):
             row[key] = value
         else:
             extra[key] = value
@@ -134,10 +136,19 @@ def read_parquet(path: Path) -> Iterator[Row]:
         with arrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(_ROWS):
                 yield from map(_from_columns, batch.to_pylist())
-    except (arrow.ArrowException, OSError) as error:
-        raise ParquetError(f"{path}: no readable Parquet file ({error}).") from error
+    except (arrow.ArrowException, OSError, ParquetError, UnicodeDecodeError) as error:
+        raise ParquetError(f"{path}: no readable Parquet file ({error}). Write it again, or give another.") from error
 
 
 def _from_columns(row: Mapping[str, Any]) -> Row:
     out = {key: value for key, value in row.items() if value is not None and key != "extra"}
-    return out | (json.loads(row["extra"]) if row.get("extra") else {})
+    extra = row.get("extra")
+    if not isinstance(extra, str):  # another's column of that name
+        return out if extra is None else out | {"extra": extra}
+    try:
+        more = parse_json(extra) if extra else {}
+    except ValueError as error:
+        raise ParquetError(f"the column 'extra' is not JSON ({error})") from error
+    if not isinstance(more, dict):
+        raise ParquetError(f"the column 'extra' must hold a JSON object, not {extra:.40}")
+    return out | more

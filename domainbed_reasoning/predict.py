@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.image_files import read_rgb, truncated_images_refused
 from domainbed_reasoning.mllm.images import from_picture
 from domainbed_reasoning.scoring import answers_from_chains, scores_from_answers
 from domainbed_reasoning.trained import TrainedJob, read_job
@@ -129,10 +130,8 @@ def _picture(image: Any) -> Any:
     """Return an image as an RGB picture."""
     if not isinstance(image, (str, pathlib.Path)):
         return image.convert("RGB")
-    from PIL import Image
-
     try:
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{image} is not a readable image ({error}).") from error
+        with truncated_images_refused():
+            return read_rgb(image)
+    except OSError as error:
+        raise ValueError(str(error)) from error

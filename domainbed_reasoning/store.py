@@ -15,14 +15,33 @@ from types import TracebackType
 from typing import Any
 
 from domainbed_reasoning.chains import ChainError, parse_chain
+from domainbed_reasoning.record import (
+    ACCEPTED,
+    MAX_DEPTH,
+    MAX_LINE_BYTES,
+    REJECTED,
+    Record,
+    check_record,
+    parse_json,
+)
 
-ACCEPTED = "accepted"
-REJECTED = "rejected"
+__all__ = [
+    "ACCEPTED",
+    "MAX_LINE_BYTES",
+    "REJECTED",
+    "ChainFileError",
+    "ChainWriter",
+    "Record",
+    "check_record",
+    "load_chains",
+    "read_lines",
+    "read_records",
+    "write_records",
+]
 
-# A chain has some hundred tokens; a line this long is another kind of file.
-MAX_LINE_BYTES = 1 << 20
-
-Record = dict[str, Any]
+# A reader that meets half a line at the end looks again so often, so many seconds apart.
+_LOOKS_AGAIN = 5
+_LOOK_SECONDS = 0.02
 
 
 class ChainFileError(ValueError):
@@ -46,9 +65,9 @@ def load_chains(
         repair: leave out a torn last line, as a killed writer may leave it, instead of raising.
 
     Raises:
-        ChainFileError: for a file that is missing, or a line that is torn, not JSON, over-long, lacks a key, has a
-            value of the wrong type, text that no file can hold, a path out of the folder or of an unknown image, an
-            accepted chain that has not its five stages, or a second accepted chain of an image.
+        ChainFileError: for a file that is missing, or a line that is torn, not JSON, over-long, lacks a key or has it
+            twice, has a value of the wrong kind, text that no file can hold, a path out of the folder or of an unknown
+            image, an accepted chain that has not its five stages, or a second accepted chain of an image.
     """
     known = None if known_images is None else frozenset(known_images)
     chains: dict[str, str] = {}
@@ -105,7 +124,7 @@ def read_lines(path: str | os.PathLike[str], *, repair: bool = False) -> Iterato
         raise ChainFileError(path, None, f"cannot be read ({error.strerror})", cure) from error
     cure = "Mend or delete this line; `domainbed-reasoning check` lists every such line"
     with file:
-        number = 0
+        number = place = looks = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(raw) > MAX_LINE_BYTES:
@@ -113,61 +132,29 @@ def read_lines(path: str | os.PathLike[str], *, repair: bool = False) -> Iterato
                     raw = file.readline(MAX_LINE_BYTES)
                 fault = f"longer than {MAX_LINE_BYTES} bytes"
                 yield number, ChainFileError(path, number, fault, "Give a file with one JSON object a line")
+                place = file.tell()
                 continue
             if raw.isspace():
+                place += len(raw)
                 continue
             try:
-                record = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
+                record = parse_json(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except ValueError as error:
                 if raw.endswith(b"\n"):
                     yield number, ChainFileError(path, number, f"not JSON ({error})", cure)
+                elif looks < _LOOKS_AGAIN:  # a living writer may be about to finish it
+                    time.sleep(_LOOK_SECONDS)
+                    looks, number = looks + 1, number - 1
+                    file.seek(place)
+                    continue
                 elif not repair:
                     go_on = "Run `domainbed-reasoning annotate` again, which cuts it off and goes on, or delete it"
                     yield number, ChainFileError(path, number, "torn: its writer was stopped half-way", go_on)
+                place += len(raw)
                 continue
-            fault_or_none = check_record(record, escaped=b"\\u" in raw)
+            place += len(raw)
+            fault_or_none = check_record(record, walk=b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH)
             yield number, ChainFileError(path, number, fault_or_none, cure) if fault_or_none else record
-
-
-def check_record(record: Any, escaped: bool = True) -> str | None:
-    r"""Return what is wrong with a line's value, None if nothing is.
-
-    Args:
-        record: what the line says.
-        escaped: whether it may hold NULs or lone surrogates, which only a ``\u`` escape can bring into JSON.
-    """
-    if not isinstance(record, dict):
-        return f"a JSON object is wanted, not {type(record).__name__}"
-    for key in ("image", "chain"):
-        if key not in record:
-            return f"the key {key!r} is missing"
-        if not isinstance(record[key], str):
-            return f"{key!r} must be a string, not {type(record[key]).__name__}"
-    verdict = record.get("verdict", ACCEPTED)
-    if verdict not in (ACCEPTED, REJECTED):
-        return f"'verdict' must be {ACCEPTED!r} or {REJECTED!r}, not {verdict!r}"
-    if escaped and not _is_storable(record):
-        return "it holds a NUL or half of a surrogate pair, which is no text"
-    return check_image_path(record["image"])
-
-
-def check_image_path(image: str) -> str | None:
-    """Return why ``image`` is no path below a dataset's folder, None if it is one."""
-    parts = image.split("/")
-    if image.startswith("/") or "\\" in image or parts[0].endswith(":"):
-        return f"the image path {image!r} must be below the dataset's folder and use '/'"
-    if "" in parts or "." in parts or ".." in parts:
-        return f"the image path {image!r} must not climb or have empty steps"
-    return None
-
-
-def _is_storable(value: Any) -> bool:
-    """Return whether every text in a JSON value is free of NULs and lone surrogates."""
-    if isinstance(value, str):
-        return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
-    if isinstance(value, dict):
-        return all(_is_storable(key) and _is_storable(item) for key, item in value.items())
-    return all(map(_is_storable, value)) if isinstance(value, list) else True
 
 
 class ChainWriter:
@@ -187,7 +174,7 @@ class ChainWriter:
         cut_bytes: length of the torn last line that opening cut off, 0 if there was none.
 
     Raises:
-        ChainFileError: if another process writes to the file.
+        ChainFileError: if another process writes to the file, or it ends in what no chain file ends in.
         OSError: if the file cannot be made or written.
     """
 
@@ -198,10 +185,9 @@ class ChainWriter:
         folder = os.path.dirname(os.path.abspath(self.path))
         os.makedirs(folder, exist_ok=True)
         is_new = not os.path.exists(self.path)
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._file = _open_locked(self.path)
         try:
-            _lock(self._file, self.path)
-            self.cut_bytes = _cut_torn_line(self._file)
+            self.cut_bytes = _cut_torn_line(self._file, self.path)
             if is_new:
                 _sync_folder(folder)
         except BaseException:
@@ -221,7 +207,10 @@ class ChainWriter:
         fault = check_record(record)
         if fault:
             raise ValueError(f"This record cannot be stored: {fault}.")
-        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The record of {record['image']!r} cannot be stored as JSON: {error}.") from error
         if len(line) > MAX_LINE_BYTES:
             raise ValueError(f"The record of {record['image']!r} is longer than {MAX_LINE_BYTES} bytes.")
         try:
@@ -266,11 +255,13 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, A
 
     Raises:
         ValueError: for a value that is no record; an existing file stays as it was.
+        ChainFileError: if another process writes to the file that is there.
         OSError: if it cannot be written.
     """
     target = os.fspath(path)
     partial = f"{target}.{os.getpid()}.part"
     count = 0
+    there = _open_locked(target) if os.path.isfile(target) else None
     try:
         with ChainWriter(partial, sync_records=1 << 62, sync_seconds=float("inf")) as writer:
             for record in records:
@@ -281,29 +272,55 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, A
         if os.path.exists(partial):
             os.unlink(partial)
         raise
+    finally:
+        if there is not None:
+            os.close(there)
     _sync_folder(os.path.dirname(os.path.abspath(target)))
     return count
 
 
-def _cut_torn_line(file: int) -> int:
-    """Cut off a torn last line, end a whole one that lacks its newline, and return the number of bytes cut."""
+def _open_locked(path: str) -> int:
+    """Return a file, made if missing, that is this process's alone and the one that ``path`` names.
+
+    Raises:
+        ChainFileError: another process writes to it.
+        OSError: it cannot be opened.
+    """
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            _lock(file, path)
+            if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # another took its place between opening and locking
+
+
+def _cut_torn_line(file: int, path: str) -> int:
+    """Cut off a torn last line, end a whole one that lacks its newline, and return the number of bytes cut.
+
+    Raises:
+        ChainFileError: it is no line of ours: some other file was given, which stays as it is.
+    """
     size = os.fstat(file).st_size
-    tail = b""
-    start = size
-    while start and b"\n" not in tail:
-        step = min(1 << 16, start)
-        start -= step
-        tail = os.pread(file, step, start) + tail
-    _, _, last = tail.rpartition(b"\n")
+    start = max(0, size - MAX_LINE_BYTES - 1)
+    before, newline, last = os.pread(file, size - start, start).rpartition(b"\n")
     if not last:
         return 0
     try:
-        whole = isinstance(json.loads(last), dict)
+        whole = isinstance(parse_json(last.decode("utf-8-sig")), dict)
     except ValueError:
         whole = False
     if whole:
         os.write(file, b"\n")
         return 0
+    # A power cut may leave zeros where a line should be.
+    head = os.pread(file, 4, 0).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if (start and not newline) or not head.startswith((b"{", b"\0")) or last.strip(b"\0")[:1] not in (b"{", b""):
+        cure = "Give a chain file, or the name of a new one; this one was left as it is"
+        raise ChainFileError(path, None, "it is no chain file: its last line is neither a record nor half of one", cure)
     os.ftruncate(file, size - len(last))
     os.fsync(file)
     return len(last)

@@ -6,17 +6,18 @@ adapter folder of PEFT and a merged model.
 
 from __future__ import annotations
 
-import json
 import pathlib
-import pickle
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from domainbed_reasoning.chains import fault_of_names
 from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
 from domainbed_reasoning.prompts import PROMPT_VERSION, q_cls, q_reason
+from domainbed_reasoning.record import parse_json
 
 TASK_FILE = "task.json"
 _PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -82,14 +83,23 @@ class TrainedJob:
         Raises:
             ModelError: for a base model that cannot be used.
             ValueError: for adapters that do not fit it.
+            JobError: for a model whose files the libraries cannot make sense of.
         """
-        mllm = load_mllm(
-            model or self.model,
-            lora=self.lora(),
-            dtype=dtype or self.hparams["dtype"],
-            quantize=quantize or self.hparams["quantize"],
-            max_tiles=self.hparams["max_tiles"],
-        )
+        try:
+            mllm = load_mllm(
+                model or self.model,
+                lora=self.lora(),
+                dtype=dtype or self.hparams["dtype"],
+                quantize=quantize or self.hparams["quantize"],
+                max_tiles=self.hparams["max_tiles"],
+            )
+        except ValueError:
+            raise
+        except Exception as error:  # files of strangers make the libraries raise anything
+            raise JobError(
+                f"{model or self.model}: the model cannot be loaded ({type(error).__name__}: {str(error):.300}). Give "
+                "another with --model, or fetch it again."
+            ) from error
         if self.adapters:
             mllm.load_adapters(self.adapters)
         return mllm.eval()
@@ -102,19 +112,11 @@ def read_job(folder: str | pathlib.Path) -> TrainedJob:
         JobError: for a folder that is none of these, or a job that has not saved its model.
     """
     path = pathlib.Path(folder).expanduser()
-    try:
-        said = json.loads((path / TASK_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise JobError(
-            f"{path} holds no {TASK_FILE}: it is no job of an MLLM algorithm. Give the folder that DomainBed's train "
-            "or sweep wrote (with results.jsonl and model.pkl), or one that `domainbed-reasoning export` wrote."
-        ) from error
-    except json.JSONDecodeError as error:
-        raise JobError(f"{path / TASK_FILE} is damaged ({error}): run the job again.") from error
+    said = _read_task(path)
     if said["prompt_version"] != PROMPT_VERSION:
         raise JobError(
-            f"{path}: the model was asked with prompts of version {said['prompt_version']}, and version "
-            f"{PROMPT_VERSION} is installed: use domainbed-reasoning {said['version']}."
+            f"{path}: the model was asked with prompts of version {said['prompt_version']!r:.20}, and version "
+            f"{PROMPT_VERSION} is installed: use domainbed-reasoning {said.get('version', 'of then')!s:.20}."
         )
     hparams, model = said["hparams"], said["hparams"]["model"]
     if (path / _PEFT_WEIGHTS).is_file():
@@ -122,7 +124,8 @@ def read_job(folder: str | pathlib.Path) -> TrainedJob:
     elif (path / "config.json").is_file():
         adapters, model, hparams = {}, str(path), {**hparams, "quantize": "none"}
     else:
-        adapters = _checkpoint(path)["model_dict"]
+        adapters = _checkpoint(path)
+    _check_adapters(path, adapters, hparams)
     return TrainedJob(
         folder=path,
         algorithm=said["algorithm"],
@@ -137,25 +140,138 @@ def read_job(folder: str | pathlib.Path) -> TrainedJob:
     )
 
 
+def _read_task(path: pathlib.Path) -> dict[str, Any]:
+    """Return what task.json says, every value of the kind that the rest of the code counts on."""
+    file = path / TASK_FILE
+    try:
+        said = parse_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise JobError(
+            f"{path} holds no {TASK_FILE}: it is no job of an MLLM algorithm. Give the folder that DomainBed's train "
+            "or sweep wrote (with results.jsonl and model.pkl), or one that `domainbed-reasoning export` wrote."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise JobError(f"{file} is damaged ({str(error):.200}): run the job again.") from error
+    fault = _fault(said, _TASK) or _fault(said["hparams"], _HPARAMS) or fault_of_names(said["class_names"])
+    if fault:
+        raise JobError(f"{file} is damaged ({fault}): run the job again, or take the file as the job wrote it.")
+    return said
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) < 4096 and value.isprintable()
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _whole(least: int, most: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _number(least: float, most: float) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _one_of(*choices: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in choices
+
+
+# What a task and its hyper-parameters must be: name → test.
+_TASK: dict[str, Callable[[Any], bool]] = {
+    "algorithm": _text,
+    "dataset": _text,
+    "subject": _text,
+    "class_names": lambda value: _texts(value) and bool(value),
+    "environments": _texts,
+    "test_envs": lambda value: isinstance(value, list) and all(map(_whole(0, 1 << 20), value)),
+    "prompt_version": _text,
+    "hparams": lambda value: isinstance(value, dict),
+}
+_HPARAMS: dict[str, Callable[[Any], bool]] = {
+    "model": _text,
+    "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
+    "quantize": _one_of("none", "nf4", "int8"),
+    "max_tiles": _whole(1, 64),
+    "answer": _one_of("chain", "label"),
+    "eval_batch": _whole(1, 1 << 20),
+    "max_new_tokens": _whole(1, 1 << 20),
+}
+_LORA: dict[str, Callable[[Any], bool]] = {
+    "lora_rank": _whole(1, 1 << 16),
+    "lora_alpha": _number(0, 1 << 20),
+    "lora_dropout": _number(0, 0.999),
+    "lora_targets": _one_of("both", "vision", "language"),
+    "lora_projector": lambda value: isinstance(value, bool),
+}
+
+
+def _fault(said: Any, wanted: Mapping[str, Callable[[Any], bool]]) -> str | None:
+    if not isinstance(said, dict):
+        return f"a JSON object is wanted, not {type(said).__name__}"
+    for name, is_right in wanted.items():
+        if name not in said:
+            return f"{name!r} is missing"
+        if not is_right(said[name]):
+            return f"{name!r} cannot be {said[name]!r:.80}"
+    return None
+
+
+def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
+    """Refuse adapters that are none, before a model of the size that they claim is made."""
+    if not adapters:
+        return
+    fault = _fault(hparams, _LORA)
+    if fault:
+        raise JobError(f"{path / TASK_FILE} is damaged ({fault}): take the file as the job wrote it.")
+    rank = hparams["lora_rank"]
+    for name, tensor in adapters.items():
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or tensor.dim() != 2:
+            raise JobError(f"{path}: the adapter {str(name)!r:.200} is no matrix of numbers. Run the job again.")
+        found = tensor.shape[0] if ".lora_A." in name else tensor.shape[1]
+        if found != rank:
+            raise JobError(
+                f"{path}: the adapter {name!r:.200} has rank {found}, and {TASK_FILE} says {rank}. Take both "
+                "from one job."
+            )
+        if not torch.isfinite(tensor).all():
+            raise JobError(f"{path}: the adapter {name!r:.200} holds NaN or infinity: the job has diverged.")
+
+
 def _checkpoint(path: pathlib.Path) -> dict[str, Any]:
+    """Return the trained tensors of DomainBed's model.pkl."""
     file = path / "model.pkl"
     if not file.is_file():
         raise JobError(
             f"{path} holds no model.pkl: the job has not reached its first checkpoint, or ran with --skip_model_save."
         )
     try:  # tensors and plain values only: a checkpoint from elsewhere must not run code
-        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                    raise JobError(f"{file} is packed, which torch.save never does: it is not opened.")
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except JobError:
+        raise
+    except Exception as error:  # what a damaged pickle raises depends on where it is damaged
         raise JobError(
             f"{file} cannot be read: it is cut short, as by a job that was killed while it saved, or holds more than "
-            f"tensors and plain values ({str(error).splitlines()[0]}). Run the job again."
+            f"tensors and plain values ({(str(error) or type(error).__name__).splitlines()[0]:.300}). Run the job "
+            "again."
         ) from error
-    return checkpoint
+    tensors = checkpoint.get("model_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(tensors, dict):
+        raise JobError(f"{file} holds no 'model_dict': it is no checkpoint of DomainBed. Run the job again.")
+    return tensors
 
 
 def _peft_adapters(file: pathlib.Path) -> dict[str, torch.Tensor]:
     """Return PEFT's saved tensors under the names that they have in the model, with the adapter's."""
     import safetensors.torch
 
-    saved = safetensors.torch.load_file(file)
+    try:
+        saved = safetensors.torch.load_file(file)
+    except Exception as error:  # the format's own errors derive from Exception
+        raise JobError(f"{file} cannot be read ({str(error):.300}): export the job again.") from error
     return {name.removesuffix(".weight") + ".default.weight": tensor for name, tensor in saved.items()}

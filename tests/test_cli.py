@@ -130,3 +130,19 @@ def test_a_reader_that_leaves_early_is_no_error_to_show():
     said = process.stderr.read()
     assert process.wait() == 1
     assert "BrokenPipe" not in said
+
+
+def test_doctor_names_a_package_that_is_newer_than_tried(monkeypatch):
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: ["torch>=2"])
+    monkeypatch.setattr(doctor, "TRIED", {"torch": "1.0"})
+    (finding,) = doctor.examine_requirements()
+    assert "is newer than 1.0, the newest that this was tried with" in finding.what
+    assert 'pip install "torch<=1.0"' in finding.cure and not finding.stops_training
+
+
+def test_doctor_names_an_interface_that_is_gone(monkeypatch):
+    assert list(doctor.missing_interfaces()) == []
+    monkeypatch.setattr(doctor, "INTERFACES", (("torch", "torch.nn:NoSuchLayer"), ("torch", "torch.gone:thing")))
+    gone, broken = doctor.examine_interfaces()
+    assert gone.stops_training and "torch.nn:NoSuchLayer" in gone.what and 'pip install "torch<=' in gone.cure
+    assert "torch.gone:thing (ModuleNotFoundError" in broken.what

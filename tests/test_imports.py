@@ -65,7 +65,7 @@ def test_there_is_something_to_look_at():
     } <= MODULES.keys()
 
 
-@pytest.mark.parametrize("name", ["chains", "prompts", "store", "registry"])
+@pytest.mark.parametrize("name", ["chains", "prompts", "record", "store", "registry"])
 def test_the_core_knows_neither_torch_nor_domainbed(name):
     assert not packages(name) & {"torch", "torchvision", "domainbed", *HEAVY}
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.catalog import OnDisk, Picture
+from domainbed_reasoning.image_files import read_rgb
 from domainbed_reasoning.store import ACCEPTED
 
 # Images whose texts and thumbnails are unpacked together.
@@ -176,13 +177,9 @@ def _packed(value: Any) -> str:
 
 def _thumbnail(path: Path, edge: int, quality: int) -> str:
     """Return an image as base64 WebP of at most ``edge`` pixels; ``-`` if it cannot be read."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (edge, edge))
-            small = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        small = read_rgb(path, draft=edge)
+    except OSError:
         return "-"
     small.thumbnail((edge, edge))
     out = io.BytesIO()

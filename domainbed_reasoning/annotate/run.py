@@ -28,9 +28,9 @@ from domainbed_reasoning.annotate.teacher import (
     TeacherError,
     read_picture,
     seed_of,
-    truncated_images_refused,
 )
 from domainbed_reasoning.catalog import Picture
+from domainbed_reasoning.image_files import truncated_images_refused
 from domainbed_reasoning.store import ACCEPTED, REJECTED, ChainWriter, Record
 
 # A candidate this long is no chain; the store keeps its beginning.
@@ -277,7 +277,9 @@ class Annotation:
         finally:
             self._budget.settle(dearest, paid)
         self._failures_in_a_row = 0
-        verdict = self._rules.judge(answer.text, job.label, finish=answer.finish, refused=answer.refused)
+        # What is judged is what is kept: the end of an overlong chain must not decide.
+        text = answer.text[:_MAX_CHARACTERS]
+        verdict = self._rules.judge(text, job.label, finish=answer.finish, refused=answer.refused)
         record = self._record(job, attempt, request, sha256, answer, paid)
         record["verdict"] = ACCEPTED if verdict.accepted else REJECTED
         if not verdict.accepted:

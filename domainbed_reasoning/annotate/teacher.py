@@ -7,15 +7,15 @@ seed comes from the image's bytes.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from domainbed_reasoning.chains import STAGES
+from domainbed_reasoning.image_files import read_rgb
 from domainbed_reasoning.prompts import PROMPT_VERSION, q_reason
 
 # Longest edge in pixels that is sent: what GPT-4o scales its high-detail images down to on the short side.
@@ -113,34 +113,18 @@ def q_teacher(class_names: Sequence[str], subject: str = "object", words: str = 
     return f"{q_reason(class_names, subject)}\n{told}"
 
 
-@contextlib.contextmanager
-def truncated_images_refused() -> Iterator[None]:
-    """Have PIL refuse truncated images, which DomainBed's modules make it fill up with grey in the whole process."""
-    from PIL import ImageFile
-
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
 def read_picture(path: Path) -> tuple[bytes, str]:
     """Return an image as it is sent, JPEG bytes, and the SHA-256 of its file.
 
     The pixels are those of DomainBed's loader (RGB, no EXIF rotation), scaled down to `MAX_EDGE`.
 
     Raises:
-        OSError: if it cannot be read, is truncated or no image.
+        OSError: if it cannot be read, is too large, truncated or no image.
     """
     from PIL import Image
 
     raw = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(raw)) as image:
-            pixels = image.convert("RGB")
-    except (Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise OSError(f"{path} is no readable image: {error}") from error
+    pixels = read_rgb(raw, path)
     if max(pixels.size) > MAX_EDGE:
         pixels.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.LANCZOS)
     pixels.info.clear()

@@ -105,7 +105,7 @@ class MLLM(torch.nn.Module):
     def base(self) -> torch.nn.Module:
         """The transformers model, adapters inside of it."""
         peft_base = getattr(self.network, "base_model", None)
-        return peft_base.model if hasattr(self.network, "peft_config") else self.network
+        return peft_base.model if hasattr(self.network, "get_base_model") else self.network
 
     @property
     def tokenizer(self) -> Any:
@@ -362,7 +362,7 @@ class MLLM(torch.nn.Module):
 
     def merge(self) -> MLLM:
         """Return this model with its adapters merged into its own weights, for answering only; this one is used up."""
-        network = self.network.merge_and_unload() if hasattr(self.network, "peft_config") else self.network
+        network = self.network.merge_and_unload() if hasattr(self.network, "get_base_model") else self.network
         network.requires_grad_(False).eval()
         return MLLM(network, self.processor, self.family, self.grid, self.quantized)
 
@@ -373,7 +373,7 @@ class MLLM(torch.nn.Module):
         Copies remember together with this model what equal weights have written.
         """
         network = copy.deepcopy(self.network)
-        if hasattr(network, "peft_config"):
+        if hasattr(network, "get_base_model"):
             network = network.merge_and_unload()
         network.requires_grad_(False).eval()
         frozen = MLLM(network, self.processor, self.family, self.grid, self.quantized)

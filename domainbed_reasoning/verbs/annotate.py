@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if writer.cut_bytes:
             print(f"{given.chains}: cut off {writer.cut_bytes} bytes of a torn last line.", file=sys.stderr)
         summary = _annotate(given, settings, rules, jobs, writer, on_disk)
-    print(report(summary, len(jobs)))
+    print(arguments.printable(report(summary, len(jobs))))
     print(f"Chains: {given.chains}. `domainbed-reasoning browse` with the same --dataset and --data_dir shows them.")
     return 3 if summary.stopped else 1 if summary.unanswered or summary.unreadable else 0
 

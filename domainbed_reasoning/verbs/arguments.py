@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from domainbed_reasoning.catalog import CHAIN_FILE, ImageFolder, OnDisk, scan
+from domainbed_reasoning.chains import fault_of_names
 from domainbed_reasoning.custom import find
 
 Main = Callable[[Sequence[str] | None], int]
@@ -51,15 +52,18 @@ def class_names(dataset: ImageFolder, on_disk: OnDisk) -> tuple[str, ...]:
     """Return the names of the classes for prompts, in label order.
 
     Raises:
-        ValueError: if two classes have the same name.
+        ValueError: for names that no answer could tell apart.
     """
     names = tuple(dataset.class_name(folder) for folder in on_disk.classes)
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(
-            f"{dataset.name}: two class folders are both called {twice!r}; give them names in [class_names]."
-        )
+    fault = fault_of_names(names)
+    if fault:
+        raise ValueError(f"{dataset.name}: {fault}. Rename its folders, or give them names in [class_names].")
     return names
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with its control characters spelt out: files and servers name things that terminals obey."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
 
 
 def ends_with_message(main: Main) -> Main:
@@ -76,7 +80,7 @@ def ends_with_message(main: Main) -> Main:
             sys.stdout = None
             return 0
         except (ValueError, OSError, TeacherError) as error:
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
-from domainbed_reasoning.annotate.teacher import truncated_images_refused
 from domainbed_reasoning.catalog import STOCK, ImageFolder, OnDisk
 from domainbed_reasoning.custom import custom_datasets
+from domainbed_reasoning.image_files import read_rgb, truncated_images_refused
 from domainbed_reasoning.store import ACCEPTED, ChainFileError, read_lines
 from domainbed_reasoning.verbs import arguments
 
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         faults += broken_images(on_disk)
     faults += check_chains(given.chains, dataset, on_disk)
     for fault in faults:
-        print(f"FAULT {fault}")
+        print(arguments.printable(f"FAULT {fault}"))
     if faults and dataset.obtain:
         print(f"To get what is missing: {dataset.obtain} Website: {dataset.website or 'none known'}")
     print(f"{len(faults)} fault(s)." if faults else "No faults.")
@@ -75,7 +74,8 @@ def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
     print(f"  {'domain':<{width}} {'images':>8} {'published':>10}")
     for domain in sorted({*on_disk.domains, *dataset.domains}):
         expected = dataset.domains.get(domain)
-        print(f"  {domain:<{width}} {found[domain]:>8,} {'–' if expected is None else format(expected, ','):>10}")
+        published = "–" if expected is None else format(expected, ",")
+        print(arguments.printable(f"  {domain:<{width}} {found[domain]:>8,} {published:>10}"))
     total = len(on_disk.pictures)
     print(f"  {'all':<{width}} {total:>8,} {'–' if dataset.total is None else format(dataset.total, ','):>10}")
     if len(on_disk.domains) != len(dataset.environments):
@@ -109,23 +109,19 @@ def broken_images(on_disk: OnDisk) -> list[str]:
     paths = [on_disk.root / picture.path for picture in on_disk.pictures]
     with truncated_images_refused(), ThreadPoolExecutor() as pool:
         results = list(tqdm(pool.map(_fault_of, paths), total=len(paths), unit="image", leave=False))
-    faults = [f"{path}: {fault}" for path, fault in zip(paths, results, strict=True) if fault]
+    faults = [fault for fault in results if fault]
     print(f"  {len(paths) - len(faults):,} of {len(paths):,} images can be decoded")
     return _shortened(faults, "images cannot be decoded")
 
 
 def _fault_of(path: Path) -> str:
     """Return why an image cannot be decoded to its end, empty if it can."""
-    from PIL import Image
-
     try:
         if not path.stat().st_size:
-            return "an empty file"
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")
-            image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{type(error).__name__}: {error}"
+            return f"{path}: an empty file"
+        read_rgb(path)
+    except OSError as error:
+        return str(error)
     return ""
 
 

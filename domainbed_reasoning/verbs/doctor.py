@@ -11,11 +11,39 @@ from pathlib import Path
 from typing import NamedTuple
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry, upstream
 
 DISTRIBUTION = "domainbed-reasoning"
 HOOK = "_domainbed_reasoning_hook"
+
+
+# The newest versions that the tests were run with; `make compat` runs them with the oldest and the newest.
+TRIED = {
+    "torch": "2.15.0",
+    "torchvision": "0.29.2",
+    "transformers": "5.23.0",
+    "peft": "0.21.2",
+    "bitsandbytes": "0.50.2",
+    "numpy": "2.4",
+    "pandas": "3.1",
+}
+
+# What training counts on beyond the libraries' best-known names: distribution, "module:attribute".
+INTERFACES = (
+    ("torch", "torch.utils.data._utils.collate:default_collate_fn_map"),
+    ("torch", "torch._C:DisableTorchFunctionSubclass"),
+    ("transformers", "transformers:AutoModelForImageTextToText.from_pretrained"),
+    ("transformers", "transformers:AutoProcessor.from_pretrained"),
+    ("transformers", "transformers:AutoImageProcessor.from_pretrained"),
+    ("transformers", "transformers:BitsAndBytesConfig"),
+    ("transformers", "transformers.optimization:get_scheduler"),
+    ("peft", "peft:get_peft_model"),
+    ("peft", "peft:LoraConfig"),
+    ("peft", "peft.tuners.lora:LoraModel.merge_and_unload"),
+    ("peft", "peft:PeftModel.get_base_model"),
+)
 
 
 class Finding(NamedTuple):
@@ -58,6 +86,11 @@ def examine_plug_in() -> Iterator[Finding]:
     """Look at the interpreter and at the hook."""
     yield Finding(f"Python {platform.python_version()} ({sys.executable})")
     yield Finding(f"{DISTRIBUTION} {__version__} ({Path(registry.__file__).parent})")
+    if _version(DISTRIBUTION) is None:
+        yield Finding(
+            f"{DISTRIBUTION} is imported from a folder and not installed: what it requires is not known",
+            "pip install -e . in that folder",
+        )
     tiny_model = Path(registry.__file__).parent / "mllm" / "tiny_model" / "model.safetensors"
     if not tiny_model.is_file():
         yield Finding(
@@ -70,7 +103,7 @@ def examine_plug_in() -> Iterator[Finding]:
 
 
 def examine_requirements() -> Iterator[Finding]:
-    """Compare what is installed with what the package requires."""
+    """Compare what is installed with what the package requires, and with the newest that it was tried with."""
     for requirement, extra in _requirements():
         if extra:
             continue
@@ -80,8 +113,37 @@ def examine_requirements() -> Iterator[Finding]:
             yield Finding(f"{name} is missing", f'pip install "{name}{wanted}"', True)
         elif not wanted.contains(installed, prereleases=True):
             yield Finding(f"{name} {installed} is not {wanted}", f'pip install "{name}{wanted}"', True)
+        elif name in TRIED and Version(installed).release[:2] > Version(TRIED[name]).release[:2]:
+            cure = f'nothing, if all goes well; else pip install "{name}<={TRIED[name]}" and tell us'
+            yield Finding(f"{name} {installed} is newer than {TRIED[name]}, the newest that this was tried with", cure)
         else:
             yield Finding(f"{name} {installed}")
+
+
+def examine_interfaces() -> Iterator[Finding]:
+    """Look for what we need of the libraries, which their next versions may drop."""
+    missing = list(missing_interfaces())
+    for name, fault in missing:
+        cure = f'pip install "{name}<={TRIED[name]}", or a newer {DISTRIBUTION}'
+        yield Finding(f"{name} {_version(name)} has not what we need: {fault}", cure, True)
+    if not missing:
+        yield Finding(f"{len(INTERFACES)} of them are there")
+
+
+def missing_interfaces() -> Iterator[tuple[str, str]]:
+    """Yield (distribution, what is missing) for each interface of the libraries that we need and that is not there."""
+    for name, target in INTERFACES:
+        if _version(name) is None:
+            continue
+        module, _, path = target.partition(":")
+        try:
+            found: object = import_module(module)
+            for part in path.split("."):
+                found = getattr(found, part)
+        except AttributeError:
+            yield name, target
+        except Exception as error:  # a library that breaks at import can break in any way
+            yield name, f"{target} ({type(error).__name__}: {error})"
 
 
 def examine_extras() -> Iterator[Finding]:
@@ -155,6 +217,7 @@ def examine_devices() -> Iterator[Finding]:
 EXAMINATIONS: dict[str, Callable[[], Iterator[Finding]]] = {
     "Plug-in": examine_plug_in,
     "Packages": examine_requirements,
+    "Interfaces of the packages that we need": examine_interfaces,
     "DomainBed": examine_domainbed,
     "Registered": examine_registries,
     "Devices": examine_devices,
@@ -164,11 +227,18 @@ EXAMINATIONS: dict[str, Callable[[], Iterator[Finding]]] = {
 
 def _requirements() -> Iterator[tuple[Requirement, str]]:
     """Yield what our metadata requires, with the extra that it belongs to or an empty string."""
-    for text in metadata.requires(DISTRIBUTION) or []:
+    for text in _metadata_requires():
         requirement = Requirement(text)
         marker = str(requirement.marker or "")
         extra = marker.partition("extra == ")[2].strip("\"'")
         yield requirement, extra
+
+
+def _metadata_requires() -> list[str]:
+    try:
+        return metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def _version(name: str) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from domainbed_reasoning.catalog import OnDisk
 from domainbed_reasoning.exchange import FORMATS, export_records
+from domainbed_reasoning.image_files import image_size
 from domainbed_reasoning.prompts import q_reason
 from domainbed_reasoning.store import ACCEPTED, read_records
 from domainbed_reasoning.verbs import arguments
@@ -57,9 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _look_at(on_disk: OnDisk, image: str) -> tuple[int, int, bytes]:
-    from PIL import Image
-
     path = on_disk.root / image
-    with Image.open(path) as picture:
-        width, height = picture.size
+    width, height = image_size(path)
     return width, height, path.read_bytes()

@@ -7,6 +7,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from domainbed_reasoning.verbs.arguments import printable
+
 _EXAMPLES = """examples:
   domainbed-reasoning export --job sweep/1a2b3c...
   domainbed-reasoning export --job sweep/1a2b3c... --output rd-mldg-pacs-sketch --merge
@@ -35,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = pathlib.Path(given.output or pathlib.Path(given.job, "merged" if given.merge else "adapter"))
     try:
         (export_merged if given.merge else export_adapters)(given.job, output, given.model)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(printable(str(error)), file=sys.stderr)
         return 1
     print(f"{'The merged model is' if given.merge else 'The adapters are'} in {output}")
     return 0

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             writer.append(record)
     print(f"{given.file}: {counts.total():,} rows, {len(records):,} written to {given.chains}")
     for what, count in counts.most_common():
-        print(f"  {count:>7,}  {what}")
+        print(arguments.printable(f"  {count:>7,}  {what}"))
     return 0
 
 

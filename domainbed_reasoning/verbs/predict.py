@@ -8,6 +8,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+from domainbed_reasoning.verbs.arguments import printable
+
 _EXAMPLES = """examples:
   domainbed-reasoning predict --job sweep/1a2b3c... cat.jpg dog.jpg
   domainbed-reasoning predict --job sweep/1a2b3c... --answer both --json photos/*.jpg > answers.jsonl
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{prediction.image}\t{prediction.class_name}\t{score:.3f}", flush=True)
             if prediction.chain is not None:
                 print("\n".join(f"    {line}" for line in prediction.chain.splitlines()), flush=True)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(printable(str(error)), file=sys.stderr)
         return 1
     return 0

@@ -28,5 +28,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         given.csv.write_text(as_csv(groups), "utf-8")
         print(f"{len(groups):,} rows written to {given.csv}")
     else:
-        print(as_table(groups, on_disk.classes))
+        print(arguments.printable(as_table(groups, on_disk.classes)))
     return 0

@@ -63,9 +63,9 @@ def test_check_names_every_fault(
     for expected in (
         "3 domain folders (__MACOSX, art, photo), but 2 are known",
         "photo/Alarm_Clock has no image",
-        "Bike_0.png: OSError",
+        "Bike_0.png' is no readable image: OSError",
         "Bike_1.png: an empty file",
-        "Bike_2.png: UnidentifiedImageError",
+        "Bike_2.png' is no readable image: none of JPEG",
         "line 7: not JSON",
         "line 8: a second accepted chain of 'art/Mug/Mug_0.png'",
         "line 9: no image 'art/Mug/Mug_9.png'",

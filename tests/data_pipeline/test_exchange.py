@@ -29,7 +29,7 @@ def there_and_back(folder: Path, form: str, records: list[dict[str, Any]]) -> li
 # What a chain file may hold: no NUL, no lone surrogates, keys of its own.
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
 value = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | text,
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
     max_leaves=6,
 )
@@ -37,12 +37,12 @@ record_of = st.fixed_dictionaries(
     {"image": st.from_regex(r"[a-z é]{1,8}/[a-z]{1,8}/[a-zü ]{1,8}\.jpg", fullmatch=True), "chain": text},
     optional={
         "verdict": st.sampled_from(["accepted", "rejected"]),
-        "rule": value,
-        "attempt": value,
-        "teacher": value,
-        "seconds": value,
-        "verified": value,
-        "usage": value,
+        "rule": text,
+        "attempt": st.integers(0, 2**53),
+        "teacher": st.none() | text,
+        "seconds": st.integers(0, 2**53) | st.floats(0, 2**53),
+        "verified": st.none() | st.booleans(),
+        "usage": st.dictionaries(text.filter(lambda key: key != "dollars" and "tokens" not in key), value, max_size=3),
         "question": text,
         "own key": value,
         "extra": value,
@@ -112,7 +112,7 @@ def test_a_row_of_others_comes_back_with_all_it_had(tmp_path: Path, form: str) -
     ("name", "content", "fault"),
     [
         ("a.json", "{'x': 1}", "neither JSON lines nor a JSON array"),
-        ("a.json", "[1]", "row 1: a JSON object is wanted"),
+        ("a.json", "[1]", "an array of objects is wanted"),
         ("a.json", '[{"image": "a.jpg"}]', "row 1: 'chain', 'conversations' or 'messages' is wanted"),
         ("a.json", '[{"images": ["a.jpg", "b.jpg"], "conversations": []}]', "one image path is wanted"),
         ("a.json", '[{"image": "a.jpg", "conversations": [{"from": "human", "value": "x"}]}]', "no turn is of 'gpt'"),

@@ -187,7 +187,7 @@ def test_faults_are_named_with_their_cures(one_job, files, tmp_path, capsys):
     with pytest.raises(JobError, match="damaged"):
         read_job(tmp_path)
     (tmp_path / "no.png").write_text("no picture")
-    with pytest.raises(ValueError, match="no.png is not a readable image"):
+    with pytest.raises(ValueError, match="no.png' is no readable image"):
         Predictor(one_job)([tmp_path / "no.png"])
     with pytest.raises(ValueError, match="answer 'loud'"):
         Predictor(one_job, "loud")

@@ -1,0 +1,140 @@
+"""A server that says whatever a test wants, a dataset of a few images, and the verbs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from domainbed_reasoning.cli import main
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+class Liar:
+    """Accepts connections on loopback, reads a request and does what ``misbehave(connection)`` does.
+
+    Attributes:
+        requests: everything that was received, a connection each.
+    """
+
+    def __init__(self, misbehave: Callable[[socket.socket], None], certificate: Path | None = None):
+        self.requests: list[bytes] = []
+        self._misbehave = misbehave
+        self._context = None
+        if certificate is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(certificate)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.ended = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http{'s' if self._context else ''}://127.0.0.1:{self.port}/v1"
+
+    def _accept(self) -> None:
+        while not self.ended.is_set():
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            connection.settimeout(10)
+            if self._context is not None:
+                connection = self._context.wrap_socket(connection, server_side=True)
+            data = b""
+            while b"\r\n\r\n" not in data:
+                part = connection.recv(1 << 16)
+                if not part:
+                    return
+                data += part
+            head, _, body = data.partition(b"\r\n\r\n")
+            length = int(next((n for n in head.lower().split(b"\r\n") if n.startswith(b"content-length")), b":0")[15:])
+            while len(body) < length:
+                part = connection.recv(1 << 16)
+                if not part:
+                    return
+                body += part
+            self.requests.append(head + b"\r\n\r\n" + body)
+            self._misbehave(connection)
+        except OSError:  # the client has hung up, as it should
+            pass
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        self.ended.set()
+        self._socket.close()
+
+
+@pytest.fixture
+def liar() -> Iterator[Callable[..., Liar]]:
+    """``liar(misbehave)`` starts such a server."""
+    running: list[Liar] = []
+
+    def start(misbehave: Callable[[socket.socket], None], certificate: Path | None = None) -> Liar:
+        running.append(Liar(misbehave, certificate))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.close()
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data_dir of a dataset Toy of two domains and two classes with two images each."""
+    (tmp_path / "toy.toml").write_text('name = "Toy"\nfolder = "toy"\nenvironments = ["a", "b"]\n')
+    monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(tmp_path / "toy.toml"))
+    for d, domain in enumerate(("art", "photo")):
+        for c, label in enumerate(("Bike", "Mug")):
+            folder = tmp_path / "data" / "toy" / domain / label
+            folder.mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (40, 40), (90 * d, 60 * c, 50 * i)).save(folder / f"{i}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def verb(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``verb("check", …)`` runs a verb in this process and returns exit code, standard output and error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the variables of a process that finds our package."""
+    path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+@pytest.fixture
+def start_verb() -> Callable[..., subprocess.Popen[str]]:
+    """``start_verb("annotate", …, OPENAI_API_KEY="…")`` starts a verb as a process."""
+
+    def start(*arguments: object, **variables: str) -> subprocess.Popen[str]:
+        code = "import sys; from domainbed_reasoning.cli import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        pipe: Any = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(**variables))
+
+    return start

@@ -1,0 +1,223 @@
+"""Trained models from strangers: loaded, or refused with file, fault and cure; no code of theirs runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from domainbed_reasoning.mllm import LoraSettings, load_mllm
+from domainbed_reasoning.prompts import PROMPT_VERSION
+from domainbed_reasoning.trained import JobError, read_job
+
+HPARAMS: dict[str, Any] = {
+    "model": "tiny",
+    "dtype": "float32",
+    "quantize": "none",
+    "max_tiles": 1,
+    "answer": "label",
+    "eval_batch": 4,
+    "max_new_tokens": 4,
+    "lora_rank": 2,
+    "lora_alpha": 4,
+    "lora_dropout": 0.0,
+    "lora_targets": "both",
+    "lora_projector": False,
+}
+TASK: dict[str, Any] = {
+    "algorithm": "LabelSFT",
+    "dataset": "PACSReasoning",
+    "subject": "object",
+    "class_names": ["dog", "cat"],
+    "environments": ["art", "photo"],
+    "test_envs": [1],
+    "prompt_version": PROMPT_VERSION,
+    "version": "0.1.0",
+    "hparams": HPARAMS,
+}
+
+
+class Evil:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
+
+
+@pytest.fixture(scope="session")
+def adapters() -> dict[str, torch.Tensor]:
+    mllm = load_mllm("tiny", lora=LoraSettings(2, 4))
+    return {name: weight.detach().clone() for name, weight in mllm.adapters().items()}
+
+
+def write(folder: Path, task: Any, checkpoint: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "task.json").write_bytes(task if isinstance(task, bytes) else json.dumps(task).encode())
+    if isinstance(checkpoint, bytes):
+        (folder / "model.pkl").write_bytes(checkpoint)
+    else:
+        torch.save(checkpoint, folder / "model.pkl")
+    return folder
+
+
+def test_a_sound_job_loads(tmp_path: Path, adapters: dict[str, torch.Tensor]) -> None:
+    job = read_job(write(tmp_path / "job", TASK, {"model_dict": adapters}))
+    assert job.load().adapters().keys() == adapters.keys()
+
+
+TASKS: dict[str, tuple[Any, str]] = {
+    "a list": ([TASK], "a JSON object is wanted"),
+    "nothing in it": ({}, "'algorithm' is missing"),
+    "nested without end": (b"[" * 100_000, "damaged .*nested"),
+    "not UTF-8": (b"\xff\xfe{}", "damaged"),
+    "a key twice": (b'{"algorithm": "a", "algorithm": "b"}', "stands twice"),
+    "hparams as list": (TASK | {"hparams": []}, "'hparams' cannot be"),
+    "no model": (TASK | {"hparams": {k: v for k, v in HPARAMS.items() if k != "model"}}, "'model' is missing"),
+    "model as list": (TASK | {"hparams": HPARAMS | {"model": ["tiny"]}}, "'model' cannot be"),
+    "a batch of 0": (TASK | {"hparams": HPARAMS | {"eval_batch": 0}}, "'eval_batch' cannot be"),
+    "10**12 new tokens": (TASK | {"hparams": HPARAMS | {"max_new_tokens": 10**12}}, "'max_new_tokens' cannot be"),
+    "10**9 tiles": (TASK | {"hparams": HPARAMS | {"max_tiles": 10**9}}, "'max_tiles' cannot be"),
+    "a rank of 10**9": (TASK | {"hparams": HPARAMS | {"lora_rank": 10**9}}, "'lora_rank' cannot be"),
+    "another rank": (TASK | {"hparams": HPARAMS | {"lora_rank": 60_000}}, "has rank 2, and task.json says 60000"),
+    "a dropout of 2": (TASK | {"hparams": HPARAMS | {"lora_dropout": 2}}, "'lora_dropout' cannot be"),
+    "no class": (TASK | {"class_names": []}, "'class_names' cannot be"),
+    "a class as number": (TASK | {"class_names": ["dog", 3]}, "'class_names' cannot be"),
+    "two classes of one name": (TASK | {"class_names": ["dog", "Dog"]}, "two classes are called"),
+    "a class name of a tag": (TASK | {"class_names": ["dog", "</CONCLUSION>"]}, "a stage's tag"),
+    "escape sequences": (TASK | {"subject": "\x1b[2J"}, "'subject' cannot be"),
+    "test_envs as text": (TASK | {"test_envs": "12"}, "'test_envs' cannot be"),
+    "another prompt version": (TASK | {"prompt_version": "999"}, "use domainbed-reasoning 0.1.0"),
+    "prompt version as object": (TASK | {"prompt_version": {"a": 1}}, "'prompt_version' cannot be"),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_hostile_task_is_refused(tmp_path: Path, name: str, adapters: dict[str, torch.Tensor]) -> None:
+    task, fault = TASKS[name]
+    with pytest.raises(JobError, match=f"(?s)job.*{fault}") as error:
+        read_job(write(tmp_path / "job", task, {"model_dict": adapters}))
+    assert len(str(error.value)) < 700
+
+
+def packed(data: bytes) -> bytes:
+    """The same archive, its parts deflated."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return out.getvalue()
+
+
+def saved(value: Any, **more: Any) -> bytes:
+    out = io.BytesIO()
+    torch.save(value, out, **more)
+    return out.getvalue()
+
+
+NAME = "base_model.model.model.layers.0.lora_A.default.weight"
+CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a list": (lambda _: [1], "holds no 'model_dict'"),
+    "no tensors": (lambda _: {"args": {}}, "holds no 'model_dict'"),
+    "tensors as list": (lambda _: {"model_dict": [torch.ones(2, 2)]}, "holds no 'model_dict'"),
+    "numbers for tensors": (lambda _: {"model_dict": {NAME: 3}}, "is no matrix of numbers"),
+    "keys that are numbers": (lambda _: {"model_dict": {3: torch.ones(2)}}, "is no matrix of numbers"),
+    "a tensor of integers": (lambda _: {"model_dict": {NAME: torch.ones(2, 2, dtype=torch.long)}}, "no matrix"),
+    "a scalar": (lambda _: {"model_dict": {NAME: torch.ones(())}}, "is no matrix of numbers"),
+    "10**12 rows of one number": (lambda _: {"model_dict": {NAME: torch.ones(1, 1).expand(10**12, 1)}}, "has rank"),
+    "NaN": (lambda _: {"model_dict": {NAME: torch.full((2, 3), float("nan"))}}, "holds NaN or infinity"),
+    "code": (lambda path: {"model_dict": {NAME: Evil(path)}}, "holds more than tensors"),
+    "code beside the tensors": (lambda path: {"model_dict": {}, "args": Evil(path)}, "holds more than tensors"),
+    "code in the old format": (
+        lambda path: saved({"model_dict": Evil(path)}, _use_new_zipfile_serialization=False),
+        "more than tensors",
+    ),
+    "a plain pickle of code": (lambda path: pickle.dumps(Evil(path)), "cannot be read"),
+    "a bytearray of a terabyte": (lambda _: pickle.dumps((bytearray, 1)), "holds no 'model_dict'|cannot be read"),
+    "packed": (lambda _: packed(saved({"model_dict": {NAME: torch.zeros(2, 1 << 20)}})), "is packed"),
+    "nothing": (lambda _: b"", "cannot be read"),
+    "text": (lambda _: b"not found", "cannot be read"),
+    "half an archive": (lambda _: saved({"model_dict": {NAME: torch.ones(2, 999)}})[:3000], "cannot be read"),
+    "zeros": (lambda _: bytes(5000), "cannot be read"),
+    "opcodes of nonsense": (lambda _: b"\x80\x02" + bytes(range(256)), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path: Path, name: str) -> None:
+    make, fault = CHECKPOINTS[name]
+    trap = tmp_path / "owned"
+    with pytest.raises(JobError, match=f"(?s)job.*({fault})") as error:
+        read_job(write(tmp_path / "job", TASK, make(trap)))
+    assert not trap.exists() and len(str(error.value)) < 800
+
+
+def test_a_checkpoint_damaged_anywhere_is_refused_or_says_the_same(
+    tmp_path: Path, adapters: dict[str, torch.Tensor]
+) -> None:
+    """A byte is changed in 60 places of the file."""
+    whole = saved({"model_dict": adapters})
+    for place in range(0, len(whole), len(whole) // 60):
+        data = bytearray(whole)
+        data[place] ^= 0x41
+        try:
+            job = read_job(write(tmp_path / "job", TASK, bytes(data)))
+        except JobError:
+            continue
+        assert all(isinstance(value, torch.Tensor) for value in job.adapters.values())
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 8 + b"{}", b"\x02\0\0\0\0\0\0\0{}", bytes(100)])
+def test_a_hostile_safetensors_file_is_refused(tmp_path: Path, data: bytes) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "task.json").write_text(json.dumps(TASK))
+    (folder / "adapter_model.safetensors").write_bytes(data)
+    if data.startswith(b"\x02"):  # a sound file without tensors: a job that trained nothing
+        assert read_job(folder).adapters == {}
+        return
+    with pytest.raises(JobError, match="adapter_model.safetensors cannot be read"):
+        read_job(folder)
+
+
+@pytest.mark.parametrize("kind", ["no config", "nonsense", "its own code", "weights as a pickle", "half the weights"])
+def test_a_hostile_merged_model_is_refused_and_runs_nothing(tmp_path: Path, kind: str, verb: Any) -> None:
+    import shutil
+
+    from domainbed_reasoning.mllm.loading import TINY
+
+    folder, trap = tmp_path / "job", tmp_path / "owned"
+    shutil.copytree(TINY, folder)
+    (folder / "task.json").write_text(json.dumps(TASK | {"hparams": HPARAMS | {"model": "x"}}))
+    config = json.loads((folder / "config.json").read_text())
+    weights = folder / "model.safetensors"
+    if kind == "no config":
+        (folder / "config.json").write_text("{}")
+    elif kind == "nonsense":
+        (folder / "config.json").write_text(json.dumps(config | {"text_config": 7}))
+    elif kind == "its own code":
+        (folder / "own.py").write_text(f"import os; os.mkdir({str(trap)!r})")
+        own = {"auto_map": {"AutoConfig": "own.A", "AutoModelForImageTextToText": "own.B"}, "model_type": "own"}
+        (folder / "config.json").write_text(json.dumps(config | own))
+    elif kind == "weights as a pickle":
+        weights.unlink()
+        torch.save({"lm_head.weight": Evil(trap)}, folder / "pytorch_model.bin")
+    else:
+        weights.write_bytes(weights.read_bytes()[:5000])
+    image = tmp_path / "a.png"
+    from PIL import Image
+
+    Image.new("RGB", (9, 9)).save(image)
+    code, out, err = verb("predict", "--job", folder, image)
+    assert code == 1 and err and out == "" and "Traceback" not in err
+    assert not trap.exists()
