@@ -19,6 +19,7 @@ from domainbed_reasoning.job import job_arguments
 from domainbed_reasoning.losses import chain_nll, label_nll
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
 from domainbed_reasoning.mllm.images import resize, to_uint8
+from domainbed_reasoning.mllm.loading import image_edge
 from domainbed_reasoning.prompts import q_cls, q_reason
 from domainbed_reasoning.register import check_hparams
 from domainbed_reasoning.registry import DATASETS, TWINS, Hparam
@@ -65,8 +66,8 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         super().__init__(input_shape, num_classes, num_domains, hparams)
         check_hparams(hparams, type(self).__name__)
         check_values(hparams)
-        self.task = task_of(hparams) or _task_without_names(num_classes)
-        self.schedule = self.task.schedule or _schedule_of_stock_dataset(self.stage_epochs(hparams))
+        self.task = task_of(hparams) or task_without_names(num_classes)
+        self.schedule = self.task.schedule or schedule_of_stock_dataset(self.stage_epochs(hparams))
         self.q_cls = q_cls(self.task.class_names, self.task.subject)
         self.q_reason = q_reason(self.task.class_names, self.task.subject)
         self.mllm = load_mllm(
@@ -86,6 +87,11 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         self.records: AnswerRecords | None = records_for(self.task, args)
         if args is not None:
             write_task(self.task, hparams, args)
+
+    @staticmethod
+    def image_edge(hparams: dict[str, Any]) -> int:
+        """Return the edge in pixels at which the model sees an image."""
+        return image_edge(hparams["model"], hparams["max_tiles"])
 
     @classmethod
     def stage_epochs(cls, hparams: dict[str, Any]) -> list[int]:
@@ -353,7 +359,7 @@ def _micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> 
     return groups
 
 
-def _task_without_names(num_classes: int) -> Task:
+def task_without_names(num_classes: int) -> Task:
     """Return the task of a stock dataset, which knows no class names and no chains.
 
     Raises:
@@ -367,7 +373,7 @@ def _task_without_names(num_classes: int) -> Task:
     return Task(name, tuple(f"class {index}" for index in range(num_classes)))
 
 
-def _schedule_of_stock_dataset(epochs: Sequence[int]) -> Schedule:
+def schedule_of_stock_dataset(epochs: Sequence[int]) -> Schedule:
     """Share the steps that DomainBed takes on a stock dataset among the stages."""
     from domainbed import datasets
 

@@ -56,7 +56,10 @@ _CHOICES = {
     "lora_targets": ("both", "vision", "language"),
     "lr_schedule": ("constant", "linear", "cosine"),
 }
-_POSITIVE = ("max_new_tokens", "eval_batch", "batch_size", "lr", "lora_rank", "micro_batch", "sarr_epochs", "top_p")
+_POSITIVE = (
+    "max_new_tokens", "eval_batch", "batch_size", "lr", "lora_rank", "micro_batch", "sarr_epochs", "top_p",
+    "clip_epochs", "clip_lora_rank", "clip_lora_alpha",
+)  # fmt: skip
 _NOT_NEGATIVE = ("weight_decay", "warmup", "grad_clip", "mtct_epochs", "sarr_rounds", "temperature", "label_weight")
 
 
