@@ -172,13 +172,33 @@ class MLLM(torch.nn.Module):
         Returns:
             log-likelihoods in nats, float32, ``(n, T)``, and the mask of target tokens, ``(n, T)``.
         """
+        rows, hidden = self._read(encoded, question, answers)
+        return self._at_targets(hidden, rows), rows.target_mask
+
+    @torch.no_grad()
+    def token_statistics(
+        self, encoded: dict[str, Any], question: str, answers: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what `log_likelihoods` does, and the entropy of the distribution over each target token.
+
+        Returns:
+            log-likelihoods and entropies in nats, float32, ``(n, T)`` each, and the mask of target tokens, ``(n, T)``.
+        """
+        rows, hidden = self._read(encoded, question, answers)
+        row, position = rows.supervised
+        log_probs = self.base.get_output_embeddings()(hidden[row, position]).float().log_softmax(-1)
+        entropy = log_probs.new_zeros(rows.target_mask.shape)
+        entropy = entropy.masked_scatter(rows.target_mask, -(log_probs.exp() * log_probs).sum(-1))
+        return self._at_targets(hidden, rows), entropy, rows.target_mask
+
+    def _read(self, encoded: dict[str, Any], question: str, answers: Sequence[str]) -> tuple[Rows, torch.Tensor]:
         prompt = self.prompt(question)["input_ids"][0].tolist()
         targets = [self.target(answer) for answer in answers]
         rows = build_rows(prompt, targets, self.tokenizer.pad_token_id or 0, self.device)
         hidden = self._core(
             len(answers), question, rows.input_ids, encoded, attention_mask=rows.attention_mask, use_cache=False
         )[0]
-        return self._at_targets(hidden, rows), rows.target_mask
+        return rows, hidden
 
     def two_path_log_likelihoods(
         self, encoded: dict[str, Any], questions: tuple[str, str], answers: tuple[Sequence[str], Sequence[str]]
@@ -324,6 +344,7 @@ class MLLM(torch.nn.Module):
         max_new_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        beginnings: Sequence[str] | None = None,
     ) -> list[str]:
         """Write one answer for each image, ending with the turn or with the chain's conclusion.
 
@@ -333,13 +354,16 @@ class MLLM(torch.nn.Module):
             max_new_tokens: at most so many tokens.
             temperature: 0 is greedy.
             top_p: nucleus sampling in (0, 1].
+            beginnings: n texts that the answers must begin with; None leaves them free.
 
         Returns:
-            n texts without special tokens.
+            n texts without special tokens, what was written after the ``beginnings``.
         """
         n = len(images)
         encoded = self.encode(images)
         prompt = {name: value.to(self.device).expand(n, -1) for name, value in self.prompt(question).items()}
+        if beginnings is not None:
+            prompt = self._begun(prompt, beginnings)
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
         out = self.base.generate(
             **{"do_sample": False, **prompt, **encoded, **sampling},
@@ -352,6 +376,21 @@ class MLLM(torch.nn.Module):
         )
         texts = self.tokenizer.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
         return [self.texts.unescape(text.strip()) for text in texts]
+
+    def _begun(self, prompt: dict[str, torch.Tensor], beginnings: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return the prompts with what each answer begins with after them, padded on the left."""
+        begun = [self.target(text)[:-1] if text else () for text in beginnings]
+        longest = max(map(len, begun))
+        fills = {"input_ids": (self.tokenizer.pad_token_id or 0, 0), "attention_mask": (0, 1)}  # before, after
+        out = {}
+        for name, value in prompt.items():
+            before, after = fills.get(name, (0, 0))
+            rows = value.new_full((len(value), longest + value.shape[1]), before)
+            for row, tokens in enumerate(begun):
+                rows[row, longest - len(tokens) : rows.shape[1] - len(tokens)] = value[row]
+                rows[row, rows.shape[1] - len(tokens) :] = value.new_tensor(tokens) if name == "input_ids" else after
+            out[name] = rows
+        return out
 
     # -- adapters -------------------------------------------------------------------------------------------------
 
