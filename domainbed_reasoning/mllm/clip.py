@@ -153,6 +153,21 @@ def clip_image_edge(model: str) -> int:
     return _TINY_EDGE if model == "tiny" else int(_config(model, resolve(model)).vision_config.image_size)
 
 
+def is_clip(model: str) -> bool:
+    """Return whether a folder or hub id holds a CLIP.
+
+    Raises:
+        ModelError: for a model that cannot be had.
+    """
+    import transformers
+
+    where = resolve(model)
+    try:
+        return bool(transformers.AutoConfig.from_pretrained(where, trust_remote_code=False).model_type == "clip")
+    except (ValueError, OSError):
+        return False
+
+
 def _config(model: str, where: str) -> Any:
     import transformers
 
