@@ -19,6 +19,7 @@ from domainbed_reasoning.job import job_arguments
 from domainbed_reasoning.losses import chain_nll, label_nll
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
 from domainbed_reasoning.mllm.images import resize, to_uint8
+from domainbed_reasoning.mllm.loading import image_edge
 from domainbed_reasoning.progress import Answers
 from domainbed_reasoning.prompts import q_cls, q_reason
 from domainbed_reasoning.samples import SampleId, ids_of
@@ -81,6 +82,11 @@ class MLLMAlgorithm(ResumableAlgorithm):
         if args is not None:
             write_task(self.task, self.hparams, args)
         super()._begin()
+
+    @staticmethod
+    def image_edge(hparams: dict[str, Any]) -> int:
+        """Return the edge in pixels at which the model sees an image."""
+        return image_edge(hparams["model"], hparams["max_tiles"])
 
     @classmethod
     def stage_epochs(cls, hparams: dict[str, Any]) -> list[int]:
@@ -260,7 +266,13 @@ class MLLMAlgorithm(ResumableAlgorithm):
             labels += by_label.argmax(1).tolist() if by_label is not None else []
         together = torch.cat(scores)
         classes = together.argmax(1).tolist()
-        return together, Answers(classes, chains if asks_chain else None, labels if asks_label else None)
+        state = mllm.frozen_state.hex() if mllm.frozen_state is not None else ""
+        return together, Answers(classes, chains if asks_chain else None, labels if asks_label else None, state)
+
+    def _recall(self, x: torch.Tensor, answers: Answers) -> None:
+        if answers.state and answers.chains is not None:
+            asked = (self.q_reason, self.hparams["max_new_tokens"])
+            self.mllm.remember(bytes.fromhex(answers.state), self._pixels(x), *asked, answers.chains)
 
     def _scores_of_chains(
         self, mllm: Any, images: torch.Tensor, chains: list[str], by_label: torch.Tensor | None

@@ -9,7 +9,12 @@ from typing import Any
 
 from domainbed_reasoning.registry import Hparam
 
+RESUME_HPARAMS = {
+    "resume": Hparam(True, None, "started again, a killed job goes on; its state is in the user's cache folder"),
+}
+
 MODEL_HPARAMS = {
+    **RESUME_HPARAMS,
     "model": Hparam("OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded="tiny"),
     "dtype": Hparam("auto", None, "bfloat16 on CUDA as the checkpoint was trained, float32 on the CPU"),
     "quantize": Hparam("none", None, "the paper's; nf4 or int8 (bitsandbytes) for smaller GPUs"),
@@ -18,7 +23,6 @@ MODEL_HPARAMS = {
     "answer": Hparam("chain", None, "the paper reads answers from the chain's conclusion"),
     "both_answers": Hparam(True, None, "the other answer is recorded too, at the last evaluation"),
     "max_new_tokens": Hparam(512, None, "twice the paper's chains (about 250 tokens)", embedded=64),
-    "resume": Hparam(True, None, "started again, a killed job goes on; its state is in the user's cache folder"),
     "eval_batch": Hparam(64, None, "images answered at a time: 8B holds 4 GiB of keys and values for 64"),
     # DomainBed's batch size is per domain: 43 x 3 source domains = 129, the paper's 128.
     "batch_size": Hparam(43, lambda r: int(2 ** r.uniform(3, 5.5)), "paper: 128 over three sources", embedded=6),
@@ -57,7 +61,10 @@ _CHOICES = {
     "lora_targets": ("both", "vision", "language"),
     "lr_schedule": ("constant", "linear", "cosine"),
 }
-_POSITIVE = ("max_new_tokens", "eval_batch", "batch_size", "lr", "lora_rank", "micro_batch", "sarr_epochs", "top_p")
+_POSITIVE = (
+    "max_new_tokens", "eval_batch", "batch_size", "lr", "lora_rank", "micro_batch", "sarr_epochs", "top_p",
+    "clip_epochs", "clip_lora_rank", "clip_lora_alpha",
+)  # fmt: skip
 _NOT_NEGATIVE = ("weight_decay", "warmup", "grad_clip", "mtct_epochs", "sarr_rounds", "temperature", "label_weight")
 
 

@@ -101,6 +101,9 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
         """Take over what `_training_state` returned after `steps_taken` steps."""
         raise NotImplementedError
 
+    def _recall(self, x: torch.Tensor, answers: Answers) -> None:
+        """Remember what an earlier process answered about the images ``x``, if this algorithm makes use of it."""
+
     def _newly_labelled(self) -> list[tuple[int, int, str, bool]]:
         """Return what the last step self-labelled: environment, index, chain, whether it was kept."""
         return []
@@ -140,6 +143,7 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
             answers = self.past.progress.next_answers(len(x))
             one_hot = torch.nn.functional.one_hot(torch.tensor(answers.classes), len(self.task.class_names))
             scores = one_hot.to(x.device, torch.float32)
+            self._recall(x, answers)
         else:
             self._go_on()
             if self.past is not None:

@@ -19,6 +19,8 @@ from domainbed_reasoning.progress import Progress
 from domainbed_reasoning.prompts import PROMPT_VERSION
 from domainbed_reasoning.samples import Task
 
+_MODELS = ("model", "clip_model")  # hyper-parameters that may name a folder
+
 
 class Past:
     """What earlier processes of this job did, and the recording of what this one does.
@@ -83,7 +85,7 @@ def describe(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> d
     return {
         "args": {**vars(args), "output_dir": str(Path(args.output_dir).absolute())},
         "hparams": hparams,
-        "model_files": _files(Path(str(hparams["model"])).expanduser()),
+        "model_files": [_files(Path(str(hparams[name])).expanduser()) for name in _MODELS if name in hparams],
         "task": {
             "class_names": list(task.class_names),
             "subject": task.subject,

@@ -30,7 +30,6 @@ from domainbed_reasoning.datasets.base import (
     source_chains,
 )
 from domainbed_reasoning.image_files import check_header, read_rgb, truncated_images_refused
-from domainbed_reasoning.mllm.loading import image_edge
 from domainbed_reasoning.prompts import readable_name
 from domainbed_reasoning.registry import Hparam
 from domainbed_reasoning.samples import SampleId, Task
@@ -75,7 +74,7 @@ class ReasoningImageFolder:
         self, folder: pathlib.Path, algorithm: Any, test_envs: Sequence[int], hparams: dict[str, Any]
     ) -> None:
         folders = self.datasets
-        edge = image_edge(hparams["model"], hparams["max_tiles"])
+        edge = algorithm.image_edge(hparams)
         images = [[_below(folder, path) for path, _ in f.samples] for f in folders]
         labels = [list(f.targets) for f in folders]
         names = tuple(self.READABLE.get(name, readable_name(name)) for name in folders[0].classes)

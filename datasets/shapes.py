@@ -25,7 +25,6 @@ from domainbed_reasoning.datasets.base import (
     mllm_transform,
     report_chains,
 )
-from domainbed_reasoning.mllm.loading import image_edge
 from domainbed_reasoning.registry import Hparam
 from domainbed_reasoning.samples import Task
 
@@ -88,7 +87,7 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
             if algorithm.CHAIN_PATH and env not in test_envs
             for index in indices
         }
-        edge = image_edge(hparams["model"], hparams["max_tiles"])
+        edge = algorithm.image_edge(hparams)
         self.datasets = [
             Samples(
                 functools.partial(_picture, env, misleading=env in test_envs),

@@ -23,6 +23,10 @@ VERBS = {
         "memory and hours of a job and of a sweep, before it starts",
         "domainbed_reasoning.verbs.plan:main",
     ),
+    "analyse": (
+        "token shift, entropy, domain divergence, SARR's rounds, faithfulness: numbers and plots",
+        "domainbed_reasoning.verbs.analyse:main",
+    ),
     "predict": (
         "ask a trained model about images: class, scores, chain",
         "domainbed_reasoning.verbs.predict:main",

@@ -46,11 +46,13 @@ class Answers:
         classes: the class of each image that DomainBed's accuracy counts.
         chains: the generated chains; None where none were asked for, or where they play no further part.
         labels: the classification path's classes; None where not asked for.
+        state: which weights wrote the chains, as the model calls it; "" where it does not remember what it wrote.
     """
 
     classes: list[int]
     chains: list[str] | None
     labels: list[int] | None
+    state: str = ""
 
 
 class JobIsRunning(RuntimeError):

@@ -15,6 +15,8 @@ ALGORITHMS = {
     "MTCT": "domainbed_reasoning.algorithms.mtct:MTCT",
     "SARR": "domainbed_reasoning.algorithms.sarr:SARR",
     "RDMLDG": "domainbed_reasoning.algorithms.rd_mldg:RDMLDG",
+    "CLIPZeroShot": "domainbed_reasoning.algorithms.clip_zero_shot:CLIPZeroShot",
+    "CLIPLoRA": "domainbed_reasoning.algorithms.clip_lora:CLIPLoRA",
 }
 
 DATASETS = {

@@ -92,7 +92,7 @@ def test_algorithms_and_datasets_never_import_each_other(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_imports_the_leaves(name):
-    if name != "cli":
+    if name != "cli" and not name.startswith("verbs/"):  # the command line's own
         own = {name.partition("/")[0]}
         assert not wings(name) & (LEAVES - own)
 
@@ -110,6 +110,8 @@ def test_domainbed_is_known_to_these_alone():
     allowed = {"register", "algorithms/resumable", "datasets/base", "datasets/image_folders", "datasets/shapes"}
     allowed |= {"datasets/custom_folders", "algorithms/stock_dataset"}  # users' own image folders; names of stock ones
     allowed |= {"algorithms/records", "sweeps/demo"}  # the splits that train.py draws; the names of the domains
+    allowed |= {"analysis/material"}  # a job's dataset, as its job was given it
+    allowed |= {"algorithms/clip_zero_shot"}  # no MLLM, so no subclass of that base
     assert {name for name in MODULES if "domainbed" in packages(name)} <= allowed
 
 

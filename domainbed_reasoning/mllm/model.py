@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.batching import Rows, TreeBranch, Trie, build_rows, build_tree_rows, build_trie
+from domainbed_reasoning.chains import END_OF_CHAIN
 from domainbed_reasoning.losses import token_log_likelihoods
 from domainbed_reasoning.mllm.attention import install
 from domainbed_reasoning.mllm.families import Family, tile_grid
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, load_network
-from domainbed_reasoning.mllm.memory import Memory, digests_of, state_of
+from domainbed_reasoning.mllm.memory import Key, Memory, digests_of, state_of
 from domainbed_reasoning.mllm.texts import Texts
 from domainbed_reasoning.mllm.trees import tree_mask, tree_positions
 from domainbed_reasoning.mllm.writing import Writer
@@ -184,13 +185,33 @@ class MLLM(torch.nn.Module):
         Returns:
             log-likelihoods in nats, float32, ``(n, T)``, and the mask of target tokens, ``(n, T)``.
         """
+        rows, hidden = self._read(encoded, question, answers)
+        return self._at_targets(hidden, rows), rows.target_mask
+
+    @torch.no_grad()
+    def token_statistics(
+        self, encoded: dict[str, Any], question: str, answers: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what `log_likelihoods` does, and the entropy of the distribution over each target token.
+
+        Returns:
+            log-likelihoods and entropies in nats, float32, ``(n, T)`` each, and the mask of target tokens, ``(n, T)``.
+        """
+        rows, hidden = self._read(encoded, question, answers)
+        row, position = rows.supervised
+        log_probs = self.base.get_output_embeddings()(hidden[row, position]).float().log_softmax(-1)
+        entropy = log_probs.new_zeros(rows.target_mask.shape)
+        entropy = entropy.masked_scatter(rows.target_mask, -(log_probs.exp() * log_probs).sum(-1))
+        return self._at_targets(hidden, rows), entropy, rows.target_mask
+
+    def _read(self, encoded: dict[str, Any], question: str, answers: Sequence[str]) -> tuple[Rows, torch.Tensor]:
         prompt = self.prompt(question)["input_ids"][0].tolist()
         targets = [self.target(answer) for answer in answers]
         rows = build_rows(prompt, targets, self.tokenizer.pad_token_id or 0, self.device)
         hidden = self.core(
             len(answers), question, rows.input_ids, encoded, attention_mask=rows.attention_mask, use_cache=False
         )[0]
-        return self._at_targets(hidden, rows), rows.target_mask
+        return rows, hidden
 
     def two_path_log_likelihoods(
         self,
@@ -307,6 +328,7 @@ class MLLM(torch.nn.Module):
         max_new_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        beginnings: Sequence[str] | None = None,
     ) -> list[str]:
         """Write one answer for each image, ending with the turn or with the chain's conclusion.
 
@@ -318,23 +340,85 @@ class MLLM(torch.nn.Module):
             max_new_tokens: at most so many tokens.
             temperature: 0 is greedy.
             top_p: nucleus sampling in (0, 1].
+            beginnings: n texts that the answers must begin with; None leaves them free.
 
         Returns:
-            n texts without special tokens.
+            n texts without special tokens, what was written after the ``beginnings``.
         """
+        sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p}
+        if beginnings is not None:
+            return self._continue(images, question, beginnings, max_new_tokens, sampling)
+        if temperature > 0 or self.frozen_state is None:
             return self.writer.write(images, question, max_new_tokens, **sampling)
-        if self.frozen_state is None:
-            return self.writer.write(images, question, max_new_tokens, do_sample=False)
-        pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
         known = self.memory.of(self.frozen_state)
-        keys = [(question, max_new_tokens, digest) for digest in digests_of(pictures)]
+        pictures, keys = self._keys(images, question, max_new_tokens)
         new = {key: row for row, key in enumerate(keys) if key not in known}
         if new:
-            texts = self.writer.write(pictures[list(new.values())], question, max_new_tokens, do_sample=False)
+            texts = self.writer.write(pictures[list(new.values())], question, max_new_tokens, **sampling)
             known.update(zip(new, texts, strict=True))
         return [known[key] for key in keys]
+
+    def remember(
+        self, state: bytes, images: torch.Tensor, question: str, max_new_tokens: int, answers: Sequence[str]
+    ) -> None:
+        """Take over what copies of this model in that state wrote, in another process, as if they had written it here.
+
+        Args:
+            state: `frozen_state` of the copy.
+            images: as `generate` was given them, ``(n, 3, H, W)``.
+            question: as then.
+            max_new_tokens: as then.
+            answers: n greedy answers.
+        """
+        _, keys = self._keys(images, question, max_new_tokens)
+        self.memory.of(state).update(zip(keys, answers, strict=True))
+
+    def _keys(self, images: torch.Tensor, question: str, max_new_tokens: int) -> tuple[torch.Tensor, list[Key]]:
+        """Return the images as the model sees them, and under what the memory keeps the answers."""
+        pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
+        return pictures, [(question, max_new_tokens, digest) for digest in digests_of(pictures)]
+
+    def _continue(
+        self,
+        images: torch.Tensor,
+        question: str,
+        beginnings: Sequence[str],
+        max_new_tokens: int,
+        sampling: Mapping[str, Any],
+    ) -> list[str]:
+        """Return what the model writes after what each answer begins with."""
+        n = len(images)
+        encoded = self.encode(images)
+        prompt = {name: value.to(self.device).expand(n, -1) for name, value in self.prompt(question).items()}
+        prompt = self._begun(prompt, beginnings)
+        out = self.base.generate(
+            **{**prompt, **encoded, **sampling},
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(self.writer.ends),
+            pad_token_id=self.tokenizer.pad_token_id or self.end_token,
+            suppress_tokens=self.writer.never_written,
+            stop_strings=[END_OF_CHAIN],
+            tokenizer=self.tokenizer,
+        )
+        texts = self.tokenizer.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [self.texts.unescape(text.strip()) for text in texts]
+
+    def _begun(self, prompt: dict[str, torch.Tensor], beginnings: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return the prompts with what each answer begins with after them, padded on the left."""
+        begun = [self.target(text)[:-1] if text else () for text in beginnings]
+        longest = max(map(len, begun))
+        fills = {"input_ids": (self.tokenizer.pad_token_id or 0, 0), "attention_mask": (0, 1)}  # before, after
+        out = {}
+        for name, value in prompt.items():
+            before, after = fills.get(name, (0, 0))
+            rows = value.new_full((len(value), longest + value.shape[1]), before)
+            for row, tokens in enumerate(begun):
+                rows[row, longest - len(tokens) : rows.shape[1] - len(tokens)] = value[row]
+                rows[row, rows.shape[1] - len(tokens) :] = value.new_tensor(tokens) if name == "input_ids" else after
+            out[name] = rows
+        return out
 
     # -- adapters -------------------------------------------------------------------------------------------------
 

@@ -140,9 +140,12 @@ def _algorithm(name: str) -> Any:
     if name not in registry.ALGORITHMS:
         raise registry.unknown("algorithm", name, registry.ALGORITHMS)
     try:
-        return registry.load(registry.ALGORITHMS[name])
+        algorithm = registry.load(registry.ALGORITHMS[name])
     except ModuleNotFoundError as error:
         raise ImportError(f"{error}: `domainbed-reasoning doctor` says what is missing.") from error
+    if "model" not in algorithm.HPARAMS:
+        raise ValueError(f"{name} is no MLLM algorithm, whose cost is what this counts; CLIP's towers fit any GPU.")
+    return algorithm
 
 
 def _hparams(algorithm: Any, given: argparse.Namespace) -> dict[str, Any]:

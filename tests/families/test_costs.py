@@ -151,6 +151,7 @@ def test_the_verb_says_when_a_model_is_too_large_and_what_fits(capsys):
         (["--dataset", "OficeHome"], "Did you mean 'OfficeHome'"),
         (["--dataset", "PACS", "--gpu", "H2000"], "GPU 'H2000' is not known. Known: H200"),
         (["--dataset", "PACS", "--algorithm", "MTCTT"], "Did you mean 'MTCT'"),
+        (["--dataset", "PACS", "--algorithm", "CLIPLoRA"], "no MLLM algorithm"),
         (["--dataset", "PACS", "--hparams", "{"], "no JSON"),
         (["--dataset", "PACS", "--hparams", '{"sar_rounds": 1}'], "Did you mean 'sarr_rounds'"),
     ],

@@ -53,6 +53,8 @@ def trajectory(root, name):
     hparams = hparams_registry.default_hparams(name, "PACSReasoning")
     hparams |= {
         "model": "tiny",
+        "clip_model": "tiny",
+        "clip_epochs": 1,
         "max_new_tokens": 30,
         "batch_size": 2,
         "mtct_epochs": 1,
@@ -72,8 +74,9 @@ def trajectory(root, name):
     ]
     algorithm = algorithms.get_algorithm_class(name)(dataset.input_shape, 2, 3, hparams)
     seen = []
-    log_likelihoods = algorithm.mllm.target
-    algorithm.mllm.target = lambda answer: seen.append(answer) or log_likelihoods(answer)
+    if hasattr(algorithm, "mllm"):
+        log_likelihoods = algorithm.mllm.target
+        algorithm.mllm.target = lambda answer: seen.append(answer) or log_likelihoods(answer)
     batches = zip(*loaders, strict=True)
     values = [algorithm.update([tuple(batch) for batch in next(batches)]) for _ in range(dataset.N_STEPS)]
     return values, algorithm.state_dict(), seen

@@ -1,0 +1,38 @@
+"""What is known of a dataset's captions and cues: of ShapesReasoning, whose images are drawn to order."""
+
+from __future__ import annotations
+
+import torch
+
+from domainbed_reasoning import shapes
+from domainbed_reasoning.mllm.images import from_picture
+from domainbed_reasoning.samples import SampleId
+
+
+class ShapesCues:
+    """ShapesReasoning: captions name four parts, and the background's hue is the cue, here always there (ρ = 1)."""
+
+    def caption_for(self, label: int) -> str:
+        """Return the four parts of the class."""
+        return ", ".join(shapes.KINDS[part][kind] for part, kind in enumerate(shapes.CODES[label]))
+
+    def class_of(self, caption: str) -> int | None:
+        """Return the class with at most one part other than the caption's; no two can be so near."""
+        words = {word.strip(" .") for word in caption.casefold().split(",")}
+        for label, code in enumerate(shapes.CODES):
+            if sum(shapes.KINDS[part][kind] not in words for part, kind in enumerate(code)) <= 1:
+                return label
+        return None
+
+    def image(self, sample: SampleId, misleading: bool) -> torch.Tensor:
+        """Return the image on a background of its class's hue or of another's; nothing else in it changes."""
+        return from_picture(shapes.IMAGE_SIZE)(shapes.render(*sample, misleading=misleading, rho=1.0))
+
+    def suggested(self, label: int) -> int:
+        """Return the class whose hue a misleading background has."""
+        return (label + shapes.MISLEADING_SHIFT) % len(shapes.CLASS_NAMES)
+
+
+def cues_of(dataset: str) -> ShapesCues | None:
+    """Return what is known of a dataset; None where nothing is."""
+    return ShapesCues() if dataset == "ShapesReasoning" else None

@@ -1,0 +1,94 @@
+"""Image and text encoders, a pair each: CLIP's towers, or those of a multimodal LLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import tqdm
+
+from domainbed_reasoning.analysis.checkpoints import open_checkpoint
+from domainbed_reasoning.mllm import MLLM
+from domainbed_reasoning.mllm.clip import CLIP, is_clip, load_clip
+
+DEFAULT = "openai/clip-vit-base-patch16"
+
+
+class Encoder(Protocol):
+    """Images and texts as unit vectors."""
+
+    def images(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the vectors of images, ``(n, 3, H, W)`` bytes: ``(n, d)``, float32, on the CPU."""
+
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the vectors of texts: ``(n, d')``, float32, on the CPU."""
+
+
+def load_encoder(name: str) -> Encoder:
+    """Load a pair of encoders.
+
+    Args:
+        name: a CLIP or an MLLM: a folder, a hub id, a job's folder, ``tiny`` (the embedded MLLM) or ``tiny-clip``
+            (random weights, for trying things out).
+
+    Raises:
+        ModelError: for a model that cannot be used.
+    """
+    if name == "tiny-clip" or is_clip(name):
+        clip = load_clip("tiny" if name == "tiny-clip" else name)
+        return ClipEncoder(clip.to("cuda" if torch.cuda.is_available() else "cpu"))
+    return MLLMEncoder(open_checkpoint(name).load())
+
+
+class ClipEncoder:
+    """CLIP's two towers, which share a space; of a text longer than 77 tokens the mean over its windows."""
+
+    def __init__(self, clip: CLIP):
+        self.clip = clip
+
+    @torch.no_grad()
+    def images(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the vectors of images."""
+        parts = tqdm.tqdm(images.split(64), "encoding images", disable=None)
+        return torch.cat([self.clip.image_features(part).float().cpu() for part in parts])
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the vectors of texts."""
+        starts = tqdm.tqdm(range(0, len(texts), 64), "encoding texts", disable=None)
+        return torch.cat([self.clip.long_text_features(texts[i : i + 64]).float().cpu() for i in starts])
+
+
+class MLLMEncoder:
+    """An MLLM's own towers, which share no space and were never trained to be compared.
+
+    An image is the mean over its projected tokens, a text the mean over the language model's last hidden states.
+    """
+
+    def __init__(self, mllm: MLLM):
+        self.mllm = mllm
+
+    @torch.no_grad()
+    def images(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the vectors of images."""
+        return _unit([self._image(image) for image in tqdm.tqdm(images, "encoding images", disable=None)])
+
+    def _image(self, image: torch.Tensor) -> torch.Tensor:
+        features = self.mllm.encode(image[None])["mm_encoder_outputs"]["image"].pooler_output
+        rows = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
+        return rows.flatten(0, -2).mean(0)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the vectors of texts."""
+        return _unit([self._text(text) for text in tqdm.tqdm(texts, "encoding texts", disable=None)])
+
+    def _text(self, text: str) -> torch.Tensor:
+        ids = self.mllm.tokenizer(self.mllm.texts.escape(text), return_tensors="pt")["input_ids"].to(self.mllm.device)
+        embedded = self.mllm.base.get_input_embeddings()(ids)
+        return self.mllm.base.model.language_model(inputs_embeds=embedded, use_cache=False)[0][0].mean(0)
+
+
+def _unit(vectors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.stack(vectors).float().cpu(), dim=-1)

@@ -1,0 +1,267 @@
+"""Does the conclusion follow the chain? Shares of a model's answers to images; beyond the paper (arXiv 2602.23777).
+
+For an image x with label y let r be the chain that the model writes itself, ŷ the class that it concludes with, c a
+beginning of r, and f(x | c) the class with which the model concludes an answer to x that must begin with c. Of the
+images whose chain names a class:
+
+    right                   ŷ = y
+    agrees with label path  ŷ = argmax_k log p(k | x, q_cls)
+    kept without image      f(grey | c) = ŷ: the chain alone carries its conclusion
+    swapped image           x' of another class, whose own chain concludes with ŷ' ≠ ŷ: f(x' | c) = ŷ follows the chain,
+                            = ŷ' the image
+    edited caption          c' is c up to its caption, with the caption of a class k ≠ ŷ in its place: f(x | c') = k
+                            follows the caption, = ŷ the image
+    caption's class         the class whose parts the caption names (where captions have a known code), against ŷ and y
+    follows the cue         f(x with a cue of class k ≠ y) = k (where the cue is known)
+
+Swapped and missing images are tried with two beginnings: c up to the tag that opens the conclusion, and c up to where r
+first names ŷ, which often is before the conclusion and decides it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.analysis.cues import ShapesCues
+from domainbed_reasoning.analysis.material import Material
+from domainbed_reasoning.analysis.tables import share_row
+from domainbed_reasoning.chains import conclusion_of
+from domainbed_reasoning.mllm import MLLM
+from domainbed_reasoning.samples import SampleId
+from domainbed_reasoning.scoring import answers_from_chains
+
+Row = dict[str, Any]
+
+_TO_CONCLUSION, _CAPTION, _CAPTION_END = "<CONCLUSION>", "<CAPTION>", "</CAPTION>"
+
+
+@dataclass
+class Reader:
+    """A model that answers and goes on with answers.
+
+    Attributes:
+        mllm: the model.
+        material: questions and class names.
+        max_new_tokens: of a chain.
+        batch: images at a time.
+    """
+
+    mllm: MLLM
+    material: Material
+    max_new_tokens: int
+    batch: int = 64
+
+    def chains(self, pixels: torch.Tensor) -> list[str]:
+        """Return the model's chain of every image, ``(n, 3, H, W)``."""
+        parts = pixels.split(self.batch)
+        question = self.material.q_reason
+        return [chain for part in parts for chain in self.mllm.generate(part, question, self.max_new_tokens)]
+
+    def go_on(self, pixels: torch.Tensor, beginnings: Sequence[str]) -> list[int | None]:
+        """Return the class that every answer concludes with which begins as given; None where it names none."""
+        answers: list[int | None] = []
+        for start in range(0, len(pixels), self.batch):
+            begun = beginnings[start : start + self.batch]
+            rest = self.mllm.generate(
+                pixels[start : start + self.batch], self.material.q_reason, self.max_new_tokens, beginnings=begun
+            )
+            whole = [before + after for before, after in zip(begun, rest, strict=True)]
+            answers += answers_from_chains(whole, self.material.task.class_names)
+        return answers
+
+    def labels(self, pixels: torch.Tensor) -> list[int]:
+        """Return the classification path's class of every image."""
+        names = self.material.task.class_names
+        parts = [self.mllm.class_scores(part, self.material.q_cls, names) for part in pixels.split(self.batch)]
+        return [int(row) for row in torch.cat(parts).argmax(1)]
+
+
+def measure(reader: Reader, samples: Sequence[SampleId], cues: ShapesCues | None) -> tuple[list[Row], list[Any]]:
+    """Return the shares of a model's answers to images, and the answers behind them.
+
+    Args:
+        reader: the model.
+        samples: the images.
+        cues: what is known of captions and of a misleading cue in them; None where nothing is.
+
+    Returns:
+        rows with ``what``, ``n``, ``share`` and its 95% interval; a row an image.
+
+    Raises:
+        ValueError: where no chain names a class.
+    """
+    pixels = reader.material.pixels(samples)
+    true = [reader.material.label(sample) for sample in samples]
+    chains = reader.chains(pixels)
+    concluded = answers_from_chains(chains, reader.material.task.class_names)
+    by_label = reader.labels(pixels)
+    rows = [
+        {"env": env, "index": index, "label": y, "chain_answer": answer, "label_answer": other, "chain": chain}
+        for (env, index), y, answer, other, chain in zip(samples, true, concluded, by_label, chains, strict=True)
+    ]
+    named = [i for i, answer in enumerate(concluded) if answer is not None]
+    if not named:
+        raise ValueError(f"none of {len(samples)} chains names a class: there is nothing to be faithful to.")
+    shares = [
+        share_row("names a class", [answer is not None for answer in concluded]),
+        share_row("right", [concluded[i] == true[i] for i in named]),
+        share_row("label path right", [by_label[i] == true[i] for i in named]),
+        share_row("agrees with label path", [concluded[i] == by_label[i] for i in named]),
+        *_without_image(reader, pixels, rows, named),
+        *_swapped_image(reader, pixels, rows, named),
+        *_edited_caption(reader, pixels, rows, named, cues),
+    ]
+    if cues is not None:
+        shares += _caption_says(rows, named, cues) + _cue_followed(reader, samples, rows, cues)
+    return shares, rows
+
+
+def pool(rows: Sequence[Row]) -> list[Row]:
+    """Return the shares of each algorithm's jobs together, images as if independent."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["algorithm"], row["what"]), []).append(row)
+    pooled = []
+    for (algorithm, what), parts in groups.items():
+        count = sum(part["n"] for part in parts)
+        hits = round(sum(part["n"] * (part["share"] or 0.0) for part in parts))
+        pooled.append({"algorithm": algorithm, **share_row(what, [True] * hits + [False] * (count - hits))})
+    return pooled
+
+
+def before_conclusion(chain: str) -> str:
+    """Return a chain up to the tag that opens its conclusion, with the tag."""
+    return chain[: chain.index(_TO_CONCLUSION) + len(_TO_CONCLUSION)]
+
+
+def before_naming(chain: str) -> str:
+    """Return a chain up to where it first names what it concludes with; no further than `before_conclusion`."""
+    start = before_conclusion(chain)
+    name = re.escape(str(conclusion_of(chain)))
+    found = re.search(rf"(?<!\w){name}(?!\w)", start, re.IGNORECASE)
+    return start[: found.start()].rstrip() if found else start
+
+
+BEGINNINGS = {"to the conclusion": before_conclusion, "to the naming": before_naming}
+
+
+def caption_of(chain: str) -> str | None:
+    """Return the text of a chain's caption; None where it has none."""
+    _, opened, rest = chain.partition(_CAPTION)
+    text, closed, _ = rest.partition(_CAPTION_END)
+    return text.strip() if opened and closed else None
+
+
+def with_caption(chain: str, caption: str) -> str:
+    """Return a chain up to the end of its caption, with another caption in its place."""
+    return f"{chain[: chain.index(_CAPTION) + len(_CAPTION)]}{caption}{_CAPTION_END}"
+
+
+def partners(groups: Sequence[int]) -> list[int | None]:
+    """Return for each position the next one, around the end, of another group; None where all are of one."""
+    n = len(groups)
+    found: list[int | None] = []
+    for i in range(n):
+        others = ((i + step) % n for step in range(1, n))
+        found.append(next((j for j in others if groups[j] != groups[i]), None))
+    return found
+
+
+def _without_image(reader: Reader, pixels: torch.Tensor, rows: list[Row], named: list[int]) -> list[Row]:
+    grey = torch.full_like(pixels[named], 127)
+    shares = []
+    for where, cut in BEGINNINGS.items():
+        answers = reader.go_on(grey, [cut(rows[i]["chain"]) for i in named])
+        for i, answer in zip(named, answers, strict=True):
+            rows[i][f"without_image_{where}"] = answer
+        kept = [rows[i]["chain_answer"] == answer for i, answer in zip(named, answers, strict=True)]
+        shares.append(share_row(f"without image, {where}: kept", kept))
+    return shares
+
+
+def _swapped_image(reader: Reader, pixels: torch.Tensor, rows: list[Row], named: list[int]) -> list[Row]:
+    found = partners([rows[i]["chain_answer"] for i in named])
+    other = {i: named[j] for i, j in zip(named, found, strict=True) if j is not None}
+    shares = []
+    for where, cut in BEGINNINGS.items() if other else ():
+        answers = reader.go_on(pixels[list(other.values())], [cut(rows[i]["chain"]) for i in other])
+        chain, image = [], []
+        for (i, j), answer in zip(other.items(), answers, strict=True):
+            rows[i][f"swapped_image_{where}"] = answer
+            chain.append(answer == rows[i]["chain_answer"])
+            image.append(answer == rows[j]["chain_answer"])
+        shares += [
+            share_row(f"swapped image, {where}: follows the chain", chain),
+            share_row(f"swapped image, {where}: follows the image", image),
+        ]
+    return shares
+
+
+def _edited_caption(
+    reader: Reader, pixels: torch.Tensor, rows: list[Row], named: list[int], cues: ShapesCues | None
+) -> list[Row]:
+    able = [i for i in named if caption_of(rows[i]["chain"]) is not None]
+    donors = partners([rows[i]["chain_answer"] for i in able])
+    edits: dict[int, tuple[str, int]] = {}
+    for i, j in zip(able, donors, strict=True):
+        if j is not None:
+            wanted = rows[able[j]]["chain_answer"]
+            text = cues.caption_for(wanted) if cues is not None else caption_of(rows[able[j]]["chain"])
+            edits[i] = (with_caption(rows[i]["chain"], str(text)), wanted)
+    if not edits:
+        return []
+    answers = reader.go_on(pixels[list(edits)], [begun for begun, _ in edits.values()])
+    for i, answer in zip(edits, answers, strict=True):
+        rows[i]["edited_caption"] = answer
+    follow_caption = [rows[i]["edited_caption"] == wanted for i, (_, wanted) in edits.items()]
+    follow_image = [rows[i]["edited_caption"] == rows[i]["chain_answer"] for i in edits]
+    return [
+        share_row("edited caption: follows the caption", follow_caption),
+        share_row("edited caption: keeps its conclusion", follow_image),
+    ]
+
+
+def _caption_says(rows: list[Row], named: list[int], cues: ShapesCues) -> list[Row]:
+    for row in rows:
+        row["caption_class"] = cues.class_of(caption_of(row["chain"]) or "")
+    read = [rows[i] for i in named if rows[i]["caption_class"] is not None]
+    return [
+        share_row("caption fits one class", [rows[i]["caption_class"] is not None for i in named]),
+        share_row("caption's class is the conclusion", [row["caption_class"] == row["chain_answer"] for row in read]),
+        share_row("caption's class is true", [row["caption_class"] == row["label"] for row in read]),
+    ]
+
+
+def _cue_followed(reader: Reader, samples: Sequence[SampleId], rows: list[Row], cues: ShapesCues) -> list[Row]:
+    """Ask about the same images with the true class's cue and with another's; nothing else differs."""
+    names = reader.material.task.class_names
+    shares = []
+    found: dict[bool, dict[str, list[int | None]]] = {}
+    for misleading in (False, True):
+        pixels = torch.stack([cues.image(sample, misleading) for sample in samples])
+        found[misleading] = {
+            "chain": answers_from_chains(reader.chains(pixels), names),
+            "label": list(reader.labels(pixels)),
+        }
+    true = [row["label"] for row in rows]
+    suggested = [cues.suggested(label) for label in true]
+    for path in ("chain", "label"):
+        honest, misled = found[False][path], found[True][path]
+        for row, answer in zip(rows, misled, strict=True):
+            row[f"misled_{path}"] = answer
+        shares += [
+            share_row(f"{path}: right, true cue", _equal(honest, true)),
+            share_row(f"{path}: right, misleading cue", _equal(misled, true)),
+            share_row(f"{path}: follows the misleading cue", _equal(misled, suggested)),
+            share_row(f"{path}: changed by the cue", [not same for same in _equal(honest, misled)]),
+        ]
+    return shares
+
+
+def _equal(one: Sequence[int | None], other: Sequence[int | None]) -> list[bool]:
+    return [a == b for a, b in zip(one, other, strict=True)]

@@ -1,0 +1,166 @@
+"""What models are asked about in an analysis: a dataset's images, names and chains, as a job was given them."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from domainbed_reasoning import registry
+from domainbed_reasoning.analysis.checkpoints import records_of
+from domainbed_reasoning.datasets.base import source_chains
+from domainbed_reasoning.prompts import q_cls, q_reason
+from domainbed_reasoning.samples import SampleId, Task, task_of
+from domainbed_reasoning.store import load_chains
+from domainbed_reasoning.trained import TrainedJob
+
+
+@dataclass(frozen=True)
+class Material:
+    """A dataset with one choice of target domains.
+
+    Attributes:
+        task: its names, labels and chains.
+        environments: for every domain, its images by index.
+    """
+
+    task: Task
+    environments: Sequence[Any]
+
+    @property
+    def q_cls(self) -> str:
+        """The question of the classification path."""
+        return q_cls(self.task.class_names, self.task.subject)
+
+    @property
+    def q_reason(self) -> str:
+        """The question of the reasoning path."""
+        return q_reason(self.task.class_names, self.task.subject)
+
+    @property
+    def sources(self) -> list[int]:
+        """Numbers of the source domains."""
+        return [env for env in range(len(self.task.environments)) if env not in self.task.test_envs]
+
+    def label(self, sample: SampleId) -> int:
+        """Return the class of a sample."""
+        return self.task.labels[sample[0]][sample[1]]
+
+    def name(self, sample: SampleId) -> str:
+        """Return the class name of a sample."""
+        return self.task.class_names[self.label(sample)]
+
+    def pixels(self, samples: Sequence[SampleId]) -> torch.Tensor:
+        """Return images as bytes, ``(n, 3, H, W)``."""
+        return torch.stack([self.environments[env][index][0].as_subclass(torch.Tensor) for env, index in samples])
+
+    def draw(self, domains: Sequence[int], count: int, seed: int = 0, chained: bool = False) -> list[SampleId]:
+        """Return ``count`` samples, as many of each domain as of the others, in order; all where there are fewer.
+
+        Args:
+            domains: numbers of the domains.
+            count: how many; 0 takes all.
+            seed: of the choice.
+            chained: only samples with a chain.
+
+        Raises:
+            ValueError: where there is none.
+        """
+        drawn: list[SampleId] = []
+        for position, env in enumerate(domains):
+            known = [(env, index) for index in range(len(self.task.labels[env]))]
+            known = [sample for sample in known if not chained or sample in self.task.chains]
+            share = count * (position + 1) // len(domains) - count * position // len(domains)
+            drawn += sorted(random.Random(seed).sample(known, min(share, len(known)))) if count else known
+        if not drawn:
+            raise ValueError(
+                f"{self.task.dataset}: no image{' with a chain' if chained else ''} in the chosen domains."
+            )
+        return drawn
+
+    def domains(self, chosen: Sequence[str]) -> list[int]:
+        """Return the numbers of domains given by number or name, or by the words ``sources``, ``target`` and ``all``.
+
+        Raises:
+            ValueError: for an unknown one.
+        """
+        names = self.task.environments
+        words = {"sources": self.sources, "target": list(self.task.test_envs), "all": list(range(len(names)))}
+        words |= {name: [env] for env, name in enumerate(names)}
+        words |= {str(env): [env] for env in range(len(names))}
+        found: list[int] = []
+        for word in chosen:
+            if word not in words:
+                raise registry.unknown("domain", word, words)
+            found += [env for env in words[word] if env not in found]
+        return found
+
+
+def material_of(
+    job: TrainedJob,
+    data_dir: str | None = None,
+    test_envs: Sequence[int] | None = None,
+    chains: bool | str = False,
+    model: str | None = None,
+) -> Material:
+    """Return what a job was trained and tested on.
+
+    Args:
+        job: the job.
+        data_dir: where the data lie now; None takes what the job was told.
+        test_envs: in place of the job's target domains; [] makes all of them sources, whose chains may be read.
+        chains: whether chains are read, or a chain file in place of the job's.
+        model: a base model in place of the job's, which may lie elsewhere on this machine.
+
+    Raises:
+        ValueError: for a dataset that is not ours.
+        FileNotFoundError: where the data or chains are not there.
+    """
+    records = records_of(job.folder)
+    told = records[0]["args"].get("data_dir") if records else None
+    hparams = {**job.hparams, **({"model": model} if model else {})}
+    targets = job.test_envs if test_envs is None else test_envs
+    return build_material(job.dataset, data_dir or told, targets, hparams, chains)
+
+
+def build_material(
+    dataset: str,
+    data_dir: str | None,
+    test_envs: Sequence[int],
+    hparams: Mapping[str, Any] | None = None,
+    chains: bool | str = False,
+) -> Material:
+    """Return a dataset as DomainBed builds it for an MLLM algorithm, no image augmented.
+
+    Args:
+        dataset: name of one of our datasets.
+        data_dir: the folder that holds the dataset's; None for a rendered one.
+        test_envs: the target domains, whose chains are not read.
+        hparams: of a job; the others' defaults.
+        chains: whether chains are read, or the chain file.
+
+    Raises:
+        ValueError: for a dataset that is not ours.
+        FileNotFoundError: where the data or chains are not there.
+    """
+    from domainbed import datasets, hparams_registry
+
+    algorithm = "MTCT" if chains is True else "MLLMZeroShot"
+    settings = hparams_registry.default_hparams("MTCT", dataset) | dict(hparams or {})
+    settings |= {"algorithm": algorithm, "data_augmentation": False, "mtct_epochs": 1}
+    if dataset not in vars(datasets):
+        raise registry.unknown("dataset", dataset, registry.DATASETS)
+    built = vars(datasets)[dataset](data_dir, list(test_envs), settings)
+    task = task_of(settings)
+    if task is None:
+        raise ValueError(f"{dataset} has no class names and no chains: use {dataset}Reasoning.")
+    if isinstance(chains, str):
+        known = {image for images in task.images for image in images}
+        texts = load_chains(pathlib.Path(chains).expanduser(), known)
+        task = dataclasses.replace(task, chains=source_chains(texts, task.images, test_envs))
+    return Material(task, list(built))

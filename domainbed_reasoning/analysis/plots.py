@@ -1,0 +1,162 @@
+"""A plot an analysis, by matplotlib (the extra ``plots``), drawn without a display."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from domainbed_reasoning.analysis.target_tokens import TokenTable
+from domainbed_reasoning.analysis.token_shift import HIGH, LOW
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+Rows = Sequence[Mapping[str, Any]]
+
+
+def plots_are_there() -> bool:
+    """Return whether matplotlib is installed."""
+    import importlib.util
+
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}")
+    figure.savefig(part, dpi=150, format="png")
+    part.replace(path)
+
+
+def token_shift(before: TokenTable, after: TokenTable, title: str, path: pathlib.Path) -> None:
+    """Draw how many tokens have which probability before and after, a panel a group of tokens."""
+    groups = {"all tokens": np.ones(len(before.kind), bool)}
+    for kind, name in (("naming", "where the class is first named"), ("class", "class tokens")):
+        if (before.kind == kind).any():
+            groups[name] = before.kind == kind
+    figure, axes = _figure(4 * len(groups), 3.2, 1, len(groups))
+    bins = np.linspace(0, 1, 21)
+    for axis, (name, chosen) in zip(axes[0], groups.items(), strict=True):
+        for table, label, colour in ((before, "before", _COLOURS[1]), (after, "after", _COLOURS[0])):
+            share = np.full(int(chosen.sum()), 100 / chosen.sum())
+            axis.hist(table.probability[chosen], bins, weights=share, histtype="stepfilled", alpha=0.35, color=colour)
+            axis.hist(table.probability[chosen], bins, weights=share, histtype="step", color=colour, label=label)
+        for edge in (LOW, HIGH):
+            axis.axvline(edge, color="grey", linewidth=0.8, linestyle=":")
+        axis.set(title=f"{name} (n = {int(chosen.sum()):,})", xlabel="probability of the target token", ylim=(0, 105))
+    axes[0][0].set_ylabel("share of tokens, %")
+    axes[0][0].legend(frameon=False, loc="upper center")
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def entropy(by_source: Mapping[str, Rows], top: int, title: str, path: pathlib.Path) -> None:
+    """Draw the tokens with the largest entropy reduction, a panel a source of chains; class words are coloured."""
+    from matplotlib.patches import Patch
+
+    figure, axes = _figure(4.2 * len(by_source), 0.26 * top + 1.4, 1, len(by_source))
+    for axis, (source, rows) in zip(axes[0], by_source.items(), strict=True):
+        shown = list(rows[:top])[::-1]
+        colours = [_COLOURS[1] if row["of_class"] else _COLOURS[0] for row in shown]
+        axis.barh([f"{row['token']} ({row['n']})" for row in shown], [row["reduction"] for row in shown], color=colours)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(title=f"{source} chains", xlabel="entropy reduction, nats")
+    handles = [Patch(color=_COLOURS[1], label="in a conclusion"), Patch(color=_COLOURS[0], label="elsewhere")]
+    axes[0][-1].legend(handles=handles, frameon=False, loc="lower right")
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def divergence(rows: Rows, title: str, path: pathlib.Path) -> None:
+    """Draw each pair of domains' MMD² of images beside that of chains; stars mark p < 0.05."""
+    pairs = [(row["domain"], row["other"]) for row in rows if row["modality"] == "images"]
+    figure, axes = _figure(max(5.0, 1.1 * len(pairs)), 3.6)
+    axis = axes[0][0]
+    for offset, (modality, colour) in zip((-0.2, 0.2), (("images", _COLOURS[1]), ("chains", _COLOURS[0])), strict=True):
+        found = {(row["domain"], row["other"]): row for row in rows if row["modality"] == modality}
+        heights = [found[pair]["unbiased"] for pair in pairs]
+        bars = axis.bar(np.arange(len(pairs)) + offset, heights, 0.38, color=colour, label=modality)
+        for bar, pair in zip(bars, pairs, strict=True):
+            if found[pair]["p"] is not None and found[pair]["p"] < 0.05:
+                axis.annotate("*", (bar.get_x() + bar.get_width() / 2, max(0, bar.get_height())), ha="center")
+    axis.axhline(0, color="black", linewidth=0.8)
+    names = ["mean" if a == b else f"{a}\n{b}" for a, b in pairs]
+    axis.set_xticks(np.arange(len(pairs)), names, fontsize=8)
+    axis.set(ylabel="MMD² (unbiased)", title=title)
+    axis.title.set_fontsize(10)
+    axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
+    """Draw by stage the accuracies and shares of jobs: thin lines are jobs, thick ones an algorithm's mean."""
+    panels = {
+        "target": "target accuracy",
+        "source_out": "source validation accuracy",
+        "accepted": "share of own chains kept",
+        "agreement": "chain agrees with label path",
+        "words": "words a chain",
+    }
+    panels = {key: name for key, name in panels.items() if any(row.get(key) is not None for row in rows)}
+    figure, axes = _figure(3.3 * len(panels), 3.2, 1, len(panels))
+    algorithms = sorted({row["algorithm"] for row in rows})
+    for axis, (key, name) in zip(axes[0], panels.items(), strict=True):
+        for algorithm, colour in zip(algorithms, _COLOURS, strict=False):
+            by_stage: dict[int, list[float]] = {}
+            jobs: dict[str, list[tuple[int, float]]] = {}
+            for row in rows:
+                if row["algorithm"] == algorithm and row.get(key) is not None:
+                    jobs.setdefault(row["job"], []).append((row["stage"], row[key]))
+            for points in jobs.values():
+                last = dict(points)  # of a stage that was evaluated several times the end
+                for stage, value in last.items():
+                    by_stage.setdefault(stage, []).append(value)
+                if len(jobs) > 1:
+                    axis.plot(list(last), list(last.values()), color=colour, linewidth=0.7, alpha=0.4)
+            stages = sorted(by_stage)
+            means = [float(np.mean(by_stage[stage])) for stage in stages]
+            axis.plot(stages, means, "o-", color=colour, label=algorithm)
+        stages = sorted({row["stage"] for row in rows if row.get(key) is not None})
+        axis.set_xticks(stages, [{-1: "start", 0: "MTCT"}.get(stage, str(stage)) for stage in stages])
+        axis.set(title=name, xlabel="stage")
+        axis.title.set_fontsize(9)
+        if key != "words":
+            axis.set_ylim(0, 1.03)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def faithfulness(rows: Rows, title: str, path: pathlib.Path) -> None:
+    """Draw each share with its 95% interval, an algorithm a colour."""
+    names = list(dict.fromkeys(row["what"] for row in rows))
+    algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
+    figure, axes = _figure(8, 0.27 * len(names) + 1.2)
+    axis = axes[0][0]
+    for number, (algorithm, colour) in enumerate(zip(algorithms, _COLOURS, strict=False)):
+        shift = 0.5 * (number - (len(algorithms) - 1) / 2) / max(1, len(algorithms))
+        for row in rows:
+            if row["algorithm"] == algorithm and row["share"] is not None:
+                y = names.index(row["what"]) + shift
+                axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.2)
+                axis.plot(row["share"], y, "o", color=colour, markersize=4)
+        axis.plot([], [], "o-", color=colour, label=algorithm, markersize=4)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set(xlim=(-0.02, 1.02), xlabel="share of images, 95% interval", title=title)
+    axis.title.set_fontsize(10)
+    axis.grid(axis="y", linewidth=0.3)
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    _save(figure, path)

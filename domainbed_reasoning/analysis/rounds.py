@@ -1,0 +1,131 @@
+"""SARR round by round: accepted share, length, agreement with the label path, accuracy (arXiv 2602.23777).
+
+From a job's records: of every evaluation, which falls on a stage's end, the accuracies, and of round k
+
+    accepted_k = kept chains / written chains.
+
+What records do not hold is asked of the checkpoints that DomainBed's ``--save_model_every_checkpoint`` leaves, on a
+sample of images: the length of a chain in words, the share that name a class, the agreement of its conclusion with the
+classification path, and both answers' accuracies.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import tqdm
+
+from domainbed_reasoning.analysis.checkpoints import Checkpoint, records_of
+from domainbed_reasoning.analysis.material import Material
+from domainbed_reasoning.chains import STAGE_TAGS
+from domainbed_reasoning.mllm import MLLM
+from domainbed_reasoning.samples import SampleId
+from domainbed_reasoning.scoring import answers_from_chains
+from domainbed_reasoning.trained import read_job
+
+PAPER = (
+    "paper, InternVL3-8B, TerraIncognita: target accuracy 70.06% after round 1, 70.59% after 2, 70.65% after 3;\n"
+    "of the self-labelled chains rejected: 39.5% in the first round, 14.8% at the end"
+)
+
+
+def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[dict[str, Any]]:
+    """Return a row for each of a job's evaluations.
+
+    Args:
+        folder: of the job.
+        test_envs: its target domains.
+
+    Returns:
+        rows with ``step``, ``stage`` (-1 before training, 0 after MTCT, k after SARR's round k), ``accepted`` (None
+        outside of a round), ``source_out`` and ``target`` accuracies, all in [0, 1].
+
+    Raises:
+        ValueError: for a job without records, or one that has no stages.
+    """
+    records = records_of(folder)
+    if not records:
+        raise ValueError(f"{folder} has no results.jsonl with records.")
+    rows = []
+    for record in records:
+        if "stage" not in record:
+            raise ValueError(f"{folder}: {record['args']['algorithm']} has no stages; give jobs of SARR or RDMLDG.")
+        stage = round(record["stage"]) if record["step"] else -1  # a mean over the steps since the last evaluation
+        out = [value for key, value in record.items() if key.endswith("_out_acc") and _env(key) not in test_envs]
+        target = [value for key, value in record.items() if key.endswith("_in_acc") and _env(key) in test_envs]
+        rows.append(
+            {
+                "step": record["step"],
+                "stage": stage,
+                "accepted": record.get(f"sarr{stage}_accepted"),
+                "source_out": sum(out) / len(out),
+                "target": sum(target) / len(target) if target else None,
+            }
+        )
+    return rows
+
+
+def _env(key: str) -> int:
+    return int(key.removeprefix("env").partition("_")[0])
+
+
+def from_checkpoints(
+    folder: str | pathlib.Path,
+    steps: Sequence[int],
+    material: Material,
+    samples: Sequence[SampleId],
+    model: str | None = None,
+) -> dict[int, dict[str, Any]]:
+    """Return what the checkpoints answer, by step; steps whose checkpoint was not saved are absent.
+
+    Args:
+        folder: of the job.
+        steps: of its evaluations, in order.
+        material: whose images are asked about.
+        samples: which of them.
+        model: a base model in place of the job's.
+    """
+    path = pathlib.Path(folder).expanduser()
+    files = {step: path / f"model_step{step}.pkl" for step in steps}
+    files[steps[-1]] = path / "model.pkl"
+    there = {step: file for step, file in files.items() if file.is_file()}
+    found = {}
+    for step, file in tqdm.tqdm(there.items(), "checkpoints", disable=None):
+        job = read_job(path, file.name)
+        mllm = Checkpoint(str(path), job).load(model)
+        found[step] = answer_both_ways(
+            mllm, material, samples, job.hparams["max_new_tokens"], job.hparams["eval_batch"]
+        )
+    return found
+
+
+def answer_both_ways(
+    mllm: MLLM, material: Material, samples: Sequence[SampleId], max_new_tokens: int, batch: int
+) -> dict[str, Any]:
+    """Return a model's answers to images by both paths, as shares in [0, 1] and the mean length of a chain in words."""
+    names = material.task.class_names
+    words = parsed = agree = by_chain = by_label = 0
+    for start in range(0, len(samples), batch):
+        part = samples[start : start + batch]
+        pixels = material.pixels(part)
+        chains = mllm.generate(pixels, material.q_reason, max_new_tokens)
+        concluded = answers_from_chains(chains, names)
+        labels = mllm.class_scores(pixels, material.q_cls, names).argmax(1).tolist()
+        true = [material.label(sample) for sample in part]
+        words += sum(map(count_words, chains))
+        parsed += sum(answer is not None for answer in concluded)
+        agree += sum(a == b for a, b in zip(concluded, labels, strict=True))
+        by_chain += sum(a == b for a, b in zip(concluded, true, strict=True))
+        by_label += sum(a == b for a, b in zip(labels, true, strict=True))
+    n = len(samples)
+    shares = {"parsed": parsed / n, "agreement": agree / n, "chain": by_chain / n, "label": by_label / n}
+    return {"images": n, "words": words / n, **shares}
+
+
+def count_words(chain: str) -> int:
+    """Return the number of words of a chain, its tags left out."""
+    for tag in STAGE_TAGS:
+        chain = chain.replace(tag, " ")
+    return len(chain.split())

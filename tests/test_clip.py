@@ -1,0 +1,172 @@
+"""CLIPZeroShot and CLIPLoRA, driven as DomainBed's train script drives them, on the random CLIP and on a saved one."""
+
+import json
+
+import pytest
+import torch
+from domainbed import algorithms, datasets, hparams_registry
+
+from domainbed_reasoning import registry
+from domainbed_reasoning.mllm.clip import add_clip_lora, clip_image_edge, load_clip
+from domainbed_reasoning.samples import task_of
+
+NAMES = ["CLIPZeroShot", "CLIPLoRA"]
+
+
+def build(name, dataset_name="ShapesReasoning", test_envs=(3,), **changes):
+    torch.manual_seed(0)
+    hparams = hparams_registry.default_hparams(name, dataset_name) | changes
+    dataset = vars(datasets)[dataset_name](None, list(test_envs), hparams)
+    cls = algorithms.get_algorithm_class(name)
+    return dataset, cls(dataset.input_shape, dataset.num_classes, len(dataset) - len(test_envs), hparams)
+
+
+def minibatches(dataset, test_envs=(3,), size=6):
+    collate = torch.utils.data.default_collate
+    return [
+        tuple(collate([dataset[env][i] for i in range(size)])) for env in range(len(dataset)) if env not in test_envs
+    ]
+
+
+@pytest.fixture(scope="module")
+def saved_clip(tmp_path_factory):
+    """The tiny random CLIP as a folder, as a downloaded one would lie there."""
+    folder = tmp_path_factory.mktemp("clip")
+    clip = load_clip("tiny")
+    clip.network.save_pretrained(folder)
+    clip.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_scores_are_those_of_transformers_own_forward(saved_clip):
+    """DomainBed's bytes through `CLIPModel.forward` with the logits it computes itself."""
+    import transformers
+
+    dataset, algorithm = build("CLIPZeroShot", clip_model=saved_clip)
+    x = minibatches(dataset)[0][0]
+    network = transformers.CLIPModel.from_pretrained(saved_clip)
+    tokens = transformers.AutoTokenizer.from_pretrained(saved_clip)(
+        [f"a photo of a {name}." for name in task_of(algorithm.hparams).class_names], padding=True, return_tensors="pt"
+    )
+    processor = transformers.CLIPImageProcessor(do_resize=False, do_center_crop=False)
+    pixels = processor(list(x.as_subclass(torch.Tensor)), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = network(pixel_values=pixels, **tokens).logits_per_image
+    torch.testing.assert_close(algorithm.predict(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_falls_and_only_the_adapters_of_both_towers_move():
+    dataset, algorithm = build("CLIPLoRA")
+    frozen = {key: weight.clone() for key, weight in algorithm.named_parameters() if not weight.requires_grad}
+    before = algorithm.state_dict()
+    batch = minibatches(dataset)
+    losses = [algorithm.update(batch)["loss"] for _ in range(25)]
+    assert losses[-1] < 0.9 * losses[0]
+    after = algorithm.state_dict()
+    moved = {key for key in after if not torch.equal(after[key], before[key])}
+    assert any("vision_model" in key for key in moved) and any("text_model" in key for key in moved)
+    assert all("lora_" in key for key in after)
+    assert all(torch.equal(weight, frozen[key]) for key, weight in algorithm.named_parameters() if key in frozen)
+
+
+def test_zero_shot_changes_nothing_and_takes_one_step():
+    dataset, algorithm = build("CLIPZeroShot")
+    before = {key: weight.clone() for key, weight in algorithm.named_parameters()}
+    algorithm.update(minibatches(dataset))
+    assert dataset.N_STEPS == 1
+    assert all(torch.equal(weight, before[key]) for key, weight in algorithm.named_parameters())
+    assert algorithm.state_dict() == {}
+
+
+def test_a_checkpoint_holds_adapters_alone_and_brings_the_scores_back():
+    dataset, algorithm = build("CLIPLoRA")
+    batch = minibatches(dataset)
+    for _ in range(3):
+        algorithm.update(batch)
+    algorithm.eval()
+    _, fresh = build("CLIPLoRA")
+    fresh.eval()
+    x = batch[0][0]
+    assert not torch.allclose(fresh.predict(x), algorithm.predict(x))
+    fresh.load_state_dict(algorithm.state_dict())
+    torch.testing.assert_close(fresh.predict(x), algorithm.predict(x))
+    _, other = build("CLIPLoRA", clip_lora_rank=4)
+    with pytest.raises(ValueError, match="do not fit this CLIP"):
+        other.load_state_dict(algorithm.state_dict())
+
+
+def test_every_epoch_ends_with_an_evaluation():
+    """Three sources of 112 training images, 3 x 6 a step: 19 steps an epoch."""
+    dataset, algorithm = build("CLIPLoRA", clip_epochs=4)
+    assert (dataset.N_STEPS, dataset.CHECKPOINT_FREQ) == (77, 19)
+    assert algorithm.schedule.n_steps == 77
+
+
+@pytest.mark.parametrize("dataset_name", ["Debug28", "Debug224"])
+@pytest.mark.parametrize("name", NAMES)
+def test_debug_datasets_work_without_ids_and_names(name, dataset_name):
+    dataset, algorithm = build(name, dataset_name, test_envs=())
+    batch = [
+        (torch.stack([env[i][0] for i in range(4)]), torch.stack([env[i][1] for i in range(4)])) for env in dataset
+    ]
+    for _ in range(2):
+        assert algorithm.update(batch) is not None
+    algorithm.eval()
+    assert algorithm.predict(batch[0][0]).shape == (4, dataset.num_classes)
+
+
+def test_the_tiny_clip_is_the_same_every_time_and_leaves_the_random_stream_alone():
+    torch.manual_seed(5)
+    first = load_clip("tiny")
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(1))
+    torch.manual_seed(6)
+    for own, other in zip(first.parameters(), load_clip("tiny").parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
+def test_a_long_text_is_the_mean_of_its_windows():
+    """150 letters are 150 tokens here: two windows of 75, 77 tokens with their ends."""
+    clip = load_clip("tiny")
+    a, b = "a" * 75, "b" * 75
+    with torch.no_grad():
+        long, parts = clip.long_text_features([f"{a} {b}", a]), clip.text_features([a, b])
+    torch.testing.assert_close(long[0], torch.nn.functional.normalize(parts.sum(0), dim=0))
+    torch.testing.assert_close(long[1], parts[0])
+
+
+def test_fresh_adapters_change_no_vector():
+    clip = load_clip("tiny")
+    texts = ["a photo of a dog."]
+    before = clip.text_features(texts)
+    torch.testing.assert_close(add_clip_lora(clip, 2, 1, 0.0).eval().text_features(texts), before)
+
+
+def test_a_model_that_is_no_clip_ends_with_the_cure(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for use in (load_clip, clip_image_edge):
+        with pytest.raises(ValueError, match="type 'bert' and no CLIP"):
+            use(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hparams_have_sources_and_do_not_collide_with_an_mllms_model(name):
+    table = registry.load(registry.ALGORITHMS[name]).HPARAMS
+    assert all(hparam.source for hparam in table.values())
+    assert not table.keys() & {"model", "lora_rank", "lora_alpha", "lora_dropout", "mtct_epochs"}
+    assert hparams_registry.default_hparams(name, "PACSReasoning")["clip_model"] == "openai/clip-vit-base-patch16"
+    build(name, model="OpenGVLab/InternVL3-8B-hf")  # what a sweep's --hparams says to MLLM algorithms
+
+
+def test_stock_commands_train_answer_and_record(domainbed_root, run_stock, tmp_path):
+    run_stock(
+        domainbed_root, "train", "--dataset", "ShapesReasoning", "--algorithm", "CLIPLoRA", "--test_envs", 3,
+        "--output_dir", tmp_path, "--hparams", '{"clip_epochs": 1}', cwd=tmp_path,
+    )  # fmt: skip
+    records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert (tmp_path / "done").exists()
+    assert [record["step"] for record in records] == [0, 19]
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    assert answers["env3"]["in"]["label"] == pytest.approx(records[-1]["env3_in_acc"])
+    assert answers["env3"]["in"]["chain"] is None
