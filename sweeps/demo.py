@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import upstream
-from domainbed_reasoning.sweeps import parallel
+from domainbed_reasoning.sweeps import jobs
+from domainbed_reasoning.sweeps.processes import ended_by_sigterm
 
 EMBEDDED = "ShapesReasoning"
 CPU_STEPS = 60
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     domainbed = choose_domainbed()
     output = Path(given.output_dir).absolute() / given.dataset
-    environment = {**os.environ, parallel.TARGETS: given.targets}
+    environment = {**os.environ, jobs.TARGETS: given.targets}
     if not given.model:
         environment["HF_HUB_OFFLINE"] = "1"  # nothing of the embedded model is on the hub
 
@@ -102,13 +103,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_stock("sweep", "launch", *sweep, cwd=domainbed, environment=environment)
     run_stock("collect_results", "--input_dir", str(output), cwd=domainbed, environment=environment)
 
-    failed = sorted(log.parent for log in output.glob(f"*/{parallel.LOG}") if not (log.parent / "done").exists())
+    failed = sorted(log.parent for log in output.glob(f"*/{jobs.LOG}") if not (log.parent / "done").exists())
     print_summary(list(finished_runs(output)), environment_names(given.dataset))
     if given.dataset == EMBEDDED:
         print(ABOUT_EMBEDDED)
     print(f"\n{time.monotonic() - start:.0f} s in all. DomainBed: {upstream.describe(domainbed)}.")
     for folder in failed:
-        print(f"FAILED: {folder / parallel.LOG}")
+        print(f"FAILED: {folder / jobs.LOG}")
     return 1 if failed else 0
 
 
@@ -141,7 +142,7 @@ def run_stock(script: str, *arguments: str, cwd: Path, environment: dict[str, st
     """Print and run one stock command from inside of DomainBed's folder."""
     command = ["python", "-m", f"domainbed.scripts.{script}", *arguments]
     print(f"$ {shlex.join(command)}", flush=True)
-    with parallel.ended_by_sigterm():
+    with ended_by_sigterm():
         process = subprocess.Popen([sys.executable, *command[1:]], cwd=cwd, env=environment)
         try:
             exit_code = process.wait()
