@@ -4,10 +4,10 @@
     python -m domainbed.scripts.sweep launch --command_launcher ray …                              this machine
     RAY_ADDRESS=head:6379 python -m domainbed.scripts.sweep launch --command_launcher ray …        a cluster, joined
 
-Ray queues the jobs and gives each its GPU or its share of one, or its share of the cores. Where `ray start` has run on
-this machine, that Ray is joined, and left as it was; else one is started, which ends with the launcher. On a cluster
-every node sees the sweep's folders, the data and this interpreter under the same paths, as DomainBed itself asks for; a
-job gets the environment, and the working directory, of the sweep.
+Ray queues the jobs and gives each its GPU or its share of one, or its share of the cores. A cluster is left as it was;
+a Ray that was started on this machine ends with the launcher. Every node of a cluster sees the sweep's folders, the
+data and this interpreter under the same paths, as DomainBed itself asks for; a job gets the environment, and the
+working directory, of the sweep.
 
 A job that fails, is killed or loses its worker or node is started again, elsewhere if need be; see `attempts` for why
 no record stands twice. Ctrl-C and SIGTERM end all jobs; so does the launcher's death.
@@ -23,12 +23,15 @@ Environment variables, all optional:
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -41,6 +44,7 @@ GPUS = "DOMAINBED_REASONING_GPUS_PER_JOB"
 CPUS = "DOMAINBED_REASONING_CPUS_PER_JOB"
 _POLL_SECONDS = 1.0
 _GRACE_SECONDS = 15
+_CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -77,40 +81,66 @@ def ray_launcher(commands: Sequence[str]) -> list[Failure]:
     Raises:
         ImportError: without Ray.
         ValueError: an environment variable that does not say what it should, or asks for more than there is.
+        ConnectionError: no Ray at RAY_ADDRESS.
     """
     jobs = chosen_jobs(commands)
     retries = whole_number(RETRIES, DEFAULT_RETRIES, least=0)
-    ray = _import_ray()
-    ours = not ray.is_initialized()
-    if ours:
-        # Asked for by nobody: statistics to Ray's makers, a dashboard, and its word on what a later version will do.
-        for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
-            os.environ.setdefault(name, "0")
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray = _start_or_join()
+    joined = bool(os.environ.get("RAY_ADDRESS"))
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = share_of(nodes)
         at_a_time = sum(share.fits(node) for node in nodes)
-        where = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''} of Ray"
+        where = f"{len(nodes)} node(s) of the Ray at {os.environ['RAY_ADDRESS']}" if joined else "this machine"
         if not at_a_time:
-            print(
-                f"No node of this Ray has {share} for a job now: all wait until one joins. {GPUS} and {CPUS} say less."
-            )
+            lacking = f"no node of this Ray has {share}: {GPUS} and {CPUS} ask for less"
+            if not joined:
+                raise ValueError(f"No job would ever start, {lacking}.")
+            print(f"The jobs wait until a node joins, {lacking}.")
         print(f"{len(jobs)} jobs on {where}, {at_a_time} at a time, {share} each; the output of each is in its {LOG}.")
         with ended_by_sigterm():
             failures = _run_all(ray, jobs, share, retries)
     finally:
-        if ours:
-            ray.shutdown()
+        ray.shutdown()
     report(failures, len(jobs))
     return failures
 
 
-def _import_ray() -> Any:
+def _start_or_join() -> Any:
+    """Start Ray on this machine, or join the one at RAY_ADDRESS; return its module."""
+    # Asked for by nobody: statistics to Ray's makers, and its word on what a later version will do.
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(name, "0")
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_that_it_answers(address)
+        # `ray start` asks for the token where there is one; who joins has to say so, before Ray is imported.
+        if "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").exists():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
-        return importlib.import_module("ray")
+        ray = importlib.import_module("ray")
     except ImportError as error:
         raise ImportError("The launcher `ray` needs Ray: pip install 'domainbed-reasoning[ray]'") from error
+    if not ray.is_initialized():
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(address="local", include_dashboard=False, **quiet)
+    return ray
+
+
+def _check_that_it_answers(address: str) -> None:
+    """Ask for a connection: Ray itself waits for minutes where nobody answers."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return  # "auto" and the like
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"Nothing answers at RAY_ADDRESS={address} ({error}). Without that variable Ray is started on this machine."
+        ) from error
 
 
 def share_of(nodes: Sequence[Mapping[str, float]]) -> Share:
