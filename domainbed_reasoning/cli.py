@@ -23,6 +23,10 @@ VERBS = {
         "memory and hours of a job and of a sweep, before it starts",
         "domainbed_reasoning.verbs.plan:main",
     ),
+    "study": (
+        "reproduce a table of the paper: its stock commands, hours and claim; or run them",
+        "domainbed_reasoning.verbs.study:main",
+    ),
     "predict": (
         "ask a trained model about images: class, scores, chain",
         "domainbed_reasoning.verbs.predict:main",

@@ -2,7 +2,7 @@
 
 No stock sweep has such jobs, but the stock train script does: all domains but one as ``--test_envs``. Folder names and
 seeds are made as the sweep makes them. Stock `collect_results` selects models from jobs with one target or two and
-shows an X for these; `table` applies its first method: the step with the best accuracy on the source's validation split.
+shows an X for these; `table` applies its first method: the step that is best on the source's validation split.
 """
 
 from __future__ import annotations

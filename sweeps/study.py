@@ -153,7 +153,8 @@ def sweep_command(grid: Grid, datasets: Sequence[str], settings: Settings) -> li
         words += ["--hparams", json.dumps(hparams)]
     if settings.steps is not None:
         words += ["--steps", str(settings.steps)]
-    return stock_command("sweep", *words)
+    command: list[str] = stock_command("sweep", *words)
+    return command
 
 
 def collect_commands(grids: Sequence[Grid], settings: Settings) -> list[list[str]]:
