@@ -19,7 +19,8 @@ STUDY = Study(
     ),
     paper=(
         "arXiv 2602.23777 names it as future work and has no such table. What leads to it: 19.33% of the teacher's "
-        "tokens stay below probability 0.25 after MTCT; 29.74 points of self-generated tokens rise above 0.75, 1.88 of a teacher's"
+        "tokens stay below probability 0.25 after MTCT; 29.74 points of self-generated tokens rise above "
+        "0.75, 1.88 of a teacher's"
     ),
     datasets=("OfficeHomeReasoning", "TerraIncognitaReasoning"),
     grids=(_TEACHER, _BOOTSTRAP),

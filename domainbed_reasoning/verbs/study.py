@@ -100,8 +100,8 @@ def _check_data(study: Study, data_dir: str | None, settings: Settings) -> None:
     """Refuse to start hours of jobs on data that are not there."""
     if not data_dir:
         raise ValueError(
-            f"{study.name} at the scale of the paper needs --data_dir, the folder that holds {', '.join(study.datasets)}; "
-            "--scale mini needs no data."
+            f"{study.name} at the scale of the paper needs --data_dir, the folder that holds "
+            f"{', '.join(study.datasets)}; --scale mini needs no data."
         )
     for name in study.datasets:
         dataset = catalog.STOCK[registry.TWINS[name]]
@@ -111,9 +111,9 @@ def _check_data(study: Study, data_dir: str | None, settings: Settings) -> None:
         needed = {algorithm for grid in study.grids for algorithm in grid.algorithms} & _NEED_CHAINS
         if needed and "chains" not in settings.hparams and not (root / catalog.CHAIN_FILE).exists():
             raise FileNotFoundError(
-                f"{name}: there are no chains at {root / catalog.CHAIN_FILE}, which {', '.join(sorted(needed))} train on. "
-                f"`domainbed-reasoning annotate --dataset {dataset.name} --data_dir {settings.data_dir} --teacher …` gets "
-                "them, `import` takes others' over; --hparams '{\"chains\": …}' names another file."
+                f"{name}: {', '.join(sorted(needed))} train on chains, and there is no {root / catalog.CHAIN_FILE}. "
+                f"`domainbed-reasoning annotate --dataset {dataset.name} --data_dir {settings.data_dir} --teacher …` "
+                "gets them, `import` takes others' over; --hparams '{\"chains\": …}' names another file."
             )
 
 
