@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -140,7 +141,12 @@ def describe(study: Study, scale: str, settings: Settings, gpu: str, gpus: int) 
         about = f"about {_MINI_CORE_SECONDS} core-seconds each (`make demo`: 24 jobs, 420 s on 2 cores)"
         lines.append(f"{total} jobs, {about}: {minutes:.0f} minutes on {cores} cores")
     else:
-        lines += _hours_lines(study, datasets, grids, settings, gpu, gpus)
+        try:
+            lines += _hours_lines(study, datasets, grids, settings, gpu, gpus)
+        except ModuleNotFoundError as error:
+            lines.append(
+                f"{total} jobs; their hours are not known: {error}. `domainbed-reasoning doctor` says the cure."
+            )
     return "\n".join(lines)
 
 
@@ -189,7 +195,7 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
     data = published.DATA[registry.TWINS[dataset]]
     hparams = {name: hparam.default for name, hparam in cls.HPARAMS.items()} | settings.hparams_of(grid)
     hours = costs.hours_of(
-        costs.shape_of(hparams["model"], hparams["max_tiles"]),
+        _shape(hparams["model"], hparams["max_tiles"]),
         costs.lengths_for(data.classes, _CHAIN_TOKENS),
         data,
         published.gpu_named(gpu),
@@ -200,6 +206,13 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
     if study.one_source:  # the model counts all domains but one as sources
         return (hours.training + hours.labelling) / (data.domains - 1) + hours.evaluation
     return hours.total
+
+
+@functools.cache
+def _shape(model: str, max_tiles: int) -> Any:
+    from domainbed_reasoning import costs
+
+    return costs.shape_of(model, max_tiles)
 
 
 def launch(study: Study, scale: str, settings: Settings) -> int:
