@@ -45,6 +45,9 @@ CPUS = "DOMAINBED_REASONING_CPUS_PER_JOB"
 _POLL_SECONDS = 1.0
 _GRACE_SECONDS = 15
 _CONNECT_SECONDS = 10
+# A Ray worker whose launcher has died kills its children before it ends. The attempt is therefore a child's child, with
+# the worker's pipe as its input: that it ends, it can see, and so end the train process.
+_GRANDCHILD = ("sh", "-c", 'exec 3<&0; "$@" <&3 & wait $!', "sh")
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ def _run_all(ray: Any, jobs: Sequence[Job], share: Share, retries: int) -> list[
 
     def submit(job: Job, number: int) -> None:
         said = f"attempt {number} of {retries + 1}"
-        module = [sys.executable, "-m", "domainbed_reasoning.sweeps.attempts"]
+        module = [*_GRANDCHILD, sys.executable, "-m", "domainbed_reasoning.sweeps.attempts"]
         reference = attempt.remote([*module, "--said", said, "--command", job.command], os.getcwd(), environment)
         running[reference] = (job, number)
 
@@ -219,7 +222,11 @@ def _remote_attempt(ray: Any, share: Share) -> Any:
     @ray.remote(max_retries=0, num_cpus=share.cpus, num_gpus=share.gpus)  # type: ignore[untyped-decorator]
     def attempt(command: list[str], folder: str, environment: dict[str, str]) -> int | None:
         process = subprocess.Popen(
-            command, cwd=folder, env={**os.environ, **environment}, stdin=subprocess.PIPE, start_new_session=True
+            command,
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
         try:
             while process.poll() is None:  # a wait without end would not see that it was cancelled

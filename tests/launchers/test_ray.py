@@ -56,6 +56,11 @@ def start_launcher(*jobs):
     return subprocess.Popen([sys.executable, "-c", LAUNCH, *jobs], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+def worker_of(sweep, train):
+    """The Ray worker above a train process: its attempt and the attempt's parent stand between."""
+    return sweep.parent(sweep.parent(sweep.parent(train)))
+
+
 @pytest.mark.parametrize(
     ("node", "chosen", "expected", "jobs"),
     [
@@ -129,8 +134,7 @@ def test_a_killed_job_is_started_again_and_no_record_stands_twice(sweep, joined,
     launcher = start_launcher(sweep.job("A", sweep.KILLED_ONCE))
     train = sweep.wait_for_attempt("A", 1)
     sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
-    supervisor = sweep.parent(train)
-    os.kill(train if victim == "train" else sweep.parent(supervisor), signal.SIGKILL)
+    os.kill(train if victim == "train" else worker_of(sweep, train), signal.SIGKILL)
     said = launcher.communicate(timeout=60)[0].decode()
     assert launcher.returncode == 0
     cause = "exit code -9" if victim == "train" else "WorkerCrashedError"
@@ -161,7 +165,7 @@ def test_without_an_address_a_ray_is_started_and_ends_with_the_launcher(sweep, c
     """Though there is another one, of the other tests."""
     waits = start_launcher(sweep.job("A", "attempt(); wait_for('never')"))
     train = sweep.wait_for_attempt("A", 1)
-    raylet = sweep.parent(sweep.parent(sweep.parent(train)))
+    raylet = sweep.parent(worker_of(sweep, train))
     assert sweep.is_running(raylet)
     waits.send_signal(signal.SIGINT)
     said = waits.communicate(timeout=60)[0].decode()
