@@ -181,7 +181,7 @@ def _hours_lines(
         f"{total:.0f} hours in all, {total / gpus / 24:.1f} days on {gpus} x {gpu}; within a factor of 2, see `plan`"
     )
     if uncounted:
-        lines.append("- is not in the cost model: networks without a language model take minutes to a few hours a job")
+        lines.append("- is not in the cost model: networks without a language model, which are far smaller")
     return lines
 
 
