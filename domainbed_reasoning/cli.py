@@ -27,6 +27,10 @@ VERBS = {
         "token shift, entropy, domain divergence, SARR's rounds, faithfulness: numbers and plots",
         "domainbed_reasoning.verbs.analyse:main",
     ),
+    "study": (
+        "reproduce a table of the paper: its stock commands, hours and claim; or run them",
+        "domainbed_reasoning.verbs.study:main",
+    ),
     "predict": (
         "ask a trained model about images: class, scores, chain",
         "domainbed_reasoning.verbs.predict:main",

@@ -43,7 +43,11 @@ TWINS = {
 # Datasets on which the embedded tiny model is the default.
 EMBEDDED_DATASETS = frozenset({"Debug28", "Debug224", "ShapesReasoning"})
 
-LAUNCHERS = {"parallel": "domainbed_reasoning.sweeps.parallel:parallel_launcher"}
+LAUNCHERS = {
+    "parallel": "domainbed_reasoning.sweeps.parallel:parallel_launcher",
+    "ray": "domainbed_reasoning.sweeps.ray_launcher:ray_launcher",
+    "slurm": "domainbed_reasoning.sweeps.slurm_launcher:slurm_launcher",
+}
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""How sweeps are run: launchers for DomainBed's registry, and recipes."""
+"""How sweeps are run: launchers for DomainBed's registry, studies, and the demo."""

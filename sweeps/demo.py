@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import upstream
-from domainbed_reasoning.sweeps import parallel
+from domainbed_reasoning.sweeps import jobs
+from domainbed_reasoning.sweeps.stock import choose_domainbed, run_stock
 
 EMBEDDED = "ShapesReasoning"
 CPU_STEPS = 60
@@ -43,7 +42,6 @@ the target domain with another class. ERM's 121 steps teach it that hue and litt
 (with 550 steps as well); it is no converged network. The tables hold the answer that each method is trained to give:
 LabelSFT's class name, the others' chain. One seed, 112 images a cell: differences of 10 points between the fine-tuned
 rows are noise."""
-STAND_IN = Path(__file__).resolve().parent.parent / "tests" / "standin"
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     domainbed = choose_domainbed()
     output = Path(given.output_dir).absolute() / given.dataset
-    environment = {**os.environ, parallel.TARGETS: given.targets}
+    environment = {**os.environ, jobs.TARGETS: given.targets}
     if not given.model:
         environment["HF_HUB_OFFLINE"] = "1"  # nothing of the embedded model is on the hub
 
@@ -102,29 +100,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_stock("sweep", "launch", *sweep, cwd=domainbed, environment=environment)
     run_stock("collect_results", "--input_dir", str(output), cwd=domainbed, environment=environment)
 
-    failed = sorted(log.parent for log in output.glob(f"*/{parallel.LOG}") if not (log.parent / "done").exists())
+    failed = sorted(log.parent for log in output.glob(f"*/{jobs.LOG}") if not (log.parent / "done").exists())
     print_summary(list(finished_runs(output)), environment_names(given.dataset))
     if given.dataset == EMBEDDED:
         print(ABOUT_EMBEDDED)
     print(f"\n{time.monotonic() - start:.0f} s in all. DomainBed: {upstream.describe(domainbed)}.")
     for folder in failed:
-        print(f"FAILED: {folder / parallel.LOG}")
+        print(f"FAILED: {folder / jobs.LOG}")
     return 1 if failed else 0
-
-
-def choose_domainbed() -> Path:
-    """Return the folder of the DomainBed that this and the stock commands use; the stand-in where there is no other."""
-    folder = upstream.importable_domainbed()
-    if folder is None and STAND_IN.is_dir():
-        print(
-            "No DomainBed is here and it could not be fetched: this demo runs on the stand-in of the tests, a small "
-            "implementation of DomainBed's interface. `domainbed-reasoning get-domainbed` fetches the real one.\n"
-        )
-        os.environ[upstream.VARIABLE] = str(STAND_IN)
-        folder = upstream.importable_domainbed()
-    if folder is None:
-        raise SystemExit("No DomainBed is importable: call `domainbed-reasoning get-domainbed`.")
-    return folder
 
 
 def choose_steps(dataset: str) -> int | None:
@@ -135,25 +118,6 @@ def choose_steps(dataset: str) -> int | None:
         return None
     print(f"Without a GPU every job takes {CPU_STEPS} steps only: the tables show that it runs, not how good it is.")
     return CPU_STEPS
-
-
-def run_stock(script: str, *arguments: str, cwd: Path, environment: dict[str, str]) -> None:
-    """Print and run one stock command from inside of DomainBed's folder."""
-    command = ["python", "-m", f"domainbed.scripts.{script}", *arguments]
-    print(f"$ {shlex.join(command)}", flush=True)
-    with parallel.ended_by_sigterm():
-        process = subprocess.Popen([sys.executable, *command[1:]], cwd=cwd, env=environment)
-        try:
-            exit_code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # Ctrl-C reached the sweep too, which ends its jobs
-            raise
-        except SystemExit:
-            process.terminate()
-            process.wait()
-            raise
-    if exit_code:
-        raise SystemExit(f"The command above ended with exit code {exit_code}.")
 
 
 def environment_names(dataset: str) -> Sequence[str]:

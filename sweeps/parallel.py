@@ -11,61 +11,18 @@ Environment variables, all optional:
 from __future__ import annotations
 
 import os
-import shlex
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
+from collections.abc import Iterable, Mapping, Sequence
 
 from tqdm import tqdm
 
+from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, report, whole_number
+from domainbed_reasoning.sweeps.processes import end, ended_by_sigterm, start, threads_of
+
 JOBS = "DOMAINBED_REASONING_JOBS"
-TARGETS = "DOMAINBED_REASONING_TARGETS"
-LOG = "launcher.log"
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 10
-_LOG_LINES = 15
-
-
-@dataclass(frozen=True)
-class Job:
-    """One stock train command.
-
-    Attributes:
-        command: as DomainBed's sweep wrote it, for a shell.
-        options: its ``--name value …`` pairs.
-    """
-
-    command: str
-    options: Mapping[str, tuple[str, ...]]
-
-    @property
-    def name(self) -> str:
-        """What a person calls it: algorithm, dataset, targets."""
-        first = {key: " ".join(values) for key, values in self.options.items()}
-        name = f"{first.get('algorithm', '?')} on {first.get('dataset', '?')}, target {first.get('test_envs', '?')}"
-        seeds = (first.get("hparams_seed", "0"), first.get("trial_seed", "0"))
-        return name if seeds == ("0", "0") else f"{name}, hparams seed {seeds[0]}, trial {seeds[1]}"
-
-    @property
-    def log(self) -> Path:
-        """Where its output goes: a file in the job's own folder."""
-        return Path(*self.options.get("output_dir", (".",))) / LOG
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A job that ended with an exit code other than 0 (negative: the signal that ended it)."""
-
-    job: Job
-    exit_code: int
 
 
 def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
@@ -82,48 +39,21 @@ def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
     Raises:
         ValueError: an environment variable that does not say what it should.
     """
-    jobs = within_targets([parse_job(command) for command in commands], os.environ.get(TARGETS, ""))
-    if len(jobs) < len(commands):
-        print(f"{TARGETS}={os.environ[TARGETS]}: {len(jobs)} of {len(commands)} jobs are run.")
+    jobs = chosen_jobs(commands)
     slots = device_slots()
     print(f"{len(jobs)} jobs, {min(len(slots), max(len(jobs), 1))} at a time; the output of each is in its {LOG}.")
     with ended_by_sigterm():
         failures = _run_all(jobs, slots)
-    _report(failures, len(jobs))
+    report(failures, len(jobs))
     return failures
-
-
-def parse_job(command: str) -> Job:
-    """Return the options of ``python -m domainbed.scripts.train --name value … --name value …``."""
-    options: dict[str, tuple[str, ...]] = {}
-    name = None
-    for word in shlex.split(command):
-        if word.startswith("--"):
-            name = word[2:]
-            options[name] = ()
-        elif name is not None:
-            options[name] += (word,)
-    return Job(command, options)
-
-
-def within_targets(jobs: Sequence[Job], targets: str) -> list[Job]:
-    """Return the jobs whose target environments are all among ``targets``; all jobs where that is empty."""
-    wanted = set(targets.replace(",", " ").split())
-    if not all(target.isdigit() for target in wanted):
-        raise ValueError(f'{TARGETS}={targets!r} should be numbers of environments, as in "2" or "0 2".')
-    return [job for job in jobs if not wanted or set(job.options.get("test_envs", ())) <= wanted]
 
 
 def device_slots() -> list[dict[str, str]]:
     """Return the environment variables of each job that may run at a time: its GPU, or its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = _visible_gpus()
-    chosen = os.environ.get(JOBS)
-    if chosen is not None and not (chosen.isdigit() and int(chosen) > 0):
-        raise ValueError(f"{JOBS}={chosen!r} should be a number of jobs, 1 or more.")
-    count = int(chosen) if chosen else len(gpus) or cores
-    threads = str(max(1, cores // count))
-    share = {name: threads for name in _THREADS if name not in os.environ}
+    count = whole_number(JOBS, default=len(gpus) or cores)
+    share = threads_of(cores // count)
     return [share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}) for slot in range(count)]
 
 
@@ -145,7 +75,7 @@ def _run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> list[Fa
             while waiting or running:
                 while waiting and free:
                     job, slot = waiting.pop(0), free.pop(0)
-                    running[_start(job, slot)] = (job, slot)
+                    running[start(job, {**os.environ, **slot})] = (job, slot)
                     bar.set_postfix_str(_what_runs(running.values(), len(waiting)))
                 time.sleep(_POLL_SECONDS)
                 if sys.stderr.isatty():
@@ -155,81 +85,14 @@ def _run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> list[Fa
                     free.append(slot)
                     if process.returncode:
                         failures.append(Failure(job, process.returncode))
-                        bar.write(f"FAILED: {job.name} (exit code {process.returncode})", file=sys.stderr)
+                        bar.write(f"FAILED: {job.name} ({failures[-1].cause})", file=sys.stderr)
                     bar.update()
                     bar.set_postfix_str(_what_runs(running.values(), len(waiting)))
     finally:
-        _end(running)
+        end(running)
     return failures
 
 
 def _what_runs(running: Iterable[tuple[Job, object]], waiting: int) -> str:
     names = "; ".join(job.name for job, _ in running) or "nothing"
     return f"running: {names}; waiting: {waiting}"
-
-
-def _start(job: Job, slot: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a job in a process group of its own, with `python` meaning this interpreter."""
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("ab") as log:
-        return subprocess.Popen(
-            f'python() {{ exec {shlex.quote(sys.executable)} "$@"; }}; {job.command}',
-            shell=True,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **slot},
-            start_new_session=True,
-        )
-
-
-def _end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    """End processes and their children: SIGTERM, and SIGKILL for what is still there after a while."""
-    left = list(processes)
-    for process in left:
-        _signal_group(process, signal.SIGTERM)
-    deadline = time.monotonic() + _GRACE_SECONDS
-    for process in left:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            _signal_group(process, signal.SIGKILL)
-            process.wait()
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass  # it has just ended by itself
-
-
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit inside, so that the running jobs are ended before this process is."""
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield
-        return
-
-    def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _report(failures: Sequence[Failure], total: int) -> None:
-    for failure in failures:
-        lines = failure.job.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-        print(f"\nFAILED: {failure.job.name} (exit code {failure.exit_code}). The end of {failure.job.log}:")
-        print("\n".join(f"    {line}" for line in lines))
-    if failures:
-        print(f"\n{len(failures)} of {total} jobs FAILED:")
-        for failure in failures:
-            print(f"    {failure.job.name}: {failure.job.log}")
-        print("Their folders have no `done`; `sweep delete_incomplete` removes them, `sweep launch` starts them again.")
-    else:
-        print(f"All {total} jobs ended well.")

@@ -92,7 +92,7 @@ def test_algorithms_and_datasets_never_import_each_other(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_imports_the_leaves(name):
-    if name != "cli" and not name.startswith("verbs/"):  # the command line's own
+    if name != "cli" and not name.startswith("verbs/"):
         own = {name.partition("/")[0]}
         assert not wings(name) & (LEAVES - own)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.sweeps import parallel
+from domainbed_reasoning.sweeps import jobs, parallel
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -30,17 +30,17 @@ def command(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_limits(monkeypatch):
-    for name in (parallel.JOBS, parallel.TARGETS, "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+    for name in (parallel.JOBS, jobs.TARGETS, "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 def log_of(tmp_path, name):
-    return (tmp_path / name / parallel.LOG).read_text()
+    return (tmp_path / name / jobs.LOG).read_text()
 
 
 def test_a_command_of_the_sweep_is_read_as_the_shell_reads_it():
-    job = parallel.parse_job(
+    job = jobs.parse_job(
         "python -m domainbed.scripts.train --algorithm ERM --dataset PACS --hparams '{\"lr\": 1}' --hparams_seed 2 "
         "--output_dir 'a folder/x' --test_envs 0 3 --trial_seed 1"
     )
@@ -103,16 +103,14 @@ def test_a_failed_job_is_named_last_with_its_exit_code_and_its_end(command, tmp_
 
 
 def test_jobs_of_other_targets_are_left_out(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv(parallel.TARGETS, "0 2")
+    monkeypatch.setenv(jobs.TARGETS, "0 2")
     targets = {"A": "0", "B": "1", "C": "0 2", "D": "2 3"}
     parallel.parallel_launcher([command(name, "pass", target) for name, target in targets.items()])
-    assert sorted(path.parent.name for path in tmp_path.glob(f"*/{parallel.LOG}")) == ["A", "C"]
+    assert sorted(path.parent.name for path in tmp_path.glob(f"*/{jobs.LOG}")) == ["A", "C"]
     assert "2 of 4 jobs are run" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [(parallel.JOBS, "many"), (parallel.JOBS, "0"), (parallel.TARGETS, "sketch")]
-)
+@pytest.mark.parametrize(("name", "value"), [(parallel.JOBS, "many"), (parallel.JOBS, "0"), (jobs.TARGETS, "sketch")])
 def test_a_variable_that_says_nothing_sensible_is_refused(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"{name}='{value}'"):

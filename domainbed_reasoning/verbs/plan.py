@@ -80,7 +80,7 @@ def plan(given: argparse.Namespace) -> str:
 
     def hours(changed: dict[str, Any], evaluations: int | None = None) -> Hours:
         now = {**hparams, **changed}
-        schedule = _schedule(algorithm, now, data, given.steps)
+        schedule = schedule_of(algorithm, now, data, given.steps)
         paths = (algorithm.LABEL_PATH, algorithm.CHAIN_PATH)
         return costs.hours_of(shape, lengths, data, gpu, now, schedule, paths, evaluations)
 
@@ -160,7 +160,7 @@ def _hparams(algorithm: Any, given: argparse.Namespace) -> dict[str, Any]:
     return {**hparams, **changed, **({"model": given.model} if given.model else {})}
 
 
-def _schedule(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int | None) -> Any:
+def schedule_of(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int | None) -> Any:
     """Lay the stages out as the dataset will: an epoch draws as many samples as the training splits hold."""
     from domainbed_reasoning.stages import plan_stages
 

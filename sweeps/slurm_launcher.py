@@ -1,0 +1,262 @@
+"""A launcher for DomainBed's registry: jobs on Slurm, as job arrays, through submitit.
+
+    pip install 'domainbed-reasoning[slurm]'
+    export DOMAINBED_REASONING_SLURM="--partition=gpu --gres=gpu:1 --cpus-per-task=8 --mem=64G --time=1-00:00:00"
+    python -m domainbed.scripts.sweep launch --command_launcher slurm …
+
+The launcher waits and shows how many jobs wait, run and have ended. Ctrl-C ends the waiting alone: the jobs go on, and
+it says how to follow them. The output of each is in its own folder, what Slurm says of it in ``slurm/`` of the sweep's.
+
+A job that is preempted, loses its node or is requeued by hand is started again by Slurm; one that fails, in its
+allocation; one that runs out of time is requeued, which helps where training resumes. See `attempts` for why no record
+stands twice.
+
+Environment variables, all optional:
+    DOMAINBED_REASONING_SLURM: options of sbatch in their long form, whichever the cluster asks for (default of
+        ``--time``: one day). sbatch's own variables, as SBATCH_PARTITION or SBATCH_ACCOUNT, count as well.
+    DOMAINBED_REASONING_JOBS: jobs of an array at a time (default: as many as Slurm starts).
+    DOMAINBED_REASONING_RETRIES: how often a failed job, or one out of time, is started again (default: 1).
+    DOMAINBED_REASONING_SLURM_WAIT: 0 submits and returns at once (default: 1).
+    DOMAINBED_REASONING_TARGETS: target environments, as for the launcher `parallel`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from domainbed_reasoning.sweeps.attempts import DEFAULT_RETRIES, RETRIES, Attempt, join_records
+from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, parse_job, report, whole_number
+from domainbed_reasoning.sweeps.processes import threads_of
+
+OPTIONS = "DOMAINBED_REASONING_SLURM"
+WAIT = "DOMAINBED_REASONING_SLURM_WAIT"
+JOBS = "DOMAINBED_REASONING_JOBS"
+_FOLDER = "slurm"
+_ONE_DAY = 24 * 60
+_ARRAY = 1000  # jobs of one array; Slurm's default limit is 1001
+_POLL_SECONDS = 5.0
+_OURS = ("array", "output", "error", "open-mode", "signal", "wrap", "requeue", "no-requeue")
+# Of a job that is over; all other states of `squeue` are of one that waits, runs or will run again.
+_OVER = frozenset(
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
+)
+_PURGED = "PURGED"
+_SLURM_DECIDES_SECONDS = 120
+
+
+class TrainJob:
+    """What Slurm runs: one job of the sweep, with its attempts. Pickled by submitit.
+
+    Args:
+        command: as DomainBed's sweep wrote it.
+        retries: how often it is started again when it failed.
+    """
+
+    def __init__(self, command: str, retries: int):
+        self.command = command
+        self.retries = retries
+        self._attempt: Attempt | None = None
+        self._terminated = False
+
+    def __call__(self) -> None:
+        """Run the job to its end.
+
+        Raises:
+            RuntimeError: its last attempt failed, so that Slurm counts it as failed too.
+        """
+        signal.signal(signal.SIGTERM, self._note_sigterm)
+        job = parse_job(self.command)
+        variables = ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID", "RESTART_COUNT")
+        array, index, alone, restarts = (os.environ.get(f"SLURM_{name}", "") for name in variables)
+        where = f"Slurm job {f'{array}_{index}' if array else alone}, requeued {restarts or 0} times"
+        environment = os.environ | threads_of(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))
+        for number in range(1, self.retries + 2):
+            self._attempt = Attempt(job, f"attempt {number} of {self.retries + 1}, {where}", environment)
+            exit_code = self._attempt.run()
+            if exit_code == 0:
+                return
+            if self._terminated:
+                # Slurm ended it: to requeue it, to preempt it or for good. What it does comes now.
+                time.sleep(_SLURM_DECIDES_SECONDS)
+                self._terminated = False
+        raise RuntimeError(f"exit code {exit_code}")
+
+    def _note_sigterm(self, *_: object) -> None:
+        self._terminated = True
+
+    def checkpoint(self) -> Any:
+        """End the train process before the job is preempted or out of time, and return what is to be requeued."""
+        if self._attempt is not None:
+            self._attempt.end()
+        return importlib.import_module("submitit").helpers.DelayedSubmission(TrainJob(self.command, self.retries))
+
+
+def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
+    """Submit the train commands of a sweep to Slurm, wait for them unless told not to, and say which failed.
+
+    Args:
+        commands: shell strings, as DomainBed hands them to every launcher.
+
+    Returns:
+        The failures; DomainBed ignores them, so they are printed as well, after everything else.
+
+    Raises:
+        ImportError: without submitit.
+        FileNotFoundError: without Slurm's commands.
+        ValueError: an environment variable that does not say what it should.
+        RuntimeError: Slurm refused the jobs.
+    """
+    jobs = chosen_jobs(commands)
+    retries = whole_number(RETRIES, DEFAULT_RETRIES, least=0)
+    waits = whole_number(WAIT, 1, least=0)
+    parameters = sbatch_parameters(os.environ.get(OPTIONS, ""))
+    parameters["array_parallelism"] = whole_number(JOBS, _ARRAY)
+    if not jobs:
+        return []
+    folder = jobs[0].folder.absolute().parent / _FOLDER
+    submitted = _submit(jobs, retries, parameters, folder)
+    identifiers = ",".join(sorted({identifier.partition("_")[0] for identifier in submitted}))
+    how = (
+        f"    squeue --jobs={identifiers}\n    scancel {identifiers.replace(',', ' ')}      ends them\n"
+        f"The output of each is in its {LOG}, what Slurm says in {folder}."
+    )
+    print(f"{len(jobs)} jobs were submitted to Slurm.\n{how}", flush=True)
+    if not waits:
+        return []
+    try:
+        failures = _wait_for(submitted, folder)
+    except KeyboardInterrupt:
+        print(f"\nThe jobs go on without this command. To follow them:\n{how}")
+        return []
+    report(failures, len(jobs))
+    return failures
+
+
+def sbatch_parameters(options: str) -> dict[str, Any]:
+    """Return what submitit is to be told, from options of sbatch as a user writes them.
+
+    Args:
+        options: as in ``--partition=gpu --time 12:00:00 --exclusive``.
+
+    Raises:
+        ValueError: for what is no long option of sbatch, or one that the launcher sets.
+    """
+    given: dict[str, Any] = {}
+    name = ""
+    for word in shlex.split(options):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            given[name] = value if equals else True
+        elif name and given[name] is True:
+            given[name] = word
+        else:
+            raise ValueError(f"{OPTIONS}: {word!r} is no long option of sbatch. Write --partition=gpu, not -p gpu.")
+        if name in _OURS:
+            raise ValueError(f"{OPTIONS}: --{name} is set by the launcher itself: leave it out.")
+    minutes = _minutes(str(given.pop("time"))) if "time" in given else _ONE_DAY
+    parameters: dict[str, Any] = {"time": minutes, "job_name": given.pop("job-name", "domainbed")}
+    if "cpus-per-task" in given:  # since Slurm 22.05 srun does not take it over from sbatch
+        parameters["srun_args"] = [f"--cpus-per-task={given['cpus-per-task']}"]
+    return parameters | {"stderr_to_stdout": True, "additional_parameters": given | {"requeue": True}}
+
+
+def _minutes(time_limit: str) -> int:
+    """Return the minutes of sbatch's ``--time``: minutes, m:s, h:m:s, days-h, days-h:m or days-h:m:s."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time_limit)
+    if match is None:
+        raise ValueError(f"{OPTIONS}: --time={time_limit} should be as for sbatch: 90, 12:00:00 or 1-12:00:00.")
+    days, *rest = match.groups()
+    a, b, c = (int(part or 0) for part in rest)
+    if days is None and rest[2] is None:  # minutes, or minutes:seconds
+        a, b, c = 0, a, b
+    return max(1, (int(days or 0) * 24 + a) * 60 + b + (c > 0))
+
+
+def _submit(jobs: Sequence[Job], retries: int, parameters: Mapping[str, Any], folder: Path) -> dict[str, Job]:
+    """Submit arrays and return Slurm's job ids, as in ``12_0``, with the jobs."""
+    for program in ("sbatch", "srun", "squeue"):
+        if shutil.which(program) is None:
+            raise FileNotFoundError(f"There is no `{program}` here: launch this sweep where Slurm's commands are.")
+    try:
+        submitit = importlib.import_module("submitit")
+    except ImportError as error:
+        raise ImportError("The launcher `slurm` needs submitit: pip install 'domainbed-reasoning[slurm]'") from error
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=retries)
+    executor.update_parameters(**parameters)
+    submitted: dict[str, Job] = {}
+    for first in range(0, len(jobs), _ARRAY):
+        part = jobs[first : first + _ARRAY]
+        try:
+            with executor.batch():
+                handles = [executor.submit(TrainJob(job.command, retries)) for job in part]
+        except submitit.core.utils.FailedJobError as error:
+            raise RuntimeError(
+                f"sbatch refused the jobs. {error}\nMend {OPTIONS} ({os.environ.get(OPTIONS, '')!r}), call `sweep "
+                "delete_incomplete`, which removes their folders, and launch again."
+            ) from error
+        submitted |= {handle.job_id: job for handle, job in zip(handles, part, strict=True)}
+    return submitted
+
+
+def _wait_for(submitted: Mapping[str, Job], folder: Path) -> list[Failure]:
+    """Return the failures when all jobs are over."""
+    left = dict(submitted)
+    failures: list[Failure] = []
+    with tqdm(total=len(left), unit="job", dynamic_ncols=True, file=sys.stderr) as bar:
+        while left:
+            states = _states(list(left))
+            for identifier in [identifier for identifier, state in states.items() if state in {*_OVER, _PURGED}]:
+                job = left.pop(identifier)
+                bar.update()
+                failure = _failure(identifier, job, states[identifier], folder)
+                if failure is not None:
+                    failures.append(failure)
+                    join_records(job.folder)
+                    bar.write(f"FAILED: {job.name} ({failure.cause})", file=sys.stderr)
+            counts = Counter(states[identifier].lower() for identifier in left if identifier in states)
+            counts.update({"failed": len(failures)} if failures else {})
+            bar.set_postfix_str(", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
+            if left:
+                time.sleep(_POLL_SECONDS)
+    return failures
+
+
+def _states(identifiers: Sequence[str]) -> dict[str, str]:
+    """Return the state of every job, from Slurm's controller; nothing while that does not answer.
+
+    Accounting (`sacct`) is not asked: many machines have none.
+    """
+    arrays = ",".join(sorted({identifier.partition("_")[0] for identifier in identifiers}))
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i %T"]
+    said = subprocess.run(command, capture_output=True, text=True)
+    if said.returncode and "Invalid job id" not in said.stderr:
+        return {}
+    known = dict(line.split(maxsplit=1) for line in said.stdout.splitlines() if " " in line)
+    return {identifier: known.get(identifier, _PURGED).strip() for identifier in identifiers}
+
+
+def _failure(identifier: str, job: Job, state: str, folder: Path) -> Failure | None:
+    if state == "COMPLETED" or (state == _PURGED and (job.folder / "done").exists()):
+        return None
+    result = folder / f"{identifier}_0_result.pkl"
+    said = "left its queue unfinished" if state == _PURGED else f"state {state}"
+    if result.exists():
+        outcome, trace = importlib.import_module("submitit").core.utils.pickle_load(result)
+        last = str(trace).strip().splitlines()[-1] if outcome == "error" else ""
+        said += f", {last.rpartition('Error: ')[2]}" if last else ""
+    logs = sorted(folder.glob(f"{identifier}_*log.out"))
+    return Failure(job, None, f"Slurm job {identifier}: {said}; its log there: {', '.join(map(str, logs)) or 'none'}")

@@ -1,0 +1,66 @@
+"""DomainBed's own commands, printed so that they can be typed, and run from inside of its folder."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from domainbed_reasoning import upstream
+from domainbed_reasoning.sweeps.processes import ended_by_sigterm
+
+STAND_IN = Path(__file__).resolve().parent.parent / "tests" / "standin"
+
+
+def stock_command(script: str, *arguments: str) -> list[str]:
+    """Return the words of a command of DomainBed, as its users type them."""
+    return ["python", "-m", f"domainbed.scripts.{script}", *arguments]
+
+
+def choose_domainbed() -> Path:
+    """Return the folder of the DomainBed that this and the stock commands use; the stand-in where there is no other."""
+    folder = upstream.importable_domainbed()
+    if folder is None and STAND_IN.is_dir():
+        print(
+            "No DomainBed is here and it could not be fetched: this runs on the stand-in of the tests, a small "
+            "implementation of DomainBed's interface. `domainbed-reasoning get-domainbed` fetches the real one.\n"
+        )
+        os.environ[upstream.VARIABLE] = str(STAND_IN)
+        folder = upstream.importable_domainbed()
+    if folder is None:
+        raise SystemExit("No DomainBed is importable: call `domainbed-reasoning get-domainbed`.")
+    return folder
+
+
+def run_stock(script: str, *arguments: str, cwd: Path, environment: Mapping[str, str]) -> None:
+    """Print and run one stock command from inside of DomainBed's folder.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    run_command(stock_command(script, *arguments), cwd, environment)
+
+
+def run_command(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
+    """Print and run a command that starts with `python`, which means this interpreter.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    print(f"$ {shlex.join(command)}", flush=True)
+    with ended_by_sigterm():
+        process = subprocess.Popen([sys.executable, *command[1:]], cwd=cwd, env=environment)
+        try:
+            exit_code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # Ctrl-C reached the sweep too, which ends its jobs
+            raise
+        except SystemExit:
+            process.terminate()
+            process.wait()
+            raise
+    if exit_code:
+        raise SystemExit(f"The command above ended with exit code {exit_code}.")

@@ -1,0 +1,109 @@
+"""What the launchers' tests share: jobs that are scripts, which write records as the stock train script does."""
+
+import json
+import os
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from domainbed_reasoning.sweeps import jobs
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+
+# `record(step)` appends as train.py does; `attempt()` counts the attempts; `wait_for(name)` waits for a file.
+_TRAIN = """
+import json, os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--output_dir") + 1])
+here = folder.parent
+def record(step):
+    with open(folder / "results.jsonl", "a") as file:
+        file.write(json.dumps({"step": step, "pid": os.getpid()}) + "\\n")
+def attempt():
+    with open(here / f"{folder.name}.attempts", "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    return len((here / f"{folder.name}.attempts").read_text().splitlines())
+def wait_for(name):
+    while not (here / name).exists(): time.sleep(0.02)
+def done():
+    (folder / "done").write_text("done")
+"""
+
+
+class Sweep:
+    """Jobs in a folder: ``sweep.job(name, code)`` is what DomainBed's sweep would hand to a launcher."""
+
+    # Its first attempt waits until it is killed.
+    KILLED_ONCE = """
+    number = attempt()
+    record(0); record(300)
+    if number == 1: wait_for("never")
+    record(600)
+    done()
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def job(self, name, code, target="0"):
+        script = self.folder / f"{name}.py"
+        script.write_text(_TRAIN + textwrap.dedent(code))
+        options = f"--algorithm {name} --dataset D --output_dir {self.folder / name} --test_envs {target}"
+        return f"python {script} {options}"
+
+    def steps(self, name):
+        return [json.loads(line)["step"] for line in (self.folder / name / "results.jsonl").read_text().splitlines()]
+
+    def log(self, name):
+        return (self.folder / name / jobs.LOG).read_text()
+
+    def pids(self, name):
+        """The process ids of the attempts, in their order."""
+        return [int(line) for line in (self.folder / f"{name}.attempts").read_text().split()]
+
+    def wait_for_attempt(self, name, number, seconds=60):
+        self.wait_until(lambda: len(self.pids(name)) >= number, seconds)
+        return self.pids(name)[number - 1]
+
+    @staticmethod
+    def wait_until(happened, seconds=60):
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if happened():
+                    return
+            except FileNotFoundError:
+                pass
+            assert time.monotonic() < deadline, "it did not happen"
+            time.sleep(0.05)
+
+    @staticmethod
+    def parent(pid):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    @staticmethod
+    def is_running(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return Sweep(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    """Without what a user may have set; every process finds this checkout."""
+    for name in list(os.environ):
+        if name.startswith(("DOMAINBED_REASONING_", "SLURM_", "SBATCH_", "RAY_ADDRESS")):
+            if name != "DOMAINBED_REASONING_DOMAINBED":
+                monkeypatch.delenv(name)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    path = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))

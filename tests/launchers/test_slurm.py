@@ -1,0 +1,185 @@
+"""The Slurm launcher on a real Slurm of one node, with jobs killed, cancelled and requeued on purpose.
+
+apt-get install slurmctld slurmd slurm-client munge; pip install 'domainbed-reasoning[slurm]'
+make test PYTEST=tests/launchers/test_slurm.py                                                    # as root
+"""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from domainbed_reasoning.sweeps import attempts, slurm_launcher
+
+_spec = importlib.util.spec_from_file_location("one_node", Path(__file__).with_name("one_node.py"))
+one_node = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(one_node)
+
+LAUNCH = """
+import sys
+from domainbed_reasoning.sweeps import slurm_launcher
+slurm_launcher._POLL_SECONDS = 0.3
+slurm_launcher.slurm_launcher(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    if reason := one_node.missing():
+        pytest.skip(reason)
+    pytest.importorskip("submitit", reason="submitit is not installed: pip install 'domainbed-reasoning[slurm]'")
+    folder = tmp_path_factory.mktemp("slurm")
+    yield one_node.start(folder)
+    one_node.stop(folder)
+
+
+@pytest.fixture
+def slurm(node, monkeypatch):
+    """``slurm("scancel", …)`` runs one of its commands; the launcher finds it too."""
+    for name, value in node.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(slurm_launcher, "_POLL_SECONDS", 0.3)
+
+    def run(*command):
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    return run
+
+
+def start_launcher(*jobs):
+    return subprocess.Popen([sys.executable, "-c", LAUNCH, *jobs], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def job_id(sweep):
+    """Slurm's number of the job that the sweep has submitted last."""
+    scripts = (sweep.folder / "slurm").glob("*_submission.sh")
+    return max(int(path.name.partition("_")[0]) for path in scripts)
+
+
+@pytest.mark.parametrize(
+    ("written", "minutes"),
+    [("90", 90), ("90:30", 91), ("12:00:00", 720), ("1-12", 2160), ("1-12:30", 2190), ("2-0:0:1", 2881)],
+)
+def test_a_time_limit_is_read_as_sbatch_reads_it(written, minutes):
+    assert slurm_launcher.sbatch_parameters(f"--time={written}")["time"] == minutes
+
+
+def test_options_of_sbatch_reach_it_as_they_are_written():
+    parameters = slurm_launcher.sbatch_parameters("--partition=gpu --gres gpu:1 --exclusive --cpus-per-task=8")
+    assert parameters["additional_parameters"] == {
+        "partition": "gpu", "gres": "gpu:1", "exclusive": True, "cpus-per-task": "8", "requeue": True
+    }  # fmt: skip
+    assert parameters["srun_args"] == ["--cpus-per-task=8"]
+    assert parameters["time"] == 24 * 60
+
+
+@pytest.mark.parametrize("options", ["-p gpu", "--time=tomorrow", "--array=0-3", "gpu"])
+def test_options_that_cannot_be_are_refused_by_name(options):
+    with pytest.raises(ValueError, match=f"{slurm_launcher.OPTIONS}: "):
+        slurm_launcher.sbatch_parameters(options)
+
+
+def test_jobs_are_an_array_with_a_share_of_the_cores_and_the_sweeps_environment(sweep, slurm, monkeypatch, capsys):
+    monkeypatch.setenv(slurm_launcher.OPTIONS, "--cpus-per-task=2")
+    monkeypatch.setenv("WHO", "me")
+    code = "record(0); print(os.environ['WHO'], os.environ['OMP_NUM_THREADS'], os.getcwd(), sys.executable); done()"
+    assert slurm_launcher.slurm_launcher([sweep.job(name, code) for name in "ABC"]) == []
+    said = capsys.readouterr().out
+    assert "3 jobs were submitted to Slurm." in said and "All 3 jobs ended well." in said
+    for index, name in enumerate("ABC"):
+        first, second = sweep.log(name).splitlines()
+        assert first.startswith(f"--- attempt 1 of 2, Slurm job {job_id(sweep)}_{index}, requeued 0 times")
+        assert second == f"me 2 {os.getcwd()} {sys.executable}"
+
+
+def test_a_failed_job_is_tried_again_and_then_named_with_its_end(sweep, slurm, capsys):
+    bad = sweep.job("Bad", "attempt(); record(0); print('what went wrong'); sys.exit(3)", target="2")
+    failures = slurm_launcher.slurm_launcher([bad, sweep.job("Good", "record(0); done()")])
+    assert [failure.job.name for failure in failures] == ["Bad on D, target 2"]
+    assert "state FAILED, exit code 3" in failures[0].cause
+    said = capsys.readouterr().out
+    assert "    what went wrong" in said
+    assert said.index("1 of 2 jobs FAILED") > said.index("what went wrong")
+    assert len(sweep.pids("Bad")) == 2
+    assert sweep.steps("Bad") == [0]
+
+
+def test_a_train_process_that_is_killed_is_started_again(sweep, slurm):
+    launcher = start_launcher(sweep.job("A", sweep.KILLED_ONCE))
+    train = sweep.wait_for_attempt("A", 1)
+    sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
+    os.kill(train, signal.SIGKILL)
+    assert "All 1 jobs ended well." in launcher.communicate(timeout=60)[0].decode()
+    assert sweep.steps("A") == [0, 300, 600]
+
+
+@pytest.mark.parametrize("how", ["requeue", "preempt", "requeue of one of an array"])
+def test_a_requeued_job_starts_anew_and_no_record_stands_twice(sweep, slurm, how):
+    """By hand or for a lost node (SIGTERM, then SIGKILL); before preemption or time-out (submitit's SIGUSR2)."""
+    jobs = [sweep.job("A", sweep.KILLED_ONCE)] + [sweep.job("B", "done()")] * ("array" in how)
+    launcher = start_launcher(*jobs)
+    train = sweep.wait_for_attempt("A", 1)
+    sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
+    number = f"{job_id(sweep)}_0" if "array" in how else str(job_id(sweep))
+    command = ["scancel", "--signal=USR2", number] if how == "preempt" else ["scontrol", "requeue", number]
+    slurm(*command)
+    said = launcher.communicate(timeout=90)[0].decode()
+    assert f"All {len(jobs)} jobs ended well." in said
+    assert not sweep.is_running(train)
+    assert sweep.steps("A") == [0, 300, 600]
+    assert len(sweep.pids("A")) == 2
+    assert "requeued 1 times" in sweep.log("A")
+
+
+def test_a_cancelled_job_is_a_failure_and_is_not_tried_again(sweep, slurm):
+    launcher = start_launcher(sweep.job("A", sweep.KILLED_ONCE), sweep.job("B", "done()"))
+    train = sweep.wait_for_attempt("A", 1)
+    slurm("scancel", f"{job_id(sweep)}_0")
+    said = launcher.communicate(timeout=60)[0].decode()
+    assert "FAILED: A on D, target 0 (Slurm job" in said and "state CANCELLED" in said
+    assert "1 of 2 jobs FAILED" in said
+    assert not sweep.is_running(train)
+    assert len(sweep.pids("A")) == 1
+
+
+def test_ctrl_c_leaves_the_jobs_running_and_says_how_to_follow_them(sweep, slurm):
+    launcher = start_launcher(sweep.job("A", "attempt(); record(0); wait_for('go'); done()"))
+    train = sweep.wait_for_attempt("A", 1)
+    launcher.send_signal(signal.SIGINT)
+    said = launcher.communicate(timeout=30)[0].decode()
+    assert launcher.returncode == 0
+    assert "The jobs go on without this command." in said
+    assert said.count(f"squeue --jobs={job_id(sweep)}") == 2
+    assert sweep.is_running(train)
+    (sweep.folder / "go").touch()
+    sweep.wait_until((sweep.folder / "A" / "done").exists, 30)
+
+
+def test_submit_and_leave(sweep, slurm, monkeypatch, capsys):
+    monkeypatch.setenv(slurm_launcher.WAIT, "0")
+    assert slurm_launcher.slurm_launcher([sweep.job("A", "wait_for('go'); done()")]) == []
+    assert f"squeue --jobs={job_id(sweep)}" in capsys.readouterr().out
+    (sweep.folder / "go").touch()
+    sweep.wait_until((sweep.folder / "A" / "done").exists, 30)
+
+
+def test_what_slurm_refuses_is_said_with_the_cure(sweep, slurm, monkeypatch):
+    monkeypatch.setenv(slurm_launcher.OPTIONS, "--partition=none")
+    with pytest.raises(RuntimeError, match="sbatch refused the jobs(?s:.)*invalid partition(?s:.)*delete_incomplete"):
+        slurm_launcher.slurm_launcher([sweep.job("A", "")])
+
+
+def test_without_slurms_commands_the_launcher_says_where_to_go(sweep, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError, match="There is no `sbatch` here"):
+        slurm_launcher.slurm_launcher([sweep.job("A", "")])
+
+
+def test_retries_are_a_number(sweep, monkeypatch):
+    monkeypatch.setenv(attempts.RETRIES, "often")
+    with pytest.raises(ValueError, match=f"{attempts.RETRIES}='often' should be a whole number, 0 or more"):
+        slurm_launcher.slurm_launcher([sweep.job("A", "")])

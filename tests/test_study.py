@@ -1,0 +1,178 @@
+"""Studies: their commands are the stock ones, their jobs the sweep's, and one of them runs from end to end."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from domainbed_reasoning import catalog, registry
+from domainbed_reasoning.sweeps import single_source
+from domainbed_reasoning.sweeps.study import STUDIES, Grid, Settings, jobs_of, load_study, sweep_command
+from domainbed_reasoning.verbs import study as verb
+
+SETTINGS = Settings("/data", "/out")
+BASELINES_AND_CLIP = {"ERM", "CORAL", "CLIPZeroShot", "CLIPLoRA"}
+
+
+def said_by(capsys, *arguments):
+    assert verb.main(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_knows_its_name_its_claim_and_where_the_papers_numbers_stand(name):
+    study = load_study(name)
+    assert study.name == name
+    assert study.claim and "arXiv" in study.paper
+    for scale in ("mini", "paper"):
+        datasets, grids = study.at(scale)
+        assert set(datasets) <= registry.DATASETS.keys()
+        for grid in grids:
+            known = set(registry.ALGORITHMS) if grid.mllm else BASELINES_AND_CLIP
+            assert set(grid.algorithms) <= known
+    assert all(grid.n_trials == 1 for grid in study.mini)
+
+
+def test_without_a_name_all_are_listed(capsys):
+    said = said_by(capsys)
+    assert [name for name in STUDIES if f"  {name} " not in said] == []
+
+
+def test_a_misspelt_name_gets_the_nearest_one(capsys):
+    assert verb.main(["ablatoin"]) == 1
+    assert "Unknown study 'ablatoin'. Did you mean 'ablation'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (["ablation", "--launch"], "--scale mini needs no data"),
+        (
+            ["ablation", "--launch", "--data_dir", "/nowhere"],
+            "there is no folder /nowhere/office_home. DomainBed's own",
+        ),
+        (["ablation", "--launcher", "slrum"], "Did you mean 'slurm'?"),
+        (["ablation", "--hparams", "lr=1"], "--hparams is no JSON"),
+        (["ablation", "--hparams", "[1]"], "should be a JSON object"),
+        (["ablation", "--gpu", "T5"], "GPU 'T5' is not known"),
+    ],
+)
+def test_an_error_names_the_cure(capsys, arguments, cure):
+    assert verb.main(arguments) == 1
+    assert cure in capsys.readouterr().err
+
+
+def test_missing_chains_are_named_before_hours_are_spent(tmp_path, capsys):
+    (tmp_path / catalog.STOCK["TerraIncognita"].folder).mkdir()
+    assert verb.main(["sarr_rounds", "--launch", "--data_dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "RDMLDG train on chains" in said and "domainbed-reasoning annotate --dataset TerraIncognita" in said
+
+
+def test_grids_that_collect_results_cannot_tell_apart_have_folders_of_their_own():
+    """It reads neither `--hparams` nor anything else but names and seeds."""
+    for name in STUDIES:
+        for scale in ("mini", "paper"):
+            rows = [(grid.folder, row) for grid in load_study(name).at(scale)[1] for row in grid.algorithms]
+            assert len(set(rows)) == len(rows)
+
+
+def test_the_users_hparams_reach_the_language_models_alone():
+    """A baseline would take `model` for its own, or nothing would."""
+    settings = Settings("/data", "/out", model="m", hparams={"lr": 1}, steps=5, n_trials=2)
+    ours = sweep_command(Grid(("RDMLDG",), "f", {"sarr_rounds": 1, "lr": 2}), ["PACSReasoning"], settings)
+    assert json.loads(ours[ours.index("--hparams") + 1]) == {"sarr_rounds": 1, "lr": 1, "model": "m"}
+    assert ours[ours.index("--output_dir") + 1] == "/out/f"
+    assert ours[ours.index("--n_trials") + 1] == "2" and ours[ours.index("--steps") + 1] == "5"
+    assert "--hparams" not in sweep_command(Grid(("ERM",), mllm=False), ["PACSReasoning"], settings)
+
+
+def test_leave_one_domain_out_selection_gets_its_pairs(capsys):
+    """4 targets and 6 pairs, 20 draws, 3 trials: 600 jobs an algorithm."""
+    study = load_study("random_search")
+    assert [jobs_of(study, grid, "PACSReasoning", SETTINGS) for grid in study.grids] == [600, 600]
+    assert "--single_test_envs" not in sweep_command(study.grids[0], study.datasets, SETTINGS)
+    assert "--single_test_envs" in sweep_command(load_study("ablation").grids[0], ["PACSReasoning"], SETTINGS)
+
+
+def test_what_is_printed_has_commands_claim_and_hours(capsys):
+    """TerraIncognita, rounds 0 to 5: 4 targets x 3 trials each; a further round costs hours."""
+    said = said_by(capsys, "sarr_rounds", "--data_dir", "/data", "--output_dir", "/out", "--gpu", "H100")
+    assert "claim   The first round adds most" in said
+    commands = [line for line in said.splitlines() if line.startswith("python -m domainbed.scripts.sweep launch")]
+    assert [json.loads(shlex.split(one)[-1]) for one in commands] == [{"sarr_rounds": n} for n in range(6)]
+    assert said.count("# 12 jobs: RDMLDG on TerraIncognitaReasoning") == 6
+    hours = [float(hours) for hours in re.findall(r"RDMLDG \(rounds_\d\) +([\d.]+)", said)]
+    assert len(hours) == 6 and hours == sorted(set(hours))
+    total = float(re.search(r"(\d+) hours in all", said)[1])
+    assert total == pytest.approx(12 * sum(hours), rel=0.02)
+
+
+def test_the_single_source_jobs_are_the_sweeps_but_for_their_targets(run_stock, domainbed_root, tmp_path, monkeypatch):
+    """With one target they would be the very commands, folders and seeds of the stock sweep."""
+    grid = Grid(("ERM",), mllm=False, n_hparams=2, n_trials=1)
+    settings = Settings("/data", str(tmp_path), "dummy", steps=7)
+    launch = sweep_command(grid, ["ShapesReasoning"], settings)[3:]
+    said = run_stock(domainbed_root, "sweep", *launch, cwd=tmp_path).stdout
+    stock = {line.removeprefix("Dummy launcher: ") for line in said.splitlines() if "Dummy launcher" in line}
+    theirs = [one for one in single_source._arguments(grid, "ShapesReasoning", settings)]
+    for arguments in theirs:
+        assert len(arguments["test_envs"]) == 3
+        (source,) = {0, 1, 2, 3} - set(arguments["test_envs"])
+        arguments["test_envs"] = [source]
+        names = ("ShapesReasoning", "ERM", [source], arguments["hparams_seed"], 0)
+        arguments["seed"] = single_source._seed_hash(*names)
+    monkeypatch.setattr(single_source, "_arguments", lambda *_: theirs)
+    ours = single_source.train_commands(grid, "ShapesReasoning", settings).values()
+    assert {tuple(shlex.split(one)) for one in ours} == {tuple(shlex.split(one)) for one in stock}
+
+
+def test_the_single_source_table_selects_by_the_source_and_averages_the_targets(tmp_path):
+    """Source 1: validation is best at step 1, whose targets have .2, .4, .6; step 2 would have .9."""
+    folder = tmp_path / "job"
+    folder.mkdir()
+    records = []
+    for step, source, targets in ((0, 0.3, 0.1), (1, 0.8, None), (2, 0.5, 0.9)):
+        record = {"step": step, "args": {"dataset": "D", "algorithm": "ERM", "test_envs": [0, 2, 3]}}
+        for env, value in zip((0, 2, 3), (0.2, 0.4, 0.6), strict=True):
+            record[f"env{env}_in_acc"] = targets or value
+        records.append({**record, "env1_out_acc": source})
+    (folder / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    domains = {"D": ("a", "b", "c", "d")}
+    assert single_source.table(tmp_path, domains) == ""
+    (folder / "done").touch()
+    assert single_source.table(tmp_path, domains).splitlines()[-1].split() == ["ERM", "X", "40.0", "X", "X", "X"]
+
+
+def test_a_study_runs_from_end_to_end_and_again_goes_on(tmp_path, domainbed_root):
+    """One source, the label path, one step: jobs by our launcher, a table, and nothing to do the second time."""
+    command = [sys.executable, "-m", "domainbed_reasoning.cli", "study", "single_source", "--scale", "mini", "--launch"]
+    command += [
+        "--steps",
+        "1",
+        "--output_dir",
+        str(tmp_path),
+        "--hparams",
+        '{"both_answers": false, "answer": "label"}',
+    ]
+    code = (
+        "import sys; from domainbed_reasoning.sweeps import single_source as s, study; import dataclasses;"
+        "s.STUDY = dataclasses.replace(s.STUDY, mini=study.for_laptop(study.Grid(('LabelSFT',))));"
+        "from domainbed_reasoning.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    path = os.pathsep.join([str(domainbed_root), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    for jobs in (4, 0):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command[3:]], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"LabelSFT: {jobs} jobs to launch" in done.stdout
+        assert "4 of 4 jobs are done." in done.stdout
+    header, row = done.stdout.splitlines()[-3:-1]
+    assert header.split() == ["Algorithm", "photo", "cartoon", "sketch", "negative", "Avg"]
+    assert row.split()[0] == "LabelSFT" and len(row.split()) == 6 and "X" not in row
