@@ -27,6 +27,10 @@ VERBS = {
         "ask a trained model about images: class, scores, chain",
         "domainbed_reasoning.verbs.predict:main",
     ),
+    "collect": (
+        "a sweep's results as tables, CSV, Markdown, LaTeX; what does not count is named",
+        "domainbed_reasoning.verbs.collect:main",
+    ),
     "get-domainbed": (
         "clone the pinned DomainBed into the cache folder",
         "domainbed_reasoning.verbs.get_domainbed:main",
