@@ -46,7 +46,8 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
         folder: of its job.
 
     The rows stand in the order of DomainBed's tables; the index is the order in which it reads them.
-    ``attrs["problems"]`` lists what was left out or settled, a dictionary each (see `problems.Problem`).
+    ``attrs["problems"]`` lists what was left out or settled, a dictionary each (see `problems.Problem`);
+    ``attrs["domains"]`` maps each dataset to the names of its domains.
 
     Args:
         folder: of a sweep, or of several sweeps.
@@ -69,16 +70,17 @@ def tabulate(jobs: Sequence[Job], problems: Sequence[Problem] = ()) -> pd.DataFr
         jobs: that count.
         problems: for ``attrs``.
     """
+    domains = {name: selection.domains_of(name, jobs) for name in {job.args["dataset"] for job in jobs}}
     rows = []
     for sweep in dict.fromkeys(job.sweep for job in jobs):
-        own = [job for job in jobs if job.sweep == sweep]
-        names = {name: selection.domains_of(name, own) for name in {job.args["dataset"] for job in own}}
-        rows += [_row(choice, names[choice.dataset]) for choice in selection.choose(own)]
+        choices = selection.choose([job for job in jobs if job.sweep == sweep])
+        rows += [_row(choice, domains[choice.dataset]) for choice in choices]
     rounds = sorted({key for row in rows for key in row if key.startswith("sarr")}, key=lambda key: (len(key), key))
     columns = [*_HEAD, *_ANSWERS, *rounds, *_COSTS, "hparams", "version", "folder"]
     frame = pd.DataFrame(rows, columns=columns)
     if rows:
         frame = _sorted(frame)
+    frame.attrs["domains"] = domains
     frame.attrs["problems"] = [vars(problem) for problem in problems]
     return frame
 
@@ -92,7 +94,7 @@ def _row(choice: Choice, domains: Sequence[str]) -> dict[str, Any]:
         "dataset": choice.dataset,
         "algorithm": choice.algorithm,
         "target": choice.target,
-        "domain": domains[choice.target] if choice.target < len(domains) else str(choice.target),
+        "domain": domains[choice.target],
         "selection": choice.method,
         "trial": choice.trial,
         "accuracy": choice.accuracy,

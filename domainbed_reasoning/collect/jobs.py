@@ -215,6 +215,6 @@ def _last_line(path: Path) -> str:
 
 
 def _wall_seconds(folder: Path) -> float | None:
-    """Return the seconds between the oldest file and `done`: nothing of use after a copy that did not keep the times."""
+    """Return the seconds between the oldest file and `done`: meaningless after a copy without times."""
     times = {entry.name: entry.stat().st_mtime for entry in os.scandir(folder) if entry.is_file()}
     return times["done"] - min(times.values()) if "done" in times else None

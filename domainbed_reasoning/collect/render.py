@@ -9,7 +9,7 @@ from domainbed_reasoning.collect.tables import Table
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "±": r"$\pm$", "–": "--", "`": r"\textasciigrave{}", "\n": " ", "\r": " ", "∞": r"$\infty$", "²": r"\textsuperscript{2}",
+    "±": r"$\pm$", "–": "--", "`": r"\textasciigrave{}", "\n": " ", "\r": " ",
 }  # fmt: skip
 _MARKDOWN = str.maketrans({char: f"\\{char}" for char in "\\`*_{}[]<>|#!~$"} | {"\n": " ", "\r": " "})
 
@@ -21,7 +21,7 @@ def markdown(table: Table, level: int = 3) -> str:
         table: whose texts are shown as they are, whatever they hold.
         level: of the heading.
     """
-    align = ["---", *("---" if table.prose else "---:" for _ in table.head[1:])]
+    align = ["---:" if table.is_number(column) else "---" for column in range(len(table.head))]
     rows = [_row(table.head), "| " + " | ".join(align) + " |", *map(_row, table.rows)]
     parts = [f"{'#' * level} {markdown_text(table.caption)}", "\n".join(rows)]
     return "\n\n".join([*parts, markdown_text(table.note)] if table.note else parts) + "\n"
@@ -38,7 +38,7 @@ def markdown_text(text: str) -> str:
 
 def latex(table: Table) -> str:
     """Return the table as a LaTeX ``table`` float, for the packages booktabs and adjustbox."""
-    columns = "l" + ("p{4cm}" if table.prose else "c") * (len(table.head) - 1)
+    columns = "".join(_latex_column(table, column) for column in range(len(table.head)))
     head = " & ".join(rf"\textbf{{{latex_text(text)}}}" for text in table.head)
     rows = [" & ".join(map(latex_text, row)) + r" \\" for row in table.rows]
     lines = [
@@ -49,6 +49,12 @@ def latex(table: Table) -> str:
     lines += [r"\adjustbox{max width=\textwidth}{%", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head + r" \\"]
     lines += [r"\midrule", *rows, r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
+
+
+def _latex_column(table: Table, column: int) -> str:
+    if table.is_long(column):
+        return "p{5cm}"
+    return "r" if table.is_number(column) else "l"
 
 
 def latex_document(tables: Sequence[Table], comment: str) -> str:

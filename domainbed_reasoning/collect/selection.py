@@ -131,7 +131,7 @@ def domains_of(dataset: str, jobs: Sequence[Job]) -> tuple[str, ...]:
 
     if dataset in vars(datasets):
         return tuple(str(name) for name in datasets.get_dataset_class(dataset).ENVIRONMENTS)
-    own = [job for job in jobs if job.args.get("dataset") == dataset]
+    own = [job for job in jobs if job.args["dataset"] == dataset]
     for job in own:
         if job.task and job.task.get("environments"):
             return tuple(map(str, job.task["environments"]))

@@ -14,7 +14,8 @@ import pandas as pd
 from domainbed_reasoning.collect.frame import CELL, as_read, mean_and_error, summarise
 
 ABSENT = "–"
-_LACKING = "X"  # DomainBed's sign for a cell without a result
+LACKING = "X"  # DomainBed's sign for a cell without a result
+_LONG = 40  # characters
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,23 @@ class Table:
         head: a text a column; the first column names the rows.
         rows: as many texts each.
         note: what has to be known to read it.
-        prose: whether the columns after the first hold sentences rather than numbers.
     """
 
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
-    prose: bool = False
+
+    def is_number(self, column: int) -> bool:
+        """Return whether a column holds numbers, or what stands for one that is missing."""
+        return all(text in (ABSENT, LACKING) or text[:1].isdigit() for text in self._below(column))
+
+    def is_long(self, column: int) -> bool:
+        """Return whether a column holds whole sentences."""
+        return any(len(text) > _LONG for text in self._below(column))
+
+    def _below(self, column: int) -> list[str]:
+        return [row[column] for row in self.rows]
 
 
 def accuracy_tables(frame: pd.DataFrame) -> list[Table]:
@@ -63,14 +73,14 @@ def dataset_table(cells: pd.DataFrame, method: str, dataset: str) -> Table:
         dataset: DomainBed's name of it.
     """
     table = summarise(cells)
-    domains = dict(sorted(zip(cells["target"], cells["domain"], strict=True)))
+    domains = dict(enumerate(cells.attrs["domains"][dataset]))
     most = int(table["trials"].max())
     rows = []
     for label, own in labelled_rows(table):
         by_target = {target: own[own["target"] == target] for target in domains}
         texts = [_cell(part, most) for part in by_target.values()]
         means = [100 * float(part["accuracy"].iloc[0]) for part in by_target.values() if len(part)]
-        rows.append((label, *texts, _average(means) if len(means) == len(domains) else _LACKING))
+        rows.append((label, *texts, _average(means) if len(means) == len(domains) else LACKING))
     return Table(
         f"{dataset}: accuracy in the target domain, selected by {method}",
         ("Algorithm", *domains.values(), "Avg"),
@@ -101,9 +111,9 @@ def _averages(judged: pd.DataFrame, method: str, datasets: Sequence[str]) -> Tab
             accuracies = [float(np.mean(list(trial["accuracy"]))) for _, trial in trials]
             mean, error = mean_and_error(accuracies)
             means.append(100 * mean)
-            texts.append(_with_error(mean, error, len(accuracies)) if accuracies else _LACKING)
+            texts.append(_with_error(mean, error, len(accuracies)) if accuracies else LACKING)
         lacking = any(math.isnan(mean) for mean in means)
-        rows.append((label, *texts, _LACKING if lacking else _average(means)))
+        rows.append((label, *texts, LACKING if lacking else _average(means)))
     caption = f"Averages over target domains, selected by {method}"
     return Table(caption, ("Algorithm", *datasets, "Avg"), tuple(rows), "Percent.")
 
@@ -193,7 +203,6 @@ def hparams_table(frame: pd.DataFrame) -> Table:
         ("Algorithm", "Dataset", "hparams_seed", "In all of them", "Varying"),
         tuple(rows),
         "hparams_seed 0 is the defaults, with --hparams on top.",
-        prose=True,
     )
 
 
@@ -237,7 +246,7 @@ def problems_table(problems: Sequence[Mapping[str, Any]]) -> Table | None:
         for problem in problems
     ]
     head = ("Problem", "Job", "Folder", "What is there", "In the tables", "Cure")
-    return Table("Problems found in the sweep's folder", head, tuple(rows), prose=True)
+    return Table("Problems found in the sweep's folder", head, tuple(rows))
 
 
 def _folders(folders: Sequence[str]) -> str:
@@ -252,7 +261,7 @@ def _of_jobs(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _cell(part: pd.DataFrame, most: int) -> str:
     if part.empty:
-        return _LACKING
+        return LACKING
     (row,) = part.to_dict("records")
     text = _with_error(row["accuracy"], row["accuracy_error"], row["trials"])
     return text if row["trials"] == most else f"{text} ({row['trials']} of {most} trials)"
