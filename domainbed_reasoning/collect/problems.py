@@ -110,19 +110,25 @@ def _unusable(job: Job) -> Problem | None:
 
 
 def _one_run(job: Job) -> tuple[Job, list[Problem]]:
-    """Return the job with the records of its last complete run: a job that died and was restarted appends to them."""
-    runs: list[list[Record]] = []
+    """Return the job with the records of its last complete run: a job that died and was restarted appends to them.
+
+    A record of step s takes the place of all earlier ones of steps from s on, unless the run that it belongs to ends
+    before they did.
+    """
+    run: list[Record] = []
+    chosen = run
+    restarts = 0
     for record in job.records:
-        if not runs or record["step"] <= runs[-1][-1]["step"]:
-            runs.append([])
-        runs[-1].append(record)
-    if len(runs) == 1:
+        earlier = [before for before in run if before["step"] < record["step"]]
+        restarts += len(earlier) < len(run)
+        run = [*earlier, record]
+        if not chosen or record["step"] >= chosen[-1]["step"]:
+            chosen = run
+    if not restarts:
         return job, []
-    last = max(run[-1]["step"] for run in runs)
-    chosen = [run for run in runs if run[-1]["step"] == last][-1]
     problem = Problem(
         "repeated records", job.name, (job.path,),
-        f"{RESULTS} holds {len(runs)} runs of the same job, {len(job.records)} records",
+        f"{RESULTS} holds {restarts + 1} runs of the same job, {len(job.records)} records",
         f"The {len(chosen)} records of the last complete run count; collect_results counts all",
         "Delete the folder and run `sweep launch` again, or leave it.",
     )  # fmt: skip
