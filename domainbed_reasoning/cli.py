@@ -39,6 +39,14 @@ VERBS = {
         "list the training jobs that go on when started again, and clear what they keep",
         "domainbed_reasoning.verbs.unfinished:main",
     ),
+    "collect": (
+        "a sweep's results as tables, CSV, Markdown, LaTeX; what does not count is named",
+        "domainbed_reasoning.verbs.collect:main",
+    ),
+    "report": (
+        "one page about a sweep: tables beside the paper's, plots, example chains, commands to rerun it",
+        "domainbed_reasoning.verbs.report:main",
+    ),
     "get-domainbed": (
         "clone the pinned DomainBed into the cache folder",
         "domainbed_reasoning.verbs.get_domainbed:main",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from domainbed_reasoning.atomic import replacing
 from domainbed_reasoning.catalog import CHAIN_FILE, ImageFolder, OnDisk, scan
 from domainbed_reasoning.chains import fault_of_names
 from domainbed_reasoning.custom import find
@@ -64,6 +65,13 @@ def class_names(dataset: ImageFolder, on_disk: OnDisk) -> tuple[str, ...]:
 def printable(text: str) -> str:
     """Return ``text`` with its control characters spelt out: files and servers name things that terminals obey."""
     return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically, as UTF-8; halves of character pairs become question marks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", "replace"))
 
 
 def ends_with_message(main: Main) -> Main:

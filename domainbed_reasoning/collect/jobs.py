@@ -1,0 +1,220 @@
+"""The jobs in the folder of a sweep, as DomainBed's train script and our algorithms left them.
+
+A sweep's folder holds one folder a job. A folder of several sweeps, one a setting, is read as well: DomainBed's own
+tables cannot tell apart two settings of one algorithm that lie in the same sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Record = Mapping[str, Any]
+
+RESULTS = "results.jsonl"
+_LEFT_BY_A_JOB = (RESULTS, "done", "out.txt", "err.txt", "launcher.log")
+_NAME_OF_JOB = re.compile("[0-9a-f]{32}")  # DomainBed's sweep makes the folders before it starts the jobs
+_HEAD_LINES = 200  # of out.txt: versions, arguments, hyper-parameters
+_LAST_WORDS = 200  # characters
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job's folder.
+
+    Attributes:
+        folder: where it lies.
+        sweep: name of the sweep that it belongs to; empty where the folder read is itself one.
+        done: whether DomainBed wrote `done`, which it does last.
+        records: of results.jsonl, in the file's order.
+        broken: (line number from 1, what is wrong) of the lines that are no record.
+        printed: the head of out.txt: "Environment", "Args" and "HParams", each name → value as printed.
+        answers: answers.json, or None.
+        task: task.json, or None.
+        wall_seconds: between the oldest of its files and `done`; None without it.
+        last_words: the last line of err.txt or launcher.log.
+    """
+
+    folder: Path
+    sweep: str
+    done: bool
+    records: tuple[Record, ...]
+    broken: tuple[tuple[int, str], ...]
+    printed: Mapping[str, Mapping[str, str]]
+    answers: Mapping[str, Any] | None
+    task: Mapping[str, Any] | None
+    wall_seconds: float | None
+    last_words: str
+
+    @property
+    def args(self) -> Mapping[str, Any]:
+        """The arguments of the train script; without a record those that it printed, as texts; else empty."""
+        return self.records[-1]["args"] if self.records else self.printed.get("Args", {})
+
+    @property
+    def hparams(self) -> Mapping[str, Any]:
+        """The hyper-parameters of its last record; empty without one."""
+        return self.records[-1].get("hparams") or {} if self.records else {}
+
+    @property
+    def path(self) -> str:
+        """The folder's name, below its sweep's where there are several."""
+        return f"{self.sweep}/{self.folder.name}" if self.sweep else self.folder.name
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: algorithm, dataset, targets, seeds."""
+        args = self.args
+        if not args:
+            return "unknown"
+        targets = " ".join(map(str, args["test_envs"])) if self.records else args.get("test_envs", "?").strip("[]")
+        name = f"{args.get('algorithm', '?')} on {args.get('dataset', '?')}, target {targets}"
+        seeds = (f"{kind} {args[key]}" for kind, key in (("trial", "trial_seed"), ("hparams seed", "hparams_seed")))
+        return ", ".join([name, *seeds]) if {"trial_seed", "hparams_seed"} <= args.keys() else name
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds in updates, evaluations left out: step_time is the mean over the steps since the record before."""
+        seconds, before = 0.0, -1
+        for record in self.records:
+            if "step_time" not in record:
+                return None
+            seconds += record["step_time"] * (record["step"] - before)
+            before = record["step"]
+        return seconds
+
+    @property
+    def memory_gib(self) -> float | None:
+        """Peak of the GPU's memory; None on a CPU, where DomainBed writes 0."""
+        return max((record.get("mem_gb", 0.0) for record in self.records), default=0.0) or None
+
+
+def read_jobs(folder: str | os.PathLike[str]) -> list[Job]:
+    """Return the jobs of a sweep, or of the sweeps in ``folder``, in the order in which DomainBed reads them.
+
+    Raises:
+        ValueError: if there is no such folder or no job in it, saying what to give instead.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"{root} is no folder: give the --output_dir of DomainBed's sweep.")
+    jobs = [read_job(path) for path in _job_folders(root)]
+    if not jobs:
+        sweeps = sorted(path for path in root.iterdir() if path.is_dir())
+        jobs = [read_job(path, sweep.name) for sweep in sweeps for path in _job_folders(sweep)]
+    if not jobs:
+        hint = " It is itself a job's folder: give the one above it." if (root / RESULTS).is_file() else ""
+        raise ValueError(
+            f"{root} holds no jobs: give the --output_dir of DomainBed's sweep, or a folder of such.{hint}"
+        )
+    return jobs
+
+
+def _job_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders of jobs in the file system's order, which is that of DomainBed's collect_results."""
+    for name in os.listdir(root):
+        path = root / name
+        if path.is_dir() and (_NAME_OF_JOB.fullmatch(name) or any((path / left).is_file() for left in _LEFT_BY_A_JOB)):
+            yield path
+
+
+def read_job(folder: Path, sweep: str = "") -> Job:
+    """Return what lies in one job's folder."""
+    records, broken = _read_records(folder / RESULTS)
+    logs = (_last_line(folder / name) for name in ("err.txt", "launcher.log"))
+    return Job(
+        folder=folder,
+        sweep=sweep,
+        done=(folder / "done").is_file(),
+        records=tuple(records),
+        broken=tuple(broken),
+        printed=_printed(folder / "out.txt"),
+        answers=_read_json(folder / "answers.json"),
+        task=_read_json(folder / "task.json"),
+        wall_seconds=_wall_seconds(folder),
+        last_words=next(filter(None, logs), ""),
+    )
+
+
+def _read_records(path: Path) -> tuple[list[Record], list[tuple[int, str]]]:
+    records: list[Record] = []
+    broken = []
+    if path.is_file():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError as error:
+                    broken.append((number, f"no JSON ({error.msg})"))
+                    continue
+                lacking = _lacking(record)
+                if lacking:
+                    broken.append((number, f"no record of DomainBed's: {lacking}"))
+                else:
+                    records.append(record)
+    return records, broken
+
+
+def _lacking(record: Any) -> str:
+    """Return what keeps a line from being a record of DomainBed's; empty where nothing does."""
+    if not isinstance(record, dict):
+        return "not an object"
+    args = record.get("args")
+    if not isinstance(record.get("step"), int) or not isinstance(args, dict):
+        return "no step or no args"
+    kinds = {"algorithm": str, "dataset": str, "test_envs": list, "trial_seed": int, "hparams_seed": int}
+    absent = [key for key, kind in kinds.items() if not isinstance(args.get(key), kind)]
+    if absent:
+        return f"no {', '.join(absent)} among its args"
+    splits = [f"env{env}_{split}_acc" for env in args["test_envs"] for split in ("in", "out")]
+    absent = [split for split in splits if not isinstance(record.get(split), (int, float))]
+    return f"no {', '.join(absent)}" if absent else ""
+
+
+def _read_json(path: Path) -> Mapping[str, Any] | None:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _printed(path: Path) -> dict[str, dict[str, str]]:
+    """Return the head of out.txt: sections of indented ``name: value`` lines, each below a line ``Title:``."""
+    sections: dict[str, dict[str, str]] = {}
+    for line in _head(path):
+        if line.startswith("\t") and sections:
+            name, _, value = line.strip().partition(": ")
+            sections[list(sections)[-1]][name] = value
+        elif line.rstrip().endswith(":") and line.rstrip(":\n").isalpha():
+            sections[line.rstrip(":\n")] = {}
+        elif sections:
+            break
+    return sections
+
+
+def _head(path: Path) -> Sequence[str]:
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return [line for _, line in zip(range(_HEAD_LINES), file, strict=False)]
+
+
+def _last_line(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.split("\r")[-1].strip()[:_LAST_WORDS] for line in reversed(lines) if line.strip()), "")
+
+
+def _wall_seconds(folder: Path) -> float | None:
+    """Return the seconds between the oldest file and `done`: meaningless after a copy without times."""
+    times = {entry.name: entry.stat().st_mtime for entry in os.scandir(folder) if entry.is_file()}
+    return times["done"] - min(times.values()) if "done" in times else None

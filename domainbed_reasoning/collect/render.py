@@ -1,0 +1,80 @@
+"""Tables as Markdown and as LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from domainbed_reasoning.collect.tables import Table
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "±": r"$\pm$", "–": "--", "`": r"\textasciigrave{}", "\n": " ", "\r": " ",
+}  # fmt: skip
+_MARKDOWN = str.maketrans({char: f"\\{char}" for char in "\\`*_{}[]<>|#!~$"} | {"\n": " ", "\r": " "})
+
+
+def markdown(table: Table, level: int = 3) -> str:
+    """Return the table in GitHub's Markdown, its caption as a heading.
+
+    Args:
+        table: whose texts are shown as they are, whatever they hold.
+        level: of the heading.
+    """
+    align = ["---:" if table.is_number(column) else "---" for column in range(len(table.head))]
+    rows = [_row(table.head), "| " + " | ".join(align) + " |", *map(_row, table.rows)]
+    parts = [f"{'#' * level} {markdown_text(table.caption)}", "\n".join(rows)]
+    return "\n\n".join([*parts, markdown_text(table.note)] if table.note else parts) + "\n"
+
+
+def _row(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(map(markdown_text, texts)) + " |"
+
+
+def markdown_text(text: str) -> str:
+    """Return a text that Markdown shows as it is."""
+    return text.translate(_MARKDOWN)
+
+
+def latex(table: Table) -> str:
+    """Return the table as a LaTeX ``table`` float, for the packages booktabs and adjustbox."""
+    columns = "".join(_latex_column(table, column) for column in range(len(table.head)))
+    head = " & ".join(rf"\textbf{{{latex_text(text)}}}" for text in table.head)
+    rows = [" & ".join(map(latex_text, row)) + r" \\" for row in table.rows]
+    lines = [
+        r"\begin{table}[htbp]",
+        r"\centering",
+        rf"\caption{{{latex_text(' '.join((table.caption + '.', table.note)))}}}",
+    ]
+    lines += [r"\adjustbox{max width=\textwidth}{%", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head + r" \\"]
+    lines += [r"\midrule", *rows, r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_column(table: Table, column: int) -> str:
+    if table.is_long(column):
+        return "p{5cm}"
+    return "r" if table.is_number(column) else "l"
+
+
+def latex_document(tables: Sequence[Table], comment: str) -> str:
+    """Return a document of tables.
+
+    Args:
+        tables: in order.
+        comment: put at its head, as LaTeX's comment.
+    """
+    comments = [f"% {line}" for line in comment.splitlines()]
+    head = [
+        r"\documentclass{article}",
+        r"\usepackage[T1]{fontenc}",
+        r"\usepackage{booktabs}",
+        r"\usepackage{adjustbox}",
+    ]
+    body = "\n".join(map(latex, tables))
+    return "\n".join([*comments, *head, r"\begin{document}", "", body + r"\end{document}"]) + "\n"
+
+
+def latex_text(text: str) -> str:
+    """Return a text that LaTeX shows as it is."""
+    return "".join(_LATEX.get(char, char) for char in text)

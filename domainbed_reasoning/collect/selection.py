@@ -1,0 +1,138 @@
+"""Which run and step counts in each cell, chosen by DomainBed's own code.
+
+The numbers are those of DomainBed's collect_results to the last digit, because the same functions choose them; here
+they stay numbers, and know the record that they come from.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from domainbed_reasoning.collect.jobs import Job, Record
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a selection method chose for one trial of one target domain.
+
+    Attributes:
+        dataset: DomainBed's name of it.
+        algorithm: DomainBed's name of it.
+        target: number of the target domain.
+        trial: trial seed.
+        method: DomainBed's name of the selection method.
+        accuracy: in the target domain, in [0, 1].
+        validation: the accuracy by which it was chosen, in [0, 1].
+        record: the record that ``accuracy`` stands in.
+        job: the job that wrote it.
+    """
+
+    dataset: str
+    algorithm: str
+    target: int
+    trial: int
+    method: str
+    accuracy: float
+    validation: float
+    record: Record
+    job: Job
+
+
+class _Accuracy(float):
+    """An accuracy that knows where it stands: DomainBed hands on the very object that it finds in a record."""
+
+    place: tuple[Job, Record]
+
+
+def need_domainbed() -> None:
+    """Raise ValueError where no DomainBed is importable."""
+    try:
+        importlib.import_module("domainbed")
+    except ModuleNotFoundError as error:
+        raise ValueError("No DomainBed is importable: call `domainbed-reasoning get-domainbed`.") from error
+
+
+def methods() -> list[Any]:
+    """Return DomainBed's three selection methods, in the order of its tables."""
+    from domainbed import model_selection
+
+    return [
+        model_selection.IIDAccuracySelectionMethod,
+        model_selection.LeaveOneOutSelectionMethod,
+        model_selection.OracleSelectionMethod,
+    ]
+
+
+def choose(jobs: Sequence[Job]) -> Iterator[Choice]:
+    """Yield what each method chooses for each cell and trial, in DomainBed's order.
+
+    Args:
+        jobs: of one sweep. Cells for which a method lacks records are left out; DomainBed prints X for them.
+    """
+    known = methods()
+    from domainbed.lib import reporting
+
+    records = [_traced(job, record) for job in jobs for record in job.records]
+    for group in reporting.get_grouped_records(records):
+        for method in known:
+            ranking = method.hparams_accs(group["records"])
+            if not len(ranking):
+                continue
+            best = ranking[0][0]
+            job, record = best["test_acc"].place
+            yield Choice(
+                group["dataset"],
+                group["algorithm"],
+                group["test_env"],
+                group["trial_seed"],
+                method.name,
+                float(best["test_acc"]),
+                float(best["val_acc"]),
+                record,
+                job,
+            )
+
+
+def _traced(job: Job, record: Record) -> dict[str, Any]:
+    """Return the record with accuracies that know it."""
+    traced = dict(record)
+    for name in [f"env{env}_in_acc" for env in record["args"]["test_envs"]]:
+        traced[name] = _Accuracy(record[name])
+        traced[name].place = (job, record)
+    return traced
+
+
+def in_order(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return the names, each once: the known ones in their order, then the others as they came."""
+    found = dict.fromkeys(names)
+    return [name for name in known if name in found] + [name for name in found if name not in known]
+
+
+def order_of_algorithms(names: Sequence[str]) -> list[str]:
+    """Return the algorithms in the order of DomainBed's tables."""
+    from domainbed import algorithms
+
+    return in_order(names, algorithms.ALGORITHMS)
+
+
+def order_of_datasets(names: Sequence[str]) -> list[str]:
+    """Return the datasets in the order of DomainBed's tables; those that it does not know come last."""
+    from domainbed import datasets
+
+    return in_order(names, datasets.DATASETS)
+
+
+def domains_of(dataset: str, jobs: Sequence[Job]) -> tuple[str, ...]:
+    """Return the short names of a dataset's domains, as DomainBed's tables have them; numbers where nobody knows."""
+    from domainbed import datasets
+
+    if dataset in vars(datasets):
+        return tuple(str(name) for name in datasets.get_dataset_class(dataset).ENVIRONMENTS)
+    own = [job for job in jobs if job.args["dataset"] == dataset]
+    for job in own:
+        if job.task and job.task.get("environments"):
+            return tuple(map(str, job.task["environments"]))
+    return tuple(map(str, range(1 + max(env for job in own for env in job.args["test_envs"]))))

@@ -1,0 +1,245 @@
+"""`collect`: the numbers are stock's to the digit, and what stock counts in silence is named."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from domainbed_reasoning import cli
+from domainbed_reasoning.collect import collect, summarise
+from domainbed_reasoning.collect.render import latex, markdown
+from domainbed_reasoning.collect.tables import Table, accuracy_tables, answers_table, rounds_table
+
+HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.parent.parent
+TRAINING, LEAVE_ONE_OUT, ORACLE = (
+    "training-domain validation set",
+    "leave-one-domain-out cross-validation",
+    "test-domain validation set (oracle)",
+)
+
+
+def problems(folder, **options):
+    return {(problem["kind"], problem["job"]): problem for problem in collect(folder, **options).attrs["problems"]}
+
+
+def accuracies(folder, **options):
+    frame = collect(folder, **options)
+    return list(frame[frame["selection"] == TRAINING]["accuracy"])
+
+
+def seeded_records(folder, names):
+    """Write some of the contract's seeded sweeps: ties, gaps, pairs of targets, unknown algorithms."""
+    spec = importlib.util.spec_from_file_location("contract_records", HERE.parent / "contract" / "records.py")
+    records = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = records
+    spec.loader.exec_module(records)
+    for name in names:
+        records.write_records(folder / name, *records.SETS[name])
+
+
+def tables_of(printed):
+    """Yield (title, method, head, rows) of what collect_results printed."""
+    for block in printed.split("-------- ")[1:]:
+        title, head, *rows = [line for line in block.splitlines() if line.strip()]
+        name, _, method = title.partition(", model selection method: ")
+        yield (
+            name.removeprefix("Dataset: "),
+            method,
+            *([re.split(r"\s{2,}", line.strip()) for line in part] for part in ([head], rows)),
+        )
+
+
+def test_every_cell_and_average_is_what_stock_prints(domainbed_root, tmp_path):
+    """Ties, gaps, missing trials and algorithms that DomainBed does not know included."""
+    names = ["full", "gaps", "ties"]
+    seeded_records(tmp_path, names)
+    path = os.pathsep.join([str(domainbed_root), str(CHECKOUT)])
+    command = [sys.executable, str(HERE / "both_tables.py"), "seen.json", *names]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, check=True)
+    compared = 0
+    for seen in json.loads((tmp_path / "seen.json").read_text()).values():
+        for name, method, (head,), rows in tables_of(seen["stock"]):
+            for algorithm, *cells, average in rows:
+                if name == "Averages":
+                    mine = seen["ours"]["averages"].get(
+                        f"Averages over target domains, selected by {method}|{algorithm}"
+                    )
+                    for stock, ours in zip([average, *cells], mine or [], strict=mine is not None):
+                        assert stock.replace("+/-", "±") in (ours, f"{ours} ± 0.0")
+                    continue
+                for domain, stock in zip(head[1:-1], cells, strict=True):
+                    assert seen["ours"]["cells"].get(f"{method}|{name}|{algorithm}|{domain}", "X") == stock
+                    compared += 1
+                caption = f"{name}: accuracy in the target domain, selected by {method}"
+                assert seen["ours"]["averages"].get(f"{caption}|{algorithm}", ["X"]) == [average]
+    assert compared > 100
+
+
+def test_the_step_and_run_that_were_chosen_are_known(write_job):
+    """Sources are best at step 20; the oracle takes the last step, and of two hparams seeds the better out-split."""
+    write_job("a", accs=(0.1, 0.7, 0.4), args={"hparams_seed": 0})
+    write_job("b", accs=(0.3, 0.2), args={"hparams_seed": 1})
+    frame = collect(write_job.folder).set_index("selection")
+    assert list(frame.index) == [TRAINING, ORACLE]
+    assert frame["step"].to_list() == [20, 20] and frame["folder"].to_list() == ["a", "a"]
+    assert frame["train_seconds"].to_list() == [10.5, 10.5]  # 21 steps of half a second
+
+
+def test_mean_and_standard_error_over_trials(write_job):
+    """.2 and .4: mean .3, population deviation .1, divided by √2 = .0707."""
+    write_job("a", accs=(0.2,), trial=0)
+    write_job("b", accs=(0.4,), trial=1)
+    row = summarise(collect(write_job.folder)).iloc[0]
+    assert row["trials"] == 2
+    assert (row["accuracy"], row["accuracy_error"]) == pytest.approx((0.3, 0.0707), abs=1e-4)
+
+
+def test_a_job_that_died_is_named_with_its_last_words_and_left_out(write_job):
+    write_job("good", accs=(0.2,))
+    died = write_job("died", accs=(0.9,), trial=1, done=False)
+    (died / "err.txt").write_text("Traceback\n  …\nRuntimeError: CUDA out of memory\n")
+    assert accuracies(write_job.folder) == [0.2]
+    found = problems(write_job.folder)["incomplete", "ERM on Debug28, target 0, trial 1, hparams seed 0"]
+    assert found["folders"] == ("died",) and "CUDA out of memory" in found["fault"]
+    assert "delete_incomplete" in found["cure"]
+    assert accuracies(write_job.folder, as_stock=True) == [0.2, 0.9]
+
+
+def test_jobs_that_never_started_are_named_together(write_job):
+    write_job("good")
+    for digit in "ab":
+        (write_job.folder / (digit * 32)).mkdir()
+    (write_job.folder / "analysis").mkdir()
+    found = problems(write_job.folder)
+    assert found["never started", "2 jobs"]["folders"] == ("a" * 32, "b" * 32)
+    assert len(found) == 1
+
+
+def test_a_restarted_job_counts_once(write_job):
+    """Its first life ended after step 10 with better luck; stock picks the best of both lives."""
+    job = write_job("twice", accs=(0.1, 0.2, 0.3))
+    lines = (job / "results.jsonl").read_text().splitlines()
+    lucky = [
+        line.replace('"env0_in_acc": 0.2', '"env0_in_acc": 0.8').replace('_out_acc": 0.1', '_out_acc": 0.9')
+        for line in lines
+    ]
+    (job / "results.jsonl").write_text("\n".join([*lucky[:2], *lines]) + "\n")
+    assert accuracies(write_job.folder) == [0.3]
+    assert accuracies(write_job.folder, as_stock=True) == [0.8]
+    ((kind, _), found), *rest = problems(write_job.folder).items()
+    assert kind == "repeated records" and "2 runs of the same job, 5 records" in found["fault"] and not rest
+
+
+def test_a_restart_that_did_not_end_does_not_replace_what_did(write_job):
+    job = write_job("twice", accs=(0.1, 0.2))
+    text = (job / "results.jsonl").read_text()
+    (job / "results.jsonl").write_text(text + text.splitlines()[0] + "\n")
+    assert accuracies(write_job.folder) == [0.2]
+
+
+def test_the_same_job_in_two_folders_counts_once(write_job):
+    write_job("one", accs=(0.2,))
+    write_job("two", accs=(0.6,))
+    assert accuracies(write_job.folder) == [0.2]
+    ((kind, _), found), *_ = problems(write_job.folder).items()
+    assert kind == "repeated job" and found["folders"] == ("one", "two")
+
+
+def test_two_settings_in_one_cell_are_not_taken_for_one_run(write_job):
+    write_job("one", hparams={"lr": 0.001})
+    write_job("two", hparams={"lr": 0.01}, args={"steps": 50})
+    write_job("other", target=1)
+    frame = collect(write_job.folder)
+    assert set(frame["folder"]) == {"other"}
+    found = problems(write_job.folder)["mixed settings", "ERM on Debug28, target 0, trial 0, hparams seed 0"]
+    assert "--steps (null / 50), lr (0.001 / 0.01)" in found["fault"]
+
+
+def test_a_row_whose_cells_had_different_settings_is_named(write_job):
+    for target in range(3):
+        write_job(str(target), target=target, hparams={"lr": 0.01 if target == 2 else 0.001})
+    found = problems(write_job.folder)["uneven settings", "ERM on Debug28, hparams seed 0, every trial"]
+    assert found["folders"] == ("2",) and "lr (" in found["fault"]
+    assert len(accuracies(write_job.folder)) == 3
+
+
+def test_lines_that_are_no_records_are_named_and_do_not_stop_the_rest(write_job):
+    job = write_job("one", accs=(0.2, 0.3))
+    with open(job / "results.jsonl", "a") as file:
+        file.write('{"step": 20, "args": {"algor\n[1, 2]\n{"step": 30}\n')
+    assert accuracies(write_job.folder) == [0.3]
+    ((kind, _), found), *_ = problems(write_job.folder).items()
+    assert kind == "broken lines"
+    assert (
+        "line 3 is no JSON" in found["fault"]
+        and "line 5 is no record of DomainBed's: no step or no args" in found["fault"]
+    )
+
+
+def test_missing_trials_are_named_and_shown(write_job):
+    for target in range(3):
+        for trial in range(2):
+            if (target, trial) != (1, 1):
+                write_job(f"{target}{trial}", target=target, trial=trial)
+    frame = collect(write_job.folder)
+    assert "target 1 lacks trial 1" in frame.attrs["problems"][0]["fault"]
+    (row,) = accuracy_tables(frame)[0].rows
+    assert row[2] == "20.0 (1 of 2 trials)"
+
+
+def test_a_folder_of_sweeps_is_one_table_with_a_row_a_setting(write_job, tmp_path):
+    for rounds in (0, 2):
+        for target in range(3):
+            write_job(f"{target}", "RDMLDG", target=target, sweep=f"sweep/N={rounds}", hparams={"sarr_rounds": rounds})
+    frame = collect(write_job.folder)
+    assert [row[0] for row in accuracy_tables(frame)[0].rows] == ["RDMLDG (N=0)", "RDMLDG (N=2)"]
+    assert frame.attrs["problems"] == []
+
+
+def test_answers_and_rounds_stand_beside_the_accuracies(write_job):
+    job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, accs=(0.5,), sarr1_accepted=0.6, sarr2_accepted=0.8)
+    said = {"env2": {"in": {"n": 10, "label": 0.9, "chain": 0.4, "unparsed": 0.1}}}
+    (job / "answers.json").write_text(json.dumps(said))
+    frame = collect(write_job.folder)
+    assert answers_table(frame).rows == (("RDMLDG", "ShapesReasoning", "sketch", "90.0", "40.0", "10.0"),)
+    assert rounds_table(frame).rows == (("RDMLDG", "ShapesReasoning", "sketch", "60.0", "80.0"),)
+
+
+def test_tables_show_hostile_names_as_they_are():
+    table = Table("a|b <script>", ("x_1", "50%"), (("$&#\\~^{}", "1.0 ± 2.0"),))
+    assert r"\| \<script\>" not in markdown(table) and r"a\|b \<script\>" in markdown(table)
+    assert r"\$\&\#\textbackslash{}\textasciitilde{}\textasciicircum{}\{\} & 1.0 $\pm$ 2.0 \\" in latex(table)
+    assert r"\begin{tabular}{lr}" in latex(table)
+
+
+@pytest.mark.parametrize("form", ["markdown", "latex", "csv", "trials"])
+def test_the_command_writes_every_format_and_names_problems(write_job, tmp_path, capsys, form):
+    write_job("one", accs=(0.25,))
+    write_job("died", trial=1, done=False)
+    output = tmp_path / "out" / "table"
+    assert cli.main(["collect", str(write_job.folder), "--format", form, "--output", str(output)]) == 0
+    said = capsys.readouterr()
+    assert "incomplete: ERM on Debug28" in said.err and str(output) in said.out
+    if form in ("csv", "trials"):
+        assert list(pd.read_csv(output)["accuracy"]) == [0.25, 0.25]
+    else:
+        assert "25.0" in output.read_text("utf-8") and "incomplete" in output.read_text("utf-8")
+
+
+@pytest.mark.parametrize("where", ["nowhere", "empty"])
+def test_a_folder_without_jobs_is_an_error_with_its_cure(tmp_path, capsys, where):
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["collect", str(tmp_path / where)]) == 1
+    assert "give the --output_dir of DomainBed's sweep" in capsys.readouterr().err
+
+
+def test_a_jobs_own_folder_is_told_from_a_sweeps(write_job, capsys):
+    assert cli.main(["collect", str(write_job("one"))]) == 1
+    assert "give the one above it" in capsys.readouterr().err
