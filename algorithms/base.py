@@ -6,7 +6,9 @@ an algorithm says which of its two terms it has and where its chains come from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +17,8 @@ from domainbed.algorithms import Algorithm
 
 from domainbed_reasoning.algorithms.hparams import check_values
 from domainbed_reasoning.algorithms.records import AnswerRecords, records_for, write_task
+from domainbed_reasoning.balance import LabelGradients
+from domainbed_reasoning.consistency import Support
 from domainbed_reasoning.job import job_arguments
 from domainbed_reasoning.losses import chain_nll, label_nll
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
@@ -23,7 +27,7 @@ from domainbed_reasoning.prompts import q_cls, q_reason
 from domainbed_reasoning.register import check_hparams
 from domainbed_reasoning.registry import DATASETS, TWINS, Hparam
 from domainbed_reasoning.samples import SampleId, Task, ids_of, task_of
-from domainbed_reasoning.scoring import answers_from_chains, scores_from_answers
+from domainbed_reasoning.scoring import answers_from_chains, elect, scores_from_answers
 from domainbed_reasoning.selflabel import SelfLabels
 from domainbed_reasoning.stages import Schedule, Stage, plan_stages
 
@@ -159,23 +163,35 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
 
     def _labeller(self) -> SelfLabels:
         """Freeze the model as it is now, as the round's labeller."""
-        hparams = self.hparams
-        sampling = (hparams["max_new_tokens"], hparams["temperature"], hparams["top_p"])
+        hparams, names = self.hparams, self.task.class_names
         if self.mllm.fits_a_copy():
-            frozen = self.mllm.copy_for_inference()
-            return SelfLabels(lambda images: self._write(frozen, images, *sampling), self.task.class_names)
-        adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
+            frozen = contextlib.nullcontext(self.mllm.copy_for_inference())
+            open_labeller: Callable[[], Any] = lambda: frozen  # noqa: E731
+        else:
+            adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
+            open_labeller = functools.partial(self.mllm.with_adapters, adapters)
 
         def write(images: torch.Tensor) -> list[str]:
-            with self.mllm.with_adapters(adapters) as frozen:
-                return self._write(frozen, images, *sampling)
+            with open_labeller() as mllm:
+                return self._write(mllm, images, hparams["sarr_votes"], hparams["temperature"], hparams["top_p"])
 
-        return SelfLabels(write, self.task.class_names)
+        support = Support((self.q_cls, self.q_reason), names)
 
-    def _write(self, mllm: Any, images: torch.Tensor, *sampling: Any) -> list[str]:
-        """Return a chain for each image, a few images at a time."""
-        parts = images.split(self.hparams["eval_batch"])
-        return [chain for part in parts for chain in mllm.generate(part, self.q_reason, *sampling)]
+        def supports(images: torch.Tensor, chains: list[str], labels: list[int]) -> list[bool]:
+            with open_labeller() as mllm:
+                return support.judge(mllm, images, chains, labels)
+
+        return SelfLabels(write, names, supports if hparams["sarr_filter"] == "consistent" else None)
+
+    def _write(self, mllm: Any, images: torch.Tensor, votes: int = 1, *sampling: float) -> list[str]:
+        """Return a chain for each image, a few images at a time: the one that most of ``votes`` agree with."""
+        chains: list[str] = []
+        for part in images.split(self.hparams["eval_batch"]):
+            rounds = [
+                mllm.generate(part, self.q_reason, self.hparams["max_new_tokens"], *sampling) for _ in range(votes)
+            ]
+            chains += [elect(candidates, self.task.class_names) for candidates in zip(*rounds, strict=True)]
+        return chains
 
     def _gather(self, minibatches: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
         """Return the domains' minibatches as one batch at the model's resolution."""
@@ -202,12 +218,16 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
         """Descend L = 1/B Σ_i [w_label · label_nll_i + w_chain · chain_nll_i] over the B ``used`` samples.
 
         Images are encoded once for both paths, which share a row where the model allows. Micro-batches add up to the
-        gradient of the whole batch; they are formed of samples that have the same terms.
+        gradient of the whole batch; they are formed of samples that have the same terms. With ``gradient_balance`` the
+        label term enters by its scaled gradient alone, is not in ``loss``, and its factor is ``label_scale``.
         """
         label_weight = float(self.hparams["label_weight"]) if self.LABEL_PATH else 0.0
         chain_weight = float(self.hparams["chain_weight"]) if self.CHAIN_PATH else 0.0
         sums = {"loss": 0.0, "label_loss": 0.0, "chain_loss": 0.0}
         counts = {"label_loss": 0, "chain_loss": 0}
+        balance = None
+        if self.hparams.get("gradient_balance") == "norm":
+            balance = LabelGradients(list(self.mllm.adapters().values()))
         self.optimizer.zero_grad(set_to_none=True)
         for rows in _micro_batches(used, chains, self.hparams["micro_batch"]):
             encoded = self.mllm.encode(batch.images[rows])
@@ -217,7 +237,10 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
             loss = torch.zeros((), device=self.mllm.device)
             if by_label is not None:
                 label = label_nll(*by_label).sum()
-                loss = loss + label_weight * label
+                if balance is None:
+                    loss = loss + label_weight * label
+                else:
+                    balance.add(label / len(used))
                 sums["label_loss"] += float(label.detach())
                 counts["label_loss"] += len(rows)
             if by_chain is not None:
@@ -225,14 +248,16 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
                 loss = loss + chain_weight * chain
                 sums["chain_loss"] += float(chain.detach())
                 counts["chain_loss"] += len(rows)
-            (loss / len(used)).backward()
+            if loss.requires_grad:  # not where the label term is kept apart and there is no other
+                (loss / len(used)).backward()
             sums["loss"] += float(loss.detach())
+        scale = {} if balance is None else {"label_scale": balance.join(label_weight)}
         if self.hparams["grad_clip"] > 0:
             torch.nn.utils.clip_grad_norm_(self.mllm.adapters().values(), self.hparams["grad_clip"])
         self.optimizer.step()
         self.lr_scheduler.step()
         means = {name: sums[name] / count for name, count in counts.items() if count}
-        return {"loss": sums["loss"] / len(used), **means}
+        return {"loss": sums["loss"] / len(used), **means, **scale}
 
     def _log_likelihoods(
         self, encoded: dict[str, Any], names: list[str] | None, chains: list[str] | None
@@ -267,12 +292,15 @@ class MLLMAlgorithm(Algorithm):  # type: ignore[misc]
 
     def _answer(self, images: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
         hparams, names = self.hparams, self.task.class_names
+        if self.steps_taken < hparams["first_evaluation"]:
+            return torch.zeros(len(images), len(names), device=images.device)
         mllm = self._current_reader()
         both = self.records is not None and ids is not None and self._is_last_evaluation() and hparams["both_answers"]
         by_label = mllm.class_scores(images, self.q_cls, names) if hparams["answer"] == "label" or both else None
         chains: list[str] | None = None
         if hparams["answer"] == "chain" or both:
-            chains = mllm.generate(images, self.q_reason, hparams["max_new_tokens"])
+            sampling = (hparams["vote_temperature"],) if hparams["votes"] > 1 else ()
+            chains = self._write(mllm, images, hparams["votes"], *sampling)
         if chains is None or hparams["answer"] == "label":
             assert by_label is not None
             scores = by_label

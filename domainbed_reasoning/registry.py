@@ -41,7 +41,10 @@ TWINS = {
 # Datasets on which the embedded tiny model is the default.
 EMBEDDED_DATASETS = frozenset({"Debug28", "Debug224", "ShapesReasoning"})
 
-LAUNCHERS = {"parallel": "domainbed_reasoning.sweeps.parallel:parallel_launcher"}
+LAUNCHERS = {
+    "parallel": "domainbed_reasoning.sweeps.parallel:parallel_launcher",
+    "forked": "domainbed_reasoning.sweeps.forked:forked_launcher",
+}
 
 
 @dataclass(frozen=True)

@@ -82,14 +82,12 @@ def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
     Raises:
         ValueError: an environment variable that does not say what it should.
     """
-    jobs = within_targets([parse_job(command) for command in commands], os.environ.get(TARGETS, ""))
-    if len(jobs) < len(commands):
-        print(f"{TARGETS}={os.environ[TARGETS]}: {len(jobs)} of {len(commands)} jobs are run.")
+    jobs = chosen_jobs(commands)
     slots = device_slots()
     print(f"{len(jobs)} jobs, {min(len(slots), max(len(jobs), 1))} at a time; the output of each is in its {LOG}.")
     with ended_by_sigterm():
         failures = _run_all(jobs, slots)
-    _report(failures, len(jobs))
+    report(failures, len(jobs))
     return failures
 
 
@@ -106,6 +104,18 @@ def parse_job(command: str) -> Job:
     return Job(command, options)
 
 
+def chosen_jobs(commands: Sequence[str]) -> list[Job]:
+    """Return the jobs of a sweep, without those whose targets were not asked for, and say if some are left out.
+
+    Raises:
+        ValueError: for a variable of targets that does not name environments.
+    """
+    jobs = within_targets([parse_job(command) for command in commands], os.environ.get(TARGETS, ""))
+    if len(jobs) < len(commands):
+        print(f"{TARGETS}={os.environ[TARGETS]}: {len(jobs)} of {len(commands)} jobs are run.")
+    return jobs
+
+
 def within_targets(jobs: Sequence[Job], targets: str) -> list[Job]:
     """Return the jobs whose target environments are all among ``targets``; all jobs where that is empty."""
     wanted = set(targets.replace(",", " ").split())
@@ -118,13 +128,24 @@ def device_slots() -> list[dict[str, str]]:
     """Return the environment variables of each job that may run at a time: its GPU, or its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = _visible_gpus()
-    chosen = os.environ.get(JOBS)
-    if chosen is not None and not (chosen.isdigit() and int(chosen) > 0):
-        raise ValueError(f"{JOBS}={chosen!r} should be a number of jobs, 1 or more.")
-    count = int(chosen) if chosen else len(gpus) or cores
+    count = whole_number(JOBS, default=len(gpus) or cores)
     threads = str(max(1, cores // count))
     share = {name: threads for name in _THREADS if name not in os.environ}
     return [share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}) for slot in range(count)]
+
+
+def whole_number(variable: str, default: int, least: int = 1) -> int:
+    """Return the environment variable's whole number, ``default`` where it is not set.
+
+    Raises:
+        ValueError: for something else, or less than ``least``.
+    """
+    chosen = os.environ.get(variable, "")
+    if not chosen:
+        return default
+    if not (chosen.isdigit() and int(chosen) >= least):
+        raise ValueError(f"{variable}={chosen!r} should be a whole number, {least} or more.")
+    return int(chosen)
 
 
 def _visible_gpus() -> list[str]:
@@ -221,7 +242,8 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(failures: Sequence[Failure], total: int) -> None:
+def report(failures: Sequence[Failure], total: int) -> None:
+    """Print which jobs failed, each with the end of its log, and a summary."""
     for failure in failures:
         lines = failure.job.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
         print(f"\nFAILED: {failure.job.name} (exit code {failure.exit_code}). The end of {failure.job.log}:")
