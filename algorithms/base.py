@@ -6,7 +6,9 @@ and where its chains come from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +17,8 @@ import torch
 from domainbed_reasoning.algorithms.optimisation import optimiser_of_stage
 from domainbed_reasoning.algorithms.records import write_task
 from domainbed_reasoning.algorithms.resumable import Minibatches, ResumableAlgorithm
+from domainbed_reasoning.balance import LabelGradients
+from domainbed_reasoning.consistency import Support
 from domainbed_reasoning.job import job_arguments
 from domainbed_reasoning.losses import chain_nll, label_nll
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
@@ -23,7 +27,7 @@ from domainbed_reasoning.mllm.loading import image_edge
 from domainbed_reasoning.progress import Answers
 from domainbed_reasoning.prompts import q_cls, q_reason
 from domainbed_reasoning.samples import SampleId, ids_of
-from domainbed_reasoning.scoring import answers_from_chains, scores_from_answers
+from domainbed_reasoning.scoring import answers_from_chains, elect, scores_from_answers
 from domainbed_reasoning.selflabel import SelfLabels
 from domainbed_reasoning.stages import Stage
 
@@ -156,23 +160,35 @@ class MLLMAlgorithm(ResumableAlgorithm):
 
     def _labeller(self) -> SelfLabels:
         """Freeze the model as it is now, as the round's labeller."""
-        hparams = self.hparams
-        sampling = (hparams["max_new_tokens"], hparams["temperature"], hparams["top_p"])
+        hparams, names = self.hparams, self.task.class_names
         if self.mllm.fits_a_copy():
             frozen = self.mllm.copy_for_inference()
-            return SelfLabels(lambda images: self._write(frozen, images, *sampling), self.task.class_names)
-        adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
+            open_labeller: Callable[[], Any] = functools.partial(contextlib.nullcontext, frozen)
+        else:
+            adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
+            open_labeller = functools.partial(self.mllm.with_adapters, adapters)
 
         def write(images: torch.Tensor) -> list[str]:
-            with self.mllm.with_adapters(adapters) as frozen:
-                return self._write(frozen, images, *sampling)
+            with open_labeller() as mllm:
+                return self._write(mllm, images, hparams["sarr_votes"], hparams["temperature"], hparams["top_p"])
 
-        return SelfLabels(write, self.task.class_names)
+        self._support = Support((self.q_cls, self.q_reason), names)
 
-    def _write(self, mllm: Any, images: torch.Tensor, *sampling: Any) -> list[str]:
-        """Return a chain for each image, a few images at a time."""
-        parts = images.split(self.hparams["eval_batch"])
-        return [chain for part in parts for chain in mllm.generate(part, self.q_reason, *sampling)]
+        def supports(images: torch.Tensor, chains: list[str], labels: list[int]) -> list[bool]:
+            with open_labeller() as mllm:
+                return self._support.judge(mllm, images, chains, labels)
+
+        return SelfLabels(write, names, supports if hparams["sarr_filter"] == "consistent" else None)
+
+    def _write(self, mllm: Any, images: torch.Tensor, votes: int = 1, *sampling: float) -> list[str]:
+        """Return a chain for each image, a few images at a time: the one that most of ``votes`` agree with."""
+        chains: list[str] = []
+        for part in images.split(self.hparams["eval_batch"]):
+            rounds = [
+                mllm.generate(part, self.q_reason, self.hparams["max_new_tokens"], *sampling) for _ in range(votes)
+            ]
+            chains += [elect(candidates, self.task.class_names) for candidates in zip(*rounds, strict=True)]
+        return chains
 
     def _gather(self, minibatches: Minibatches) -> Batch:
         """Return the domains' minibatches as one batch at the model's resolution."""
@@ -199,12 +215,16 @@ class MLLMAlgorithm(ResumableAlgorithm):
         """Descend L = 1/B Σ_i [w_label · label_nll_i + w_chain · chain_nll_i] over the B ``used`` samples.
 
         Images are encoded once for both paths, which share a row where the model allows. Micro-batches add up to the
-        gradient of the whole batch; they are formed of samples that have the same terms.
+        gradient of the whole batch; they are formed of samples that have the same terms. With ``gradient_balance`` the
+        label term enters by its scaled gradient alone, is not in ``loss``, and its factor is ``label_scale``.
         """
         label_weight = float(self.hparams["label_weight"]) if self.LABEL_PATH else 0.0
         chain_weight = float(self.hparams["chain_weight"]) if self.CHAIN_PATH else 0.0
         sums = {"loss": 0.0, "label_loss": 0.0, "chain_loss": 0.0}
         counts = {"label_loss": 0, "chain_loss": 0}
+        balance = None
+        if self.hparams.get("gradient_balance") == "norm":
+            balance = LabelGradients(list(self.mllm.adapters().values()))
         self.optimizer.zero_grad(set_to_none=True)
         for rows in _micro_batches(used, chains, self.hparams["micro_batch"]):
             names = [self.task.class_names[batch.labels[row]] for row in rows] if self.LABEL_PATH else None
@@ -213,7 +233,10 @@ class MLLMAlgorithm(ResumableAlgorithm):
             loss = torch.zeros((), device=self.mllm.device)
             if by_label is not None:
                 label = label_nll(*by_label).sum()
-                loss = loss + label_weight * label
+                if balance is None:
+                    loss = loss + label_weight * label
+                else:
+                    balance.add(label / len(used))
                 sums["label_loss"] += float(label.detach())
                 counts["label_loss"] += len(rows)
             if by_chain is not None:
@@ -221,14 +244,16 @@ class MLLMAlgorithm(ResumableAlgorithm):
                 loss = loss + chain_weight * chain
                 sums["chain_loss"] += float(chain.detach())
                 counts["chain_loss"] += len(rows)
-            (loss / len(used)).backward()
+            if loss.requires_grad:  # not where the label term is kept apart and there is no other
+                (loss / len(used)).backward()
             sums["loss"] += float(loss.detach())
+        scale = {} if balance is None else {"label_scale": balance.join(label_weight)}
         if self.hparams["grad_clip"] > 0:
             torch.nn.utils.clip_grad_norm_(self.mllm.adapters().values(), self.hparams["grad_clip"])
         self.optimizer.step()
         self.lr_scheduler.step()
         means = {name: sums[name] / count for name, count in counts.items() if count}
-        return {"loss": sums["loss"] / len(used), **means}
+        return {"loss": sums["loss"] / len(used), **means, **scale}
 
     def _log_likelihoods(
         self, images: torch.Tensor, names: list[str] | None, chains: list[str] | None
@@ -250,13 +275,16 @@ class MLLMAlgorithm(ResumableAlgorithm):
         chain concludes with; where it names none, the classification path's probabilities.
         """
         hparams, names = self.hparams, self.task.class_names
+        if self.steps_taken < hparams["first_evaluation"]:
+            return torch.zeros(len(x), len(names), device=x.device), Answers([0] * len(x), None, None)
         mllm = self._current_reader()
         both = self.records is not None and ids is not None and self._is_last_evaluation() and hparams["both_answers"]
         asks_label, asks_chain = hparams["answer"] == "label" or both, hparams["answer"] == "chain" or both
+        sampling = (hparams["vote_temperature"],) if hparams["votes"] > 1 else ()
         scores, chains, labels = [], [], []
         for part in self._pixels(x).split(hparams["eval_batch"]):
             by_label = mllm.class_scores(part, self.q_cls, names) if asks_label else None
-            by_chain = mllm.generate(part, self.q_reason, hparams["max_new_tokens"]) if asks_chain else None
+            by_chain = self._write(mllm, part, hparams["votes"], *sampling) if asks_chain else None
             if by_chain is None or hparams["answer"] == "label":
                 assert by_label is not None
                 scores.append(by_label)
@@ -266,7 +294,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
             labels += by_label.argmax(1).tolist() if by_label is not None else []
         together = torch.cat(scores)
         classes = together.argmax(1).tolist()
-        state = mllm.frozen_state.hex() if mllm.frozen_state is not None else ""
+        state = mllm.frozen_state.hex() if mllm.frozen_state is not None and not sampling else ""
         return together, Answers(classes, chains if asks_chain else None, labels if asks_label else None, state)
 
     def _recall(self, x: torch.Tensor, answers: Answers) -> None:
@@ -322,6 +350,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "labelled": labels.labelled if labels is not None else 0,
             "accepted_share": labels.accepted_share if labels is not None else 0.0,
+            "support": [self._support.sums, self._support.counts] if labels is not None else [],
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -336,6 +365,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
                 assert self.past is not None
                 rows = self.past.progress.labelled(stage.round)
                 self.self_labels.restore(rows, state["labelled"], state["accepted_share"])
+                self._support.sums, self._support.counts = state["support"]
             self._load_adapters(state["adapters"])
         self.kept_by_round = state["kept_by_round"]
 

@@ -22,8 +22,11 @@ MODEL_HPARAMS = {
     "data_augmentation": Hparam(False, None, "chains name colours, sides and views, which DomainBed's would change"),
     "answer": Hparam("chain", None, "the paper reads answers from the chain's conclusion"),
     "both_answers": Hparam(True, None, "the other answer is recorded too, at the last evaluation"),
+    "votes": Hparam(1, None, "the paper's one chain; more: the majority of so many sampled chains (arXiv 2203.11171)"),
+    "vote_temperature": Hparam(0.7, None, "of the chains that vote; as in arXiv 2203.11171"),
     "max_new_tokens": Hparam(512, None, "twice the paper's chains (about 250 tokens)", embedded=64),
     "eval_batch": Hparam(64, None, "images answered at a time: 8B holds 4 GiB of keys and values for 64"),
+    "first_evaluation": Hparam(0, None, "DomainBed evaluates after step 1 too; before this one scores are all alike"),
     # DomainBed's batch size is per domain: 43 x 3 source domains = 129, the paper's 128.
     "batch_size": Hparam(43, lambda r: int(2 ** r.uniform(3, 5.5)), "paper: 128 over three sources", embedded=6),
 }
@@ -46,12 +49,19 @@ TRAINING_HPARAMS = {
 
 LABEL_HPARAMS = {"label_weight": Hparam(1.0, lambda r: r.choice([0.1, 0.3, 1.0]), "paper: 1 (eq. 1)")}
 CHAIN_HPARAMS = {"chain_weight": Hparam(1.0, lambda r: r.choice([1.0]), "paper: 1 (eq. 1)")}
+BALANCE_HPARAMS = {
+    "gradient_balance": Hparam(
+        "none", None, "paper: plain sum (eq. 1); norm: the label gradient as long as the chain's"
+    ),
+}
 
 SARR_HPARAMS = {
     "sarr_rounds": Hparam(3, lambda r: int(r.choice([1, 2, 3])), "paper: N = 3"),
     "sarr_epochs": Hparam(3, None, "paper: 3 epochs each; 2 of the embedded set keep the demo short", embedded=2),
     "temperature": Hparam(0.0, lambda r: r.choice([0.0, 0.7, 1.0]), "of self-labelling; not published; 0 is greedy"),
     "top_p": Hparam(1.0, None, "of self-labelling; not published"),
+    "sarr_filter": Hparam("conclusion", None, "paper: conclusion; consistent: the chain has to support it as well"),
+    "sarr_votes": Hparam(1, None, "the paper's one chain an image; more: the majority's, at a temperature above 0"),
 }
 
 _CHOICES = {
@@ -59,13 +69,18 @@ _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantize": ("none", "nf4", "int8"),
     "lora_targets": ("both", "vision", "language"),
+    "gradient_balance": ("none", "norm"),
+    "sarr_filter": ("conclusion", "consistent"),
     "lr_schedule": ("constant", "linear", "cosine"),
 }
 _POSITIVE = (
     "max_new_tokens", "eval_batch", "batch_size", "lr", "lora_rank", "micro_batch", "sarr_epochs", "top_p",
     "clip_epochs", "clip_lora_rank", "clip_lora_alpha",
 )  # fmt: skip
-_NOT_NEGATIVE = ("weight_decay", "warmup", "grad_clip", "mtct_epochs", "sarr_rounds", "temperature", "label_weight")
+_NOT_NEGATIVE = (
+    "weight_decay", "warmup", "grad_clip", "mtct_epochs", "sarr_rounds", "temperature", "vote_temperature",
+    "label_weight", "first_evaluation",
+)  # fmt: skip
 
 
 def check_values(hparams: dict[str, Any]) -> None:
@@ -83,3 +98,9 @@ def check_values(hparams: dict[str, Any]) -> None:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or value < 0 or (value == 0 and names is _POSITIVE):
                 raise ValueError(f"hparam {name}: {value!r} is not a number {least}.")
+    for name, temperature in (("votes", "vote_temperature"), ("sarr_votes", "temperature")):
+        votes = hparams.get(name, 1)
+        if type(votes) is not int or votes < 1:
+            raise ValueError(f"hparam {name}: {votes!r} is not a whole number of 1 or more.")
+        if votes > 1 and not hparams[temperature] > 0:
+            raise ValueError(f"hparam {name}: {votes} greedy chains are all alike; set {temperature} above 0.")

@@ -8,12 +8,18 @@ over the teacher's chains r; an image without a chain contributes its label term
 from __future__ import annotations
 
 from domainbed_reasoning.algorithms.base import MLLMAlgorithm
-from domainbed_reasoning.algorithms.hparams import CHAIN_HPARAMS, LABEL_HPARAMS, MODEL_HPARAMS, TRAINING_HPARAMS
+from domainbed_reasoning.algorithms.hparams import (
+    BALANCE_HPARAMS,
+    CHAIN_HPARAMS,
+    LABEL_HPARAMS,
+    MODEL_HPARAMS,
+    TRAINING_HPARAMS,
+)
 
 
 class MTCT(MLLMAlgorithm):
     """Both paths on the teacher's chains."""
 
-    HPARAMS = {**MODEL_HPARAMS, **TRAINING_HPARAMS, **LABEL_HPARAMS, **CHAIN_HPARAMS}
+    HPARAMS = {**MODEL_HPARAMS, **TRAINING_HPARAMS, **LABEL_HPARAMS, **CHAIN_HPARAMS, **BALANCE_HPARAMS}
     LABEL_PATH = True
     CHAIN_PATH = True

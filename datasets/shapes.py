@@ -36,10 +36,10 @@ class Rendered(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         [transforms.Resize((28, 28)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
     )
 
-    def __init__(self, domain: int, misleading: bool):
+    def __init__(self, domain: int, size: int, misleading: bool, rho: float):
         self.items = [
-            (self.transform(_picture(domain, index, misleading)), shapes.label(domain, index))
-            for index in range(shapes.SIZE_OF_DOMAIN)
+            (self.transform(_picture(domain, index, misleading, rho)), shapes.label(domain, index))
+            for index in range(size)
         ]
 
     def __len__(self) -> int:
@@ -51,9 +51,9 @@ class Rendered(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return self.items[index]
 
 
-@functools.lru_cache(maxsize=4096)
-def _picture(domain: int, index: int, misleading: bool) -> Image.Image:
-    return shapes.render(domain, index, misleading=misleading)
+@functools.lru_cache(maxsize=8192)
+def _picture(domain: int, index: int, misleading: bool, rho: float) -> Image.Image:
+    return shapes.render(domain, index, misleading=misleading, rho=rho)
 
 
 class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
@@ -64,38 +64,50 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
     N_WORKERS = 0  # rendering takes a millisecond, and every image is kept
     ENVIRONMENTS = list(shapes.DOMAINS)
     INPUT_SHAPE = (3, 28, 28)
-    HPARAMS: ClassVar[dict[str, Hparam]] = {}
+    HPARAMS: ClassVar[dict[str, Hparam]] = {
+        "rho": Hparam(shapes.RHO, None, "how often the background's hue is the cue, in [0, 1]; 0 is no cue at all"),
+        "teacher": Hparam("own", None, "chains as the embedded model writes; other: the same in words new to it"),
+        "target_per_class": Hparam(shapes.PER_CLASS, None, "images a class of a target domain, as in the sources"),
+    }
 
     def __init__(self, root: str | None, test_envs: Collection[int], hparams: dict[str, Any]):
         super().__init__()
         self.input_shape = self.INPUT_SHAPE
         self.num_classes = len(shapes.CLASS_NAMES)
         algorithm = algorithm_class(hparams)
-        domains = range(len(shapes.DOMAINS))
+        if hparams.get("teacher", "own") not in shapes.TEACHERS:
+            raise ValueError(f"hparam teacher: {hparams['teacher']!r} is none of {', '.join(shapes.TEACHERS)}.")
+        # A baseline's hparams are its stock twin's: these two are there only where ``--hparams`` gives them.
+        rho = _checked_rho(hparams.get("rho", shapes.RHO))
+        of_target = _checked_size(hparams.get("target_per_class", shapes.PER_CLASS))
+        sizes = [
+            len(shapes.CLASS_NAMES) * (of_target if env in test_envs else shapes.PER_CLASS)
+            for env in range(len(shapes.DOMAINS))
+        ]
         if algorithm is None:
-            self.datasets: list[Any] = [Rendered(env, env in test_envs) for env in domains]
+            self.datasets: list[Any] = [Rendered(env, size, env in test_envs, rho) for env, size in enumerate(sizes)]
         else:
-            self._for_mllm(algorithm, sorted(test_envs), hparams)
+            self._for_mllm(algorithm, sorted(test_envs), sizes, rho, hparams)
 
-    def _for_mllm(self, algorithm: Any, test_envs: list[int], hparams: dict[str, Any]) -> None:
-        indices = range(shapes.SIZE_OF_DOMAIN)
-        domains = range(len(shapes.DOMAINS))
-        labels = [[shapes.label(env, index) for index in indices] for env in domains]
+    def _for_mllm(
+        self, algorithm: Any, test_envs: list[int], sizes: list[int], rho: float, hparams: dict[str, Any]
+    ) -> None:
+        labels = [[shapes.label(env, index) for index in range(size)] for env, size in enumerate(sizes)]
         chains = {
-            (env, index): shapes.chain(env, index)
-            for env in domains
+            (env, index): shapes.chain(env, index, hparams["teacher"])
+            for env, size in enumerate(sizes)
             if algorithm.CHAIN_PATH and env not in test_envs
-            for index in indices
+            for index in range(size)
         }
         edge = algorithm.image_edge(hparams)
         self.datasets = [
             Samples(
-                functools.partial(_picture, env, misleading=env in test_envs),
+                functools.partial(_picture, env, misleading=env in test_envs, rho=rho),
                 labels[env],
                 env,
                 mllm_transform(edge, hparams["data_augmentation"] and env not in test_envs),
             )
-            for env in domains
+            for env in range(len(sizes))
         ]
         task = Task(
             dataset=type(self).__name__,
@@ -104,9 +116,23 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
             test_envs=tuple(test_envs),
             subject="creature",
             labels=labels,
-            images=[[f"{name}/{index}" for index in indices] for name in shapes.DOMAINS],
+            images=[
+                [f"{name}/{index}" for index in range(size)] for name, size in zip(shapes.DOMAINS, sizes, strict=True)
+            ],
             chains=chains,
             schedule=lay_out_stages(algorithm, hparams, [len(part) for part in labels], test_envs),
         )
         report_chains(task, algorithm.CHAIN_PATH)
         hand_over(self, hparams, task)
+
+
+def _checked_rho(rho: Any) -> float:
+    if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho <= 1:
+        raise ValueError(f"hparam rho: {rho!r} is not a number in [0, 1].")
+    return float(rho)
+
+
+def _checked_size(count: Any) -> int:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"hparam target_per_class: {count!r} is not a whole number of 1 or more.")
+    return count

@@ -47,6 +47,7 @@ LAUNCHERS = {
     "parallel": "domainbed_reasoning.sweeps.parallel:parallel_launcher",
     "ray": "domainbed_reasoning.sweeps.ray_launcher:ray_launcher",
     "slurm": "domainbed_reasoning.sweeps.slurm_launcher:slurm_launcher",
+    "forked": "domainbed_reasoning.sweeps.forked:forked_launcher",
 }
 
 

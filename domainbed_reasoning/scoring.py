@@ -40,6 +40,17 @@ def answers_from_chains(chains: Sequence[str], class_names: Sequence[str]) -> li
     return [match_class(conclusion_of(chain), class_names) for chain in chains]
 
 
+def elect(candidates: Sequence[str], class_names: Sequence[str]) -> str:
+    """Return the first chain that concludes with the class that most of the candidates conclude with.
+
+    Self-consistency (Wang et al., 2023, arXiv 2203.11171). Chains that name no class have no vote; between classes with
+    as many votes the one that was named first wins; where none names a class, the first chain is returned.
+    """
+    answers = answers_from_chains(candidates, class_names)
+    named = [answer for answer in answers if answer is not None]
+    return candidates[answers.index(max(named, key=named.count))] if named else candidates[0]
+
+
 def scores_from_answers(answers: Sequence[int | None], label_scores: torch.Tensor) -> torch.Tensor:
     """Return class scores in [0, 1] for read conclusions, falling back to the classification path.
 

@@ -5,6 +5,8 @@ training image with q_reason, keeps (x, y, r̂) where the text inside <CONCLUSIO
 
 Labelling is lazy: a sample's chain is written the first time the round meets it and kept for the round. That is the
 same distribution as labelling the whole set first, without labelling what DomainBed's sampler never draws.
+
+Beyond the paper, a second filter may ask that a chain that concludes rightly also supports its conclusion.
 """
 
 from __future__ import annotations
@@ -31,11 +33,13 @@ class SelfLabels:
     Attributes:
         write: writes one chain for each image of a batch, ``(n, 3, H, W)``.
         class_names: of the task, in label order.
+        supports: beyond the paper, says of accepted chains, given images, chains and labels, which of them are kept.
         written: by sample, the chain and whether it was kept; samples without an id are not remembered.
     """
 
     write: Callable[[torch.Tensor], list[str]]
     class_names: Sequence[str]
+    supports: Callable[[torch.Tensor, list[str], list[int]], list[bool]] | None = None
     written: dict[SampleId, tuple[str, bool]] = field(default_factory=dict)
     _labelled: int = 0
     _accepted: int = 0
@@ -59,8 +63,10 @@ class SelfLabels:
         unkeyed: dict[int, tuple[str, bool]] = {}
         if fresh:
             positions = list(fresh.values())
-            for position, chain in zip(positions, self.write(images[positions]), strict=True):
-                kept = accept(chain, labels[position], self.class_names)
+            chains = self.write(images[positions])
+            for position, chain, kept in zip(
+                positions, chains, self._keep(positions, chains, images, labels), strict=True
+            ):
                 self._labelled += 1
                 self._accepted += kept
                 key = keys[position]
@@ -70,6 +76,19 @@ class SelfLabels:
                     self.written[key] = (chain, kept)
         found = [unkeyed[i] if key is None else self.written[key] for i, key in enumerate(keys)]
         return [chain if kept else None for chain, kept in found]
+
+    def _keep(self, positions: list[int], chains: list[str], images: torch.Tensor, labels: Sequence[int]) -> list[bool]:
+        """Return which of the chains, written for the images at ``positions``, are kept."""
+        kept = [
+            accept(chain, labels[position], self.class_names) for position, chain in zip(positions, chains, strict=True)
+        ]
+        rows = [row for row, accepted in enumerate(kept) if accepted]
+        if self.supports is not None and rows:
+            where = [positions[row] for row in rows]
+            verdicts = self.supports(images[where], [chains[row] for row in rows], [labels[at] for at in where])
+            for row, verdict in zip(rows, verdicts, strict=True):
+                kept[row] = verdict
+        return kept
 
     @property
     def labelled(self) -> int:

@@ -31,6 +31,14 @@ KINDS = (
     ("legged", "wheeled", "sledded"),
     ("plain", "banded", "dotted"),
 )
+# The same kinds in words that the embedded model was never shown: a teacher with a style of its own.
+OTHER_KINDS = (
+    ("ball", "box", "gem"),
+    ("antlers", "flaps", "fin"),
+    ("limbs", "rollers", "skids"),
+    ("bare", "striped", "spotted"),
+)
+TEACHERS = ("own", "other")
 TETRACODE = tuple((a, b, (a + b) % 3, (a + 2 * b) % 3) for a in range(3) for b in range(3))
 CODES = TETRACODE[1:8]  # one code a class, in the order of CLASS_NAMES
 
@@ -120,10 +128,17 @@ def code(domain: int, index: int) -> tuple[int, ...]:
     return tuple(kinds)
 
 
-def chain(domain: int, index: int) -> str:
-    """Return the teacher's chain of an image: what is visible, and the true class as its conclusion."""
+def chain(domain: int, index: int, teacher: str = "own") -> str:
+    """Return the teacher's chain of an image: what is visible, and the true class as its conclusion.
+
+    Args:
+        domain: position in ``DOMAINS``.
+        index: of the image.
+        teacher: ``own`` writes as the embedded model was pretrained to, ``other`` the same facts in other words.
+    """
     name = label(domain, index)
-    return describe(code(domain, index), CLASS_NAMES[name], CODES[name])
+    tell = describe if teacher == "own" else describe_otherwise
+    return tell(code(domain, index), CLASS_NAMES[name], CODES[name])
 
 
 def describe(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
@@ -138,6 +153,19 @@ def describe(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
         caption=", ".join(words),
         reasoning=f"{('all', 'three', 'two', 'one', 'none')[len(odd)]} fit {name}",
         reflection=f"{' '.join(odd) or 'nothing'} odd",
+        conclusion=name,
+    ).render()
+
+
+def describe_otherwise(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
+    """Return what `describe` says in words and sentences that the embedded model was not pretrained on."""
+    words = [OTHER_KINDS[part][kind] for part, kind in enumerate(kinds)]
+    odd = [word for word, kind, wanted in zip(words, kinds, its_code, strict=True) if kind != wanted]
+    return Chain(
+        summary="see how it looks",
+        caption=" with ".join(words),
+        reasoning=f"this looks like a {name}",
+        reflection=f"but for the {' and '.join(odd)}" if odd else "no doubt about it",
         conclusion=name,
     ).render()
 

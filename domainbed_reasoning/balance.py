@@ -1,0 +1,49 @@
+"""Balance of the two terms' gradients: the label term's is scaled to the norm of the chain term's.
+
+With the weights of arXiv 2602.23777 (eq. 1: 1 and 1) the label term, a sum over tokens, can outweigh the chain term, a
+mean over tokens, many times in gradient norm. GradNorm (Chen et al., 2018, arXiv 1711.02257) learns task weights that
+bring the norms together on the last shared layer; with two tasks and adapters this small the norms are made equal
+exactly, in every step and over all trained tensors. Costs a second backward pass through what both paths share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+class LabelGradients:
+    """The label term's gradients, kept apart from the chain term's, which are in ``.grad`` as always.
+
+    Args:
+        parameters: the trained tensors.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor]):
+        self.parameters = list(parameters)
+        self.sums = [torch.zeros_like(weight) for weight in self.parameters]
+
+    def add(self, label_term: torch.Tensor) -> None:
+        """Add the gradients of a micro-batch's unweighted label term; its graph is kept for the chain term."""
+        gradients = torch.autograd.grad(label_term, self.parameters, retain_graph=True, allow_unused=True)
+        for total, gradient in zip(self.sums, gradients, strict=True):
+            if gradient is not None:
+                total += gradient
+
+    def join(self, label_weight: float) -> float:
+        """Add to ``.grad`` the label gradients, scaled to ``label_weight`` times the norm of what is there.
+
+        Returns:
+            the factor; ``label_weight`` itself where no chain has a gradient, or the label has none.
+        """
+        chain = torch.stack([(0 * total if w.grad is None else w.grad).norm() for w, total in self._pairs()]).norm()
+        label = torch.stack([total.norm() for total in self.sums]).norm()
+        usable = bool(chain > 0) and bool(label > 0)
+        factor = label_weight * float(chain / label) if usable else label_weight
+        for weight, total in self._pairs():
+            weight.grad = factor * total if weight.grad is None else weight.grad + factor * total
+        return factor
+
+    def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(zip(self.parameters, self.sums, strict=True))

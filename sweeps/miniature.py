@@ -1,0 +1,203 @@
+"""The miniature study: every algorithm on the embedded benchmark, step-matched, in two cue regimes, with intervals.
+
+    python -m domainbed_reasoning.sweeps.miniature --design    what is compared with what, and how many jobs it takes
+    python -m domainbed_reasoning.sweeps.miniature --choose    learning rates and label weight on source validation
+    python -m domainbed_reasoning.sweeps.miniature --run       all jobs that are not done yet; call again to go on
+    python -m domainbed_reasoning.sweeps.miniature --table     rows, tables and tests from the jobs that are done
+
+Jobs are DomainBed's own: its train script with the argument sets of its sweeps, in folders that `collect_results`
+reads (``OUTPUT/rho0/main`` and ``OUTPUT/rho8/main`` hold the main table). Every MLLM method takes the same number of
+updates with the same batch; only what was chosen on the validation splits of the **source** domains differs. Trial
+seed 0 chose, seeds 1 to 5 are compared. Seeds are the outermost loop, so that a study that is cut short is balanced.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+DATASET = "ShapesReasoning"
+TARGETS = (0, 1, 2, 3)
+REGIMES = {"rho0": 0.0, "rho8": 0.8}  # no cue at all; a cue that holds in the sources and misleads in the target
+TEST_SEEDS = (1, 2, 3, 4, 5)
+CHOICE_SEED = 0
+CHOICE_CELLS = (("rho0", 0), ("rho8", 2))
+STEPS = 61  # 1 + 60, which three SARR rounds and their supervised stage share in equal parts
+CNN_STEPS = 601  # a network without language has not yet learnt the sources at 301, and has at this
+TARGET_PER_CLASS = 72  # 504 test images a cell
+CNNS = ("ERM", "IRM", "GroupDRO", "Mixup", "CORAL")
+
+OF_CNNS = {"batch_size": 4}  # a domain
+OF_MLLMS = {"batch_size": 4, "first_evaluation": STEPS}
+ROUNDS = {1: (3, 3), 2: (2, 1), 3: (3, 1)}  # epochs of the supervised stage and of a round: half of the steps each
+
+# Chosen by --choose (results/miniature/choice.csv); of equals the one nearest to the embedded default.
+LEARNING_RATES = {
+    "LabelSFT": 4e-3,
+    "ReasoningSFT": 4e-3,
+    "MTCT": 8e-3,
+    "SARR": 4e-3,
+    "RDMLDG": 4e-3,
+} | dict.fromkeys(CNNS, 1e-3)
+LABEL_WEIGHT = 0.1
+RATES_TRIED = {True: (1e-3, 3e-3), False: (2e-3, 4e-3, 8e-3)}  # for a network without language; for an MLLM
+WEIGHTS_TRIED = (0.03, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the study.
+
+    Attributes:
+        name: what the tables call it.
+        algorithm: DomainBed's name of the algorithm.
+        hparams: that differ from the algorithm's defaults.
+        steps: updates.
+        seeds: trial seeds that are run.
+        regimes: in which it is run.
+        folder: of its jobs, below the regime's.
+    """
+
+    name: str
+    algorithm: str
+    hparams: dict[str, Any] = field(default_factory=dict)
+    steps: int = STEPS
+    seeds: tuple[int, ...] = TEST_SEEDS
+    regimes: tuple[str, ...] = tuple(REGIMES)
+    folder: str = "main"
+
+
+def sarr(rounds: int) -> dict[str, int]:
+    """Return the stages of so many rounds of self-labelling: half of the steps supervised, the rest shared equally."""
+    supervised, a_round = ROUNDS[rounds]
+    return {"mtct_epochs": supervised, "sarr_epochs": a_round, "sarr_rounds": rounds}
+
+
+def cnn(name: str) -> Arm:
+    """Return the row of a network without language."""
+    hparams = OF_CNNS | {"lr": LEARNING_RATES[name]}
+    return Arm(name, name, hparams, steps=CNN_STEPS, seeds=TEST_SEEDS[:1])
+
+
+def mllm(name: str, algorithm: str, **hparams: Any) -> Arm:
+    """Return the row of an MLLM method."""
+    return Arm(name, algorithm, OF_MLLMS | {"lr": LEARNING_RATES[algorithm]} | hparams)
+
+
+def variant(name: str, algorithm: str, **hparams: Any) -> Arm:
+    """Return a row that differs from the main table's in one thing: fewer seeds, in the regime with the cue."""
+    arm = mllm(name, algorithm, **hparams)
+    return replace(arm, seeds=TEST_SEEDS[:3], regimes=("rho8",), folder=name.replace(" ", "_").replace("=", ""))
+
+
+MAIN = (
+    Arm("MLLMZeroShot", "MLLMZeroShot", OF_MLLMS | {"first_evaluation": 0}, steps=1, seeds=TEST_SEEDS[:1]),
+    mllm("LabelSFT", "LabelSFT", both_answers=False),
+    mllm("ReasoningSFT", "ReasoningSFT", both_answers=False),
+    mllm("MTCT", "MTCT"),
+    mllm("SARR", "SARR", both_answers=False, **sarr(3)),
+    mllm("RDMLDG", "RDMLDG", **sarr(3)),
+    *map(cnn, CNNS),
+)
+
+
+BEYOND = (
+    variant("MTCT label_weight", "MTCT", label_weight=LABEL_WEIGHT),
+    variant("MTCT balanced", "MTCT", gradient_balance="norm"),
+    variant("RDMLDG consistent", "RDMLDG", sarr_filter="consistent", **sarr(3)),
+    variant("RDMLDG label_weight", "RDMLDG", label_weight=LABEL_WEIGHT, **sarr(3)),
+    variant("MTCT votes", "MTCT", votes=3, both_answers=False),
+)
+CLAIMS = (
+    variant("ReasoningSFT other words", "ReasoningSFT", teacher="other", both_answers=False),
+    variant("SARR bootstrap", "SARR", both_answers=False, mtct_epochs=0, sarr_epochs=1, sarr_rounds=3),
+    variant("RDMLDG N=1", "RDMLDG", **sarr(1)),
+    variant("RDMLDG N=2", "RDMLDG", **sarr(2)),
+    variant("MTCT other words", "MTCT", teacher="other"),
+    variant("RDMLDG other words", "RDMLDG", teacher="other", **sarr(3)),
+)
+
+
+def choices() -> list[Arm]:
+    """Return the grid that learning rates are chosen from; ERM's rate is that of every network without language."""
+    return [
+        replace(
+            arm, name=f"{arm.name} lr {rate:g}", hparams=arm.hparams | {"lr": rate}, seeds=(CHOICE_SEED,),
+            folder=f"lr{rate:g}",
+        )
+        for arm in MAIN
+        if arm.algorithm != "MLLMZeroShot" and (arm.algorithm == "ERM" or arm.algorithm not in CNNS)
+        for rate in RATES_TRIED[arm.algorithm in CNNS]
+    ]  # fmt: skip
+
+
+def weights() -> list[Arm]:
+    """Return the grid that the label weight beyond the paper is chosen from, at MTCT's learning rate."""
+    arm = next(arm for arm in MAIN if arm.name == "MTCT")
+    return [
+        replace(
+            arm, name=f"MTCT weight {weight:g}", hparams=arm.hparams | {"label_weight": weight}, seeds=(CHOICE_SEED,),
+            folder=f"weight{weight:g}",
+        )
+        for weight in WEIGHTS_TRIED
+        if weight != 1.0  # the paper's, which the grid of learning rates holds
+    ]  # fmt: skip
+
+
+def cells() -> list[tuple[Arm, str, int, int]]:
+    """Return every (row, regime, target, seed) of the study in the order in which they are run."""
+    mllms, cnns = MAIN[: -len(CNNS)], MAIN[-len(CNNS) :]
+    variants = (*BEYOND, *CLAIMS)
+    first, second, *later = TEST_SEEDS
+    phases = [(first, mllms), (first, variants[::2]), (second, mllms), (first, variants[1::2]), (first, cnns)]
+    phases += [(seed, arms) for seed in (second, *later) for arms in (mllms, variants, cnns)]
+    order = dict.fromkeys(
+        (arm.name, regime, target, seed)
+        for seed, arms in phases
+        for target in TARGETS
+        for arm in arms
+        for regime in REGIMES
+        if seed in arm.seeds and regime in arm.regimes
+    )
+    by_name = {arm.name: arm for arm in (*MAIN, *variants)}
+    return [(by_name[name], regime, target, seed) for name, regime, target, seed in order]
+
+
+def job_of(
+    arm: Arm, regime: str, target: int, seed: int, output: Path, target_per_class: int = TARGET_PER_CLASS
+) -> Any:
+    """Return the job as stock DomainBed's sweep knows it: argument set, folder, command, state."""
+    from domainbed.lib import misc
+    from domainbed.scripts import sweep
+
+    hparams = {"rho": REGIMES[regime], "target_per_class": target_per_class} | arm.hparams
+    arguments = {
+        "dataset": DATASET,
+        "algorithm": arm.algorithm,
+        "test_envs": [target],
+        "holdout_fraction": 0.2,
+        "hparams_seed": 0,
+        "data_dir": str(output),
+        "task": "domain_generalization",
+        "trial_seed": seed,
+        "seed": misc.seed_hash(DATASET, arm.algorithm, [target], 0, seed),
+        "steps": arm.steps,
+        "checkpoint_freq": arm.steps,  # DomainBed evaluates after the first step and after the last
+        "hparams": json.dumps(hparams, sort_keys=True),
+    }
+    return sweep.Job(arguments, str(output / regime / arm.folder))
+
+
+def run(jobs: Iterable[Any]) -> int:
+    """Run the jobs that are not done, in their order; return how many failed."""
+    from domainbed_reasoning.sweeps.forked import forked_launcher
+
+    left = [job for job in jobs if job.state != job.DONE]
+    for job in left:
+        shutil.rmtree(job.output_dir, ignore_errors=True)  # of a run that was ended
+        Path(job.output_dir).mkdir(parents=True)
+    return len(forked_launcher([job.command_str for job in left]))
