@@ -12,6 +12,7 @@ import pathlib
 import sys
 import tempfile
 import time
+import traceback
 
 from benchmarks.measure import CHECKOUT, REPEATS, machine, table, write_results
 
@@ -27,7 +28,7 @@ PARTS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print, write; 1 if a bar was missed."""
+    """Measure, print, write; 1 if a bar was missed or a part failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="calls of each contender; the median counts")
@@ -39,17 +40,23 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    began, rows = time.monotonic(), []
+    began, rows, failed = time.monotonic(), [], []
     for part in given.parts or PARTS:
         start = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            rows += importlib.import_module(f"benchmarks.{part}").run(pathlib.Path(folder), given.repeats)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                rows += importlib.import_module(f"benchmarks.{part}").run(pathlib.Path(folder), given.repeats)
+        except Exception:  # the other parts are worth their minutes
+            traceback.print_exc()
+            failed.append(part)
         print(f"{part}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     print(table(rows))
-    if not given.parts:
+    if failed:
+        print(f"\nFAILED: {', '.join(failed)}; nothing is written")
+    elif not given.parts:
         seconds = time.monotonic() - began
         print(f"\n{write_results(rows, 'make bench', seconds, given.results, machine())}: {seconds:.0f} s in all")
-    return 0 if all(row.passed for row in rows) else 1
+    return 0 if not failed and all(row.passed for row in rows) else 1
 
 
 if __name__ == "__main__":

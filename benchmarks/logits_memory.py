@@ -7,8 +7,10 @@ step, less what it held before (Linux counts it). One sample, both paths of equa
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import pathlib
 import re
+import statistics
 
 import torch
 
@@ -35,29 +37,28 @@ def _status(name: str) -> int:
     return int(found[1]) * 1024
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
-    """Return the row of the logits' memory."""
+def measure(work: pathlib.Path, repeats: int) -> tuple[list[int], list[int], float, float]:
+    """Return our peaks, the plain peer's, the limit of their ratio, and how far the losses are apart."""
+    torch.set_num_threads(1)
     samples = Samples(small_internvl.build(work / "vocabulary", SIZE), lengths=(250,))
     plain = PlainStep(samples.folder, samples, together=True)
     loss, theirs = samples.update()["loss"], plain()
-    assert abs(loss - theirs) < 1e-5 * abs(theirs)
-    found: dict[str, list[int]] = {"ours": [], "plain": []}
+    gap = abs(loss - theirs) / abs(theirs)
+    assert gap < 1e-5, (loss, theirs)
+    ours, peer = [], []
     for _ in range(repeats):
-        found["ours"].append(peak_bytes(samples.update))
-        found["plain"].append(peak_bytes(plain))
-    ours, peer = (float(torch.tensor(found[name]).median()) / 1e6 for name in ("ours", "plain"))
+        ours.append(peak_bytes(samples.update))
+        peer.append(peak_bytes(plain))
     everywhere = sum(rows["input_ids"].shape[1] for rows in plain.rows.values())
     supervised = sum(int((rows["labels"] != -100).sum()) for rows in plain.rows.values())
-    return [
-        Row(
-            "logits' memory, 151k vocabulary",
-            "logits at all positions of both sequences",
-            ours,
-            peer,
-            "MB",
-            everywhere / supervised,
-            "3",
-            peer / ours >= 3,
-            f"loss to {abs(loss - theirs) / abs(theirs):.0e}",
-        )
-    ]
+    return ours, peer, everywhere / supervised, gap
+
+
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
+    """Return the row of the logits' memory, from a process of its own: one that has freed memory hides its growth."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        ours, peer, limit, gap = pool.apply(measure, (work, repeats))
+    mine, theirs = statistics.median(ours) / 1e6, statistics.median(peer) / 1e6
+    what = "logits at all positions of both sequences"
+    passed = theirs >= 3 * mine
+    return [Row("logits' memory, 151k vocabulary", what, mine, theirs, "MB", limit, "3", passed, f"loss to {gap:.0e}")]

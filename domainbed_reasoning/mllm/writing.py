@@ -66,6 +66,9 @@ class Writer:
             question: asked of all of them.
             max_new_tokens: at most so many tokens.
             sampling: ``do_sample`` and more, for transformers' `generate`.
+
+        Raises:
+            RuntimeError: for a model that keeps no cache, as gradient checkpointing has it in training mode.
         """
         mllm, n = self.mllm, len(images)
         encoded = mllm.encode(images)
@@ -75,7 +78,10 @@ class Writer:
         positions = tree_positions(mllm, plain[None], question, encoded)
 
         def prefill(cache: Any) -> torch.Tensor:
-            return head(mllm.core(n, question, prompt, encoded, past_key_values=cache, use_cache=True)[0][:, -1])
+            hidden = mllm.core(n, question, prompt, encoded, past_key_values=cache, use_cache=True)[0]
+            if cache.get_seq_length() != length:
+                raise RuntimeError("gradient checkpointing keeps no cache in training mode: call eval() before.")
+            return head(hidden[:, -1])
 
         def step(tokens: torch.Tensor, count: int, cache: Any) -> torch.Tensor:
             at = positions[..., count : count + 1].expand(*positions.shape[:-2], len(tokens), 1)
@@ -84,6 +90,7 @@ class Writer:
 
         written = mllm.base.generate(
             input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
             **sampling,
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(self.ends),

@@ -74,3 +74,10 @@ def test_a_round_of_sarr_begins_with_what_the_evaluation_has_written(folder_of, 
         values.append(algorithm.update(minibatches))
         assert written == ([] if evaluated else [8])
     assert values[0] == values[1]
+
+
+def test_a_model_that_keeps_no_cache_is_refused(folder_of, images):
+    mllm = load_mllm(folder_of("InternVL"), lora=LoraSettings(4, 8), gradient_checkpointing=True).train()
+    with pytest.raises(RuntimeError, match="call eval"):
+        mllm.generate(images, "?", 4)
+    assert len(mllm.eval().generate(images, "?", 4)) == 5
