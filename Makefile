@@ -5,7 +5,7 @@ OUTPUT_DIR := demo_output
 STAMP := $(VENV)/.installed
 STAND_IN := tests/standin
 
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test lint compat fuzz
 
 help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
@@ -14,6 +14,8 @@ help:
 	@echo "             CHAINS=... their chain file | MODEL=... a folder or hub id | STEPS=... | OUTPUT_DIR=$(OUTPUT_DIR)"
 	@echo "make test    the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make compat  the tests that touch the libraries, with the oldest and newest of them | ROWS=oldest"
+	@echo "make fuzz    10 minutes of coverage-guided fuzzing of chain parser and store (Python 3.11 to 3.13)"
 
 # Not on PyPI: DomainBed is cloned. Where that fails, demo and tests use the stand-in and say so.
 setup: $(STAMP)
@@ -42,3 +44,12 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# 5 to 7 GB an environment while it is there.
+compat: $(STAMP)
+	$(PYTHON) tests/compat/versions.py $(ROWS)
+
+fuzz: $(STAMP)
+	$(PYTHON) -m pip install --quiet --progress-bar off atheris
+	$(PYTHON) tests/fuzz/fuzz.py parser --seconds $(or $(SECONDS_EACH),300)
+	$(PYTHON) tests/fuzz/fuzz.py store --seconds $(or $(SECONDS_EACH),300)
