@@ -260,3 +260,16 @@ def test_offline_is_honoured_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set.*hf download"):
         load_mllm("OpenGVLab/InternVL3-8B-hf")
+
+
+@pytest.mark.parametrize(
+    "source", ["https://user:sk-planted-a9f3e1c07b@127.0.0.1:9/x.git", "--upload-pack=touch owned"]
+)
+def test_get_domainbed_shows_no_token_and_takes_no_options_for_git(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: Any
+) -> None:
+    monkeypatch.setenv("DOMAINBED_REASONING_DOMAINBED", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = verb("get-domainbed", f"--from={source}")
+    assert code == 1 and "git could not get" in err and OURS not in out + err
+    assert list(tmp_path.iterdir()) == []
