@@ -49,10 +49,9 @@ ROWS = {
         (
             "torch==2.8.0",
             "torchvision==0.23.0",
-            "transformers==5.18.0",
+            "transformers==5.22.2",
             "peft==0.18.0",
             "bitsandbytes==0.46.1",
-            "pandas==2.2.3",
         ),
     ),
     "newest": Row("", ()),

@@ -148,6 +148,7 @@ with ChainWriter({str(file)!r}, sync_records=1 << 60, sync_seconds=1e9) as write
     assert counts == sorted(counts) and len(set(counts)) > 2
 
 
+@pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
 def test_two_jobs_on_one_folder_at_once_give_the_same_numbers_bit_for_bit(
     tmp_path: Path, run_stock: Any, domainbed_root: Path
 ) -> None:

@@ -111,6 +111,7 @@ def test_annotate_leaves_no_key_anywhere(
     assert not any(value.encode() in sent for value in SECRETS if value != OURS)
 
 
+@pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
 def test_training_leaves_no_secret_anywhere(run_stock: Any, domainbed_root: Path, tmp_path: Path) -> None:
     hparams = {"model": "tiny", "batch_size": 2, "max_new_tokens": 4, "mtct_epochs": 1, "both_answers": False}
     done = run_stock(
