@@ -49,7 +49,7 @@ ROWS = {
         (
             "torch==2.8.0",
             "torchvision==0.23.0",
-            "transformers==5.22.2",
+            "transformers==5.18.0",
             "peft==0.18.0",
             "bitsandbytes==0.46.1",
         ),
