@@ -5,7 +5,7 @@ OUTPUT_DIR := demo_output
 STAMP := $(VENV)/.installed
 STAND_IN := tests/standin
 
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test lint bench compat fuzz
 
 help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
@@ -15,6 +15,8 @@ help:
 	@echo "make test    the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   ratios against peers on one core, and their limits (about 5 minutes) | PARTS='class_scores data_path'"
+	@echo "make compat  the tests that touch the libraries, with the oldest and newest of them | ROWS=oldest"
+	@echo "make fuzz    10 minutes of coverage-guided fuzzing of chain parser and store (Python 3.11 to 3.13)"
 
 # Not on PyPI: DomainBed is cloned. Where that fails, demo and tests use the stand-in and say so.
 setup: $(STAMP)
@@ -47,3 +49,12 @@ lint: $(STAMP)
 bench: setup
 	$(PYTHON) -m pip install --quiet --progress-bar off -e ".[bench]"
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench $(PARTS)
+
+# 5 to 7 GB an environment while it is there.
+compat: $(STAMP)
+	$(PYTHON) tests/compat/versions.py $(ROWS)
+
+fuzz: $(STAMP)
+	$(PYTHON) -m pip install --quiet --progress-bar off atheris
+	$(PYTHON) tests/fuzz/fuzz.py parser --seconds $(or $(SECONDS_EACH),300)
+	$(PYTHON) tests/fuzz/fuzz.py store --seconds $(or $(SECONDS_EACH),300)

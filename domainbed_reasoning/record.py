@@ -37,6 +37,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "verified": (bool,),
     "seconds": (int, float),
     "usage": (dict,),
+    "sampling": (dict,),
 }
 _USAGE: dict[str, tuple[type, ...]] = {
     "prompt_tokens": (int,),

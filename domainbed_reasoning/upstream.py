@@ -7,6 +7,7 @@ this package was written for.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -73,15 +74,15 @@ def fetch_clone(source: str = URL) -> Path:
             "git is not installed: install it, or clone DomainBed elsewhere and copy it to " + str(folder)
         )
     # Without a network this fails at once, where a clone may hang.
-    _git("ls-remote", source, "HEAD", timeout=_PROBE_SECONDS, source=source)
+    _git("ls-remote", "--", source, "HEAD", timeout=_PROBE_SECONDS, source=source)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".cloning-", dir=folder.parent) as temporary:
         clone = Path(temporary) / "DomainBed"
-        _git("clone", "--quiet", "--no-checkout", source, str(clone), timeout=_CLONE_SECONDS, source=source)
+        _git("clone", "--quiet", "--no-checkout", "--", source, str(clone), timeout=_CLONE_SECONDS, source=source)
         _git("-C", str(clone), "checkout", "--quiet", "--detach", COMMIT, timeout=_CLONE_SECONDS, source=source)
         fault = fault_of(clone)
         if fault:
-            raise RuntimeError(f"The clone of {source} {fault}.")
+            raise RuntimeError(f"The clone of {_without_password(source)} {fault}.")
         os.rename(clone, folder)
     return folder
 
@@ -135,8 +136,8 @@ def is_stand_in(folder: Path) -> bool:
     return package.is_file() and STAND_IN_MARK in package.read_text(encoding="utf-8").splitlines()
 
 
-# A clone that another user made, on a shared machine, is good enough to look at.
-_GIT = ("git", "-c", "safe.directory=*")
+# A clone that another user made, on a shared machine, is good enough to look at; what it would have git run is not run.
+_GIT = ("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
 _PROBE_SECONDS = 30
 _CLONE_SECONDS = 600
 
@@ -155,9 +156,16 @@ def _git(*command: str, timeout: float, source: str) -> None:
         "URL|PATH`, or start from inside of your own clone. `make demo` and `make test` do without it."
     )
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    shown = _without_password(source)
     try:
         done = subprocess.run([*_GIT, *command], capture_output=True, text=True, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"git got no answer from {source} within {timeout:.0f} s.\n{cure}") from None
+        raise RuntimeError(f"git got no answer from {shown} within {timeout:.0f} s.\n{cure}") from None
     if done.returncode:
-        raise RuntimeError(f"git could not get {source}:\n{done.stderr.strip()}\n{cure}")
+        said = done.stderr.strip().replace(source, shown)
+        raise RuntimeError(f"git could not get {shown}:\n{_without_password(said)}\n{cure}")
+
+
+def _without_password(text: str) -> str:
+    """Return ``text`` without what stands before the host in a URL: a user's name, a password, a token."""
+    return re.sub(r"://[^/@\s]+@", "://", text)

@@ -117,7 +117,7 @@ def _accepted(record: Mapping[str, Any]) -> bool:
 
 
 def _rule(record: Mapping[str, Any]) -> str:
-    return str(record.get("rule", "unnamed"))
+    return str(record.get("rule") or "unnamed")
 
 
 def _index(

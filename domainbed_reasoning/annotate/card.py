@@ -44,6 +44,7 @@ def render_card(
     """
     every = total(groups)["all"]
     name = f"{dataset.name}-Reasoning"
+    names = [dataset.class_name(folder) for folder in on_disk.classes]
     accepted = [record for record in records if record.get("verdict", ACCEPTED) == ACCEPTED]
     head = {
         "pretty_name": name,
@@ -69,8 +70,8 @@ def render_card(
         "## Composition",
         f"- Images: {dataset.website or dataset.name}; they are not part of this file. `image` is the path below the "
         f"folder `{dataset.folder}/`.\n"
-        f"- Classes ({len(on_disk.classes)}): {', '.join(map(dataset.class_name, on_disk.classes))}.\n"
-        f"- Domains ({len(on_disk.domains)}): {', '.join(on_disk.domains)}.\n"
+        f"- Classes ({len(on_disk.classes)}): {', '.join(_inline(name) for name in names)}.\n"
+        f"- Domains ({len(on_disk.domains)}): {', '.join(map(_inline, on_disk.domains))}.\n"
         f"- Chain: `<SUMMARY>`, `<CAPTION>`, `<REASONING>`, `<REFLECTION>`, `<CONCLUSION>`; {_lengths(every.words)}.",
         _coverage(groups),
         "## Collection",
@@ -105,7 +106,13 @@ def _lengths(words: Sequence[int]) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_inline, line)) + " |" for line in lines)
+
+
+def _inline(text: str) -> str:
+    """Return a text of strangers so that it stays within its line and cell and is no HTML."""
+    shown = "".join(char if char.isprintable() else " " for char in text[:300])
+    return " ".join(shown.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _coverage(groups: Groups) -> str:
@@ -135,7 +142,7 @@ def _teachers(records: Sequence[Mapping[str, Any]]) -> str:
         ] += 1
     rows = [[*key, f"{amount:,}"] for key, amount in counts.most_common()]
     times = sorted(str(record["time"]) for record in records if "time" in record)
-    when = f"\n\nWritten between {times[0]} and {times[-1]}." if times else ""
+    when = f"\n\nWritten between {_inline(times[0])} and {_inline(times[-1])}." if times else ""
     return _table(["teacher", "answered as", "prompt", "sampling", "candidates"], rows) + when
 
 
@@ -165,13 +172,12 @@ def _rejection(candidates: int, accepted: int, rules: Mapping[str, int]) -> str:
     rows += [
         [f"`{rule}`", "another project's rule", f"{amount:,}"] for rule, amount in rules.items() if rule not in RULES
     ]
-    lines = [["rule", "meaning", "rejected"], ["---", "---", "---:"], *rows]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    table = _table(["rule", "meaning", "rejected"], rows)
     return f"{first}first rule that it breaks:\n\n{table}"
 
 
 def _keys(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for record in records for key in record))
+    return [_inline(key.replace("`", "'")) for key in dict.fromkeys(key for record in records for key in record)][:100]
 
 
 def _sha256(path: Path) -> str:

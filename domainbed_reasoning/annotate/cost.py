@@ -91,7 +91,7 @@ def habits(records: Iterable[Mapping[str, Any]], teacher: str, prompt_tokens: in
     own = [record for record in records if record.get("teacher") == teacher]
     if len(own) < ENOUGH:
         return Habits(len(own), prompt_tokens, ASSUMED_COMPLETION_TOKENS, ASSUMED_ACCEPTANCE, ASSUMED_SECONDS)
-    usage = [record.get("usage", {}) for record in own]
+    usage = [record.get("usage") or {} for record in own]
     accepted = sum(record.get("verdict") == "accepted" for record in own)
     return Habits(
         measured=len(own),

@@ -18,7 +18,13 @@ import time
 import urllib.parse
 from typing import Any
 
-from domainbed_reasoning.annotate.http import BodyRefused, causes, certificate_fault, guarded_client, is_this_machine
+from domainbed_reasoning.annotate.connection import (
+    BodyRefused,
+    causes,
+    certificate_fault,
+    guarded_client,
+    is_this_machine,
+)
 from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, TeacherError, redact
 
 _RETRIED = {408, 409, 425, 429}

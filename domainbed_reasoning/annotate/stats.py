@@ -88,16 +88,16 @@ def count(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]]) -> 
         tried.add(image)
         group.candidates += 1
         usage = record.get("usage") or {}
-        group.prompt_tokens += usage.get("prompt_tokens", 0)
-        group.completion_tokens += usage.get("completion_tokens", 0)
-        group.dollars += usage.get("dollars", 0.0)
+        group.prompt_tokens += usage.get("prompt_tokens") or 0
+        group.completion_tokens += usage.get("completion_tokens") or 0
+        group.dollars += usage.get("dollars") or 0.0
         if record.get("verdict", ACCEPTED) == ACCEPTED:
             group.accepted += 1
             group.chains += image not in done
             done.add(image)
             group.words.append(words_of(record["chain"]))
         else:
-            group.rules[record.get("rule", "unnamed")] += 1
+            group.rules[record.get("rule") or "unnamed"] += 1
     return groups
 
 

@@ -70,6 +70,39 @@ def test_verbs_show_hostile_names_as_text(data: Path, verb: Any, tmp_path: Path)
     assert yaml.safe_load(head)["pretty_name"] == "Toy-Reasoning"
 
 
+def test_verbs_show_hostile_records_as_text(data: Path, verb: Any, tmp_path: Path) -> None:
+    """Nulls, empty objects, markup and lines where others write names, in records that may be stored."""
+    make(data, ("bike", "mug"))
+    evil = "x |\n---\nlicense: evil\n---\n</script><script>alert(1)</script>`\x1b[2J\u202e"
+    base = {"image": "art/bike/0.png", "chain": evil, "verdict": "rejected"}
+    nulls = dict.fromkeys(("rule", "reason", "teacher", "model", "usage", "sampling", "time", "attempt", "seconds"))
+    texts = dict.fromkeys(("rule", "reason", "teacher", "model", "prompt_version", "time", "finish", "question"), evil)
+    records = [
+        base | nulls,
+        base | texts | {"sampling": {evil: evil}, evil: 1},
+        base | {"usage": {"prompt_tokens": None}},
+    ]
+    chains = data / "toy" / "reasoning.jsonl"
+    chains.write_text("".join(json.dumps(record) + "\n" for record in records))
+    common = ("--dataset", "Toy", "--data_dir", data)
+    files = {name: tmp_path / name for name in ("card.md", "page.html", "counts.csv", "out.parquet", "out.json")}
+    for arguments in (
+        ("check", *common),
+        ("stats", *common),
+        ("stats", *common, "--csv", files["counts.csv"]),
+        ("card", *common, "--output", files["card.md"]),
+        ("browse", *common, "--output", files["page.html"]),
+        ("export", files["out.json"], "--format", "llava", "--all", *common),
+        ("annotate", *common, "--teacher", "openai:x", "--dry-run"),
+    ):
+        code, out, err = verb(*arguments)
+        assert code == 0, (arguments, out, err)
+        assert not any(char in out + err for char in "\x1b\u202e")
+    card = files["card.md"].read_text("utf-8")
+    assert "<script>" not in card and "\x1b" not in card and card.count("\n---\n") == 1
+    assert "alert(1)" not in files["page.html"].read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("names", "fault"),
     [
@@ -171,7 +204,7 @@ def test_a_hostile_dataset_file_is_refused_by_name(tmp_path: Path, name: str) ->
     assert len(str(error.value)) < 600
 
 
-@pytest.mark.parametrize("name", ["Debug28", "ReasoningImageFolder"])
+@pytest.mark.parametrize("name", ["ReasoningImageFolder"])
 def test_a_dataset_file_cannot_take_the_place_of_a_class(tmp_path: Path, name: str) -> None:
     """In a process of its own: importing DomainBed's datasets refuses the name, and nothing is replaced."""
     from domainbed import datasets

@@ -111,6 +111,7 @@ def test_annotate_leaves_no_key_anywhere(
     assert not any(value.encode() in sent for value in SECRETS if value != OURS)
 
 
+@pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
 def test_training_leaves_no_secret_anywhere(run_stock: Any, domainbed_root: Path, tmp_path: Path) -> None:
     hparams = {"model": "tiny", "batch_size": 2, "max_new_tokens": 4, "mtct_epochs": 1, "both_answers": False}
     done = run_stock(
@@ -260,3 +261,16 @@ def test_offline_is_honoured_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set.*hf download"):
         load_mllm("OpenGVLab/InternVL3-8B-hf")
+
+
+@pytest.mark.parametrize(
+    "source", ["https://user:sk-planted-a9f3e1c07b@127.0.0.1:9/x.git", "--upload-pack=touch owned"]
+)
+def test_get_domainbed_shows_no_token_and_takes_no_options_for_git(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: Any
+) -> None:
+    monkeypatch.setenv("DOMAINBED_REASONING_DOMAINBED", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = verb("get-domainbed", f"--from={source}")
+    assert code == 1 and "git could not get" in err and OURS not in out + err
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,8 @@
-"""Target domains reach nothing that is trained: whatever is in them, every algorithm takes the same steps."""
+"""Target domains and validation splits reach nothing that is trained: whatever is in them, every step is the same.
+
+Two runs of one job, their trajectories compared bit for bit. In the second the target domain's pixels, labels and
+chains are others, and so are those of the source domains' validation splits.
+"""
 
 import json
 import random
@@ -12,81 +16,165 @@ from domainbed.lib import misc
 from domainbed.lib.fast_data_loader import InfiniteDataLoader
 from PIL import Image
 
-from domainbed_reasoning import registry
+from domainbed_reasoning import custom, registry, shapes
 from domainbed_reasoning.chains import Chain
+from domainbed_reasoning.datasets.custom_folders import make_classes
 
-DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
-CLASSES = ["dog", "guitar"]
+CLASSES = ["0", "1"]
+IMAGES = 5  # a class and domain: ten a domain, of which two are its validation split
 TARGET = 1
+HOLDOUT = 0.2
+FOLDERS = [name for name in registry.DATASETS if name != "ShapesReasoning"]
 
 
 def chain(name, caption):
     return Chain("I look.", caption, "It fits.", "Nothing misleads.", name).render()
 
 
-def write_pacs(root, poisoned):
-    """A small PACS with a chain an image. Poison: the target's pixels, labels and chains are others."""
+def validation(env, size):
+    """Return the indices of an environment's validation split, as DomainBed's train script draws it."""
+    out, _ = misc.split_dataset(range(size), int(size * HOLDOUT), misc.seed_hash(0, env))
+    return {int(out[i]) for i in range(len(out))}
+
+
+def write_folders(root, cls, poisoned):
+    """A small copy of an image-folder dataset with a chain an image.
+
+    Poison: the pixels and chains of the target and of the validation splits are others, and the target's two class
+    folders change places.
+    """
     pixels = np.random.RandomState(0)
+    names = [cls.READABLE.get(name, name) for name in CLASSES]
     lines = []
-    for env, domain in enumerate(DOMAINS):
-        for name in CLASSES:
-            folder = root / "PACS" / domain / name
-            folder.mkdir(parents=True)
-            for index in range(5):
-                array = pixels.randint(0, 256, (50, 50, 3), dtype=np.uint8)
-                is_poison = poisoned and env == TARGET
-                Image.fromarray(255 - array if is_poison else array).save(folder / f"{index}.png")
-                text = chain("guitar" if is_poison else name, "POISON" if is_poison else f"{domain} {index}")
-                lines.append({"image": f"{domain}/{name}/{index}.png", "chain": text})
-    if poisoned:  # the labels: the two class folders change places
-        folder = root / "PACS" / DOMAINS[TARGET]
-        shutil.move(folder / "dog", folder / "x")
-        shutil.move(folder / "guitar", folder / "dog")
-        shutil.move(folder / "x", folder / "guitar")
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (root / "PACS" / "reasoning.jsonl").write_text(text)
+    for env in range(len(cls.ENVIRONMENTS)):
+        held_out = validation(env, IMAGES * len(CLASSES))
+        for label, folder in enumerate(CLASSES):
+            place = root / cls.FOLDER / f"domain{env:02}" / folder
+            place.mkdir(parents=True)
+            for index in range(IMAGES):
+                array = pixels.randint(0, 256, (32, 32, 3), dtype=np.uint8)
+                is_poison = poisoned and (env == TARGET or label * IMAGES + index in held_out)
+                Image.fromarray(255 - array if is_poison else array).save(place / f"{index}.png")
+                text = chain(
+                    names[1 - label] if is_poison else names[label], "POISON" if is_poison else f"{env} {index}"
+                )
+                lines.append({"image": f"domain{env:02}/{folder}/{index}.png", "chain": text})
+    if poisoned:
+        domain = root / cls.FOLDER / f"domain{TARGET:02}"
+        for old, new in (("0", "x"), ("1", "0"), ("x", "1")):
+            shutil.move(domain / old, domain / new)
+    (root / cls.FOLDER / "reasoning.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return root
 
 
-def trajectory(root, name):
-    """Train as DomainBed's script does, target domain left out; return each step's values and the final adapters."""
-    hparams = hparams_registry.default_hparams(name, "PACSReasoning")
-    hparams |= {
-        "model": "tiny",
-        "clip_model": "tiny",
-        "clip_epochs": 1,
-        "max_new_tokens": 30,
-        "batch_size": 2,
-        "mtct_epochs": 1,
-        "workers": 0,
-        "dtype": "float32",
-    }
-    if "sarr_rounds" in hparams:
-        hparams |= {"sarr_rounds": 1, "sarr_epochs": 1, "temperature": 0.7}
+def trajectory(root, cls, name, poisoned):
+    """Train as DomainBed's script does, target domain left out.
+
+    Returns each step's values, the final state, the texts trained on, and the scores of source images afterwards.
+    """
+    hparams = hparams_registry.default_hparams(
+        name, cls.__name__ if cls.__name__ in registry.DATASETS else "PACSReasoning"
+    )
+    small = {"model": "tiny", "max_new_tokens": 16, "batch_size": 2, "mtct_epochs": 1, "workers": 0, "dtype": "float32"}
+    small |= {"clip_model": "tiny", "clip_epochs": 1}
+    small |= {"sarr_rounds": 1, "sarr_epochs": 1, "temperature": 0.7, "both_answers": False}
+    hparams |= {key: value for key, value in small.items() if key in hparams}
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
-    dataset = datasets.get_dataset_class("PACSReasoning")(str(root), [TARGET], hparams)
-    splits = [misc.split_dataset(env, int(len(env) * 0.2), misc.seed_hash(0, i)) for i, env in enumerate(dataset)]
+    dataset = cls(str(root), [TARGET], hparams)
+    if poisoned:  # labels of the validation splits, which lie in folders of their own
+        for env, images in enumerate(dataset):
+            for index in validation(env, len(images)):
+                images.labels[index] = (images.labels[index] + 1) % dataset.num_classes
+    splits = [misc.split_dataset(env, int(len(env) * HOLDOUT), misc.seed_hash(0, i)) for i, env in enumerate(dataset)]
     loaders = [
         InfiniteDataLoader(dataset=in_, weights=None, batch_size=2, num_workers=0)
         for i, (_, in_) in enumerate(splits)
         if i != TARGET
     ]
-    algorithm = algorithms.get_algorithm_class(name)(dataset.input_shape, 2, 3, hparams)
+    algorithm = algorithms.get_algorithm_class(name)(dataset.input_shape, dataset.num_classes, len(loaders), hparams)
     seen = []
     if hasattr(algorithm, "mllm"):
         log_likelihoods = algorithm.mllm.target
         algorithm.mllm.target = lambda answer: seen.append(answer) or log_likelihoods(answer)
     batches = zip(*loaders, strict=True)
-    values = [algorithm.update([tuple(batch) for batch in next(batches)]) for _ in range(dataset.N_STEPS)]
-    return values, algorithm.state_dict(), seen
+    steps = min(dataset.N_STEPS, 8)
+    values = [algorithm.update([tuple(batch) for batch in next(batches)]) for _ in range(steps)]
+    images = torch.stack([splits[0][1][i][0] for i in range(3)])
+    return values, algorithm.state_dict(), seen, algorithm.eval().predict(images)
+
+
+def same(one, other):
+    values, state, seen, scores = one
+    other_values, other_state, other_seen, other_scores = other
+    assert repr(values) == repr(other_values), "a step differs"
+    assert state.keys() == other_state.keys()
+    for key, value in state.items():
+        other = other_state[key]
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key
+    assert seen == other_seen and not any("POISON" in text for text in seen)
+    assert torch.equal(scores, other_scores)
+
+
+def folder_pair(cls, name, tmp_path):
+    clean = trajectory(write_folders(tmp_path / "clean", cls, False), cls, name, False)
+    return clean, trajectory(write_folders(tmp_path / "poisoned", cls, True), cls, name, True)
 
 
 @pytest.mark.parametrize("name", list(registry.ALGORITHMS))
-def test_poisoned_targets_change_no_step(name, tmp_path):
-    values, adapters, seen = trajectory(write_pacs(tmp_path / "clean", False), name)
-    others, other_adapters, others_seen = trajectory(write_pacs(tmp_path / "poisoned", True), name)
-    assert values == others
-    assert adapters.keys() == other_adapters.keys()
-    assert all(torch.equal(adapters[key], other_adapters[key]) for key in adapters)
-    assert seen == others_seen and not any("POISON" in text for text in seen)
+def test_poison_changes_no_step_of_any_algorithm(name, tmp_path):
+    same(*folder_pair(datasets.get_dataset_class("PACSReasoning"), name, tmp_path))
+
+
+@pytest.mark.parametrize("dataset", [name for name in FOLDERS if name != "PACSReasoning"])
+def test_poison_changes_no_step_on_any_image_folder_dataset(dataset, tmp_path):
+    same(*folder_pair(datasets.get_dataset_class(dataset), "RDMLDG", tmp_path))
+
+
+def test_poison_changes_no_step_on_a_users_own_dataset(tmp_path, monkeypatch):
+    (tmp_path / "own.toml").write_text('name = "Own"\nfolder = "own"\nenvironments = ["a", "b", "c"]\n')
+    monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(tmp_path / "own.toml"))
+    _, cls = make_classes(custom.custom_datasets()["Own"])
+    same(*folder_pair(cls, "RDMLDG", tmp_path))
+
+
+def test_poison_changes_no_step_on_the_rendered_dataset(monkeypatch):
+    """ShapesReasoning is drawn, not read: for the poisoned run its renderer draws, names and tells something else."""
+    from domainbed_reasoning.datasets import shapes as module
+
+    monkeypatch.setattr(shapes, "SIZE_OF_DOMAIN", 10)
+    cls = datasets.get_dataset_class("ShapesReasoning")
+    clean = trajectory(None, cls, "RDMLDG", False)
+    render, label, tell = shapes.render, shapes.label, shapes.chain
+
+    def is_poison(domain, index):
+        return domain == TARGET or index in validation(domain, 10)
+
+    monkeypatch.setattr(
+        shapes, "render", lambda d, i, **more: Image.new("RGB", (48, 48)) if is_poison(d, i) else render(d, i, **more)
+    )
+    monkeypatch.setattr(shapes, "label", lambda d, i: (label(d, i) + (d == TARGET)) % len(shapes.CLASS_NAMES))
+    monkeypatch.setattr(shapes, "chain", lambda d, i: chain("POISON", "POISON") if is_poison(d, i) else tell(d, i))
+    module._picture.cache_clear()
+    poisoned = trajectory(None, cls, "RDMLDG", True)
+    module._picture.cache_clear()
+    same(clean, poisoned)
+
+
+def test_poison_in_what_is_trained_on_is_seen(tmp_path):
+    """The comparison can fail: other pixels in one source image change the first step."""
+    cls = datasets.get_dataset_class("PACSReasoning")
+    clean = trajectory(write_folders(tmp_path / "clean", cls, False), cls, "LabelSFT", False)
+    root = write_folders(tmp_path / "other", cls, False)
+    for file in (root / cls.FOLDER / "domain00").rglob("*.png"):
+        Image.new("RGB", (32, 32)).save(file)
+    with pytest.raises(AssertionError, match="a step differs"):
+        same(clean, trajectory(root, cls, "LabelSFT", False))
+
+
+@pytest.mark.parametrize("name", ["RDMLDG"])
+def test_the_same_arguments_give_the_same_numbers(name, tmp_path):
+    """On a CPU, with sampled self-labels: nothing but the seeds decides."""
+    cls = datasets.get_dataset_class("PACSReasoning")
+    root = write_folders(tmp_path, cls, False)
+    same(trajectory(root, cls, name, False), trajectory(root, cls, name, False))

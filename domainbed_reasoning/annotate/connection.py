@@ -79,9 +79,7 @@ def certificate_fault(error: BaseException) -> str:
 
 def is_this_machine(host: str | None) -> bool:
     """Return whether a host name is the loopback's."""
-    if host is None or host == "localhost":
-        return host is not None
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return False
