@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from domainbed_reasoning import catalog, registry
-from domainbed_reasoning.sweeps import single_source
+from domainbed_reasoning.sweeps import jobs, single_source
 from domainbed_reasoning.sweeps.study import STUDIES, Grid, Settings, jobs_of, load_study, sweep_command
 from domainbed_reasoning.verbs import study as verb
 
@@ -149,30 +149,26 @@ def test_the_single_source_table_selects_by_the_source_and_averages_the_targets(
 
 
 def test_a_study_runs_from_end_to_end_and_again_goes_on(tmp_path, domainbed_root):
-    """One source, the label path, one step: jobs by our launcher, a table, and nothing to do the second time."""
-    command = [sys.executable, "-m", "domainbed_reasoning.cli", "study", "single_source", "--scale", "mini", "--launch"]
-    command += [
-        "--steps",
-        "1",
-        "--output_dir",
-        str(tmp_path),
-        "--hparams",
-        '{"both_answers": false, "answer": "label"}',
-    ]
+    """One source of four, the label path, one step: a job, a table, the three others named, nothing to do again."""
     code = (
-        "import sys; from domainbed_reasoning.sweeps import single_source as s, study; import dataclasses;"
-        "s.STUDY = dataclasses.replace(s.STUDY, mini=study.for_laptop(study.Grid(('LabelSFT',))));"
+        "import dataclasses, sys; from domainbed_reasoning.sweeps import single_source, study;"
+        "mini = study.for_laptop(study.Grid(('LabelSFT',)));"
+        "single_source.STUDY = dataclasses.replace(single_source.STUDY, mini=mini);"
         "from domainbed_reasoning.cli import main; sys.exit(main(sys.argv[1:]))"
     )
+    hparams = json.dumps({"both_answers": False, "answer": "label"})
+    arguments = ["study", "single_source", "--scale", "mini", "--launch", "--steps", "1", "--hparams", hparams]
+    command = [sys.executable, "-c", code, *arguments, "--output_dir", str(tmp_path)]
     path = os.pathsep.join([str(domainbed_root), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    for jobs in (4, 0):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *command[3:]], env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert f"LabelSFT: {jobs} jobs to launch" in done.stdout
-        assert "4 of 4 jobs are done." in done.stdout
-    header, row = done.stdout.splitlines()[-3:-1]
-    assert header.split() == ["Algorithm", "photo", "cartoon", "sketch", "negative", "Avg"]
-    assert row.split()[0] == "LabelSFT" and len(row.split()) == 6 and "X" not in row
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", jobs.TARGETS: "1 2 3"}
+    for to_launch in (4, 0):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert f"LabelSFT: {to_launch} jobs to launch" in done.stdout
+        assert "1 of 4 jobs are done." in done.stdout
+        assert done.stdout.count("NOT DONE: ") == 3
+    lines = done.stdout.splitlines()
+    header = next(index for index, line in enumerate(lines) if line.startswith("Algorithm"))
+    assert lines[header].split() == ["Algorithm", "photo", "cartoon", "sketch", "negative", "Avg"]
+    name, accuracy, *others = lines[header + 1].split()
+    assert name == "LabelSFT" and 0 <= float(accuracy) <= 100 and others == ["X"] * 4
