@@ -229,8 +229,7 @@ def launch(study: Study, scale: str, settings: Settings) -> int:
         else:
             stock.run_command(sweep_command(grid, datasets, settings), domainbed, os.environ)
     if settings.launcher == "slurm" and os.environ.get(slurm_launcher.WAIT) == "0":
-        print("When Slurm has run the jobs, these print the tables:")
-        print("\n".join(shlex.join(command) for command in collect_commands(grids, settings)))
+        print("Call this again when Slurm has run the jobs: nothing is then left to launch, and the tables are printed.")
         return 0
     if study.one_source:
         from domainbed_reasoning.sweeps.single_source import table
