@@ -231,7 +231,7 @@ def launch(study: Study, scale: str, settings: Settings) -> int:
     jobs, unfinished = _jobs_and_unfinished(grids, settings)
     if unfinished and settings.launcher == "slurm" and os.environ.get(slurm_launcher.WAIT) == "0":
         print(
-            f"{len(unfinished)} of {len(jobs)} jobs are with Slurm. Called again when they are done, this prints tables."
+            f"{len(unfinished)} of {len(jobs)} jobs are with Slurm. When they are done, call this again for the tables."
         )
         return 0
     if study.one_source:
