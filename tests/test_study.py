@@ -148,21 +148,40 @@ def test_the_single_source_table_selects_by_the_source_and_averages_the_targets(
     assert single_source.table(tmp_path, domains).splitlines()[-1].split() == ["ERM", "X", "40.0", "X", "X", "X"]
 
 
-def test_a_study_runs_from_end_to_end_and_again_goes_on(tmp_path, domainbed_root):
+def launched(domainbed_root, tmp_path, *arguments, before="", **variables):
+    """Run ``study … --scale mini --launch`` as a process of its own."""
+    code = f"import sys; from domainbed_reasoning.cli import main; {before}; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "study", *arguments, "--scale", "mini", "--launch"]
+    path = os.pathsep.join([str(domainbed_root), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
+    command += ["--output_dir", str(tmp_path / "out")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_path, domainbed_root, capsys):
+    """With a launcher that only prints: 6 algorithms, 4 targets; no job is done, and all are named."""
+    done = launched(domainbed_root, tmp_path, "ablation", "--launcher", "dummy")
+    assert done.returncode == 1, done.stdout + done.stderr
+    ran = [line.removeprefix("$ ") for line in done.stdout.splitlines() if line.startswith("$ ")]
+    arguments = ["ablation", "--launcher", "dummy", "--scale", "mini", "--output_dir", str(tmp_path / "out")]
+    assert ran == [line for line in said_by(capsys, *arguments).splitlines() if line.startswith("python ")]
+    assert done.stdout.count("Dummy launcher: ") == 24
+    assert "Total records: 0" in done.stdout
+    assert "0 of 24 jobs are done." in done.stdout and done.stdout.count("NOT DONE: ") == 24
+
+
+@pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
+def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, domainbed_root):
     """One source of four, the label path, one step: a job, a table, the three others named, nothing to do again."""
-    code = (
-        "import dataclasses, sys; from domainbed_reasoning.sweeps import single_source, study;"
+    before = (
+        "import dataclasses; from domainbed_reasoning.sweeps import single_source, study;"
         "mini = study.for_laptop(study.Grid(('LabelSFT',)));"
-        "single_source.STUDY = dataclasses.replace(single_source.STUDY, mini=mini);"
-        "from domainbed_reasoning.cli import main; sys.exit(main(sys.argv[1:]))"
+        "single_source.STUDY = dataclasses.replace(single_source.STUDY, mini=mini)"
     )
     hparams = json.dumps({"both_answers": False, "answer": "label"})
-    arguments = ["study", "single_source", "--scale", "mini", "--launch", "--steps", "1", "--hparams", hparams]
-    command = [sys.executable, "-c", code, *arguments, "--output_dir", str(tmp_path)]
-    path = os.pathsep.join([str(domainbed_root), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", jobs.TARGETS: "1 2 3"}
+    arguments = ["single_source", "--steps", "1", "--hparams", hparams]
     for to_launch in (4, 0):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        done = launched(domainbed_root, tmp_path, *arguments, before=before, **{jobs.TARGETS: "1 2 3"})
         assert done.returncode == 1, done.stdout + done.stderr
         assert f"LabelSFT: {to_launch} jobs to launch" in done.stdout
         assert "1 of 4 jobs are done." in done.stdout
