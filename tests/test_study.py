@@ -148,7 +148,7 @@ def test_the_single_source_table_selects_by_the_source_and_averages_the_targets(
     assert single_source.table(tmp_path, domains).splitlines()[-1].split() == ["ERM", "X", "40.0", "X", "X", "X"]
 
 
-def launched(domainbed_root, tmp_path, *arguments, before="", **variables):
+def launched(domainbed_root, tmp_path, *arguments, before="pass", **variables):
     """Run ``study … --scale mini --launch`` as a process of its own."""
     code = f"import sys; from domainbed_reasoning.cli import main; {before}; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "study", *arguments, "--scale", "mini", "--launch"]
