@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from domainbed_reasoning import registry
 from domainbed_reasoning.sweeps.study import FOUR, Grid, Settings, Study, domains_of, for_laptop
 
 _BASELINE = Grid(("ERM",), mllm=False)
@@ -100,9 +101,15 @@ def table(folder: Path, domains: Mapping[str, Sequence[str]]) -> str:
         names = domains[dataset]
         lines += [f"\nOne source, accuracy on all other domains: {dataset}"]
         lines += ["".join(f"{word:<14}" for word in ("Algorithm", *names, "Avg")).rstrip()]
-        for algorithm in dict.fromkeys(row for name, row, _ in cells if name == dataset):
+        for algorithm in sorted({row for name, row, _ in cells if name == dataset}, key=_order):
             row = [cells.get((dataset, algorithm, source)) for source in range(len(names))]
             shown = [f"{fmean(cell):.1f}" if cell else "X" for cell in row]
             average = f"{fmean(fmean(cell) for cell in row if cell):.1f}" if all(row) else "X"
             lines += ["".join(f"{word:<14}" for word in (algorithm, *shown, average)).rstrip()]
     return "\n".join(lines)
+
+
+def _order(algorithm: str) -> int:
+    """Baselines first, then ours in the order of their names' table."""
+    ours = list(registry.ALGORITHMS)
+    return ours.index(algorithm) if algorithm in ours else -1

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from domainbed_reasoning import catalog, registry
-from domainbed_reasoning.sweeps import single_source
+from domainbed_reasoning.sweeps import jobs, single_source
 from domainbed_reasoning.sweeps.study import STUDIES, Grid, Settings, jobs_of, load_study, sweep_command
 from domainbed_reasoning.verbs import study as verb
 
@@ -148,31 +148,46 @@ def test_the_single_source_table_selects_by_the_source_and_averages_the_targets(
     assert single_source.table(tmp_path, domains).splitlines()[-1].split() == ["ERM", "X", "40.0", "X", "X", "X"]
 
 
-def test_a_study_runs_from_end_to_end_and_again_goes_on(tmp_path, domainbed_root):
-    """One source, the label path, one step: jobs by our launcher, a table, and nothing to do the second time."""
-    command = [sys.executable, "-m", "domainbed_reasoning.cli", "study", "single_source", "--scale", "mini", "--launch"]
-    command += [
-        "--steps",
-        "1",
-        "--output_dir",
-        str(tmp_path),
-        "--hparams",
-        '{"both_answers": false, "answer": "label"}',
-    ]
-    code = (
-        "import sys; from domainbed_reasoning.sweeps import single_source as s, study; import dataclasses;"
-        "s.STUDY = dataclasses.replace(s.STUDY, mini=study.for_laptop(study.Grid(('LabelSFT',))));"
-        "from domainbed_reasoning.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+def launched(domainbed_root, tmp_path, *arguments, before="pass", **variables):
+    """Run ``study … --scale mini --launch`` as a process of its own."""
+    code = f"import sys; from domainbed_reasoning.cli import main; {before}; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "study", *arguments, "--scale", "mini", "--launch"]
     path = os.pathsep.join([str(domainbed_root), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    for jobs in (4, 0):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *command[3:]], env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert f"LabelSFT: {jobs} jobs to launch" in done.stdout
-        assert "4 of 4 jobs are done." in done.stdout
-    header, row = done.stdout.splitlines()[-3:-1]
-    assert header.split() == ["Algorithm", "photo", "cartoon", "sketch", "negative", "Avg"]
-    assert row.split()[0] == "LabelSFT" and len(row.split()) == 6 and "X" not in row
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
+    command += ["--output_dir", str(tmp_path / "out")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_path, domainbed_root, capsys):
+    """With a launcher that only prints: 6 algorithms, 4 targets; no job is done, and all are named."""
+    done = launched(domainbed_root, tmp_path, "ablation", "--launcher", "dummy")
+    assert done.returncode == 1, done.stdout + done.stderr
+    ran = [line.removeprefix("$ ") for line in done.stdout.splitlines() if line.startswith("$ ")]
+    arguments = ["ablation", "--launcher", "dummy", "--scale", "mini", "--output_dir", str(tmp_path / "out")]
+    assert ran == [line for line in said_by(capsys, *arguments).splitlines() if line.startswith("python ")]
+    assert done.stdout.count("Dummy launcher: ") == 24
+    assert "Total records: 0" in done.stdout
+    assert "0 of 24 jobs are done." in done.stdout and done.stdout.count("NOT DONE: ") == 24
+
+
+@pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
+def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, domainbed_root):
+    """One source of four, the label path, one step: a job, a table, the three others named, nothing to do again."""
+    before = (
+        "import dataclasses; from domainbed_reasoning.sweeps import single_source, study;"
+        "mini = study.for_laptop(study.Grid(('LabelSFT',)));"
+        "single_source.STUDY = dataclasses.replace(single_source.STUDY, mini=mini)"
+    )
+    hparams = json.dumps({"both_answers": False, "answer": "label"})
+    arguments = ["single_source", "--steps", "1", "--hparams", hparams]
+    for to_launch in (4, 0):
+        done = launched(domainbed_root, tmp_path, *arguments, before=before, **{jobs.TARGETS: "1 2 3"})
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert f"LabelSFT: {to_launch} jobs to launch" in done.stdout
+        assert "1 of 4 jobs are done." in done.stdout
+        assert done.stdout.count("NOT DONE: ") == 3
+    lines = done.stdout.splitlines()
+    header = next(index for index, line in enumerate(lines) if line.startswith("Algorithm"))
+    assert lines[header].split() == ["Algorithm", "photo", "cartoon", "sketch", "negative", "Avg"]
+    name, accuracy, *others = lines[header + 1].split()
+    assert name == "LabelSFT" and 0 <= float(accuracy) <= 100 and others == ["X"] * 4

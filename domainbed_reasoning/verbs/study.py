@@ -228,9 +228,11 @@ def launch(study: Study, scale: str, settings: Settings) -> int:
             _launch_one_source(grid, datasets, settings, domainbed)
         else:
             stock.run_command(sweep_command(grid, datasets, settings), domainbed, os.environ)
-    if settings.launcher == "slurm" and os.environ.get(slurm_launcher.WAIT) == "0":
-        print("When Slurm has run the jobs, these print the tables:")
-        print("\n".join(shlex.join(command) for command in collect_commands(grids, settings)))
+    jobs, unfinished = _jobs_and_unfinished(grids, settings)
+    if unfinished and settings.launcher == "slurm" and os.environ.get(slurm_launcher.WAIT) == "0":
+        print(
+            f"{len(unfinished)} of {len(jobs)} jobs are with Slurm. When they are done, call this again for the tables."
+        )
         return 0
     if study.one_source:
         from domainbed_reasoning.sweeps.single_source import table
@@ -239,13 +241,20 @@ def launch(study: Study, scale: str, settings: Settings) -> int:
     else:
         for command in collect_commands(grids, settings):
             stock.run_command(command, domainbed, os.environ)
-    return _count_unfinished(grids, settings)
+    print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done.")
+    for job in unfinished:
+        print(f"NOT DONE: {job}")
+    if unfinished:
+        print("Remove the folders of those that no longer run (stock: `sweep delete_incomplete …`), then launch again.")
+    return 1 if unfinished else 0
 
 
 def _launch_one_source(grid: Grid, datasets: Sequence[str], settings: Settings, domainbed: Path) -> None:
     """Hand the train commands whose folders are not there yet to the launcher, as the stock sweep does."""
     from domainbed_reasoning.sweeps.single_source import train_commands
 
+    if settings.launcher not in registry.LAUNCHERS:
+        raise ValueError(f"single_source runs with one of the launchers {', '.join(registry.LAUNCHERS)}.")
     commands = []
     for dataset in datasets:
         for folder, command in train_commands(grid, dataset, settings).items():
@@ -255,8 +264,6 @@ def _launch_one_source(grid: Grid, datasets: Sequence[str], settings: Settings, 
     print(f"{', '.join(grid.algorithms)}: {len(commands)} jobs to launch")
     if not commands:
         return
-    if settings.launcher not in registry.LAUNCHERS:
-        raise ValueError(f"single_source runs with the launchers {', '.join(registry.LAUNCHERS)}.")
     with contextlib.chdir(domainbed):
         registry.load(registry.LAUNCHERS[settings.launcher])(commands)
 
@@ -265,14 +272,8 @@ def _domain_names(dataset: str) -> Sequence[str]:
     return shapes.DOMAINS if dataset == EMBEDDED else catalog.STOCK[registry.TWINS[dataset]].environments
 
 
-def _count_unfinished(grids: Sequence[Grid], settings: Settings) -> int:
-    """Name the jobs without `done`, and return the exit code."""
-    folders = {Path(settings.folder_of(grid)) for grid in grids}
-    jobs = [job for folder in folders for job in folder.glob("*/") if len(job.name) == 32]
-    unfinished = sorted(job for job in jobs if not (job / "done").exists())
-    print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done.")
-    for job in unfinished:
-        print(f"NOT DONE: {job}")
-    if unfinished:
-        print("Remove the folders of those that no longer run (stock: `sweep delete_incomplete …`), then launch again.")
-    return 1 if unfinished else 0
+def _jobs_and_unfinished(grids: Sequence[Grid], settings: Settings) -> tuple[list[Path], list[Path]]:
+    """Return the folders of the jobs, named by an MD5 as the sweep names them, and those without `done`."""
+    folders = sorted({Path(settings.folder_of(grid)) for grid in grids})
+    jobs = [job for folder in folders for job in sorted(folder.glob("*/")) if len(job.name) == 32]
+    return jobs, [job for job in jobs if not (job / "done").exists()]

@@ -1,9 +1,9 @@
 """A real Slurm of one node, this machine, for tests: munge, controller and node daemon in a folder of their own.
 
     apt-get install slurmctld slurmd slurm-client munge           # Debian and Ubuntu; as root
-    python tests/launchers/one_node.py start /tmp/slurm               # prints the variable that Slurm's commands need
-    SLURM_CONF=/tmp/slurm/slurm.conf squeue
-    python tests/launchers/one_node.py stop /tmp/slurm
+    python tests/launchers/one_node.py start FOLDER           # prints the variable that Slurm's commands need
+    SLURM_CONF=FOLDER/slurm.conf squeue
+    python tests/launchers/one_node.py stop FOLDER
 
 It takes root, because only root may start jobs as other users. No accounting, no cgroups, no systemd.
 """
