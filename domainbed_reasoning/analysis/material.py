@@ -134,6 +134,7 @@ def build_material(
     test_envs: Sequence[int],
     hparams: Mapping[str, Any] | None = None,
     chains: bool | str = False,
+    clip: str | None = None,
 ) -> Material:
     """Return a dataset as DomainBed builds it for an MLLM algorithm, no image augmented.
 
@@ -143,6 +144,7 @@ def build_material(
         test_envs: the target domains, whose chains are not read.
         hparams: of a job; the others' defaults.
         chains: whether chains are read, or the chain file.
+        clip: the CLIP that will look at the images; they come at its resolution, and no MLLM is needed.
 
     Raises:
         ValueError: for a dataset that is not ours.
@@ -155,6 +157,8 @@ def build_material(
     settings |= {"algorithm": algorithm, "data_augmentation": False, "mtct_epochs": 1}
     if dataset not in vars(datasets):
         raise registry.unknown("dataset", dataset, registry.DATASETS)
+    if clip is not None:
+        settings["model"] = "tiny"  # for the names and chains, which are the same for every model
     built = vars(datasets)[dataset](data_dir, list(test_envs), settings)
     task = task_of(settings)
     if task is None:
@@ -163,4 +167,7 @@ def build_material(
         known = {image for images in task.images for image in images}
         texts = load_chains(pathlib.Path(chains).expanduser(), known)
         task = dataclasses.replace(task, chains=source_chains(texts, task.images, test_envs))
+    if clip is not None:
+        settings |= {"algorithm": "CLIPZeroShot", "clip_model": clip}
+        built = vars(datasets)[dataset](data_dir, list(test_envs), settings)
     return Material(task, list(built))

@@ -39,8 +39,8 @@ def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[d
         test_envs: its target domains.
 
     Returns:
-        rows with ``step``, ``stage`` (-1 before training, 0 after MTCT, k after SARR's round k), ``accepted`` (None
-        outside of a round), ``source_out`` and ``target`` accuracies, all in [0, 1].
+        rows with ``step``, ``stage`` (-1 at DomainBed's step 0, 0 with the teacher's chains, k in SARR's round k),
+        ``accepted`` (None outside of a round), ``source_out`` and ``target`` accuracies, all in [0, 1].
 
     Raises:
         ValueError: for a job without records, or one that has no stages.

@@ -150,11 +150,15 @@ def _entropy(given: argparse.Namespace) -> None:
 
 def _divergence(given: argparse.Namespace) -> None:
     from domainbed_reasoning.analysis import divergence, encoders, plots
+    from domainbed_reasoning.analysis.checkpoints import open_checkpoint
     from domainbed_reasoning.analysis.material import build_material
 
-    hparams = {"model": given.model} if given.model else {}
-    material = build_material(given.dataset, given.data_dir, [], hparams, given.chains or True)
-    encoder = encoders.load_encoder(given.encoder or encoders.DEFAULT)
+    name = given.encoder or encoders.DEFAULT
+    clip = encoders.clip_named(name)
+    checkpoint = None if clip else open_checkpoint(name)
+    hparams = {"model": checkpoint.job.model if checkpoint.job else name} if checkpoint else {}
+    material = build_material(given.dataset, given.data_dir, [], hparams, given.chains or True, clip)
+    encoder = encoders.load_encoder(name)
     images, texts = [], []
     names = material.task.environments
     for env in range(len(names)):
@@ -162,7 +166,7 @@ def _divergence(given: argparse.Namespace) -> None:
         images.append(encoder.images(material.pixels(samples)))
         texts.append(encoder.texts([material.task.chains[sample] for sample in samples]))
     rows = divergence.between_domains(images, texts, names, given.kernel)
-    title = f"{given.dataset}, {given.encoder or encoders.DEFAULT}, {given.kernel} kernel"
+    title = f"{given.dataset}, {Path(name).name}, {given.kernel} kernel"
     _write(given, "divergence", title, rows, divergence.PAPER)
     means = {row["modality"]: row for row in rows if row["domain"] == "mean"}
     for key in ("biased", "unbiased", "relative"):
