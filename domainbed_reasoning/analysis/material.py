@@ -104,7 +104,6 @@ class Material:
 def material_of(
     job: TrainedJob,
     data_dir: str | None = None,
-    test_envs: Sequence[int] | None = None,
     chains: bool | str = False,
     model: str | None = None,
 ) -> Material:
@@ -113,7 +112,6 @@ def material_of(
     Args:
         job: the job.
         data_dir: where the data lie now; None takes what the job was told.
-        test_envs: in place of the job's target domains; [] makes all of them sources, whose chains may be read.
         chains: whether chains are read, or a chain file in place of the job's.
         model: a base model in place of the job's, which may lie elsewhere on this machine.
 
@@ -124,8 +122,7 @@ def material_of(
     records = records_of(job.folder)
     told = records[0]["args"].get("data_dir") if records else None
     hparams = {**job.hparams, **({"model": model} if model else {})}
-    targets = job.test_envs if test_envs is None else test_envs
-    return build_material(job.dataset, data_dir or told, targets, hparams, chains)
+    return build_material(job.dataset, data_dir or told, job.test_envs, hparams, chains)
 
 
 def build_material(
@@ -141,7 +138,7 @@ def build_material(
     Args:
         dataset: name of one of our datasets.
         data_dir: the folder that holds the dataset's; None for a rendered one.
-        test_envs: the target domains, whose chains are not read.
+        test_envs: the target domains, whose chains are not read; [] makes all of them sources.
         hparams: of a job; the others' defaults.
         chains: whether chains are read, or the chain file.
         clip: the CLIP that will look at the images; they come at its resolution, and no MLLM is needed.

@@ -227,12 +227,12 @@ def _faithfulness(given: argparse.Namespace) -> None:
 
 
 def _after_and_before(given: argparse.Namespace, folder: str) -> tuple[Checkpoint, Checkpoint]:
-    from domainbed_reasoning.analysis.checkpoints import Checkpoint, open_checkpoint
+    from domainbed_reasoning.analysis.checkpoints import open_checkpoint
 
     after = open_checkpoint(folder)
-    job = _job(after)
-    before = open_checkpoint(given.before) if given.before else Checkpoint(given.model or job.model)
-    return after, before
+    _job(after)
+    before = open_checkpoint(given.before) if given.before else after.untrained(given.model)
+    return after, before if before.job else after.untrained(given.before)
 
 
 def _job(checkpoint: Checkpoint) -> Any:
@@ -256,7 +256,7 @@ def _material(given: argparse.Namespace, checkpoint: Checkpoint, chains: bool | 
 
 
 def _said(checkpoint: Checkpoint) -> str:
-    if checkpoint.job is None:
+    if checkpoint.job is None or not checkpoint.trained:
         return Path(checkpoint.name).name
     target = "+".join(checkpoint.job.environments[env] for env in checkpoint.job.test_envs)
     return f"{checkpoint.job.algorithm} ({target} held out)"

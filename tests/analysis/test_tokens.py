@@ -97,6 +97,14 @@ def test_probabilities_are_those_of_the_likelihoods_and_training_makes_a_model_s
     assert after.entropy[named].mean() < 0.8 * before.entropy[named].mean()
 
 
+def test_a_jobs_base_is_the_model_that_it_was_trained_from(base, checkpoint, material):
+    pixels = material.pixels(material.draw([0], 4))
+    names = list(shapes.CLASS_NAMES)
+    expected = base.class_scores(pixels, material.q_cls, names)
+    torch.testing.assert_close(checkpoint.untrained().load().class_scores(pixels, material.q_cls, names), expected)
+    assert not torch.allclose(checkpoint.load().class_scores(pixels, material.q_cls, names), expected)
+
+
 def test_own_chains_are_those_that_conclude_rightly(trained, material):
     samples = material.draw(material.sources, 20)
     own = target_tokens.own_answers(trained, material, samples, 40)
