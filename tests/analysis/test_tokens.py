@@ -94,7 +94,7 @@ def test_probabilities_are_those_of_the_likelihoods_and_training_makes_a_model_s
     assert first == pytest.approx(likelihood[mask].exp().numpy(), rel=1e-4)
     assert set(before.answer) == set(range(12)) and list(before.kind) == list(after.kind)
     named = before.kind == "class"
-    assert after.entropy[named].mean() < 0.8 * before.entropy[named].mean()
+    assert after.entropy[named].mean() < 0.9 * before.entropy[named].mean()
 
 
 def test_a_jobs_base_is_the_model_that_it_was_trained_from(base, checkpoint, material):
