@@ -142,7 +142,7 @@ def faithfulness(rows: Rows, title: str, path: pathlib.Path) -> None:
     """Draw each share with its 95% interval, an algorithm a colour."""
     names = list(dict.fromkeys(row["what"] for row in rows))
     algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
-    figure, axes = _figure(8, (0.13 + 0.07 * len(algorithms)) * len(names) + 1.2)
+    figure, axes = _figure(8, (0.15 + 0.04 * len(algorithms)) * len(names) + 1)
     axis = axes[0][0]
     for number, (algorithm, colour) in enumerate(zip(algorithms, _COLOURS, strict=False)):
         shift = 0.75 * (number - (len(algorithms) - 1) / 2) / max(1, len(algorithms))
@@ -153,7 +153,7 @@ def faithfulness(rows: Rows, title: str, path: pathlib.Path) -> None:
                 axis.plot(row["share"], y, "o", color=colour, markersize=4)
         axis.plot([], [], "o-", color=colour, label=algorithm, markersize=4)
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set(xlim=(-0.02, 1.02), xlabel="share of images, 95% interval", title=title)
     axis.title.set_fontsize(10)
     axis.grid(axis="y", linewidth=0.3)
