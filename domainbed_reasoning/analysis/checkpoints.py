@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ class Checkpoint:
 
     Attributes:
         name: a folder, a hub id or ``tiny``.
-        job: what trained it; None for a base model.
+        job: what trained it, or where a base model is asked as a job asks its own; None for a base model alone.
+        trained: whether the model has the job's adapters.
     """
 
     name: str
     job: TrainedJob | None = None
+    trained: bool = True
 
     def load(self, model: str | None = None) -> MLLM:
         """Load the model for answering, in evaluation mode, its adapters merged where the weights allow.
@@ -34,8 +37,18 @@ class Checkpoint:
         """
         if self.job is None:
             return load_mllm(self.name).eval()
-        mllm = self.job.load(model)
+        mllm = self.job.load(model if self.trained else None)
         return mllm if mllm.quantized else mllm.merge()
+
+    def untrained(self, model: str | None = None) -> Checkpoint:
+        """Return a base model with this job's precision and tiles, without its adapters.
+
+        Args:
+            model: a folder, a hub id or ``tiny``; None takes the job's own base model.
+        """
+        assert self.job is not None
+        name = model or str(self.job.hparams["model"])
+        return Checkpoint(name, dataclasses.replace(self.job, adapters={}, model=name), trained=False)
 
 
 def open_checkpoint(name: str) -> Checkpoint:

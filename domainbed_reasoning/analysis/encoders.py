@@ -35,10 +35,21 @@ def load_encoder(name: str) -> Encoder:
     Raises:
         ModelError: for a model that cannot be used.
     """
-    if name == "tiny-clip" or is_clip(name):
-        clip = load_clip("tiny" if name == "tiny-clip" else name)
-        return ClipEncoder(clip.to("cuda" if torch.cuda.is_available() else "cpu"))
+    clip = clip_named(name)
+    if clip is not None:
+        return ClipEncoder(load_clip(clip).to("cuda" if torch.cuda.is_available() else "cpu"))
     return MLLMEncoder(open_checkpoint(name).load())
+
+
+def clip_named(name: str) -> str | None:
+    """Return the CLIP, as `load_clip` takes it, that an encoder's name stands for; None for an MLLM.
+
+    Raises:
+        ModelError: for a model that cannot be had.
+    """
+    if name == "tiny-clip":
+        return "tiny"
+    return name if is_clip(name) else None
 
 
 class ClipEncoder:

@@ -104,7 +104,6 @@ class Material:
 def material_of(
     job: TrainedJob,
     data_dir: str | None = None,
-    test_envs: Sequence[int] | None = None,
     chains: bool | str = False,
     model: str | None = None,
 ) -> Material:
@@ -113,7 +112,6 @@ def material_of(
     Args:
         job: the job.
         data_dir: where the data lie now; None takes what the job was told.
-        test_envs: in place of the job's target domains; [] makes all of them sources, whose chains may be read.
         chains: whether chains are read, or a chain file in place of the job's.
         model: a base model in place of the job's, which may lie elsewhere on this machine.
 
@@ -124,8 +122,7 @@ def material_of(
     records = records_of(job.folder)
     told = records[0]["args"].get("data_dir") if records else None
     hparams = {**job.hparams, **({"model": model} if model else {})}
-    targets = job.test_envs if test_envs is None else test_envs
-    return build_material(job.dataset, data_dir or told, targets, hparams, chains)
+    return build_material(job.dataset, data_dir or told, job.test_envs, hparams, chains)
 
 
 def build_material(
@@ -134,15 +131,17 @@ def build_material(
     test_envs: Sequence[int],
     hparams: Mapping[str, Any] | None = None,
     chains: bool | str = False,
+    clip: str | None = None,
 ) -> Material:
     """Return a dataset as DomainBed builds it for an MLLM algorithm, no image augmented.
 
     Args:
         dataset: name of one of our datasets.
         data_dir: the folder that holds the dataset's; None for a rendered one.
-        test_envs: the target domains, whose chains are not read.
+        test_envs: the target domains, whose chains are not read; [] makes all of them sources.
         hparams: of a job; the others' defaults.
         chains: whether chains are read, or the chain file.
+        clip: the CLIP that will look at the images; they come at its resolution, and no MLLM is needed.
 
     Raises:
         ValueError: for a dataset that is not ours.
@@ -155,6 +154,8 @@ def build_material(
     settings |= {"algorithm": algorithm, "data_augmentation": False, "mtct_epochs": 1}
     if dataset not in vars(datasets):
         raise registry.unknown("dataset", dataset, registry.DATASETS)
+    if clip is not None:
+        settings["model"] = "tiny"  # for the names and chains, which are the same for every model
     built = vars(datasets)[dataset](data_dir, list(test_envs), settings)
     task = task_of(settings)
     if task is None:
@@ -163,4 +164,7 @@ def build_material(
         known = {image for images in task.images for image in images}
         texts = load_chains(pathlib.Path(chains).expanduser(), known)
         task = dataclasses.replace(task, chains=source_chains(texts, task.images, test_envs))
+    if clip is not None:
+        settings |= {"algorithm": "CLIPZeroShot", "clip_model": clip}
+        built = vars(datasets)[dataset](data_dir, list(test_envs), settings)
     return Material(task, list(built))

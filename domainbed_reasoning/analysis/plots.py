@@ -94,7 +94,7 @@ def divergence(rows: Rows, title: str, path: pathlib.Path) -> None:
     axis.axhline(0, color="black", linewidth=0.8)
     names = ["mean" if a == b else f"{a}\n{b}" for a, b in pairs]
     axis.set_xticks(np.arange(len(pairs)), names, fontsize=8)
-    axis.set(ylabel="MMD² (unbiased)", title=title)
+    axis.set(ylabel="MMD² (unbiased), * p < 0.05", title=title)
     axis.title.set_fontsize(10)
     axis.legend(frameon=False)
     _save(figure, path)
@@ -129,11 +129,10 @@ def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
             means = [float(np.mean(by_stage[stage])) for stage in stages]
             axis.plot(stages, means, "o-", color=colour, label=algorithm)
         stages = sorted({row["stage"] for row in rows if row.get(key) is not None})
-        axis.set_xticks(stages, [{-1: "start", 0: "MTCT"}.get(stage, str(stage)) for stage in stages])
+        axis.set_xticks(stages, [{-1: "start", 0: "teacher"}.get(stage, str(stage)) for stage in stages])
         axis.set(title=name, xlabel="stage")
         axis.title.set_fontsize(9)
-        if key != "words":
-            axis.set_ylim(0, 1.03)
+        axis.set_ylim(0, None if key == "words" else 1.03)
     axes[0][0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
@@ -143,10 +142,10 @@ def faithfulness(rows: Rows, title: str, path: pathlib.Path) -> None:
     """Draw each share with its 95% interval, an algorithm a colour."""
     names = list(dict.fromkeys(row["what"] for row in rows))
     algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
-    figure, axes = _figure(8, 0.27 * len(names) + 1.2)
+    figure, axes = _figure(8, (0.15 + 0.04 * len(algorithms)) * len(names) + 1)
     axis = axes[0][0]
     for number, (algorithm, colour) in enumerate(zip(algorithms, _COLOURS, strict=False)):
-        shift = 0.5 * (number - (len(algorithms) - 1) / 2) / max(1, len(algorithms))
+        shift = 0.75 * (number - (len(algorithms) - 1) / 2) / max(1, len(algorithms))
         for row in rows:
             if row["algorithm"] == algorithm and row["share"] is not None:
                 y = names.index(row["what"]) + shift
@@ -154,7 +153,7 @@ def faithfulness(rows: Rows, title: str, path: pathlib.Path) -> None:
                 axis.plot(row["share"], y, "o", color=colour, markersize=4)
         axis.plot([], [], "o-", color=colour, label=algorithm, markersize=4)
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set(xlim=(-0.02, 1.02), xlabel="share of images, 95% interval", title=title)
     axis.title.set_fontsize(10)
     axis.grid(axis="y", linewidth=0.3)

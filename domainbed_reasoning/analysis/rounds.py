@@ -2,7 +2,9 @@
 
 From a job's records: of every evaluation, which falls on a stage's end, the accuracies, and of round k
 
-    accepted_k = kept chains / written chains.
+    accepted_k = kept chains / written chains,
+
+the mean over the steps since the last evaluation of what is true so far.
 
 What records do not hold is asked of the checkpoints that DomainBed's ``--save_model_every_checkpoint`` leaves, on a
 sample of images: the length of a chain in words, the share that name a class, the agreement of its conclusion with the
@@ -11,6 +13,7 @@ classification path, and both answers' accuracies.
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -39,8 +42,8 @@ def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[d
         test_envs: its target domains.
 
     Returns:
-        rows with ``step``, ``stage`` (-1 before training, 0 after MTCT, k after SARR's round k), ``accepted`` (None
-        outside of a round), ``source_out`` and ``target`` accuracies, all in [0, 1].
+        rows with ``step``, ``stage`` (-1 at DomainBed's step 0, 0 with the teacher's chains, k in SARR's round k),
+        ``accepted`` (None outside of a round), ``source_out`` and ``target`` accuracies, all in [0, 1].
 
     Raises:
         ValueError: for a job without records, or one that has no stages.
@@ -52,7 +55,8 @@ def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[d
     for record in records:
         if "stage" not in record:
             raise ValueError(f"{folder}: {record['args']['algorithm']} has no stages; give jobs of SARR or RDMLDG.")
-        stage = round(record["stage"]) if record["step"] else -1  # a mean over the steps since the last evaluation
+        # The mean over the steps since the last evaluation, of which the last steps count.
+        stage = math.ceil(record["stage"] - 1e-9) if record["step"] else -1
         out = [value for key, value in record.items() if key.endswith("_out_acc") and _env(key) not in test_envs]
         target = [value for key, value in record.items() if key.endswith("_in_acc") and _env(key) in test_envs]
         rows.append(

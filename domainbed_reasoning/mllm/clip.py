@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -161,6 +162,8 @@ def is_clip(model: str) -> bool:
     """
     import transformers
 
+    if (pathlib.Path(model).expanduser() / "task.json").is_file():
+        return False  # a job of an MLLM algorithm
     where = resolve(model)
     try:
         return bool(transformers.AutoConfig.from_pretrained(where, trust_remote_code=False).model_type == "clip")

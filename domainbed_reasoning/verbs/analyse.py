@@ -150,11 +150,15 @@ def _entropy(given: argparse.Namespace) -> None:
 
 def _divergence(given: argparse.Namespace) -> None:
     from domainbed_reasoning.analysis import divergence, encoders, plots
+    from domainbed_reasoning.analysis.checkpoints import open_checkpoint
     from domainbed_reasoning.analysis.material import build_material
 
-    hparams = {"model": given.model} if given.model else {}
-    material = build_material(given.dataset, given.data_dir, [], hparams, given.chains or True)
-    encoder = encoders.load_encoder(given.encoder or encoders.DEFAULT)
+    name = given.encoder or encoders.DEFAULT
+    clip = encoders.clip_named(name)
+    checkpoint = None if clip else open_checkpoint(name)
+    hparams = {"model": checkpoint.job.model if checkpoint.job else name} if checkpoint else {}
+    material = build_material(given.dataset, given.data_dir, [], hparams, given.chains or True, clip)
+    encoder = encoders.load_encoder(name)
     images, texts = [], []
     names = material.task.environments
     for env in range(len(names)):
@@ -162,7 +166,7 @@ def _divergence(given: argparse.Namespace) -> None:
         images.append(encoder.images(material.pixels(samples)))
         texts.append(encoder.texts([material.task.chains[sample] for sample in samples]))
     rows = divergence.between_domains(images, texts, names, given.kernel)
-    title = f"{given.dataset}, {given.encoder or encoders.DEFAULT}, {given.kernel} kernel"
+    title = f"{given.dataset}, {Path(name).name}, {given.kernel} kernel"
     _write(given, "divergence", title, rows, divergence.PAPER)
     means = {row["modality"]: row for row in rows if row["domain"] == "mean"}
     for key in ("biased", "unbiased", "relative"):
@@ -223,12 +227,12 @@ def _faithfulness(given: argparse.Namespace) -> None:
 
 
 def _after_and_before(given: argparse.Namespace, folder: str) -> tuple[Checkpoint, Checkpoint]:
-    from domainbed_reasoning.analysis.checkpoints import Checkpoint, open_checkpoint
+    from domainbed_reasoning.analysis.checkpoints import open_checkpoint
 
     after = open_checkpoint(folder)
-    job = _job(after)
-    before = open_checkpoint(given.before) if given.before else Checkpoint(given.model or job.model)
-    return after, before
+    _job(after)
+    before = open_checkpoint(given.before) if given.before else after.untrained(given.model)
+    return after, before if before.job else after.untrained(given.before)
 
 
 def _job(checkpoint: Checkpoint) -> Any:
@@ -252,7 +256,7 @@ def _material(given: argparse.Namespace, checkpoint: Checkpoint, chains: bool | 
 
 
 def _said(checkpoint: Checkpoint) -> str:
-    if checkpoint.job is None:
+    if checkpoint.job is None or not checkpoint.trained:
         return Path(checkpoint.name).name
     target = "+".join(checkpoint.job.environments[env] for env in checkpoint.job.test_envs)
     return f"{checkpoint.job.algorithm} ({target} held out)"

@@ -1,0 +1,120 @@
+"""Faithfulness: beginnings and partners by hand, then models whose answers are known to follow chain or image."""
+
+import pytest
+
+from domainbed_reasoning import shapes
+from domainbed_reasoning.analysis import faithfulness
+from domainbed_reasoning.analysis.cues import ShapesCues, cues_of
+from domainbed_reasoning.analysis.faithfulness import Reader, measure
+from domainbed_reasoning.analysis.tables import wilson
+from domainbed_reasoning.chains import Chain
+
+CHAIN = Chain("I look.", "a dogged cat", "The cat's ears", "nothing", "cat").render()
+
+
+def test_beginnings_end_at_the_conclusion_and_at_the_first_naming():
+    assert faithfulness.before_conclusion(CHAIN) + "cat</CONCLUSION>" == CHAIN
+    assert faithfulness.before_naming(CHAIN) == "<SUMMARY>I look.</SUMMARY>\n<CAPTION>a dogged"
+    unnamed = CHAIN.replace("cat", "pet").replace(">pet<", ">cat<")
+    assert faithfulness.before_naming(unnamed) == faithfulness.before_conclusion(unnamed)
+
+
+def test_a_caption_is_replaced_and_what_follows_it_is_gone():
+    assert faithfulness.caption_of(CHAIN) == "a dogged cat"
+    assert faithfulness.with_caption(CHAIN, "a dog") == "<SUMMARY>I look.</SUMMARY>\n<CAPTION>a dog</CAPTION>"
+    assert faithfulness.caption_of("<CAPTION>open") is None
+
+
+def test_partners_are_of_another_group():
+    assert faithfulness.partners([0, 0, 1]) == [2, 2, 0]
+    assert faithfulness.partners([0, 0]) == [None, None]
+
+
+def test_wilsons_interval_by_hand():
+    """8 of 10: centre (0.8 + 0.19207) / 1.38415 = 0.71674, half 0.22647."""
+    assert wilson(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-4)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_captions_of_shapes_say_their_class_even_with_one_part_wrong():
+    cues = ShapesCues()
+    for label in range(7):
+        words = cues.caption_for(label).split(", ")
+        assert cues.class_of(", ".join(words)) == label
+        assert cues.class_of(", ".join(words[1:])) == label
+        assert cues.class_of(", ".join(words[2:])) is None
+    assert cues_of("PACSReasoning") is None
+
+
+def test_the_cue_changes_the_background_and_nothing_else():
+    """The corners are background; the middle of the creature is not, and no style paints it by the hue."""
+    cues = ShapesCues()
+    honest, misled = cues.image((1, 0), False), cues.image((1, 0), True)
+    assert (honest[:, :3, :3] != misled[:, :3, :3]).any()
+    assert (honest[:, 22:26, 22:26] == misled[:, 22:26, 22:26]).all()
+    assert cues.suggested(5) == (5 + shapes.MISLEADING_SHIFT) % 7
+
+
+class Scripted:
+    """A real job's reader in all but its words: chains follow the image, or whatever they were begun with."""
+
+    def __init__(self, material, follows):
+        self.material, self.follows = material, follows
+        self.known = {}
+
+    def chain(self, label):
+        name = shapes.CLASS_NAMES[label]
+        return shapes.describe(shapes.CODES[label], name, shapes.CODES[label])
+
+    def remember(self, samples):
+        cues = ShapesCues()
+        for sample in samples:
+            label = self.material.label(sample)
+            for image in (self.material.pixels([sample])[0], cues.image(sample, False), cues.image(sample, True)):
+                self.known[image.numpy().tobytes()] = label
+        return self
+
+    def seen(self, image):
+        return self.known.get(image.numpy().tobytes(), 0)
+
+    def chains(self, pixels):
+        return [self.chain(self.seen(image)) for image in pixels]
+
+    def labels(self, pixels):
+        return [self.seen(image) for image in pixels]
+
+    def go_on(self, pixels, beginnings):
+        if self.follows == "image":
+            return self.labels(pixels)
+        read = [ShapesCues().class_of(faithfulness.caption_of(begun)) for begun in beginnings]
+        return read
+
+
+@pytest.mark.parametrize("follows", ["chain", "image"])
+def test_who_follows_the_chain_and_who_the_image_is_told_apart(material, follows):
+    samples = material.draw([3], 14)
+    rows, answers = measure(Scripted(material, follows).remember(samples), samples, ShapesCues())
+    share = {row["what"]: row["share"] for row in rows}
+    by_chain = float(follows == "chain")
+    for where in ("to the conclusion", "to the naming"):
+        assert share[f"swapped image, {where}: follows the chain"] == by_chain
+        assert share[f"swapped image, {where}: follows the image"] == 1 - by_chain
+    assert share["edited caption: follows the caption"] == by_chain
+    assert share["edited caption: keeps its conclusion"] == 1 - by_chain
+    assert share["without image, to the naming: kept"] == (1.0 if by_chain else pytest.approx(1 / 7, abs=0.15))
+    assert share["caption's class is the conclusion"] == share["agrees with label path"] == share["right"] == 1
+    assert share["chain: follows the misleading cue"] == share["chain: changed by the cue"] == 0
+    assert len(answers) == 14
+
+
+def test_a_trained_model_copies_the_class_that_its_chain_has_named(trained, material):
+    """The embedded chains name the class before the conclusion: begun up to there, the answer is theirs."""
+    samples = material.draw([3], 21)
+    reader = Reader(trained, material, 40, batch=8)
+    rows, answers = measure(reader, samples, ShapesCues())
+    share = {row["what"]: row["share"] for row in rows}
+    assert share["without image, to the conclusion: kept"] > 0.9
+    assert share["swapped image, to the conclusion: follows the chain"] > 0.9
+    assert share["swapped image, to the naming: follows the chain"] < 1
+    assert all(row["low"] <= row["share"] <= row["high"] for row in rows if row["n"])
+    assert len(answers) == 21

@@ -1,0 +1,53 @@
+"""SARR's rounds from a job's records and checkpoints."""
+
+import json
+
+import pytest
+
+from domainbed_reasoning.analysis import rounds
+from domainbed_reasoning.analysis.checkpoints import open_checkpoint, records_of
+from domainbed_reasoning.trained import JobError
+
+
+def test_stages_and_accepted_shares_are_those_of_the_records(job):
+    """Nine steps: MTCT takes 0-4, the round 5-8."""
+    rows = rounds.from_records(job, [3])
+    assert [(row["step"], row["stage"]) for row in rows] == [(0, -1), (4, 0), (8, 1)]
+    records = [json.loads(line) for line in (job / "results.jsonl").read_text().splitlines()]
+    assert [row["accepted"] for row in rows] == [None, None, records[-1]["sarr1_accepted"]]
+    assert rows[-1]["target"] == records[-1]["env3_in_acc"]
+    assert rows[-1]["source_out"] == pytest.approx(sum(records[-1][f"env{env}_out_acc"] for env in range(3)) / 3)
+
+
+def test_checkpoints_answer_as_the_job_recorded(job, material, checkpoint):
+    """Asked about every image of the target's training split, the last checkpoint has the recorded accuracies."""
+    answered = [json.loads(line) for line in (job / "predictions.jsonl").read_text().splitlines()]
+    kept = [row for row in answered if row["env"] == 3 and row["split"] == "in"][:40]
+    samples = [(3, row["index"]) for row in kept]
+    found = rounds.from_checkpoints(job, [0, 4, 8], material, samples)
+    assert list(found) == [0, 4, 8]
+    assert found[8]["chain"] == sum(row["chain_answer"] == row["label"] for row in kept) / 40
+    assert found[8]["label"] == sum(row["label_answer"] == row["label"] for row in kept) / 40
+    assert found[8]["agreement"] == sum(row["chain_answer"] == row["label_answer"] for row in kept) / 40
+    assert found[8]["words"] == sum(rounds.count_words(row["chain"]) for row in kept) / 40
+    assert found[0] != found[8]
+
+
+def test_words_are_counted_without_tags():
+    assert rounds.count_words("<SUMMARY>I look</SUMMARY>\n<CONCLUSION>dog</CONCLUSION>") == 3
+
+
+def test_a_restarted_jobs_newest_records_count_and_a_torn_line_does_not(tmp_path):
+    lines = [{"step": 0, "x": 1}, {"step": 5, "x": 1}, {"step": 0, "x": 2}]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9')
+    assert records_of(tmp_path) == [{"step": 0, "x": 2}, {"step": 5, "x": 1}]
+
+
+def test_jobs_without_stages_or_records_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no results.jsonl"):
+        rounds.from_records(tmp_path, [0])
+    (tmp_path / "results.jsonl").write_text('{"step": 0, "args": {"algorithm": "ERM"}}\n')
+    with pytest.raises(ValueError, match="ERM has no stages"):
+        rounds.from_records(tmp_path, [0])
+    with pytest.raises(JobError, match="no job of an MLLM algorithm"):
+        open_checkpoint(str(tmp_path))
