@@ -238,14 +238,14 @@ def problems_table(problems: Sequence[Mapping[str, Any]]) -> Table | None:
         (
             problem["kind"],
             problem["job"],
-            _folders(problem["folders"]),
             problem["fault"],
             problem["effect"],
             problem["cure"],
+            _folders(problem["folders"]),
         )
         for problem in problems
     ]
-    head = ("Problem", "Job", "Folder", "What is there", "In the tables", "Cure")
+    head = ("Problem", "Job", "What is there", "In the tables", "Cure", "Folder")
     return Table("Problems found in the sweep's folder", head, tuple(rows))
 
 
