@@ -58,8 +58,8 @@ def _sweep_command(jobs: Sequence[Job], common: Mapping[str, Any], folder: Path)
     named = sum(_stock_folder_name(job) == job.folder.name for job in jobs)
     said = f"all {len(jobs)} of these jobs" if named == len(jobs) else f"{named} of these {len(jobs)} jobs"
     caption = (
-        f"The sweep, from DomainBed's folder. DomainBed names a job's folder by its arguments: {said} bear the name that "
-        "this command gives them. Another launcher changes no number; another --output_dir runs them anew."
+        f"The sweep, from DomainBed's folder. DomainBed names a job's folder by its arguments: {said} bear the name "
+        "that this command gives them. Another launcher changes no number; another --output_dir runs them anew."
     )
     return Code(caption, shlex.join(words))
 
