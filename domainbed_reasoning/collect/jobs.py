@@ -20,6 +20,8 @@ RESULTS = "results.jsonl"
 _LEFT_BY_A_JOB = (RESULTS, "done", "out.txt", "err.txt", "launcher.log")
 _NAME_OF_JOB = re.compile("[0-9a-f]{32}")  # DomainBed's sweep makes the folders before it starts the jobs
 _HEAD_LINES = 200  # of out.txt: versions, arguments, hyper-parameters
+_ERROR = re.compile(r"(Error|Exception|Exit|Interrupt|[Kk]illed|CANCELLED|exit code)\b")
+_TAIL = 16_384  # bytes of a log that are searched
 _LAST_WORDS = 200  # characters
 
 
@@ -37,7 +39,7 @@ class Job:
         answers: answers.json, or None.
         task: task.json, or None.
         wall_seconds: between the oldest of its files and `done`; None without it.
-        last_words: the last line of err.txt or launcher.log.
+        last_words: the last line of err.txt or launcher.log that names an error; empty where none does.
     """
 
     folder: Path
@@ -126,7 +128,7 @@ def _job_folders(root: Path) -> Iterator[Path]:
 def read_job(folder: Path, sweep: str = "") -> Job:
     """Return what lies in one job's folder."""
     records, broken = _read_records(folder / RESULTS)
-    logs = (_last_line(folder / name) for name in ("err.txt", "launcher.log"))
+    logs = (_last_error(folder / name) for name in ("err.txt", "launcher.log"))
     return Job(
         folder=folder,
         sweep=sweep,
@@ -205,13 +207,13 @@ def _head(path: Path) -> Sequence[str]:
         return [line for _, line in zip(range(_HEAD_LINES), file, strict=False)]
 
 
-def _last_line(path: Path) -> str:
+def _last_error(path: Path) -> str:
     if not path.is_file():
         return ""
     with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        lines = file.read().decode(errors="replace").split("\n")
-    return next((line.split("\r")[-1].strip()[:_LAST_WORDS] for line in reversed(lines) if line.strip()), "")
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
+    return next((line.strip()[:_LAST_WORDS] for line in reversed(lines) if _ERROR.search(line)), "")
 
 
 def _wall_seconds(folder: Path) -> float | None:

@@ -101,7 +101,7 @@ def _broken_lines(job: Job) -> Iterable[Problem]:
 def _unusable(job: Job) -> Problem | None:
     if not job.done:
         at = f"the last record is of step {job.records[-1]['step']}" if job.records else "no record"
-        said = f"; the last line of its log is {job.last_words!r}" if job.last_words else ""
+        said = f"; its log says {job.last_words!r}" if job.last_words else "; its log names no error"
         return Problem("incomplete", job.name, (job.path,), f"no `done`, {at}{said}", "Left out", _AGAIN)
     if not job.records:
         cure = "Delete the folder and run `sweep launch` again."

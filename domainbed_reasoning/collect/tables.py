@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from domainbed_reasoning.collect.frame import CELL, as_read, mean_and_error, sum
 ABSENT = "–"
 LACKING = "X"  # DomainBed's sign for a cell without a result
 _LONG = 40  # characters
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ± \d+\.\d)?( \(.*\)| s| min| h| GiB)?")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Table:
 
     def is_number(self, column: int) -> bool:
         """Return whether a column holds numbers, or what stands for one that is missing."""
-        return all(text in (ABSENT, LACKING) or text[:1].isdigit() for text in self._below(column))
+        return all(text in (ABSENT, LACKING) or _NUMBER.fullmatch(text) for text in self._below(column))
 
     def is_long(self, column: int) -> bool:
         """Return whether a column holds whole sentences."""
@@ -238,14 +240,14 @@ def problems_table(problems: Sequence[Mapping[str, Any]]) -> Table | None:
         (
             problem["kind"],
             problem["job"],
-            _folders(problem["folders"]),
             problem["fault"],
             problem["effect"],
             problem["cure"],
+            _folders(problem["folders"]),
         )
         for problem in problems
     ]
-    head = ("Problem", "Job", "Folder", "What is there", "In the tables", "Cure")
+    head = ("Problem", "Job", "What is there", "In the tables", "Cure", "Folder")
     return Table("Problems found in the sweep's folder", head, tuple(rows))
 
 

@@ -54,15 +54,14 @@ def _sweep_command(jobs: Sequence[Job], common: Mapping[str, Any], folder: Path)
     for name in _OF_A_SWEEP:
         if common[name] is not None:
             words += [f"--{name}", str(common[name])]
-    words += ["--command_launcher", "parallel", "--output_dir", str(folder)]
+    words += ["--command_launcher", "parallel", "--output_dir", str(folder.resolve())]
     named = sum(_stock_folder_name(job) == job.folder.name for job in jobs)
     said = f"all {len(jobs)} of these jobs" if named == len(jobs) else f"{named} of these {len(jobs)} jobs"
     caption = (
         f"The sweep, from DomainBed's folder. DomainBed names a job's folder by its arguments: {said} bear the name "
+        "that this command gives them. Another launcher changes no number; another --output_dir runs them anew."
     )
-    return Code(
-        caption + "that this command gives them. The launcher may be another; it changes no number.", shlex.join(words)
-    )
+    return Code(caption, shlex.join(words))
 
 
 def _stock_folder_name(job: Job) -> str:
@@ -75,7 +74,7 @@ def _stock_folder_name(job: Job) -> str:
 def job_commands(jobs: Sequence[Job]) -> Code:
     """Return the train command of every job."""
     ordered = sorted(jobs, key=lambda job: (job.sweep, job.name))
-    return Code("Every job by itself, from DomainBed's folder", "\n".join(map(_job_command, ordered)))
+    return Code("Also from DomainBed's folder", "\n".join(map(_job_command, ordered)))
 
 
 def _job_command(job: Job) -> str:

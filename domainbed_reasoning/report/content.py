@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_report(
         Section("Hyper-parameters", "hparams", (tables.hparams_table(frame),) if len(frame) else ()),
         Section("To run it again", "again", tuple(_again(jobs, with_records, root))),
     ]
-    title = f"Sweep {root.resolve().name}"
+    title = f"DomainBed sweep “{root.resolve().name}”"
     return Report(title, _lead(jobs, counted), tuple(section for section in sections if section.blocks))
 
 
@@ -77,8 +78,10 @@ def _problems(frame: pd.DataFrame, as_stock: bool) -> tuple[Block, ...]:
     table = tables.problems_table(frame.attrs["problems"])
     if table is None:
         return (Text(_ALL_SETTLED),)
-    said = "All are counted all the same, as DomainBed's collect_results does (`--as-stock`)." if as_stock else ""
-    return (Text(said), table) if said else (table,)
+    kinds = Counter(problem["kind"] for problem in frame.attrs["problems"])
+    said = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    stock = Text("All are counted all the same, as DomainBed's collect_results does (`--as-stock`).")
+    return (*([stock] if as_stock else []), Fold(f"{kinds.total()} found: {said}", (table,)))
 
 
 def _accuracy(frame: pd.DataFrame, counted: Sequence[Job]) -> Iterator[Block]:

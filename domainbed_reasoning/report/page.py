@@ -128,8 +128,8 @@ def _table(table: Table) -> str:
     name = shown(table.caption, marked=False)
     note = f'\n<p class="note">{_prose(table.note)}</p>' if table.note else ""
     return (
-        f'<div class="wide" role="region" aria-label="{name}" tabindex="0">\n<table>\n<caption>{shown(table.caption)}'
-        f"</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>{note}"
+        f'<div class="wide" role="region" aria-label="{name}" tabindex="0">\n<table>\n'
+        f"<caption><span>{shown(table.caption)}</span></caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>{note}"
     )
 
 
@@ -149,7 +149,7 @@ def _figure(figure: Figure) -> str:
     alt = shown(f"{figure.caption} {figure.described}", marked=False)
     bitmap = ' class="bitmap"' if figure.kind == "image/png" else ""
     return (
-        f'<figure>\n<img{bitmap} alt="{alt}" src="{_data(figure.kind, figure.data)}">\n'
+        f'<figure>\n<div class="wide"><img{bitmap} alt="{alt}" src="{_data(figure.kind, figure.data)}"></div>\n'
         f"<figcaption>{shown(figure.caption)}</figcaption>\n</figure>"
     )
 

@@ -51,6 +51,9 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
                 axes.errorbar(
                     mean, place, xerr=error, fmt=_MARKERS[number % 8], color=_COLOURS[number % 8], ms=6, alpha=0.85
                 )
+        if len(own) < len(domains):
+            said.append(f"{label} lacks a domain")
+            continue
         average = 100 * float(own["accuracy"].mean())
         theirs = published.result_of(label.partition(" (")[0], stock_name(dataset))
         axes.plot(average, place, "|", color=_INK, ms=20, mew=2.2)

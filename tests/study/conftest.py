@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-ACCURACIES = {"env0": 0.5, "env1": 0.5, "env2": 0.5}  # of Debug28's three domains
-
 
 @pytest.fixture
 def write_job(tmp_path):

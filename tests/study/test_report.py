@@ -1,0 +1,269 @@
+"""`report`: one page that holds everything, shows hostile texts as texts, and says what the sweep's files say."""
+
+import html.parser
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+from PIL import Image
+
+from domainbed_reasoning import cli, published, shapes
+from domainbed_reasoning.collect.jobs import read_jobs
+from domainbed_reasoning.report import commands, content, plots, read_report
+from domainbed_reasoning.report.blocks import Examples, Fold
+from domainbed_reasoning.report.markdown import render_markdown
+from domainbed_reasoning.report.page import render_page
+
+HOSTILE = (
+    '</script><script>document.title="TAKEN"</script>',
+    "<img src=x onerror=\"document.title='TAKEN'\">",
+    '"><svg onload=alert(1)>{{style}} {{policy}}',
+    "`|$x$ \u202eexe.gnp\u202c \x1b[31m\ud800",
+)
+SHAPES_HPARAMS = {
+    "algorithm": "RDMLDG", "model": "tiny", "max_tiles": 1, "batch_size": 6, "data_augmentation": False, "lr": 0.004,
+    "lora_rank": 8, "mtct_epochs": 3, "sarr_epochs": 3, "sarr_rounds": 3,
+}  # fmt: skip
+CHAIN = "\n".join(
+    f"<{stage}>{{}}</{stage}>" for stage in ("SUMMARY", "CAPTION", "REASONING", "REFLECTION", "CONCLUSION")
+)
+
+
+def prediction(index, answer, env=2, text="round", **more):
+    chain = CHAIN.format(text, text, text, text, answer) if answer else text
+    row = {"env": env, "index": index, "image": f"sketch/{index}", "split": "in", "label": "dax", "label_answer": "fep"}
+    return {**row, "chain_answer": answer, "chain": chain, "parsed": answer is not None, **more}
+
+
+@pytest.fixture
+def shapes_job(write_job):
+    """A job on ShapesReasoning whose every free text is hostile, and its predictions: 4 right, 2 wrong, 1 unparsed."""
+    pytest.importorskip("transformers")
+    job = write_job(
+        "one", "RDMLDG", "ShapesReasoning", target=2, accs=(0.4, 0.5), sarr1_accepted=0.6, sarr2_accepted=0.8,
+        hparams=SHAPES_HPARAMS, args={"steps": 61},
+    )  # fmt: skip
+    rows = [prediction(index, "dax", text=HOSTILE[index]) for index in range(4)]
+    rows += [prediction(4, HOSTILE[0], text="square"), prediction(5, "fep"), prediction(6, None, text=HOSTILE[1])]
+    rows.append(prediction(7, "dax", env=0, image="photo/7"))
+    (job / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (job / "answers.json").write_text(
+        json.dumps({"env2": {"in": {"n": 7, "label": 0.1, "chain": 0.6, "unparsed": 0.1}}})
+    )
+    died = write_job("died", HOSTILE[1], "ShapesReasoning", done=False)
+    (died / "err.txt").write_text(f"RuntimeError: {HOSTILE[0]}\n")
+    return job
+
+
+class Elements(html.parser.HTMLParser):
+    """Collects the elements of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def blocks_of(report, anchor):
+    return next(section.blocks for section in report.sections if section.anchor == anchor)
+
+
+def test_the_page_runs_and_loads_nothing_and_hostile_texts_stay_texts(shapes_job, write_job):
+    (write_job.folder / "analysis").mkdir()
+    (write_job.folder / "analysis" / "a_b.csv").write_text("<img src=x onerror=alert(1)>,x\n1,2\n")
+    page = render_page(read_report(write_job.folder, examples=4))
+    page.encode("utf-8")
+    elements = Elements(page).found
+    assert not {tag for tag, _ in elements} & {"script", "link", "iframe", "object", "embed", "base", "svg", "form"}
+    assert not [name for _, attrs in elements for name in attrs if name.startswith("on") or name == "style"]
+    assert all(attrs["src"].startswith("data:image/") for tag, attrs in elements if tag == "img")
+    assert all(attrs["href"].startswith("#") for _, attrs in elements if "href" in attrs)
+    policy = next(attrs["content"] for _, attrs in elements if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-") and "unsafe" not in policy
+    assert (
+        "&lt;img src=x onerror=" in page
+        and "{{style}} {{policy}}" in page
+        and ">U+202E<" in page
+        and ">U+D800<" in page
+    )
+
+
+def test_headings_captions_and_alternatives_are_there_for_those_who_do_not_see(shapes_job, write_job):
+    page = render_page(read_report(write_job.folder))
+    elements = Elements(page).found
+    assert [tag for tag, _ in elements].count("h1") == 1
+    assert page.count("<table>") == page.count("<caption>") == page.count("<thead>")
+    assert all(attrs.get("alt") for tag, attrs in elements if tag == "img")
+    ids = [attrs["id"] for _, attrs in elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {attrs["href"][1:] for tag, attrs in elements if tag == "a"} <= set(ids)
+
+
+def test_examples_are_right_and_wrong_ones_of_the_target_domain_with_their_images(shapes_job, write_job):
+    _, fold = blocks_of(read_report(write_job.folder, examples=2), "examples")
+    assert isinstance(fold, Fold) and fold.title == "RDMLDG on ShapesReasoning"
+    (group,) = fold.blocks
+    assert isinstance(group, Examples)
+    assert group.caption == "sketch: 4 of 7 chains conclude rightly (57%), 1 name no class"
+    assert [example.verdict for example in group.shown] == ["right", "right", "wrong", "wrong", "no class"]
+    shown = group.shown[0]
+    drawn = shapes.render(2, int(shown.image.partition("/")[2]), misleading=True)
+    assert Image.open(io.BytesIO(shown.picture)).convert("RGB").tobytes() == drawn.tobytes()
+
+
+def test_image_files_are_found_and_nothing_outside_of_the_datasets_folder_is(write_job, tmp_path):
+    folder = tmp_path / "data" / "PACS" / "photo"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (600, 300), "red").save(folder / "a.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "data" / "secret.png")
+    job = write_job("one", "MTCT", "PACSReasoning", target=2, args={"data_dir": str(tmp_path / "data")})
+    names = ["photo/a.png", "../secret.png", "photo/gone.png"]
+    rows = [prediction(index, "dax", image=name) for index, name in enumerate(names)]
+    (job / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, fold = blocks_of(read_report(write_job.folder, examples=3), "examples")
+    pictures = {example.image: example.picture for example in fold.blocks[0].shown}
+    assert Image.open(io.BytesIO(pictures["photo/a.png"])).size == (192, 96)
+    assert pictures["../secret.png"] is None and pictures["photo/gone.png"] is None
+    assert "image not found" in render_page(read_report(write_job.folder))
+
+
+def test_the_papers_numbers_stand_beside_ours_where_dataset_and_algorithm_match(write_job):
+    """98.13 for RD-MLDG on PACS; 90 here is 8.1 below. ERM is not in the paper's tables."""
+    for target in range(4):
+        write_job(f"r{target}", "RDMLDG", "PACSReasoning", target=target, accs=(0.9,))
+        write_job(f"e{target}", "ERM", "PACSReasoning", target=target, accs=(0.8,))
+    report = read_report(write_job.folder)
+    table = blocks_of(report, "accuracy")[0]
+    assert table.head[-3:] == ("Avg", "Paper", "Ours − paper")
+    assert {row[0]: row[-3:] for row in table.rows} == {"ERM": ("80.0", "–", "–"), "RDMLDG": ("90.0", "98.13", "-8.1")}
+
+
+def test_the_papers_averages_are_those_of_its_tables():
+    """As printed: 70.33, 74.05, …, 86.89."""
+    averages = [f"{row.average:.2f}" for row in published.MAIN_RESULTS]
+    printed = "70.33 74.05 73.25 73.33 79.95 82.10 83.19 83.46 78.47 86.89".split()
+    # 70.325 and 79.95 are halves of a hundredth away at most.
+    assert all(abs(float(ours) - float(theirs)) <= 0.011 for ours, theirs in zip(averages, printed, strict=True))
+    assert published.result_of("SARR", "TerraIncognita") == 65.29 and published.result_of("ERM", "PACS") is None
+
+
+def test_settings_that_differ_from_the_papers_are_listed(shapes_job, write_job):
+    differing = next(block for block in blocks_of(read_report(write_job.folder), "paper") if hasattr(block, "rows"))
+    settings = {row[0]: row[1:3] for row in differing.rows}
+    assert settings.keys() == {"dataset", "images a step", "length of training", "lr", "model"}
+    assert settings["images a step"] == ("128", "18 (6 from each of 3 sources)")
+    assert settings["lr"] == ("0.0005", "0.004")
+
+
+def test_a_local_copy_of_the_papers_model_is_the_papers_model(write_job):
+    hparams = {"model": "/models/InternVL3-8B-hf", "lr": 5e-4, "batch_size": 43, "lora_rank": 8}
+    write_job("one", "MTCT", "PACSReasoning", hparams=hparams)
+    said = blocks_of(read_report(write_job.folder), "paper")[1]
+    assert said.text == "All settings that the paper gives are those of these jobs."
+
+
+def test_what_analyses_left_is_taken_in(write_job):
+    write_job("one")
+    folder = write_job.folder / "analysis"
+    folder.mkdir()
+    (folder / "token_shift.csv").write_text("tokens,share\nall,0.123456789\n" + "x,1\n" * 60)
+    Image.new("RGB", (4, 4)).save(folder / "token_shift.png")
+    (folder / "empty.csv").write_text("")
+    empty, table, figure = blocks_of(read_report(write_job.folder), "analyses")
+    assert "holds no rows" in empty.text
+    assert table.caption == "token shift" and table.rows[0] == ("all", "0.1235") and len(table.rows) == 40
+    assert "The first 40 of 61 rows" in table.note
+    assert figure.kind == "image/png" and figure.data.startswith(b"\x89PNG")
+
+
+def test_the_command_makes_the_very_folders(run_stock, domainbed_root, tmp_path):
+    """Folders and arguments of a stock sweep; from them its command, which names the same folders again."""
+    sweep = tmp_path / "sweep"
+    words = [
+        "--algorithms",
+        "ERM",
+        "MTCT",
+        "--datasets",
+        "ShapesReasoning",
+        "--n_hparams",
+        2,
+        "--n_trials",
+        1,
+        "--steps",
+        9,
+    ]
+    words += ["--single_test_envs", "--hparams", '{"model": "tiny"}', "--data_dir", tmp_path, "--skip_confirmation"]
+    words += ["--command_launcher", "dummy", "--output_dir", sweep]
+    printed = run_stock(domainbed_root, "sweep", "launch", *words, cwd=tmp_path).stdout
+    kinds = {"test_envs": lambda text: [int(text)], "holdout_fraction": float, "seed": int, "steps": int}
+    kinds |= {"hparams_seed": int, "trial_seed": int}
+    for line in re.findall(r"Dummy launcher: (.*)", printed):
+        pairs = dict(zip(*[iter(shlex.split(line)[3:])] * 2, strict=True))
+        args = {name[2:]: kinds.get(name[2:], str)(value) for name, value in pairs.items()}
+        env = args["test_envs"][0]
+        record = {"step": 0, "args": args, "hparams": {}, f"env{env}_in_acc": 0.5, f"env{env}_out_acc": 0.5}
+        (sweep / args["output_dir"].rpartition("/")[2] / "results.jsonl").write_text(json.dumps(record) + "\n")
+    (code,) = commands.sweep_commands(read_jobs(sweep), sweep)
+    assert "all 16 of these jobs bear the name" in code.caption
+    again = shlex.split(code.text)
+    assert again[:4] == ["python", "-m", "domainbed.scripts.sweep", "launch"]
+    assert again[again.index("--hparams") + 1] == '{"model": "tiny"}' and "--single_test_envs" in again
+    jobs = commands.job_commands(read_jobs(sweep)).text.splitlines()
+    assert len(jobs) == 16 and all(line.startswith("python -m domainbed.scripts.train --algorithm") for line in jobs)
+
+
+def test_the_verb_writes_page_and_markdown(shapes_job, write_job, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(content.plots, "installed", lambda: False)
+    page = tmp_path / "out" / "page.html"
+    assert cli.main(["report", str(write_job.folder), "--output", str(page)]) == 0
+    assert "page.md" in capsys.readouterr().out
+    assert "matplotlib is not installed" in page.read_text("utf-8")
+    text = page.with_suffix(".md").read_text("utf-8")
+    assert "## Accuracy" in text and "| RDMLDG | X | X | 50.0 | X | X |" in text
+    assert "<script>" not in re.sub(r"\\.", "", text)
+
+
+def test_plots_are_small_follow_the_page_and_say_what_they_show(shapes_job, write_job):
+    pytest.importorskip("matplotlib")
+    report = read_report(write_job.folder)
+    figures = [block for section in report.sections for block in section.blocks if hasattr(block, "kind")]
+    assert len(figures) == 4
+    for figure in figures:
+        svg = figure.data.decode()
+        assert len(svg) < 60_000 and "currentColor" in svg and plots._INK not in svg and "prefers-color-scheme" in svg
+    assert "sketch: 60.0, 80.0" in figures[-1].described
+    assert "plot in the page" in render_markdown(report).lower()
+
+
+def test_a_real_browser_shows_it_light_and_dark(shapes_job, write_job, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    (tmp_path / "page.html").write_text(render_page(read_report(write_job.folder)), "utf-8", errors="replace")
+    lightness = {}
+    for name, theme in (("light", "1"), ("dark", "0")):
+        command = [
+            browser,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'browser'}",
+        ]
+        command += [f"--blink-settings=preferredColorScheme={theme}", "--window-size=500,900"]
+        command += [f"--screenshot={tmp_path / name}.png", f"file://{tmp_path / 'page.html'}"]
+        subprocess.run(command, capture_output=True, timeout=120, check=True)
+        pixels = Image.open(tmp_path / f"{name}.png").convert("L").resize((1, 1)).getpixel((0, 0))
+        lightness[name] = pixels
+    assert lightness["light"] > 180 and lightness["dark"] < 80
+
+
+def test_code_in_prose_is_escaped_too():
+    report = content.Report("t", "l", (content.Section("s", "a", (content.Text("`x<y` & z"),)),))
+    assert "<code>x&lt;y</code> &amp; z" in render_page(report)
