@@ -18,7 +18,7 @@ def test_the_interval_for_another_domain_is_that_of_the_domains_means():
 
 
 def test_the_interval_for_these_domains_is_that_of_the_seeds_within_them():
-    """Squares about the domains' means .01 + .01, 2 degrees of freedom: variance .01; the mean's is .01 x (1/2+1/2)/4."""
+    """Squares about the domains' means .01 + .01, 2 degrees of freedom: variance .01; the mean's .01 x (1/2+1/2)/4."""
     found = estimate({(0, 1): 0.4, (0, 2): 0.6, (1, 1): 0.7, (1, 2): 0.7})
     assert found.half_here == pytest.approx(stats.t.ppf(0.975, 2) * math.sqrt(0.01 / 4))
 
