@@ -14,8 +14,10 @@ seed 0 chose, seeds 1 to 5 are compared. Seeds are the outermost loop, so that a
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
+import shlex
 import shutil
 import statistics
 import sys
@@ -171,12 +173,43 @@ def cells() -> list[tuple[Arm, str, int, int]]:
     return [(by_name[name], regime, target, seed) for name, regime, target, seed in order]
 
 
+@dataclass(frozen=True)
+class StudyJob:
+    """A job as DomainBed's sweep names and starts it.
+
+    Attributes:
+        arguments: of the train script, as the sweep holds them.
+        sweep: the sweep's folder.
+    """
+
+    arguments: Mapping[str, Any]
+    sweep: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the job writes: the md5 of its arguments."""
+        text = json.dumps(self.arguments, sort_keys=True)
+        return self.sweep / hashlib.md5(text.encode()).hexdigest()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended well."""
+        return (self.folder / "done").exists()
+
+    @property
+    def command(self) -> str:
+        """The stock command, for a shell."""
+        words = ["python", "-m", "domainbed.scripts.train"]
+        for key, value in sorted({**self.arguments, "output_dir": str(self.folder)}.items()):
+            words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        return shlex.join(words)
+
+
 def job_of(
     arm: Arm, regime: str, target: int, seed: int, output: Path, target_per_class: int = TARGET_PER_CLASS
-) -> Any:
-    """Return the job as stock DomainBed's sweep knows it: argument set, folder, command, state."""
+) -> StudyJob:
+    """Return the job of a cell: the argument set that a stock sweep would write, and when to evaluate."""
     from domainbed.lib import misc
-    from domainbed.scripts import sweep
 
     hparams = {"rho": REGIMES[regime], "target_per_class": target_per_class} | arm.hparams
     arguments = {
@@ -193,18 +226,18 @@ def job_of(
         "checkpoint_freq": arm.steps,  # DomainBed evaluates after the first step and after the last
         "hparams": json.dumps(hparams, sort_keys=True),
     }
-    return sweep.Job(arguments, str(output / regime / arm.folder))
+    return StudyJob(arguments, output / regime / arm.folder)
 
 
-def run(jobs: Iterable[Any]) -> int:
+def run(jobs: Iterable[StudyJob]) -> int:
     """Run the jobs that are not done, in their order; return how many failed."""
     from domainbed_reasoning.sweeps.forked import forked_launcher
 
-    left = [job for job in jobs if job.state != job.DONE]
+    left = [job for job in jobs if not job.done]
     for job in left:
-        shutil.rmtree(job.output_dir, ignore_errors=True)  # of a run that was ended
-        Path(job.output_dir).mkdir(parents=True)
-    return len(forked_launcher([job.command_str for job in left]))
+        shutil.rmtree(job.folder, ignore_errors=True)  # of a run that was ended
+        job.folder.mkdir(parents=True)
+    return len(forked_launcher([job.command for job in left]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -219,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results_dir", default="results/miniature", help="of the tables (default: %(default)s)")
     given = parser.parse_args(argv)
     output = Path(given.output_dir).absolute()
-    jobs = {cell: job_of(*cell, output) for cell in cells()}
+    jobs = [(cell[0], job_of(*cell, output)) for cell in cells()]
     if given.design:
         print_design(jobs)
     elif given.choose:
@@ -227,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_choice(output)
         return int(failed > 0)
     elif given.run:
-        return int(run(jobs.values()) > 0)
+        return int(run(job for _, job in jobs) > 0)
     else:
         from domainbed_reasoning.sweeps import miniature_table
 
@@ -235,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def grid_jobs(output: Path) -> list[Any]:
+def grid_jobs(output: Path) -> list[StudyJob]:
     """Return the jobs of both grids: few images of the target, which choose nothing."""
     return [
         job_of(arm, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)
@@ -244,11 +277,11 @@ def grid_jobs(output: Path) -> list[Any]:
     ]
 
 
-def source_validation(job: Any) -> float | None:
+def source_validation(job: StudyJob) -> float | None:
     """Return the mean accuracy on the sources' validation splits after the last step; None before the job is done."""
-    if job.state != job.DONE:
+    if not job.done:
         return None
-    last = json.loads(Path(job.output_dir, "results.jsonl").read_text().splitlines()[-1])
+    last = json.loads((job.folder / "results.jsonl").read_text().splitlines()[-1])
     target = last["args"]["test_envs"][0]
     return statistics.fmean(last[f"env{env}_out_acc"] for env in TARGETS if env != target)
 
@@ -265,16 +298,14 @@ def print_choice(output: Path) -> None:
     print(f"The study uses {LEARNING_RATES} and, beyond the paper, label weight {LABEL_WEIGHT}.")
 
 
-def print_design(jobs: Mapping[tuple[Arm, str, int, int], Any]) -> None:
+def print_design(jobs: Sequence[tuple[Arm, StudyJob]]) -> None:
     """Print the rows of the study and how many of their jobs are done."""
     print(f"{'row':<26}{'algorithm':<14}{'steps':>6}{'jobs':>6}{'done':>6}  hparams")
-    for arm in dict.fromkeys(arm.name for arm, *_ in jobs):
-        own = {cell: job for cell, job in jobs.items() if cell[0].name == arm}
-        row = next(iter(own))[0]
-        done = sum(job.state == job.DONE for job in own.values())
-        print(f"{arm:<26}{row.algorithm:<14}{row.steps:>6}{len(own):>6}{done:>6}  {json.dumps(row.hparams)}")
-    first = next(iter(jobs.values()))
-    print(f"{len(jobs)} jobs. The first: {first.command_str}")
+    for arm in (*MAIN, *BEYOND, *CLAIMS):
+        own = [job for row, job in jobs if row.name == arm.name]
+        done = sum(job.done for job in own)
+        print(f"{arm.name:<26}{arm.algorithm:<14}{arm.steps:>6}{len(own):>6}{done:>6}  {json.dumps(arm.hparams)}")
+    print(f"{len(jobs)} jobs. The first: {jobs[0][1].command}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 from domainbed_reasoning import shapes
 from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.sweeps import miniature
-from domainbed_reasoning.sweeps.miniature import CHOICE_CELLS, CHOICE_SEED, Arm, job_of, source_validation
+from domainbed_reasoning.sweeps.miniature import CHOICE_CELLS, CHOICE_SEED, Arm, StudyJob, job_of, source_validation
 from domainbed_reasoning.sweeps.paired import Cell, Comparison, Estimate, compare, estimate, holm
 
 # Claim, the first row and its answer, the second row and its answer.
@@ -73,7 +73,7 @@ def write(output: Path, results: Path) -> None:
     rows = []
     for cell in miniature.cells():
         job = job_of(*cell, output)
-        if job.state == job.DONE:
+        if job.done:
             row = row_of(cell[0], cell[1], job, output)
             # Where and when a job ran is written once: another checkout may tabulate it later.
             rows.append(row | {key: known[row["command"]][key] for key in ("commit", "hardware")}
@@ -85,9 +85,9 @@ def write(output: Path, results: Path) -> None:
     print(f"{len(rows)} of {len(miniature.cells())} jobs are done; {results}/rows.csv and table.md hold them.")
 
 
-def row_of(arm: Arm, regime: str, job: Any, output: Path) -> Row:
+def row_of(arm: Arm, regime: str, job: StudyJob, output: Path) -> Row:
     """Return the line of a finished job; accuracies are over both splits of the target domain, in [0, 1]."""
-    folder = Path(job.output_dir)
+    folder = job.folder
     last = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
     target = last["args"]["test_envs"][0]
     images = len(shapes.CLASS_NAMES) * last["hparams"].get("target_per_class", shapes.PER_CLASS)
@@ -108,7 +108,7 @@ def row_of(arm: Arm, regime: str, job: Any, output: Path) -> Row:
         "date": datetime.date.fromtimestamp((folder / "done").stat().st_mtime).isoformat(),
         "commit": _commit(),
         "hardware": _hardware(),
-        "command": job.command_str.replace(str(output), "miniature_output"),
+        "command": job.command.replace(str(output), "miniature_output"),
     }
     for k in (1, 2, 3):
         row[f"kept{k}"] = last.get(f"sarr{k}_accepted", "")
