@@ -1,4 +1,4 @@
-"""The miniature study: that its design is fair, its jobs are stock DomainBed's, and its tables say what the jobs did."""
+"""The miniature study: its design is fair, its jobs are stock DomainBed's, its tables say what the jobs did."""
 
 import csv
 import json
