@@ -161,21 +161,21 @@ class MLLMAlgorithm(ResumableAlgorithm):
     def _labeller(self) -> SelfLabels:
         """Freeze the model as it is now, as the round's labeller."""
         hparams, names = self.hparams, self.task.class_names
+        as_now: Callable[[], contextlib.AbstractContextManager[Any]]
         if self.mllm.fits_a_copy():
-            frozen = self.mllm.copy_for_inference()
-            open_labeller: Callable[[], Any] = functools.partial(contextlib.nullcontext, frozen)
+            as_now = functools.partial(contextlib.nullcontext, self.mllm.copy_for_inference())
         else:
             adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
-            open_labeller = functools.partial(self.mllm.with_adapters, adapters)
+            as_now = functools.partial(self.mllm.with_adapters, adapters)
 
         def write(images: torch.Tensor) -> list[str]:
-            with open_labeller() as mllm:
+            with as_now() as mllm:
                 return self._write(mllm, images, hparams["sarr_votes"], hparams["temperature"], hparams["top_p"])
 
         self._support = Support((self.q_cls, self.q_reason), names)
 
         def supports(images: torch.Tensor, chains: list[str], labels: list[int]) -> list[bool]:
-            with open_labeller() as mllm:
+            with as_now() as mllm:
                 return self._support.judge(mllm, images, chains, labels)
 
         return SelfLabels(write, names, supports if hparams["sarr_filter"] == "consistent" else None)

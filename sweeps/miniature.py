@@ -13,9 +13,15 @@ seed 0 chose, seeds 1 to 5 are compared. Seeds are the outermost loop, so that a
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
+import math
+import shlex
 import shutil
-from collections.abc import Iterable
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +49,7 @@ LEARNING_RATES = {
     "SARR": 4e-3,
     "RDMLDG": 4e-3,
 } | dict.fromkeys(CNNS, 1e-3)
-LABEL_WEIGHT = 0.1
+LABEL_WEIGHT = 0.03
 RATES_TRIED = {True: (1e-3, 3e-3), False: (2e-3, 4e-3, 8e-3)}  # for a network without language; for an MLLM
 WEIGHTS_TRIED = (0.03, 0.1, 0.3, 1.0)
 
@@ -80,7 +86,7 @@ def sarr(rounds: int) -> dict[str, int]:
 def cnn(name: str) -> Arm:
     """Return the row of a network without language."""
     hparams = OF_CNNS | {"lr": LEARNING_RATES[name]}
-    return Arm(name, name, hparams, steps=CNN_STEPS, seeds=TEST_SEEDS[:1])
+    return Arm(name, name, hparams, steps=CNN_STEPS, seeds=TEST_SEEDS[:3])
 
 
 def mllm(name: str, algorithm: str, **hparams: Any) -> Arm:
@@ -151,10 +157,10 @@ def weights() -> list[Arm]:
 def cells() -> list[tuple[Arm, str, int, int]]:
     """Return every (row, regime, target, seed) of the study in the order in which they are run."""
     mllms, cnns = MAIN[: -len(CNNS)], MAIN[-len(CNNS) :]
-    variants = (*BEYOND, *CLAIMS)
-    first, second, *later = TEST_SEEDS
-    phases = [(first, mllms), (first, variants[::2]), (second, mllms), (first, variants[1::2]), (first, cnns)]
-    phases += [(seed, arms) for seed in (second, *later) for arms in (mllms, variants, cnns)]
+    first_variants = (*BEYOND[:3], *CLAIMS[:2])
+    first, second = TEST_SEEDS[:2]
+    phases = [(first, mllms), (first, first_variants), (second, mllms), (first, cnns)]
+    phases += [(seed, arms) for seed in TEST_SEEDS for arms in (mllms, (*BEYOND, *CLAIMS), cnns)]
     order = dict.fromkeys(
         (arm.name, regime, target, seed)
         for seed, arms in phases
@@ -163,16 +169,47 @@ def cells() -> list[tuple[Arm, str, int, int]]:
         for regime in REGIMES
         if seed in arm.seeds and regime in arm.regimes
     )
-    by_name = {arm.name: arm for arm in (*MAIN, *variants)}
+    by_name = {arm.name: arm for arm in (*MAIN, *BEYOND, *CLAIMS)}
     return [(by_name[name], regime, target, seed) for name, regime, target, seed in order]
+
+
+@dataclass(frozen=True)
+class StudyJob:
+    """A job as DomainBed's sweep names and starts it.
+
+    Attributes:
+        arguments: of the train script, as the sweep holds them.
+        sweep: the sweep's folder.
+    """
+
+    arguments: Mapping[str, Any]
+    sweep: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the job writes: the md5 of its arguments."""
+        text = json.dumps(self.arguments, sort_keys=True)
+        return self.sweep / hashlib.md5(text.encode()).hexdigest()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended well."""
+        return (self.folder / "done").exists()
+
+    @property
+    def command(self) -> str:
+        """The stock command, for a shell."""
+        words = ["python", "-m", "domainbed.scripts.train"]
+        for key, value in sorted({**self.arguments, "output_dir": str(self.folder)}.items()):
+            words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        return shlex.join(words)
 
 
 def job_of(
     arm: Arm, regime: str, target: int, seed: int, output: Path, target_per_class: int = TARGET_PER_CLASS
-) -> Any:
-    """Return the job as stock DomainBed's sweep knows it: argument set, folder, command, state."""
+) -> StudyJob:
+    """Return the job of a cell: the argument set that a stock sweep would write, and when to evaluate."""
     from domainbed.lib import misc
-    from domainbed.scripts import sweep
 
     hparams = {"rho": REGIMES[regime], "target_per_class": target_per_class} | arm.hparams
     arguments = {
@@ -189,15 +226,87 @@ def job_of(
         "checkpoint_freq": arm.steps,  # DomainBed evaluates after the first step and after the last
         "hparams": json.dumps(hparams, sort_keys=True),
     }
-    return sweep.Job(arguments, str(output / regime / arm.folder))
+    return StudyJob(arguments, output / regime / arm.folder)
 
 
-def run(jobs: Iterable[Any]) -> int:
+def run(jobs: Iterable[StudyJob]) -> int:
     """Run the jobs that are not done, in their order; return how many failed."""
     from domainbed_reasoning.sweeps.forked import forked_launcher
 
-    left = [job for job in jobs if job.state != job.DONE]
+    left = [job for job in jobs if not job.done]
     for job in left:
-        shutil.rmtree(job.output_dir, ignore_errors=True)  # of a run that was ended
-        Path(job.output_dir).mkdir(parents=True)
-    return len(forked_launcher([job.command_str for job in left]))
+        shutil.rmtree(job.folder, ignore_errors=True)  # of a run that was ended
+        job.folder.mkdir(parents=True)
+    return len(forked_launcher([job.command for job in left]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the design, choose, run or tabulate; return 1 if a job failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--design", action="store_true", help="print rows, jobs and what is done of them")
+    what.add_argument("--choose", action="store_true", help="run the grids and print source validation accuracies")
+    what.add_argument("--run", action="store_true", help="run the jobs that are not done")
+    what.add_argument("--table", action="store_true", help="write rows.csv, choice.csv and table.md")
+    parser.add_argument("--output_dir", default="miniature_output", help="of the jobs (default: %(default)s)")
+    parser.add_argument("--results_dir", default="results/miniature", help="of the tables (default: %(default)s)")
+    given = parser.parse_args(argv)
+    output = Path(given.output_dir).absolute()
+    jobs = [(cell[0], job_of(*cell, output)) for cell in cells()]
+    if given.design:
+        print_design(jobs)
+    elif given.choose:
+        failed = run(grid_jobs(output))
+        print_choice(output)
+        return int(failed > 0)
+    elif given.run:
+        return int(run(job for _, job in jobs) > 0)
+    else:
+        from domainbed_reasoning.sweeps import miniature_table
+
+        miniature_table.write(output, Path(given.results_dir))
+    return 0
+
+
+def grid_jobs(output: Path) -> list[StudyJob]:
+    """Return the jobs of both grids: few images of the target, which choose nothing."""
+    return [
+        job_of(arm, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)
+        for arm in (*choices(), *weights())
+        for regime, target in CHOICE_CELLS
+    ]
+
+
+def source_validation(job: StudyJob) -> float | None:
+    """Return the mean accuracy on the sources' validation splits after the last step; None before the job is done."""
+    if not job.done:
+        return None
+    last = json.loads((job.folder / "results.jsonl").read_text().splitlines()[-1])
+    target = last["args"]["test_envs"][0]
+    return statistics.fmean(last[f"env{env}_out_acc"] for env in TARGETS if env != target)
+
+
+def print_choice(output: Path) -> None:
+    """Print what the grids measured and what the study uses."""
+    for arm in (*choices(), *weights()):
+        found = [
+            source_validation(job_of(arm, regime, target, CHOICE_SEED, output / "choice", target_per_class=1))
+            for regime, target in CHOICE_CELLS
+        ]
+        known = [value for value in found if value is not None]
+        print(f"{arm.name:<24}{statistics.fmean(known) if known else math.nan:>8.3f}   {found}")
+    print(f"The study uses {LEARNING_RATES} and, beyond the paper, label weight {LABEL_WEIGHT}.")
+
+
+def print_design(jobs: Sequence[tuple[Arm, StudyJob]]) -> None:
+    """Print the rows of the study and how many of their jobs are done."""
+    print(f"{'row':<26}{'algorithm':<14}{'steps':>6}{'jobs':>6}{'done':>6}  hparams")
+    for arm in (*MAIN, *BEYOND, *CLAIMS):
+        own = [job for row, job in jobs if row.name == arm.name]
+        done = sum(job.done for job in own)
+        print(f"{arm.name:<26}{arm.algorithm:<14}{arm.steps:>6}{len(own):>6}{done:>6}  {json.dumps(arm.hparams)}")
+    print(f"{len(jobs)} jobs. The first: {jobs[0][1].command}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -266,6 +266,76 @@ def test_a_checkpoint_of_another_rank_is_refused():
         algorithm.load_state_dict(zero_shot.state_dict())
 
 
+def test_before_the_first_evaluation_asked_for_scores_are_alike_and_nothing_is_generated(monkeypatch):
+    dataset, algorithm = build("MTCT", first_evaluation=2)
+    x = minibatches(dataset, size=5)[0][0]
+    monkeypatch.setattr(type(algorithm.mllm), "generate", lambda *given: pytest.fail("a chain was written"))
+    algorithm.update(minibatches(dataset, size=1))
+    assert algorithm.predict(x).tolist() == [[0.0] * 7] * 5
+    monkeypatch.undo()
+    algorithm.update(minibatches(dataset, size=1))
+    assert algorithm.predict(x).sum() == pytest.approx(5)
+
+
+def test_balanced_gradients_are_the_chains_and_the_labels_at_equal_norm():
+    """MTCT's gradient is the chain's alone plus the label's alone, scaled; micro-batches change nothing."""
+    dataset, balanced = build("MTCT", gradient_balance="norm")
+    _, by_parts = build("MTCT", gradient_balance="norm", micro_batch=5)
+    singles = {}
+    for name in ("LabelSFT", "ReasoningSFT"):
+        _, algorithm = build(name)
+        algorithm.update(minibatches(dataset))
+        singles[name] = gradients(algorithm)
+    label, chain = singles["LabelSFT"], singles["ReasoningSFT"]
+
+    def norm(parts):
+        return torch.stack([gradient.norm() for gradient in parts.values()]).norm()
+
+    factor = float(norm(chain) / norm(label))
+    for algorithm in (balanced, by_parts):
+        values = algorithm.update(minibatches(dataset))
+        assert values["label_scale"] == pytest.approx(factor, rel=1e-3)
+        assert values["label_loss"] > 0
+        for name, gradient in gradients(algorithm).items():
+            torch.testing.assert_close(gradient, chain[name] + factor * label[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["answer", "labelling"])
+def test_of_sampled_chains_the_majoritys_is_taken(name, monkeypatch):
+    """Three chains an image, drawn at the temperature of the votes: wug, dax, wug make wug."""
+    dataset, algorithm = build("SARR", votes=3, vote_temperature=0.9, sarr_votes=3, temperature=0.6, top_p=0.8)
+    drawn, asked = iter(["wug", "dax", "wug"]), []
+
+    def generate(self, images, question, max_new_tokens, *sampling):
+        asked.append((max_new_tokens, *sampling))
+        return [f"<CONCLUSION>{answer}</CONCLUSION>" for answer in [next(drawn)] * len(images)]
+
+    monkeypatch.setattr(type(algorithm.mllm), "generate", generate)
+    x = minibatches(dataset, size=2)[0][0]
+    wug = shapes.CLASS_NAMES.index("wug")
+    if name == "answer":
+        assert algorithm.predict(x).argmax(1).tolist() == [wug, wug]
+        assert asked == [(40, 0.9)] * 3
+    else:
+        chains = algorithm._labeller().chains_for(x.as_subclass(torch.Tensor), [wug, 0], None)
+        assert chains == ["<CONCLUSION>wug</CONCLUSION>", None]
+        assert asked == [(40, 0.6, 0.8)] * 3
+
+
+def test_the_consistency_filter_keeps_some_of_what_the_paper_keeps_and_nothing_else():
+    dataset, algorithm = build("RDMLDG")
+    for step in range(12):
+        algorithm.update(minibatches(dataset, start=step))
+    images = torch.cat([x for x, _ in minibatches(dataset, size=14)]).as_subclass(torch.Tensor)
+    labels = [int(label) for _, y in minibatches(dataset, size=14) for label in y]
+    by_conclusion = algorithm._labeller().chains_for(images, labels, None)
+    algorithm.hparams["sarr_filter"] = "consistent"
+    consistent = algorithm._labeller().chains_for(images, labels, None)
+    assert all(chain in (None, kept) for chain, kept in zip(consistent, by_conclusion, strict=True))
+    kept = sum(chain is not None for chain in by_conclusion)
+    assert 0 < sum(chain is not None for chain in consistent) < kept
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -278,6 +348,12 @@ def test_a_checkpoint_of_another_rank_is_refused():
         ({"lr": -1.0}, "lr: -1.0 is not a number above 0"),
         ({"lr": "1e-3"}, "lr: '1e-3' is not a number"),
         ({"dtype": "float8"}, "none of auto, float32, bfloat16, float16"),
+        ({"gradient_balance": "on"}, "none of none, norm"),
+        ({"votes": 2.0}, "votes: 2.0 is not a whole number"),
+        ({"votes": 3, "vote_temperature": 0.0}, "3 greedy chains are all alike; set vote_temperature"),
+        ({"rho": 1.5}, r"rho: 1.5 is not a number in \[0, 1\]"),
+        ({"target_per_class": 0}, "target_per_class: 0 is not a whole number"),
+        ({"teacher": "odd"}, "teacher: 'odd' is none of own, other"),
     ],
 )
 def test_hparams_that_cannot_be_used_end_before_training_with_the_cure(changes, message):
@@ -292,6 +368,22 @@ def test_zero_shot_takes_one_step_and_changes_nothing():
     algorithm.update(minibatches(dataset))
     assert all(torch.equal(weight, before[key]) for key, weight in algorithm.named_parameters())
     assert algorithm.state_dict() == {}
+
+
+def test_self_labelling_by_vote_needs_a_temperature():
+    with pytest.raises(ValueError, match="5 greedy chains are all alike; set temperature"):
+        build("SARR", sarr_votes=5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_defaults_are_the_papers(name):
+    """Everything beyond the paper is off."""
+    beyond = {
+        "votes": 1, "sarr_votes": 1, "sarr_filter": "conclusion", "gradient_balance": "none", "first_evaluation": 0,
+        "label_weight": 1.0, "chain_weight": 1.0,
+    }  # fmt: skip
+    defaults = hparams_registry.default_hparams(name, "PACSReasoning")
+    assert {key: defaults.get(key, value) for key, value in beyond.items()} == beyond
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -194,6 +194,28 @@ def test_shapes_are_the_same_images_for_baselines_and_mllms():
     assert {env for env, _ in task_of(hparams).chains} == {0, 1, 3}
 
 
+def test_shapes_have_the_cue_and_the_target_size_that_are_asked_for():
+    """Of baselines and MLLM methods alike; with rho 0 a misleading background is as random as an honest one."""
+    wanted = {"rho": 0.0, "target_per_class": 3}
+    hparams = hparams_registry.default_hparams("ERM", "ShapesReasoning") | wanted
+    stock = vars(datasets)["ShapesReasoning"](None, [2], hparams)
+    ours, of_ours = build(None, name="ShapesReasoning", test_envs=(2,), **wanted)
+    for dataset in (stock, ours):
+        assert [len(env) for env in dataset] == [140, 140, 21, 140]
+    task = task_of(of_ours)
+    assert [len(names) for names in task.images] == [140, 140, 21, 140] == [len(own) for own in task.labels]
+    for env, misleading in ((2, True), (0, False)):
+        picture = shapes.render(env, 1, misleading=misleading, rho=0.0)
+        seen = ours[env][1][0].as_subclass(torch.Tensor)
+        assert torch.equal(seen, torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+        assert not torch.equal(seen, build(None, name="ShapesReasoning", test_envs=(2,))[0][env][1][0])
+
+
+def test_shapes_are_described_by_the_teacher_that_is_asked_for():
+    _, hparams = build(None, name="ShapesReasoning", test_envs=(2,), teacher="other")
+    assert task_of(hparams).chains[0, 4] == shapes.chain(0, 4, "other") != shapes.chain(0, 4)
+
+
 def test_augmentation_is_off_for_mllms_unless_asked_for_and_never_on_targets(pacs):
     plain, _ = build(pacs)
     assert torch.equal(plain[0][0][0], plain[0][0][0])

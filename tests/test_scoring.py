@@ -1,6 +1,6 @@
 import torch
 
-from domainbed_reasoning.scoring import answers_from_chains, scores_from_answers
+from domainbed_reasoning.scoring import answers_from_chains, elect, scores_from_answers
 
 
 def test_answers_are_read_from_conclusions_exactly():
@@ -13,3 +13,10 @@ def test_a_chain_without_an_answer_falls_back_to_the_classification_path():
     label_scores = torch.tensor([[0.0, torch.tensor(3.0).log()]])
     scores = scores_from_answers([1, None], label_scores)
     torch.testing.assert_close(scores, torch.tensor([[0.0, 1.0], [0.25, 0.75]]))
+
+
+def test_the_class_with_most_votes_is_elected_and_the_first_named_of_equals():
+    cat, dog, none = "a <CONCLUSION>cat</CONCLUSION>", "b <CONCLUSION>Dog</CONCLUSION>", "c"
+    assert elect([none, cat, dog, dog + " "], ["cat", "dog"]) == dog
+    assert elect([none, none, dog, cat], ["cat", "dog"]) == dog
+    assert elect([none, "d"], ["cat", "dog"]) == none

@@ -47,3 +47,18 @@ def test_samples_without_ids_are_labelled_each_time():
     assert labels.chains_for(images, [0, 1], None) == [chain("cat"), chain("dog")]
     assert labels.chains_for(images[:1], [0], None) == [None]
     assert labels.labelled == 3
+
+
+def test_a_second_filter_judges_what_the_first_has_kept_and_nothing_else():
+    """Written: cat, dog, cat for a cat, a cat, a cat. The filter sees the two cats and keeps the second."""
+    asked = []
+
+    def supports(images, chains, labels):
+        asked.append((images[:, 0, 0, 0].tolist(), chains, labels))
+        return [False, True]
+
+    labels = SelfLabels(Labeller("cat", "dog", "cat"), NAMES, supports)
+    images = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 2, 2)
+    assert labels.chains_for(images, [0, 0, 0], [(0, 1), (0, 2), (0, 3)]) == [None, None, chain("cat")]
+    assert asked == [([0, 2], [chain("cat")] * 2, [0, 0])]
+    assert labels.accepted_share == 1 / 3

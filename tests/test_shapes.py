@@ -73,6 +73,23 @@ def test_chain_of_an_altered_creature_names_the_odd_part():
     assert chain.reflection == "head odd"
 
 
+def test_another_teacher_says_the_same_in_words_that_no_chain_of_the_first_has():
+    for domain, index in itertools.product(EVERY_DOMAIN, range(60)):
+        own, other = (parse_chain(shapes.chain(domain, index, teacher)) for teacher in shapes.TEACHERS)
+        assert own.conclusion == other.conclusion
+        kinds = shapes.code(domain, index)
+        assert other.caption.split(" with ") == [shapes.OTHER_KINDS[part][kind] for part, kind in enumerate(kinds)]
+    shared = {word for part in shapes.KINDS for word in part} & {word for part in shapes.OTHER_KINDS for word in part}
+    assert not shared
+
+
+def test_the_other_teacher_names_the_odd_part():
+    text = shapes.describe_otherwise((0, 1, 2, 1), "dax", shapes.CODES[shapes.CLASS_NAMES.index("dax")])
+    chain = parse_chain(text)
+    assert chain.caption == "ball with flaps with skids with striped"
+    assert chain.reflection == "but for the flaps"
+
+
 def test_render_gives_the_same_bytes_in_another_process():
     here = [shapes.render(domain, 11, misleading=domain == 1).tobytes() for domain in EVERY_DOMAIN]
     script = (

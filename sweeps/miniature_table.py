@@ -1,0 +1,296 @@
+"""The miniature study's rows, tables and tests, from the folders of its jobs: see `miniature`.
+
+``rows.csv`` has a line a job: numbers, seeds, commit, command, hardware, date. ``table.md`` has the tables.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning import shapes
+from domainbed_reasoning.chains import ChainError, parse_chain
+from domainbed_reasoning.sweeps import miniature
+from domainbed_reasoning.sweeps.miniature import CHOICE_CELLS, CHOICE_SEED, Arm, StudyJob, job_of, source_validation
+from domainbed_reasoning.sweeps.paired import Cell, Comparison, Estimate, compare, estimate, holm
+
+# Claim, the first row and its answer, the second row and its answer.
+CLAIMS = (
+    ("reasoning only against label only", ("ReasoningSFT", "chain"), ("LabelSFT", "label")),
+    ("MTCT's chain against reasoning only", ("MTCT", "chain"), ("ReasoningSFT", "chain")),
+    ("MTCT's chain against label only", ("MTCT", "chain"), ("LabelSFT", "label")),
+    ("MTCT's label against label only", ("MTCT", "label"), ("LabelSFT", "label")),
+    ("RD-MLDG (N=3) against MTCT, chain", ("RDMLDG", "chain"), ("MTCT", "chain")),
+    ("RD-MLDG (N=3) against MTCT, label", ("RDMLDG", "label"), ("MTCT", "label")),
+    ("RD-MLDG's chain against label only", ("RDMLDG", "chain"), ("LabelSFT", "label")),
+    ("SARR without the label path against reasoning only", ("SARR", "chain"), ("ReasoningSFT", "chain")),
+    ("RD-MLDG against SARR without the label path", ("RDMLDG", "chain"), ("SARR", "chain")),
+    ("RD-MLDG's chain against zero-shot's", ("RDMLDG", "chain"), ("MLLMZeroShot", "chain")),
+    ("RD-MLDG's chain against ERM", ("RDMLDG", "chain"), ("ERM", "accuracy")),
+)
+VARIANTS = (
+    ("one round against none (MTCT)", ("RDMLDG N=1", "chain"), ("MTCT", "chain")),
+    ("two rounds against one", ("RDMLDG N=2", "chain"), ("RDMLDG N=1", "chain")),
+    ("three rounds against two", ("RDMLDG", "chain"), ("RDMLDG N=2", "chain")),
+    ("teacher in other words, reasoning only", ("ReasoningSFT other words", "chain"), ("ReasoningSFT", "chain")),
+    ("teacher in other words, MTCT", ("MTCT other words", "chain"), ("MTCT", "chain")),
+    ("other words: RD-MLDG against MTCT", ("RDMLDG other words", "chain"), ("MTCT other words", "chain")),
+    ("bootstrap without a teacher against SARR", ("SARR bootstrap", "chain"), ("SARR", "chain")),
+    ("bootstrap without a teacher against zero-shot", ("SARR bootstrap", "chain"), ("MLLMZeroShot", "chain")),
+    ("MTCT with the chosen label weight, chain", ("MTCT label_weight", "chain"), ("MTCT", "chain")),
+    ("MTCT with the chosen label weight, label", ("MTCT label_weight", "label"), ("MTCT", "label")),
+    ("MTCT with the chosen weight against reasoning only", ("MTCT label_weight", "chain"), ("ReasoningSFT", "chain")),
+    ("MTCT with balanced gradients, chain", ("MTCT balanced", "chain"), ("MTCT", "chain")),
+    ("MTCT with balanced gradients, label", ("MTCT balanced", "label"), ("MTCT", "label")),
+    ("MTCT with balanced gradients against reasoning only", ("MTCT balanced", "chain"), ("ReasoningSFT", "chain")),
+    ("RD-MLDG with the chosen label weight, chain", ("RDMLDG label_weight", "chain"), ("RDMLDG", "chain")),
+    ("RD-MLDG with the consistency filter, chain", ("RDMLDG consistent", "chain"), ("RDMLDG", "chain")),
+    ("MTCT with three votes, chain", ("MTCT votes", "chain"), ("MTCT", "chain")),
+)  # fmt: skip
+NUMBERS = (
+    "accuracy", "label", "chain", "unparsed", "source_validation", "caption_right", "follows_caption", "follows_cue",
+    "kept1", "kept2", "kept3",
+)  # fmt: skip
+ROW_FIELDS = (
+    "regime", "row", "algorithm", "target", "seed", "images", *NUMBERS, "steps", "lr", "date", "commit", "hardware",
+    "command",
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+def write(output: Path, results: Path) -> None:
+    """Write ``rows.csv``, ``choice.csv`` and ``table.md`` from the jobs in ``output`` that are done."""
+    known = _known_rows(results / "rows.csv")
+    rows = []
+    for cell in miniature.cells():
+        job = job_of(*cell, output)
+        if job.done:
+            row = row_of(cell[0], cell[1], job, output)
+            # Where and when a job ran is written once: another checkout may tabulate it later.
+            rows.append(row | {key: known[row["command"]][key] for key in ("commit", "hardware")}
+                        if row["command"] in known else row)  # fmt: skip
+    results.mkdir(parents=True, exist_ok=True)
+    _write_csv(results / "rows.csv", ROW_FIELDS, rows)
+    _write_csv(results / "choice.csv", ("row", "regime", "target", "seed", "source_validation"), _choice(output))
+    _replace(results / "table.md", render(rows))
+    print(f"{len(rows)} of {len(miniature.cells())} jobs are done; {results}/rows.csv and table.md hold them.")
+
+
+def row_of(arm: Arm, regime: str, job: StudyJob, output: Path) -> Row:
+    """Return the line of a finished job; accuracies are over both splits of the target domain, in [0, 1]."""
+    folder = job.folder
+    last = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
+    target = last["args"]["test_envs"][0]
+    images = len(shapes.CLASS_NAMES) * last["hparams"].get("target_per_class", shapes.PER_CLASS)
+    held_out = int(images * last["args"]["holdout_fraction"])
+    shares = {"in": (images - held_out) / images, "out": held_out / images}
+    row: Row = dict.fromkeys(ROW_FIELDS, "")
+    row |= {
+        "regime": regime,
+        "row": arm.name,
+        "algorithm": arm.algorithm,
+        "target": shapes.DOMAINS[target],
+        "seed": last["args"]["trial_seed"],
+        "images": images,
+        "accuracy": sum(share * last[f"env{target}_{split}_acc"] for split, share in shares.items()),
+        "source_validation": source_validation(job),
+        "steps": arm.steps,
+        "lr": last["hparams"].get("lr", ""),
+        "date": datetime.date.fromtimestamp((folder / "done").stat().st_mtime).isoformat(),
+        "commit": _commit(),
+        "hardware": _hardware(),
+        "command": job.command.replace(str(output), "miniature_output"),
+    }
+    for k in (1, 2, 3):
+        row[f"kept{k}"] = last.get(f"sarr{k}_accepted", "")
+    if (folder / "answers.json").exists():
+        answers = json.loads((folder / "answers.json").read_text())[f"env{target}"]
+        for key in ("label", "chain", "unparsed"):
+            if answers["in"][key] is not None:
+                row[key] = sum(share * answers[split][key] for split, share in shares.items())
+    if (folder / "predictions.jsonl").exists():
+        lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        row |= faithfulness([line for line in lines if line["env"] == target])
+    return row
+
+
+def faithfulness(lines: Sequence[Mapping[str, Any]]) -> Row:
+    """Return what the chains of a target domain say of parts and cue, as shares in [0, 1]; empty without chains.
+
+    ``caption_right``: the caption's four parts are nearest to the true class. ``follows_caption``: the conclusion is
+    the class that the caption is nearest to. ``follows_cue``: the answer is the class whose hue the background has
+    where it misleads. Captions in other words than the embedded model's are not read.
+    """
+    names = list(shapes.CLASS_NAMES)
+    answers = [line["chain_answer"] if line["chain"] is not None else line["label_answer"] for line in lines]
+    cues = [names[(names.index(line["label"]) + shapes.MISLEADING_SHIFT) % len(names)] for line in lines]
+    found: Row = {"follows_cue": statistics.fmean(a == cue for a, cue in zip(answers, cues, strict=True))}
+    nearest = [(line, described_class(line["chain"])) for line in lines if line["chain"] is not None]
+    if any(name is not None for _, name in nearest):
+        found["caption_right"] = statistics.fmean(name == line["label"] for line, name in nearest)
+        found["follows_caption"] = statistics.fmean(name == line["chain_answer"] for line, name in nearest)
+    return found
+
+
+def described_class(text: str) -> str | None:
+    """Return the class that a chain's caption is nearest to; None for a tie or a caption in other words."""
+    try:
+        words = parse_chain(text).caption.split(", ")
+    except ChainError:
+        return None
+    if len(words) != len(shapes.PARTS) or any(
+        word not in kinds for word, kinds in zip(words, shapes.KINDS, strict=True)
+    ):
+        return None
+    kinds = [of_part.index(word) for word, of_part in zip(words, shapes.KINDS, strict=True)]
+    distances = [sum(a != b for a, b in zip(kinds, code, strict=True)) for code in shapes.CODES]
+    least = min(distances)
+    return shapes.CLASS_NAMES[distances.index(least)] if distances.count(least) == 1 else None
+
+
+def cells_of(rows: Sequence[Row], regime: str, name: str, number: str) -> dict[Cell, float]:
+    """Return a row's numbers by target domain and seed; zero-shot's one run stands for every seed."""
+    own = [row for row in rows if row["regime"] == regime and row["row"] == name and row[number] not in ("", None)]
+    seeds = miniature.TEST_SEEDS if name == "MLLMZeroShot" else ()
+    return {
+        (shapes.DOMAINS.index(row["target"]), seed): float(row[number])
+        for row in own
+        for seed in (seeds or (row["seed"],))
+    }
+
+
+def render(rows: Sequence[Row]) -> str:
+    """Return the tables as Markdown."""
+    text = [
+        "<!-- written by `python -m domainbed_reasoning.sweeps.miniature --table` -->",
+        "Percent. `±`: 95% interval for another domain, clustered by domain (t, 3 degrees of freedom); `[±]`: 95%",
+        "interval for these four domains (seeds as the sample). Cells: target domains x seeds.",
+    ]
+    for regime, rho in miniature.REGIMES.items():
+        text += ["", f"## Cue with probability {rho:g} ({regime})", "", *_main_table(rows, regime)]
+        text += ["", *_claim_table(rows, regime, CLAIMS, "Claims")]
+        text += ["", *_claim_table(rows, regime, VARIANTS, "One thing changed")]
+    return "\n".join(text) + "\n"
+
+
+def _main_table(rows: Sequence[Row], regime: str) -> list[str]:
+    lines = [
+        "| row | cells | DomainBed's answer | label | chain | source validation | caption right | conclusion follows "
+        "caption | answer follows cue | kept in rounds 1, 2, 3 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in (*miniature.MAIN, *miniature.CLAIMS, *miniature.BEYOND):
+        cells = cells_of(rows, regime, arm.name, "accuracy")
+        if not cells:
+            continue
+        shown = [_plus_minus(rows, regime, arm.name, number) for number in ("accuracy", "label", "chain")]
+        means = [
+            _mean(rows, regime, arm.name, number)
+            for number in ("source_validation", "caption_right", "follows_caption", "follows_cue")
+        ]
+        kept = [_mean(rows, regime, arm.name, f"kept{k}") for k in (1, 2, 3)]
+        count = len({cell[0] for cell in cells}) if arm.name == "MLLMZeroShot" else len(cells)
+        rounds = ", ".join(share for share in kept if share != "–") or "–"
+        lines.append(f"| {arm.name} | {count} | {' | '.join(shown)} | {' | '.join(means)} | {rounds} |")
+    return lines
+
+
+def _plus_minus(rows: Sequence[Row], regime: str, name: str, number: str) -> str:
+    cells = cells_of(rows, regime, name, number)
+    return _written(estimate(cells)) if cells else "–"
+
+
+def _written(found: Estimate) -> str:
+    return f"{100 * found.mean:.1f} ± {_width(found.half)} [± {_width(found.half_here)}]"
+
+
+def _width(half: float) -> str:
+    return "?" if half == float("inf") else f"{100 * half:.1f}"
+
+
+def _mean(rows: Sequence[Row], regime: str, name: str, number: str) -> str:
+    cells = cells_of(rows, regime, name, number)
+    return f"{100 * estimate(cells).mean:.0f}" if cells else "–"
+
+
+def _claim_table(rows: Sequence[Row], regime: str, claims: Sequence[Any], title: str) -> list[str]:
+    found: list[tuple[str, Comparison]] = []
+    for claim, (first, its), (second, other) in claims:
+        comparison = compare(cells_of(rows, regime, first, its), cells_of(rows, regime, second, other))
+        if comparison is not None:
+            found.append((claim, comparison))
+    if not found:
+        return []
+    adjusted = holm([comparison.estimate.p for _, comparison in found])
+    here = holm([comparison.estimate.p_here for _, comparison in found])
+    lines = [
+        f"{title}: paired differences in points, wins and losses over the cells, p after Holm for another domain and "
+        "for these domains",
+        "",
+        "| comparison | cells | difference | wins : losses | p | p, these domains |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (claim, comparison), p, p_here in zip(found, adjusted, here, strict=True):
+        its = comparison.estimate
+        lines.append(
+            f"| {claim} | {its.cells} | {_written(its)} | {comparison.wins} : {comparison.losses} | {_p(p)} | "
+            f"{_p(p_here) if its.half_here < float('inf') else '?'} |"
+        )
+    return lines
+
+
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else f"{value:.3f}".lstrip("0") if value < 1 else "1"
+
+
+def _choice(output: Path) -> list[Row]:
+    return [
+        {"row": arm.name, "regime": regime, "target": target, "seed": CHOICE_SEED, "source_validation": found}
+        for arm in (*miniature.choices(), *miniature.weights())
+        for regime, target in CHOICE_CELLS
+        if (found := source_validation(job_of(arm, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)))
+        is not None
+    ]
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parent
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _hardware() -> str:
+    return f"{len(os.sched_getaffinity(0))} cores {platform.machine()}, shared; one thread a job"
+
+
+def _known_rows(path: Path) -> dict[str, Row]:
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["command"]: dict(row) for row in csv.DictReader(file)}
+
+
+def _write_csv(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{value:.4f}" if isinstance(value, float) and key in NUMBERS else value
+                             for key, value in row.items()})  # fmt: skip
+    os.replace(part, path)
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

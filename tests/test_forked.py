@@ -1,0 +1,73 @@
+"""The forking launcher: equal to a process a job, failures named, what it cannot do refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from domainbed_reasoning.sweeps import forked
+from domainbed_reasoning.sweeps.parallel import LOG, parse_job
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+HPARAMS = {"target_per_class": 1, "first_evaluation": 4, "answer": "label", "both_answers": False, "batch_size": 2}
+
+
+def command(folder, algorithm="RDMLDG"):
+    return (
+        f"python -m domainbed.scripts.train --algorithm {algorithm} --dataset ShapesReasoning --data_dir none "
+        f"--test_envs 1 --steps 4 --checkpoint_freq 4 --trial_seed 3 --seed 5 --hparams '{json.dumps(HPARAMS)}' "
+        f"--output_dir {folder}"
+    )
+
+
+def records(folder):
+    """The job's records without what a clock or a path says."""
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("step_time", "args")} for line in lines]
+
+
+def test_a_forked_job_gives_the_results_of_a_process_and_a_failure_is_named(tmp_path, run_stock, domainbed_root):
+    """RD-MLDG through all of its stages, and an algorithm that is not there."""
+    if "standin" not in str(domainbed_root):
+        pytest.skip("once is enough: what is compared is one DomainBed with itself")
+    run_stock(domainbed_root, "train", *forked.train_arguments(parse_job(command(tmp_path / "process"))), cwd=tmp_path)
+    commands = [command(tmp_path / "fork"), command(tmp_path / "bad", "MTCTT")]
+    path = [str(domainbed_root), str(CHECKOUT)]
+    (tmp_path / "launch.py").write_text(
+        "import sys, domainbed_reasoning.register; from domainbed_reasoning.sweeps.forked import forked_launcher;"
+        f"sys.exit(10 * len(forked_launcher({commands!r})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "launch.py"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 10, done.stderr
+    assert "FAILED: MTCTT on ShapesReasoning, target 1" in done.stdout
+    assert "MTCTT" in (tmp_path / "bad" / LOG).read_text()
+    assert records(tmp_path / "fork") == records(tmp_path / "process")
+    assert [record["step"] for record in records(tmp_path / "fork")] == [0, 3]
+
+
+def test_another_command_than_the_train_script_is_refused():
+    with pytest.raises(ValueError, match="runs `python -m domainbed.scripts.train` only"):
+        forked.train_arguments(parse_job("python other.py --algorithm ERM"))
+
+
+def test_a_machine_with_a_gpu_is_refused_with_the_cure(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(RuntimeError, match="--command_launcher parallel"):
+        forked.forked_launcher([])
+
+
+def test_the_launcher_is_in_domainbeds_registry():
+    from domainbed import command_launchers
+
+    assert command_launchers.REGISTRY["forked"] is forked.forked_launcher
