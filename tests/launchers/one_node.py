@@ -23,6 +23,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 _START_SECONDS = 30
 # Requeued jobs wait for `cred_expire` seconds, which is 120 by default; killed ones get SIGKILL after KillWait.
+# config_overrides: more cores may be promised than there are, so that two jobs run side by side anywhere.
 _CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -49,6 +50,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=2,bf_interval=2
 KillWait=3
 ReturnToService=2
+SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -91,7 +93,6 @@ def start(folder: Path, cores: int = 2) -> dict[str, str]:
     files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "log", "pid", "seed")]
     _run(["munged", "--force", f"--socket={folder}/munge.socket", *files], environment)
     _run(["slurmctld", "-f", str(conf), "-c"], environment)
-    # -N: the node's name; more cores may be promised than there are, so that two jobs run side by side anywhere.
     _run(["slurmd", "-f", str(conf), "-N", host], environment)
     deadline = time.monotonic() + _START_SECONDS
     while (state := _node_state(environment)) != "idle":
