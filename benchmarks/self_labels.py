@@ -17,6 +17,7 @@ from domainbed_reasoning.chains import END_OF_CHAIN, Chain
 from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
 from domainbed_reasoning.mllm.images import from_picture
 from domainbed_reasoning.mllm.loading import add_lora
+from domainbed_reasoning.mllm.memory import Memory
 from domainbed_reasoning.prompts import q_reason
 
 IMAGES, BATCH, TOKENS = 500, 64, 160
@@ -65,6 +66,7 @@ class Labellers:
                     weight.normal_(std=0.005)
 
     def ours(self) -> list[str]:
+        self.mllm.memory = Memory()  # every repeat writes anew
         frozen = self.mllm.copy_for_inference()
         return [chain for part in self.images.split(BATCH) for chain in frozen.generate(part, self.question, TOKENS)]
 
