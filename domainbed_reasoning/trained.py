@@ -105,8 +105,13 @@ class TrainedJob:
         return mllm.eval()
 
 
-def read_job(folder: str | pathlib.Path) -> TrainedJob:
+def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> TrainedJob:
     """Return the trained model in ``folder``: a job of DomainBed's train or sweep, or what `export` made of one.
+
+    Args:
+        folder: of the job.
+        checkpoint: DomainBed's file in it; ``model_step19.pkl`` and others are there after
+            ``--save_model_every_checkpoint``.
 
     Raises:
         JobError: for a folder that is none of these, or a job that has not saved its model.
@@ -124,7 +129,7 @@ def read_job(folder: str | pathlib.Path) -> TrainedJob:
     elif (path / "config.json").is_file():
         adapters, model, hparams = {}, str(path), {**hparams, "quantize": "none"}
     else:
-        adapters = _checkpoint(path)
+        adapters = _checkpoint(path / checkpoint)
     _check_adapters(path, adapters, hparams)
     return TrainedJob(
         folder=path,
@@ -152,7 +157,12 @@ def _read_task(path: pathlib.Path) -> dict[str, Any]:
         ) from error
     except (ValueError, OSError) as error:
         raise JobError(f"{file} is damaged ({str(error):.200}): run the job again.") from error
-    fault = _fault(said, _TASK) or _fault(said["hparams"], _HPARAMS) or fault_of_names(said["class_names"])
+    fault = _fault(said, _TASK)
+    if not fault and "model" not in said["hparams"]:
+        raise JobError(
+            f"{path}: {said['algorithm']:.80} trains no multimodal LLM, so there is none to load. Give another."
+        )
+    fault = fault or _fault(said["hparams"], _HPARAMS) or fault_of_names(said["class_names"])
     if fault:
         raise JobError(f"{file} is damaged ({fault}): run the job again, or take the file as the job wrote it.")
     return said
@@ -239,12 +249,12 @@ def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Ma
             raise JobError(f"{path}: the adapter {name!r:.200} holds NaN or infinity: the job has diverged.")
 
 
-def _checkpoint(path: pathlib.Path) -> dict[str, Any]:
-    """Return the trained tensors of DomainBed's model.pkl."""
-    file = path / "model.pkl"
+def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
+    """Return the trained tensors of one of DomainBed's checkpoints."""
     if not file.is_file():
         raise JobError(
-            f"{path} holds no model.pkl: the job has not reached its first checkpoint, or ran with --skip_model_save."
+            f"{file.parent} holds no {file.name}: the job has not reached its first checkpoint, or ran with "
+            "--skip_model_save."
         )
     try:  # tensors and plain values only: a checkpoint from elsewhere must not run code
         if zipfile.is_zipfile(file):

@@ -76,6 +76,7 @@ def trajectory(root, cls, name, poisoned):
         name, cls.__name__ if cls.__name__ in registry.DATASETS else "PACSReasoning"
     )
     small = {"model": "tiny", "max_new_tokens": 16, "batch_size": 2, "mtct_epochs": 1, "workers": 0, "dtype": "float32"}
+    small |= {"clip_model": "tiny", "clip_epochs": 1}
     small |= {"sarr_rounds": 1, "sarr_epochs": 1, "temperature": 0.7, "both_answers": False}
     hparams |= {key: value for key, value in small.items() if key in hparams}
     for seed in (random.seed, np.random.seed, torch.manual_seed):
