@@ -157,7 +157,12 @@ def _read_task(path: pathlib.Path) -> dict[str, Any]:
         ) from error
     except (ValueError, OSError) as error:
         raise JobError(f"{file} is damaged ({str(error):.200}): run the job again.") from error
-    fault = _fault(said, _TASK) or _fault(said["hparams"], _HPARAMS) or fault_of_names(said["class_names"])
+    fault = _fault(said, _TASK)
+    if not fault and "model" not in said["hparams"]:
+        raise JobError(
+            f"{path}: {said['algorithm']:.80} trains no multimodal LLM, so there is none to load. Give another."
+        )
+    fault = fault or _fault(said["hparams"], _HPARAMS) or fault_of_names(said["class_names"])
     if fault:
         raise JobError(f"{file} is damaged ({fault}): run the job again, or take the file as the job wrote it.")
     return said
@@ -245,7 +250,7 @@ def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Ma
 
 
 def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
-    """Return the trained tensors of a checkpoint of DomainBed's."""
+    """Return the trained tensors of one of DomainBed's checkpoints."""
     if not file.is_file():
         raise JobError(
             f"{file.parent} holds no {file.name}: the job has not reached its first checkpoint, or ran with "
