@@ -123,7 +123,7 @@ def test_rows_are_written_again_as_they_were_and_tables_say_who_won(tmp_path, ca
     assert re.search(r"\| MTCT \| 4 \| 51\.5 ± 2\.1 \[± \?\] \| 80\.0 ± 0\.0", table)
     assert re.search(r"\| RDMLDG \| 1 \| 50\.0 ± \? .*\| 75 \|", table)
     # Where a row was run is not overwritten by where it is tabulated.
-    text = (results / "rows.csv").read_text().replace(first["hardware"], "elsewhere")
+    text = (results / "rows.csv").read_text().replace(first["hardware"], "another machine, elsewhere")
     (results / "rows.csv").write_text(text)
     miniature_table.write(tmp_path, results)
     assert (results / "rows.csv").read_text() == text
