@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from domainbed_reasoning.sweeps import forked
-from domainbed_reasoning.sweeps.parallel import LOG, parse_job
+from domainbed_reasoning.sweeps.jobs import LOG, parse_job
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 HPARAMS = {"target_per_class": 1, "first_evaluation": 4, "answer": "label", "both_answers": False, "batch_size": 2}
