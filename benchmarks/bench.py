@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    began, rows, failed = time.monotonic(), [], []
+    began, rows, told, failed = time.monotonic(), [], [], []
     for part in given.parts or PARTS:
         start = time.monotonic()
         try:
@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
         except Exception:  # the other parts are worth their minutes
             traceback.print_exc()
             failed.append(part)
-        print(f"{part}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        found = [row for row in rows if row not in told]
+        told = list(rows)
+        print(f"{part}: {time.monotonic() - start:.0f} s\n{table(found)}", file=sys.stderr, flush=True)
     print(table(rows))
     if failed:
         print(f"\nFAILED: {', '.join(failed)}; nothing is written")
