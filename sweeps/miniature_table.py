@@ -131,7 +131,8 @@ def faithfulness(lines: Sequence[Mapping[str, Any]]) -> Row:
 
     ``caption_right``: the caption's four parts are nearest to the true class. ``follows_caption``: the conclusion is
     the class that the caption is nearest to. ``follows_cue``: the answer is the class whose hue the background has
-    where it misleads."""
+    where it misleads.
+    """
     names = list(shapes.CLASS_NAMES)
     answers = [line["chain_answer"] if line["chain"] is not None else line["label_answer"] for line in lines]
     cues = [names[(names.index(line["label"]) + shapes.MISLEADING_SHIFT) % len(names)] for line in lines]
