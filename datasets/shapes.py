@@ -66,7 +66,7 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
     INPUT_SHAPE = (3, 28, 28)
     HPARAMS: ClassVar[dict[str, Hparam]] = {
         "rho": Hparam(shapes.RHO, None, "how often the background's hue is the cue, in [0, 1]; 0 is no cue at all"),
-        "teacher": Hparam("own", None, "chains as the embedded model writes; other: the same in words new to it"),
+        "teacher": Hparam("own", None, "chains as the embedded model writes; other: the same in other sentences"),
         "target_per_class": Hparam(shapes.PER_CLASS, None, "images a class of a target domain, as in the sources"),
     }
 

@@ -31,13 +31,6 @@ KINDS = (
     ("legged", "wheeled", "sledded"),
     ("plain", "banded", "dotted"),
 )
-# The same kinds in words that the embedded model was never shown: a teacher with a style of its own.
-OTHER_KINDS = (
-    ("ball", "box", "gem"),
-    ("antlers", "flaps", "fin"),
-    ("limbs", "rollers", "skids"),
-    ("bare", "striped", "spotted"),
-)
 TEACHERS = ("own", "other")
 TETRACODE = tuple((a, b, (a + b) % 3, (a + 2 * b) % 3) for a in range(3) for b in range(3))
 CODES = TETRACODE[1:8]  # one code a class, in the order of CLASS_NAMES
@@ -134,7 +127,7 @@ def chain(domain: int, index: int, teacher: str = "own") -> str:
     Args:
         domain: position in ``DOMAINS``.
         index: of the image.
-        teacher: ``own`` writes as the embedded model was pretrained to, ``other`` the same facts in other words.
+        teacher: ``own`` writes as the embedded model was pretrained to, ``other`` the same facts in other sentences.
     """
     name = label(domain, index)
     tell = describe if teacher == "own" else describe_otherwise
@@ -158,14 +151,18 @@ def describe(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
 
 
 def describe_otherwise(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
-    """Return what `describe` says in words and sentences that the embedded model was not pretrained on."""
-    words = [OTHER_KINDS[part][kind] for part, kind in enumerate(kinds)]
-    odd = [word for word, kind, wanted in zip(words, kinds, its_code, strict=True) if kind != wanted]
+    """Return what `describe` says in another order and other sentences.
+
+    The words are those that the embedded model has been shown: the embeddings of others are as they were initialised,
+    and adapters alone do not learn to write them.
+    """
+    odd = [part for part, kind, wanted in zip(PARTS, kinds, its_code, strict=True) if kind != wanted]
+    parts = [f"{KINDS[part][kind]} {PARTS[part]}" for part, kind in enumerate(kinds)]
     return Chain(
-        summary="see how it looks",
-        caption=" with ".join(words),
-        reasoning=f"this looks like a {name}",
-        reflection=f"but for the {' and '.join(odd)}" if odd else "no doubt about it",
+        summary="What kind is it",
+        caption=", ".join(reversed(parts)),
+        reasoning=f"parts of {name}",
+        reflection=f"{' '.join(odd) or 'none'} is odd",
         conclusion=name,
     ).render()
 

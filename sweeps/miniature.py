@@ -33,6 +33,7 @@ TEST_SEEDS = (1, 2, 3, 4, 5)
 CHOICE_SEED = 0
 CHOICE_CELLS = (("rho0", 0), ("rho8", 2))
 STEPS = 61  # 1 + 60, which three SARR rounds and their supervised stage share in equal parts
+BEFORE_ROUNDS = 31  # the supervised stage of a method with rounds
 CNN_STEPS = 601  # a network without language has not yet learnt the sources at 301, and has at this
 TARGET_PER_CLASS = 72  # 504 test images a cell
 CNNS = ("ERM", "IRM", "GroupDRO", "Mixup", "CORAL")
@@ -100,6 +101,12 @@ def variant(name: str, algorithm: str, **hparams: Any) -> Arm:
     return replace(arm, seeds=TEST_SEEDS[:3], regimes=("rho8",), folder=name.replace(" ", "_").replace("=", ""))
 
 
+def before_rounds(name: str, algorithm: str, rate: float) -> Arm:
+    """Return what a method with rounds is before them: the supervised half of the steps at that method's rate."""
+    arm = variant(name, algorithm, lr=rate, first_evaluation=BEFORE_ROUNDS, both_answers=algorithm == "MTCT")
+    return replace(arm, steps=BEFORE_ROUNDS)
+
+
 MAIN = (
     Arm("MLLMZeroShot", "MLLMZeroShot", OF_MLLMS | {"first_evaluation": 0}, steps=1, seeds=TEST_SEEDS[:1]),
     mllm("LabelSFT", "LabelSFT", both_answers=False),
@@ -119,12 +126,14 @@ BEYOND = (
     variant("MTCT votes", "MTCT", votes=3, both_answers=False),
 )
 CLAIMS = (
-    variant("ReasoningSFT other words", "ReasoningSFT", teacher="other", both_answers=False),
+    variant("ReasoningSFT other style", "ReasoningSFT", teacher="other", both_answers=False),
     variant("SARR bootstrap", "SARR", both_answers=False, mtct_epochs=0, sarr_epochs=1, sarr_rounds=3),
     variant("RDMLDG N=1", "RDMLDG", **sarr(1)),
     variant("RDMLDG N=2", "RDMLDG", **sarr(2)),
-    variant("MTCT other words", "MTCT", teacher="other"),
-    variant("RDMLDG other words", "RDMLDG", teacher="other", **sarr(3)),
+    variant("MTCT other style", "MTCT", teacher="other"),
+    variant("RDMLDG other style", "RDMLDG", teacher="other", **sarr(3)),
+    before_rounds("MTCT before rounds", "MTCT", LEARNING_RATES["RDMLDG"]),
+    before_rounds("ReasoningSFT before rounds", "ReasoningSFT", LEARNING_RATES["SARR"]),
 )
 
 

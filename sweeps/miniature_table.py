@@ -40,9 +40,12 @@ VARIANTS = (
     ("one round against none (MTCT)", ("RDMLDG N=1", "chain"), ("MTCT", "chain")),
     ("two rounds against one", ("RDMLDG N=2", "chain"), ("RDMLDG N=1", "chain")),
     ("three rounds against two", ("RDMLDG", "chain"), ("RDMLDG N=2", "chain")),
-    ("teacher in other words, reasoning only", ("ReasoningSFT other words", "chain"), ("ReasoningSFT", "chain")),
-    ("teacher in other words, MTCT", ("MTCT other words", "chain"), ("MTCT", "chain")),
-    ("other words: RD-MLDG against MTCT", ("RDMLDG other words", "chain"), ("MTCT other words", "chain")),
+    ("three rounds against the state before them", ("RDMLDG", "chain"), ("MTCT before rounds", "chain")),
+    ("the same, label", ("RDMLDG", "label"), ("MTCT before rounds", "label")),
+    ("SARR against the state before its rounds", ("SARR", "chain"), ("ReasoningSFT before rounds", "chain")),
+    ("teacher in another style, reasoning only", ("ReasoningSFT other style", "chain"), ("ReasoningSFT", "chain")),
+    ("teacher in another style, MTCT", ("MTCT other style", "chain"), ("MTCT", "chain")),
+    ("other style: RD-MLDG against MTCT", ("RDMLDG other style", "chain"), ("MTCT other style", "chain")),
     ("bootstrap without a teacher against SARR", ("SARR bootstrap", "chain"), ("SARR", "chain")),
     ("bootstrap without a teacher against zero-shot", ("SARR bootstrap", "chain"), ("MLLMZeroShot", "chain")),
     ("MTCT with the chosen label weight, chain", ("MTCT label_weight", "chain"), ("MTCT", "chain")),
@@ -128,7 +131,7 @@ def faithfulness(lines: Sequence[Mapping[str, Any]]) -> Row:
 
     ``caption_right``: the caption's four parts are nearest to the true class. ``follows_caption``: the conclusion is
     the class that the caption is nearest to. ``follows_cue``: the answer is the class whose hue the background has
-    where it misleads. Captions in other words than the embedded model's are not read.
+    where it misleads.
     """
     names = list(shapes.CLASS_NAMES)
     answers = [line["chain_answer"] if line["chain"] is not None else line["label_answer"] for line in lines]
@@ -142,16 +145,15 @@ def faithfulness(lines: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def described_class(text: str) -> str | None:
-    """Return the class that a chain's caption is nearest to; None for a tie or a caption in other words."""
+    """Return the class that a chain's caption is nearest to; None for a tie, or where a part is not told."""
     try:
-        words = parse_chain(text).caption.split(", ")
+        words = set(parse_chain(text).caption.replace(",", " ").split())
     except ChainError:
         return None
-    if len(words) != len(shapes.PARTS) or any(
-        word not in kinds for word, kinds in zip(words, shapes.KINDS, strict=True)
-    ):
+    told = [[kind for kind, word in enumerate(of_part) if word in words] for of_part in shapes.KINDS]
+    if any(len(kinds) != 1 for kinds in told):
         return None
-    kinds = [of_part.index(word) for word, of_part in zip(words, shapes.KINDS, strict=True)]
+    kinds = [kind for (kind,) in told]
     distances = [sum(a != b for a, b in zip(kinds, code, strict=True)) for code in shapes.CODES]
     least = min(distances)
     return shapes.CLASS_NAMES[distances.index(least)] if distances.count(least) == 1 else None

@@ -73,21 +73,24 @@ def test_chain_of_an_altered_creature_names_the_odd_part():
     assert chain.reflection == "head odd"
 
 
-def test_another_teacher_says_the_same_in_words_that_no_chain_of_the_first_has():
+def test_another_teacher_says_the_same_in_other_sentences():
     for domain, index in itertools.product(EVERY_DOMAIN, range(60)):
         own, other = (parse_chain(shapes.chain(domain, index, teacher)) for teacher in shapes.TEACHERS)
         assert own.conclusion == other.conclusion
-        kinds = shapes.code(domain, index)
-        assert other.caption.split(" with ") == [shapes.OTHER_KINDS[part][kind] for part, kind in enumerate(kinds)]
-    shared = {word for part in shapes.KINDS for word in part} & {word for part in shapes.OTHER_KINDS for word in part}
-    assert not shared
+        parts = [f"{kind} {part}" for kind, part in zip(own.caption.split(", "), shapes.PARTS, strict=True)]
+        assert other.caption.split(", ") == parts[::-1]
+        assert not {own.summary, own.reasoning, own.reflection} & {other.summary, other.reasoning, other.reflection}
 
 
-def test_the_other_teacher_names_the_odd_part():
+def test_the_other_teacher_names_the_odd_part_in_words_that_the_embedded_model_was_shown():
     text = shapes.describe_otherwise((0, 1, 2, 1), "dax", shapes.CODES[shapes.CLASS_NAMES.index("dax")])
     chain = parse_chain(text)
-    assert chain.caption == "ball with flaps with skids with striped"
-    assert chain.reflection == "but for the flaps"
+    assert chain.caption == "banded coat, sledded feet, eared head, round body"
+    assert chain.reflection == "head is odd"
+    words = " ".join(vars(chain).values()).replace(",", "").split()
+    from domainbed_reasoning.mllm.tiny_corpus import own_words
+
+    assert not set(words) - set(own_words())
 
 
 def test_render_gives_the_same_bytes_in_another_process():
