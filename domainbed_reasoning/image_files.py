@@ -15,7 +15,8 @@ from typing import Any
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 
-# Pillow's own bound for a picture that is safe to decode: 268 MB as RGB, 9,459 pixels square.
+# Pillow's own bound for a picture that is safe to decode: 268 MB as RGB, 9,459 pixels square. The library wilds, which
+# DomainBed's datasets import, takes Pillow's away in the whole process.
 MAX_PIXELS = 89_478_485
 
 # How many bytes from the end a whole JPEG or PNG has its end mark at the latest, for some carry a little more.

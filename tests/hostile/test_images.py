@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from domainbed_reasoning.annotate.teacher import MAX_EDGE, read_picture
-from domainbed_reasoning.image_files import MAX_PIXELS, ImageFileError, check_header, read_rgb, truncated_images_refused
+from domainbed_reasoning.image_files import ImageFileError, check_header, read_rgb, truncated_images_refused
 
 NOISE = np.random.RandomState(0).randint(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -133,7 +133,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "half a PNG": ("a.png", lambda: saved(photo(), "PNG")[:-3000], "truncated|broken"),
     "PNG without its end": ("a.png", lambda: saved(photo(), "PNG")[:-200], "truncated|broken"),
     "half a GIF": ("a.gif.png", lambda: saved(photo(), "GIF")[:-900], "truncated|not processed"),
-    "20,000 x 20,000": ("a.png", lambda: png_header(20_000, 20_000), "400000000 pixels"),
+    "20,000 x 20,000": ("a.png", lambda: png_header(20_000, 20_000), "20000 x 20000 pixels, more than 89,478,485"),
     "60,000 x 60,000": ("a.png", lambda: png_header(60_000, 60_000), "pixels"),
     "2^31 - 1 in both": ("a.png", lambda: png_header(2**31 - 1, 2**31 - 1), "pixels|size"),
     "a little too large": ("a.png", lambda: png_header(9_460, 9_460), "9460 x 9460 pixels, more than 89,478,485"),
@@ -156,7 +156,9 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
 
 @pytest.fixture(autouse=True)
 def as_domainbed_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its modules have truncated images filled up, and a library of theirs takes Pillow's bound on sizes away."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**10)
 
 
 @pytest.mark.parametrize("name", READ)
@@ -178,7 +180,6 @@ def test_odd_images_are_read_rightly(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_hostile_images_are_refused_by_name(tmp_path: Path, name: str) -> None:
     file, make, fault = REFUSED[name]
     path = tmp_path / file
@@ -204,10 +205,6 @@ def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path.write_bytes(EPS)
     with pytest.raises(ImageFileError):
         read_rgb(path)
-
-
-def test_the_bound_is_pillows_own() -> None:
-    assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS
 
 
 def test_a_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:
