@@ -93,6 +93,7 @@ def row_of(arm: Arm, regime: str, job: StudyJob, output: Path) -> Row:
     folder = job.folder
     last = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
     target = last["args"]["test_envs"][0]
+    ended = datetime.datetime.fromtimestamp((folder / "done").stat().st_mtime, datetime.UTC)
     images = len(shapes.CLASS_NAMES) * last["hparams"].get("target_per_class", shapes.PER_CLASS)
     held_out = int(images * last["args"]["holdout_fraction"])
     shares = {"in": (images - held_out) / images, "out": held_out / images}
@@ -108,8 +109,8 @@ def row_of(arm: Arm, regime: str, job: StudyJob, output: Path) -> Row:
         "source_validation": source_validation(job),
         "steps": arm.steps,
         "lr": last["hparams"].get("lr", ""),
-        "date": datetime.date.fromtimestamp((folder / "done").stat().st_mtime).isoformat(),
-        "commit": _commit(),
+        "date": ended.date().isoformat(),
+        "commit": _commit(ended),
         "hardware": _hardware(),
         "command": job.command.replace(str(output), "miniature_output"),
     }
@@ -266,10 +267,11 @@ def _choice(output: Path) -> list[Row]:
     ]
 
 
-def _commit() -> str:
+def _commit(ended: datetime.datetime) -> str:
+    """Return the newest commit of this checkout when a job ended; empty outside of a repository."""
+    command = ["git", "rev-list", "-1", "--abbrev-commit", f"--before={ended.isoformat()}", "HEAD"]
     here = Path(__file__).resolve().parent
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
-    return done.stdout.strip()
+    return subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
 
 
 def _hardware() -> str:
