@@ -43,7 +43,7 @@ OF_CNNS = {"batch_size": 4}  # a domain
 OF_MLLMS = {"batch_size": 4, "first_evaluation": STEPS}
 ROUNDS = {1: (3, 3), 2: (2, 1), 3: (3, 1)}  # epochs of the supervised stage and of a round: half of the steps each
 
-# Chosen by --choose (results/miniature/choice.csv); of equals the one nearest to the embedded default. LabelSFT's is one
+# Chosen by --choose (results/miniature/choice.csv); of equals the one nearest the embedded default. LabelSFT's is one
 # validation image of 168 below its best, 2e-3.
 LEARNING_RATES = {
     "LabelSFT": 4e-3,

@@ -83,7 +83,8 @@ def write(output: Path, results: Path) -> None:
                         if row["command"] in known else row)  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
     _write_csv(results / "rows.csv", ROW_FIELDS, rows)
-    _write_csv(results / "choice.csv", ("row", "regime", "target", "seed", "source_validation"), _choice(output))
+    if choice := _choice(output):
+        _write_csv(results / "choice.csv", ("row", "regime", "target", "seed", "source_validation"), choice)
     _replace(results / "table.md", render(rows))
     print(f"{len(rows)} of {len(miniature.cells())} jobs are done; {results}/rows.csv and table.md hold them.")
 
