@@ -83,7 +83,8 @@ def write(output: Path, results: Path) -> None:
                         if row["command"] in known else row)  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
     _write_csv(results / "rows.csv", ROW_FIELDS, rows)
-    _write_csv(results / "choice.csv", ("row", "regime", "target", "seed", "source_validation"), _choice(output))
+    if choice := _choice(output):
+        _write_csv(results / "choice.csv", ("row", "regime", "target", "seed", "source_validation"), choice)
     _replace(results / "table.md", render(rows))
     print(f"{len(rows)} of {len(miniature.cells())} jobs are done; {results}/rows.csv and table.md hold them.")
 
@@ -93,6 +94,7 @@ def row_of(arm: Arm, regime: str, job: StudyJob, output: Path) -> Row:
     folder = job.folder
     last = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
     target = last["args"]["test_envs"][0]
+    ended = datetime.datetime.fromtimestamp((folder / "done").stat().st_mtime, datetime.UTC)
     images = len(shapes.CLASS_NAMES) * last["hparams"].get("target_per_class", shapes.PER_CLASS)
     held_out = int(images * last["args"]["holdout_fraction"])
     shares = {"in": (images - held_out) / images, "out": held_out / images}
@@ -108,8 +110,8 @@ def row_of(arm: Arm, regime: str, job: StudyJob, output: Path) -> Row:
         "source_validation": source_validation(job),
         "steps": arm.steps,
         "lr": last["hparams"].get("lr", ""),
-        "date": datetime.date.fromtimestamp((folder / "done").stat().st_mtime).isoformat(),
-        "commit": _commit(),
+        "date": ended.date().isoformat(),
+        "commit": _commit(ended),
         "hardware": _hardware(),
         "command": job.command.replace(str(output), "miniature_output"),
     }
@@ -266,10 +268,11 @@ def _choice(output: Path) -> list[Row]:
     ]
 
 
-def _commit() -> str:
+def _commit(ended: datetime.datetime) -> str:
+    """Return the newest commit of this checkout when a job ended; empty outside of a repository."""
+    command = ["git", "rev-list", "-1", "--abbrev-commit", f"--before={ended.isoformat()}", "HEAD"]
     here = Path(__file__).resolve().parent
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
-    return done.stdout.strip()
+    return subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
 
 
 def _hardware() -> str:
