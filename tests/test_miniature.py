@@ -26,7 +26,8 @@ def test_every_mllm_method_takes_the_same_number_of_updates_with_the_same_batch(
 
 
 def test_the_rows_are_the_papers_methods_and_the_baselines_each_with_its_own_name():
-    assert {arm.algorithm for arm in MAIN} == {*registry.ALGORITHMS, *CNNS}
+    random_weights = {"CLIPZeroShot", "CLIPLoRA"}  # on the embedded dataset, so their row would say nothing
+    assert {arm.algorithm for arm in MAIN} == {*registry.ALGORITHMS, *CNNS} - random_weights
     assert len({arm.name for arm in ROWS}) == len(ROWS)
     assert len({arm.folder for arm in (*BEYOND, *CLAIMS)}) == len(BEYOND) + len(CLAIMS)
 

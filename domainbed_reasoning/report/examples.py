@@ -130,8 +130,10 @@ def _pictures(job: Job, data_dir: str | None) -> OpenPicture:
 @functools.lru_cache(maxsize=16)
 def _rendered(dataset: str, test_envs: tuple[int, ...], hparams: str) -> OpenPicture:
     """Return what renders an image of an embedded dataset, as the job's own dataset object does."""
+    cls = registry.load(registry.DATASETS[dataset])
+    defaults = {name: hparam.default_on(dataset) for name, hparam in cls.HPARAMS.items()}  # newer than the job's
     with contextlib.redirect_stdout(io.StringIO()):  # it tells the job's log how many chains there are
-        made = registry.load(registry.DATASETS[dataset])(None, list(test_envs), json.loads(hparams))
+        made = cls(None, list(test_envs), defaults | json.loads(hparams))
 
     def render(env: int, index: int, name: str) -> Image.Image:
         picture: Image.Image = made.datasets[env].open_image(index)

@@ -48,6 +48,6 @@ def test_likelihoods_are_log_likelihoods_and_entropies_those_of_the_whole_distri
     assert (entropies[mask] > 0).all() and (entropies[mask] < 1.5 * uniform).all()
     assert (entropies[~mask] == 0).all()
     prompt = mllm.prompt(QUESTION)["input_ids"].to(mllm.device).expand(2, -1)
-    hidden = mllm._core(2, QUESTION, prompt, encoded, use_cache=False)[0][:, -1]
+    hidden = mllm.core(2, QUESTION, prompt, encoded, use_cache=False)[0][:, -1]
     first = torch.distributions.Categorical(logits=mllm.base.get_output_embeddings()(hidden).float())
     torch.testing.assert_close(entropies[:, 0], first.entropy(), rtol=1e-4, atol=1e-4)

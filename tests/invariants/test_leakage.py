@@ -154,7 +154,9 @@ def test_poison_changes_no_step_on_the_rendered_dataset(monkeypatch):
         shapes, "render", lambda d, i, **more: Image.new("RGB", (48, 48)) if is_poison(d, i) else render(d, i, **more)
     )
     monkeypatch.setattr(shapes, "label", lambda d, i: (label(d, i) + (d == TARGET)) % len(shapes.CLASS_NAMES))
-    monkeypatch.setattr(shapes, "chain", lambda d, i: chain("POISON", "POISON") if is_poison(d, i) else tell(d, i))
+    monkeypatch.setattr(
+        shapes, "chain", lambda d, i, *of: chain("POISON", "POISON") if is_poison(d, i) else tell(d, i, *of)
+    )
     module._picture.cache_clear()
     poisoned = trajectory(None, cls, "RDMLDG", True)
     module._picture.cache_clear()
