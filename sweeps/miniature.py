@@ -311,11 +311,11 @@ def print_choice(output: Path) -> None:
 
 def print_design(jobs: Sequence[tuple[Arm, StudyJob]]) -> None:
     """Print the rows of the study and how many of their jobs are done."""
-    print(f"{'row':<26}{'algorithm':<14}{'steps':>6}{'jobs':>6}{'done':>6}  hparams")
+    print(f"{'row':<27}{'algorithm':<14}{'steps':>6}{'jobs':>6}{'done':>6}  hparams")
     for arm in (*MAIN, *BEYOND, *CLAIMS):
         own = [job for row, job in jobs if row.name == arm.name]
         done = sum(job.done for job in own)
-        print(f"{arm.name:<26}{arm.algorithm:<14}{arm.steps:>6}{len(own):>6}{done:>6}  {json.dumps(arm.hparams)}")
+        print(f"{arm.name:<27}{arm.algorithm:<14}{arm.steps:>6}{len(own):>6}{done:>6}  {json.dumps(arm.hparams)}")
     print(f"{len(jobs)} jobs. The first: {jobs[0][1].command}")
 
 
