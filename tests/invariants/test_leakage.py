@@ -142,13 +142,12 @@ def test_poison_changes_no_step_on_the_rendered_dataset(monkeypatch):
     """ShapesReasoning is drawn, not read: for the poisoned run its renderer draws, names and tells something else."""
     from domainbed_reasoning.datasets import shapes as module
 
-    monkeypatch.setattr(shapes, "SIZE_OF_DOMAIN", 10)
     cls = datasets.get_dataset_class("ShapesReasoning")
     clean = trajectory(None, cls, "RDMLDG", False)
     render, label, tell = shapes.render, shapes.label, shapes.chain
 
     def is_poison(domain, index):
-        return domain == TARGET or index in validation(domain, 10)
+        return domain == TARGET or index in validation(domain, shapes.SIZE_OF_DOMAIN)
 
     monkeypatch.setattr(
         shapes, "render", lambda d, i, **more: Image.new("RGB", (48, 48)) if is_poison(d, i) else render(d, i, **more)
