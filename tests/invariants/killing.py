@@ -48,7 +48,7 @@ def start(output_dir: Path, options: argparse.Namespace) -> int:
     os.dup2(log, 2)
     sys.argv = ["train", "--dataset", "ShapesReasoning", "--algorithm", options.algorithm, "--test_envs", "2"]
     sys.argv += ["--data_dir", str(output_dir.parent), "--output_dir", str(output_dir), "--steps", str(options.steps)]
-    sys.argv += ["--hparams", json.dumps(HPARAMS | {"answer": options.answer}), "--save_model_every_checkpoint"]
+    sys.argv += ["--hparams", json.dumps(HPARAMS | {"answer": options.answer} | json.loads(options.hparams)), "--save_model_every_checkpoint"]
     code = 1
     try:
         runpy.run_module("domainbed.scripts.train", run_name="__main__", alter_sys=True)
@@ -136,6 +136,7 @@ def main() -> int:
     parser.add_argument("--signal", default="KILL")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--answer", default="chain")
+    parser.add_argument("--hparams", default="{}", help="JSON, over those of this file")
     options = parser.parse_args()
     os.environ["XDG_CACHE_HOME"] = str(options.folder / "cache")
     torch.set_num_threads(1)
