@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.batching import Rows, TreeBranch, Trie, build_rows, build_tree_rows, build_trie
-from domainbed_reasoning.chains import END_OF_CHAIN
 from domainbed_reasoning.losses import token_log_likelihoods
 from domainbed_reasoning.mllm.attention import install
 from domainbed_reasoning.mllm.families import Family, tile_grid
@@ -351,7 +350,7 @@ class MLLM(torch.nn.Module):
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p}
         if beginnings is not None:
-            return self._continue(images, question, beginnings, max_new_tokens, sampling)
+            return self.writer.write_on(images, question, beginnings, max_new_tokens, **sampling)
         if temperature > 0 or self.frozen_state is None:
             return self.writer.write(images, question, max_new_tokens, **sampling)
         known = self.memory.of(self.frozen_state)
@@ -381,46 +380,6 @@ class MLLM(torch.nn.Module):
         """Return the images as the model sees them, and under what the memory keeps the answers."""
         pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
         return pictures, [(question, max_new_tokens, digest) for digest in digests_of(pictures)]
-
-    def _continue(
-        self,
-        images: torch.Tensor,
-        question: str,
-        beginnings: Sequence[str],
-        max_new_tokens: int,
-        sampling: Mapping[str, Any],
-    ) -> list[str]:
-        """Return what the model writes after what each answer begins with."""
-        n = len(images)
-        encoded = self.encode(images)
-        prompt = {name: value.to(self.device).expand(n, -1) for name, value in self.prompt(question).items()}
-        prompt = self._begun(prompt, beginnings)
-        out = self.base.generate(
-            **{**prompt, **encoded, **sampling},
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(self.writer.ends),
-            pad_token_id=self.tokenizer.pad_token_id or self.end_token,
-            suppress_tokens=self.writer.never_written,
-            stop_strings=[END_OF_CHAIN],
-            tokenizer=self.tokenizer,
-        )
-        texts = self.tokenizer.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [self.texts.unescape(text.strip()) for text in texts]
-
-    def _begun(self, prompt: dict[str, torch.Tensor], beginnings: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Return the prompts with what each answer begins with after them, padded on the left."""
-        begun = [self.target(text)[:-1] if text else () for text in beginnings]
-        longest = max(map(len, begun))
-        fills = {"input_ids": (self.tokenizer.pad_token_id or 0, 0), "attention_mask": (0, 1)}  # before, after
-        out = {}
-        for name, value in prompt.items():
-            before, after = fills.get(name, (0, 0))
-            rows = value.new_full((len(value), longest + value.shape[1]), before)
-            for row, tokens in enumerate(begun):
-                rows[row, longest - len(tokens) : rows.shape[1] - len(tokens)] = value[row]
-                rows[row, rows.shape[1] - len(tokens) :] = value.new_tensor(tokens) if name == "input_ids" else after
-            out[name] = rows
-        return out
 
     # -- adapters -------------------------------------------------------------------------------------------------
 

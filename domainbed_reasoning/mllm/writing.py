@@ -8,7 +8,7 @@ checkpoint's own generation config, are its own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,48 @@ class Writer:
         )
         texts = mllm.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [mllm.texts.unescape(text.strip()) for text in texts]
+
+    def write_on(
+        self, images: torch.Tensor, question: str, beginnings: Sequence[str], max_new_tokens: int, **sampling: Any
+    ) -> list[str]:
+        """Return what the model writes after what each answer begins with: transformers' own loop, on padded prompts.
+
+        Args:
+            images: ``(n, 3, H, W)``.
+            question: asked of all of them.
+            beginnings: n texts.
+            max_new_tokens: at most so many tokens.
+            sampling: ``do_sample`` and more, for transformers' `generate`.
+        """
+        mllm, n = self.mllm, len(images)
+        prompt = {name: value.to(mllm.device).expand(n, -1) for name, value in mllm.prompt(question).items()}
+        prompt = self._begun(prompt, beginnings)
+        out = mllm.base.generate(
+            **{**prompt, **mllm.encode(images), **sampling},
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(self.ends),
+            pad_token_id=mllm.tokenizer.pad_token_id or mllm.end_token,
+            suppress_tokens=self.never_written,
+            stop_strings=[END_OF_CHAIN],
+            tokenizer=mllm.tokenizer,
+        )
+        texts = mllm.tokenizer.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [mllm.texts.unescape(text.strip()) for text in texts]
+
+    def _begun(self, prompt: dict[str, torch.Tensor], beginnings: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return the prompts with what each answer begins with after them, padded on the left."""
+        begun = [self.mllm.target(text)[:-1] if text else () for text in beginnings]
+        longest = max(map(len, begun))
+        fills = {"input_ids": (self.mllm.tokenizer.pad_token_id or 0, 0), "attention_mask": (0, 1)}  # before, after
+        out = {}
+        for name, value in prompt.items():
+            before, after = fills.get(name, (0, 0))
+            rows = value.new_full((len(value), longest + value.shape[1]), before)
+            for row, tokens in enumerate(begun):
+                rows[row, longest - len(tokens) : rows.shape[1] - len(tokens)] = value[row]
+                rows[row, rows.shape[1] - len(tokens) :] = value.new_tensor(tokens) if name == "input_ids" else after
+            out[name] = rows
+        return out
 
 
 def write_tokens(

@@ -48,7 +48,8 @@ def start(output_dir: Path, options: argparse.Namespace) -> int:
     os.dup2(log, 2)
     sys.argv = ["train", "--dataset", "ShapesReasoning", "--algorithm", options.algorithm, "--test_envs", "2"]
     sys.argv += ["--data_dir", str(output_dir.parent), "--output_dir", str(output_dir), "--steps", str(options.steps)]
-    sys.argv += ["--hparams", json.dumps(HPARAMS | {"answer": options.answer} | json.loads(options.hparams)), "--save_model_every_checkpoint"]
+    hparams = HPARAMS | {"answer": options.answer} | json.loads(options.hparams)
+    sys.argv += ["--hparams", json.dumps(hparams), "--save_model_every_checkpoint"]
     code = 1
     try:
         runpy.run_module("domainbed.scripts.train", run_name="__main__", alter_sys=True)
