@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from domainbed_reasoning.atomic import replace_text
 from domainbed_reasoning.sweeps.jobs import Job, parse_job
 from domainbed_reasoning.sweeps.processes import end, ended_by_sigterm, start
 
@@ -95,9 +96,7 @@ def join_records(folder: Path) -> None:
     lines = [line for path in _aside(folder) for line in path.read_text(errors="replace").splitlines()]
     joined = "".join(f"{line}\n" for line in without_repeats([*lines, *there.splitlines()]))
     if joined != there:
-        temporary = records.with_suffix(".joining")
-        temporary.write_text(joined, encoding="utf-8")
-        os.replace(temporary, records)
+        replace_text(records, joined)
 
 
 def without_repeats(lines: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import io
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import shapes
+from domainbed_reasoning.atomic import replace_text
 from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.sweeps import miniature
 from domainbed_reasoning.sweeps.miniature import CHOICE_CELLS, CHOICE_SEED, Arm, StudyJob, job_of, source_validation
@@ -85,7 +87,7 @@ def write(output: Path, results: Path) -> None:
     _write_csv(results / "rows.csv", ROW_FIELDS, rows)
     if choice := _choice(output):
         _write_csv(results / "choice.csv", ("row", "regime", "target", "seed", "source_validation"), choice)
-    _replace(results / "table.md", render(rows))
+    replace_text(results / "table.md", render(rows))
     print(f"{len(rows)} of {len(miniature.cells())} jobs are done; {results}/rows.csv and table.md hold them.")
 
 
@@ -287,17 +289,10 @@ def _known_rows(path: Path) -> dict[str, Row]:
 
 
 def _write_csv(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{value:.4f}" if isinstance(value, float) and key in NUMBERS else value
-                             for key, value in row.items()})  # fmt: skip
-    os.replace(part, path)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{value:.4f}" if isinstance(value, float) and key in NUMBERS else value
+                         for key, value in row.items()})  # fmt: skip
+    replace_text(path, text.getvalue())

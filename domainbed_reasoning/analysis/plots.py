@@ -10,6 +10,7 @@ import numpy as np
 
 from domainbed_reasoning.analysis.target_tokens import TokenTable
 from domainbed_reasoning.analysis.token_shift import HIGH, LOW
+from domainbed_reasoning.atomic import replacing
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -35,9 +36,8 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
 
 def _save(figure: Any, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}")
-    figure.savefig(part, dpi=150, format="png")
-    part.replace(path)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format="png")
 
 
 def token_shift(before: TokenTable, after: TokenTable, title: str, path: pathlib.Path) -> None:

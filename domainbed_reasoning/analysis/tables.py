@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from domainbed_reasoning.atomic import replace_text
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -19,9 +20,7 @@ def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(part, path)
+    replace_text(path, text.getvalue())
 
 
 def as_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from domainbed_reasoning import __version__
+from domainbed_reasoning.atomic import replacing
 from domainbed_reasoning.collect.tables import Table
 from domainbed_reasoning.report.blocks import Block, Code, Example, Examples, Figure, Fold, Report, Section, Text
 
@@ -35,12 +36,8 @@ def write_page(path: Path, report: Report) -> int:
         report: what it says.
     """
     text = render_page(report).encode("utf-8")
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_bytes(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(text)
     return len(text)
 
 
