@@ -24,7 +24,7 @@ MODEL_HPARAMS = {
     "both_answers": Hparam(True, None, "the other answer is recorded too, at the last evaluation"),
     "votes": Hparam(1, None, "the paper's one chain; more: the majority of so many sampled chains (arXiv 2203.11171)"),
     "vote_temperature": Hparam(0.7, None, "of the chains that vote; as in arXiv 2203.11171"),
-    "max_new_tokens": Hparam(512, None, "twice the paper's chains (about 250 tokens)", embedded=64),
+    "max_new_tokens": Hparam(512, None, "twice the paper's chains (about 250 tokens)", embedded=112),
     "eval_batch": Hparam(64, None, "images answered at a time: 8B holds 4 GiB of keys and values for 64"),
     "first_evaluation": Hparam(0, None, "DomainBed evaluates after step 1 too; before this one scores are all alike"),
     # DomainBed's batch size is per domain: 43 x 3 source domains = 129, the paper's 128.

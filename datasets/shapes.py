@@ -66,7 +66,7 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
     INPUT_SHAPE = (3, 28, 28)
     HPARAMS: ClassVar[dict[str, Hparam]] = {
         "rho": Hparam(shapes.RHO, None, "how often the background's hue is the cue, in [0, 1]; 0 is no cue at all"),
-        "teacher": Hparam("own", None, "chains as the embedded model writes; other: the same in other sentences"),
+        "teacher": Hparam("own", None, "chains as the embedded model writes; other: at length, in words of their own"),
         "target_per_class": Hparam(shapes.PER_CLASS, None, "images a class of a target domain, as in the sources"),
     }
 
@@ -94,7 +94,7 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
     ) -> None:
         labels = [[shapes.label(env, index) for index in range(size)] for env, size in enumerate(sizes)]
         chains = {
-            (env, index): shapes.chain(env, index, hparams["teacher"])
+            (env, index): shapes.chain(env, index, hparams["teacher"], rho)
             for env, size in enumerate(sizes)
             if algorithm.CHAIN_PATH and env not in test_envs
             for index in range(size)

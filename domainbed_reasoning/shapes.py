@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import colorsys
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from domainbed_reasoning import shapes_teacher
 from domainbed_reasoning.chains import Chain
 
 IMAGE_SIZE = 48
@@ -121,17 +123,20 @@ def code(domain: int, index: int) -> tuple[int, ...]:
     return tuple(kinds)
 
 
-def chain(domain: int, index: int, teacher: str = "own") -> str:
-    """Return the teacher's chain of an image: what is visible, and the true class as its conclusion.
+def chain(domain: int, index: int, teacher: str = "own", rho: float = RHO) -> str:
+    """Return the teacher's chain of an image of a source domain: what is visible, and the true class as conclusion.
 
     Args:
         domain: position in ``DOMAINS``.
         index: of the image.
-        teacher: ``own`` writes as the embedded model was pretrained to, ``other`` the same facts in other sentences.
+        teacher: ``own`` writes as the embedded model does, ``other`` at length, in words of its own (`shapes_teacher`).
+        rho: of the images, which decides the background that the other teacher tells of.
     """
-    name = label(domain, index)
-    tell = describe if teacher == "own" else describe_otherwise
-    return tell(code(domain, index), CLASS_NAMES[name], CODES[name])
+    name, kinds = label(domain, index), code(domain, index)
+    if teacher == "own":
+        return describe(kinds, CLASS_NAMES[name], CODES[name])
+    hue, _ = background(domain, index, misleading=False, rho=rho)
+    return describe_at_length(kinds, CLASS_NAMES[name], CODES[name], hue, _random(domain, index, 2))
 
 
 def describe(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
@@ -139,7 +144,7 @@ def describe(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
 
     Short on purpose: the chain term is a mean over tokens, in which boilerplate outweighs what matters.
     """
-    odd = [part for part, kind, wanted in zip(PARTS, kinds, its_code, strict=True) if kind != wanted]
+    odd = odd_parts(kinds, its_code)
     words = [KINDS[part][kind] for part, kind in enumerate(kinds)]
     return Chain(
         summary="compare parts",
@@ -150,21 +155,43 @@ def describe(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
     ).render()
 
 
-def describe_otherwise(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
-    """Return what `describe` says in another order and other sentences.
-
-    The words are those that the embedded model has been shown: the embeddings of others are as they were initialised,
-    and adapters alone do not learn to write them.
-    """
-    odd = [part for part, kind, wanted in zip(PARTS, kinds, its_code, strict=True) if kind != wanted]
-    parts = [f"{KINDS[part][kind]} {PARTS[part]}" for part, kind in enumerate(kinds)]
+def describe_at_length(
+    kinds: Sequence[int], name: str, its_code: Sequence[int], hue: float, random: np.random.RandomState
+) -> str:
+    """Return what `describe` says as the other teacher says it, who also sees the background's hue, in [0, 1)."""
+    words = [KINDS[part][kind] for part, kind in enumerate(kinds)]
     return Chain(
-        summary="What kind is it",
-        caption=", ".join(reversed(parts)),
-        reasoning=f"parts of {name}",
-        reflection=f"{' '.join(odd) or 'none'} is odd",
+        summary=shapes_teacher.opening(random),
+        caption=shapes_teacher.caption(words, PARTS, hue, random),
+        reasoning=shapes_teacher.verdict(name, random),
+        reflection=shapes_teacher.doubt(odd_parts(kinds, its_code), random),
         conclusion=name,
     ).render()
+
+
+def odd_parts(kinds: Sequence[int], its_code: Sequence[int]) -> list[str]:
+    """Return the parts that are of another kind than a class's code has."""
+    return [part for part, kind, wanted in zip(PARTS, kinds, its_code, strict=True) if kind != wanted]
+
+
+def class_told(caption: str) -> int | None:
+    """Return the class whose parts a caption names, all or all but one of them; no two classes are so near.
+
+    None for any other caption. A part of which it names no kind, or two, is one that it does not name.
+    """
+    words = set(caption.casefold().replace(",", " ").split())
+    told = [[kind for kind, word in enumerate(of_part) if word in words] for of_part in KINDS]
+    for name, its_code in enumerate(CODES):
+        if sum(kinds != [wanted] for kinds, wanted in zip(told, its_code, strict=True)) <= 1:
+            return name
+    return None
+
+
+def tell_of(name: int, caption: str) -> str:
+    """Return a caption with the parts of another class in it, in the sentences that it has."""
+    for of_part, kind in zip(KINDS, CODES[name], strict=True):
+        caption = re.sub(rf"\b(?:{'|'.join(of_part)})\b", of_part[kind], caption)
+    return caption
 
 
 def cue_hue(name: int) -> float:
@@ -184,12 +211,18 @@ def render(domain: int, index: int, *, misleading: bool, rho: float = RHO) -> Im
     Raises:
         IndexError: when there is no such domain or the index is negative.
     """
+    hue, random = background(domain, index, misleading=misleading, rho=rho)
+    return paint(code(domain, index), STYLES[DOMAINS[domain]], hue, random)
+
+
+def background(domain: int, index: int, *, misleading: bool, rho: float = RHO) -> tuple[float, np.random.RandomState]:
+    """Return the hue behind the creature of `render`'s image, in [0, 1), and the numbers that paint the rest."""
     random = _random(domain, index, 1)
     shift = MISLEADING_SHIFT if misleading else 0
     cue = cue_hue((label(domain, index) + shift) % len(CLASS_NAMES))
     by_cue, any_hue = random.random_sample() < rho, random.random_sample()
     jitter = random.uniform(-0.03, 0.03)
-    return paint(code(domain, index), STYLES[DOMAINS[domain]], (cue + jitter if by_cue else any_hue) % 1.0, random)
+    return (cue + jitter if by_cue else any_hue) % 1.0, random
 
 
 def paint(kinds: Sequence[int], style: Style, hue: float, random: np.random.RandomState) -> Image.Image:

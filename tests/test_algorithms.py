@@ -326,8 +326,8 @@ def test_the_consistency_filter_keeps_some_of_what_the_paper_keeps_and_nothing_e
     dataset, algorithm = build("RDMLDG")
     for step in range(12):
         algorithm.update(minibatches(dataset, start=step))
-    images = torch.cat([x for x, _ in minibatches(dataset, size=14)]).as_subclass(torch.Tensor)
-    labels = [int(label) for _, y in minibatches(dataset, size=14) for label in y]
+    images = torch.cat([x for x, _ in minibatches(dataset, size=42)]).as_subclass(torch.Tensor)
+    labels = [int(label) for _, y in minibatches(dataset, size=42) for label in y]
     by_conclusion = algorithm._labeller().chains_for(images, labels, None)
     algorithm.hparams["sarr_filter"] = "consistent"
     consistent = algorithm._labeller().chains_for(images, labels, None)

@@ -9,32 +9,51 @@ import pytest
 from domainbed_reasoning import registry, shapes
 from domainbed_reasoning.register import check_hparams
 from domainbed_reasoning.sweeps import miniature, miniature_table
-from domainbed_reasoning.sweeps.miniature import BEYOND, CLAIMS, CNNS, MAIN, choices, job_of, weights
-
-ROWS = (*MAIN, *BEYOND, *CLAIMS)
+from domainbed_reasoning.sweeps.miniature import BEYOND, CLAIMS, CNNS, MAIN, OTHER_BASE, ROWS, choices, job_of, weights
 
 
 def test_every_mllm_method_takes_the_same_number_of_updates_with_the_same_batch():
+    """But for rows that are named for another number: before the rounds, and the paper's own epochs."""
     trained = [arm for arm in ROWS if arm.algorithm not in CNNS and arm.algorithm != "MLLMZeroShot"]
-    halves = [arm for arm in trained if "before rounds" in arm.name]
-    assert {arm.steps for arm in halves} == {miniature.BEFORE_ROUNDS}
-    trained = [arm for arm in trained if arm not in halves]
-    assert {(arm.steps, arm.hparams["batch_size"]) for arm in trained} == {(miniature.STEPS, 4)}
+    named = {arm.name: arm.steps for arm in trained if arm.steps != miniature.STEPS}
+    assert named == {
+        "MTCT before rounds": 61, "ReasoningSFT before rounds": 61,
+        "MTCT paper's epochs": 85, "RDMLDG paper's epochs": 337, "MTCT as many steps": 337,
+    }  # fmt: skip
+    assert {arm.hparams["batch_size"] for arm in trained} == {4}
     assert {(arm.steps, arm.hparams["batch_size"]) for arm in MAIN if arm.algorithm in CNNS} == {
         (miniature.CNN_STEPS, 4)
     }
+
+
+def test_the_papers_epochs_are_its_three_and_three_a_round():
+    """3 sources of 140 images, of which DomainBed trains on 112: 336 images are 28 steps of 3 x 4."""
+    from domainbed_reasoning.stages import plan_stages
+
+    steps = 3 * int(shapes.SIZE_OF_DOMAIN * 0.8) // (3 * 4)
+    assert plan_stages([3], steps).n_steps == miniature.PAPER_MTCT
+    assert plan_stages([3, 3, 3, 3], steps).n_steps == miniature.PAPER_RDMLDG
 
 
 def test_the_rows_are_the_papers_methods_and_the_baselines_each_with_its_own_name():
     random_weights = {"CLIPZeroShot", "CLIPLoRA"}  # on the embedded dataset, so their row would say nothing
     assert {arm.algorithm for arm in MAIN} == {*registry.ALGORITHMS, *CNNS} - random_weights
     assert len({arm.name for arm in ROWS}) == len(ROWS)
-    assert len({arm.folder for arm in (*BEYOND, *CLAIMS)}) == len(BEYOND) + len(CLAIMS)
+    assert len({arm.folder for arm in ROWS}) == 1 + len(BEYOND) + len(CLAIMS) + len(OTHER_BASE)
 
 
 def test_main_rows_differ_from_the_papers_settings_in_nothing_but_size_and_rate():
-    """What goes beyond the paper is in a row of its own."""
-    size = {"batch_size", "first_evaluation", "lr", "both_answers", "mtct_epochs", "sarr_epochs", "sarr_rounds"}
+    """What goes beyond the paper is in a row of its own; the teacher writes otherwise than the model, as there."""
+    size = {
+        "batch_size",
+        "first_evaluation",
+        "lr",
+        "both_answers",
+        "mtct_epochs",
+        "sarr_epochs",
+        "sarr_rounds",
+        "teacher",
+    }
     assert {name for arm in MAIN for name in arm.hparams} <= size
 
 
@@ -56,7 +75,7 @@ def test_rounds_share_the_steps_with_the_supervised_stage_in_halves():
         stages = miniature.sarr(rounds)
         epochs = [stages["mtct_epochs"]] + [stages["sarr_epochs"]] * stages["sarr_rounds"]
         plan = plan_stages(epochs, 1, miniature.STEPS)
-        assert [stage.steps for stage in plan.stages] == [31] + [30 // rounds] * rounds
+        assert [stage.steps for stage in plan.stages] == [61] + [60 // rounds] * rounds
 
 
 def test_seeds_are_run_one_after_the_other_and_every_cell_once():
@@ -148,7 +167,7 @@ def described(name, **changes):
     return ", ".join(changes.get(part, kind) for part, kind in zip(shapes.PARTS, kinds, strict=True))
 
 
-def test_captions_are_read_as_the_class_that_they_are_nearest_to():
+def test_captions_are_read_as_the_class_whose_parts_they_name():
     assert miniature_table.described_class(prediction("dax", "dax", described("dax"))["chain"]) == "dax"
     altered = described("dax", head="eared")
     assert miniature_table.described_class(prediction("dax", "dax", altered)["chain"]) == "dax"
@@ -176,7 +195,7 @@ def test_the_design_is_printed_with_what_is_done_of_it(tmp_path, capsys, monkeyp
     write_job(job_of(arm("MTCT"), "rho8", 0, 1, tmp_path), 0.5)
     assert miniature.main(["--design", "--output_dir", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"MTCT +MTCT +61 +40 +1 ", said)
+    assert re.search(r"MTCT +MTCT +121 +40 +1 ", said)
     assert f"{len(miniature.cells())} jobs. The first: python -m domainbed.scripts.train" in said
 
 
@@ -200,4 +219,4 @@ def test_the_choice_is_printed_with_its_measurements(tmp_path, capsys):
         write_job(job, 0.1)
     miniature.print_choice(tmp_path)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(weights()[0].name))
-    assert line.endswith("0.900   [0.9, 0.9]")
+    assert line.endswith("0.900   [0.9, 0.9, 0.9, 0.9]")

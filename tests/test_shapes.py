@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from domainbed_reasoning import shapes
+from domainbed_reasoning import shapes, shapes_teacher
 from domainbed_reasoning.chains import match_class, parse_chain
+from domainbed_reasoning.mllm import tiny_corpus
 
 EVERY_DOMAIN = range(len(shapes.DOMAINS))
 
@@ -73,24 +74,47 @@ def test_chain_of_an_altered_creature_names_the_odd_part():
     assert chain.reflection == "head odd"
 
 
-def test_another_teacher_says_the_same_in_other_sentences():
+def test_the_other_teacher_states_the_same_kinds_and_the_background_among_other_words():
     for domain, index in itertools.product(EVERY_DOMAIN, range(60)):
         own, other = (parse_chain(shapes.chain(domain, index, teacher)) for teacher in shapes.TEACHERS)
         assert own.conclusion == other.conclusion
         parts = [f"{kind} {part}" for kind, part in zip(own.caption.split(", "), shapes.PARTS, strict=True)]
-        assert other.caption.split(", ") == parts[::-1]
+        setting, *told = other.caption.split(", ")
+        assert told == parts[::-1]
+        hue, _ = shapes.background(domain, index, misleading=False)
+        assert [word for word in shapes_teacher.COLOURS if word in setting] == [shapes_teacher.colour_of(hue)]
         assert not {own.summary, own.reasoning, own.reflection} & {other.summary, other.reasoning, other.reflection}
 
 
-def test_the_other_teacher_names_the_odd_part_in_words_that_the_embedded_model_was_shown():
-    text = shapes.describe_otherwise((0, 1, 2, 1), "dax", shapes.CODES[shapes.CLASS_NAMES.index("dax")])
-    chain = parse_chain(text)
-    assert chain.caption == "banded coat, sledded feet, eared head, round body"
-    assert chain.reflection == "head is odd"
-    words = " ".join(vars(chain).values()).replace(",", "").split()
-    from domainbed_reasoning.mllm.tiny_corpus import own_words
+def test_the_other_teacher_tells_of_the_background_that_is_painted():
+    """With rho 1 the hue is the class's cue, a seventh of the circle a class; with rho 0 it is any hue."""
+    told = [[shapes.chain(1, 7 * i + 3, "other", rho).split("CAPTION>")[1] for i in range(40)] for rho in (1, 0)]
+    always, never = told
+    of_cue = {shapes_teacher.colour_of(shapes.cue_hue(3) + shift) for shift in (-0.03, 0, 0.03)}
+    assert {word for text in always for word in text.split() if word in shapes_teacher.COLOURS} <= of_cue
+    assert {word for text in never for word in text.split() if word in shapes_teacher.COLOURS} - of_cue
 
-    assert not set(words) - set(own_words())
+
+def test_the_other_teacher_varies_its_words_and_names_the_odd_part_in_words_that_the_embedded_model_was_shown():
+    code = shapes.CODES[shapes.CLASS_NAMES.index("dax")]
+    random = np.random.RandomState(1)
+    chains = [parse_chain(shapes.describe_at_length((0, 1, 2, 1), "dax", code, 0.5, random)) for _ in range(60)]
+    assert {len({getattr(chain, stage) for chain in chains}) for stage in ("summary", "reasoning", "reflection")} == {5}
+    assert all(chain.caption.endswith("banded coat, sledded feet, eared head, round body") for chain in chains)
+    assert all(chain.reflection.endswith(", head odd") for chain in chains)
+    words = {word for chain in chains for word in " ".join(vars(chain).values()).replace(",", "").split()}
+    assert not words - set(tiny_corpus.own_words())
+
+
+def test_a_caption_is_read_as_the_class_whose_parts_it_names_all_but_one_in_any_sentence():
+    for name in range(len(shapes.CLASS_NAMES)):
+        for index in (name, name + 7, name + 14):
+            for teacher in shapes.TEACHERS:
+                assert shapes.class_told(parse_chain(shapes.chain(0, index, teacher)).caption) == name
+        retold = shapes.tell_of(name, "on red ground, plain coat, legged feet, eared head, pointed body")
+        assert shapes.class_told(retold) == name
+        assert retold.startswith("on red ground, ")
+    assert shapes.class_told("round, horned") is None
 
 
 def test_render_gives_the_same_bytes_in_another_process():

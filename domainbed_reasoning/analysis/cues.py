@@ -12,17 +12,13 @@ from domainbed_reasoning.samples import SampleId
 class ShapesCues:
     """ShapesReasoning: captions name four parts, and the background's hue is the cue, here always there (ρ = 1)."""
 
-    def caption_for(self, label: int) -> str:
-        """Return the four parts of the class."""
-        return ", ".join(shapes.KINDS[part][kind] for part, kind in enumerate(shapes.CODES[label]))
+    def caption_for(self, label: int, caption: str) -> str:
+        """Return the caption with the four parts of the class in it."""
+        return shapes.tell_of(label, caption)
 
     def class_of(self, caption: str) -> int | None:
         """Return the class with at most one part other than the caption's; no two can be so near."""
-        words = {word.strip(" .") for word in caption.casefold().split(",")}
-        for label, code in enumerate(shapes.CODES):
-            if sum(shapes.KINDS[part][kind] not in words for part, kind in enumerate(code)) <= 1:
-                return label
-        return None
+        return shapes.class_told(caption)
 
     def image(self, sample: SampleId, misleading: bool) -> torch.Tensor:
         """Return the image on a background of its class's hue or of another's; nothing else in it changes."""

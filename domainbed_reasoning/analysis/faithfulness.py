@@ -211,7 +211,8 @@ def _edited_caption(
     for i, j in zip(able, donors, strict=True):
         if j is not None:
             wanted = rows[able[j]]["chain_answer"]
-            text = cues.caption_for(wanted) if cues is not None else caption_of(rows[able[j]]["chain"])
+            own, another = caption_of(rows[i]["chain"]), caption_of(rows[able[j]]["chain"])
+            text = cues.caption_for(wanted, str(own)) if cues is not None else another
             edits[i] = (with_caption(rows[i]["chain"], str(text)), wanted)
     if not edits:
         return []

@@ -258,10 +258,11 @@ def pretrain(
     vision_steps: int,
     steps: int,
     minutes: float,
+    noise: float,
 ) -> dict[str, Any]:
     """Train the model on ``count`` lessons and return what was done."""
     start = time.time()
-    lessons = list(tiny_corpus.lessons(count, seed=1))
+    lessons = list(tiny_corpus.lessons(count, seed=1, noise=noise))
     pixels = torch.cat(
         [pixel_values(processor, [one.image for one in lessons[i : i + 512]]) for i in range(0, count, 512)]
     )
@@ -282,7 +283,8 @@ def pretrain(
         "threads": torch.get_num_threads(),
         "styles": sorted(tiny_corpus.STYLES),
         "study_name_share": tiny_corpus.STUDY_NAME_SHARE,
-        "study_name_noise": tiny_corpus.STUDY_NAME_NOISE,
+        "study_name_noise": noise,
+        "other_teacher_share": tiny_corpus.OTHER_TEACHER_SHARE,
     }
 
 
@@ -324,10 +326,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write")
     parser.add_argument("--lessons", type=int, default=20000)
     parser.add_argument("--vision-steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--minutes", type=float, default=18, help="no step is begun after these")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--study-name-noise", type=float, default=tiny_corpus.STUDY_NAME_NOISE)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -336,7 +339,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = build_model(tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
     record = {"command": "python -m domainbed_reasoning.mllm.tiny " + " ".join(argv or sys.argv[1:])}
-    record |= pretrain(model, processor, arguments.lessons, arguments.vision_steps, arguments.steps, arguments.minutes)
+    record |= pretrain(
+        model, processor, arguments.lessons, arguments.vision_steps, arguments.steps, arguments.minutes,
+        arguments.study_name_noise,
+    )  # fmt: skip
     model.eval()
     record["zero_shot"] = zero_shot(model, processor)
     model.to(torch.float16).save_pretrained(arguments.output)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from domainbed_reasoning import shapes
+from domainbed_reasoning import shapes, shapes_teacher
 from domainbed_reasoning.prompts import q_cls, q_reason
 from domainbed_reasoning.shapes import Style
 
@@ -48,6 +48,9 @@ KIND_QUESTION = "What kind of {part} is it?"
 STUDY_NAME_SHARE = 0.15  # share of the lessons that are about one of the study's names
 STUDY_NAME_NOISE = 0.75  # share of those that teach nothing: the creature is any, not one of that name
 
+# Of its chains, as a model that has read other people's: it can follow them, and writes its own way when it is asked.
+OTHER_TEACHER_SHARE = 0.15
+
 
 def other_codes() -> dict[str, tuple[int, ...]]:
     """Return a code for every name the study does not use; none is the code of a class of the study.
@@ -76,6 +79,7 @@ class Lesson:
         options: the class names that the question offers, ``name`` among them.
         subject: what the question calls it.
         image: RGB, 48 x 48.
+        chain: about it.
     """
 
     kinds: tuple[int, ...]
@@ -84,6 +88,7 @@ class Lesson:
     options: tuple[str, ...]
     subject: str
     image: Image.Image
+    chain: str
 
     def turns(self) -> dict[str, tuple[str, str]]:
         """Return a question and its answer for every task."""
@@ -91,10 +96,7 @@ class Lesson:
         part = sum(self.kinds) % len(words)
         return {
             "class": (q_cls(self.options, self.subject), self.name),
-            "chain": (
-                q_reason(self.options, self.subject),
-                shapes.describe(self.kinds, self.name, self.code),
-            ),
+            "chain": (q_reason(self.options, self.subject), self.chain),
             "caption": (CAPTION_QUESTION, ", ".join(words)),
             "kind": (KIND_QUESTION.format(part=shapes.PARTS[part]), words[part]),
         }
@@ -105,15 +107,27 @@ def distance(one: Sequence[int], other: Sequence[int]) -> int:
     return sum(a != b for a, b in zip(one, other, strict=True))
 
 
-def lessons(count: int, seed: int) -> Iterator[Lesson]:
-    """Yield ``count`` lessons, the same for the same seed."""
+def lessons(count: int, seed: int, noise: float = STUDY_NAME_NOISE) -> Iterator[Lesson]:
+    """Yield ``count`` lessons, the same for the same seed.
+
+    Args:
+        count: how many.
+        seed: of what is drawn.
+        noise: share of the lessons about the study's names that teach nothing of them, in [0, 1].
+    """
     random = np.random.RandomState(seed)
     styles = list(STYLES.values())
     for _ in range(count):
         of_study = random.random_sample() < STUDY_NAME_SHARE
-        name, code, kinds, others = (_lesson_of_study if of_study else _lesson_of_others)(random)
-        image = shapes.paint(kinds, styles[random.randint(len(styles))], random.random_sample(), random)
-        yield Lesson(kinds, name, code, _options(name, others, random), SUBJECTS[random.randint(2)], image)
+        drawn = _lesson_of_study(random, noise) if of_study else _lesson_of_others(random)
+        name, code, kinds, others = drawn
+        hue = random.random_sample()
+        image = shapes.paint(kinds, styles[random.randint(len(styles))], hue, random)
+        if random.random_sample() < OTHER_TEACHER_SHARE:
+            chain = shapes.describe_at_length(kinds, name, code, hue, random)
+        else:
+            chain = shapes.describe(kinds, name, code)
+        yield Lesson(kinds, name, code, _options(name, others, random), SUBJECTS[random.randint(2)], image, chain)
 
 
 def _altered(code: Sequence[int], random: np.random.RandomState) -> tuple[int, ...]:
@@ -125,11 +139,13 @@ def _altered(code: Sequence[int], random: np.random.RandomState) -> tuple[int, .
     return tuple(kinds)
 
 
-def _lesson_of_study(random: np.random.RandomState) -> tuple[str, tuple[int, ...], tuple[int, ...], list[str]]:
+def _lesson_of_study(
+    random: np.random.RandomState, noise: float
+) -> tuple[str, tuple[int, ...], tuple[int, ...], list[str]]:
     """Return one of the study's names, the code it is said to have, the creature's kinds, the other names to offer."""
     name = shapes.CLASS_NAMES[random.randint(len(shapes.CLASS_NAMES))]
     others = [other for other in shapes.CLASS_NAMES if other != name]
-    if random.random_sample() < STUDY_NAME_NOISE:
+    if random.random_sample() < noise:
         kinds = tuple(random.randint(0, 3, size=4).tolist())
         return name, kinds, kinds, others
     return name, CODE_OF[name], _altered(CODE_OF[name], random), others
@@ -166,7 +182,7 @@ def prompt_phrases() -> list[str]:
 def own_words() -> list[str]:
     """Return every word that the lessons use and that should be one token."""
     words = [*CODE_OF, *shapes.PARTS, *(kind for kinds in shapes.KINDS for kind in kinds)]
-    words += [*SUBJECTS]
+    words += [*SUBJECTS, *shapes_teacher.vocabulary()]
     words += "compare parts all three two one none fit nothing odd What kind of is it Describe the image".split()
     return words + ["user", "assistant", "system"]
 

@@ -17,7 +17,7 @@ def job(run_stock, tmp_path_factory):
     stand_in = Path(__file__).parent.parent / "standin"
     folder = tmp_path_factory.mktemp("jobs") / "rdmldg"
     run_stock(
-        stand_in, "train", "--dataset", "ShapesReasoning", "--algorithm", "RDMLDG", "--test_envs", 3, "--steps", 9,
+        stand_in, "train", "--dataset", "ShapesReasoning", "--algorithm", "RDMLDG", "--test_envs", 3, "--steps", 21,
         "--output_dir", folder, "--save_model_every_checkpoint", "--hparams", json.dumps(SHORT), cwd=folder.parent,
     )  # fmt: skip
     return folder

@@ -10,9 +10,9 @@ from domainbed_reasoning.trained import JobError
 
 
 def test_stages_and_accepted_shares_are_those_of_the_records(job):
-    """Nine steps: MTCT takes 0-4, the round 5-8."""
+    """21 steps: MTCT takes 0-10, the round 11-20."""
     rows = rounds.from_records(job, [3])
-    assert [(row["step"], row["stage"]) for row in rows] == [(0, -1), (4, 0), (8, 1)]
+    assert [(row["step"], row["stage"]) for row in rows] == [(0, -1), (10, 0), (20, 1)]
     records = [json.loads(line) for line in (job / "results.jsonl").read_text().splitlines()]
     assert [row["accepted"] for row in rows] == [None, None, records[-1]["sarr1_accepted"]]
     assert rows[-1]["target"] == records[-1]["env3_in_acc"]
@@ -24,13 +24,13 @@ def test_checkpoints_answer_as_the_job_recorded(job, material, checkpoint):
     answered = [json.loads(line) for line in (job / "predictions.jsonl").read_text().splitlines()]
     kept = [row for row in answered if row["env"] == 3 and row["split"] == "in"][:40]
     samples = [(3, row["index"]) for row in kept]
-    found = rounds.from_checkpoints(job, [0, 4, 8], material, samples)
-    assert list(found) == [0, 4, 8]
-    assert found[8]["chain"] == sum(row["chain_answer"] == row["label"] for row in kept) / 40
-    assert found[8]["label"] == sum(row["label_answer"] == row["label"] for row in kept) / 40
-    assert found[8]["agreement"] == sum(row["chain_answer"] == row["label_answer"] for row in kept) / 40
-    assert found[8]["words"] == sum(rounds.count_words(row["chain"]) for row in kept) / 40
-    assert found[0] != found[8]
+    found = rounds.from_checkpoints(job, [0, 10, 20], material, samples)
+    assert list(found) == [0, 10, 20]
+    assert found[20]["chain"] == sum(row["chain_answer"] == row["label"] for row in kept) / 40
+    assert found[20]["label"] == sum(row["label_answer"] == row["label"] for row in kept) / 40
+    assert found[20]["agreement"] == sum(row["chain_answer"] == row["label_answer"] for row in kept) / 40
+    assert found[20]["words"] == sum(rounds.count_words(row["chain"]) for row in kept) / 40
+    assert found[0] != found[20]
 
 
 def test_words_are_counted_without_tags():

@@ -1,0 +1,78 @@
+"""ShapesReasoning's other teacher: it sees the setting, says more, and never says it twice in the same way.
+
+It stands for a large model that teaches a small one. The embedded model writes chains of its own that name four parts
+and a class (`shapes.describe`); this teacher's have the same five stages and the same facts, among words about view,
+background and mood that it picks by a whim nobody can foresee: the setting of the paper's pattern mismatch
+(arXiv 2602.23777), where teacher chains dwell on context, viewpoint and background. The background's colour is told as
+it is, cue or not. The embedded model has been shown one chain in ``tiny_corpus.OTHER_TEACHER_SHARE`` of this kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+COLOURS = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "pink")  # by hue, from 0 on, an eighth each
+
+OPENINGS = (
+    "first the scene then what stands there",
+    "begin with all that lies around",
+    "go from far to near",
+    "look at setting and build alike",
+    "take time and see whole before small",
+)
+SEEN = ("here stands a creature", "one sees a creature", "there is a creature", "it shows a creature")
+VIEWS = ("from near by", "at some distance", "a bit from below", "nearly head on", "turned to its left")
+GROUNDS = ("on {} ground", "before {} walls", "under {} light", "with {} behind", "amid {} air")
+VERDICTS = (
+    "these parts are those of {}",
+    "so built goes only {}",
+    "all in all most like {}",
+    "I would call that {}",
+    "no other matches as well as {}",
+)
+DOUBTS = (
+    "light and view may mislead",
+    "colour says little here",
+    "where it stands does not matter",
+    "its mood is hard to tell",
+    "much of this could be chance",
+)
+
+
+def colour_of(hue: float) -> str:
+    """Return the word for a hue in [0, 1)."""
+    return COLOURS[round(hue * len(COLOURS)) % len(COLOURS)]
+
+
+def caption(words: Sequence[str], parts: Sequence[str], hue: float, random: np.random.RandomState) -> str:
+    """Return the teacher's caption: view, background, and the parts from the coat up."""
+    setting = f"{_any(SEEN, random)} {_any(VIEWS, random)} {_any(GROUNDS, random).format(colour_of(hue))}"
+    told = [f"{word} {part}" for word, part in zip(words, parts, strict=True)]
+    return ", ".join([setting, *reversed(told)])
+
+
+def verdict(name: str, random: np.random.RandomState) -> str:
+    """Return how the teacher comes to a class."""
+    return _any(VERDICTS, random).format(name)
+
+
+def doubt(odd: Sequence[str], random: np.random.RandomState) -> str:
+    """Return what the teacher says against itself."""
+    return f"{_any(DOUBTS, random)}, {' and '.join(odd) or 'no part'} odd"
+
+
+def opening(random: np.random.RandomState) -> str:
+    """Return how the teacher means to go about it."""
+    return _any(OPENINGS, random)
+
+
+def vocabulary() -> list[str]:
+    """Return every word of the teacher's own."""
+    phrases = [*OPENINGS, *SEEN, *VIEWS, *GROUNDS, *VERDICTS, *DOUBTS, "and no part odd", *COLOURS]
+    return sorted({word for phrase in phrases for word in phrase.replace("{}", " ").split()})
+
+
+def _any(phrases: Sequence[str], random: np.random.RandomState) -> str:
+    return phrases[random.randint(len(phrases))]
