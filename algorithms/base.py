@@ -79,6 +79,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
         self.self_labels: SelfLabels | None = None
         self.kept_by_round: dict[int, float] = {}
         self._reader: tuple[int, Any] | None = None
+        self.train()  # libraries load models for answering
         self._begin()
 
     def _begin(self) -> None:
