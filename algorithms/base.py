@@ -145,25 +145,28 @@ class MLLMAlgorithm(ResumableAlgorithm):
 
         The paper does not say whether the optimiser's state outlives a stage; stages are runs of their own here.
         """
-        if self.self_labels is not None and self.stage is not None:
-            kept = self.self_labels
-            print(f"{self.stage}: kept {kept.accepted_share:.1%} of {kept.labelled} self-labelled chains", flush=True)
+        if self.self_labels is not None:
+            share, count = self.self_labels.accepted_share, self.self_labels.labelled
+            print(f"{self.stage}: kept {share:.1%} of {count} self-labelled chains", flush=True)
         print(f"{type(self).__name__}: {stage} of {self.schedule.n_steps} steps", flush=True)
         self._prepare(stage)
 
     def _prepare(self, stage: Stage) -> None:
         """Make the stage's optimiser and labeller from the model as it is now."""
         self.stage = stage
+        self.self_labels = None  # the last round's labeller makes room
         adapters = self.mllm.adapters() if stage.round else {}
         self._stage_start = {name: weight.detach().cpu().clone() for name, weight in adapters.items()}
         self.optimizer, self.lr_scheduler = optimiser_of_stage(self.mllm.adapters().values(), self.hparams, stage.steps)
         self.self_labels = self._labeller() if stage.round else None
 
     def _labeller(self) -> SelfLabels:
-        """Freeze the model as it is now, as the round's labeller."""
+        """Freeze the model as it is now, as the round's labeller; all rounds do so as the first."""
         hparams, names = self.hparams, self.task.class_names
         as_now: Callable[[], contextlib.AbstractContextManager[Any]]
-        if self.mllm.fits_a_copy():
+        if self._labels_by_copy is None:
+            self._labels_by_copy = self.mllm.fits_a_copy(beside_training=True)
+        if self._labels_by_copy:
             as_now = functools.partial(contextlib.nullcontext, self.mllm.copy_for_inference())
         else:
             adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
@@ -318,11 +321,12 @@ class MLLMAlgorithm(ResumableAlgorithm):
 
     def _current_reader(self) -> Any:
         """Return the model that answers: a merged copy of the present weights where one fits, else the model itself."""
-        if not self.mllm.adapters() or not self.mllm.fits_a_copy():
+        if not self.mllm.adapters():
             return self.mllm
         if self._reader is None or self._reader[0] != self.steps_taken:
             self._reader = None
-            self._reader = (self.steps_taken, self.mllm.copy_for_inference())
+            fits = self.mllm.fits_a_copy()
+            self._reader = (self.steps_taken, self.mllm.copy_for_inference() if fits else self.mllm)
         return self._reader[1]
 
     # -- state ----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -100,7 +101,8 @@ class MLLM(torch.nn.Module):
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
         if family.tree != "windows":
             install(self.base)
-        self.writer = Writer(self)
+        # Not the model itself: copies are large, and in a cycle they would stay until Python's collector comes.
+        self.writer = Writer(weakref.proxy(self))
 
     @property
     def base(self) -> torch.nn.Module:
