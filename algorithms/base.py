@@ -78,6 +78,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
         self.stage: Stage | None = None
         self.self_labels: SelfLabels | None = None
         self.kept_by_round: dict[int, float] = {}
+        self._labels_by_copy: bool | None = None  # None before the first round
         self._reader: tuple[int, Any] | None = None
         self.train()  # libraries load models for answering
         self._begin()
@@ -355,6 +356,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "labelled": labels.labelled if labels is not None else 0,
             "accepted_share": labels.accepted_share if labels is not None else 0.0,
+            "labels_by_copy": self._labels_by_copy,
             "support": [self._support.sums, self._support.counts] if labels is not None else [],
         }
 
@@ -362,6 +364,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
         if "optimizer" in state:
             stage = self.schedule.at(self.steps_taken - 1)
             print(f"{type(self).__name__}: {stage} of {self.schedule.n_steps} steps", flush=True)
+            self._labels_by_copy = state.get("labels_by_copy")
             self._load_adapters(state["stage_start"] if stage.round else state["adapters"])
             self._prepare(stage)
             self.optimizer.load_state_dict(state["optimizer"])
