@@ -99,6 +99,8 @@ class MLLM(torch.nn.Module):
         self.texts = Texts(processor, self.image_size, self._image_settings)
         self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
+        # transformers 5.24 renamed what a forward pass takes its keys and values from.
+        self._cache_argument = "cache" if "cache" in self._core_inputs else "past_key_values"
         if family.tree != "windows":
             install(self.base)
         # Not the model itself: copies are large, and in a cycle they would stay until Python's collector comes.
@@ -159,7 +161,11 @@ class MLLM(torch.nn.Module):
         kept.pop("pixel_attention_mask", None)
         return {**kept, "mm_encoder_outputs": {"image": features}}
 
-    # -- likelihood -----------------------------------------------------------------------------------------------
+    # -- the language model ---------------------------------------------------------------------------------------
+
+    def keeping(self, cache: Any) -> dict[str, Any]:
+        """Return the arguments with which the language model reads ``cache`` and adds its keys and values to it."""
+        return {self._cache_argument: cache, "use_cache": True}
 
     def core(self, rows: int, question: str, fed: torch.Tensor, encoded: dict[str, Any], **more: Any) -> Any:
         """Run the language model, without its head, on ``fed`` (prompt and what follows it), ``(rows, L)``."""
@@ -171,6 +177,8 @@ class MLLM(torch.nn.Module):
             extra[name] = torch.nn.functional.pad(value, (0, fed.shape[1] - value.shape[1]))
         vision = {**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])}
         return self.base.model(input_ids=fed, **vision, **extra, **more)
+
+    # -- likelihood -----------------------------------------------------------------------------------------------
 
     def log_likelihoods(
         self, encoded: dict[str, Any], question: str, answers: Sequence[str]
@@ -296,11 +304,14 @@ class MLLM(torch.nn.Module):
 
     def _scores_by_trie(self, images: torch.Tensor, question: str, trie: Trie) -> torch.Tensor:
         """Return the scores of a few images: one pass over image and question, one over all nodes of the trie."""
+        from transformers import DynamicCache
+
         encoded = self.encode(images)
         prompt = self.prompt(question)["input_ids"].to(self.device).expand(len(images), -1)
-        out = self.core(len(images), question, prompt, encoded, use_cache=True)
+        cache = DynamicCache(config=self.base.config.get_text_config())
+        hidden = self.core(len(images), question, prompt, encoded, **self.keeping(cache))[0]
         head = self.base.get_output_embeddings()
-        first = head(out[0][:, -1])
+        first = head(hidden[:, -1])
         if not len(trie.tokens):
             return scores_from_trie(trie, first, first[:, None])
         n, length = prompt.shape
@@ -313,8 +324,7 @@ class MLLM(torch.nn.Module):
             input_ids=trie.tokens.to(self.device).expand(n, -1),
             attention_mask=tree_mask(self, mask, plain[0], key, question),
             position_ids=positions.expand(*positions.shape[:-2], n, -1),
-            past_key_values=out.past_key_values,
-            use_cache=True,
+            **self.keeping(cache),
         )[0]
         # Logits of every node at once would take more memory than the model: 14 GiB at 8B, 65 names and 64 images.
         rows = max(1, _LOGITS_AT_A_TIME // (len(trie.tokens) * head.weight.shape[0]))

@@ -78,14 +78,14 @@ class Writer:
         positions = tree_positions(mllm, plain[None], question, encoded)
 
         def prefill(cache: Any) -> torch.Tensor:
-            hidden = mllm.core(n, question, prompt, encoded, past_key_values=cache, use_cache=True)[0]
+            hidden = mllm.core(n, question, prompt, encoded, **mllm.keeping(cache))[0]
             if cache.get_seq_length() != length:
                 raise RuntimeError("gradient checkpointing keeps no cache in training mode: call eval() before.")
             return head(hidden[:, -1])
 
         def step(tokens: torch.Tensor, count: int, cache: Any) -> torch.Tensor:
             at = positions[..., count : count + 1].expand(*positions.shape[:-2], len(tokens), 1)
-            out = mllm.base.model(input_ids=tokens, position_ids=at, past_key_values=cache, use_cache=True)
+            out = mllm.base.model(input_ids=tokens, position_ids=at, **mllm.keeping(cache))
             return head(out[0][:, -1])
 
         written = mllm.base.generate(

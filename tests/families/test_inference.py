@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import warnings
 
 import pytest
 import torch
@@ -214,6 +215,13 @@ def test_rows_that_have_ended_leave_the_batch_and_change_nothing(mllm, images, c
     assert together == [generate([row])[0] for row in range(5)]
 
 
+def test_answers_use_no_name_that_the_library_gives_up(mllm, images, class_names):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*past_key_values.*", FutureWarning)
+        mllm.class_scores(images, q_cls(class_names), class_names)
+        mllm.generate(images, q_reason(class_names), 3)
+
+
 def test_scores_of_345_names_and_64_images_stay_within_bounds(folder_of, images, monkeypatch):
     """DomainNet's count of names: never more tokens or logits at a time than said, and no score is another."""
     from domainbed_reasoning.mllm import model
@@ -224,7 +232,8 @@ def test_scores_of_345_names_and_64_images_stay_within_bounds(folder_of, images,
     run, head, tokens, logits = mllm.base.model.forward, mllm.base.get_output_embeddings(), [], []
 
     def forward(**inputs):
-        cached = inputs["past_key_values"].get_seq_length() if inputs.get("past_key_values") is not None else 0
+        cache = inputs.get("cache", inputs.get("past_key_values"))  # transformers from 5.24 on, and before
+        cached = cache.get_seq_length() if cache is not None else 0
         rows, length = inputs["input_ids"].shape
         tokens.append(rows * (length + cached))
         return run(**inputs)
