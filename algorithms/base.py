@@ -24,14 +24,13 @@ from domainbed_reasoning.losses import chain_nll, label_nll
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import image_edge
+from domainbed_reasoning.mllm.reading import LogLikelihoods
 from domainbed_reasoning.progress import Answers
 from domainbed_reasoning.prompts import q_cls, q_reason
 from domainbed_reasoning.samples import SampleId, ids_of
 from domainbed_reasoning.scoring import answers_from_chains, elect, scores_from_answers
 from domainbed_reasoning.selflabel import SelfLabels
 from domainbed_reasoning.stages import Stage
-
-LogLikelihoods = tuple[torch.Tensor, torch.Tensor]  # of target tokens, (n, T), and their mask, (n, T)
 
 
 @dataclass(frozen=True)

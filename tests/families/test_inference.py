@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from domainbed_reasoning.chains import END_OF_CHAIN, Chain
-from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
+from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm, reading
 from domainbed_reasoning.mllm.images import resize
 from domainbed_reasoning.prompts import q_cls, q_reason
 
@@ -189,7 +189,7 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path: pathlib.Path):
 def test_scores_do_not_depend_on_how_many_logits_are_held(mllm, images, class_names, monkeypatch):
     question = q_cls(class_names)
     expected = mllm.class_scores(images, question, class_names)
-    monkeypatch.setattr("domainbed_reasoning.mllm.model._LOGITS_AT_A_TIME", 1)
+    monkeypatch.setattr("domainbed_reasoning.mllm.reading._LOGITS_AT_A_TIME", 1)
     torch.testing.assert_close(mllm.class_scores(images, question, class_names), expected)
 
 
@@ -224,8 +224,6 @@ def test_answers_use_no_name_that_the_library_gives_up(mllm, images, class_names
 
 def test_scores_of_345_names_and_64_images_stay_within_bounds(folder_of, images, monkeypatch):
     """DomainNet's count of names: never more tokens or logits at a time than said, and no score is another."""
-    from domainbed_reasoning.mllm import model
-
     mllm = load_mllm(folder_of("InternVL")).eval()
     names = [f"thing {number}" for number in range(345)]
     many = images[torch.arange(64) % len(images)]
@@ -240,10 +238,10 @@ def test_scores_of_345_names_and_64_images_stay_within_bounds(folder_of, images,
 
     monkeypatch.setattr(mllm.base.model, "forward", forward)
     handle = head.register_forward_hook(lambda module, given, out: logits.append(out.numel()))
-    monkeypatch.setattr(model, "_LOGITS_AT_A_TIME", 2**22)
+    monkeypatch.setattr(reading, "_LOGITS_AT_A_TIME", 2**22)
     scores = mllm.class_scores(many, q_cls(names), names)
     handle.remove()
-    assert max(tokens) <= model._TOKENS_AT_A_TIME["cpu"] < sum(tokens)  # the whole batch would not have fitted
+    assert max(tokens) <= reading._TOKENS_AT_A_TIME["cpu"] < sum(tokens)  # the whole batch would not have fitted
     assert max(logits) <= 2**22
     for index in (0, 63):
         alone = mllm.class_scores(many[index][None], q_cls(names), names)
