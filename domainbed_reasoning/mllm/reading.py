@@ -129,9 +129,16 @@ def _at_targets(mllm: Any, hidden: torch.Tensor, rows: Rows | TreeBranch) -> tor
 
 
 def _logits(mllm: Any, hidden: torch.Tensor, rows: Rows | TreeBranch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the logits that predict target tokens, ``(m, vocabulary)``, and those tokens, ``(m,)``."""
+    """Yield the logits that predict target tokens, ``(m, vocabulary)``, and those tokens, ``(m,)``, a bounded number.
+
+    In float32 those of 64 chains, and their softmax, would be 20 GiB at 8B. With gradients all are kept anyway.
+    """
+    head = mllm.base.get_output_embeddings()
     row, position = rows.supervised
-    yield mllm.base.get_output_embeddings()(hidden[row, position]), rows.targets[rows.target_mask]
+    predicting, targets = hidden[row, position], rows.targets[rows.target_mask]
+    count = len(targets) if torch.is_grad_enabled() else _rows_at_a_time(head, 1)
+    for part, wanted in zip(predicting.split(count), targets.split(count), strict=True):
+        yield head(part), wanted
 
 
 def _rows_at_a_time(head: Any, positions: int) -> int:

@@ -193,6 +193,27 @@ def test_scores_do_not_depend_on_how_many_logits_are_held(mllm, images, class_na
     torch.testing.assert_close(mllm.class_scores(images, question, class_names), expected)
 
 
+def test_reading_without_gradients_holds_a_bounded_number_of_logits(mllm, images, class_names, monkeypatch):
+    """64 chains of an 8B model would be 20 GiB. With gradients all logits are kept anyway, and made at once."""
+    encoded, question, texts, logits = mllm.encode(images[:3]), q_reason(class_names), [CHAIN, "a cat", CHAIN], []
+    with torch.no_grad():
+        expected, mask = mllm.log_likelihoods(encoded, question, texts)
+        _, entropy, _ = mllm.token_statistics(encoded, question, texts)
+    head = mllm.base.get_output_embeddings()
+    bound = 4 * head.weight.shape[0]
+    monkeypatch.setattr(reading, "_LOGITS_AT_A_TIME", bound)
+    handle = head.register_forward_hook(lambda module, given, out: logits.append(out.numel()))
+    with torch.no_grad():
+        torch.testing.assert_close(mllm.log_likelihoods(encoded, question, texts)[0], expected)
+        found = mllm.token_statistics(encoded, question, texts)
+    assert max(logits) <= bound
+    torch.testing.assert_close(found, (expected, entropy, mask))
+    logits.clear()
+    mllm.log_likelihoods(encoded, question, texts)
+    handle.remove()
+    assert len(logits) == 1
+
+
 def test_rows_that_have_ended_leave_the_batch_and_change_nothing(mllm, images, class_names, monkeypatch):
     """Five rows told to end after 3, 9, 5, 20 and 12 tokens write what each would have written alone."""
     question, lengths, sizes = q_reason(class_names), [3, 9, 5, 20, 12], []
