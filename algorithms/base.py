@@ -197,7 +197,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
     def _gather(self, minibatches: Minibatches) -> Batch:
         """Return the domains' minibatches as one batch at the model's resolution."""
         images = torch.cat([self._pixels(x) for x, _ in minibatches])
-        labels = [int(label) for _, y in minibatches for label in y]
+        labels = [int(label) for _, y in minibatches for label in y.tolist()]
         ids = [ids_of(x) for x, _ in minibatches]
         if any(part is None for part in ids):
             return Batch(images, labels, None)

@@ -217,7 +217,7 @@ def test_reading_without_gradients_holds_a_bounded_number_of_logits(mllm, images
 def test_rows_that_have_ended_leave_the_batch_and_change_nothing(mllm, images, class_names, monkeypatch):
     """Five rows told to end after 3, 9, 5, 20 and 12 tokens write what each would have written alone."""
     question, lengths, sizes = q_reason(class_names), [3, 9, 5, 20, 12], []
-    monkeypatch.setattr(mllm.writer, "may_end", torch.ones_like(mllm.writer.may_end))
+    monkeypatch.setattr(mllm.writer, "may_end", range(mllm.base.get_output_embeddings().weight.shape[0]))
     run = mllm.base.model.forward
     monkeypatch.setattr(
         mllm.base.model, "forward", lambda **inputs: sizes.append(len(inputs["input_ids"])) or run(**inputs)
