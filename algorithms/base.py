@@ -24,14 +24,13 @@ from domainbed_reasoning.losses import chain_nll, label_nll
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import image_edge
+from domainbed_reasoning.mllm.reading import LogLikelihoods
 from domainbed_reasoning.progress import Answers
 from domainbed_reasoning.prompts import q_cls, q_reason
 from domainbed_reasoning.samples import SampleId, ids_of
 from domainbed_reasoning.scoring import answers_from_chains, elect, scores_from_answers
 from domainbed_reasoning.selflabel import SelfLabels
 from domainbed_reasoning.stages import Stage
-
-LogLikelihoods = tuple[torch.Tensor, torch.Tensor]  # of target tokens, (n, T), and their mask, (n, T)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,9 @@ class MLLMAlgorithm(ResumableAlgorithm):
         self.stage: Stage | None = None
         self.self_labels: SelfLabels | None = None
         self.kept_by_round: dict[int, float] = {}
+        self._labels_by_copy: bool | None = None  # None before the first round
         self._reader: tuple[int, Any] | None = None
+        self.train()  # libraries load models for answering
         self._begin()
 
     def _begin(self) -> None:
@@ -144,25 +145,28 @@ class MLLMAlgorithm(ResumableAlgorithm):
 
         The paper does not say whether the optimiser's state outlives a stage; stages are runs of their own here.
         """
-        if self.self_labels is not None and self.stage is not None:
-            kept = self.self_labels
-            print(f"{self.stage}: kept {kept.accepted_share:.1%} of {kept.labelled} self-labelled chains", flush=True)
+        if self.self_labels is not None:
+            share, count = self.self_labels.accepted_share, self.self_labels.labelled
+            print(f"{self.stage}: kept {share:.1%} of {count} self-labelled chains", flush=True)
         print(f"{type(self).__name__}: {stage} of {self.schedule.n_steps} steps", flush=True)
         self._prepare(stage)
 
     def _prepare(self, stage: Stage) -> None:
         """Make the stage's optimiser and labeller from the model as it is now."""
         self.stage = stage
+        self.self_labels = None  # the last round's labeller makes room
         adapters = self.mllm.adapters() if stage.round else {}
         self._stage_start = {name: weight.detach().cpu().clone() for name, weight in adapters.items()}
         self.optimizer, self.lr_scheduler = optimiser_of_stage(self.mllm.adapters().values(), self.hparams, stage.steps)
         self.self_labels = self._labeller() if stage.round else None
 
     def _labeller(self) -> SelfLabels:
-        """Freeze the model as it is now, as the round's labeller."""
+        """Freeze the model as it is now, as the round's labeller; all rounds do so as the first."""
         hparams, names = self.hparams, self.task.class_names
         as_now: Callable[[], contextlib.AbstractContextManager[Any]]
-        if self.mllm.fits_a_copy():
+        if self._labels_by_copy is None:
+            self._labels_by_copy = self.mllm.fits_a_copy(beside_training=True)
+        if self._labels_by_copy:
             as_now = functools.partial(contextlib.nullcontext, self.mllm.copy_for_inference())
         else:
             adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
@@ -193,7 +197,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
     def _gather(self, minibatches: Minibatches) -> Batch:
         """Return the domains' minibatches as one batch at the model's resolution."""
         images = torch.cat([self._pixels(x) for x, _ in minibatches])
-        labels = [int(label) for _, y in minibatches for label in y]
+        labels = [int(label) for _, y in minibatches for label in y.tolist()]
         ids = [ids_of(x) for x, _ in minibatches]
         if any(part is None for part in ids):
             return Batch(images, labels, None)
@@ -317,11 +321,12 @@ class MLLMAlgorithm(ResumableAlgorithm):
 
     def _current_reader(self) -> Any:
         """Return the model that answers: a merged copy of the present weights where one fits, else the model itself."""
-        if not self.mllm.adapters() or not self.mllm.fits_a_copy():
+        if not self.mllm.adapters():
             return self.mllm
         if self._reader is None or self._reader[0] != self.steps_taken:
             self._reader = None
-            self._reader = (self.steps_taken, self.mllm.copy_for_inference())
+            fits = self.mllm.fits_a_copy()
+            self._reader = (self.steps_taken, self.mllm.copy_for_inference() if fits else self.mllm)
         return self._reader[1]
 
     # -- state ----------------------------------------------------------------------------------------------------
@@ -350,6 +355,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "labelled": labels.labelled if labels is not None else 0,
             "accepted_share": labels.accepted_share if labels is not None else 0.0,
+            "labels_by_copy": self._labels_by_copy,
             "support": [self._support.sums, self._support.counts] if labels is not None else [],
         }
 
@@ -357,6 +363,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
         if "optimizer" in state:
             stage = self.schedule.at(self.steps_taken - 1)
             print(f"{type(self).__name__}: {stage} of {self.schedule.n_steps} steps", flush=True)
+            self._labels_by_copy = state.get("labels_by_copy")
             self._load_adapters(state["stage_start"] if stage.round else state["adapters"])
             self._prepare(stage)
             self.optimizer.load_state_dict(state["optimizer"])

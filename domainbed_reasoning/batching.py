@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -181,6 +182,19 @@ class Trie:
     depths: torch.Tensor
     visible: torch.Tensor
     steps: tuple[tuple[tuple[int, int], ...], ...]
+
+    @functools.cached_property
+    def edges(self) -> tuple[list[tuple[int, int]], torch.Tensor]:
+        """The E pairs of all paths, each once and sorted (those from the prompt first), and whose they are.
+
+        The second is 1 where a class takes a pair, else 0, ``(E, C)``.
+        """
+        edges = sorted({edge for path in self.steps for edge in path})
+        place = {edge: index for index, edge in enumerate(edges)}
+        taken = torch.zeros(len(edges), len(self.steps))
+        for name, path in enumerate(self.steps):
+            taken[[place[edge] for edge in path], name] = 1
+        return edges, taken
 
 
 def build_trie(targets: Sequence[Sequence[int]]) -> Trie:

@@ -99,6 +99,11 @@ def conclusion_of(text: str) -> str | None:
     return inside.strip() if closed else None
 
 
+def count_words(text: str) -> int:
+    """Return the number of words of a chain, its tags not counted."""
+    return len(_TAG.sub(" ", text).split())
+
+
 def normalise_name(name: str) -> str:
     """Return ``name`` in lower case, underscores as spaces, runs of whitespace as one space."""
     return " ".join(name.replace("_", " ").casefold().split())

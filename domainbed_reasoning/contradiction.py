@@ -71,8 +71,7 @@ def contradiction(chain: Chain, conclusion: int, class_names: Sequence[str]) -> 
 
     They do if the last class they state outright ("the answer is X", "it must be a X") is another one, or if they
     rule the conclusion's class out and never state it. Comparisons ("a horse would have …") are no statements. The
-    rule is
-    cautious: what it does not understand it lets pass.
+    rule is cautious: what it does not understand it lets pass.
 
     Args:
         chain: the candidate.

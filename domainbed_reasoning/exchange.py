@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from domainbed_reasoning.atomic import replacing
 from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.parquet import (
     OWN_FIELD,
     message_schema,
     own_schema,
     read_parquet,
-    replacing,
     to_columns,
     to_message_columns,
     write_parquet,
@@ -386,11 +386,12 @@ def _after_space(text: str, at: int) -> int:
 
 def _write_json(path: Path, rows: Iterable[Row], as_lines: bool) -> int:
     count = 0
-    with replacing(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
-        file.write("" if as_lines else "[")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(b"" if as_lines else b"[")
         for row in rows:
-            file.write("" if as_lines else ",\n" if count else "\n")
-            file.write(json.dumps(row, ensure_ascii=False) + ("\n" if as_lines else ""))
+            file.write(b"" if as_lines else b",\n" if count else b"\n")
+            file.write(json.dumps(row, ensure_ascii=False).encode() + (b"\n" if as_lines else b""))
             count += 1
-        file.write("" if as_lines else "\n]\n")
+        file.write(b"" if as_lines else b"\n]\n")
     return count

@@ -5,13 +5,12 @@ What has no column of its own is in the column `extra`, as JSON, so that nothing
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from domainbed_reasoning.atomic import replacing
 from domainbed_reasoning.record import parse_json
 
 Row = dict[str, Any]
@@ -25,18 +24,6 @@ _ROWS = 2048
 
 class ParquetError(ValueError):
     """A Parquet file that cannot be read, or the package that reads it is missing."""
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which takes the place of ``path`` when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # Our own columns; every other key of a record, and a value of another type, is in `extra` as JSON.
@@ -112,7 +99,8 @@ def write_parquet(path: Path, rows: Iterable[Row], schema: Any) -> int:
     """Write rows, at once or not at all, and return their number."""
     arrow = _pyarrow()
     count = 0
-    with replacing(path) as partial, arrow.parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file, arrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         batch: list[Row] = []
         for row in rows:
             batch.append(row)

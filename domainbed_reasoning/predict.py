@@ -112,6 +112,7 @@ class Predictor:
             else:
                 fallback = torch.zeros(0, len(names), device=self.mllm.device)
             scores = scores_from_answers(concluded, fallback)
+        scores = scores.cpu()  # they are looked at one by one
         by_name = [None] * len(images) if by_label is None else [names[i] for i in by_label.argmax(1).tolist()]
         return [
             Prediction(

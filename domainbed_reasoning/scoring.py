@@ -21,18 +21,13 @@ def scores_from_trie(trie: Trie, prompt_logits: torch.Tensor, node_logits: torch
     Returns:
         ``(n, C)``, float32, in nats.
     """
-    edges = sorted({edge for path in trie.steps for edge in path})
-    place = {edge: index for index, edge in enumerate(edges)}
-    used = torch.zeros(len(edges), len(trie.steps))  # how often a class takes an edge
-    for name, path in enumerate(trie.steps):
-        for edge in path:
-            used[place[edge], name] += 1
+    edges, taken = trie.edges
     first = [token for node, token in edges if node < 0]  # sorted: those from the prompt come first
     nodes, tokens = [node for node, _ in edges[len(first) :]], [token for _, token in edges[len(first) :]]
     prompt_logits, node_logits = prompt_logits.float(), node_logits.float()
     from_prompt = prompt_logits[:, first] - prompt_logits.logsumexp(-1, keepdim=True)
     from_nodes = node_logits[:, nodes, tokens] - node_logits.logsumexp(-1)[:, nodes]
-    return torch.cat([from_prompt, from_nodes], dim=1) @ used.to(prompt_logits.device)
+    return torch.cat([from_prompt, from_nodes], dim=1) @ taken.to(prompt_logits.device)
 
 
 def answers_from_chains(chains: Sequence[str], class_names: Sequence[str]) -> list[int | None]:

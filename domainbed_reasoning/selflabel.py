@@ -1,7 +1,7 @@
 """SARR's self-labelled chains (arXiv 2602.23777, algorithm 1).
 
-Round k = 1…N lets the model of the round's start write a chain for every
-training image with q_reason, keeps (x, y, r̂) where the text inside <CONCLUSION> equals y, and tunes on what was kept.
+Round k = 1…N lets the model of the round's start write a chain for every training image with q_reason, keeps
+(x, y, r̂) where the text inside <CONCLUSION> equals y, and tunes on what was kept.
 
 Labelling is lazy: a sample's chain is written the first time the round meets it and kept for the round. That is the
 same distribution as labelling the whole set first, without labelling what DomainBed's sampler never draws.

@@ -58,7 +58,7 @@ OWN_WORDS_RATES = {"ReasoningSFT": 4e-3, "MTCT": 4e-3, "RDMLDG": 4e-3}
 LABEL_WEIGHT = 0.03
 BETTER_BASE = "better_base"  # below the output's folder; made by --base
 BETTER_BASE_NOISE = 0.5  # the embedded base's is 0.75: names beside any creature at all, of the lessons about them
-RATES_TRIED = {True: (1e-3, 3e-3), False: (2e-3, 4e-3, 8e-3)}  # for a network without language; for an MLLM
+RATES_TRIED = {True: (1e-3, 3e-3), False: (2e-3, 4e-3, 8e-3, 1.6e-2)}  # for a network without language; for an MLLM
 WEIGHTS_TRIED = (0.03, 0.1, 0.3, 1.0)
 
 

@@ -47,6 +47,9 @@ def test_trie_shares_beginnings_and_each_node_sees_its_ancestors_alone():
     assert trie.depths.tolist() == [0, 1, 1]
     assert trie.visible.tolist() == [[True, False, False], [True, True, False], [True, False, True]]
     assert trie.steps == (((-1, 5), (0, 6), (1, 9)), ((-1, 5), (0, 7), (2, 9)), ((-1, 5), (0, 9)))
+    edges, taken = trie.edges
+    assert edges == [(-1, 5), (0, 6), (0, 7), (0, 9), (1, 9), (2, 9)]
+    assert taken.T.tolist() == [[1, 1, 0, 0, 1, 0], [1, 0, 1, 0, 0, 1], [1, 0, 0, 1, 0, 0]]
 
 
 @given(

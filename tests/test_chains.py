@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbed_reasoning.chains import STAGES, Chain, ChainError, conclusion_of, match_class, parse_chain
+from domainbed_reasoning.chains import STAGES, Chain, ChainError, conclusion_of, count_words, match_class, parse_chain
 
 GOOD = Chain("I compare parts.", "A painted dog.", "Long ears & a wide nose.", "Colours mislead.", "dog")
 
@@ -69,3 +69,7 @@ def test_classes_match_exactly_up_to_case_spaces_and_underscores():
     assert match_class("Alarm_Clock", names) == 2
     assert match_class("a cat", names) is None  # containment would say cat, or bobcat for "bobcats"
     assert match_class(None, names) is None
+
+
+def test_words_are_counted_without_tags():
+    assert count_words("<SUMMARY>two words</SUMMARY>\n<CAPTION>and three more</CAPTION>") == 5

@@ -196,6 +196,15 @@ def test_an_architecture_without_a_row_is_refused_by_name_with_the_list(tmp_path
         load_mllm(str(tmp_path))
 
 
+def test_a_model_that_was_never_made_to_converse_is_refused_before_its_weights_are_read(tmp_path):
+    """As google/gemma-3-4b-pt: a tokenizer, a processor, and no chat template."""
+    for file in TINY.iterdir():
+        if file.name != "chat_template.jinja":
+            (tmp_path / file.name).write_bytes(b"" if file.suffix == ".safetensors" else file.read_bytes())
+    with pytest.raises(ModelError, match="no chat template.*-Instruct"):
+        load_mllm(str(tmp_path))
+
+
 def test_a_gpu_that_is_too_small_is_named_with_what_is_needed():
     """8e9 weights in bfloat16 are 16 GB; with 10% on top 16.4 GiB."""
     with pytest.raises(ModelError, match=r"16.4 GiB.*10.0 GiB free.*nf4"):

@@ -78,7 +78,8 @@ class Reader:
         """Return the classification path's class of every image."""
         names = self.material.task.class_names
         parts = [self.mllm.class_scores(part, self.material.q_cls, names) for part in pixels.split(self.batch)]
-        return [int(row) for row in torch.cat(parts).argmax(1)]
+        classes: list[int] = torch.cat(parts).argmax(1).tolist()
+        return classes
 
 
 def measure(reader: Reader, samples: Sequence[SampleId], cues: ShapesCues | None) -> tuple[list[Row], list[Any]]:

@@ -22,7 +22,7 @@ import tqdm
 
 from domainbed_reasoning.analysis.checkpoints import Checkpoint, records_of
 from domainbed_reasoning.analysis.material import Material
-from domainbed_reasoning.chains import STAGE_TAGS
+from domainbed_reasoning.chains import count_words
 from domainbed_reasoning.mllm import MLLM
 from domainbed_reasoning.samples import SampleId
 from domainbed_reasoning.scoring import answers_from_chains
@@ -126,10 +126,3 @@ def answer_both_ways(
     n = len(samples)
     shares = {"parsed": parsed / n, "agreement": agree / n, "chain": by_chain / n, "label": by_label / n}
     return {"images": n, "words": words / n, **shares}
-
-
-def count_words(chain: str) -> int:
-    """Return the number of words of a chain, its tags left out."""
-    for tag in STAGE_TAGS:
-        chain = chain.replace(tag, " ")
-    return len(chain.split())

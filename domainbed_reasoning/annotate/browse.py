@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from domainbed_reasoning.atomic import replacing
 from domainbed_reasoning.catalog import OnDisk, Picture
 from domainbed_reasoning.image_files import read_rgb
 from domainbed_reasoning.store import ACCEPTED
@@ -66,17 +67,12 @@ def write_page(
         "policy": html.escape(_policy(style, script)),
     }
     before, _, after = template.partition("{{data}}")
-    partial = path.with_name(path.name + ".part")
-    try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            file.write(_filled(before, fields))
-            index = _index(on_disk, class_names, candidates, rules)
-            for block in _blocks(on_disk, candidates, index, progress or (lambda items: items)):
-                file.write(block)
-            file.write(_filled(after, fields))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(_filled(before, fields).encode())
+        index = _index(on_disk, class_names, candidates, rules)
+        for block in _blocks(on_disk, candidates, index, progress or (lambda items: items)):
+            file.write(block.encode())
+        file.write(_filled(after, fields).encode())
     return path.stat().st_size
 
 

@@ -118,13 +118,12 @@ def plan(
         pictures: of the dataset.
         classes: class folders in label order.
         records: what the chain file holds. An image with an accepted chain, whoever wrote it, is done; rejected ones
-        count
-            against the candidates of the same teacher and prompt.
+            count against the candidates of the same teacher and prompt.
         teacher: name.
         prompt_version: of the prompt.
         candidates: drawn of an image at most.
         limit: at most so many images with an accepted or exhausted result in all, counting those that are done; None:
-        all.
+            all.
     """
     done: set[str] = set()
     asked: Counter[str] = Counter()
@@ -220,8 +219,7 @@ class Annotation:
             self.summary.stopped = "interrupted"
             loop.remove_signal_handler(signal.SIGINT)
 
-        # Not in the main thread, or on Windows: there Ctrl-C ends the run at once, and nothing that was answered is
-        # lost.
+        # Not in the main thread, or on Windows: there Ctrl-C ends the run at once, and no answer that came is lost.
         with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
             loop.add_signal_handler(signal.SIGINT, interrupted)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from domainbed_reasoning.catalog import Picture
-from domainbed_reasoning.chains import STAGE_TAGS
+from domainbed_reasoning.chains import count_words
 from domainbed_reasoning.store import ACCEPTED
 
 
@@ -95,17 +95,10 @@ def count(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]]) -> 
             group.accepted += 1
             group.chains += image not in done
             done.add(image)
-            group.words.append(words_of(record["chain"]))
+            group.words.append(count_words(record["chain"]))
         else:
             group.rules[record.get("rule") or "unnamed"] += 1
     return groups
-
-
-def words_of(chain: str) -> int:
-    """Return the number of words of a chain, its tags not counted."""
-    for tag in STAGE_TAGS:
-        chain = chain.replace(tag, " ")
-    return len(chain.split())
 
 
 def total(groups: Groups, axis: int | None = None) -> dict[str, Group]:

@@ -101,7 +101,7 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         network, processor, family.
 
     Raises:
-        ModelError: for a model that is not there, not supported or too large for the GPU.
+        ModelError: for a model that is not there, not supported, without a chat template or too large for the GPU.
     """
     import transformers
 
@@ -110,6 +110,12 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     for package in family.requires:
         if importlib.util.find_spec(package) is None:
             raise ModelError(f"{family.name} needs the package {package}: pip install {package}.")
+    processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False)
+    if not processor.chat_template:
+        raise ModelError(
+            f"model {model!r} has no chat template: it was not made to answer questions. Use the version of it that "
+            "was, often called -Instruct or -it."
+        )
     precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
     if device.type == "cuda":
         count = sum(weight.numel() for weight in empty_network(model)[0].parameters())
@@ -120,7 +126,7 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         settings["quantization_config"] = _quantization(quantize, precision)
     network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
     network.requires_grad_(False)
-    return network, transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False), family
+    return network, processor, family
 
 
 def empty_network(model: str) -> tuple[torch.nn.Module, Family]:

@@ -5,28 +5,23 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from domainbed_reasoning.batching import Rows, TreeBranch, Trie, build_rows, build_tree_rows, build_trie
-from domainbed_reasoning.losses import token_log_likelihoods
+from domainbed_reasoning.mllm import reading
 from domainbed_reasoning.mllm.attention import install
 from domainbed_reasoning.mllm.families import Family, tile_grid
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, load_network
 from domainbed_reasoning.mllm.memory import Key, Memory, digests_of, state_of
+from domainbed_reasoning.mllm.reading import LogLikelihoods
 from domainbed_reasoning.mllm.texts import Texts
-from domainbed_reasoning.mllm.trees import tree_mask, tree_positions
 from domainbed_reasoning.mllm.writing import Writer
-from domainbed_reasoning.scoring import scores_from_trie
 
 ROWS = ("naive", "vision", "tree")
-LogLikelihoods = tuple[torch.Tensor, torch.Tensor]  # of target tokens, (n, T), and their mask, (n, T)
-_LOGITS_AT_A_TIME = 2**27
-# Of prompts and class names: 2 GiB of keys and values at 8B; what a CPU's cache holds (a sixth less time than 2**15).
-_TOKENS_AT_A_TIME = {"cuda": 2**15, "cpu": 2**12}
 
 
 def load_mllm(
@@ -98,9 +93,12 @@ class MLLM(torch.nn.Module):
         self.texts = Texts(processor, self.image_size, self._image_settings)
         self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
+        # transformers 5.24 renamed what a forward pass takes its keys and values from.
+        self._cache_argument = "cache" if "cache" in self._core_inputs else "past_key_values"
         if family.tree != "windows":
             install(self.base)
-        self.writer = Writer(self)
+        # Not the model itself: copies are large, and in a cycle they would stay until Python's collector comes.
+        self.writer = Writer(weakref.proxy(self))
 
     @property
     def base(self) -> torch.nn.Module:
@@ -157,7 +155,11 @@ class MLLM(torch.nn.Module):
         kept.pop("pixel_attention_mask", None)
         return {**kept, "mm_encoder_outputs": {"image": features}}
 
-    # -- likelihood -----------------------------------------------------------------------------------------------
+    # -- the language model ---------------------------------------------------------------------------------------
+
+    def keeping(self, cache: Any) -> dict[str, Any]:
+        """Return the arguments with which the language model reads ``cache`` and adds its keys and values to it."""
+        return {self._cache_argument: cache, "use_cache": True}
 
     def core(self, rows: int, question: str, fed: torch.Tensor, encoded: dict[str, Any], **more: Any) -> Any:
         """Run the language model, without its head, on ``fed`` (prompt and what follows it), ``(rows, L)``."""
@@ -170,9 +172,9 @@ class MLLM(torch.nn.Module):
         vision = {**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])}
         return self.base.model(input_ids=fed, **vision, **extra, **more)
 
-    def log_likelihoods(
-        self, encoded: dict[str, Any], question: str, answers: Sequence[str]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    # -- likelihood -----------------------------------------------------------------------------------------------
+
+    def log_likelihoods(self, encoded: dict[str, Any], question: str, answers: Sequence[str]) -> LogLikelihoods:
         """Return log p of every token of each image's answer, with its end token.
 
         The output head runs on supervised positions alone.
@@ -185,10 +187,8 @@ class MLLM(torch.nn.Module):
         Returns:
             log-likelihoods in nats, float32, ``(n, T)``, and the mask of target tokens, ``(n, T)``.
         """
-        rows, hidden = self._read(encoded, question, answers)
-        return self._at_targets(hidden, rows), rows.target_mask
+        return reading.log_likelihoods(self, encoded, question, answers)
 
-    @torch.no_grad()
     def token_statistics(
         self, encoded: dict[str, Any], question: str, answers: Sequence[str]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -197,21 +197,7 @@ class MLLM(torch.nn.Module):
         Returns:
             log-likelihoods and entropies in nats, float32, ``(n, T)`` each, and the mask of target tokens, ``(n, T)``.
         """
-        rows, hidden = self._read(encoded, question, answers)
-        row, position = rows.supervised
-        log_probs = self.base.get_output_embeddings()(hidden[row, position]).float().log_softmax(-1)
-        entropy = log_probs.new_zeros(rows.target_mask.shape)
-        entropy = entropy.masked_scatter(rows.target_mask, -(log_probs.exp() * log_probs).sum(-1))
-        return self._at_targets(hidden, rows), entropy, rows.target_mask
-
-    def _read(self, encoded: dict[str, Any], question: str, answers: Sequence[str]) -> tuple[Rows, torch.Tensor]:
-        prompt = self.prompt(question)["input_ids"][0].tolist()
-        targets = [self.target(answer) for answer in answers]
-        rows = build_rows(prompt, targets, self.tokenizer.pad_token_id or 0, self.device)
-        hidden = self.core(
-            len(answers), question, rows.input_ids, encoded, attention_mask=rows.attention_mask, use_cache=False
-        )[0]
-        return rows, hidden
+        return reading.token_statistics(self, encoded, question, answers)
 
     def two_path_log_likelihoods(
         self,
@@ -239,42 +225,12 @@ class MLLM(torch.nn.Module):
         if rows not in ROWS:
             raise ValueError(f"rows {rows!r} is none of {', '.join(ROWS)}.")
         if rows == "tree":
-            return self._tree_log_likelihoods(self.encode(images), questions, answers)
+            return reading.tree_log_likelihoods(self, self.encode(images), questions, answers)
         encoded = [self.encode(images)]
         encoded.append(self.encode(images) if rows == "naive" else encoded[0])
         a, b = (self.log_likelihoods(*each) for each in zip(encoded, questions, answers, strict=True))
         return a, b
 
-    def _tree_log_likelihoods(
-        self, encoded: dict[str, Any], questions: tuple[str, str], answers: tuple[Sequence[str], Sequence[str]]
-    ) -> tuple[LogLikelihoods, LogLikelihoods]:
-        prompts = [self.prompt(question)["input_ids"][0].tolist() for question in questions]
-        targets = [[self.target(answer) for answer in texts] for texts in answers]
-        rows = build_tree_rows(
-            (prompts[0], prompts[1]), (targets[0], targets[1]), self.tokenizer.pad_token_id or 0, self.device
-        )
-        if self.family.tree == "windows":  # one mask for each kind of layer
-            position = rows.position_ids[0]
-            seen = {"attention_mask": tree_mask(self, rows.mask, position, position, questions[0])}
-        else:
-            seen = {"attention_mask": rows.twig_mask, "branches": rows.lengths}
-        hidden = self.base.model(
-            input_ids=rows.input_ids,
-            position_ids=tree_positions(self, rows.position_ids, questions[0], encoded),
-            use_cache=False,
-            **seen,
-            **{**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])},
-        )[0]
-        a, b = rows.branches
-        return (self._at_targets(hidden, a), a.target_mask), (self._at_targets(hidden, b), b.target_mask)
-
-    def _at_targets(self, hidden: torch.Tensor, rows: Rows | TreeBranch) -> torch.Tensor:
-        row, position = rows.supervised
-        logits = self.base.get_output_embeddings()(hidden[row, position])
-        out = logits.new_zeros(rows.target_mask.shape, dtype=torch.float32)
-        return out.masked_scatter(rows.target_mask, token_log_likelihoods(logits, rows.targets[rows.target_mask]))
-
-    @torch.no_grad()
     def class_scores(self, images: torch.Tensor, question: str, names: Sequence[str]) -> torch.Tensor:
         """Return log p(name, end | image, question) for every class name.
 
@@ -286,38 +242,7 @@ class MLLM(torch.nn.Module):
         Returns:
             ``(n, C)``, float32, in nats.
         """
-        trie = build_trie([self.target(name) for name in names])
-        tokens = self.prompt(question)["input_ids"].shape[1] + len(trie.tokens)
-        most = _TOKENS_AT_A_TIME.get(self.device.type, _TOKENS_AT_A_TIME["cuda"])
-        parts = images.split(max(1, most // tokens))
-        return torch.cat([self._scores_by_trie(part, question, trie) for part in parts])
-
-    def _scores_by_trie(self, images: torch.Tensor, question: str, trie: Trie) -> torch.Tensor:
-        """Return the scores of a few images: one pass over image and question, one over all nodes of the trie."""
-        encoded = self.encode(images)
-        prompt = self.prompt(question)["input_ids"].to(self.device).expand(len(images), -1)
-        out = self.core(len(images), question, prompt, encoded, use_cache=True)
-        head = self.base.get_output_embeddings()
-        first = head(out[0][:, -1])
-        if not len(trie.tokens):
-            return scores_from_trie(trie, first, first[:, None])
-        n, length = prompt.shape
-        plain = (length + trie.depths.to(self.device))[None]
-        mask = torch.ones(1, 1, len(trie.tokens), length + len(trie.tokens), dtype=torch.bool, device=self.device)
-        mask[..., length:] = trie.visible.to(self.device)
-        key = torch.cat([torch.arange(length, device=self.device), plain[0]])
-        positions = tree_positions(self, plain, question, encoded)
-        nodes = self.base.model(
-            input_ids=trie.tokens.to(self.device).expand(n, -1),
-            attention_mask=tree_mask(self, mask, plain[0], key, question),
-            position_ids=positions.expand(*positions.shape[:-2], n, -1),
-            past_key_values=out.past_key_values,
-            use_cache=True,
-        )[0]
-        # Logits of every node at once would take more memory than the model: 14 GiB at 8B, 65 names and 64 images.
-        rows = max(1, _LOGITS_AT_A_TIME // (len(trie.tokens) * head.weight.shape[0]))
-        parts = zip(first.split(rows), nodes.split(rows), strict=True)
-        return torch.cat([scores_from_trie(trie, one, head(part)) for one, part in parts])
+        return reading.class_scores(self, images, question, names)
 
     # -- generation -----------------------------------------------------------------------------------------------
 
@@ -426,14 +351,21 @@ class MLLM(torch.nn.Module):
         frozen.frozen_state = self.frozen_state or state_of(self.adapters().values())
         return frozen
 
-    def fits_a_copy(self) -> bool:
-        """Return whether `copy_for_inference` is possible: unquantised, and with room for a second set of weights."""
+    def fits_a_copy(self, beside_training: bool = False) -> bool:
+        """Return whether `copy_for_inference` is possible: unquantised, and with room for a second set of weights.
+
+        Args:
+            beside_training: the copy is to stay while training goes on, which may need again what it has needed.
+        """
         if self.quantized:
             return False
         if self.device.type != "cuda":
             return True
         weights = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
-        return torch.cuda.mem_get_info(self.device)[0] > 1.5 * weights
+        # What PyTorch holds ready and nothing uses can be had as well.
+        within_reach = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
+        used = torch.cuda.max_memory_allocated if beside_training else torch.cuda.memory_allocated
+        return within_reach - used(self.device) > 1.5 * weights
 
     @contextlib.contextmanager
     def with_adapters(self, values: dict[str, torch.Tensor]) -> Iterator[MLLM]:

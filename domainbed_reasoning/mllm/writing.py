@@ -8,7 +8,7 @@ checkpoint's own generation config, are its own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -44,15 +44,13 @@ class Writer:
         return sorted(special - {*self.ends, self.mllm.tokenizer.eos_token_id})
 
     @functools.cached_property
-    def may_end(self) -> torch.Tensor:
-        """True for tokens that end a turn or could be the last of a conclusion, ``(vocabulary,)``."""
+    def may_end(self) -> frozenset[int]:
+        """Tokens that end a turn or could be the last of a conclusion."""
         tokenizer = self.mllm.tokenizer
         vocabulary = self.mllm.base.get_output_embeddings().weight.shape[0]
         tokens = tokenizer.convert_ids_to_tokens(range(min(vocabulary, len(tokenizer))))
-        flags = torch.zeros(vocabulary, dtype=torch.bool)
-        flags[: len(tokens)] = torch.tensor([token is not None and END_OF_CHAIN[-1] in token for token in tokens])
-        flags[sorted(self.ends)] = True
-        return flags.to(self.mllm.device)
+        closing = (index for index, token in enumerate(tokens) if token is not None and END_OF_CHAIN[-1] in token)
+        return frozenset(closing) | self.ends
 
     def has_ended(self, answer: list[int]) -> bool:
         """Return whether an answer has ended, with the turn or with its conclusion."""
@@ -78,14 +76,14 @@ class Writer:
         positions = tree_positions(mllm, plain[None], question, encoded)
 
         def prefill(cache: Any) -> torch.Tensor:
-            hidden = mllm.core(n, question, prompt, encoded, past_key_values=cache, use_cache=True)[0]
+            hidden = mllm.core(n, question, prompt, encoded, **mllm.keeping(cache))[0]
             if cache.get_seq_length() != length:
                 raise RuntimeError("gradient checkpointing keeps no cache in training mode: call eval() before.")
             return head(hidden[:, -1])
 
         def step(tokens: torch.Tensor, count: int, cache: Any) -> torch.Tensor:
             at = positions[..., count : count + 1].expand(*positions.shape[:-2], len(tokens), 1)
-            out = mllm.base.model(input_ids=tokens, position_ids=at, past_key_values=cache, use_cache=True)
+            out = mllm.base.model(input_ids=tokens, position_ids=at, **mllm.keeping(cache))
             return head(out[0][:, -1])
 
         written = mllm.base.generate(
@@ -148,7 +146,7 @@ def write_tokens(
     prefill: Callable[[Any], torch.Tensor],
     step: Callable[[torch.Tensor, int, Any], torch.Tensor],
     ended: Callable[[list[int]], bool],
-    may_end: torch.Tensor,
+    may_end: Collection[int],
 ) -> Callable[..., list[list[int]]]:
     """Return the loop for transformers' `generate(custom_generate=…)`; it returns each row's tokens.
 
@@ -156,7 +154,7 @@ def write_tokens(
         prefill: reads the prompts into a cache; logits of the next token, ``(n, vocabulary)``.
         step: reads a token of each row, ``(m, 1)``, the so many-th after the prompt, on top of a cache; logits.
         ended: whether a row of tokens is an answer's end.
-        may_end: True for tokens after which `ended` is asked, ``(vocabulary,)``.
+        may_end: tokens after which `ended` is asked.
     """
 
     def loop(
@@ -181,12 +179,11 @@ def write_tokens(
                 tokens = torch.multinomial(scores.softmax(-1), 1)
             else:
                 tokens = scores.argmax(-1, keepdim=True)
-            check = may_end[tokens[:, 0]].tolist()
             for row, token in enumerate(tokens[:, 0].tolist()):
                 if open_rows[row]:
                     answer = written[running[row]]
                     answer.append(token)
-                    open_rows[row] = not (check[row] and ended(answer))
+                    open_rows[row] = not (token in may_end and ended(answer))
             if count + 1 == most or not any(open_rows):
                 break
             seen = torch.cat([seen, tokens], dim=1)

@@ -6,6 +6,7 @@ import pytest
 
 from domainbed_reasoning.analysis import rounds
 from domainbed_reasoning.analysis.checkpoints import open_checkpoint, records_of
+from domainbed_reasoning.chains import count_words
 from domainbed_reasoning.trained import JobError
 
 
@@ -29,12 +30,8 @@ def test_checkpoints_answer_as_the_job_recorded(job, material, checkpoint):
     assert found[20]["chain"] == sum(row["chain_answer"] == row["label"] for row in kept) / 40
     assert found[20]["label"] == sum(row["label_answer"] == row["label"] for row in kept) / 40
     assert found[20]["agreement"] == sum(row["chain_answer"] == row["label_answer"] for row in kept) / 40
-    assert found[20]["words"] == sum(rounds.count_words(row["chain"]) for row in kept) / 40
+    assert found[20]["words"] == sum(count_words(row["chain"]) for row in kept) / 40
     assert found[0] != found[20]
-
-
-def test_words_are_counted_without_tags():
-    assert rounds.count_words("<SUMMARY>I look</SUMMARY>\n<CONCLUSION>dog</CONCLUSION>") == 3
 
 
 def test_a_restarted_jobs_newest_records_count_and_a_torn_line_does_not(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import ImageFile
 
-from domainbed_reasoning.annotate.stats import words_of
+from domainbed_reasoning.chains import count_words
 
 Verb = Callable[..., tuple[int, str, str]]
 
@@ -92,7 +92,7 @@ def test_stats_count_by_domain_and_class(toy: Path, chains: Path, verb: Verb, tm
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
     assert code == 0
     # images, tried, chains, coverage, candidates, accepted, words, tokens in, tokens out, $
-    words = str(words_of(json.loads(chains.read_text().splitlines()[1])["chain"]))
+    words = str(count_words(json.loads(chains.read_text().splitlines()[1])["chain"]))
     assert rows["art"] == ["9", "2", "2", "22.2%", "3", "66.7%", words, "300", "30", "1.50"]
     assert rows["photo"] == ["9", "2", "1", "11.1%", "3", "33.3%", words, "0", "0", "0.00"]
     assert rows["Mug"][:4] == ["6", "3", "3", "50.0%"] and rows["all"][:4] == ["18", "4", "3", "16.7%"]
@@ -104,10 +104,6 @@ def test_stats_count_by_domain_and_class(toy: Path, chains: Path, verb: Verb, tm
     assert (bike["candidates"], bike["chains"]) == ("2", "0")
     assert (bike["rejected_label"], bike["rejected_refusal"]) == ("1", "1")
     assert sum(float(row["dollars"]) for row in table) == 1.5
-
-
-def test_words_leaves_tags_out() -> None:
-    assert words_of("<SUMMARY>two words</SUMMARY>\n<CAPTION>and three more</CAPTION>") == 5
 
 
 def test_card_has_yaml_a_hub_accepts_and_the_numbers_of_the_data(

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from domainbed_reasoning.chains import END_OF_CHAIN, Chain
-from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
+from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm, reading
 from domainbed_reasoning.mllm.images import resize
 from domainbed_reasoning.prompts import q_cls, q_reason
 
@@ -188,14 +189,35 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path: pathlib.Path):
 def test_scores_do_not_depend_on_how_many_logits_are_held(mllm, images, class_names, monkeypatch):
     question = q_cls(class_names)
     expected = mllm.class_scores(images, question, class_names)
-    monkeypatch.setattr("domainbed_reasoning.mllm.model._LOGITS_AT_A_TIME", 1)
+    monkeypatch.setattr("domainbed_reasoning.mllm.reading._LOGITS_AT_A_TIME", 1)
     torch.testing.assert_close(mllm.class_scores(images, question, class_names), expected)
+
+
+def test_reading_without_gradients_holds_a_bounded_number_of_logits(mllm, images, class_names, monkeypatch):
+    """64 chains of an 8B model would be 20 GiB. With gradients all logits are kept anyway, and made at once."""
+    encoded, question, texts, logits = mllm.encode(images[:3]), q_reason(class_names), [CHAIN, "a cat", CHAIN], []
+    with torch.no_grad():
+        expected, mask = mllm.log_likelihoods(encoded, question, texts)
+        _, entropy, _ = mllm.token_statistics(encoded, question, texts)
+    head = mllm.base.get_output_embeddings()
+    bound = 4 * head.weight.shape[0]
+    monkeypatch.setattr(reading, "_LOGITS_AT_A_TIME", bound)
+    handle = head.register_forward_hook(lambda module, given, out: logits.append(out.numel()))
+    with torch.no_grad():
+        torch.testing.assert_close(mllm.log_likelihoods(encoded, question, texts)[0], expected)
+        found = mllm.token_statistics(encoded, question, texts)
+    assert max(logits) <= bound
+    torch.testing.assert_close(found, (expected, entropy, mask))
+    logits.clear()
+    mllm.log_likelihoods(encoded, question, texts)
+    handle.remove()
+    assert len(logits) == 1
 
 
 def test_rows_that_have_ended_leave_the_batch_and_change_nothing(mllm, images, class_names, monkeypatch):
     """Five rows told to end after 3, 9, 5, 20 and 12 tokens write what each would have written alone."""
     question, lengths, sizes = q_reason(class_names), [3, 9, 5, 20, 12], []
-    monkeypatch.setattr(mllm.writer, "may_end", torch.ones_like(mllm.writer.may_end))
+    monkeypatch.setattr(mllm.writer, "may_end", range(mllm.base.get_output_embeddings().weight.shape[0]))
     run = mllm.base.model.forward
     monkeypatch.setattr(
         mllm.base.model, "forward", lambda **inputs: sizes.append(len(inputs["input_ids"])) or run(**inputs)
@@ -214,27 +236,33 @@ def test_rows_that_have_ended_leave_the_batch_and_change_nothing(mllm, images, c
     assert together == [generate([row])[0] for row in range(5)]
 
 
+def test_answers_use_no_name_that_the_library_gives_up(mllm, images, class_names):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*past_key_values.*", FutureWarning)
+        mllm.class_scores(images, q_cls(class_names), class_names)
+        mllm.generate(images, q_reason(class_names), 3)
+
+
 def test_scores_of_345_names_and_64_images_stay_within_bounds(folder_of, images, monkeypatch):
     """DomainNet's count of names: never more tokens or logits at a time than said, and no score is another."""
-    from domainbed_reasoning.mllm import model
-
     mllm = load_mllm(folder_of("InternVL")).eval()
     names = [f"thing {number}" for number in range(345)]
     many = images[torch.arange(64) % len(images)]
     run, head, tokens, logits = mllm.base.model.forward, mllm.base.get_output_embeddings(), [], []
 
     def forward(**inputs):
-        cached = inputs["past_key_values"].get_seq_length() if inputs.get("past_key_values") is not None else 0
+        cache = inputs.get("cache", inputs.get("past_key_values"))  # transformers from 5.24 on, and before
+        cached = cache.get_seq_length() if cache is not None else 0
         rows, length = inputs["input_ids"].shape
         tokens.append(rows * (length + cached))
         return run(**inputs)
 
     monkeypatch.setattr(mllm.base.model, "forward", forward)
     handle = head.register_forward_hook(lambda module, given, out: logits.append(out.numel()))
-    monkeypatch.setattr(model, "_LOGITS_AT_A_TIME", 2**22)
+    monkeypatch.setattr(reading, "_LOGITS_AT_A_TIME", 2**22)
     scores = mllm.class_scores(many, q_cls(names), names)
     handle.remove()
-    assert max(tokens) <= model._TOKENS_AT_A_TIME["cpu"] < sum(tokens)  # the whole batch would not have fitted
+    assert max(tokens) <= reading._TOKENS_AT_A_TIME["cpu"] < sum(tokens)  # the whole batch would not have fitted
     assert max(logits) <= 2**22
     for index in (0, 63):
         alone = mllm.class_scores(many[index][None], q_cls(names), names)

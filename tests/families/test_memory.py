@@ -77,7 +77,10 @@ def test_a_round_of_sarr_begins_with_what_the_evaluation_has_written(folder_of, 
 
 
 def test_a_model_that_keeps_no_cache_is_refused(folder_of, images):
-    mllm = load_mllm(folder_of("InternVL"), lora=LoraSettings(4, 8), gradient_checkpointing=True).train()
-    with pytest.raises(RuntimeError, match="call eval"):
-        mllm.generate(images, "?", 4)
-    assert len(mllm.eval().generate(images, "?", 4)) == 5
+    """From transformers 5.24 on it keeps one in training mode too, where no gradient is asked for."""
+    mllm = load_mllm(folder_of("InternVL"), lora=LoraSettings(4, 8), gradient_checkpointing=True)
+    expected = mllm.eval().generate(images, "?", 4)
+    try:
+        assert mllm.train().generate(images, "?", 4) == expected
+    except RuntimeError as error:
+        assert "call eval" in str(error)

@@ -162,3 +162,9 @@ def test_gradient_checkpointing_changes_no_gradient(family_folder, algorithm_on,
     for name, expected in gradients[0].items():
         if expected is not None:
             torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_update_is_taken_in_training_mode_as_all_others(folder_of, algorithm_on):
+    """Models are loaded for answering; without training mode the first step would not checkpoint its activations."""
+    algorithm = algorithm_on(folder_of("InternVL"), "MTCT", gradient_checkpointing=True)
+    assert all(module.training for module in algorithm.modules())

@@ -1,0 +1,117 @@
+"""Copies for inference, 16 GB each of an 8B model: when one is made, and when it goes."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
+from domainbed_reasoning.stages import Schedule, Stage
+
+ROUNDS = Schedule((Stage(0, 0, 0), Stage(1, 1, 2), Stage(2, 3, 4)), 5, 1)
+
+
+@pytest.fixture
+def no_collector():
+    """Python's collector of cycles may come late: a GPU that is full does not call it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """Weak references to the copies so far, and of each how many others were there when it was made."""
+    made, others, copy = [], [], MLLM.copy_for_inference
+
+    def copied(self):
+        others.append(sum(one() is not None for one in made))
+        frozen = copy(self)
+        made.append(weakref.ref(frozen))
+        return frozen
+
+    monkeypatch.setattr(MLLM, "copy_for_inference", copied)
+    return made, others
+
+
+def test_a_copy_is_gone_when_nobody_holds_it(folder_of, images, no_collector):
+    frozen = load_mllm(folder_of("InternVL"), lora=LoraSettings(4, 8)).eval().copy_for_inference()
+    frozen.generate(images, "?", 4)
+    frozen.class_scores(images, "?", ["a", "b"])
+    weight = weakref.ref(next(frozen.network.parameters()))
+    del frozen
+    assert weight() is None
+
+
+def test_a_rounds_labeller_goes_before_the_next_is_made(folder_of, algorithm_on, minibatches, copies, no_collector):
+    algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", ROUNDS, micro_batch=8, max_new_tokens=4)
+    for _ in range(5):
+        algorithm.update(minibatches)
+    assert copies[1] == [0, 0]
+
+
+def test_an_evaluation_keeps_the_copy_that_it_began_with(folder_of, algorithm_on, minibatches, copies, monkeypatch):
+    """While the copy is there, there is no room for another: that is no reason to answer without it."""
+    algorithm = algorithm_on(folder_of("InternVL"), "MTCT", micro_batch=8, max_new_tokens=4)
+    algorithm.update(minibatches)
+    algorithm.eval()
+    room = iter([True, False, False])
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, **more: next(room))
+    for x, _ in minibatches:
+        algorithm.predict(x)
+        assert algorithm._current_reader() is copies[0][0]()
+    assert len(copies[0]) == 1
+
+
+def test_an_evaluation_without_a_copy_stays_without(folder_of, algorithm_on, minibatches, copies, monkeypatch):
+    algorithm = algorithm_on(folder_of("InternVL"), "MTCT", micro_batch=8, max_new_tokens=4)
+    algorithm.update(minibatches)
+    algorithm.eval()
+    room = iter([False, True])
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, **more: next(room))
+    for x, _ in minibatches:
+        algorithm.predict(x)
+    assert not copies[0]
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """``on_a_gpu(mllm, free, reserved, allocated, peak)``: what CUDA would say, in sizes of the model."""
+
+    def say(mllm, free, reserved, allocated, peak):
+        size = sum(weight.numel() * weight.element_size() for weight in mllm.network.parameters())
+        monkeypatch.setattr(MLLM, "device", torch.device("cuda"))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * size), int(10 * size)))
+        for name, count in (("reserved", reserved), ("allocated", allocated), ("max_memory_allocated", peak)):
+            name = name if name.startswith("max") else f"memory_{name}"
+            monkeypatch.setattr(torch.cuda, name, lambda device, count=count: int(count * size))
+
+    return say
+
+
+def test_a_copy_fits_where_torch_holds_memory_that_nothing_uses(folder_of, on_a_gpu):
+    """5 sizes: 1 is the model, 3.5 were training's and are held ready, 0.5 are free: 4 could be had, 1.5 are asked."""
+    mllm = load_mllm(folder_of("InternVL"))
+    on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1, peak=4.5)
+    assert mllm.fits_a_copy()
+
+
+def test_a_copy_that_stays_leaves_training_what_it_has_needed(folder_of, on_a_gpu):
+    """The same, and training comes back: of 5 sizes it has taken 4.5. Or 3, which leaves 2."""
+    mllm = load_mllm(folder_of("InternVL"))
+    on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1, peak=4.5)
+    assert not mllm.fits_a_copy(beside_training=True)
+    on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1, peak=3)
+    assert mllm.fits_a_copy(beside_training=True)
+
+
+def test_all_rounds_label_as_the_first(folder_of, algorithm_on, minibatches, copies, monkeypatch):
+    """Its own copy is part of the peak that a later round would look at."""
+    algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", ROUNDS, micro_batch=8, max_new_tokens=4)
+    room = iter([True, False])
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, **more: next(room))
+    for _ in range(5):
+        algorithm.update(minibatches)
+    assert len(copies[0]) == 2
