@@ -49,12 +49,12 @@ ROUNDS = {1: (3, 3), 2: (2, 1), 3: (3, 1)}  # epochs of the supervised stage and
 # Chosen by --choose (results/miniature/choice.csv); of equals the one nearest the embedded default.
 LEARNING_RATES = {
     "LabelSFT": 4e-3,
-    "ReasoningSFT": 4e-3,
-    "MTCT": 4e-3,
-    "SARR": 4e-3,
+    "ReasoningSFT": 8e-3,
+    "MTCT": 8e-3,
+    "SARR": 8e-3,
     "RDMLDG": 4e-3,
 } | dict.fromkeys(CNNS, 1e-3)
-OWN_WORDS_RATES = {"ReasoningSFT": 4e-3, "MTCT": 4e-3, "RDMLDG": 4e-3}
+OWN_WORDS_RATES = {"ReasoningSFT": 8e-3, "MTCT": 4e-3, "RDMLDG": 8e-3}
 LABEL_WEIGHT = 0.03
 BETTER_BASE = "better_base"  # below the output's folder; made by --base
 BETTER_BASE_NOISE = 0.5  # the embedded base's is 0.75: names beside any creature at all, of the lessons about them
