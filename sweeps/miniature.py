@@ -55,7 +55,7 @@ LEARNING_RATES = {
     "RDMLDG": 4e-3,
 } | dict.fromkeys(CNNS, 1e-3)
 OWN_WORDS_RATES = {"ReasoningSFT": 8e-3, "MTCT": 4e-3, "RDMLDG": 8e-3}
-LABEL_WEIGHT = 0.03
+LABEL_WEIGHT = 0.1
 BETTER_BASE = "better_base"  # below the output's folder; made by --base
 BETTER_BASE_NOISE = 0.5  # the embedded base's is 0.75: names beside any creature at all, of the lessons about them
 RATES_TRIED = {True: (1e-3, 3e-3), False: (2e-3, 4e-3, 8e-3, 1.6e-2)}  # for a network without language; for an MLLM
