@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from domainbed_reasoning.collect.frame import CELL, as_read, mean_and_error, summarise
+from domainbed_reasoning.collect.problems import with_counts
 
 ABSENT = "–"
 LACKING = "X"  # DomainBed's sign for a cell without a result
@@ -232,6 +233,17 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def versions_table(frame: pd.DataFrame) -> Table | None:
+    """Return what the jobs ran on; None where none recorded it."""
+    versions = frame.attrs.get("versions", {})
+    if not versions:
+        return None
+    rows = tuple(
+        (name, next(iter(counts)) if len(counts) == 1 else with_counts(counts)) for name, counts in versions.items()
+    )
+    return Table("Versions that the jobs ran on", ("What", "Version"), rows, "As each job recorded them when it began.")
+
+
 def problems_table(problems: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return what was left out or settled, with cures; None where nothing was."""
     if not problems:
@@ -292,5 +304,5 @@ def all_tables(frame: pd.DataFrame) -> list[Table]:
     found: list[Table | None] = [problems]
     if len(frame):
         found = [*accuracy_tables(frame), answers_table(frame), rounds_table(frame), costs_table(frame)]
-        found += [hparams_table(frame), problems]
+        found += [hparams_table(frame), versions_table(frame), problems]
     return [table for table in found if table is not None]
