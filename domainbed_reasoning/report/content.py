@@ -94,7 +94,7 @@ def _accuracy(frame: pd.DataFrame, counted: Sequence[Job]) -> Iterator[Block]:
         cells = first[first["dataset"] == dataset]
         table = tables.dataset_table(cells, methods[0], dataset)
         del by_caption[table.caption]
-        yield paper.beside(table, dataset) if dataset in known else table
+        yield paper.beside(table, cells, dataset) if dataset in known else table
         if plots.installed():
             yield plots.accuracies(cells, dataset)
             course = plots.training(counted, dataset)
@@ -119,6 +119,12 @@ def _beside_the_paper(frame: pd.DataFrame, counted: Sequence[Job]) -> Iterator[B
     else:
         named = ", ".join(frame["dataset"].unique())
         yield Text(f"The paper does not report on {named}: only the order of its methods can be compared.")
+        first = frame[frame["selection"] == frame["selection"].iloc[0]]
+        for dataset in first["dataset"].unique():
+            cells = first[first["dataset"] == dataset]
+            table = tables.dataset_table(cells, first["selection"].iloc[0], dataset)
+            if places := paper.order(table, cells, dataset):
+                yield places
     differing = paper.differing_settings(counted)
     yield differing or Text("All settings that the paper gives are those of these jobs.")
     yield Fold("The paper's tables", (paper.main_results(), paper.ablation()))
