@@ -50,7 +50,8 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
     The rows stand in the order of DomainBed's tables; the index is the order in which it reads them.
     ``attrs["problems"]`` lists what was left out or settled, a dictionary each (see `problems.Problem`);
     ``attrs["domains"]`` maps each dataset to the names of its domains; ``attrs["versions"]`` maps what the jobs ran on,
-    by name, to the number of jobs of each version.
+    by name, to the number of jobs of each version. ``attrs["one_source"]`` lists the jobs with a single source domain,
+    which no selection method of DomainBed can judge, a dictionary each.
 
     Args:
         folder: of a sweep, or of several sweeps.
@@ -84,6 +85,18 @@ def tabulate(jobs: Sequence[Job], problems: Sequence[Problem] = ()) -> pd.DataFr
     if rows:
         frame = _sorted(frame)
     frame.attrs["domains"] = domains
+    frame.attrs["one_source"] = [
+        {
+            "sweep": one.job.sweep,
+            "dataset": one.job.args["dataset"],
+            "algorithm": one.job.args["algorithm"],
+            "source": one.source,
+            "trial": one.job.args["trial_seed"],
+            "accuracy": one.accuracy,
+            "step": one.step,
+        }
+        for one in selection.one_source(jobs)
+    ]
     frame.attrs["problems"] = [vars(problem) for problem in problems]
     frame.attrs["versions"] = {name: dict(counts) for name, counts in versions_of(jobs).items()}
     return frame

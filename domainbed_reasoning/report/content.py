@@ -46,6 +46,7 @@ def read_report(
     with_records = [job for job in jobs if job.records]
     sections = [
         Section("Problems", "problems", _problems(frame, as_stock)),
+        Section("One source", "one-source", tuple(tables.one_source_tables(frame))),
         Section("Accuracy", "accuracy", tuple(_accuracy(frame, counted)) if len(frame) else ()),
         Section("Beside the paper", "paper", tuple(_beside_the_paper(frame, counted)) if len(frame) else ()),
         Section("Both answers", "answers", tuple(_answers(frame)) if len(frame) else ()),

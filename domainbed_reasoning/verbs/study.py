@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning import catalog, published, registry, shapes
+from domainbed_reasoning import catalog, published, registry
 from domainbed_reasoning.sweeps.study import (
     EMBEDDED,
     STUDIES,
@@ -303,15 +303,11 @@ def _conclude(study: Study, datasets: Sequence[str], grids: Sequence[Grid], sett
             f"{len(unfinished)} of {len(jobs)} jobs are with Slurm. When they are done, call this again for the tables."
         )
         return 0
-    if study.one_source:
-        from domainbed_reasoning.sweeps.single_source import table
-
-        print(table(Path(settings.output_dir), {dataset: _domain_names(dataset) for dataset in datasets}))
-    else:
+    if not study.one_source:
         for command in collect_commands(grids, settings):
             stock.run_command(command, domainbed, os.environ)
-        if len(folders) > 1 and len(unfinished) < len(jobs):
-            print(_one_table(settings.output_dir))
+    if (study.one_source or len(folders) > 1) and len(unfinished) < len(jobs):
+        print(_one_table(settings.output_dir))
     print(f"\n{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done.")
     if unfinished:
         print("\n".join(_not_done(unfinished)))
@@ -323,12 +319,13 @@ def _conclude(study: Study, datasets: Sequence[str], grids: Sequence[Grid], sett
 
 
 def _one_table(folder: str) -> str:
-    """Return the tables of all of a study's folders together, a row a folder."""
+    """Return what stock tables lack: all of a study's folders together, a row a folder, and jobs of one source."""
     from domainbed_reasoning.collect import collect
     from domainbed_reasoning.collect.render import markdown
-    from domainbed_reasoning.collect.tables import accuracy_tables
+    from domainbed_reasoning.collect.tables import accuracy_tables, one_source_tables
 
-    return "\n".join(map(markdown, accuracy_tables(collect(folder))))
+    frame = collect(folder)
+    return "\n".join(map(markdown, [*one_source_tables(frame), *accuracy_tables(frame)]))
 
 
 def _not_done(folders: Sequence[Path]) -> Iterator[str]:
@@ -355,7 +352,3 @@ def _how_to_go_on(grids: Sequence[Grid], datasets: Sequence[str], settings: Sett
         return f"{said} and call this again."
     commands = (shlex.join(sweep_command(grid, datasets, settings, "delete_incomplete")) for grid in grids)
     return "\n    ".join([f"{said}, and call this again:", *commands])
-
-
-def _domain_names(dataset: str) -> Sequence[str]:
-    return shapes.DOMAINS if dataset == EMBEDDED else catalog.STOCK[registry.TWINS[dataset]].environments

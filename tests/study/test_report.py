@@ -216,9 +216,17 @@ def test_what_analyses_left_is_taken_in(write_job):
     folder.mkdir()
     (folder / "token_shift.csv").write_text("tokens,share\nall,0.123456789\n" + "x,1\n" * 60)
     Image.new("RGB", (4, 4)).save(folder / "token_shift.png")
+    (folder / "token_shift.txt").write_text("tokens: +1.00 points (paper: +1.88)\n<b>```\n")
     (folder / "empty.csv").write_text("")
-    empty, table, figure = blocks_of(read_report(write_job.folder), "analyses")
+    (folder / "short.csv").write_text(f"job,p,n\n{'0a' * 16},,12345678\n")
+    report = read_report(write_job.folder)
+    empty, short, text, figure, fold = blocks_of(report, "analyses")
     assert "holds no rows" in empty.text
+    assert short.rows == (("0a0a0a0a", "–", "12345678"),) and short.is_number(1)
+    assert (text.caption, text.text) == ("token shift", "tokens: +1.00 points (paper: +1.88)\n<b>```")
+    assert "````text\ntokens: +1.00 points" in render_markdown(report) and "<b>" not in render_page(report)
+    assert fold.title == "The table token_shift.csv" and not fold.opened
+    (table,) = fold.blocks
     assert table.caption == "token shift" and table.rows[0] == ("all", "0.1235") and len(table.rows) == 40
     assert "The first 40 of 61 rows" in table.note
     assert figure.kind == "image/png" and figure.data.startswith(b"\x89PNG")
