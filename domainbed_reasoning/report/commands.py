@@ -20,11 +20,14 @@ from domainbed_reasoning.report.blocks import Code
 # The arguments that DomainBed's sweep hands to every job, those that decide the name of the job's folder first.
 _OF_A_SWEEP = ("task", "holdout_fraction", "data_dir", "steps", "hparams")
 _OF_A_JOB = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed", "seed")
+_MOST_TARGETS = 2  # of a job of DomainBed's sweep
 _AS_RECORDED = {"PyTorch": "torch", "NumPy": "numpy"}  # DomainBed's names in out.txt
 
 
 def sweep_commands(jobs: Sequence[Job], folder: Path) -> list[Code]:
     """Return the stock commands that make these jobs, one for each set of common arguments.
+
+    Jobs with more than two targets are in no sweep, and in none of these commands.
 
     Args:
         jobs: with records.
@@ -32,6 +35,8 @@ def sweep_commands(jobs: Sequence[Job], folder: Path) -> list[Code]:
     """
     groups: dict[tuple[str, str], list[Job]] = defaultdict(list)
     for job in jobs:
+        if len(job.args["test_envs"]) > _MOST_TARGETS:
+            continue
         common = {name: job.args.get(name) for name in _OF_A_SWEEP}
         groups[job.sweep, json.dumps(common, sort_keys=True)].append(job)
     return [

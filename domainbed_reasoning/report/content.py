@@ -185,6 +185,9 @@ def _examples(counted: Sequence[Job], examples: int, data_dir: str | None) -> It
 
 def _again(jobs: Sequence[Job], with_records: Sequence[Job], root: Path) -> Iterator[Block]:
     if with_records:
-        yield from commands.sweep_commands(with_records, root)
-        yield Fold("Every job by itself", (commands.job_commands(with_records),))
+        sweeps = commands.sweep_commands(with_records, root)
+        yield from sweeps
+        if not sweeps:
+            yield Text("No stock sweep has jobs with these targets: each is a train command.")
+        yield Fold("Every job by itself", (commands.job_commands(with_records),), opened=not sweeps)
     yield commands.versions_table(jobs)

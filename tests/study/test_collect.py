@@ -15,6 +15,8 @@ from domainbed_reasoning import cli
 from domainbed_reasoning.collect import collect, summarise
 from domainbed_reasoning.collect.render import latex, markdown
 from domainbed_reasoning.collect.tables import Table, accuracy_tables, answers_table, one_source_tables, rounds_table
+from domainbed_reasoning.report import read_report
+from domainbed_reasoning.report.markdown import render_markdown
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent.parent
@@ -237,6 +239,8 @@ def test_jobs_of_one_source_have_a_table_of_their_own(write_job, capsys):
     assert table.rows == (("ERM", "X", "40.0", "X", "X", "X"),)
     assert cli.main(["collect", str(write_job.folder)]) == 0
     assert "| ERM | X | 40.0 | X | X | X |" in capsys.readouterr().out
+    again = render_markdown(read_report(write_job.folder)).partition("## To run it again")[2]
+    assert "domainbed.scripts.sweep" not in again and "--test_envs 0 2 3" in again
 
 
 @pytest.mark.parametrize("form", ["markdown", "latex", "csv", "trials"])
