@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,14 +83,32 @@ class Predictor:
         """
         return list(self.answers(images))
 
-    def answers(self, images: Sequence[Any]) -> Iterator[Prediction]:
-        """Yield the answers in order, a batch at a time."""
+    def answers(
+        self, images: Sequence[Any], unreadable: Callable[[ValueError], None] | None = None
+    ) -> Iterator[Prediction]:
+        """Yield the answers in order, a batch at a time.
+
+        Args:
+            images: files or PIL pictures.
+            unreadable: gets the error of each file that is no readable image, which is then left out.
+
+        Raises:
+            ValueError: for such a file, naming it, where nobody else is to get it.
+        """
         size = self.job.hparams["eval_batch"]
         for start in range(0, len(images), size):
-            part = images[start : start + size]
-            pixels = torch.stack([self._to_bytes(_picture(image)) for image in part])
-            names = [str(image) if isinstance(image, (str, pathlib.Path)) else "" for image in part]
-            yield from self._answer(names, pixels)
+            names, pixels = [], []
+            for image in images[start : start + size]:
+                try:
+                    pixels.append(self._to_bytes(_picture(image)))
+                except ValueError as error:
+                    if unreadable is None:
+                        raise
+                    unreadable(error)
+                else:
+                    names.append(str(image) if isinstance(image, (str, pathlib.Path)) else "")
+            if names:
+                yield from self._answer(names, torch.stack(pixels))
 
     def _answer(self, images: Sequence[str], pixels: torch.Tensor) -> list[Prediction]:
         job, names = self.job, self.job.class_names

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import _domainbed_reasoning_hook
-from domainbed_reasoning import custom, registry
+from domainbed_reasoning import custom, registry, versions
 
 # name -> (default, random), as DomainBed's `_hparams` returns it.
 Ranges = dict[str, tuple[Any, Any]]
@@ -111,6 +111,7 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
 
     @functools.wraps(stock_hparams)
     def hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
+        versions.record_for_job()  # every job of the train script asks for its hyper-parameters before all else
         if algorithm in registry.ALGORITHMS:
             ranges = _own_hparams(algorithm, dataset, random_seed)
         else:

@@ -110,9 +110,10 @@ def commit_of(folder: Path) -> str | None:
     return commit if Path(top).resolve() == folder.resolve() else None
 
 
-def is_modified(folder: Path) -> bool:
-    """Return whether files of the clone differ from its commit, or there are more of them."""
-    return bool(_ask_git(folder, "status", "--porcelain"))
+def is_modified(folder: Path) -> bool | None:
+    """Return whether files of the clone differ from its commit, or there are more of them; None if git cannot say."""
+    said = _ask_git(folder, "status", "--porcelain")
+    return None if said is None else bool(said)
 
 
 def describe(folder: Path) -> str:
@@ -138,14 +139,17 @@ def is_stand_in(folder: Path) -> bool:
 
 # A clone that another user made, on a shared machine, is good enough to look at; what it would have git run is not run.
 _GIT = ("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
+_ASK_SECONDS = 30
 _PROBE_SECONDS = 30
 _CLONE_SECONDS = 600
 
 
 def _ask_git(folder: Path, *question: str) -> str | None:
     try:
-        asked = subprocess.run([*_GIT, "-C", str(folder), *question], capture_output=True, text=True)
-    except FileNotFoundError:
+        asked = subprocess.run(
+            [*_GIT, "-C", str(folder), *question], capture_output=True, text=True, timeout=_ASK_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return asked.stdout.strip() if asked.returncode == 0 else None
 

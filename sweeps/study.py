@@ -141,9 +141,9 @@ def jobs_of(study: Study, grid: Grid, dataset: str, settings: Settings) -> int:
     return targets * settings.trials_of(grid) * grid.n_hparams
 
 
-def sweep_command(grid: Grid, datasets: Sequence[str], settings: Settings) -> list[str]:
-    """Return the stock command that launches a grid."""
-    words = ["launch", "--algorithms", *grid.algorithms, "--datasets", *datasets]
+def sweep_command(grid: Grid, datasets: Sequence[str], settings: Settings, what: str = "launch") -> list[str]:
+    """Return the stock command that launches a grid, or does ``delete_incomplete`` with it."""
+    words = [what, "--algorithms", *grid.algorithms, "--datasets", *datasets]
     words += ["--n_hparams", str(grid.n_hparams), "--n_trials", str(settings.trials_of(grid))]
     if not grid.pairs:
         words.append("--single_test_envs")

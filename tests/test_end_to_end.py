@@ -58,6 +58,10 @@ def test_a_stock_sweep_runs_ours_beside_erm_and_tabulates_both(sweep, run_stock)
     )  # fmt: skip
     assert "lora_rank: 8" in top.stdout
 
+    for folder_of_job in (erm, job):
+        versions = json.loads((folder_of_job / "versions.json").read_text())
+        assert versions["domainbed-reasoning"]["version"] and versions["libraries"]["torch"]
+        assert bool(versions["DomainBed"].get("stand_in")) == (root.name == "standin")
     check_records(job, records[-1])
     saved = torch.load(job / "model.pkl", weights_only=True)
     assert all("lora_" in name for name in saved["model_dict"])

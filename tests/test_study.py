@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from domainbed_reasoning import catalog, registry
-from domainbed_reasoning.sweeps import jobs, single_source
+from domainbed_reasoning.sweeps import again, jobs, single_source
 from domainbed_reasoning.sweeps.study import STUDIES, Grid, Settings, jobs_of, load_study, sweep_command
 from domainbed_reasoning.verbs import study as verb
 
@@ -131,23 +131,6 @@ def test_the_single_source_jobs_are_the_sweeps_but_for_their_targets(run_stock, 
     assert {tuple(shlex.split(one)) for one in ours} == {tuple(shlex.split(one)) for one in stock}
 
 
-def test_the_single_source_table_selects_by_the_source_and_averages_the_targets(tmp_path):
-    """Source 1: validation is best at step 1, whose targets have .2, .4, .6; step 2 would have .9."""
-    folder = tmp_path / "job"
-    folder.mkdir()
-    records = []
-    for step, source, targets in ((0, 0.3, 0.1), (1, 0.8, None), (2, 0.5, 0.9)):
-        record = {"step": step, "args": {"dataset": "D", "algorithm": "ERM", "test_envs": [0, 2, 3]}}
-        for env, value in zip((0, 2, 3), (0.2, 0.4, 0.6), strict=True):
-            record[f"env{env}_in_acc"] = targets or value
-        records.append({**record, "env1_out_acc": source})
-    (folder / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    domains = {"D": ("a", "b", "c", "d")}
-    assert single_source.table(tmp_path, domains) == ""
-    (folder / "done").touch()
-    assert single_source.table(tmp_path, domains).splitlines()[-1].split() == ["ERM", "X", "40.0", "X", "X", "X"]
-
-
 def launched(domainbed_root, tmp_path, *arguments, before="pass", **variables):
     """Run ``study … --scale mini --launch`` as a process of its own."""
     code = f"import sys; from domainbed_reasoning.cli import main; {before}; sys.exit(main(sys.argv[1:]))"
@@ -155,7 +138,7 @@ def launched(domainbed_root, tmp_path, *arguments, before="pass", **variables):
     path = os.pathsep.join([str(domainbed_root), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
     command += ["--output_dir", str(tmp_path / "out")]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_path, domainbed_root, capsys):
@@ -167,12 +150,14 @@ def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_p
     assert ran == [line for line in said_by(capsys, *arguments).splitlines() if line.startswith("python ")]
     assert done.stdout.count("Dummy launcher: ") == 24
     assert "Total records: 0" in done.stdout
-    assert "0 of 24 jobs are done." in done.stdout and done.stdout.count("NOT DONE: ") == 24
+    assert "0 of 24 jobs are done." in done.stdout and "NOT STARTED: 24 jobs" in done.stdout
+    to_remove = [line.strip() for line in done.stdout.splitlines() if "sweep delete_incomplete" in line]
+    assert to_remove == [line.replace("sweep launch", "sweep delete_incomplete") for line in ran if " launch " in line]
 
 
 @pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
 def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, domainbed_root):
-    """One source of four, the label path, one step: a job, a table, the three others named, nothing to do again."""
+    """One source of four, the label path, one step: a job, a table, the three others named and launched again."""
     before = (
         "import dataclasses; from domainbed_reasoning.sweeps import single_source, study;"
         "mini = study.for_laptop(study.Grid(('LabelSFT',)));"
@@ -180,14 +165,60 @@ def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, 
     )
     hparams = json.dumps({"both_answers": False, "answer": "label"})
     arguments = ["single_source", "--steps", "1", "--hparams", hparams]
-    for to_launch in (4, 0):
+    for to_launch in (4, 3):
         done = launched(domainbed_root, tmp_path, *arguments, before=before, **{jobs.TARGETS: "1 2 3"})
         assert done.returncode == 1, done.stdout + done.stderr
         assert f"LabelSFT: {to_launch} jobs to launch" in done.stdout
         assert "1 of 4 jobs are done." in done.stdout
-        assert done.stdout.count("NOT DONE: ") == 3
+        assert "NOT STARTED: 3 jobs\nCall this again" in done.stdout
     lines = done.stdout.splitlines()
-    header = next(index for index, line in enumerate(lines) if line.startswith("Algorithm"))
-    assert lines[header].split() == ["Algorithm", "photo", "cartoon", "sketch", "negative", "Avg"]
-    name, accuracy, *others = lines[header + 1].split()
+    header = lines.index("| Algorithm | photo | cartoon | sketch | negative | Avg |")
+    name, accuracy, *others = lines[header + 2].strip("| ").split(" | ")
     assert name == "LabelSFT" and 0 <= float(accuracy) <= 100 and others == ["X"] * 4
+
+
+@pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
+def test_a_killed_study_goes_on_when_it_is_called_again(tmp_path, domainbed_root):
+    """Four jobs: one is run, as if the others had been killed; then one more is."""
+    before = (
+        "import dataclasses; from domainbed_reasoning.sweeps import ablation, study;"
+        "mini = study.for_laptop(study.Grid(('MLLMZeroShot',), 'a', {'answer': 'label'}));"
+        "ablation.STUDY = dataclasses.replace(ablation.STUDY, mini=mini)"
+    )
+    arguments = ["ablation", "--launcher", "forked", "--steps", "1", "--hparams", json.dumps({"both_answers": False})]
+    out = tmp_path / "out"
+    first = launched(domainbed_root, tmp_path, *arguments, before=before, **{jobs.TARGETS: "1"})
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert "delete_incomplete" not in first.stdout
+    assert "1 of 4 jobs are done." in first.stdout and "NOT STARTED: 3 jobs" in first.stdout
+    second = launched(domainbed_root, tmp_path, *arguments, before=before, **{jobs.TARGETS: "1 2"})
+    assert second.stdout.count("sweep delete_incomplete") == 1 and "About to delete 3 jobs" in second.stdout
+    assert "2 of 4 jobs are done." in second.stdout
+    assert f"domainbed-reasoning report {out}" in second.stdout
+    other = launched(domainbed_root, tmp_path, *arguments[:-2], before=before)
+    assert other.returncode == 1
+    assert f'{out} holds jobs of other settings: --hparams {{"both_answers": false}} (now not given)' in other.stderr
+
+
+def test_jobs_that_somebody_runs_are_not_removed(tmp_path):
+    """A sweep typed by hand, its folder given relative to where it was started; others' folders are their own."""
+    (tmp_path / "out").mkdir()
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)", "domainbed.scripts.sweep", "--output_dir", "out"]
+    process = subprocess.Popen(sleep, cwd=tmp_path)
+    try:
+        with pytest.raises(ValueError, match=f"(?s)run already:.* {process.pid}  .*Wait for them"):
+            again.check_nothing_runs(tmp_path / "out")
+        again.check_nothing_runs(tmp_path / "other")
+    finally:
+        process.kill()
+        process.wait()
+    again.check_nothing_runs(tmp_path / "out")
+
+
+def test_a_study_is_launched_by_one_process_at_a_time(tmp_path):
+    with again.sole_launch(tmp_path / "out"):
+        with pytest.raises(ValueError, match=f"is being launched by process {os.getpid()}: wait"):
+            with again.sole_launch(tmp_path / "out"):
+                pass
+    with again.sole_launch(tmp_path / "out"):
+        pass

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from domainbed_reasoning import versions
 from domainbed_reasoning.collect import selection
-from domainbed_reasoning.collect.jobs import Job, read_jobs
+from domainbed_reasoning.collect.jobs import Job, read_jobs, versions_of
 from domainbed_reasoning.collect.problems import Problem, settle
 from domainbed_reasoning.collect.selection import Choice
 
@@ -42,12 +43,15 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
             updates took, as after a copy that did not keep the times.
         memory_gib: peak of the GPU's; missing on a CPU.
         hparams: of the chosen run, as JSON.
-        version: of domainbed-reasoning that trained it; missing for other algorithms than ours.
+        version: of domainbed-reasoning as the job ran, with its commit where that was a checkout; missing where the job
+            did not record it.
         folder: of its job.
 
     The rows stand in the order of DomainBed's tables; the index is the order in which it reads them.
     ``attrs["problems"]`` lists what was left out or settled, a dictionary each (see `problems.Problem`);
-    ``attrs["domains"]`` maps each dataset to the names of its domains.
+    ``attrs["domains"]`` maps each dataset to the names of its domains; ``attrs["versions"]`` maps what the jobs ran on,
+    by name, to the number of jobs of each version. ``attrs["one_source"]`` lists the jobs with a single source domain,
+    which no selection method of DomainBed can judge, a dictionary each.
 
     Args:
         folder: of a sweep, or of several sweeps.
@@ -81,7 +85,20 @@ def tabulate(jobs: Sequence[Job], problems: Sequence[Problem] = ()) -> pd.DataFr
     if rows:
         frame = _sorted(frame)
     frame.attrs["domains"] = domains
+    frame.attrs["one_source"] = [
+        {
+            "sweep": one.job.sweep,
+            "dataset": one.job.args["dataset"],
+            "algorithm": one.job.args["algorithm"],
+            "source": one.source,
+            "trial": one.job.args["trial_seed"],
+            "accuracy": one.accuracy,
+            "step": one.step,
+        }
+        for one in selection.one_source(jobs)
+    ]
     frame.attrs["problems"] = [vars(problem) for problem in problems]
+    frame.attrs["versions"] = {name: dict(counts) for name, counts in versions_of(jobs).items()}
     return frame
 
 
@@ -110,7 +127,7 @@ def _row(choice: Choice, domains: Sequence[str]) -> dict[str, Any]:
         "wall_seconds": _number(None if wall is None or wall < (train or 0.0) else wall),
         "memory_gib": _number(job.memory_gib),
         "hparams": json.dumps(choice.record.get("hparams") or {}, sort_keys=True),
-        "version": (job.task or {}).get("version"),
+        "version": job.versions.get(versions.OURS),
         "folder": job.path,
     }
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from domainbed_reasoning import versions
 
 Record = Mapping[str, Any]
 
@@ -38,6 +41,7 @@ class Job:
         printed: the head of out.txt: "Environment", "Args" and "HParams", each name → value as printed.
         answers: answers.json, or None.
         task: task.json, or None.
+        versions: of versions.json, name → as a person reads it; without that file what task.json says, or nothing.
         wall_seconds: between the oldest of its files and `done`; None without it.
         last_words: the last line of err.txt or launcher.log that names an error; empty where none does.
     """
@@ -50,6 +54,7 @@ class Job:
     printed: Mapping[str, Mapping[str, str]]
     answers: Mapping[str, Any] | None
     task: Mapping[str, Any] | None
+    versions: Mapping[str, str]
     wall_seconds: float | None
     last_words: str
 
@@ -96,6 +101,15 @@ class Job:
         return max((record.get("mem_gb", 0.0) for record in self.records), default=0.0) or None
 
 
+def versions_of(jobs: Sequence[Job]) -> dict[str, Counter[str]]:
+    """Return how many of the jobs ran on which version of what, as far as they recorded it."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for job in jobs:
+        for name, version in job.versions.items():
+            found[name][version] += 1
+    return dict(found)
+
+
 def read_jobs(folder: str | os.PathLike[str]) -> list[Job]:
     """Return the jobs of a sweep, or of the sweeps in ``folder``, in the order in which DomainBed reads them.
 
@@ -128,6 +142,7 @@ def _job_folders(root: Path) -> Iterator[Path]:
 def read_job(folder: Path, sweep: str = "") -> Job:
     """Return what lies in one job's folder."""
     records, broken = _read_records(folder / RESULTS)
+    task = _read_json(folder / "task.json")
     logs = (_last_error(folder / name) for name in ("err.txt", "launcher.log"))
     return Job(
         folder=folder,
@@ -137,7 +152,8 @@ def read_job(folder: Path, sweep: str = "") -> Job:
         broken=tuple(broken),
         printed=_printed(folder / "out.txt"),
         answers=_read_json(folder / "answers.json"),
-        task=_read_json(folder / "task.json"),
+        task=task,
+        versions=_versions(folder, task),
         wall_seconds=_wall_seconds(folder),
         last_words=next(filter(None, logs), ""),
     )
@@ -184,6 +200,13 @@ def _read_json(path: Path) -> Mapping[str, Any] | None:
     except (OSError, ValueError):
         return None
     return said if isinstance(said, dict) else None
+
+
+def _versions(folder: Path, task: Mapping[str, Any] | None) -> dict[str, str]:
+    said = _read_json(folder / versions.FILE)
+    if said is None and task is not None:  # a job from before versions.json
+        said = {versions.OURS: {"version": task.get("version")}}
+    return versions.spelt(said or {})
 
 
 def _printed(path: Path) -> dict[str, dict[str, str]]:

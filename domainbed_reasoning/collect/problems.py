@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_reasoning.collect.jobs import RESULTS, Job, Record
+from domainbed_reasoning.collect.jobs import RESULTS, Job, Record, versions_of
 
 # Arguments of the train script that change nothing in a job's numbers.
 _IDLE_ARGS = {"output_dir", "data_dir", "skip_model_save", "save_model_every_checkpoint", "hparams"}
@@ -71,6 +71,7 @@ def settle(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
     problems += repeated
     problems += _uneven_settings(counted)
     problems += _missing_trials(counted)
+    problems += _mixed_versions(counted)
     return counted, problems
 
 
@@ -223,6 +224,25 @@ def _missing_trials(jobs: Sequence[Job]) -> Iterable[Problem]:
                 "These cells average fewer trials than others",
                 "`sweep launch` with the same arguments starts what is not there.",
             )  # fmt: skip
+
+
+def _mixed_versions(jobs: Sequence[Job]) -> Iterable[Problem]:
+    """Yield that jobs of one table ran on different code, libraries or devices, and which are the fewer."""
+    mixed = {name: counts for name, counts in versions_of(jobs).items() if len(counts) > 1}
+    if mixed:
+        usual = {name: counts.most_common(1)[0][0] for name, counts in mixed.items()}
+        odd = [job.path for job in jobs if any(job.versions.get(name, usual[name]) != usual[name] for name in mixed)]
+        yield Problem(
+            "mixed versions", f"{len(odd)} of {len(jobs)} jobs", tuple(sorted(odd)),
+            "; ".join(f"{name}: {with_counts(counts)}" for name, counts in mixed.items()), "Counted all the same",
+            "Run the fewer again on what the others ran on, or read the tables with that in mind.",
+        )  # fmt: skip
+
+
+def with_counts(counts: Mapping[str, int]) -> str:
+    """Return values with how often each is there, as in ``2.8.0 (3 jobs), 2.9.1 (1 job)``."""
+    often = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{value} ({count} job{'s' if count > 1 else ''})" for value, count in often)
 
 
 def _settings(job: Job, left_out: set[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ they stay numbers, and know the record that they come from.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,40 @@ def choose(jobs: Sequence[Job]) -> Iterator[Choice]:
                 record,
                 job,
             )
+
+
+@dataclass(frozen=True)
+class OneSource:
+    """A job that was trained on one domain, at the step that is best on this domain's validation split.
+
+    Attributes:
+        job: its.
+        source: number of the domain.
+        step: the chosen one.
+        accuracy: mean over all other domains, in [0, 1].
+    """
+
+    job: Job
+    source: int
+    step: int
+    accuracy: float
+
+
+def one_source(jobs: Sequence[Job]) -> Iterator[OneSource]:
+    """Yield the jobs whose targets are all domains but one, where these are three or more.
+
+    No selection method of DomainBed judges a job with more than two targets: its tables have an X for each.
+    """
+    for job in jobs:
+        targets = job.args["test_envs"]
+        last = job.records[-1]
+        domains = {int(key[3:-7]) for key in last if re.fullmatch(r"env\d+_in_acc", key)}
+        sources = domains - set(targets)
+        if len(targets) > 2 and len(sources) == 1:
+            (source,) = sources
+            chosen = max(job.records, key=lambda record: record[f"env{source}_out_acc"])
+            accuracy = sum(chosen[f"env{target}_in_acc"] for target in targets) / len(targets)
+            yield OneSource(job, source, chosen["step"], accuracy)
 
 
 def _traced(job: Job, record: Record) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from domainbed_reasoning.collect.frame import CELL, as_read, mean_and_error, summarise
+from domainbed_reasoning.collect.problems import with_counts
 
 ABSENT = "–"
 LACKING = "X"  # DomainBed's sign for a cell without a result
@@ -118,6 +119,44 @@ def _averages(judged: pd.DataFrame, method: str, datasets: Sequence[str]) -> Tab
         rows.append((label, *texts, LACKING if lacking else _average(means)))
     caption = f"Averages over target domains, selected by {method}"
     return Table(caption, ("Algorithm", *datasets, "Avg"), tuple(rows), "Percent.")
+
+
+def one_source_tables(frame: pd.DataFrame) -> list[Table]:
+    """Return a table a dataset of the jobs that were trained on one domain; [] where there are none.
+
+    Args:
+        frame: as `collect` returns it.
+    """
+    from domainbed_reasoning.collect.selection import order_of_algorithms, order_of_datasets
+
+    jobs = frame.attrs.get("one_source", [])
+    found = []
+    for dataset in order_of_datasets([job["dataset"] for job in jobs]):
+        names = frame.attrs["domains"][dataset]
+        rows = []
+        own = [job for job in jobs if job["dataset"] == dataset]
+        order = order_of_algorithms([job["algorithm"] for job in own])
+        most = len({job["trial"] for job in own})
+        for algorithm, sweep in sorted(
+            {(job["algorithm"], job["sweep"]) for job in own}, key=lambda row: (order.index(row[0]), row[1])
+        ):
+            means, texts = [], []
+            for source in range(len(names)):
+                trials = [
+                    job["accuracy"]
+                    for job in own
+                    if (job["algorithm"], job["sweep"], job["source"]) == (algorithm, sweep, source)
+                ]
+                mean, error = mean_and_error(trials)
+                means.append(100 * mean)
+                texts.append(_with_error(mean, error, len(trials)) if trials else LACKING)
+            average = LACKING if any(map(math.isnan, means)) else _average(means)
+            rows.append((f"{algorithm} ({sweep})" if sweep else algorithm, *texts, average))
+        note = "Percent, mean over the other domains. A column is the source, whose validation split chooses the step."
+        scatter = "Mean ± standard error over trials." if most > 1 else "One trial: nothing is known of the scatter."
+        caption = f"{dataset}: trained on one domain, accuracy on all others"
+        found.append(Table(caption, ("Algorithm", *names, "Avg"), tuple(rows), f"{note} {scatter}"))
+    return found
 
 
 def answers_table(frame: pd.DataFrame) -> Table | None:
@@ -232,6 +271,17 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def versions_table(frame: pd.DataFrame) -> Table | None:
+    """Return what the jobs ran on; None where none recorded it."""
+    versions = frame.attrs.get("versions", {})
+    if not versions:
+        return None
+    rows = tuple(
+        (name, next(iter(counts)) if len(counts) == 1 else with_counts(counts)) for name, counts in versions.items()
+    )
+    return Table("Versions that the jobs ran on", ("What", "Version"), rows, "As each job recorded them when it began.")
+
+
 def problems_table(problems: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return what was left out or settled, with cures; None where nothing was."""
     if not problems:
@@ -289,8 +339,9 @@ def duration(seconds: float) -> str:
 def all_tables(frame: pd.DataFrame) -> list[Table]:
     """Return every table of a sweep; those of problems alone where no job counts."""
     problems = problems_table(frame.attrs.get("problems", []))
-    found: list[Table | None] = [problems]
+    one_source = one_source_tables(frame)
+    found: list[Table | None] = [*one_source, versions_table(frame), problems]
     if len(frame):
-        found = [*accuracy_tables(frame), answers_table(frame), rounds_table(frame), costs_table(frame)]
-        found += [hparams_table(frame), problems]
+        found = [*one_source, *accuracy_tables(frame), answers_table(frame), rounds_table(frame), costs_table(frame)]
+        found += [hparams_table(frame), versions_table(frame), problems]
     return [table for table in found if table is not None]

@@ -1,41 +1,48 @@
-"""What the analyses left in a sweep's folder ``analysis``: CSV files as tables, PNG files as figures."""
+"""What analyses left in a sweep's folder ``analysis``: texts beside the paper, PNG as figures, CSV as tables."""
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from domainbed_reasoning.collect.tables import Table
-from domainbed_reasoning.report.blocks import Figure, Text
+from domainbed_reasoning.collect.tables import ABSENT, Table
+from domainbed_reasoning.report.blocks import Code, Figure, Fold, Text
 
 FOLDER = "analysis"
+_ORDER = (".txt", ".png", ".csv")
 _ROWS, _COLUMNS, _CHARACTERS = 40, 14, 200
+_OPEN = 12  # rows of a table that is shown from the start
 _LARGEST_PICTURE = 4_000_000  # bytes
+_LARGEST_TEXT = 4_000  # characters
+_JOB = re.compile("[0-9a-f]{32}")  # a folder's name; its first eight characters are enough here
 
 
-def analyses(folder: Path) -> Iterator[Table | Figure | Text]:
-    """Yield the tables and figures below ``folder / "analysis"``, a file's figure after its table.
+def analyses(folder: Path) -> Iterator[Table | Figure | Text | Code | Fold]:
+    """Yield what lies below ``folder / "analysis"``: of each name its text, its figure, its table.
 
     Args:
         folder: of the sweep.
     """
     below = folder / FOLDER
-    for path in sorted(path for path in below.rglob("*") if path.is_file()):
+    paths = [path for path in below.rglob("*") if path.is_file() and path.suffix.lower() in _ORDER]
+    for path in sorted(paths, key=lambda path: (path.with_suffix(""), _ORDER.index(path.suffix.lower()))):
         name = path.relative_to(below).as_posix()
         if path.suffix.lower() == ".csv":
-            yield _table(path, name)
-        elif path.suffix.lower() == ".png":
+            table = _table(path, name)
+            long = isinstance(table, Table) and len(table.rows) > _OPEN
+            yield Fold(f"The table {name}", (table,)) if long else table
+        elif path.suffix.lower() == ".txt":
+            text = path.read_text(encoding="utf-8", errors="replace")[:_LARGEST_TEXT].strip()
+            yield Code(_title(name), text, "text")
+        else:
             size = path.stat().st_size
             if size > _LARGEST_PICTURE:
                 yield Text(f"`{FOLDER}/{name}` is left out: {size / 1e6:.1f} MB.")
             else:
-                yield Figure(
-                    _title(name),
-                    f"The plot {name}; its numbers are in the table of that name.",
-                    "image/png",
-                    path.read_bytes(),
-                )
+                described = f"The plot {name}; its numbers are in the table of that name."
+                yield Figure(_title(name), described, "image/png", path.read_bytes())
 
 
 def _title(name: str) -> str:
@@ -48,15 +55,17 @@ def _table(path: Path, name: str) -> Table | Text:
     if len(rows) < 2:
         return Text(f"`{FOLDER}/{name}` holds no rows.")
     width = len(rows[0])
-    shown = tuple(tuple([*row, *[""] * width][:width]) for row in rows[1 : _ROWS + 1])
+    shown = tuple(tuple([*row, *[ABSENT] * width][:width]) for row in rows[1 : _ROWS + 1])
     more = f" The first {_ROWS} of {len(rows) - 1} rows." if len(rows) - 1 > _ROWS else ""
     return Table(_title(name), tuple(rows[0]), shown, f"From {FOLDER}/{name}.{more}")
 
 
 def _shown(text: str) -> str:
-    """Return a cell's text, its number with four digits where it has more."""
+    """Return a cell's text: a number with four digits where it has more, a job by the head of its name."""
+    if _JOB.fullmatch(text):
+        return text[:8]
     try:
         number = float(text)
     except ValueError:
-        return text if len(text) <= _CHARACTERS else text[: _CHARACTERS - 1] + "…"
-    return text if len(text) <= 7 or number == int(number) else f"{number:.4g}"
+        return (text or ABSENT) if len(text) <= _CHARACTERS else text[: _CHARACTERS - 1] + "…"
+    return text if text.lstrip("-").isdigit() else f"{number:.4g}"

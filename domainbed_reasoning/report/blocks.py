@@ -17,15 +17,17 @@ class Text:
 
 @dataclass(frozen=True)
 class Code:
-    """Commands, a line each.
+    """Commands, or what a program said, a line each.
 
     Attributes:
         caption: what they do.
         text: as they are typed.
+        language: that Markdown colours them by; "text" for what is no command.
     """
 
     caption: str
     text: str
+    language: str = "sh"
 
 
 @dataclass(frozen=True)

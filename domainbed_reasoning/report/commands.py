@@ -7,13 +7,12 @@ import json
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import domainbed_reasoning
-from domainbed_reasoning import upstream
-from domainbed_reasoning.collect.jobs import Job
+from domainbed_reasoning import upstream, versions
+from domainbed_reasoning.collect.jobs import Job, versions_of
+from domainbed_reasoning.collect.problems import with_counts
 from domainbed_reasoning.collect.selection import order_of_algorithms, order_of_datasets
 from domainbed_reasoning.collect.tables import ABSENT, Table
 from domainbed_reasoning.report.blocks import Code
@@ -21,11 +20,14 @@ from domainbed_reasoning.report.blocks import Code
 # The arguments that DomainBed's sweep hands to every job, those that decide the name of the job's folder first.
 _OF_A_SWEEP = ("task", "holdout_fraction", "data_dir", "steps", "hparams")
 _OF_A_JOB = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed", "seed")
-_PACKAGES = ("domainbed-reasoning", "torch", "transformers", "peft", "bitsandbytes", "numpy")
+_MOST_TARGETS = 2  # of a job of DomainBed's sweep
+_AS_RECORDED = {"PyTorch": "torch", "NumPy": "numpy"}  # DomainBed's names in out.txt
 
 
 def sweep_commands(jobs: Sequence[Job], folder: Path) -> list[Code]:
     """Return the stock commands that make these jobs, one for each set of common arguments.
+
+    Jobs with more than two targets are in no sweep, and in none of these commands.
 
     Args:
         jobs: with records.
@@ -33,6 +35,8 @@ def sweep_commands(jobs: Sequence[Job], folder: Path) -> list[Code]:
     """
     groups: dict[tuple[str, str], list[Job]] = defaultdict(list)
     for job in jobs:
+        if len(job.args["test_envs"]) > _MOST_TARGETS:
+            continue
         common = {name: job.args.get(name) for name in _OF_A_SWEEP}
         groups[job.sweep, json.dumps(common, sort_keys=True)].append(job)
     return [
@@ -93,46 +97,25 @@ def versions_table(jobs: Sequence[Job]) -> Table:
     Args:
         jobs: all that were started.
     """
-    then: dict[str, Counter[str]] = defaultdict(Counter)
+    then = versions_of(jobs)
     for job in jobs:
         for name, value in job.printed.get("Environment", {}).items():
-            then[name][value] += 1
-        if job.task:
-            then["domainbed-reasoning"][str(job.task.get("version", "unknown"))] += 1
-    now = {name: _installed(name) for name in _PACKAGES}
-    now["domainbed-reasoning"] += _commit()
+            if _AS_RECORDED.get(name, name) not in job.versions:
+                then.setdefault(_AS_RECORDED.get(name, name), Counter())[value] += 1
+    now = versions.spelt(versions.current())
     domainbed = upstream.importable_domainbed()
-    now["DomainBed"] = upstream.describe(domainbed) if domainbed else ABSENT
-    if domainbed and (commit := upstream.commit_of(domainbed)):
-        now["DomainBed"] += f" ({commit})"
-    same = {"PyTorch": "torch", "NumPy": "numpy"}
-    names = [*then, *(name for name in now if name not in then and name not in same.values())]
-    rows = tuple((name, _counted(then.get(name, Counter())), now.get(same.get(name, name), ABSENT)) for name in names)
+    if domainbed is not None:
+        now["DomainBed"] = ", ".join(filter(None, [now.get("DomainBed"), upstream.describe(domainbed)]))
+    rows = tuple((name, _counted(then.get(name, Counter())), now.get(name, ABSENT)) for name in {**now, **then})
     return Table(
         "Versions and commits",
         ("What", "As the jobs ran", "Where this report was made"),
         rows,
-        "The jobs print the first column themselves; the commits of DomainBed and of domainbed-reasoning they do not "
-        "record, so they are those of the second.",
+        "Each job records the first column when it begins; “modified” means that files differed from the commit.",
     )
-
-
-def _installed(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return domainbed_reasoning.__version__ if package == "domainbed-reasoning" else ABSENT
-
-
-def _commit() -> str:
-    checkout = Path(domainbed_reasoning.__file__).resolve().parent.parent
-    commit = upstream.commit_of(checkout)
-    if commit is None:
-        return ""
-    return f", commit {commit}{', modified' if upstream.is_modified(checkout) else ''}"
 
 
 def _counted(values: Counter[str]) -> str:
     if len(values) <= 1:
         return next(iter(values), ABSENT)
-    return ", ".join(f"{value} ({count} jobs)" for value, count in values.most_common())
+    return with_counts(values)

@@ -46,6 +46,7 @@ def read_report(
     with_records = [job for job in jobs if job.records]
     sections = [
         Section("Problems", "problems", _problems(frame, as_stock)),
+        Section("One source", "one-source", tuple(tables.one_source_tables(frame))),
         Section("Accuracy", "accuracy", tuple(_accuracy(frame, counted)) if len(frame) else ()),
         Section("Beside the paper", "paper", tuple(_beside_the_paper(frame, counted)) if len(frame) else ()),
         Section("Both answers", "answers", tuple(_answers(frame)) if len(frame) else ()),
@@ -94,7 +95,7 @@ def _accuracy(frame: pd.DataFrame, counted: Sequence[Job]) -> Iterator[Block]:
         cells = first[first["dataset"] == dataset]
         table = tables.dataset_table(cells, methods[0], dataset)
         del by_caption[table.caption]
-        yield paper.beside(table, dataset) if dataset in known else table
+        yield paper.beside(table, cells, dataset) if dataset in known else table
         if plots.installed():
             yield plots.accuracies(cells, dataset)
             course = plots.training(counted, dataset)
@@ -119,6 +120,12 @@ def _beside_the_paper(frame: pd.DataFrame, counted: Sequence[Job]) -> Iterator[B
     else:
         named = ", ".join(frame["dataset"].unique())
         yield Text(f"The paper does not report on {named}: only the order of its methods can be compared.")
+        first = frame[frame["selection"] == frame["selection"].iloc[0]]
+        for dataset in first["dataset"].unique():
+            cells = first[first["dataset"] == dataset]
+            table = tables.dataset_table(cells, first["selection"].iloc[0], dataset)
+            if places := paper.order(table, cells, dataset):
+                yield places
     differing = paper.differing_settings(counted)
     yield differing or Text("All settings that the paper gives are those of these jobs.")
     yield Fold("The paper's tables", (paper.main_results(), paper.ablation()))
@@ -178,6 +185,9 @@ def _examples(counted: Sequence[Job], examples: int, data_dir: str | None) -> It
 
 def _again(jobs: Sequence[Job], with_records: Sequence[Job], root: Path) -> Iterator[Block]:
     if with_records:
-        yield from commands.sweep_commands(with_records, root)
-        yield Fold("Every job by itself", (commands.job_commands(with_records),))
+        sweeps = commands.sweep_commands(with_records, root)
+        yield from sweeps
+        if not sweeps:
+            yield Text("No stock sweep has jobs with these targets: each is a train command.")
+        yield Fold("Every job by itself", (commands.job_commands(with_records),), opened=not sweeps)
     yield commands.versions_table(jobs)

@@ -24,7 +24,7 @@ def _block(block: Block) -> Iterator[str]:
     elif isinstance(block, Code):
         fence = "`" * max(3, 1 + max(map(len, _runs_of_backticks(block.text)), default=0))
         yield block.caption
-        yield f"{fence}sh\n{block.text}\n{fence}"
+        yield f"{fence}{block.language}\n{block.text}\n{fence}"
     elif isinstance(block, Table):
         yield render.markdown(block)
     elif isinstance(block, Figure):

@@ -12,7 +12,7 @@ import pandas as pd
 
 from domainbed_reasoning import published
 from domainbed_reasoning.collect.jobs import Job
-from domainbed_reasoning.collect.tables import ABSENT, LACKING, Table
+from domainbed_reasoning.collect.tables import ABSENT, LACKING, Table, labelled_rows
 from domainbed_reasoning.registry import ALGORITHMS, TWINS
 
 _DIFFERENCE = "Ours − paper"
@@ -29,21 +29,94 @@ def reported(frame: pd.DataFrame) -> list[str]:
     return [name for name in frame["dataset"].unique() if stock_name(name) in known]
 
 
-def beside(table: Table, dataset: str) -> Table:
+def accuracies(cells: pd.DataFrame, dataset: str) -> dict[str, float]:
+    """Return the paper's accuracies, in percent, by what a row of an accuracy table is called; others are absent.
+
+    Args:
+        cells: rows of `collect`'s frame.
+        dataset: DomainBed's name of the dataset whose accuracies are asked for.
+    """
+    found = {}
+    for label, own in labelled_rows(cells):
+        theirs = {_accuracy(own["algorithm"].iloc[0], json.loads(text), stock_name(dataset)) for text in own["hparams"]}
+        if len(theirs) == 1 and (known := theirs.pop()) is not None:
+            found[label] = known
+    return found
+
+
+def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str) -> float | None:
+    """Return the paper's accuracy of an algorithm with this schedule; None where it has no such row.
+
+    RDMLDG with N rounds stands beside the paper's N, with none beside MTCT. Without the teacher's stage neither it nor
+    SARR is in the paper.
+    """
+    rounds = hparams.get("sarr_rounds", published.PAPER_HPARAMS["sarr_rounds"])
+    if algorithm in ("RDMLDG", "SARR"):
+        if hparams.get("mtct_epochs") == 0:
+            return None
+        if algorithm == "RDMLDG" and rounds == 0:
+            algorithm = "MTCT"
+        elif rounds != published.PAPER_HPARAMS["sarr_rounds"]:
+            of_rounds = algorithm == "RDMLDG" and dataset == "TerraIncognita"
+            return published.SARR_ROUNDS.get(rounds) if of_rounds else None
+    return published.result_of(algorithm, dataset)
+
+
+def beside(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
     """Return an accuracy table with the paper's average and the difference as further columns.
 
     Args:
         table: whose last column is the average over target domains.
+        cells: the rows of `collect`'s frame that it was made of.
         dataset: DomainBed's name.
     """
+    published_rows = accuracies(cells, dataset)
     rows = []
     for row in table.rows:
-        theirs = published.result_of(row[0].partition(" (")[0], stock_name(dataset))
+        theirs = published_rows.get(row[0])
         said = ABSENT if theirs is None else f"{theirs:.2f}"
         comparable = theirs is not None and row[-1] != LACKING
         rows.append((*row, said, f"{float(row[-1]) - (theirs or 0.0):+.1f}" if comparable else ABSENT))
     note = f"{table.note} The paper's accuracies are averages over target domains; it gives no errors."
     return Table(table.caption, (*table.head, "Paper", _DIFFERENCE), tuple(rows), note)
+
+
+def order(table: Table, cells: pd.DataFrame, dataset: str) -> Table | None:
+    """Return the places of the methods here and in the paper, for a dataset that the paper does not report on.
+
+    Args:
+        table: whose last column is the average over target domains.
+        cells: the rows of `collect`'s frame that it was made of.
+        dataset: DomainBed's name.
+
+    Returns:
+        None where fewer than two rows have an average here and an accuracy there.
+    """
+    ours = {row[0]: float(row[-1]) for row in table.rows if row[-1] != LACKING}
+    by_dataset = {name: accuracies(cells, name) for name in published.MAIN_RESULTS[0].accuracies}
+    most = max(len(theirs.keys() & ours.keys()) for theirs in by_dataset.values())
+    chosen = {name: theirs for name, theirs in by_dataset.items() if len(theirs.keys() & ours.keys()) == most}
+    theirs = {
+        label: sum(own[label] for own in chosen.values()) / len(chosen)
+        for label in ours
+        if all(label in own for own in chosen.values())
+    }
+    if len(theirs) < 2:
+        return None
+    both = {label: ours[label] for label in theirs}
+    rows = []
+    for label, average in ours.items():
+        numbers = [f"{own[label]:.2f}" if label in own else ABSENT for own in chosen.values()]
+        places = (_place(label, both), _place(label, theirs)) if label in both else (ABSENT, ABSENT)
+        rows.append((label, f"{average:.1f}", *numbers, *places))
+    head = ("Algorithm", f"{dataset}, Avg", *(f"Paper, {name}" for name in chosen), "Place here", "Place in the paper")
+    note = "Percent; places among the rows that both have"
+    several = f", in the paper by the mean over {' and '.join(chosen)}" if len(chosen) > 1 else ""
+    return Table("The order of the methods, here and in the paper", head, tuple(rows), f"{note}{several}.")
+
+
+def _place(label: str, accuracies: Mapping[str, float]) -> str:
+    return str(1 + sum(other > accuracies[label] for other in accuracies.values()))
 
 
 def main_results() -> Table:

@@ -15,7 +15,7 @@ from domainbed_reasoning.collect.frame import mean_and_error, summarise
 from domainbed_reasoning.collect.jobs import Job
 from domainbed_reasoning.collect.tables import labelled_rows
 from domainbed_reasoning.report.blocks import Figure
-from domainbed_reasoning.report.paper import stock_name
+from domainbed_reasoning.report.paper import accuracies as accuracies_of_the_paper
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, on light and on dark paper.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#999933")
@@ -43,6 +43,7 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
     domains = list(cells.attrs["domains"][dataset])
     figure, axes = _canvas(1.1 + 0.42 * len(rows))
     said = []
+    published_rows = accuracies_of_the_paper(cells, dataset)
     for place, (label, own) in enumerate(rows):
         for number, domain in enumerate(domains):
             part = own[own["domain"] == domain]
@@ -55,7 +56,7 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
             said.append(f"{label} lacks a domain")
             continue
         average = 100 * float(own["accuracy"].mean())
-        theirs = published.result_of(label.partition(" (")[0], stock_name(dataset))
+        theirs = published_rows.get(label)
         axes.plot(average, place, "|", color=_INK, ms=20, mew=2.2)
         if theirs is not None:
             axes.plot(theirs, place, "d", color="none", mec=_INK, ms=9)
@@ -63,7 +64,7 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
     for number, domain in enumerate(domains):
         axes.plot([], [], _MARKERS[number % 8], color=_COLOURS[number % 8], label=domain)
     axes.plot([], [], "|", color=_INK, ms=12, mew=2.2, label="average")
-    if stock_name(dataset) in published.MAIN_RESULTS[0].accuracies:
+    if published_rows:
         axes.plot([], [], "d", color="none", mec=_INK, label="paper")
     _name_rows(axes, [label for label, _ in rows])
     axes.set_xlabel("accuracy in the target domain, %")
@@ -102,7 +103,10 @@ def both_answers(frame: pd.DataFrame) -> Figure | None:
 
 
 def rounds(frame: pd.DataFrame) -> Figure | None:
-    """Return the share of chains that each SARR round kept, a line a target domain; None without rounds."""
+    """Return the share of chains that each SARR round kept; None without rounds.
+
+    A line a target domain where one algorithm labels, else a line an algorithm, its target domains averaged.
+    """
     names = [str(name) for name in frame if str(name).startswith("sarr")]
     jobs = frame.drop_duplicates(["sweep", "dataset", "algorithm", "folder"])
     jobs = jobs.dropna(subset=names, how="all") if names else jobs.head(0)
@@ -111,13 +115,14 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
     figure, axes = _canvas(3.0)
     numbers = [int(name[4:-9]) for name in names]
     said = []
-    lines = jobs.groupby(["dataset", "algorithm", "sweep", "domain"], sort=False)
     several = len(jobs[["dataset", "algorithm", "sweep"]].drop_duplicates()) > 1
-    for place, ((dataset, algorithm, sweep, domain), own) in enumerate(lines):
+    lines = jobs.groupby(["dataset", "algorithm", "sweep", *([] if several else ["domain"])], sort=False)
+    for place, ((dataset, algorithm, sweep, *domain), own) in enumerate(lines):
         means = [100 * mean_and_error(own[name])[0] for name in names]
-        label = f"{algorithm}{f' ({sweep})' if sweep else ''} on {dataset}, {domain}" if several else str(domain)
+        on = f" on {dataset}" if jobs["dataset"].nunique() > 1 else ""
+        label = f"{algorithm}{f' ({sweep})' if sweep else ''}{on}" if several else str(domain[0])
         axes.plot(numbers, means, _MARKERS[place % 8] + "-", color=_COLOURS[place % 8], label=label)
-        said.append(f"{label}: " + ", ".join(f"{mean:.1f}" for mean in means))
+        said.append(f"{label}: " + ", ".join(f"{mean:.1f}" for mean in means if not math.isnan(mean)))
     first, last = published.SELF_LABELS_KEPT
     axes.plot(
         [1, max(3, numbers[-1])], [first, last], "d:", color=_INK, mfc="none", alpha=0.8, label="paper (first, end)"
@@ -126,7 +131,8 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
     axes.set_xlabel("SARR round")
     axes.set_ylabel("chains kept, %")
     _legend(axes, min(len(said) + 1, 3 if several else 5))
-    return _figure(figure, "Chains that each round kept, mean over trials.", "; ".join(said) + ".")
+    over = "target domains and trials" if several else "trials"
+    return _figure(figure, f"Chains that each round kept, mean over {over}.", "; ".join(said) + ".")
 
 
 def training(jobs: Sequence[Job], dataset: str) -> Figure | None:

@@ -108,12 +108,14 @@ def _token_shift(given: argparse.Namespace) -> None:
     second = target_tokens.read_tokens(after.load(given.model), material, answers)
     rows = [{"targets": Path(given.targets).stem, **row} for row in token_shift.shift(first, second)]
     title = f"{_said(before)} to {_said(after)}, {Path(given.targets).stem} targets"
-    _write(given, f"token_shift_{Path(given.targets).stem}", title, rows, token_shift.PAPER)
     gain = rows[0]["high_after"] - rows[0]["high_before"]
     paper = token_shift.PAPER_GAIN.get(given.targets)
     beside = f" (paper: {paper:+.2f})" if paper is not None else ""
-    print(f"share of tokens above {token_shift.HIGH}: {100 * gain:+.2f} points{beside}")
-    print(f"moved from low to high: {100 * rows[0]['risen']:.2f}% of tokens")
+    found = [
+        f"share of tokens above {token_shift.HIGH}: {100 * gain:+.2f} points{beside}",
+        f"moved from low to high: {100 * rows[0]['risen']:.2f}% of tokens",
+    ]
+    _write(given, f"token_shift_{Path(given.targets).stem}", title, rows, found, token_shift.PAPER)
     _plot(given, f"token_shift_{Path(given.targets).stem}", lambda path: plots.token_shift(first, second, title, path))
 
 
@@ -140,11 +142,13 @@ def _entropy(given: argparse.Namespace) -> None:
     top = [{"chains": source, **row} for source, rows in found.items() for row in rows[: entropy.TOP]]
     title = f"Entropy reduction: {_said(before)} to {_said(after)} and {_said(of_own)}"
     everything = [{"chains": source, **row} for source, rows in found.items() for row in rows]
-    _write(given, "entropy", title, everything, entropy.PAPER, shown=top)
     shared = entropy.overlap(found["teacher"], found["self-generated"])
     in_class = {source: sum(row["of_class"] for row in rows[: entropy.TOP]) for source, rows in found.items()}
-    print(f"tokens that both lists of {entropy.TOP} share: {100 * shared:.0f}% of their union (paper: none)")
-    print(f"tokens of conclusions among them: teacher {in_class['teacher']}, own {in_class['self-generated']}")
+    said = [
+        f"tokens that both lists of {entropy.TOP} share: {100 * shared:.0f}% of their union (paper: none)",
+        f"tokens of conclusions among them: teacher {in_class['teacher']}, own {in_class['self-generated']}",
+    ]
+    _write(given, "entropy", title, everything, said, entropy.PAPER, shown=top)
     _plot(given, "entropy", lambda path: plots.entropy(found, entropy.TOP, title, path))
 
 
@@ -167,12 +171,13 @@ def _divergence(given: argparse.Namespace) -> None:
         texts.append(encoder.texts([material.task.chains[sample] for sample in samples]))
     rows = divergence.between_domains(images, texts, names, given.kernel)
     title = f"{given.dataset}, {Path(name).name}, {given.kernel} kernel"
-    _write(given, "divergence", title, rows, divergence.PAPER)
+    found = []
     means = {row["modality"]: row for row in rows if row["domain"] == "mean"}
     for key in ("biased", "unbiased", "relative"):
         a, b = means["images"][key], means["chains"][key]
-        less = f"{100 * (1 - b / a):.1f}% lower" if a > 0 else "no lower"
-        print(f"{key}: images {a:.3f}, chains {b:.3f}: {less}")
+        less = "no lower" if a <= 0 else f"{100 * (1 - b / a):.1f}% lower" if b > 0 else "none is left"
+        found.append(f"{key}: images {a:.3f}, chains {b:.3f}: {less}")
+    _write(given, "divergence", title, rows, found, divergence.PAPER)
     _plot(given, "divergence", lambda path: plots.divergence(rows, title, path))
 
 
@@ -191,12 +196,12 @@ def _rounds(given: argparse.Namespace) -> None:
             material = _material(given, checkpoint, False)
             samples = material.draw(material.domains(given.domains), given.images)
             answers = rounds.from_checkpoints(folder, [row["step"] for row in found], material, samples, given.model)
-        target = "+".join(job.environments[env] for env in job.test_envs)
+        held_out = "+".join(job.environments[env] for env in job.test_envs)
         for row in found:
-            more = {key: answers.get(row["step"], {}).get(key) for key in asked}
-            rows.append({"job": Path(folder).name, "algorithm": job.algorithm, "target": target, **row, **more})
+            more = {key: answers.get(row["step"], {}).get(key) for key in asked} if given.images else {}
+            rows.append({"job": Path(folder).name, "algorithm": job.algorithm, "held_out": held_out, **row, **more})
     title = f"SARR by round, {len(given.jobs)} job{'s' if len(given.jobs) > 1 else ''}"
-    _write(given, "sarr_rounds", title, rows, rounds.PAPER)
+    _write(given, "sarr_rounds", title, rows, [], rounds.PAPER)
     _plot(given, "sarr_rounds", lambda path: plots.rounds(rows, title, path))
 
 
@@ -221,7 +226,7 @@ def _faithfulness(given: argparse.Namespace) -> None:
         answers += [{**told, **row} for row in rows]
     title = f"Faithfulness, {len(given.jobs)} job{'s' if len(given.jobs) > 1 else ''}"
     pooled = faithfulness.pool(shares)
-    _write(given, "faithfulness", title, shares, "paper: no such analysis", shown=pooled)
+    _write(given, "faithfulness", title, shares, [], "paper: no such analysis", shown=pooled)
     _write_rows(given.output / "faithfulness_answers.csv", answers)
     _plot(given, "faithfulness", lambda path: plots.faithfulness(pooled, title, path))
 
@@ -267,13 +272,17 @@ def _write(
     name: str,
     title: str,
     rows: Sequence[Mapping[str, Any]],
+    found: Sequence[str],
     paper: str,
     shown: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
+    """Print the table, what is found in it and the paper's numbers; leave rows as CSV and the rest as text."""
     from domainbed_reasoning.analysis.tables import as_text
 
-    print(f"\n{title}\n\n{as_text(rows if shown is None else shown)}\n\n{paper}\n")
+    said = "\n".join([*found, paper])
+    print(f"\n{title}\n\n{as_text(rows if shown is None else shown)}\n\n{said}\n")
     _write_rows(given.output / f"{name}.csv", rows)
+    arguments.write_text(given.output / f"{name}.txt", f"{title}\n{said}\n")
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

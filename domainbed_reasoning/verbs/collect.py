@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{given.output} written.")
     else:
         print(text, end="")
+    if frame.attrs["one_source"] and given.format in ("csv", "trials"):
+        print("Jobs with a single source domain are in --format markdown and latex alone.", file=sys.stderr)
     problems = frame.attrs["problems"]
     if problems and (given.output or given.format in ("csv", "trials")):
         for problem in problems:

@@ -17,12 +17,13 @@ _EXAMPLES = """examples:
 
 The job is a folder that DomainBed's train or sweep wrote with an MLLM algorithm, or that
 `domainbed-reasoning export` wrote.
+An image that cannot be read is named on standard error, the others are answered, and the exit code is 1.
 From Python: domainbed_reasoning.predict.Predictor(folder)(images).
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Answer, an image a line; return the exit code."""
+    """Answer, an image a line; return the exit code: 1 if an image could not be read."""
     parser = argparse.ArgumentParser(
         prog="domainbed-reasoning predict",
         description="Class, scores and chain of images, by a trained model.",
@@ -39,9 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from domainbed_reasoning.predict import Predictor  # torch loads when it is needed
 
+    unreadable = 0
+
+    def name_it(error: ValueError) -> None:
+        nonlocal unreadable
+        unreadable += 1
+        print(printable(str(error)), file=sys.stderr, flush=True)
+
     try:
         predictor = Predictor(given.job, given.answer, given.model, quantize=given.quantize)
-        for prediction in predictor.answers(given.images):
+        for prediction in predictor.answers(given.images, name_it):
             if given.json:
                 print(json.dumps(dataclasses.asdict(prediction), ensure_ascii=False), flush=True)
                 continue
@@ -52,4 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(printable(str(error)), file=sys.stderr)
         return 1
-    return 0
+    if unreadable:
+        total = len(given.images)
+        others = "; the others are answered" if unreadable < total else ""
+        print(f"{unreadable} of {total} images could not be read{others}.", file=sys.stderr)
+    return 1 if unreadable else 0

@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from domainbed_reasoning import cli
+from domainbed_reasoning.shapes import DOMAINS
 
 PNG = b"\x89PNG"
 
@@ -30,7 +31,11 @@ def test_each_analysis_prints_its_table_and_writes_csv_and_plot(arguments, file,
     given = [str(job) if word == "JOB" else word for word in arguments]
     assert cli.main(["analyse", *given, "--output", str(tmp_path)]) == 0
     assert said in capsys.readouterr().out
-    assert rows_of(tmp_path / f"{file}.csv")
+    assert "paper" in (tmp_path / f"{file}.txt").read_text(encoding="utf-8")
+    rows = rows_of(tmp_path / f"{file}.csv")
+    assert rows
+    if file == "sarr_rounds":
+        assert all(0 <= float(row["target"]) <= 1 and row["held_out"] in DOMAINS for row in rows)
     assert (tmp_path / f"{file}.png").read_bytes()[:4] == PNG
 
 

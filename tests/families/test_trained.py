@@ -177,6 +177,27 @@ def test_the_verbs_export_and_predict(one_job, files, tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_unreadable_images_are_named_and_the_others_answered(one_job, files, tmp_path, capsys):
+    """Six images of which three cannot be read, in batches of eval_batch: three answers, three faults, exit code 1."""
+    empty, absent = tmp_path / "empty.png", tmp_path / "absent.png"
+    empty.touch()
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(pathlib.Path(files[0]).read_bytes()[:-100])
+    given = [str(absent), files[0], str(empty), files[1], files[2], str(cut)]
+    command = ["predict", "--job", str(one_job), "--answer", "label"]
+    assert cli.main([*command, "--json", *given]) == 1
+    said = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in said.out.splitlines()] == files
+    *faults, summary = said.err.splitlines()[-4:]
+    for path, fault in zip((absent, empty, cut), faults, strict=True):
+        assert f"'{path}' is no readable image: " in fault and fault.endswith("Replace or remove it.")
+    assert "No such file" in faults[0]
+    assert summary == "3 of 6 images could not be read; the others are answered."
+    assert cli.main([*command, str(empty)]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.endswith("1 of 1 images could not be read.\n")
+
+
 def test_faults_are_named_with_their_cures(one_job, files, tmp_path, capsys):
     with pytest.raises(JobError, match="holds no task.json.*Give the folder"):
         read_job(tmp_path)

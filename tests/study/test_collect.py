@@ -14,7 +14,9 @@ import pytest
 from domainbed_reasoning import cli
 from domainbed_reasoning.collect import collect, summarise
 from domainbed_reasoning.collect.render import latex, markdown
-from domainbed_reasoning.collect.tables import Table, accuracy_tables, answers_table, rounds_table
+from domainbed_reasoning.collect.tables import Table, accuracy_tables, answers_table, one_source_tables, rounds_table
+from domainbed_reasoning.report import read_report
+from domainbed_reasoning.report.markdown import render_markdown
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent.parent
@@ -217,6 +219,28 @@ def test_tables_show_hostile_names_as_they_are():
     assert r"\| \<script\>" not in markdown(table) and r"a\|b \<script\>" in markdown(table)
     assert r"\$\&\#\textbackslash{}\textasciitilde{}\textasciicircum{}\{\} & 1.0 $\pm$ 2.0 \\" in latex(table)
     assert r"\begin{tabular}{lr}" in latex(table)
+
+
+def test_jobs_of_one_source_have_a_table_of_their_own(write_job, capsys):
+    """Source 1: validation is best at step 10, whose targets have .2, .4, .6; step 20 would have .9 each."""
+    job = write_job("one", "ERM", "ShapesReasoning", args={"test_envs": [0, 2, 3]}, accs=(0, 0, 0))
+    records = [json.loads(line) for line in (job / "results.jsonl").read_text().splitlines()]
+    for record, source, targets in zip(
+        records, (0.3, 0.8, 0.5), ((0.1,) * 3, (0.2, 0.4, 0.6), (0.9,) * 3), strict=True
+    ):
+        record["env1_out_acc"] = source
+        record |= {f"env{env}_in_acc": value for env, value in zip((0, 2, 3), targets, strict=True)}
+    (job / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    frame = collect(write_job.folder)
+    (row,) = frame.attrs["one_source"]
+    assert frame.empty and row["step"] == 10 and row["accuracy"] == pytest.approx(0.4)
+    (table,) = one_source_tables(frame)
+    assert table.head == ("Algorithm", "photo", "cartoon", "sketch", "negative", "Avg")
+    assert table.rows == (("ERM", "X", "40.0", "X", "X", "X"),)
+    assert cli.main(["collect", str(write_job.folder)]) == 0
+    assert "| ERM | X | 40.0 | X | X | X |" in capsys.readouterr().out
+    again = render_markdown(read_report(write_job.folder)).partition("## To run it again")[2]
+    assert "domainbed.scripts.sweep" not in again and "--test_envs 0 2 3" in again
 
 
 @pytest.mark.parametrize("form", ["markdown", "latex", "csv", "trials"])

@@ -145,6 +145,47 @@ def test_the_papers_numbers_stand_beside_ours_where_dataset_and_algorithm_match(
     assert {row[0]: row[-3:] for row in table.rows} == {"ERM": ("80.0", "–", "–"), "RDMLDG": ("90.0", "98.13", "-8.1")}
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "hparams", "theirs"),
+    [
+        ("RDMLDG", {"sarr_rounds": 0}, "67.19"),  # the paper's N = 0 is MTCT
+        ("RDMLDG", {"sarr_rounds": 1}, "70.06"),
+        ("RDMLDG", {"sarr_rounds": 2}, "70.59"),
+        ("RDMLDG", {"sarr_rounds": 3}, "70.65"),
+        ("RDMLDG", {"sarr_rounds": 5}, "–"),
+        ("RDMLDG", {"sarr_rounds": 4, "mtct_epochs": 0}, "–"),  # without a teacher: the authors' future work
+        ("SARR", {"sarr_rounds": 3, "mtct_epochs": 3}, "65.29"),
+        ("SARR", {"sarr_rounds": 3, "mtct_epochs": 0}, "–"),
+        ("SARR", {"sarr_rounds": 1}, "–"),
+    ],
+)
+def test_the_papers_number_is_that_of_the_rows_schedule(write_job, tmp_path, algorithm, hparams, theirs):
+    for target in range(4):
+        dataset = "TerraIncognitaReasoning"
+        write_job(f"r{target}", algorithm, dataset, target=target, accs=(0.9,), sweep="sweeps/a", hparams=hparams)
+    (row,) = blocks_of(read_report(tmp_path / "sweeps"), "accuracy")[0].rows
+    assert row[0] == f"{algorithm} (a)" and row[-2] == theirs
+
+
+def test_on_other_datasets_the_order_stands_beside_the_papers(write_job):
+    """In the paper, over OfficeHome and TerraIncognita, MTCT 78.9, LabelSFT 78.0, ReasoningSFT 76.7; ERM is not there.
+
+    Here LabelSFT 90, MTCT and ReasoningSFT 80 both.
+    """
+    for algorithm, accuracy in (("ERM", 0.95), ("LabelSFT", 0.9), ("ReasoningSFT", 0.8), ("MTCT", 0.8)):
+        for target in range(4):
+            write_job(f"{algorithm}{target}", algorithm, "ShapesReasoning", target=target, accs=(accuracy,))
+    text, table, *_ = blocks_of(read_report(write_job.folder), "paper")
+    assert "only the order" in text.text
+    assert table.head[2:] == ("Paper, OfficeHome", "Paper, TerraIncognita", "Place here", "Place in the paper")
+    assert {row[0]: row[1:] for row in table.rows} == {
+        "ERM": ("95.0", "–", "–", "–", "–"),
+        "LabelSFT": ("90.0", "89.39", "66.69", "1", "2"),
+        "ReasoningSFT": ("80.0", "88.76", "64.56", "2", "3"),
+        "MTCT": ("80.0", "90.58", "67.19", "2", "1"),
+    }
+
+
 def test_the_papers_averages_are_those_of_its_tables():
     """As printed: 70.33, 74.05, …, 86.89."""
     averages = [f"{row.average:.2f}" for row in published.MAIN_RESULTS]
@@ -175,9 +216,17 @@ def test_what_analyses_left_is_taken_in(write_job):
     folder.mkdir()
     (folder / "token_shift.csv").write_text("tokens,share\nall,0.123456789\n" + "x,1\n" * 60)
     Image.new("RGB", (4, 4)).save(folder / "token_shift.png")
+    (folder / "token_shift.txt").write_text("tokens: +1.00 points (paper: +1.88)\n<b>```\n")
     (folder / "empty.csv").write_text("")
-    empty, table, figure = blocks_of(read_report(write_job.folder), "analyses")
+    (folder / "short.csv").write_text(f"job,p,n\n{'0a' * 16},,12345678\n")
+    report = read_report(write_job.folder)
+    empty, short, text, figure, fold = blocks_of(report, "analyses")
     assert "holds no rows" in empty.text
+    assert short.rows == (("0a0a0a0a", "–", "12345678"),) and short.is_number(1)
+    assert (text.caption, text.text) == ("token shift", "tokens: +1.00 points (paper: +1.88)\n<b>```")
+    assert "````text\ntokens: +1.00 points" in render_markdown(report) and "<b>" not in render_page(report)
+    assert fold.title == "The table token_shift.csv" and not fold.opened
+    (table,) = fold.blocks
     assert table.caption == "token shift" and table.rows[0] == ("all", "0.1235") and len(table.rows) == 40
     assert "The first 40 of 61 rows" in table.note
     assert figure.kind == "image/png" and figure.data.startswith(b"\x89PNG")

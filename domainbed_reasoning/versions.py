@@ -1,0 +1,101 @@
+"""Which code ran a job: ``versions.json`` beside results.jsonl, written once by every job of DomainBed's train script.
+
+DomainBed prints versions of Python, torch and a few others. What decides the numbers as well is the commit of this
+package and of DomainBed, whether files differed from it, the libraries of the language models, and the GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import domainbed_reasoning
+from domainbed_reasoning import upstream
+from domainbed_reasoning.atomic import replace_text
+from domainbed_reasoning.job import job_arguments
+
+FILE = "versions.json"
+OURS = "domainbed-reasoning"
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
+
+
+def record_for_job() -> None:
+    """Write the versions of the job that runs in this process; do nothing where none does, or a second time."""
+    args = job_arguments()
+    if args is not None:
+        _record(str(args.output_dir))
+
+
+@functools.cache
+def _record(folder: str) -> None:
+    try:
+        replace_text(Path(folder) / FILE, json.dumps(current(), indent=1) + "\n")
+    except Exception as error:  # whatever it is, the job is worth more
+        print(f"The versions that this job runs on are not recorded: {type(error).__name__}: {error}", flush=True)
+
+
+def current() -> dict[str, Any]:
+    """Return the versions of this process: commits (None outside of a git clone), libraries, and the device."""
+    domainbed = upstream.importable_domainbed()
+    return {
+        OURS: {"version": domainbed_reasoning.__version__, **_commit(_checkout())},
+        "DomainBed": {"stand_in": upstream.is_stand_in(domainbed), **_commit(domainbed)} if domainbed else {},
+        "libraries": {"Python": platform.python_version(), **{name: installed(name) for name in LIBRARIES}},
+        "device": _device(),
+    }
+
+
+def _checkout() -> Path:
+    """Return the folder that is a git clone where the package runs from a checkout."""
+    return Path(domainbed_reasoning.__file__).resolve().parent.parent
+
+
+def _commit(folder: Path) -> dict[str, Any]:
+    """Return the commit that is checked out in a folder, and whether files differ from it."""
+    commit = upstream.commit_of(folder) if (folder / ".git").exists() else None  # asks git only where there is any
+    return {"commit": commit, "modified": upstream.is_modified(folder) if commit else None}
+
+
+def installed(package: str) -> str | None:
+    """Return the version of an installed package; None where it is not."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device() -> str:
+    """Return the name of the GPU that a job of this process takes, or CPU; "" where torch has not been loaded."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return ""
+    return str(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else "CPU"
+
+
+def spelt(said: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions as a person reads them, by name; what is not known, or no versions at all, is left out."""
+    parts = {
+        name: part if isinstance(part := said.get(name), dict) else {} for name in (OURS, "DomainBed", "libraries")
+    }
+    ours, domainbed = parts[OURS], parts["DomainBed"]
+    found = {
+        OURS: _sentence(ours.get("version"), ours),
+        "DomainBed": _sentence("stand-in" if domainbed.get("stand_in") is True else None, domainbed),
+        **{str(name): _sentence(version, {}) for name, version in parts["libraries"].items()},
+        "device": _sentence(said.get("device"), {}),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _sentence(version: Any, part: Mapping[str, Any]) -> str:
+    words = [version] if isinstance(version, str) and version else []
+    if isinstance(commit := part.get("commit"), str):
+        words.append(f"commit {commit[:12]}")
+        words += ["modified"] if part.get("modified") is True else []
+    return ", ".join(words)

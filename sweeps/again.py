@@ -1,0 +1,118 @@
+"""A study that is launched again: with the settings of the first time, by one process, and without dead jobs.
+
+The stock sweep makes the folders of all its jobs before it starts the first, and afterwards launches only jobs without
+a folder: killed, it would start none again. Its `delete_incomplete` removes the folders without `done`, those of
+running jobs too. So it has to be known that none runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning.atomic import replace_text
+
+SETTINGS = "study.json"
+_LOCK = ".launching"
+_NAME_OF_JOB = re.compile("[0-9a-f]{32}")  # the sweep's: an MD5
+_SCRIPT = "domainbed.scripts."
+
+
+def jobs_in(folder: Path) -> list[Path]:
+    """Return the folders of a sweep's jobs, in order."""
+    return sorted(job for job in folder.glob("*/") if _NAME_OF_JOB.fullmatch(job.name))
+
+
+def incomplete_in(folder: Path) -> list[Path]:
+    """Return the folders of jobs without `done`."""
+    return [job for job in jobs_in(folder) if not (job / "done").exists()]
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keep the settings in the study's folder, or compare them with those of the first time.
+
+    Args:
+        folder: of the study.
+        settings: that decide what its jobs are, as JSON has them.
+
+    Raises:
+        ValueError: for others than the first time's, which would make two jobs a cell.
+    """
+    path = folder / SETTINGS
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        replace_text(path, json.dumps(settings, indent=1) + "\n")
+        return
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):
+        raise ValueError(f"{path} is damaged: remove it, or give another --output_dir.")
+    differing = [name for name in settings if before.get(name) != settings[name]]
+    if differing:
+        said = ", ".join(f"{name} {_said(before.get(name))} (now {_said(settings[name])})" for name in differing)
+        raise ValueError(
+            f"{folder} holds jobs of other settings: {said}. Both would be in one table: give another --output_dir, "
+            "the same settings, or remove that folder."
+        )
+
+
+def _said(value: Any) -> str:
+    return "not given" if value in (None, "", {}) else str(value) if isinstance(value, str) else json.dumps(value)
+
+
+@contextmanager
+def sole_launch(folder: Path) -> Iterator[None]:
+    """Hold the study's folder while its jobs are launched. Forked jobs hold it as long as they run.
+
+    Raises:
+        ValueError: another process has it, naming that.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _LOCK, "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ValueError(
+                f"{folder} is being launched by process {lock.read().strip() or 'unknown'}: wait for it, or end it."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def check_nothing_runs(folder: Path) -> None:
+    """Look for processes of this machine that launch or run jobs below a folder.
+
+    Raises:
+        ValueError: naming them.
+    """
+    found = [f"    {pid}  {' '.join(words)[:100]}" for pid, words in _stock_processes(folder)]
+    if found:
+        raise ValueError(f"Jobs in {folder} run already:\n" + "\n".join(found) + "\nWait for them, or end them.")
+
+
+def _stock_processes(folder: Path) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yield process id and command of DomainBed's scripts that write below a folder, our own ancestors left out."""
+    import psutil
+
+    folder = folder.resolve()
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            if process.pid in own or not any(word.startswith(_SCRIPT) for word in words):
+                continue
+            paths = [Path(process.cwd(), word) for word in words[1:]]
+        except (psutil.Error, OSError):
+            continue
+        if any(path == folder or folder in path.parents for path in paths):
+            yield process.pid, words
