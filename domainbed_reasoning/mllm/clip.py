@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from domainbed_reasoning.mllm.families import ModelError
 from domainbed_reasoning.mllm.images import resize, to_uint8
-from domainbed_reasoning.mllm.loading import resolve
+from domainbed_reasoning.mllm.loading import adapted, resolve
 
 # OpenAI's normalisation, which every CLIP of theirs has.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -135,14 +134,10 @@ def add_clip_lora(clip: CLIP, rank: int, alpha: float, dropout: float) -> CLIP:
 
     As CLIP-LoRA (Zanella and Ben Ayed, CVPR workshops 2024, arXiv 2405.18541): in every layer, scaled by alpha / √rank.
     """
-    import peft
-
-    config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=_LAYERS, bias="none", use_rslora=True
+    network = adapted(
+        clip.network, r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=_LAYERS, use_rslora=True
     )
-    with warnings.catch_warnings():  # peft asks transformers by a name that the next major release drops
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return CLIP(peft.get_peft_model(clip.network, config), clip.tokenizer)
+    return CLIP(network, clip.tokenizer)
 
 
 def clip_image_edge(model: str) -> int:

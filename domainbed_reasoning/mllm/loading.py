@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import pathlib
 import warnings
 from dataclasses import dataclass
@@ -259,15 +260,21 @@ def part_of(name: str) -> str:
 
 def add_lora(network: torch.nn.Module, settings: LoraSettings) -> torch.nn.Module:
     """Return ``network`` as a PEFT model whose adapters alone are trainable."""
-    import peft
-
-    config = peft.LoraConfig(
+    return adapted(
+        network,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=lora_targets(network, settings.towers, settings.projector),
-        bias="none",
     )
+
+
+def adapted(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
+    """Return ``network`` as a PEFT model with adapters of these settings of its `LoraConfig`."""
+    # PEFT imports bitsandbytes, which warns of a package that only 4-bit products on a CPU would use.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    import peft
+
     with warnings.catch_warnings():  # peft asks transformers by a name that the next major release drops
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return peft.get_peft_model(network, config)
+        return peft.get_peft_model(network, peft.LoraConfig(bias="none", **settings))
