@@ -109,6 +109,11 @@ def variant(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> Ar
     return replace(arm, seeds=TEST_SEEDS[:3], regimes=("rho8",), folder=folder)
 
 
+def everywhere(arm: Arm) -> Arm:
+    """Return a row with all seeds, in both regimes."""
+    return replace(arm, seeds=TEST_SEEDS, regimes=tuple(REGIMES))
+
+
 def own_words(name: str, algorithm: str, **hparams: Any) -> Arm:
     """Return the row of a method whose teacher writes as the model does, at the rate that was chosen for it."""
     return variant(name, algorithm, teacher="own", lr=OWN_WORDS_RATES[algorithm], **hparams)
@@ -138,8 +143,8 @@ CLAIMS = (
     variant("RDMLDG bootstrap", "RDMLDG", mtct_epochs=0, sarr_epochs=1, sarr_rounds=3),
 )
 BEYOND = (
-    variant("MTCT balanced", "MTCT", gradient_balance="norm"),
-    variant("RDMLDG balanced", "RDMLDG", gradient_balance="norm", **sarr(3)),
+    everywhere(variant("MTCT balanced", "MTCT", gradient_balance="norm")),
+    everywhere(variant("RDMLDG balanced", "RDMLDG", gradient_balance="norm", **sarr(3))),
     variant("MTCT label_weight", "MTCT", label_weight=LABEL_WEIGHT),
     variant("RDMLDG label_weight", "RDMLDG", label_weight=LABEL_WEIGHT, **sarr(3)),
     variant("RDMLDG consistent", "RDMLDG", sarr_filter="consistent", **sarr(3)),
@@ -185,9 +190,11 @@ def weights() -> list[Arm]:
 def cells() -> list[tuple[Arm, str, int, int]]:
     """Return every (row, regime, target, seed) of the study in the order in which they are run."""
     mllms, cnns = MAIN[: -len(CNNS)], MAIN[-len(CNNS) :]
-    variants = (*CLAIMS, *BEYOND)
-    phases = [part for seed in TEST_SEEDS[:2] for part in ((seed, mllms), (seed, variants), (seed, cnns))]
-    phases += [(seed, arms) for arms in ((*mllms, *cnns), OTHER_BASE, variants) for seed in TEST_SEEDS]
+    variants, balanced = (*CLAIMS, *BEYOND), BEYOND[:2]
+    first, second, *others = TEST_SEEDS
+    phases = [(seed, arms) for seed in (first, second) for arms in (mllms, variants, cnns)]
+    phases += [(first, OTHER_BASE), *((seed, (*mllms, *balanced)) for seed in others)]
+    phases += [(seed, arms) for arms in (cnns, OTHER_BASE, variants) for seed in TEST_SEEDS]
     order = dict.fromkeys(
         (arm.name, regime, target, seed)
         for seed, arms in phases

@@ -75,6 +75,7 @@ BEYOND = (
     ("MTCT with balanced gradients, chain", chain("MTCT balanced"), chain("MTCT")),
     ("MTCT with balanced gradients, label", label("MTCT balanced"), label("MTCT")),
     ("MTCT with balanced gradients against reasoning only", chain("MTCT balanced"), chain("ReasoningSFT")),
+    ("MTCT with balanced gradients against label only", chain("MTCT balanced"), label("LabelSFT")),
     ("RD-MLDG with balanced gradients, chain", chain("RDMLDG balanced"), chain("RDMLDG")),
     ("RD-MLDG with balanced gradients, label", label("RDMLDG balanced"), label("RDMLDG")),
     ("balanced gradients: RD-MLDG against MTCT, chain", chain("RDMLDG balanced"), chain("MTCT balanced")),
