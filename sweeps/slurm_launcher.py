@@ -89,6 +89,8 @@ class TrainJob:
             exit_code = self._attempt.run()
             if exit_code == 0:
                 return
+            if self._attempt.replaced:
+                raise RuntimeError("Slurm has started the job again on another node")
             if self._terminated:
                 # Slurm ended it: to requeue it, to preempt it or for good. What it does comes now.
                 time.sleep(_SLURM_DECIDES_SECONDS)
