@@ -86,6 +86,8 @@ def chosen_jobs(commands: Sequence[str]) -> list[Job]:
     jobs = within_targets([parse_job(command) for command in commands], os.environ.get(TARGETS, ""))
     if len(jobs) < len(commands):
         print(f"{TARGETS}={os.environ[TARGETS]}: {len(jobs)} of {len(commands)} jobs are run.")
+    elif not jobs:
+        print("No job is to be started. `sweep delete_incomplete` removes the folders of those that died.")
     return jobs
 
 

@@ -40,8 +40,10 @@ def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
         ValueError: an environment variable that does not say what it should.
     """
     jobs = chosen_jobs(commands)
+    if not jobs:
+        return []
     slots = device_slots()
-    print(f"{len(jobs)} jobs, {min(len(slots), max(len(jobs), 1))} at a time; the output of each is in its {LOG}.")
+    print(f"{len(jobs)} jobs, {min(len(slots), len(jobs))} at a time; the output of each is in its {LOG}.")
     with ended_by_sigterm():
         failures = _run_all(jobs, slots)
     report(failures, len(jobs))
