@@ -141,7 +141,7 @@ def test_a_train_process_that_is_killed_is_started_again(sweep, slurm):
     train = sweep.wait_for_attempt("A", 1)
     sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
     os.kill(train, signal.SIGKILL)
-    assert "All 1 jobs ended well." in launcher.communicate(timeout=60)[0].decode()
+    assert "All 1 jobs ended well." in launcher.communicate(timeout=180)[0].decode()
     assert sweep.steps("A") == [0, 300, 600]
 
 
@@ -155,7 +155,7 @@ def test_a_requeued_job_starts_anew_and_no_record_stands_twice(sweep, slurm, how
     number = f"{job_id(sweep)}_0" if "array" in how else str(job_id(sweep))
     command = ["scancel", "--signal=USR2", number] if how == "preempt" else ["scontrol", "requeue", number]
     slurm(*command)
-    said = launcher.communicate(timeout=90)[0].decode()
+    said = launcher.communicate(timeout=180)[0].decode()
     assert f"All {len(jobs)} jobs ended well." in said
     assert not sweep.is_running(train)
     assert sweep.steps("A") == [0, 300, 600]
@@ -167,7 +167,7 @@ def test_a_cancelled_job_is_a_failure_and_is_not_tried_again(sweep, slurm):
     launcher = start_launcher(sweep.job("A", sweep.KILLED_ONCE), sweep.job("B", "done()"))
     train = sweep.wait_for_attempt("A", 1)
     slurm("scancel", f"{job_id(sweep)}_0")
-    said = launcher.communicate(timeout=60)[0].decode()
+    said = launcher.communicate(timeout=180)[0].decode()
     assert "FAILED: A on D, target 0 (Slurm job" in said and "state CANCELLED" in said
     assert "1 of 2 jobs FAILED" in said
     assert not sweep.is_running(train)
