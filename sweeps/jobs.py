@@ -127,6 +127,14 @@ def report(failures: Sequence[Failure], total: int) -> None:
         print(f"All {total} jobs ended well.")
 
 
+def say_ended() -> None:
+    """Print what Ctrl-C or SIGTERM has left, and how to go on."""
+    print(
+        "\nThe jobs that ran or waited were ended. `sweep delete_incomplete` removes their folders, `sweep launch` starts"
+    )
+    print("them again.", flush=True)
+
+
 def end_of(log: Path) -> list[str]:
     """Return the last lines of a log, or one that says that it is not there."""
     if not log.exists():

@@ -38,7 +38,7 @@ from typing import Any
 from tqdm import tqdm
 
 from domainbed_reasoning.sweeps.attempts import DEFAULT_RETRIES, RETRIES, join_records
-from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, report, whole_number
+from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, report, say_ended, whole_number
 from domainbed_reasoning.sweeps.processes import ended_by_sigterm, threads_of
 
 GPUS = "DOMAINBED_REASONING_GPUS_PER_JOB"
@@ -109,6 +109,9 @@ def ray_launcher(commands: Sequence[str]) -> list[Failure]:
         print(f"{len(jobs)} jobs on {where}, {at_a_time} at a time, {share} each; the output of each is in its {LOG}.")
         with ended_by_sigterm():
             failures = _run_all(ray, jobs, share, retries)
+    except (KeyboardInterrupt, SystemExit):
+        say_ended()
+        raise
     finally:
         ray.shutdown()
     report(failures, len(jobs))
@@ -196,6 +199,7 @@ def _run_all(ray: Any, jobs: Sequence[Job], share: Share, retries: int) -> list[
     environment = _environment(share)
     failures: list[Failure] = []
     running: dict[Any, tuple[Job, int]] = {}
+    shown = ""
 
     def submit(job: Job, number: int) -> None:
         said = f"attempt {number} of {retries + 1}"
@@ -227,7 +231,10 @@ def _run_all(ray: Any, jobs: Sequence[Job], share: Share, retries: int) -> list[
                         except OSError as error:
                             bar.write(f"Its records stay as they are: {error}", file=sys.stderr)
                     bar.update()
-                bar.set_postfix_str(_what_runs([job for job, _ in running.values()], failures))
+                what_runs = _what_runs([job for job, _ in running.values()], failures)
+                if what_runs != shown or sys.stderr.isatty():  # a file gets a line a change, not a line a second
+                    bar.set_postfix_str(what_runs)
+                shown = what_runs
     finally:
         _cancel(ray, list(running))
     return failures

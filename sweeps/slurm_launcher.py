@@ -253,7 +253,7 @@ def _wait_for(submitted: Mapping[str, Job], folder: Path) -> list[Failure]:
     left = dict(submitted)
     failures: list[Failure] = []
     states: dict[str, str] = {}
-    answers = True
+    answers, shown = True, ""
     with tqdm(total=len(left), unit="job", dynamic_ncols=True, file=sys.stderr) as bar:
 
         def say(line: str) -> None:
@@ -286,7 +286,10 @@ def _wait_for(submitted: Mapping[str, Job], folder: Path) -> list[Failure]:
             states = {identifier: state for identifier, state in states.items() if identifier in left}
             counts = Counter(state.lower() for state in states.values())
             counts.update({"failed": len(failures)} if failures else {})
-            bar.set_postfix_str(", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
+            what_runs = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+            if what_runs != shown or sys.stderr.isatty():  # a file gets a line a change, not a line a poll
+                bar.set_postfix_str(what_runs)
+            shown = what_runs
             if left:
                 time.sleep(_POLL_SECONDS)
     return failures

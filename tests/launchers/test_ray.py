@@ -183,6 +183,7 @@ def test_a_killed_job_is_started_again_and_no_record_stands_twice(sweep, joined,
     assert not sweep.is_running(train)
     assert sweep.steps("A") == [0, 300, 600]
     assert len(sweep.pids("A")) == 2
+    print(said, sweep.log("A"))
 
 
 @pytest.mark.parametrize("what_dies", ["the node", "its raylet alone"])
@@ -220,6 +221,7 @@ def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice
     records = (sweep.folder / lost / "results.jsonl").read_text()
     assert str(trains[lost]) not in records and str(sweep.pids(lost)[1]) in records
     assert sweep.steps(lost) == [0, 300, 600]
+    print(said, sweep.log(lost))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -231,8 +233,9 @@ def test_the_end_of_the_launcher_is_the_end_of_its_jobs(sweep, joined, start_lau
     started = [path.name.partition(".")[0] for path in sweep.folder.glob("*.attempts")]
     trains = [sweep.wait_for_attempt(name, 1) for name in started]
     launcher.send_signal(number)
-    launcher.communicate(timeout=180)
+    said = launcher.communicate(timeout=180)[0].decode()
     assert launcher.returncode != 0
+    assert ("`sweep launch` starts them again" in said) == (number != signal.SIGKILL)
     sweep.wait_until(lambda: not any(sweep.is_running(train) for train in trains), 20)
     time.sleep(1)
     assert len(list(sweep.folder.glob("*.attempts"))) == 2

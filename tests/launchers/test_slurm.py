@@ -141,8 +141,10 @@ def test_a_train_process_that_is_killed_is_started_again(sweep, slurm):
     train = sweep.wait_for_attempt("A", 1)
     sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
     os.kill(train, signal.SIGKILL)
-    assert "All 1 jobs ended well." in launcher.communicate(timeout=180)[0].decode()
+    said = launcher.communicate(timeout=180)[0].decode()
+    assert "All 1 jobs ended well." in said
     assert sweep.steps("A") == [0, 300, 600]
+    print(said, sweep.log("A"))
 
 
 @pytest.mark.parametrize("how", ["requeue", "preempt", "requeue of one of an array"])
@@ -161,6 +163,7 @@ def test_a_requeued_job_starts_anew_and_no_record_stands_twice(sweep, slurm, how
     assert sweep.steps("A") == [0, 300, 600]
     assert len(sweep.pids("A")) == 2
     assert "requeued 1 times" in sweep.log("A")
+    print(said, sweep.log("A"))
 
 
 def test_a_cancelled_job_is_a_failure_and_is_not_tried_again(sweep, slurm):
@@ -239,6 +242,7 @@ def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice
     other = {"node1": "node2", "node2": "node1"}[lost]
     assert sweep.log("A").index(f"on {lost}") < sweep.log("A").index(f"on {other}")
     assert "requeued 1 times" in sweep.log("A")
+    print(said, sweep.log("A"))
 
 
 def test_more_jobs_than_an_array_may_have_are_several_arrays(sweep, slurm2, capsys):
