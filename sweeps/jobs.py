@@ -129,10 +129,8 @@ def report(failures: Sequence[Failure], total: int) -> None:
 
 def say_ended() -> None:
     """Print what Ctrl-C or SIGTERM has left, and how to go on."""
-    print(
-        "\nThe jobs that ran or waited were ended. `sweep delete_incomplete` removes their folders, `sweep launch` starts"
-    )
-    print("them again.", flush=True)
+    print("\nThe jobs that ran or waited were ended. `sweep delete_incomplete` removes their folders,")
+    print("`sweep launch` starts them again.", flush=True)
 
 
 def end_of(log: Path) -> list[str]:

@@ -3,6 +3,7 @@
     apt-get install slurmctld slurmd slurm-client munge           # Debian and Ubuntu; as root
     python tests/launchers/one_machine.py start FOLDER [NODES]    # prints the variable that Slurm's commands need
     SLURM_CONF=FOLDER/slurm.conf squeue
+    python tests/launchers/one_machine.py lose FOLDER node1       # SIGKILL to its daemon and to all that runs on it
     python tests/launchers/one_machine.py stop FOLDER
 
 It takes root, because only root may start jobs as other users. No accounting, no cgroups, no systemd. More than one
@@ -207,18 +208,22 @@ def _path() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Start or stop it from a shell."""
-    if len(argv) not in (2, 3) or argv[0] not in ("start", "stop") or not all(word.isdigit() for word in argv[2:]):
+    """Start or stop it, or lose a node, from a shell."""
+    verb, *rest = argv or [""]
+    if (verb, len(rest)) not in (("start", 1), ("start", 2), ("lose", 2), ("stop", 1)):
         print(__doc__, file=sys.stderr)
         return 2
-    folder = Path(argv[1]).absolute()
-    if argv[0] == "stop":
+    folder = Path(rest[0]).absolute()
+    if verb == "stop":
         stop(folder)
+        return 0
+    if verb == "lose":
+        lose_node(folder, rest[1])
         return 0
     if reason := missing():
         print(reason, file=sys.stderr)
         return 1
-    print(f"export SLURM_CONF={start(folder, *map(int, argv[2:]))['SLURM_CONF']}")
+    print(f"export SLURM_CONF={start(folder, *map(int, rest[1:]))['SLURM_CONF']}")
     return 0
 
 
