@@ -7,6 +7,9 @@ there twice. So the records of an attempt that died are moved aside before the n
 the next one's afterwards, by one rule: **a record of step s replaces all earlier ones of steps from s on**. An attempt
 that starts at step 0 thereby replaces all; one that resumes continues.
 
+A queue also starts a job again when it no longer hears of its node, which may live on, the first attempt with it. So
+each attempt has a file in the job's folder, and the next one writes there that it is to end, and waits for that.
+
 As a process it ends its train command when its standard input ends: when whoever started it is gone.
 """
 
@@ -21,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +37,11 @@ RECORDS = "results.jsonl"
 RETRIES = "DOMAINBED_REASONING_RETRIES"
 DEFAULT_RETRIES = 1
 _POLL_SECONDS = 0.1
+# How often an attempt looks whether it has been replaced, and how long the next one waits for it: one look, the grace
+# of its train process, and some. An attempt that has died with its node costs the next one this long.
+_LOOK_SECONDS = 2
+_REPLACE_SECONDS = 20
+_RUNS, _REPLACED = "runs", "replaced by a later attempt"
 
 
 class Attempt:
@@ -49,6 +58,8 @@ class Attempt:
         self.said = said
         self.environment = environment
         self.ended = False  # on purpose
+        self.replaced = False  # by a later attempt at the same job
+        self._file = job.folder / f"attempt-{uuid.uuid4().hex[:8]}.running"
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
@@ -59,20 +70,69 @@ class Attempt:
         folder = self.job.folder
         if (folder / "done").exists():
             return 0
-        set_aside(folder)
-        with self.job.log.open("a") as log:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            log.write(f"--- {self.said}, {now}, on {socket.gethostname()}\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._replace_others()
+            if (folder / "done").exists():  # by the one that was replaced
+                join_records(folder)
+                return 0
+            set_aside(folder)
+            self._say(f"--- {self.said}, {datetime.now(UTC).isoformat(timespec='seconds')}, on {socket.gethostname()}")
+            try:
+                return self._run_train_command()
+            finally:
+                if not self.replaced:
+                    join_records(folder)
+        finally:
+            self._file.unlink(missing_ok=True)
+
+    def _run_train_command(self) -> int:
         self._process = start(self.job, self.environment)
         try:
             if self.ended:  # meanwhile
                 self.end()
+            look = 0.0
             while (exit_code := self._process.poll()) is None:
                 time.sleep(_POLL_SECONDS)
+                if not self.replaced and time.monotonic() - look > _LOOK_SECONDS:
+                    look = time.monotonic()
+                    self.replaced = self._is_replaced()
+                    if self.replaced:
+                        self._say(f"--- {self.said}: {_REPLACED}, ended")
+                        self.end()
         finally:
             end([self._process])
-            join_records(folder)
         return exit_code
+
+    def _replace_others(self) -> None:
+        """Tell other attempts at this job to end, and wait until they have, or are dead for all that is known."""
+        others = list(self.job.folder.glob("attempt-*.running"))
+        self._file.write_text(_RUNS)
+        for other in others:
+            try:
+                with other.open("r+") as file:  # not anew, should it have gone
+                    file.write(_REPLACED)
+            except FileNotFoundError:
+                pass
+        deadline = time.monotonic() + _REPLACE_SECONDS
+        while not self.ended and any(other.exists() for other in others) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        for other in others:
+            other.unlink(missing_ok=True)
+
+    def _is_replaced(self) -> bool:
+        """Return what its file says. It is read, since network file systems keep other answers for a minute."""
+        try:
+            said: str = self._file.read_text()
+        except FileNotFoundError:
+            return True
+        except OSError:  # the file system is away for a while
+            return False
+        return said != _RUNS
+
+    def _say(self, line: str) -> None:
+        with self.job.log.open("a") as log:
+            log.write(f"{line}\n")
 
     def end(self, grace: float = 10) -> None:
         """End it, its children too: SIGTERM, and SIGKILL after ``grace`` seconds."""
@@ -83,7 +143,6 @@ class Attempt:
 
 def set_aside(folder: Path) -> None:
     """Move the records of a dead attempt out of `collect_results`' sight, into a file with a number."""
-    folder.mkdir(parents=True, exist_ok=True)
     if (folder / RECORDS).exists():
         number = len(_aside(folder)) + 1
         os.replace(folder / RECORDS, folder / f"{RECORDS}.attempt-{number}")

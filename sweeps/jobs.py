@@ -86,6 +86,8 @@ def chosen_jobs(commands: Sequence[str]) -> list[Job]:
     jobs = within_targets([parse_job(command) for command in commands], os.environ.get(TARGETS, ""))
     if len(jobs) < len(commands):
         print(f"{TARGETS}={os.environ[TARGETS]}: {len(jobs)} of {len(commands)} jobs are run.")
+    elif not jobs:
+        print("No job is to be started. `sweep delete_incomplete` removes the folders of those that died.")
     return jobs
 
 
@@ -123,6 +125,12 @@ def report(failures: Sequence[Failure], total: int) -> None:
         print("Their folders have no `done`; `sweep delete_incomplete` removes them, `sweep launch` starts them again.")
     else:
         print(f"All {total} jobs ended well.")
+
+
+def say_ended() -> None:
+    """Print what Ctrl-C or SIGTERM has left, and how to go on."""
+    print("\nThe jobs that ran or waited were ended. `sweep delete_incomplete` removes their folders,")
+    print("`sweep launch` starts them again.", flush=True)
 
 
 def end_of(log: Path) -> list[str]:

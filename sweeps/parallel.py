@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tqdm import tqdm
 
-from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, report, whole_number
+from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, report, say_ended, whole_number
 from domainbed_reasoning.sweeps.processes import end, ended_by_sigterm, start, threads_of
 
 JOBS = "DOMAINBED_REASONING_JOBS"
@@ -41,9 +41,15 @@ def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
     """
     jobs = chosen_jobs(commands)
     slots = device_slots()
-    print(f"{len(jobs)} jobs, {min(len(slots), max(len(jobs), 1))} at a time; the output of each is in its {LOG}.")
-    with ended_by_sigterm():
-        failures = _run_all(jobs, slots)
+    if not jobs:
+        return []
+    print(f"{len(jobs)} jobs, {min(len(slots), len(jobs))} at a time; the output of each is in its {LOG}.")
+    try:
+        with ended_by_sigterm():
+            failures = _run_all(jobs, slots)
+    except (KeyboardInterrupt, SystemExit):
+        say_ended()
+        raise
     report(failures, len(jobs))
     return failures
 

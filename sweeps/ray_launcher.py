@@ -28,6 +28,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from typing import Any
 from tqdm import tqdm
 
 from domainbed_reasoning.sweeps.attempts import DEFAULT_RETRIES, RETRIES, join_records
-from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, report, whole_number
+from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, report, say_ended, whole_number
 from domainbed_reasoning.sweeps.processes import ended_by_sigterm, threads_of
 
 GPUS = "DOMAINBED_REASONING_GPUS_PER_JOB"
@@ -45,6 +46,9 @@ CPUS = "DOMAINBED_REASONING_CPUS_PER_JOB"
 _POLL_SECONDS = 1.0
 _GRACE_SECONDS = 15
 _CONNECT_SECONDS = 10
+# Ray speaks gRPC, which begins with HTTP/2's preface and frames of settings, from both sides.
+_SETTINGS = b"\x04"
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
 # A Ray worker whose launcher has died kills its children before it ends. The attempt is therefore a child's child, with
 # the worker's pipe as its input: that it ends, it can see, and so end the train process.
 _GRANDCHILD = ("sh", "-c", 'exec 3<&0; "$@" <&3 & wait $!', "sh")
@@ -87,9 +91,11 @@ def ray_launcher(commands: Sequence[str]) -> list[Failure]:
         ConnectionError: no Ray at RAY_ADDRESS.
     """
     jobs = chosen_jobs(commands)
+    if not jobs:
+        return []
     retries = whole_number(RETRIES, DEFAULT_RETRIES, least=0)
     ray = _start_or_join()
-    joined = bool(os.environ.get("RAY_ADDRESS"))
+    joined = bool(_address())
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = share_of(nodes)
@@ -103,6 +109,9 @@ def ray_launcher(commands: Sequence[str]) -> list[Failure]:
         print(f"{len(jobs)} jobs on {where}, {at_a_time} at a time, {share} each; the output of each is in its {LOG}.")
         with ended_by_sigterm():
             failures = _run_all(ray, jobs, share, retries)
+    except (KeyboardInterrupt, SystemExit):
+        say_ended()
+        raise
     finally:
         ray.shutdown()
     report(failures, len(jobs))
@@ -114,7 +123,7 @@ def _start_or_join() -> Any:
     # Asked for by nobody: statistics to Ray's makers, and its word on what a later version will do.
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         os.environ.setdefault(name, "0")
-    address = os.environ.get("RAY_ADDRESS")
+    address = _address()
     if address:
         _check_that_it_answers(address)
         # `ray start` asks for the token where there is one; who joins has to say so, before Ray is imported.
@@ -133,17 +142,29 @@ def _start_or_join() -> Any:
     return ray
 
 
+def _address() -> str:
+    """Return where the cluster is, or nothing for a Ray of this machine."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return "" if address == "local" else address
+
+
 def _check_that_it_answers(address: str) -> None:
-    """Ask for a connection: Ray itself waits for minutes where nobody answers."""
+    """Ask for a connection: Ray itself waits for minutes where nobody answers, or something else does."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not (colon and port.isdigit()):
-        return  # "auto" and the like
+    if address == "auto" or ("://" in address and not address.startswith("ray://")):
+        return
+    if not (host and colon and port.isdigit()):
+        raise ValueError(f"RAY_ADDRESS={address} should name host and port of `ray start --head`, as in head:6379.")
+    cure = "Without that variable Ray is started on this machine."
     try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ConnectionError(
-            f"Nothing answers at RAY_ADDRESS={address} ({error}). Without that variable Ray is started on this machine."
-        ) from error
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS) as connection:
+            if not os.environ.get("RAY_USE_TLS"):
+                connection.sendall(_HELLO)
+                answer = connection.recv(9)
+                if answer[3:4] != _SETTINGS:
+                    raise ConnectionError("what answers is no Ray; its port is 6379 unless `ray start` was told")
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"No Ray answers at RAY_ADDRESS={address} ({error}). {cure}") from error
 
 
 def share_of(nodes: Sequence[Mapping[str, float]]) -> Share:
@@ -178,6 +199,7 @@ def _run_all(ray: Any, jobs: Sequence[Job], share: Share, retries: int) -> list[
     environment = _environment(share)
     failures: list[Failure] = []
     running: dict[Any, tuple[Job, int]] = {}
+    shown = ""
 
     def submit(job: Job, number: int) -> None:
         said = f"attempt {number} of {retries + 1}"
@@ -203,11 +225,16 @@ def _run_all(ray: Any, jobs: Sequence[Job], share: Share, retries: int) -> list[
                         continue
                     if failure:
                         failures.append(failure)
-                        if job.folder.is_dir():
-                            join_records(job.folder)
                         bar.write(f"FAILED: {job.name} ({failure.cause})", file=sys.stderr)
+                        try:
+                            join_records(job.folder)
+                        except OSError as error:
+                            bar.write(f"Its records stay as they are: {error}", file=sys.stderr)
                     bar.update()
-                bar.set_postfix_str(_what_runs([job for job, _ in running.values()], failures))
+                what_runs = _what_runs([job for job, _ in running.values()], failures)
+                if what_runs != shown or sys.stderr.isatty():  # a file gets a line a change, not a line a second
+                    bar.set_postfix_str(what_runs)
+                shown = what_runs
     finally:
         _cancel(ray, list(running))
     return failures
@@ -220,22 +247,27 @@ def _remote_attempt(ray: Any, share: Share) -> Any:
     """
 
     @ray.remote(max_retries=0, num_cpus=share.cpus, num_gpus=share.gpus)  # type: ignore[untyped-decorator]
-    def attempt(command: list[str], folder: str, environment: dict[str, str]) -> int | None:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**os.environ, **environment},
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
-        try:
-            while process.poll() is None:  # a wait without end would not see that it was cancelled
-                time.sleep(0.1)
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait()
-        return process.returncode
+    def attempt(command: list[str], folder: str, environment: dict[str, str]) -> tuple[int, str]:
+        # The train process writes to the job's log; here is what went wrong before that.
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**os.environ, **environment},
+                stdin=subprocess.PIPE,
+                stderr=said,
+                start_new_session=True,
+            )
+            try:
+                while process.poll() is None:  # a wait without end would not see that it was cancelled
+                    time.sleep(0.1)
+            finally:
+                assert process.stdin is not None
+                process.stdin.close()
+                process.wait()
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+        return process.returncode, lines[-1] if lines else ""
 
     return attempt
 
@@ -250,13 +282,16 @@ def _environment(share: Share) -> dict[str, str]:
 
 def _failure(ray: Any, job: Job, reference: Any) -> Failure | None:
     try:
-        exit_code = int(ray.get(reference))
+        exit_code, said = ray.get(reference)
     except ray.exceptions.RayError as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        return Failure(job, None, f"{type(error).__name__}: {first}")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        # Of an exception in the attempt its last line says what; of a worker or node that died, the first.
+        of_ours = isinstance(error, ray.exceptions.RayTaskError)
+        return Failure(job, None, lines[-1] if of_ours else f"{type(error).__name__}: {lines[0].partition('. ')[0]}")
     if exit_code == 0:
         return None
-    return Failure(job, exit_code if exit_code <= 128 else 128 - exit_code)
+    failure = Failure(job, exit_code if exit_code <= 128 else 128 - exit_code)
+    return Failure(job, failure.exit_code, f"{failure.cause}: {said}") if said else failure
 
 
 def _what_runs(left: Sequence[Job], failures: Sequence[Failure]) -> str:

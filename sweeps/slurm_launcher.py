@@ -32,7 +32,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,14 @@ WAIT = "DOMAINBED_REASONING_SLURM_WAIT"
 JOBS = "DOMAINBED_REASONING_JOBS"
 _FOLDER = "slurm"
 _ONE_DAY = 24 * 60
-_ARRAY = 1000  # jobs of one array; Slurm's default limit is 1001
+_ARRAY = 1000  # jobs of one array where Slurm does not say; its own default is 1001
 _POLL_SECONDS = 5.0
 _OURS = ("array", "output", "error", "open-mode", "signal", "wrap", "requeue", "no-requeue")
 # Of a job that is over; all other states of `squeue` are of one that waits, runs or will run again.
 _OVER = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
+_STARTED = frozenset("CONFIGURING RUNNING COMPLETING SUSPENDED STOPPED SIGNALING".split())
 _PURGED = "PURGED"
 _SLURM_DECIDES_SECONDS = 120
 
@@ -89,6 +90,8 @@ class TrainJob:
             exit_code = self._attempt.run()
             if exit_code == 0:
                 return
+            if self._attempt.replaced:
+                raise RuntimeError("Slurm has started the job again on another node")
             if self._terminated:
                 # Slurm ended it: to requeue it, to preempt it or for good. What it does comes now.
                 time.sleep(_SLURM_DECIDES_SECONDS)
@@ -118,7 +121,7 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
         ImportError: without submitit.
         FileNotFoundError: without Slurm's commands.
         ValueError: an environment variable that does not say what it should.
-        RuntimeError: Slurm refused the jobs.
+        RuntimeError: Slurm refused all jobs.
     """
     jobs = chosen_jobs(commands)
     retries = whole_number(RETRIES, DEFAULT_RETRIES, least=0)
@@ -128,22 +131,29 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
     if not jobs:
         return []
     folder = jobs[0].folder.absolute().parent / _FOLDER
-    submitted = _submit(jobs, retries, parameters, folder)
-    identifiers = ",".join(sorted({identifier.partition("_")[0] for identifier in submitted}))
-    how = (
-        f"    squeue --jobs={identifiers}\n    scancel {identifiers.replace(',', ' ')}      ends them\n"
-        f"The output of each is in its {LOG}, what Slurm says in {folder}."
-    )
-    print(f"{len(jobs)} jobs were submitted to Slurm.\n{how}", flush=True)
+    submitted, refused = _submit(jobs, retries, parameters, folder)
+    how = _how_to_follow(submitted, folder)
+    print(f"{len(submitted)} jobs were submitted to Slurm.\n{how}", flush=True)
+    if refused:
+        print(f"{len(refused)} jobs were NOT submitted. {refused[0].cause}", flush=True)
     if not waits:
-        return []
+        return refused
     try:
         failures = _wait_for(submitted, folder)
     except KeyboardInterrupt:
         print(f"\nThe jobs go on without this command. To follow them:\n{how}")
-        return []
-    report(failures, len(jobs))
-    return failures
+        print("While they wait or run, leave `sweep delete_incomplete`: it would remove their folders.")
+        return refused
+    report([*failures, *refused], len(jobs))
+    return [*failures, *refused]
+
+
+def _how_to_follow(submitted: Iterable[str], folder: Path) -> str:
+    identifiers = sorted({int(identifier.partition("_")[0]) for identifier in submitted})
+    return (
+        f"    squeue --jobs={','.join(map(str, identifiers))}\n    scancel {' '.join(map(str, identifiers))}      ends "
+        f"them\nThe output of each is in its {LOG}, what Slurm says in {folder}."
+    )
 
 
 def sbatch_parameters(options: str) -> dict[str, Any]:
@@ -186,8 +196,14 @@ def _minutes(time_limit: str) -> int:
     return max(1, (int(days or 0) * 24 + a) * 60 + b + (c > 0))
 
 
-def _submit(jobs: Sequence[Job], retries: int, parameters: Mapping[str, Any], folder: Path) -> dict[str, Job]:
-    """Submit arrays and return Slurm's job ids, as in ``12_0``, with the jobs."""
+def _submit(
+    jobs: Sequence[Job], retries: int, parameters: Mapping[str, Any], folder: Path
+) -> tuple[dict[str, Job], list[Failure]]:
+    """Submit arrays and return Slurm's job ids, as in ``12_0``, with the jobs, and those that Slurm did not take.
+
+    Raises:
+        RuntimeError: it took none.
+    """
     for program in ("sbatch", "srun", "squeue"):
         if shutil.which(program) is None:
             raise FileNotFoundError(f"There is no `{program}` here: launch this sweep where Slurm's commands are.")
@@ -198,53 +214,100 @@ def _submit(jobs: Sequence[Job], retries: int, parameters: Mapping[str, Any], fo
     executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=retries)
     executor.update_parameters(**parameters)
     submitted: dict[str, Job] = {}
-    for first in range(0, len(jobs), _ARRAY):
-        part = jobs[first : first + _ARRAY]
+    size = _array_size()
+    for first in range(0, len(jobs), size):
+        part = jobs[first : first + size]
         try:
             with executor.batch():
                 handles = [executor.submit(TrainJob(job.command, retries)) for job in part]
         except submitit.core.utils.FailedJobError as error:
+            if submitted:
+                return submitted, [Failure(job, None, f"sbatch refused it: {error}") for job in jobs[first:]]
             raise RuntimeError(
-                f"sbatch refused the jobs. {error}\nMend {OPTIONS} ({os.environ.get(OPTIONS, '')!r}), call `sweep "
-                "delete_incomplete`, which removes their folders, and launch again."
+                f"sbatch refused the jobs. {error}\nIts options are taken from {OPTIONS} "
+                f"({os.environ.get(OPTIONS, '')!r}). Before you launch again, call `sweep delete_incomplete`: it "
+                "removes the jobs' folders, which are there already."
             ) from error
+        except KeyboardInterrupt:
+            if submitted:
+                print(
+                    f"\n{len(submitted)} of {len(jobs)} jobs have been submitted:\n{_how_to_follow(submitted, folder)}"
+                )
+            raise
         submitted |= {handle.job_id: job for handle, job in zip(handles, part, strict=True)}
-    return submitted
+    return submitted, []
+
+
+def _array_size() -> int:
+    """Return how many jobs an array may have on this cluster: its indices are below MaxArraySize."""
+    try:
+        said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        said = ""
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, re.MULTILINE)
+    return max(1, int(match[1])) if match else _ARRAY
 
 
 def _wait_for(submitted: Mapping[str, Job], folder: Path) -> list[Failure]:
     """Return the failures when all jobs are over."""
     left = dict(submitted)
     failures: list[Failure] = []
+    states: dict[str, str] = {}
+    answers, shown = True, ""
     with tqdm(total=len(left), unit="job", dynamic_ncols=True, file=sys.stderr) as bar:
+
+        def say(line: str) -> None:
+            bar.write(line, file=sys.stderr)
+
         while left:
-            states = _states(list(left))
-            for identifier in [identifier for identifier, state in states.items() if state in {*_OVER, _PURGED}]:
+            before = states
+            try:
+                states = _states(list(left))
+                answers = True
+            except ConnectionError as error:
+                if answers:
+                    say(f"Slurm does not answer ({error}); asked again until it does.")
+                answers = False
+            for identifier, state in states.items():
+                if state == "PENDING" and before.get(identifier) in _STARTED:
+                    say(f"AGAIN: {left[identifier].name} (Slurm job {identifier} was requeued)")
+                if state not in {*_OVER, _PURGED}:
+                    continue
                 job = left.pop(identifier)
                 bar.update()
-                failure = _failure(identifier, job, states[identifier], folder)
+                failure = _failure(identifier, job, state, folder)
                 if failure is not None:
                     failures.append(failure)
-                    join_records(job.folder)
-                    bar.write(f"FAILED: {job.name} ({failure.cause})", file=sys.stderr)
-            counts = Counter(states[identifier].lower() for identifier in left if identifier in states)
+                    say(f"FAILED: {job.name} ({failure.cause})")
+                    try:
+                        join_records(job.folder)
+                    except OSError as error:
+                        say(f"Its records stay as they are: {error}")
+            states = {identifier: state for identifier, state in states.items() if identifier in left}
+            counts = Counter(state.lower() for state in states.values())
             counts.update({"failed": len(failures)} if failures else {})
-            bar.set_postfix_str(", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
+            what_runs = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+            if what_runs != shown or sys.stderr.isatty():  # a file gets a line a change, not a line a poll
+                bar.set_postfix_str(what_runs)
+            shown = what_runs
             if left:
                 time.sleep(_POLL_SECONDS)
     return failures
 
 
 def _states(identifiers: Sequence[str]) -> dict[str, str]:
-    """Return the state of every job, from Slurm's controller; nothing while that does not answer.
+    """Return the state of every job, from Slurm's controller.
 
     Accounting (`sacct`) is not asked: many machines have none.
+
+    Raises:
+        ConnectionError: it does not answer.
     """
     arrays = ",".join(sorted({identifier.partition("_")[0] for identifier in identifiers}))
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i %T"]
     said = subprocess.run(command, capture_output=True, text=True)
     if said.returncode and "Invalid job id" not in said.stderr:
-        return {}
+        raise ConnectionError(said.stderr.strip() or f"squeue: exit code {said.returncode}")
     known = dict(line.split(maxsplit=1) for line in said.stdout.splitlines() if " " in line)
     return {identifier: known.get(identifier, _PURGED).strip() for identifier in identifiers}
 

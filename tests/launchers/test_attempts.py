@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -98,3 +100,41 @@ def test_the_end_of_input_ends_the_train_process_and_its_children(sweep):
     process.stdin.close()
     assert process.wait(30) == 128 + 15
     sweep.wait_until(lambda: not sweep.is_running(train) and not sweep.is_running(child), 10)
+
+
+def test_an_attempt_that_lives_on_elsewhere_ends_when_the_next_one_starts(sweep):
+    """A node that its queue has given up may run its job to the end, and write into the same folder all the while."""
+    code = """
+    number = attempt()
+    record(0)
+    if number == 1:
+        while True: record(300); time.sleep(0.05)
+    record(600)
+    done()
+    """
+    command = sweep.job("A", code)
+    first = attempts.Attempt(jobs.parse_job(command), "attempt 1 of 2", os.environ)
+    exit_codes = []
+    thread = threading.Thread(target=lambda: exit_codes.append(first.run()))
+    thread.start()
+    train = sweep.wait_for_attempt("A", 1)
+    assert run(command, "attempt 2 of 2") == 0
+    thread.join(10)
+    assert first.replaced and exit_codes == [-15]
+    assert not sweep.is_running(train)
+    assert sweep.steps("A") == [0, 600]
+    assert "attempt 1 of 2: replaced by a later attempt" in sweep.log("A")
+    assert not list((sweep.folder / "A").glob("*.running"))
+
+
+def test_an_attempt_that_died_with_its_node_is_waited_for_no_longer_than_it_would_take_to_end(sweep, monkeypatch):
+    monkeypatch.setattr(attempts, "_REPLACE_SECONDS", 0.5)
+    command = sweep.job("A", "record(0); done()")
+    (sweep.folder / "A").mkdir()
+    dead = sweep.folder / "A" / "attempt-0.running"
+    dead.write_text("runs")
+    before = time.monotonic()
+    assert run(command) == 0
+    assert time.monotonic() - before >= 0.5
+    assert sweep.steps("A") == [0]
+    assert not dead.exists()

@@ -1,4 +1,4 @@
-"""The Slurm launcher on a real Slurm of one node, with jobs killed, cancelled and requeued on purpose.
+"""The Slurm launcher on a real Slurm of one node, and of two, with jobs killed, cancelled and requeued on purpose.
 
 apt-get install slurmctld slurmd slurm-client munge; pip install 'domainbed-reasoning[slurm]'
 make test PYTEST=tests/launchers/test_slurm.py                                                    # as root
@@ -15,9 +15,9 @@ import pytest
 
 from domainbed_reasoning.sweeps import attempts, slurm_launcher
 
-_spec = importlib.util.spec_from_file_location("one_node", Path(__file__).with_name("one_node.py"))
-one_node = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(one_node)
+_spec = importlib.util.spec_from_file_location("one_machine", Path(__file__).with_name("one_machine.py"))
+one_machine = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(one_machine)
 
 LAUNCH = """
 import sys
@@ -27,20 +27,30 @@ slurm_launcher.slurm_launcher(sys.argv[1:])
 """
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory):
-    if reason := one_node.missing():
+def start_slurm(folder, **options):
+    """Yield the environment of a Slurm that lasts until the tests of this file have ended."""
+    if reason := one_machine.missing():
         pytest.skip(reason)
     pytest.importorskip("submitit", reason="submitit is not installed: pip install 'domainbed-reasoning[slurm]'")
-    folder = tmp_path_factory.mktemp("slurm")
-    yield one_node.start(folder)
-    one_node.stop(folder)
+    try:
+        yield one_machine.start(folder, **options)
+    finally:
+        one_machine.stop(folder)
 
 
-@pytest.fixture
-def slurm(node, monkeypatch):
-    """``slurm("scancel", …)`` runs one of its commands; the launcher finds it too."""
-    for name, value in node.items():
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    yield from start_slurm(tmp_path_factory.mktemp("slurm"))
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory):
+    """One core each, and arrays of at most three jobs."""
+    yield from start_slurm(tmp_path_factory.mktemp("slurm2"), nodes=2, cores=1, more="MaxArraySize=3")
+
+
+def commands_of(environment, monkeypatch):
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(slurm_launcher, "_POLL_SECONDS", 0.3)
 
@@ -48,6 +58,24 @@ def slurm(node, monkeypatch):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     return run
+
+
+@pytest.fixture
+def slurm(node, monkeypatch):
+    """``slurm("scancel", …)`` runs one of its commands; the launcher finds it too."""
+    return commands_of(node, monkeypatch)
+
+
+@pytest.fixture
+def slurm2(two_nodes, monkeypatch):
+    """The same on two nodes, both of them idle."""
+    folder = Path(two_nodes["SLURM_CONF"]).parent
+    run = commands_of(two_nodes, monkeypatch)
+    run.folder = folder
+    yield run
+    for name in run("sinfo", "--noheader", "--Node", "--format=%N", "--states=down").split():
+        one_machine.start_node(folder, name)
+    one_machine.wait_until_idle(folder)
 
 
 def start_launcher(*jobs):
@@ -113,8 +141,10 @@ def test_a_train_process_that_is_killed_is_started_again(sweep, slurm):
     train = sweep.wait_for_attempt("A", 1)
     sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
     os.kill(train, signal.SIGKILL)
-    assert "All 1 jobs ended well." in launcher.communicate(timeout=60)[0].decode()
+    said = launcher.communicate(timeout=180)[0].decode()
+    assert "All 1 jobs ended well." in said
     assert sweep.steps("A") == [0, 300, 600]
+    print(said, sweep.log("A"))
 
 
 @pytest.mark.parametrize("how", ["requeue", "preempt", "requeue of one of an array"])
@@ -127,19 +157,20 @@ def test_a_requeued_job_starts_anew_and_no_record_stands_twice(sweep, slurm, how
     number = f"{job_id(sweep)}_0" if "array" in how else str(job_id(sweep))
     command = ["scancel", "--signal=USR2", number] if how == "preempt" else ["scontrol", "requeue", number]
     slurm(*command)
-    said = launcher.communicate(timeout=90)[0].decode()
+    said = launcher.communicate(timeout=180)[0].decode()
     assert f"All {len(jobs)} jobs ended well." in said
     assert not sweep.is_running(train)
     assert sweep.steps("A") == [0, 300, 600]
     assert len(sweep.pids("A")) == 2
     assert "requeued 1 times" in sweep.log("A")
+    print(said, sweep.log("A"))
 
 
 def test_a_cancelled_job_is_a_failure_and_is_not_tried_again(sweep, slurm):
     launcher = start_launcher(sweep.job("A", sweep.KILLED_ONCE), sweep.job("B", "done()"))
     train = sweep.wait_for_attempt("A", 1)
     slurm("scancel", f"{job_id(sweep)}_0")
-    said = launcher.communicate(timeout=60)[0].decode()
+    said = launcher.communicate(timeout=180)[0].decode()
     assert "FAILED: A on D, target 0 (Slurm job" in said and "state CANCELLED" in said
     assert "1 of 2 jobs FAILED" in said
     assert not sweep.is_running(train)
@@ -183,3 +214,91 @@ def test_retries_are_a_number(sweep, monkeypatch):
     monkeypatch.setenv(attempts.RETRIES, "often")
     with pytest.raises(ValueError, match=f"{attempts.RETRIES}='often' should be a whole number, 0 or more"):
         slurm_launcher.slurm_launcher([sweep.job("A", "")])
+
+
+@pytest.mark.parametrize("what_dies", ["the node", "its daemon alone"])
+def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice(sweep, slurm2, what_dies):
+    """Where only Slurm's daemon has died, the node's job lives on and writes into the folder that the next one uses."""
+    code = """
+    number = attempt()
+    record(0)
+    print("on", os.environ["SLURMD_NODENAME"], flush=True)
+    while number == 1: record(300); time.sleep(0.1)
+    record(600)
+    done()
+    """
+    launcher = start_launcher(sweep.job("A", code), sweep.job("B", "record(0); done()"))
+    train = sweep.wait_for_attempt("A", 1)
+    sweep.wait_until(lambda: 300 in sweep.steps("A") and (sweep.folder / "B" / "done").exists())
+    lost = slurm2("squeue", "--noheader", "--format=%N", f"--jobs={job_id(sweep)}_0").strip()
+    one_machine.lose_node(slurm2.folder, lost, jobs=what_dies == "the node")
+    assert sweep.is_running(train) == (what_dies != "the node")
+    said = launcher.communicate(timeout=150)[0].decode()
+    assert f"AGAIN: A on D, target 0 (Slurm job {job_id(sweep)}_0 was requeued)" in said
+    assert "All 2 jobs ended well." in said
+    assert not sweep.is_running(train)
+    assert len(sweep.pids("A")) == 2
+    assert sweep.steps("A") == [0, 600] and sweep.steps("B") == [0]
+    other = {"node1": "node2", "node2": "node1"}[lost]
+    assert sweep.log("A").index(f"on {lost}") < sweep.log("A").index(f"on {other}")
+    assert "requeued 1 times" in sweep.log("A")
+    print(said, sweep.log("A"))
+
+
+def test_more_jobs_than_an_array_may_have_are_several_arrays(sweep, slurm2, capsys):
+    """MaxArraySize is 3 on that Slurm."""
+    assert slurm_launcher.slurm_launcher([sweep.job(name, "record(0); done()") for name in "ABCDE"]) == []
+    last = job_id(sweep)
+    said = capsys.readouterr().out
+    assert f"5 jobs were submitted to Slurm.\n    squeue --jobs={last - 1},{last}\n" in said
+    assert "All 5 jobs ended well." in said
+
+
+def test_arrays_that_slurm_takes_no_more_are_failures_and_the_others_run(sweep, slurm2, monkeypatch, capsys):
+    """Sites bound the jobs of a user. The advice to remove folders must not come while some of them run."""
+    from submitit.core.utils import FailedJobError
+    from submitit.slurm.slurm import SlurmExecutor
+
+    submit = SlurmExecutor._submit_command
+    submitted = []
+
+    def once(executor, command):
+        if submitted:
+            raise FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+        submitted.append(submit(executor, command))
+        return submitted[0]
+
+    monkeypatch.setattr(SlurmExecutor, "_submit_command", once)
+    failures = slurm_launcher.slurm_launcher([sweep.job(name, "record(0); done()") for name in "ABCDE"])
+    assert [failure.job.name[0] for failure in failures] == ["D", "E"]
+    said = capsys.readouterr().out
+    assert "2 jobs were NOT submitted. sbatch refused it: sbatch: error: QOSMaxSubmitJobPerUserLimit" in said
+    assert "2 of 5 jobs FAILED" in said
+    assert all((sweep.folder / name / "done").exists() for name in "ABC")
+
+
+def test_a_sweep_without_jobs_says_so_and_submits_nothing(sweep, capsys):
+    assert slurm_launcher.slurm_launcher([]) == []
+    assert capsys.readouterr().out.startswith("No job is to be started.")
+
+
+def test_a_controller_that_is_away_is_waited_for(sweep, slurm2, monkeypatch, capsys):
+    """`squeue` fails twice."""
+    states, failing = slurm_launcher._states, [1, 2]
+
+    def away_twice(identifiers):
+        if failing:
+            failing.pop()
+            raise ConnectionError("Unable to contact slurm controller")
+        return states(identifiers)
+
+    monkeypatch.setattr(slurm_launcher, "_states", away_twice)
+    assert slurm_launcher.slurm_launcher([sweep.job("A", "record(0); done()")]) == []
+    assert capsys.readouterr().err.count("Slurm does not answer (Unable to contact slurm controller)") == 1
+
+
+def test_a_job_folder_that_cannot_be_written_is_a_failure_with_its_cause(sweep, slurm):
+    """Something that is no folder stands there: root may write everywhere else."""
+    (sweep.folder / "A").write_text("")
+    (failure,) = slurm_launcher.slurm_launcher([sweep.job("A", "")])
+    assert "File exists" in failure.cause
