@@ -17,6 +17,7 @@ import torch
 from domainbed_reasoning.algorithms.optimisation import optimiser_of_stage
 from domainbed_reasoning.algorithms.records import write_task
 from domainbed_reasoning.algorithms.resumable import Minibatches, ResumableAlgorithm
+from domainbed_reasoning.answering import answering_chains, elected_chains, scores_of_chains
 from domainbed_reasoning.balance import LabelGradients
 from domainbed_reasoning.consistency import Support
 from domainbed_reasoning.job import job_arguments
@@ -28,7 +29,6 @@ from domainbed_reasoning.mllm.reading import LogLikelihoods
 from domainbed_reasoning.progress import Answers
 from domainbed_reasoning.prompts import q_cls, q_reason
 from domainbed_reasoning.samples import SampleId, ids_of
-from domainbed_reasoning.scoring import answers_from_chains, elect, scores_from_answers
 from domainbed_reasoning.selflabel import SelfLabels
 from domainbed_reasoning.stages import Stage
 
@@ -174,7 +174,8 @@ class MLLMAlgorithm(ResumableAlgorithm):
 
         def write(images: torch.Tensor) -> list[str]:
             with as_now() as mllm:
-                return self._write(mllm, images, hparams["sarr_votes"], hparams["temperature"], hparams["top_p"])
+                sampling = (hparams["sarr_votes"], hparams["temperature"], hparams["top_p"])
+                return elected_chains(mllm, images, *self._asked_for_chains(), *sampling)
 
         self._support = Support((self.q_cls, self.q_reason), names)
 
@@ -183,16 +184,6 @@ class MLLMAlgorithm(ResumableAlgorithm):
                 return self._support.judge(mllm, images, chains, labels)
 
         return SelfLabels(write, names, supports if hparams["sarr_filter"] == "consistent" else None)
-
-    def _write(self, mllm: Any, images: torch.Tensor, votes: int = 1, *sampling: float) -> list[str]:
-        """Return a chain for each image, a few images at a time: the one that most of ``votes`` agree with."""
-        chains: list[str] = []
-        for part in images.split(self.hparams["eval_batch"]):
-            rounds = [
-                mllm.generate(part, self.q_reason, self.hparams["max_new_tokens"], *sampling) for _ in range(votes)
-            ]
-            chains += [elect(candidates, self.task.class_names) for candidates in zip(*rounds, strict=True)]
-        return chains
 
     def _gather(self, minibatches: Minibatches) -> Batch:
         """Return the domains' minibatches as one batch at the model's resolution."""
@@ -284,21 +275,21 @@ class MLLMAlgorithm(ResumableAlgorithm):
         mllm = self._current_reader()
         both = self.records is not None and ids is not None and self._is_last_evaluation() and hparams["both_answers"]
         asks_label, asks_chain = hparams["answer"] == "label" or both, hparams["answer"] == "chain" or both
-        sampling = (hparams["vote_temperature"],) if hparams["votes"] > 1 else ()
+        voting = (hparams["votes"], hparams["vote_temperature"])
         scores, chains, labels = [], [], []
         for part in self._pixels(x).split(hparams["eval_batch"]):
             by_label = mllm.class_scores(part, self.q_cls, names) if asks_label else None
-            by_chain = self._write(mllm, part, hparams["votes"], *sampling) if asks_chain else None
+            by_chain = answering_chains(mllm, part, *self._asked_for_chains(), *voting) if asks_chain else None
             if by_chain is None or hparams["answer"] == "label":
                 assert by_label is not None
                 scores.append(by_label)
             else:
-                scores.append(self._scores_of_chains(mllm, part, by_chain, by_label))
+                scores.append(scores_of_chains(mllm, part, self.q_cls, names, by_chain, by_label))
             chains += by_chain or []
             labels += by_label.argmax(1).tolist() if by_label is not None else []
         together = torch.cat(scores)
         classes = together.argmax(1).tolist()
-        state = mllm.frozen_state.hex() if mllm.frozen_state is not None and not sampling else ""
+        state = mllm.frozen_state.hex() if mllm.frozen_state is not None and hparams["votes"] == 1 else ""
         return together, Answers(classes, chains if asks_chain else None, labels if asks_label else None, state)
 
     def _recall(self, x: torch.Tensor, answers: Answers) -> None:
@@ -306,18 +297,9 @@ class MLLMAlgorithm(ResumableAlgorithm):
             asked = (self.q_reason, self.hparams["max_new_tokens"])
             self.mllm.remember(bytes.fromhex(answers.state), self._pixels(x), *asked, answers.chains)
 
-    def _scores_of_chains(
-        self, mllm: Any, images: torch.Tensor, chains: list[str], by_label: torch.Tensor | None
-    ) -> torch.Tensor:
-        answers = answers_from_chains(chains, self.task.class_names)
-        failed = [row for row, answer in enumerate(answers) if answer is None]
-        if by_label is not None:
-            fallback = by_label[failed]
-        elif failed:
-            fallback = mllm.class_scores(images[failed], self.q_cls, self.task.class_names)
-        else:
-            fallback = torch.zeros(0, len(self.task.class_names), device=images.device)
-        return scores_from_answers(answers, fallback)
+    def _asked_for_chains(self) -> tuple[str, tuple[str, ...], int, int]:
+        """Return what every request for chains says: question, class names, most tokens, images at a time."""
+        return self.q_reason, self.task.class_names, self.hparams["max_new_tokens"], self.hparams["eval_batch"]
 
     def _current_reader(self) -> Any:
         """Return the model that answers: a merged copy of the present weights where one fits, else the model itself."""
