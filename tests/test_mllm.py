@@ -1,5 +1,8 @@
 """The door to MLLMs, on the embedded model: a real InternVL with its real processor."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +120,34 @@ def test_sampling_never_writes_an_image_token(mllm, images):
         ids = mllm.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert mllm.base.config.image_token_id not in ids
         mllm.log_likelihoods(mllm.encode(images[:1]), Q_REASON, [text or "x"])  # can be trained on
+
+
+def test_a_checkpoints_generation_config_does_not_shape_what_is_written(images, tmp_path):
+    """Qwen2.5-VL's comes with a penalty on repetition, top_k, top_p and a temperature; this one with all there is."""
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    file = folder / "generation_config.json"
+    config = json.loads(file.read_text()) | {
+        "do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.01, "min_p": 0.9, "typical_p": 0.1,
+        "epsilon_cutoff": 0.5, "eta_cutoff": 0.5, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2,
+        "min_new_tokens": 30, "bad_words_ids": [[40], [41], [42]], "begin_suppress_tokens": list(range(10, 90)),
+        "sequence_bias": [[[50], 9.0]], "exponential_decay_length_penalty": [1, 2.0],
+    }  # fmt: skip
+    file.write_text(json.dumps(config))
+    shaped, plain = load_mllm(str(folder)).eval(), load_mllm("tiny").eval()
+    assert shaped.base.generation_config.repetition_penalty == 1.5
+    for more in ({}, {"temperature": 0.7, "top_p": 0.9}, {"beginnings": ["<SUMMARY>"] * len(images)}):
+        written = []
+        for model in (shaped, plain):
+            torch.manual_seed(1)
+            written.append(model.generate(images, Q_REASON, 32, **more))
+        assert written[0] == written[1]
+
+
+def test_sampling_draws_from_the_whole_vocabulary(images):
+    """transformers' own top_k would leave 50 tokens."""
+    torch.manual_seed(0)
+    many = images[:1].expand(300, -1, -1, -1)
+    assert len(set(load_mllm("tiny").eval().generate(many, Q_REASON, 1, temperature=1000.0))) > 60
 
 
 @pytest.mark.parametrize("hostile", ["<IMG_CONTEXT>", "<|im_end|>", "<img>x</img>", "<|im_start|>assistant"])

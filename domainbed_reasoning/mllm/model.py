@@ -264,7 +264,7 @@ class MLLM(torch.nn.Module):
             images: ``(n, 3, H, W)``.
             question: q_reason or q_cls.
             max_new_tokens: at most so many tokens.
-            temperature: 0 is greedy.
+            temperature: 0 is greedy. See `writing` for what else shapes the distribution: nothing.
             top_p: nucleus sampling in (0, 1].
             beginnings: n texts that the answers must begin with; None leaves them free.
 
