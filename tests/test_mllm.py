@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from domainbed_reasoning import shapes
 from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import TINY, check_memory, image_edge, lora_targets, resolve
+from domainbed_reasoning.mllm.model import checkpoint_activations
 from domainbed_reasoning.prompts import q_cls, q_reason
 
 NAMES = shapes.CLASS_NAMES
@@ -159,6 +162,20 @@ def test_special_tokens_in_names_and_chains_are_data(mllm, images, hostile):
         assert ids.count(token) == plain.count(token)
     assert mllm.target(hostile).count(mllm.end_token) == 1
     assert mllm.class_scores(images, question, ["dog", hostile]).isfinite().all()
+
+
+def test_checkpointing_uses_no_name_that_the_library_gives_up():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model = load_mllm("tiny", lora=LoraSettings(rank=2, alpha=4), gradient_checkpointing=True)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def test_checkpointing_is_asked_for_by_its_old_name_where_there_is_no_other():
+    """transformers before 5.24."""
+    asked = []
+    checkpoint_activations(SimpleNamespace(gradient_checkpointing_enable=asked.append))
+    assert asked == [{"use_reentrant": False}]
 
 
 def test_adapters_are_in_both_towers_and_nowhere_else(mllm):

@@ -55,8 +55,14 @@ def load_mllm(
         network = add_lora(network, lora)
     mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
     if gradient_checkpointing:
-        mllm.base.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(mllm.base)
     return mllm
+
+
+def checkpoint_activations(network: Any) -> None:
+    """Have transformers recompute activations in the backward pass, by the name that the installed release has."""
+    named = "activation" if hasattr(network, "activation_checkpointing_enable") else "gradient"  # from 5.24 on; before
+    getattr(network, f"{named}_checkpointing_enable")({"use_reentrant": False})
 
 
 class MLLM(torch.nn.Module):
