@@ -64,6 +64,11 @@ class MLLMAlgorithm(ResumableAlgorithm):
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: dict[str, Any]):
         super().__init__(input_shape, num_classes, num_domains, hparams)
+        if hparams["dtype"] == "float16" and (self.LABEL_PATH or self.CHAIN_PATH):
+            raise ValueError(
+                "hparam dtype: float16 is for answering alone. Training in it loses gradients below its range unless "
+                "the loss is scaled, which is not done: use bfloat16 or float32, or quantize nf4 with bfloat16."
+            )
         self.q_cls = q_cls(self.task.class_names, self.task.subject)
         self.q_reason = q_reason(self.task.class_names, self.task.subject)
         self.mllm = load_mllm(
