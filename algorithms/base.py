@@ -136,7 +136,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
         batch = self._gather(minibatches)
         chains = self._chains_for(batch, stage)
         used = [i for i in range(len(chains)) if chains[i] is not None or (self.LABEL_PATH and stage.round == 0)]
-        values = self._step(batch, chains, used) if used else {"loss": 0.0}
+        values = self._step(batch, chains, used) if used else self._step_of_nothing()
         values["stage"] = float(stage.round)
         if self.CHAIN_PATH:
             values["chain_share"] = sum(chain is not None for chain in chains) / len(chains)
@@ -254,6 +254,17 @@ class MLLMAlgorithm(ResumableAlgorithm):
         self.lr_scheduler.step()
         means = {name: sums[name] / count for name, count in counts.items() if count}
         return {"loss": sums["loss"] / len(used), **means, **scale}
+
+    def _step_of_nothing(self) -> dict[str, float]:
+        """Take a step none of whose samples may be used, as when none of its self-labelled chains was kept.
+
+        No weight changes, and the learning rate moves on as after any other step: the schedule is laid over the
+        stage's steps, so that the last ones get its end whatever was rejected. The paper publishes no schedule.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        return {"loss": 0.0}
 
     def _log_likelihoods(
         self, images: torch.Tensor, names: list[str] | None, chains: list[str] | None

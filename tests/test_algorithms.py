@@ -187,6 +187,19 @@ def test_reasoning_alone_does_not_use_images_without_a_chain():
         assert torch.equal(weight, before[name])
 
 
+def test_a_step_without_a_chain_moves_the_schedule_on():
+    """The rate of step t is the schedule's at t, whichever of the steps before it had anything to learn from."""
+    rates = []
+    for empty in (False, True):
+        dataset, algorithm = build("ReasoningSFT")
+        if empty:
+            algorithm.task.chains.clear()
+        for start in range(3):
+            algorithm.update(minibatches(dataset, size=1, start=start))
+        rates.append(algorithm.lr_scheduler.get_last_lr())
+    assert rates[0] == rates[1]
+
+
 @pytest.mark.parametrize("name", ["SARR", "RDMLDG"])
 def test_a_round_trains_on_the_models_own_kept_chains_and_reports_their_share(name, capsys, monkeypatch):
     """Stages of one step each. The labeller's chains are replaced by known ones: every second names the true class."""
