@@ -7,8 +7,7 @@ and where its chains come from.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,7 +81,8 @@ class MLLMAlgorithm(ResumableAlgorithm):
         self.stage: Stage | None = None
         self.self_labels: SelfLabels | None = None
         self.kept_by_round: dict[int, float] = {}
-        self._labels_by_copy: bool | None = None  # None before the first round
+        self._labels_by_copy: bool | None = None  # None as long as it is not decided
+        self._has_descended = False  # in this process
         self._reader: tuple[int, Any] | None = None
         self.train()  # libraries load models for answering
         self._begin()
@@ -166,16 +166,24 @@ class MLLMAlgorithm(ResumableAlgorithm):
         self.self_labels = self._labeller() if stage.round else None
 
     def _labeller(self) -> SelfLabels:
-        """Freeze the model as it is now, as the round's labeller; all rounds do so as the first."""
+        """Freeze the model as it is now, as the round's labeller; all rounds do so as the first.
+
+        Whether a merged copy fits beside training is known after an update. A first round that no update came before
+        labels its first batch with the adapters alone.
+        """
         hparams, names = self.hparams, self.task.class_names
-        as_now: Callable[[], contextlib.AbstractContextManager[Any]]
-        if self._labels_by_copy is None:
-            self._labels_by_copy = self.mllm.fits_a_copy(beside_training=True)
-        if self._labels_by_copy:
-            as_now = functools.partial(contextlib.nullcontext, self.mllm.copy_for_inference())
-        else:
-            adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
-            as_now = functools.partial(self.mllm.with_adapters, adapters)
+        adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
+        copies: list[Any] = []
+
+        def as_now() -> contextlib.AbstractContextManager[Any]:
+            if self._labels_by_copy is None and self._training_peak_is_known():
+                self._labels_by_copy = self.mllm.fits_a_copy(beside_training=True)
+            if not self._labels_by_copy:
+                return self.mllm.with_adapters(adapters)
+            if not copies:
+                with self.mllm.with_adapters(adapters) as then:
+                    copies.append(then.copy_for_inference())
+            return contextlib.nullcontext(copies[0])
 
         def write(images: torch.Tensor) -> list[str]:
             with as_now() as mllm:
@@ -252,6 +260,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
             torch.nn.utils.clip_grad_norm_(self.mllm.adapters().values(), self.hparams["grad_clip"])
         self.optimizer.step()
         self.lr_scheduler.step()
+        self._has_descended = True
         means = {name: sums[name] / count for name, count in counts.items() if count}
         return {"loss": sums["loss"] / len(used), **means, **scale}
 
@@ -312,6 +321,9 @@ class MLLMAlgorithm(ResumableAlgorithm):
         if answers.state and answers.chains is not None:
             asked = (self.q_reason, self.hparams["max_new_tokens"])
             self.mllm.remember(bytes.fromhex(answers.state), self._pixels(x), *asked, answers.chains)
+
+    def _training_peak_is_known(self) -> bool:
+        return self._has_descended or self.mllm.device.type != "cuda"
 
     def _asked_for_chains(self) -> tuple[str, tuple[str, ...], int, int]:
         """Return what every request for chains says: question, class names, most tokens, images at a time."""
