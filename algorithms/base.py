@@ -7,8 +7,7 @@ and where its chains come from.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ import torch
 from domainbed_reasoning.algorithms.optimisation import optimiser_of_stage
 from domainbed_reasoning.algorithms.records import write_task
 from domainbed_reasoning.algorithms.resumable import Minibatches, ResumableAlgorithm
+from domainbed_reasoning.answering import answering_chains, elected_chains, scores_of_chains
 from domainbed_reasoning.balance import LabelGradients
 from domainbed_reasoning.consistency import Support
 from domainbed_reasoning.job import job_arguments
@@ -28,7 +28,6 @@ from domainbed_reasoning.mllm.reading import LogLikelihoods
 from domainbed_reasoning.progress import Answers
 from domainbed_reasoning.prompts import q_cls, q_reason
 from domainbed_reasoning.samples import SampleId, ids_of
-from domainbed_reasoning.scoring import answers_from_chains, elect, scores_from_answers
 from domainbed_reasoning.selflabel import SelfLabels
 from domainbed_reasoning.stages import Stage
 
@@ -64,6 +63,11 @@ class MLLMAlgorithm(ResumableAlgorithm):
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: dict[str, Any]):
         super().__init__(input_shape, num_classes, num_domains, hparams)
+        if hparams["dtype"] == "float16" and (self.LABEL_PATH or self.CHAIN_PATH):
+            raise ValueError(
+                "hparam dtype: float16 is for answering alone. Training in it loses gradients below its range unless "
+                "the loss is scaled, which is not done: use bfloat16 or float32, or quantize nf4 with bfloat16."
+            )
         self.q_cls = q_cls(self.task.class_names, self.task.subject)
         self.q_reason = q_reason(self.task.class_names, self.task.subject)
         self.mllm = load_mllm(
@@ -77,7 +81,8 @@ class MLLMAlgorithm(ResumableAlgorithm):
         self.stage: Stage | None = None
         self.self_labels: SelfLabels | None = None
         self.kept_by_round: dict[int, float] = {}
-        self._labels_by_copy: bool | None = None  # None before the first round
+        self._labels_by_copy: bool | None = None  # None as long as it is not decided
+        self._has_descended = False  # in this process
         self._reader: tuple[int, Any] | None = None
         self.train()  # libraries load models for answering
         self._begin()
@@ -131,7 +136,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
         batch = self._gather(minibatches)
         chains = self._chains_for(batch, stage)
         used = [i for i in range(len(chains)) if chains[i] is not None or (self.LABEL_PATH and stage.round == 0)]
-        values = self._step(batch, chains, used) if used else {"loss": 0.0}
+        values = self._step(batch, chains, used) if used else self._step_of_nothing()
         values["stage"] = float(stage.round)
         if self.CHAIN_PATH:
             values["chain_share"] = sum(chain is not None for chain in chains) / len(chains)
@@ -161,20 +166,29 @@ class MLLMAlgorithm(ResumableAlgorithm):
         self.self_labels = self._labeller() if stage.round else None
 
     def _labeller(self) -> SelfLabels:
-        """Freeze the model as it is now, as the round's labeller; all rounds do so as the first."""
+        """Freeze the model as it is now, as the round's labeller; all rounds do so as the first.
+
+        Whether a merged copy fits beside training is known after an update. A first round that no update came before
+        labels its first batch with the adapters alone.
+        """
         hparams, names = self.hparams, self.task.class_names
-        as_now: Callable[[], contextlib.AbstractContextManager[Any]]
-        if self._labels_by_copy is None:
-            self._labels_by_copy = self.mllm.fits_a_copy(beside_training=True)
-        if self._labels_by_copy:
-            as_now = functools.partial(contextlib.nullcontext, self.mllm.copy_for_inference())
-        else:
-            adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
-            as_now = functools.partial(self.mllm.with_adapters, adapters)
+        adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
+        copies: list[Any] = []
+
+        def as_now() -> contextlib.AbstractContextManager[Any]:
+            if self._labels_by_copy is None and self._training_peak_is_known():
+                self._labels_by_copy = self.mllm.fits_a_copy(beside_training=True)
+            if not self._labels_by_copy:
+                return self.mllm.with_adapters(adapters)
+            if not copies:
+                with self.mllm.with_adapters(adapters) as then:
+                    copies.append(then.copy_for_inference())
+            return contextlib.nullcontext(copies[0])
 
         def write(images: torch.Tensor) -> list[str]:
             with as_now() as mllm:
-                return self._write(mllm, images, hparams["sarr_votes"], hparams["temperature"], hparams["top_p"])
+                sampling = (hparams["sarr_votes"], hparams["temperature"], hparams["top_p"])
+                return elected_chains(mllm, images, *self._asked_for_chains(), *sampling)
 
         self._support = Support((self.q_cls, self.q_reason), names)
 
@@ -183,16 +197,6 @@ class MLLMAlgorithm(ResumableAlgorithm):
                 return self._support.judge(mllm, images, chains, labels)
 
         return SelfLabels(write, names, supports if hparams["sarr_filter"] == "consistent" else None)
-
-    def _write(self, mllm: Any, images: torch.Tensor, votes: int = 1, *sampling: float) -> list[str]:
-        """Return a chain for each image, a few images at a time: the one that most of ``votes`` agree with."""
-        chains: list[str] = []
-        for part in images.split(self.hparams["eval_batch"]):
-            rounds = [
-                mllm.generate(part, self.q_reason, self.hparams["max_new_tokens"], *sampling) for _ in range(votes)
-            ]
-            chains += [elect(candidates, self.task.class_names) for candidates in zip(*rounds, strict=True)]
-        return chains
 
     def _gather(self, minibatches: Minibatches) -> Batch:
         """Return the domains' minibatches as one batch at the model's resolution."""
@@ -256,8 +260,20 @@ class MLLMAlgorithm(ResumableAlgorithm):
             torch.nn.utils.clip_grad_norm_(self.mllm.adapters().values(), self.hparams["grad_clip"])
         self.optimizer.step()
         self.lr_scheduler.step()
+        self._has_descended = True
         means = {name: sums[name] / count for name, count in counts.items() if count}
         return {"loss": sums["loss"] / len(used), **means, **scale}
+
+    def _step_of_nothing(self) -> dict[str, float]:
+        """Take a step none of whose samples may be used, as when none of its self-labelled chains was kept.
+
+        No weight changes, and the learning rate moves on as after any other step: the schedule is laid over the
+        stage's steps, so that the last ones get its end whatever was rejected. The paper publishes no schedule.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        return {"loss": 0.0}
 
     def _log_likelihoods(
         self, images: torch.Tensor, names: list[str] | None, chains: list[str] | None
@@ -284,21 +300,21 @@ class MLLMAlgorithm(ResumableAlgorithm):
         mllm = self._current_reader()
         both = self.records is not None and ids is not None and self._is_last_evaluation() and hparams["both_answers"]
         asks_label, asks_chain = hparams["answer"] == "label" or both, hparams["answer"] == "chain" or both
-        sampling = (hparams["vote_temperature"],) if hparams["votes"] > 1 else ()
+        voting = (hparams["votes"], hparams["vote_temperature"])
         scores, chains, labels = [], [], []
         for part in self._pixels(x).split(hparams["eval_batch"]):
             by_label = mllm.class_scores(part, self.q_cls, names) if asks_label else None
-            by_chain = self._write(mllm, part, hparams["votes"], *sampling) if asks_chain else None
+            by_chain = answering_chains(mllm, part, *self._asked_for_chains(), *voting) if asks_chain else None
             if by_chain is None or hparams["answer"] == "label":
                 assert by_label is not None
                 scores.append(by_label)
             else:
-                scores.append(self._scores_of_chains(mllm, part, by_chain, by_label))
+                scores.append(scores_of_chains(mllm, part, self.q_cls, names, by_chain, by_label))
             chains += by_chain or []
             labels += by_label.argmax(1).tolist() if by_label is not None else []
         together = torch.cat(scores)
         classes = together.argmax(1).tolist()
-        state = mllm.frozen_state.hex() if mllm.frozen_state is not None and not sampling else ""
+        state = mllm.frozen_state.hex() if mllm.frozen_state is not None and hparams["votes"] == 1 else ""
         return together, Answers(classes, chains if asks_chain else None, labels if asks_label else None, state)
 
     def _recall(self, x: torch.Tensor, answers: Answers) -> None:
@@ -306,18 +322,12 @@ class MLLMAlgorithm(ResumableAlgorithm):
             asked = (self.q_reason, self.hparams["max_new_tokens"])
             self.mllm.remember(bytes.fromhex(answers.state), self._pixels(x), *asked, answers.chains)
 
-    def _scores_of_chains(
-        self, mllm: Any, images: torch.Tensor, chains: list[str], by_label: torch.Tensor | None
-    ) -> torch.Tensor:
-        answers = answers_from_chains(chains, self.task.class_names)
-        failed = [row for row, answer in enumerate(answers) if answer is None]
-        if by_label is not None:
-            fallback = by_label[failed]
-        elif failed:
-            fallback = mllm.class_scores(images[failed], self.q_cls, self.task.class_names)
-        else:
-            fallback = torch.zeros(0, len(self.task.class_names), device=images.device)
-        return scores_from_answers(answers, fallback)
+    def _training_peak_is_known(self) -> bool:
+        return self._has_descended or self.mllm.device.type != "cuda"
+
+    def _asked_for_chains(self) -> tuple[str, tuple[str, ...], int, int]:
+        """Return what every request for chains says: question, class names, most tokens, images at a time."""
+        return self.q_reason, self.task.class_names, self.hparams["max_new_tokens"], self.hparams["eval_batch"]
 
     def _current_reader(self) -> Any:
         """Return the model that answers: a merged copy of the present weights where one fits, else the model itself."""

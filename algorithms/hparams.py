@@ -16,7 +16,7 @@ RESUME_HPARAMS = {
 MODEL_HPARAMS = {
     **RESUME_HPARAMS,
     "model": Hparam("OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded="tiny"),
-    "dtype": Hparam("auto", None, "bfloat16 on CUDA as the checkpoint was trained, float32 on the CPU"),
+    "dtype": Hparam("auto", None, "bfloat16 on CUDA as checkpoints were trained, float32 on CPU; float16 only answers"),
     "quantize": Hparam("none", None, "the paper's; nf4 or int8 (bitsandbytes) for smaller GPUs"),
     "max_tiles": Hparam(1, None, "not published; one tile costs 256 tokens an image, 4 are 2 x 2 and the whole: 1280"),
     "data_augmentation": Hparam(False, None, "chains name colours, sides and views, which DomainBed's would change"),

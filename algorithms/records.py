@@ -46,15 +46,22 @@ def records_for(task: Task, args: argparse.Namespace | None) -> AnswerRecords | 
 
 
 def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
-    """Return the split (``in`` or ``out``) of every sample, as the train script draws it."""
+    """Return the split (``in``, ``out`` or ``uda``) of every sample, as the train script draws it.
+
+    Under ``--uda_holdout_fraction`` a share of a target domain's ``in`` is set aside for domain adaptation, as ``uda``.
+    """
     from domainbed.lib import misc
 
     splits = {}
     for env, labels in enumerate(task.labels):
         held_out = int(len(labels) * args.holdout_fraction)
-        out, kept = misc.split_dataset(range(len(labels)), held_out, misc.seed_hash(args.trial_seed, env))
-        splits.update({(env, int(out[i])): "out" for i in range(len(out))})
-        splits.update({(env, int(kept[i])): "in" for i in range(len(kept))})
+        seed = misc.seed_hash(args.trial_seed, env)
+        out, kept = misc.split_dataset(range(len(labels)), held_out, seed)
+        parts = {"out": out, "in": kept}
+        if env in args.test_envs:
+            unlabelled = int(len(kept) * args.uda_holdout_fraction)
+            parts["uda"], parts["in"] = misc.split_dataset(kept, unlabelled, seed)
+        splits.update({(env, int(part[i])): name for name, part in parts.items() for i in range(len(part))})
     return splits
 
 
@@ -124,7 +131,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     table: dict[str, Any] = {}
     for env in sorted({row["env"] for row in rows}):
-        for split in ("in", "out"):
+        for split in ("in", "out", "uda"):
             part = [row for row in rows if row["env"] == env and row["split"] == split]
             if part:
                 table.setdefault(f"env{env}", {})[split] = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pathlib
 
 import torch
+import transformers
 
 from benchmarks import small_internvl
 from benchmarks.counts import forward
@@ -62,10 +63,11 @@ class Peers:
     @torch.no_grad()
     def repeated_cache(self) -> torch.Tensor:
         features = self.mllm.encode(self.images)
+        cache = transformers.DynamicCache(config=self.network.config.get_text_config())
         out = self.network(
             input_ids=self.prompt,
             **{**features, "mm_encoder_outputs": dict(features["mm_encoder_outputs"])},
-            use_cache=True,
+            **self.mllm.keeping(cache),
             logits_to_keep=1,
         )
         first = out.logits[:, -1].log_softmax(-1)
@@ -74,15 +76,13 @@ class Peers:
         wanted = torch.tensor([list(target) + [0] * (longest - len(target)) for target in self.targets])
         real = torch.arange(longest) < torch.tensor([len(target) for target in self.targets])[:, None]
         n, classes, length = len(self.images), len(self.names), self.prompt.shape[1]
-        cache = out.past_key_values
         cache.batch_repeat_interleave(classes)
         seen = torch.cat([torch.ones(classes, length, dtype=torch.long), real[:, :-1].long()], dim=1)
         more = self.network(
             input_ids=fed.repeat(n, 1),
             attention_mask=seen.repeat(n, 1),
             position_ids=(length + torch.arange(longest - 1)).expand(n * classes, -1),
-            past_key_values=cache,
-            use_cache=True,
+            **self.mllm.keeping(cache),
         ).logits.log_softmax(-1)
         steps = torch.cat([first.repeat_interleave(classes, 0)[:, None], more], dim=1)
         found = steps.gather(2, wanted.repeat(n, 1)[..., None])[..., 0]

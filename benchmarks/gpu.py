@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {**TEXT, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1},
 }
 SHAPES["tiny"] |= {"num_hidden_layers": 2, "vocab_size": 151_674}
+
+
+def keeping(core: Any, cache: Any) -> dict[str, Any]:
+    """Return the arguments that read ``cache`` and add to it: transformers 5.24 gave the first another name."""
+    name = "cache" if "cache" in inspect.signature(core.forward).parameters else "past_key_values"
+    return {name: cache, "use_cache": True}
 
 
 def branch_attention(
@@ -269,13 +276,12 @@ class Bench:
 
         def write() -> None:
             cache = transformers.DynamicCache(config=self.model.config.get_text_config())
-            out = self.model(
-                input_ids=ids, pixel_values=pixels, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            kept = keeping(self.model, cache)
+            out = self.model(input_ids=ids, pixel_values=pixels, logits_to_keep=1, **kept)
             for position in range(length, length + tokens - 1):
                 token = out.logits[:, -1].argmax(-1, keepdim=True)
                 at = torch.full((batch, 1), position, device=self.device)
-                out = self.model(input_ids=token, past_key_values=cache, position_ids=at, use_cache=True)
+                out = self.model(input_ids=token, position_ids=at, **kept)
 
         seconds, memory = self.clock(write, max(1, self.repeats // 3))
         what = f"self-labelling, {tokens} tokens, batch {batch}"
@@ -293,15 +299,16 @@ class Bench:
         core, head = self.model.model.eval(), self.model.get_output_embeddings()
 
         def score() -> torch.Tensor:
-            out = core(input_ids=ids, pixel_values=pixels, use_cache=True)
+            cache = transformers.DynamicCache(config=self.model.config.get_text_config())
+            kept = keeping(core, cache)
+            out = core(input_ids=ids, pixel_values=pixels, **kept)
             first = head(out[0][:, -1]).float().log_softmax(-1)
             tokens = torch.randint(0, 150_000, (nodes,), device=self.device)
             more = core(
                 input_ids=tokens.expand(batch, -1),
                 attention_mask=mask,
                 position_ids=positions.expand(batch, -1),
-                past_key_values=out.past_key_values,
-                use_cache=True,
+                **kept,
             )[0]
             scores = [first[:, tokens[:classes]]]
             for part in more.split(max(1, 2**27 // (nodes * head.weight.shape[0]))):

@@ -2,6 +2,9 @@
 
 A dataset lies in DomainBed's layout, ``<data_dir>/<folder>/<domain>/<class>/…``: sub-folders in sorted order are the
 domains, their sub-folders in sorted order the classes, and every picture below counts. Neither torch nor DomainBed.
+
+All stock datasets are asked about in the published words of q_cls, "What type of object is in this photo?": another
+noun for camera traps or car seats would be another prompt than the paper's. A user's dataset may set its ``subject``.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class ImageFolder:
         domains: images per domain folder as published; None for a count that is not published. Empty: anything goes.
         classes: class folders in sorted order as published; empty: unknown.
         num_classes: number of classes as published, None: anything goes.
-        subject: what the images show, the noun of the question.
+        subject: the noun of the question; "object", as published, for every stock dataset.
         readable: class folder → name for prompts, where `prompts.readable_name` would not do.
         other_totals: (number of images, which copy of the dataset has so many) beside the one of ``domains``.
         website: where it comes from.
@@ -180,7 +183,6 @@ STOCK = {
         domains={"location_100": 4741, "location_38": 9736, "location_43": 3970, "location_46": 5883},
         classes=("bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit", "raccoon", "squirrel"),
         num_classes=10,
-        subject="animal",
         other_totals=((24788, "the older download, which the papers report: 4879, 9767, 4020, 6122"),),
         website="https://beerys.github.io/CaltechCameraTraps/",
         obtain=_DOWNLOAD.format("terra_incognita") + ".",
@@ -209,7 +211,6 @@ STOCK = {
         domains=dict.fromkeys("aclass escape hilux i3 lexus tesla tiguan tucson x5 zoe".split()),
         classes=("0", "1", "2", "3", "4", "5", "6"),
         num_classes=7,
-        subject="occupant",
         readable={
             "0": "empty seat",
             "1": "infant in an infant seat",

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.answering import answering_chains, scores_of_chains
 from domainbed_reasoning.image_files import read_rgb, truncated_images_refused
 from domainbed_reasoning.mllm.images import from_picture
-from domainbed_reasoning.scoring import answers_from_chains, scores_from_answers
+from domainbed_reasoning.mllm.memory import digests_of
+from domainbed_reasoning.randomness import own_randomness
+from domainbed_reasoning.scoring import answers_from_chains
 from domainbed_reasoning.trained import TrainedJob, read_job
 
 ANSWERS = ("chain", "label", "both")
@@ -28,7 +31,7 @@ class Prediction:
             class it concludes with, and the label's probabilities where it names none.
         label_class: the classification path's answer; None where it was not asked.
         chain_class: the class that the chain concludes with; None where it names none or was not asked for.
-        chain: the chain as it was generated; None where it was not asked for.
+        chain: the chain as it was generated, of several the elected one; None where it was not asked for.
     """
 
     image: str
@@ -40,7 +43,7 @@ class Prediction:
 
 
 class Predictor:
-    """A trained model that answers.
+    """A trained model that answers as the job did: with ``votes`` above 1 the chain is elected of several sampled ones.
 
     Args:
         job: folder of a DomainBed job, or what `export` made of one.
@@ -120,16 +123,11 @@ class Predictor:
             scores = by_label.softmax(dim=1)
             chains, concluded = [None] * len(images), [None] * len(images)
         else:
-            chains = self.mllm.generate(pixels, job.q_reason, job.hparams["max_new_tokens"])
+            # A job that votes samples; the same images are answered alike.
+            with own_randomness(0, "answers", digests_of(pixels)):
+                chains = answering_chains(self.mllm, pixels, job.q_reason, names, *job.chain_settings)
             concluded = answers_from_chains(chains, names)
-            failed = [row for row, answer in enumerate(concluded) if answer is None]
-            if by_label is not None:
-                fallback = by_label[failed]
-            elif failed:
-                fallback = self.mllm.class_scores(pixels[failed], job.q_cls, names)
-            else:
-                fallback = torch.zeros(0, len(names), device=self.mllm.device)
-            scores = scores_from_answers(concluded, fallback)
+            scores = scores_of_chains(self.mllm, pixels, job.q_cls, names, chains, by_label)
         scores = scores.cpu()  # they are looked at one by one
         by_name = [None] * len(images) if by_label is None else [names[i] for i in by_label.argmax(1).tolist()]
         return [

@@ -1,8 +1,9 @@
 """The two questions that are asked of every image, as functions of the task.
 
-q_cls is the paper's (arXiv 2602.23777, "What type of object is in this photo? Choose from the following options:").
-The wording of q_reason is not published. Ours is q_cls followed by the demand for the five stages, so that the two
-questions share the image and the options as one prefix, which shared-prefix training and scoring make use of.
+q_cls is the paper's (arXiv 2602.23777, "What type of object is in this photo? Choose from the following options:"),
+word for word for every stock dataset; only a dataset of the user's own, or the embedded one, may put another noun
+there. The wording of q_reason is not published. Ours is q_cls followed by the demand for the five stages, so that the
+two questions share the image and the options as one prefix, which shared-prefix training and scoring make use of.
 """
 
 from __future__ import annotations

@@ -65,6 +65,12 @@ class TrainedJob:
         """The question of the reasoning path."""
         return q_reason(self.class_names, self.subject)
 
+    @property
+    def chain_settings(self) -> tuple[int, int, int, float]:
+        """How the job's chains answer: most tokens, images at a time, votes and their temperature."""
+        hparams = self.hparams
+        return hparams["max_new_tokens"], hparams["eval_batch"], hparams["votes"], hparams["vote_temperature"]
+
     def lora(self) -> LoraSettings | None:
         """Return the adapters that the job trained; None without any."""
         if not self.adapters:
@@ -162,6 +168,8 @@ def _read_task(path: pathlib.Path) -> dict[str, Any]:
         raise JobError(
             f"{path}: {said['algorithm']:.80} trains no multimodal LLM, so there is none to load. Give another."
         )
+    if not fault:
+        said["hparams"] = {"votes": 1, "vote_temperature": 0.7, **said["hparams"]}  # jobs of before there were votes
     fault = fault or _fault(said["hparams"], _HPARAMS) or fault_of_names(said["class_names"])
     if fault:
         raise JobError(f"{file} is damaged ({fault}): run the job again, or take the file as the job wrote it.")
@@ -207,6 +215,8 @@ _HPARAMS: dict[str, Callable[[Any], bool]] = {
     "answer": _one_of("chain", "label"),
     "eval_batch": _whole(1, 1 << 20),
     "max_new_tokens": _whole(1, 1 << 20),
+    "votes": _whole(1, 1 << 10),
+    "vote_temperature": _number(0, 1 << 10),
 }
 _LORA: dict[str, Callable[[Any], bool]] = {
     "lora_rank": _whole(1, 1 << 16),

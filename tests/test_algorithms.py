@@ -187,6 +187,19 @@ def test_reasoning_alone_does_not_use_images_without_a_chain():
         assert torch.equal(weight, before[name])
 
 
+def test_a_step_without_a_chain_moves_the_schedule_on():
+    """The rate of step t is the schedule's at t, whichever of the steps before it had anything to learn from."""
+    rates = []
+    for empty in (False, True):
+        dataset, algorithm = build("ReasoningSFT")
+        if empty:
+            algorithm.task.chains.clear()
+        for start in range(3):
+            algorithm.update(minibatches(dataset, size=1, start=start))
+        rates.append(algorithm.lr_scheduler.get_last_lr())
+    assert rates[0] == rates[1]
+
+
 @pytest.mark.parametrize("name", ["SARR", "RDMLDG"])
 def test_a_round_trains_on_the_models_own_kept_chains_and_reports_their_share(name, capsys, monkeypatch):
     """Stages of one step each. The labeller's chains are replaced by known ones: every second names the true class."""
@@ -242,7 +255,9 @@ def test_a_labeller_without_room_for_a_copy_writes_the_same_chains(monkeypatch):
     algorithm.update(minibatches(dataset))
     images = torch.cat([x for x, _ in minibatches(dataset)]).as_subclass(torch.Tensor)
     with_copy = algorithm._labeller().write(images)
-    monkeypatch.setattr(type(algorithm.mllm), "fits_a_copy", lambda self: False)
+    monkeypatch.setattr(type(algorithm.mllm), "fits_a_copy", lambda self, beside_training: False)
+    monkeypatch.setattr(type(algorithm.mllm), "copy_for_inference", lambda self: pytest.fail("a copy was made"))
+    algorithm._labels_by_copy = None
     assert algorithm._labeller().write(images) == with_copy
 
 
@@ -359,6 +374,13 @@ def test_the_consistency_filter_keeps_some_of_what_the_paper_keeps_and_nothing_e
 def test_hparams_that_cannot_be_used_end_before_training_with_the_cure(changes, message):
     with pytest.raises(ValueError, match=message):
         build("MTCT", **changes)
+
+
+def test_float16_answers_and_does_not_train():
+    """No loss is scaled. A job that is only asked trains nothing."""
+    with pytest.raises(ValueError, match="float16 is for answering alone.*bfloat16 or float32, or quantize nf4"):
+        build("MTCT", dtype="float16")
+    assert build("MLLMZeroShot", dtype="float16")[1].mllm.base.dtype == torch.float16
 
 
 def test_zero_shot_takes_one_step_and_changes_nothing():

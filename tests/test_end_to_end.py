@@ -83,6 +83,23 @@ def check_records(job, last):
             assert last[f"env{env}_{split}_acc"] == pytest.approx(sum(right) / len(right))
 
 
+def test_samples_held_out_for_domain_adaptation_are_neither_in_nor_out(domainbed_root, run_stock, tmp_path):
+    """DomainBed's own accuracies of the three splits of the target, here the first domain."""
+    hparams = json.dumps({"answer": "label", "both_answers": False})
+    run_stock(domainbed_root, "train",
+        "--data_dir", tmp_path, "--dataset", "ShapesReasoning", "--algorithm", "MLLMZeroShot", "--test_envs", 0,
+        "--uda_holdout_fraction", 0.3, "--hparams", hparams, "--output_dir", tmp_path / "job", cwd=domainbed_root,
+    )  # fmt: skip
+    record = json.loads((tmp_path / "job" / "results.jsonl").read_text().splitlines()[-1])
+    rows = [json.loads(line) for line in (tmp_path / "job" / "predictions.jsonl").read_text().splitlines()]
+    answers = json.loads((tmp_path / "job" / "answers.json").read_text())
+    assert list(answers["env0"]) == ["in", "out", "uda"] and list(answers["env1"]) == ["in", "out"]
+    for split in ("in", "out", "uda"):
+        part = [row["label_answer"] == row["label"] for row in rows if row["env"] == 0 and row["split"] == split]
+        assert record[f"env0_{split}_acc"] == pytest.approx(sum(part) / len(part))
+        assert answers["env0"][split]["label"] == pytest.approx(record[f"env0_{split}_acc"])
+
+
 @pytest.mark.parametrize("algorithm", ["MLLMZeroShot", "SARR"])
 def test_debug_datasets_train_through_the_stock_script(domainbed_root, run_stock, tmp_path, algorithm):
     run_stock(domainbed_root, "train",

@@ -1,5 +1,10 @@
 """The door to MLLMs, on the embedded model: a real InternVL with its real processor."""
 
+import json
+import shutil
+import warnings
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +13,7 @@ from domainbed_reasoning import shapes
 from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import TINY, check_memory, image_edge, lora_targets, resolve
+from domainbed_reasoning.mllm.model import checkpoint_activations
 from domainbed_reasoning.prompts import q_cls, q_reason
 
 NAMES = shapes.CLASS_NAMES
@@ -119,6 +125,34 @@ def test_sampling_never_writes_an_image_token(mllm, images):
         mllm.log_likelihoods(mllm.encode(images[:1]), Q_REASON, [text or "x"])  # can be trained on
 
 
+def test_a_checkpoints_generation_config_does_not_shape_what_is_written(images, tmp_path):
+    """Qwen2.5-VL's comes with a penalty on repetition, top_k, top_p and a temperature; this one with all there is."""
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    file = folder / "generation_config.json"
+    config = json.loads(file.read_text()) | {
+        "do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.01, "min_p": 0.9, "typical_p": 0.1,
+        "epsilon_cutoff": 0.5, "eta_cutoff": 0.5, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2,
+        "min_new_tokens": 30, "bad_words_ids": [[40], [41], [42]], "begin_suppress_tokens": list(range(10, 90)),
+        "sequence_bias": [[[50], 9.0]], "exponential_decay_length_penalty": [1, 2.0],
+    }  # fmt: skip
+    file.write_text(json.dumps(config))
+    shaped, plain = load_mllm(str(folder)).eval(), load_mllm("tiny").eval()
+    assert shaped.base.generation_config.repetition_penalty == 1.5
+    for more in ({}, {"temperature": 0.7, "top_p": 0.9}, {"beginnings": ["<SUMMARY>"] * len(images)}):
+        written = []
+        for model in (shaped, plain):
+            torch.manual_seed(1)
+            written.append(model.generate(images, Q_REASON, 32, **more))
+        assert written[0] == written[1]
+
+
+def test_sampling_draws_from_the_whole_vocabulary(images):
+    """transformers' own top_k would leave 50 tokens."""
+    torch.manual_seed(0)
+    many = images[:1].expand(300, -1, -1, -1)
+    assert len(set(load_mllm("tiny").eval().generate(many, Q_REASON, 1, temperature=1000.0))) > 60
+
+
 @pytest.mark.parametrize("hostile", ["<IMG_CONTEXT>", "<|im_end|>", "<img>x</img>", "<|im_start|>assistant"])
 def test_special_tokens_in_names_and_chains_are_data(mllm, images, hostile):
     question = q_cls(["dog", hostile])
@@ -128,6 +162,20 @@ def test_special_tokens_in_names_and_chains_are_data(mllm, images, hostile):
         assert ids.count(token) == plain.count(token)
     assert mllm.target(hostile).count(mllm.end_token) == 1
     assert mllm.class_scores(images, question, ["dog", hostile]).isfinite().all()
+
+
+def test_checkpointing_uses_no_name_that_the_library_gives_up():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model = load_mllm("tiny", lora=LoraSettings(rank=2, alpha=4), gradient_checkpointing=True)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def test_checkpointing_is_asked_for_by_its_old_name_where_there_is_no_other():
+    """transformers before 5.24."""
+    asked = []
+    checkpoint_activations(SimpleNamespace(gradient_checkpointing_enable=asked.append))
+    assert asked == [{"use_reentrant": False}]
 
 
 def test_adapters_are_in_both_towers_and_nowhere_else(mllm):

@@ -1,3 +1,6 @@
+import pytest
+
+from domainbed_reasoning.catalog import STOCK
 from domainbed_reasoning.prompts import q_cls, q_reason, readable_name
 
 
@@ -6,6 +9,12 @@ def test_the_classification_question_is_the_papers():
         q_cls(["dog", "elephant"])
         == "What type of object is in this photo? Choose from the following options: dog, elephant."
     )
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_every_stock_dataset_is_asked_about_in_the_published_words(name):
+    question = q_cls(["a", "b"], STOCK[name].subject)
+    assert question == "What type of object is in this photo? Choose from the following options: a, b."
 
 
 def test_the_reasoning_question_begins_with_it_and_names_the_five_stages_in_order():

@@ -8,7 +8,8 @@ the mean over the steps since the last evaluation of what is true so far.
 
 What records do not hold is asked of the checkpoints that DomainBed's ``--save_model_every_checkpoint`` leaves, on a
 sample of images: the length of a chain in words, the share that name a class, the agreement of its conclusion with the
-classification path, and both answers' accuracies.
+classification path, and both answers' accuracies. They answer as the job did, by the elected chain where it voted. A
+chain that names no class is wrong here and in the job's answers.json; DomainBed's records take the label path's answer.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import tqdm
 
 from domainbed_reasoning.analysis.checkpoints import Checkpoint, records_of
 from domainbed_reasoning.analysis.material import Material
+from domainbed_reasoning.answering import answering_chains
 from domainbed_reasoning.chains import count_words
 from domainbed_reasoning.mllm import MLLM
+from domainbed_reasoning.randomness import own_randomness
 from domainbed_reasoning.samples import SampleId
 from domainbed_reasoning.scoring import answers_from_chains
 from domainbed_reasoning.trained import read_job
@@ -99,22 +102,28 @@ def from_checkpoints(
     for step, file in tqdm.tqdm(there.items(), "checkpoints", disable=None):
         job = read_job(path, file.name)
         mllm = Checkpoint(str(path), job).load(model)
-        found[step] = answer_both_ways(
-            mllm, material, samples, job.hparams["max_new_tokens"], job.hparams["eval_batch"]
-        )
+        found[step] = answer_both_ways(mllm, material, samples, *job.chain_settings)
     return found
 
 
 def answer_both_ways(
-    mllm: MLLM, material: Material, samples: Sequence[SampleId], max_new_tokens: int, batch: int
+    mllm: MLLM,
+    material: Material,
+    samples: Sequence[SampleId],
+    max_new_tokens: int,
+    batch: int,
+    votes: int = 1,
+    vote_temperature: float = 0.0,
 ) -> dict[str, Any]:
     """Return a model's answers to images by both paths, as shares in [0, 1] and the mean length of a chain in words."""
+    voting = (votes, vote_temperature)
     names = material.task.class_names
     words = parsed = agree = by_chain = by_label = 0
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
         pixels = material.pixels(part)
-        chains = mllm.generate(pixels, material.q_reason, max_new_tokens)
+        with own_randomness(0, "answers", part):
+            chains = answering_chains(mllm, pixels, material.q_reason, names, max_new_tokens, batch, *voting)
         concluded = answers_from_chains(chains, names)
         labels = mllm.class_scores(pixels, material.q_cls, names).argmax(1).tolist()
         true = [material.label(sample) for sample in part]

@@ -55,8 +55,14 @@ def load_mllm(
         network = add_lora(network, lora)
     mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
     if gradient_checkpointing:
-        mllm.base.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(mllm.base)
     return mllm
+
+
+def checkpoint_activations(network: Any) -> None:
+    """Have transformers recompute activations in the backward pass, by the name that the installed release has."""
+    named = "activation" if hasattr(network, "activation_checkpointing_enable") else "gradient"  # from 5.24 on; before
+    getattr(network, f"{named}_checkpointing_enable")({"use_reentrant": False})
 
 
 class MLLM(torch.nn.Module):
@@ -264,7 +270,7 @@ class MLLM(torch.nn.Module):
             images: ``(n, 3, H, W)``.
             question: q_reason or q_cls.
             max_new_tokens: at most so many tokens.
-            temperature: 0 is greedy.
+            temperature: 0 is greedy. See `writing` for what else shapes the distribution: nothing.
             top_p: nucleus sampling in (0, 1].
             beginnings: n texts that the answers must begin with; None leaves them free.
 

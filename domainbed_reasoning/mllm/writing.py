@@ -1,8 +1,14 @@
 """Writing answers token by token, in a batch that shrinks as its rows end.
 
 All prompts of a question are equally long, so rows never need padding and can leave the batch at any time. transformers
-prepares everything else (its `generate` calls this loop as `custom_generate`): the processors of logits, from the
-checkpoint's own generation config, are its own.
+prepares everything else: its `generate` calls this loop as `custom_generate`.
+
+The paper (arXiv 2602.23777) does not say how it decodes. Here a greedy answer is the argmax of the model's
+distribution, and a sampled one is drawn from that distribution at the temperature and top_p that are asked for. The
+checkpoint's generation config and transformers' own defaults are made for chat and are set aside: Qwen2.5-VL's penalty
+on repeated tokens works against a conclusion that repeats the class which the reasoning has named, and transformers'
+top_k of 50 would make self-labels at temperature 1 another distribution than the one that is trained. Two things are
+kept: the checkpoint's tokens that end a turn, and that an answer holds no other special token (`Writer.never_written`).
 """
 
 from __future__ import annotations
@@ -18,6 +24,20 @@ from domainbed_reasoning.mllm.trees import tree_positions
 
 _LEAVE = 8  # rows leave the batch when an eighth of it has ended
 _END_TOKENS = 2 * len(END_OF_CHAIN)  # tokens of an answer's end that hold the whole of a conclusion's tag
+
+# What a checkpoint's generation config or transformers' defaults could do to the distribution, each undone.
+_PLAIN: dict[str, Any] = {
+    **dict.fromkeys(
+        "temperature top_k top_p top_h min_p typical_p epsilon_cutoff eta_cutoff sequence_bias guidance_scale "
+        "watermarking_config exponential_decay_length_penalty bad_words_ids begin_suppress_tokens forced_bos_token_id "
+        "forced_eos_token_id min_new_tokens max_time stop_strings renormalize_logits remove_invalid_values "
+        "penalty_alpha dola_layers constraints force_words_ids prompt_lookup_num_tokens".split()
+    ),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1.0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length"), 0),
+    **dict.fromkeys(("num_beams", "num_return_sequences"), 1),
+    "token_healing": False,
+}
 
 
 class Writer:
@@ -35,6 +55,14 @@ class Writer:
         """Tokens that end the turn."""
         ends = self.mllm.base.generation_config.eos_token_id
         return {self.mllm.end_token, *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
+
+    @functools.cached_property
+    def plain(self) -> dict[str, Any]:
+        """Arguments of transformers' `generate` that leave the model's distribution as it is."""
+        from transformers import GenerationConfig
+
+        known = GenerationConfig()  # releases have some of them or not
+        return {name: value for name, value in _PLAIN.items() if hasattr(known, name)}
 
     @functools.cached_property
     def never_written(self) -> list[int]:
@@ -63,7 +91,7 @@ class Writer:
             images: ``(n, 3, H, W)``.
             question: asked of all of them.
             max_new_tokens: at most so many tokens.
-            sampling: ``do_sample`` and more, for transformers' `generate`.
+            sampling: ``do_sample``, and with it ``temperature`` and ``top_p``.
 
         Raises:
             RuntimeError: for a model that keeps no cache, as gradient checkpointing has it in training mode.
@@ -89,7 +117,7 @@ class Writer:
         written = mllm.base.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
-            **sampling,
+            **{**self.plain, **sampling},
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(self.ends),
             pad_token_id=mllm.tokenizer.pad_token_id or mllm.end_token,
@@ -109,18 +137,17 @@ class Writer:
             question: asked of all of them.
             beginnings: n texts.
             max_new_tokens: at most so many tokens.
-            sampling: ``do_sample`` and more, for transformers' `generate`.
+            sampling: ``do_sample``, and with it ``temperature`` and ``top_p``.
         """
         mllm, n = self.mllm, len(images)
         prompt = {name: value.to(mllm.device).expand(n, -1) for name, value in mllm.prompt(question).items()}
         prompt = self._begun(prompt, beginnings)
         out = mllm.base.generate(
-            **{**prompt, **mllm.encode(images), **sampling},
+            **{**prompt, **mllm.encode(images), **self.plain, **sampling, "stop_strings": [END_OF_CHAIN]},
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(self.ends),
             pad_token_id=mllm.tokenizer.pad_token_id or mllm.end_token,
             suppress_tokens=self.never_written,
-            stop_strings=[END_OF_CHAIN],
             tokenizer=mllm.tokenizer,
         )
         texts = mllm.tokenizer.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -23,7 +23,7 @@ HOOK = "_domainbed_reasoning_hook"
 TRIED = {
     "torch": "2.15.0",
     "torchvision": "0.29.2",
-    "transformers": "5.23.0",
+    "transformers": "5.24.0",
     "peft": "0.21.2",
     "bitsandbytes": "0.50.2",
     "numpy": "2.4",

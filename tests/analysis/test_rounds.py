@@ -34,6 +34,21 @@ def test_checkpoints_answer_as_the_job_recorded(job, material, checkpoint):
     assert found[0] != found[20]
 
 
+def test_checkpoints_of_a_job_that_votes_answer_by_vote(material, trained, monkeypatch):
+    """Three chains an image at the votes' temperature: wug, dax, dax make dax."""
+    samples = [(3, index) for index in range(7)]
+    drawn, asked = iter(["wug", "dax", "dax"]), []
+
+    def generate(self, images, question, max_new_tokens, *sampling):
+        asked.append(sampling)
+        return [f"<CONCLUSION>{answer}</CONCLUSION>" for answer in [next(drawn)] * len(images)]
+
+    monkeypatch.setattr(type(trained), "generate", generate)
+    found = rounds.answer_both_ways(trained, material, samples, 40, 7, 3, 0.9)
+    assert asked == [(0.9,)] * 3
+    assert found["chain"] == sum(material.name(sample) == "dax" for sample in samples) / 7
+
+
 def test_a_restarted_jobs_newest_records_count_and_a_torn_line_does_not(tmp_path):
     lines = [{"step": 0, "x": 1}, {"step": 5, "x": 1}, {"step": 0, "x": 2}]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9')

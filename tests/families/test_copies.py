@@ -115,3 +115,29 @@ def test_all_rounds_label_as_the_first(folder_of, algorithm_on, minibatches, cop
     for _ in range(5):
         algorithm.update(minibatches)
     assert len(copies[0]) == 2
+
+
+def test_a_first_round_decides_for_a_copy_after_its_first_update(
+    folder_of, algorithm_on, minibatches, copies, monkeypatch
+):
+    """Without a stage before it nobody knows what training takes: the first batch is labelled with the adapters."""
+    algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", Schedule((Stage(1, 0, 2),), 3, 3), max_new_tokens=4)
+    monkeypatch.setattr(type(algorithm), "_training_peak_is_known", lambda self: self._has_descended)
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, beside_training: algorithm._has_descended)
+    start = {name: weight.clone() for name, weight in algorithm.mllm.adapters().items()}
+    algorithm.update(minibatches)
+    assert not copies[0] and algorithm.self_labels.labelled == 8
+    algorithm._has_descended = True
+    with torch.no_grad():
+        for weight in algorithm.mllm.adapters().values():
+            weight.add_(0.1)
+    algorithm.self_labels.written.clear()
+    algorithm.update(minibatches)
+    assert len(copies[0]) == 1 and algorithm.self_labels.labelled == 16
+    expected = algorithm_on(folder_of("InternVL"), "RDMLDG").mllm
+    expected.load_adapters(start)
+    images = algorithm._gather(minibatches).images
+    frozen = expected.copy_for_inference()
+    assert [chain for chain, _ in algorithm.self_labels.written.values()] == frozen.generate(
+        images, algorithm.q_reason, 4
+    )

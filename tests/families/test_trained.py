@@ -131,6 +131,27 @@ def test_predict_equals_the_algorithm_on_files(trained, job, files):
     assert [prediction.label_class for prediction in both] == [prediction.class_name for prediction in by_label]
 
 
+def test_a_job_that_votes_predicts_by_vote(folder_of, algorithm_on, files, tmp_path, monkeypatch):
+    """As the algorithm's own answers: three chains an image at the votes' temperature, the same for the same images."""
+    algorithm = algorithm_on(folder_of("SmolVLM"), "MLLMZeroShot", max_new_tokens=12, votes=3, vote_temperature=0.9)
+    folder = write_job(algorithm, tmp_path / "job")
+    predictor = Predictor(folder)
+    assert predictor(files) == predictor(files)
+    asked = []
+
+    def generate(self, images, question, max_new_tokens, *sampling):
+        asked.append(sampling)
+        answer = "axe" if len(asked) % 3 == 1 else "dog house"
+        return [f"<CONCLUSION>{answer}</CONCLUSION>"] * len(images)
+
+    monkeypatch.setattr(type(algorithm.mllm), "generate", generate)
+    assert [prediction.class_name for prediction in predictor(files)] == ["dog house"] * 3
+    edge = from_picture(algorithm.mllm.image_size)
+    pixels = torch.stack([edge(Image.open(name).convert("RGB")) for name in files])
+    assert algorithm.predict(pixels).argmax(1).tolist() == [algorithm.task.class_names.index("dog house")] * 3
+    assert asked == [(0.9,)] * 6
+
+
 def test_exported_folders_predict_as_the_job(job, files, tmp_path):
     export_adapters(job, tmp_path / "adapter")
     export_merged(job, tmp_path / "merged")

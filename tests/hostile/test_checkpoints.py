@@ -88,6 +88,7 @@ TASKS: dict[str, tuple[Any, str]] = {
     "model as list": (TASK | {"hparams": HPARAMS | {"model": ["tiny"]}}, "'model' cannot be"),
     "a batch of 0": (TASK | {"hparams": HPARAMS | {"eval_batch": 0}}, "'eval_batch' cannot be"),
     "10**12 new tokens": (TASK | {"hparams": HPARAMS | {"max_new_tokens": 10**12}}, "'max_new_tokens' cannot be"),
+    "10**9 votes": (TASK | {"hparams": HPARAMS | {"votes": 10**9}}, "'votes' cannot be"),
     "10**9 tiles": (TASK | {"hparams": HPARAMS | {"max_tiles": 10**9}}, "'max_tiles' cannot be"),
     "a rank of 10**9": (TASK | {"hparams": HPARAMS | {"lora_rank": 10**9}}, "'lora_rank' cannot be"),
     "another rank": (TASK | {"hparams": HPARAMS | {"lora_rank": 60_000}}, "has rank 2, and task.json says 60000"),
