@@ -214,7 +214,6 @@ class TerraIncognitaReasoning(ReasoningImageFolder, stock.TerraIncognita):  # ty
     """Terra Incognita (Beery et al., ECCV 2018): camera traps L100, L38, L43, L46; 10 classes; 24,788 images."""
 
     FOLDER = "terra_incognita"
-    SUBJECT = "animal"
 
 
 class DomainNetReasoning(ReasoningImageFolder, stock.DomainNet):  # type: ignore[misc]
@@ -227,5 +226,4 @@ class SVIROReasoning(ReasoningImageFolder, stock.SVIRO):  # type: ignore[misc]
     """SVIRO (Cruz et al., WACV 2020): the back seats of ten cars; 7 classes; 56,000 images."""
 
     FOLDER = "sviro"
-    SUBJECT = "occupant"
     READABLE = STOCK["SVIRO"].readable
