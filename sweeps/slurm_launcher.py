@@ -57,6 +57,7 @@ _OVER = frozenset(
 _STARTED = frozenset("CONFIGURING RUNNING COMPLETING SUSPENDED STOPPED SIGNALING".split())
 _PURGED = "PURGED"
 _SLURM_DECIDES_SECONDS = 120
+_SIGNAL_SECONDS = 2  # within which SIGTERM has reached all processes of a job, the train process and this one
 
 
 class TrainJob:
@@ -92,6 +93,7 @@ class TrainJob:
                 return
             if self._attempt.replaced:
                 raise RuntimeError("Slurm has started the job again on another node")
+            time.sleep(_SIGNAL_SECONDS)
             if self._terminated:
                 # Slurm ended it: to requeue it, to preempt it or for good. What it does comes now.
                 time.sleep(_SLURM_DECIDES_SECONDS)

@@ -82,10 +82,15 @@ def start_launcher(*jobs):
     return subprocess.Popen([sys.executable, "-c", LAUNCH, *jobs], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def job_id(sweep):
-    """Slurm's number of the job that the sweep has submitted last."""
+def job_ids(sweep):
+    """Slurm's numbers of the jobs, or arrays, that the sweep has submitted."""
     scripts = (sweep.folder / "slurm").glob("*_submission.sh")
-    return max(int(path.name.partition("_")[0]) for path in scripts)
+    return sorted(int(path.name.partition("_")[0]) for path in scripts)
+
+
+def job_id(sweep):
+    """The last one's."""
+    return job_ids(sweep)[-1]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +182,24 @@ def test_a_cancelled_job_is_a_failure_and_is_not_tried_again(sweep, slurm):
     assert len(sweep.pids("A")) == 1
 
 
+def test_a_job_whose_train_process_hears_of_its_end_first_is_not_tried_again(sweep):
+    """Slurm's SIGTERM goes to all processes of a job; here it reaches the train process half a second earlier."""
+    code = """
+    import subprocess
+    attempt()
+    subprocess.Popen(f"sleep 0.5; kill -TERM {os.getppid()}", shell=True, start_new_session=True)
+    os.kill(os.getpid(), 15)
+    """
+    run = "import sys; from domainbed_reasoning.sweeps.slurm_launcher import TrainJob; TrainJob(sys.argv[1], 1)()"
+    process = subprocess.Popen([sys.executable, "-c", run, sweep.job("A", code)])
+    sweep.wait_for_attempt("A", 1)
+    with pytest.raises(subprocess.TimeoutExpired):  # it waits for what Slurm decides
+        process.wait(5)
+    process.kill()
+    process.wait()
+    assert len(sweep.pids("A")) == 1
+
+
 def test_ctrl_c_leaves_the_jobs_running_and_says_how_to_follow_them(sweep, slurm):
     launcher = start_launcher(sweep.job("A", "attempt(); record(0); wait_for('go'); done()"))
     train = sweep.wait_for_attempt("A", 1)
@@ -248,9 +271,9 @@ def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice
 def test_more_jobs_than_an_array_may_have_are_several_arrays(sweep, slurm2, capsys):
     """MaxArraySize is 3 on that Slurm."""
     assert slurm_launcher.slurm_launcher([sweep.job(name, "record(0); done()") for name in "ABCDE"]) == []
-    last = job_id(sweep)
+    first, second = job_ids(sweep)
     said = capsys.readouterr().out
-    assert f"5 jobs were submitted to Slurm.\n    squeue --jobs={last - 1},{last}\n" in said
+    assert f"5 jobs were submitted to Slurm.\n    squeue --jobs={first},{second}\n" in said
     assert "All 5 jobs ended well." in said
 
 
