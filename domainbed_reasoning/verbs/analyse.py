@@ -67,6 +67,7 @@ def _add_entropy(parser: argparse.ArgumentParser) -> None:
 def _add_divergence(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="PACSReasoning, ShapesReasoning, …")
     parser.add_argument("--chains", help="chain file (default: the dataset's)")
+    parser.add_argument("--hparams", default="{}", help='JSON for the dataset, such as \'{"teacher": "other"}\'')
     parser.add_argument("--encoder", help="a CLIP or an MLLM, `tiny` for the embedded one (default: CLIP ViT-B/16)")
     parser.add_argument("--kernel", default="linear", choices=("linear", "rbf"), help="default: %(default)s")
     parser.add_argument("--images", type=int, default=200, help="images a domain, 0 for all (default: %(default)s)")
@@ -160,7 +161,8 @@ def _divergence(given: argparse.Namespace) -> None:
     name = given.encoder or encoders.DEFAULT
     clip = encoders.clip_named(name)
     checkpoint = None if clip else open_checkpoint(name)
-    hparams = {"model": checkpoint.job.model if checkpoint.job else name} if checkpoint else {}
+    hparams = arguments.json_object("--hparams", given.hparams)
+    hparams |= {"model": checkpoint.job.model if checkpoint.job else name} if checkpoint else {}
     material = build_material(given.dataset, given.data_dir, [], hparams, given.chains or True, clip)
     encoder = encoders.load_encoder(name)
     images, texts = [], []

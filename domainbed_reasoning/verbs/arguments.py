@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from domainbed_reasoning.atomic import replacing
 from domainbed_reasoning.catalog import CHAIN_FILE, ImageFolder, OnDisk, scan
@@ -60,6 +62,21 @@ def class_names(dataset: ImageFolder, on_disk: OnDisk) -> tuple[str, ...]:
     if fault:
         raise ValueError(f"{dataset.name}: {fault}. Rename its folders, or give them names in [class_names].")
     return names
+
+
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """Return the JSON object that was given for an option.
+
+    Raises:
+        ValueError: for anything else, with an example.
+    """
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{option} is no JSON ({error}): write \'{{"quantize": "nf4"}}\'.') from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{option} {text}: should be a JSON object, as in '{{\"lr\": 1e-4}}'.")
+    return found
 
 
 def printable(text: str) -> str:

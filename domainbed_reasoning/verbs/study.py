@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
 import os
 import shlex
 import shutil
@@ -26,7 +25,7 @@ from domainbed_reasoning.sweeps.study import (
     load_study,
     sweep_command,
 )
-from domainbed_reasoning.verbs.arguments import ends_with_message, make_parser, printable
+from domainbed_reasoning.verbs.arguments import ends_with_message, json_object, make_parser, printable
 from domainbed_reasoning.verbs.plan import schedule_of
 
 _EXAMPLES = """  domainbed-reasoning study                                                       # which there are
@@ -85,12 +84,7 @@ def listing() -> str:
 def _settings(study: Study, given: argparse.Namespace) -> Settings:
     if given.launcher not in {*registry.LAUNCHERS, *_STOCK_LAUNCHERS}:
         raise registry.unknown("launcher", given.launcher, {*registry.LAUNCHERS, *_STOCK_LAUNCHERS})
-    try:
-        hparams = json.loads(given.hparams)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'--hparams is no JSON ({error}): write \'{{"quantize": "nf4"}}\'.') from error
-    if not isinstance(hparams, dict):
-        raise ValueError(f"--hparams {given.hparams}: should be a JSON object, as in '{{\"lr\": 1e-4}}'.")
+    hparams = json_object("--hparams", given.hparams)
     output = Path(given.output_dir or f"study_output/{study.name}-{given.scale}").expanduser().absolute()
     if given.data_dir:
         data = str(Path(given.data_dir).expanduser().absolute())
