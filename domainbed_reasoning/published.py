@@ -172,7 +172,13 @@ PAPER_HPARAMS: dict[str, Any] = {
     "sarr_rounds": 3,
     "label_weight": 1.0,
     "chain_weight": 1.0,
+    "gradient_balance": "none",
+    "sarr_filter": "conclusion",
+    "sarr_votes": 1,
+    "votes": 1,
 }
+# Of these, what makes it another method than the paper's.
+METHOD_HPARAMS = ("label_weight", "chain_weight", "gradient_balance", "sarr_filter", "sarr_votes", "votes")
 PAPER_BATCH = 128
 
 

@@ -48,8 +48,11 @@ def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str) -> float
     """Return the paper's accuracy of an algorithm with this schedule; None where it has no such row.
 
     RDMLDG with N rounds stands beside the paper's N, with none beside MTCT. Without the teacher's stage neither it nor
-    SARR is in the paper.
+    SARR is in the paper, nor is any method with another objective, filter or vote.
     """
+    paper = published.PAPER_HPARAMS
+    if any(not _same(hparams[name], paper[name]) for name in published.METHOD_HPARAMS if name in hparams):
+        return None
     rounds = hparams.get("sarr_rounds", published.PAPER_HPARAMS["sarr_rounds"])
     if algorithm in ("RDMLDG", "SARR"):
         if hparams.get("mtct_epochs") == 0:
@@ -116,7 +119,8 @@ def order(table: Table, cells: pd.DataFrame, dataset: str) -> Table | None:
 
 
 def _place(label: str, accuracies: Mapping[str, float]) -> str:
-    return str(1 + sum(other > accuracies[label] for other in accuracies.values()))
+    """Return a row's place; rows with the same accuracy, as those of one method in the paper, take up one."""
+    return str(1 + len({other for other in accuracies.values() if other > accuracies[label]}))
 
 
 def main_results() -> Table:

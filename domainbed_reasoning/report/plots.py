@@ -22,6 +22,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 _MARKERS = "osD^vPX*"
 _INK = "#010203"  # stands for the page's text colour, which follows light and dark
 _STYLE = "<style>svg{color:#1b1f24}@media(prefers-color-scheme:dark){svg{color:#e4e7eb}}</style>"  # as the page's own
+_LEGEND_LETTERS = 100  # that stand in a line
 _WIDTH = 7.2  # inches at 72 points, so that the page shows 10-point texts as 10 points
 
 
@@ -130,7 +131,7 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
     axes.set_xticks(range(1, max(3, numbers[-1]) + 1))
     axes.set_xlabel("SARR round")
     axes.set_ylabel("chains kept, %")
-    _legend(axes, min(len(said) + 1, 3 if several else 5))
+    _legend(axes)
     over = "target domains and trials" if several else "trials"
     return _figure(figure, f"Chains that each round kept, mean over {over}.", "; ".join(said) + ".")
 
@@ -151,7 +152,7 @@ def training(jobs: Sequence[Job], dataset: str) -> Figure | None:
     courses = {label: steps for label, steps in sorted(courses.items()) if len(steps) > 1}
     if not courses:
         return None
-    figure, axes = _canvas(3.2)
+    figure, axes = _canvas(3.0)
     for place, (label, by_step) in enumerate(courses.items()):
         most = max(map(len, by_step.values()))
         steps = sorted(step for step, accs in by_step.items() if len(accs) == most)  # the same jobs at every point
@@ -159,7 +160,7 @@ def training(jobs: Sequence[Job], dataset: str) -> Figure | None:
         axes.plot(steps, means, _MARKERS[place % 8] + "-", color=_COLOURS[place % 8], ms=5, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("target accuracy, %")
-    _legend(axes, min(len(courses), 4))
+    _legend(axes)
     caption = f"{dataset}: accuracy in the target domains over training, mean over targets and trials."
     return _figure(figure, caption, f"Lines: {', '.join(courses)}.")
 
@@ -191,8 +192,12 @@ def _plain(label: str) -> str:
     return label.replace("$", r"\$")  # else matplotlib reads formulas
 
 
-def _legend(axes: Any, columns: int) -> None:
+def _legend(axes: Any, columns: int | None = None) -> None:
+    """Name the lines above the plot; without a number of columns as many as fit, in a picture that much higher."""
     handles, labels = axes.get_legend_handles_labels()
+    if columns is None:
+        columns = min(len(labels), max(1, _LEGEND_LETTERS // (max(map(len, labels)) + 6)), 5)
+        axes.figure.set_figheight(axes.figure.get_figheight() + 0.19 * math.ceil(len(labels) / columns))
     axes.legend(
         handles, [_plain(label) for label in labels], loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns,
         frameon=False, fontsize=9, labelcolor=_INK, handletextpad=0.4, columnspacing=1.4,

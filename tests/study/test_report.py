@@ -157,6 +157,10 @@ def test_the_papers_numbers_stand_beside_ours_where_dataset_and_algorithm_match(
         ("SARR", {"sarr_rounds": 3, "mtct_epochs": 3}, "65.29"),
         ("SARR", {"sarr_rounds": 3, "mtct_epochs": 0}, "–"),
         ("SARR", {"sarr_rounds": 1}, "–"),
+        ("MTCT", {"label_weight": 1, "gradient_balance": "none", "votes": 1}, "67.19"),
+        ("MTCT", {"gradient_balance": "norm"}, "–"),  # another method
+        ("MTCT", {"label_weight": 0.1}, "–"),
+        ("RDMLDG", {"sarr_rounds": 3, "sarr_filter": "consistent"}, "–"),
     ],
 )
 def test_the_papers_number_is_that_of_the_rows_schedule(write_job, tmp_path, algorithm, hparams, theirs):
