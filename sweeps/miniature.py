@@ -156,6 +156,8 @@ OTHER_BASE = (
     variant("ReasoningSFT better base", "ReasoningSFT", both_answers=False),
     variant("MTCT better base", "MTCT"),
     variant("RDMLDG better base", "RDMLDG", **sarr(3)),
+    variant("MTCT balanced better base", "MTCT", gradient_balance="norm"),
+    variant("RDMLDG balanced better base", "RDMLDG", gradient_balance="norm", **sarr(3)),
 )
 ROWS = (*MAIN, *CLAIMS, *BEYOND, *OTHER_BASE)
 

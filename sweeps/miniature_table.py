@@ -94,6 +94,12 @@ OTHER_BASE = (
     ("RD-MLDG against MTCT, chain", chain("RDMLDG better base"), chain("MTCT better base")),
     ("RD-MLDG's chain against label only", chain("RDMLDG better base"), label("LabelSFT better base")),
     ("RD-MLDG's chain against zero-shot's", chain("RDMLDG better base"), chain("MLLMZeroShot better base")),
+    ("MTCT with balanced gradients, chain", chain("MTCT balanced better base"), chain("MTCT better base")),
+    ("... against reasoning only", chain("MTCT balanced better base"), chain("ReasoningSFT better base")),
+    ("... against label only", chain("MTCT balanced better base"), label("LabelSFT better base")),
+    ("RD-MLDG with balanced gradients, chain", chain("RDMLDG balanced better base"), chain("RDMLDG better base")),
+    ("... against MTCT balanced", chain("RDMLDG balanced better base"), chain("MTCT balanced better base")),
+    ("... against label only, too", chain("RDMLDG balanced better base"), label("LabelSFT better base")),
 )  # fmt: skip
 NUMBERS = (
     "accuracy", "label", "chain", "unparsed", "source_validation", "caption_right", "follows_caption", "follows_cue",
