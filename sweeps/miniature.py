@@ -135,6 +135,7 @@ CLAIMS = (
     variant("RDMLDG paper's epochs", "RDMLDG", PAPER_RDMLDG, mtct_epochs=3, sarr_epochs=3, sarr_rounds=3),
     variant("MTCT paper's epochs", "MTCT", PAPER_MTCT),
     variant("MTCT as many steps", "MTCT", PAPER_RDMLDG),
+    variant("MTCT at RDMLDG's rate", "MTCT", lr=LEARNING_RATES["RDMLDG"]),
     variant("MTCT before rounds", "MTCT", BEFORE_ROUNDS, lr=LEARNING_RATES["RDMLDG"]),
     variant("ReasoningSFT before rounds", "ReasoningSFT", BEFORE_ROUNDS, lr=LEARNING_RATES["SARR"], both_answers=False),
     variant("RDMLDG N=1", "RDMLDG", **sarr(1)),
@@ -267,15 +268,30 @@ def job_of(
     return StudyJob(arguments, output / regime / arm.folder)
 
 
-def run(jobs: Iterable[StudyJob]) -> int:
-    """Run the jobs that are not done, in their order; return how many failed."""
+def run(jobs: Iterable[StudyJob], output: Path) -> int:
+    """Run the jobs that are not done, in their order; return how many failed.
+
+    Raises:
+        ValueError: where another process runs jobs of the folder ``output``, naming it.
+    """
+    from domainbed_reasoning.sweeps.again import sole_launch
     from domainbed_reasoning.sweeps.forked import forked_launcher
 
-    left = [job for job in jobs if not job.done]
-    for job in left:
-        shutil.rmtree(job.folder, ignore_errors=True)  # of a run that was ended
-        job.folder.mkdir(parents=True)
-    return len(forked_launcher([job.command for job in left]))
+    with sole_launch(output):
+        left = [job for job in jobs if not job.done]
+        for job in left:
+            shutil.rmtree(job.folder, ignore_errors=True)  # of a run that was ended
+            job.folder.mkdir(parents=True)
+        return len(forked_launcher([job.command for job in left]))
+
+
+def _run(jobs: Iterable[StudyJob], output: Path) -> int:
+    """Return 1 if a job failed or none could be started, saying why."""
+    try:
+        return int(run(jobs, output) > 0)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -295,16 +311,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.design:
         print_design(jobs)
     elif given.choose:
-        failed = run(grid_jobs(output))
+        failed = _run(grid_jobs(output), output)
         print_choice(output)
-        return int(failed > 0)
+        return failed
     elif given.base:
         make_better_base(output)
     elif given.run:
         if not (output / BETTER_BASE / "config.json").exists():
             jobs = [(arm, job) for arm, job in jobs if arm not in OTHER_BASE]
             print("There is no second base: its rows are left out. `--base` makes it.", file=sys.stderr)
-        return int(run(job for _, job in jobs) > 0)
+        return _run((job for _, job in jobs), output)
     else:
         from domainbed_reasoning.sweeps import miniature_table
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning import shapes
+from domainbed_reasoning import shapes, versions
 from domainbed_reasoning.atomic import replace_text
 from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.sweeps import miniature
@@ -38,7 +38,7 @@ def label(row: str) -> Answer:
 
 
 # What is compared, the first row's answer, the second's: the main table, and three families of rows that differ in one
-# thing. Holm's adjustment is over a family in a regime.
+# thing, and in the learning rate where each has its own. Holm's adjustment is over a family in a regime.
 CLAIMS = (
     ("reasoning only against label only", chain("ReasoningSFT"), label("LabelSFT")),
     ("MTCT's chain against reasoning only", chain("MTCT"), chain("ReasoningSFT")),
@@ -55,11 +55,14 @@ CLAIMS = (
 VARIANTS = (
     ("teacher in the model's own words, reasoning only", chain("ReasoningSFT own words"), chain("ReasoningSFT")),
     ("teacher in the model's own words, MTCT", chain("MTCT own words"), chain("MTCT")),
+    ("... at one learning rate", chain("MTCT own words"), chain("MTCT at RDMLDG's rate")),
     ("own words: RD-MLDG against MTCT, chain", chain("RDMLDG own words"), chain("MTCT own words")),
     ("the paper's epochs: RD-MLDG against MTCT, chain", chain("RDMLDG paper's epochs"), chain("MTCT paper's epochs")),
     ("... against MTCT for as many steps, chain", chain("RDMLDG paper's epochs"), chain("MTCT as many steps")),
     ("the paper's epochs: RD-MLDG against MTCT, label", label("RDMLDG paper's epochs"), label("MTCT paper's epochs")),
     ("... against MTCT for as many steps, label", label("RDMLDG paper's epochs"), label("MTCT as many steps")),
+    ("RD-MLDG (N=3) against MTCT at one learning rate, chain", chain("RDMLDG"), chain("MTCT at RDMLDG's rate")),
+    ("... label", label("RDMLDG"), label("MTCT at RDMLDG's rate")),
     ("one round against none (MTCT)", chain("RDMLDG N=1"), chain("MTCT")),
     ("two rounds against one", chain("RDMLDG N=2"), chain("RDMLDG N=1")),
     ("three rounds against two", chain("RDMLDG"), chain("RDMLDG N=2")),
@@ -121,9 +124,11 @@ def write(output: Path, results: Path) -> None:
         job = job_of(*cell, output)
         if job.done:
             row = row_of(cell[0], cell[1], job, output)
-            # Where and when a job ran is written once: another checkout may tabulate it later.
-            rows.append(row | {key: known[row["command"]][key] for key in ("commit", "hardware")}
-                        if row["command"] in known else row)  # fmt: skip
+            before = known.get(row["command"], {})
+            # The first table says where a job ran: another machine may tabulate it later.
+            row["hardware"] = before.get("hardware") or _hardware()
+            row["commit"] = _commit_of_job(job.folder) or before.get("commit") or _commit(_ended(job.folder))
+            rows.append(row)
     results.mkdir(parents=True, exist_ok=True)
     _write_csv(results / "rows.csv", ROW_FIELDS, rows)
     if choice := _choice(output):
@@ -137,7 +142,6 @@ def row_of(arm: Arm, regime: str, job: StudyJob, output: Path) -> Row:
     folder = job.folder
     last = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
     target = last["args"]["test_envs"][0]
-    ended = datetime.datetime.fromtimestamp((folder / "done").stat().st_mtime, datetime.UTC)
     images = len(shapes.CLASS_NAMES) * last["hparams"].get("target_per_class", shapes.PER_CLASS)
     held_out = int(images * last["args"]["holdout_fraction"])
     shares = {"in": (images - held_out) / images, "out": held_out / images}
@@ -153,9 +157,7 @@ def row_of(arm: Arm, regime: str, job: StudyJob, output: Path) -> Row:
         "source_validation": source_validation(job),
         "steps": arm.steps,
         "lr": last["hparams"].get("lr", ""),
-        "date": ended.date().isoformat(),
-        "commit": _commit(ended),
-        "hardware": _hardware(),
+        "date": _ended(folder).date().isoformat(),
         "command": job.command.replace(str(output), "miniature_output"),
     }
     for k in (1, 2, 3):
@@ -175,17 +177,19 @@ def faithfulness(lines: Sequence[Mapping[str, Any]]) -> Row:
     """Return what the chains of a target domain say of parts and cue, as shares in [0, 1]; empty without chains.
 
     ``caption_right``: the caption names the true class's parts. ``follows_caption``: the conclusion is the class whose
-    parts it names. ``follows_cue``: the answer is the class whose hue the background has
-    where it misleads.
+    parts it names; a chain that is broken or names no class's parts is neither. ``follows_cue``: the answer is the
+    class whose hue the background has where it misleads.
     """
     names = list(shapes.CLASS_NAMES)
     answers = [line["chain_answer"] if line["chain"] is not None else line["label_answer"] for line in lines]
     cues = [names[(names.index(line["label"]) + shapes.MISLEADING_SHIFT) % len(names)] for line in lines]
     found: Row = {"follows_cue": statistics.fmean(a == cue for a, cue in zip(answers, cues, strict=True))}
     nearest = [(line, described_class(line["chain"])) for line in lines if line["chain"] is not None]
-    if any(name is not None for _, name in nearest):
+    if nearest:
         found["caption_right"] = statistics.fmean(name == line["label"] for line, name in nearest)
-        found["follows_caption"] = statistics.fmean(name == line["chain_answer"] for line, name in nearest)
+        found["follows_caption"] = statistics.fmean(
+            name is not None and name == line["chain_answer"] for line, name in nearest
+        )
     return found
 
 
@@ -220,7 +224,7 @@ def render(rows: Sequence[Row]) -> str:
         text += ["", f"## Cue with probability {rho:g} ({regime})", "", *_main_table(rows, regime)]
         text += ["", *_claim_table(rows, regime, CLAIMS, "Claims")]
         for title, family in (
-            ("One thing changed", VARIANTS),
+            ("One thing changed, each at its chosen learning rate", VARIANTS),
             ("Beyond the paper", BEYOND),
             ("A base that knows the classes better", OTHER_BASE),
         ):
@@ -308,6 +312,20 @@ def _choice(output: Path) -> list[Row]:
         if (found := source_validation(job_of(arm, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)))
         is not None
     ]
+
+
+def _commit_of_job(folder: Path) -> str:
+    """Return the commit that a job says it ran on; empty for jobs from before they said so."""
+    try:
+        said = json.loads((folder / versions.FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    commit = said[versions.OURS]["commit"] or ""
+    return str(commit[:7])
+
+
+def _ended(folder: Path) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp((folder / "done").stat().st_mtime, datetime.UTC)
 
 
 def _commit(ended: datetime.datetime) -> str:

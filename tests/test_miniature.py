@@ -8,7 +8,7 @@ import pytest
 
 from domainbed_reasoning import registry, shapes
 from domainbed_reasoning.register import check_hparams
-from domainbed_reasoning.sweeps import miniature, miniature_table
+from domainbed_reasoning.sweeps import again, miniature, miniature_table
 from domainbed_reasoning.sweeps.miniature import BEYOND, CLAIMS, CNNS, MAIN, OTHER_BASE, ROWS, choices, job_of, weights
 
 
@@ -150,6 +150,15 @@ def test_rows_are_written_again_as_they_were_and_tables_say_who_won(tmp_path, ca
     (results / "rows.csv").write_text(text)
     miniature_table.write(tmp_path, results)
     assert (results / "rows.csv").read_text() == text
+    # What a job says of its commit stands above what an earlier table had, of the run that it took the place of.
+    job = job_of(arm("MTCT"), "rho8", 0, 1, tmp_path)
+    said = {"domainbed-reasoning": {"version": "0.1.0", "commit": "0123456789abcdef", "modified": False}}
+    (job.folder / "versions.json").write_text(json.dumps(said))
+    miniature_table.write(tmp_path, results)
+    with (results / "rows.csv").open(newline="") as file:
+        commits = {(row["row"], row["target"]): row["commit"] for row in csv.DictReader(file)}
+    assert commits.pop(("MTCT", "photo")) == "0123456"
+    assert set(commits.values()) == {first["commit"]}
 
 
 def prediction(label, chain_answer, caption):
@@ -187,6 +196,10 @@ def test_faithfulness_counts_captions_conclusions_and_the_misleading_cue():
     ]
     found = miniature_table.faithfulness(lines)
     assert found == {"caption_right": 0.5, "follows_caption": 0.5, "follows_cue": 0.25}
+    broken = {"label": "dax", "label_answer": "dax", "chain_answer": None, "chain": "<SUMMARY>a</SUMMARY><CAPT"}
+    found = miniature_table.faithfulness([*lines, *[broken] * 4])
+    assert found == {"caption_right": 0.25, "follows_caption": 0.25, "follows_cue": 0.125}
+    assert miniature_table.faithfulness([broken]) == {"caption_right": 0, "follows_caption": 0, "follows_cue": 0}
     label_only = [{"label": "dax", "label_answer": cue, "chain_answer": None, "chain": None}]
     assert miniature_table.faithfulness(label_only) == {"follows_cue": 1.0}
 
@@ -208,9 +221,17 @@ def test_jobs_that_are_done_are_not_run_again_and_the_rest_of_a_dead_one_is_remo
     (dead.folder / "results.jsonl").write_text("of a job that died")
     launched = []
     monkeypatch.setattr(forked, "forked_launcher", lambda commands: launched.extend(commands) or [])
-    assert miniature.run([done, dead, new]) == 0
+    assert miniature.run([done, dead, new], tmp_path) == 0
     assert launched == [dead.command, new.command]
     assert not (dead.folder / "results.jsonl").exists() and done.done
+
+
+def test_one_process_runs_a_folder_s_jobs(tmp_path, capsys):
+    """A second would remove the folders of the first's running jobs."""
+    with again.sole_launch(tmp_path):
+        assert miniature.main(["--run", "--output_dir", str(tmp_path)]) == 1
+    assert f"{tmp_path} is being launched by process" in capsys.readouterr().err
+    assert not (tmp_path / "rho0").exists()
 
 
 def test_the_choice_is_printed_with_its_measurements(tmp_path, capsys):
