@@ -317,7 +317,8 @@ def hours_of(
     training = samples * training_flops(shape, lengths, *paths) / (peak * ASSUMED["training_mfu"].value) * slow
     if hparams.get("gradient_checkpointing"):
         training *= ASSUMED["checkpointing"].value
-    chain = seconds_to_write(shape, lengths, gpu, hparams)
+    a_chain = seconds_to_write(shape, lengths, gpu, hparams)
+    chain = a_chain * hparams.get("votes", 1)
     label = seconds_to_score(shape, lengths, data.classes, gpu, hparams)
     rounds = sum(stage.round > 0 for stage in schedule.stages)
     in_training = data.images * sources / data.domains * 0.8
@@ -327,7 +328,8 @@ def hours_of(
         evaluations = len(set(range(0, schedule.n_steps, schedule.checkpoint_freq)) | {schedule.n_steps - 1})
     an_answer = chain if hparams["answer"] == "chain" else label
     evaluation = data.images * (evaluations * an_answer + (label + chain - an_answer) * hparams["both_answers"])
-    return Hours(training / 3600, rounds * met * chain / 3600, evaluation / 3600, evaluations)
+    labelling = rounds * met * a_chain * hparams.get("sarr_votes", 1)
+    return Hours(training / 3600, labelling / 3600, evaluation / 3600, evaluations)
 
 
 def seconds_to_write(shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[str, Any]) -> float:

@@ -22,7 +22,7 @@ from typing import Any
 
 from domainbed_reasoning import upstream
 from domainbed_reasoning.sweeps import jobs
-from domainbed_reasoning.sweeps.stock import choose_domainbed, run_stock
+from domainbed_reasoning.sweeps.stock import choose_domainbed, run_stock, with_located
 
 EMBEDDED = "ShapesReasoning"
 CPU_STEPS = 60
@@ -91,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.dataset != EMBEDDED or given.model:
         hparams: dict[str, Any] = {"model": given.model} if given.model else TINY_ON_REAL_IMAGES
         if given.chains:
-            hparams = hparams | {"chains": str(Path(given.chains).absolute())}
-        sweep += ["--hparams", json.dumps(hparams)]
+            hparams = hparams | {"chains": given.chains}
+        sweep += ["--hparams", json.dumps(with_located(hparams))]
     if steps := given.steps or choose_steps(given.dataset):
         sweep += ["--steps", str(steps)]
     if output.is_dir():

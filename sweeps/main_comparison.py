@@ -4,7 +4,7 @@ from domainbed_reasoning.sweeps.study import FOUR, Grid, Study, for_laptop
 
 # Baselines keep DomainBed's own defaults, on the ResNet-50 that these give.
 _BASELINES = Grid(("ERM", "CORAL"), mllm=False)
-_CLIP = Grid(("CLIPZeroShot", "CLIPLoRA"), mllm=False)
+_CLIP = Grid(("CLIPZeroShot", "CLIPLoRA"), mllm=False, clip=True)
 _OURS = Grid(("MLLMZeroShot", "LabelSFT", "ReasoningSFT", "MTCT", "SARR", "RDMLDG"))
 
 STUDY = Study(

@@ -8,11 +8,30 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from domainbed_reasoning import upstream
 from domainbed_reasoning.sweeps.processes import ended_by_sigterm
 
 STAND_IN = Path(__file__).resolve().parent.parent / "tests" / "standin"
+
+
+# Of our hparams, those that may be paths.
+_PATHS = ("model", "clip_model", "chains")
+_EMBEDDED_MODEL = "tiny"
+
+
+def located(path: str) -> str:
+    """Return what is here by its absolute path, as jobs run in DomainBed's folder; a hub id and the rest unchanged."""
+    here = Path(path).expanduser()
+    return str(here.absolute()) if path not in ("", _EMBEDDED_MODEL) and here.exists() else path
+
+
+def with_located(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hparams whose paths are absolute."""
+    return {
+        name: located(value) if name in _PATHS and isinstance(value, str) else value for name, value in hparams.items()
+    }
 
 
 def stock_command(script: str, *arguments: str) -> list[str]:

@@ -33,6 +33,7 @@ class Grid:
         folder: below the study's; "" is the study's own.
         hparams: on top of the defaults, which are the paper's.
         mllm: whether the algorithms are ours on a multimodal LLM, to which the user's model and hparams apply.
+        clip: whether they are CLIP's, to which the user's hparams ``clip_…`` apply.
         n_hparams: draws of hyper-parameters; 1 is the defaults.
         n_trials: seeds of the splits; DomainBed's 3, the paper publishes none.
         pairs: whether pairs of domains are targets too, as leave-one-domain-out selection needs.
@@ -42,6 +43,7 @@ class Grid:
     folder: str = ""
     hparams: Mapping[str, Any] = field(default_factory=dict)
     mllm: bool = True
+    clip: bool = False
     n_hparams: int = 1
     n_trials: int = 3
     pairs: bool = False
@@ -85,7 +87,7 @@ class Settings:
         output_dir: the study's folder.
         launcher: a name in DomainBed's registry of launchers.
         model: of the MLLM algorithms; "" is the default.
-        hparams: of the MLLM algorithms, over the grid's.
+        hparams: of the MLLM algorithms, over the grid's; those that begin with ``clip_`` are CLIP's.
         steps: DomainBed's ``--steps``.
         n_trials: in place of the grid's.
     """
@@ -100,8 +102,10 @@ class Settings:
 
     def hparams_of(self, grid: Grid) -> dict[str, Any]:
         """Return what ``--hparams`` says for a grid."""
-        chosen = {**({"model": self.model} if self.model else {}), **self.hparams} if grid.mllm else {}
-        return {**grid.hparams, **chosen}
+        of_clip = {name: value for name, value in self.hparams.items() if name.startswith("clip_")}
+        of_mllms = {name: value for name, value in self.hparams.items() if name not in of_clip}
+        model = {"model": self.model} if self.model else {}
+        return {**grid.hparams, **(model | of_mllms if grid.mllm else {}), **(of_clip if grid.clip else {})}
 
     def trials_of(self, grid: Grid) -> int:
         """Return the number of trials of a grid."""

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from domainbed_reasoning import catalog, registry
-from domainbed_reasoning.sweeps import again, jobs, single_source
+from domainbed_reasoning.mllm.loading import TINY
+from domainbed_reasoning.sweeps import again, jobs, single_source, stock
 from domainbed_reasoning.sweeps.study import STUDIES, Grid, Settings, jobs_of, load_study, sweep_command
 from domainbed_reasoning.verbs import study as verb
 
@@ -91,6 +92,40 @@ def test_the_users_hparams_reach_the_language_models_alone():
     assert "--hparams" not in sweep_command(Grid(("ERM",), mllm=False), ["PACSReasoning"], settings)
 
 
+def test_clips_hparams_reach_clip_alone():
+    """Without the hub both models are folders, and one `--hparams` names them."""
+    settings = Settings("/data", "/out", hparams={"model": "/vl", "clip_model": "/clip"})
+    _, clip, ours = load_study("main_comparison").grids
+    for grid, its in ((clip, {"clip_model": "/clip"}), (ours, {"model": "/vl"})):
+        command = sweep_command(grid, ["PACSReasoning"], settings)
+        assert json.loads(command[command.index("--hparams") + 1]) == its
+
+
+def test_paths_mean_the_same_in_the_jobs_which_run_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vl").symlink_to(TINY)
+    for name in ("clip", "tiny"):
+        (tmp_path / name).mkdir()
+    hparams = json.dumps({"clip_model": "clip"})
+    said = said_by(capsys, "main_comparison", "--scale", "paper", "--model", "./vl", "--hparams", hparams)
+    assert f'{{"model": "{tmp_path}/vl"}}' in said and f'{{"clip_model": "{tmp_path}/clip"}}' in said
+    assert stock.located("org/model") == "org/model" and stock.located("./gone") == "./gone"
+    assert stock.located("tiny") == "tiny"  # the embedded model, whatever lies here
+
+
+def test_one_chain_file_is_refused_for_several_datasets(tmp_path, capsys):
+    """Jobs of all other datasets would end with images that are not theirs."""
+    hparams = json.dumps({"chains": "/some.jsonl"})
+    assert verb.main(["ablation", "--launch", "--data_dir", str(tmp_path), "--hparams", hparams]) == 1
+    assert "/some.jsonl: one file, and ablation has 2 datasets. Put each" in capsys.readouterr().err
+
+
+def test_an_update_on_one_source_has_as_many_images_as_one_on_three():
+    for scale, images in (("paper", 129), ("mini", 18)):
+        _, ours = load_study("single_source").at(scale)[1]
+        assert ours.hparams == {"batch_size": images}
+
+
 def test_leave_one_domain_out_selection_gets_its_pairs(capsys):
     """4 targets and 6 pairs, 20 draws, 3 trials: 600 jobs an algorithm."""
     study = load_study("random_search")
@@ -110,6 +145,9 @@ def test_what_is_printed_has_commands_claim_and_hours(capsys):
     assert len(hours) == 6 and hours == sorted(set(hours))
     total = float(re.search(r"(\d+) hours in all", said)[1])
     assert total == pytest.approx(12 * sum(hours), rel=0.02)
+    # With GPUs for all, a sweep ends with its longest job, and the next begins then.
+    said = said_by(capsys, "sarr_rounds", "--data_dir", "/data", "--gpu", "H100", "--gpus", "100")
+    assert float(re.search(r"([\d.]+) days on", said)[1]) == pytest.approx(sum(hours) / 24, abs=0.06)
 
 
 def test_the_single_source_jobs_are_the_sweeps_but_for_their_targets(run_stock, domainbed_root, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import catalog, published, registry
+from domainbed_reasoning.sweeps.stock import located, with_located
 from domainbed_reasoning.sweeps.study import (
     EMBEDDED,
     STUDIES,
@@ -56,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output_dir", help="default: study_output/<name>-<scale>")
     parser.add_argument("--launcher", default="parallel", help="parallel (default), ray, slurm, local, …")
     parser.add_argument("--model", default="", help="folder or hub id for the algorithms on a multimodal LLM")
-    parser.add_argument("--hparams", default="{}", help="JSON for the same algorithms, over the study's")
+    parser.add_argument(
+        "--hparams", default="{}", help="JSON for the same algorithms, over the study's; clip_… for those on CLIP"
+    )
     parser.add_argument("--steps", type=int, help="DomainBed's --steps, of every job")
     parser.add_argument("--n_trials", type=int, help="seeds of the splits (default: the study's)")
     parser.add_argument("--gpu", default="H200", help="for the expected hours (default: %(default)s)")
@@ -84,13 +87,13 @@ def listing() -> str:
 def _settings(study: Study, given: argparse.Namespace) -> Settings:
     if given.launcher not in {*registry.LAUNCHERS, *_STOCK_LAUNCHERS}:
         raise registry.unknown("launcher", given.launcher, {*registry.LAUNCHERS, *_STOCK_LAUNCHERS})
-    hparams = json_object("--hparams", given.hparams)
+    hparams = with_located(json_object("--hparams", given.hparams))
     output = Path(given.output_dir or f"study_output/{study.name}-{given.scale}").expanduser().absolute()
     if given.data_dir:
         data = str(Path(given.data_dir).expanduser().absolute())
     else:
         data = str(output) if given.scale == "mini" else "DATA_DIR"
-    return Settings(data, str(output), given.launcher, given.model, hparams, given.steps, given.n_trials)
+    return Settings(data, str(output), given.launcher, located(given.model), hparams, given.steps, given.n_trials)
 
 
 def _check_data(study: Study, data_dir: str | None, settings: Settings) -> None:
@@ -100,17 +103,24 @@ def _check_data(study: Study, data_dir: str | None, settings: Settings) -> None:
             f"{study.name} at the scale of the paper needs --data_dir, the folder that holds "
             f"{', '.join(study.datasets)}; --scale mini needs no data."
         )
+    own_chains = settings.hparams.get("chains")
+    if own_chains and len(study.datasets) > 1:
+        raise ValueError(
+            f"--hparams chains {own_chains}: one file, and {study.name} has {len(study.datasets)} datasets. Put each "
+            f"one's chains beside its domains, as <data_dir>/<folder>/{catalog.CHAIN_FILE}."
+        )
     for name in study.datasets:
         dataset = catalog.STOCK[registry.TWINS[name]]
         root = Path(settings.data_dir) / dataset.folder
         if not root.is_dir():
             raise FileNotFoundError(f"{name}: there is no folder {root}. {dataset.obtain}")
         needed = {algorithm for grid in study.grids for algorithm in grid.algorithms} & _NEED_CHAINS
-        if needed and "chains" not in settings.hparams and not (root / catalog.CHAIN_FILE).exists():
+        if needed and not own_chains and not (root / catalog.CHAIN_FILE).exists():
+            other = ", `--hparams '{\"chains\": …}'` names another file" if len(study.datasets) == 1 else ""
             raise FileNotFoundError(
                 f"{name}: {', '.join(sorted(needed))} train on chains, and there is no {root / catalog.CHAIN_FILE}. "
                 f"`domainbed-reasoning annotate --dataset {dataset.name} --data_dir {settings.data_dir} --teacher …` "
-                "gets them, `import` takes others' over; --hparams '{\"chains\": …}' names another file."
+                f"gets them, `import` takes others' over{other}."
             )
 
 
@@ -164,18 +174,20 @@ def _hours_lines(
     published.gpu_named(gpu)
     short = [dataset.removesuffix("Reasoning") for dataset in datasets]
     lines = [f"{f'hours a job on one {gpu}':<34}" + "".join(f"{name:>16}" for name in short)]
-    total, uncounted = 0.0, False
+    total, days, uncounted = 0.0, 0.0, False
     for grid in grids:
+        of_grid, longest = 0.0, 0.0
         for algorithm in grid.algorithms:
             row = [_hours(study, algorithm, dataset, grid, settings, gpu) for dataset in datasets]
             shown = [f"{hours:>16.1f}" if hours is not None else f"{'-':>16}" for hours in row]
             lines.append(f"  {algorithm + (f' ({grid.folder})' if grid.folder else ''):<32}" + "".join(shown))
             for dataset, hours in zip(datasets, row, strict=True):
                 uncounted |= hours is None
-                total += (hours or 0.0) * jobs_of(study, grid, dataset, settings)
-    lines.append(
-        f"{total:.0f} hours in all, {total / gpus / 24:.1f} days on {gpus} x {gpu}; within a factor of 2, see `plan`"
-    )
+                of_grid += (hours or 0.0) * jobs_of(study, grid, dataset, settings)
+                longest = max(longest, hours or 0.0)
+        total += of_grid
+        days += max(of_grid / gpus, longest) / 24  # the next sweep starts when this one has ended
+    lines.append(f"{total:.0f} hours in all, {days:.1f} days on {gpus} x {gpu}; within a factor of 2, see `plan`")
     if uncounted:
         lines.append("- is not in the cost model: networks without a language model, which are far smaller")
     return lines

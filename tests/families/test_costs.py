@@ -111,6 +111,13 @@ def test_hours_of_a_job_by_hand():
     assert hours.training == pytest.approx(expected)
     faster = costs.seconds_to_write(shape, lengths, gpu, {**HPARAMS, "eval_batch": 32})
     assert 0.5 <= faster / costs.seconds_to_write(shape, lengths, gpu, HPARAMS) < 0.6
+    once, voted = (
+        costs.hours_of(shape, lengths, data, gpu, {**HPARAMS, "votes": n, "sarr_votes": n}, schedule, (True, True))
+        for n in (1, 5)
+    )
+    assert once.labelling > 0 and voted.training == once.training
+    assert voted.labelling == pytest.approx(5 * once.labelling)
+    assert voted.evaluation == pytest.approx(5 * once.evaluation)
 
 
 def test_memory_shrinks_with_quantisation_checkpointing_and_micro_batch():
