@@ -123,8 +123,8 @@ class Result:
 
     @property
     def average(self) -> float:
-        """Mean over the datasets, in percent."""
-        return sum(self.accuracies.values()) / len(self.accuracies)
+        """Mean over the datasets, in percent, rounded half up to a hundredth as the paper prints it."""
+        return round(sum(self.accuracies.values()) / len(self.accuracies) + 1e-9, 2)
 
 
 def _four(*accuracies: float) -> dict[str, float]:
@@ -160,8 +160,9 @@ SARR_ROUNDS = {0: 67.19, 1: 70.06, 2: 70.59, 3: 70.65}
 # Percent of the self-labelled chains that were kept, in the first round and at the end.
 SELF_LABELS_KEPT = (100 - 39.5, 100 - 14.8)
 
-# The paper's settings, by the names of our hyper-parameters. `batch` is over all source domains.
+# The paper's settings, by the names of our hyper-parameters.
 PAPER_HPARAMS: dict[str, Any] = {
+    "answer": "chain",
     "model": "OpenGVLab/InternVL3-8B-hf",
     "quantize": "none",
     "lora_rank": 8,
@@ -178,8 +179,25 @@ PAPER_HPARAMS: dict[str, Any] = {
     "votes": 1,
 }
 # Of these, what makes it another method than the paper's.
-METHOD_HPARAMS = ("label_weight", "chain_weight", "gradient_balance", "sarr_filter", "sarr_votes", "votes")
-PAPER_BATCH = 128
+METHOD_HPARAMS = ("answer", "label_weight", "chain_weight", "gradient_balance", "sarr_filter", "sarr_votes", "votes")
+PAPER_BATCH = 128  # over all source domains
+# Of the other methods with a row in the paper: the networks that its tables name.
+OTHERS_HPARAMS: dict[str, dict[str, Any]] = {
+    "CORAL": {"resnet18": False, "vit": False},
+    **dict.fromkeys(("CLIPZeroShot", "CLIPLoRA"), {"clip_model": "openai/clip-vit-base-patch16"}),
+}
+
+
+def settings_of(algorithm: str, ours: bool) -> Mapping[str, Any]:
+    """Return the paper's settings of an algorithm, by the names of hyper-parameters; none where it has no such row.
+
+    Args:
+        algorithm: DomainBed's or our name.
+        ours: whether it is one of this package.
+    """
+    if algorithm in OTHERS_HPARAMS or not ours:
+        return OTHERS_HPARAMS.get(algorithm, {})
+    return PAPER_HPARAMS | ({"answer": "label"} if algorithm == "LabelSFT" else {})
 
 
 def result_of(algorithm: str, dataset: str) -> float | None:

@@ -127,7 +127,7 @@ def _beside_the_paper(frame: pd.DataFrame, counted: Sequence[Job]) -> Iterator[B
             if places := paper.order(table, cells, dataset):
                 yield places
     differing = paper.differing_settings(counted)
-    yield differing or Text("All settings that the paper gives are those of these jobs.")
+    yield Text(differing) if isinstance(differing, str) else differing
     yield Fold("The paper's tables", (paper.main_results(), paper.ablation()))
 
 

@@ -16,6 +16,7 @@ from domainbed_reasoning.collect.tables import ABSENT, LACKING, Table, labelled_
 from domainbed_reasoning.registry import ALGORITHMS, TWINS
 
 _DIFFERENCE = "Ours − paper"
+_OF_METHOD = frozenset(published.METHOD_HPARAMS)
 
 
 def stock_name(dataset: str) -> str:
@@ -48,10 +49,10 @@ def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str) -> float
     """Return the paper's accuracy of an algorithm with this schedule; None where it has no such row.
 
     RDMLDG with N rounds stands beside the paper's N, with none beside MTCT. Without the teacher's stage neither it nor
-    SARR is in the paper, nor is any method with another objective, filter or vote.
+    SARR is in the paper, nor is any method with another objective, filter, vote or answer.
     """
-    paper = published.PAPER_HPARAMS
-    if any(not _same(hparams[name], paper[name]) for name in published.METHOD_HPARAMS if name in hparams):
+    paper = _settings_of(algorithm)
+    if any(not _same(hparams[name], paper[name]) for name in paper.keys() & hparams & _OF_METHOD):
         return None
     rounds = hparams.get("sarr_rounds", published.PAPER_HPARAMS["sarr_rounds"])
     if algorithm in ("RDMLDG", "SARR"):
@@ -130,10 +131,10 @@ def main_results() -> Table:
 
 def ablation() -> Table:
     """Return the paper's ablation."""
-    return _results("The paper's ablation", published.ABLATION)
+    return _results("The paper's ablation", published.ABLATION, " The averages are ours: the paper gives none.")
 
 
-def _results(caption: str, results: Sequence[published.Result]) -> Table:
+def _results(caption: str, results: Sequence[published.Result], more: str = "") -> Table:
     head = ("Method", "Here", "Backbone", *results[0].accuracies, "Avg")
     rows = [
         (
@@ -145,23 +146,26 @@ def _results(caption: str, results: Sequence[published.Result]) -> Table:
         )
         for result in results
     ]
-    return Table(
-        caption, head, tuple(rows), "Percent, arXiv 2602.23777. “Here” is the name that DomainBed knows it by."
-    )
+    note = "Percent, arXiv 2602.23777. “Here” is the name that DomainBed knows it by."
+    return Table(caption, head, tuple(rows), f"{note}{more}")
 
 
-def differing_settings(jobs: Sequence[Job]) -> Table | None:
-    """Return the settings of the MLLM algorithms' jobs that are not the paper's; None where all are.
+def differing_settings(jobs: Sequence[Job]) -> Table | str:
+    """Return the settings that are not the paper's, of jobs whose settings it gives; a sentence where all are.
 
     Args:
         jobs: that count.
     """
     found: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-    for job in jobs:
+    compared = [job for job in jobs if _settings_of(job.args["algorithm"])]
+    if not compared:
+        return "The paper gives no settings of these algorithms."
+    for job in compared:
         for difference in _differences(job):
             found[difference].add(job.args["algorithm"])
     if not found:
-        return None
+        names = ", ".join(sorted({job.args["algorithm"] for job in compared}))
+        return f"All settings that the paper gives are those of these jobs ({names})."
     rows = [(name, theirs, here, ", ".join(sorted(who))) for (name, theirs, here), who in sorted(found.items())]
     return Table(
         "Settings that differ from the paper's",
@@ -176,19 +180,26 @@ def _differences(job: Job) -> Iterator[tuple[str, str, str]]:
     args, hparams = job.args, job.hparams
     if stock_name(args["dataset"]) not in published.MAIN_RESULTS[0].accuracies:
         yield "dataset", ", ".join(published.MAIN_RESULTS[0].accuracies), args["dataset"]
-    if args["algorithm"] not in ALGORITHMS or "model" not in hparams:
-        return
-    for name, theirs in published.PAPER_HPARAMS.items():
+    settings = _settings_of(args["algorithm"])
+    for name, theirs in settings.items():
         if name in hparams and not _same(hparams[name], theirs):
             yield name, json.dumps(theirs), json.dumps(hparams[name])
+    if "model" not in settings:
+        if args.get("steps"):
+            yield "length of training", "DomainBed's, or not given", f"--steps {args['steps']}"
+        return
     if args.get("steps"):
         yield "length of training", "epochs", f"--steps {args['steps']}, shared among the stages"
-    sources = _sources(job)
-    if sources and "lr" in hparams and abs(sources * hparams["batch_size"] - published.PAPER_BATCH) > sources:
-        here = f"{sources * hparams['batch_size']} ({hparams['batch_size']} from each of {sources} sources)"
+    sources, batch = _sources(job), hparams.get("batch_size", 0)
+    if "lr" in hparams and batch and abs(sources * batch - published.PAPER_BATCH) > sources > 0:
+        here = f"{sources * batch} ({batch} from each of {sources} sources)"
         yield "images a step", str(published.PAPER_BATCH), here
     if hparams.get("data_augmentation"):
         yield "data_augmentation", "not mentioned", "DomainBed's"
+
+
+def _settings_of(algorithm: str) -> Mapping[str, Any]:
+    return published.settings_of(algorithm, algorithm in ALGORITHMS)
 
 
 def _same(ours: Any, theirs: Any) -> bool:
