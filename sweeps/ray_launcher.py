@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from domainbed_reasoning.sweeps.attempts import DEFAULT_RETRIES, RETRIES, join_records
 from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, report, say_ended, whole_number
-from domainbed_reasoning.sweeps.processes import ended_by_sigterm, threads_of
+from domainbed_reasoning.sweeps.processes import ended_by_sigterm, threads_of, visible_gpus
 
 GPUS = "DOMAINBED_REASONING_GPUS_PER_JOB"
 CPUS = "DOMAINBED_REASONING_CPUS_PER_JOB"
@@ -139,7 +139,8 @@ def _start_or_join() -> Any:
         if address:
             ray.init(address=address, **quiet)
         else:
-            ray.init(address="local", include_dashboard=False, **quiet)
+            # Of itself Ray would count every name in CUDA_VISIBLE_DEVICES as a GPU, "-1" too.
+            ray.init(address="local", include_dashboard=False, num_gpus=len(visible_gpus()), **quiet)
     return ray
 
 
