@@ -11,6 +11,10 @@ A job that is preempted, loses its node or is requeued by hand is started again 
 allocation; one that runs out of time is requeued, which helps where training resumes. See `attempts` for why no record
 stands twice.
 
+An attempt that Slurm's SIGTERM ended has not failed: the job waits for what Slurm does, however long the partition's
+GraceTime, and trains no more before. Where nothing follows, since somebody sent that signal by hand (`scancel
+--signal=TERM`), it waits until it is out of time; `scontrol requeue` starts it at once. Its log says so.
+
 Environment variables, all optional:
     DOMAINBED_REASONING_SLURM: options of sbatch in their long form, whichever the cluster asks for (default of
         ``--time``: one day). sbatch's own variables, as SBATCH_PARTITION or SBATCH_ACCOUNT, count as well.
@@ -34,7 +38,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -56,7 +60,6 @@ _OVER = frozenset(
 )
 _STARTED = frozenset("CONFIGURING RUNNING COMPLETING SUSPENDED STOPPED SIGNALING".split())
 _PURGED = "PURGED"
-_SLURM_DECIDES_SECONDS = 120
 _SIGNAL_SECONDS = 2  # within which SIGTERM has reached all processes of a job, the train process and this one
 
 
@@ -95,10 +98,15 @@ class TrainJob:
                 raise RuntimeError("Slurm has started the job again on another node")
             time.sleep(_SIGNAL_SECONDS)
             if self._terminated:
-                # Slurm ended it: to requeue it, to preempt it or for good. What it does comes now.
-                time.sleep(_SLURM_DECIDES_SECONDS)
-                self._terminated = False
+                self._wait_for_slurm()
         raise RuntimeError(f"exit code {exit_code}")
+
+    def _wait_for_slurm(self) -> NoReturn:
+        """Wait until Slurm requeues the job, or ends it: SIGKILL, or SIGUSR2 to submitit, comes as late as it may."""
+        assert self._attempt is not None
+        self._attempt.say("--- ended by SIGTERM; waits until Slurm ends or requeues the job, or `scontrol requeue`")
+        while True:
+            time.sleep(_POLL_SECONDS)
 
     def _note_sigterm(self, *_: object) -> None:
         self._terminated = True

@@ -27,6 +27,14 @@ slurm_launcher.slurm_launcher(sys.argv[1:])
 """
 
 
+# A second partition, whose jobs those of the first one preempt.
+LOW = """
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=low Nodes=ALL PriorityTier=0 PreemptMode=REQUEUE GraceTime=10
+"""
+
+
 def start_slurm(folder, **options):
     """Yield the environment of a Slurm that lasts until the tests of this file have ended."""
     if reason := one_machine.missing():
@@ -40,7 +48,7 @@ def start_slurm(folder, **options):
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
-    yield from start_slurm(tmp_path_factory.mktemp("slurm"))
+    yield from start_slurm(tmp_path_factory.mktemp("slurm"), more=LOW)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +179,22 @@ def test_a_requeued_job_starts_anew_and_no_record_stands_twice(sweep, slurm, how
     print(said, sweep.log("A"))
 
 
+def test_a_preempted_job_waits_out_its_grace_and_runs_again_though_nothing_may_fail(sweep, slurm, monkeypatch):
+    """SIGTERM comes at once, SIGKILL 10 s later; no retry is allowed."""
+    monkeypatch.setenv(slurm_launcher.OPTIONS, "--partition=low")
+    monkeypatch.setenv(attempts.RETRIES, "0")
+    launcher = start_launcher(sweep.job("A", sweep.KILLED_ONCE))
+    train = sweep.wait_for_attempt("A", 1)
+    sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
+    slurm("sbatch", "--exclusive", "--wrap=true", "--output=/dev/null")
+    said = launcher.communicate(timeout=180)[0].decode()
+    assert "All 1 jobs ended well." in said
+    assert not sweep.is_running(train)
+    assert sweep.steps("A") == [0, 300, 600]
+    assert sweep.log("A").count("ended by SIGTERM") == 1 and len(sweep.pids("A")) == 2
+    print(said, sweep.log("A"))
+
+
 def test_a_cancelled_job_is_a_failure_and_is_not_tried_again(sweep, slurm):
     launcher = start_launcher(sweep.job("A", sweep.KILLED_ONCE), sweep.job("B", "done()"))
     train = sweep.wait_for_attempt("A", 1)
@@ -182,22 +206,35 @@ def test_a_cancelled_job_is_a_failure_and_is_not_tried_again(sweep, slurm):
     assert len(sweep.pids("A")) == 1
 
 
-def test_a_job_whose_train_process_hears_of_its_end_first_is_not_tried_again(sweep):
-    """Slurm's SIGTERM goes to all processes of a job; here it reaches the train process half a second earlier."""
+@pytest.mark.parametrize("retries", [0, 1])
+def test_an_attempt_that_sigterm_ended_has_not_failed_however_long_slurm_takes(sweep, retries):
+    """Slurm's SIGTERM goes to all processes of a job; here it reaches the train process half a second earlier.
+
+    Then GraceTime passes, hours perhaps: waits of more than 2 s take 2 s here.
+    """
     code = """
     import subprocess
     attempt()
     subprocess.Popen(f"sleep 0.5; kill -TERM {os.getppid()}", shell=True, start_new_session=True)
     os.kill(os.getpid(), 15)
     """
-    run = "import sys; from domainbed_reasoning.sweeps.slurm_launcher import TrainJob; TrainJob(sys.argv[1], 1)()"
-    process = subprocess.Popen([sys.executable, "-c", run, sweep.job("A", code)])
-    sweep.wait_for_attempt("A", 1)
-    with pytest.raises(subprocess.TimeoutExpired):  # it waits for what Slurm decides
-        process.wait(5)
-    process.kill()
-    process.wait()
+    run = """if True:
+    import sys, time
+    from domainbed_reasoning.sweeps.slurm_launcher import TrainJob
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(min(seconds, 2))
+    TrainJob(sys.argv[1], int(sys.argv[2]))()
+    """
+    process = subprocess.Popen([sys.executable, "-c", run, sweep.job("A", code), str(retries)])
+    try:
+        sweep.wait_for_attempt("A", 1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(8)
+    finally:
+        process.kill()
+        process.wait()
     assert len(sweep.pids("A")) == 1
+    assert "ended by SIGTERM; waits until Slurm" in sweep.log("A")
 
 
 def test_ctrl_c_leaves_the_jobs_running_and_says_how_to_follow_them(sweep, slurm):
