@@ -17,7 +17,8 @@ GraceTime, and trains no more before. Where nothing follows, since somebody sent
 
 Environment variables, all optional:
     DOMAINBED_REASONING_SLURM: options of sbatch in their long form, whichever the cluster asks for (default of
-        ``--time``: one day). sbatch's own variables, as SBATCH_PARTITION or SBATCH_ACCOUNT, count as well.
+        ``--time``: one day).
+    SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, …: sbatch's own, which win over those options.
     DOMAINBED_REASONING_JOBS: jobs of an array at a time (default: as many as Slurm starts).
     DOMAINBED_REASONING_RETRIES: how often a failed job, or one out of time, is started again (default: 1).
     DOMAINBED_REASONING_SLURM_WAIT: 0 submits and returns at once (default: 1).
@@ -47,10 +48,12 @@ from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, pars
 from domainbed_reasoning.sweeps.processes import threads_of
 
 OPTIONS = "DOMAINBED_REASONING_SLURM"
+TIME_LIMIT = "SBATCH_TIMELIMIT"
 WAIT = "DOMAINBED_REASONING_SLURM_WAIT"
 JOBS = "DOMAINBED_REASONING_JOBS"
 _FOLDER = "slurm"
 _ONE_DAY = 24 * 60
+_UNLIMITED = 365 * _ONE_DAY  # submitit counts minutes
 _ARRAY = 1000  # jobs of one array where Slurm does not say; its own default is 1001
 _POLL_SECONDS = 5.0
 _OURS = ("array", "output", "error", "open-mode", "signal", "wrap", "requeue", "no-requeue")
@@ -136,7 +139,7 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
     jobs = chosen_jobs(commands)
     retries = whole_number(RETRIES, DEFAULT_RETRIES, least=0)
     waits = whole_number(WAIT, 1, least=0)
-    parameters = sbatch_parameters(os.environ.get(OPTIONS, ""))
+    parameters = sbatch_parameters(os.environ.get(OPTIONS, ""), os.environ.get(TIME_LIMIT, ""))
     parameters["array_parallelism"] = whole_number(JOBS, _ARRAY)
     if not jobs:
         return []
@@ -166,14 +169,17 @@ def _how_to_follow(submitted: Iterable[str], folder: Path) -> str:
     )
 
 
-def sbatch_parameters(options: str) -> dict[str, Any]:
+def sbatch_parameters(options: str, time_limit: str = "") -> dict[str, Any]:
     """Return what submitit is to be told, from options of sbatch as a user writes them.
+
+    By the time limit it tells a job out of time, which is requeued RETRIES times, from a preempted one.
 
     Args:
         options: as in ``--partition=gpu --time 12:00:00 --exclusive``.
+        time_limit: of SBATCH_TIMELIMIT, which sbatch takes rather than the script's ``--time``.
 
     Raises:
-        ValueError: for what is no long option of sbatch, or one that the launcher sets.
+        ValueError: for what is no long option of sbatch, or one that the launcher sets, or no time limit.
     """
     given: dict[str, Any] = {}
     name = ""
@@ -187,18 +193,21 @@ def sbatch_parameters(options: str) -> dict[str, Any]:
             raise ValueError(f"{OPTIONS}: {word!r} is no long option of sbatch. Write --partition=gpu, not -p gpu.")
         if name in _OURS:
             raise ValueError(f"{OPTIONS}: --{name} is set by the launcher itself: leave it out.")
-    minutes = _minutes(str(given.pop("time"))) if "time" in given else _ONE_DAY
+    minutes = _minutes(str(given.pop("time")), f"{OPTIONS}: --time") if "time" in given else _ONE_DAY
+    minutes = _minutes(time_limit, TIME_LIMIT) if time_limit else minutes
     parameters: dict[str, Any] = {"time": minutes, "job_name": given.pop("job-name", "domainbed")}
     if "cpus-per-task" in given:  # since Slurm 22.05 srun does not take it over from sbatch
         parameters["srun_args"] = [f"--cpus-per-task={given['cpus-per-task']}"]
     return parameters | {"stderr_to_stdout": True, "additional_parameters": given | {"requeue": True}}
 
 
-def _minutes(time_limit: str) -> int:
-    """Return the minutes of sbatch's ``--time``: minutes, m:s, h:m:s, days-h, days-h:m or days-h:m:s."""
+def _minutes(time_limit: str, name: str) -> int:
+    """Return the minutes of sbatch's ``--time``: minutes, m:s, h:m:s, days-h, days-h:m or days-h:m:s; or no limit."""
+    if time_limit.upper() in ("0", "UNLIMITED", "INFINITE"):
+        return _UNLIMITED
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time_limit)
     if match is None:
-        raise ValueError(f"{OPTIONS}: --time={time_limit} should be as for sbatch: 90, 12:00:00 or 1-12:00:00.")
+        raise ValueError(f"{name}={time_limit} should be as for sbatch: 90, 12:00:00 or 1-12:00:00.")
     days, *rest = match.groups()
     a, b, c = (int(part or 0) for part in rest)
     if days is None and rest[2] is None:  # minutes, or minutes:seconds

@@ -86,8 +86,10 @@ def slurm2(two_nodes, monkeypatch):
     one_machine.wait_until_idle(folder)
 
 
-def start_launcher(*jobs):
-    return subprocess.Popen([sys.executable, "-c", LAUNCH, *jobs], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def start_launcher(*jobs, **variables):
+    command = [sys.executable, "-c", LAUNCH, *jobs]
+    environment = {**os.environ, **variables}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def job_ids(sweep):
@@ -103,10 +105,18 @@ def job_id(sweep):
 
 @pytest.mark.parametrize(
     ("written", "minutes"),
-    [("90", 90), ("90:30", 91), ("12:00:00", 720), ("1-12", 2160), ("1-12:30", 2190), ("2-0:0:1", 2881)],
+    [("90", 90), ("90:30", 91), ("12:00:00", 720), ("1-12", 2160), ("1-12:30", 2190), ("2-0:0:1", 2881), ("0", 525600)],
 )
 def test_a_time_limit_is_read_as_sbatch_reads_it(written, minutes):
     assert slurm_launcher.sbatch_parameters(f"--time={written}")["time"] == minutes
+
+
+def test_sbatchs_own_time_limit_wins_as_it_does_for_sbatch():
+    """A job's --time in its script does not count where SBATCH_TIMELIMIT is set; submitit is told what counts."""
+    assert slurm_launcher.sbatch_parameters("--time=90", "2:00:00")["time"] == 120
+    assert slurm_launcher.sbatch_parameters("", "UNLIMITED")["time"] == 525600
+    with pytest.raises(ValueError, match="^SBATCH_TIMELIMIT=tomorrow should be as for sbatch"):
+        slurm_launcher.sbatch_parameters("--time=90", "tomorrow")
 
 
 def test_options_of_sbatch_reach_it_as_they_are_written():
@@ -192,6 +202,16 @@ def test_a_preempted_job_waits_out_its_grace_and_runs_again_though_nothing_may_f
     assert not sweep.is_running(train)
     assert sweep.steps("A") == [0, 300, 600]
     assert sweep.log("A").count("ended by SIGTERM") == 1 and len(sweep.pids("A")) == 2
+    print(said, sweep.log("A"))
+
+
+def test_a_job_out_of_the_time_that_sbatchs_variable_gives_is_requeued_as_often_as_retries_say(sweep, slurm):
+    """submitit's signal comes 90 s before the end, of a job of a minute at once."""
+    launcher = start_launcher(sweep.job("A", "attempt(); record(0); wait_for('never')"), SBATCH_TIMELIMIT="1")
+    said = launcher.communicate(timeout=180)[0].decode()
+    assert said.count("AGAIN: ") == 1
+    assert "state FAILED, Job not requeued because: timed-out too many times" in said
+    assert len(sweep.pids("A")) == 2
     print(said, sweep.log("A"))
 
 
