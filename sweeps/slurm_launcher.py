@@ -61,6 +61,7 @@ _OURS = ("array", "output", "error", "open-mode", "signal", "wrap", "requeue", "
 _OVER = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
+_LEAVE = "While they wait or run, leave `sweep delete_incomplete`: it would remove their folders."
 _STARTED = frozenset("CONFIGURING RUNNING COMPLETING SUSPENDED STOPPED SIGNALING".split())
 _PURGED = "PURGED"
 _SIGNAL_SECONDS = 2  # within which SIGTERM has reached all processes of a job, the train process and this one
@@ -143,19 +144,20 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
     parameters["array_parallelism"] = whole_number(JOBS, _ARRAY)
     if not jobs:
         return []
-    folder = jobs[0].folder.absolute().parent / _FOLDER
+    folder = folder_of(jobs[0].folder.absolute().parent)
     submitted, refused = _submit(jobs, retries, parameters, folder)
     how = _how_to_follow(submitted, folder)
     print(f"{len(submitted)} jobs were submitted to Slurm.\n{how}", flush=True)
     if refused:
         print(f"{len(refused)} jobs were NOT submitted. {refused[0].cause}", flush=True)
     if not waits:
+        print(_LEAVE)
         return refused
     try:
         failures = _wait_for(submitted, folder)
     except KeyboardInterrupt:
         print(f"\nThe jobs go on without this command. To follow them:\n{how}")
-        print("While they wait or run, leave `sweep delete_incomplete`: it would remove their folders.")
+        print(_LEAVE)
         return refused
     report([*failures, *refused], len(jobs))
     return [*failures, *refused]
@@ -245,7 +247,7 @@ def _submit(
             raise RuntimeError(
                 f"sbatch refused the jobs. {error}\nIts options are taken from {OPTIONS} "
                 f"({os.environ.get(OPTIONS, '')!r}). Before you launch again, call `sweep delete_incomplete`: it "
-                "removes the jobs' folders, which are there already."
+                "removes the jobs' folders, which are there already; but those of others that are with Slurm, too."
             ) from error
         except KeyboardInterrupt:
             if submitted:
@@ -314,21 +316,49 @@ def _wait_for(submitted: Mapping[str, Job], folder: Path) -> list[Failure]:
     return failures
 
 
+def folder_of(sweep: Path) -> Path:
+    """Return where the launcher keeps what it has submitted for a sweep, and what Slurm said."""
+    return sweep / _FOLDER
+
+
+def with_slurm(sweep: Path) -> dict[str, str]:
+    """Return a sweep's jobs that Slurm has not done with, from this call or any before: their ids and states.
+
+    Args:
+        sweep: its folder.
+
+    Raises:
+        ConnectionError: jobs have been submitted, and Slurm cannot be asked here what has become of them.
+    """
+    submitted = {path.name.partition("_")[0] for path in folder_of(sweep).glob("*_submitted.pkl")}
+    states = _all_states(submitted) if submitted else {}
+    return {identifier: state for identifier, state in states.items() if state not in _OVER}
+
+
 def _states(identifiers: Sequence[str]) -> dict[str, str]:
-    """Return the state of every job, from Slurm's controller.
+    """Return the state of every job, from Slurm's controller."""
+    known = _all_states({identifier.partition("_")[0] for identifier in identifiers})
+    return {identifier: known.get(identifier, _PURGED) for identifier in identifiers}
+
+
+def _all_states(arrays: Iterable[str]) -> dict[str, str]:
+    """Return the state of every job of the arrays that Slurm's controller knows; it forgets those that are over.
 
     Accounting (`sacct`) is not asked: many machines have none.
 
     Raises:
         ConnectionError: it does not answer.
     """
-    arrays = ",".join(sorted({identifier.partition("_")[0] for identifier in identifiers}))
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i %T"]
-    said = subprocess.run(command, capture_output=True, text=True)
+    jobs = ",".join(sorted(arrays))
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={jobs}", "--format=%i %T"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise ConnectionError("there is no `squeue` here") from error
     if said.returncode and "Invalid job id" not in said.stderr:
         raise ConnectionError(said.stderr.strip() or f"squeue: exit code {said.returncode}")
-    known = dict(line.split(maxsplit=1) for line in said.stdout.splitlines() if " " in line)
-    return {identifier: known.get(identifier, _PURGED).strip() for identifier in identifiers}
+    lines = (line.split(maxsplit=1) for line in said.stdout.splitlines() if " " in line.strip())
+    return {identifier: state.strip() for identifier, state in lines}
 
 
 def _failure(identifier: str, job: Job, state: str, folder: Path) -> Failure | None:

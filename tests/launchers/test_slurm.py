@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.sweeps import attempts, slurm_launcher
+from domainbed_reasoning.sweeps import again, attempts, slurm_launcher
 
 _spec = importlib.util.spec_from_file_location("one_machine", Path(__file__).with_name("one_machine.py"))
 one_machine = importlib.util.module_from_spec(_spec)
@@ -270,12 +270,23 @@ def test_ctrl_c_leaves_the_jobs_running_and_says_how_to_follow_them(sweep, slurm
     sweep.wait_until((sweep.folder / "A" / "done").exists, 30)
 
 
-def test_submit_and_leave(sweep, slurm, monkeypatch, capsys):
+@pytest.mark.parametrize("names", ["A", "AB"])
+def test_submit_and_leave(sweep, slurm, monkeypatch, capsys, names):
+    """A job and an array. While Slurm has them, `study` removes no folder of the sweep."""
     monkeypatch.setenv(slurm_launcher.WAIT, "0")
-    assert slurm_launcher.slurm_launcher([sweep.job("A", "wait_for('go'); done()")]) == []
-    assert f"squeue --jobs={job_id(sweep)}" in capsys.readouterr().out
+    assert slurm_launcher.slurm_launcher([sweep.job(name, "wait_for('go'); done()") for name in names]) == []
+    number = job_id(sweep)
+    said = capsys.readouterr().out
+    assert f"squeue --jobs={number}" in said and "leave `sweep delete_incomplete`" in said
+    identifiers = {"A": {str(number)}, "AB": {f"{number}_0", f"{number}_1"}}[names]
+    assert slurm_launcher.with_slurm(sweep.folder).keys() == identifiers
+    with pytest.raises(ValueError, match=f"Slurm still has {len(names)} jobs in .*scancel {number}"):
+        again.check_nothing_runs(sweep.folder)
     (sweep.folder / "go").touch()
-    sweep.wait_until((sweep.folder / "A" / "done").exists, 30)
+    for name in names:
+        sweep.wait_until((sweep.folder / name / "done").exists, 30)
+    sweep.wait_until(lambda: not slurm_launcher.with_slurm(sweep.folder), 30)
+    again.check_nothing_runs(sweep.folder)
 
 
 def test_what_slurm_refuses_is_said_with_the_cure(sweep, slurm, monkeypatch):
