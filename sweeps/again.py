@@ -2,7 +2,7 @@
 
 The stock sweep makes the folders of all its jobs before it starts the first, and afterwards launches only jobs without
 a folder: killed, it would start none again. Its `delete_incomplete` removes the folders without `done`, those of
-running jobs too. So it has to be known that none runs.
+running jobs too. So it has to be known that none runs, or waits in a queue that outlives its launcher.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.atomic import replace_text
+from domainbed_reasoning.sweeps import slurm_launcher
 
 SETTINGS = "study.json"
 _LOCK = ".launching"
 _NAME_OF_JOB = re.compile("[0-9a-f]{32}")  # the sweep's: an MD5
 _SCRIPT = "domainbed.scripts."
+_NAMED = 5  # jobs with Slurm that an error names
 
 
 def jobs_in(folder: Path) -> list[Path]:
@@ -90,14 +92,39 @@ def sole_launch(folder: Path) -> Iterator[None]:
 
 
 def check_nothing_runs(folder: Path) -> None:
-    """Look for processes of this machine that launch or run jobs below a folder.
+    """Look for processes of this machine that launch or run jobs below a folder, and for its jobs with Slurm.
+
+    Args:
+        folder: of a sweep.
 
     Raises:
-        ValueError: naming them.
+        ValueError: naming them; or where jobs have been submitted to Slurm, which cannot be asked for them here.
     """
     found = [f"    {pid}  {' '.join(words)[:100]}" for pid, words in _stock_processes(folder)]
     if found:
         raise ValueError(f"Jobs in {folder} run already:\n" + "\n".join(found) + "\nWait for them, or end them.")
+    _check_slurm_has_none(folder)
+
+
+def _check_slurm_has_none(folder: Path) -> None:
+    try:
+        states = slurm_launcher.with_slurm(folder)
+    except ConnectionError as error:
+        raise ValueError(
+            f"Jobs in {folder} were submitted to Slurm, and would be removed though they may wait or run: it cannot be "
+            f"asked ({error}). Call this where Slurm's commands are; or, if you know that all are over, say so by "
+            f"removing {slurm_launcher.folder_of(folder)}."
+        ) from error
+    if not states:
+        return
+    named = [f"{identifier} {state}" for identifier, state in sorted(states.items())]
+    named = [*named[:_NAMED], "…"] if len(named) > _NAMED else named
+    numbers = sorted({int(identifier.partition("_")[0]) for identifier in states})
+    raise ValueError(
+        f"Slurm still has {len(states)} jobs in {folder}, which would be removed: {', '.join(named)}. Wait for them "
+        f"(squeue --jobs={','.join(map(str, numbers))}), end them (scancel {' '.join(map(str, numbers))}), or use the "
+        "launcher slurm, which leaves them."
+    )
 
 
 def _stock_processes(folder: Path) -> Iterator[tuple[int, Sequence[str]]]:

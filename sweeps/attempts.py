@@ -77,7 +77,7 @@ class Attempt:
                 join_records(folder)
                 return 0
             set_aside(folder)
-            self._say(f"--- {self.said}, {datetime.now(UTC).isoformat(timespec='seconds')}, on {socket.gethostname()}")
+            self.say(f"--- {self.said}, {datetime.now(UTC).isoformat(timespec='seconds')}, on {socket.gethostname()}")
             try:
                 return self._run_train_command()
             finally:
@@ -98,7 +98,7 @@ class Attempt:
                     look = time.monotonic()
                     self.replaced = self._is_replaced()
                     if self.replaced:
-                        self._say(f"--- {self.said}: {_REPLACED}, ended")
+                        self.say(f"--- {self.said}: {_REPLACED}, ended")
                         self.end()
         finally:
             end([self._process])
@@ -130,7 +130,8 @@ class Attempt:
             return False
         return said != _RUNS
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Write a line to the job's log."""
         with self.job.log.open("a") as log:
             log.write(f"{line}\n")
 

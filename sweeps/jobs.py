@@ -87,7 +87,8 @@ def chosen_jobs(commands: Sequence[str]) -> list[Job]:
     if len(jobs) < len(commands):
         print(f"{TARGETS}={os.environ[TARGETS]}: {len(jobs)} of {len(commands)} jobs are run.")
     elif not jobs:
-        print("No job is to be started. `sweep delete_incomplete` removes the folders of those that died.")
+        print("No job is to be started. `sweep delete_incomplete` removes the folders of those that died, and of those")
+        print("that still run or wait, with Slurm or anywhere else: leave it while there are such (`squeue --me`).")
     return jobs
 
 

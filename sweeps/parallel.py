@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tqdm import tqdm
 
 from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, report, say_ended, whole_number
-from domainbed_reasoning.sweeps.processes import end, ended_by_sigterm, start, threads_of
+from domainbed_reasoning.sweeps.processes import end, ended_by_sigterm, start, threads_of, visible_gpus
 
 JOBS = "DOMAINBED_REASONING_JOBS"
 _POLL_SECONDS = 0.2
@@ -57,19 +57,10 @@ def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
 def device_slots() -> list[dict[str, str]]:
     """Return the environment variables of each job that may run at a time: its GPU, or its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = _visible_gpus()
+    gpus = visible_gpus()
     count = whole_number(JOBS, default=len(gpus) or cores)
     share = threads_of(cores // count)
     return [share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}) for slot in range(count)]
-
-
-def _visible_gpus() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu.strip()]
-    import torch
-
-    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def _run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> list[Failure]:

@@ -1,4 +1,4 @@
-"""Train commands as processes: each in a group of its own, ended together with its children."""
+"""Train commands as processes: each in a group of its own, ended together with its children; what they share."""
 
 from __future__ import annotations
 
@@ -75,6 +75,21 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
 def threads_of(cores: float) -> dict[str, str]:
     """Return the variables that keep a job to its share of the cores, unless the user has set them."""
     return {name: str(max(1, int(cores))) for name in THREADS if name not in os.environ}
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that CUDA shows to this process, each as CUDA_VISIBLE_DEVICES names it.
+
+    A name may stand there for no GPU, as "-1" and Slurm's "NoDevFiles" do, and hides all that follow it; so torch says
+    how many of the names count.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None and not named.strip():
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    return [str(index) for index in range(count)] if named is None else named.split(",")[:count]
 
 
 @contextmanager

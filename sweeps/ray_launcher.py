@@ -15,7 +15,8 @@ no record stands twice. Ctrl-C and SIGTERM end all jobs; so does the launcher's 
 Environment variables, all optional:
     RAY_ADDRESS: the cluster, as everywhere in Ray.
     DOMAINBED_REASONING_GPUS_PER_JOB: as in ``1`` or ``0.5`` (default: 1 where the cluster has GPUs, else 0).
-    DOMAINBED_REASONING_CPUS_PER_JOB: (default: a GPU's part of the cores where there are GPUs, else 1).
+    DOMAINBED_REASONING_CPUS_PER_JOB: (default: a GPU's part of the cores of its node, of the node with the fewest a
+        GPU where they differ; 1 for jobs without a GPU).
     DOMAINBED_REASONING_RETRIES: how often a failed job is started again (default: 1).
     DOMAINBED_REASONING_TARGETS: target environments, as for the launcher `parallel`.
 """
@@ -39,7 +40,7 @@ from tqdm import tqdm
 
 from domainbed_reasoning.sweeps.attempts import DEFAULT_RETRIES, RETRIES, join_records
 from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, report, say_ended, whole_number
-from domainbed_reasoning.sweeps.processes import ended_by_sigterm, threads_of
+from domainbed_reasoning.sweeps.processes import ended_by_sigterm, threads_of, visible_gpus
 
 GPUS = "DOMAINBED_REASONING_GPUS_PER_JOB"
 CPUS = "DOMAINBED_REASONING_CPUS_PER_JOB"
@@ -138,7 +139,8 @@ def _start_or_join() -> Any:
         if address:
             ray.init(address=address, **quiet)
         else:
-            ray.init(address="local", include_dashboard=False, **quiet)
+            # Of itself Ray would count every name in CUDA_VISIBLE_DEVICES as a GPU, "-1" too.
+            ray.init(address="local", include_dashboard=False, num_gpus=len(visible_gpus()), **quiet)
     return ray
 
 
@@ -170,12 +172,16 @@ def _check_that_it_answers(address: str) -> None:
 def share_of(nodes: Sequence[Mapping[str, float]]) -> Share:
     """Return what a job takes, from the environment or from the nodes' resources.
 
+    By default a job with GPUs takes as many cores as leave none of a node's GPUs without, on every node that can hold
+    its GPUs; nodes without GPUs, and a head node that offers no cores, have no say.
+
     Raises:
         ValueError: for a variable that is no number.
     """
-    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
-    gpus_a_job = _number(GPUS, 1.0 if gpus else 0.0)
-    cpus_a_job = _number(CPUS, max(1.0, float(cpus * gpus_a_job // gpus)) if gpus and gpus_a_job else 1.0)
+    gpus_a_job = _number(GPUS, 1.0 if any(node.get("GPU") for node in nodes) else 0.0)
+    holding = [node for node in nodes if node.get("GPU", 0.0) >= gpus_a_job > 0 and node.get("CPU", 0.0) >= 1]
+    cores = (float(node["CPU"] * gpus_a_job // node["GPU"]) for node in holding)
+    cpus_a_job = _number(CPUS, max(1.0, min(cores, default=1.0)))
     if gpus_a_job > 1 and gpus_a_job % 1:
         raise ValueError(f"{GPUS}={gpus_a_job:g}: Ray shares out parts of one GPU, or whole ones.")
     if not (cpus_a_job or gpus_a_job):

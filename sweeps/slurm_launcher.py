@@ -11,9 +11,14 @@ A job that is preempted, loses its node or is requeued by hand is started again 
 allocation; one that runs out of time is requeued, which helps where training resumes. See `attempts` for why no record
 stands twice.
 
+An attempt that Slurm's SIGTERM ended has not failed: the job waits for what Slurm does, however long the partition's
+GraceTime, and trains no more before. Where nothing follows, since somebody sent that signal by hand (`scancel
+--signal=TERM`), it waits until it is out of time; `scontrol requeue` starts it at once. Its log says so.
+
 Environment variables, all optional:
     DOMAINBED_REASONING_SLURM: options of sbatch in their long form, whichever the cluster asks for (default of
-        ``--time``: one day). sbatch's own variables, as SBATCH_PARTITION or SBATCH_ACCOUNT, count as well.
+        ``--time``: one day).
+    SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, …: sbatch's own, which win over those options.
     DOMAINBED_REASONING_JOBS: jobs of an array at a time (default: as many as Slurm starts).
     DOMAINBED_REASONING_RETRIES: how often a failed job, or one out of time, is started again (default: 1).
     DOMAINBED_REASONING_SLURM_WAIT: 0 submits and returns at once (default: 1).
@@ -34,7 +39,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -43,10 +48,12 @@ from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, pars
 from domainbed_reasoning.sweeps.processes import threads_of
 
 OPTIONS = "DOMAINBED_REASONING_SLURM"
+TIME_LIMIT = "SBATCH_TIMELIMIT"
 WAIT = "DOMAINBED_REASONING_SLURM_WAIT"
 JOBS = "DOMAINBED_REASONING_JOBS"
 _FOLDER = "slurm"
 _ONE_DAY = 24 * 60
+_UNLIMITED = 365 * _ONE_DAY  # submitit counts minutes
 _ARRAY = 1000  # jobs of one array where Slurm does not say; its own default is 1001
 _POLL_SECONDS = 5.0
 _OURS = ("array", "output", "error", "open-mode", "signal", "wrap", "requeue", "no-requeue")
@@ -54,9 +61,9 @@ _OURS = ("array", "output", "error", "open-mode", "signal", "wrap", "requeue", "
 _OVER = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
+_LEAVE = "While they wait or run, leave `sweep delete_incomplete`: it would remove their folders."
 _STARTED = frozenset("CONFIGURING RUNNING COMPLETING SUSPENDED STOPPED SIGNALING".split())
 _PURGED = "PURGED"
-_SLURM_DECIDES_SECONDS = 120
 _SIGNAL_SECONDS = 2  # within which SIGTERM has reached all processes of a job, the train process and this one
 
 
@@ -95,10 +102,15 @@ class TrainJob:
                 raise RuntimeError("Slurm has started the job again on another node")
             time.sleep(_SIGNAL_SECONDS)
             if self._terminated:
-                # Slurm ended it: to requeue it, to preempt it or for good. What it does comes now.
-                time.sleep(_SLURM_DECIDES_SECONDS)
-                self._terminated = False
+                self._wait_for_slurm()
         raise RuntimeError(f"exit code {exit_code}")
+
+    def _wait_for_slurm(self) -> NoReturn:
+        """Wait until Slurm requeues the job, or ends it: SIGKILL, or SIGUSR2 to submitit, comes as late as it may."""
+        assert self._attempt is not None
+        self._attempt.say("--- ended by SIGTERM; waits until Slurm ends or requeues the job, or `scontrol requeue`")
+        while True:
+            time.sleep(_POLL_SECONDS)
 
     def _note_sigterm(self, *_: object) -> None:
         self._terminated = True
@@ -128,23 +140,24 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
     jobs = chosen_jobs(commands)
     retries = whole_number(RETRIES, DEFAULT_RETRIES, least=0)
     waits = whole_number(WAIT, 1, least=0)
-    parameters = sbatch_parameters(os.environ.get(OPTIONS, ""))
+    parameters = sbatch_parameters(os.environ.get(OPTIONS, ""), os.environ.get(TIME_LIMIT, ""))
     parameters["array_parallelism"] = whole_number(JOBS, _ARRAY)
     if not jobs:
         return []
-    folder = jobs[0].folder.absolute().parent / _FOLDER
+    folder = folder_of(jobs[0].folder.absolute().parent)
     submitted, refused = _submit(jobs, retries, parameters, folder)
     how = _how_to_follow(submitted, folder)
     print(f"{len(submitted)} jobs were submitted to Slurm.\n{how}", flush=True)
     if refused:
         print(f"{len(refused)} jobs were NOT submitted. {refused[0].cause}", flush=True)
     if not waits:
+        print(_LEAVE)
         return refused
     try:
         failures = _wait_for(submitted, folder)
     except KeyboardInterrupt:
         print(f"\nThe jobs go on without this command. To follow them:\n{how}")
-        print("While they wait or run, leave `sweep delete_incomplete`: it would remove their folders.")
+        print(_LEAVE)
         return refused
     report([*failures, *refused], len(jobs))
     return [*failures, *refused]
@@ -158,14 +171,17 @@ def _how_to_follow(submitted: Iterable[str], folder: Path) -> str:
     )
 
 
-def sbatch_parameters(options: str) -> dict[str, Any]:
+def sbatch_parameters(options: str, time_limit: str = "") -> dict[str, Any]:
     """Return what submitit is to be told, from options of sbatch as a user writes them.
+
+    By the time limit it tells a job out of time, which is requeued RETRIES times, from a preempted one.
 
     Args:
         options: as in ``--partition=gpu --time 12:00:00 --exclusive``.
+        time_limit: of SBATCH_TIMELIMIT, which sbatch takes rather than the script's ``--time``.
 
     Raises:
-        ValueError: for what is no long option of sbatch, or one that the launcher sets.
+        ValueError: for what is no long option of sbatch, or one that the launcher sets, or no time limit.
     """
     given: dict[str, Any] = {}
     name = ""
@@ -179,18 +195,21 @@ def sbatch_parameters(options: str) -> dict[str, Any]:
             raise ValueError(f"{OPTIONS}: {word!r} is no long option of sbatch. Write --partition=gpu, not -p gpu.")
         if name in _OURS:
             raise ValueError(f"{OPTIONS}: --{name} is set by the launcher itself: leave it out.")
-    minutes = _minutes(str(given.pop("time"))) if "time" in given else _ONE_DAY
+    minutes = _minutes(str(given.pop("time")), f"{OPTIONS}: --time") if "time" in given else _ONE_DAY
+    minutes = _minutes(time_limit, TIME_LIMIT) if time_limit else minutes
     parameters: dict[str, Any] = {"time": minutes, "job_name": given.pop("job-name", "domainbed")}
     if "cpus-per-task" in given:  # since Slurm 22.05 srun does not take it over from sbatch
         parameters["srun_args"] = [f"--cpus-per-task={given['cpus-per-task']}"]
     return parameters | {"stderr_to_stdout": True, "additional_parameters": given | {"requeue": True}}
 
 
-def _minutes(time_limit: str) -> int:
-    """Return the minutes of sbatch's ``--time``: minutes, m:s, h:m:s, days-h, days-h:m or days-h:m:s."""
+def _minutes(time_limit: str, name: str) -> int:
+    """Return the minutes of sbatch's ``--time``: minutes, m:s, h:m:s, days-h, days-h:m or days-h:m:s; or no limit."""
+    if time_limit.upper() in ("0", "UNLIMITED", "INFINITE"):
+        return _UNLIMITED
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time_limit)
     if match is None:
-        raise ValueError(f"{OPTIONS}: --time={time_limit} should be as for sbatch: 90, 12:00:00 or 1-12:00:00.")
+        raise ValueError(f"{name}={time_limit} should be as for sbatch: 90, 12:00:00 or 1-12:00:00.")
     days, *rest = match.groups()
     a, b, c = (int(part or 0) for part in rest)
     if days is None and rest[2] is None:  # minutes, or minutes:seconds
@@ -228,7 +247,7 @@ def _submit(
             raise RuntimeError(
                 f"sbatch refused the jobs. {error}\nIts options are taken from {OPTIONS} "
                 f"({os.environ.get(OPTIONS, '')!r}). Before you launch again, call `sweep delete_incomplete`: it "
-                "removes the jobs' folders, which are there already."
+                "removes the jobs' folders, which are there already; but those of others that are with Slurm, too."
             ) from error
         except KeyboardInterrupt:
             if submitted:
@@ -297,21 +316,49 @@ def _wait_for(submitted: Mapping[str, Job], folder: Path) -> list[Failure]:
     return failures
 
 
+def folder_of(sweep: Path) -> Path:
+    """Return where the launcher keeps what it has submitted for a sweep, and what Slurm said."""
+    return sweep / _FOLDER
+
+
+def with_slurm(sweep: Path) -> dict[str, str]:
+    """Return a sweep's jobs that Slurm has not done with, from this call or any before: their ids and states.
+
+    Args:
+        sweep: its folder.
+
+    Raises:
+        ConnectionError: jobs have been submitted, and Slurm cannot be asked here what has become of them.
+    """
+    submitted = {path.name.partition("_")[0] for path in folder_of(sweep).glob("*_submitted.pkl")}
+    states = _all_states(submitted) if submitted else {}
+    return {identifier: state for identifier, state in states.items() if state not in _OVER}
+
+
 def _states(identifiers: Sequence[str]) -> dict[str, str]:
-    """Return the state of every job, from Slurm's controller.
+    """Return the state of every job, from Slurm's controller."""
+    known = _all_states({identifier.partition("_")[0] for identifier in identifiers})
+    return {identifier: known.get(identifier, _PURGED) for identifier in identifiers}
+
+
+def _all_states(arrays: Iterable[str]) -> dict[str, str]:
+    """Return the state of every job of the arrays that Slurm's controller knows; it forgets those that are over.
 
     Accounting (`sacct`) is not asked: many machines have none.
 
     Raises:
         ConnectionError: it does not answer.
     """
-    arrays = ",".join(sorted({identifier.partition("_")[0] for identifier in identifiers}))
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i %T"]
-    said = subprocess.run(command, capture_output=True, text=True)
+    jobs = ",".join(sorted(arrays))
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={jobs}", "--format=%i %T"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise ConnectionError("there is no `squeue` here") from error
     if said.returncode and "Invalid job id" not in said.stderr:
         raise ConnectionError(said.stderr.strip() or f"squeue: exit code {said.returncode}")
-    known = dict(line.split(maxsplit=1) for line in said.stdout.splitlines() if " " in line)
-    return {identifier: known.get(identifier, _PURGED).strip() for identifier in identifiers}
+    lines = (line.split(maxsplit=1) for line in said.stdout.splitlines() if " " in line.strip())
+    return {identifier: state.strip() for identifier, state in lines}
 
 
 def _failure(identifier: str, job: Job, state: str, folder: Path) -> Failure | None:

@@ -85,10 +85,26 @@ def test_threads_that_were_chosen_are_kept(command, tmp_path, monkeypatch):
 
 
 def test_every_job_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in parallel.device_slots()] == ["2", "5"]
     monkeypatch.setenv(parallel.JOBS, "3")
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in parallel.device_slots()] == ["2", "5", "2"]
+
+
+@pytest.mark.parametrize("hidden", ["-1", "NoDevFiles", ""])
+def test_names_that_hide_all_gpus_are_none(monkeypatch, hidden):
+    """CUDA users write -1, Slurm writes NoDevFiles; jobs inherit it, and share the cores."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    slots = parallel.device_slots()
+    assert len(slots) == len(os.sched_getaffinity(0))
+    assert all("CUDA_VISIBLE_DEVICES" not in slot for slot in slots)
+
+
+def test_a_name_that_cuda_does_not_know_hides_those_after_it(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)  # what torch says with that variable and two GPUs
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,-1,0")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in parallel.device_slots()] == ["1"]
 
 
 def test_a_failed_job_is_named_last_with_its_exit_code_and_its_end(command, tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -251,6 +252,76 @@ def test_jobs_that_somebody_runs_are_not_removed(tmp_path):
         process.kill()
         process.wait()
     again.check_nothing_runs(tmp_path / "out")
+
+
+@pytest.fixture
+def squeue(tmp_path, monkeypatch):
+    """``squeue(said, exit_code)`` puts a `squeue` that says so in the place of Slurm's; its arguments are in a file."""
+
+    def install(said, exit_code=0):
+        script = tmp_path / "bin" / "squeue"
+        script.parent.mkdir(exist_ok=True)
+        stream = ">&2" if exit_code else ""
+        script.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\nprintf '{said}' {stream}\nexit {exit_code}\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
+
+    return install
+
+
+@pytest.fixture
+def submitted(tmp_path):
+    """The folder of a grid: a job without `done`, and what submitit keeps of an array of two and of a single job."""
+    folder = tmp_path / "out" / "a"
+    (folder / ("0" * 32)).mkdir(parents=True)
+    (folder / "slurm").mkdir()
+    for identifier in ("12_0", "12_1", "15"):
+        (folder / "slurm" / f"{identifier}_submitted.pkl").touch()
+    return folder
+
+
+@pytest.mark.parametrize("one_source", [False, True])
+def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
+    tmp_path, submitted, squeue, monkeypatch, one_source
+):
+    """One waits, one runs, one is over; `squeue` is asked for the array and the single job."""
+    squeue("12_0 RUNNING\n12_1 PENDING\n15 FAILED\n")
+    monkeypatch.setenv(jobs.TARGETS, "9")  # should it go on, then without jobs
+    grid = Grid(("ERM",), "a", mllm=False)
+    settings = Settings("/data", str(tmp_path / "out"), "parallel")
+    clear = verb._launch_one_source if one_source else verb._clear_incomplete
+    with pytest.raises(ValueError) as refused:
+        clear(grid, ["ShapesReasoning"], settings, tmp_path)
+    said = f"Slurm still has 2 jobs in {submitted}, which would be removed: 12_0 RUNNING, 12_1 PENDING. Wait for them"
+    assert said in str(refused.value)
+    assert "squeue --jobs=12)" in str(refused.value) and "(scancel 12)" in str(refused.value)
+    assert "--jobs=12,15 " in (tmp_path / "asked").read_text()
+    assert (submitted / ("0" * 32)).exists()
+
+
+def test_jobs_that_slurm_has_done_with_are_in_nobodys_way(tmp_path, submitted, squeue):
+    """Over, or so long ago that Slurm has forgotten them."""
+    squeue("12_0 COMPLETED\n12_1 CANCELLED\n15 FAILED\n")
+    again.check_nothing_runs(submitted)
+    squeue("slurm_load_jobs error: Invalid job id specified\n", exit_code=1)
+    again.check_nothing_runs(submitted)
+
+
+def test_where_slurm_cannot_be_asked_the_user_says_that_its_jobs_are_gone(tmp_path, submitted, squeue, monkeypatch):
+    squeue("Unable to contact slurm controller (connect failure)\n", exit_code=1)
+    with pytest.raises(ValueError, match="Unable to contact slurm controller"):
+        again.check_nothing_runs(submitted)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=r"there is no `squeue` here\).*say so by removing .*/out/a/slurm\.$"):
+        again.check_nothing_runs(submitted)
+    shutil.rmtree(submitted / "slurm")
+    again.check_nothing_runs(submitted)
+
+
+def test_the_advice_to_remove_folders_spares_jobs_that_run(capsys):
+    """A launcher is handed no jobs where all have folders: those that Slurm runs, too."""
+    assert jobs.chosen_jobs([]) == []
+    assert "with Slurm or anywhere else: leave it while there are such" in capsys.readouterr().out
 
 
 def test_a_study_is_launched_by_one_process_at_a_time(tmp_path):

@@ -120,6 +120,24 @@ def test_a_jobs_share_follows_from_the_nodes_unless_it_is_chosen(monkeypatch, no
     assert share.fits(node) == jobs
 
 
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "expected", "jobs"),
+    [
+        ([{"CPU": 64}, {"CPU": 8, "GPU": 4}], "", (2, 1), [0, 4]),
+        ([{"CPU": 64, "GPU": 8}, {"CPU": 8, "GPU": 4}], "", (2, 1), [8, 4]),
+        ([{"CPU": 64, "GPU": 8}, {"CPU": 2, "GPU": 1}], "2", (16, 2), [4, 0]),
+        ([{"CPU": 0, "GPU": 1}, {"CPU": 64, "GPU": 8}], "", (8, 1), [0, 8]),
+        ([{"CPU": 16}, {"CPU": 2, "GPU": 4}], "0.5", (1, 0.5), [0, 2]),
+    ],
+)
+def test_a_share_fits_the_nodes_that_have_gpus(monkeypatch, nodes, gpus, expected, jobs):
+    """8 cores and 4 GPUs: 2 cores a job. With another node's 64 cores it would be 18, which no node with GPUs has."""
+    monkeypatch.setenv(ray_launcher.GPUS, gpus)
+    share = ray_launcher.share_of(nodes)
+    assert (share.cpus, share.gpus) == expected
+    assert [share.fits(node) for node in nodes] == jobs
+
+
 @pytest.mark.parametrize(("name", "value"), [("GPUS", "half"), ("GPUS", "-1"), ("GPUS", "1.5"), ("CPUS", "nan")])
 def test_a_share_that_is_none_is_refused(monkeypatch, name, value):
     monkeypatch.setenv(getattr(ray_launcher, name), value)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.sweeps import attempts, slurm_launcher
+from domainbed_reasoning.sweeps import again, attempts, slurm_launcher
 
 _spec = importlib.util.spec_from_file_location("one_machine", Path(__file__).with_name("one_machine.py"))
 one_machine = importlib.util.module_from_spec(_spec)
@@ -24,6 +24,14 @@ import sys
 from domainbed_reasoning.sweeps import slurm_launcher
 slurm_launcher._POLL_SECONDS = 0.3
 slurm_launcher.slurm_launcher(sys.argv[1:])
+"""
+
+
+# A second partition, whose jobs those of the first one preempt.
+LOW = """
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=low Nodes=ALL PriorityTier=0 PreemptMode=REQUEUE GraceTime=10
 """
 
 
@@ -40,7 +48,7 @@ def start_slurm(folder, **options):
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
-    yield from start_slurm(tmp_path_factory.mktemp("slurm"))
+    yield from start_slurm(tmp_path_factory.mktemp("slurm"), more=LOW)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +86,10 @@ def slurm2(two_nodes, monkeypatch):
     one_machine.wait_until_idle(folder)
 
 
-def start_launcher(*jobs):
-    return subprocess.Popen([sys.executable, "-c", LAUNCH, *jobs], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def start_launcher(*jobs, **variables):
+    command = [sys.executable, "-c", LAUNCH, *jobs]
+    environment = {**os.environ, **variables}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def job_ids(sweep):
@@ -95,10 +105,18 @@ def job_id(sweep):
 
 @pytest.mark.parametrize(
     ("written", "minutes"),
-    [("90", 90), ("90:30", 91), ("12:00:00", 720), ("1-12", 2160), ("1-12:30", 2190), ("2-0:0:1", 2881)],
+    [("90", 90), ("90:30", 91), ("12:00:00", 720), ("1-12", 2160), ("1-12:30", 2190), ("2-0:0:1", 2881), ("0", 525600)],
 )
 def test_a_time_limit_is_read_as_sbatch_reads_it(written, minutes):
     assert slurm_launcher.sbatch_parameters(f"--time={written}")["time"] == minutes
+
+
+def test_sbatchs_own_time_limit_wins_as_it_does_for_sbatch():
+    """A job's --time in its script does not count where SBATCH_TIMELIMIT is set; submitit is told what counts."""
+    assert slurm_launcher.sbatch_parameters("--time=90", "2:00:00")["time"] == 120
+    assert slurm_launcher.sbatch_parameters("", "UNLIMITED")["time"] == 525600
+    with pytest.raises(ValueError, match="^SBATCH_TIMELIMIT=tomorrow should be as for sbatch"):
+        slurm_launcher.sbatch_parameters("--time=90", "tomorrow")
 
 
 def test_options_of_sbatch_reach_it_as_they_are_written():
@@ -171,6 +189,32 @@ def test_a_requeued_job_starts_anew_and_no_record_stands_twice(sweep, slurm, how
     print(said, sweep.log("A"))
 
 
+def test_a_preempted_job_waits_out_its_grace_and_runs_again_though_nothing_may_fail(sweep, slurm, monkeypatch):
+    """SIGTERM comes at once, SIGKILL 10 s later; no retry is allowed."""
+    monkeypatch.setenv(slurm_launcher.OPTIONS, "--partition=low")
+    monkeypatch.setenv(attempts.RETRIES, "0")
+    launcher = start_launcher(sweep.job("A", sweep.KILLED_ONCE))
+    train = sweep.wait_for_attempt("A", 1)
+    sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
+    slurm("sbatch", "--exclusive", "--wrap=true", "--output=/dev/null")
+    said = launcher.communicate(timeout=180)[0].decode()
+    assert "All 1 jobs ended well." in said
+    assert not sweep.is_running(train)
+    assert sweep.steps("A") == [0, 300, 600]
+    assert sweep.log("A").count("ended by SIGTERM") == 1 and len(sweep.pids("A")) == 2
+    print(said, sweep.log("A"))
+
+
+def test_a_job_out_of_the_time_that_sbatchs_variable_gives_is_requeued_as_often_as_retries_say(sweep, slurm):
+    """submitit's signal comes 90 s before the end, of a job of a minute at once."""
+    launcher = start_launcher(sweep.job("A", "attempt(); record(0); wait_for('never')"), SBATCH_TIMELIMIT="1")
+    said = launcher.communicate(timeout=180)[0].decode()
+    assert said.count("AGAIN: ") == 1
+    assert "state FAILED, Job not requeued because: timed-out too many times" in said
+    assert len(sweep.pids("A")) == 2
+    print(said, sweep.log("A"))
+
+
 def test_a_cancelled_job_is_a_failure_and_is_not_tried_again(sweep, slurm):
     launcher = start_launcher(sweep.job("A", sweep.KILLED_ONCE), sweep.job("B", "done()"))
     train = sweep.wait_for_attempt("A", 1)
@@ -182,22 +226,35 @@ def test_a_cancelled_job_is_a_failure_and_is_not_tried_again(sweep, slurm):
     assert len(sweep.pids("A")) == 1
 
 
-def test_a_job_whose_train_process_hears_of_its_end_first_is_not_tried_again(sweep):
-    """Slurm's SIGTERM goes to all processes of a job; here it reaches the train process half a second earlier."""
+@pytest.mark.parametrize("retries", [0, 1])
+def test_an_attempt_that_sigterm_ended_has_not_failed_however_long_slurm_takes(sweep, retries):
+    """Slurm's SIGTERM goes to all processes of a job; here it reaches the train process half a second earlier.
+
+    Then GraceTime passes, hours perhaps: waits of more than 2 s take 2 s here.
+    """
     code = """
     import subprocess
     attempt()
     subprocess.Popen(f"sleep 0.5; kill -TERM {os.getppid()}", shell=True, start_new_session=True)
     os.kill(os.getpid(), 15)
     """
-    run = "import sys; from domainbed_reasoning.sweeps.slurm_launcher import TrainJob; TrainJob(sys.argv[1], 1)()"
-    process = subprocess.Popen([sys.executable, "-c", run, sweep.job("A", code)])
-    sweep.wait_for_attempt("A", 1)
-    with pytest.raises(subprocess.TimeoutExpired):  # it waits for what Slurm decides
-        process.wait(5)
-    process.kill()
-    process.wait()
+    run = """if True:
+    import sys, time
+    from domainbed_reasoning.sweeps.slurm_launcher import TrainJob
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(min(seconds, 2))
+    TrainJob(sys.argv[1], int(sys.argv[2]))()
+    """
+    process = subprocess.Popen([sys.executable, "-c", run, sweep.job("A", code), str(retries)])
+    try:
+        sweep.wait_for_attempt("A", 1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(8)
+    finally:
+        process.kill()
+        process.wait()
     assert len(sweep.pids("A")) == 1
+    assert "ended by SIGTERM; waits until Slurm" in sweep.log("A")
 
 
 def test_ctrl_c_leaves_the_jobs_running_and_says_how_to_follow_them(sweep, slurm):
@@ -213,12 +270,23 @@ def test_ctrl_c_leaves_the_jobs_running_and_says_how_to_follow_them(sweep, slurm
     sweep.wait_until((sweep.folder / "A" / "done").exists, 30)
 
 
-def test_submit_and_leave(sweep, slurm, monkeypatch, capsys):
+@pytest.mark.parametrize("names", ["A", "AB"])
+def test_submit_and_leave(sweep, slurm, monkeypatch, capsys, names):
+    """A job and an array. While Slurm has them, `study` removes no folder of the sweep."""
     monkeypatch.setenv(slurm_launcher.WAIT, "0")
-    assert slurm_launcher.slurm_launcher([sweep.job("A", "wait_for('go'); done()")]) == []
-    assert f"squeue --jobs={job_id(sweep)}" in capsys.readouterr().out
+    assert slurm_launcher.slurm_launcher([sweep.job(name, "wait_for('go'); done()") for name in names]) == []
+    number = job_id(sweep)
+    said = capsys.readouterr().out
+    assert f"squeue --jobs={number}" in said and "leave `sweep delete_incomplete`" in said
+    identifiers = {"A": {str(number)}, "AB": {f"{number}_0", f"{number}_1"}}[names]
+    assert slurm_launcher.with_slurm(sweep.folder).keys() == identifiers
+    with pytest.raises(ValueError, match=f"Slurm still has {len(names)} jobs in .*scancel {number}"):
+        again.check_nothing_runs(sweep.folder)
     (sweep.folder / "go").touch()
-    sweep.wait_until((sweep.folder / "A" / "done").exists, 30)
+    for name in names:
+        sweep.wait_until((sweep.folder / name / "done").exists, 30)
+    sweep.wait_until(lambda: not slurm_launcher.with_slurm(sweep.folder), 30)
+    again.check_nothing_runs(sweep.folder)
 
 
 def test_what_slurm_refuses_is_said_with_the_cure(sweep, slurm, monkeypatch):
