@@ -19,6 +19,7 @@ def test_every_mllm_method_takes_the_same_number_of_updates_with_the_same_batch(
     assert named == {
         "MTCT before rounds": 61, "ReasoningSFT before rounds": 61,
         "MTCT paper's epochs": 85, "RDMLDG paper's epochs": 337, "MTCT as many steps": 337,
+        "MTCT paper's epochs at RDMLDG's rate": 85, "MTCT as many steps at RDMLDG's rate": 337,
     }  # fmt: skip
     assert {arm.hparams["batch_size"] for arm in trained} == {4}
     assert {(arm.steps, arm.hparams["batch_size"]) for arm in MAIN if arm.algorithm in CNNS} == {
