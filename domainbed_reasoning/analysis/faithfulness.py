@@ -20,7 +20,6 @@ first names ŷ, which often is before the conclusion and decides it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,7 @@ import torch
 
 from domainbed_reasoning.analysis.cues import ShapesCues
 from domainbed_reasoning.analysis.material import Material
+from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.analysis.tables import share_row
 from domainbed_reasoning.chains import conclusion_of
 from domainbed_reasoning.mllm import MLLM
@@ -143,9 +143,8 @@ def before_conclusion(chain: str) -> str:
 def before_naming(chain: str) -> str:
     """Return a chain up to where it first names what it concludes with; no further than `before_conclusion`."""
     start = before_conclusion(chain)
-    name = re.escape(str(conclusion_of(chain)))
-    found = re.search(rf"(?<!\w){name}(?!\w)", start, re.IGNORECASE)
-    return start[: found.start()].rstrip() if found else start
+    named = first_naming(chain, conclusion_of(chain) or "", len(start) - len(_TO_CONCLUSION))
+    return start[: named[0]].rstrip() if named else start
 
 
 BEGINNINGS = {"to the conclusion": before_conclusion, "to the naming": before_naming}

@@ -13,6 +13,7 @@ import torch
 import tqdm
 
 from domainbed_reasoning.analysis.material import Material
+from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.chains import END_OF_CHAIN, STAGE_TAGS
 from domainbed_reasoning.mllm import MLLM
 from domainbed_reasoning.samples import SampleId
@@ -140,9 +141,9 @@ def token_kinds(mllm: MLLM, text: str, is_chain: bool) -> list[str]:
     if 0 <= start < end:
         start += len(_CONCLUSION)
         name = text[start:end].strip()
-        first = text.casefold().find(name.casefold(), 0, start)
-        if name and first >= 0:
-            marks[first : first + len(name)] = ["naming"] * len(name)
+        named = first_naming(text, name, start - len(_CONCLUSION))
+        if named is not None:
+            marks[slice(*named)] = ["naming"] * (named[1] - named[0])
         marks[start:end] = ["class"] * (end - start)
     return [_kind(marks[first:last], text[first:last]) for first, last in spans] + ["end"]
 

@@ -6,7 +6,9 @@ import torch
 
 from domainbed_reasoning import shapes
 from domainbed_reasoning.analysis import entropy, target_tokens, token_shift
+from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.analysis.target_tokens import TokenTable
+from domainbed_reasoning.chains import Chain
 from domainbed_reasoning.prompts import q_reason
 
 
@@ -79,6 +81,17 @@ def test_kinds_of_a_chains_tokens_spell_its_parts(base):
     assert spelt["tag"].count("<") == 10
     assert kinds[-1] == "end" and kinds.count("end") == 1
     assert "compare parts" in spelt["word"]
+
+
+def test_a_chain_names_its_class_by_a_word_of_its_own(base):
+    """"located" holds "cat", "İ" is two letters in lower case: the naming tokens spell "Cat" and nothing else."""
+    chain = Chain("located in an İİ bobcat scatter", "A Cat sits", "the cat's ears", "nothing", "cat").render()
+    kinds = target_tokens.token_kinds(base, chain, True)
+    naming = [token for token, kind in zip(base.target(chain), kinds, strict=True) if kind == "naming"]
+    assert base.tokenizer.decode(naming).strip() == "Cat"
+    assert first_naming(chain, "cat", chain.index("</CAPTION>")) == (chain.index("Cat"), chain.index("Cat") + 3)
+    assert first_naming("a flip\nFLOP, flip flops", "flip_flop", 99) == (2, 11)
+    assert first_naming("what it is", "", 99) is None and first_naming("a cat", "cat", 4) is None
 
 
 def test_probabilities_are_those_of_the_likelihoods_and_training_makes_a_model_surer(base, trained, material):
