@@ -84,7 +84,7 @@ def test_kinds_of_a_chains_tokens_spell_its_parts(base):
 
 
 def test_a_chain_names_its_class_by_a_word_of_its_own(base):
-    """"located" holds "cat", "İ" is two letters in lower case: the naming tokens spell "Cat" and nothing else."""
+    """ "located" holds "cat", "İ" is two letters in lower case: the naming tokens spell "Cat" and nothing else."""
     chain = Chain("located in an İİ bobcat scatter", "A Cat sits", "the cat's ears", "nothing", "cat").render()
     kinds = target_tokens.token_kinds(base, chain, True)
     naming = [token for token, kind in zip(base.target(chain), kinds, strict=True) if kind == "naming"]
