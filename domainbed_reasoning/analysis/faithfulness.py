@@ -41,6 +41,7 @@ import torch
 from domainbed_reasoning.analysis.cues import ShapesCues
 from domainbed_reasoning.analysis.material import Material
 from domainbed_reasoning.analysis.naming import first_naming
+from domainbed_reasoning.analysis.settings import kinds_of
 from domainbed_reasoning.analysis.tables import share_row
 from domainbed_reasoning.chains import conclusion_of
 from domainbed_reasoning.mllm import MLLM
@@ -133,15 +134,19 @@ def measure(reader: Reader, samples: Sequence[SampleId], cues: ShapesCues | None
 
 
 def pool(rows: Sequence[Row]) -> list[Row]:
-    """Return the shares of each algorithm's jobs together, images as if independent."""
+    """Return the shares of each kind of job together, images as if independent; targets and seeds are of one kind.
+
+    Args:
+        rows: of `measure`, each with its job's ``algorithm``, ``dataset`` and ``setting``.
+    """
     groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["algorithm"], row["what"]), []).append(row)
+    for row, kind in zip(rows, kinds_of(rows), strict=True):
+        groups.setdefault((kind, row["what"]), []).append(row)
     pooled = []
-    for (algorithm, what), parts in groups.items():
+    for (kind, what), parts in groups.items():
         count = sum(part["n"] for part in parts)
         hits = round(sum(part["n"] * (part["share"] or 0.0) for part in parts))
-        pooled.append({"algorithm": algorithm, **share_row(what, [True] * hits + [False] * (count - hits))})
+        pooled.append({"models": kind, **share_row(what, [True] * hits + [False] * (count - hits))})
     return pooled
 
 

@@ -1,11 +1,14 @@
 """Faithfulness: beginnings and partners by hand, then models whose answers are known to follow chain or image."""
 
+import dataclasses
+
 import pytest
 
 from domainbed_reasoning import shapes
 from domainbed_reasoning.analysis import faithfulness
 from domainbed_reasoning.analysis.cues import ShapesCues, cues_of
 from domainbed_reasoning.analysis.faithfulness import Reader, measure
+from domainbed_reasoning.analysis.settings import settings_of
 from domainbed_reasoning.analysis.tables import wilson
 from domainbed_reasoning.chains import Chain
 
@@ -42,6 +45,31 @@ def test_no_partner_is_of_the_true_class_or_read_as_it():
         found = faithfulness.partners(answered, seed)
         assert found[0] in (4, 5) and found[1] in (2, 3, 4, 5) and found[3] == 1
     assert faithfulness.partners([(0, 0), (0, 0), (1, 0)]) == [None, None, None]
+
+
+def test_shares_are_pooled_over_targets_and_seeds_and_over_nothing_else(checkpoint):
+    """Four jobs: two alike but for their targets, one with another learning rate, one on another dataset."""
+
+    def job(**more):
+        return dataclasses.replace(checkpoint, job=dataclasses.replace(checkpoint.job, adapters={}, **more))
+
+    hparams = {**checkpoint.job.hparams, "lr": 0.5}
+    jobs = [job(), job(test_envs=(1,)), job(hparams=hparams), job(dataset="PACSReasoning")]
+    told = settings_of(jobs)
+    lr = checkpoint.job.hparams["lr"]
+    assert told == [f"lr={lr}", f"lr={lr}", "lr=0.5", ""]
+    rows = [
+        {"algorithm": "RDMLDG", "dataset": one.job.dataset, "setting": setting, "what": "right", "n": n, "share": share}
+        for one, setting, n, share in zip(jobs, told, (30, 10, 20, 10), (0.5, 0.1, 1.0, 0.0), strict=True)
+    ]
+    assert [(row["models"], row["n"], row["share"]) for row in faithfulness.pool(rows)] == [
+        (f"RDMLDG, ShapesReasoning, lr={lr}", 40, 0.4),
+        ("RDMLDG, ShapesReasoning, lr=0.5", 20, 1.0),
+        ("RDMLDG, PACSReasoning", 10, 0.0),
+    ]
+    assert faithfulness.pool([{**row, "dataset": "A", "setting": ""} for row in rows])[0]["models"] == "RDMLDG"
+    step = dataclasses.replace(jobs[0], file="model_step0.pkl")
+    assert settings_of([jobs[0], step]) == ["checkpoint=model.pkl", "checkpoint=model_step0.pkl"]
 
 
 def test_wilsons_interval_by_hand():
