@@ -108,10 +108,11 @@ def _add_images(parser: argparse.ArgumentParser, count: int, domains: str, said:
 
 def _token_shift(given: argparse.Namespace) -> None:
     from domainbed_reasoning.analysis import plots, target_tokens, token_shift
+    from domainbed_reasoning.analysis.checkpoints import words_of_file
 
     after, before = _after_and_before(given, given.after)
     targets = Path(given.targets).stem
-    results = _results(given, f"token_shift_{targets}_{after.tag}", after)
+    results = _results(given, f"token_shift_{words_of_file(targets)}_{after.tag}", after)
     chains = True if given.targets == "teacher" else False if given.targets in ("label", "own") else given.targets
     material = _material(given, after, chains)
     samples = material.draw(material.domains(given.domains), given.images, chained=bool(chains))
