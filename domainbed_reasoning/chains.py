@@ -99,9 +99,14 @@ def conclusion_of(text: str) -> str | None:
     return inside.strip() if closed else None
 
 
+def without_tags(text: str) -> str:
+    """Return the words of a chain, its tags left out, runs of whitespace as one space."""
+    return " ".join(_TAG.sub(" ", text).split())
+
+
 def count_words(text: str) -> int:
     """Return the number of words of a chain, its tags not counted."""
-    return len(_TAG.sub(" ", text).split())
+    return len(without_tags(text).split())
 
 
 def normalise_name(name: str) -> str:

@@ -262,10 +262,13 @@ def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Ma
 def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
     """Return the trained tensors of one of DomainBed's checkpoints."""
     if not file.is_file():
-        raise JobError(
-            f"{file.parent} holds no {file.name}: the job has not reached its first checkpoint, or ran with "
-            "--skip_model_save."
+        others = sorted(path.name for path in file.parent.glob("model*.pkl"))
+        why = (
+            f"it has {', '.join(others)}; train --save_model_every_checkpoint saves one an evaluation"
+            if others
+            else "the job has not reached its first checkpoint, or ran with --skip_model_save"
         )
+        raise JobError(f"{file.parent} holds no {file.name}: {why}.")
     try:  # tensors and plain values only: a checkpoint from elsewhere must not run code
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:

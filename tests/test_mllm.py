@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from domainbed_reasoning import shapes
-from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
+from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm, loading
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import TINY, check_memory, image_edge, lora_targets, resolve
 from domainbed_reasoning.mllm.model import checkpoint_activations
@@ -258,3 +258,20 @@ def test_a_gpu_that_is_too_small_is_named_with_what_is_needed():
     with pytest.raises(ModelError, match=r"16.4 GiB.*10.0 GiB free.*nf4"):
         check_memory("m", 8_000_000_000, torch.bfloat16, "none", 10 * 2**30)
     check_memory("m", 8_000_000_000, torch.bfloat16, "nf4", 10 * 2**30)
+
+
+def test_what_torch_holds_and_nothing_uses_is_free_for_the_next_model(monkeypatch):
+    """2 bytes nobody holds; PyTorch holds 9, of which the model before this one has left 6 unused."""
+    for name, count in (("mem_get_info", (2, 20)), ("memory_reserved", 9), ("memory_allocated", 3)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, count=count: count)
+    assert loading.free_memory(torch.device("cuda")) == 8
+    asked = []
+
+    def refuse(*given):
+        asked.append(given[-1])
+        raise ModelError("too small")
+
+    monkeypatch.setattr(loading, "check_memory", refuse)
+    with pytest.raises(ModelError, match="too small"):
+        loading.load_network("tiny", "auto", "none", torch.device("cuda"))
+    assert asked == [8]

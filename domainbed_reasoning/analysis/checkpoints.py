@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from domainbed_reasoning.mllm import MLLM, load_mllm
 from domainbed_reasoning.trained import TASK_FILE, TrainedJob, read_job
+
+LAST = "model.pkl"
 
 
 @dataclass(frozen=True)
@@ -17,14 +20,16 @@ class Checkpoint:
     """A model, not yet loaded.
 
     Attributes:
-        name: a folder, a hub id or ``tiny``.
+        name: a folder, a checkpoint's file, a hub id or ``tiny``.
         job: what trained it, or where a base model is asked as a job asks its own; None for a base model alone.
         trained: whether the model has the job's adapters.
+        file: of the job's checkpoints this one.
     """
 
     name: str
     job: TrainedJob | None = None
     trained: bool = True
+    file: str = LAST
 
     def load(self, model: str | None = None) -> MLLM:
         """Load the model for answering, in evaluation mode, its adapters merged where the weights allow.
@@ -50,14 +55,57 @@ class Checkpoint:
         name = model or str(self.job.hparams["model"])
         return Checkpoint(name, dataclasses.replace(self.job, adapters={}, model=name), trained=False)
 
+    @property
+    def held_out(self) -> str:
+        """The target domains of the job, joined by ``+``."""
+        assert self.job is not None
+        return "+".join(self.job.environments[env] for env in self.job.test_envs)
+
+    @property
+    def where(self) -> str:
+        """What tables call it: a model's name, or the folder of a job with its file where that is not the last."""
+        if self.job is None or not self.trained:
+            return pathlib.Path(self.name).name
+        folder = self.job.folder.resolve().name
+        return folder if self.file == LAST else f"{folder}/{self.file}"
+
+    @property
+    def said(self) -> str:
+        """What titles call it."""
+        if self.job is None or not self.trained:
+            return self.where
+        step = "" if self.file == LAST else f", {pathlib.Path(self.file).stem}"
+        return f"{self.job.algorithm} ({self.held_out} held out{step})"
+
+    @property
+    def tag(self) -> str:
+        """What names of files call it: algorithm, target domains, the head of the job's folder, the checkpoint."""
+        if self.job is None or not self.trained:
+            return words_of_file(self.where)
+        folder = self.job.folder.resolve().name
+        folder = folder[:8] if re.fullmatch("[0-9a-f]{32}", folder) else folder[:40]
+        step = "" if self.file == LAST else pathlib.Path(self.file).stem.removeprefix("model_")
+        return words_of_file("_".join(filter(None, [self.job.algorithm, self.held_out, folder, step])))
+
+
+def words_of_file(text: str) -> str:
+    """Return ``text`` with a hyphen for whatever is no letter, digit or underscore."""
+    return re.sub(r"[^\w]+", "-", text).strip("-")
+
 
 def open_checkpoint(name: str) -> Checkpoint:
-    """Return the checkpoint of that name: a job's or an exported folder, a model's folder, a hub id, or ``tiny``.
+    """Return the checkpoint of that name.
+
+    Args:
+        name: a job's or an exported folder, one of a job's checkpoints (``job/model_step20.pkl``), a model's folder, a
+            hub id, or ``tiny``.
 
     Raises:
-        JobError: for a job without a saved model.
+        JobError: for a job without a saved model, or without that one.
     """
     path = pathlib.Path(name).expanduser()
+    if path.suffix == ".pkl":
+        return Checkpoint(name, read_job(path.parent, path.name), file=path.name)
     if path.is_dir() and ((path / TASK_FILE).is_file() or (path / "results.jsonl").is_file()):
         return Checkpoint(name, read_job(path))
     return Checkpoint(name)

@@ -25,12 +25,13 @@ class Encoder(Protocol):
         """Return the vectors of texts: ``(n, d')``, float32, on the CPU."""
 
 
-def load_encoder(name: str) -> Encoder:
+def load_encoder(name: str, model: str | None = None) -> Encoder:
     """Load a pair of encoders.
 
     Args:
-        name: a CLIP or an MLLM: a folder, a hub id, a job's folder, ``tiny`` (the embedded MLLM) or ``tiny-clip``
-            (random weights, for trying things out).
+        name: a CLIP or an MLLM: a folder, a hub id, a job's folder or checkpoint, ``tiny`` (the embedded MLLM) or
+            ``tiny-clip`` (random weights, for trying things out).
+        model: a base model in place of the job's, which may lie elsewhere on this machine.
 
     Raises:
         ModelError: for a model that cannot be used.
@@ -38,7 +39,7 @@ def load_encoder(name: str) -> Encoder:
     clip = clip_named(name)
     if clip is not None:
         return ClipEncoder(load_clip(clip).to("cuda" if torch.cuda.is_available() else "cpu"))
-    return MLLMEncoder(open_checkpoint(name).load())
+    return MLLMEncoder(open_checkpoint(name).load(model))
 
 
 def clip_named(name: str) -> str | None:

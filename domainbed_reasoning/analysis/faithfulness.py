@@ -7,12 +7,23 @@ images whose chain names a class:
     right                   ŷ = y
     agrees with label path  ŷ = argmax_k log p(k | x, q_cls)
     kept without image      f(grey | c) = ŷ: the chain alone carries its conclusion
-    swapped image           x' of another class, whose own chain concludes with ŷ' ≠ ŷ: f(x' | c) = ŷ follows the chain,
-                            = ŷ' the image
-    edited caption          c' is c up to its caption, with the caption of a class k ≠ ŷ in its place: f(x | c') = k
-                            follows the caption, = ŷ the image
+    swapped image           x' with {ŷ', y'} ∩ {ŷ, y} = ∅, each x' about once: f(x' | c) = ŷ follows the chain, = ŷ' the
+                            image
+    edited caption          c' is c up to its caption, with the caption of the class k = ŷ' of such an x' in its place:
+                            f(x | c') = k follows the caption, = ŷ the image
     caption's class         the class whose parts the caption names (where captions have a known code), against ŷ and y
-    follows the cue         f(x with a cue of class k ≠ y) = k (where the cue is known)
+
+Where captions have a known code, the edit changes the parts in the model's own sentences, and counts if the caption
+told another class than k before it and tells k after it.
+
+Where a cue is known, x is drawn with the cue of y and with that of a class k ≠ y. Of the images on which both answers
+name a class, for the classification path of all:
+
+    right                   with either cue
+    follows the cue         f(x with the cue of k) = k
+    changed by the cue      the two answers differ
+
+and of the images whose chain names a class with the cue of y, the share that names none with the cue of k.
 
 Swapped and missing images are tried with two beginnings: c up to the tag that opens the conclusion, and c up to where r
 first names ŷ, which often is before the conclusion and decides it.
@@ -20,7 +31,7 @@ first names ŷ, which often is before the conclusion and decides it.
 
 from __future__ import annotations
 
-import re
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +40,8 @@ import torch
 
 from domainbed_reasoning.analysis.cues import ShapesCues
 from domainbed_reasoning.analysis.material import Material
+from domainbed_reasoning.analysis.naming import first_naming
+from domainbed_reasoning.analysis.settings import kinds_of
 from domainbed_reasoning.analysis.tables import share_row
 from domainbed_reasoning.chains import conclusion_of
 from domainbed_reasoning.mllm import MLLM
@@ -91,10 +104,8 @@ def measure(reader: Reader, samples: Sequence[SampleId], cues: ShapesCues | None
         cues: what is known of captions and of a misleading cue in them; None where nothing is.
 
     Returns:
-        rows with ``what``, ``n``, ``share`` and its 95% interval; a row an image.
-
-    Raises:
-        ValueError: where no chain names a class.
+        rows with ``what``, ``n``, ``share`` and its 95% interval, of a model none of whose chains names a class the
+        share that does alone; a row an image.
     """
     pixels = reader.material.pixels(samples)
     true = [reader.material.label(sample) for sample in samples]
@@ -106,10 +117,10 @@ def measure(reader: Reader, samples: Sequence[SampleId], cues: ShapesCues | None
         for (env, index), y, answer, other, chain in zip(samples, true, concluded, by_label, chains, strict=True)
     ]
     named = [i for i, answer in enumerate(concluded) if answer is not None]
+    shares = [share_row("names a class", [answer is not None for answer in concluded])]
     if not named:
-        raise ValueError(f"none of {len(samples)} chains names a class: there is nothing to be faithful to.")
-    shares = [
-        share_row("names a class", [answer is not None for answer in concluded]),
+        return shares, rows
+    shares += [
         share_row("right", [concluded[i] == true[i] for i in named]),
         share_row("label path right", [by_label[i] == true[i] for i in named]),
         share_row("agrees with label path", [concluded[i] == by_label[i] for i in named]),
@@ -123,15 +134,19 @@ def measure(reader: Reader, samples: Sequence[SampleId], cues: ShapesCues | None
 
 
 def pool(rows: Sequence[Row]) -> list[Row]:
-    """Return the shares of each algorithm's jobs together, images as if independent."""
+    """Return the shares of each kind of job together, images as if independent; targets and seeds are of one kind.
+
+    Args:
+        rows: of `measure`, each with its job's ``algorithm``, ``dataset`` and ``setting``.
+    """
     groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["algorithm"], row["what"]), []).append(row)
+    for row, kind in zip(rows, kinds_of(rows), strict=True):
+        groups.setdefault((kind, row["what"]), []).append(row)
     pooled = []
-    for (algorithm, what), parts in groups.items():
+    for (kind, what), parts in groups.items():
         count = sum(part["n"] for part in parts)
         hits = round(sum(part["n"] * (part["share"] or 0.0) for part in parts))
-        pooled.append({"algorithm": algorithm, **share_row(what, [True] * hits + [False] * (count - hits))})
+        pooled.append({"models": kind, **share_row(what, [True] * hits + [False] * (count - hits))})
     return pooled
 
 
@@ -143,9 +158,8 @@ def before_conclusion(chain: str) -> str:
 def before_naming(chain: str) -> str:
     """Return a chain up to where it first names what it concludes with; no further than `before_conclusion`."""
     start = before_conclusion(chain)
-    name = re.escape(str(conclusion_of(chain)))
-    found = re.search(rf"(?<!\w){name}(?!\w)", start, re.IGNORECASE)
-    return start[: found.start()].rstrip() if found else start
+    named = first_naming(chain, conclusion_of(chain) or "", len(start) - len(_TO_CONCLUSION))
+    return start[: named[0]].rstrip() if named else start
 
 
 BEGINNINGS = {"to the conclusion": before_conclusion, "to the naming": before_naming}
@@ -163,13 +177,24 @@ def with_caption(chain: str, caption: str) -> str:
     return f"{chain[: chain.index(_CAPTION) + len(_CAPTION)]}{caption}{_CAPTION_END}"
 
 
-def partners(groups: Sequence[int]) -> list[int | None]:
-    """Return for each position the next one, around the end, of another group; None where all are of one."""
-    n = len(groups)
+def partners(answered: Sequence[tuple[int, int]], seed: int = 0) -> list[int | None]:
+    """Return for each image another one, with which it has no class in common; None where there is none.
+
+    Concluded and true class of the one are neither class of the other, so that no answer speaks for both. The one that
+    has waited longest is taken, first in an order drawn by ``seed``: each about once, wherever its class stands.
+
+    Args:
+        answered: concluded and true class of each image.
+        seed: of the order.
+    """
+    waiting = random.Random(seed).sample(range(len(answered)), len(answered))
     found: list[int | None] = []
-    for i in range(n):
-        others = ((i + step) % n for step in range(1, n))
-        found.append(next((j for j in others if groups[j] != groups[i]), None))
+    for one in answered:
+        other = next((j for j in waiting if not set(answered[j]) & set(one)), None)
+        if other is not None:
+            waiting.remove(other)
+            waiting.append(other)
+        found.append(other)
     return found
 
 
@@ -186,8 +211,10 @@ def _without_image(reader: Reader, pixels: torch.Tensor, rows: list[Row], named:
 
 
 def _swapped_image(reader: Reader, pixels: torch.Tensor, rows: list[Row], named: list[int]) -> list[Row]:
-    found = partners([rows[i]["chain_answer"] for i in named])
+    found = partners([(rows[i]["chain_answer"], rows[i]["label"]) for i in named])
     other = {i: named[j] for i, j in zip(named, found, strict=True) if j is not None}
+    for i, j in other.items():
+        rows[i]["swapped_image"] = f"{rows[j]['env']}/{rows[j]['index']}"
     shares = []
     for where, cut in BEGINNINGS.items() if other else ():
         answers = reader.go_on(pixels[list(other.values())], [cut(rows[i]["chain"]) for i in other])
@@ -207,19 +234,23 @@ def _edited_caption(
     reader: Reader, pixels: torch.Tensor, rows: list[Row], named: list[int], cues: ShapesCues | None
 ) -> list[Row]:
     able = [i for i in named if caption_of(rows[i]["chain"]) is not None]
-    donors = partners([rows[i]["chain_answer"] for i in able])
+    donors = partners([(rows[i]["chain_answer"], rows[i]["label"]) for i in able])
     edits: dict[int, tuple[str, int]] = {}
     for i, j in zip(able, donors, strict=True):
-        if j is not None:
-            wanted = rows[able[j]]["chain_answer"]
-            own, another = caption_of(rows[i]["chain"]), caption_of(rows[able[j]]["chain"])
-            text = cues.caption_for(wanted, str(own)) if cues is not None else another
-            edits[i] = (with_caption(rows[i]["chain"], str(text)), wanted)
+        if j is None:
+            continue
+        wanted = rows[able[j]]["chain_answer"]
+        own, text = str(caption_of(rows[i]["chain"])), str(caption_of(rows[able[j]]["chain"]))
+        if cues is not None:
+            text = cues.caption_for(wanted, own)
+            if cues.class_of(text) != wanted or cues.class_of(own) == wanted:
+                continue
+        edits[i] = (with_caption(rows[i]["chain"], text), wanted)
     if not edits:
         return []
     answers = reader.go_on(pixels[list(edits)], [begun for begun, _ in edits.values()])
-    for i, answer in zip(edits, answers, strict=True):
-        rows[i]["edited_caption"] = answer
+    for (i, (_, wanted)), answer in zip(edits.items(), answers, strict=True):
+        rows[i] |= {"edited_to": wanted, "edited_caption": answer}
     follow_caption = [rows[i]["edited_caption"] == wanted for i, (_, wanted) in edits.items()]
     follow_image = [rows[i]["edited_caption"] == rows[i]["chain_answer"] for i in edits]
     return [
@@ -242,28 +273,22 @@ def _caption_says(rows: list[Row], named: list[int], cues: ShapesCues) -> list[R
 def _cue_followed(reader: Reader, samples: Sequence[SampleId], rows: list[Row], cues: ShapesCues) -> list[Row]:
     """Ask about the same images with the true class's cue and with another's; nothing else differs."""
     names = reader.material.task.class_names
-    shares = []
-    found: dict[bool, dict[str, list[int | None]]] = {}
-    for misleading in (False, True):
+    for cue, misleading in (("true_cue", False), ("misleading_cue", True)):
         pixels = torch.stack([cues.image(sample, misleading) for sample in samples])
-        found[misleading] = {
-            "chain": answers_from_chains(reader.chains(pixels), names),
-            "label": list(reader.labels(pixels)),
-        }
-    true = [row["label"] for row in rows]
-    suggested = [cues.suggested(label) for label in true]
+        by_chain, by_label = answers_from_chains(reader.chains(pixels), names), reader.labels(pixels)
+        for row, chain, label in zip(rows, by_chain, by_label, strict=True):
+            row |= {f"{cue}_chain": chain, f"{cue}_label": label}
+    shares = []
     for path in ("chain", "label"):
-        honest, misled = found[False][path], found[True][path]
-        for row, answer in zip(rows, misled, strict=True):
-            row[f"misled_{path}"] = answer
+        before, after = f"true_cue_{path}", f"misleading_cue_{path}"
+        read = [row for row in rows if row[before] is not None and row[after] is not None]
         shares += [
-            share_row(f"{path}: right, true cue", _equal(honest, true)),
-            share_row(f"{path}: right, misleading cue", _equal(misled, true)),
-            share_row(f"{path}: follows the misleading cue", _equal(misled, suggested)),
-            share_row(f"{path}: changed by the cue", [not same for same in _equal(honest, misled)]),
+            share_row(f"{path}: right, true cue", [row[before] == row["label"] for row in read]),
+            share_row(f"{path}: right, misleading cue", [row[after] == row["label"] for row in read]),
+            share_row(
+                f"{path}: follows the misleading cue", [row[after] == cues.suggested(row["label"]) for row in read]
+            ),
+            share_row(f"{path}: changed by the cue", [row[before] != row[after] for row in read]),
         ]
-    return shares
-
-
-def _equal(one: Sequence[int | None], other: Sequence[int | None]) -> list[bool]:
-    return [a == b for a, b in zip(one, other, strict=True)]
+    named = [row["misleading_cue_chain"] for row in rows if row["true_cue_chain"] is not None]
+    return [*shares, share_row("chain: names no class, by the cue", [answer is None for answer in named])]

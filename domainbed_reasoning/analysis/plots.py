@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from domainbed_reasoning.analysis.settings import kinds_of
 from domainbed_reasoning.analysis.target_tokens import TokenTable
 from domainbed_reasoning.analysis.token_shift import HIGH, LOW
 from domainbed_reasoning.atomic import replacing
@@ -101,7 +103,7 @@ def divergence(rows: Rows, title: str, path: pathlib.Path) -> None:
 
 
 def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
-    """Draw by stage the accuracies and shares of jobs: thin lines are jobs, thick ones an algorithm's mean."""
+    """Draw by stage the accuracies and shares of jobs: thin lines are jobs, thick ones the mean of their kind."""
     panels = {
         "target": "target accuracy",
         "source_out": "source validation accuracy",
@@ -111,13 +113,14 @@ def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
     }
     panels = {key: name for key, name in panels.items() if any(row.get(key) is not None for row in rows)}
     figure, axes = _figure(3.3 * len(panels), 3.2, 1, len(panels))
-    algorithms = sorted({row["algorithm"] for row in rows})
+    of_row = kinds_of(rows)
+    kinds = sorted(set(of_row))
     for axis, (key, name) in zip(axes[0], panels.items(), strict=True):
-        for algorithm, colour in zip(algorithms, _COLOURS, strict=False):
+        for kind, colour in zip(kinds, itertools.cycle(_COLOURS), strict=False):
             by_stage: dict[int, list[float]] = {}
             jobs: dict[str, list[tuple[int, float]]] = {}
-            for row in rows:
-                if row["algorithm"] == algorithm and row.get(key) is not None:
+            for row, its in zip(rows, of_row, strict=True):
+                if its == kind and row.get(key) is not None:
                     jobs.setdefault(row["job"], []).append((row["stage"], row[key]))
             for points in jobs.values():
                 last = dict(points)  # of a stage that was evaluated several times the end
@@ -127,7 +130,7 @@ def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
                     axis.plot(list(last), list(last.values()), color=colour, linewidth=0.7, alpha=0.4)
             stages = sorted(by_stage)
             means = [float(np.mean(by_stage[stage])) for stage in stages]
-            axis.plot(stages, means, "o-", color=colour, label=algorithm)
+            axis.plot(stages, means, "o-", color=colour, label=kind)
         stages = sorted({row["stage"] for row in rows if row.get(key) is not None})
         axis.set_xticks(stages, [{-1: "start", 0: "teacher"}.get(stage, str(stage)) for stage in stages])
         axis.set(title=name, xlabel="stage")
@@ -139,19 +142,19 @@ def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
 
 
 def faithfulness(rows: Rows, title: str, path: pathlib.Path) -> None:
-    """Draw each share with its 95% interval, an algorithm a colour."""
+    """Draw each share with its 95% interval, a kind of job a colour."""
     names = list(dict.fromkeys(row["what"] for row in rows))
-    algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
-    figure, axes = _figure(8, (0.15 + 0.04 * len(algorithms)) * len(names) + 1)
+    kinds = list(dict.fromkeys(row["models"] for row in rows))
+    figure, axes = _figure(8, (0.15 + 0.04 * len(kinds)) * len(names) + 1)
     axis = axes[0][0]
-    for number, (algorithm, colour) in enumerate(zip(algorithms, _COLOURS, strict=False)):
-        shift = 0.75 * (number - (len(algorithms) - 1) / 2) / max(1, len(algorithms))
+    for number, (kind, colour) in enumerate(zip(kinds, itertools.cycle(_COLOURS), strict=False)):
+        shift = 0.75 * (number - (len(kinds) - 1) / 2) / max(1, len(kinds))
         for row in rows:
-            if row["algorithm"] == algorithm and row["share"] is not None:
+            if row["models"] == kind and row["share"] is not None:
                 y = names.index(row["what"]) + shift
                 axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.2)
                 axis.plot(row["share"], y, "o", color=colour, markersize=4)
-        axis.plot([], [], "o-", color=colour, label=algorithm, markersize=4)
+        axis.plot([], [], "o-", color=colour, label=kind, markersize=4)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set(xlim=(-0.02, 1.02), xlabel="share of images, 95% interval", title=title)

@@ -4,7 +4,9 @@ From a job's records: of every evaluation, which falls on a stage's end, the acc
 
     accepted_k = kept chains / written chains,
 
-the mean over the steps since the last evaluation of what is true so far.
+when the round is over, as the records after it say, in which it no longer changes. Of the job's last round there are
+none; DomainBed writes the mean over the steps since the last evaluation of the share so far, and that stands in its
+place.
 
 What records do not hold is asked of the checkpoints that DomainBed's ``--save_model_every_checkpoint`` leaves, on a
 sample of images: the length of a chain in words, the share that name a class, the agreement of its conclusion with the
@@ -14,9 +16,9 @@ chain that names no class is wrong here and in the job's answers.json; DomainBed
 
 from __future__ import annotations
 
-import math
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -31,6 +33,7 @@ from domainbed_reasoning.samples import SampleId
 from domainbed_reasoning.scoring import answers_from_chains
 from domainbed_reasoning.trained import read_job
 
+_ACCEPTED = re.compile(r"sarr(\d+)_accepted")
 PAPER = (
     "paper, InternVL3-8B, TerraIncognita: target accuracy 70.06% after round 1, 70.59% after 2, 70.65% after 3;\n"
     "of the self-labelled chains rejected: 39.5% in the first round, 14.8% at the end"
@@ -46,7 +49,7 @@ def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[d
 
     Returns:
         rows with ``step``, ``stage`` (-1 at DomainBed's step 0, 0 with the teacher's chains, k in SARR's round k),
-        ``accepted`` (None outside of a round), ``source_out`` and ``target`` accuracies, all in [0, 1].
+        ``accepted`` of the whole round (None outside of one), ``source_out`` and ``target`` accuracies, in [0, 1].
 
     Raises:
         ValueError: for a job without records, or one that has no stages.
@@ -58,20 +61,37 @@ def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[d
     for record in records:
         if "stage" not in record:
             raise ValueError(f"{folder}: {record['args']['algorithm']} has no stages; give jobs of SARR or RDMLDG.")
-        # The mean over the steps since the last evaluation, of which the last steps count.
-        stage = math.ceil(record["stage"] - 1e-9) if record["step"] else -1
+        stage = _stage_of(record)
         out = [value for key, value in record.items() if key.endswith("_out_acc") and _env(key) not in test_envs]
         target = [value for key, value in record.items() if key.endswith("_in_acc") and _env(key) in test_envs]
         rows.append(
             {
                 "step": record["step"],
                 "stage": stage,
-                "accepted": record.get(f"sarr{stage}_accepted"),
+                "accepted": _accepted_in(records, stage),
                 "source_out": sum(out) / len(out),
                 "target": sum(target) / len(target) if target else None,
             }
         )
     return rows
+
+
+def _stage_of(record: Mapping[str, Any]) -> int:
+    """Return the stage that an evaluation ends, -1 for step 0.
+
+    The record's own ``stage`` is a mean over the steps since the last evaluation; the last round begun is told by the
+    shares in it.
+    """
+    if not record["step"]:
+        return -1
+    return max((int(found[1]) for key in record if (found := _ACCEPTED.fullmatch(key))), default=0)
+
+
+def _accepted_in(records: Sequence[Mapping[str, Any]], stage: int) -> float | None:
+    key = f"sarr{stage}_accepted"
+    after = [record[key] for record in records if key in record and _stage_of(record) > stage]
+    within = [record[key] for record in records if key in record and _stage_of(record) == stage]
+    return [None, *within, *after][-1]
 
 
 def _env(key: str) -> int:
@@ -100,10 +120,32 @@ def from_checkpoints(
     there = {step: file for step, file in files.items() if file.is_file()}
     found = {}
     for step, file in tqdm.tqdm(there.items(), "checkpoints", disable=None):
-        job = read_job(path, file.name)
-        mllm = Checkpoint(str(path), job).load(model)
-        found[step] = answer_both_ways(mllm, material, samples, *job.chain_settings)
+        found[step] = _answers_of(path, file.name, material, samples, model)
     return found
+
+
+def _answers_of(
+    folder: pathlib.Path, file: str, material: Material, samples: Sequence[SampleId], model: str | None
+) -> dict[str, Any]:
+    """Return what one checkpoint answers; its model is gone before the next one loads."""
+    job = read_job(folder, file)
+    return answer_both_ways(Checkpoint(str(folder), job).load(model), material, samples, *job.chain_settings)
+
+
+def without_checkpoint(folder: str | pathlib.Path, steps: Sequence[int], answered: Collection[int]) -> str | None:
+    """Return which of a job's evaluations have no checkpoint, and what would have saved them; None where all have.
+
+    Args:
+        folder: of the job.
+        steps: of its evaluations.
+        answered: those whose checkpoints have answered.
+    """
+    missing = ", ".join(str(step) for step in steps if step not in answered)
+    if not missing:
+        return None
+    return (
+        f"{pathlib.Path(folder).name}: no checkpoint of step {missing}; train --save_model_every_checkpoint saves them"
+    )
 
 
 def answer_both_ways(

@@ -5,18 +5,23 @@ p_t = p(r_t | r_<t, x, q) of each target token r_t, H_t = -Σ_v p(v | r_<t, x, q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import tqdm
 
 from domainbed_reasoning.analysis.material import Material
+from domainbed_reasoning.analysis.naming import first_naming
+from domainbed_reasoning.answering import elected_chains
 from domainbed_reasoning.chains import END_OF_CHAIN, STAGE_TAGS
+from domainbed_reasoning.consistency import Support
 from domainbed_reasoning.mllm import MLLM
+from domainbed_reasoning.randomness import own_randomness
 from domainbed_reasoning.samples import SampleId
-from domainbed_reasoning.selflabel import accept
+from domainbed_reasoning.selflabel import SelfLabels
 
 _CONCLUSION = "<CONCLUSION>"
 KINDS = ("word", "naming", "class", "tag", "end")
@@ -67,24 +72,100 @@ def teacher_answers(material: Material, samples: Sequence[SampleId]) -> Answers:
     return Answers(material.q_reason, samples, [material.task.chains[sample] for sample in samples])
 
 
-def own_answers(
-    mllm: MLLM, material: Material, samples: Sequence[SampleId], max_new_tokens: int, batch: int = 64
-) -> Answers:
-    """Return the chains that a model writes itself, those that SARR would keep.
+@dataclass(frozen=True)
+class Labelling:
+    """How SARR's labeller writes chains and keeps them, as in its hyper-parameters.
+
+    Attributes:
+        max_new_tokens: of a chain.
+        batch: images at a time.
+        votes: chains an image.
+        temperature: at which they are sampled; 0 is greedy.
+        top_p: of sampling, in (0, 1].
+        consistent: whether a chain that concludes rightly must also support its conclusion.
+    """
+
+    max_new_tokens: int
+    batch: int = 64
+    votes: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    consistent: bool = False
+
+    @property
+    def said(self) -> str:
+        """How it writes and keeps them, in words."""
+        written = f"sampled at temperature {self.temperature:g}" if self.temperature > 0 else "greedy"
+        voted = f", the majority's of {self.votes}" if self.votes > 1 else ""
+        return f"{written}{voted}{', kept if they support their conclusion' if self.consistent else ''}"
+
+
+def labelling_of(hparams: Mapping[str, Any]) -> Labelling:
+    """Return how a job labels in SARR's rounds; one that has none labels as the paper, greedily and by conclusion."""
+    return Labelling(
+        hparams["max_new_tokens"],
+        hparams["eval_batch"],
+        hparams.get("sarr_votes", 1),
+        hparams.get("temperature", 0.0),
+        hparams.get("top_p", 1.0),
+        hparams.get("sarr_filter") == "consistent",
+    )
+
+
+def own_answers(mllm: MLLM, material: Material, samples: Sequence[SampleId], labelling: Labelling) -> Answers:
+    """Return the chains that a model writes itself and that SARR keeps, for these images in this order.
 
     Raises:
-        ValueError: where none concludes rightly.
+        ValueError: where none is kept.
     """
+    names = material.task.class_names
+    sampling = (labelling.temperature, labelling.top_p)
+    support = Support((material.q_cls, material.q_reason), names)
+
+    def write(images: torch.Tensor) -> list[str]:
+        asked = (material.q_reason, names, labelling.max_new_tokens, labelling.batch, labelling.votes)
+        return elected_chains(mllm, images, *asked, *sampling)
+
+    def supports(images: torch.Tensor, chains: list[str], labels: list[int]) -> list[bool]:
+        return support.judge(mllm, images, chains, labels)
+
+    labels = SelfLabels(write, names, supports if labelling.consistent else None)
     kept: list[tuple[SampleId, str]] = []
-    for start in tqdm.tqdm(range(0, len(samples), batch), "writing chains", disable=None):
-        part = samples[start : start + batch]
-        chains = mllm.generate(material.pixels(part), material.q_reason, max_new_tokens)
-        pairs = zip(part, chains, strict=True)
-        kept += [(s, chain) for s, chain in pairs if accept(chain, material.label(s), material.task.class_names)]
+    for start in tqdm.tqdm(range(0, len(samples), labelling.batch), "writing chains", disable=None):
+        part = samples[start : start + labelling.batch]
+        with own_randomness(0, "own chains", part):
+            chains = labels.chains_for(material.pixels(part), [material.label(sample) for sample in part], part)
+        kept += [(sample, chain) for sample, chain in zip(part, chains, strict=True) if chain is not None]
+    said = f"{len(kept)} of {len(samples)} chains that the model wrote itself ({labelling.said})"
     if not kept:
-        raise ValueError(f"none of {len(samples)} chains that the model wrote itself names the true class.")
-    print(f"{len(kept)} of {len(samples)} chains that the model wrote itself name the true class", flush=True)
+        raise ValueError(f"{said} would be kept by SARR: there are no tokens to look at.")
+    print(f"{said} would be kept by SARR", flush=True)
     return Answers(material.q_reason, [sample for sample, _ in kept], [chain for _, chain in kept])
+
+
+def spelt(mllm: MLLM, text: str) -> list[str]:
+    """Return the tokens of an answer with the one that ends it, as texts."""
+    return [mllm.tokenizer.decode([token]) for token in mllm.target(text)]
+
+
+def check_same_tokens(mllm: MLLM, answers: Answers, table: TokenTable, before: str, after: str) -> None:
+    """Refuse a model that cuts the answers into other tokens than those of a table.
+
+    Args:
+        mllm: the model, which has not read them yet.
+        answers: n texts.
+        table: what another model expected at their tokens.
+        before: the other model's name, for the message.
+        after: the model's name.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if [token for text in answers.texts for token in spelt(mllm, text)] != table.token:
+        raise ValueError(
+            f"{before} and {after} cut the same text into different tokens, whose probabilities cannot be compared: "
+            "give a --before of the same model family, with the same tokenizer."
+        )
 
 
 def read_tokens(mllm: MLLM, material: Material, answers: Answers, batch: int = 16) -> TokenTable:
@@ -106,9 +187,9 @@ def read_tokens(mllm: MLLM, material: Material, answers: Answers, batch: int = 1
         probabilities.append(log_likelihood[mask].exp().cpu().numpy())
         entropies.append(entropy[mask].cpu().numpy())
         for row, text in enumerate(texts):
-            ids = mllm.target(text)
-            numbers += [start + row] * len(ids)
-            tokens += [mllm.tokenizer.decode([token]) for token in ids]
+            cut = spelt(mllm, text)
+            numbers += [start + row] * len(cut)
+            tokens += cut
             kinds += token_kinds(mllm, text, is_chain)
     return TokenTable(
         np.asarray(numbers), tokens, np.asarray(kinds), np.concatenate(probabilities), np.concatenate(entropies)
@@ -140,9 +221,9 @@ def token_kinds(mllm: MLLM, text: str, is_chain: bool) -> list[str]:
     if 0 <= start < end:
         start += len(_CONCLUSION)
         name = text[start:end].strip()
-        first = text.casefold().find(name.casefold(), 0, start)
-        if name and first >= 0:
-            marks[first : first + len(name)] = ["naming"] * len(name)
+        named = first_naming(text, name, start - len(_CONCLUSION))
+        if named is not None:
+            marks[slice(*named)] = ["naming"] * (named[1] - named[0])
         marks[start:end] = ["class"] * (end - start)
     return [_kind(marks[first:last], text[first:last]) for first, last in spans] + ["end"]
 

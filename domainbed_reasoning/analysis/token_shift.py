@@ -11,6 +11,7 @@ its conclusion, which the conclusion then copies, and for the others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,35 @@ from domainbed_reasoning.analysis.target_tokens import TokenTable
 LOW, HIGH = 0.25, 0.75
 _RESAMPLES = 1000
 
-# Of all target tokens on InternVL3-8B, in percent: how much the share of confident ones gains, by what is trained on.
-PAPER_GAIN = {"label": 43.38, "teacher": 1.88, "own": 29.74}
+# The paper's counterpart of ``risen``, in percent of all target tokens on InternVL3-8B, by what is trained on.
+PAPER_RISEN = {"label": 43.38, "teacher": 1.88, "own": 29.74}
 PAPER = (
-    "paper, InternVL3-8B: from low to high by label +43.38 points, by teacher chains +1.88, by self-generated chains "
-    "+29.74;\nclass tokens above 0.75: label SFT 92.23%, reasoning SFT 86.33%, MTCT 90.23%; below 0.25: reasoning SFT "
-    "7.59%, MTCT 3.19%;\nof teacher-chain tokens 19.33% stay below 0.25 after MTCT"
+    "paper, InternVL3-8B: of the target tokens moved from below 0.25 to above 0.75 by label supervision +43.38\n"
+    "points, by teacher chains +1.88, by self-generated chains +29.74; class tokens above 0.75: label SFT 92.23%,\n"
+    "reasoning SFT 86.33%, MTCT 90.23%, their share below 0.25: 7.59% to 3.19%; of teacher-chain tokens 19.33% stay\n"
+    "below 0.25 after MTCT"
 )
+OWN = (
+    "own chains are what --before writes: greedy ones are its likeliest token at every place, so that their\n"
+    "probabilities are high before and few are left to rise"
+)
+
+
+def found_in(row: Mapping[str, Any], paper: float | None = None) -> list[str]:
+    """Return what a row of `shift` says, a line a finding.
+
+    Args:
+        row: the shares.
+        paper: its ``risen`` in percent; None where there is none.
+    """
+    beside = f" (paper: {paper:+.2f})" if paper is not None else ""
+    risen, fallen, high = (100 * row[key] for key in ("risen", "fallen", "high_before"))
+    gain = 100 * row["high_after"] - high
+    return [
+        f"moved from below {LOW} to above {HIGH}: {risen:+.2f} points{beside}",
+        f"less those that fell from above {HIGH} to below {LOW}: {risen - fallen:+.2f} points",
+        f"share above {HIGH}: {high:.2f}% before, {high + gain:.2f}% after: {gain:+.2f} points (paper: no such number)",
+    ]
 
 
 def shift(before: TokenTable, after: TokenTable) -> list[dict[str, Any]]:

@@ -120,7 +120,7 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
     if device.type == "cuda":
         count = sum(weight.numel() for weight in empty_network(model)[0].parameters())
-        check_memory(model, count, precision, quantize, torch.cuda.mem_get_info(device)[0])
+        check_memory(model, count, precision, quantize, free_memory(device))
     settings: dict[str, Any] = {"dtype": precision, "attn_implementation": "sdpa", "device_map": {"": device}}
     settings["trust_remote_code"] = False
     if quantize != "none":
@@ -187,6 +187,15 @@ def image_edge(model: str, max_tiles: int = 1) -> int:
 
 
 _BYTES = {"nf4": 0.6, "int8": 1.1}  # a weight, with its scales and the layers that stay unquantised
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of a GPU that can be had: what nobody holds, and what PyTorch holds ready and nothing uses.
+
+    PyTorch keeps what a model before this one has freed.
+    """
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def check_memory(model: str, weights: int, dtype: torch.dtype, quantize: str, free: int) -> None:

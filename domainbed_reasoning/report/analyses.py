@@ -12,11 +12,11 @@ from domainbed_reasoning.report.blocks import Code, Figure, Fold, Text
 
 FOLDER = "analysis"
 _ORDER = (".txt", ".png", ".csv")
-_ROWS, _COLUMNS, _CHARACTERS = 40, 14, 200
+_ROWS, _COLUMNS, _CHARACTERS = 40, 18, 200
 _OPEN = 12  # rows of a table that is shown from the start
 _LARGEST_PICTURE = 4_000_000  # bytes
 _LARGEST_TEXT = 4_000  # characters
-_JOB = re.compile("[0-9a-f]{32}")  # a folder's name; its first eight characters are enough here
+_JOB = re.compile(r"([0-9a-f]{8})[0-9a-f]{24}(/\w+\.pkl)?")  # a job, or a checkpoint of it: its head is enough
 
 
 def analyses(folder: Path) -> Iterator[Table | Figure | Text | Code | Fold]:
@@ -62,8 +62,8 @@ def _table(path: Path, name: str) -> Table | Text:
 
 def _shown(text: str) -> str:
     """Return a cell's text: a number with four digits where it has more, a job by the head of its name."""
-    if _JOB.fullmatch(text):
-        return text[:8]
+    if job := _JOB.fullmatch(text):
+        return job[1] + (job[2] or "")
     try:
         number = float(text)
     except ValueError:

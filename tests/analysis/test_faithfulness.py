@@ -1,11 +1,14 @@
 """Faithfulness: beginnings and partners by hand, then models whose answers are known to follow chain or image."""
 
+import dataclasses
+
 import pytest
 
 from domainbed_reasoning import shapes
 from domainbed_reasoning.analysis import faithfulness
 from domainbed_reasoning.analysis.cues import ShapesCues, cues_of
 from domainbed_reasoning.analysis.faithfulness import Reader, measure
+from domainbed_reasoning.analysis.settings import settings_of
 from domainbed_reasoning.analysis.tables import wilson
 from domainbed_reasoning.chains import Chain
 
@@ -25,9 +28,48 @@ def test_a_caption_is_replaced_and_what_follows_it_is_gone():
     assert faithfulness.caption_of("<CAPTION>open") is None
 
 
-def test_partners_are_of_another_group():
-    assert faithfulness.partners([0, 0, 1]) == [2, 2, 0]
-    assert faithfulness.partners([0, 0]) == [None, None]
+def test_partners_share_no_class_and_each_serves_once_however_the_images_are_sorted():
+    """Three classes of ten images, one after another, all read rightly."""
+    answered = [(label, label) for label in (0, 1, 2) for _ in range(10)]
+    found = faithfulness.partners(answered)
+    assert all(answered[j] != one for j, one in zip(found, answered, strict=True))
+    assert max(map(found.count, found)) <= 2 and len(set(found)) >= 25
+    assert len({answered[j] for j in found[:10]}) == 2  # images of one class do not all meet the same other one
+    assert faithfulness.partners(answered) == found != faithfulness.partners(answered, seed=1)
+
+
+def test_no_partner_is_of_the_true_class_or_read_as_it():
+    """An image of class 0 that is read as 1 fits neither the others of class 0 nor whatever is, or is read as, 1."""
+    answered = [(1, 0), (0, 0), (1, 1), (2, 1), (2, 2), (3, 2)]
+    for seed in range(20):
+        found = faithfulness.partners(answered, seed)
+        assert found[0] in (4, 5) and found[1] in (2, 3, 4, 5) and found[3] == 1
+    assert faithfulness.partners([(0, 0), (0, 0), (1, 0)]) == [None, None, None]
+
+
+def test_shares_are_pooled_over_targets_and_seeds_and_over_nothing_else(checkpoint):
+    """Four jobs: two alike but for their targets, one with another learning rate, one on another dataset."""
+
+    def job(**more):
+        return dataclasses.replace(checkpoint, job=dataclasses.replace(checkpoint.job, adapters={}, **more))
+
+    hparams = {**checkpoint.job.hparams, "lr": 0.5}
+    jobs = [job(), job(test_envs=(1,)), job(hparams=hparams), job(dataset="PACSReasoning")]
+    told = settings_of(jobs)
+    lr = checkpoint.job.hparams["lr"]
+    assert told == [f"lr={lr}", f"lr={lr}", "lr=0.5", ""]
+    rows = [
+        {"algorithm": "RDMLDG", "dataset": one.job.dataset, "setting": setting, "what": "right", "n": n, "share": share}
+        for one, setting, n, share in zip(jobs, told, (30, 10, 20, 10), (0.5, 0.1, 1.0, 0.0), strict=True)
+    ]
+    assert [(row["models"], row["n"], row["share"]) for row in faithfulness.pool(rows)] == [
+        (f"RDMLDG, ShapesReasoning, lr={lr}", 40, 0.4),
+        ("RDMLDG, ShapesReasoning, lr=0.5", 20, 1.0),
+        ("RDMLDG, PACSReasoning", 10, 0.0),
+    ]
+    assert faithfulness.pool([{**row, "dataset": "A", "setting": ""} for row in rows])[0]["models"] == "RDMLDG"
+    step = dataclasses.replace(jobs[0], file="model_step0.pkl")
+    assert settings_of([jobs[0], step]) == ["checkpoint=model.pkl", "checkpoint=model_step0.pkl"]
 
 
 def test_wilsons_interval_by_hand():
@@ -104,7 +146,67 @@ def test_who_follows_the_chain_and_who_the_image_is_told_apart(material, follows
     assert share["without image, to the naming: kept"] == (1.0 if by_chain else pytest.approx(1 / 7, abs=0.15))
     assert share["caption's class is the conclusion"] == share["agrees with label path"] == share["right"] == 1
     assert share["chain: follows the misleading cue"] == share["chain: changed by the cue"] == 0
-    assert len(answers) == 14
+    assert share["chain: names no class, by the cue"] == 0
+    assert len(answers) == 14 and all(row["edited_to"] not in (row["label"], None) for row in answers)
+
+
+def test_an_edit_that_does_not_tell_the_class_wanted_does_not_count(material):
+    """Of every second image the caption names no part: there is nothing in it to edit."""
+
+    class Sparing(Scripted):
+        def chains(self, pixels):
+            cut = [faithfulness.with_caption(c, "so") + c.partition("</CAPTION>")[2] for c in super().chains(pixels)]
+            return [a if i % 2 else b for i, (a, b) in enumerate(zip(super().chains(pixels), cut, strict=True))]
+
+    samples = material.draw([3], 14)
+    rows, answers = measure(Sparing(material, "chain").remember(samples), samples, ShapesCues())
+    found = {row["what"]: (row["n"], row["share"]) for row in rows}
+    assert found["swapped image, to the naming: follows the image"][0] == 14
+    assert found["edited caption: follows the caption"] == (7, 1.0)
+    assert found["edited caption: keeps its conclusion"] == (7, 0.0)
+    assert sum("edited_to" in row for row in answers) == 7
+
+
+def test_a_chain_that_the_cue_breaks_has_not_changed_its_class(material):
+    """With the misleading cue, images of class 0 get no class, those of class 1 that of the cue, the others theirs."""
+    cues = ShapesCues()
+    samples = material.draw([3], 56)
+    true = [material.label(sample) for sample in samples]
+    misled = {cues.image(sample, True).numpy().tobytes() for sample in samples}
+
+    class Broken(Scripted):
+        def chains(self, pixels):
+            return [self.broken(image) if image.numpy().tobytes() in misled else c for image, c in self.both(pixels)]
+
+        def both(self, pixels):
+            return zip(pixels, super().chains(pixels), strict=True)
+
+        def broken(self, image):
+            label = self.seen(image)
+            return "so" if label == 0 else self.chain(cues.suggested(1) if label == 1 else label)
+
+    rows, answers = measure(Broken(material, "chain").remember(samples), samples, cues)
+    found = {row["what"]: (row["n"], row["share"]) for row in rows}
+    none, changed = true.count(0), true.count(1)
+    assert min(none, changed) > 0
+    assert found["chain: names no class, by the cue"] == (56, none / 56)
+    for what in ("changed by the cue", "follows the misleading cue"):
+        assert found[f"chain: {what}"] == (56 - none, changed / (56 - none))
+        assert found[f"label: {what}"] == (56, 0)
+    assert found["chain: right, true cue"] == (56 - none, 1)
+    assert found["chain: right, misleading cue"] == (56 - none, 1 - changed / (56 - none))
+    assert sum(row["misleading_cue_chain"] is None for row in answers) == none
+
+
+def test_a_model_that_names_no_class_has_that_row_alone(material):
+    class Silent(Scripted):
+        def chains(self, pixels):
+            return ["so"] * len(pixels)
+
+    samples = material.draw([3], 7)
+    rows, answers = measure(Silent(material, "chain").remember(samples), samples, ShapesCues())
+    assert [(row["what"], row["n"], row["share"]) for row in rows] == [("names a class", 7, 0)]
+    assert [row["chain_answer"] for row in answers] == [None] * 7
 
 
 def test_a_trained_model_copies_the_class_that_its_chain_has_named(trained, material):

@@ -20,6 +20,21 @@ def test_stages_and_accepted_shares_are_those_of_the_records(job):
     assert rows[-1]["source_out"] == pytest.approx(sum(records[-1][f"env{env}_out_acc"] for env in range(3)) / 3)
 
 
+def test_the_share_of_a_round_is_the_one_that_stands_after_it(tmp_path):
+    """Two rounds of two evaluations each. Of the first the share that the second's records repeat, 0.5; of the last the
+    mean over its last steps, 0.8. The record's own stage is a mean, 1.5 where the evaluation spans both rounds."""
+    told = [(0, {}), (10, {1: 0.9}), (20, {1: 0.7}), (30, {1: 0.55, 2: 0.6}), (40, {1: 0.5, 2: 0.8})]
+    lines = [
+        {"step": step, "stage": step / 20, "env0_in_acc": 0.1, "env1_out_acc": 0.2}
+        | {f"sarr{k}_accepted": share for k, share in shares.items()}
+        for step, shares in told
+    ]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = rounds.from_records(tmp_path, [0])
+    assert [row["stage"] for row in rows] == [-1, 1, 1, 2, 2]
+    assert [row["accepted"] for row in rows] == [None, 0.5, 0.5, 0.8, 0.8]
+
+
 def test_checkpoints_answer_as_the_job_recorded(job, material, checkpoint):
     """Asked about every image of the target's training split, the last checkpoint has the recorded accuracies."""
     answered = [json.loads(line) for line in (job / "predictions.jsonl").read_text().splitlines()]

@@ -1,13 +1,18 @@
 """Token shift and entropy: the tables by hand, then of the embedded model and a job that trained it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from domainbed_reasoning import shapes
 from domainbed_reasoning.analysis import entropy, target_tokens, token_shift
+from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.analysis.target_tokens import TokenTable
+from domainbed_reasoning.chains import Chain
 from domainbed_reasoning.prompts import q_reason
+from domainbed_reasoning.verbs import analyse
 
 
 def table(probability, kind=None, token=None, entropies=None, answer=None):
@@ -81,6 +86,17 @@ def test_kinds_of_a_chains_tokens_spell_its_parts(base):
     assert "compare parts" in spelt["word"]
 
 
+def test_a_chain_names_its_class_by_a_word_of_its_own(base):
+    """ "located" holds "cat", "İ" is two letters in lower case: the naming tokens spell "Cat" and nothing else."""
+    chain = Chain("located in an İİ bobcat scatter", "A Cat sits", "the cat's ears", "nothing", "cat").render()
+    kinds = target_tokens.token_kinds(base, chain, True)
+    naming = [token for token, kind in zip(base.target(chain), kinds, strict=True) if kind == "naming"]
+    assert base.tokenizer.decode(naming).strip() == "Cat"
+    assert first_naming(chain, "cat", chain.index("</CAPTION>")) == (chain.index("Cat"), chain.index("Cat") + 3)
+    assert first_naming("a flip\nFLOP, flip flops", "flip_flop", 99) == (2, 11)
+    assert first_naming("what it is", "", 99) is None and first_naming("a cat", "cat", 4) is None
+
+
 def test_probabilities_are_those_of_the_likelihoods_and_training_makes_a_model_surer(base, trained, material):
     samples = material.draw(material.sources, 12)
     answers = target_tokens.label_answers(material, samples)
@@ -107,7 +123,7 @@ def test_a_jobs_base_is_the_model_that_it_was_trained_from(base, checkpoint, mat
 
 def test_own_chains_are_those_that_conclude_rightly(trained, material):
     samples = material.draw(material.sources, 20)
-    own = target_tokens.own_answers(trained, material, samples, 40)
+    own = target_tokens.own_answers(trained, material, samples, target_tokens.Labelling(40))
     chains = trained.generate(material.pixels(samples), q_reason(shapes.CLASS_NAMES, "creature"), 40)
     expected = [
         (sample, chain)
@@ -116,3 +132,41 @@ def test_own_chains_are_those_that_conclude_rightly(trained, material):
     ]
     assert list(zip(own.samples, own.texts, strict=True)) == expected
     assert 0 < len(expected) < 20
+
+
+def test_own_chains_are_written_and_kept_as_the_jobs_rounds_do(trained, material, monkeypatch):
+    """Three sampled chains an image, the majority's, in batches of the job's size, those that support it alone."""
+    hparams = {"max_new_tokens": 40, "eval_batch": 4, "sarr_votes": 3, "temperature": 0.9, "top_p": 0.8}
+    labelling = target_tokens.labelling_of(hparams | {"sarr_filter": "consistent"})
+    samples = material.draw(material.sources, 7)
+    asked, judged = [], []
+
+    def generate(self, images, question, max_new_tokens, *sampling):
+        asked.append((len(images), max_new_tokens, *sampling))
+        start = 4 * (len(asked) > 3)
+        return [f"<CONCLUSION>{material.name(sample)}</CONCLUSION>" for sample in samples[start : start + len(images)]]
+
+    def judge(self, mllm, images, chains, labels):
+        judged.extend(labels)
+        return [number % 2 == 0 for number in range(len(labels))]
+
+    monkeypatch.setattr(type(trained), "generate", generate)
+    monkeypatch.setattr(target_tokens.Support, "judge", judge)
+    own = target_tokens.own_answers(trained, material, samples, labelling)
+    assert asked == [(4, 40, 0.9, 0.8)] * 3 + [(3, 40, 0.9, 0.8)] * 3
+    assert judged == [material.label(sample) for sample in samples]
+    assert own.samples == [samples[i] for i in (0, 2, 4, 6)]
+    said = labelling.said
+    assert said == "sampled at temperature 0.9, the majority's of 3, kept if they support their conclusion"
+    assert target_tokens.labelling_of({"max_new_tokens": 40, "eval_batch": 4}).said == "greedy"
+
+
+def test_where_no_own_chain_is_kept_that_is_said(trained, material):
+    with pytest.raises(ValueError, match=r"0 of 3 chains that the model wrote itself \(greedy\) would be kept"):
+        target_tokens.own_answers(trained, material, material.draw([0], 3), target_tokens.Labelling(1))
+
+
+def test_a_pass_over_tokens_takes_no_more_images_than_the_job_answers(checkpoint):
+    small = dataclasses.replace(checkpoint.job, hparams={**checkpoint.job.hparams, "eval_batch": 3})
+    assert analyse._batch(dataclasses.replace(checkpoint, job=small)) == 3
+    assert analyse._batch(checkpoint) == 16

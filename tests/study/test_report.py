@@ -250,11 +250,11 @@ def test_what_analyses_left_is_taken_in(write_job):
     Image.new("RGB", (4, 4)).save(folder / "token_shift.png")
     (folder / "token_shift.txt").write_text("tokens: +1.00 points (paper: +1.88)\n<b>```\n")
     (folder / "empty.csv").write_text("")
-    (folder / "short.csv").write_text(f"job,p,n\n{'0a' * 16},,12345678\n")
+    (folder / "short.csv").write_text(f"job,p,n\n{'0a' * 16},,12345678\n{'0a' * 16}/model_step5.pkl,,1\n")
     report = read_report(write_job.folder)
     empty, short, text, figure, fold = blocks_of(report, "analyses")
     assert "holds no rows" in empty.text
-    assert short.rows == (("0a0a0a0a", "–", "12345678"),) and short.is_number(1)
+    assert short.rows == (("0a0a0a0a", "–", "12345678"), ("0a0a0a0a/model_step5.pkl", "–", "1")) and short.is_number(1)
     assert (text.caption, text.text) == ("token shift", "tokens: +1.00 points (paper: +1.88)\n<b>```")
     assert "````text\ntokens: +1.00 points" in render_markdown(report) and "<b>" not in render_page(report)
     assert fold.title == "The table token_shift.csv" and not fold.opened

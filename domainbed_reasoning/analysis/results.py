@@ -1,0 +1,62 @@
+"""Where an analysis leaves its numbers: a table, a text and a plot of one name, none over another analysis's."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+
+_COMMAND = "command: "
+_SUFFIXES = (".txt", ".csv", ".png")
+
+
+@dataclass(frozen=True)
+class Results:
+    """The files of one analysis.
+
+    Attributes:
+        folder: where they lie; it is there.
+        name: of all of them, without suffix.
+        command: that makes them.
+    """
+
+    folder: pathlib.Path
+    name: str
+    command: str
+
+    def path(self, suffix: str) -> pathlib.Path:
+        """Return the file with that ending, such as ``.csv`` or ``_answers.csv``."""
+        return self.folder / f"{self.name}{suffix}"
+
+    def text(self, said: str) -> str:
+        """Return what the text says, and then the command."""
+        return f"{said}\n{_COMMAND}{self.command}\n"
+
+
+def results_at(folder: pathlib.Path, name: str, command: str) -> Results:
+    """Return where an analysis may write, the folder made.
+
+    The same command writes its files anew; a name that another command has taken, or nobody knows which, gets a number.
+
+    Args:
+        folder: of the files.
+        name: of the analysis and of what it is about.
+        command: that runs.
+
+    Raises:
+        OSError: where nothing can be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        results = Results(folder, name if number == 1 else f"{name}-{number}", command)
+        taken = [path for path in map(results.path, _SUFFIXES) if path.exists()]
+        if not taken or _command_of(results.path(".txt")) == command:
+            return results
+        number += 1
+
+
+def _command_of(path: pathlib.Path) -> str | None:
+    """Return the command that left a text; None where it does not say."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    found = lines[-1] if lines else ""
+    return found.removeprefix(_COMMAND) if found.startswith(_COMMAND) else None

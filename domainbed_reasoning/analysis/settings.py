@@ -1,0 +1,41 @@
+"""Which jobs are of one kind: the same algorithm, dataset, hyper-parameters and checkpoint; targets and seeds apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from domainbed_reasoning.analysis.checkpoints import Checkpoint
+
+
+def settings_of(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return for each job what tells it from the others of its algorithm and dataset, ``name=value, …``; "" for none.
+
+    Args:
+        checkpoints: of jobs.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    told: list[Mapping[str, Any]] = []
+    for position, checkpoint in enumerate(checkpoints):
+        job = checkpoint.job
+        assert job is not None
+        groups.setdefault((job.algorithm, job.dataset), []).append(position)
+        told.append({**job.hparams, "checkpoint": checkpoint.file})
+    settings = [""] * len(told)
+    for positions in groups.values():
+        names = dict.fromkeys(name for position in positions for name in told[position])
+        differ = [name for name in names if len({repr(told[position].get(name)) for position in positions}) > 1]
+        for position in positions:
+            settings[position] = ", ".join(f"{name}={told[position].get(name)}" for name in differ)
+    return settings
+
+
+def kinds_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return for each row the kind of its job in words: algorithm, dataset where there are several, setting.
+
+    Args:
+        rows: with ``algorithm``, ``dataset`` and ``setting``.
+    """
+    several = len({row["dataset"] for row in rows}) > 1
+    parts = ([row["algorithm"], row["dataset"] if several else "", row["setting"]] for row in rows)
+    return [", ".join(filter(None, part)) for part in parts]
