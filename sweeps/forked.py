@@ -37,7 +37,6 @@ MODULES = (
     "domainbed.hparams_registry",
     "domainbed.lib.fast_data_loader",
     "domainbed.lib.misc",
-    "peft",
     "transformers.models.auto.modeling_auto",
     "transformers.models.internvl.modeling_internvl",
     "transformers.models.internvl.processing_internvl",
@@ -65,6 +64,9 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
     at_a_time = whole_number(JOBS, default=JOBS_AT_A_TIME)
     for module in MODULES:
         importlib.import_module(module)
+    from domainbed_reasoning.mllm.loading import import_peft
+
+    import_peft()
     fork = multiprocessing.get_context("fork")
     waiting = list(zip(jobs, arguments, strict=True))
     running: dict[BaseProcess, Job] = {}

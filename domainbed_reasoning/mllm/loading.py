@@ -278,12 +278,17 @@ def add_lora(network: torch.nn.Module, settings: LoraSettings) -> torch.nn.Modul
     )
 
 
-def adapted(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
-    """Return ``network`` as a PEFT model with adapters of these settings of its `LoraConfig`."""
-    # PEFT imports bitsandbytes, which warns of a package that only 4-bit products on a CPU would use.
+def import_peft() -> Any:
+    """Return PEFT, whose bitsandbytes would warn of a package that only 4-bit products on a CPU use."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import peft
 
+    return peft
+
+
+def adapted(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
+    """Return ``network`` as a PEFT model with adapters of these settings of its `LoraConfig`."""
+    peft = import_peft()
     with warnings.catch_warnings():  # peft asks transformers by a name that the next major release drops
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return peft.get_peft_model(network, peft.LoraConfig(bias="none", **settings))
