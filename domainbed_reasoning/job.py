@@ -9,9 +9,11 @@ a global of `__main__`.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 TRAIN_SCRIPT = "domainbed.scripts.train"
+NAME_OF_JOB = re.compile("[0-9a-f]{32}")  # the sweep names a job's folder by the MD5 of its arguments
 _NEEDED = ("algorithm", "dataset", "test_envs", "steps", "output_dir", "trial_seed", "holdout_fraction")
 
 

@@ -10,25 +10,24 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.atomic import replace_text
+from domainbed_reasoning.job import NAME_OF_JOB
 from domainbed_reasoning.sweeps import slurm_launcher
 
 SETTINGS = "study.json"
 _LOCK = ".launching"
-_NAME_OF_JOB = re.compile("[0-9a-f]{32}")  # the sweep's: an MD5
 _SCRIPT = "domainbed.scripts."
 _NAMED = 5  # jobs with Slurm that an error names
 
 
 def jobs_in(folder: Path) -> list[Path]:
     """Return the folders of a sweep's jobs, in order."""
-    return sorted(job for job in folder.glob("*/") if _NAME_OF_JOB.fullmatch(job.name))
+    return sorted(job for job in folder.glob("*/") if NAME_OF_JOB.fullmatch(job.name))
 
 
 def incomplete_in(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_reasoning.job import NAME_OF_JOB
 from domainbed_reasoning.mllm import MLLM, load_mllm
 from domainbed_reasoning.trained import TASK_FILE, TrainedJob, read_job
 
@@ -83,7 +84,7 @@ class Checkpoint:
         if self.job is None or not self.trained:
             return words_of_file(self.where)
         folder = self.job.folder.resolve().name
-        folder = folder[:8] if re.fullmatch("[0-9a-f]{32}", folder) else folder[:40]
+        folder = folder[:8] if NAME_OF_JOB.fullmatch(folder) else folder[:40]
         step = "" if self.file == LAST else pathlib.Path(self.file).stem.removeprefix("model_")
         return words_of_file("_".join(filter(None, [self.job.algorithm, self.held_out, folder, step])))
 

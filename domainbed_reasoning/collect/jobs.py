@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import versions
+from domainbed_reasoning.job import NAME_OF_JOB
 
 Record = Mapping[str, Any]
 
 RESULTS = "results.jsonl"
 _LEFT_BY_A_JOB = (RESULTS, "done", "out.txt", "err.txt", "launcher.log")
-_NAME_OF_JOB = re.compile("[0-9a-f]{32}")  # DomainBed's sweep makes the folders before it starts the jobs
 _HEAD_LINES = 200  # of out.txt: versions, arguments, hyper-parameters
 _ERROR = re.compile(r"(Error|Exception|Exit|Interrupt|[Kk]illed|CANCELLED|exit code)\b")
 _TAIL = 16_384  # bytes of a log that are searched
@@ -135,7 +135,7 @@ def _job_folders(root: Path) -> Iterator[Path]:
     """Yield the folders of jobs in the file system's order, which is that of DomainBed's collect_results."""
     for name in os.listdir(root):
         path = root / name
-        if path.is_dir() and (_NAME_OF_JOB.fullmatch(name) or any((path / left).is_file() for left in _LEFT_BY_A_JOB)):
+        if path.is_dir() and (NAME_OF_JOB.fullmatch(name) or any((path / left).is_file() for left in _LEFT_BY_A_JOB)):
             yield path
 
 
