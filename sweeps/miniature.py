@@ -370,11 +370,12 @@ def print_choice(output: Path) -> None:
 
 def print_design(jobs: Sequence[tuple[Arm, StudyJob]]) -> None:
     """Print the rows of the study and how many of their jobs are done."""
-    print(f"{'row':<27}{'algorithm':<14}{'steps':>6}{'jobs':>6}{'done':>6}  hparams")
+    width = max(len(arm.name) for arm in ROWS) + 2
+    print(f"{'row':<{width}}{'algorithm':<14}{'steps':>6}{'jobs':>6}{'done':>6}  hparams")
     for arm in ROWS:
         own = [job for row, job in jobs if row.name == arm.name]
         done = sum(job.done for job in own)
-        print(f"{arm.name:<27}{arm.algorithm:<14}{arm.steps:>6}{len(own):>6}{done:>6}  {json.dumps(arm.hparams)}")
+        print(f"{arm.name:<{width}}{arm.algorithm:<14}{arm.steps:>6}{len(own):>6}{done:>6}  {json.dumps(arm.hparams)}")
     print(f"{len(jobs)} jobs. The first: {jobs[0][1].command}")
 
 
