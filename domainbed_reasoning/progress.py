@@ -21,8 +21,10 @@ import os
 import pickle
 import shutil
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from domainbed_reasoning.cache import cache_folder
 BOUND = "DOMAINBED_REASONING_UNFINISHED_GB"
 _DEFAULT_BOUND_GB = 50.0
 _SHARE_OF_TIME = 0.01  # of training that may go into saving states
+_PATIENCE = 2.0  # seconds until a lock counts as that of a running job
 _FORMAT = 1
 
 
@@ -87,8 +90,7 @@ class Progress:
     def __init__(self, job: Mapping[str, Any], root: Path | None = None):
         self.key = key_of(job)
         self.folder = (root or unfinished_folder()) / self.key
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = _lock(self.folder)
+        self._lock = _take(self.folder)
         if self._lock is None:
             raise JobIsRunning(
                 f"This job runs in another process already (its progress, {self.folder}, is locked): wait for it, or "
@@ -264,7 +266,7 @@ class Progress:
     def _tidy_up(self, output_dir: str | None) -> None:
         """Forget a job that has ended well: DomainBed has written ``done``."""
         if _is_done(output_dir, self.folder):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _delete(self.folder)
 
 
 # -- all jobs -----------------------------------------------------------------------------------------------------
@@ -297,17 +299,21 @@ class Unfinished:
 
 
 def unfinished_jobs(root: Path | None = None) -> Iterator[Unfinished]:
-    """Yield the jobs whose progress is kept, those that went on last first."""
-    folders = [path for path in (root or unfinished_folder()).glob("*") if path.is_dir()]
-    for folder in sorted(folders, key=_changed, reverse=True):
+    """Yield the jobs whose progress is kept, those that went on last first.
+
+    Other processes may start and end jobs meanwhile: one that ends while it is looked at is left out or incomplete.
+    """
+    sizes_and_changes = {
+        folder: (sum(file.st_size for file in files), max(file.st_mtime for file in files))
+        for folder in (root or unfinished_folder()).glob("[!.]*")
+        if (files := _files(folder))
+    }
+    for folder, (size, changed) in sorted(sizes_and_changes.items(), key=lambda job: job[1][1], reverse=True):
         try:
             args = json.loads((folder / "job.json").read_text(encoding="utf-8"))["args"]
         except (OSError, ValueError, KeyError):
             args = {}
-        lock = _lock(folder)
-        if lock is not None:
-            os.close(lock)
-        yield Unfinished(folder, args, _steps_logged(folder), _size(folder), _changed(folder), running=lock is None)
+        yield Unfinished(folder, args, _steps_logged(folder), size, changed, _is_running(folder))
 
 
 def clear(job: Unfinished) -> None:
@@ -316,10 +322,10 @@ def clear(job: Unfinished) -> None:
     Raises:
         JobIsRunning: where it does.
     """
-    lock = _lock(job.folder)
+    lock = _take(job.folder)
     if lock is None:
         raise JobIsRunning(f"{job.folder.name[:8]} runs: its progress is not deleted. Stop it first.")
-    shutil.rmtree(job.folder, ignore_errors=True)
+    _delete(job.folder)
     os.close(lock)
 
 
@@ -341,19 +347,55 @@ def make_room(root: Path, keep: Path) -> None:
             if not job.done:
                 name = f"{job.args.get('algorithm', '?')} on {job.args.get('dataset', '?')}"
                 print(f"Deleted the progress of an unfinished job ({name}): more than {said} GB ({BOUND}).", flush=True)
-            clear(job)
+            with suppress(JobIsRunning):  # since it was looked at
+                clear(job)
             total -= job.size
+    for rest in root.glob(".*"):  # what a process that was killed had begun to delete
+        shutil.rmtree(rest, ignore_errors=True)
 
 
-def _lock(folder: Path) -> int | None:
-    """Return a descriptor that holds the folder's lock, None where another process holds it."""
-    descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o600)
+def _take(folder: Path) -> int | None:
+    """Return a descriptor that holds the lock of a folder, made if need be; None where another process has the job.
+
+    Whoever lists jobs holds every lock for a moment, and a folder may be deleted between the opening of its lock and
+    the locking: neither is a process that has the job, and both are over before `_PATIENCE` is.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileNotFoundError):
+            descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o600)
+            with suppress(BlockingIOError, FileNotFoundError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(descriptor), os.stat(folder / "lock")):
+                    return descriptor
+            os.close(descriptor)
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.01)
+
+
+def _is_running(folder: Path) -> bool:
+    """Return whether a process holds the folder's lock."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = os.open(folder / "lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
+        return True
+    finally:
         os.close(descriptor)
-        return None
-    return descriptor
+    return False
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder whose lock is held, all at once: it is renamed first, so that nobody begins in what is left."""
+    renamed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    with suppress(OSError):
+        folder.rename(renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def _is_done(output_dir: str | None, folder: Path) -> bool:
@@ -385,9 +427,11 @@ def _steps_logged(folder: Path) -> int:
         return 0
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
-
-
-def _changed(folder: Path) -> float:
-    return max(map(_modified, folder.glob("*")), default=0.0)
+def _files(folder: Path) -> list[os.stat_result]:
+    """Return what is known of the files of a folder that another process may be deleting."""
+    found = []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                found.append(entry.stat())
+    return found

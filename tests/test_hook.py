@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 import traceback
 from pathlib import Path
 
@@ -222,18 +221,6 @@ def test_the_cached_clone_is_found_where_nothing_else_is(domainbed_root, tmp_pat
     own.parent.mkdir()
     own.touch()
     assert _output(command, cwd=tmp_path, env=variables) == str(own)
-
-
-def test_the_hook_costs_less_than_five_milliseconds():
-    """The fastest of alternating starts of an interpreter with and without the hook: 1 ms where it was measured."""
-    with_hook = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); {HOOK}"
-    seconds = {with_hook: [], "pass": []}
-    for _ in range(15):
-        for code, taken in seconds.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
-            taken.append(time.perf_counter() - start)
-    assert min(seconds[with_hook]) - min(seconds["pass"]) < 0.005
 
 
 def test_the_hook_itself_imports_nothing_but_sys():

@@ -1,11 +1,13 @@
 """The record of a job, and what is made of one that was cut short."""
 
+import atexit
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -140,6 +142,34 @@ def test_the_oldest_jobs_make_room_and_finished_ones_go_first(tmp_path, monkeypa
 
 def sum_of_sizes(folder):
     return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_jobs_start_and_end_side_by_side_and_none_is_in_the_others_way(tmp_path):
+    """Each start looks at all other jobs' folders, which their ends delete."""
+
+    def start_and_end(number):
+        output = tmp_path / f"out{number}"
+        output.mkdir()
+        for _ in range(100):
+            progress = Progress({"args": {"output_dir": str(output)}}, tmp_path / "kept")
+            progress.record_step({"loss": 1.0, "stage": 0.0}, [])
+            assert not progress.replays
+            (output / "done").write_text("done")
+            progress._tidy_up(str(output))
+            atexit.unregister(progress._tidy_up)
+            end_process(progress)
+            os.close(progress._log)
+
+    with ThreadPoolExecutor(6) as pool:  # a lock is as foreign to another thread as to another process
+        list(pool.map(start_and_end, range(6)))
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_what_a_killed_process_had_begun_to_delete_goes_at_the_next_start(tmp_path):
+    rest = a_past(tmp_path).folder.rename(tmp_path / ".rest")
+    assert list(unfinished_jobs(tmp_path)) == []
+    Progress(JOB, tmp_path)
+    assert not rest.exists()
 
 
 def test_the_verb_lists_and_clears(tmp_path, monkeypatch, capsys):

@@ -241,5 +241,7 @@ def _last_error(path: Path) -> str:
 
 def _wall_seconds(folder: Path) -> float | None:
     """Return the seconds between the oldest file and `done`: meaningless after a copy without times."""
+    if not (folder / "done").exists():  # its files come and go
+        return None
     times = {entry.name: entry.stat().st_mtime for entry in os.scandir(folder) if entry.is_file()}
-    return times["done"] - min(times.values()) if "done" in times else None
+    return times["done"] - min(times.values())

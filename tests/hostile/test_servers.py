@@ -62,7 +62,7 @@ def endless(head: bytes, part: bytes, pause: float = 0.0) -> Misbehave:
 
 
 def silent(connection: socket.socket) -> None:
-    time.sleep(5)
+    time.sleep(60)
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -143,7 +143,7 @@ SERVERS: dict[str, tuple[Misbehave, Any]] = {
 }
 
 
-def ask(url: str, timeout: float = 0.6, **more: Any) -> Answer:
+def ask(url: str, timeout: float = 20, **more: Any) -> Answer:
     async def once() -> Answer:
         teacher = OpenAITeacher("m", base_url=url, timeout=timeout, retries=0, **more)
         try:
@@ -165,24 +165,25 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lying_server_is_answered_rightly_or_named(name: str, liar: Any) -> None:
     misbehave, expected = SERVERS[name]
     server = liar(misbehave)
+    timeout = 0.6 if "0.6" in str(expected) else 20
     began = time.monotonic()
     if isinstance(expected, str):
-        answer = ask(server.url)
+        answer = ask(server.url, timeout)
         assert answer.text == expected
         assert answer.prompt_tokens in (None, 5) and answer.completion_tokens in (None, 3)
     else:
         error, fault = expected
         with pytest.raises(error, match=fault) as raised:
-            ask(server.url)
+            ask(server.url, timeout)
         assert len(str(raised.value)) < 700 and KEY not in str(raised.value)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
 
 
 def test_a_gigabyte_of_answer_takes_a_few_megabytes(liar: Any) -> None:
     server = liar(endless(LONG, b"x" * (1 << 20)))
     tracemalloc.start()
     with pytest.raises(NoAnswer):
-        ask(server.url, timeout=20)
+        ask(server.url)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64 << 20

@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ def run_and_kill(output_dir: Path, options: argparse.Namespace) -> list[str]:
             if ended:
                 assert status == 0, (output_dir / "log.txt").read_text()[-3000:]
                 return moments
-            saving = bool(list(_progress().glob("*/.state.pt.*")))
+            saving = _is_saving()
             if len(moments) < options.kills and _recorded(output_dir) - begun >= events and (saving or not during_save):
                 os.kill(child, how)
                 ended, status = os.waitpid(child, 0)
@@ -122,9 +123,18 @@ def _progress() -> Path:
     return unfinished_folder()
 
 
+def _is_saving() -> bool:
+    with suppress(FileNotFoundError):  # the job has ended and takes its folder away
+        return bool(list(_progress().glob("*/.state.pt.*")))
+    return False
+
+
 def _recorded(output_dir: Path) -> int:
-    logs = list(_progress().glob("*/log.jsonl"))
-    return sum(log.read_bytes().count(b"\n") for log in logs)
+    recorded = 0
+    for log in _progress().glob("*/log.jsonl"):
+        with suppress(FileNotFoundError):
+            recorded += log.read_bytes().count(b"\n")
+    return recorded
 
 
 def main() -> int:
