@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from domainbed_reasoning.algorithms.earlier_records import own_records, restore_measured, set_aside
-from domainbed_reasoning.progress import Answers, JobIsRunning, Progress, clear, make_room, unfinished_jobs
+from domainbed_reasoning.progress import Answers, Progress
+from domainbed_reasoning.unfinished import JobIsRunning, clear, make_room, unfinished_jobs
 from domainbed_reasoning.verbs import unfinished as verb
 
 JOB = {"args": {"algorithm": "MTCT", "dataset": "ShapesReasoning", "test_envs": [2], "output_dir": "nowhere"}}

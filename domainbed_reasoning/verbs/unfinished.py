@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from domainbed_reasoning.progress import BOUND, JobIsRunning, Unfinished, clear, unfinished_folder, unfinished_jobs
+from domainbed_reasoning.unfinished import BOUND, JobIsRunning, Unfinished, clear, unfinished_folder, unfinished_jobs
 
 _DESCRIPTION = f"""\
 List the training jobs whose progress is kept: killed at any moment and started again with the same arguments, they go

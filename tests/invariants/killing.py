@@ -118,7 +118,7 @@ def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
 
 
 def _progress() -> Path:
-    from domainbed_reasoning.progress import unfinished_folder
+    from domainbed_reasoning.unfinished import unfinished_folder
 
     return unfinished_folder()
 
