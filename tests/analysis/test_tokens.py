@@ -12,7 +12,7 @@ from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.analysis.target_tokens import TokenTable
 from domainbed_reasoning.chains import Chain
 from domainbed_reasoning.prompts import q_reason
-from domainbed_reasoning.verbs import analyse
+from domainbed_reasoning.verbs import analyse_tokens
 
 
 def table(probability, kind=None, token=None, entropies=None, answer=None):
@@ -168,5 +168,5 @@ def test_where_no_own_chain_is_kept_that_is_said(trained, material):
 
 def test_a_pass_over_tokens_takes_no_more_images_than_the_job_answers(checkpoint):
     small = dataclasses.replace(checkpoint.job, hparams={**checkpoint.job.hparams, "eval_batch": 3})
-    assert analyse._batch(dataclasses.replace(checkpoint, job=small)) == 3
-    assert analyse._batch(checkpoint) == 16
+    assert analyse_tokens._batch(dataclasses.replace(checkpoint, job=small)) == 3
+    assert analyse_tokens._batch(checkpoint) == 16
