@@ -10,14 +10,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.atomic import replace_text
 from domainbed_reasoning.job import NAME_OF_JOB
-from domainbed_reasoning.sweeps import slurm_launcher
+from domainbed_reasoning.sweeps import slurm_queue
+from domainbed_reasoning.sweeps.jobs import parse_job
 
 SETTINGS = "study.json"
 _LOCK = ".launching"
@@ -99,21 +101,8 @@ def check_nothing_runs(folder: Path) -> None:
     Raises:
         ValueError: naming them; or where jobs have been submitted to Slurm, which cannot be asked for them here.
     """
-    found = [f"    {pid}  {' '.join(words)[:100]}" for pid, words in _stock_processes(folder)]
-    if found:
-        raise ValueError(f"Jobs in {folder} run already:\n" + "\n".join(found) + "\nWait for them, or end them.")
-    _check_slurm_has_none(folder)
-
-
-def _check_slurm_has_none(folder: Path) -> None:
-    try:
-        states = slurm_launcher.with_slurm(folder)
-    except ConnectionError as error:
-        raise ValueError(
-            f"Jobs in {folder} were submitted to Slurm, and would be removed though they may wait or run: it cannot be "
-            f"asked ({error}). Call this where Slurm's commands are; or, if you know that all are over, say so by "
-            f"removing {slurm_launcher.folder_of(folder)}."
-        ) from error
+    _check_no_process_runs(folder)
+    states = _with_slurm(folder)
     if not states:
         return
     named = [f"{identifier} {state}" for identifier, state in sorted(states.items())]
@@ -126,19 +115,59 @@ def _check_slurm_has_none(folder: Path) -> None:
     )
 
 
-def _stock_processes(folder: Path) -> Iterator[tuple[int, Sequence[str]]]:
-    """Yield process id and command of DomainBed's scripts that write below a folder, our own ancestors left out."""
+def dead_of_slurm(folder: Path) -> list[Path]:
+    """Return the folders of a sweep's incomplete jobs that Slurm does not have (any more).
+
+    Args:
+        folder: of a sweep that is launched on Slurm.
+
+    Raises:
+        ValueError: where Slurm cannot be asked here, or processes of this machine launch or run jobs there, too.
+    """
+    states = _with_slurm(folder)
+    jobs = slurm_queue.submitted_for(folder)
+    if not states.keys() <= jobs.keys():  # a launcher was killed between submitting and noting: which they are is lost
+        return []
+    alive = {jobs[identifier].folder for identifier in states}
+    _check_no_process_runs(folder, alive)  # Slurm may run them on this machine
+    return [job for job in incomplete_in(folder) if job not in alive]
+
+
+def _with_slurm(folder: Path) -> dict[str, str]:
+    try:
+        states: dict[str, str] = slurm_queue.with_slurm(folder)
+    except ConnectionError as error:
+        raise ValueError(
+            f"Jobs in {folder} were submitted to Slurm, and would be removed though they may wait or run: it cannot be "
+            f"asked ({error}). Call this where Slurm's commands are; or, if you know that all are over, say so by "
+            f"removing {slurm_queue.folder_of(folder)}."
+        ) from error
+    return states
+
+
+def _check_no_process_runs(folder: Path, but: Collection[Path] = ()) -> None:
+    found = [f"    {pid}  {' '.join(words)[:100]}" for pid, words in _stock_processes(folder, but)]
+    if found:
+        raise ValueError(f"Jobs in {folder} run already:\n" + "\n".join(found) + "\nWait for them, or end them.")
+
+
+def _stock_processes(folder: Path, but: Collection[Path]) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yield process id and command of DomainBed's scripts that write below a folder, but not below some in it.
+
+    Our own ancestors are left out.
+    """
     import psutil
 
     folder = folder.resolve()
+    spared = {path.resolve() for path in but}
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
             if process.pid in own or not any(word.startswith(_SCRIPT) for word in words):
                 continue
-            paths = [Path(process.cwd(), word) for word in words[1:]]
+            output = Path(process.cwd(), *parse_job(shlex.join(words)).options.get("output_dir", ())).resolve()
         except (psutil.Error, OSError):
             continue
-        if any(path == folder or folder in path.parents for path in paths):
+        if folder in (output, *output.parents) and spared.isdisjoint((output, *output.parents)):
             yield process.pid, words

@@ -39,6 +39,11 @@ class Job:
         return Path(*self.options.get("output_dir", (".",)))
 
     @property
+    def is_done(self) -> bool:
+        """Whether it has ended well."""
+        return (self.folder / "done").exists()
+
+    @property
     def log(self) -> Path:
         """Where its output goes: a file in the job's own folder."""
         return self.folder / LOG

@@ -34,36 +34,26 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tqdm import tqdm
-
-from domainbed_reasoning.sweeps.attempts import DEFAULT_RETRIES, RETRIES, Attempt, join_records
-from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, parse_job, report, whole_number
+from domainbed_reasoning.sweeps.attempts import DEFAULT_RETRIES, RETRIES, Attempt
+from domainbed_reasoning.sweeps.jobs import Failure, Job, chosen_jobs, parse_job, report, whole_number
 from domainbed_reasoning.sweeps.processes import threads_of
+from domainbed_reasoning.sweeps.slurm_queue import folder_of, how_to_follow, note_submitted, wait_for
 
 OPTIONS = "DOMAINBED_REASONING_SLURM"
 TIME_LIMIT = "SBATCH_TIMELIMIT"
 WAIT = "DOMAINBED_REASONING_SLURM_WAIT"
 JOBS = "DOMAINBED_REASONING_JOBS"
-_FOLDER = "slurm"
 _ONE_DAY = 24 * 60
 _UNLIMITED = 365 * _ONE_DAY  # submitit counts minutes
 _ARRAY = 1000  # jobs of one array where Slurm does not say; its own default is 1001
 _POLL_SECONDS = 5.0
 _OURS = ("array", "output", "error", "open-mode", "signal", "wrap", "requeue", "no-requeue")
-# Of a job that is over; all other states of `squeue` are of one that waits, runs or will run again.
-_OVER = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
-)
 _LEAVE = "While they wait or run, leave `sweep delete_incomplete`: it would remove their folders."
-_STARTED = frozenset("CONFIGURING RUNNING COMPLETING SUSPENDED STOPPED SIGNALING".split())
-_PURGED = "PURGED"
 _SIGNAL_SECONDS = 2  # within which SIGTERM has reached all processes of a job, the train process and this one
 
 
@@ -146,7 +136,7 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
         return []
     folder = folder_of(jobs[0].folder.absolute().parent)
     submitted, refused = _submit(jobs, retries, parameters, folder)
-    how = _how_to_follow(submitted, folder)
+    how = how_to_follow(submitted)
     print(f"{len(submitted)} jobs were submitted to Slurm.\n{how}", flush=True)
     if refused:
         print(f"{len(refused)} jobs were NOT submitted. {refused[0].cause}", flush=True)
@@ -154,21 +144,13 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
         print(_LEAVE)
         return refused
     try:
-        failures = _wait_for(submitted, folder)
+        failures = wait_for(submitted)
     except KeyboardInterrupt:
         print(f"\nThe jobs go on without this command. To follow them:\n{how}")
         print(_LEAVE)
         return refused
     report([*failures, *refused], len(jobs))
     return [*failures, *refused]
-
-
-def _how_to_follow(submitted: Iterable[str], folder: Path) -> str:
-    identifiers = sorted({int(identifier.partition("_")[0]) for identifier in submitted})
-    return (
-        f"    squeue --jobs={','.join(map(str, identifiers))}\n    scancel {' '.join(map(str, identifiers))}      ends "
-        f"them\nThe output of each is in its {LOG}, what Slurm says in {folder}."
-    )
 
 
 def sbatch_parameters(options: str, time_limit: str = "") -> dict[str, Any]:
@@ -251,11 +233,11 @@ def _submit(
             ) from error
         except KeyboardInterrupt:
             if submitted:
-                print(
-                    f"\n{len(submitted)} of {len(jobs)} jobs have been submitted:\n{_how_to_follow(submitted, folder)}"
-                )
+                print(f"\n{len(submitted)} of {len(jobs)} jobs have been submitted:\n{how_to_follow(submitted)}")
             raise
-        submitted |= {handle.job_id: job for handle, job in zip(handles, part, strict=True)}
+        taken = {handle.job_id: job for handle, job in zip(handles, part, strict=True)}
+        note_submitted(taken, folder)
+        submitted |= taken
     return submitted, []
 
 
@@ -267,108 +249,3 @@ def _array_size() -> int:
         said = ""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, re.MULTILINE)
     return max(1, int(match[1])) if match else _ARRAY
-
-
-def _wait_for(submitted: Mapping[str, Job], folder: Path) -> list[Failure]:
-    """Return the failures when all jobs are over."""
-    left = dict(submitted)
-    failures: list[Failure] = []
-    states: dict[str, str] = {}
-    answers, shown = True, ""
-    with tqdm(total=len(left), unit="job", dynamic_ncols=True, file=sys.stderr) as bar:
-
-        def say(line: str) -> None:
-            bar.write(line, file=sys.stderr)
-
-        while left:
-            before = states
-            try:
-                states = _states(list(left))
-                answers = True
-            except ConnectionError as error:
-                if answers:
-                    say(f"Slurm does not answer ({error}); asked again until it does.")
-                answers = False
-            for identifier, state in states.items():
-                if state == "PENDING" and before.get(identifier) in _STARTED:
-                    say(f"AGAIN: {left[identifier].name} (Slurm job {identifier} was requeued)")
-                if state not in {*_OVER, _PURGED}:
-                    continue
-                job = left.pop(identifier)
-                bar.update()
-                failure = _failure(identifier, job, state, folder)
-                if failure is not None:
-                    failures.append(failure)
-                    say(f"FAILED: {job.name} ({failure.cause})")
-                    try:
-                        join_records(job.folder)
-                    except OSError as error:
-                        say(f"Its records stay as they are: {error}")
-            states = {identifier: state for identifier, state in states.items() if identifier in left}
-            counts = Counter(state.lower() for state in states.values())
-            counts.update({"failed": len(failures)} if failures else {})
-            what_runs = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
-            if what_runs != shown or sys.stderr.isatty():  # a file gets a line a change, not a line a poll
-                bar.set_postfix_str(what_runs)
-            shown = what_runs
-            if left:
-                time.sleep(_POLL_SECONDS)
-    return failures
-
-
-def folder_of(sweep: Path) -> Path:
-    """Return where the launcher keeps what it has submitted for a sweep, and what Slurm said."""
-    return sweep / _FOLDER
-
-
-def with_slurm(sweep: Path) -> dict[str, str]:
-    """Return a sweep's jobs that Slurm has not done with, from this call or any before: their ids and states.
-
-    Args:
-        sweep: its folder.
-
-    Raises:
-        ConnectionError: jobs have been submitted, and Slurm cannot be asked here what has become of them.
-    """
-    submitted = {path.name.partition("_")[0] for path in folder_of(sweep).glob("*_submitted.pkl")}
-    states = _all_states(submitted) if submitted else {}
-    return {identifier: state for identifier, state in states.items() if state not in _OVER}
-
-
-def _states(identifiers: Sequence[str]) -> dict[str, str]:
-    """Return the state of every job, from Slurm's controller."""
-    known = _all_states({identifier.partition("_")[0] for identifier in identifiers})
-    return {identifier: known.get(identifier, _PURGED) for identifier in identifiers}
-
-
-def _all_states(arrays: Iterable[str]) -> dict[str, str]:
-    """Return the state of every job of the arrays that Slurm's controller knows; it forgets those that are over.
-
-    Accounting (`sacct`) is not asked: many machines have none.
-
-    Raises:
-        ConnectionError: it does not answer.
-    """
-    jobs = ",".join(sorted(arrays))
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={jobs}", "--format=%i %T"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise ConnectionError("there is no `squeue` here") from error
-    if said.returncode and "Invalid job id" not in said.stderr:
-        raise ConnectionError(said.stderr.strip() or f"squeue: exit code {said.returncode}")
-    lines = (line.split(maxsplit=1) for line in said.stdout.splitlines() if " " in line.strip())
-    return {identifier: state.strip() for identifier, state in lines}
-
-
-def _failure(identifier: str, job: Job, state: str, folder: Path) -> Failure | None:
-    if state == "COMPLETED" or (state == _PURGED and (job.folder / "done").exists()):
-        return None
-    result = folder / f"{identifier}_0_result.pkl"
-    said = "left its queue unfinished" if state == _PURGED else f"state {state}"
-    if result.exists():
-        outcome, trace = importlib.import_module("submitit").core.utils.pickle_load(result)
-        last = str(trace).strip().splitlines()[-1] if outcome == "error" else ""
-        said += f", {last.rpartition('Error: ')[2]}" if last else ""
-    logs = sorted(folder.glob(f"{identifier}_*log.out"))
-    return Failure(job, None, f"Slurm job {identifier}: {said}; its log there: {', '.join(map(str, logs)) or 'none'}")

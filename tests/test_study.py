@@ -15,6 +15,7 @@ from domainbed_reasoning.mllm.loading import TINY
 from domainbed_reasoning.sweeps import again, jobs, single_source, stock
 from domainbed_reasoning.sweeps.study import STUDIES, Grid, Settings, jobs_of, load_study, sweep_command
 from domainbed_reasoning.verbs import study as verb
+from domainbed_reasoning.verbs import study_launch
 
 SETTINGS = Settings("/data", "/out")
 BASELINES_AND_CLIP = {"ERM", "CORAL", "CLIPZeroShot", "CLIPLoRA"}
@@ -289,7 +290,7 @@ def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
     monkeypatch.setenv(jobs.TARGETS, "9")  # should it go on, then without jobs
     grid = Grid(("ERM",), "a", mllm=False)
     settings = Settings("/data", str(tmp_path / "out"), "parallel")
-    clear = verb._launch_one_source if one_source else verb._clear_incomplete
+    clear = study_launch._launch_one_source if one_source else study_launch._clear_incomplete
     with pytest.raises(ValueError) as refused:
         clear(grid, ["ShapesReasoning"], settings, tmp_path)
     said = f"Slurm still has 2 jobs in {submitted}, which would be removed: 12_0 RUNNING, 12_1 PENDING. Wait for them"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import os
 import shlex
-import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from domainbed_reasoning.sweeps.study import (
     load_study,
     sweep_command,
 )
-from domainbed_reasoning.verbs.arguments import ends_with_message, json_object, make_parser, printable
+from domainbed_reasoning.verbs.arguments import ends_with_message, json_object, make_parser
 from domainbed_reasoning.verbs.plan import schedule_of
 
 _EXAMPLES = """  domainbed-reasoning study                                                       # which there are
@@ -37,7 +35,6 @@ _EXAMPLES = """  domainbed-reasoning study                                      
 Called again it goes on: with the jobs that were not started, failed or were killed.
 """
 _STOCK_LAUNCHERS = ("local", "multi_gpu", "dummy")
-_OUTLIVED = ("slurm", "dummy")  # jobs go on, or are yet to be started, when these launchers have ended
 # `make demo`: 24 jobs of all our algorithms and ERM in 420 s on 2 cores.
 _MINI_CORE_SECONDS = 35
 _CHAIN_TOKENS = 250  # the paper's chains
@@ -75,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if given.scale == "paper":
         _check_data(study, given.data_dir, settings)
+    from domainbed_reasoning.verbs.study_launch import launch
+
     return launch(study, given.scale, settings)
 
 
@@ -175,6 +174,7 @@ def _hours_lines(
     short = [dataset.removesuffix("Reasoning") for dataset in datasets]
     lines = [f"{f'hours a job on one {gpu}':<34}" + "".join(f"{name:>16}" for name in short)]
     total, days, uncounted = 0.0, 0.0, False
+    longest_of_all = 0.0
     for grid in grids:
         of_grid, longest = 0.0, 0.0
         for algorithm in grid.algorithms:
@@ -187,6 +187,9 @@ def _hours_lines(
                 longest = max(longest, hours or 0.0)
         total += of_grid
         days += max(of_grid / gpus, longest) / 24  # the next sweep starts when this one has ended
+        longest_of_all = max(longest_of_all, longest)
+    if settings.launcher == "slurm":  # all are in its queue at once
+        days = max(total / gpus, longest_of_all) / 24
     lines.append(f"{total:.0f} hours in all, {days:.1f} days on {gpus} x {gpu}; within a factor of 2, see `plan`")
     if uncounted:
         lines.append("- is not in the cost model: networks without a language model, which are far smaller")
@@ -221,140 +224,3 @@ def _shape(model: str, max_tiles: int) -> Any:
     from domainbed_reasoning import costs
 
     return costs.shape_of(model, max_tiles)
-
-
-def launch(study: Study, scale: str, settings: Settings) -> int:
-    """Run the commands and print the tables; return 1 if a job is not done.
-
-    Raises:
-        ValueError: where another process runs these jobs, or the folder holds jobs of other settings.
-    """
-    from domainbed_reasoning.sweeps import again, stock
-
-    output = Path(settings.output_dir)
-    datasets, grids = study.at(scale)
-    domainbed = stock.choose_domainbed()
-    if scale == "mini" and not settings.model:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # nothing of the embedded model is on the hub
-    try:
-        with again.sole_launch(output):
-            again.check_settings(output, _identity(settings))
-            for grid in grids:
-                if study.one_source:
-                    _launch_one_source(grid, datasets, settings, domainbed)
-                else:
-                    _clear_incomplete(grid, datasets, settings, domainbed)
-                    stock.run_command(sweep_command(grid, datasets, settings), domainbed, os.environ)
-    except (KeyboardInterrupt, SystemExit) as ended:
-        if not isinstance(getattr(ended, "code", None), str):  # a signal, and no command that failed
-            print("\nEnded. Called again, the study goes on where it was.", flush=True)
-        raise
-    return _conclude(study, datasets, grids, settings, domainbed)
-
-
-def _identity(settings: Settings) -> dict[str, Any]:
-    """Return what makes two launches the same jobs; another launcher or number of trials does not unmake it."""
-    return {
-        "--data_dir": settings.data_dir,
-        "--model": settings.model,
-        "--hparams": dict(settings.hparams),
-        "--steps": settings.steps,
-    }
-
-
-def _clear_incomplete(grid: Grid, datasets: Sequence[str], settings: Settings, domainbed: Path) -> None:
-    """Have the stock sweep remove what it would not start again: the folders of jobs that were killed or failed."""
-    from domainbed_reasoning.sweeps import again, stock
-
-    folder = Path(settings.folder_of(grid))
-    if settings.launcher in _OUTLIVED or not again.incomplete_in(folder):
-        return
-    again.check_nothing_runs(folder)
-    stock.run_command(sweep_command(grid, datasets, settings, "delete_incomplete"), domainbed, os.environ)
-
-
-def _launch_one_source(grid: Grid, datasets: Sequence[str], settings: Settings, domainbed: Path) -> None:
-    """Hand the train commands whose jobs are not done to the launcher, as the stock sweep does."""
-    from domainbed_reasoning.sweeps import again
-    from domainbed_reasoning.sweeps.single_source import train_commands
-
-    if settings.launcher not in registry.LAUNCHERS:
-        raise ValueError(f"single_source runs with one of the launchers {', '.join(registry.LAUNCHERS)}.")
-    if settings.launcher not in _OUTLIVED and again.incomplete_in(Path(settings.folder_of(grid))):
-        again.check_nothing_runs(Path(settings.folder_of(grid)))
-    commands = []
-    for dataset in datasets:
-        for folder, command in train_commands(grid, dataset, settings).items():
-            if settings.launcher not in _OUTLIVED and folder.exists() and not (folder / "done").exists():
-                shutil.rmtree(folder)
-            if not folder.exists():
-                folder.mkdir(parents=True)
-                commands.append(command)
-    print(f"{', '.join(grid.algorithms)}: {len(commands)} jobs to launch")
-    if not commands:
-        return
-    with contextlib.chdir(domainbed):
-        registry.load(registry.LAUNCHERS[settings.launcher])(commands)
-
-
-def _conclude(study: Study, datasets: Sequence[str], grids: Sequence[Grid], settings: Settings, domainbed: Path) -> int:
-    """Print the tables, what is not done, and what can be asked next; return 1 if a job is not done."""
-    from domainbed_reasoning.sweeps import again, slurm_launcher, stock
-
-    folders = sorted({Path(settings.folder_of(grid)) for grid in grids})
-    jobs = [job for folder in folders for job in again.jobs_in(folder)]
-    unfinished = [job for folder in folders for job in again.incomplete_in(folder)]
-    if unfinished and settings.launcher == "slurm" and os.environ.get(slurm_launcher.WAIT) == "0":
-        print(
-            f"{len(unfinished)} of {len(jobs)} jobs are with Slurm. When they are done, call this again for the tables."
-        )
-        return 0
-    if not study.one_source:
-        for command in collect_commands(grids, settings):
-            stock.run_command(command, domainbed, os.environ)
-    if (study.one_source or len(folders) > 1) and len(unfinished) < len(jobs):
-        print(_one_table(settings.output_dir))
-    print(f"\n{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done.")
-    if unfinished:
-        print("\n".join(_not_done(unfinished)))
-        print(_how_to_go_on(grids, datasets, settings, study.one_source))
-    if len(unfinished) < len(jobs):
-        print(f"More tables, and a page:\n    domainbed-reasoning collect {shlex.quote(settings.output_dir)}")
-        print(f"    domainbed-reasoning report {shlex.quote(settings.output_dir)}")
-    return 1 if unfinished else 0
-
-
-def _one_table(folder: str) -> str:
-    """Return what stock tables lack: all of a study's folders together, a row a folder, and jobs of one source."""
-    from domainbed_reasoning.collect import collect
-    from domainbed_reasoning.collect.render import markdown
-    from domainbed_reasoning.collect.tables import accuracy_tables, one_source_tables
-
-    frame = collect(folder)
-    return "\n".join(map(markdown, [*one_source_tables(frame), *accuracy_tables(frame)]))
-
-
-def _not_done(folders: Sequence[Path]) -> Iterator[str]:
-    """Yield a line for every job that was started, and one for all others."""
-    from domainbed_reasoning.collect.jobs import read_job
-
-    waiting = 0
-    for folder in folders:
-        job = read_job(folder)
-        if job.args or job.last_words:
-            said = f": {printable(job.last_words)}" if job.last_words else ""
-            yield f"NOT DONE: {printable(job.name)}, {folder}{said}"
-        else:
-            waiting += 1
-    if waiting:
-        yield f"NOT STARTED: {waiting} jobs"
-
-
-def _how_to_go_on(grids: Sequence[Grid], datasets: Sequence[str], settings: Settings, one_source: bool) -> str:
-    if settings.launcher not in _OUTLIVED:
-        return "Call this again to start them again."
-    said = f"The launcher {settings.launcher} may still run them. When it does not, remove their folders"
-    if one_source:
-        return f"{said} and call this again."
-    commands = (shlex.join(sweep_command(grid, datasets, settings, "delete_incomplete")) for grid in grids)
-    return "\n    ".join([f"{said}, and call this again:", *commands])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.sweeps import again, attempts, slurm_launcher
+from domainbed_reasoning.sweeps import again, attempts, slurm_launcher, slurm_queue
 
 _spec = importlib.util.spec_from_file_location("one_machine", Path(__file__).with_name("one_machine.py"))
 one_machine = importlib.util.module_from_spec(_spec)
@@ -21,8 +21,8 @@ _spec.loader.exec_module(one_machine)
 
 LAUNCH = """
 import sys
-from domainbed_reasoning.sweeps import slurm_launcher
-slurm_launcher._POLL_SECONDS = 0.3
+from domainbed_reasoning.sweeps import slurm_launcher, slurm_queue
+slurm_queue._POLL_SECONDS = 0.3
 slurm_launcher.slurm_launcher(sys.argv[1:])
 """
 
@@ -60,7 +60,7 @@ def two_nodes(tmp_path_factory):
 def commands_of(environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(slurm_launcher, "_POLL_SECONDS", 0.3)
+    monkeypatch.setattr(slurm_queue, "_POLL_SECONDS", 0.3)
 
     def run(*command):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -279,13 +279,13 @@ def test_submit_and_leave(sweep, slurm, monkeypatch, capsys, names):
     said = capsys.readouterr().out
     assert f"squeue --jobs={number}" in said and "leave `sweep delete_incomplete`" in said
     identifiers = {"A": {str(number)}, "AB": {f"{number}_0", f"{number}_1"}}[names]
-    assert slurm_launcher.with_slurm(sweep.folder).keys() == identifiers
+    assert slurm_queue.with_slurm(sweep.folder).keys() == identifiers
     with pytest.raises(ValueError, match=f"Slurm still has {len(names)} jobs in .*scancel {number}"):
         again.check_nothing_runs(sweep.folder)
     (sweep.folder / "go").touch()
     for name in names:
         sweep.wait_until((sweep.folder / name / "done").exists, 30)
-    sweep.wait_until(lambda: not slurm_launcher.with_slurm(sweep.folder), 30)
+    sweep.wait_until(lambda: not slurm_queue.with_slurm(sweep.folder), 30)
     again.check_nothing_runs(sweep.folder)
 
 
@@ -373,9 +373,65 @@ def test_a_sweep_without_jobs_says_so_and_submits_nothing(sweep, capsys):
     assert capsys.readouterr().out.startswith("No job is to be started.")
 
 
+def test_sweeps_in_the_queue_side_by_side_are_waited_for_by_another_process(sweep, slurm, capsys, monkeypatch):
+    """A job of each waits for the other sweep's; one more fails. Submitted before, they are found by their folders."""
+    monkeypatch.setenv(slurm_launcher.WAIT, "0")
+    monkeypatch.setenv(attempts.RETRIES, "0")
+    meets = """
+    (here.parent / folder.name).touch()
+    record(0)
+    while not (here.parent / OTHER).exists(): time.sleep(0.1)
+    done()
+    """
+    folders = []
+    for name, other, code in (("A", "B", "sys.exit(3)"), ("B", "A", "done()")):
+        folders.append(sweep.folder / f"sweep_{name}")
+        for job in (name, "C"):  # as the stock sweep does
+            (folders[-1] / job).mkdir(parents=True)
+        jobs = type(sweep)(folders[-1])
+        slurm_launcher.slurm_launcher([jobs.job(name, meets.replace("OTHER", repr(other))), jobs.job("C", code)])
+    moved = folders[1].rename(sweep.folder / "moved")
+    folders[1].symlink_to(moved)  # its jobs still write where they were told to
+    capsys.readouterr()
+    failures = slurm_queue.wait_for_sweeps([folders[0], moved])
+    assert [failure.job.folder for failure in failures] == [folders[0] / "C"]
+    said = capsys.readouterr().out
+    assert "1 of 4 jobs FAILED" in said and "state FAILED, exit code 3; its log there: " in said
+    assert [failure.job.folder for failure in slurm_queue.wait_for_sweeps(folders)] == [folders[0] / "C"]
+    assert slurm_queue.wait_for_sweeps([moved]) == []
+
+
+def test_folders_of_dead_jobs_are_told_from_those_of_jobs_that_slurm_runs_here(sweep, slurm, monkeypatch):
+    """A sweep typed by hand is in the way, as everywhere; a job that Slurm runs on this machine is not."""
+    monkeypatch.setenv(slurm_launcher.WAIT, "0")
+    monkeypatch.setenv(attempts.RETRIES, "0")
+    alive, dead, done, lost = (sweep.folder / (digit * 32) for digit in "abcd")
+    codes = {alive: "attempt(); wait_for('end'); done()", dead: "sys.exit(3)", done: "done()"}
+    commands = [f"{sweep.job(folder.name, code)} --as domainbed.scripts.train" for folder, code in codes.items()]
+    slurm_launcher.slurm_launcher(commands)
+    sweep.wait_for_attempt(alive.name, 1)
+    sweep.wait_until(lambda: list(slurm_queue.with_slurm(sweep.folder).values()) == ["RUNNING"])
+    lost.mkdir()  # by a sweep that was killed before it submitted
+    assert again.dead_of_slurm(sweep.folder) == [dead, lost]
+    noted = (sweep.folder / "slurm" / "jobs.jsonl").read_text()
+    (sweep.folder / "slurm" / "jobs.jsonl").write_text("")  # a launcher that was killed before it noted
+    assert again.dead_of_slurm(sweep.folder) == []
+    (sweep.folder / "slurm" / "jobs.jsonl").write_text(noted)
+    code = "import time; print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, "domainbed.scripts.sweep", "--output_dir", sweep.folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as by_hand:
+        by_hand.stdout.readline()
+        with pytest.raises(ValueError, match=f"run already:\n    {by_hand.pid} "):
+            again.dead_of_slurm(sweep.folder)
+        by_hand.kill()
+    (sweep.folder / "end").touch()
+    sweep.wait_until((alive / "done").exists)
+    assert again.dead_of_slurm(sweep.folder) == [dead, lost]
+
+
 def test_a_controller_that_is_away_is_waited_for(sweep, slurm2, monkeypatch, capsys):
     """`squeue` fails twice."""
-    states, failing = slurm_launcher._states, [1, 2]
+    states, failing = slurm_queue._states, [1, 2]
 
     def away_twice(identifiers):
         if failing:
@@ -383,7 +439,7 @@ def test_a_controller_that_is_away_is_waited_for(sweep, slurm2, monkeypatch, cap
             raise ConnectionError("Unable to contact slurm controller")
         return states(identifiers)
 
-    monkeypatch.setattr(slurm_launcher, "_states", away_twice)
+    monkeypatch.setattr(slurm_queue, "_states", away_twice)
     assert slurm_launcher.slurm_launcher([sweep.job("A", "record(0); done()")]) == []
     assert capsys.readouterr().err.count("Slurm does not answer (Unable to contact slurm controller)") == 1
 

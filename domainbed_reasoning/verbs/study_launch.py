@@ -1,0 +1,173 @@
+"""`domainbed-reasoning study --launch`: a study's commands run, again and again until all its jobs are done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning import registry
+from domainbed_reasoning.collect import collect
+from domainbed_reasoning.collect.jobs import read_job
+from domainbed_reasoning.collect.render import markdown
+from domainbed_reasoning.collect.tables import accuracy_tables, one_source_tables
+from domainbed_reasoning.sweeps import again, slurm_queue, stock
+from domainbed_reasoning.sweeps.single_source import train_commands
+from domainbed_reasoning.sweeps.slurm_launcher import WAIT
+from domainbed_reasoning.sweeps.study import Grid, Settings, Study, collect_commands, sweep_command
+from domainbed_reasoning.verbs.arguments import printable
+
+_NEVER_RUN = "dummy"  # this launcher's jobs are yet to be started when it has ended
+
+
+def launch(study: Study, scale: str, settings: Settings) -> int:
+    """Run the commands and print the tables; return 1 if a job is not done.
+
+    Raises:
+        ValueError: where another process runs these jobs, or the folder holds jobs of other settings.
+    """
+    output = Path(settings.output_dir)
+    datasets, grids = study.at(scale)
+    folders = sorted({Path(settings.folder_of(grid)) for grid in grids})
+    on_slurm = settings.launcher == "slurm"
+    domainbed = stock.choose_domainbed()
+    if scale == "mini" and not settings.model:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # nothing of the embedded model is on the hub
+    try:
+        with again.sole_launch(output):
+            again.check_settings(output, _identity(settings))
+            if on_slurm:
+                _clear_dead_of_slurm(folders)
+            with _submitting_only() if on_slurm else contextlib.nullcontext():
+                for grid in grids:
+                    if study.one_source:
+                        _launch_one_source(grid, datasets, settings, domainbed)
+                    else:
+                        _clear_incomplete(grid, datasets, settings, domainbed)
+                        stock.run_command(sweep_command(grid, datasets, settings), domainbed, os.environ)
+            if on_slurm and os.environ.get(WAIT) != "0":
+                slurm_queue.wait_for_sweeps(folders)
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if not isinstance(getattr(ended, "code", None), str):  # a signal, and no command that failed
+            print("\nEnded. Called again, the study goes on where it was.", flush=True)
+        raise
+    return _conclude(study, datasets, grids, settings, domainbed)
+
+
+@contextlib.contextmanager
+def _submitting_only() -> Iterator[None]:
+    """Have the launcher slurm wait for nothing, so that all of a study's jobs are in the queue side by side."""
+    chosen = os.environ.get(WAIT)
+    os.environ[WAIT] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[WAIT]
+        os.environ |= {} if chosen is None else {WAIT: chosen}
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    """Return what makes two launches the same jobs; another launcher or number of trials does not unmake it."""
+    return {
+        "--data_dir": settings.data_dir,
+        "--model": settings.model,
+        "--hparams": dict(settings.hparams),
+        "--steps": settings.steps,
+    }
+
+
+def _clear_incomplete(grid: Grid, datasets: Sequence[str], settings: Settings, domainbed: Path) -> None:
+    """Have the stock sweep remove what it would not start again: the folders of jobs that were killed or failed."""
+    folder = Path(settings.folder_of(grid))
+    if settings.launcher in ("slurm", _NEVER_RUN) or not again.incomplete_in(folder):
+        return
+    again.check_nothing_runs(folder)
+    stock.run_command(sweep_command(grid, datasets, settings, "delete_incomplete"), domainbed, os.environ)
+
+
+def _clear_dead_of_slurm(folders: Sequence[Path]) -> None:
+    """Remove the folders of jobs that Slurm has done with and that are not done, so that they start again."""
+    for folder in folders:
+        dead = again.dead_of_slurm(folder)
+        for job in dead:
+            shutil.rmtree(job)
+        if dead:
+            print(f"{len(dead)} jobs in {folder} died, and start again.", flush=True)
+
+
+def _launch_one_source(grid: Grid, datasets: Sequence[str], settings: Settings, domainbed: Path) -> None:
+    """Hand the train commands whose jobs are not done to the launcher, as the stock sweep does."""
+    if settings.launcher not in registry.LAUNCHERS:
+        raise ValueError(f"single_source runs with one of the launchers {', '.join(registry.LAUNCHERS)}.")
+    removes = settings.launcher != "slurm"  # whose dead jobs are removed already
+    if removes and again.incomplete_in(Path(settings.folder_of(grid))):
+        again.check_nothing_runs(Path(settings.folder_of(grid)))
+    commands = []
+    for dataset in datasets:
+        for folder, command in train_commands(grid, dataset, settings).items():
+            if removes and folder.exists() and not (folder / "done").exists():
+                shutil.rmtree(folder)
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                commands.append(command)
+    print(f"{', '.join(grid.algorithms)}: {len(commands)} jobs to launch")
+    if not commands:
+        return
+    with contextlib.chdir(domainbed):
+        registry.load(registry.LAUNCHERS[settings.launcher])(commands)
+
+
+def _conclude(study: Study, datasets: Sequence[str], grids: Sequence[Grid], settings: Settings, domainbed: Path) -> int:
+    """Print the tables, what is not done, and what can be asked next; return 1 if a job is not done."""
+    folders = sorted({Path(settings.folder_of(grid)) for grid in grids})
+    jobs = [job for folder in folders for job in again.jobs_in(folder)]
+    unfinished = [job for folder in folders for job in again.incomplete_in(folder)]
+    if unfinished and settings.launcher == "slurm" and os.environ.get(WAIT) == "0":
+        print(
+            f"{len(unfinished)} of {len(jobs)} jobs are with Slurm. When they are done, call this again for the tables."
+        )
+        return 0
+    if not study.one_source:
+        for command in collect_commands(grids, settings):
+            stock.run_command(command, domainbed, os.environ)
+    if (study.one_source or len(folders) > 1) and len(unfinished) < len(jobs):
+        print(_one_table(settings.output_dir))
+    print(f"\n{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done.")
+    if unfinished:
+        print("\n".join(_not_done(unfinished)))
+        print(_how_to_go_on(grids, datasets, settings))
+    if len(unfinished) < len(jobs):
+        print(f"More tables, and a page:\n    domainbed-reasoning collect {shlex.quote(settings.output_dir)}")
+        print(f"    domainbed-reasoning report {shlex.quote(settings.output_dir)}")
+    return 1 if unfinished else 0
+
+
+def _one_table(folder: str) -> str:
+    """Return what stock tables lack: all of a study's folders together, a row a folder, and jobs of one source."""
+    frame = collect(folder)
+    return "\n".join(map(markdown, [*one_source_tables(frame), *accuracy_tables(frame)]))
+
+
+def _not_done(folders: Sequence[Path]) -> Iterator[str]:
+    """Yield a line for every job that was started, and one for all others."""
+    waiting = 0
+    for folder in folders:
+        job = read_job(folder)
+        if job.args or job.last_words:
+            said = f": {printable(job.last_words)}" if job.last_words else ""
+            yield f"NOT DONE: {printable(job.name)}, {folder}{said}"
+        else:
+            waiting += 1
+    if waiting:
+        yield f"NOT STARTED: {waiting} jobs"
+
+
+def _how_to_go_on(grids: Sequence[Grid], datasets: Sequence[str], settings: Settings) -> str:
+    if settings.launcher != _NEVER_RUN:
+        return "Call this again to start them again."
+    commands = (shlex.join(sweep_command(grid, datasets, settings, "delete_incomplete")) for grid in grids)
+    return "\n    ".join(["To launch them otherwise, remove their folders and call this again:", *commands])
