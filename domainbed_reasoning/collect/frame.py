@@ -18,6 +18,7 @@ from domainbed_reasoning.collect.problems import Problem, settle
 from domainbed_reasoning.collect.selection import Choice
 
 CELL = ["sweep", "dataset", "algorithm", "target", "domain", "selection"]
+_ONE_SOURCE = ("sweep", "dataset", "algorithm", "source", "target", "trial", "accuracy", "step", "folder")
 _HEAD = [*CELL, "trial", "accuracy", "validation", "hparams_seed", "step", "last_step"]
 _ANSWERS = ["label_accuracy", "chain_accuracy", "unparsed"]
 _COSTS = ["train_seconds", "wall_seconds", "memory_gib"]
@@ -93,7 +94,9 @@ def tabulate(jobs: Sequence[Job], problems: Sequence[Problem] = ()) -> pd.DataFr
             "source": one.source,
             "trial": one.job.args["trial_seed"],
             "accuracy": one.accuracy,
+            "accuracies": dict(one.accuracies),
             "step": one.step,
+            "folder": str(one.job.folder),
         }
         for one in selection.one_source(jobs)
     ]
@@ -188,3 +191,23 @@ def mean_and_error(values: Sequence[float] | pd.Series[Any]) -> tuple[float, flo
     if not len(known):
         return math.nan, math.nan
     return float(np.mean(known)), float(np.std(known / np.sqrt(len(known))))
+
+
+def one_source_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the jobs that were trained on one domain, a row a job and other domain.
+
+    Args:
+        frame: as `collect` returns it.
+
+    Returns:
+        Columns: sweep, dataset, algorithm, source and target (names of domains), trial, accuracy (in [0, 1], at the
+        step that is best on the source's validation split), step, folder.
+    """
+    rows = []
+    for job in frame.attrs["one_source"]:
+        names = frame.attrs["domains"][job["dataset"]]
+        said = {name: job[name] for name in ("sweep", "dataset", "algorithm")} | {"source": names[job["source"]]}
+        for target, accuracy in job["accuracies"].items():
+            found = {"target": names[target], "trial": job["trial"], "accuracy": accuracy}
+            rows.append({**said, **found, "step": job["step"], "folder": job["folder"]})
+    return pd.DataFrame(rows, columns=_ONE_SOURCE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,13 +105,18 @@ class OneSource:
         job: its.
         source: number of the domain.
         step: the chosen one.
-        accuracy: mean over all other domains, in [0, 1].
+        accuracies: in each of the other domains, by their numbers, in [0, 1].
     """
 
     job: Job
     source: int
     step: int
-    accuracy: float
+    accuracies: Mapping[int, float]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the other domains."""
+        return sum(self.accuracies.values()) / len(self.accuracies)
 
 
 def one_source(jobs: Sequence[Job]) -> Iterator[OneSource]:
@@ -127,8 +132,7 @@ def one_source(jobs: Sequence[Job]) -> Iterator[OneSource]:
         if len(targets) > 2 and len(sources) == 1:
             (source,) = sources
             chosen = max(job.records, key=lambda record: record[f"env{source}_out_acc"])
-            accuracy = sum(chosen[f"env{target}_in_acc"] for target in targets) / len(targets)
-            yield OneSource(job, source, chosen["step"], accuracy)
+            yield OneSource(job, source, chosen["step"], {target: chosen[f"env{target}_in_acc"] for target in targets})
 
 
 def _traced(job: Job, record: Record) -> dict[str, Any]:

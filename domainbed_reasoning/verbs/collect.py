@@ -18,11 +18,14 @@ _EXAMPLES = """\
   domainbed-reasoning collect sweep --format latex --output results.tex
   domainbed-reasoning collect sweep --format csv --output cells.csv       mean and standard error, a row a cell
   domainbed-reasoning collect sweep --format trials --output trials.csv   a row a trial
+  domainbed-reasoning collect sweep --format single-source                jobs of one source: CSV, a row a target
 
 The accuracies are those of DomainBed's collect_results, chosen by its own code, save that jobs which did not finish or
 ran twice are named and left out; --as-stock counts them. A folder of sweeps, one a setting, makes one table.
 From Python: domainbed_reasoning.collect.collect(folder) returns a pandas DataFrame.
 """
+_CSV = ("csv", "trials", "single-source")
+_FORMATS = ("markdown", "latex", *_CSV)
 
 
 @arguments.ends_with_message
@@ -30,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print or write the results; return the exit code."""
     parser = arguments.make_parser("collect", __doc__ or "", _EXAMPLES)
     parser.add_argument("folder", type=Path, help="the --output_dir of DomainBed's sweep, or a folder of such")
-    parser.add_argument("--format", choices=("markdown", "latex", "csv", "trials"), default="markdown")
+    parser.add_argument("--format", choices=_FORMATS, default="markdown")
     parser.add_argument("--output", type=Path, help="a file (default: standard output)")
     parser.add_argument("--as-stock", action="store_true", help="count what DomainBed's collect_results counts")
     given = parser.parse_args(argv)
@@ -45,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(text, end="")
     if frame.attrs["one_source"] and given.format in ("csv", "trials"):
-        print("Jobs with a single source domain are in --format markdown and latex alone.", file=sys.stderr)
+        print("Jobs with a single source domain are not among these: --format single-source has them.", file=sys.stderr)
     problems = frame.attrs["problems"]
-    if problems and (given.output or given.format in ("csv", "trials")):
+    if problems and (given.output or given.format in _CSV):
         for problem in problems:
             print(f"{problem['kind']}: {problem['job']}: {problem['fault']}. {problem['effect']}.", file=sys.stderr)
         print(f"{len(problems)} problems; --format markdown says where and what to do.", file=sys.stderr)
@@ -55,10 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _as_text(frame: pd.DataFrame, given: argparse.Namespace) -> str:
-    from domainbed_reasoning.collect.frame import summarise
+    from domainbed_reasoning.collect.frame import one_source_frame, summarise
     from domainbed_reasoning.collect.render import latex_document, markdown
     from domainbed_reasoning.collect.tables import all_tables
 
+    if given.format == "single-source":
+        return str(one_source_frame(frame).to_csv(index=False))
     if given.format == "trials":
         return str(frame.to_csv(index=False))
     if given.format == "csv":

@@ -1,6 +1,7 @@
 """`collect`: the numbers are stock's to the digit, and what stock counts in silence is named."""
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -241,6 +242,14 @@ def test_jobs_of_one_source_have_a_table_of_their_own(write_job, capsys):
     assert table.rows == (("ERM", "X", "40.0", "X", "X", "X"),)
     assert cli.main(["collect", str(write_job.folder)]) == 0
     assert "| ERM | X | 40.0 | X | X | X |" in capsys.readouterr().out
+    assert cli.main(["collect", str(write_job.folder), "--format", "csv"]) == 0
+    assert "--format single-source has them" in capsys.readouterr().err
+    assert cli.main(["collect", str(write_job.folder), "--format", "single-source"]) == 0
+    rows = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert list(zip(rows["source"], rows["target"], rows["accuracy"], rows["step"], strict=True)) == [
+        ("cartoon", "photo", 0.2, 10), ("cartoon", "sketch", 0.4, 10), ("cartoon", "negative", 0.6, 10)
+    ]  # fmt: skip
+    assert set(rows["folder"]) == {str(job)}
     again = render_markdown(read_report(write_job.folder)).partition("## To run it again")[2]
     assert "domainbed.scripts.sweep" not in again and "--test_envs 0 2 3" in again
 
