@@ -72,8 +72,8 @@ def unfinished_jobs(root: Path | None = None) -> Iterator[Unfinished]:
     }
     for folder, (size, changed) in sorted(sizes_and_changes.items(), key=lambda job: job[1][1], reverse=True):
         try:
-            args = json.loads((folder / "job.json").read_text(encoding="utf-8"))["args"]
-        except (OSError, ValueError, KeyError):
+            args = dict(json.loads((folder / "job.json").read_text(encoding="utf-8"))["args"])
+        except (OSError, ValueError, KeyError, TypeError):
             args = {}
         yield Unfinished(folder, args, _steps_logged(folder), size, changed, _is_running(folder))
 
@@ -124,14 +124,19 @@ def take(folder: Path) -> int | None:
     """
     deadline = time.monotonic() + _PATIENCE
     while True:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, FileExistsError):  # mkdir finds it there, and looks again when it is gone
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o600)
-            with suppress(BlockingIOError, FileNotFoundError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(descriptor), os.stat(folder / "lock")):
-                    return descriptor
-            os.close(descriptor)
+            taken = False
+            try:
+                with suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    taken = os.path.samestat(os.fstat(descriptor), os.stat(folder / "lock"))
+                    if taken:
+                        return descriptor
+            finally:
+                if not taken:
+                    os.close(descriptor)
         if time.monotonic() >= deadline:
             return None
         time.sleep(0.01)
@@ -141,7 +146,7 @@ def _is_running(folder: Path) -> bool:
     """Return whether a process holds the folder's lock."""
     try:
         descriptor = os.open(folder / "lock", os.O_RDONLY)
-    except FileNotFoundError:
+    except OSError:  # it has just gone, or is another user's
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -181,10 +186,10 @@ def _steps_logged(folder: Path) -> int:
 
 
 def _files(folder: Path) -> list[os.stat_result]:
-    """Return what is known of the files of a folder that another process may be deleting."""
+    """Return what is known of the files of a folder that another process may be deleting, or that is another user's."""
     found = []
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 found.append(entry.stat())
     return found

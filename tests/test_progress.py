@@ -1,17 +1,20 @@
 """The record of a job, and what is made of one that was cut short."""
 
 import atexit
+import fcntl
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from domainbed_reasoning import unfinished
 from domainbed_reasoning.algorithms.earlier_records import own_records, restore_measured, set_aside
 from domainbed_reasoning.progress import Answers, Progress
 from domainbed_reasoning.unfinished import JobIsRunning, clear, make_room, unfinished_jobs
@@ -164,6 +167,52 @@ def test_jobs_start_and_end_side_by_side_and_none_is_in_the_others_way(tmp_path)
     with ThreadPoolExecutor(6) as pool:  # a lock is as foreign to another thread as to another process
         list(pool.map(start_and_end, range(6)))
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_whoever_clears_folders_is_in_nobodys_way_either(tmp_path, monkeypatch):
+    """The cache is over its bound: every start deletes what others have just left."""
+    monkeypatch.setenv("DOMAINBED_REASONING_UNFINISHED_GB", "0")
+
+    def start_and_be_killed(number):
+        for _ in range(60):
+            progress = Progress({"args": {"output_dir": str(number)}}, tmp_path)
+            atexit.unregister(progress._tidy_up)
+            end_process(progress)
+            os.close(progress._log)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(start_and_be_killed, range(6)))
+
+
+def test_a_lock_that_is_held_for_a_moment_is_waited_for_and_must_be_the_folders_own(tmp_path, monkeypatch):
+    """As somebody holds it who lists jobs; and as it is where the folder is deleted while its lock is being taken."""
+    folder = tmp_path / "job"
+    held = unfinished.take(folder)
+    threading.Timer(0.2, os.close, [held]).start()
+    again = unfinished.take(folder)
+    assert again is not None
+    os.close(again)
+    lock, replaced = fcntl.flock, []
+
+    def deleted_meanwhile(descriptor, how):
+        if not replaced:
+            replaced.append(True)
+            unfinished.delete(folder)
+        return lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", deleted_meanwhile)
+    taken = unfinished.take(folder)
+    assert replaced and os.path.samestat(os.fstat(taken), os.stat(folder / "lock"))
+    os.close(taken)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"args": null}', '{"args": 5}', "{"])
+def test_a_folder_of_another_kind_takes_no_job_its_progress(tmp_path, text):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "job.json").write_text(text)
+    (tmp_path / "loop").symlink_to("loop")
+    assert [job.args for job in unfinished_jobs(tmp_path)] == [{}]
+    Progress(JOB, tmp_path)
 
 
 def test_what_a_killed_process_had_begun_to_delete_goes_at_the_next_start(tmp_path):
