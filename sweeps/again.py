@@ -57,7 +57,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         before = None
     if not isinstance(before, dict):
         raise ValueError(f"{path} is damaged: remove it, or give another --output_dir.")
-    differing = [name for name in settings if before.get(name) != settings[name]]
+    differing = [name for name in settings if before.get(name, settings[name]) != settings[name]]
     if differing:
         said = ", ".join(f"{name} {_said(before.get(name))} (now {_said(settings[name])})" for name in differing)
         raise ValueError(
@@ -86,6 +86,11 @@ def sole_launch(folder: Path) -> Iterator[None]:
             raise ValueError(
                 f"{folder} is being launched by process {lock.read().strip() or 'unknown'}: wait for it, or end it."
             ) from None
+        except OSError as error:
+            raise ValueError(
+                f"{folder / _LOCK} cannot be locked ({error.strerror}): its file system has no locks. Give an "
+                "--output_dir on another one."
+            ) from error
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
@@ -115,22 +120,27 @@ def check_nothing_runs(folder: Path) -> None:
     )
 
 
-def dead_of_slurm(folder: Path) -> list[Path]:
-    """Return the folders of a sweep's incomplete jobs that Slurm does not have (any more).
+def dead_beside_live(folder: Path) -> list[Path] | None:
+    """Return a sweep's folders that can go though Slurm still has some of its jobs; None where it has none.
+
+    These are folders of jobs that were with Slurm, and empty ones, which a sweep made for jobs that it never submitted.
 
     Args:
-        folder: of a sweep that is launched on Slurm.
+        folder: of the sweep.
 
     Raises:
         ValueError: where Slurm cannot be asked here, or processes of this machine launch or run jobs there, too.
     """
     states = _with_slurm(folder)
+    if not states:
+        return None
     jobs = slurm_queue.submitted_for(folder)
     if not states.keys() <= jobs.keys():  # a launcher was killed between submitting and noting: which they are is lost
         return []
     alive = {jobs[identifier].folder for identifier in states}
     _check_no_process_runs(folder, alive)  # Slurm may run them on this machine
-    return [job for job in incomplete_in(folder) if job not in alive]
+    gone = {job.folder for job in jobs.values()} - alive
+    return [job for job in incomplete_in(folder) if job in gone or (job not in alive and not any(job.iterdir()))]
 
 
 def _with_slurm(folder: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ Environment variables, all optional:
     DOMAINBED_REASONING_SLURM: options of sbatch in their long form, whichever the cluster asks for (default of
         ``--time``: one day).
     SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, …: sbatch's own, which win over those options.
-    DOMAINBED_REASONING_JOBS: jobs of an array at a time (default: as many as Slurm starts).
+    DOMAINBED_REASONING_JOBS: jobs of each array at a time (default: as many as Slurm starts).
     DOMAINBED_REASONING_RETRIES: how often a failed job, or one out of time, is started again (default: 1).
     DOMAINBED_REASONING_SLURM_WAIT: 0 submits and returns at once (default: 1).
     DOMAINBED_REASONING_TARGETS: target environments, as for the launcher `parallel`.
@@ -27,32 +27,34 @@ Environment variables, all optional:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from domainbed_reasoning.sweeps.attempts import DEFAULT_RETRIES, RETRIES, Attempt
 from domainbed_reasoning.sweeps.jobs import Failure, Job, chosen_jobs, parse_job, report, whole_number
 from domainbed_reasoning.sweeps.processes import threads_of
-from domainbed_reasoning.sweeps.slurm_queue import folder_of, how_to_follow, note_submitted, wait_for
+from domainbed_reasoning.sweeps.slurm_queue import folder_of, how_to_follow, note_submitted, slurm_setting, wait_for
 
 OPTIONS = "DOMAINBED_REASONING_SLURM"
 TIME_LIMIT = "SBATCH_TIMELIMIT"
+_CLUSTERS = "SBATCH_CLUSTERS"
 WAIT = "DOMAINBED_REASONING_SLURM_WAIT"
 JOBS = "DOMAINBED_REASONING_JOBS"
 _ONE_DAY = 24 * 60
 _UNLIMITED = 365 * _ONE_DAY  # submitit counts minutes
 _ARRAY = 1000  # jobs of one array where Slurm does not say; its own default is 1001
 _POLL_SECONDS = 5.0
-_OURS = ("array", "output", "error", "open-mode", "signal", "wrap", "requeue", "no-requeue")
+_OURS = ("array", "output", "error", "open-mode", "signal", "wrap", "requeue", "no-requeue", "clusters")
 _LEAVE = "While they wait or run, leave `sweep delete_incomplete`: it would remove their folders."
 _SIGNAL_SECONDS = 2  # within which SIGTERM has reached all processes of a job, the train process and this one
 
@@ -128,6 +130,9 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
         RuntimeError: Slurm refused all jobs.
     """
     jobs = chosen_jobs(commands)
+    if os.environ.get(_CLUSTERS):
+        said = f"{_CLUSTERS}={os.environ[_CLUSTERS]}"
+        raise ValueError(f"{said}: the launcher asks its own cluster alone what has become of jobs. Unset it.")
     retries = whole_number(RETRIES, DEFAULT_RETRIES, least=0)
     waits = whole_number(WAIT, 1, least=0)
     parameters = sbatch_parameters(os.environ.get(OPTIONS, ""), os.environ.get(TIME_LIMIT, ""))
@@ -221,8 +226,12 @@ def _submit(
     for first in range(0, len(jobs), size):
         part = jobs[first : first + size]
         try:
-            with executor.batch():
-                handles = [executor.submit(TrainJob(job.command, retries)) for job in part]
+            with _without_ctrl_c():
+                with executor.batch():
+                    handles = [executor.submit(TrainJob(job.command, retries)) for job in part]
+                taken = {handle.job_id: job for handle, job in zip(handles, part, strict=True)}
+                submitted |= taken
+                _note(taken, folder)
         except submitit.core.utils.FailedJobError as error:
             if submitted:
                 return submitted, [Failure(job, None, f"sbatch refused it: {error}") for job in jobs[first:]]
@@ -235,17 +244,36 @@ def _submit(
             if submitted:
                 print(f"\n{len(submitted)} of {len(jobs)} jobs have been submitted:\n{how_to_follow(submitted)}")
             raise
-        taken = {handle.job_id: job for handle, job in zip(handles, part, strict=True)}
-        note_submitted(taken, folder)
-        submitted |= taken
     return submitted, []
+
+
+def _note(submitted: Mapping[str, Job], folder: Path) -> None:
+    try:
+        note_submitted(submitted, folder)
+    except OSError as error:
+        print(f"Slurm has these jobs, but which is which could not be noted ({error}):\n{how_to_follow(submitted)}")
+        raise
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Hold back Ctrl-C, from sbatch too, until it is known what was submitted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # programs that are started inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _array_size() -> int:
     """Return how many jobs an array may have on this cluster: its indices are below MaxArraySize."""
-    try:
-        said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
-    except FileNotFoundError:
-        said = ""
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, re.MULTILINE)
-    return max(1, int(match[1])) if match else _ARRAY
+    said = slurm_setting("MaxArraySize")
+    return max(1, int(said)) if said.isdigit() else _ARRAY

@@ -1,7 +1,7 @@
 """What Slurm has of a sweep's jobs: which were submitted, what has become of each, and waiting until all are over.
 
-The folder ``slurm`` of a sweep holds what submitit keeps of each job, and ``jobs.jsonl``, a line a job with Slurm's id
-and the train command: so another process than the one that submitted them can tell what they are, and wait for them.
+The folder ``slurm`` of a sweep holds what submitit keeps of each job, and ``jobs.jsonl``, a line a job with Slurm's id,
+the cluster and the train command: so another process than the one that submitted them can tell what they are, and wait.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
+import re
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -44,9 +46,37 @@ def note_submitted(submitted: Mapping[str, Job], folder: Path) -> None:
         submitted: Slurm's ids, as in ``12_0``, and the jobs.
         folder: where the launcher keeps such things of their sweep.
     """
-    lines = (json.dumps({"slurm": identifier, "command": job.command}) for identifier, job in submitted.items())
+    cluster = slurm_setting("ClusterName")
+    lines = [
+        json.dumps({"slurm": identifier, "cluster": cluster, "command": job.command})
+        for identifier, job in submitted.items()
+    ]
     with open(folder / _JOBS, "a", encoding="utf-8") as file:
-        file.write("".join(f"{line}\n" for line in lines))
+        file.write("".join(f"{line}\n" for line in ["", *lines]))  # apart from a line that was cut short
+
+
+def slurm_setting(name: str) -> str:
+    """Return one of the controller's settings, as `scontrol` says it; "" where it does not."""
+    try:
+        said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        return ""
+    match = re.search(rf"^{name}\s*=\s*(\S+)", said, re.MULTILINE)
+    return match[1] if match else ""
+
+
+def _noted(sweep: Path) -> Iterator[dict[str, str]]:
+    """Yield the lines of a sweep's jobs, without what a kill or a full disk cut short."""
+    try:
+        lines = (folder_of(sweep) / _JOBS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            noted = json.loads(line)
+            yield {name: str(noted[name]) for name in ("slurm", "cluster", "command")}
+        except (ValueError, KeyError, TypeError):
+            continue
 
 
 def submitted_for(sweep: Path) -> dict[str, Job]:
@@ -55,13 +85,8 @@ def submitted_for(sweep: Path) -> dict[str, Job]:
     Args:
         sweep: its folder; what was submitted before it was moved is taken to be in it too.
     """
-    try:
-        lines = (folder_of(sweep) / _JOBS).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
     found = {}
-    for line in lines:
-        noted = json.loads(line)
+    for noted in _noted(sweep):
         job = parse_job(noted["command"])
         options = {**job.options, "output_dir": (str(sweep / job.folder.name),)}
         found[noted["slurm"]] = dataclasses.replace(job, options=options)
@@ -78,6 +103,9 @@ def with_slurm(sweep: Path) -> dict[str, str]:
         ConnectionError: jobs have been submitted, and Slurm cannot be asked here what has become of them.
     """
     submitted = {path.name.partition("_")[0] for path in folder_of(sweep).glob("*_submitted.pkl")}
+    clusters = {noted["cluster"] for noted in _noted(sweep)} - {""}
+    if clusters and (here := slurm_setting("ClusterName")) and clusters != {here}:
+        raise ConnectionError(f"they are with the cluster {', '.join(sorted(clusters - {here}))}, and this is {here}")
     states = _all_states(submitted) if submitted else {}
     return {identifier: state for identifier, state in states.items() if state not in _OVER}
 
@@ -92,17 +120,25 @@ def how_to_follow(submitted: Mapping[str, Job]) -> str:
     )
 
 
-def wait_for_sweeps(sweeps: Iterable[Path]) -> list[Failure]:
+def wait_for_sweeps(sweeps: Iterable[Path], earlier: Collection[str] = ()) -> list[Failure]:
     """Wait until Slurm has done with the jobs of some sweeps, whichever call submitted them, and say which failed.
 
     Args:
         sweeps: their folders.
+        earlier: ids of jobs that earlier calls submitted: what has become of them was said then, if Slurm has done
+            with them.
 
     Returns:
         The failures, printed as well, after everything else.
     """
-    latest = {job.folder: (identifier, job) for sweep in sweeps for identifier, job in submitted_for(sweep).items()}
-    left = {identifier: job for identifier, job in latest.values() if job.folder.exists() and not job.is_done}
+    left: dict[str, Job] = {}
+    for sweep in sweeps:
+        found = submitted_for(sweep)
+        try:
+            alive: Collection[str] = with_slurm(sweep)
+        except ConnectionError:  # the waiting asks until it answers
+            alive = found
+        left |= {name: job for name, job in found.items() if not job.is_done and (name in alive or name not in earlier)}
     if not left:
         return []
     try:
@@ -180,9 +216,11 @@ def _all_states(arrays: Iterable[str]) -> dict[str, str]:
         ConnectionError: it does not answer.
     """
     jobs = ",".join(sorted(arrays))
+    # Its variables, as SQUEUE_PARTITION, would hide jobs.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={jobs}", "--format=%i %T"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True)
+        said = subprocess.run(command, capture_output=True, text=True, env=environment)
     except FileNotFoundError as error:
         raise ConnectionError("there is no `squeue` here") from error
     if said.returncode and "Invalid job id" not in said.stderr:

@@ -1,5 +1,6 @@
 """Studies: their commands are the stock ones, their jobs the sweep's, and one of them runs from end to end."""
 
+import dataclasses
 import json
 import os
 import re
@@ -287,12 +288,11 @@ def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
 ):
     """One waits, one runs, one is over; `squeue` is asked for the array and the single job."""
     squeue("12_0 RUNNING\n12_1 PENDING\n15 FAILED\n")
-    monkeypatch.setenv(jobs.TARGETS, "9")  # should it go on, then without jobs
     grid = Grid(("ERM",), "a", mllm=False)
     settings = Settings("/data", str(tmp_path / "out"), "parallel")
-    clear = study_launch._launch_one_source if one_source else study_launch._clear_incomplete
+    study = dataclasses.replace(load_study("ablation"), one_source=one_source)
     with pytest.raises(ValueError) as refused:
-        clear(grid, ["ShapesReasoning"], settings, tmp_path)
+        study_launch._clear(study, grid, ["ShapesReasoning"], settings, tmp_path)
     said = f"Slurm still has 2 jobs in {submitted}, which would be removed: 12_0 RUNNING, 12_1 PENDING. Wait for them"
     assert said in str(refused.value)
     assert "squeue --jobs=12)" in str(refused.value) and "(scancel 12)" in str(refused.value)

@@ -32,25 +32,21 @@ def launch(study: Study, scale: str, settings: Settings) -> int:
     """
     output = Path(settings.output_dir)
     datasets, grids = study.at(scale)
-    folders = sorted({Path(settings.folder_of(grid)) for grid in grids})
-    on_slurm = settings.launcher == "slurm"
+    if study.one_source and settings.launcher not in registry.LAUNCHERS:
+        raise ValueError(f"{study.name} runs with one of the launchers {', '.join(registry.LAUNCHERS)}.")
     domainbed = stock.choose_domainbed()
     if scale == "mini" and not settings.model:
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing of the embedded model is on the hub
     try:
         with again.sole_launch(output):
-            again.check_settings(output, _identity(settings))
-            if on_slurm:
-                _clear_dead_of_slurm(folders)
-            with _submitting_only() if on_slurm else contextlib.nullcontext():
+            again.check_settings(output, _identity(study, settings))
+            for grid in grids:
+                _clear(study, grid, datasets, settings, domainbed)
+            if settings.launcher == "slurm":
+                _launch_on_slurm(study, grids, datasets, settings, domainbed)
+            else:
                 for grid in grids:
-                    if study.one_source:
-                        _launch_one_source(grid, datasets, settings, domainbed)
-                    else:
-                        _clear_incomplete(grid, datasets, settings, domainbed)
-                        stock.run_command(sweep_command(grid, datasets, settings), domainbed, os.environ)
-            if on_slurm and os.environ.get(WAIT) != "0":
-                slurm_queue.wait_for_sweeps(folders)
+                    _launch(study, grid, datasets, settings, domainbed)
     except (KeyboardInterrupt, SystemExit) as ended:
         if not isinstance(getattr(ended, "code", None), str):  # a signal, and no command that failed
             print("\nEnded. Called again, the study goes on where it was.", flush=True)
@@ -70,9 +66,10 @@ def _submitting_only() -> Iterator[None]:
         os.environ |= {} if chosen is None else {WAIT: chosen}
 
 
-def _identity(settings: Settings) -> dict[str, Any]:
+def _identity(study: Study, settings: Settings) -> dict[str, Any]:
     """Return what makes two launches the same jobs; another launcher or number of trials does not unmake it."""
     return {
+        "study": study.name,
         "--data_dir": settings.data_dir,
         "--model": settings.model,
         "--hparams": dict(settings.hparams),
@@ -80,37 +77,34 @@ def _identity(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _clear_incomplete(grid: Grid, datasets: Sequence[str], settings: Settings, domainbed: Path) -> None:
-    """Have the stock sweep remove what it would not start again: the folders of jobs that were killed or failed."""
+def _clear(study: Study, grid: Grid, datasets: Sequence[str], settings: Settings, domainbed: Path) -> None:
+    """Remove what would not be started again: the folders of a grid's jobs that were killed or failed."""
     folder = Path(settings.folder_of(grid))
-    if settings.launcher in ("slurm", _NEVER_RUN) or not again.incomplete_in(folder):
+    if settings.launcher == _NEVER_RUN or not again.incomplete_in(folder):
         return
-    again.check_nothing_runs(folder)
-    stock.run_command(sweep_command(grid, datasets, settings, "delete_incomplete"), domainbed, os.environ)
-
-
-def _clear_dead_of_slurm(folders: Sequence[Path]) -> None:
-    """Remove the folders of jobs that Slurm has done with and that are not done, so that they start again."""
-    for folder in folders:
-        dead = again.dead_of_slurm(folder)
+    dead = again.dead_beside_live(folder) if settings.launcher == "slurm" else None
+    if dead is not None:  # stock's own command would remove the live ones, too
         for job in dead:
             shutil.rmtree(job)
-        if dead:
-            print(f"{len(dead)} jobs in {folder} died, and start again.", flush=True)
+        return
+    again.check_nothing_runs(folder)
+    if study.one_source:
+        for dataset in datasets:
+            for job in train_commands(grid, dataset, settings):
+                if job.exists() and not (job / "done").exists():
+                    shutil.rmtree(job)
+    else:
+        stock.run_command(sweep_command(grid, datasets, settings, "delete_incomplete"), domainbed, os.environ)
 
 
-def _launch_one_source(grid: Grid, datasets: Sequence[str], settings: Settings, domainbed: Path) -> None:
-    """Hand the train commands whose jobs are not done to the launcher, as the stock sweep does."""
-    if settings.launcher not in registry.LAUNCHERS:
-        raise ValueError(f"single_source runs with one of the launchers {', '.join(registry.LAUNCHERS)}.")
-    removes = settings.launcher != "slurm"  # whose dead jobs are removed already
-    if removes and again.incomplete_in(Path(settings.folder_of(grid))):
-        again.check_nothing_runs(Path(settings.folder_of(grid)))
+def _launch(study: Study, grid: Grid, datasets: Sequence[str], settings: Settings, domainbed: Path) -> None:
+    """Hand a grid's jobs that have no folder to the launcher."""
+    if not study.one_source:
+        stock.run_command(sweep_command(grid, datasets, settings), domainbed, os.environ)
+        return
     commands = []
     for dataset in datasets:
         for folder, command in train_commands(grid, dataset, settings).items():
-            if removes and folder.exists() and not (folder / "done").exists():
-                shutil.rmtree(folder)
             if not folder.exists():
                 folder.mkdir(parents=True)
                 commands.append(command)
@@ -121,16 +115,45 @@ def _launch_one_source(grid: Grid, datasets: Sequence[str], settings: Settings, 
         registry.load(registry.LAUNCHERS[settings.launcher])(commands)
 
 
+def _launch_on_slurm(
+    study: Study, grids: Sequence[Grid], datasets: Sequence[str], settings: Settings, domainbed: Path
+) -> None:
+    """Submit the jobs of all grids, then wait for all that Slurm has of them."""
+    folders = sorted({Path(settings.folder_of(grid)) for grid in grids})
+    earlier = {identifier for folder in folders for identifier in slurm_queue.submitted_for(folder)}
+    with _submitting_only():
+        for grid in grids:
+            try:
+                _launch(study, grid, datasets, settings, domainbed)
+            except (SystemExit, RuntimeError) as refused:
+                if not isinstance(getattr(refused, "code", ""), str) or not _with_slurm(folders):
+                    raise
+                print(f"{refused}\nNot all jobs could be submitted. The study goes on with those that Slurm has.")
+                break
+    if os.environ.get(WAIT) != "0":
+        slurm_queue.wait_for_sweeps(folders, earlier)
+
+
+def _with_slurm(folders: Sequence[Path]) -> list[str]:
+    """Return Slurm's ids of the jobs that it has not done with; [] where it cannot be asked."""
+    try:
+        return [identifier for folder in folders for identifier in slurm_queue.with_slurm(folder)]
+    except ConnectionError:
+        return []
+
+
 def _conclude(study: Study, datasets: Sequence[str], grids: Sequence[Grid], settings: Settings, domainbed: Path) -> int:
     """Print the tables, what is not done, and what can be asked next; return 1 if a job is not done."""
     folders = sorted({Path(settings.folder_of(grid)) for grid in grids})
     jobs = [job for folder in folders for job in again.jobs_in(folder)]
     unfinished = [job for folder in folders for job in again.incomplete_in(folder)]
-    if unfinished and settings.launcher == "slurm" and os.environ.get(WAIT) == "0":
+    if settings.launcher == "slurm" and (left := _with_slurm(folders)):
+        arrays = ",".join(sorted({identifier.partition("_")[0] for identifier in left}))
         print(
-            f"{len(unfinished)} of {len(jobs)} jobs are with Slurm. When they are done, call this again for the tables."
+            f"{len(left)} of {len(jobs)} jobs are with Slurm (squeue --jobs={arrays}). When they are over, call this "
+            "again for the tables."
         )
-        return 0
+        return 0 if os.environ.get(WAIT) == "0" else 1
     if not study.one_source:
         for command in collect_commands(grids, settings):
             stock.run_command(command, domainbed, os.environ)

@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 
 from domainbed_reasoning.sweeps import again, attempts, slurm_launcher, slurm_queue
+from domainbed_reasoning.sweeps.jobs import parse_job
 
 _spec = importlib.util.spec_from_file_location("one_machine", Path(__file__).with_name("one_machine.py"))
 one_machine = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(one_machine)
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 LAUNCH = """
 import sys
@@ -267,7 +270,7 @@ def test_ctrl_c_leaves_the_jobs_running_and_says_how_to_follow_them(sweep, slurm
     assert said.count(f"squeue --jobs={job_id(sweep)}") == 2
     assert sweep.is_running(train)
     (sweep.folder / "go").touch()
-    sweep.wait_until((sweep.folder / "A" / "done").exists, 30)
+    sweep.wait_until((sweep.folder / "A" / "done").exists)
 
 
 @pytest.mark.parametrize("names", ["A", "AB"])
@@ -284,8 +287,8 @@ def test_submit_and_leave(sweep, slurm, monkeypatch, capsys, names):
         again.check_nothing_runs(sweep.folder)
     (sweep.folder / "go").touch()
     for name in names:
-        sweep.wait_until((sweep.folder / name / "done").exists, 30)
-    sweep.wait_until(lambda: not slurm_queue.with_slurm(sweep.folder), 30)
+        sweep.wait_until((sweep.folder / name / "done").exists)
+    sweep.wait_until(lambda: not slurm_queue.with_slurm(sweep.folder))
     again.check_nothing_runs(sweep.folder)
 
 
@@ -397,36 +400,92 @@ def test_sweeps_in_the_queue_side_by_side_are_waited_for_by_another_process(swee
     assert [failure.job.folder for failure in failures] == [folders[0] / "C"]
     said = capsys.readouterr().out
     assert "1 of 4 jobs FAILED" in said and "state FAILED, exit code 3; its log there: " in said
-    assert [failure.job.folder for failure in slurm_queue.wait_for_sweeps(folders)] == [folders[0] / "C"]
-    assert slurm_queue.wait_for_sweeps([moved]) == []
+    earlier = [identifier for folder in folders for identifier in slurm_queue.submitted_for(folder)]
+    assert slurm_queue.wait_for_sweeps(folders, earlier) == []  # what has become of it was said
 
 
 def test_folders_of_dead_jobs_are_told_from_those_of_jobs_that_slurm_runs_here(sweep, slurm, monkeypatch):
     """A sweep typed by hand is in the way, as everywhere; a job that Slurm runs on this machine is not."""
     monkeypatch.setenv(slurm_launcher.WAIT, "0")
     monkeypatch.setenv(attempts.RETRIES, "0")
-    alive, dead, done, lost = (sweep.folder / (digit * 32) for digit in "abcd")
+    alive, dead, done, lost, foreign = (sweep.folder / (digit * 32) for digit in "abcde")
     codes = {alive: "attempt(); wait_for('end'); done()", dead: "sys.exit(3)", done: "done()"}
     commands = [f"{sweep.job(folder.name, code)} --as domainbed.scripts.train" for folder, code in codes.items()]
     slurm_launcher.slurm_launcher(commands)
-    sweep.wait_for_attempt(alive.name, 1)
-    sweep.wait_until(lambda: list(slurm_queue.with_slurm(sweep.folder).values()) == ["RUNNING"])
     lost.mkdir()  # by a sweep that was killed before it submitted
-    assert again.dead_of_slurm(sweep.folder) == [dead, lost]
-    noted = (sweep.folder / "slurm" / "jobs.jsonl").read_text()
-    (sweep.folder / "slurm" / "jobs.jsonl").write_text("")  # a launcher that was killed before it noted
-    assert again.dead_of_slurm(sweep.folder) == []
-    (sweep.folder / "slurm" / "jobs.jsonl").write_text(noted)
-    code = "import time; print(flush=True); time.sleep(60)"
-    command = [sys.executable, "-c", code, "domainbed.scripts.sweep", "--output_dir", sweep.folder]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as by_hand:
-        by_hand.stdout.readline()
-        with pytest.raises(ValueError, match=f"run already:\n    {by_hand.pid} "):
-            again.dead_of_slurm(sweep.folder)
-        by_hand.kill()
-    (sweep.folder / "end").touch()
+    foreign.mkdir()  # another sweep's, which may run anywhere
+    (foreign / "out.txt").write_text("")
+    try:
+        sweep.wait_for_attempt(alive.name, 1)
+        sweep.wait_until(lambda: list(slurm_queue.with_slurm(sweep.folder).values()) == ["RUNNING"])
+        monkeypatch.setenv("SQUEUE_PARTITION", "low")  # a user's own, which would hide the job
+        assert again.dead_beside_live(sweep.folder) == [dead, lost]
+        noted = sweep.folder / "slurm" / "jobs.jsonl"
+        text = noted.read_text()
+        noted.write_text(text[:-40])  # a full disk: the last line is that of a job that is over
+        slurm_queue.note_submitted({"0": parse_job(commands[2])}, noted.parent)
+        assert list(slurm_queue.submitted_for(sweep.folder)) == [f"{job_id(sweep)}_0", f"{job_id(sweep)}_1", "0"]
+        assert again.dead_beside_live(sweep.folder) == [dead, lost]
+        noted.write_text("")  # a launcher that was killed before it noted
+        assert again.dead_beside_live(sweep.folder) == []
+        noted.write_text(text.replace('"cluster": "test"', '"cluster": "other"'))
+        with pytest.raises(ValueError, match="they are with the cluster other, and this is test"):
+            again.dead_beside_live(sweep.folder)
+        noted.write_text(text)
+        code = "import time; print(flush=True); time.sleep(60)"
+        command = [sys.executable, "-c", code, "domainbed.scripts.sweep", "--output_dir", sweep.folder]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as by_hand:
+            by_hand.stdout.readline()
+            with pytest.raises(ValueError, match=f"run already:\\n    {by_hand.pid} "):
+                again.dead_beside_live(sweep.folder)
+            by_hand.kill()
+    finally:
+        (sweep.folder / "end").touch()
     sweep.wait_until((alive / "done").exists)
-    assert again.dead_of_slurm(sweep.folder) == [dead, lost]
+    sweep.wait_until(lambda: again.dead_beside_live(sweep.folder) is None)
+
+
+STUDY = """
+import dataclasses, sys
+from domainbed_reasoning import cli
+from domainbed_reasoning.sweeps import main_comparison, slurm_queue
+from domainbed_reasoning.sweeps.study import Grid, for_laptop
+slurm_queue._POLL_SECONDS = 0.5
+hparams = {"answer": "label", "both_answers": False}
+grids = for_laptop(Grid(("MLLMZeroShot",), hparams=hparams), Grid(("LabelSFT",), hparams=hparams))
+main_comparison.STUDY = dataclasses.replace(main_comparison.STUDY, mini=grids)
+sys.exit(cli.main(["study", "main_comparison", "--scale", "mini", "--launch", "--launcher", "slurm", *sys.argv[1:]]))
+"""
+
+
+def test_a_study_submits_all_its_sweeps_and_called_again_starts_what_died(sweep, slurm, tmp_path):
+    """Two sweeps of four jobs each, of which two targets, then one more, are asked for; the stand-in's are enough."""
+    folder = tmp_path / "study"
+    path = os.pathsep.join([str(CHECKOUT / "tests" / "without_pth"), str(CHECKOUT), os.environ["PYTHONPATH"]])
+    stand_in = {"DOMAINBED_REASONING_DOMAINBED": str(CHECKOUT / "tests" / "standin"), "PYTHONPATH": path}
+
+    def launch(targets, **variables):
+        command = [sys.executable, "-c", STUDY, "--steps", "1", "--output_dir", str(folder)]
+        environment = {**os.environ, **stand_in, "DOMAINBED_REASONING_TARGETS": targets, **variables}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, cwd=tmp_path)
+        return done.returncode, done.stdout + done.stderr
+
+    slurm("scontrol", "update", "PartitionName=main", "State=DOWN")  # jobs wait
+    try:
+        code, said = launch("1 2", **{slurm_launcher.WAIT: "0"})
+        assert code == 0 and "4 of 8 jobs are with Slurm" in said, said
+        first = job_ids(type(sweep)(folder))
+        assert len(first) == 2, said  # both sweeps are in the queue
+        slurm("scancel", f"{first[0]}_0")
+        code, said = launch("1 2 3", **{slurm_launcher.WAIT: "0"})
+        assert code == 0 and "6 of 8 jobs are with Slurm" in said, said
+    finally:
+        slurm("scontrol", "update", "PartitionName=main", "State=UP")
+    code, said = launch("1 2 3")
+    assert code == 1 and "6 of 8 jobs are done." in said and "NOT STARTED: 2 jobs\nCall this again" in said, said
+    assert "FAILED" not in said
+    code, said = launch("1 2 3", **{slurm_launcher.WAIT: "0"})
+    assert code == 1 and "6 of 8 jobs are done." in said, said  # and the tables are there
 
 
 def test_a_controller_that_is_away_is_waited_for(sweep, slurm2, monkeypatch, capsys):
