@@ -82,8 +82,9 @@ class MLLMAlgorithm(ResumableAlgorithm):
         self.self_labels: SelfLabels | None = None
         self.kept_by_round: dict[int, float] = {}
         self._labels_by_copy: bool | None = None  # None as long as it is not decided
-        self._has_descended = False  # in this process
+        self._training_peak: int | None = 0 if self.mllm.device.type != "cuda" else None  # bytes; None: not known yet
         self._reader: tuple[int, Any] | None = None
+        self._labelling_copies: list[Any] = []  # of this round's labeller; at most one
         self.train()  # libraries load models for answering
         self._begin()
 
@@ -173,11 +174,11 @@ class MLLMAlgorithm(ResumableAlgorithm):
         """
         hparams, names = self.hparams, self.task.class_names
         adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
-        copies: list[Any] = []
+        copies = self._labelling_copies = []
 
         def as_now() -> contextlib.AbstractContextManager[Any]:
-            if self._labels_by_copy is None and self._training_peak_is_known():
-                self._labels_by_copy = self.mllm.fits_a_copy(beside_training=True)
+            if self._labels_by_copy is None and self._training_peak is not None:
+                self._labels_by_copy = self.mllm.fits_a_copy(self._training_peak)
             if not self._labels_by_copy:
                 return self.mllm.with_adapters(adapters)
             if not copies:
@@ -260,7 +261,8 @@ class MLLMAlgorithm(ResumableAlgorithm):
             torch.nn.utils.clip_grad_norm_(self.mllm.adapters().values(), self.hparams["grad_clip"])
         self.optimizer.step()
         self.lr_scheduler.step()
-        self._has_descended = True
+        if self._training_peak is None:  # the first update: no evaluation has added a copy to it
+            self._training_peak = int(1.1 * torch.cuda.max_memory_allocated(self.mllm.device))
         means = {name: sums[name] / count for name, count in counts.items() if count}
         return {"loss": sums["loss"] / len(used), **means, **scale}
 
@@ -322,9 +324,6 @@ class MLLMAlgorithm(ResumableAlgorithm):
             asked = (self.q_reason, self.hparams["max_new_tokens"])
             self.mllm.remember(bytes.fromhex(answers.state), self._pixels(x), *asked, answers.chains)
 
-    def _training_peak_is_known(self) -> bool:
-        return self._has_descended or self.mllm.device.type != "cuda"
-
     def _asked_for_chains(self) -> tuple[str, tuple[str, ...], int, int]:
         """Return what every request for chains says: question, class names, most tokens, images at a time."""
         return self.q_reason, self.task.class_names, self.hparams["max_new_tokens"], self.hparams["eval_batch"]
@@ -335,6 +334,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
             return self.mllm
         if self._reader is None or self._reader[0] != self.steps_taken:
             self._reader = None
+            self._labelling_copies.clear()  # makes room; made anew if the round goes on
             fits = self.mllm.fits_a_copy()
             self._reader = (self.steps_taken, self.mllm.copy_for_inference() if fits else self.mllm)
         return self._reader[1]

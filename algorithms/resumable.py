@@ -6,12 +6,15 @@ restart hands the recorded values out until what was recorded ends, restores the
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from domainbed.algorithms import Algorithm
 
+from domainbed_reasoning.algorithms.heartbeat import Heartbeat
 from domainbed_reasoning.algorithms.hparams import check_values
 from domainbed_reasoning.algorithms.records import AnswerRecords, records_for
 from domainbed_reasoning.algorithms.resume import Past, past_of
@@ -58,6 +61,8 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
         self.steps_taken = 0
         self.records: AnswerRecords | None = None
         self.past: Past | None = None
+        self._training = Heartbeat(f"{type(self).__name__}'s updates", self.schedule.n_steps, "update")
+        self._answering: tuple[int, Heartbeat] | None = None  # after which step
 
     @classmethod
     def stage_epochs(cls, hparams: dict[str, Any]) -> list[int]:
@@ -115,6 +120,9 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
 
         Returns:
             plain floats; an algorithm's `_take_step` says which.
+
+        Raises:
+            FloatingPointError: the loss is no number any more; the step is not recorded.
         """
         if self.records is not None:
             self.records.report(f"step {self.steps_taken}")
@@ -123,9 +131,12 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
             self.steps_taken += 1
             return values
         self._go_on()
+        started = time.monotonic()
         with own_randomness(self.seed, "step", self.steps_taken):
             values = self._take_step(minibatches)
+        self._check_finite(values)
         self.steps_taken += 1
+        self._training.add(1, time.monotonic() - started)
         if self.past is not None:
             self.past.progress.record_step(values, self._newly_labelled())
             self.past.save(self.steps_taken, self._training_state)
@@ -148,8 +159,10 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
             self._go_on()
             if self.past is not None:
                 self.past.save(self.steps_taken, self._training_state, now=True)
+            started = time.monotonic()
             with own_randomness(self.seed, "answers", self.steps_taken, None if ids is None else ids[0].tolist()):
                 scores, answers = self._answer(x, ids)
+            self._count_answers(len(x), time.monotonic() - started)
             if self.past is not None:
                 self.past.progress.record_answers(answers)
         if self.records is not None and ids is not None:
@@ -180,6 +193,25 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
         if state is not None:
             self._restore(state)
             print(f"Goes on after step {self.steps_taken - 1}.", flush=True)
+
+    def _check_finite(self, values: Mapping[str, float]) -> None:
+        wrong = [name for name, value in values.items() if name.endswith("loss") and not math.isfinite(value)]
+        if wrong:
+            clip = self.hparams.get("grad_clip")
+            cure = f", or bound the gradient: grad_clip 1 (now {clip:g})" if clip is not None else ""
+            raise FloatingPointError(
+                f"Step {self.steps_taken}: {wrong[0]} is {values[wrong[0]]}. Training has diverged, and what follows "
+                f"would be worth nothing. Take a smaller lr (now {self.hparams['lr']:g}){cure}."
+            )
+
+    def _count_answers(self, count: int, seconds: float) -> None:
+        """Count answered images of an evaluation, in which DomainBed asks about all of them."""
+        if self.records is None:
+            return
+        if self._answering is None or self._answering[0] != self.steps_taken:
+            what = f"Evaluation after {self.steps_taken} of {self.schedule.n_steps} updates"
+            self._answering = self.steps_taken, Heartbeat(what, len(self.records.splits), "image")
+        self._answering[1].add(count, seconds)
 
     def _is_last_evaluation(self) -> bool:
         return self.steps_taken >= self.schedule.n_steps

@@ -8,6 +8,7 @@ import torch
 from domainbed import algorithms, datasets, hparams_registry
 
 from domainbed_reasoning import registry, shapes
+from domainbed_reasoning.algorithms import heartbeat
 from domainbed_reasoning.samples import ids_of
 from domainbed_reasoning.selflabel import SelfLabels
 
@@ -255,7 +256,7 @@ def test_a_labeller_without_room_for_a_copy_writes_the_same_chains(monkeypatch):
     algorithm.update(minibatches(dataset))
     images = torch.cat([x for x, _ in minibatches(dataset)]).as_subclass(torch.Tensor)
     with_copy = algorithm._labeller().write(images)
-    monkeypatch.setattr(type(algorithm.mllm), "fits_a_copy", lambda self, beside_training: False)
+    monkeypatch.setattr(type(algorithm.mllm), "fits_a_copy", lambda self, beside: False)
     monkeypatch.setattr(type(algorithm.mllm), "copy_for_inference", lambda self: pytest.fail("a copy was made"))
     algorithm._labels_by_copy = None
     assert algorithm._labeller().write(images) == with_copy
@@ -419,3 +420,27 @@ def test_random_search_draws_plain_values_and_states_every_source(name):
     if name != "MLLMZeroShot":
         assert defaults["lr"] == 5e-4 and defaults["lora_rank"] == 8 and defaults["mtct_epochs"] == 3
         assert len({values["lr"] for values in drawn}) == 5
+
+
+def test_a_loss_that_is_no_number_stops_the_job_with_the_cure():
+    dataset, algorithm = build("MTCT", grad_clip=0.0)
+    algorithm.update(minibatches(dataset))
+    with torch.no_grad():
+        next(iter(algorithm.mllm.adapters().values())).fill_(float("nan"))
+    with pytest.raises(
+        FloatingPointError, match=r"Step 1: loss is nan\. .*a smaller lr .*grad_clip 1"
+    ):
+        algorithm.update(minibatches(dataset))
+    assert algorithm.steps_taken == 1
+
+
+def test_long_work_says_once_a_minute_how_far_it_is(monkeypatch, capsys):
+    now = iter([0.0, 30.0, 61.0, 90.0, 122.0, 200.0])
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: next(now))
+    beat = heartbeat.Heartbeat("Evaluation after 3 of 9 updates", 100, "image")
+    for _ in range(4):
+        beat.add(20, 10.0)
+    beat.add(20, 10.0)  # the last: it is over
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("Evaluation after 3 of 9 updates: ") and " 40/100 [00:20<00:30,  2.00image/s]" in first
+    assert " 80/100 [00:40<00:10,  2.00image/s]" in second

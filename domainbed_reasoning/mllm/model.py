@@ -357,11 +357,11 @@ class MLLM(torch.nn.Module):
         frozen.frozen_state = self.frozen_state or state_of(self.adapters().values())
         return frozen
 
-    def fits_a_copy(self, beside_training: bool = False) -> bool:
+    def fits_a_copy(self, beside: int | None = None) -> bool:
         """Return whether `copy_for_inference` is possible: unquantised, and with room for a second set of weights.
 
         Args:
-            beside_training: the copy is to stay while training goes on, which may need again what it has needed.
+            beside: bytes, this model's among them, that training needs while the copy stays; None: what is there now.
         """
         if self.quantized:
             return False
@@ -370,8 +370,8 @@ class MLLM(torch.nn.Module):
         weights = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
         # What PyTorch holds ready and nothing uses can be had as well.
         within_reach = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
-        used = torch.cuda.max_memory_allocated if beside_training else torch.cuda.memory_allocated
-        return within_reach - used(self.device) > 1.5 * weights
+        used = torch.cuda.memory_allocated(self.device)
+        return within_reach - max(used, beside or 0) > 1.5 * weights
 
     @contextlib.contextmanager
     def with_adapters(self, values: dict[str, torch.Tensor]) -> Iterator[MLLM]:

@@ -58,7 +58,7 @@ def test_an_evaluation_keeps_the_copy_that_it_began_with(folder_of, algorithm_on
     algorithm.update(minibatches)
     algorithm.eval()
     room = iter([True, False, False])
-    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, **more: next(room))
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, beside=None: next(room))
     for x, _ in minibatches:
         algorithm.predict(x)
         assert algorithm._current_reader() is copies[0][0]()
@@ -70,7 +70,7 @@ def test_an_evaluation_without_a_copy_stays_without(folder_of, algorithm_on, min
     algorithm.update(minibatches)
     algorithm.eval()
     room = iter([False, True])
-    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, **more: next(room))
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, beside=None: next(room))
     for x, _ in minibatches:
         algorithm.predict(x)
     assert not copies[0]
@@ -78,15 +78,15 @@ def test_an_evaluation_without_a_copy_stays_without(folder_of, algorithm_on, min
 
 @pytest.fixture
 def on_a_gpu(monkeypatch):
-    """``on_a_gpu(mllm, free, reserved, allocated, peak)``: what CUDA would say, in sizes of the model."""
+    """``on_a_gpu(mllm, free, reserved, allocated)``: what CUDA would say, in sizes of the model, which is returned."""
 
-    def say(mllm, free, reserved, allocated, peak):
+    def say(mllm, free, reserved, allocated):
         size = sum(weight.numel() * weight.element_size() for weight in mllm.network.parameters())
         monkeypatch.setattr(MLLM, "device", torch.device("cuda"))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * size), int(10 * size)))
-        for name, count in (("reserved", reserved), ("allocated", allocated), ("max_memory_allocated", peak)):
-            name = name if name.startswith("max") else f"memory_{name}"
-            monkeypatch.setattr(torch.cuda, name, lambda device, count=count: int(count * size))
+        for name, count in (("reserved", reserved), ("allocated", allocated)):
+            monkeypatch.setattr(torch.cuda, f"memory_{name}", lambda device, count=count: int(count * size))
+        return size
 
     return say
 
@@ -94,40 +94,68 @@ def on_a_gpu(monkeypatch):
 def test_a_copy_fits_where_torch_holds_memory_that_nothing_uses(folder_of, on_a_gpu):
     """5 sizes: 1 is the model, 3.5 were training's and are held ready, 0.5 are free: 4 could be had, 1.5 are asked."""
     mllm = load_mllm(folder_of("InternVL"))
-    on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1, peak=4.5)
+    on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1)
     assert mllm.fits_a_copy()
 
 
 def test_a_copy_that_stays_leaves_training_what_it_has_needed(folder_of, on_a_gpu):
     """The same, and training comes back: of 5 sizes it has taken 4.5. Or 3, which leaves 2."""
     mllm = load_mllm(folder_of("InternVL"))
-    on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1, peak=4.5)
-    assert not mllm.fits_a_copy(beside_training=True)
-    on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1, peak=3)
-    assert mllm.fits_a_copy(beside_training=True)
+    size = on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1)
+    assert not mllm.fits_a_copy(int(4.5 * size))
+    assert mllm.fits_a_copy(3 * size)
+
+
+def test_what_training_needs_is_measured_before_an_evaluation_adds_its_copy(
+    folder_of, algorithm_on, minibatches, monkeypatch
+):
+    """DomainBed evaluates after the first step, the first round begins later."""
+    algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", ROUNDS, micro_batch=8, max_new_tokens=4)
+    peaks = iter([1000, 5000])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(peaks))
+    algorithm._training_peak = None  # as on CUDA
+    asked = []
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, beside=None: asked.append(beside) or True)
+    for _ in range(3):
+        algorithm.update(minibatches)
+        algorithm.predict(minibatches[0][0])
+    assert [beside for beside in asked if beside is not None] == [1100]
+
+
+def test_an_evaluation_within_a_round_has_no_copy_but_its_own(folder_of, algorithm_on, minibatches, copies):
+    """The labeller's makes room, and is made anew: of the weights that began the round."""
+    algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", Schedule((Stage(1, 0, 3),), 3, 3), max_new_tokens=4)
+    algorithm.update(minibatches)
+    with torch.no_grad():
+        for weight in algorithm.mllm.adapters().values():
+            weight.add_(0.05)
+    state = copies[0][0]().frozen_state
+    algorithm.predict(minibatches[0][0])
+    assert [copy() is not None for copy in copies[0]] == [False, True]
+    algorithm.self_labels.written.clear()
+    algorithm.update(minibatches)
+    assert [copy() is not None for copy in copies[0]] == [False, False, True]
+    assert copies[0][2]().frozen_state == state
 
 
 def test_all_rounds_label_as_the_first(folder_of, algorithm_on, minibatches, copies, monkeypatch):
     """Its own copy is part of the peak that a later round would look at."""
     algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", ROUNDS, micro_batch=8, max_new_tokens=4)
     room = iter([True, False])
-    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, **more: next(room))
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, beside=None: next(room))
     for _ in range(5):
         algorithm.update(minibatches)
     assert len(copies[0]) == 2
 
 
-def test_a_first_round_decides_for_a_copy_after_its_first_update(
-    folder_of, algorithm_on, minibatches, copies, monkeypatch
-):
+def test_a_first_round_decides_for_a_copy_after_its_first_update(folder_of, algorithm_on, minibatches, copies):
     """Without a stage before it nobody knows what training takes: the first batch is labelled with the adapters."""
     algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", Schedule((Stage(1, 0, 2),), 3, 3), max_new_tokens=4)
-    monkeypatch.setattr(type(algorithm), "_training_peak_is_known", lambda self: self._has_descended)
-    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, beside_training: algorithm._has_descended)
+    algorithm._training_peak = None  # as on CUDA
     start = {name: weight.clone() for name, weight in algorithm.mllm.adapters().items()}
     algorithm.update(minibatches)
     assert not copies[0] and algorithm.self_labels.labelled == 8
-    algorithm._has_descended = True
+    algorithm._training_peak = 1000  # no chain was kept, so that it was no update
     with torch.no_grad():
         for weight in algorithm.mllm.adapters().values():
             weight.add_(0.1)
