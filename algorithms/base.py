@@ -297,7 +297,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
         chain concludes with; where it names none, the classification path's probabilities.
         """
         hparams, names = self.hparams, self.task.class_names
-        if self.steps_taken < hparams["first_evaluation"]:
+        if self.steps_taken < hparams["first_evaluation"] and not self._is_last_evaluation():
             return torch.zeros(len(x), len(names), device=x.device), Answers([0] * len(x), None, None)
         mllm = self._current_reader()
         both = self.records is not None and ids is not None and self._is_last_evaluation() and hparams["both_answers"]

@@ -41,6 +41,7 @@ ASSUMED = {
     "int8_slowdown": Assumption(2.1, "training time against bfloat16; measured on the CPU"),
     "checkpointing": Assumption(4 / 3, "training time with gradient checkpointing: one more forward pass of three"),
 }
+STOCK_BATCH = 64  # images that DomainBed's train script hands to `predict` at a time, whatever the hyper-parameters
 ERROR = "hours: within a factor of 2, until benchmarks on GPUs calibrate them; memory: within 30%"
 
 
@@ -272,7 +273,7 @@ class Hours:
 
     Attributes:
         training: updates.
-        labelling: SARR's own chains.
+        labelling: SARR's own chains, where they are not those of the evaluation before the round.
         evaluation: DomainBed's answers to every split, at every evaluation.
         evaluations: how many.
     """
@@ -318,18 +319,32 @@ def hours_of(
     if hparams.get("gradient_checkpointing"):
         training *= ASSUMED["checkpointing"].value
     a_chain = seconds_to_write(shape, lengths, gpu, hparams)
-    chain = a_chain * hparams.get("votes", 1)
+    at_a_time = {**hparams, "eval_batch": min(STOCK_BATCH, hparams["eval_batch"])}
+    chain = seconds_to_write(shape, lengths, gpu, at_a_time) * hparams.get("votes", 1)
     label = seconds_to_score(shape, lengths, data.classes, gpu, hparams)
     rounds = sum(stage.round > 0 for stage in schedule.stages)
+    if evaluations is None and _labels_are_answers(hparams):
+        rounds = min(rounds, int(schedule.stages[0].round > 0))  # all later ones begin with an evaluation
     in_training = data.images * sources / data.domains * 0.8
     # Drawn with replacement: after e epochs a share of 1 - exp(-e) has been met, and labelled once.
     met = in_training * (1 - math.exp(-hparams.get("sarr_epochs", 0)))
+    first = min(hparams.get("first_evaluation", 0), schedule.n_steps)
     if evaluations is None:
-        evaluations = len(set(range(0, schedule.n_steps, schedule.checkpoint_freq)) | {schedule.n_steps - 1})
+        steps = {*range(0, schedule.n_steps, schedule.checkpoint_freq), schedule.n_steps - 1}
+        evaluations = sum(step + 1 >= first for step in steps)
+    elif first > 1:
+        evaluations -= 1
     an_answer = chain if hparams["answer"] == "chain" else label
     evaluation = data.images * (evaluations * an_answer + (label + chain - an_answer) * hparams["both_answers"])
     labelling = rounds * met * a_chain * hparams.get("sarr_votes", 1)
     return Hours(training / 3600, labelling / 3600, evaluation / 3600, evaluations)
+
+
+def _labels_are_answers(hparams: Mapping[str, Any]) -> bool:
+    """Return whether a round's own chains are those of the evaluation before it, and cost nothing."""
+    greedy = hparams.get("temperature", 0) == 0 and hparams.get("votes", 1) == hparams.get("sarr_votes", 1) == 1
+    same_images = not hparams.get("data_augmentation", False)
+    return hparams["answer"] == "chain" and greedy and same_images and hparams["quantize"] == "none"
 
 
 def seconds_to_write(shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[str, Any]) -> float:

@@ -293,6 +293,13 @@ def test_before_the_first_evaluation_asked_for_scores_are_alike_and_nothing_is_g
     assert algorithm.predict(x).sum() == pytest.approx(5)
 
 
+def test_an_algorithm_of_one_step_answers_whatever_evaluation_is_to_be_the_first():
+    """One sweep has one --hparams for all its algorithms."""
+    dataset, algorithm = build("MLLMZeroShot", first_evaluation=2)
+    algorithm.update(minibatches(dataset, size=1))
+    assert algorithm.predict(minibatches(dataset, size=5)[0][0]).sum() == pytest.approx(5)
+
+
 def test_balanced_gradients_are_the_chains_and_the_labels_at_equal_norm():
     """MTCT's gradient is the chain's alone plus the label's alone, scaled; micro-batches change nothing."""
     dataset, balanced = build("MTCT", gradient_balance="norm")
@@ -427,9 +434,7 @@ def test_a_loss_that_is_no_number_stops_the_job_with_the_cure():
     algorithm.update(minibatches(dataset))
     with torch.no_grad():
         next(iter(algorithm.mllm.adapters().values())).fill_(float("nan"))
-    with pytest.raises(
-        FloatingPointError, match=r"Step 1: loss is nan\. .*a smaller lr .*grad_clip 1"
-    ):
+    with pytest.raises(FloatingPointError, match=r"Step 1: loss is nan\. .*a smaller lr .*grad_clip 1"):
         algorithm.update(minibatches(dataset))
     assert algorithm.steps_taken == 1
 

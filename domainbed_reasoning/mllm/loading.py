@@ -161,7 +161,7 @@ def _config_and_family(model: str, where: str) -> tuple[Any, Family]:
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"model {model!r} comes with code of its own, which is not run. Use the checkpoint that is made for "
-                f"transformers, {model}-hf for one of InternVL."
+                f"transformers: {model}-hf for InternVL3, {model}-HF for InternVL3.5."
             ) from error
         raise ModelError(f"model {model!r}: its config cannot be read ({error}).") from error
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]

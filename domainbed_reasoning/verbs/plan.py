@@ -27,7 +27,8 @@ Operations and bytes are counted from the model's config; what a GPU reaches of 
 # What may be changed to make a job affordable, and what it gives up.
 _CHEAPER: tuple[tuple[dict[str, Any], str], ...] = (
     ({"answer": "label"}, "answers by the class names' likelihood, not by chains"),
-    ({"eval_batch": 256}, "more images at a time while chains are written"),
+    ({"gradient_checkpointing": False}, "the activations fit"),
+    ({"first_evaluation": 2}, "no answers after the first update, when the model is as it came"),
     ({"max_new_tokens": 300}, "chains longer than that name no class"),
     ({"sarr_rounds": 1}, "one round in place of three: 70.06 against 70.65 in the paper's TerraIncognita"),
     ({"both_answers": False}, "the other answer is not recorded at the end"),
@@ -100,7 +101,7 @@ def plan(given: argparse.Namespace) -> str:
         "",
         f"a job       {_time(job.total)}",
         f"  training    {_time(job.training)}",
-        f"  labelling   {_time(job.labelling)}   SARR's own chains",
+        f"  labelling   {_time(job.labelling)}   SARR's own chains, where the evaluation before has not written them",
         f"  evaluation  {_time(job.evaluation)}   DomainBed answers every image of every split {job.evaluations} times",
         "",
         f"a table     {_time(job.total * domains / given.gpus)}   {domains} jobs: each domain once the target",

@@ -112,12 +112,31 @@ def test_hours_of_a_job_by_hand():
     faster = costs.seconds_to_write(shape, lengths, gpu, {**HPARAMS, "eval_batch": 32})
     assert 0.5 <= faster / costs.seconds_to_write(shape, lengths, gpu, HPARAMS) < 0.6
     once, voted = (
-        costs.hours_of(shape, lengths, data, gpu, {**HPARAMS, "votes": n, "sarr_votes": n}, schedule, (True, True))
-        for n in (1, 5)
+        costs.hours_of(shape, lengths, data, gpu, {**HPARAMS, **changes}, schedule, (True, True))
+        for changes in ({"temperature": 1.0}, {"temperature": 1.0, "votes": 5, "sarr_votes": 5})
     )
     assert once.labelling > 0 and voted.training == once.training
     assert voted.labelling == pytest.approx(5 * once.labelling)
     assert voted.evaluation == pytest.approx(5 * once.evaluation)
+
+
+def test_hours_count_what_domainbed_and_the_labeller_really_do():
+    """64 images at a time at most; chains that the evaluation has written label a round for nothing."""
+    shape, lengths = costs.shape_of("OpenGVLab/InternVL3-2B-hf"), costs.lengths_for(7)
+
+    def hours(stages=(3, 3, 3), evaluations=None, **changes):
+        now = {**HPARAMS, "eval_batch": 64, "sarr_epochs": 3, **changes}
+        schedule = plan_stages(list(stages), 10)
+        gpu = published.GPUS["H200"]
+        return costs.hours_of(shape, lengths, published.DATA["PACS"], gpu, now, schedule, (True, True), evaluations)
+
+    assert hours(eval_batch=256) == hours()
+    assert hours(eval_batch=16).evaluation > 2 * hours().evaluation
+    assert hours().labelling == 0
+    for changes in ({"temperature": 0.7}, {"quantize": "nf4"}, {"answer": "label"}, {"evaluations": 2}):
+        assert hours(**changes).labelling > 0, changes
+    assert hours(first_evaluation=2).evaluations == hours().evaluations - 1
+    assert hours(evaluations=2, first_evaluation=2).evaluations == 1
 
 
 def test_memory_shrinks_with_quantisation_checkpointing_and_micro_batch():
