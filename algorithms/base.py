@@ -178,7 +178,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
 
         def as_now() -> contextlib.AbstractContextManager[Any]:
             if self._labels_by_copy is None and self._training_peak is not None:
-                self._labels_by_copy = self.mllm.fits_a_copy(self._training_peak)
+                self._labels_by_copy = self.mllm.fits_a_copy(self._written_bytes(), self._training_peak)
             if not self._labels_by_copy:
                 return self.mllm.with_adapters(adapters)
             if not copies:
@@ -328,6 +328,9 @@ class MLLMAlgorithm(ResumableAlgorithm):
         """Return what every request for chains says: question, class names, most tokens, images at a time."""
         return self.q_reason, self.task.class_names, self.hparams["max_new_tokens"], self.hparams["eval_batch"]
 
+    def _written_bytes(self) -> int:
+        return int(self.mllm.cache_bytes(self.hparams["eval_batch"], self.q_reason, self.hparams["max_new_tokens"]))
+
     def _current_reader(self) -> Any:
         """Return the model that answers: a merged copy of the present weights where one fits, else the model itself."""
         if not self.mllm.adapters():
@@ -335,7 +338,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
         if self._reader is None or self._reader[0] != self.steps_taken:
             self._reader = None
             self._labelling_copies.clear()  # makes room; made anew if the round goes on
-            fits = self.mllm.fits_a_copy()
+            fits = self.mllm.fits_a_copy(self._written_bytes())
             self._reader = (self.steps_taken, self.mllm.copy_for_inference() if fits else self.mllm)
         return self._reader[1]
 

@@ -256,7 +256,7 @@ def test_a_labeller_without_room_for_a_copy_writes_the_same_chains(monkeypatch):
     algorithm.update(minibatches(dataset))
     images = torch.cat([x for x, _ in minibatches(dataset)]).as_subclass(torch.Tensor)
     with_copy = algorithm._labeller().write(images)
-    monkeypatch.setattr(type(algorithm.mllm), "fits_a_copy", lambda self, beside: False)
+    monkeypatch.setattr(type(algorithm.mllm), "fits_a_copy", lambda self, *bytes: False)
     monkeypatch.setattr(type(algorithm.mllm), "copy_for_inference", lambda self: pytest.fail("a copy was made"))
     algorithm._labels_by_copy = None
     assert algorithm._labeller().write(images) == with_copy

@@ -357,11 +357,27 @@ class MLLM(torch.nn.Module):
         frozen.frozen_state = self.frozen_state or state_of(self.adapters().values())
         return frozen
 
-    def fits_a_copy(self, beside: int | None = None) -> bool:
+    def cache_bytes(self, rows: int, question: str, new_tokens: int) -> int:
+        """Return the bytes of the keys and values of chains that are being written.
+
+        Args:
+            rows: images at a time.
+            question: of each.
+            new_tokens: a chain's, at most.
+        """
+        text = self.base.config.get_text_config()
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        tokens = self.prompt(question)["input_ids"].shape[1] + new_tokens
+        itemsize = next(self.network.parameters()).element_size()
+        return int(2 * text.num_hidden_layers * heads * head * itemsize * rows * tokens)
+
+    def fits_a_copy(self, writes: int = 0, beside: int = 0) -> bool:
         """Return whether `copy_for_inference` is possible: unquantised, and with room for a second set of weights.
 
         Args:
-            beside: bytes, this model's among them, that training needs while the copy stays; None: what is there now.
+            writes: bytes that it needs while it writes, see `cache_bytes`.
+            beside: bytes, this model's among them, that training needs while the copy stays.
         """
         if self.quantized:
             return False
@@ -371,7 +387,8 @@ class MLLM(torch.nn.Module):
         # What PyTorch holds ready and nothing uses can be had as well.
         within_reach = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
         used = torch.cuda.memory_allocated(self.device)
-        return within_reach - max(used, beside or 0) > 1.5 * weights
+        left = min(within_reach - max(used, beside) - 1.5 * weights, within_reach - used - 1.1 * (weights + writes))
+        return left > 0
 
     @contextlib.contextmanager
     def with_adapters(self, values: dict[str, torch.Tensor]) -> Iterator[MLLM]:

@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+import transformers
 
 from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
 from domainbed_reasoning.stages import Schedule, Stage
@@ -58,7 +59,7 @@ def test_an_evaluation_keeps_the_copy_that_it_began_with(folder_of, algorithm_on
     algorithm.update(minibatches)
     algorithm.eval()
     room = iter([True, False, False])
-    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, beside=None: next(room))
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, *bytes: next(room))
     for x, _ in minibatches:
         algorithm.predict(x)
         assert algorithm._current_reader() is copies[0][0]()
@@ -70,7 +71,7 @@ def test_an_evaluation_without_a_copy_stays_without(folder_of, algorithm_on, min
     algorithm.update(minibatches)
     algorithm.eval()
     room = iter([False, True])
-    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, beside=None: next(room))
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, *bytes: next(room))
     for x, _ in minibatches:
         algorithm.predict(x)
     assert not copies[0]
@@ -102,8 +103,33 @@ def test_a_copy_that_stays_leaves_training_what_it_has_needed(folder_of, on_a_gp
     """The same, and training comes back: of 5 sizes it has taken 4.5. Or 3, which leaves 2."""
     mllm = load_mllm(folder_of("InternVL"))
     size = on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1)
-    assert not mllm.fits_a_copy(int(4.5 * size))
-    assert mllm.fits_a_copy(3 * size)
+    assert not mllm.fits_a_copy(beside=int(4.5 * size))
+    assert mllm.fits_a_copy(beside=3 * size)
+
+
+def test_a_copy_that_leaves_no_room_to_write_is_none(folder_of, on_a_gpu):
+    """Of 5 sizes 4 could be had; the copy takes one, keys and values of a model without grouped heads 3."""
+    mllm = load_mllm(folder_of("InternVL"))
+    size = on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1)
+    assert mllm.fits_a_copy(writes=2 * size)
+    assert not mllm.fits_a_copy(writes=3 * size)
+
+
+def test_the_bytes_of_written_chains_are_those_of_the_cache(folder_of, images, monkeypatch):
+    mllm = load_mllm(folder_of("InternVL"), dtype="float32").eval()
+    caches, begin = [], transformers.DynamicCache.__init__
+
+    def seen(self, *given, **named):
+        begin(self, *given, **named)
+        caches.append(self)
+
+    monkeypatch.setattr(transformers.DynamicCache, "__init__", seen)
+    mllm.generate(images, "Which?", 6)
+    layers = caches[-1].layers
+    rows, _, tokens, _ = layers[0].keys.shape
+    held = sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values))
+    new = tokens - mllm.prompt("Which?")["input_ids"].shape[1]
+    assert 0 < new <= 6 and mllm.cache_bytes(rows, "Which?", new) == held
 
 
 def test_what_training_needs_is_measured_before_an_evaluation_adds_its_copy(
@@ -115,11 +141,11 @@ def test_what_training_needs_is_measured_before_an_evaluation_adds_its_copy(
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(peaks))
     algorithm._training_peak = None  # as on CUDA
     asked = []
-    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, beside=None: asked.append(beside) or True)
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, writes, beside=0: asked.append(beside) or True)
     for _ in range(3):
         algorithm.update(minibatches)
         algorithm.predict(minibatches[0][0])
-    assert [beside for beside in asked if beside is not None] == [1100]
+    assert [beside for beside in asked if beside] == [1100]
 
 
 def test_an_evaluation_within_a_round_has_no_copy_but_its_own(folder_of, algorithm_on, minibatches, copies):
@@ -142,7 +168,7 @@ def test_all_rounds_label_as_the_first(folder_of, algorithm_on, minibatches, cop
     """Its own copy is part of the peak that a later round would look at."""
     algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", ROUNDS, micro_batch=8, max_new_tokens=4)
     room = iter([True, False])
-    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, beside=None: next(room))
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, *bytes: next(room))
     for _ in range(5):
         algorithm.update(minibatches)
     assert len(copies[0]) == 2
