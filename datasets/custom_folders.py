@@ -11,7 +11,7 @@ from typing import Any
 
 from domainbed import datasets as stock
 
-from domainbed_reasoning.catalog import ImageFolder
+from domainbed_reasoning.catalog import ImageFolder, fault_of_order
 from domainbed_reasoning.custom import custom_datasets
 from domainbed_reasoning.datasets.image_folders import ReasoningImageFolder, dataset_folder
 
@@ -20,7 +20,9 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
     """Return the classes ``<Name>``, a plain image folder of DomainBed, and ``<Name>Reasoning``."""
 
     def __init__(self: Any, root: str, test_envs: Collection[int], hparams: dict[str, Any]) -> None:
-        dataset_folder(root, dataset.folder, type(self).__name__, len(dataset.environments))
+        folder = dataset_folder(root, dataset.folder, type(self).__name__, len(dataset.environments))
+        if fault := fault_of_order(dataset, sorted(entry.name for entry in folder.iterdir() if entry.is_dir())):
+            raise ValueError(fault)
         self.dir = os.path.join(root, dataset.folder + "/")
         stock.MultipleEnvironmentImageFolder.__init__(self, self.dir, test_envs, hparams["data_augmentation"], hparams)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class ImageFolder:
         website: where it comes from.
         obtain: how to get it, in words.
         checkpoint_freq: DomainBed's steps between two evaluations.
+        file: the user's TOML file that describes it; None for a stock dataset.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ImageFolder:
     website: str = ""
     obtain: str = ""
     checkpoint_freq: int = 300
+    file: Path | None = None
 
     @property
     def total(self) -> int | None:
@@ -122,6 +124,26 @@ def scan(dataset: ImageFolder, data_dir: str | os.PathLike[str]) -> OnDisk:
                 missing.append((domain, label))
             pictures += [Picture(path.relative_to(root).as_posix(), domain, label) for path in found]
     return OnDisk(root, tuple(domains), tuple(classes), tuple(pictures), tuple(missing))
+
+
+def fault_of_order(dataset: ImageFolder, domains: Sequence[str]) -> str | None:
+    """Return how a user's dataset lists its domains in another order than their folders; None if it does not.
+
+    Args:
+        dataset: its short names need not be the folders', so only those that are can stand in a wrong place.
+        domains: its domain folders, sorted.
+    """
+    if dataset.file is None or len(domains) != len(dataset.environments):
+        return None
+    folders = [domain.lower() for domain in domains]
+    for place, name in enumerate(dataset.environments):
+        if name.lower() in folders and folders[place] != name.lower():
+            return (
+                f"{dataset.file}: 'environments' has the order {', '.join(dataset.environments)}, the sorted domain "
+                f"folders have {', '.join(domains)}: {name!r} would be the heading of {domains[place]!r}. List the "
+                "domains in the order of their folders."
+            )
+    return None
 
 
 def _folders(folder: Path) -> list[str]:

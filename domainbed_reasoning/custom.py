@@ -141,6 +141,7 @@ def read_dataset(path: Path) -> ImageFolder:
         readable=dict(table.get("class_names", {})),
         checkpoint_freq=table.get("checkpoint_freq", 300),
         obtain=f"It is described in {path}: its folder must hold <domain>/<class>/<image>.",
+        file=path,
     )
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
-from domainbed_reasoning.catalog import STOCK, ImageFolder, OnDisk
+from domainbed_reasoning.catalog import STOCK, ImageFolder, OnDisk, fault_of_order
 from domainbed_reasoning.custom import custom_datasets
 from domainbed_reasoning.image_files import read_rgb, truncated_images_refused
 from domainbed_reasoning.store import ACCEPTED, ChainFileError, read_lines
@@ -81,6 +81,8 @@ def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
     if len(on_disk.domains) != len(dataset.environments):
         names = ", ".join(on_disk.domains)
         yield f"{len(on_disk.domains)} domain folders ({names}), but {len(dataset.environments)} are known."
+    if fault := fault_of_order(dataset, on_disk.domains):
+        yield fault
     for domain in dataset.domains:
         if domain not in on_disk.domains:
             yield f"the domain folder {domain!r} is missing."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,25 @@ def test_domainbeds_own_commands_know_the_dataset_under_both_names(
     )
     assert done.stdout.count("Dummy launcher") == 8
     assert "ToyReasoning" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["Toy", "ToyReasoning"])
+def test_domains_that_are_listed_in_another_order_than_their_folders_are_refused(
+    toy: Path, verb: Any, tmp_path: Path, name: str
+) -> None:
+    """With "photo" first, numbers of art would be printed under photo; "P" and "a" say nothing of the order."""
+    file = tmp_path / "definitions" / "toy.toml"
+    file.write_text(file.read_text().replace('["A", "P"]', '["Photo", "A"]'))
+    message = f"{file}: 'environments' has the order Photo, A, the sorted domain folders have art, photo"
+    code, out, _ = verb("check", "--dataset", name, "--data_dir", toy, "--no-images")
+    assert code == 1 and f"FAULT {message}" in out
+    from domainbed import hparams_registry
+
+    from domainbed_reasoning.datasets.custom_folders import make_classes
+
+    cls = next(cls for cls in make_classes(find("Toy")) if cls.__name__ == name)
+    with pytest.raises(ValueError, match=re.escape(message) + ".*in the order of their folders"):
+        cls(str(toy), [1], hparams_registry.default_hparams("ERM", "PACS"))
 
 
 def test_an_mllm_gets_readable_names_the_subject_and_the_chains(
