@@ -33,7 +33,7 @@ from domainbed_reasoning.image_files import check_header, read_rgb, truncated_im
 from domainbed_reasoning.prompts import readable_name
 from domainbed_reasoning.registry import Hparam
 from domainbed_reasoning.samples import SampleId, Task
-from domainbed_reasoning.store import load_chains
+from domainbed_reasoning.store import ChainFileError, load_chains
 
 FOLDER_HPARAMS = {
     "chains": Hparam(None, None, f"the chain file; None is {CHAIN_FILE} in the dataset's folder"),
@@ -51,8 +51,8 @@ class ReasoningImageFolder:
 
     Raises:
         FileNotFoundError: when the dataset is not below ``data_dir``.
-        ValueError: when domains have other classes, an image cannot be read, or the chain file is broken; all before
-            any training.
+        ValueError: when domains have other classes, an image cannot be read, or the chain file is broken or has no
+            chain to learn from; all before any training.
     """
 
     HPARAMS: ClassVar[dict[str, Hparam]] = FOLDER_HPARAMS
@@ -113,7 +113,15 @@ class ReasoningImageFolder:
             return {}  # no stage learns from a teacher
         path = pathlib.Path(hparams["chains"]).expanduser() if hparams["chains"] else folder / CHAIN_FILE
         known = {path for paths in images for path in paths}
-        return source_chains(load_chains(path, known), images, test_envs)
+        chains = source_chains(load_chains(path, known), images, test_envs)
+        if not chains:
+            raise ChainFileError(
+                path,
+                None,
+                f"it holds no accepted chain of a source domain, and {hparams['algorithm']} learns from such chains",
+                "Make some with `domainbed-reasoning annotate` or `import`, or give another file as hparam 'chains'",
+            )
+        return chains
 
 
 class _Opener:

@@ -125,6 +125,27 @@ def test_methods_without_a_reasoning_path_need_no_chain_file(pacs):
         build(pacs, "MTCT")
 
 
+@pytest.mark.parametrize("algorithm", ["ReasoningSFT", "MTCT", "SARR", "RDMLDG"])
+def test_a_chain_file_without_a_chain_of_a_source_domain_is_refused_by_what_learns_from_it(pacs, algorithm):
+    """Rejected ones of sources and accepted ones of the target alone: it would train on nothing, loss 0."""
+    lines = read(pacs)
+    for line in lines:
+        if not line["image"].startswith("sketch/"):
+            line["verdict"] = "rejected"
+    write(pacs, lines)
+    message = rf"reasoning.jsonl: it holds no accepted chain of a source domain, and {algorithm} .*annotate.*'chains'"
+    with pytest.raises(ChainFileError, match=message):
+        build(pacs, algorithm)
+    write(pacs, [])
+    with pytest.raises(ChainFileError, match=message):
+        build(pacs, algorithm)
+    build(pacs, "LabelSFT")
+    build(pacs, "MLLMZeroShot")
+    build(pacs, "ERM")
+    if "sarr_rounds" in hparams_registry.default_hparams(algorithm, "PACSReasoning"):
+        build(pacs, algorithm, mtct_epochs=0)  # bootstrap
+
+
 def test_the_chain_file_can_lie_elsewhere(pacs, tmp_path):
     elsewhere = tmp_path / "mine.jsonl"
     (pacs / "PACS" / "reasoning.jsonl").rename(elsewhere)
