@@ -102,10 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not jobs:
         print("Nothing to do: every image has an accepted chain or no candidate left.")
         return 0
+    teacher = _teacher(given)  # before the chain file, of which nothing is left where there is no such teacher
     with ChainWriter(given.chains) as writer:
         if writer.cut_bytes:
             print(f"{given.chains}: cut off {writer.cut_bytes} bytes of a torn last line.", file=sys.stderr)
-        summary = _annotate(given, settings, rules, jobs, writer, on_disk)
+        summary = _annotate(given, teacher, settings, rules, jobs, writer, on_disk)
     print(arguments.printable(report(summary, len(jobs))))
     print(f"Chains: {given.chains}. `domainbed-reasoning browse` with the same --dataset and --data_dir shows them.")
     return 3 if summary.stopped else 1 if summary.unanswered or summary.unreadable else 0
@@ -156,6 +157,7 @@ def _teacher(given: argparse.Namespace) -> Teacher:
 
 def _annotate(
     given: argparse.Namespace,
+    teacher: Teacher,
     settings: Settings,
     rules: Rules,
     jobs: Sequence[Job],
@@ -164,7 +166,6 @@ def _annotate(
 ) -> Summary:
     from tqdm import tqdm
 
-    teacher = _teacher(given)
     finished: set[str] = set()
     with tqdm(total=len(jobs), unit="image", smoothing=0.05, file=sys.stderr, dynamic_ncols=True) as bar:
 

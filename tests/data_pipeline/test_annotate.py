@@ -121,6 +121,7 @@ def test_the_key_is_in_no_file_and_no_output(
 def test_a_missing_key_for_openai_itself_is_named(toy: Path, verb: Verb) -> None:
     code, _, err = verb("annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", "openai:gpt-4o")
     assert code == 1 and "OPENAI_API_KEY is not set" in err
+    assert not (toy / "toy" / "reasoning.jsonl").exists()
 
 
 def test_content_filter_is_a_refusal_and_a_bad_image_is_left_for_later(
@@ -349,6 +350,7 @@ def test_a_local_model_writes_candidates_in_batches_and_names_itself(
 def test_a_model_that_is_not_there_ends_with_the_cure(toy: Path, verb: Verb, tmp_path: Path) -> None:
     code, _, err = verb("annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", f"hf:{tmp_path}")
     assert code == 1 and "config.json" in err
+    assert not (toy / "toy" / "reasoning.jsonl").exists()
 
 
 @pytest.mark.parametrize(
