@@ -84,7 +84,8 @@ class Summary:
         exhausted: images whose candidates were all rejected.
         prompt_tokens: in all.
         completion_tokens: in all.
-        dollars: in all; requests of unknown price count nothing.
+        dollars: in all; candidates of unknown cost count nothing.
+        unpriced: candidates whose cost is not known.
         seconds: of the run.
         stopped: why the run ended early, empty if it did not.
     """
@@ -97,6 +98,7 @@ class Summary:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     dollars: float = 0.0
+    unpriced: int = 0
     seconds: float = 0.0
     stopped: str = ""
 
@@ -332,4 +334,5 @@ class Annotation:
         summary.prompt_tokens += record["usage"].get("prompt_tokens", 0)
         summary.completion_tokens += record["usage"].get("completion_tokens", 0)
         summary.dollars += record["usage"].get("dollars", 0.0)
+        summary.unpriced += "dollars" not in record["usage"]
         self._on_record(record, summary)

@@ -28,6 +28,7 @@ class Group:
         prompt_tokens: of all candidates that say so.
         completion_tokens: likewise.
         dollars: likewise.
+        unpriced: candidates that do not say their dollars.
         rules: rejected candidates by rule.
     """
 
@@ -40,6 +41,7 @@ class Group:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     dollars: float = 0.0
+    unpriced: int = 0
     rules: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -62,6 +64,7 @@ class Group:
         for name in ("images", "chains", "tried", "candidates", "accepted", "prompt_tokens", "completion_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dollars += other.dollars
+        self.unpriced += other.unpriced
         self.words += other.words
         self.rules += other.rules
 
@@ -91,6 +94,7 @@ def count(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]]) -> 
         group.prompt_tokens += usage.get("prompt_tokens") or 0
         group.completion_tokens += usage.get("completion_tokens") or 0
         group.dollars += usage.get("dollars") or 0.0
+        group.unpriced += usage.get("dollars") is None
         if record.get("verdict", ACCEPTED) == ACCEPTED:
             group.accepted += 1
             group.chains += image not in done
@@ -125,6 +129,8 @@ def as_table(groups: Groups, classes: Sequence[str]) -> str:
         ordered = sorted(everything.words)
         marks = [ordered[round(share * (len(ordered) - 1))] for share in (0, 0.05, 0.5, 0.95, 1)]
         lines += ["", "words of accepted chains: least {}, 5% {}, half {}, 95% {}, most {}".format(*marks)]
+    if 0 < everything.unpriced < everything.candidates:
+        lines += ["", f"{everything.unpriced:,} of {everything.candidates:,} candidates do not say what they cost."]
     if everything.rules:
         rejected = everything.rules.total()
         lines += ["", f"{rejected:,} candidates rejected:"]
@@ -143,7 +149,7 @@ def _cells(group: Group) -> list[str]:
         f"{group.mean_words:.0f}" if group.words else "–",
         f"{group.prompt_tokens:,}",
         f"{group.completion_tokens:,}",
-        f"{group.dollars:.2f}",
+        f"{group.dollars:.2f}" if group.candidates > group.unpriced else "–",
     ]
 
 
@@ -164,14 +170,14 @@ def as_csv(groups: Groups) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["domain", "class", "images", "tried", "chains", "coverage", "candidates", "accepted", "mean_words"]
-        + ["prompt_tokens", "completion_tokens", "dollars"]
+        + ["prompt_tokens", "completion_tokens", "dollars", "unpriced"]
         + [f"rejected_{rule}" for rule in rules]
     )
     for (domain, label), group in groups.items():
         writer.writerow(
             [domain, label, group.images, group.tried, group.chains, round(group.coverage, 4), group.candidates]
             + [group.accepted, round(group.mean_words, 1), group.prompt_tokens, group.completion_tokens]
-            + [round(group.dollars, 6)]
+            + [round(group.dollars, 6) if group.candidates > group.unpriced else "", group.unpriced]
             + [group.rules[rule] for rule in rules]
         )
     return out.getvalue()

@@ -232,10 +232,13 @@ def report(summary: Summary, jobs: int) -> str:
     """Return what a run did, in words."""
     asked = summary.accepted + summary.rejected.total()
     rate = 3600 * asked / summary.seconds if summary.seconds else 0.0
+    money = f"${summary.dollars:.4f}" if asked > summary.unpriced or not asked else "cost unknown"
+    if 0 < summary.unpriced < asked:
+        money += f" without {summary.unpriced:,} of unknown cost"
     lines = [
         f"{summary.accepted:,} of {jobs:,} images got a chain; {asked:,} candidates in {summary.seconds:,.0f} s "
         f"({rate:,.0f} an hour); {summary.prompt_tokens:,} tokens in, {summary.completion_tokens:,} out, "
-        f"${summary.dollars:.4f}."
+        f"{money}."
     ]
     lines += [f"  rejected {count:>6,}  {rule}" for rule, count in summary.rejected.most_common()]
     if summary.exhausted:

@@ -18,10 +18,11 @@ import pytest
 from PIL import Image, ImageFile
 
 from domainbed_reasoning.annotate import cost
-from domainbed_reasoning.annotate.run import plan
+from domainbed_reasoning.annotate.run import Summary, plan
 from domainbed_reasoning.annotate.teacher import Request, read_picture
 from domainbed_reasoning.catalog import Picture
 from domainbed_reasoning.store import load_chains
+from domainbed_reasoning.verbs.annotate import report
 
 KEY = "sk-test-0123456789"
 Verb = Callable[..., tuple[int, str, str]]
@@ -122,6 +123,14 @@ def test_a_missing_key_for_openai_itself_is_named(toy: Path, verb: Verb) -> None
     code, _, err = verb("annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", "openai:gpt-4o")
     assert code == 1 and "OPENAI_API_KEY is not set" in err
     assert not (toy / "toy" / "reasoning.jsonl").exists()
+
+
+def test_a_cost_that_is_not_known_is_not_nothing(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
+    """The model test has no list price; of a mixture it is said how many have none."""
+    code, out, _ = verb(*arguments(toy, serve().url, tmp_path / "c.jsonl"))
+    assert code == 0 and "cost unknown." in out and "$" not in out
+    assert "$0.0300 without 3 of unknown cost." in report(Summary(accepted=5, dollars=0.03, unpriced=3), 5)
+    assert "$0.0000." in report(Summary(), 5)
 
 
 def test_content_filter_is_a_refusal_and_a_bad_image_is_left_for_later(

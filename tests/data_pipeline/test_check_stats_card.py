@@ -94,7 +94,8 @@ def test_stats_count_by_domain_and_class(toy: Path, chains: Path, verb: Verb, tm
     # images, tried, chains, coverage, candidates, accepted, words, tokens in, tokens out, $
     words = str(count_words(json.loads(chains.read_text().splitlines()[1])["chain"]))
     assert rows["art"] == ["9", "2", "2", "22.2%", "3", "66.7%", words, "300", "30", "1.50"]
-    assert rows["photo"] == ["9", "2", "1", "11.1%", "3", "33.3%", words, "0", "0", "0.00"]
+    assert rows["photo"] == ["9", "2", "1", "11.1%", "3", "33.3%", words, "0", "0", "–"]
+    assert rows["all"][-1] == "1.50" and "3 of 6 candidates do not say what they cost." in out
     assert rows["Mug"][:4] == ["6", "3", "3", "50.0%"] and rows["all"][:4] == ["18", "4", "3", "16.7%"]
     assert "3 candidates rejected:" in out and "33.3%  refusal" in out
     code, _, _ = verb("stats", "--dataset", "Toy", "--data_dir", toy, "--csv", tmp_path / "c.csv")
@@ -103,7 +104,8 @@ def test_stats_count_by_domain_and_class(toy: Path, chains: Path, verb: Verb, tm
     bike = next(row for row in table if (row["domain"], row["class"]) == ("photo", "Bike"))
     assert (bike["candidates"], bike["chains"]) == ("2", "0")
     assert (bike["rejected_label"], bike["rejected_refusal"]) == ("1", "1")
-    assert sum(float(row["dollars"]) for row in table) == 1.5
+    assert sum(float(row["dollars"] or 0) for row in table) == 1.5
+    assert (bike["dollars"], bike["unpriced"]) == ("", "2")
 
 
 def test_card_has_yaml_a_hub_accepts_and_the_numbers_of_the_data(
