@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars per million tokens")
     add("--max-cost", type=float, help="dollars this run may cost at most")
     add("--max-requests", type=int, help="candidates this run may ask for at most (retries after faults not counted)")
-    add("--limit", type=int, help="only so many images, balanced over domains and classes")
+    add("--limit", type=int, help="only so many images, balanced over domains and classes; those that are done count")
     add("--dry-run", action="store_true", help="say what is to be done and what it will cost, and stop")
     return parser
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(forecast(given, settings, jobs, records, on_disk))
         return 0
     if not jobs:
-        print("Nothing to do: every image has an accepted chain or no candidate left.")
+        print(_nothing(given, on_disk))
         return 0
     teacher = _teacher(given)  # before the chain file, of which nothing is left where there is no such teacher
     with ChainWriter(given.chains) as writer:
@@ -189,7 +189,7 @@ def forecast(
     """Return what the run will take, in words."""
     total = len(on_disk.pictures)
     if not jobs:
-        return f"Nothing to do: {total} images, all with an accepted chain or no candidate left."
+        return _nothing(given, on_disk)
     model = given.teacher.partition(":")[2]
     sample = [read_picture(on_disk.root / job.picture.path)[0] for job in jobs[:20]]
     tokens = sum(cost.image_tokens(model, *_size(image)) for image in sample) / len(sample)
@@ -213,6 +213,12 @@ def forecast(
             "Nothing was sent.",
         ]
     )
+
+
+def _nothing(given: argparse.Namespace, on_disk: OnDisk) -> str:
+    total = len(on_disk.pictures)
+    of_them = f"of the first {given.limit:,} images (--limit) " if given.limit and given.limit < total else ""
+    return f"Nothing to do: {of_them}every image has an accepted chain or no candidate left ({total:,} images in all)."
 
 
 def _duration(hours: float) -> str:

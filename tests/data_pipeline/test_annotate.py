@@ -125,6 +125,15 @@ def test_a_missing_key_for_openai_itself_is_named(toy: Path, verb: Verb) -> None
     assert not (toy / "toy" / "reasoning.jsonl").exists()
 
 
+def test_nothing_to_do_within_a_limit_says_so(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
+    """Two images are done, sixteen are not."""
+    command = arguments(toy, serve("--always-key").url, tmp_path / "c.jsonl")
+    verb(*command, "--limit", 2, "--candidates", 1)
+    for more in ((), ("--dry-run",)):
+        _, out, _ = verb(*command, "--limit", 2, "--candidates", 1, *more)
+        assert "Nothing to do: of the first 2 images (--limit) every image has" in out and "18 images in all" in out
+
+
 def test_a_cost_that_is_not_known_is_not_nothing(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
     """The model test has no list price; of a mixture it is said how many have none."""
     code, out, _ = verb(*arguments(toy, serve().url, tmp_path / "c.jsonl"))
