@@ -336,7 +336,7 @@ def _lock(file: int, path: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = _lock_holder(os.fstat(file).st_ino)
-        cure = "Wait until it ends, or give another file with --output"
+        cure = "Wait until it ends, or give another file with --chains"
         raise ChainFileError(path, None, f"another process{holder} is writing to it", cure) from error
 
 
