@@ -161,6 +161,8 @@ def _read_task(path: pathlib.Path) -> dict[str, Any]:
             f"{path} holds no {TASK_FILE}: it is no job of an MLLM algorithm. Give the folder that DomainBed's train "
             "or sweep wrote (with results.jsonl and model.pkl), or one that `domainbed-reasoning export` wrote."
         ) from error
+    except NotADirectoryError as error:
+        raise JobError(f"{path} is a file: give the job's folder, not a file in it.") from error
     except (ValueError, OSError) as error:
         raise JobError(f"{file} is damaged ({str(error):.200}): run the job again.") from error
     fault = _fault(said, _TASK)

@@ -71,6 +71,12 @@ def write(folder: Path, task: Any, checkpoint: Any) -> Path:
     return folder
 
 
+def test_a_file_of_the_job_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "job", TASK, {"model_dict": {}})
+    with pytest.raises(JobError, match=r"model.pkl is a file: give the job's folder, not a file in it"):
+        read_job(folder / "model.pkl")
+
+
 def test_a_sound_job_loads(tmp_path: Path, adapters: dict[str, torch.Tensor]) -> None:
     job = read_job(write(tmp_path / "job", TASK, {"model_dict": adapters}))
     assert job.load().adapters().keys() == adapters.keys()
