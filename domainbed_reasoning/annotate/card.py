@@ -27,6 +27,7 @@ def render_card(
     on_disk: OnDisk,
     chains: Path,
     records: Sequence[Mapping[str, Any]],
+    strangers: int,
     groups: Groups,
     questions: Mapping[str, str],
     licence: str = "other",
@@ -37,7 +38,8 @@ def render_card(
         dataset: what the chains are about.
         on_disk: its images.
         chains: the chain file.
-        records: what it holds.
+        records: what it holds of these images.
+        strangers: its candidates of other images.
         groups: its counts.
         questions: prompt version → prompt, of the prompts that this version of the project writes.
         licence: of the chains, as the Hub names it.
@@ -88,14 +90,19 @@ def render_card(
         f"- The images' own terms apply to the images ({dataset.website or 'see their source'}), and the "
         "teacher's terms to its text.",
         "## Files",
-        f"`{chains.name}`: one JSON object a line, {len(records):,} lines, SHA-256 `{_sha256(chains)}`. Keys: "
-        f"{', '.join(f'`{key}`' for key in _keys(records))}.",
+        f"`{chains.name}`: one JSON object a line, {_lines(len(records), strangers)}, SHA-256 `{_sha256(chains)}`. "
+        f"Keys: {', '.join(f'`{key}`' for key in _keys(records))}.",
         "```python\nimport json\n\n"
         f'with open("{chains.name}") as file:\n'
         "    records = [json.loads(line) for line in file]\n"
         'accepted = {r["image"]: r["chain"] for r in records if r.get("verdict", "accepted") == "accepted"}\n```',
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _lines(known: int, strangers: int) -> str:
+    others = f", {strangers:,} of them of images that are not in the dataset and not counted here" if strangers else ""
+    return f"{known + strangers:,} lines{others}"
 
 
 def _lengths(words: Sequence[int]) -> str:

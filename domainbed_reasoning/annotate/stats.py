@@ -11,7 +11,7 @@ from typing import Any
 
 from domainbed_reasoning.catalog import Picture
 from domainbed_reasoning.chains import count_words
-from domainbed_reasoning.store import ACCEPTED
+from domainbed_reasoning.store import ACCEPTED, Record
 
 
 @dataclass
@@ -103,6 +103,24 @@ def count(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]]) -> 
         else:
             group.rules[record.get("rule") or "unnamed"] += 1
     return groups
+
+
+def known_and_strange(pictures: Sequence[Picture], records: Iterable[Record]) -> tuple[list[Record], int]:
+    """Return the candidates of images that are there, and the number of the others."""
+    paths = {picture.path for picture in pictures}
+    known, strangers = [], 0
+    for record in records:
+        if record["image"] in paths:
+            known.append(record)
+        else:
+            strangers += 1
+    return known, strangers
+
+
+def about_strangers(count: int) -> str:
+    """Return what is to be said of candidates of images that are not there."""
+    subject = "1 candidate is of an image that is" if count == 1 else f"{count:,} candidates are of images that are"
+    return f"{subject} not in the dataset: `check` names {'it' if count == 1 else 'them'}."
 
 
 def total(groups: Groups, axis: int | None = None) -> dict[str, Group]:

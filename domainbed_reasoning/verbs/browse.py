@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed_reasoning.annotate.browse import write_page
+from domainbed_reasoning.annotate.stats import about_strangers, known_and_strange
 from domainbed_reasoning.store import read_records
 from domainbed_reasoning.verbs import arguments
 
@@ -30,10 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset, on_disk = arguments.open_dataset(given)
     from tqdm import tqdm
 
-    records = [record for _, record in read_records(given.chains, repair=True)]
+    records, strangers = known_and_strange(
+        on_disk.pictures, (record for _, record in read_records(given.chains, repair=True))
+    )
     output = given.output or Path(f"{dataset.name}_chains.html")
     names = arguments.class_names(dataset, on_disk)
     progress = functools.partial(tqdm, file=sys.stderr, unit="chunk", leave=False)
     size = write_page(output, f"{dataset.name}: chains", on_disk, names, records, progress, given.only_asked)
     print(f"{output} ({size / 1e6:.1f} MB); open it in a browser.")
+    if strangers:
+        print(about_strangers(strangers))
     return 0

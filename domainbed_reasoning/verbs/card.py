@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed_reasoning.annotate.card import render_card
-from domainbed_reasoning.annotate.stats import count
+from domainbed_reasoning.annotate.stats import about_strangers, count, known_and_strange
 from domainbed_reasoning.annotate.teacher import TEACHER_PROMPT_VERSION, q_teacher
 from domainbed_reasoning.prompts import PROMPT_VERSION, q_reason
 from domainbed_reasoning.store import read_records
@@ -27,14 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--licence", "--license", default="other", help="of the chains (default: %(default)s)")
     given = parser.parse_args(argv)
     dataset, on_disk = arguments.open_dataset(given)
-    records = [record for _, record in read_records(given.chains, repair=True)]
+    records, strangers = known_and_strange(
+        on_disk.pictures, (record for _, record in read_records(given.chains, repair=True))
+    )
     names = arguments.class_names(dataset, on_disk)
     questions = {
         PROMPT_VERSION: q_reason(names, dataset.subject),
         TEACHER_PROMPT_VERSION: q_teacher(names, dataset.subject),
     }
     groups = count(on_disk.pictures, records)
-    card = render_card(dataset, on_disk, given.chains, records, groups, questions, given.licence)
+    card = render_card(dataset, on_disk, given.chains, records, strangers, groups, questions, given.licence)
+    if strangers:
+        print(about_strangers(strangers), file=sys.stderr)
     if given.output:
         given.output.write_text(card, "utf-8")
         print(f"The card is in {given.output}")

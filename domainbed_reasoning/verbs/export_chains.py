@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from domainbed_reasoning.annotate.stats import about_strangers, known_and_strange
 from domainbed_reasoning.catalog import OnDisk
 from domainbed_reasoning.exchange import FORMATS, export_records
 from domainbed_reasoning.image_files import image_size
@@ -20,7 +21,7 @@ _EXAMPLES = """\
 
 formats: jsonl (our own), parquet (our own), internvl (JSON lines), llava (JSON array), sharegpt (JSON array, as
 LLaMA-Factory reads it), messages (Parquet, as Hugging Face datasets and TRL read it). `import` reads them all back;
-nothing is lost.
+nothing is lost. Chains of images that are not in the dataset are left out.
 
 A trained model is exported with --job: `domainbed-reasoning export --job DIR`; `export --job DIR --help` says more.
 """
@@ -43,17 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     for domain in given.domains or ():
         if domain not in on_disk.domains:
             raise ValueError(f"{dataset.name} has no domain folder {domain!r}; it has {', '.join(on_disk.domains)}.")
-    records = (
-        record
-        for _, record in read_records(given.chains)
-        if (given.all or record.get("verdict", ACCEPTED) == ACCEPTED)
-        and (not given.domains or record["image"].split("/")[0] in given.domains)
+    records, strangers = known_and_strange(
+        on_disk.pictures,
+        (
+            record
+            for _, record in read_records(given.chains)
+            if (given.all or record.get("verdict", ACCEPTED) == ACCEPTED)
+            and (not given.domains or record["image"].split("/")[0] in given.domains)
+        ),
     )
     question = q_reason(arguments.class_names(dataset, on_disk), dataset.subject)
     count = export_records(
         given.file, given.format, records, question, lambda image: _look_at(on_disk, image), given.embed_images
     )
     print(f"{count:,} chains written to {given.file} ({given.format})")
+    if strangers:
+        print(f"Left out: {about_strangers(strangers)}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed_reasoning.annotate.stats import as_csv, as_table, count
+from domainbed_reasoning.annotate.stats import about_strangers, as_csv, as_table, count, known_and_strange
 from domainbed_reasoning.store import read_records
 from domainbed_reasoning.verbs import arguments
 
@@ -23,10 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, help="write a row for each domain and class to this file")
     given = parser.parse_args(argv)
     _, on_disk = arguments.open_dataset(given)
-    groups = count(on_disk.pictures, (record for _, record in read_records(given.chains, repair=True)))
+    records, strangers = known_and_strange(
+        on_disk.pictures, (record for _, record in read_records(given.chains, repair=True))
+    )
+    groups = count(on_disk.pictures, records)
     if given.csv:
         given.csv.write_text(as_csv(groups), "utf-8")
         print(f"{len(groups):,} rows written to {given.csv}")
     else:
         print(arguments.printable(as_table(groups, on_disk.classes)))
+    if strangers:
+        print(about_strangers(strangers))
     return 0

@@ -174,3 +174,23 @@ print(json.dumps([len(chains), appended, opened, int(peak.split()[1]) / 1024]))
     assert 100_000 / appended > 2_000, appended
     assert opened < 2.0
     assert megabytes < 300
+
+
+def test_candidates_of_images_that_are_not_there_are_counted_and_left_out(
+    toy: Path, chains: Path, verb: Verb, tmp_path: Path, chain_text: Callable[..., str]
+) -> None:
+    """To the three accepted chains of Toy come two of images of another dataset."""
+    strangers = [{"image": f"other/{i}.png", "chain": chain_text("mug"), "teacher": "stranger"} for i in range(2)]
+    with chains.open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in strangers)
+    where = ("--dataset", "Toy", "--data_dir", toy)
+    message = "2 candidates are of images that are not in the dataset: `check` names them."
+    _, out, _ = verb("stats", *where)
+    assert message in out
+    _, card, err = verb("card", *where)
+    assert message in err and "stranger" not in card.partition("## Files")[0]
+    assert "3 of 18 images (16.7%) have an accepted chain, drawn from 6 candidates" in card
+    assert "Of 3 accepted chains 3 were written" in card and "8 lines, 2 of them of images that are not" in card
+    assert message in verb("browse", *where, "--output", tmp_path / "b.html")[1]
+    code, out, _ = verb("export", tmp_path / "e.jsonl", "--format", "internvl", *where)
+    assert code == 0 and "3 chains written" in out and f"Left out: {message}" in out
