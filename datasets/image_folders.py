@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pathlib
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -146,7 +147,7 @@ def dataset_folder(root: str | None, folder: str, name: str, environments: int) 
     if not path.is_dir():
         raise FileNotFoundError(
             f"{name}: there is no folder {path}. Give --data_dir the folder that holds {folder}/; "
-            "`python -m domainbed.scripts.download` of DomainBed says how to get the datasets."
+            f"`domainbed-reasoning check --dataset {name} --data_dir {shlex.quote(str(root))}` says what should be there."
         )
     domains = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
     if len(domains) != environments:

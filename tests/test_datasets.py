@@ -177,7 +177,7 @@ def test_an_unreadable_image_is_named_before_training(pacs):
 
 
 def test_a_data_dir_without_the_dataset_is_named_with_the_cure(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"VLCSReasoning: there is no folder .*VLCS.*--data_dir"):
+    with pytest.raises(FileNotFoundError, match=r"VLCSReasoning: there is no folder .*VLCS.*check --dataset VLCSR"):
         build(tmp_path, name="VLCSReasoning")
 
 
