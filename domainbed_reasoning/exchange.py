@@ -88,8 +88,12 @@ def export_records(
     return _write_json(path, rows, as_lines=form == "internvl")
 
 
-def import_records(path: Path) -> Iterator[tuple[int, Record]]:
+def import_records(path: Path, *, placed: bool = True) -> Iterator[tuple[int, Record]]:
     """Yield (row number from 1, record) of a file in any of the formats, which is told from its contents.
+
+    Args:
+        path: of the file.
+        placed: the images' paths must be below the dataset's folder; else the caller has to find out what they mean.
 
     Raises:
         ExchangeError: a file or row that is none of them.
@@ -102,7 +106,7 @@ def import_records(path: Path) -> Iterator[tuple[int, Record]]:
     else:
         first = _first_object(path)
         if first is not None and "chain" in first:
-            yield from read_records(path)
+            yield from read_records(path, placed=placed)
             return
         rows = _read_json(path)
     for number, row in enumerate(rows, 1):
@@ -110,7 +114,7 @@ def import_records(path: Path) -> Iterator[tuple[int, Record]]:
         if fault:
             raise ExchangeError(f"{path}, row {number}: {fault}. Leave the row out.")
         record = _from_row(row, path, number)
-        fault = check_record(record)
+        fault = check_record(record, placed=placed)
         if fault:
             raise ExchangeError(f"{path}, row {number}: {fault}. Mend it, or leave the row out.")
         yield number, record

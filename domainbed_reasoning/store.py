@@ -95,24 +95,29 @@ def load_chains(
     return chains
 
 
-def read_records(path: str | os.PathLike[str], *, repair: bool = False) -> Iterator[tuple[int, Record]]:
+def read_records(
+    path: str | os.PathLike[str], *, repair: bool = False, placed: bool = True
+) -> Iterator[tuple[int, Record]]:
     """Yield (line number from 1, record) for every line that is not blank, accepted or not, checked by `check_record`.
 
     Raises:
         ChainFileError: see `load_chains`; a chain's stages are not looked at.
     """
-    for number, record in read_lines(path, repair=repair):
+    for number, record in read_lines(path, repair=repair, placed=placed):
         if isinstance(record, ChainFileError):
             raise record
         yield number, record
 
 
-def read_lines(path: str | os.PathLike[str], *, repair: bool = False) -> Iterator[tuple[int, Record | ChainFileError]]:
+def read_lines(
+    path: str | os.PathLike[str], *, repair: bool = False, placed: bool = True
+) -> Iterator[tuple[int, Record | ChainFileError]]:
     """Yield (line number from 1, record or what is wrong with the line) for every line that is not blank.
 
     Args:
         path: a chain file.
         repair: leave out a torn last line.
+        placed: as of `check_record`.
 
     Raises:
         ChainFileError: the file cannot be read.
@@ -153,7 +158,8 @@ def read_lines(path: str | os.PathLike[str], *, repair: bool = False) -> Iterato
                 place += len(raw)
                 continue
             place += len(raw)
-            fault_or_none = check_record(record, walk=b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH)
+            walk = b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
+            fault_or_none = check_record(record, walk, placed)
             yield number, ChainFileError(path, number, fault_or_none, cure) if fault_or_none else record
 
 

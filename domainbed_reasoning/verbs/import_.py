@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
-from domainbed_reasoning.catalog import ImageFolder, OnDisk
+from domainbed_reasoning.catalog import OnDisk
 from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.exchange import ExchangeError, import_records
 from domainbed_reasoning.store import ACCEPTED, REJECTED, ChainWriter, Record, read_records
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts: Counter[str] = Counter()
     # Everything is read and judged before the first line is written: a bad row leaves the chain file as it was.
     records = []
-    for number, record in import_records(given.file):
-        image = _path_below(record["image"], labels, dataset)
+    for number, record in import_records(given.file, placed=False):
+        image = _path_below(record["image"], labels)
         if image is None:
             raise ExchangeError(
                 f"{given.file}, row {number}: no image {record['image']!r} is in {dataset.name} at {on_disk.root}."
@@ -96,12 +96,14 @@ def _key(record: Record) -> tuple[str, str, object, object]:
     return record["image"], record["chain"], record.get("teacher"), record.get("attempt")
 
 
-def _path_below(image: str, known: Collection[str], dataset: ImageFolder) -> str | None:
-    """Return the path below the dataset's folder that ``image`` means, or None."""
+def _path_below(image: str, known: Collection[str]) -> str | None:
+    """Return which of the ``known`` paths below the dataset's folder ``image`` means, or None."""
     path = image.replace("\\", "/")
     if path in known:
         return path
     steps = path.split("/")
+    if ".." in steps:
+        return None
     # The shortest beginning is cut: domain and class are the last folders but few.
     return next((tail for cut in range(1, len(steps)) if (tail := "/".join(steps[cut:])) in known), None)
 
