@@ -12,7 +12,7 @@ from typing import Any
 from domainbed import datasets as stock
 
 from domainbed_reasoning.catalog import ImageFolder, fault_of_order
-from domainbed_reasoning.custom import custom_datasets
+from domainbed_reasoning.custom import DatasetFileError, custom_datasets
 from domainbed_reasoning.datasets.image_folders import ReasoningImageFolder, dataset_folder
 
 
@@ -54,7 +54,7 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
 for _dataset in custom_datasets().values():
     for _class in make_classes(_dataset):
         if _class.__name__ in globals():
-            raise ValueError(
-                f"A dataset file gives the name {_dataset.name!r}, which this package needs: choose another."
-            )
+            assert _dataset.file is not None
+            fault = f"the name {_class.__name__!r} is one that this package needs; choose another"
+            raise DatasetFileError(_dataset.file, fault)
         globals()[_class.__name__] = _class

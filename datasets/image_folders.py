@@ -146,8 +146,8 @@ def dataset_folder(root: str | None, folder: str, name: str, environments: int) 
     path = pathlib.Path(root, folder)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"{name}: there is no folder {path}. Give --data_dir the folder that holds {folder}/; "
-            f"`domainbed-reasoning check --dataset {name} --data_dir {shlex.quote(str(root))}` says what should be there."
+            f"{name}: there is no folder {path}. Give --data_dir the folder that holds {folder}/; `domainbed-reasoning "
+            f"check --dataset {name} --data_dir {shlex.quote(str(root))}` says what should be there."
         )
     domains = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
     if len(domains) != environments:

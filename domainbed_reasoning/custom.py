@@ -25,7 +25,7 @@ from typing import Any
 
 from domainbed_reasoning.catalog import STOCK, ImageFolder
 from domainbed_reasoning.chains import fault_of_names
-from domainbed_reasoning.registry import unknown
+from domainbed_reasoning.registry import DATASETS, unknown
 
 PATHS_VARIABLE = "DOMAINBED_REASONING_DATASETS"
 
@@ -37,6 +37,11 @@ _KEYS: dict[str, type] = {
     "checkpoint_freq": int,
     "class_names": dict,
 }
+# DomainBed's datasets that are no image folders.
+_OF_DOMAINBED = frozenset(
+    "Debug28 Debug224 ColoredMNIST RotatedMNIST WILDSCamelyon WILDSFMoW SpawriousO2O_easy SpawriousO2O_medium "
+    "SpawriousO2O_hard SpawriousM2M_easy SpawriousM2M_medium SpawriousM2M_hard".split()
+)
 _REQUIRED = ("name", "folder", "environments")
 
 # A dataset's description has some hundred bytes; one with thousands of class names some hundred thousand. On longer
@@ -159,8 +164,10 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
     if not usable or name.endswith("Reasoning"):
         wanted = "a Python name that begins with a capital and does not end in 'Reasoning'"
         raise DatasetFileError(path, f"'name' must be {wanted}, not {name!r:.80}")
-    if name in STOCK:
+    if name in STOCK or name in _OF_DOMAINBED:
         raise DatasetFileError(path, f"{name!r} is one of DomainBed's own datasets; choose another name")
+    if f"{name}Reasoning" in DATASETS:
+        raise DatasetFileError(path, f"'{name}Reasoning' is one of this package's datasets; choose another name")
     folder = Path(table["folder"])
     climbs = folder.is_absolute() or ".." in folder.parts or not folder.parts or folder.parts[0].startswith("~")
     if climbs or "\\" in table["folder"] or not table["folder"].isprintable():

@@ -40,7 +40,15 @@ def publish_datasets(module: ModuleType) -> None:
     """Make our datasets attributes of `domainbed.datasets` and append them to its list in place."""
     _publish_classes(module, module.DATASETS, registry.DATASETS, "dataset")
     # The user's own, each with its twin, by name.
-    _publish_classes(module, module.DATASETS, custom.targets(custom.custom_datasets()), "dataset")
+    own = custom.custom_datasets()
+    for dataset in own.values():
+        for name, target in custom.targets({dataset.name: dataset}).items():
+            there = vars(module).get(name)
+            if there is not None and getattr(there, "__module__", "") != target.partition(":")[0]:
+                assert dataset.file is not None
+                fault = f"{module.__name__} has {name!r} already; choose another name"
+                raise custom.DatasetFileError(dataset.file, fault)
+    _publish_classes(module, module.DATASETS, custom.targets(own), "dataset")
 
 
 def publish_launchers(module: ModuleType) -> None:
@@ -82,6 +90,8 @@ def _publish_classes(module: ModuleType, names: list[str], targets: Mapping[str,
 def _load(target: str, name: str) -> Any:
     try:
         return registry.load(target)
+    except custom.DatasetFileError:
+        raise
     except Exception as error:
         module = target.partition(":")[0]
         raise ImportError(

@@ -47,6 +47,9 @@ def test_files_are_found_in_the_config_folder_and_under_the_variables_paths(tmp_
         (GOOD.replace("Camera", "My Camera"), "'name' must be a Python name"),
         (GOOD.replace("Camera", "CameraReasoning"), "does not end in 'Reasoning'"),
         (GOOD.replace("Camera", "PACS"), "one of DomainBed's own"),
+        (GOOD.replace("Camera", "RotatedMNIST"), "one of DomainBed's own"),
+        (GOOD.replace("Camera", "Debug28"), "one of DomainBed's own"),
+        (GOOD.replace("Camera", "Shapes"), "'ShapesReasoning' is one of this package's datasets"),
         (GOOD.replace('"camera"', '"../camera"'), "must lie below --data_dir"),
         (GOOD.replace('["day", "night"]', '["day"]'), "two domains or more"),
         (GOOD + "checkpoint_freq = 0\n", "'checkpoint_freq' must be 1 or more"),
@@ -59,6 +62,27 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, fault: st
     with pytest.raises(DatasetFileError, match=fault) as error:
         read_dataset(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("MultipleDomainDataset", "has {!r} already"), ("ReasoningImageFolder", "{!r} is one that this package needs")],
+)
+def test_a_name_that_something_in_domainbed_has_is_refused_with_the_file(
+    tmp_path: Path, domainbed_root: Path, run_stock: Any, name: str, fault: str
+) -> None:
+    """Nobody is told to uninstall or mend this package for it."""
+    path = write(tmp_path, GOOD.replace("Camera", name))
+    done = run_stock(
+        domainbed_root,
+        "train",
+        *("--data_dir", tmp_path, "--dataset", "PACS", "--algorithm", "ERM", "--output_dir", tmp_path / "out"),
+        cwd=tmp_path,
+        env={"DOMAINBED_REASONING_DATASETS": str(path)},
+        check=False,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode and str(path) in last and fault.format(name) in last and "install" not in last
 
 
 def test_two_files_with_one_name_and_a_path_that_is_not_there_are_refused(tmp_path: Path) -> None:
