@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(json.dumps(dataclasses.asdict(prediction), ensure_ascii=False), flush=True)
                 continue
             score = prediction.scores[prediction.class_name]
-            print(f"{prediction.image}\t{prediction.class_name}\t{score:.3f}", flush=True)
+            unsaid = prediction.chain is not None and prediction.chain_class is None
+            whence = "\t(the chain names no class; by the class-name path)" if unsaid else ""
+            print(f"{prediction.image}\t{prediction.class_name}\t{score:.3f}{whence}", flush=True)
             if prediction.chain is not None:
                 print("\n".join(f"    {line}" for line in prediction.chain.splitlines()), flush=True)
     except (ValueError, OSError) as error:

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from domainbed_reasoning import cli
+from domainbed_reasoning.chains import Chain
 from domainbed_reasoning.export import export_adapters, export_merged
 from domainbed_reasoning.mllm import load_mllm
 from domainbed_reasoning.mllm.images import from_picture
@@ -196,6 +197,16 @@ def test_the_verbs_export_and_predict(one_job, files, tmp_path, capsys):
     assert (image, name) == (files[0], lines[0]["label_class"]) and 0 <= float(score) <= 1
     assert cli.main(["export", "--job", str(one_job), "--output", str(output)]) == 1
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_chain_that_names_no_class_is_said_beside_the_other_paths_answer(one_job, files, monkeypatch, capsys):
+    names = read_job(one_job).class_names
+    texts = ["no class", Chain("I look.", "A thing.", "It fits.", "Nothing misleads.", names[1]).render()]
+    monkeypatch.setattr("domainbed_reasoning.predict.answering_chains", lambda *_: texts)
+    assert cli.main(["predict", "--job", str(one_job), "--answer", "chain", *files[:2]]) == 0
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith(tuple(files[:2])))
+    assert first.endswith("\t(the chain names no class; by the class-name path)")
+    assert second == f"{files[1]}\t{names[1]}\t1.000"
 
 
 def test_unreadable_images_are_named_and_the_others_answered(one_job, files, tmp_path, capsys):
