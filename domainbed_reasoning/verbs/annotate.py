@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 from collections.abc import Sequence
 
@@ -113,6 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(given: argparse.Namespace) -> None:
+    for name in ("temperature", "top_p", "timeout", "rpm", "max_cost", "price"):
+        for value in given.price or () if name == "price" else (getattr(given, name),):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"--{name.replace('_', '-')} must be a finite number, not {value}.")
+    if given.price and min(given.price) < 0:
+        raise ValueError(f"--price must not be negative, not {' '.join(map(str, given.price))}.")
     kind, _, model = given.teacher.partition(":")
     if kind not in ("openai", "hf", "self") or not model:
         raise ValueError(f"--teacher must be openai:MODEL, hf:MODEL or self:MODEL, not {given.teacher!r}.")
@@ -125,6 +132,8 @@ def _check(given: argparse.Namespace) -> None:
     for name in ("rpm", "limit", "max_requests", "max_cost"):
         if getattr(given, name) is not None and getattr(given, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} must be more than 0, not {getattr(given, name)}.")
+    if given.max_words < max(1, given.min_words):
+        raise ValueError(f"--max-words must be {max(1, given.min_words)} (--min-words) or more, not {given.max_words}.")
     if not 0 < given.top_p <= 1:
         raise ValueError(f"--top-p must be in (0, 1], not {given.top_p}.")
 
