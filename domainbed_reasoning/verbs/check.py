@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +95,12 @@ def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
     for name in dataset.classes:
         if name not in on_disk.classes:
             yield f"the class folder {name!r} is missing."
+    if dataset.file is not None:
+        for name in dataset.readable:
+            if name not in on_disk.classes:
+                near = difflib.get_close_matches(name, on_disk.classes, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                yield f"{dataset.file}: [class_names] names {name!r}, which is no class folder.{hint}"
     for domain, label in on_disk.missing:
         yield f"{domain}/{label} has no image: DomainBed would fail, or number the classes of {domain} otherwise."
     others = dict(dataset.other_totals)

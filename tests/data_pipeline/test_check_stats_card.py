@@ -74,6 +74,14 @@ def test_check_names_every_fault(
         assert sum(expected in fault for fault in faults) == 1, expected
 
 
+def test_check_names_a_class_name_of_no_folder(toy: Path, verb: Verb, tmp_path: Path) -> None:
+    with (tmp_path / "definitions" / "toy.toml").open("a") as file:
+        file.write('[class_names]\nBike = "bicycle"\nAlarmClock = "clock"\n')
+    code, out, _ = verb("check", "--dataset", "Toy", "--data_dir", toy)
+    assert code == 1 and out.count("FAULT") == 1
+    assert "toy.toml: [class_names] names 'AlarmClock', which is no class folder. Did you mean 'Alarm_Clock'?" in out
+
+
 def test_check_of_the_real_images_says_how_many_are_missing(test_data: Path, verb: Verb) -> None:
     where = ("--dataset", "PACS", "--data_dir", test_data, "--chains", test_data / "PACS_chains.jsonl")
     code, out, _ = verb("check", *where)
