@@ -54,12 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not given.dataset or not given.data_dir:
         parser.error("--dataset and --data_dir are wanted (or --list)")
+    asked_for = given.chains
     dataset, on_disk = arguments.open_dataset(given)
     print(f"{dataset.name} at {on_disk.root}")
     faults = list(compare(dataset, on_disk))
     if not given.no_images:
         faults += broken_images(on_disk)
-    faults += check_chains(given.chains, dataset, on_disk)
+    if asked_for and not asked_for.exists():
+        faults.append(f"{asked_for}: there is no such chain file (--chains).")
+    else:
+        faults += check_chains(given.chains, dataset, on_disk)
     for fault in faults:
         print(arguments.printable(f"FAULT {fault}"))
     if faults and dataset.obtain:

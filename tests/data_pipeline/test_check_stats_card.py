@@ -82,6 +82,15 @@ def test_check_names_a_class_name_of_no_folder(toy: Path, verb: Verb, tmp_path: 
     assert "toy.toml: [class_names] names 'AlarmClock', which is no class folder. Did you mean 'Alarm_Clock'?" in out
 
 
+def test_check_of_a_chain_file_that_is_named_and_not_there_fails(toy: Path, verb: Verb, tmp_path: Path) -> None:
+    """One that nobody named may be missing: there are no chains yet."""
+    where = ("--dataset", "Toy", "--data_dir", toy)
+    code, out, _ = verb("check", *where, "--chains", tmp_path / "typo.jsonl")
+    assert code == 1 and f"FAULT {tmp_path / 'typo.jsonl'}: there is no such chain file" in out
+    code, out, _ = verb("check", *where)
+    assert code == 0 and "make them with `domainbed-reasoning annotate`" in out
+
+
 def test_check_of_the_real_images_says_how_many_are_missing(test_data: Path, verb: Verb) -> None:
     where = ("--dataset", "PACS", "--data_dir", test_data, "--chains", test_data / "PACS_chains.jsonl")
     code, out, _ = verb("check", *where)
