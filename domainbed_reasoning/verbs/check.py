@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
-from domainbed_reasoning.catalog import STOCK, ImageFolder, OnDisk, fault_of_order
+from domainbed_reasoning.catalog import CHAIN_FILE, IMAGE_ENDINGS, STOCK, ImageFolder, OnDisk, fault_of_order
 from domainbed_reasoning.custom import custom_datasets
 from domainbed_reasoning.image_files import read_rgb, truncated_images_refused
 from domainbed_reasoning.store import ACCEPTED, ChainFileError, read_lines
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset, on_disk = arguments.open_dataset(given)
     print(f"{dataset.name} at {on_disk.root}")
     faults = list(compare(dataset, on_disk))
+    print_others(on_disk, given.chains)
     if not given.no_images:
         faults += broken_images(on_disk)
     if asked_for and not asked_for.exists():
@@ -113,6 +115,26 @@ def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
     elif dataset.total is not None and total != dataset.total:
         hint = "".join(f"; {count:,} in {which}" for count, which in dataset.other_totals)
         yield f"{total:,} images, {dataset.total:,} published{hint}."
+
+
+def print_others(on_disk: OnDisk, chains: Path) -> None:
+    """Print how many files are not taken for images, by ending; hidden ones, Thumbs.db and chain files left out."""
+    pictures = {picture.path for picture in on_disk.pictures}
+    endings: Counter[str] = Counter()
+    for place, _, names in os.walk(on_disk.root, followlinks=True):
+        for name in names:
+            path = Path(place, name)
+            if name.startswith(".") or name in ("Thumbs.db", CHAIN_FILE) or path.absolute() == chains.absolute():
+                continue
+            if path.relative_to(on_disk.root).as_posix() not in pictures:
+                ending = path.suffix.lower() or "no ending"
+                endings[f"{ending} in no class folder" if ending in IMAGE_ENDINGS else ending] += 1
+    if endings:
+        listed = ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common(10))
+        more = ", …" if len(endings) > 10 else ""
+        total = endings.total()
+        what = "1 file is not taken for an image" if total == 1 else f"{total:,} files are not taken for images"
+        print(arguments.printable(f"  {what}: {listed}{more}"))
 
 
 def broken_images(on_disk: OnDisk) -> list[str]:

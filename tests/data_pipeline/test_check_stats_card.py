@@ -91,6 +91,18 @@ def test_check_of_a_chain_file_that_is_named_and_not_there_fails(toy: Path, verb
     assert code == 0 and "make them with `domainbed-reasoning annotate`" in out
 
 
+def test_check_counts_what_is_not_taken_for_an_image_by_ending(toy: Path, chains: Path, verb: Verb) -> None:
+    where = ("--dataset", "Toy", "--data_dir", toy)
+    assert "not taken" not in verb("check", *where)[1]
+    for name in ("a.gif", "b.GIF", "c.heic", "Thumbs.db", ".DS_Store", "notes"):
+        (toy / "toy" / "art" / "Mug" / name).touch()
+    (toy / "toy" / "art" / "lost.png").touch()
+    code, out, _ = verb("check", *where)
+    assert code == 0
+    assert "5 files are not taken for images: 2 .gif, 1 " in out
+    assert "1 .heic" in out and "1 no ending" in out and "1 .png in no class folder" in out
+
+
 def test_check_of_the_real_images_says_how_many_are_missing(test_data: Path, verb: Verb) -> None:
     where = ("--dataset", "PACS", "--data_dir", test_data, "--chains", test_data / "PACS_chains.jsonl")
     code, out, _ = verb("check", *where)
