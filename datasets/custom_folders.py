@@ -13,7 +13,7 @@ from domainbed import datasets as stock
 
 from domainbed_reasoning.catalog import ImageFolder, fault_of_order
 from domainbed_reasoning.custom import DatasetFileError, custom_datasets
-from domainbed_reasoning.datasets.image_folders import ReasoningImageFolder, dataset_folder
+from domainbed_reasoning.datasets.image_folders import ReasoningImageFolder, dataset_folder, empty_classes_named
 
 
 def make_classes(dataset: ImageFolder) -> tuple[type, type]:
@@ -24,7 +24,9 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
         if fault := fault_of_order(dataset, sorted(entry.name for entry in folder.iterdir() if entry.is_dir())):
             raise ValueError(fault)
         self.dir = os.path.join(root, dataset.folder + "/")
-        stock.MultipleEnvironmentImageFolder.__init__(self, self.dir, test_envs, hparams["data_augmentation"], hparams)
+        with empty_classes_named(root, dataset.folder, type(self).__name__):
+            augment = hparams["data_augmentation"]
+            stock.MultipleEnvironmentImageFolder.__init__(self, self.dir, test_envs, augment, hparams)
 
     plain = type(
         dataset.name,

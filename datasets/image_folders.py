@@ -9,17 +9,18 @@ written by ``domainbed-reasoning annotate`` or imported. Chains of target domain
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import tqdm
 from domainbed import datasets as stock
 from PIL import Image
 
-from domainbed_reasoning.catalog import CHAIN_FILE, STOCK
+from domainbed_reasoning.catalog import CHAIN_FILE, STOCK, ImageFolder, scan
 from domainbed_reasoning.chains import fault_of_names
 from domainbed_reasoning.datasets.base import (
     Samples,
@@ -51,7 +52,7 @@ class ReasoningImageFolder:
         READABLE: names for prompts of class folders for which `readable_name` would not do.
 
     Raises:
-        FileNotFoundError: when the dataset is not below ``data_dir``.
+        FileNotFoundError: when the dataset is not below ``data_dir``, or a class has no image in a domain.
         ValueError: when domains have other classes, an image cannot be read, or the chain file is broken or has no
             chain to learn from; all before any training.
     """
@@ -65,7 +66,8 @@ class ReasoningImageFolder:
 
     def __init__(self, root: str, test_envs: Collection[int], hparams: dict[str, Any]):
         folder = dataset_folder(root, self.FOLDER, type(self).__name__, len(self.ENVIRONMENTS))
-        super().__init__(root, test_envs, hparams)  # type: ignore[call-arg]
+        with empty_classes_named(root, self.FOLDER, type(self).__name__):
+            super().__init__(root, test_envs, hparams)  # type: ignore[call-arg]
         _check_classes(self.datasets, folder)
         algorithm = algorithm_class(hparams)
         if algorithm is not None:
@@ -156,6 +158,29 @@ def dataset_folder(root: str | None, folder: str, name: str, environments: int) 
             "wanted. Add what is missing; move other folders elsewhere, DomainBed takes each for a domain."
         )
     return path
+
+
+@contextlib.contextmanager
+def empty_classes_named(root: str, folder: str, name: str) -> Iterator[None]:
+    """Say in which domain a class has no image, where torchvision's error names the class alone.
+
+    Raises:
+        FileNotFoundError: in place of torchvision's.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        on_disk = scan(ImageFolder(name, folder, ()), root)
+        if not on_disk.missing:
+            raise
+        places = [
+            f"{label!r} in the domain {domain!r} ({on_disk.root / domain / label})" for domain, label in on_disk.missing
+        ]
+        more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+        raise FileNotFoundError(
+            f"{name}: there is no image of the class {', '.join(places[:5])}{more}. Add some, or remove the class "
+            "from every domain."
+        ) from error
 
 
 def _below(folder: pathlib.Path, path: str) -> str:

@@ -187,6 +187,16 @@ def test_a_missing_or_an_extra_domain_folder_is_named(pacs):
         build(pacs)
 
 
+@pytest.mark.parametrize("algorithm", ["ERM", "RDMLDG"])
+def test_a_class_without_an_image_in_a_domain_is_named_with_both(pacs, algorithm):
+    """torchvision names the class alone, and there are four domains."""
+    for path in (pacs / "PACS" / "photo" / "guitar").iterdir():
+        path.unlink()
+    message = r"PACSReasoning: there is no image of the class 'guitar' in the domain 'photo' \(.*PACS.photo.guitar\)"
+    with pytest.raises(FileNotFoundError, match=message):
+        build(pacs, algorithm)
+
+
 def test_domains_with_other_classes_are_refused(pacs):
     (pacs / "PACS" / "photo" / "guitar").rename(pacs / "PACS" / "photo" / "horse")
     with pytest.raises(ValueError, match="art_painting and photo have different class folders .guitar, horse"):

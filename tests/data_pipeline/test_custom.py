@@ -132,6 +132,14 @@ def test_domains_that_are_listed_in_another_order_than_their_folders_are_refused
         cls(str(toy), [1], {"data_augmentation": False})
 
 
+def test_a_class_without_an_image_in_a_domain_is_named_with_both(toy: Path) -> None:
+    for path in (toy / "toy" / "photo" / "Bike").iterdir():
+        path.unlink()
+    for cls in make_classes(find("Toy")):
+        with pytest.raises(FileNotFoundError, match="no image of the class 'Bike' in the domain 'photo'"):
+            cls(str(toy), [1], {"data_augmentation": False})
+
+
 def test_an_mllm_gets_readable_names_the_subject_and_the_chains(
     toy: Path, domainbed_root: Path, run_stock: Any, tmp_path: Path, chain_text: Callable[..., str]
 ) -> None:
