@@ -67,6 +67,7 @@ def write_page(
         "policy": html.escape(_policy(style, script)),
     }
     before, _, after = template.partition("{{data}}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(_filled(before, fields).encode())
         index = _index(on_disk, class_names, candidates, rules)

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if strangers:
         print(about_strangers(strangers), file=sys.stderr)
     if given.output:
-        given.output.write_text(card, "utf-8")
+        arguments.write_text(given.output, card)
         print(f"The card is in {given.output}")
     else:
         print(card, end="")

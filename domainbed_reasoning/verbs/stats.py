@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     groups = count(on_disk.pictures, records)
     if given.csv:
-        given.csv.write_text(as_csv(groups), "utf-8")
+        arguments.write_text(given.csv, as_csv(groups))
         print(f"{len(groups):,} rows written to {given.csv}")
     else:
         print(arguments.printable(as_table(groups, on_disk.classes)))

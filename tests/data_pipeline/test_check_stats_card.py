@@ -158,6 +158,14 @@ def test_card_has_yaml_a_hub_accepts_and_the_numbers_of_the_data(
     assert hashlib.sha256(chains.read_bytes()).hexdigest() in text
 
 
+def test_outputs_make_their_folders(toy: Path, chains: Path, verb: Verb, tmp_path: Path) -> None:
+    for name, option in (("stats", "--csv"), ("card", "--output"), ("browse", "--output")):
+        path = tmp_path / name / "deep" / "file"
+        code, _, err = verb(name, "--dataset", "Toy", "--data_dir", toy, option, path)
+        assert code == 0 and path.is_file(), err
+        assert list(path.parent.iterdir()) == [path]
+
+
 def test_every_verb_has_examples_in_its_help(verb: Verb, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("check", "annotate", "stats", "card", "browse", "import", "export"):
         with pytest.raises(SystemExit) as ended:
