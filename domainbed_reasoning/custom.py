@@ -128,7 +128,7 @@ def read_dataset(path: Path) -> ImageFolder:
             raise DatasetFileError(path, f"larger than {MAX_BYTES} bytes")
         if max(map(len, text.splitlines()), default=0) > _MAX_LINE_BYTES:
             raise DatasetFileError(path, f"a line of it is longer than {_MAX_LINE_BYTES} bytes")
-        table = tomllib.loads(text.decode())
+        table = tomllib.loads(text.decode("utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise DatasetFileError(path, f"cannot be read ({error.strerror})") from error
     except DatasetFileError:

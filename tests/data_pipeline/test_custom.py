@@ -86,6 +86,10 @@ def test_a_name_that_something_in_domainbed_has_is_refused_with_the_file(
     assert done.returncode and str(path) in last and fault.format(name) in last and "install" not in last
 
 
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    assert read_dataset(write(tmp_path, "\ufeff" + GOOD)).name == "Camera"
+
+
 def test_two_files_with_one_name_and_a_path_that_is_not_there_are_refused(tmp_path: Path) -> None:
     write(tmp_path, GOOD, "a.toml")
     write(tmp_path, GOOD, "b.toml")
