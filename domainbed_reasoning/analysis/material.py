@@ -69,8 +69,10 @@ class Material:
             chained: only samples with a chain.
 
         Raises:
-            ValueError: where there is none.
+            ValueError: where there is none, or ``count`` is negative.
         """
+        if count < 0:
+            raise ValueError(f"--images must not be negative, not {count}; 0 takes all.")
         drawn: list[SampleId] = []
         for position, env in enumerate(domains):
             known = [(env, index) for index in range(len(self.task.labels[env]))]

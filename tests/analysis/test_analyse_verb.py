@@ -142,6 +142,12 @@ def test_analyses_lie_beside_the_job_and_side_by_side(job, tmp_path, capsys):
     assert text.count("SARR by round, 1 job") == 2 and "--domains sources" in text
 
 
+def test_a_negative_number_of_images_is_refused_by_name(capsys):
+    command = ["analyse", "divergence", "--dataset", "ShapesReasoning", "--encoder", "tiny", "--images", "-8"]
+    assert cli.main(command) == 1
+    assert "--images must not be negative, not -8" in capsys.readouterr().err
+
+
 def test_files_that_nobody_owns_are_not_written_over(tmp_path):
     (tmp_path / "entropy_x.csv").write_text("old")
     assert results_at(tmp_path, "entropy_x", "a").path(".csv") == tmp_path / "entropy_x-2.csv"
