@@ -153,6 +153,12 @@ def test_what_is_printed_has_commands_claim_and_hours(capsys):
     assert float(re.search(r"([\d.]+) days on", said)[1]) == pytest.approx(sum(hours) / 24, abs=0.06)
 
 
+def test_the_output_folder_may_be_given_with_a_hyphen(capsys):
+    given = ("sarr_rounds", "--data_dir", "/data")
+    said = [said_by(capsys, *given, option, "/out") for option in ("--output_dir", "--output-dir")]
+    assert said[0] == said[1] and "/out" in said[0]
+
+
 def test_the_single_source_jobs_are_the_sweeps_but_for_their_targets(run_stock, domainbed_root, tmp_path, monkeypatch):
     """With one target they would be the very commands, folders and seeds of the stock sweep."""
     grid = Grid(("ERM",), mllm=False, n_hparams=2, n_trials=1)

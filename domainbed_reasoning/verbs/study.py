@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--launch", action="store_true", help="run the commands, then collect_results")
     parser.add_argument("--scale", choices=("paper", "mini"), default="paper", help=f"mini: {EMBEDDED}, tiny model")
     parser.add_argument("--data_dir", "--data-dir", help="the folder that holds the datasets' folders")
-    parser.add_argument("--output_dir", help="default: study_output/<name>-<scale>")
+    parser.add_argument("--output_dir", "--output-dir", help="default: study_output/<name>-<scale>")
     parser.add_argument("--launcher", default="parallel", help="parallel (default), ray, slurm, local, …")
     parser.add_argument("--model", default="", help="folder or hub id for the algorithms on a multimodal LLM")
     parser.add_argument(
