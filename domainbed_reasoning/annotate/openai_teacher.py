@@ -137,7 +137,8 @@ class OpenAITeacher:
             if tries < self._retries:
                 self.retried += 1
                 await asyncio.sleep(_backoff(tries) if asked_for is None else asked_for)
-        raise NoAnswer(f"no answer after {self._retries + 1} tries; the last fault: {fault}")
+        asked = f"{self._retries + 1} tries" if self._retries else "1 try"
+        raise NoAnswer(f"no answer after {asked}; the last fault: {fault}")
 
     async def close(self) -> None:
         """Close the connections."""

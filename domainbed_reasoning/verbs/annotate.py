@@ -16,6 +16,7 @@ from domainbed_reasoning.catalog import OnDisk
 from domainbed_reasoning.prompts import PROMPT_VERSION, q_reason
 from domainbed_reasoning.store import ChainWriter, Record, read_records
 from domainbed_reasoning.verbs import arguments
+from domainbed_reasoning.verbs.arguments import counted
 
 _EXAMPLES = """\
   # What would GPT-4o cost? Nothing is sent, no key is needed.
@@ -226,8 +227,8 @@ def forecast(
 
 def _nothing(given: argparse.Namespace, on_disk: OnDisk) -> str:
     total = len(on_disk.pictures)
-    of_them = f"of the first {given.limit:,} images (--limit) " if given.limit and given.limit < total else ""
-    return f"Nothing to do: {of_them}every image has an accepted chain or no candidate left ({total:,} images in all)."
+    of_them = f"of the first {counted(given.limit, 'image')} (--limit) " if given.limit and given.limit < total else ""
+    return f"Nothing to do: {of_them}every image has an accepted chain or no candidate left ({total:,} in all)."
 
 
 def _duration(hours: float) -> str:
@@ -251,17 +252,18 @@ def report(summary: Summary, jobs: int) -> str:
     if 0 < summary.unpriced < asked:
         money += f" without {summary.unpriced:,} of unknown cost"
     lines = [
-        f"{summary.accepted:,} of {jobs:,} images got a chain; {asked:,} candidates in {summary.seconds:,.0f} s "
-        f"({rate:,.0f} an hour); {summary.prompt_tokens:,} tokens in, {summary.completion_tokens:,} out, "
-        f"{money}."
+        f"{summary.accepted:,} of {counted(jobs, 'image')} got a chain; {counted(asked, 'candidate')} in "
+        f"{summary.seconds:,.0f} s ({rate:,.0f} an hour); {summary.prompt_tokens:,} tokens in, "
+        f"{summary.completion_tokens:,} out, {money}."
     ]
     lines += [f"  rejected {count:>6,}  {rule}" for rule, count in summary.rejected.most_common()]
     if summary.exhausted:
-        lines.append(f"{summary.exhausted:,} images have no candidate left; more: a larger --candidates.")
+        have = "has" if summary.exhausted == 1 else "have"
+        lines.append(f"{counted(summary.exhausted, 'image')} {have} no candidate left; more: a larger --candidates.")
     for title, images in (("could not be read", summary.unreadable), ("had no answer", summary.unanswered)):
         if images:
             first = "".join(f"\n  {image}: {fault}" for image, fault in list(images.items())[:5])
-            lines.append(f"{len(images):,} images {title}, the first of them:{first}")
+            lines.append(f"{counted(len(images), 'image')} {title}, the first of them:{first}")
     if summary.stopped:
         lines.append(f"Stopped early: {summary.stopped}. The same command goes on from here.")
     return "\n".join(lines)

@@ -84,6 +84,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return ``"1 image"`` or ``"2 images"``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically, as UTF-8; halves of character pairs become question marks."""
     path.parent.mkdir(parents=True, exist_ok=True)

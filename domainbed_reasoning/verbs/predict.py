@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from domainbed_reasoning.verbs.arguments import printable
+from domainbed_reasoning.verbs.arguments import counted, printable
 
 _EXAMPLES = """examples:
   domainbed-reasoning predict --job sweep/1a2b3c... cat.jpg dog.jpg
@@ -65,5 +65,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unreadable:
         total = len(given.images)
         others = "; the others are answered" if unreadable < total else ""
-        print(f"{unreadable} of {total} images could not be read{others}.", file=sys.stderr)
+        print(f"{unreadable} of {counted(total, 'image')} could not be read{others}.", file=sys.stderr)
     return 1 if unreadable else 0

@@ -227,7 +227,7 @@ def test_unreadable_images_are_named_and_the_others_answered(one_job, files, tmp
     assert summary == "3 of 6 images could not be read; the others are answered."
     assert cli.main([*command, str(empty)]) == 1
     said = capsys.readouterr()
-    assert said.out == "" and said.err.endswith("1 of 1 images could not be read.\n")
+    assert said.out == "" and said.err.endswith("1 of 1 image could not be read.\n")
 
 
 def test_faults_are_named_with_their_cures(one_job, files, tmp_path, capsys):
