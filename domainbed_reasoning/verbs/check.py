@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
-from domainbed_reasoning.catalog import CHAIN_FILE, IMAGE_ENDINGS, STOCK, ImageFolder, OnDisk, fault_of_order
+from domainbed_reasoning.catalog import IMAGE_ENDINGS, STOCK, ImageFolder, OnDisk, fault_of_order
 from domainbed_reasoning.custom import custom_datasets
 from domainbed_reasoning.image_files import read_rgb, truncated_images_refused
 from domainbed_reasoning.store import ACCEPTED, ChainFileError, read_lines
@@ -123,10 +123,10 @@ def print_others(on_disk: OnDisk, chains: Path) -> None:
     endings: Counter[str] = Counter()
     for place, _, names in os.walk(on_disk.root, followlinks=True):
         for name in names:
-            path = Path(place, name)
-            if name.startswith(".") or name in ("Thumbs.db", CHAIN_FILE) or path.absolute() == chains.absolute():
-                continue
-            if path.relative_to(on_disk.root).as_posix() not in pictures:
+            path = Path(place, name).relative_to(on_disk.root)
+            hidden = any(part.startswith(".") for part in path.parts) or name == "Thumbs.db"
+            is_chains = path.suffix == ".jsonl" or (on_disk.root / path).absolute() == chains.absolute()
+            if path.as_posix() not in pictures and not hidden and not is_chains:
                 ending = path.suffix.lower() or "no ending"
                 endings[f"{ending} in no class folder" if ending in IMAGE_ENDINGS else ending] += 1
     if endings:

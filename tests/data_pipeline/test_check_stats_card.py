@@ -97,6 +97,9 @@ def test_check_counts_what_is_not_taken_for_an_image_by_ending(toy: Path, chains
     for name in ("a.gif", "b.GIF", "c.heic", "Thumbs.db", ".DS_Store", "notes"):
         (toy / "toy" / "art" / "Mug" / name).touch()
     (toy / "toy" / "art" / "lost.png").touch()
+    (toy / "toy" / "old.jsonl").touch()
+    (toy / "toy" / "art" / "Mug" / ".cache").mkdir()
+    (toy / "toy" / "art" / "Mug" / ".cache" / "x.bin").touch()
     code, out, _ = verb("check", *where)
     assert code == 0
     assert "5 files are not taken for images: 2 .gif, 1 " in out
