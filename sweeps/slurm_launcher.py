@@ -181,7 +181,7 @@ def sbatch_parameters(options: str, time_limit: str = "") -> dict[str, Any]:
         else:
             raise ValueError(f"{OPTIONS}: {word!r} is no long option of sbatch. Write --partition=gpu, not -p gpu.")
         if name in _OURS:
-            raise ValueError(f"{OPTIONS}: --{name} is set by the launcher itself: leave it out.")
+            raise ValueError(f"{OPTIONS}: --{name} is not for this launcher, which needs its own: leave it out.")
     minutes = _minutes(str(given.pop("time")), f"{OPTIONS}: --time") if "time" in given else _ONE_DAY
     minutes = _minutes(time_limit, TIME_LIMIT) if time_limit else minutes
     parameters: dict[str, Any] = {"time": minutes, "job_name": given.pop("job-name", "domainbed")}
