@@ -28,6 +28,7 @@ from domainbed_reasoning.job import TRAIN_SCRIPT
 from domainbed_reasoning.sweeps.jobs import Failure, Job, chosen_jobs, report, whole_number
 from domainbed_reasoning.sweeps.parallel import JOBS
 from domainbed_reasoning.sweeps.processes import ended_by_sigterm
+from domainbed_reasoning.unfinished import make_room, unfinished_folder
 
 JOBS_AT_A_TIME = 2
 # What a job imports, directly or through transformers' lazy modules.
@@ -93,6 +94,9 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
                 process.terminate()
             for process in running:
                 process.join()
+    kept = unfinished_folder()
+    if kept.is_dir():
+        make_room(kept, keep=kept)  # a fork ends without what a process does at its end: forget a job that is done
     report(failures, len(jobs))
     return failures
 

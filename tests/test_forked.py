@@ -40,10 +40,11 @@ def test_a_forked_job_gives_the_results_of_a_process_and_a_failure_is_named(tmp_
         "import sys, domainbed_reasoning.register; from domainbed_reasoning.sweeps.forked import forked_launcher;"
         f"sys.exit(10 * len(forked_launcher({commands!r})))"
     )
+    variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "launch.py"],
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(path)},
+        env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,
     )
@@ -52,6 +53,7 @@ def test_a_forked_job_gives_the_results_of_a_process_and_a_failure_is_named(tmp_
     assert "MTCTT" in (tmp_path / "bad" / LOG).read_text()
     assert records(tmp_path / "fork") == records(tmp_path / "process")
     assert [record["step"] for record in records(tmp_path / "fork")] == [0, 3]
+    assert list((tmp_path / "cache" / "domainbed-reasoning" / "unfinished").iterdir()) == []
 
 
 def test_another_command_than_the_train_script_is_refused():
