@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm.families import Family, family_of, tile_grid
-from domainbed_reasoning.mllm.loading import config_of, part_of
+from domainbed_reasoning.mllm.loading import cached_numbers, config_of, part_of
 from domainbed_reasoning.published import KNOWN_CONFIGS, Data, Gpu
 from domainbed_reasoning.stages import Schedule
 
@@ -124,7 +124,6 @@ def shape_of(model: str, max_tiles: int = 1) -> Shape:
     text, vision = config.get_text_config(), config.vision_config
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
     edge = _tile_edge(vision)
     grid = tile_grid(family, max_tiles)
     head = network.get_output_embeddings().weight.numel()
@@ -138,7 +137,7 @@ def shape_of(model: str, max_tiles: int = 1) -> Shape:
         patches=(edge // _patch(vision)) ** 2,
         image_tokens=family.image_tokens(config, edge),
         tiles=1 if grid == 1 else grid * grid + 1,
-        kv_bytes=2 * 2 * text.num_hidden_layers * kv_heads * head_width,
+        kv_bytes=2 * cached_numbers(config),
     )
 
 

@@ -267,6 +267,14 @@ def part_of(name: str) -> str:
     return "vision" if any(part in name for part in _VISION) else "language"
 
 
+def cached_numbers(config: Any) -> int:
+    """Return how many numbers a model keeps of one token: its keys and values in all layers."""
+    text = config.get_text_config()
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * head_width)
+
+
 def add_lora(network: torch.nn.Module, settings: LoraSettings) -> torch.nn.Module:
     """Return ``network`` as a PEFT model whose adapters alone are trainable."""
     return adapted(

@@ -15,7 +15,7 @@ from domainbed_reasoning.mllm import reading
 from domainbed_reasoning.mllm.attention import install
 from domainbed_reasoning.mllm.families import Family, tile_grid
 from domainbed_reasoning.mllm.images import resize, to_uint8
-from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, load_network
+from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, cached_numbers, load_network
 from domainbed_reasoning.mllm.memory import Key, Memory, digests_of, state_of
 from domainbed_reasoning.mllm.reading import LogLikelihoods
 from domainbed_reasoning.mllm.texts import Texts
@@ -365,12 +365,9 @@ class MLLM(torch.nn.Module):
             question: of each.
             new_tokens: a chain's, at most.
         """
-        text = self.base.config.get_text_config()
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         tokens = self.prompt(question)["input_ids"].shape[1] + new_tokens
         itemsize = next(self.network.parameters()).element_size()
-        return int(2 * text.num_hidden_layers * heads * head * itemsize * rows * tokens)
+        return cached_numbers(self.base.config) * itemsize * rows * tokens
 
     def fits_a_copy(self, writes: int = 0, beside: int = 0) -> bool:
         """Return whether `copy_for_inference` is possible: unquantised, and with room for a second set of weights.
