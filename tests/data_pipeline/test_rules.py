@@ -11,6 +11,7 @@ import pytest
 
 from domainbed_reasoning.annotate.rules import RULES, Rules, make_printable
 from domainbed_reasoning.chains import Chain, parse_chain
+from domainbed_reasoning.contradiction import contradiction
 from domainbed_reasoning.store import load_chains
 
 NAMES = ("dog", "bobcat", "cat", "alarm clock")
@@ -84,6 +85,29 @@ def test_an_api_refusal_and_a_refusal_in_the_conclusion_are_refusals() -> None:
         ("It has the size of a dog.", False),
         ("The parts fit a dog better than any other option.", True),
         ("A flat nose would fit a cat better than this one.", False),
+        ("My first thought was cat; looking again, the tufts decide.", False),
+        ("At first it is a cat, one would say.", False),
+        ("The muzzle could belong to a dog, but the tufts exclude that.", False),
+        ("Neither paws nor tail point to a dog.", False),
+        ("No collar would suit a dog here.", False),
+        ("Nothing about it suits a cat, a dog, or an alarm clock.", False),
+        ("The caption reads 'this is a dog', which is a joke.", False),
+        ("Its posture suggests a dog, and the tufts overrule that at once.", False),
+        ("The paws suit a cat, the ear tufts a bobcat.", False),
+        ("Strictly speaking this is not a bobcat, so the nearest match is chosen.", False),
+        ("A dog is the only other option with such paws.", False),
+        ("Nothing here rules out a bobcat.", False),
+        ("If it is a dog, the tufts are odd.", False),
+        ("One might think it is a dog, but it is a bobcat.", False),
+        ("It is a cat, one might think, but the tufts decide.", False),
+        ("A dog stands behind the fence, and the house in the background is a backdrop.", False),
+        ("The size is uncertain, but it is a dog.", True),
+        ("Tail and muzzle leave no doubt, so dog prevails.", True),
+        ("With the given options, dog is the closest and only sensible choice.", True),
+        ("I conclude that it is a dog.", True),
+        ("This is a cat, not a bobcat.", True),
+        ("These parts mark it as a dog.", True),
+        ("The long muzzle indicates a dog.", True),
     ],
 )
 def test_contradiction_tells_statements_from_comparisons(reflection: str, rejected: bool) -> None:
@@ -95,10 +119,9 @@ def test_make_printable_keeps_all_but_nul_and_lone_surrogates() -> None:
 
 
 def test_real_chains_pass_and_many_with_another_conclusion_contradict_themselves(test_data: Path) -> None:
-    """All 112 pass. With each of the six wrong conclusions put in, the rule finds a third without any label.
+    """All 112 pass. With each of the six wrong conclusions put in, the rule finds a fifth without any label.
 
-    The rule only knows outright statements, which 37 of the chains make about their class, so it cannot find more than
-    a third; what it must never do is to reject a coherent chain.
+    The rule only knows outright statements; what it must never do is to reject a coherent chain.
     """
     classes = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
     rules = Rules(classes)
@@ -110,7 +133,28 @@ def test_real_chains_pass_and_many_with_another_conclusion_contradict_themselves
             other = Chain(**{**vars(parse_chain(text)), "conclusion": wrong}).render()
             swapped[rules.judge(other).rule] += 1
     assert set(swapped) == {"", "contradiction"}
-    assert swapped["contradiction"] > 200
+    assert swapped["contradiction"] > 120
+
+
+def test_contradiction_rejects_no_true_chain_of_thousands(test_data: Path) -> None:
+    """A frontier model's chains for PACS, full of exclusions and comparisons: the rates in the module's docstring."""
+    classes = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+    file = test_data / "PACS_reasoning.jsonl"
+    if not file.is_file():
+        pytest.skip(f"no {file.name} in {test_data}")
+    rejected, found, swapped = [], 0, 0
+    for line in file.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["verdict"] != "accepted":
+            continue
+        parts = parse_chain(record["chain"])
+        label = classes.index(parts.conclusion)
+        if contradiction(parts, label, classes):
+            rejected.append(record["image"])
+        found += contradiction(parts, (label + 1) % 7, classes) is not None
+        swapped += 1
+    assert swapped > 9000 and not rejected
+    assert found > 0.05 * swapped
 
 
 def test_rules_table_names_everything_a_verdict_can_say(chain_text: Callable[..., str]) -> None:
