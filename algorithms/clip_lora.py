@@ -15,6 +15,7 @@ import torch
 
 from domainbed_reasoning.algorithms.clip_zero_shot import CLIP_HPARAMS, CLIPZeroShot
 from domainbed_reasoning.algorithms.resumable import Minibatches
+from domainbed_reasoning.allowed import ABOVE_0, FLAG, FROM_0, FROM_0_BELOW_1, integer
 from domainbed_reasoning.mllm.clip import CLIP, add_clip_lora, load_clip
 from domainbed_reasoning.registry import Hparam
 
@@ -26,14 +27,18 @@ class CLIPLoRA(CLIPZeroShot):
 
     HPARAMS = {
         **CLIP_HPARAMS,
-        "data_augmentation": Hparam(True, None, "DomainBed's, which ERM gets too"),
-        "batch_size": Hparam(32, lambda r: int(2 ** r.uniform(3, 5.5)), "DomainBed's, per domain", embedded=6),
-        "lr": Hparam(2e-4, lambda r: 10 ** r.uniform(-4.5, -3), _LR_SOURCE, embedded=1e-2),
-        "weight_decay": Hparam(0.01, lambda r: r.choice([0.0, 0.01, 0.1]), "CLIP-LoRA"),
-        "clip_epochs": Hparam(10, None, "ours: 60,000 to 150,000 images, CLIP-LoRA's 16 shots see 256,000", embedded=6),
-        "clip_lora_rank": Hparam(2, lambda r: int(r.choice([2, 4, 8])), "CLIP-LoRA"),
-        "clip_lora_alpha": Hparam(1, None, "CLIP-LoRA; adapters are scaled by alpha / √rank"),
-        "clip_lora_dropout": Hparam(0.25, None, "CLIP-LoRA", embedded=0.0),
+        "data_augmentation": Hparam(True, None, "DomainBed's, which ERM gets too", allowed=FLAG),
+        "batch_size": Hparam(
+            32, lambda r: int(2 ** r.uniform(3, 5.5)), "DomainBed's, per domain", embedded=6, allowed=integer(1)
+        ),
+        "lr": Hparam(2e-4, lambda r: 10 ** r.uniform(-4.5, -3), _LR_SOURCE, embedded=1e-2, allowed=ABOVE_0),
+        "weight_decay": Hparam(0.01, lambda r: r.choice([0.0, 0.01, 0.1]), "CLIP-LoRA", allowed=FROM_0),
+        "clip_epochs": Hparam(
+            10, None, "ours: 60,000 to 150,000 images, CLIP-LoRA's 16 shots see 256,000", embedded=6, allowed=integer(1)
+        ),
+        "clip_lora_rank": Hparam(2, lambda r: int(r.choice([2, 4, 8])), "CLIP-LoRA", allowed=integer(1)),
+        "clip_lora_alpha": Hparam(1, None, "CLIP-LoRA; adapters are scaled by alpha / √rank", allowed=ABOVE_0),
+        "clip_lora_dropout": Hparam(0.25, None, "CLIP-LoRA", embedded=0.0, allowed=FROM_0_BELOW_1),
     }
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: dict[str, Any]):

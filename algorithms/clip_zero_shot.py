@@ -15,6 +15,7 @@ import torch
 
 from domainbed_reasoning.algorithms.hparams import RESUME_HPARAMS
 from domainbed_reasoning.algorithms.resumable import Minibatches, ResumableAlgorithm
+from domainbed_reasoning.allowed import FLAG, TEXT, integer
 from domainbed_reasoning.mllm.clip import CLIP, clip_image_edge, load_clip
 from domainbed_reasoning.progress import Answers
 from domainbed_reasoning.registry import Hparam
@@ -24,9 +25,11 @@ PROMPT = "a photo of a {}."
 # Named apart from the MLLM algorithms' own: a sweep passes one `--hparams` to all its algorithms.
 CLIP_HPARAMS = {
     **RESUME_HPARAMS,
-    "clip_model": Hparam("openai/clip-vit-base-patch16", None, "the paper's backbone, ViT-B/16", embedded="tiny"),
-    "data_augmentation": Hparam(False, None, "nothing is trained"),
-    "batch_size": Hparam(32, None, "DomainBed's, per domain; nothing is trained", embedded=6),
+    "clip_model": Hparam(
+        "openai/clip-vit-base-patch16", None, "the paper's backbone, ViT-B/16", embedded="tiny", allowed=TEXT
+    ),
+    "data_augmentation": Hparam(False, None, "nothing is trained", allowed=FLAG),
+    "batch_size": Hparam(32, None, "DomainBed's, per domain; nothing is trained", embedded=6, allowed=integer(1)),
 }
 
 

@@ -5,102 +5,157 @@ Where the paper (arXiv 2602.23777) gives a value it is the default; where it is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from domainbed_reasoning.allowed import (
+    ABOVE_0,
+    ABOVE_0_TO_1,
+    FLAG,
+    FROM_0,
+    FROM_0_BELOW_1,
+    FROM_0_TO_1,
+    TEXT,
+    integer,
+    one_of,
+)
 from domainbed_reasoning.registry import Hparam
 
 RESUME_HPARAMS = {
-    "resume": Hparam(True, None, "started again, a killed job goes on; its state is in the user's cache folder"),
+    "resume": Hparam(
+        True, None, "started again, a killed job goes on; its state is in the user's cache folder", allowed=FLAG
+    ),
 }
 
 MODEL_HPARAMS = {
     **RESUME_HPARAMS,
-    "model": Hparam("OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded="tiny"),
-    "dtype": Hparam("auto", None, "bfloat16 on CUDA as checkpoints were trained, float32 on CPU; float16 only answers"),
-    "quantize": Hparam("none", None, "the paper's; nf4 or int8 (bitsandbytes) for smaller GPUs"),
-    "max_tiles": Hparam(1, None, "not published; one tile costs 256 tokens an image, 4 are 2 x 2 and the whole: 1280"),
-    "data_augmentation": Hparam(False, None, "chains name colours, sides and views, which DomainBed's would change"),
-    "answer": Hparam("chain", None, "the paper reads answers from the chain's conclusion"),
-    "both_answers": Hparam(True, None, "the other answer is recorded too, at the last evaluation"),
-    "votes": Hparam(1, None, "the paper's one chain; more: the majority of so many sampled chains (arXiv 2203.11171)"),
-    "vote_temperature": Hparam(0.7, None, "of the chains that vote; as in arXiv 2203.11171"),
-    "max_new_tokens": Hparam(512, None, "twice the paper's chains (about 250 tokens)", embedded=112),
-    "eval_batch": Hparam(64, None, "images answered at a time: 8B holds 4 GiB of keys and values for 64"),
-    "first_evaluation": Hparam(0, None, "DomainBed evaluates after step 1 too; before this one scores are all alike"),
+    "model": Hparam("OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded="tiny", allowed=TEXT),
+    "dtype": Hparam(
+        "auto",
+        None,
+        "bfloat16 on CUDA as checkpoints were trained, float32 on CPU; float16 only answers",
+        allowed=one_of("auto", "float32", "bfloat16", "float16"),
+    ),
+    "quantize": Hparam(
+        "none", None, "the paper's; nf4 or int8 (bitsandbytes) for smaller GPUs", allowed=one_of("none", "nf4", "int8")
+    ),
+    "max_tiles": Hparam(
+        1,
+        None,
+        "not published; one tile costs 256 tokens an image, 4 are 2 x 2 and the whole: 1280",
+        allowed=integer(1),
+    ),
+    "data_augmentation": Hparam(
+        False, None, "chains name colours, sides and views, which DomainBed's would change", allowed=FLAG
+    ),
+    "answer": Hparam(
+        "chain", None, "the paper reads answers from the chain's conclusion", allowed=one_of("chain", "label")
+    ),
+    "both_answers": Hparam(True, None, "the other answer is recorded too, at the last evaluation", allowed=FLAG),
+    "votes": Hparam(
+        1,
+        None,
+        "the paper's one chain; more: the majority of so many sampled chains (arXiv 2203.11171)",
+        allowed=integer(1),
+    ),
+    "vote_temperature": Hparam(0.7, None, "of the chains that vote; as in arXiv 2203.11171", allowed=FROM_0),
+    "max_new_tokens": Hparam(
+        512, None, "twice the paper's chains (about 250 tokens)", embedded=112, allowed=integer(1)
+    ),
+    "eval_batch": Hparam(
+        64, None, "images answered at a time: 8B holds 4 GiB of keys and values for 64", allowed=integer(1)
+    ),
+    "first_evaluation": Hparam(
+        0, None, "DomainBed evaluates after step 1 too; before this one scores are all alike", allowed=integer(0)
+    ),
     # DomainBed's batch size is per domain: 43 x 3 source domains = 129, the paper's 128.
-    "batch_size": Hparam(43, lambda r: int(2 ** r.uniform(3, 5.5)), "paper: 128 over three sources", embedded=6),
+    "batch_size": Hparam(
+        43, lambda r: int(2 ** r.uniform(3, 5.5)), "paper: 128 over three sources", embedded=6, allowed=integer(1)
+    ),
 }
 
 TRAINING_HPARAMS = {
-    "lr": Hparam(5e-4, lambda r: 10 ** r.uniform(-4.5, -3), "paper: 5e-4", embedded=4e-3),
-    "weight_decay": Hparam(0.01, lambda r: r.choice([0.0, 0.01, 0.1]), "not published; AdamW's default in PyTorch"),
-    "lr_schedule": Hparam("cosine", None, "not published; InternVL's own fine-tuning: constant, linear or cosine"),
-    "warmup": Hparam(0.03, None, "share of a stage's steps; not published; InternVL's own fine-tuning"),
-    "grad_clip": Hparam(0.0, None, "off: a clip lets the label's larger gradient take most of the step"),
-    "lora_rank": Hparam(8, lambda r: int(r.choice([4, 8, 16])), "paper: 8"),
-    "lora_alpha": Hparam(16, lambda r: int(r.choice([8, 16, 32])), "not published; twice the rank, as InternVL's own"),
-    "lora_dropout": Hparam(0.05, lambda r: r.choice([0.0, 0.05, 0.1]), "not published; InternVL's own", embedded=0.0),
-    "lora_targets": Hparam("both", None, "paper: vision encoder and language decoder; or vision, or language"),
-    "lora_projector": Hparam(False, None, "the paper names the two towers only"),
-    "gradient_checkpointing": Hparam(False, None, "less memory for about a third more time"),
-    "micro_batch": Hparam(4, None, "samples a backward pass; the update is the whole batch's", embedded=64),
-    "mtct_epochs": Hparam(3, None, "paper: 3 epochs; 6 of the embedded set, whose epochs are 19 steps", embedded=6),
+    "lr": Hparam(5e-4, lambda r: 10 ** r.uniform(-4.5, -3), "paper: 5e-4", embedded=4e-3, allowed=ABOVE_0),
+    "weight_decay": Hparam(
+        0.01, lambda r: r.choice([0.0, 0.01, 0.1]), "not published; AdamW's default in PyTorch", allowed=FROM_0
+    ),
+    "lr_schedule": Hparam(
+        "cosine",
+        None,
+        "not published; InternVL's own fine-tuning: constant, linear or cosine",
+        allowed=one_of("constant", "linear", "cosine"),
+    ),
+    "warmup": Hparam(
+        0.03, None, "share of a stage's steps; not published; InternVL's own fine-tuning", allowed=FROM_0_TO_1
+    ),
+    "grad_clip": Hparam(
+        0.0, None, "off: a clip lets the label's larger gradient take most of the step", allowed=FROM_0
+    ),
+    "lora_rank": Hparam(8, lambda r: int(r.choice([4, 8, 16])), "paper: 8", allowed=integer(1)),
+    "lora_alpha": Hparam(
+        16, lambda r: int(r.choice([8, 16, 32])), "not published; twice the rank, as InternVL's own", allowed=ABOVE_0
+    ),
+    "lora_dropout": Hparam(
+        0.05,
+        lambda r: r.choice([0.0, 0.05, 0.1]),
+        "not published; InternVL's own",
+        embedded=0.0,
+        allowed=FROM_0_BELOW_1,
+    ),
+    "lora_targets": Hparam(
+        "both",
+        None,
+        "paper: vision encoder and language decoder; or vision, or language",
+        allowed=one_of("both", "vision", "language"),
+    ),
+    "lora_projector": Hparam(False, None, "the paper names the two towers only", allowed=FLAG),
+    "gradient_checkpointing": Hparam(False, None, "less memory for about a third more time", allowed=FLAG),
+    "micro_batch": Hparam(
+        4, None, "samples a backward pass; the update is the whole batch's", embedded=64, allowed=integer(1)
+    ),
+    "mtct_epochs": Hparam(
+        3, None, "paper: 3 epochs; 6 of the embedded set, whose epochs are 19 steps", embedded=6, allowed=integer(0)
+    ),
 }
 
-LABEL_HPARAMS = {"label_weight": Hparam(1.0, lambda r: r.choice([0.1, 0.3, 1.0]), "paper: 1 (eq. 1)")}
-CHAIN_HPARAMS = {"chain_weight": Hparam(1.0, lambda r: r.choice([1.0]), "paper: 1 (eq. 1)")}
+LABEL_HPARAMS = {"label_weight": Hparam(1.0, lambda r: r.choice([0.1, 0.3, 1.0]), "paper: 1 (eq. 1)", allowed=FROM_0)}
+CHAIN_HPARAMS = {"chain_weight": Hparam(1.0, lambda r: r.choice([1.0]), "paper: 1 (eq. 1)", allowed=FROM_0)}
 BALANCE_HPARAMS = {
     "gradient_balance": Hparam(
-        "none", None, "paper: plain sum (eq. 1); norm: the label gradient as long as the chain's"
+        "none",
+        None,
+        "paper: plain sum (eq. 1); norm: the label gradient as long as the chain's",
+        allowed=one_of("none", "norm"),
     ),
 }
 
 SARR_HPARAMS = {
-    "sarr_rounds": Hparam(3, lambda r: int(r.choice([1, 2, 3])), "paper: N = 3"),
-    "sarr_epochs": Hparam(3, None, "paper: 3 epochs each; 2 of the embedded set keep the demo short", embedded=2),
-    "temperature": Hparam(0.0, lambda r: r.choice([0.0, 0.7, 1.0]), "of self-labelling; not published; 0 is greedy"),
-    "top_p": Hparam(1.0, None, "of self-labelling; not published"),
-    "sarr_filter": Hparam("conclusion", None, "paper: conclusion; consistent: the chain has to support it as well"),
-    "sarr_votes": Hparam(1, None, "the paper's one chain an image; more: the majority's, at a temperature above 0"),
+    "sarr_rounds": Hparam(3, lambda r: int(r.choice([1, 2, 3])), "paper: N = 3", allowed=integer(0)),
+    "sarr_epochs": Hparam(
+        3, None, "paper: 3 epochs each; 2 of the embedded set keep the demo short", embedded=2, allowed=integer(1)
+    ),
+    "temperature": Hparam(
+        0.0, lambda r: r.choice([0.0, 0.7, 1.0]), "of self-labelling; not published; 0 is greedy", allowed=FROM_0
+    ),
+    "top_p": Hparam(1.0, None, "of self-labelling; not published", allowed=ABOVE_0_TO_1),
+    "sarr_filter": Hparam(
+        "conclusion",
+        None,
+        "paper: conclusion; consistent: the chain has to support it as well",
+        allowed=one_of("conclusion", "consistent"),
+    ),
+    "sarr_votes": Hparam(
+        1, None, "the paper's one chain an image; more: the majority's, at a temperature above 0", allowed=integer(1)
+    ),
 }
 
-_CHOICES = {
-    "answer": ("chain", "label"),
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "quantize": ("none", "nf4", "int8"),
-    "lora_targets": ("both", "vision", "language"),
-    "gradient_balance": ("none", "norm"),
-    "sarr_filter": ("conclusion", "consistent"),
-    "lr_schedule": ("constant", "linear", "cosine"),
-}
-_POSITIVE = (
-    "max_new_tokens", "eval_batch", "batch_size", "lr", "lora_rank", "micro_batch", "sarr_epochs", "top_p",
-    "clip_epochs", "clip_lora_rank", "clip_lora_alpha",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "weight_decay", "warmup", "grad_clip", "mtct_epochs", "sarr_rounds", "temperature", "vote_temperature",
-    "label_weight", "first_evaluation",
-)  # fmt: skip
 
-
-def check_values(hparams: dict[str, Any]) -> None:
-    """Refuse values that no training could use, before the model is loaded.
+def check_votes(hparams: Mapping[str, Any]) -> None:
+    """Refuse several chains that would all be the same one.
 
     Raises:
-        ValueError: naming the hyper-parameter and what it may be.
+        ValueError: naming the hyper-parameter and the temperature that it needs.
     """
-    for name, choices in _CHOICES.items():
-        if name in hparams and hparams[name] not in choices:
-            raise ValueError(f"hparam {name}: {hparams[name]!r} is none of {', '.join(choices)}.")
-    for names, least in ((_POSITIVE, "above 0"), (_NOT_NEGATIVE, "0 or more")):
-        for name in names:
-            value = hparams.get(name, 1)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or value < 0 or (value == 0 and names is _POSITIVE):
-                raise ValueError(f"hparam {name}: {value!r} is not a number {least}.")
     for name, temperature in (("votes", "vote_temperature"), ("sarr_votes", "temperature")):
-        votes = hparams.get(name, 1)
-        if type(votes) is not int or votes < 1:
-            raise ValueError(f"hparam {name}: {votes!r} is not a whole number of 1 or more.")
-        if votes > 1 and not hparams[temperature] > 0:
-            raise ValueError(f"hparam {name}: {votes} greedy chains are all alike; set {temperature} above 0.")
+        if hparams.get(name, 1) > 1 and not hparams[temperature] > 0:
+            raise ValueError(f"hparam {name}: {hparams[name]} greedy chains are all alike; set {temperature} above 0.")

@@ -35,7 +35,9 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
         "version": __version__,
         "hparams": dict(hparams),
     }
-    replace_text(pathlib.Path(args.output_dir) / "task.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
+    folder = pathlib.Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)  # DomainBed's own script has made it
+    replace_text(folder / "task.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
 
 
 def records_for(task: Task, args: argparse.Namespace | None) -> AnswerRecords | None:
@@ -59,7 +61,7 @@ def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
         out, kept = misc.split_dataset(range(len(labels)), held_out, seed)
         parts = {"out": out, "in": kept}
         if env in args.test_envs:
-            unlabelled = int(len(kept) * args.uda_holdout_fraction)
+            unlabelled = int(len(kept) * getattr(args, "uda_holdout_fraction", 0))
             parts["uda"], parts["in"] = misc.split_dataset(kept, unlabelled, seed)
         splits.update({(env, int(part[i])): name for name, part in parts.items() for i in range(len(part))})
     return splits

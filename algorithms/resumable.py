@@ -15,10 +15,11 @@ import torch
 from domainbed.algorithms import Algorithm
 
 from domainbed_reasoning.algorithms.heartbeat import Heartbeat
-from domainbed_reasoning.algorithms.hparams import check_values
+from domainbed_reasoning.algorithms.hparams import check_votes
 from domainbed_reasoning.algorithms.records import AnswerRecords, records_for
 from domainbed_reasoning.algorithms.resume import Past, past_of
 from domainbed_reasoning.algorithms.stock_dataset import schedule_of_stock_dataset, task_without_names
+from domainbed_reasoning.algorithms.whose_task import check_batch, check_task, say_without_job
 from domainbed_reasoning.job import job_arguments
 from domainbed_reasoning.progress import Answers
 from domainbed_reasoning.randomness import own_randomness
@@ -54,13 +55,16 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
     def __init__(self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: dict[str, Any]):
         super().__init__(input_shape, num_classes, num_domains, hparams)
         check_hparams(hparams, type(self).__name__)
-        check_values(hparams)
-        self.task = task_of(hparams) or task_without_names(num_classes)
+        check_votes(hparams)
+        task = task_of(hparams, num_domains)
+        check_task(task, hparams, type(self))
+        self.task = task or task_without_names(num_classes)
         self.schedule = self.task.schedule or schedule_of_stock_dataset(self.stage_epochs(hparams))
         self.seed = torch.initial_seed()
         self.steps_taken = 0
         self.records: AnswerRecords | None = None
         self.past: Past | None = None
+        say_without_job(self)
         self._training = Heartbeat(f"{type(self).__name__}'s updates", self.schedule.n_steps, "update")
         self._answering: tuple[int, Heartbeat] | None = None  # after which step
 
@@ -123,7 +127,9 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
 
         Raises:
             FloatingPointError: the loss is no number any more; the step is not recorded.
+            ValueError: the images are another dataset's than the task's.
         """
+        check_batch(self.task, [x for x, _ in minibatches])
         if self.records is not None:
             self.records.report(f"step {self.steps_taken}")
         if self.past is not None and self.past.replays:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from domainbed_reasoning.job import job_arguments
-from domainbed_reasoning.registry import DATASETS, TWINS
+from domainbed_reasoning.preflight import check_stock_dataset
 from domainbed_reasoning.samples import Task
 from domainbed_reasoning.stages import Schedule, plan_stages
 
@@ -18,9 +18,7 @@ def task_without_names(num_classes: int) -> Task:
     """
     args = job_arguments()
     name = args.dataset if args else "Debug28"
-    twin = next((ours for ours, stock in TWINS.items() if stock == name and ours in DATASETS), None)
-    if twin is not None and not name.startswith("Debug"):
-        raise ValueError(f"{name} tells an algorithm neither class names nor images' files: use --dataset {twin}.")
+    check_stock_dataset(name)
     return Task(name, tuple(f"class {index}" for index in range(num_classes)))
 
 

@@ -16,12 +16,10 @@ from PIL import Image
 from torchvision import transforms
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.job import job_arguments
+from domainbed_reasoning.job import DEFAULT_HOLDOUT, recognized_arguments
 from domainbed_reasoning.mllm.images import from_picture
 from domainbed_reasoning.samples import SampleId, Task, attach_task, with_ids
 from domainbed_reasoning.stages import Schedule, plan_stages
-
-DEFAULT_HOLDOUT = 0.2  # DomainBed's, where no job says otherwise
 
 
 class Samples(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
@@ -32,7 +30,12 @@ class Samples(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         labels: the class of every index.
         env: number of the environment.
         transform: picture to uint8 tensor ``(3, H, W)``.
+
+    Attributes:
+        task: of the dataset, whose algorithm finds it as long as a loader holds the images; not in loaders' workers.
     """
+
+    task: Task | None = None
 
     def __init__(
         self,
@@ -45,6 +48,10 @@ class Samples(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         self.labels = labels
         self.env = env
         self.transform = transform
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the task, which holds every chain: workers read images alone."""
+        return {name: value for name, value in vars(self).items() if name != "task"}
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -80,7 +87,8 @@ def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Te
 def algorithm_class(hparams: Mapping[str, Any]) -> Any | None:
     """Return the MLLM algorithm that will run on a dataset built with these hparams; None for a baseline."""
     name = hparams.get("algorithm")
-    return registry.load(registry.ALGORITHMS[name]) if name in registry.ALGORITHMS else None
+    ours = isinstance(name, str) and name in registry.ALGORITHMS
+    return registry.load(registry.ALGORITHMS[name]) if ours else None
 
 
 def lay_out_stages(
@@ -96,7 +104,7 @@ def lay_out_stages(
         sizes: images in each environment.
         test_envs: the target domains.
     """
-    args = job_arguments()
+    args = recognized_arguments()
     holdout = args.holdout_fraction if args else DEFAULT_HOLDOUT
     sources = [size - int(size * holdout) for env, size in enumerate(sizes) if env not in test_envs]
     steps_per_epoch = math.ceil(sum(sources) / (hparams["batch_size"] * max(1, len(sources))))
@@ -107,13 +115,15 @@ def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:
     """Leave the task for the algorithm, and let DomainBed evaluate at the ends of its stages.
 
     Args:
-        dataset: the instance, whose N_STEPS and CHECKPOINT_FREQ DomainBed reads.
-        hparams: the dictionary that the algorithm will get as well.
+        dataset: the instance, whose N_STEPS and CHECKPOINT_FREQ DomainBed reads; it gets the attribute ``task``.
+        hparams: the dictionary that the algorithm will get as well, or an equal one.
         task: with its schedule.
     """
     assert task.schedule is not None
     dataset.N_STEPS = task.schedule.n_steps
     dataset.CHECKPOINT_FREQ = task.schedule.checkpoint_freq
+    for holder in (dataset, *dataset.datasets):
+        holder.task = task
     attach_task(hparams, task)
 
 

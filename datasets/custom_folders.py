@@ -13,20 +13,33 @@ from domainbed import datasets as stock
 
 from domainbed_reasoning.catalog import ImageFolder, fault_of_order
 from domainbed_reasoning.custom import DatasetFileError, custom_datasets
-from domainbed_reasoning.datasets.image_folders import ReasoningImageFolder, dataset_folder, empty_classes_named
+from domainbed_reasoning.datasets.image_folders import (
+    ReasoningImageFolder,
+    dataset_folder,
+    empty_classes_named,
+    sizes_of,
+)
+from domainbed_reasoning.preflight import check_splits, check_test_envs
+from domainbed_reasoning.registry import check_for_dataset
 
 
 def make_classes(dataset: ImageFolder) -> tuple[type, type]:
     """Return the classes ``<Name>``, a plain image folder of DomainBed, and ``<Name>Reasoning``."""
 
     def __init__(self: Any, root: str, test_envs: Collection[int], hparams: dict[str, Any]) -> None:
-        folder = dataset_folder(root, dataset.folder, type(self).__name__, len(dataset.environments))
+        name, twin = type(self).__name__, isinstance(self, ReasoningImageFolder)
+        if not twin:
+            check_for_dataset(hparams, {})
+            check_test_envs(name, dataset.environments, test_envs)
+        folder = dataset_folder(root, dataset.folder, name, len(dataset.environments))
         if fault := fault_of_order(dataset, sorted(entry.name for entry in folder.iterdir() if entry.is_dir())):
             raise ValueError(fault)
         self.dir = os.path.join(root, dataset.folder + "/")
-        with empty_classes_named(root, dataset.folder, type(self).__name__):
+        with empty_classes_named(root, dataset.folder, name):
             augment = hparams["data_augmentation"]
             stock.MultipleEnvironmentImageFolder.__init__(self, self.dir, test_envs, augment, hparams)
+        if not twin:  # which checks itself
+            check_splits(name, sizes_of(self.datasets), test_envs, hparams, self.N_WORKERS)
 
     plain = type(
         dataset.name,

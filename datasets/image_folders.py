@@ -20,6 +20,7 @@ import tqdm
 from domainbed import datasets as stock
 from PIL import Image
 
+from domainbed_reasoning.allowed import TEXT_OR_NONE, integer
 from domainbed_reasoning.catalog import CHAIN_FILE, STOCK, ImageFolder, scan
 from domainbed_reasoning.chains import fault_of_names
 from domainbed_reasoning.datasets.base import (
@@ -32,14 +33,17 @@ from domainbed_reasoning.datasets.base import (
     source_chains,
 )
 from domainbed_reasoning.image_files import check_header, read_rgb, truncated_images_refused
+from domainbed_reasoning.preflight import check_splits, check_test_envs
 from domainbed_reasoning.prompts import readable_name
-from domainbed_reasoning.registry import Hparam
+from domainbed_reasoning.registry import Hparam, check_for_dataset
 from domainbed_reasoning.samples import SampleId, Task
 from domainbed_reasoning.store import ChainFileError, load_chains
 
 FOLDER_HPARAMS = {
-    "chains": Hparam(None, None, f"the chain file; None is {CHAIN_FILE} in the dataset's folder"),
-    "workers": Hparam(2, None, "loader processes a split: DomainBed's 8 would make 88 of an MLLM's"),
+    "chains": Hparam(None, None, f"the chain file; None is {CHAIN_FILE} in the dataset's folder", allowed=TEXT_OR_NONE),
+    "workers": Hparam(
+        2, None, "loader processes a split: DomainBed's 8 would make 88 of an MLLM's", allowed=integer(0)
+    ),
 }
 
 
@@ -53,8 +57,8 @@ class ReasoningImageFolder:
 
     Raises:
         FileNotFoundError: when the dataset is not below ``data_dir``, or a class has no image in a domain.
-        ValueError: when domains have other classes, an image cannot be read, or the chain file is broken or has no
-            chain to learn from; all before any training.
+        ValueError: when target domains, hyper-parameters or splits cannot be used, domains have other classes, an image
+            cannot be read, or the chain file is broken or has no chain to learn from; all before any training.
     """
 
     HPARAMS: ClassVar[dict[str, Hparam]] = FOLDER_HPARAMS
@@ -62,14 +66,19 @@ class ReasoningImageFolder:
     SUBJECT: ClassVar[str] = "object"
     READABLE: ClassVar[Mapping[str, str]] = {}
     ENVIRONMENTS: ClassVar[list[str]]
+    N_WORKERS: int
     datasets: list[Any]
 
     def __init__(self, root: str, test_envs: Collection[int], hparams: dict[str, Any]):
+        check_for_dataset(hparams, self.HPARAMS)
+        check_test_envs(type(self).__name__, self.ENVIRONMENTS, test_envs)
         folder = dataset_folder(root, self.FOLDER, type(self).__name__, len(self.ENVIRONMENTS))
         with empty_classes_named(root, self.FOLDER, type(self).__name__):
             super().__init__(root, test_envs, hparams)  # type: ignore[call-arg]
         _check_classes(self.datasets, folder)
         algorithm = algorithm_class(hparams)
+        workers = self.N_WORKERS if algorithm is None else hparams["workers"]
+        check_splits(type(self).__name__, sizes_of(self.datasets), test_envs, hparams, workers)
         if algorithm is not None:
             self._for_mllm(folder, algorithm, sorted(test_envs), hparams)
 
@@ -181,6 +190,11 @@ def empty_classes_named(root: str, folder: str, name: str) -> Iterator[None]:
             f"{name}: there is no image of the class {', '.join(places[:5])}{more}. Add some, or remove the class "
             "from every domain."
         ) from error
+
+
+def sizes_of(folders: Sequence[Any]) -> list[tuple[str, int]]:
+    """Return name and number of images of each domain."""
+    return [(pathlib.Path(folder.root).name, len(folder)) for folder in folders]
 
 
 def _below(folder: pathlib.Path, path: str) -> str:

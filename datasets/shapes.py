@@ -17,6 +17,7 @@ from PIL import Image
 from torchvision import transforms
 
 from domainbed_reasoning import shapes
+from domainbed_reasoning.allowed import FROM_0_TO_1, integer, one_of
 from domainbed_reasoning.datasets.base import (
     Samples,
     algorithm_class,
@@ -25,7 +26,8 @@ from domainbed_reasoning.datasets.base import (
     mllm_transform,
     report_chains,
 )
-from domainbed_reasoning.registry import Hparam
+from domainbed_reasoning.preflight import check_splits, check_test_envs
+from domainbed_reasoning.registry import Hparam, check_for_dataset
 from domainbed_reasoning.samples import Task
 
 
@@ -65,25 +67,39 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
     ENVIRONMENTS = list(shapes.DOMAINS)
     INPUT_SHAPE = (3, 28, 28)
     HPARAMS: ClassVar[dict[str, Hparam]] = {
-        "rho": Hparam(shapes.RHO, None, "how often the background's hue is the cue, in [0, 1]; 0 is no cue at all"),
-        "teacher": Hparam("own", None, "chains as the embedded model writes; other: at length, in words of their own"),
-        "target_per_class": Hparam(shapes.PER_CLASS, None, "images a class of a target domain, as in the sources"),
+        "rho": Hparam(
+            shapes.RHO,
+            None,
+            "how often the background's hue is the cue, in [0, 1]; 0 is no cue at all",
+            allowed=FROM_0_TO_1,
+        ),
+        "teacher": Hparam(
+            "own",
+            None,
+            "chains as the embedded model writes; other: at length, in words of their own",
+            allowed=one_of(*shapes.TEACHERS),
+        ),
+        "target_per_class": Hparam(
+            shapes.PER_CLASS, None, "images a class of a target domain, as in the sources", allowed=integer(1)
+        ),
     }
 
     def __init__(self, root: str | None, test_envs: Collection[int], hparams: dict[str, Any]):
         super().__init__()
+        check_for_dataset(hparams, self.HPARAMS)
+        check_test_envs(type(self).__name__, self.ENVIRONMENTS, test_envs)
         self.input_shape = self.INPUT_SHAPE
         self.num_classes = len(shapes.CLASS_NAMES)
         algorithm = algorithm_class(hparams)
-        if hparams.get("teacher", "own") not in shapes.TEACHERS:
-            raise ValueError(f"hparam teacher: {hparams['teacher']!r} is none of {', '.join(shapes.TEACHERS)}.")
         # A baseline's hparams are its stock twin's: these two are there only where ``--hparams`` gives them.
-        rho = _checked_rho(hparams.get("rho", shapes.RHO))
-        of_target = _checked_size(hparams.get("target_per_class", shapes.PER_CLASS))
+        rho = float(hparams.get("rho", shapes.RHO))
+        of_target = hparams.get("target_per_class", shapes.PER_CLASS)
         sizes = [
             len(shapes.CLASS_NAMES) * (of_target if env in test_envs else shapes.PER_CLASS)
             for env in range(len(shapes.DOMAINS))
         ]
+        domains = list(zip(shapes.DOMAINS, sizes, strict=True))
+        check_splits(type(self).__name__, domains, test_envs, hparams, self.N_WORKERS)
         if algorithm is None:
             self.datasets: list[Any] = [Rendered(env, size, env in test_envs, rho) for env, size in enumerate(sizes)]
         else:
@@ -124,15 +140,3 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
         )
         report_chains(task, algorithm.CHAIN_PATH)
         hand_over(self, hparams, task)
-
-
-def _checked_rho(rho: Any) -> float:
-    if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho <= 1:
-        raise ValueError(f"hparam rho: {rho!r} is not a number in [0, 1].")
-    return float(rho)
-
-
-def _checked_size(count: Any) -> int:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"hparam target_per_class: {count!r} is not a whole number of 1 or more.")
-    return count

@@ -7,18 +7,16 @@ publishes to those that are imported already. No file of DomainBed is changed, a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 import _domainbed_reasoning_hook
-from domainbed_reasoning import custom, registry, versions
+from domainbed_reasoning import custom, preflight, registry, versions
+from domainbed_reasoning.allowed import check_values
 
 # name -> (default, random), as DomainBed's `_hparams` returns it.
 Ranges = dict[str, tuple[Any, Any]]
-
-# train.py reads class_balanced and the stock datasets read data_augmentation, whatever the algorithm.
-_FOR_STOCK_CODE: Ranges = {"data_augmentation": (True, True), "class_balanced": (False, False)}
 
 
 def publish(module: ModuleType) -> None:
@@ -128,6 +126,7 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
             ranges = stock_hparams(algorithm, _twin(dataset), random_seed)
             for name, hparam in registry.BASELINE_HPARAMS.get(dataset, {}).items():
                 ranges[name] = _range(name, hparam, dataset, random_seed)
+        preflight.check_job(algorithm, dataset, ranges)
         return {name: (plain(default), plain(drawn)) for name, (default, drawn) in ranges.items()}
 
     hparams.stock_hparams = stock_hparams  # type: ignore[attr-defined]
@@ -144,12 +143,12 @@ def _twin(dataset: str) -> str:
 
 def _own_hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
     """Return the ranges of one of our algorithms: its table, the dataset's if that is ours too, and its name."""
-    tables = [registry.load(registry.ALGORITHMS[algorithm]).HPARAMS]
+    tables = [registry.STOCK_CODE_HPARAMS, registry.load(registry.ALGORITHMS[algorithm]).HPARAMS]
     if dataset in registry.DATASETS:
         tables.append(registry.load(registry.DATASETS[dataset]).HPARAMS)
     elif _twin(dataset) != dataset:
         tables.append(registry.load(custom.targets(custom.custom_datasets())[dataset]).HPARAMS)
-    ranges = dict(_FOR_STOCK_CODE)
+    ranges: Ranges = {}
     for table in tables:
         ranges |= {name: _range(name, hparam, dataset, random_seed) for name, hparam in table.items()}
     # Datasets see only the hyper-parameters: from this one they know which algorithm runs on them.
@@ -178,12 +177,26 @@ def plain(value: Any) -> Any:
 
 
 def check_hparams(hparams: Mapping[str, Any], algorithm: str) -> None:
-    """Refuse hyper-parameters that nothing would read: stock DomainBed ignores a misspelt name.
+    """Refuse hyper-parameters that nothing would read, which stock DomainBed ignores, and values that cannot be used.
+
+    Args:
+        hparams: what DomainBed passes to the constructor of an algorithm of ours.
+        algorithm: its name.
+
+    Raises:
+        ValueError: naming the unknown name and the nearest known one, or what a value may be.
+    """
+    check_names(hparams, algorithm)
+    check_values(hparams, registry.rows_of(algorithm))
+
+
+def check_names(hparams: Iterable[str], algorithm: str) -> None:
+    """Refuse names of hyper-parameters that nothing would read: stock DomainBed ignores a misspelt one.
 
     Known are those of every algorithm and dataset, ours and stock, because a sweep passes one ``--hparams`` to all.
 
     Args:
-        hparams: what DomainBed passes to the constructor of an algorithm.
+        hparams: the names.
         algorithm: its name, for the message.
 
     Raises:
@@ -202,9 +215,7 @@ def known_hparams() -> frozenset[str]:
     """Return the names of every hyper-parameter that an algorithm or dataset, ours or stock, reads."""
     from domainbed import algorithms, hparams_registry
 
-    names = {"algorithm", *_FOR_STOCK_CODE}
-    for target in [*registry.ALGORITHMS.values(), *registry.DATASETS.values()]:
-        names |= registry.load(target).HPARAMS.keys()
+    names = {"algorithm", *registry.rows_of()}
     for name in algorithms.ALGORITHMS:
         if name not in registry.ALGORITHMS:
             # One small and one large dataset: some names depend on the size.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from domainbed_reasoning.allowed import FLAG, Allowed, check_values, integer
 
 ALGORITHMS = {
     "MLLMZeroShot": "domainbed_reasoning.algorithms.zero_shot:MLLMZeroShot",
@@ -60,12 +62,14 @@ class Hparam:
         sample: draws a value from a ``numpy.random.RandomState`` for random search; None keeps the default.
         source: where the default comes from.
         embedded: default on the embedded datasets with the tiny model; None means ``default``.
+        allowed: what it may be.
     """
 
     default: Any
     sample: Callable[[Any], Any] | None
     source: str
     embedded: Any = None
+    allowed: Allowed = field(kw_only=True)
 
     def default_on(self, dataset: str) -> Any:
         """Return the default value on the dataset of that name."""
@@ -76,9 +80,47 @@ class Hparam:
 # that is larger than a domain's training split would never fill).
 BASELINE_HPARAMS = {
     "ShapesReasoning": {
-        "batch_size": Hparam(16, lambda random: int(2 ** random.uniform(3, 5)), "the size of its domains"),
+        "batch_size": Hparam(
+            16, lambda random: int(2 ** random.uniform(3, 5)), "the size of its domains", allowed=integer(1)
+        ),
     },
 }
+
+# What DomainBed's own code reads, whatever the algorithm: train.py, and the stock datasets.
+STOCK_CODE_HPARAMS = {
+    "data_augmentation": Hparam(True, None, "DomainBed", allowed=FLAG),
+    "class_balanced": Hparam(False, None, "DomainBed", allowed=FLAG),
+}
+OF_ANY_DATASET = STOCK_CODE_HPARAMS | {"batch_size": Hparam(32, None, "DomainBed", allowed=integer(1))}
+
+
+def rows_of(algorithm: str | None = None) -> dict[str, Hparam]:
+    """Return the row of every hyper-parameter that an algorithm or dataset of ours, or DomainBed's own code, reads.
+
+    Args:
+        algorithm: whose own row counts where several have one of that name.
+    """
+    rows = dict(OF_ANY_DATASET)
+    for target in [*DATASETS.values(), *ALGORITHMS.values()]:
+        rows |= load(target).HPARAMS
+    return rows | (load(ALGORITHMS[algorithm]).HPARAMS if algorithm in ALGORITHMS else {})
+
+
+def check_for_dataset(hparams: Mapping[str, Any], dataset_rows: Mapping[str, Hparam]) -> None:
+    """Refuse values that a dataset of ours, or the algorithm of ours that will run on it, could not use.
+
+    Of a baseline only what the dataset and DomainBed's own code read is checked; the rest is the baseline's.
+
+    Args:
+        hparams: what the dataset was built with.
+        dataset_rows: of its hyper-parameters.
+
+    Raises:
+        ValueError: naming the hyper-parameter, what it may be, and the value.
+    """
+    algorithm = hparams.get("algorithm")
+    ours = isinstance(algorithm, str) and algorithm in ALGORITHMS
+    check_values(hparams, rows_of(algorithm) if ours else OF_ANY_DATASET | dict(dataset_rows))
 
 
 def load(target: str) -> Any:

@@ -1,13 +1,14 @@
 """What an MLLM algorithm has to know of a sample that DomainBed's loaders do not carry: its identity, names and chain.
 
 DomainBed's batches hold ``(x, y)`` alone. `SampleTensor` lets ``x`` remember where its images come from, through the
-loaders' workers, collation and moves to a device; `Task` says what the dataset is about; and because DomainBed hands
-the same hparams dictionary to dataset and algorithm, that object is the key under which the one leaves its `Task` for
-the other.
+loaders' workers, collation and moves to a device; `Task` says what the dataset is about. DomainBed tells an algorithm
+nothing of the dataset that was built with the same hyper-parameters before it: by them the algorithm finds its `Task`.
 """
 
 from __future__ import annotations
 
+import json
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data._utils import collate as _collate
 
+from domainbed_reasoning.job import values_of_callers
 from domainbed_reasoning.stages import Schedule
 
 SampleId = tuple[int, int]  # (environment, index within the environment)
@@ -121,7 +123,7 @@ def _collate_samples(batch: Sequence[torch.Tensor], *, collate_fn_map: Any = Non
 _collate.default_collate_fn_map[SampleTensor] = _collate_samples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """What is asked of every image of a dataset.
 
@@ -154,16 +156,54 @@ class Task:
             raise ValueError(f"a chain of target domain {leaked[0]} (sample {leaked[1]}) was handed to training")
 
 
-# hparams dictionaries are not hashable and hold JSON only; the object's identity is the key, and holding it keeps it.
-_TASKS: dict[int, tuple[dict[str, Any], Task]] = {}
+# What tasks were left with: the dictionary, and its content then. A task stays as long as its dataset, one of the
+# dataset's environments (which loaders hold) or an algorithm does.
+_LEFT: weakref.WeakKeyDictionary[Task, tuple[Mapping[str, Any], str]] = weakref.WeakKeyDictionary()
 
 
-def attach_task(hparams: dict[str, Any], task: Task) -> None:
-    """Leave ``task`` for the algorithm that DomainBed builds with this very dictionary."""
-    _TASKS[id(hparams)] = (hparams, task)
+def attach_task(hparams: Mapping[str, Any], task: Task) -> None:
+    """Leave ``task`` for the algorithm that is built with these hyper-parameters; the caller has to hold the task."""
+    _LEFT.pop(task, None)
+    _LEFT[task] = (hparams, _content(hparams))
 
 
-def task_of(hparams: dict[str, Any]) -> Task | None:
-    """Return the task that the dataset built with this dictionary has left; None on stock datasets."""
-    found = _TASKS.get(id(hparams))
-    return found[1] if found else None
+def task_of(hparams: Mapping[str, Any], domains: int | None = None) -> Task | None:
+    """Return the task that the dataset built with these hyper-parameters has left; None on stock datasets.
+
+    The dictionary itself counts first, then one of equal content, as a copy has. Where several datasets were built with
+    it, the last one counts, if it is the only one of them that the innermost caller knowing any can name.
+
+    Args:
+        hparams: of the algorithm.
+        domains: how many it trains on, which may tell several tasks apart.
+
+    Raises:
+        ValueError: several tasks would do.
+    """
+    left = list(_LEFT.items())
+    found = [task for task, (own, _) in left if own is hparams]
+    if not found:
+        content = _content(hparams)
+        found = [task for task, (_, then) in left if then == content]
+    found = [task for task in found if len(task.labels) - len(task.test_envs) == domains] or found
+    if len(found) > 1 and _named_by_callers(found) != [found[-1]]:
+        raise ValueError(
+            f"{len(found)} datasets of this process were built with these hyper-parameters, and which of them this "
+            "algorithm belongs to cannot be known. Build each dataset and its algorithm with a dictionary of their "
+            "own (`dict(hparams)`), or delete the other datasets first."
+        )
+    return found[-1] if found else None
+
+
+def _content(hparams: Mapping[str, Any]) -> str:
+    return json.dumps(dict(hparams), sort_keys=True, default=repr)
+
+
+def _named_by_callers(tasks: Sequence[Task]) -> list[Task]:
+    """Return those of ``tasks`` whose dataset is known to the innermost caller that knows any."""
+    for values in values_of_callers():
+        attributes = [getattr(value, "__dict__", None) for value in values if not isinstance(value, torch.nn.Module)]
+        named = [own["task"] for own in attributes if isinstance(own, dict) and isinstance(own.get("task"), Task)]
+        if known := [task for task in tasks if any(task is other for other in named)]:
+            return known
+    return []

@@ -18,7 +18,7 @@ from typing import Any
 import domainbed_reasoning
 from domainbed_reasoning import upstream
 from domainbed_reasoning.atomic import replace_text
-from domainbed_reasoning.job import job_arguments
+from domainbed_reasoning.job import recognized_arguments
 
 FILE = "versions.json"
 OURS = "domainbed-reasoning"
@@ -27,7 +27,7 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
 
 def record_for_job() -> None:
     """Write the versions of the job that runs in this process; do nothing where none does, or a second time."""
-    args = job_arguments()
+    args = recognized_arguments()
     if args is not None:
         _record(str(args.output_dir))
 

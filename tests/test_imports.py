@@ -110,6 +110,7 @@ def test_domainbed_is_known_to_these_alone():
     allowed = {"register", "algorithms/resumable", "datasets/base", "datasets/image_folders", "datasets/shapes"}
     allowed |= {"datasets/custom_folders", "algorithms/stock_dataset"}  # users' own image folders; names of stock ones
     allowed |= {"algorithms/records", "sweeps/demo"}  # the splits that train.py draws; the names of the domains
+    allowed |= {"preflight"}  # what is known of a job before it is built
     allowed |= {"analysis/material"}  # a job's dataset, as its job was given it
     allowed |= {"collect/selection", "sweeps/miniature"}  # DomainBed's own selection; its folders of jobs
     assert {name for name in MODULES if "domainbed" in packages(name)} <= allowed

@@ -1,8 +1,12 @@
+import copy
+import gc
+import json
 import pickle
 
 import pytest
 import torch
 
+from domainbed_reasoning import samples
 from domainbed_reasoning.samples import Task, attach_task, ids_of, task_of, with_ids
 
 
@@ -83,11 +87,64 @@ def test_loaders_hand_the_ids_on(workers):
     assert seen == list(range(6))
 
 
-def test_the_task_is_found_by_the_dictionary_itself_not_by_its_contents():
-    hparams, twin = {"lr": 1}, {"lr": 1}
+@pytest.mark.parametrize(
+    "copied", [lambda h: h, dict, copy.deepcopy, lambda h: json.loads(json.dumps(h)), lambda h: h | {}]
+)
+def test_the_task_is_found_by_the_dictionary_and_by_any_equal_copy(copied):
+    hparams = {"lr": 0.1, "chains": None, "nested": {"b": [1, 2], "a": True}}
+    task = Task("D", ("cat", "dog"))
+    attach_task(hparams, task)
+    assert task_of(copied(hparams)) is task
+    assert task_of({**copied(hparams), "lr": 0.2}) is None
+
+
+def test_a_task_that_nobody_holds_is_forgotten():
+    hparams = {"lr": 1}
     attach_task(hparams, Task("D", ("cat", "dog")))
-    assert task_of(hparams).class_names == ("cat", "dog")
-    assert task_of(twin) is None
+    gc.collect()
+    assert task_of(hparams) is None and not samples._LEFT
+
+
+class Dataset:
+    """Holds its task, as ours do."""
+
+    def __init__(self, hparams, target=2):
+        self.task = Task("D", ("cat",), test_envs=(target,), labels=((0,),) * 3)
+        attach_task(hparams, self.task)
+
+
+def test_the_dictionary_itself_tells_datasets_of_equal_hparams_apart():
+    first, second = {"lr": 1}, {"lr": 1}
+    datasets = [Dataset(first, 0), Dataset(second, 1)]
+    assert task_of(first) is datasets[0].task
+    assert task_of(second) is datasets[1].task
+
+
+def test_two_datasets_that_would_both_do_are_refused():
+    hparams = {"lr": 1}
+    one, other = Dataset(hparams, 0), Dataset(hparams, 1)
+    for own in (hparams, dict(hparams)):
+        with pytest.raises(ValueError, match="2 datasets of this process were built with these hyper-parameters.*dict"):
+            task_of(own)
+    assert one.task is not other.task
+
+
+def test_a_loop_over_targets_with_one_dictionary_gets_each_datasets_own_task():
+    """What an earlier round's algorithm still holds is not taken for the task of the next."""
+    hparams, held = {"lr": 1}, []
+    for target in (0, 1, 2):
+        dataset = Dataset(hparams, target)
+        held.append([task_of(hparams)])
+        assert held[-1] == [dataset.task]
+
+
+def test_an_earlier_dataset_that_is_still_named_is_not_taken_for_a_later_one_that_is_not():
+    hparams = {"lr": 1}
+    earlier = Dataset(hparams, 0)
+    loaders = [Dataset(hparams, 1)]
+    with pytest.raises(ValueError, match="2 datasets"):
+        task_of(hparams)
+    assert loaders and earlier
 
 
 def test_a_task_refuses_chains_of_target_domains():

@@ -15,7 +15,7 @@ from domainbed_reasoning import registry
 from domainbed_reasoning.analysis.checkpoints import records_of
 from domainbed_reasoning.datasets.base import source_chains
 from domainbed_reasoning.prompts import q_cls, q_reason
-from domainbed_reasoning.samples import SampleId, Task, task_of
+from domainbed_reasoning.samples import SampleId, Task
 from domainbed_reasoning.store import load_chains
 from domainbed_reasoning.trained import TrainedJob
 
@@ -153,13 +153,13 @@ def build_material(
 
     algorithm = "MTCT" if chains is True else "MLLMZeroShot"
     settings = hparams_registry.default_hparams("MTCT", dataset) | dict(hparams or {})
-    settings |= {"algorithm": algorithm, "data_augmentation": False, "mtct_epochs": 1}
+    settings |= {"algorithm": algorithm, "data_augmentation": False, "mtct_epochs": 1, "batch_size": 1}
     if dataset not in vars(datasets):
         raise registry.unknown("dataset", dataset, registry.DATASETS)
     if clip is not None:
         settings["model"] = "tiny"  # for the names and chains, which are the same for every model
     built = vars(datasets)[dataset](data_dir, list(test_envs), settings)
-    task = task_of(settings)
+    task = getattr(built, "task", None)
     if task is None:
         raise ValueError(f"{dataset} has no class names and no chains: use {dataset}Reasoning.")
     if isinstance(chains, str):
