@@ -34,8 +34,8 @@ MODEL_HPARAMS = {
 TRAINING_HPARAMS = {
     "lr": Hparam(5e-4, lambda r: 10 ** r.uniform(-4.5, -3), "paper: 5e-4", embedded=4e-3),
     "weight_decay": Hparam(0.01, lambda r: r.choice([0.0, 0.01, 0.1]), "not published; AdamW's default in PyTorch"),
-    "lr_schedule": Hparam("cosine", None, "not published; InternVL's own fine-tuning: constant, linear or cosine"),
-    "warmup": Hparam(0.03, None, "share of a stage's steps; not published; InternVL's own fine-tuning"),
+    "lr_schedule": Hparam("cosine", None, "not published; InternVL's own; linear and cosine end above 0; or constant"),
+    "warmup": Hparam(0.03, None, "share of a stage's steps, rounded up, 2 at least; not published; InternVL's own"),
     "grad_clip": Hparam(0.0, None, "off: a clip lets the label's larger gradient take most of the step"),
     "lora_rank": Hparam(8, lambda r: int(r.choice([4, 8, 16])), "paper: 8"),
     "lora_alpha": Hparam(16, lambda r: int(r.choice([8, 16, 32])), "not published; twice the rank, as InternVL's own"),

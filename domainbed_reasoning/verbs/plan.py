@@ -89,6 +89,7 @@ def plan(given: argparse.Namespace) -> str:
         return _without_copy(costs.memory_of(shape, lengths, {**hparams, **changed}))
 
     memory = costs.memory_of(shape, lengths, hparams)
+    schedule = schedule_of(algorithm, hparams, data, given.steps)
     job = hours({})
     domains = data.domains
     pairs = math.comb(domains, 2)
@@ -99,6 +100,7 @@ def plan(given: argparse.Namespace) -> str:
         "",
         *_memory_lines(memory, needed, gpu.gib, hparams),
         "",
+        *([f"stages      {shortfall}", ""] if (shortfall := schedule.shortfall()) else []),
         f"a job       {_time(job.total)}",
         f"  training    {_time(job.training)}",
         f"  labelling   {_time(job.labelling)}   SARR's own chains, where the evaluation before has not written them",
