@@ -70,6 +70,7 @@ def plan(given: argparse.Namespace) -> str:
         ImportError: without DomainBed, whose subclasses hold the hyper-parameters.
     """
     from domainbed_reasoning import costs
+    from domainbed_reasoning.mllm.loading import said_of_experts
 
     dataset = _dataset(given.dataset)
     algorithm = _algorithm(given.algorithm)
@@ -90,6 +91,7 @@ def plan(given: argparse.Namespace) -> str:
 
     memory = costs.memory_of(shape, lengths, hparams)
     schedule = schedule_of(algorithm, hparams, data, given.steps)
+    experts = said_of_experts(shape.fused, shape.weights)
     job = hours({})
     domains = data.domains
     pairs = math.comb(domains, 2)
@@ -100,6 +102,7 @@ def plan(given: argparse.Namespace) -> str:
         "",
         *_memory_lines(memory, needed, gpu.gib, hparams),
         "",
+        *([f"experts     {experts} The hours below leave them out.", ""] if experts else []),
         *([f"stages      {shortfall}", ""] if (shortfall := schedule.shortfall()) else []),
         f"a job       {_time(job.total)}",
         f"  training    {_time(job.training)}",
