@@ -13,11 +13,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from domainbed_reasoning.algorithms import idle
 from domainbed_reasoning.algorithms.optimisation import optimiser_of_stage
 from domainbed_reasoning.algorithms.records import write_task
 from domainbed_reasoning.algorithms.resumable import Minibatches, ResumableAlgorithm
 from domainbed_reasoning.answering import answering_chains, elected_chains, scores_of_chains
 from domainbed_reasoning.balance import LabelGradients
+from domainbed_reasoning.batching import micro_batches
 from domainbed_reasoning.consistency import Support
 from domainbed_reasoning.job import job_arguments
 from domainbed_reasoning.losses import chain_nll, label_nll
@@ -68,6 +70,8 @@ class MLLMAlgorithm(ResumableAlgorithm):
                 "hparam dtype: float16 is for answering alone. Training in it loses gradients below its range unless "
                 "the loss is scaled, which is not done: use bfloat16 or float32, or quantize nf4 with bfloat16."
             )
+        if self.schedule.left_out:
+            print(f"WARNING: {type(self).__name__}: {self.schedule.shortfall()}", flush=True)
         self.q_cls = q_cls(self.task.class_names, self.task.subject)
         self.q_reason = q_reason(self.task.class_names, self.task.subject)
         self.mllm = load_mllm(
@@ -81,6 +85,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
         self.stage: Stage | None = None
         self.self_labels: SelfLabels | None = None
         self.kept_by_round: dict[int, float] = {}
+        self._idle_stage: Stage | None = None  # whose steps without samples the log has named
         self._labels_by_copy: bool | None = None  # None as long as it is not decided
         self._training_peak: int | None = 0 if self.mllm.device.type != "cuda" else None  # bytes; None: not known yet
         self._reader: tuple[int, Any] | None = None
@@ -144,6 +149,8 @@ class MLLMAlgorithm(ResumableAlgorithm):
         if self.self_labels is not None:
             self.kept_by_round[stage.round] = self.self_labels.accepted_share
         values.update({f"sarr{k}_accepted": share for k, share in self.kept_by_round.items()})
+        if self.self_labels is not None and self.steps_taken == stage.last:
+            print(idle.of_round(stage, self.self_labels), flush=True)
         return values
 
     def _enter(self, stage: Stage) -> None:
@@ -151,9 +158,6 @@ class MLLMAlgorithm(ResumableAlgorithm):
 
         The paper does not say whether the optimiser's state outlives a stage; stages are runs of their own here.
         """
-        if self.self_labels is not None:
-            share, count = self.self_labels.accepted_share, self.self_labels.labelled
-            print(f"{self.stage}: kept {share:.1%} of {count} self-labelled chains", flush=True)
         print(f"{type(self).__name__}: {stage} of {self.schedule.n_steps} steps", flush=True)
         self._prepare(stage)
 
@@ -235,7 +239,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
         if self.hparams.get("gradient_balance") == "norm":
             balance = LabelGradients(list(self.mllm.adapters().values()))
         self.optimizer.zero_grad(set_to_none=True)
-        for rows in _micro_batches(used, chains, self.hparams["micro_batch"]):
+        for rows in micro_batches(used, chains, self.hparams["micro_batch"]):
             names = [self.task.class_names[batch.labels[row]] for row in rows] if self.LABEL_PATH else None
             texts = [str(chains[row]) for row in rows] if chains[rows[0]] is not None else None
             by_label, by_chain = self._log_likelihoods(batch.images[rows], names, texts)
@@ -270,8 +274,13 @@ class MLLMAlgorithm(ResumableAlgorithm):
         """Take a step none of whose samples may be used, as when none of its self-labelled chains was kept.
 
         No weight changes, and the learning rate moves on as after any other step: the schedule is laid over the
-        stage's steps, so that the last ones get its end whatever was rejected. The paper publishes no schedule.
+        stage's steps, so that the last ones get its end whatever was rejected. The paper publishes no schedule, nor
+        what to do when a round keeps nothing: training continues, for later images may do better.
         """
+        if self.stage is not None and self._idle_stage is not self.stage:
+            if said := idle.of_step(self.stage, self.steps_taken, self.self_labels):
+                self._idle_stage = self.stage
+                print(said, flush=True)
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.step()
         self.lr_scheduler.step()
@@ -388,14 +397,3 @@ class MLLMAlgorithm(ResumableAlgorithm):
                 self._support.sums, self._support.counts = state["support"]
             self._load_adapters(state["adapters"])
         self.kept_by_round = state["kept_by_round"]
-
-
-def _micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> list[list[int]]:
-    """Return the ``used`` rows in groups of at most ``size``, those with a chain apart from those without."""
-    groups = []
-    for with_chain in (True, False):
-        rows = [row for row in used if (chains[row] is not None) == with_chain]
-        if with_chain:
-            rows.sort(key=lambda row: len(str(chains[row])))  # less padding
-        groups += [rows[start : start + size] for start in range(0, len(rows), size)]
-    return groups

@@ -82,11 +82,14 @@ TRAINING_HPARAMS = {
     "lr_schedule": Hparam(
         "cosine",
         None,
-        "not published; InternVL's own fine-tuning: constant, linear or cosine",
+        "not published; InternVL's own; linear and cosine end above 0; or constant",
         allowed=one_of("constant", "linear", "cosine"),
     ),
     "warmup": Hparam(
-        0.03, None, "share of a stage's steps; not published; InternVL's own fine-tuning", allowed=FROM_0_TO_1
+        0.03,
+        None,
+        "share of a stage's steps, rounded up, 2 at least; not published; InternVL's own",
+        allowed=FROM_0_TO_1,
     ),
     "grad_clip": Hparam(
         0.0, None, "off: a clip lets the label's larger gradient take most of the step", allowed=FROM_0

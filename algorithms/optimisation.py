@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,12 +19,17 @@ def optimiser_of_stage(
 
 
 def _lr_factor(schedule: str, warmup: float, steps: int) -> Any:
-    """Return transformers' own learning-rate schedule of that name as a function of the step."""
+    """Return transformers' own learning-rate schedule of that name as a function of the step, from 0.
+
+    The share ``warmup`` of the steps, rounded up, is warm-up: of w steps, step i has (i + 1) / w of the rate. w is 2 at
+    least, for 1 would begin at the whole rate. transformers' schedules begin and end at 0, which is placed before the
+    first step and after the last, so that every update moves the weights.
+    """
     from transformers import optimization
 
-    first = round(warmup * steps)
+    # Rounded before it is rounded up: 0.07 * 100 is a little more than 7.
+    rising = min(max(2, math.ceil(round(warmup * steps, 9))), steps) if warmup else 1
     dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
     name = "constant_with_warmup" if schedule == "constant" else schedule
-    made = optimization.get_scheduler(name, dummy, num_warmup_steps=first, num_training_steps=steps)
-    # transformers starts at 0; the first of few steps should not be lost.
-    return (lambda step: made.lr_lambdas[0](step + 1)) if first else made.lr_lambdas[0]
+    made = optimization.get_scheduler(name, dummy, num_warmup_steps=rising, num_training_steps=steps + 1)
+    return lambda step: made.lr_lambdas[0](min(step, steps - 1) + 1)

@@ -19,11 +19,14 @@ from domainbed_reasoning import __version__
 from domainbed_reasoning.atomic import replace_text
 from domainbed_reasoning.prompts import PROMPT_VERSION
 from domainbed_reasoning.samples import SampleId, Task
-from domainbed_reasoning.scoring import answers_from_chains
+from domainbed_reasoning.scoring import answers_from_chains, misled
+
+_MOSTLY = 0.5  # share of an evaluation's chains without a class from which its accuracies say little of chains
 
 
 def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> None:
     """Write ``task.json`` beside results.jsonl: what an answer needs that DomainBed's checkpoint does not hold."""
+    nothing, other = misled(task)
     said = {
         "algorithm": args.algorithm,
         "dataset": task.dataset,
@@ -34,17 +37,18 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
         "prompt_version": PROMPT_VERSION,
         "version": __version__,
         "hparams": dict(hparams),
+        "chains": {"source": len(task.chains), "no_class": len(nothing), "other_class": len(other)},
     }
     folder = pathlib.Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)  # DomainBed's own script has made it
     replace_text(folder / "task.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
 
 
-def records_for(task: Task, args: argparse.Namespace | None) -> AnswerRecords | None:
+def records_for(task: Task, args: argparse.Namespace | None, judged_by_chains: bool = False) -> AnswerRecords | None:
     """Return the records of this job; None outside of a job or where samples have no ids."""
     if args is None or not task.labels:
         return None
-    return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args))
+    return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args), judged_by_chains)
 
 
 def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
@@ -68,9 +72,17 @@ def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
 
 
 class AnswerRecords:
-    """Collects the answers of an evaluation; writes those of the last one when every sample has been answered."""
+    """Collects the answers of an evaluation; writes those of the last one when every sample has been answered.
 
-    def __init__(self, task: Task, folder: pathlib.Path, splits: dict[SampleId, str]):
+    Args:
+        task: what is asked.
+        folder: of the job.
+        splits: of every sample.
+        judged_by_chains: whether DomainBed's accuracies are those of chains.
+    """
+
+    def __init__(self, task: Task, folder: pathlib.Path, splits: dict[SampleId, str], judged_by_chains: bool = False):
+        self.judged_by_chains = judged_by_chains
         self.task = task
         self.folder = folder
         self.splits = splits
@@ -114,7 +126,9 @@ class AnswerRecords:
         if self.chains:
             share = self.unparsed / self.chains
             said = f"{self.unparsed} of {self.chains} chains named no class ({share:.1%})"
-            print(f"Evaluation before {when}: {said}", flush=True)
+            effect = "; its accuracies are mostly or wholly the class names' likelihood, not the chains'"
+            loud = self.judged_by_chains and share >= _MOSTLY
+            print(f"{'WARNING: ' * loud}Evaluation before {when}: {said}{effect * loud}", flush=True)
         self.unparsed = self.chains = 0
 
     def _write(self) -> None:

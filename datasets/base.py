@@ -16,9 +16,11 @@ from PIL import Image
 from torchvision import transforms
 
 from domainbed_reasoning import registry
+from domainbed_reasoning.chains import conclusion_of
 from domainbed_reasoning.job import DEFAULT_HOLDOUT, recognized_arguments
 from domainbed_reasoning.mllm.images import from_picture
 from domainbed_reasoning.samples import SampleId, Task, attach_task, with_ids
+from domainbed_reasoning.scoring import misled
 from domainbed_reasoning.stages import Schedule, plan_stages
 
 
@@ -128,7 +130,11 @@ def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:
 
 
 def report_chains(task: Task, wanted: bool) -> None:
-    """Print which share of the source domains' images has a chain."""
+    """Print which share of the source domains' images has a chain, and how many chains conclude with another class.
+
+    Raises:
+        ValueError: every chain concludes with no class: training would teach the model not to answer.
+    """
     if not wanted:
         return
     for env, labels in enumerate(task.labels):
@@ -136,6 +142,21 @@ def report_chains(task: Task, wanted: bool) -> None:
             count = sum((env, index) in task.chains for index in range(len(labels)))
             name = task.environments[env]
             print(f"{task.dataset}, {name}: {count} of {len(labels)} images have a chain ({count / len(labels):.1%})")
+    nothing, other = misled(task)
+    total = len(task.chains)
+    for what, found in (("no class of the dataset", nothing), ("another class than their image's", other)):
+        if not found:
+            continue
+        env, index = found[0]
+        said = (
+            f"{len(found)} of {total} chains ({len(found) / total:.1%}) conclude with {what}. The first, of "
+            f"{task.images[env][index]!r} ({task.class_names[task.labels[env][index]]}), concludes: "
+            f"{conclusion_of(task.chains[env, index])!r:.80}"
+        )
+        cure = "`domainbed-reasoning check` lists them; correct their <CONCLUSION> or mark them as rejected."
+        if found is nothing and len(nothing) == total:
+            raise ValueError(f"{said}. A model trained on them never names a class. {cure}")
+        print(f"WARNING: {said}. {cure}", flush=True)
 
 
 def source_chains(

@@ -21,7 +21,7 @@ from domainbed import datasets as stock
 from PIL import Image
 
 from domainbed_reasoning.allowed import TEXT_OR_NONE, integer
-from domainbed_reasoning.catalog import CHAIN_FILE, STOCK, ImageFolder, scan
+from domainbed_reasoning.catalog import CHAIN_FILE, STOCK, ImageFolder, class_names, scan
 from domainbed_reasoning.chains import fault_of_names
 from domainbed_reasoning.datasets.base import (
     Samples,
@@ -33,8 +33,8 @@ from domainbed_reasoning.datasets.base import (
     source_chains,
 )
 from domainbed_reasoning.image_files import check_header, read_rgb, truncated_images_refused
+from domainbed_reasoning.image_names import composed, require_names
 from domainbed_reasoning.preflight import check_splits, check_test_envs
-from domainbed_reasoning.prompts import readable_name
 from domainbed_reasoning.registry import Hparam, check_for_dataset
 from domainbed_reasoning.samples import SampleId, Task
 from domainbed_reasoning.store import ChainFileError, load_chains
@@ -88,8 +88,9 @@ class ReasoningImageFolder:
         folders = self.datasets
         edge = algorithm.image_edge(hparams)
         images = [[_below(folder, path) for path, _ in f.samples] for f in folders]
+        require_names(folder, (path for paths in images for path in paths))
         labels = [list(f.targets) for f in folders]
-        names = tuple(self.READABLE.get(name, readable_name(name)) for name in folders[0].classes)
+        names = class_names(folders[0].classes, self.READABLE)
         if fault := fault_of_names(names):
             raise ValueError(f"{folder}: {fault}. Rename the class folders.")
         check_images(folder, [path for paths in images for path in paths])
@@ -203,10 +204,10 @@ def _below(folder: pathlib.Path, path: str) -> str:
 
 def _check_classes(folders: Sequence[Any], root: pathlib.Path) -> None:
     """Refuse domains with different class folders: DomainBed numbers classes within each."""
-    first = folders[0]
+    first, names = folders[0], [composed(name) for name in folders[0].classes]
     for other in folders[1:]:
-        if other.classes != first.classes:
-            odd = sorted(set(other.classes) ^ set(first.classes))
+        if [composed(name) for name in other.classes] != names:
+            odd = sorted(map(ascii, set(other.classes) ^ set(first.classes)))
             raise ValueError(
                 f"{root}: the domains {pathlib.Path(first.root).name} and {pathlib.Path(other.root).name} have "
                 f"different class folders ({', '.join(odd)}); make them the same."

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from domainbed_reasoning.image_names import composed
 from domainbed_reasoning.prompts import readable_name
 
 # The endings that torchvision's ImageFolder takes for pictures.
@@ -66,7 +67,18 @@ class ImageFolder:
 
     def class_name(self, folder: str) -> str:
         """Return the name that prompts give to a class folder."""
-        return self.readable.get(folder, readable_name(folder))
+        return class_names([folder], self.readable)[0]
+
+
+def class_names(folders: Sequence[str], readable: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names that prompts give to class folders, in composed Unicode form.
+
+    Args:
+        folders: in label order.
+        readable: names of folders for which `prompts.readable_name` would not do.
+    """
+    names = {composed(folder): name for folder, name in readable.items()}
+    return tuple(composed(names.get(form, readable_name(form))) for form in map(composed, folders))
 
 
 @dataclass(frozen=True)
@@ -114,15 +126,17 @@ def scan(dataset: ImageFolder, data_dir: str | os.PathLike[str]) -> OnDisk:
     domains = _folders(root)
     if not domains:
         raise FileNotFoundError(f"{dataset.name} is not at {root}: the folder has no domain folders. {cure}")
-    classes = sorted({label for domain in domains for label in _folders(root / domain)})
+    found = {domain: {composed(label): label for label in _folders(root / domain)} for domain in domains}
+    spelt = {form: label for labels in reversed(found.values()) for form, label in labels.items()}
+    classes = sorted(spelt.values())
     pictures: list[Picture] = []
     missing = []
     for domain in domains:
         for label in classes:
-            found = sorted(_pictures_below(root / domain / label))
-            if not found:
+            paths = sorted(_pictures_below(root / domain / found[domain].get(composed(label), label)))
+            if not paths:
                 missing.append((domain, label))
-            pictures += [Picture(path.relative_to(root).as_posix(), domain, label) for path in found]
+            pictures += [Picture(path.relative_to(root).as_posix(), domain, label) for path in paths]
     return OnDisk(root, tuple(domains), tuple(classes), tuple(pictures), tuple(missing))
 
 

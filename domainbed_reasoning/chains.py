@@ -8,6 +8,7 @@ RD-MLDG (ICLR 2026, arXiv 2602.23777) pairs every image with a chain of LLaVA-Co
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -110,8 +111,8 @@ def count_words(text: str) -> int:
 
 
 def normalise_name(name: str) -> str:
-    """Return ``name`` in lower case, underscores as spaces, runs of whitespace as one space."""
-    return " ".join(name.replace("_", " ").casefold().split())
+    """Return ``name`` in lower case and composed Unicode form, underscores as spaces, runs of whitespace as one."""
+    return " ".join(unicodedata.normalize("NFC", name.replace("_", " ").casefold()).split())
 
 
 def fault_of_names(class_names: Sequence[str]) -> str | None:

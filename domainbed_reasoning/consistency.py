@@ -85,7 +85,7 @@ class Support:
         self.sums.index_add_(0, classes.flatten(), gains.flatten())
         self.counts.index_add_(0, classes.flatten(), torch.ones(classes.numel()))
         evidence = gains - (self.sums / self.counts.clamp(min=1))[classes]
-        fits = (evidence[:, 0] > evidence[:, 1:].max(dim=1).values).tolist()
+        fits = (evidence[:, :1] > evidence[:, 1:]).all(dim=1).tolist()  # without rivals nothing is likelier
         sound = [_is_sound(chain, label, names) for chain, label in zip(chains, labels, strict=True)]
         return [words and fit for words, fit in zip(sound, fits, strict=True)]
 

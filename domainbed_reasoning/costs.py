@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from domainbed_reasoning.mllm.families import Family, family_of, tile_grid
-from domainbed_reasoning.mllm.loading import cached_numbers, config_of, part_of
+from domainbed_reasoning.mllm.loading import cached_numbers, config_of, part_of, without_adapters
 from domainbed_reasoning.published import KNOWN_CONFIGS, Data, Gpu
 from domainbed_reasoning.stages import Schedule
 
@@ -96,6 +96,7 @@ class Shape:
         image_tokens: tokens of the decoder for one tile.
         tiles: an image.
         kv_bytes: of one token's keys and values at 16 bits.
+        fused: of the weights, those of a mixture's experts and routers, by tensor; the towers do not count them.
     """
 
     vision: Tower
@@ -108,6 +109,7 @@ class Shape:
     image_tokens: int
     tiles: int
     kv_bytes: int
+    fused: Mapping[str, int] = field(default_factory=dict)
 
 
 def shape_of(model: str, max_tiles: int = 1) -> Shape:
@@ -138,6 +140,7 @@ def shape_of(model: str, max_tiles: int = 1) -> Shape:
         image_tokens=family.image_tokens(config, edge),
         tiles=1 if grid == 1 else grid * grid + 1,
         kv_bytes=2 * cached_numbers(config),
+        fused=without_adapters(network),
     )
 
 

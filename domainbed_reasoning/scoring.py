@@ -8,6 +8,7 @@ import torch
 
 from domainbed_reasoning.batching import Trie
 from domainbed_reasoning.chains import conclusion_of, match_class
+from domainbed_reasoning.samples import SampleId, Task
 
 
 def scores_from_trie(trie: Trie, prompt_logits: torch.Tensor, node_logits: torch.Tensor) -> torch.Tensor:
@@ -32,7 +33,18 @@ def scores_from_trie(trie: Trie, prompt_logits: torch.Tensor, node_logits: torch
 
 def answers_from_chains(chains: Sequence[str], class_names: Sequence[str]) -> list[int | None]:
     """Return the class that each chain concludes with, None where it names no class of the task."""
-    return [match_class(conclusion_of(chain), class_names) for chain in chains]
+    conclusions = [conclusion_of(chain) for chain in chains]
+    classes = {text: match_class(text, class_names) for text in set(conclusions)}
+    return [classes[text] for text in conclusions]
+
+
+def misled(task: Task) -> tuple[list[SampleId], list[SampleId]]:
+    """Return the samples whose teacher chain concludes with no class, and those with another class than their own."""
+    answers = answers_from_chains(list(task.chains.values()), task.class_names)
+    pairs = list(zip(task.chains, answers, strict=True))
+    nothing = [key for key, answer in pairs if answer is None]
+    other = [(env, i) for (env, i), answer in pairs if answer is not None and answer != task.labels[env][i]]
+    return nothing, other
 
 
 def elect(candidates: Sequence[str], class_names: Sequence[str]) -> str:

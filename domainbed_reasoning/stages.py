@@ -9,6 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+
+def name_of_stage(index: int) -> str:
+    """Return what a person calls stage ``index``: 0 for MTCT on teacher chains, k for SARR's round k."""
+    return f"SARR round {index}" if index else "supervised stage"
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,7 @@ class Stage:
 
     def __str__(self) -> str:
         """Name the stage and its steps."""
-        name = f"SARR round {self.round}" if self.round else "supervised stage"
-        return f"{name} (steps {self.first}-{self.last})"
+        return f"{name_of_stage(self.round)} (steps {self.first}-{self.last})"
 
 
 @dataclass(frozen=True)
@@ -41,18 +46,29 @@ class Schedule:
     """All stages, and how often DomainBed has to evaluate so that it does so at every stage's end.
 
     Attributes:
-        stages: in order; stages that ``--steps`` left without a step are absent.
+        stages: in order.
         n_steps: updates in all.
         checkpoint_freq: every stage ends at a multiple of it, or at the last step.
+        left_out: the rounds of the stages that ``--steps`` are too few for.
     """
 
     stages: tuple[Stage, ...]
     n_steps: int
     checkpoint_freq: int
+    left_out: tuple[int, ...] = ()
 
     def at(self, step: int) -> Stage:
         """Return the stage of ``step``; steps beyond the plan belong to the last stage."""
         return next((stage for stage in self.stages if step <= stage.last), self.stages[-1])
+
+    def shortfall(self) -> str:
+        """Return which stages get no step and what to do, as a sentence; empty where every stage gets one."""
+        if not self.left_out:
+            return ""
+        return (
+            f"--steps {self.n_steps} leaves {', '.join(map(name_of_stage, self.left_out))} without a step: training "
+            f"has {len(self.stages) + len(self.left_out)} stages. Use --steps of that many or more, or none."
+        )
 
 
 def plan_stages(epochs: Sequence[int], steps_per_epoch: int, n_steps: int | None = None) -> Schedule:
@@ -62,30 +78,69 @@ def plan_stages(epochs: Sequence[int], steps_per_epoch: int, n_steps: int | None
     therefore ends at a multiple: with an epoch of 10 steps and stages of 3 and 3 epochs, MTCT takes steps 0-30 and the
     round 31-60; the first stage has one update more, the one that DomainBed evaluates as step 0.
 
+    ``--steps`` are shared in proportion to the epochs by largest remainder, each stage getting one step at least. An
+    end at which DomainBed would not evaluate is then moved to the nearest evaluation, by half a checkpoint frequency at
+    most. With fewer steps than stages the first stages get one each and the others are in ``left_out``.
+
     Args:
         epochs: of each stage, MTCT first; a 0 leaves the stage out.
         steps_per_epoch: updates that draw as many samples as the training set holds.
-        n_steps: DomainBed's ``--steps``: the stages share them in proportion, rounded up; late stages may get none.
+        n_steps: DomainBed's ``--steps``; None or 0, as for DomainBed, means none were given.
 
     Returns:
         the schedule; one stage of one step if there are no epochs at all (zero-shot).
+
+    Raises:
+        ValueError: for fewer than 0 steps.
     """
+    if n_steps is not None and n_steps < 0:
+        raise ValueError(f"--steps must be 1 or more; got {n_steps}.")
     wanted = [(index, count) for index, count in enumerate(epochs) if count > 0]
     if not wanted:
         return Schedule((Stage(0, 0, (n_steps or 1) - 1),), n_steps or 1, n_steps or 1)
     unit = math.gcd(*(count for _, count in wanted))  # epochs between two evaluations
-    units = sum(count for _, count in wanted) // unit
-    if n_steps is None:
+    if not n_steps:
         frequency = max(1, unit * steps_per_epoch)
-        n_steps = units * frequency + 1
+        ends = [total // unit * frequency for total in accumulate(count for _, count in wanted)]
+        n_steps = ends[-1] + 1
     else:
-        frequency = max(1, math.ceil((n_steps - 1) / units))
-    stages: list[Stage] = []
-    first, ended = 0, 0
-    for index, count in wanted:
-        ended += count // unit
-        last = min(ended * frequency, n_steps - 1)
-        if last >= first:
-            stages.append(Stage(index, first, last))
-            first = last + 1
-    return Schedule(tuple(stages), n_steps, frequency)
+        ends, frequency = _ends_within([count // unit for _, count in wanted[:n_steps]], n_steps - 1)
+    firsts = [0, *(end + 1 for end in ends)]
+    stages = [Stage(index, *steps) for (index, _), *steps in zip(wanted, firsts, ends, strict=False)]
+    left_out = tuple(index for index, _ in wanted[len(ends) :])
+    return Schedule(tuple(stages), n_steps, frequency, left_out)
+
+
+def _ends_within(weights: Sequence[int], last: int) -> tuple[list[int], int]:
+    """Return the last steps of stages that share steps 0 to ``last``, and the frequency of the evaluations.
+
+    The first stage has step 0 beside its share. Rounded up, the frequency spares an evaluation just before the last;
+    it is rounded down where a stage would be left without a step.
+
+    Args:
+        weights: of each stage, above 0; ``last + 1`` stages at most.
+        last: number of the last step.
+    """
+    exact = list(accumulate(_shares(weights, last)))
+    for frequency in (-(-last // sum(weights)), last // sum(weights)):
+        if frequency > 1:
+            ends = [(2 * end + frequency - 1) // (2 * frequency) * frequency for end in exact[:-1]] + [last]
+            if all(before < after for before, after in pairwise(ends)):
+                return ends, frequency
+    return exact, 1
+
+
+def _shares(weights: Sequence[int], steps: int) -> list[int]:
+    """Share ``steps`` by largest remainder; every stage but the first, which has step 0 as well, gets 1 at least."""
+    least = [0] + [1] * (len(weights) - 1)
+    shares = [max(low, weight * steps // sum(weights)) for low, weight in zip(least, weights, strict=True)]
+    places = range(len(weights))
+
+    def lacking(place: int) -> int:
+        return weights[place] * steps - shares[place] * sum(weights)
+
+    while sum(shares) < steps:
+        shares[max(places, key=lacking)] += 1
+    while sum(shares) > steps:
+        shares[min((place for place in places if shares[place] > least[place]), key=lacking)] -= 1
+    return shares

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from domainbed_reasoning.chains import ChainError, parse_chain
+from domainbed_reasoning.image_names import NamesOnDisk
 from domainbed_reasoning.record import (
     ACCEPTED,
     MAX_DEPTH,
@@ -57,7 +58,7 @@ class ChainFileError(ValueError):
 def load_chains(
     path: str | os.PathLike[str], known_images: Collection[str] | None = None, *, repair: bool = False
 ) -> dict[str, str]:
-    """Return the accepted chains by image path.
+    """Return the accepted chains by image path, as it is on disk where that is known.
 
     Args:
         path: a chain file.
@@ -69,13 +70,13 @@ def load_chains(
             twice, has a value of the wrong kind, text that no file can hold, a path out of the folder or of an unknown
             image, an accepted chain that has not its five stages, or a second accepted chain of an image.
     """
-    known = None if known_images is None else frozenset(known_images)
+    known = None if known_images is None else NamesOnDisk(known_images)
     chains: dict[str, str] = {}
     for line, record in read_records(path, repair=repair):
-        image = record["image"]
-        if known is not None and image not in known:
+        image = record["image"] if known is None else known.find(record["image"])
+        if image is None:
             cure = "Give this dataset's own chain file, or mend the path"
-            raise ChainFileError(path, line, f"no image {image!r} is in the dataset", cure)
+            raise ChainFileError(path, line, f"no image {record['image']!r} is in the dataset", cure)
         if record.get("verdict", ACCEPTED) != ACCEPTED:
             continue
         if image in chains:

@@ -145,3 +145,10 @@ def test_the_embedded_model_finds_right_captions_more_supportive_than_another_cl
         return sum(Support(questions, shapes.CLASS_NAMES).judge(tiny, images, chains, labels)) / len(labels)
 
     assert share(0) > max(share(1), share(2))
+
+
+def test_with_one_class_there_is_no_rival_and_the_words_alone_decide():
+    images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
+    support = Support(QUESTIONS, ("cat",))
+    chains = [chain("whiskers", "cat"), "<CAPTION>whiskers</CAPTION><CONCLUSION>cat</CONCLUSION>"]
+    assert support.judge(Reader(), images, chains, [0, 0]) == [True, False]

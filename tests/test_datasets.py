@@ -12,6 +12,7 @@ from PIL import Image
 from domainbed_reasoning import registry, shapes
 from domainbed_reasoning.chains import Chain
 from domainbed_reasoning.samples import ids_of, task_of
+from domainbed_reasoning.scoring import misled
 from domainbed_reasoning.store import ChainFileError
 
 DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
@@ -267,3 +268,35 @@ def test_real_chains_of_real_images_load(test_data):
 def test_registry_and_classes_agree():
     for name, target in registry.DATASETS.items():
         assert registry.load(target) is vars(datasets)[name]
+
+
+def test_chains_that_all_conclude_no_class_are_refused_before_training(pacs):
+    """The reader of answers finds no class in any of them: a model that learns them answers nothing."""
+    write(pacs, [{**line, "chain": chain("some animal or other")} for line in read(pacs)])
+    with pytest.raises(ValueError, match=r"18 of 18 chains \(100.0%\) conclude with no class.*some animal or other"):
+        build(pacs)
+    build(pacs, "LabelSFT")  # learns from no chain
+
+
+def test_chains_that_conclude_no_class_or_another_are_counted_and_named(pacs, capsys):
+    """Of 18 source chains 3 name no class and 3 another; those of the target domain count for neither."""
+    lines = read(pacs)
+    for line in lines:
+        domain, name, file = line["image"].split("/")
+        if file == "0.png" and name == "dog":
+            line["chain"] = chain("some animal or other")
+        elif file == "0.png":
+            line["chain"] = chain("dog")
+    write(pacs, lines)
+    dataset, hparams = build(pacs)
+    said = capsys.readouterr().out
+    assert "WARNING: 3 of 18 chains (16.7%) conclude with no class of the dataset" in said
+    assert "of 'art_painting/dog/0.png' (dog), concludes: 'some animal or other'" in said
+    assert "WARNING: 3 of 18 chains (16.7%) conclude with another class than their image's" in said
+    nothing, other = misled(task_of(hparams))
+    assert (len(nothing), len(other)) == (3, 3)
+
+
+def test_right_chains_are_not_warned_of(pacs, capsys):
+    build(pacs)
+    assert "WARNING" not in capsys.readouterr().out

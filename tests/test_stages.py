@@ -47,6 +47,42 @@ def test_stages_cover_every_step_once_and_end_at_evaluations(epochs, steps_per_e
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 3])
-def test_fewer_steps_than_stages_go_to_the_first_ones(n_steps):
-    schedule = plan_stages([3, 3, 3, 3], 10, n_steps)
-    assert [stage.round for stage in schedule.stages] == list(range(len(schedule.stages)))
+def test_fewer_steps_than_stages_go_to_the_first_ones_and_the_others_are_named(n_steps):
+    schedule = plan_stages([6, 2, 2, 2], 10, n_steps)
+    assert [(stage.round, stage.steps) for stage in schedule.stages] == [(index, 1) for index in range(n_steps)]
+    assert schedule.left_out == tuple(range(n_steps, 4))
+    assert f"--steps {n_steps}" in schedule.shortfall() and "SARR round 3" in schedule.shortfall()
+
+
+@pytest.mark.parametrize("epochs", [[6, 2, 2, 2], [3, 3, 3, 3], [1, 5, 5], [0, 2, 2], [1] * 10])
+@pytest.mark.parametrize("n_steps", [4, 5, 7, 10, 12, 14, 20, 21, 23, 50, 333])
+def test_given_steps_leave_no_stage_out_where_there_is_one_for_each(epochs, n_steps):
+    """Every stage has its share by largest remainder, moved at either end by half an interval between evaluations."""
+    schedule = plan_stages(epochs, 10, n_steps)
+    stages = [index for index, count in enumerate(epochs) if count]
+    assert [stage.round for stage in schedule.stages] == stages[:n_steps]
+    assert schedule.left_out == tuple(stages[n_steps:])
+    assert schedule.shortfall() == "" or len(stages) > n_steps
+    if n_steps > sum(epochs):
+        for stage in schedule.stages:
+            share = epochs[stage.round] * n_steps / sum(epochs)
+            assert abs(stage.steps - share) < 1 + schedule.checkpoint_freq
+
+
+def test_twenty_steps_have_all_three_rounds():
+    """6, 2, 2, 2 epochs: 10, 3.3, 3.3, 3.3 of 20 steps; DomainBed evaluates after 0, 4, 8, 12, 16 and 19."""
+    schedule = plan_stages([6, 2, 2, 2], 19, n_steps=20)
+    assert [(s.round, s.first, s.last) for s in schedule.stages] == [(0, 0, 8), (1, 9, 12), (2, 13, 16), (3, 17, 19)]
+    assert schedule.checkpoint_freq == 4
+
+
+def test_six_steps_of_four_stages_are_shared_by_largest_remainder():
+    """2 a unit of 2 epochs do not go around: 5 steps beside step 0 over 3, 1, 1, 1 are 2.5, 0.8, 0.8, 0.8."""
+    assert [stage.steps for stage in plan_stages([6, 2, 2, 2], 19, n_steps=6).stages] == [3, 1, 1, 1]
+    assert [stage.steps for stage in plan_stages([6, 2, 2, 2], 19, n_steps=4).stages] == [1, 1, 1, 1]
+
+
+def test_no_steps_are_none_as_for_domainbed_and_fewer_are_refused():
+    assert plan_stages([3, 3], 10, n_steps=0) == plan_stages([3, 3], 10)
+    with pytest.raises(ValueError, match="--steps must be 1 or more; got -1"):
+        plan_stages([3, 3], 10, n_steps=-1)

@@ -11,6 +11,7 @@ from typing import Any
 
 from domainbed_reasoning.catalog import Picture
 from domainbed_reasoning.chains import count_words
+from domainbed_reasoning.image_names import NamesOnDisk
 from domainbed_reasoning.store import ACCEPTED, Record
 
 
@@ -107,11 +108,11 @@ def count(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]]) -> 
 
 def known_and_strange(pictures: Sequence[Picture], records: Iterable[Record]) -> tuple[list[Record], int]:
     """Return the candidates of images that are there, and the number of the others."""
-    paths = {picture.path for picture in pictures}
+    names = NamesOnDisk(picture.path for picture in pictures)
     known, strangers = [], 0
     for record in records:
-        if record["image"] in paths:
-            known.append(record)
+        if names.find(record["image"]) is not None:
+            known.append(names.respelt(record))
         else:
             strangers += 1
     return known, strangers

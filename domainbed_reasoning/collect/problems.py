@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_reasoning.collect.idle import idle_parts
 from domainbed_reasoning.collect.jobs import RESULTS, Job, Record, versions_of
 
 # Arguments of the train script that change nothing in a job's numbers.
@@ -72,6 +73,7 @@ def settle(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
     problems += _uneven_settings(counted)
     problems += _missing_trials(counted)
     problems += _mixed_versions(counted)
+    problems += [Problem(kind, job.name, (job.path,), *said) for job in counted for kind, *said in idle_parts(job)]
     return counted, problems
 
 

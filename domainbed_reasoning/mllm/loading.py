@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import pathlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ TINY = pathlib.Path(__file__).parent / "tiny_model"
 _NOT_ADAPTED = ("lm_head", ".head")
 _PROJECTOR = ("merger", "projector", "connector", "resampler")
 _VISION = ("vision", "visual")
+_NO_EXPERTS = ("Linear", "Embedding", "Conv", "Norm")  # modules whose own matrices are no experts
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,42 @@ def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list
     return names
 
 
+def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str, int]:
+    """Return the matrices of the chosen towers that belong to no Linear layer, with their numbers of weights.
+
+    Such are the fused weights of a mixture's experts, ``(experts, out, in)``, and of its routers: adapters are for
+    Linear modules. Embeddings, convolutions and norms are not meant to have any.
+
+    Args:
+        network: the model, before adapters are added.
+        towers: ``both``, ``vision`` or ``language``.
+    """
+    wanted = ("vision", "language") if towers == "both" else (towers,)
+    return {
+        f"{name}.{key}": weight.numel()
+        for name, module in network.named_modules()
+        if part_of(name) in wanted and not any(kind in type(module).__name__ for kind in _NO_EXPERTS)
+        for key, weight in module.named_parameters(recurse=False)
+        if weight.dim() > 1 and min(weight.shape) > 1
+    }
+
+
+def said_of_experts(fused: Mapping[str, int], total: int) -> str:
+    """Return one line about weights that get no adapters; empty where there are none.
+
+    Args:
+        fused: as `without_adapters` returns them.
+        total: number of weights of the model.
+    """
+    if not fused:
+        return ""
+    count, largest = sum(fused.values()), max(fused, key=lambda name: fused[name])
+    return (
+        f"{count:,} of {total:,} weights ({count / total:.0%}) get no adapters: they are fused experts and routers, no "
+        f"Linear layers ({len(fused)} tensors, as {largest}). LoRA trains the other layers alone."
+    )
+
+
 def part_of(name: str) -> str:
     """Return where a layer of that name belongs: ``vision``, ``projector``, ``language`` or ``head``."""
     if any(part in name for part in _NOT_ADAPTED):
@@ -276,7 +314,10 @@ def cached_numbers(config: Any) -> int:
 
 
 def add_lora(network: torch.nn.Module, settings: LoraSettings) -> torch.nn.Module:
-    """Return ``network`` as a PEFT model whose adapters alone are trainable."""
+    """Return ``network`` as a PEFT model whose adapters alone are trainable; say what gets none."""
+    total = sum(weight.numel() for weight in network.parameters())
+    if said := said_of_experts(without_adapters(network, settings.towers), total):
+        print(f"WARNING: {said}", flush=True)
     return adapted(
         network,
         r=settings.rank,

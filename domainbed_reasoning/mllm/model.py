@@ -15,6 +15,7 @@ from domainbed_reasoning.mllm import reading
 from domainbed_reasoning.mllm.attention import install
 from domainbed_reasoning.mllm.families import Family, tile_grid
 from domainbed_reasoning.mllm.images import resize, to_uint8
+from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
 from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, cached_numbers, load_network
 from domainbed_reasoning.mllm.memory import Key, Memory, digests_of, state_of
 from domainbed_reasoning.mllm.reading import LogLikelihoods
@@ -50,10 +51,12 @@ def load_mllm(
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network, processor, family = load_network(model, dtype, quantize, where)
+    require_interface(network, family)
     grid = tile_grid(family, max_tiles)
     if lora is not None:
         network = add_lora(network, lora)
     mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
+    require_sight(mllm)
     if gradient_checkpointing:
         checkpoint_activations(mllm.base)
     return mllm
@@ -99,8 +102,7 @@ class MLLM(torch.nn.Module):
         self.texts = Texts(processor, self.image_size, self._image_settings)
         self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
-        # transformers 5.24 renamed what a forward pass takes its keys and values from.
-        self._cache_argument = "cache" if "cache" in self._core_inputs else "past_key_values"
+        self._cache_argument = next(name for name in CACHES if name in self._core_inputs)
         if family.tree != "windows":
             install(self.base)
         # Not the model itself: copies are large, and in a cycle they would stay until Python's collector comes.

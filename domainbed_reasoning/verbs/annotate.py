@@ -13,6 +13,7 @@ from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, RULES, Rule
 from domainbed_reasoning.annotate.run import Annotation, Job, Settings, Summary, plan
 from domainbed_reasoning.annotate.teacher import TEACHER_PROMPT_VERSION, Teacher, q_teacher, read_picture
 from domainbed_reasoning.catalog import OnDisk
+from domainbed_reasoning.image_names import NamesOnDisk
 from domainbed_reasoning.prompts import PROMPT_VERSION, q_reason
 from domainbed_reasoning.store import ChainWriter, Record, read_records
 from domainbed_reasoning.verbs import arguments
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         price=price,
     )
     rules = Rules(names, given.min_words, given.max_words, verified=not given.unverified)
-    records = _records(given)
+    records = _records(given, on_disk)
     jobs = plan(
         on_disk.pictures,
         on_disk.classes,
@@ -139,11 +140,12 @@ def _check(given: argparse.Namespace) -> None:
         raise ValueError(f"--top-p must be in (0, 1], not {given.top_p}.")
 
 
-def _records(given: argparse.Namespace) -> list[Record]:
+def _records(given: argparse.Namespace, on_disk: OnDisk) -> list[Record]:
     if not given.chains.exists():
         return []
+    names = NamesOnDisk(picture.path for picture in on_disk.pictures)
     # The texts are not needed: at 100,000 candidates they would be most of the memory.
-    return [{**record, "chain": ""} for _, record in read_records(given.chains, repair=True)]
+    return [{**names.respelt(record), "chain": ""} for _, record in read_records(given.chains, repair=True)]
 
 
 def _teacher(given: argparse.Namespace) -> Teacher:

@@ -14,6 +14,7 @@ from domainbed_reasoning.atomic import replacing
 from domainbed_reasoning.catalog import CHAIN_FILE, ImageFolder, OnDisk, scan
 from domainbed_reasoning.chains import fault_of_names
 from domainbed_reasoning.custom import find
+from domainbed_reasoning.image_names import require_names
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -37,15 +38,21 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, *, required: bool = T
     parser.add_argument("--chains", type=Path, help=f"chain file (default: {CHAIN_FILE} in the dataset's folder)")
 
 
-def open_dataset(given: argparse.Namespace) -> tuple[ImageFolder, OnDisk]:
+def open_dataset(given: argparse.Namespace, checked: bool = True) -> tuple[ImageFolder, OnDisk]:
     """Return the dataset and what lies on disk; set ``given.chains`` to its default.
 
+    Args:
+        given: the verb's arguments.
+        checked: refuse images whose names no chain file can hold.
+
     Raises:
-        ValueError: unknown dataset.
+        ValueError: unknown dataset, or such a name.
         FileNotFoundError: it is not there.
     """
     dataset = find(given.dataset)
     on_disk = scan(dataset, given.data_dir)
+    if checked:
+        require_names(on_disk.root, (picture.path for picture in on_disk.pictures))
     if given.chains is None:
         given.chains = on_disk.root / CHAIN_FILE
     return dataset, on_disk

@@ -13,6 +13,7 @@ from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
 from domainbed_reasoning.catalog import IMAGE_ENDINGS, STOCK, ImageFolder, OnDisk, fault_of_order
 from domainbed_reasoning.custom import custom_datasets
 from domainbed_reasoning.image_files import read_rgb, truncated_images_refused
+from domainbed_reasoning.image_names import NamesOnDisk, composed, faults_of_names
 from domainbed_reasoning.store import ACCEPTED, ChainFileError, read_lines
 from domainbed_reasoning.verbs import arguments
 
@@ -56,9 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not given.dataset or not given.data_dir:
         parser.error("--dataset and --data_dir are wanted (or --list)")
     asked_for = given.chains
-    dataset, on_disk = arguments.open_dataset(given)
-    print(f"{dataset.name} at {on_disk.root}")
+    dataset, on_disk = arguments.open_dataset(given, checked=False)
+    print(f"{dataset.name} at {arguments.printable(str(on_disk.root))}")
     faults = list(compare(dataset, on_disk))
+    names = list(faults_of_names(picture.path for picture in on_disk.pictures))
+    faults += _shortened(names, "names of images cannot be used")
     print_others(on_disk, given.chains)
     if not given.no_images:
         faults += broken_images(on_disk)
@@ -102,8 +105,9 @@ def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
         if name not in on_disk.classes:
             yield f"the class folder {name!r} is missing."
     if dataset.file is not None:
+        known = {composed(label) for label in on_disk.classes}
         for name in dataset.readable:
-            if name not in on_disk.classes:
+            if composed(name) not in known:
                 near = difflib.get_close_matches(name, on_disk.classes, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 yield f"{dataset.file}: [class_names] names {name!r}, which is no class folder.{hint}"
@@ -166,6 +170,7 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: OnDisk) -> list[str]
         print(f"  no chains at {path}; make them with `domainbed-reasoning annotate`")
         return []
     labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
+    names = NamesOnDisk(labels)
     rules = Rules(arguments.class_names(dataset, on_disk), MIN_WORDS, MAX_WORDS)
     faults: list[str] = []
     accepted: Counter[str] = Counter()
@@ -176,9 +181,9 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: OnDisk) -> list[str]
             faults.append(str(record))
             continue
         candidates += 1
-        image = record["image"]
-        if image not in labels:
-            faults.append(f"{place}: no image {image!r} is in the dataset")
+        image = names.find(record["image"])
+        if image is None:
+            faults.append(f"{place}: no image {record['image']!r} is in the dataset")
         elif record.get("verdict", ACCEPTED) == ACCEPTED:
             accepted[image] += 1
             if accepted[image] == 2:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
 from domainbed_reasoning.catalog import OnDisk
 from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.exchange import ExchangeError, import_records
+from domainbed_reasoning.image_names import NamesOnDisk
 from domainbed_reasoning.store import ACCEPTED, REJECTED, ChainWriter, Record, read_records
 from domainbed_reasoning.verbs import arguments
 
@@ -48,14 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     rules = Rules(
         arguments.class_names(dataset, on_disk), given.min_words, given.max_words, verified=not given.unverified
     )
+    names = NamesOnDisk(labels)
     there = list(read_records(given.chains, repair=True)) if given.chains.exists() else []
+    there = [(number, names.respelt(record)) for number, record in there]
     seen = {_key(record) for _, record in there}
     accepted = {record["image"] for _, record in there if record.get("verdict", ACCEPTED) == ACCEPTED}
     counts: Counter[str] = Counter()
     # Everything is read and judged before the first line is written: a bad row leaves the chain file as it was.
     records = []
     for number, record in import_records(given.file, placed=False):
-        image = _path_below(record["image"], labels)
+        image = _path_below(record["image"], names)
         if image is None:
             raise ExchangeError(
                 f"{given.file}, row {number}: no image {record['image']!r} is in {dataset.name} at {on_disk.root}."
@@ -96,16 +99,17 @@ def _key(record: Record) -> tuple[str, str, object, object]:
     return record["image"], record["chain"], record.get("teacher"), record.get("attempt")
 
 
-def _path_below(image: str, known: Collection[str]) -> str | None:
+def _path_below(image: str, known: NamesOnDisk) -> str | None:
     """Return which of the ``known`` paths below the dataset's folder ``image`` means, or None."""
     path = image.replace("\\", "/")
-    if path in known:
-        return path
+    if found := known.find(path):
+        return found
     steps = path.split("/")
     if ".." in steps:
         return None
     # The shortest beginning is cut: domain and class are the last folders but few.
-    return next((tail for cut in range(1, len(steps)) if (tail := "/".join(steps[cut:])) in known), None)
+    tails = (known.find("/".join(steps[cut:])) for cut in range(1, len(steps)))
+    return next((tail for tail in tails if tail is not None), None)
 
 
 _KNOWN = {"yes": True, "no": False, None: None}

@@ -70,6 +70,7 @@ def plan(given: argparse.Namespace) -> str:
         ImportError: without DomainBed, whose subclasses hold the hyper-parameters.
     """
     from domainbed_reasoning import costs
+    from domainbed_reasoning.mllm.loading import said_of_experts
 
     dataset = _dataset(given.dataset)
     algorithm = _algorithm(given.algorithm)
@@ -89,6 +90,8 @@ def plan(given: argparse.Namespace) -> str:
         return _without_copy(costs.memory_of(shape, lengths, {**hparams, **changed}))
 
     memory = costs.memory_of(shape, lengths, hparams)
+    schedule = schedule_of(algorithm, hparams, data, given.steps)
+    experts = said_of_experts(shape.fused, shape.weights)
     job = hours({})
     domains = data.domains
     pairs = math.comb(domains, 2)
@@ -99,6 +102,8 @@ def plan(given: argparse.Namespace) -> str:
         "",
         *_memory_lines(memory, needed, gpu.gib, hparams),
         "",
+        *([f"experts     {experts} The hours below leave them out.", ""] if experts else []),
+        *([f"stages      {shortfall}", ""] if (shortfall := schedule.shortfall()) else []),
         f"a job       {_time(job.total)}",
         f"  training    {_time(job.training)}",
         f"  labelling   {_time(job.labelling)}   SARR's own chains, where the evaluation before has not written them",

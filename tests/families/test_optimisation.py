@@ -49,14 +49,33 @@ def test_micro_batches_of_unequal_size_weigh_samples_alike(folder_of, algorithm_
 
 
 def test_warm_up_and_schedules_by_hand():
-    """100 steps, 10 of warm-up. Step k (from 0) has factor (k+1)/10 while warm, then falls to 0 at the end."""
+    """100 steps, 10 of warm-up. Step k (from 0) has factor (k+1)/10 while warm, then falls to 0 after the last."""
     cosine, linear, constant = (_lr_factor(name, 0.1, 100) for name in ("cosine", "linear", "constant"))
     for factor in (cosine, linear, constant):
         assert [factor(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert linear(54) == pytest.approx((100 - 55) / 90)
-    assert cosine(54) == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)))
+    assert linear(54) == pytest.approx((101 - 55) / 91)
+    assert cosine(54) == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 91)))
     assert constant(99) == 1.0
-    assert cosine(99) == pytest.approx(0.0, abs=1e-9) and linear(99) == 0.0
+    assert linear(99) == pytest.approx(1 / 91)
+    assert cosine(99) == pytest.approx(0.5 * (1 + math.cos(math.pi * 90 / 91)))
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("steps", [2, 3, 20, 33, 34, 100])
+def test_a_small_share_is_a_warm_up_and_no_update_has_rate_0(name, steps):
+    """3% of 20 steps are 0.6: rounded up and 2 at least, as 1 step of warm-up would begin at the whole rate."""
+    factor = _lr_factor(name, 0.03, steps)
+    rates = [factor(step) for step in range(steps)]
+    rising = max(2, math.ceil(0.03 * steps))
+    assert rates[:rising] == pytest.approx([(step + 1) / rising for step in range(rising)])
+    assert max(rates) == 1.0 and min(rates) > 0
+
+
+def test_warm_up_may_take_one_step_or_all():
+    """7% of 100 steps are 7, whatever 0.07 * 100 is in floating point; beyond a stage's end the rate stays."""
+    assert _lr_factor("cosine", 0.03, 1)(0) == 1.0
+    assert [_lr_factor("linear", 1.0, 4)(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert _lr_factor("cosine", 0.07, 100)(6) == 1.0 and _lr_factor("cosine", 0.07, 100)(5) < 1.0
 
 
 def test_without_warm_up_the_first_step_has_the_whole_rate():
@@ -64,7 +83,7 @@ def test_without_warm_up_the_first_step_has_the_whole_rate():
 
 
 def test_the_rates_that_updates_use_are_the_schedules(folder_of, algorithm_on, minibatches):
-    """A stage of 5 steps, 2 of warm-up: 1/2, 1, then linearly to 0. A new stage begins anew."""
+    """A stage of 5 steps, 2 of warm-up: 1/2, 1, then linearly to 0 at step 6. A new stage begins anew."""
     from domainbed_reasoning.stages import Schedule, Stage
 
     schedule = Schedule((Stage(0, 0, 4), Stage(0, 5, 9)), 10, 5)
@@ -75,7 +94,7 @@ def test_the_rates_that_updates_use_are_the_schedules(folder_of, algorithm_on, m
     for _ in range(7):
         built.update(minibatches)
         used.append(built.lr_scheduler.lr_lambdas[0](built.lr_scheduler.last_epoch - 1))
-    assert used == pytest.approx([1 / 2, 1, 2 / 3, 1 / 3, 0, 1 / 2, 1])
+    assert used == pytest.approx([1 / 2, 1, 3 / 4, 1 / 2, 1 / 4, 1 / 2, 1])
 
 
 def test_clipping_bounds_the_gradient_and_is_off_by_default(folder_of, algorithm_on, minibatches):

@@ -14,6 +14,8 @@ import pytest
 
 from domainbed_reasoning import cli
 from domainbed_reasoning.collect import collect, summarise
+from domainbed_reasoning.collect.jobs import read_jobs
+from domainbed_reasoning.collect.problems import settle
 from domainbed_reasoning.collect.render import latex, markdown
 from domainbed_reasoning.collect.tables import Table, accuracy_tables, answers_table, one_source_tables, rounds_table
 from domainbed_reasoning.report import read_report
@@ -278,3 +280,53 @@ def test_a_folder_without_jobs_is_an_error_with_its_cure(tmp_path, capsys, where
 def test_a_jobs_own_folder_is_told_from_a_sweeps(write_job, capsys):
     assert cli.main(["collect", str(write_job("one"))]) == 1
     assert "give the one above it" in capsys.readouterr().err
+
+
+def test_rounds_that_took_no_step_are_named(write_job):
+    """Of three rounds two have a share: --steps did not reach the third. Records without stages are not ours."""
+    kept = {"stage": 2.0, "sarr1_accepted": 0.6, "sarr2_accepted": 0.7}
+    write_job("short", "RDMLDG", hparams={"sarr_rounds": 3}, args={"steps": 3}, **kept)
+    write_job("whole", "RDMLDG", target=1, hparams={"sarr_rounds": 2}, args={"steps": 3}, **kept)
+    write_job("other", "MTCT", hparams={"sarr_rounds": 3}, stage=0.0)  # --hparams of the sweep
+    found = [said for (kind, _), said in problems(write_job.folder).items() if kind == "stages without steps"]
+    assert [said["folders"] for said in found] == [("short",)]
+    assert "SARR round 3 of 3 took no step (--steps 3)" in found[0]["fault"]
+
+
+def test_a_round_that_kept_nothing_is_named(write_job):
+    write_job("idle", "RDMLDG", stage=2.0, sarr1_accepted=0.0, sarr2_accepted=0.2, hparams={"sarr_rounds": 2})
+    (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "nothing kept"]
+    assert "SARR round 1 kept none" in found["fault"] and found["folders"] == ("idle",)
+
+
+def test_a_job_whose_chains_name_no_class_is_named_with_their_number(write_job):
+    """150 of 200 chains: 50 of 100, and 100 of 100. Answers by the label are not judged by their chains."""
+    splits = {"in": {"n": 100, "label": 0.9, "chain": 0.4, "unparsed": 0.5}}
+    splits["out"] = {"n": 100, "label": 0.9, "chain": 0.0, "unparsed": 1.0}
+    for name, answer, target in (("chain", "chain", 0), ("label", "label", 1)):
+        job = write_job(name, "MTCT", target=target, hparams={"answer": answer})
+        (job / "answers.json").write_text(json.dumps({f"env{target}": splits}))
+    (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "no class named"]
+    assert found["folders"] == ("chain",)
+    assert "150 of the 200 chains of the last evaluation name no class" in found["fault"]
+
+
+def test_a_job_trained_on_chains_of_no_class_is_named(write_job):
+    for name, wrong in (("good", 0), ("bad", 3)):
+        job = write_job(name, "MTCT", target=int(wrong > 0))
+        (job / "task.json").write_text(json.dumps({"chains": {"source": 10, "no_class": wrong, "other_class": 0}}))
+    (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "misleading chains"]
+    assert found["folders"] == ("bad",) and "of its 10 teacher chains 3 conclude with no class" in found["fault"]
+
+
+@pytest.mark.parametrize("odd", [None, True, "all", -1, 10**400, 1.5, [1], {"n": 1}, 1e999])
+def test_odd_values_of_a_job_end_no_table(write_job, odd):
+    job = write_job("odd", "RDMLDG", hparams={"sarr_rounds": odd, "answer": "chain"}, stage=1.0, sarr1_accepted=odd)
+    write_job("good", "RDMLDG", target=1)
+    (job / "answers.json").write_text(
+        json.dumps({"env0": {"in": {"n": odd, "unparsed": odd}, "out": odd}, "env1": odd})
+    )
+    (job / "task.json").write_text(json.dumps({"chains": {"source": odd, "no_class": odd, "other_class": odd}}))
+
+    counted, _ = settle(read_jobs(write_job.folder))
+    assert "good" in [job.folder.name for job in counted]

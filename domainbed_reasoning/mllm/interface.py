@@ -1,0 +1,94 @@
+"""What this package needs of transformers' model classes, looked for where a missing part would be silent.
+
+A model's forward takes whatever its layers may want as ``**kwargs``, so an argument that a release does not know is
+dropped without an error: transformers below 5.18 drops the encoded images, and trains on text alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.mllm.families import Family, ModelError
+
+LEAST_TRANSFORMERS = "5.18"
+CACHES = ("cache", "past_key_values")  # transformers 5.24 renamed what a forward pass takes its keys and values from
+
+_FORWARD = ("input_ids", "attention_mask", "position_ids", "mm_encoder_outputs")
+_FORWARD_OF_TREE = {"plain": (), "rope": ("image_grid_thw", "mm_token_type_ids"), "windows": ("token_type_ids",)}
+_ROPE_INDEX = ("input_ids", "mm_token_type_ids", "image_grid_thw")
+_QUESTION = "What is in this photo?"
+
+
+def require_interface(network: Any, family: Family) -> None:
+    """Refuse a model whose methods do not name the arguments that they are called with.
+
+    Args:
+        network: the transformers model.
+        family: its row.
+
+    Raises:
+        ModelError: naming the method, the arguments, the installed release and the cure.
+    """
+    core = getattr(network, "model", network)
+    _require(core, "forward", (*_FORWARD, *_FORWARD_OF_TREE[family.tree]))
+    if not set(CACHES) & _arguments(core.forward):
+        _refuse(core, "forward", CACHES[:1])
+    _require(network, "get_image_features", ("pixel_values",))
+    _require(network, "generate", ("custom_generate",))
+    if family.tree == "rope":
+        _require(core, "get_rope_index", _ROPE_INDEX)
+
+
+def _require(owner: Any, method: str, names: tuple[str, ...]) -> None:
+    found = _arguments(getattr(owner, method, None))
+    if absent := tuple(name for name in names if name not in found):
+        _refuse(owner, method, absent)
+
+
+def _arguments(method: Callable[..., Any] | None) -> set[str]:
+    """Return the arguments that a method names; none for one that is not there."""
+    return set(inspect.signature(method).parameters) if method is not None else set()
+
+
+def _refuse(owner: Any, method: str, names: tuple[str, ...]) -> None:
+    import transformers
+
+    raise ModelError(
+        f"transformers {transformers.__version__} cannot be used with {type(owner).__name__}: its {method} takes no "
+        f"{', '.join(names)}, and would drop such arguments, images among them, without an error. Install "
+        f"{LEAST_TRANSFORMERS} or newer: pip install --upgrade 'transformers>={LEAST_TRANSFORMERS}'."
+    )
+
+
+@torch.no_grad()
+def require_sight(mllm: Any) -> None:
+    """Refuse a model to which two different pictures are the same: two short forward passes.
+
+    Args:
+        mllm: the model, whose modes and random state stay as they are.
+
+    Raises:
+        ModelError: its hidden states after the question do not depend on the picture.
+    """
+    import transformers
+
+    edge = mllm.image_size
+    black = torch.zeros(3, edge, edge, dtype=torch.uint8)
+    pattern = (torch.arange(3 * edge * edge) * 7 % 256).to(torch.uint8).view(3, edge, edge)
+    prompt = mllm.prompt(_QUESTION)["input_ids"].to(mllm.device)
+    devices = [mllm.device] if mllm.device.type == "cuda" else []
+    hidden = []
+    for picture in (black, pattern):  # apart: rows of one batch may differ in rounding
+        with torch.random.fork_rng(devices):  # adapters may have dropout, the same for both
+            encoded = mllm.encode(picture[None])
+            hidden.append(mllm.core(1, _QUESTION, prompt, encoded, use_cache=False)[0][:, -1])
+    if torch.equal(*hidden):
+        raise ModelError(
+            f"{mllm.family.name} under transformers {transformers.__version__} does not see its images: two different "
+            "pictures give the same hidden states. Install another release of transformers, or use another checkpoint: "
+            "this one's vision encoder may be empty."
+        )

@@ -1,0 +1,52 @@
+"""Steps, rounds and stages that train on nothing: the log names them as they happen."""
+
+from dataclasses import replace
+
+import torch
+from domainbed import algorithms, datasets, hparams_registry
+
+from domainbed_reasoning.samples import attach_task
+from domainbed_reasoning.stages import Schedule, Stage, plan_stages
+
+
+def build(name, **changes):
+    """Build dataset and algorithm as the train script does, the last domain the target; and a batch of six images."""
+    hparams = hparams_registry.default_hparams(name, "ShapesReasoning") | changes
+    dataset = datasets.ShapesReasoning(None, [3], hparams)
+    algorithm = algorithms.get_algorithm_class(name)(dataset.input_shape, dataset.num_classes, 3, hparams)
+    batch = [tuple(torch.utils.data.default_collate([dataset[env][i] for i in range(2)])) for env in range(3)]
+    return dataset, algorithm, batch
+
+
+def test_a_round_that_keeps_nothing_says_so_once_at_its_first_step_and_at_its_end(capsys):
+    """Chains of two tokens conclude nothing, so both rounds of two steps keep none."""
+    _, algorithm, batch = build("RDMLDG", max_new_tokens=2, mtct_epochs=0)
+    algorithm.schedule = Schedule((Stage(1, 0, 1), Stage(2, 2, 3)), 4, 2)
+    capsys.readouterr()
+    values = [algorithm.update(batch) for _ in range(4)]
+    assert [value["loss"] for value in values] == [0.0] * 4 and values[-1]["sarr2_accepted"] == 0.0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert [line.split("labelled chains")[0] for line in said] == [
+        "WARNING: SARR round 1 (steps 0-1), step 0: none of its 6 self-",
+        "WARNING: SARR round 1 (steps 0-1): kept 0.0% of 6 self-",
+        "WARNING: SARR round 2 (steps 2-3), step 2: none of its 6 self-",
+        "WARNING: SARR round 2 (steps 2-3): kept 0.0% of 6 self-",
+    ]
+
+
+def test_a_supervised_step_without_chains_says_so_once(capsys):
+    _, algorithm, batch = build("ReasoningSFT")
+    algorithm.task.chains.clear()
+    capsys.readouterr()
+    assert [algorithm.update(batch)["loss"] for _ in range(3)] == [0.0] * 3
+    said = capsys.readouterr().out
+    assert said.count("WARNING") == 1 and "step 0: no image of the batch has a chain" in said
+
+
+def test_stages_that_steps_leave_out_are_named_before_training(capsys):
+    dataset, algorithm, _ = build("MTCT")
+    schedule = plan_stages([6, 2, 2, 2], 19, n_steps=2)
+    attach_task(algorithm.hparams, replace(algorithm.task, schedule=schedule))
+    type(algorithm)(dataset.input_shape, dataset.num_classes, 3, algorithm.hparams)
+    said = capsys.readouterr().out
+    assert "WARNING: MTCT: --steps 2 leaves SARR round 2, SARR round 3 without a step: training has 4 stages" in said
