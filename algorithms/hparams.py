@@ -21,6 +21,9 @@ MODEL_HPARAMS = {
     "max_tiles": Hparam(1, None, "not published; one tile costs 256 tokens an image, 4 are 2 x 2 and the whole: 1280"),
     "data_augmentation": Hparam(False, None, "chains name colours, sides and views, which DomainBed's would change"),
     "answer": Hparam("chain", None, "the paper reads answers from the chain's conclusion"),
+    "answer_matching": Hparam(
+        "tolerant", None, "not published; conclusions are compared after normalization; or exact"
+    ),
     "both_answers": Hparam(True, None, "the other answer is recorded too, at the last evaluation"),
     "votes": Hparam(1, None, "the paper's one chain; more: the majority of so many sampled chains (arXiv 2203.11171)"),
     "vote_temperature": Hparam(0.7, None, "of the chains that vote; as in arXiv 2203.11171"),
@@ -66,6 +69,7 @@ SARR_HPARAMS = {
 
 _CHOICES = {
     "answer": ("chain", "label"),
+    "answer_matching": ("tolerant", "exact"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantize": ("none", "nf4", "int8"),
     "lora_targets": ("both", "vision", "language"),

@@ -38,11 +38,17 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
     replace_text(pathlib.Path(args.output_dir) / "task.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
 
 
-def records_for(task: Task, args: argparse.Namespace | None) -> AnswerRecords | None:
-    """Return the records of this job; None outside of a job or where samples have no ids."""
+def records_for(task: Task, args: argparse.Namespace | None, exact: bool = False) -> AnswerRecords | None:
+    """Return the records of this job; None outside of a job or where samples have no ids.
+
+    Args:
+        task: of the job.
+        args: of DomainBed's train script.
+        exact: how conclusions are read, see `reader.read_conclusion`.
+    """
     if args is None or not task.labels:
         return None
-    return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args))
+    return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args), exact)
 
 
 def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
@@ -68,8 +74,9 @@ def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
 class AnswerRecords:
     """Collects the answers of an evaluation; writes those of the last one when every sample has been answered."""
 
-    def __init__(self, task: Task, folder: pathlib.Path, splits: dict[SampleId, str]):
+    def __init__(self, task: Task, folder: pathlib.Path, splits: dict[SampleId, str], exact: bool = False):
         self.task = task
+        self.exact = exact
         self.folder = folder
         self.splits = splits
         self.rows: dict[SampleId, dict[str, Any]] = {}
@@ -86,7 +93,7 @@ class AnswerRecords:
             last: whether this is the last evaluation, whose answers are written.
         """
         names = self.task.class_names
-        answers = answers_from_chains(chains, names) if chains is not None else [None] * len(ids)
+        answers = answers_from_chains(chains, names, self.exact) if chains is not None else [None] * len(ids)
         if chains is not None:
             self.chains += len(chains)
             self.unparsed += sum(answer is None for answer in answers)

@@ -72,7 +72,7 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
     def _begin(self) -> None:
         """Open what is written beside results.jsonl, and find what an earlier process of this job did."""
         args = job_arguments()
-        self.records = records_for(self.task, args)
+        self.records = records_for(self.task, args, self.hparams.get("answer_matching") == "exact")
         if args is not None and self.hparams["resume"]:
             self.past = past_of(self.task, self.hparams, args)
 

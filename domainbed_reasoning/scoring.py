@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from domainbed_reasoning.batching import Trie
-from domainbed_reasoning.chains import conclusion_of, match_class
+from domainbed_reasoning.reader import read_conclusion
 
 
 def scores_from_trie(trie: Trie, prompt_logits: torch.Tensor, node_logits: torch.Tensor) -> torch.Tensor:
@@ -30,18 +30,24 @@ def scores_from_trie(trie: Trie, prompt_logits: torch.Tensor, node_logits: torch
     return torch.cat([from_prompt, from_nodes], dim=1) @ taken.to(prompt_logits.device)
 
 
-def answers_from_chains(chains: Sequence[str], class_names: Sequence[str]) -> list[int | None]:
-    """Return the class that each chain concludes with, None where it names no class of the task."""
-    return [match_class(conclusion_of(chain), class_names) for chain in chains]
+def answers_from_chains(chains: Sequence[str], class_names: Sequence[str], exact: bool = False) -> list[int | None]:
+    """Return the class that each chain concludes with, None where it names no class of the task.
+
+    Args:
+        chains: n texts as they were generated.
+        class_names: of the task.
+        exact: see `reader.read_conclusion`.
+    """
+    return [read_conclusion(chain, class_names, exact).answer for chain in chains]
 
 
-def elect(candidates: Sequence[str], class_names: Sequence[str]) -> str:
+def elect(candidates: Sequence[str], class_names: Sequence[str], exact: bool = False) -> str:
     """Return the first chain that concludes with the class that most of the candidates conclude with.
 
     Self-consistency (Wang et al., 2023, arXiv 2203.11171). Chains that name no class have no vote; between classes with
     as many votes the one that was named first wins; where none names a class, the first chain is returned.
     """
-    answers = answers_from_chains(candidates, class_names)
+    answers = answers_from_chains(candidates, class_names, exact)
     named = [answer for answer in answers if answer is not None]
     return candidates[answers.index(max(named, key=named.count))] if named else candidates[0]
 
