@@ -1,7 +1,7 @@
-"""Which class a short answer names: "dog", "A dog.", "**dog**", "The answer is dog", ``\\boxed{dog}``.
+r"""Which class a short answer names: "dog", "A dog.", "**dog**", "The answer is dog", ``\boxed{dog}``.
 
-An answer names a class if, markup and punctuation taken off, it is the class's name, alone or with an article, or one of
-a few sentences that state it. It is never searched for a name: "bobcat" names no cat, "not a dog", "it could be a dog",
+An answer names a class if, markup and punctuation taken off, it is the class's name, alone or with an article, or one
+of a few sentences that state it. It is never searched for a name: "bobcat" names no cat, "not a dog", "it could be a dog",
 "dogs" and "a dog's nose" name no dog, "dog or horse" names neither. Standard library only.
 """
 

@@ -242,7 +242,7 @@ def _canonical_tags(text: str, pattern: re.Pattern[str], found: set[str]) -> str
 
 
 def _tags_from_headings(text: str) -> str:
-    """Return a text that has headings in place of tags with tags; what stands after a conclusion's paragraph is left."""
+    """Return a text that has headings in place of tags with tags; only a conclusion's first paragraph is its own."""
     headings = list(_HEADING.finditer(text))
     parts = [text[: headings[0].start()]] if headings else [text]
     for heading, following in zip(headings, [*headings[1:], None], strict=False):

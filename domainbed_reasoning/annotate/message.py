@@ -1,4 +1,4 @@
-"""The text in a chat completion's message: servers put it into ``content``, a list of parts, or ``reasoning_content``."""
+"""The text in a chat completion's message: in ``content``, in a list of parts, or in ``reasoning_content``."""
 
 from __future__ import annotations
 
