@@ -1,8 +1,8 @@
 r"""Which class a short answer names: "dog", "A dog.", "**dog**", "The answer is dog", ``\boxed{dog}``.
 
 An answer names a class if, markup and punctuation taken off, it is the class's name, alone or with an article, or one
-of a few sentences that state it. It is never searched for a name: "bobcat" names no cat, "not a dog", "it could be a dog",
-"dogs" and "a dog's nose" name no dog, "dog or horse" names neither. Standard library only.
+of a few sentences that state it. It is never searched for a name: "bobcat" names no cat, "not a dog", "it could be a
+dog", "dogs" and "a dog's nose" name no dog, "dog or horse" names neither. Standard library only.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ same distribution as labelling the whole set first, without labelling what Domai
 
 The paper is silent about form. Equality is tested after normalization (`reader`), and an own chain that has blemishes
 is trained on in canonical form, its thoughts, fences and words around the stages left out and its conclusion spelt as
-the class is: what the model wrote would teach the next round's labeller to write more of them. A chain without blemishes
-is trained on as it was written, and one that lacks a stage is kept for its conclusion, as the paper's rule says. With
-the hparam ``answer_matching`` at ``exact`` the text inside <CONCLUSION> must equal y as it stands.
+the class is: what the model wrote would teach the next round's labeller to write more of them. A chain without
+blemishes is trained on as it was written, and one that lacks a stage is kept for its conclusion, as the paper's rule
+says. With the hparam ``answer_matching`` at ``exact`` the text inside <CONCLUSION> must equal y as it stands.
 
 Beyond the paper, a second filter may ask that a chain that concludes rightly also supports its conclusion.
 """

@@ -67,7 +67,7 @@ class TrainedJob:
 
     @property
     def chain_settings(self) -> tuple[int, int, int, float, bool]:
-        """How the job's chains answer: most tokens, images at a time, votes, their temperature, whether read exactly."""
+        """How the job's chains answer: most tokens, images at a time, votes and temperature, whether read exactly."""
         hparams = self.hparams
         voting = hparams["votes"], hparams["vote_temperature"]
         return hparams["max_new_tokens"], hparams["eval_batch"], *voting, self.exact_answers

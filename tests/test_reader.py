@@ -1,5 +1,6 @@
 """What the tolerant reader reads, and what it must not: one table of texts, with the verdict of each."""
 
+import json
 import re
 
 import pytest
@@ -42,7 +43,7 @@ def tags(pattern: str, instead: str) -> str:
     return re.sub(pattern, instead, GOOD)
 
 
-JSON = '{"summary": "I compare.", "caption": "An animal.", "reasoning": "Ears.", "reflection": "Colors.", "conclusion": "dog"}'
+JSON = json.dumps({stage.lower(): text for stage, text in zip(STAGES, TEXTS, strict=True)})
 
 # What reads as the good chain, its blemishes taken off: text, blemishes.
 SAME = {
@@ -94,7 +95,9 @@ SAME = {
     "a postscript": (f"{GOOD}\n\nI hope this helps!", "postscript"),
     "a postscript that names the class": (f"{GOOD}\nSo it is a dog.", "postscript"),
     "everything": (
-        "<think>cat</think>Sure:\n```xml\n" + GOOD.replace("SUMMARY", "summary").replace(">dog<", "> **A dog.** <") + "\n```\nBye.",
+        "<think>cat</think>Sure:\n```xml\n"
+        + GOOD.replace("SUMMARY", "summary").replace(">dog<", "> **A dog.** <")
+        + "\n```\nBye.",
         "think fence case preamble postscript conclusion",
     ),
 }  # fmt: skip
@@ -229,8 +232,9 @@ def test_every_blemish_is_met_in_the_table():
 
 
 _PIECES = (
-    *(f"<{stage}>" for stage in STAGES), *(f"</{stage}>" for stage in STAGES), "<summary>", "</Conclusion >", "**", "```",
-    "## Summary\n", "**Conclusion:**", "<think>", "</think>", "dog", " ", "\n", "\n\n", "1. ", "&lt;caption&gt;", "[CAPTION]",
+    *(f"<{stage}>" for stage in STAGES), *(f"</{stage}>" for stage in STAGES), "<summary>", "</Conclusion >", "**",
+    "```", "## Summary\n", "**Conclusion:**", "<think>", "</think>", "dog", " ", "\n", "\n\n", "1. ", "[CAPTION]",
+    "&lt;caption&gt;",
 )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ CURES = {
     "stage_empty": _FORM,
     "too_short": "Set --min-words lower, or give another teacher",
     "too_long": "Set --max-words higher, or give another teacher",
-    "conclusion_none": "Compare the example with the names of the classes; [class_names] in a dataset's TOML file sets them",
+    "conclusion_none": "Compare the example with the class names; [class_names] in a dataset's TOML file sets them",
     "conclusion_several": "Give another teacher",
     "contradiction": "Give another teacher",
     "label": "Give a stronger teacher; --unverified keeps chains with wrong conclusions",

@@ -152,7 +152,7 @@ def test_stored_candidates_are_judged_again_without_a_teacher(
     assert code == 0 and len(server.events()) == asked
     first = {image: chain for image, chain in calm.items() if image in accepted}
     assert accepted == first and accepted
-    assert f"18 candidates judged again, {len(accepted)} changed." in out
+    assert "18 candidates judged again, 18 changed." in out
     assert f"{len(accepted):>7}  stage_outside → accepted" in out
     assert f"{len(accepted)} images of 18 have a chain." in out
     for old, new in zip(before, lines_of(chains), strict=True):  # nothing is lost
@@ -270,9 +270,9 @@ def test_a_blemished_chain_is_imported_in_canonical_form_once(
     given = tmp_path / "given.jsonl"
     given.write_text(json.dumps({"image": "art/Mug/Mug_0.png", "chain": "Sure! " + chain_text("A mug.")}) + "\n")
     target = ("--dataset", "Toy", "--data_dir", toy, "--chains", tmp_path / "c.jsonl")
-    for code, out, _ in (verb("import", given, *target), verb("import", given, *target)):
-        assert code == 0
-    assert "left out" in out
+    assert verb("import", given, *target)[0] == 0
+    code, out, _ = verb("import", given, *target)
+    assert code == 0 and "left out" in out
     [record] = lines_of(tmp_path / "c.jsonl")
     assert record["chain"] == chain_text("mug") and record["raw"].startswith("Sure!")
     assert record["normalized"] == ["preamble", "conclusion"]
