@@ -82,6 +82,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
             gradient_checkpointing=hparams.get("gradient_checkpointing", False),
             max_tiles=hparams["max_tiles"],
         )
+        self._exact = hparams["answer_matching"] == "exact"  # how conclusions are read, see `reader.read_conclusion`
         self.stage: Stage | None = None
         self.self_labels: SelfLabels | None = None
         self.kept_by_round: dict[int, float] = {}
@@ -193,7 +194,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
         def write(images: torch.Tensor) -> list[str]:
             with as_now() as mllm:
                 sampling = (hparams["sarr_votes"], hparams["temperature"], hparams["top_p"])
-                return elected_chains(mllm, images, *self._asked_for_chains(), *sampling)
+                return elected_chains(mllm, images, *self._asked_for_chains(), *sampling, exact=self._exact)
 
         self._support = Support((self.q_cls, self.q_reason), names)
 
@@ -201,7 +202,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
             with as_now() as mllm:
                 return self._support.judge(mllm, images, chains, labels)
 
-        return SelfLabels(write, names, supports if hparams["sarr_filter"] == "consistent" else None)
+        return SelfLabels(write, names, supports if hparams["sarr_filter"] == "consistent" else None, self._exact)
 
     def _gather(self, minibatches: Minibatches) -> Batch:
         """Return the domains' minibatches as one batch at the model's resolution."""
@@ -311,7 +312,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
         mllm = self._current_reader()
         both = self.records is not None and ids is not None and self._is_last_evaluation() and hparams["both_answers"]
         asks_label, asks_chain = hparams["answer"] == "label" or both, hparams["answer"] == "chain" or both
-        voting = (hparams["votes"], hparams["vote_temperature"])
+        voting = (hparams["votes"], hparams["vote_temperature"], self._exact)
         scores, chains, labels = [], [], []
         for part in self._pixels(x).split(hparams["eval_batch"]):
             by_label = mllm.class_scores(part, self.q_cls, names) if asks_label else None
@@ -320,7 +321,7 @@ class MLLMAlgorithm(ResumableAlgorithm):
                 assert by_label is not None
                 scores.append(by_label)
             else:
-                scores.append(scores_of_chains(mllm, part, self.q_cls, names, by_chain, by_label))
+                scores.append(scores_of_chains(mllm, part, self.q_cls, names, by_chain, by_label, self._exact))
             chains += by_chain or []
             labels += by_label.argmax(1).tolist() if by_label is not None else []
         together = torch.cat(scores)

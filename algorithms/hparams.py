@@ -51,6 +51,12 @@ MODEL_HPARAMS = {
     "answer": Hparam(
         "chain", None, "the paper reads answers from the chain's conclusion", allowed=one_of("chain", "label")
     ),
+    "answer_matching": Hparam(
+        "tolerant",
+        None,
+        "not published; conclusions are compared after normalization; or exact",
+        allowed=one_of("tolerant", "exact"),
+    ),
     "both_answers": Hparam(True, None, "the other answer is recorded too, at the last evaluation", allowed=FLAG),
     "votes": Hparam(
         1,

@@ -44,11 +44,20 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
     replace_text(folder / "task.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
 
 
-def records_for(task: Task, args: argparse.Namespace | None, judged_by_chains: bool = False) -> AnswerRecords | None:
-    """Return the records of this job; None outside of a job or where samples have no ids."""
+def records_for(
+    task: Task, args: argparse.Namespace | None, judged_by_chains: bool = False, exact: bool = False
+) -> AnswerRecords | None:
+    """Return the records of this job; None outside of a job or where samples have no ids.
+
+    Args:
+        task: of the job.
+        args: of DomainBed's train script.
+        judged_by_chains: whether DomainBed's accuracies are those of chains.
+        exact: how conclusions are read, see `reader.read_conclusion`.
+    """
     if args is None or not task.labels:
         return None
-    return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args), judged_by_chains)
+    return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args), judged_by_chains, exact)
 
 
 def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
@@ -79,11 +88,20 @@ class AnswerRecords:
         folder: of the job.
         splits: of every sample.
         judged_by_chains: whether DomainBed's accuracies are those of chains.
+        exact: how conclusions are read, see `reader.read_conclusion`.
     """
 
-    def __init__(self, task: Task, folder: pathlib.Path, splits: dict[SampleId, str], judged_by_chains: bool = False):
+    def __init__(
+        self,
+        task: Task,
+        folder: pathlib.Path,
+        splits: dict[SampleId, str],
+        judged_by_chains: bool = False,
+        exact: bool = False,
+    ):
         self.judged_by_chains = judged_by_chains
         self.task = task
+        self.exact = exact
         self.folder = folder
         self.splits = splits
         self.rows: dict[SampleId, dict[str, Any]] = {}
@@ -100,7 +118,7 @@ class AnswerRecords:
             last: whether this is the last evaluation, whose answers are written.
         """
         names = self.task.class_names
-        answers = answers_from_chains(chains, names) if chains is not None else [None] * len(ids)
+        answers = answers_from_chains(chains, names, self.exact) if chains is not None else [None] * len(ids)
         if chains is not None:
             self.chains += len(chains)
             self.unparsed += sum(answer is None for answer in answers)

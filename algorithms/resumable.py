@@ -76,7 +76,9 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
     def _begin(self) -> None:
         """Open what is written beside results.jsonl, and find what an earlier process of this job did."""
         args = job_arguments()
-        self.records = records_for(self.task, args, self.hparams.get("answer") == "chain")
+        hparams = self.hparams
+        exact = hparams.get("answer_matching") == "exact"
+        self.records = records_for(self.task, args, hparams.get("answer") == "chain", exact)
         if args is not None and self.hparams["resume"]:
             self.past = past_of(self.task, self.hparams, args)
 

@@ -19,6 +19,7 @@ def elected_chains(
     batch: int,
     votes: int = 1,
     *sampling: float,
+    exact: bool = False,
 ) -> list[str]:
     """Return a chain for each image: of ``votes`` chains the first that concludes as most do (`scoring.elect`).
 
@@ -31,11 +32,12 @@ def elected_chains(
         batch: images at a time.
         votes: chains an image.
         sampling: temperature and top_p; none is greedy.
+        exact: how conclusions are read, see `reader.read_conclusion`.
     """
     chains: list[str] = []
     for part in images.split(batch):
         rounds = [mllm.generate(part, question, max_new_tokens, *sampling) for _ in range(votes)]
-        chains += [elect(candidates, class_names) for candidates in zip(*rounds, strict=True)]
+        chains += [elect(candidates, class_names, exact) for candidates in zip(*rounds, strict=True)]
     return chains
 
 
@@ -48,6 +50,7 @@ def answering_chains(
     batch: int,
     votes: int,
     vote_temperature: float,
+    exact: bool = False,
 ) -> list[str]:
     """Return the chain that answers for each image: a greedy one, or the one elected of several sampled ones.
 
@@ -60,9 +63,10 @@ def answering_chains(
         batch: images at a time.
         votes: chains an image; 1 is the paper's.
         vote_temperature: at which several are sampled.
+        exact: how conclusions are read, see `reader.read_conclusion`.
     """
     sampling = (vote_temperature,) if votes > 1 else ()
-    return elected_chains(mllm, images, question, class_names, max_new_tokens, batch, votes, *sampling)
+    return elected_chains(mllm, images, question, class_names, max_new_tokens, batch, votes, *sampling, exact=exact)
 
 
 def scores_of_chains(
@@ -72,6 +76,7 @@ def scores_of_chains(
     class_names: Sequence[str],
     chains: Sequence[str],
     by_label: torch.Tensor | None = None,
+    exact: bool = False,
 ) -> torch.Tensor:
     """Return class scores in [0, 1], ``(n, C)``: the chain's, the classification path's where it names no class.
 
@@ -82,8 +87,9 @@ def scores_of_chains(
         class_names: C names.
         chains: n chains.
         by_label: log-likelihoods of all n images' class names, ``(n, C)``, where they are there already.
+        exact: how conclusions are read, see `reader.read_conclusion`.
     """
-    answers = answers_from_chains(chains, class_names)
+    answers = answers_from_chains(chains, class_names, exact)
     failed = [row for row, answer in enumerate(answers) if answer is None]
     if by_label is not None:
         fallback = by_label[failed]

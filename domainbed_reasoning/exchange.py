@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from domainbed_reasoning.atomic import replacing
-from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.parquet import (
     OWN_FIELD,
     message_schema,
@@ -31,6 +30,7 @@ from domainbed_reasoning.parquet import (
     to_message_columns,
     write_parquet,
 )
+from domainbed_reasoning.reader import read_chain
 from domainbed_reasoning.record import check_record, fault_within, parse_json, parse_json_at
 from domainbed_reasoning.registry import unknown
 from domainbed_reasoning.store import Record, read_records, write_records
@@ -300,8 +300,8 @@ def _text(value: Any) -> str:
 
 def _is_chain(text: str) -> bool:
     try:
-        parse_chain(text)
-    except ChainError:
+        read_chain(text)
+    except ValueError:
         return False
     return True
 

@@ -126,8 +126,8 @@ class Predictor:
             # A job that votes samples; the same images are answered alike.
             with own_randomness(0, "answers", digests_of(pixels)):
                 chains = answering_chains(self.mllm, pixels, job.q_reason, names, *job.chain_settings)
-            concluded = answers_from_chains(chains, names)
-            scores = scores_of_chains(self.mllm, pixels, job.q_cls, names, chains, by_label)
+            concluded = answers_from_chains(chains, names, job.exact_answers)
+            scores = scores_of_chains(self.mllm, pixels, job.q_cls, names, chains, by_label, job.exact_answers)
         scores = scores.cpu()  # they are looked at one by one
         by_name = [None] * len(images) if by_label is None else [names[i] for i in by_label.argmax(1).tolist()]
         return [

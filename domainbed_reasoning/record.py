@@ -23,6 +23,8 @@ Record = dict[str, Any]
 
 # What the readers of a record count on: the kind of a key's value, where it is there and not null.
 _KINDS: dict[str, tuple[type, ...]] = {
+    "raw": (str,),
+    "normalized": (list,),
     "rule": (str,),
     "reason": (str,),
     "attempt": (int,),

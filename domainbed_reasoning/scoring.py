@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from domainbed_reasoning.batching import Trie
-from domainbed_reasoning.chains import conclusion_of, match_class
+from domainbed_reasoning.reader import read_conclusion
 from domainbed_reasoning.samples import SampleId, Task
 
 
@@ -31,13 +31,6 @@ def scores_from_trie(trie: Trie, prompt_logits: torch.Tensor, node_logits: torch
     return torch.cat([from_prompt, from_nodes], dim=1) @ taken.to(prompt_logits.device)
 
 
-def answers_from_chains(chains: Sequence[str], class_names: Sequence[str]) -> list[int | None]:
-    """Return the class that each chain concludes with, None where it names no class of the task."""
-    conclusions = [conclusion_of(chain) for chain in chains]
-    classes = {text: match_class(text, class_names) for text in set(conclusions)}
-    return [classes[text] for text in conclusions]
-
-
 def misled(task: Task) -> tuple[list[SampleId], list[SampleId]]:
     """Return the samples whose teacher chain concludes with no class, and those with another class than their own."""
     answers = answers_from_chains(list(task.chains.values()), task.class_names)
@@ -47,13 +40,25 @@ def misled(task: Task) -> tuple[list[SampleId], list[SampleId]]:
     return nothing, other
 
 
-def elect(candidates: Sequence[str], class_names: Sequence[str]) -> str:
+def answers_from_chains(chains: Sequence[str], class_names: Sequence[str], exact: bool = False) -> list[int | None]:
+    """Return the class that each chain concludes with, None where it names no class of the task.
+
+    Args:
+        chains: n texts as they were generated.
+        class_names: of the task.
+        exact: see `reader.read_conclusion`.
+    """
+    read = {chain: read_conclusion(chain, class_names, exact).answer for chain in set(chains)}
+    return [read[chain] for chain in chains]
+
+
+def elect(candidates: Sequence[str], class_names: Sequence[str], exact: bool = False) -> str:
     """Return the first chain that concludes with the class that most of the candidates conclude with.
 
     Self-consistency (Wang et al., 2023, arXiv 2203.11171). Chains that name no class have no vote; between classes with
     as many votes the one that was named first wins; where none names a class, the first chain is returned.
     """
-    answers = answers_from_chains(candidates, class_names)
+    answers = answers_from_chains(candidates, class_names, exact)
     named = [answer for answer in answers if answer is not None]
     return candidates[answers.index(max(named, key=named.count))] if named else candidates[0]
 

@@ -6,6 +6,12 @@ Round k = 1…N lets the model of the round's start write a chain for every trai
 Labelling is lazy: a sample's chain is written the first time the round meets it and kept for the round. That is the
 same distribution as labelling the whole set first, without labelling what DomainBed's sampler never draws.
 
+The paper is silent about form. Equality is tested after normalization (`reader`), and an own chain that has blemishes
+is trained on in canonical form, its thoughts, fences and words around the stages left out and its conclusion spelt as
+the class is: what the model wrote would teach the next round's labeller to write more of them. A chain without
+blemishes is trained on as it was written, and one that lacks a stage is kept for its conclusion, as the paper's rule
+says. With the hparam ``answer_matching`` at ``exact`` the text inside <CONCLUSION> must equal y as it stands.
+
 Beyond the paper, a second filter may ask that a chain that concludes rightly also supports its conclusion.
 """
 
@@ -17,13 +23,23 @@ from dataclasses import dataclass, field
 
 import torch
 
-from domainbed_reasoning.chains import conclusion_of, match_class
+from domainbed_reasoning.reader import read_conclusion
 from domainbed_reasoning.samples import SampleId
 
 
-def accept(chain: str, label: int, class_names: Sequence[str]) -> bool:
-    """Return whether SARR keeps ``chain``: the text inside <CONCLUSION> equals the label's name (the paper's rule)."""
-    return match_class(conclusion_of(chain), class_names) == label
+def accept(chain: str, label: int, class_names: Sequence[str], exact: bool = False) -> str | None:
+    """Return the chain as it is trained on, None where SARR does not keep it.
+
+    It is kept where the text inside <CONCLUSION> equals the label's name (the paper's rule).
+
+    Args:
+        chain: as it was written.
+        label: the true class.
+        class_names: of the task.
+        exact: see `reader.read_conclusion`.
+    """
+    reading = read_conclusion(chain, class_names, exact)
+    return reading.text if reading.answer == label else None
 
 
 @dataclass
@@ -34,12 +50,15 @@ class SelfLabels:
         write: writes one chain for each image of a batch, ``(n, 3, H, W)``.
         class_names: of the task, in label order.
         supports: beyond the paper, says of accepted chains, given images, chains and labels, which of them are kept.
-        written: by sample, the chain and whether it was kept; samples without an id are not remembered.
+        exact: how conclusions are read, see `reader.read_conclusion`.
+        written: by sample, the chain, in canonical form where it concludes with the label, and whether it was kept;
+            samples without an id are not remembered.
     """
 
     write: Callable[[torch.Tensor], list[str]]
     class_names: Sequence[str]
     supports: Callable[[torch.Tensor, list[str], list[int]], list[bool]] | None = None
+    exact: bool = False
     written: dict[SampleId, tuple[str, bool]] = field(default_factory=dict)
     _labelled: int = 0
     _accepted: int = 0
@@ -63,10 +82,8 @@ class SelfLabels:
         unkeyed: dict[int, tuple[str, bool]] = {}
         if fresh:
             positions = list(fresh.values())
-            chains = self.write(images[positions])
-            for position, chain, kept in zip(
-                positions, chains, self._keep(positions, chains, images, labels), strict=True
-            ):
+            judged = self._keep(positions, self.write(images[positions]), images, labels)
+            for position, (chain, kept) in zip(positions, judged, strict=True):
                 self._labelled += 1
                 self._accepted += kept
                 key = keys[position]
@@ -77,18 +94,23 @@ class SelfLabels:
         found = [unkeyed[i] if key is None else self.written[key] for i, key in enumerate(keys)]
         return [chain if kept else None for chain, kept in found]
 
-    def _keep(self, positions: list[int], chains: list[str], images: torch.Tensor, labels: Sequence[int]) -> list[bool]:
-        """Return which of the chains, written for the images at ``positions``, are kept."""
-        kept = [
-            accept(chain, labels[position], self.class_names) for position, chain in zip(positions, chains, strict=True)
+    def _keep(
+        self, positions: list[int], chains: list[str], images: torch.Tensor, labels: Sequence[int]
+    ) -> list[tuple[str, bool]]:
+        """Return the chains, written for the images at ``positions``, and which of them are kept."""
+        read = [
+            accept(chain, labels[position], self.class_names, self.exact)
+            for position, chain in zip(positions, chains, strict=True)
         ]
+        kept = [chain is not None for chain in read]
+        chains = [written if chain is None else chain for written, chain in zip(chains, read, strict=True)]
         rows = [row for row, accepted in enumerate(kept) if accepted]
         if self.supports is not None and rows:
             where = [positions[row] for row in rows]
             verdicts = self.supports(images[where], [chains[row] for row in rows], [labels[at] for at in where])
             for row, verdict in zip(rows, verdicts, strict=True):
                 kept[row] = verdict
-        return kept
+        return list(zip(chains, kept, strict=True))
 
     @property
     def labelled(self) -> int:

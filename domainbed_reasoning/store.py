@@ -90,7 +90,10 @@ def load_chains(
             parse_chain(record["chain"])
         except ChainError as error:
             raise ChainFileError(
-                path, line, f"the chain of {image!r} is not five stages: {error}", "Mend it, or mark it as rejected"
+                path,
+                line,
+                f"the chain of {image!r} is not five stages: {error}",
+                "`domainbed-reasoning annotate --rejudge` mends its form or rejects it",
             ) from error
         chains[image] = record["chain"]
     return chains

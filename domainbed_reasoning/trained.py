@@ -66,10 +66,16 @@ class TrainedJob:
         return q_reason(self.class_names, self.subject)
 
     @property
-    def chain_settings(self) -> tuple[int, int, int, float]:
-        """How the job's chains answer: most tokens, images at a time, votes and their temperature."""
+    def chain_settings(self) -> tuple[int, int, int, float, bool]:
+        """How the job's chains answer: most tokens, images at a time, votes and temperature, whether read exactly."""
         hparams = self.hparams
-        return hparams["max_new_tokens"], hparams["eval_batch"], hparams["votes"], hparams["vote_temperature"]
+        voting = hparams["votes"], hparams["vote_temperature"]
+        return hparams["max_new_tokens"], hparams["eval_batch"], *voting, self.exact_answers
+
+    @property
+    def exact_answers(self) -> bool:
+        """Whether the job reads conclusions exactly, see `reader.read_conclusion`."""
+        return bool(self.hparams["answer_matching"] == "exact")
 
     def lora(self) -> LoraSettings | None:
         """Return the adapters that the job trained; None without any."""
@@ -171,7 +177,8 @@ def _read_task(path: pathlib.Path) -> dict[str, Any]:
             f"{path}: {said['algorithm']:.80} trains no multimodal LLM, so there is none to load. Give another."
         )
     if not fault:
-        said["hparams"] = {"votes": 1, "vote_temperature": 0.7, **said["hparams"]}  # jobs of before there were votes
+        # Jobs of before there were votes and a tolerant reader.
+        said["hparams"] = {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", **said["hparams"]}
     fault = fault or _fault(said["hparams"], _HPARAMS) or fault_of_names(said["class_names"])
     if fault:
         raise JobError(f"{file} is damaged ({fault}): run the job again, or take the file as the job wrote it.")
@@ -219,6 +226,7 @@ _HPARAMS: dict[str, Callable[[Any], bool]] = {
     "max_new_tokens": _whole(1, 1 << 20),
     "votes": _whole(1, 1 << 10),
     "vote_temperature": _number(0, 1 << 10),
+    "answer_matching": _one_of("tolerant", "exact"),
 }
 _LORA: dict[str, Callable[[Any], bool]] = {
     "lora_rank": _whole(1, 1 << 16),

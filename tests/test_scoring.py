@@ -3,9 +3,16 @@ import torch
 from domainbed_reasoning.scoring import answers_from_chains, elect, scores_from_answers
 
 
-def test_answers_are_read_from_conclusions_exactly():
-    chains = ["<CONCLUSION>Dog</CONCLUSION>", "<CONCLUSION>a dog</CONCLUSION>", "dog"]
-    assert answers_from_chains(chains, ["cat", "dog"]) == [1, None, None]
+def test_answers_are_read_from_conclusions_after_normalization_or_exactly():
+    chains = ["<CONCLUSION>Dog</CONCLUSION>", "<conclusion>**A dog.**</conclusion>", "dog"]
+    assert answers_from_chains(chains, ["cat", "dog"]) == [1, 1, None]
+    assert answers_from_chains(chains, ["cat", "dog"], exact=True) == [1, None, None]
+
+
+def test_a_vote_counts_conclusions_as_they_are_read():
+    cat, dog = "<CONCLUSION>cat</CONCLUSION>", "<CONCLUSION>A dog.</CONCLUSION>"
+    assert elect([cat, dog, dog], ["cat", "dog"]) == dog
+    assert elect([cat, dog, dog], ["cat", "dog"], exact=True) == cat
 
 
 def test_a_chain_without_an_answer_falls_back_to_the_classification_path():

@@ -23,9 +23,29 @@ class Labeller:
 
 
 def test_a_chain_is_kept_when_its_conclusion_is_the_label():
-    assert accept(chain("Dog"), 1, NAMES)
-    assert not accept(chain("cat"), 1, NAMES)
-    assert not accept("a dog", 1, NAMES)
+    assert accept(chain("Dog"), 1, NAMES) == chain("Dog")
+    assert accept(chain("cat"), 1, NAMES) is None
+    assert accept("a dog", 1, NAMES) is None
+
+
+def test_an_own_chain_with_blemishes_is_kept_and_trained_on_in_canonical_form():
+    written = f"<think>A cat?</think>\n```\n{chain('A dog.')}\n```"
+    assert accept(written, 1, NAMES) == chain("dog")
+    assert accept(written, 1, NAMES, exact=True) is None
+    assert accept(chain("not a dog"), 1, NAMES) is None
+    labels = SelfLabels(lambda images: [written, chain("a cat")], NAMES)
+    images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
+    assert labels.chains_for(images, [1, 1], [(0, 1), (0, 2)]) == [chain("dog"), None]
+    # What is resumed is what was trained on; what was rejected is kept as it was written.
+    assert labels.newly_written() == [(0, 1, chain("dog"), True), (0, 2, chain("a cat"), False)]
+    exact = SelfLabels(lambda images: [written], NAMES, exact=True)
+    assert exact.chains_for(images[:1], [1], [(0, 1)]) == [None]
+
+
+def test_an_own_chain_that_lacks_a_stage_is_kept_for_its_conclusion_as_it_was_written():
+    written = "It has paws. <CAPTION>An animal.</CAPTION> <CONCLUSION>dog</CONCLUSION>"
+    assert accept(written, 1, NAMES, exact=True) == written
+    assert accept(written, 1, NAMES) == "<CAPTION>An animal.</CAPTION>\n<CONCLUSION>dog</CONCLUSION>"
 
 
 def test_a_sample_is_labelled_once_a_round_even_within_one_batch():

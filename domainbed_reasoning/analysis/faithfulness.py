@@ -45,6 +45,7 @@ from domainbed_reasoning.analysis.settings import kinds_of
 from domainbed_reasoning.analysis.tables import share_row
 from domainbed_reasoning.chains import conclusion_of
 from domainbed_reasoning.mllm import MLLM
+from domainbed_reasoning.reader import read_conclusion
 from domainbed_reasoning.samples import SampleId
 from domainbed_reasoning.scoring import answers_from_chains
 
@@ -62,18 +63,21 @@ class Reader:
         material: questions and class names.
         max_new_tokens: of a chain.
         batch: images at a time.
+        exact: how conclusions are read, see `reader.read_conclusion`.
     """
 
     mllm: MLLM
     material: Material
     max_new_tokens: int
     batch: int = 64
+    exact: bool = False
 
     def chains(self, pixels: torch.Tensor) -> list[str]:
-        """Return the model's chain of every image, ``(n, 3, H, W)``."""
+        """Return the model's chain of every image, ``(n, 3, H, W)``, in canonical form where it names a class."""
         parts = pixels.split(self.batch)
-        question = self.material.q_reason
-        return [chain for part in parts for chain in self.mllm.generate(part, question, self.max_new_tokens)]
+        question, names = self.material.q_reason, self.material.task.class_names
+        written = [chain for part in parts for chain in self.mllm.generate(part, question, self.max_new_tokens)]
+        return [read_conclusion(chain, names, self.exact).text for chain in written]
 
     def go_on(self, pixels: torch.Tensor, beginnings: Sequence[str]) -> list[int | None]:
         """Return the class that every answer concludes with which begins as given; None where it names none."""
@@ -84,7 +88,7 @@ class Reader:
                 pixels[start : start + self.batch], self.material.q_reason, self.max_new_tokens, beginnings=begun
             )
             whole = [before + after for before, after in zip(begun, rest, strict=True)]
-            answers += answers_from_chains(whole, self.material.task.class_names)
+            answers += answers_from_chains(whole, self.material.task.class_names, self.exact)
         return answers
 
     def labels(self, pixels: torch.Tensor) -> list[int]:
@@ -110,7 +114,7 @@ def measure(reader: Reader, samples: Sequence[SampleId], cues: ShapesCues | None
     pixels = reader.material.pixels(samples)
     true = [reader.material.label(sample) for sample in samples]
     chains = reader.chains(pixels)
-    concluded = answers_from_chains(chains, reader.material.task.class_names)
+    concluded = answers_from_chains(chains, reader.material.task.class_names, reader.exact)
     by_label = reader.labels(pixels)
     rows = [
         {"env": env, "index": index, "label": y, "chain_answer": answer, "label_answer": other, "chain": chain}
@@ -275,7 +279,7 @@ def _cue_followed(reader: Reader, samples: Sequence[SampleId], rows: list[Row], 
     names = reader.material.task.class_names
     for cue, misleading in (("true_cue", False), ("misleading_cue", True)):
         pixels = torch.stack([cues.image(sample, misleading) for sample in samples])
-        by_chain, by_label = answers_from_chains(reader.chains(pixels), names), reader.labels(pixels)
+        by_chain, by_label = answers_from_chains(reader.chains(pixels), names, reader.exact), reader.labels(pixels)
         for row, chain, label in zip(rows, by_chain, by_label, strict=True):
             row |= {f"{cue}_chain": chain, f"{cue}_label": label}
     shares = []

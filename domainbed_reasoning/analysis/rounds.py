@@ -156,9 +156,10 @@ def answer_both_ways(
     batch: int,
     votes: int = 1,
     vote_temperature: float = 0.0,
+    exact: bool = False,
 ) -> dict[str, Any]:
     """Return a model's answers to images by both paths, as shares in [0, 1] and the mean length of a chain in words."""
-    voting = (votes, vote_temperature)
+    voting = (votes, vote_temperature, exact)
     names = material.task.class_names
     words = parsed = agree = by_chain = by_label = 0
     for start in range(0, len(samples), batch):
@@ -166,7 +167,7 @@ def answer_both_ways(
         pixels = material.pixels(part)
         with own_randomness(0, "answers", part):
             chains = answering_chains(mllm, pixels, material.q_reason, names, max_new_tokens, batch, *voting)
-        concluded = answers_from_chains(chains, names)
+        concluded = answers_from_chains(chains, names, exact)
         labels = mllm.class_scores(pixels, material.q_cls, names).argmax(1).tolist()
         true = [material.label(sample) for sample in part]
         words += sum(map(count_words, chains))

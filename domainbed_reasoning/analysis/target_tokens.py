@@ -83,6 +83,7 @@ class Labelling:
         temperature: at which they are sampled; 0 is greedy.
         top_p: of sampling, in (0, 1].
         consistent: whether a chain that concludes rightly must also support its conclusion.
+        exact: how conclusions are read, see `reader.read_conclusion`.
     """
 
     max_new_tokens: int
@@ -91,6 +92,7 @@ class Labelling:
     temperature: float = 0.0
     top_p: float = 1.0
     consistent: bool = False
+    exact: bool = False
 
     @property
     def said(self) -> str:
@@ -109,6 +111,7 @@ def labelling_of(hparams: Mapping[str, Any]) -> Labelling:
         hparams.get("temperature", 0.0),
         hparams.get("top_p", 1.0),
         hparams.get("sarr_filter") == "consistent",
+        hparams.get("answer_matching") == "exact",
     )
 
 
@@ -124,12 +127,12 @@ def own_answers(mllm: MLLM, material: Material, samples: Sequence[SampleId], lab
 
     def write(images: torch.Tensor) -> list[str]:
         asked = (material.q_reason, names, labelling.max_new_tokens, labelling.batch, labelling.votes)
-        return elected_chains(mllm, images, *asked, *sampling)
+        return elected_chains(mllm, images, *asked, *sampling, exact=labelling.exact)
 
     def supports(images: torch.Tensor, chains: list[str], labels: list[int]) -> list[bool]:
         return support.judge(mllm, images, chains, labels)
 
-    labels = SelfLabels(write, names, supports if labelling.consistent else None)
+    labels = SelfLabels(write, names, supports if labelling.consistent else None, labelling.exact)
     kept: list[tuple[SampleId, str]] = []
     for start in tqdm.tqdm(range(0, len(samples), labelling.batch), "writing chains", disable=None):
         part = samples[start : start + labelling.batch]

@@ -25,6 +25,7 @@ from domainbed_reasoning.annotate.connection import (
     guarded_client,
     is_this_machine,
 )
+from domainbed_reasoning.annotate.message import text_of
 from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, TeacherError, redact
 
 _RETRIED = {408, 409, 425, 429}
@@ -240,9 +241,7 @@ def _read(text: str, seconds: float) -> Answer:
         body = json.loads(text)
         choice = body["choices"][0]
         message = choice["message"]
-        content, refusal = message.get("content"), message.get("refusal")
-        if isinstance(content, list):
-            content = "".join(part.get("text", "") for part in content)
+        content, refusal = text_of(message), message.get("refusal")
         usage = body.get("usage") or {}
         tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
         finish = str(choice.get("finish_reason") or "stop")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.annotate import cost
-from domainbed_reasoning.annotate.rules import Rules, make_printable
+from domainbed_reasoning.annotate.rules import Rules, make_printable, with_verdict
 from domainbed_reasoning.annotate.teacher import (
     Answer,
     NoAnswer,
@@ -31,10 +31,15 @@ from domainbed_reasoning.annotate.teacher import (
 )
 from domainbed_reasoning.catalog import Picture
 from domainbed_reasoning.image_files import truncated_images_refused
-from domainbed_reasoning.store import ACCEPTED, REJECTED, ChainWriter, Record
+from domainbed_reasoning.store import ACCEPTED, ChainWriter, Record
 
-# A candidate this long is no chain; the store keeps its beginning.
-_MAX_CHARACTERS = 100_000
+# A candidate this long is no chain; the store keeps its beginning, and its canonical form beside it in one line.
+_MAX_CHARACTERS = 80_000
+
+# A teacher none of whose first candidates is accepted is asked for no more.
+_HOPELESS = 30
+
+NOTHING_ACCEPTED = "no candidate was accepted"
 
 # How often a request that only fits the budget once others turn out cheaper looks again.
 _BUDGET_POLL_SECONDS = 0.05
@@ -88,6 +93,7 @@ class Summary:
         unpriced: candidates whose cost is not known.
         seconds: of the run.
         stopped: why the run ended early, empty if it did not.
+        examples: the first rejected candidate of each rule.
     """
 
     accepted: int = 0
@@ -101,6 +107,12 @@ class Summary:
     unpriced: int = 0
     seconds: float = 0.0
     stopped: str = ""
+    examples: dict[str, Record] = field(default_factory=dict)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether so many candidates were rejected, and none accepted, that more would be wasted."""
+        return not self.accepted and self.rejected.total() >= _HOPELESS
 
 
 def plan(
@@ -168,6 +180,8 @@ class Annotation:
         settings: how they are drawn.
         budget: what the run may cost.
         on_record: called after every candidate, for a progress bar.
+        has_accepted: whether an earlier run accepted candidates of this teacher and prompt. If not, the run stops after
+            30 rejections without an acceptance.
     """
 
     def __init__(
@@ -179,6 +193,7 @@ class Annotation:
         settings: Settings,
         budget: cost.Budget,
         on_record: Callable[[Record, Summary], None] = lambda record, summary: None,
+        has_accepted: bool = False,
     ):
         """Begin with an empty summary."""
         self.summary = Summary()
@@ -189,6 +204,7 @@ class Annotation:
         self._settings = settings
         self._budget = budget
         self._on_record = on_record
+        self._has_accepted = has_accepted
         self._failures_in_a_row = 0
 
     async def run(self, jobs: Iterable[Job]) -> Summary:
@@ -281,11 +297,11 @@ class Annotation:
         text = answer.text[:_MAX_CHARACTERS]
         verdict = self._rules.judge(text, job.label, finish=answer.finish, refused=answer.refused)
         record = self._record(job, attempt, request, sha256, answer, paid)
-        record["verdict"] = ACCEPTED if verdict.accepted else REJECTED
-        if not verdict.accepted:
-            record |= {"rule": verdict.rule, "reason": make_printable(verdict.reason)}
+        record = with_verdict(record, record["chain"], verdict)
         self._writer.append(record)
         self._count(record)
+        if not self._has_accepted and self.summary.is_hopeless and not self.summary.stopped:
+            self.summary.stopped = NOTHING_ACCEPTED
         return verdict.accepted
 
     def _dearest(self, request: Request) -> float | None:
@@ -320,6 +336,7 @@ class Annotation:
             "label_conditioned": False,
             "verified": self._rules.verified,
             "finish": make_printable(answer.finish[:40]),
+            **({"refused": True} if answer.refused else {}),
             "usage": {key: value for key, value in usage.items() if value is not None},
             "seconds": round(answer.seconds, 3),
             "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -331,6 +348,7 @@ class Annotation:
             summary.accepted += 1
         else:
             summary.rejected[record["rule"]] += 1
+            summary.examples.setdefault(record["rule"], record)
         summary.prompt_tokens += record["usage"].get("prompt_tokens", 0)
         summary.completion_tokens += record["usage"].get("completion_tokens", 0)
         summary.dollars += record["usage"].get("dollars", 0.0)

@@ -21,6 +21,7 @@ import torch
 
 from domainbed_reasoning.chains import END_OF_CHAIN
 from domainbed_reasoning.mllm.trees import tree_positions
+from domainbed_reasoning.reader import is_thinking
 
 _LEAVE = 8  # rows leave the batch when an eighth of it has ended
 _END_TOKENS = 2 * len(END_OF_CHAIN)  # tokens of an answer's end that hold the whole of a conclusion's tag
@@ -81,8 +82,11 @@ class Writer:
         return frozenset(closing) | self.ends
 
     def has_ended(self, answer: list[int]) -> bool:
-        """Return whether an answer has ended, with the turn or with its conclusion."""
-        return answer[-1] in self.ends or END_OF_CHAIN in self.mllm.tokenizer.decode(answer[-_END_TOKENS:])
+        """Return whether an answer has ended, with the turn or with its conclusion outside of the model's thoughts."""
+        if answer[-1] in self.ends:
+            return True
+        decode = self.mllm.tokenizer.decode
+        return END_OF_CHAIN in decode(answer[-_END_TOKENS:]) and not is_thinking(decode(answer))
 
     def write(self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any) -> list[str]:
         """Return a new answer to the question about each image.

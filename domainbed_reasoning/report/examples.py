@@ -14,9 +14,10 @@ from typing import Any
 from PIL import Image
 
 from domainbed_reasoning import custom, registry
-from domainbed_reasoning.chains import STAGES, ChainError, parse_chain
+from domainbed_reasoning.chains import STAGES, ChainError
 from domainbed_reasoning.collect.jobs import Job
 from domainbed_reasoning.collect.selection import domains_of
+from domainbed_reasoning.reader import read_chain
 from domainbed_reasoning.report.blocks import Example, Examples
 
 PREDICTIONS = "predictions.jsonl"
@@ -83,7 +84,7 @@ def _drawn(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, A
 def _example(row: Mapping[str, Any], open_picture: OpenPicture) -> Example:
     chain = str(row["chain"])
     try:
-        parsed = parse_chain(chain)
+        parsed, _ = read_chain(chain)
         stages = {stage: getattr(parsed, stage.lower()) for stage in STAGES}
     except ChainError:
         stages = {}

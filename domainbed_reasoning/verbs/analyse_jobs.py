@@ -81,7 +81,8 @@ def _faithfulness_of(given: argparse.Namespace, name: str) -> tuple[list[dict[st
     samples = material.draw(material.domains(given.domains), given.images)
     print(f"{name}: {checkpoint.said}, {len(samples)} images", flush=True)
     mllm = checkpoint.load(given.model)
-    reader = faithfulness.Reader(mllm, material, job.hparams["max_new_tokens"], job.hparams["eval_batch"])
+    max_new_tokens, batch = job.hparams["max_new_tokens"], job.hparams["eval_batch"]
+    reader = faithfulness.Reader(mllm, material, max_new_tokens, batch, job.exact_answers)
     return faithfulness.measure(reader, samples, cues_of(job.dataset))
 
 

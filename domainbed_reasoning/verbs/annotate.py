@@ -6,16 +6,18 @@ import argparse
 import asyncio
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
 from domainbed_reasoning.annotate import cost
-from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, RULES, Rules
-from domainbed_reasoning.annotate.run import Annotation, Job, Settings, Summary, plan
+from domainbed_reasoning.annotate.rejudge import rejudge
+from domainbed_reasoning.annotate.rules import CURES, MAX_WORDS, MIN_WORDS, RULES, Rules
+from domainbed_reasoning.annotate.run import NOTHING_ACCEPTED, Annotation, Job, Settings, Summary, plan
 from domainbed_reasoning.annotate.teacher import TEACHER_PROMPT_VERSION, Teacher, q_teacher, read_picture
 from domainbed_reasoning.catalog import OnDisk
 from domainbed_reasoning.image_names import NamesOnDisk
 from domainbed_reasoning.prompts import PROMPT_VERSION, q_reason
-from domainbed_reasoning.store import ChainWriter, Record, read_records
+from domainbed_reasoning.store import ACCEPTED, ChainWriter, Record, read_records
 from domainbed_reasoning.verbs import arguments
 from domainbed_reasoning.verbs.arguments import counted
 
@@ -30,9 +32,14 @@ _EXAMPLES = """\
   # A Hugging Face model in this process; and no teacher at all: the model that is to be trained (bootstrap).
   domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher hf:OpenGVLab/InternVL3-8B-hf --batch 32
   domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher self:tiny
+  # Judge the stored candidates again by today's rules and options: no teacher, no cost.
+  domainbed-reasoning annotate --dataset PACS --data_dir DATA --rejudge
+
+Thoughts, code fences, headings, lower-case or bold tags, words around the stages and a conclusion such as "A dog." are
+normalized: an accepted chain is stored in canonical form, with the text as it came (raw) and what was normalized.
 
 The exit code is 0 when every image has a chain or no candidate left, 1 when images could not be read or had no answer,
-3 when the run ended early (a limit, Ctrl-C).
+or no candidate was accepted (after 30 rejections the run stops), 3 when the run ended early (a limit, Ctrl-C).
 
 rules of rejection, the first that is broken counts:
 """ + "\n".join(f"  {rule:<19} {meaning}" for rule, meaning in RULES.items())
@@ -43,11 +50,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser = arguments.make_parser("annotate", __doc__ or "", _EXAMPLES)
     arguments.add_dataset_arguments(parser)
     add = parser.add_argument
-    add("--teacher", required=True, help="openai:MODEL, hf:MODEL (a folder, a hub id or 'tiny'), or self:MODEL")
+    add("--teacher", help="openai:MODEL, hf:MODEL (a folder, a hub id or 'tiny'), or self:MODEL")
+    add("--rejudge", action="store_true", help="judge the stored candidates again, without a teacher, and stop")
     add("--base-url", help="of an OpenAI-compatible server (default: OpenAI's, or $OPENAI_BASE_URL)")
     add("--key-env", default="OPENAI_API_KEY", help="environment variable that holds the key (default: %(default)s)")
     add("--candidates", type=int, default=4, help="drawn of an image until one is accepted (default: %(default)s)")
     add("--unverified", action="store_true", help="do not ask that the conclusion be the true class")
+    add("--exact", action="store_true", help="accept perfectly formed candidates only: normalize nothing")
     add("--min-words", type=int, default=MIN_WORDS, help="of a chain (default: %(default)s)")
     add("--max-words", type=int, default=MAX_WORDS, help="of a chain (default: %(default)s)")
     add("--prompt", choices=("teacher", "task"), help="with or without advice on form (default: task for self:)")
@@ -75,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(given)
     dataset, on_disk = arguments.open_dataset(given)
     names = arguments.class_names(dataset, on_disk)
+    rules = Rules(names, given.min_words, given.max_words, verified=not given.unverified, exact=given.exact)
+    if given.rejudge:
+        return _rejudge(given, rules, on_disk)
     advised = (given.prompt or ("task" if given.teacher.startswith("self:") else "teacher")) == "teacher"
     price = tuple(given.price) if given.price else cost.price_of(given.teacher)
     if given.max_cost is not None and price is None:
@@ -88,7 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         top_p=given.top_p,
         price=price,
     )
-    rules = Rules(names, given.min_words, given.max_words, verified=not given.unverified)
     records = _records(given, on_disk)
     jobs = plan(
         on_disk.pictures,
@@ -104,15 +115,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not jobs:
         print(_nothing(given, on_disk))
-        return 0
+        if any(record.get("verdict", ACCEPTED) == ACCEPTED for record in records):
+            return 0
+        print("No image has a chain. `annotate --rejudge` judges the stored candidates again.")
+        return 1
+    has_accepted = _has_accepted(records, settings, given)
     teacher = _teacher(given)  # before the chain file, of which nothing is left where there is no such teacher
     with ChainWriter(given.chains) as writer:
         if writer.cut_bytes:
             print(f"{given.chains}: cut off {writer.cut_bytes} bytes of a torn last line.", file=sys.stderr)
-        summary = _annotate(given, teacher, settings, rules, jobs, writer, on_disk)
+        summary = _annotate(given, teacher, settings, rules, jobs, writer, on_disk, has_accepted)
     print(arguments.printable(report(summary, len(jobs))))
     print(f"Chains: {given.chains}. `domainbed-reasoning browse` with the same --dataset and --data_dir shows them.")
-    return 3 if summary.stopped else 1 if summary.unanswered or summary.unreadable else 0
+    if summary.stopped and summary.stopped != NOTHING_ACCEPTED:
+        return 3
+    return 1 if summary.unanswered or summary.unreadable or not (summary.accepted or has_accepted) else 0
+
+
+def _rejudge(given: argparse.Namespace, rules: Rules, on_disk: OnDisk) -> int:
+    """Judge the stored candidates again and say what changed; return 1 if none is accepted."""
+    if not given.chains.exists():
+        raise ValueError(
+            f"{given.chains}: there is no such chain file, so there are no candidates to judge (--chains)."
+        )
+    labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
+    became = rejudge(given.chains, labels, rules)
+    changed = Counter({change: count for change, count in became.items() if change[0] != change[1]})
+    print(f"{given.chains}: {counted(became.total(), 'candidate')} judged again, {changed.total():,} changed.")
+    for (before, after), count in changed.most_common():
+        print(arguments.printable(f"  {count:>7,}  {before} → {after}"))
+    accepted = sum(count for (_, after), count in became.items() if after == ACCEPTED)
+    print(f"{counted(accepted, 'image')} of {len(on_disk.pictures):,} {'has' if accepted == 1 else 'have'} a chain.")
+    return 0 if accepted else 1
+
+
+def _has_accepted(records: Sequence[Record], settings: Settings, given: argparse.Namespace) -> bool:
+    """Return whether an earlier run accepted candidates of this teacher and prompt."""
+    asked = (given.teacher, settings.prompt_version, ACCEPTED)
+    return any(
+        (one.get("teacher"), one.get("prompt_version"), one.get("verdict", ACCEPTED)) == asked for one in records
+    )
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -122,8 +164,10 @@ def _check(given: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} must be a finite number, not {value}.")
     if given.price and min(given.price) < 0:
         raise ValueError(f"--price must not be negative, not {' '.join(map(str, given.price))}.")
-    kind, _, model = given.teacher.partition(":")
-    if kind not in ("openai", "hf", "self") or not model:
+    if given.teacher is None and not given.rejudge:
+        raise ValueError("--teacher is required: openai:MODEL, hf:MODEL or self:MODEL (or give --rejudge).")
+    kind, _, model = (given.teacher or "").partition(":")
+    if given.teacher is not None and (kind not in ("openai", "hf", "self") or not model):
         raise ValueError(f"--teacher must be openai:MODEL, hf:MODEL or self:MODEL, not {given.teacher!r}.")
     for name in ("candidates", "concurrency", "batch", "max_tokens", "timeout"):
         if getattr(given, name) <= 0:
@@ -145,7 +189,7 @@ def _records(given: argparse.Namespace, on_disk: OnDisk) -> list[Record]:
         return []
     names = NamesOnDisk(picture.path for picture in on_disk.pictures)
     # The texts are not needed: at 100,000 candidates they would be most of the memory.
-    return [{**names.respelt(record), "chain": ""} for _, record in read_records(given.chains, repair=True)]
+    return [{**names.respelt(record), "chain": "", "raw": ""} for _, record in read_records(given.chains, repair=True)]
 
 
 def _teacher(given: argparse.Namespace) -> Teacher:
@@ -175,6 +219,7 @@ def _annotate(
     jobs: Sequence[Job],
     writer: ChainWriter,
     on_disk: OnDisk,
+    has_accepted: bool,
 ) -> Summary:
     from tqdm import tqdm
 
@@ -191,7 +236,7 @@ def _annotate(
             bar.update(0)
 
         budget = cost.Budget(given.max_cost, given.max_requests)
-        run = Annotation(on_disk.root, teacher, writer, rules, settings, budget, on_record)
+        run = Annotation(on_disk.root, teacher, writer, rules, settings, budget, on_record, has_accepted)
         return asyncio.run(run.run(jobs))
 
 
@@ -266,6 +311,23 @@ def report(summary: Summary, jobs: int) -> str:
         if images:
             first = "".join(f"\n  {image}: {fault}" for image, fault in list(images.items())[:5])
             lines.append(f"{counted(len(images), 'image')} {title}, the first of them:{first}")
-    if summary.stopped:
+    if summary.rejected and not summary.accepted:
+        lines.append(_why_nothing(summary))
+    elif summary.stopped:
         lines.append(f"Stopped early: {summary.stopped}. The same command goes on from here.")
     return "\n".join(lines)
+
+
+def _why_nothing(summary: Summary) -> str:
+    """Return the commonest rule of a run that accepted nothing, its cure and an example."""
+    rule, count = summary.rejected.most_common(1)[0]
+    example = summary.examples[rule]
+    text = " ".join(example["chain"].split())
+    shown = text if len(text) <= 400 else f"{text[:200]} […] {text[-200:]}"
+    stopped = f"Stopped early: {summary.stopped}. " if summary.stopped else ""
+    return (
+        f"{stopped}None of {counted(summary.rejected.total(), 'candidate')} was accepted. The commonest rule, {rule} "
+        f"({count:,}): {RULES[rule]}. {CURES.get(rule, 'Give another teacher')}.\n"
+        f"  for example {example['image']}: {example['reason']}\n  {shown}\n"
+        "`annotate --rejudge` with other options judges these candidates again, without cost."
+    )

@@ -171,7 +171,7 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: OnDisk) -> list[str]
         return []
     labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
     names = NamesOnDisk(labels)
-    rules = Rules(arguments.class_names(dataset, on_disk), MIN_WORDS, MAX_WORDS)
+    rules = Rules(arguments.class_names(dataset, on_disk), MIN_WORDS, MAX_WORDS, exact=True)
     faults: list[str] = []
     accepted: Counter[str] = Counter()
     candidates = 0

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
+from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules, with_verdict
 from domainbed_reasoning.catalog import OnDisk
 from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.exchange import ExchangeError, import_records
@@ -41,13 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--label-conditioned", choices=("yes", "no"), help="whether the teacher was told the label (default: not known)"
     )
     parser.add_argument("--unverified", action="store_true", help="do not ask that the conclusion be the true class")
+    parser.add_argument("--exact", action="store_true", help="accept perfectly formed chains only: normalize nothing")
     parser.add_argument("--min-words", type=int, default=MIN_WORDS, help="of a chain (default: %(default)s)")
     parser.add_argument("--max-words", type=int, default=MAX_WORDS, help="of a chain (default: %(default)s)")
     given = parser.parse_args(argv)
     dataset, on_disk = arguments.open_dataset(given)
     labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
     rules = Rules(
-        arguments.class_names(dataset, on_disk), given.min_words, given.max_words, verified=not given.unverified
+        arguments.class_names(dataset, on_disk),
+        given.min_words,
+        given.max_words,
+        verified=not given.unverified,
+        exact=given.exact,
     )
     names = NamesOnDisk(labels)
     there = list(read_records(given.chains, repair=True)) if given.chains.exists() else []
@@ -71,10 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seen.add(_key(record))
         if "verdict" not in record:
             verdict = rules.judge(record["chain"], labels[image])
-            record["verified"] = rules.verified
-            record["verdict"] = ACCEPTED if verdict.accepted else REJECTED
-            if not verdict.accepted:
-                record |= {"rule": verdict.rule, "reason": verdict.reason}
+            record = with_verdict({**record, "verified": rules.verified}, record["chain"], verdict)
         if record["verdict"] == ACCEPTED:
             try:
                 parse_chain(record["chain"])
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _key(record: Record) -> tuple[str, str, object, object]:
-    return record["image"], record["chain"], record.get("teacher"), record.get("attempt")
+    return record["image"], record.get("raw") or record["chain"], record.get("teacher"), record.get("attempt")
 
 
 def _path_below(image: str, known: NamesOnDisk) -> str | None:

@@ -101,7 +101,7 @@ class Scripted:
     """A real job's reader in all but its words: chains follow the image, or whatever they were begun with."""
 
     def __init__(self, material, follows):
-        self.material, self.follows = material, follows
+        self.material, self.follows, self.exact = material, follows, False
         self.known = {}
 
     def chain(self, label):
@@ -220,3 +220,15 @@ def test_a_trained_model_copies_the_class_that_its_chain_has_named(trained, mate
     assert share["swapped image, to the naming: follows the chain"] < 1
     assert all(row["low"] <= row["share"] <= row["high"] for row in rows if row["n"])
     assert len(answers) == 21
+
+
+def test_a_readers_chains_begin_where_canonical_ones_do(trained, material, monkeypatch):
+    """Whatever the tags' spelling: every chain that names a class can be cut before its conclusion."""
+    samples = material.draw(material.sources, 2)
+    written = ["<think>x</think><caption>A cat.</caption><conclusion>A cat.</conclusion>", "no tags"]
+    written = [text.replace("cat", shapes.CLASS_NAMES[1]) for text in written]
+    monkeypatch.setattr(type(trained), "generate", lambda self, images, *_: written)
+    read = Reader(trained, material, 40).chains(material.pixels(samples))
+    assert faithfulness.before_conclusion(read[0]) + f"{shapes.CLASS_NAMES[1]}</CONCLUSION>" == read[0]
+    assert read[1] == written[1]
+    assert Reader(trained, material, 40, exact=True).chains(material.pixels(samples)) == written

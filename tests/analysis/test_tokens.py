@@ -161,6 +161,18 @@ def test_own_chains_are_written_and_kept_as_the_jobs_rounds_do(trained, material
     assert target_tokens.labelling_of({"max_new_tokens": 40, "eval_batch": 4}).said == "greedy"
 
 
+def test_own_chains_are_read_as_the_job_reads_them(trained, material, monkeypatch):
+    samples = material.draw(material.sources, 1)
+    written = f"Sure! <conclusion>A {material.name(samples[0])}.</conclusion>"
+    monkeypatch.setattr(type(trained), "generate", lambda self, images, *_: [written] * len(images))
+    hparams = {"max_new_tokens": 40, "eval_batch": 4, "answer_matching": "tolerant"}
+    own = target_tokens.own_answers(trained, material, samples, target_tokens.labelling_of(hparams))
+    assert own.texts == [f"<CONCLUSION>{material.name(samples[0])}</CONCLUSION>"]
+    with pytest.raises(ValueError, match="0 of 1 chains"):
+        exact = target_tokens.labelling_of(hparams | {"answer_matching": "exact"})
+        target_tokens.own_answers(trained, material, samples, exact)
+
+
 def test_where_no_own_chain_is_kept_that_is_said(trained, material):
     with pytest.raises(ValueError, match=r"0 of 3 chains that the model wrote itself \(greedy\) would be kept"):
         target_tokens.own_answers(trained, material, material.draw([0], 3), target_tokens.Labelling(1))

@@ -30,6 +30,20 @@ FAULTS = ("429", "500", "503", "hang", "cut", "broken", "empty", "html", "reset"
 
 Answer = tuple[str, int]  # text, completion tokens
 
+# How real models write a chain: blemishes of form that change nothing of what it says.
+STYLES: dict[str, Callable[[str], str]] = {
+    "think": lambda text: f"<think>\nIs it <SUMMARY>? Perhaps a mug.\n</think>\n\n{text}",
+    "thought": lambda text: f"Perhaps a mug.\n</think>\n{text}",
+    "fence": lambda text: f"```xml\n{text}\n```",
+    "lower": lambda text: re.sub(r"</?[A-Z]+>", lambda tag: tag.group().lower(), text),
+    "bold": lambda text: re.sub(r"(</?[A-Z]+>)", r"**\1**", text),
+    "heading": lambda text: re.sub(r"</[A-Z]+>", "", re.sub(r"<([A-Z]+)>", r"## \1\n", text)),
+    "preamble": lambda text: f"Sure, here is my answer:\n\n{text}\n\nI hope this helps!",
+    "article": lambda text: text.replace("<CONCLUSION>", "<CONCLUSION>A ").replace("</CONCLUSION>", ".</CONCLUSION>"),
+    "sentence": lambda text: re.sub(r"<CONCLUSION>(.*?)</", r"<CONCLUSION>The answer is **\1**.</", text),
+    "hopeless": lambda text: f"\x1b[31m{text}".replace("<CAPTION>", ""),
+}
+
 
 def canned(question: str, image: bytes, seed: int) -> str:
     """Return a chain, good or bad, that follows from the image and the seed."""
@@ -126,9 +140,11 @@ class Handler(BaseHTTPRequestHandler):
             return None
         time.sleep(self.server.options.delay)
         text, tokens = self.server.answer(body, question, image)
+        if self.server.options.style:
+            text = STYLES[self.server.options.style](text)
         if self.server.options.always_key:
             text = f"Your key is {self.headers.get('Authorization', '').removeprefix('Bearer ')}."
-        if self._send(200, completion(body, text, len(question) // 4 + 64, tokens)):
+        if self._send(200, completion(body, text, len(question) // 4 + 64, tokens, self.server.options.field)):
             self.server.log({"event": "answered", "key": key})
         return None
 
@@ -241,10 +257,23 @@ def _answer_canned(body: dict[str, Any], question: str, image: bytes) -> Answer:
     return text, len(text) // 4
 
 
-def completion(body: dict[str, Any], text: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+def message_of(text: str, field: str) -> dict[str, Any]:
+    """Return a message that has its text where ``field`` says."""
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if field == "reasoning_content":
+        return message | {"content": None, field: text}
+    if field == "parts":
+        thought = {"type": "thinking", "thinking": [{"type": "text", "text": "Perhaps a mug."}]}
+        return message | {"content": [thought, *({"type": "text", "text": part} for part in (text[:50], text[50:]))]}
+    return message
+
+
+def completion(
+    body: dict[str, Any], text: str, prompt_tokens: int, completion_tokens: int, field: str = "content"
+) -> dict[str, Any]:
     """Return a chat completion as OpenAI's endpoint has it."""
     finish = "length" if completion_tokens >= body.get("max_tokens", 1 << 30) else "stop"
-    message = {"role": "assistant", "content": text, "refusal": None}
+    message = message_of(text, field)
     return {
         "id": "chatcmpl-test",
         "object": "chat.completion",
@@ -269,6 +298,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=FAULTS)
     parser.add_argument("--always", help="this fault at every arrival")
     parser.add_argument("--always-key", action="store_true", help="tell everybody their key")
+    parser.add_argument("--style", choices=STYLES, help="how answers are written")
+    parser.add_argument("--field", default="content", help="where a message has its text")
     parser.add_argument("--hang", type=float, default=5.0)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before every answer")
     parser.add_argument("--log", type=Path)

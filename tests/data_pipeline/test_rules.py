@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.annotate.rules import RULES, Rules, make_printable
+from domainbed_reasoning.annotate.rules import CURES, RULES, Rules, make_printable
 from domainbed_reasoning.chains import Chain, parse_chain
 from domainbed_reasoning.contradiction import contradiction
 from domainbed_reasoning.store import load_chains
@@ -40,10 +40,10 @@ BROKEN = {
     "stage_repeated": (GOOD + "<CONCLUSION>bobcat</CONCLUSION>", {}),
     "stage_nested": ("<SUMMARY>a<CAPTION>b</CAPTION></SUMMARY>" + GOOD[GOOD.index("<REASONING>") :], {}),
     "stage_empty": (chain(reflection=" "), {}),
-    "stage_outside": ("Sure! " + GOOD, {}),
+    "stage_outside": (GOOD.replace("<CAPTION>", "Then: <CAPTION>"), {}),
     "too_short": (Chain("a", "b", "c", "d", "bobcat").render(), {}),
     "too_long": (chain(reasoning="tuft " * 500), {}),
-    "conclusion_none": (chain(conclusion="It is a bobcat"), {}),
+    "conclusion_none": (chain(conclusion="It could be a bobcat"), {}),
     "conclusion_several": (chain(conclusion="bobcat or cat"), {}),
     "contradiction": (chain(reasoning=CLEAN.reasoning + " Therefore, it is a dog."), {}),
     "label": (GOOD, {"label": 2}),
@@ -62,6 +62,39 @@ def test_a_good_chain_is_accepted_with_case_and_underscores_as_they_come() -> No
     assert RULE.judge(GOOD, 1).accepted
     assert RULE.judge(chain(conclusion="Alarm_Clock"), 3).accepted
     assert Rules(NAMES, verified=False).judge(GOOD, 2).accepted
+
+
+def test_the_exact_rules_refuse_what_the_tolerant_reader_mends() -> None:
+    exact = Rules(NAMES, exact=True)
+    assert exact.judge(GOOD, 1).accepted
+    for text, rule in (("Sure! " + GOOD, "stage_outside"), (chain(conclusion="a bobcat"), "conclusion_none")):
+        assert RULE.judge(text, 1).accepted and exact.judge(text, 1).rule == rule
+
+
+def test_words_are_bounded_inclusively_and_tags_are_no_words() -> None:
+    """The chain has 9 + 15 + 20 + 11 + 1 = 56 words; with each tag a word apart they would be 66."""
+    spaced = GOOD.replace(">", "> ").replace("<", " <")
+    for text in (GOOD, spaced):
+        assert Rules(NAMES, 56, 56).judge(text, 1).accepted
+        assert Rules(NAMES, 57, 100).judge(text, 1).reason == "56 words, fewer than 57"
+        assert Rules(NAMES, 1, 55).judge(text, 1).reason == "56 words, more than 55"
+
+
+def test_words_around_the_stages_and_thoughts_do_not_make_a_chain_longer() -> None:
+    thoughts = f"<think>{'hmm ' * 500}</think>"
+    assert Rules(NAMES, 56, 56).judge(f"{thoughts}Sure, here it is: {GOOD} That is all.", 1).accepted
+
+
+def test_a_refusal_before_a_chain_is_a_refusal_and_a_conclusion_under_a_heading_may_be_cut() -> None:
+    assert RULE.judge("I'm sorry, but I cannot identify the image. " + GOOD, 1).rule == "refusal"
+    headed = "\n".join(f"## {stage}\n{text}" for stage, text in vars(CLEAN).items())
+    assert RULE.judge(headed, 1).accepted
+    assert RULE.judge(headed, 1, finish="length").rule == "cut"
+    assert RULE.judge(headed + "\n\nI hope th", 1, finish="length").accepted
+
+
+def test_every_rule_has_a_cure() -> None:
+    assert set(CURES) >= set(RULES) - {"unprintable", "placeholder", "second"}
 
 
 def test_an_api_refusal_and_a_refusal_in_the_conclusion_are_refusals() -> None:

@@ -155,6 +155,13 @@ def test_generation_stops_at_the_conclusion(folder_of, images):
     assert mllm.eval().generate(images[:1], "?", 80) == ["dog" + END_OF_CHAIN]
 
 
+def test_a_conclusion_within_the_models_thoughts_does_not_stop_it(mllm):
+    ended = mllm.writer.has_ended
+    assert ended(list(mllm.target(CHAIN)[:-1]))
+    assert not ended(list(mllm.target(f"<think>I write {CHAIN}")[:-1]))
+    assert ended(list(mllm.target(f"<think>I write {CHAIN}</think>{CHAIN}")[:-1]))
+
+
 def test_an_unsupported_architecture_is_refused_by_name(tmp_path: pathlib.Path):
     from transformers import Blip2Config
 

@@ -209,6 +209,21 @@ def test_a_chain_that_names_no_class_is_said_beside_the_other_paths_answer(one_j
     assert second == f"{files[1]}\t{names[1]}\t1.000"
 
 
+def test_a_conclusion_is_read_as_the_job_read_it(one_job, files, tmp_path, monkeypatch):
+    """Jobs of before there was a tolerant reader read exactly."""
+    job = read_job(one_job)
+    texts = [f"Sure! <conclusion>**A {job.class_names[1]}.**</conclusion>"]
+    monkeypatch.setattr("domainbed_reasoning.predict.answering_chains", lambda *_: texts)
+    said = json.loads((one_job / "task.json").read_text())
+    assert said["hparams"].pop("answer_matching") == "tolerant"
+    earlier = tmp_path / "earlier"
+    shutil.copytree(one_job, earlier)
+    (earlier / "task.json").write_text(json.dumps(said))
+    for folder, concluded in ((one_job, job.class_names[1]), (earlier, None)):
+        [answer] = Predictor(str(folder), "chain")(files[:1])
+        assert (answer.chain_class, answer.chain) == (concluded, texts[0])
+
+
 def test_unreadable_images_are_named_and_the_others_answered(one_job, files, tmp_path, capsys):
     """Six images of which three cannot be read, in batches of eval_batch: three answers, three faults, exit code 1."""
     empty, absent = tmp_path / "empty.png", tmp_path / "absent.png"

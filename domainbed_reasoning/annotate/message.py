@@ -1,0 +1,37 @@
+"""The text in a chat completion's message: in ``content``, in a list of parts, or in ``reasoning_content``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# vLLM and SGLang put a whole answer there if the model never closes its thought; OpenRouter and newer vLLM name it
+# "reasoning".
+_REASONING = ("reasoning_content", "reasoning")
+_THOUGHTS = ("thinking", "reasoning", "redacted_thinking")
+
+
+def text_of(message: Mapping[str, Any]) -> str | None:
+    """Return a message's answer; None if it holds no text.
+
+    Thoughts are left out where there is an answer beside them; where there is none they are the answer.
+    """
+    content = _text(message.get("content"))
+    if content is not None and content.strip():
+        return content
+    thoughts = (_text(message.get(name)) for name in _REASONING)
+    return next((text for text in thoughts if text and text.strip()), content)
+
+
+def _text(content: Any) -> str | None:
+    """Return the text of a content: a string, a part, or a list of either, thoughts left out."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        texts = [text for part in content if (text := _text(part)) is not None]
+        return "".join(texts) if texts else None
+    if isinstance(content, dict) and content.get("type") not in _THOUGHTS:
+        for name in ("text", "value", "content"):
+            if name in content:
+                return _text(content[name])
+    return None

@@ -1,0 +1,46 @@
+"""The hparam `answer_matching`: how every reading of a job's chains, in training and in evaluation, takes blemishes."""
+
+import argparse
+import itertools
+
+import pytest
+import torch
+from domainbed import algorithms, datasets, hparams_registry
+
+from domainbed_reasoning.algorithms.records import records_for
+
+
+def build(name, **changes):
+    """Dataset and algorithm with one hparams dictionary, as DomainBed's train script builds them."""
+    torch.manual_seed(0)
+    hparams = hparams_registry.default_hparams(name, "ShapesReasoning") | {"max_new_tokens": 40} | changes
+    dataset = datasets.ShapesReasoning(None, [3], hparams)
+    algorithm = algorithms.get_algorithm_class(name)(dataset.input_shape, dataset.num_classes, 3, hparams)
+    return dataset, algorithm
+
+
+@pytest.mark.parametrize(("matching", "reads"), [("tolerant", True), ("exact", False)])
+def test_answer_matching_says_how_answers_records_votes_and_self_labels_are_read(matching, reads, monkeypatch):
+    """The model writes "A NAME." in lower-case tags for class 3, in two of three samples; the third names class 1."""
+    dataset, algorithm = build("SARR", answer_matching=matching, votes=3, sarr_votes=3, temperature=0.9, eval_batch=4)
+    names = algorithm.task.class_names
+    blemished = f"Sure: <conclusion>A {names[3]}.</conclusion>"
+    drawn = itertools.cycle([blemished, f"<CONCLUSION>{names[1]}</CONCLUSION>", blemished])
+    monkeypatch.setattr(
+        type(algorithm.mllm), "generate", lambda self, images, *_: [text for text in [next(drawn)] for _ in images]
+    )
+    images = torch.stack([dataset[0][i][0] for i in range(2)])
+    assert algorithm.predict(images).argmax(1).tolist() == [3 if reads else 1] * 2
+    labels = algorithm._labeller()
+    kept = labels.chains_for(algorithm._pixels(images), [3, 1], None)
+    canonical = f"<CONCLUSION>{names[3]}</CONCLUSION>"
+    assert kept == ([canonical, None] if reads else [None, f"<CONCLUSION>{names[1]}</CONCLUSION>"])
+    args = argparse.Namespace(output_dir=".", holdout_fraction=0.2, trial_seed=0, test_envs=[3], uda_holdout_fraction=0)
+    records = records_for(algorithm.task, args, matching == "exact")
+    records.add(torch.tensor([[0, 0], [0, 1]]), [blemished] * 2, None, last=False)
+    assert (records.chains, records.unparsed) == (2, 0 if reads else 2)
+
+
+def test_another_answer_matching_is_refused():
+    with pytest.raises(ValueError, match="hparam answer_matching: 'fuzzy' is none of tolerant, exact"):
+        build("MTCT", answer_matching="fuzzy")
