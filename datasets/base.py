@@ -8,6 +8,7 @@ workers, each knowing its sample id.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from domainbed_reasoning.job import job_arguments
 from domainbed_reasoning.mllm.images import from_picture
 from domainbed_reasoning.samples import SampleId, Task, attach_task, with_ids
 from domainbed_reasoning.stages import Schedule, plan_stages
+from domainbed_reasoning.terminal import printable
 
 DEFAULT_HOLDOUT = 0.2  # DomainBed's, where no job says otherwise
 
@@ -125,7 +127,8 @@ def report_chains(task: Task, wanted: bool) -> None:
         if env not in task.test_envs:
             count = sum((env, index) in task.chains for index in range(len(labels)))
             name = task.environments[env]
-            print(f"{task.dataset}, {name}: {count} of {len(labels)} images have a chain ({count / len(labels):.1%})")
+            share = f"{count} of {len(labels)} images have a chain ({count / len(labels):.1%})"
+            print(printable(f"{task.dataset}, {name}: {share}", sys.stdout))
 
 
 def source_chains(
