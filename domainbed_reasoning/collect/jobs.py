@@ -204,7 +204,7 @@ def _read_records(
     broken = []
     args: Mapping[str, Any] | None = None
     domains: list[set[str]] = []
-    for number, line in _lines(path, damage):
+    for number, line in numbered_lines(path, damage):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
@@ -226,7 +226,7 @@ def _read_records(
     return records, broken, args
 
 
-def _lines(path: Path, damage: list[str]) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path, damage: list[str]) -> Iterator[tuple[int, str]]:
     """Yield the numbered lines of a file, none where it is not there; note that it cannot be read."""
     try:
         if not _is_there(path, damage):
@@ -260,9 +260,7 @@ def _lacking(record: Any) -> str:
     return f"no {', '.join(absent[:_MAX_SHOWN])}" if absent else ""
 
 
-def _read_json(
-    path: Path, fault_of: Callable[[Mapping[str, Any]], str], damage: list[str]
-) -> Mapping[str, Any] | None:
+def _read_json(path: Path, fault_of: Callable[[Mapping[str, Any]], str], damage: list[str]) -> Mapping[str, Any] | None:
     """Return the object in a file, None where there is no file; note what is wrong with it."""
     try:
         if not _is_there(path, damage):
@@ -301,7 +299,7 @@ def _printed(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _head(path: Path) -> Sequence[str]:
-    return [line for _, (_, line) in zip(range(_HEAD_LINES), _lines(path, []), strict=False)]
+    return [line for _, (_, line) in zip(range(_HEAD_LINES), numbered_lines(path, []), strict=False)]
 
 
 def _last_error(path: Path) -> str:
