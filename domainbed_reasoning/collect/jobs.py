@@ -20,6 +20,7 @@ from domainbed_reasoning.collect import values
 from domainbed_reasoning.job import NAME_OF_JOB
 
 Record = Mapping[str, Any]
+_Check = Callable[[Mapping[str, Any]], str]
 
 RESULTS = "results.jsonl"
 _LEFT_BY_A_JOB = (RESULTS, "done", "out.txt", "err.txt", "launcher.log")
@@ -155,9 +156,9 @@ def read_job(folder: Path, sweep: str = "") -> Job:
 def _read_job(folder: Path, sweep: str) -> Job:
     damage: list[str] = []
     records, broken, args = _read_records(folder / RESULTS, damage)
-    task = _read_json(folder / "task.json", values.fault_of_task, damage)
-    answers = _read_json(folder / "answers.json", values.fault_of_answers, damage)
-    said = _read_json(folder / versions.FILE, values.fault_of_versions, damage)
+    task = read_object(folder / "task.json", values.fault_of_task, damage)
+    answers = read_object(folder / "answers.json", values.fault_of_answers, damage)
+    said = read_object(folder / versions.FILE, values.fault_of_versions, damage)
     printed = _printed(folder / "out.txt")
     if damage and args:
         printed["Args"] = {name: str(args[name]) for name in values.ARGS}
@@ -260,7 +261,9 @@ def _lacking(record: Any) -> str:
     return f"no {', '.join(absent[:_MAX_SHOWN])}" if absent else ""
 
 
-def _read_json(path: Path, fault_of: Callable[[Mapping[str, Any]], str], damage: list[str]) -> Mapping[str, Any] | None:
+def read_object(
+    path: Path, fault_of: Callable[[Mapping[str, Any]], str], damage: list[str]
+) -> Mapping[str, Any] | None:
     """Return the object in a file, None where there is no file; note what is wrong with it."""
     try:
         if not _is_there(path, damage):

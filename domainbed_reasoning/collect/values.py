@@ -82,7 +82,7 @@ def fault_of_record(record: Mapping[str, Any]) -> str:
 
 
 def _record_faults(record: Mapping[str, Any]) -> Iterator[str]:
-    yield from _fault(record, "step", _WHOLE)
+    yield from measure_faults(record)
     yield from _fault(record, "args", _OBJECT)
     yield from _fault(record, "hparams", _OBJECT_OR_NONE)
     for name in (name for part in (record["args"], record.get("hparams") or {}) for name in part):
@@ -92,6 +92,11 @@ def _record_faults(record: Mapping[str, Any]) -> Iterator[str]:
         yield from _fault(record["args"], name, ARGS.get(name, _LIST), "--")
     for name in record.get("hparams") or {}:
         yield from _fault(record["hparams"], name, _SCALAR, "hparam ")
+
+
+def measure_faults(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the numbers that a record holds."""
+    yield from _fault(record, "step", _WHOLE)
     for name in record:
         if name in ("step_time", "mem_gb"):
             yield from _fault(record, name, _AMOUNT)

@@ -156,7 +156,8 @@ def _examples(counted: Sequence[Job], examples: int, data_dir: str | None) -> It
     places = {(job.args["dataset"], job.args["algorithm"], job.sweep) for job in single}
     order = selection.order_of_algorithms([algorithm for _, algorithm, _ in places])
     left = _MOST_EXAMPLES
-    skipped, damaged = [], []
+    skipped: list[str] = []
+    damaged: list[str] = []
     for dataset, algorithm, sweep in sorted(places, key=lambda place: (-order.index(place[1]), place[0], place[2])):
         own = [
             job

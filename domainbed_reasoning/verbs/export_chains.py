@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given.embed_images,
     )
     print(f"{count:,} chains written to {given.file} ({given.format})")
+    if given.format == "messages" and not given.embed_images:
+        print(f"Readers open its images by their paths below {on_disk.root}: start them there, or --embed-images.")
     if strangers:
         print(f"Left out: {about_strangers(strangers)}")
     return 0
