@@ -8,6 +8,7 @@ workers, each knowing its sample id.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from domainbed_reasoning.mllm.images import from_picture
 from domainbed_reasoning.samples import SampleId, Task, attach_task, with_ids
 from domainbed_reasoning.scoring import misled
 from domainbed_reasoning.stages import Schedule, plan_stages
+from domainbed_reasoning.terminal import printable
 
 
 class Samples(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
@@ -141,7 +143,8 @@ def report_chains(task: Task, wanted: bool) -> None:
         if env not in task.test_envs:
             count = sum((env, index) in task.chains for index in range(len(labels)))
             name = task.environments[env]
-            print(f"{task.dataset}, {name}: {count} of {len(labels)} images have a chain ({count / len(labels):.1%})")
+            share = f"{count} of {len(labels)} images have a chain ({count / len(labels):.1%})"
+            print(printable(f"{task.dataset}, {name}: {share}", sys.stdout))
     nothing, other = misled(task)
     total = len(task.chains)
     for what, found in (("no class of the dataset", nothing), ("another class than their image's", other)):
@@ -156,7 +159,7 @@ def report_chains(task: Task, wanted: bool) -> None:
         cure = "`domainbed-reasoning check` lists them; correct their <CONCLUSION> or mark them as rejected."
         if found is nothing and len(nothing) == total:
             raise ValueError(f"{said}. A model trained on them never names a class. {cure}")
-        print(f"WARNING: {said}. {cure}", flush=True)
+        print(printable(f"WARNING: {said}. {cure}", sys.stdout), flush=True)
 
 
 def source_chains(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from domainbed_reasoning import __version__, registry
+from domainbed_reasoning.terminal import printable_streams
 
 # verb -> (one line of help, "module:function"); the function takes the arguments after the verb, returns the exit code.
 VERBS = {
@@ -61,7 +62,12 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code."""
+    """Run one verb and return its exit code; what it prints is text that no terminal obeys or lacks."""
+    with printable_streams():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     verbs = "\n".join(f"  {verb:<15} {help_line}" for verb, (help_line, _) in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="domainbed-reasoning",
@@ -81,6 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except SystemExit as ended:
+        if isinstance(ended.code, str):  # a message, which Python would print as it is
+            print(ended.code, file=sys.stderr)
+            return 1
+        raise
     return code
 
 

@@ -16,11 +16,15 @@ ignore. What a foreign row holds beside that, our record keeps in `foreign`, and
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from domainbed_reasoning.atomic import replacing
+from domainbed_reasoning.conversations import IMAGE_TAG, image_of, is_answer, question_and_chain, text_of, turns_of
+from domainbed_reasoning.json_rows import ExchangeError as ExchangeError
+from domainbed_reasoning.json_rows import read_json
 from domainbed_reasoning.parquet import (
     OWN_FIELD,
     message_schema,
@@ -30,21 +34,9 @@ from domainbed_reasoning.parquet import (
     to_message_columns,
     write_parquet,
 )
-from domainbed_reasoning.reader import read_chain
-from domainbed_reasoning.record import check_record, fault_within, parse_json, parse_json_at
+from domainbed_reasoning.record import MAX_LINE_BYTES, check_image_path, check_record, fault_within, parse_json
 from domainbed_reasoning.registry import unknown
-from domainbed_reasoning.store import Record, read_records, write_records
-
-IMAGE_TAG = "<image>"
-
-# A row is one chain and its surroundings; a row this long is another kind of file.
-MAX_ROW_CHARACTERS = 8 << 20
-_PART_CHARACTERS = 1 << 20
-
-
-class ExchangeError(ValueError):
-    """A file that cannot be read or written in this format; the message names the file, the row and the cure."""
-
+from domainbed_reasoning.store import Record, write_records
 
 # What an export needs to know of an image: its path → width, height and bytes.
 ImageInfo = Callable[[str], tuple[int, int, bytes]]
@@ -75,6 +67,7 @@ def export_records(
     """
     if form not in FORMATS:
         raise ExchangeError(str(unknown("format", form, FORMATS)))
+    records = map(_checked, records)
     if form == "jsonl":
         return write_records(path, records)
     if form == "parquet":
@@ -89,7 +82,7 @@ def export_records(
 
 
 def import_records(path: Path, *, placed: bool = True) -> Iterator[tuple[int, Record]]:
-    """Yield (row number from 1, record) of a file in any of the formats, which is told from its contents.
+    """Yield (row or line number from 1, record) of a file in any of the formats, each row told from its contents.
 
     Args:
         path: of the file.
@@ -97,27 +90,38 @@ def import_records(path: Path, *, placed: bool = True) -> Iterator[tuple[int, Re
 
     Raises:
         ExchangeError: a file or row that is none of them.
-        ChainFileError: likewise, for our own JSON lines.
+        ParquetError: no readable Parquet file.
     """
     if not path.is_file():
         raise ExchangeError(f"{path}: there is no such file.")
-    if path.suffix == ".parquet":
-        rows: Iterable[Row] = read_parquet(path)
-    else:
-        first = _first_object(path)
-        if first is not None and "chain" in first:
-            yield from read_records(path, placed=placed)
-            return
-        rows = _read_json(path)
-    for number, row in enumerate(rows, 1):
-        fault = fault_within(row)
-        if fault:
-            raise ExchangeError(f"{path}, row {number}: {fault}. Leave the row out.")
-        record = _from_row(row, path, number)
-        fault = check_record(record, placed=placed)
-        if fault:
-            raise ExchangeError(f"{path}, row {number}: {fault}. Mend it, or leave the row out.")
+    rows = enumerate(read_parquet(path), 1) if path.suffix == ".parquet" else read_json(path)
+    for number, row in rows:
+        record = row
+        try:
+            if fault := fault_within(row):
+                raise ValueError(f"{fault}. Leave the row out")
+            record = _from_row(row)
+            if fault := check_record(record, placed=placed) or _too_long(record):
+                raise ValueError(f"{fault}. Correct it, or leave the row out")
+        except ValueError as error:
+            raise ExchangeError(f"{path}, row {number}: {error}.") from error
         yield number, record
+
+
+def _too_long(record: Record) -> str | None:
+    size = len(json.dumps(record, ensure_ascii=False).encode())
+    return f"{size:,} bytes, more than a chain file's line may have" if size >= MAX_LINE_BYTES else None
+
+
+def _checked(record: Record) -> Record:
+    """Return a record that may leave: its image is below the dataset's folder.
+
+    Raises:
+        ExchangeError: it is none.
+    """
+    if fault := check_record(record):
+        raise ExchangeError(f"A record cannot be exported: {fault}.")
+    return record
 
 
 # ---- rows of others ----
@@ -174,16 +178,29 @@ FORMATS: dict[str, Callable[[Record, str, ImageInfo | None, bool], Row]] = {
 
 
 def _with_own(row: Row, record: Record, form: str) -> Row:
-    """Return the row with the record's provenance and with what a row of this format brought when it was imported."""
+    """Return the row with the record's provenance and with what a row of this format brought when it was imported.
+
+    Whoever wrote the chain file wrote that, too: it adds to what the row says, but replaces neither image nor answer.
+
+    Raises:
+        ExchangeError: what it brought is none of a row.
+    """
     own = {key: value for key, value in record.items() if key not in ("image", "chain")}
     foreign = record.get("foreign")
     if isinstance(foreign, dict) and foreign.get("format") == form:
-        row = row | foreign.get("fields", {})
-        if "turns" in foreign:
+        fields, there = foreign.get("fields", {}), foreign.get("turns", [])
+        is_row = isinstance(fields, dict) and isinstance(there, list) and all(isinstance(turn, dict) for turn in there)
+        if not is_row:
+            raise ExchangeError(f"The record of {record['image']!r} has a damaged 'foreign': remove that key.")
+        row = row | {key: value for key, value in fields.items() if _may_be_added(key, value, form)}
+        if there:
             turns, text = _TURNS[form]
+            chain = _as_content(record["chain"], form)
             row[turns] = [
-                turn | {text: _as_content(record["chain"], form)} if turn[text] is None else turn
-                for turn in foreign["turns"]
+                turn | {text: chain}
+                if text in turn and turn[text] is None and is_answer(turn)
+                else {key: _without_places(value) for key, value in turn.items()}
+                for turn in there
             ]
     return row | {OWN_FIELD: own}
 
@@ -195,53 +212,76 @@ _TURNS = {
     "sharegpt": ("conversations", "value"),
     "messages": ("messages", "content"),
 }
+_OURS = ("image", "images", "chain", OWN_FIELD)
+_MEDIA = re.compile("image|img|picture|photo|video|audio", re.IGNORECASE)
+
+
+def _may_be_added(key: str, value: Any, form: str) -> bool:
+    """Return whether a field of another's row may stand in ours: not one of ours, no path out of the folder."""
+    if key in _OURS or key == _TURNS[form][0]:
+        return False
+    return not _MEDIA.search(key) or all(check_image_path(text) is None for text in _texts(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _without_places(value: Any) -> Any:
+    """Return a turn's content whose parts are types and texts alone; where the image is the row says."""
+    if not isinstance(value, list):
+        return value
+    return [
+        {key: part[key] for key in ("type", "text") if key in part} if isinstance(part, dict) else part
+        for part in value
+    ]
 
 
 def _as_content(chain: str, form: str) -> Any:
     return [{"type": "text", "text": chain}] if form == "messages" else chain
 
 
-def _from_row(row: Row, path: Path, number: int) -> Record:
+def _from_row(row: Any) -> Record:
     """Return the record that a row of another format holds.
 
     Raises:
-        ExchangeError: it is none.
+        ValueError: it is none, saying what is there in its place.
     """
-    place = f"{path}, row {number}"
     if not isinstance(row, dict):
-        raise ExchangeError(f"{place}: a JSON object is wanted, not {type(row).__name__}.")
-    if "chain" in row:
+        raise ValueError(f"a JSON object is wanted, not {type(row).__name__}")
+    if row.get("chain") is not None:
         return row
     own = row.get(OWN_FIELD)
     if isinstance(own, str):
         try:
             own = parse_json(own)
         except ValueError as error:
-            raise ExchangeError(f"{place}: the field {OWN_FIELD!r} is not JSON ({error}); leave it out.") from error
-    image = row.get("image")
-    if image is None and isinstance(row.get("images"), list) and len(row["images"]) == 1:
-        image = row["images"][0]
-    if isinstance(image, dict):
-        image = image.get("path")
-    if not isinstance(image, str):
-        raise ExchangeError(f"{place}: one image path is wanted, in 'image' or 'images', not {image!r:.80}.")
-    question, chain = _question_and_chain(row, place)
+            raise ValueError(f"the field {OWN_FIELD!r} is not JSON ({error}); leave it out") from error
+    try:
+        name, turns = turns_of(row)
+    except ValueError:
+        image_of(row, [])  # of two faults the image's comes first
+        raise
+    image = image_of(row, turns)
+    question, chain = question_and_chain(turns)
     if isinstance(own, dict):
         return {"image": image, "chain": chain, **own}
     record: Record = {"image": image, "chain": chain, "question": question}
-    foreign = _foreign(row, record)
+    foreign = _foreign({key: value for key, value in row.items() if value is not None} | {name: turns}, name, record)
     try:
         json.dumps(foreign)
     except (TypeError, ValueError) as error:
-        raise ExchangeError(
-            f"{place}: it has a value that JSON cannot hold ({error}); leave that column out."
-        ) from error
+        raise ValueError(f"it has a value that JSON cannot hold ({error}); leave that column out") from error
     return record | ({"foreign": foreign} if foreign else {})
 
 
-def _foreign(row: Row, record: Record) -> Row:
-    """Return what a row holds that our own row of the same record would not."""
-    form = _form_of(row)
+def _foreign(row: Row, name: str, record: Record) -> Row:
+    """Return what a row, whose turns have that name, holds that our own row of the same record would not."""
+    form = _form_of(row, name)
     turns, text = _TURNS[form]
     ours = _with_own(
         FORMATS[form](record, "", lambda _: (row.get("width", 0), row.get("height", 0), b""), False), {}, form
@@ -251,8 +291,10 @@ def _foreign(row: Row, record: Record) -> Row:
     if fields:
         foreign["fields"] = fields
     if _without_nulls(row[turns]) != _without_nulls(ours[turns]):
-        is_answer = [_text(turn.get(text)) == record["chain"] for turn in row[turns]]
-        foreign["turns"] = [turn | {text: None} if it else turn for turn, it in zip(row[turns], is_answer, strict=True)]
+        foreign["turns"] = [
+            turn | {text: None} if is_answer(turn) and text_of(turn.get(text)) == record["chain"] else turn
+            for turn in row[turns]
+        ]
     return foreign if len(foreign) > 1 else {}
 
 
@@ -263,129 +305,12 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _form_of(row: Row) -> str:
-    if "conversations" not in row:
+def _form_of(row: Mapping[str, Any], name: str) -> str:
+    if name == "messages":
         return "messages"
     if "images" in row:
         return "sharegpt"
     return "internvl" if "width" in row else "llava"
-
-
-def _question_and_chain(row: Row, place: str) -> tuple[str, str]:
-    turns = row.get("conversations", row.get("messages"))
-    if not isinstance(turns, list):
-        has = ", ".join(map(str, row))
-        raise ExchangeError(f"{place}: 'chain', 'conversations' or 'messages' is wanted; it has {has:.200}.")
-    asked, answers = "", []
-    for turn in turns:
-        if not isinstance(turn, dict):
-            raise ExchangeError(f"{place}: a turn must be an object, not {turn!r:.80}.")
-        speaker = turn.get("from", turn.get("role"))
-        text = _text(turn.get("value", turn.get("content")))
-        if speaker in ("human", "user"):
-            asked = asked or text.replace(f"{IMAGE_TAG}\n", "", 1)
-        elif speaker in ("gpt", "assistant"):
-            answers.append(text)
-    if not answers:
-        raise ExchangeError(f"{place}: no turn is of 'gpt' or 'assistant'.")
-    return asked, next((text for text in answers if _is_chain(text)), answers[-1])
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        texts = [part.get("text") for part in value if isinstance(part, dict)]
-        return "".join(text for text in texts if isinstance(text, str))
-    return value if isinstance(value, str) else ""
-
-
-def _is_chain(text: str) -> bool:
-    try:
-        read_chain(text)
-    except ValueError:
-        return False
-    return True
-
-
-# ---- JSON ----
-
-
-def _first_object(path: Path) -> Row | None:
-    """Return the first line's object; None if the file does not begin with one."""
-    with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
-        while line := file.readline(MAX_ROW_CHARACTERS):
-            if not line.isspace():
-                try:
-                    first = parse_json(line)
-                except ValueError:
-                    return None
-                return first if isinstance(first, dict) else None
-    return None
-
-
-def _read_json(path: Path) -> Iterator[Row]:
-    """Yield the values of JSON lines or of one JSON array, with one row in memory at a time."""
-    place = str(path)
-    try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
-            start = file.read(_PART_CHARACTERS).lstrip()
-            if start.startswith("["):
-                yield from _read_array(start[1:], file)
-                return
-            file.seek(0)
-            number = 0
-            # Not splitlines(): a text may hold U+2028, which JSON leaves as it is.
-            while line := file.readline(MAX_ROW_CHARACTERS):
-                number += 1
-                place = f"{path}, line {number}"
-                if len(line) == MAX_ROW_CHARACTERS:
-                    raise ValueError(f"longer than {MAX_ROW_CHARACTERS} characters")
-                if line.strip():
-                    yield parse_json(line)
-    except ValueError as error:
-        raise ExchangeError(
-            f"{place}: neither JSON lines nor a JSON array ({error}). Give a file in one of the formats of `export`."
-        ) from error
-
-
-def _read_array(text: str, file: IO[str]) -> Iterator[Any]:
-    """Yield the items of a JSON array whose opening bracket has been read.
-
-    Raises:
-        ValueError: it is none.
-    """
-    at, is_first = 0, True
-    while True:
-        fault: ValueError = ValueError("the array does not end")
-        at = _after_space(text, at)
-        if text.startswith("]", at):
-            if text[at + 1 :].strip() or file.read(_PART_CHARACTERS).strip():
-                raise ValueError("text stands after the array")
-            return
-        begin = at if is_first else _after_space(text, at + 1)
-        if at < len(text) and not is_first and text[at] != ",":
-            raise ValueError(f"a comma is wanted, not {text[at : at + 20]!r}")
-        if begin < len(text):
-            if text[begin] != "{":
-                raise ValueError(f"an array of objects is wanted, not {text[begin : begin + 20]!r}")
-            try:
-                value, at = parse_json_at(text, begin)
-            except json.JSONDecodeError as error:  # perhaps its end has not been read yet
-                fault = error
-            else:
-                yield value
-                is_first = False
-                continue
-        more = file.read(_PART_CHARACTERS) if len(text) - at <= MAX_ROW_CHARACTERS else ""
-        if not more:
-            raise fault
-        text, at = text[at:] + more, 0
-
-
-def _after_space(text: str, at: int) -> int:
-    """Return the place of the first character from ``at`` on that is not JSON's white space."""
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
 
 
 def _write_json(path: Path, rows: Iterable[Row], as_lines: bool) -> int:

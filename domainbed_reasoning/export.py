@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import shutil
 from typing import Any
 
+from domainbed_reasoning.collect.jobs import RESULTS, numbered_lines, read_object
+from domainbed_reasoning.collect.values import ACCURACY, fault_of_answers, measure_faults
 from domainbed_reasoning.mllm.loading import add_lora, empty_network, resolve
+from domainbed_reasoning.record import parse_json
 from domainbed_reasoning.trained import TASK_FILE, JobError, TrainedJob, read_job
 
 
-def export_adapters(folder: str | pathlib.Path, output: pathlib.Path, model: str | None = None) -> None:
+def export_adapters(
+    folder: str | pathlib.Path, output: pathlib.Path, model: str | None = None, base_model_id: str | None = None
+) -> str:
     """Write a job's adapters as PEFT writes its own: ``PeftModel.from_pretrained(base, output)`` loads them.
 
     The base model's weights are not read.
@@ -20,11 +26,17 @@ def export_adapters(folder: str | pathlib.Path, output: pathlib.Path, model: str
         folder: of the job.
         output: folder to write: adapter_config.json, adapter_model.safetensors, README.md and task.json.
         model: the base model, where it is not where the job found it.
+        base_model_id: what others know the base model by; None takes what is known of it (see `public_name`).
+
+    Returns:
+        The name that the adapters give their base model.
 
     Raises:
         ValueError: for a job without trained adapters, or an output folder that holds something.
     """
     job = _trained(folder)
+    name = base_model_id or public_name(model or str(job.hparams["model"]))
+    card = model_card(job, False, name)
     _require_empty(output)
     network, _ = empty_network(model or job.model)
     settings = job.lora()
@@ -33,10 +45,16 @@ def export_adapters(folder: str | pathlib.Path, output: pathlib.Path, model: str
     for config in network.peft_config.values():
         config.inference_mode = True
     network.save_pretrained(output, state_dict=dict(job.adapters))
-    _accompany(job, output, merged=False)
+    for config in network.peft_config.values():  # PEFT has looked into the folder, which only this machine has
+        config.base_model_name_or_path = name
+        config.save_pretrained(output)
+    _accompany(job, output, card)
+    return name
 
 
-def export_merged(folder: str | pathlib.Path, output: pathlib.Path, model: str | None = None) -> None:
+def export_merged(
+    folder: str | pathlib.Path, output: pathlib.Path, model: str | None = None, base_model_id: str | None = None
+) -> str:
     """Write the base model with a job's adapters merged into it, and its processor.
 
     A job that was trained on quantised weights is merged into the unquantised ones.
@@ -45,16 +63,52 @@ def export_merged(folder: str | pathlib.Path, output: pathlib.Path, model: str |
         folder: of the job.
         output: folder to write.
         model: the base model, where it is not where the job found it.
+        base_model_id: what others know the base model by; None takes what is known of it (see `public_name`).
+
+    Returns:
+        The name that the model card gives the base model.
 
     Raises:
         ValueError: for a job without trained adapters, or an output folder that holds something.
     """
     job = _trained(folder)
+    name = base_model_id or public_name(model or str(job.hparams["model"]))
+    card = model_card(job, True, name)
     _require_empty(output)
     merged = job.load(model, quantize="none").merge()
     merged.network.save_pretrained(output)
     merged.processor.save_pretrained(output)
-    _accompany(job, output, merged=True)
+    _accompany(job, output, card)
+    return name
+
+
+def public_name(model: str) -> str:
+    """Return the name of a base model on machines where it lies elsewhere.
+
+    Args:
+        model: what `load_mllm` loads.
+
+    Returns:
+        A hub id as it is, or that of a folder in the hub's cache or of one that says where it comes from; else the
+        folder's own name.
+    """
+    folder = pathlib.Path(model).expanduser()
+    if not folder.is_dir():
+        return model
+    cached = _CACHED.search(folder.resolve().as_posix())
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    try:
+        said = parse_json((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        said = None
+    if isinstance(said, str) and _HUB_ID.fullmatch(said) and not pathlib.Path(said).exists():
+        return said
+    return folder.resolve().name
+
+
+_CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def _trained(folder: str | pathlib.Path) -> TrainedJob:
@@ -70,19 +124,27 @@ def _require_empty(output: pathlib.Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
 
-def _accompany(job: TrainedJob, output: pathlib.Path, merged: bool) -> None:
+def _accompany(job: TrainedJob, output: pathlib.Path, card: str) -> None:
     """Add the model card, and the task, which `predict` needs."""
-    (output / "README.md").write_text(model_card(job, merged), encoding="utf-8")
+    (output / "README.md").write_text(card, encoding="utf-8")
     shutil.copyfile(job.folder / TASK_FILE, output / TASK_FILE)
 
 
-def model_card(job: TrainedJob, merged: bool) -> str:
-    """Return the README.md of an exported model: data, target domain, accuracy, settings, how to load it."""
+def model_card(job: TrainedJob, merged: bool, base_model: str) -> str:
+    """Return the README.md of an exported model: data, target domain, accuracy, settings, how to load it.
+
+    Args:
+        job: the job.
+        merged: whether the model goes with it; else the adapters alone.
+        base_model: what others know the base model by.
+
+    Raises:
+        JobError: a record or answers.json of the job holds what none does.
+    """
     targets = ", ".join(_domain(job, env) for env in job.test_envs) or "none"
     sources = ", ".join(_domain(job, env) for env in range(len(job.environments)) if env not in job.test_envs)
-    model = str(job.hparams["model"])
-    on_hub = model.count("/") == 1 and not pathlib.Path(model).expanduser().exists()
-    header = ["---", *([f"base_model: {model}"] if on_hub else [])]
+    on_hub = bool(_HUB_ID.fullmatch(base_model))
+    header = ["---", *([f"base_model: {base_model}"] if on_hub else [])]
     header += [
         "library_name: " + ("transformers" if merged else "peft"),
         "pipeline_tag: image-text-to-text",
@@ -91,15 +153,19 @@ def model_card(job: TrainedJob, merged: bool) -> str:
         "- domainbed",
         "---",
     ]
-    settings = "\n".join(f"| {name} | {json.dumps(value)} |" for name, value in sorted(job.hparams.items()))
-    load = _LOAD_MERGED if merged else _LOAD_ADAPTERS.format(model=resolve(model) if model == "tiny" else model)
+    settings = "\n".join(
+        f"| {name} | {json.dumps(value)} |"
+        for name, value in sorted((dict(job.hparams) | {"model": base_model}).items())
+    )
+    folder = resolve("tiny") if base_model == "tiny" else base_model if on_hub else f"FOLDER OF {base_model}"
+    load = _LOAD_MERGED if merged else _LOAD_ADAPTERS.format(model=folder)
     return "\n".join(header) + _CARD.format(
         algorithm=job.algorithm,
         dataset=job.dataset,
         targets=targets,
         sources=sources or "none recorded",
         kind="the adapters merged into its weights" if merged else "LoRA adapters",
-        model=model,
+        model=base_model,
         classes=", ".join(job.class_names),
         accuracy=_accuracy_table(job),
         label=job.q_cls,
@@ -172,12 +238,14 @@ def _domain(job: TrainedJob, env: int) -> str:
 
 def _accuracy_table(job: TrainedJob) -> str:
     """Return the last evaluation's accuracies in percent: DomainBed's, then by either answer where they are known."""
-    record = _last_record(job.folder / "results.jsonl")
-    environments = sorted({int(key[3:].split("_")[0]) for key in record if key.startswith("env")})
+    damage: list[str] = []
+    record = _last_record(job.folder / RESULTS, damage)
+    answers = read_object(job.folder / "answers.json", fault_of_answers, damage) or {}
+    if damage:
+        raise JobError(f"{job.folder} is damaged: {damage[0]}. Correct the file, or run the job again.")
+    environments = sorted({int(found[1]) for key in record if (found := ACCURACY.fullmatch(key))})
     if not environments:
         return "Not evaluated yet."
-    answers_file = job.folder / "answers.json"
-    answers = json.loads(answers_file.read_text(encoding="utf-8")) if answers_file.is_file() else {}
     lines = [
         f"DomainBed's evaluation at step {record.get('step', '?')}, percent; answers by the {job.hparams['answer']}. "
         "*in* is trained on in source domains, *out* is held out. By chain alone, one that names no class is wrong.",
@@ -187,7 +255,7 @@ def _accuracy_table(job: TrainedJob) -> str:
     ]
     for env in environments:
         role = "target" if env in job.test_envs else "source"
-        both = answers.get(f"env{env}", {}).get("out", {})
+        both = (answers.get(f"env{env}") or {}).get("out") or {}
         cells = [record.get(f"env{env}_in_acc"), record.get(f"env{env}_out_acc"), both.get("label"), both.get("chain")]
         lines.append(f"| {_domain(job, env)} | {role} | {' | '.join(map(_percent, cells))} |")
     return "\n".join(lines)
@@ -197,13 +265,15 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def _last_record(path: pathlib.Path) -> dict[str, Any]:
-    """Return the last whole record of a results.jsonl; {} without one."""
+def _last_record(path: pathlib.Path, damage: list[str]) -> dict[str, Any]:
+    """Return the last whole record of a results.jsonl, {} without one; note values that no record has."""
     last: dict[str, Any] = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                last = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the job was killed while it wrote this line
+    for number, line in numbered_lines(path, damage):
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):  # the job was killed while it wrote this line
+            continue
+        if isinstance(found, dict):
+            last = found
+            damage += [f"{path.name}, line {number}: {fault}" for fault in measure_faults(found)]
     return last

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
@@ -55,6 +57,46 @@ def read_rgb(
             return picture.convert("RGB")
         except Exception as error:  # Pillow's decoders raise whatever they run into
             raise ImageFileError(place, f"{type(error).__name__}: {error}") from error
+
+
+def is_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> bool:
+    """Return whether the file ``name`` lies in the folder ``root`` after all links on its way."""
+    try:
+        return Path(root, name).resolve().is_relative_to(Path(root).resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL
+        return False
+
+
+def file_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path:
+    """Return the path of the file ``name`` in the folder ``root``, which no link leads out of.
+
+    Raises:
+        ImageFileError: it lies elsewhere, wherever it seems to.
+    """
+    if not is_below(root, name):
+        raise ImageFileError(name, f"it is not in {os.fspath(root)}, or a link out of it")
+    return Path(root, name)
+
+
+def without_metadata(path: str | os.PathLike[str]) -> bytes:
+    """Return an image file's picture as an image file without comments, EXIF, thumbnails or what follows the image.
+
+    A JPEG stays one, with its own quantization; any other becomes a PNG. The pixels are those of `read_rgb`, a JPEG's
+    up to the rounding of its coefficients.
+
+    Raises:
+        ImageFileError: as `read_rgb`, truncated images always.
+    """
+    out = io.BytesIO()
+    with truncated_images_refused():
+        picture = read_rgb(path)
+        with _open(path, path) as original:
+            if original.format == "JPEG" and original.mode in ("L", "RGB"):
+                original.save(out, "JPEG", quality="keep", comment=b"", exif=b"", icc_profile=None)
+            else:
+                picture.info.clear()
+                picture.save(out, "PNG")
+    return out.getvalue()
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -102,7 +144,11 @@ def _open(file: str | os.PathLike[str] | bytes, name: str | os.PathLike[str]) ->
     from PIL import Image, UnidentifiedImageError
 
     try:
+        if not isinstance(file, bytes) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise ImageFileError(name, "no regular file")
         picture = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+    except ImageFileError:
+        raise
     except UnidentifiedImageError as error:
         raise ImageFileError(name, f"none of {', '.join(FORMATS)}") from error
     except Exception as error:

@@ -46,6 +46,16 @@ _COLUMNS: dict[str, type] = {
 }
 
 
+# How Hugging Face's `datasets` reads a `messages` file: without it images would be structs, which no collator takes.
+_TEXT = {"dtype": "string", "_type": "Value"}
+_FEATURES = {
+    "messages": [{"role": _TEXT, "content": [{"type": _TEXT, "text": _TEXT}]}],
+    "images": [{"_type": "Image"}],
+    OWN_FIELD: _TEXT,
+    "extra": _TEXT,
+}
+
+
 def _pyarrow() -> Any:
     try:
         import pyarrow
@@ -71,7 +81,8 @@ def message_schema() -> Any:
     turn = arrow.struct([("role", arrow.string()), ("content", arrow.list_(part))])
     image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
     columns = [("messages", arrow.list_(turn)), ("images", arrow.list_(image)), (OWN_FIELD, arrow.string())]
-    return arrow.schema([*columns, ("extra", arrow.string())])
+    told = {"huggingface": json.dumps({"info": {"features": _FEATURES}})}
+    return arrow.schema([*columns, ("extra", arrow.string())], metadata=told)
 
 
 def to_columns(record: Mapping[str, Any]) -> Row:
@@ -87,12 +98,33 @@ def to_columns(record: Mapping[str, Any]) -> Row:
 
 
 def to_message_columns(row: Row) -> Row:
-    """Return a `messages` row with what has no column of its own as JSON."""
+    """Return a `messages` row with what has no column of its own as JSON, and with a place for each of its images."""
     known = {"messages", "images", OWN_FIELD}
     extra = {key: value for key, value in row.items() if key not in known}
     own = json.dumps(row[OWN_FIELD], ensure_ascii=False)
     extra_text = json.dumps(extra, ensure_ascii=False) if extra else None
-    return {"messages": row["messages"], "images": row["images"], OWN_FIELD: own, "extra": extra_text}
+    roles = [str(turn.get("role", turn.get("from"))) for turn in row["messages"]]
+    roles = [_ROLES.get(role, role) for role in roles]
+    contents = [_parts(turn) for turn in row["messages"]]
+    if not any(part["type"] == "image" for parts in contents for part in parts):
+        contents[roles.index("user") if "user" in roles else 0].insert(0, {"type": "image", "text": None})
+    turns = [{"role": role, "content": parts} for role, parts in zip(roles, contents, strict=True)]
+    return {"messages": turns, "images": row["images"], OWN_FIELD: own, "extra": extra_text}
+
+
+_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+def _parts(turn: Row) -> list[Row]:
+    """Return a turn's content as parts of type and text; another's row may have it as a text."""
+    content = turn.get("content", turn.get("value"))
+    found = content if isinstance(content, list) else [content]
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in found]
+    return [
+        {"type": str(part.get("type", "text")), "text": part["text"] if isinstance(part.get("text"), str) else None}
+        for part in parts
+        if isinstance(part, dict)
+    ]
 
 
 def write_parquet(path: Path, rows: Iterable[Row], schema: Any) -> int:

@@ -132,7 +132,7 @@ class Attempt:
 
     def say(self, line: str) -> None:
         """Write a line to the job's log."""
-        with self.job.log.open("a") as log:
+        with self.job.log.open("a", encoding="utf-8") as log:
             log.write(f"{line}\n")
 
     def end(self, grace: float = 10) -> None:
@@ -153,7 +153,9 @@ def join_records(folder: Path) -> None:
     """Write the records of all attempts as those of one, atomically; leave the file alone where it is right already."""
     records = folder / RECORDS
     there = records.read_text(encoding="utf-8", errors="replace") if records.exists() else ""
-    lines = [line for path in _aside(folder) for line in path.read_text(errors="replace").splitlines()]
+    lines = [
+        line for path in _aside(folder) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+    ]
     joined = "".join(f"{line}\n" for line in without_repeats([*lines, *there.splitlines()]))
     if joined != there:
         replace_text(records, joined)

@@ -23,6 +23,7 @@ from typing import Any
 from domainbed_reasoning import upstream
 from domainbed_reasoning.sweeps import jobs
 from domainbed_reasoning.sweeps.stock import choose_domainbed, run_stock, with_located
+from domainbed_reasoning.terminal import printable_streams
 
 EMBEDDED = "ShapesReasoning"
 CPU_STEPS = 60
@@ -61,6 +62,7 @@ class Run:
     last: dict[str, Any]
 
 
+@printable_streams()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sweep, print tables and summary; return 1 if a job failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

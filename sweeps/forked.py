@@ -28,6 +28,7 @@ from domainbed_reasoning.job import TRAIN_SCRIPT
 from domainbed_reasoning.sweeps.jobs import Failure, Job, chosen_jobs, report, whole_number
 from domainbed_reasoning.sweeps.parallel import JOBS
 from domainbed_reasoning.sweeps.processes import ended_by_sigterm
+from domainbed_reasoning.terminal import printable_streams
 from domainbed_reasoning.unfinished import make_room, unfinished_folder
 
 JOBS_AT_A_TIME = 2
@@ -46,6 +47,7 @@ MODULES = (
 )
 
 
+@printable_streams()
 def forked_launcher(commands: Sequence[str]) -> list[Failure]:
     """Run the train commands of a sweep in forks of this process, two at a time, and say which failed.
 

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from domainbed_reasoning.terminal import printable
+
 TARGETS = "DOMAINBED_REASONING_TARGETS"
 LOG = "launcher.log"
-_LOG_LINES = 15
+_LOG_LINES, _LOG_BYTES = 15, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -143,4 +145,7 @@ def end_of(log: Path) -> list[str]:
     """Return the last lines of a log, or one that says that it is not there."""
     if not log.exists():
         return ["(there is no log: the job did not start)"]
-    return log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+    with log.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
+        text = file.read(_LOG_BYTES).decode(errors="replace")
+    return [printable(line) for line in text.splitlines()[-_LOG_LINES:]]

@@ -20,11 +20,13 @@ from tqdm import tqdm
 
 from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, report, say_ended, whole_number
 from domainbed_reasoning.sweeps.processes import end, ended_by_sigterm, start, threads_of, visible_gpus
+from domainbed_reasoning.terminal import printable_streams
 
 JOBS = "DOMAINBED_REASONING_JOBS"
 _POLL_SECONDS = 0.2
 
 
+@printable_streams()
 def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
     """Run the train commands of a sweep, several at a time, and say which failed.
 

@@ -41,6 +41,7 @@ from tqdm import tqdm
 from domainbed_reasoning.sweeps.attempts import DEFAULT_RETRIES, RETRIES, join_records
 from domainbed_reasoning.sweeps.jobs import LOG, Failure, Job, chosen_jobs, report, say_ended, whole_number
 from domainbed_reasoning.sweeps.processes import ended_by_sigterm, threads_of, visible_gpus
+from domainbed_reasoning.terminal import printable_streams
 
 GPUS = "DOMAINBED_REASONING_GPUS_PER_JOB"
 CPUS = "DOMAINBED_REASONING_CPUS_PER_JOB"
@@ -77,6 +78,7 @@ class Share:
         return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
 
 
+@printable_streams()
 def ray_launcher(commands: Sequence[str]) -> list[Failure]:
     """Run the train commands of a sweep on Ray, and say which failed.
 

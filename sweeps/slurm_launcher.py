@@ -44,6 +44,7 @@ from domainbed_reasoning.sweeps.attempts import DEFAULT_RETRIES, RETRIES, Attemp
 from domainbed_reasoning.sweeps.jobs import Failure, Job, chosen_jobs, parse_job, report, whole_number
 from domainbed_reasoning.sweeps.processes import threads_of
 from domainbed_reasoning.sweeps.slurm_queue import folder_of, how_to_follow, note_submitted, slurm_setting, wait_for
+from domainbed_reasoning.terminal import printable_streams
 
 OPTIONS = "DOMAINBED_REASONING_SLURM"
 TIME_LIMIT = "SBATCH_TIMELIMIT"
@@ -114,6 +115,7 @@ class TrainJob:
         return importlib.import_module("submitit").helpers.DelayedSubmission(TrainJob(self.command, self.retries))
 
 
+@printable_streams()
 def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
     """Submit the train commands of a sweep to Slurm, wait for them unless told not to, and say which failed.
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from domainbed_reasoning.atomic import replacing
 from domainbed_reasoning.catalog import OnDisk, Picture
-from domainbed_reasoning.image_files import read_rgb
+from domainbed_reasoning.image_files import file_below, read_rgb
 from domainbed_reasoning.store import ACCEPTED
 
 # Images whose texts and thumbnails are unpacked together.
@@ -159,8 +159,8 @@ def _blocks(
                 for own in candidates[start : start + CHUNK]
             ]
             yield _block(f"text{number}", _packed(texts))
-            paths = [on_disk.root / picture.path for picture in pictures[start : start + CHUNK]]
-            thumbnails = pool.map(lambda path: _thumbnail(path, edge, quality), paths)
+            paths = [picture.path for picture in pictures[start : start + CHUNK]]
+            thumbnails = pool.map(lambda path: _thumbnail(on_disk.root, path, edge, quality), paths)
             yield _block(f"thumb{number}", "\n".join(thumbnails))
 
 
@@ -172,10 +172,10 @@ def _packed(value: Any) -> str:
     return base64.b64encode(gzip.compress(json.dumps(value, ensure_ascii=False).encode(), 6, mtime=0)).decode()
 
 
-def _thumbnail(path: Path, edge: int, quality: int) -> str:
-    """Return an image as base64 WebP of at most ``edge`` pixels; ``-`` if it cannot be read."""
+def _thumbnail(root: Path, name: str, edge: int, quality: int) -> str:
+    """Return an image as base64 WebP of at most ``edge`` pixels; ``-`` if it cannot be read, or is a link elsewhere."""
     try:
-        small = read_rgb(path, draft=edge)
+        small = read_rgb(file_below(root, name), draft=edge)
     except OSError:
         return "-"
     small.thumbnail((edge, edge))

@@ -10,15 +10,17 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import versions
+from domainbed_reasoning.collect import values
 from domainbed_reasoning.job import NAME_OF_JOB
 
 Record = Mapping[str, Any]
+_Check = Callable[[Mapping[str, Any]], str]
 
 RESULTS = "results.jsonl"
 _LEFT_BY_A_JOB = (RESULTS, "done", "out.txt", "err.txt", "launcher.log")
@@ -26,6 +28,7 @@ _HEAD_LINES = 200  # of out.txt: versions, arguments, hyper-parameters
 _ERROR = re.compile(r"(Error|Exception|Exit|Interrupt|[Kk]illed|CANCELLED|exit code)\b")
 _TAIL = 16_384  # bytes of a log that are searched
 _LAST_WORDS = 200  # characters
+_MAX_BYTES, _MAX_LINE, _MAX_SHOWN = 1 << 28, 1 << 20, 6  # a record has some thousand characters
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Job:
         versions: of versions.json, name → as a person reads it; without that file what task.json says, or nothing.
         wall_seconds: between the oldest of its files and `done`; None without it.
         last_words: the last line of err.txt or launcher.log that names an error; empty where none does.
+        damage: what is wrong with its files (name, line, fault); there is nothing of what they say where there is any.
     """
 
     folder: Path
@@ -57,6 +61,7 @@ class Job:
     versions: Mapping[str, str]
     wall_seconds: float | None
     last_words: str
+    damage: tuple[str, ...] = ()
 
     @property
     def args(self) -> Mapping[str, Any]:
@@ -140,70 +145,143 @@ def _job_folders(root: Path) -> Iterator[Path]:
 
 
 def read_job(folder: Path, sweep: str = "") -> Job:
-    """Return what lies in one job's folder."""
-    records, broken = _read_records(folder / RESULTS)
-    task = _read_json(folder / "task.json")
+    """Return what lies in one job's folder; of a damaged one nothing but what is wrong, and what it is called."""
+    try:
+        return _read_job(folder, sweep)
+    except OSError as error:
+        damage = (f"{error.filename or folder} cannot be read ({error.strerror})",)
+        return Job(folder, sweep, False, (), (), {}, None, None, {}, None, "", damage)
+
+
+def _read_job(folder: Path, sweep: str) -> Job:
+    damage: list[str] = []
+    records, broken, args = _read_records(folder / RESULTS, damage)
+    task = read_object(folder / "task.json", values.fault_of_task, damage)
+    answers = read_object(folder / "answers.json", values.fault_of_answers, damage)
+    said = read_object(folder / versions.FILE, values.fault_of_versions, damage)
+    printed = _printed(folder / "out.txt")
+    if damage and args:
+        printed["Args"] = {name: str(args[name]) for name in values.ARGS}
     logs = (_last_error(folder / name) for name in ("err.txt", "launcher.log"))
     return Job(
         folder=folder,
         sweep=sweep,
-        done=(folder / "done").is_file(),
-        records=tuple(records),
+        done=_is_own_file(folder / "done"),
+        records=() if damage else tuple(records),
         broken=tuple(broken),
-        printed=_printed(folder / "out.txt"),
-        answers=_read_json(folder / "answers.json"),
-        task=task,
-        versions=_versions(folder, task),
+        printed=printed,
+        answers=None if damage else answers,
+        task=None if damage else task,
+        versions={} if damage else _versions(said, task),
         wall_seconds=_wall_seconds(folder),
         last_words=next(filter(None, logs), ""),
+        damage=tuple(damage),
     )
 
 
-def _read_records(path: Path) -> tuple[list[Record], list[tuple[int, str]]]:
+def _is_own_file(path: Path) -> bool:
+    """Return whether it is a regular file, and no link to one outside of the job's folder."""
+    return path.is_file() and (not path.is_symlink() or path.resolve().is_relative_to(path.parent.resolve()))
+
+
+def _is_there(path: Path, damage: list[str]) -> bool:
+    """Return whether there is a file to read; note what is there in its place, or that it is too large."""
+    if not os.path.lexists(path):
+        return False
+    if not _is_own_file(path):
+        damage.append(f"{path.name} is no regular file of this folder")
+    elif path.stat().st_size > _MAX_BYTES:
+        damage.append(f"{path.name} has more than {_MAX_BYTES:,} bytes")
+    else:
+        return True
+    return False
+
+
+def _read_records(
+    path: Path, damage: list[str]
+) -> tuple[list[Record], list[tuple[int, str]], Mapping[str, Any] | None]:
+    """Return the records, the lines that are none, and the job's arguments; note values that no record has."""
     records: list[Record] = []
     broken = []
-    if path.is_file():
+    args: Mapping[str, Any] | None = None
+    domains: list[set[str]] = []
+    for number, line in numbered_lines(path, damage):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            broken.append((number, f"no JSON ({error.msg})"))
+            continue
+        except (ValueError, RecursionError) as error:
+            damage.append(f"{path.name}, line {number}: {str(error):.60}")
+            continue
+        args = record["args"] if values.has_args(record) else args
+        if lacking := _lacking(record):
+            broken.append((number, f"no record of DomainBed's: {lacking}"))
+        elif fault := values.fault_of_record(record):
+            damage.append(f"{path.name}, line {number}: {fault}")
+        else:
+            records.append(record)
+            domains.append({name for name in record if values.ACCURACY.fullmatch(name)})
+            if domains[-1] != domains[0]:
+                damage.append(f"{path.name}, line {number}: other domains are measured than before")
+    return records, broken, args
+
+
+def numbered_lines(path: Path, damage: list[str]) -> Iterator[tuple[int, str]]:
+    """Yield the numbered lines of a file, none where it is not there; note that it cannot be read."""
+    try:
+        if not _is_there(path, damage):
+            return
         with open(path, encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    broken.append((number, f"no JSON ({error.msg})"))
-                    continue
-                lacking = _lacking(record)
-                if lacking:
-                    broken.append((number, f"no record of DomainBed's: {lacking}"))
-                else:
-                    records.append(record)
-    return records, broken
+            number = 0
+            while line := file.readline(_MAX_LINE):
+                number += 1
+                if len(line) == _MAX_LINE:
+                    damage.append(f"{path.name}, line {number}: more than {_MAX_LINE:,} characters")
+                    return
+                yield number, line
+    except OSError as error:
+        damage.append(f"{path.name} cannot be read ({error.strerror})")
 
 
 def _lacking(record: Any) -> str:
-    """Return what keeps a line from being a record of DomainBed's; empty where nothing does."""
+    """Return what a line lacks of a record of DomainBed's; empty where nothing."""
     if not isinstance(record, dict):
         return "not an object"
-    args = record.get("args")
-    if not isinstance(record.get("step"), int) or not isinstance(args, dict):
+    if "step" not in record or "args" not in record:
         return "no step or no args"
-    kinds = {"algorithm": str, "dataset": str, "test_envs": list, "trial_seed": int, "hparams_seed": int}
-    absent = [key for key, kind in kinds.items() if not isinstance(args.get(key), kind)]
+    args = record["args"]
+    absent = [key for key in values.ARGS if key not in args] if isinstance(args, dict) else []
     if absent:
         return f"no {', '.join(absent)} among its args"
+    if not values.has_args(record):
+        return ""  # it lacks nothing: another fault
     splits = [f"env{env}_{split}_acc" for env in args["test_envs"] for split in ("in", "out")]
-    absent = [split for split in splits if not isinstance(record.get(split), (int, float))]
-    return f"no {', '.join(absent)}" if absent else ""
+    absent = [split for split in splits if split not in record]
+    return f"no {', '.join(absent[:_MAX_SHOWN])}" if absent else ""
 
 
-def _read_json(path: Path) -> Mapping[str, Any] | None:
+def read_object(
+    path: Path, fault_of: Callable[[Mapping[str, Any]], str], damage: list[str]
+) -> Mapping[str, Any] | None:
+    """Return the object in a file, None where there is no file; note what is wrong with it."""
     try:
+        if not _is_there(path, damage):
+            return None
         said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except OSError as error:
+        damage.append(f"{path.name} cannot be read ({error.strerror})")
         return None
-    return said if isinstance(said, dict) else None
+    except (ValueError, RecursionError) as error:
+        damage.append(f"{path.name} is no JSON ({str(error):.60})")
+        return None
+    fault = fault_of(said) if isinstance(said, dict) else "it is no object"
+    if fault:
+        damage.append(f"{path.name}: {fault}")
+    return None if fault else said
 
 
-def _versions(folder: Path, task: Mapping[str, Any] | None) -> dict[str, str]:
-    said = _read_json(folder / versions.FILE)
+def _versions(said: Mapping[str, Any] | None, task: Mapping[str, Any] | None) -> dict[str, str]:
     if said is None and task is not None:  # a job from before versions.json
         said = {versions.OURS: {"version": task.get("version")}}
     return versions.spelt(said or {})
@@ -224,24 +302,21 @@ def _printed(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _head(path: Path) -> Sequence[str]:
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return [line for _, line in zip(range(_HEAD_LINES), file, strict=False)]
+    return [line for _, (_, line) in zip(range(_HEAD_LINES), numbered_lines(path, []), strict=False)]
 
 
 def _last_error(path: Path) -> str:
-    if not path.is_file():
+    if not _is_own_file(path):
         return ""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
-        lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
+        lines = file.read(_TAIL).decode(errors="replace").replace("\r", "\n").split("\n")
     return next((line.strip()[:_LAST_WORDS] for line in reversed(lines) if _ERROR.search(line)), "")
 
 
 def _wall_seconds(folder: Path) -> float | None:
     """Return the seconds between the oldest file and `done`: meaningless after a copy without times."""
-    if not (folder / "done").exists():  # its files come and go
+    if not (folder / "done").is_file():  # its files come and go
         return None
     times = {entry.name: entry.stat().st_mtime for entry in os.scandir(folder) if entry.is_file()}
     return times["done"] - min(times.values())

@@ -56,7 +56,9 @@ def settle(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
     Args:
         jobs: as they were read.
     """
-    problems = [*_never_started(jobs), *(problem for job in jobs for problem in _broken_lines(job))]
+    problems = [_damaged(job) for job in jobs if job.damage]
+    jobs = [job for job in jobs if not job.damage]
+    problems += [*_never_started(jobs), *(problem for job in jobs for problem in _broken_lines(job))]
     counted = []
     for job in jobs:
         if not _was_started(job):
@@ -88,6 +90,14 @@ def _never_started(jobs: Sequence[Job]) -> Iterable[Problem]:
             "never started", f"{len(waiting)} jobs", tuple(sorted(job.path for job in waiting)), "empty folders",
             "Left out", "Wait for the launcher, or, if it has ended: " + _AGAIN,
         )  # fmt: skip
+
+
+def _damaged(job: Job) -> Problem:
+    more = f"; and {len(job.damage) - 3} more" if len(job.damage) > 3 else ""
+    return Problem(
+        "damaged", job.name, (job.path,), f"{'; '.join(job.damage[:3])}{more}", "Left out",
+        "Delete the folder and run `sweep launch` again, or correct the file.",
+    )  # fmt: skip
 
 
 def _broken_lines(job: Job) -> Iterable[Problem]:

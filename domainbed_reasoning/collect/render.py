@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from domainbed_reasoning.collect.tables import Table
+from domainbed_reasoning.terminal import printable
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -33,7 +34,7 @@ def _row(texts: Sequence[str]) -> str:
 
 def markdown_text(text: str) -> str:
     """Return a text that Markdown shows as it is."""
-    return text.translate(_MARKDOWN)
+    return printable(text).translate(_MARKDOWN)
 
 
 def latex(table: Table) -> str:
@@ -77,4 +78,4 @@ def latex_document(tables: Sequence[Table], comment: str) -> str:
 
 def latex_text(text: str) -> str:
     """Return a text that LaTeX shows as it is."""
-    return "".join(_LATEX.get(char, char) for char in text)
+    return "".join(_LATEX.get(char, char) for char in printable(text))

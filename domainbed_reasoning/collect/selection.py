@@ -7,12 +7,12 @@ they stay numbers, and know the record that they come from.
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from domainbed_reasoning.collect.jobs import Job, Record
+from domainbed_reasoning.collect.values import ACCURACY
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def one_source(jobs: Sequence[Job]) -> Iterator[OneSource]:
     for job in jobs:
         targets = job.args["test_envs"]
         last = job.records[-1]
-        domains = {int(key[3:-7]) for key in last if re.fullmatch(r"env\d+_in_acc", key)}
+        domains = {int(found[1]) for key in last if (found := ACCURACY.fullmatch(key))}
         sources = domains - set(targets)
         if len(targets) > 2 and len(sources) == 1:
             (source,) = sources
@@ -168,11 +168,9 @@ def domains_of(dataset: str, jobs: Sequence[Job]) -> tuple[str, ...]:
     """Return the short names of a dataset's domains, as DomainBed's tables have them; numbers where nobody knows."""
     from domainbed import datasets
 
-    if dataset in vars(datasets):
-        return tuple(str(name) for name in datasets.get_dataset_class(dataset).ENVIRONMENTS)
     own = [job for job in jobs if job.args["dataset"] == dataset]
-    for job in own:
-        if job.task and job.task.get("environments"):
-            return tuple(map(str, job.task["environments"]))
-    measured = {int(key[3:-7]) for job in own for key in job.records[-1] if re.fullmatch(r"env\d+_in_acc", key)}
-    return tuple(map(str, range(1 + max(measured))))
+    stock = getattr(vars(datasets).get(dataset), "ENVIRONMENTS", None)
+    tasks = [job.task["environments"] for job in own if job.task and job.task.get("environments")]
+    known = stock if isinstance(stock, list | tuple) else next(iter(tasks), [])
+    measured = {int(found[1]) for job in own for key in job.records[-1] if (found := ACCURACY.fullmatch(key))}
+    return tuple(map(str, [*known, *range(len(known), 1 + max(measured, default=-1))]))

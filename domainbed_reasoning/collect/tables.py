@@ -256,7 +256,7 @@ def split_settings(settings: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any
         if len(kinds) == 1:
             same[name] = kinds[0]
         else:
-            varied[name] = _listed(sorted(kinds, key=lambda value: (isinstance(value, str), value)))
+            varied[name] = _listed(sorted(kinds, key=lambda value: (isinstance(value, str), value is None, value or 0)))
     return same, varied
 
 

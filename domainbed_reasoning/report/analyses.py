@@ -3,57 +3,77 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from domainbed_reasoning.collect.tables import ABSENT, Table
-from domainbed_reasoning.report.blocks import Code, Figure, Fold, Text
+from domainbed_reasoning.image_files import file_below, read_rgb, truncated_images_refused
+from domainbed_reasoning.report.blocks import Block, Code, Figure, Fold
 
 FOLDER = "analysis"
 _ORDER = (".txt", ".png", ".csv")
 _ROWS, _COLUMNS, _CHARACTERS = 40, 18, 200
 _OPEN = 12  # rows of a table that is shown from the start
-_LARGEST_PICTURE = 4_000_000  # bytes
+_LARGEST = {".png": 4_000_000, ".csv": 50_000_000, ".txt": 50_000_000}  # bytes
+_PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_TEXT = 4_000  # characters
 _JOB = re.compile(r"([0-9a-f]{8})[0-9a-f]{24}(/\w+\.pkl)?")  # a job, or a checkpoint of it: its head is enough
 
 
-def analyses(folder: Path) -> Iterator[Table | Figure | Text | Code | Fold]:
+def analyses(folder: Path) -> Iterator[Block]:
     """Yield what lies below ``folder / "analysis"``: of each name its text, its figure, its table.
 
     Args:
         folder: of the sweep.
     """
     below = folder / FOLDER
-    paths = [path for path in below.rglob("*") if path.is_file() and path.suffix.lower() in _ORDER]
+    paths = [path for path in below.rglob("*") if path.suffix.lower() in _ORDER and not path.is_dir()]
     for path in sorted(paths, key=lambda path: (path.with_suffix(""), _ORDER.index(path.suffix.lower()))):
         name = path.relative_to(below).as_posix()
-        if path.suffix.lower() == ".csv":
-            table = _table(path, name)
-            long = isinstance(table, Table) and len(table.rows) > _OPEN
-            yield Fold(f"The table {name}", (table,)) if long else table
-        elif path.suffix.lower() == ".txt":
-            text = path.read_text(encoding="utf-8", errors="replace")[:_LARGEST_TEXT].strip()
-            yield Code(_title(name), text, "text")
-        else:
-            size = path.stat().st_size
-            if size > _LARGEST_PICTURE:
-                yield Text(f"`{FOLDER}/{name}` is left out: {size / 1e6:.1f} MB.")
-            else:
-                described = f"The plot {name}; its numbers are in the table of that name."
-                yield Figure(_title(name), described, "image/png", path.read_bytes())
+        try:
+            yield _block(file_below(folder, path.relative_to(folder)), name)
+        except (OSError, csv.Error) as error:
+            yield Code(f"Left out: {FOLDER}/{_title(name)}", str(error), "text")
+
+
+def _block(path: Path, name: str) -> Table | Figure | Code | Fold:
+    """Return what a file says.
+
+    Raises:
+        OSError: it is no regular file, too large, or no picture.
+        csv.Error: it is no table.
+    """
+    if not path.is_file():
+        raise OSError(f"{FOLDER}/{name} is no regular file.")
+    kind, size = path.suffix.lower(), path.stat().st_size
+    if size > _LARGEST[kind]:
+        raise OSError(f"{FOLDER}/{name}: {size / 1e6:.1f} MB.")
+    if kind == ".csv":
+        table = _table(path, name)
+        long = isinstance(table, Table) and len(table.rows) > _OPEN
+        return Fold(f"The table {name}", (table,)) if long else table
+    if kind == ".txt":
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return Code(_title(name), file.read(_LARGEST_TEXT).strip(), "text")
+    data = path.read_bytes()
+    with truncated_images_refused():
+        read_rgb(data, f"{FOLDER}/{name}")
+    if not data.startswith(_PNG):
+        raise OSError(f"{FOLDER}/{name} is no PNG file.")
+    return Figure(_title(name), f"The plot {name}; its numbers are in the table of that name.", "image/png", data)
 
 
 def _title(name: str) -> str:
     return name.rpartition(".")[0].replace("_", " ").replace("/", ", ")
 
 
-def _table(path: Path, name: str) -> Table | Text:
+def _table(path: Path, name: str) -> Table | Code:
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         rows = [[_shown(text) for text in row[:_COLUMNS]] for row in csv.reader(file) if row]
     if len(rows) < 2:
-        return Text(f"`{FOLDER}/{name}` holds no rows.")
+        return Code(f"The table {_title(name)}", "It holds no rows.", "text")
     width = len(rows[0])
     shown = tuple(tuple([*row, *[ABSENT] * width][:width]) for row in rows[1 : _ROWS + 1])
     more = f" The first {_ROWS} of {len(rows) - 1} rows." if len(rows) - 1 > _ROWS else ""
@@ -65,7 +85,11 @@ def _shown(text: str) -> str:
     if job := _JOB.fullmatch(text):
         return job[1] + (job[2] or "")
     try:
-        number = float(text)
+        number = float(text[:_CHARACTERS])
     except ValueError:
-        return (text or ABSENT) if len(text) <= _CHARACTERS else text[: _CHARACTERS - 1] + "…"
+        number = math.nan
+    if len(text) > _CHARACTERS:
+        return text[: _CHARACTERS - 1] + "…"
+    if math.isnan(number):
+        return text or ABSENT
     return text if text.lstrip("-").isdigit() else f"{number:.4g}"

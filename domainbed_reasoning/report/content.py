@@ -16,7 +16,7 @@ from domainbed_reasoning.collect.jobs import RESULTS, Job, read_jobs
 from domainbed_reasoning.collect.problems import settle
 from domainbed_reasoning.report import commands, paper, plots
 from domainbed_reasoning.report.analyses import analyses
-from domainbed_reasoning.report.blocks import Block, Examples, Fold, Report, Section, Text
+from domainbed_reasoning.report.blocks import Block, Code, Examples, Fold, Report, Section, Text
 from domainbed_reasoning.report.examples import examples_of
 
 _MOST_EXAMPLES = 120
@@ -156,7 +156,8 @@ def _examples(counted: Sequence[Job], examples: int, data_dir: str | None) -> It
     places = {(job.args["dataset"], job.args["algorithm"], job.sweep) for job in single}
     order = selection.order_of_algorithms([algorithm for _, algorithm, _ in places])
     left = _MOST_EXAMPLES
-    skipped = []
+    skipped: list[str] = []
+    damaged: list[str] = []
     for dataset, algorithm, sweep in sorted(places, key=lambda place: (-order.index(place[1]), place[0], place[2])):
         own = [
             job
@@ -167,10 +168,12 @@ def _examples(counted: Sequence[Job], examples: int, data_dir: str | None) -> It
         if examples and left <= 0:
             skipped.append(name)
             continue
-        found = list(examples_of(own, examples, data_dir)) if examples else []
+        found = list(examples_of(own, examples, data_dir, damaged)) if examples else []
         left -= sum(len(group.shown) for group in found)
         if found:
             groups.append((name, found))
+    if damaged:
+        yield Code("Lines of predictions that are left out", "\n".join(damaged), "text")
     if not groups:
         return
     yield Text(

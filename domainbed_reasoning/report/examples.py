@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
 import io
 import json
@@ -13,34 +11,39 @@ from typing import Any
 
 from PIL import Image
 
-from domainbed_reasoning import custom, registry
+from domainbed_reasoning import custom, shapes
 from domainbed_reasoning.chains import STAGES, ChainError
-from domainbed_reasoning.collect.jobs import Job
+from domainbed_reasoning.collect.jobs import Job, numbered_lines
 from domainbed_reasoning.collect.selection import domains_of
+from domainbed_reasoning.collect.values import fault_of_prediction
+from domainbed_reasoning.image_files import file_below, read_rgb
 from domainbed_reasoning.reader import read_chain
 from domainbed_reasoning.report.blocks import Example, Examples
 
 PREDICTIONS = "predictions.jsonl"
 _EDGE, _QUALITY = 192, 75  # of thumbnails: pixels, WebP's quality
 _LONGEST_CHAIN = 6000  # characters
-_KEYS = ("env", "image", "label", "label_answer", "chain_answer", "chain")
 
 OpenPicture = Callable[[int, int, str], Image.Image]  # of (environment, index, name)
 
 
-def examples_of(jobs: Sequence[Job], count: int, data_dir: str | None = None) -> Iterator[Examples]:
+def examples_of(
+    jobs: Sequence[Job], count: int, data_dir: str | None = None, left_out: list[str] | None = None
+) -> Iterator[Examples]:
     """Yield the examples of one algorithm on one dataset, a group a target domain.
 
     Args:
         jobs: of that algorithm and dataset, with one target domain each; of each domain the lowest trial is shown.
         count: how many right, and how many wrong ones of each domain.
         data_dir: where the images are, if not where the jobs found them.
+        left_out: gets what is wrong with lines of predictions that are left out.
     """
+    left_out = [] if left_out is None else left_out
     shown = set()
     for job in sorted(jobs, key=lambda job: (job.args["test_envs"], job.args["trial_seed"], job.args["hparams_seed"])):
         (target,) = job.args["test_envs"]
-        rows = _answers(job, target)
-        if target in shown or not rows:
+        rows = [] if target in shown else _answers(job, target, left_out)
+        if not rows:
             continue
         shown.add(target)
         domain = domains_of(job.args["dataset"], [job])[target]
@@ -52,17 +55,23 @@ def examples_of(jobs: Sequence[Job], count: int, data_dir: str | None = None) ->
         yield Examples(caption, tuple(_example(row, open_picture) for row in _drawn(rows, count)))
 
 
-def _answers(job: Job, target: int) -> list[Mapping[str, Any]]:
+def _answers(job: Job, target: int, left_out: list[str]) -> list[Mapping[str, Any]]:
     """Return the target domain's images with a chain, of predictions.jsonl; none where there is no such file."""
     rows: list[Mapping[str, Any]] = []
-    with contextlib.suppress(FileNotFoundError), open(job.folder / PREDICTIONS, encoding="utf-8") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the file is written at once; a damaged one shows what it has
-            if isinstance(row, dict) and row.get("env") == target and row.get("chain") and set(_KEYS) <= row.keys():
-                rows.append(row)
+    damage: list[str] = []
+    for number, line in numbered_lines(job.folder / PREDICTIONS, damage):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            damage.append(f"{PREDICTIONS}, line {number}: {str(error):.60}")
+            continue
+        if fault := fault_of_prediction(row):
+            damage.append(f"{PREDICTIONS}, line {number}: {fault}")
+        elif row["env"] == target and row["chain"]:
+            rows.append(row)
+    if damage:
+        more = f"; and {len(damage) - 3} more" if len(damage) > 3 else ""
+        left_out.append(f"{job.path}: {'; '.join(damage[:3])}{more}")
     return rows
 
 
@@ -101,8 +110,8 @@ def _example(row: Mapping[str, Any], open_picture: OpenPicture) -> Example:
 
 def _thumbnail(row: Mapping[str, Any], open_picture: OpenPicture) -> bytes | None:
     try:
-        small = open_picture(row["env"], row.get("index", -1), str(row["image"])).convert("RGB")
-    except (OSError, ValueError, IndexError, SyntaxError, Image.DecompressionBombError):
+        small = open_picture(row["env"], row.get("index", -1), row["image"])
+    except (OSError, ValueError, IndexError):
         return None  # the page says that it is not there
     out = io.BytesIO()
     lossless = max(small.size) <= _EDGE // 2
@@ -112,32 +121,24 @@ def _thumbnail(row: Mapping[str, Any], open_picture: OpenPicture) -> bytes | Non
 
 
 def _pictures(job: Job, data_dir: str | None) -> OpenPicture:
-    """Return what opens the images that a job saw: files below its dataset's folder, or what it rendered."""
-    dataset = job.args["dataset"]
-    if dataset in registry.EMBEDDED_DATASETS:
-        return _rendered(dataset, tuple(job.args["test_envs"]), json.dumps(dict(job.hparams)))
-    place = Path(data_dir or str(job.args.get("data_dir", ""))).expanduser()
+    """Return what opens the images that a job saw: files below its dataset's folder, or what it rendered.
 
-    def open_file(env: int, index: int, name: str) -> Image.Image:
-        root = (place / custom.find(dataset).folder).resolve()
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
-            raise ValueError(f"{name} is not below {root}")
-        return Image.open(path)
-
-    return open_file
-
-
-@functools.lru_cache(maxsize=16)
-def _rendered(dataset: str, test_envs: tuple[int, ...], hparams: str) -> OpenPicture:
-    """Return what renders an image of an embedded dataset, as the job's own dataset object does."""
-    cls = registry.load(registry.DATASETS[dataset])
-    defaults = {name: hparam.default_on(dataset) for name, hparam in cls.HPARAMS.items()}  # newer than the job's
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells the job's log how many chains there are
-        made = cls(None, list(test_envs), defaults | json.loads(hparams))
+    Nothing is built of what the job's files say, which may be anything, but a picture.
+    """
+    dataset, targets = job.args["dataset"], job.args["test_envs"]
 
     def render(env: int, index: int, name: str) -> Image.Image:
-        picture: Image.Image = made.datasets[env].open_image(index)
+        rho = job.hparams.get("rho", shapes.RHO)
+        known = rho if isinstance(rho, int | float) else shapes.RHO
+        return shapes.render(env, index, misleading=env in targets, rho=known)
+
+    def open_file(env: int, index: int, name: str) -> Image.Image:
+        folder = custom.find(dataset).folder
+        place = Path(data_dir or str(job.args.get("data_dir", ""))).expanduser()
+        sweep = job.folder.resolve().parent
+        if place.resolve().is_relative_to(sweep):  # a link in a sweep's folder is as good as its other files
+            file_below(sweep, place.resolve() / folder)
+        picture: Image.Image = read_rgb(file_below(place / folder, name), draft=2 * _EDGE)
         return picture
 
-    return render
+    return render if dataset == "ShapesReasoning" else open_file

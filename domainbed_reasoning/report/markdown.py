@@ -23,7 +23,7 @@ def _block(block: Block) -> Iterator[str]:
         yield block.text
     elif isinstance(block, Code):
         fence = "`" * max(3, 1 + max(map(len, _runs_of_backticks(block.text)), default=0))
-        yield block.caption
+        yield render.markdown_text(block.caption)
         yield f"{fence}{block.language}\n{block.text}\n{fence}"
     elif isinstance(block, Table):
         yield render.markdown(block)

@@ -191,7 +191,12 @@ def _differences(job: Job) -> Iterator[tuple[str, str, str]]:
     if args.get("steps"):
         yield "length of training", "epochs", f"--steps {args['steps']}, shared among the stages"
     sources, batch = _sources(job), hparams.get("batch_size", 0)
-    if "lr" in hparams and batch and abs(sources * batch - published.PAPER_BATCH) > sources > 0:
+    if (
+        "lr" in hparams
+        and isinstance(batch, int)
+        and batch
+        and abs(sources * batch - published.PAPER_BATCH) > sources > 0
+    ):
         here = f"{sources * batch} ({batch} from each of {sources} sources)"
         yield "images a step", str(published.PAPER_BATCH), here
     if hparams.get("data_augmentation"):

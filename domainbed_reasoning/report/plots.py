@@ -16,6 +16,7 @@ from domainbed_reasoning.collect.jobs import Job
 from domainbed_reasoning.collect.tables import labelled_rows
 from domainbed_reasoning.report.blocks import Figure
 from domainbed_reasoning.report.paper import accuracies as accuracies_of_the_paper
+from domainbed_reasoning.terminal import one_line
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, on light and on dark paper.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#999933")
@@ -189,7 +190,7 @@ def _name_rows(axes: Any, labels: Sequence[str]) -> None:
 
 
 def _plain(label: str) -> str:
-    return label.replace("$", r"\$")  # else matplotlib reads formulas
+    return one_line(label).replace("$", r"\$")  # else matplotlib reads formulas
 
 
 def _legend(axes: Any, columns: int | None = None) -> None:

@@ -15,6 +15,7 @@ from domainbed_reasoning.catalog import CHAIN_FILE, ImageFolder, OnDisk, scan
 from domainbed_reasoning.chains import fault_of_names
 from domainbed_reasoning.custom import find
 from domainbed_reasoning.image_names import require_names
+from domainbed_reasoning.terminal import printable as printable  # the data verbs' name for it
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -86,11 +87,6 @@ def json_object(option: str, text: str) -> dict[str, Any]:
     return found
 
 
-def printable(text: str) -> str:
-    """Return ``text`` with its control characters spelt out: files and servers name things that terminals obey."""
-    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
-
-
 def counted(count: int, noun: str) -> str:
     """Return ``"1 image"`` or ``"2 images"``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
@@ -112,10 +108,8 @@ def ends_with_message(main: Main) -> Main:
 
         try:
             return main(argv)
-        except BrokenPipeError:  # `… | head`
-            # So that nothing is flushed into the closed pipe at exit.
-            sys.stdout = None
-            return 0
+        except BrokenPipeError:  # `… | head`: the command line's to end
+            raise
         except (ValueError, OSError, TeacherError) as error:
             print(printable(str(error)), file=sys.stderr)
             return 1

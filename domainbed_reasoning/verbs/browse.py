@@ -9,6 +9,7 @@ from pathlib import Path
 
 from domainbed_reasoning.annotate.browse import write_page
 from domainbed_reasoning.annotate.stats import about_strangers, known_and_strange
+from domainbed_reasoning.image_files import is_below
 from domainbed_reasoning.store import read_records
 from domainbed_reasoning.verbs import arguments
 
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     progress = functools.partial(tqdm, file=sys.stderr, unit="chunk", leave=False)
     size = write_page(output, f"{dataset.name}: chains", on_disk, names, records, progress, given.only_asked)
     print(f"{output} ({size / 1e6:.1f} MB); open it in a browser.")
+    if links := sum(not is_below(on_disk.root, picture.path) for picture in on_disk.pictures):
+        print(f"{arguments.counted(links, 'image')} not shown: links out of {on_disk.root}, which the page keeps to.")
     if strangers:
         print(about_strangers(strangers))
     return 0

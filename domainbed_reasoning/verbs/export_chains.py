@@ -8,7 +8,7 @@ from pathlib import Path
 from domainbed_reasoning.annotate.stats import about_strangers, known_and_strange
 from domainbed_reasoning.catalog import OnDisk
 from domainbed_reasoning.exchange import FORMATS, export_records
-from domainbed_reasoning.image_files import image_size
+from domainbed_reasoning.image_files import file_below, image_size, without_metadata
 from domainbed_reasoning.prompts import q_reason
 from domainbed_reasoning.store import ACCEPTED, read_records
 from domainbed_reasoning.verbs import arguments
@@ -55,15 +55,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     question = q_reason(arguments.class_names(dataset, on_disk), dataset.subject)
     count = export_records(
-        given.file, given.format, records, question, lambda image: _look_at(on_disk, image), given.embed_images
+        given.file,
+        given.format,
+        records,
+        question,
+        lambda image: _look_at(on_disk, image, given.embed_images),
+        given.embed_images,
     )
     print(f"{count:,} chains written to {given.file} ({given.format})")
+    if given.format == "messages" and not given.embed_images:
+        print(f"Readers open its images by their paths below {on_disk.root}: start them there, or --embed-images.")
     if strangers:
         print(f"Left out: {about_strangers(strangers)}")
     return 0
 
 
-def _look_at(on_disk: OnDisk, image: str) -> tuple[int, int, bytes]:
-    path = on_disk.root / image
+def _look_at(on_disk: OnDisk, image: str, embed: bool) -> tuple[int, int, bytes]:
+    """Return an image's size, and what is put into the file of it: its pixels alone, whoever made it."""
+    path = file_below(on_disk.root, image) if embed else on_disk.root / image
     width, height = image_size(path)
-    return width, height, path.read_bytes()
+    return width, height, without_metadata(path) if embed else b""

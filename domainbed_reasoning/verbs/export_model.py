@@ -30,15 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="folder to write (default: JOB/adapter or JOB/merged)")
     parser.add_argument("--merge", action="store_true", help="the whole model with the adapters merged into it")
     parser.add_argument("--model", help="the base model, where it is not where the job found it")
+    parser.add_argument("--base-model-id", help="what others know the base model by, as in OpenGVLab/InternVL3-8B-hf")
     given = parser.parse_args(argv)
 
     from domainbed_reasoning.export import export_adapters, export_merged  # torch loads when it is needed
 
     output = pathlib.Path(given.output or pathlib.Path(given.job, "merged" if given.merge else "adapter"))
     try:
-        (export_merged if given.merge else export_adapters)(given.job, output, given.model)
+        export = export_merged if given.merge else export_adapters
+        name = export(given.job, output, given.model, given.base_model_id)
     except (ValueError, OSError) as error:
         print(printable(str(error)), file=sys.stderr)
         return 1
     print(f"{'The merged model is' if given.merge else 'The adapters are'} in {output}")
+    if not given.base_model_id:
+        print(f"Their base model is {name!r} there; --base-model-id gives it another name.")
     return 0

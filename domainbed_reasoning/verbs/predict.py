@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 
+from domainbed_reasoning.terminal import json_line, one_line
 from domainbed_reasoning.verbs.arguments import counted, printable
 
 _EXAMPLES = """examples:
@@ -51,12 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         predictor = Predictor(given.job, given.answer, given.model, quantize=given.quantize)
         for prediction in predictor.answers(given.images, name_it):
             if given.json:
-                print(json.dumps(dataclasses.asdict(prediction), ensure_ascii=False), flush=True)
+                print(json_line(dataclasses.asdict(prediction), sys.stdout), flush=True)
                 continue
             score = prediction.scores[prediction.class_name]
             unsaid = prediction.chain is not None and prediction.chain_class is None
             whence = "\t(the chain names no class; by the class-name path)" if unsaid else ""
-            print(f"{prediction.image}\t{prediction.class_name}\t{score:.3f}{whence}", flush=True)
+            names = f"{one_line(prediction.image)}\t{one_line(prediction.class_name)}"
+            print(f"{names}\t{score:.3f}{whence}", flush=True)
             if prediction.chain is not None:
                 print("\n".join(f"    {line}" for line in prediction.chain.splitlines()), flush=True)
     except (ValueError, OSError) as error:
