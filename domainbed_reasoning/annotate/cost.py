@@ -294,9 +294,10 @@ class Budget:
         """
         while not self._ended and not self._fits():
             if not self._under_way:
+                unknown = f" and up to ${self.unknown_dollars:.4f} of unknown cost" if self.unknown else ""
                 raise BudgetSpent(
-                    f"--max-cost {self._max_cost:g} is reached: ${self.spent:.4f} spent, up to "
-                    f"${self.unknown_dollars:.4f} of unknown cost, and one more request may cost ${self.dearest:.4f}"
+                    f"--max-cost {self._max_cost:g} is reached: ${self.spent:.4f} spent{unknown}; one more request may "
+                    f"cost ${self.dearest:.4f}"
                 )
             await asyncio.sleep(_POLL_SECONDS)
         if self._ended:

@@ -35,6 +35,7 @@ from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, Teac
 
 _RETRIED = {408, 409, 425, 429}
 _FATAL = {401, 403, 404}
+_ABOUT_PARAMETERS = re.compile(r"param|argument|field|support|permitted|allowed|unknown|recogni|extra", re.IGNORECASE)
 # How servers say that an answer ran into its limit of tokens.
 _CUT = {"length", "max_tokens", "max_output_tokens", "model_length", "token_limit"}
 _DEFAULT_KEY = "OPENAI_API_KEY"
@@ -119,7 +120,7 @@ class OpenAITeacher:
         self._client = openai.AsyncOpenAI(
             api_key=self._key or "none", base_url=url, timeout=timeout, max_retries=0, http_client=client
         )
-        if parts.hostname != _OPENAI and not parts.hostname.endswith(f".{_OPENAI}"):
+        if parts.scheme == "http" or not f".{parts.hostname}".endswith(f".{_OPENAI}"):
             # The client takes them from the environment; whom an account belongs to is nobody else's business.
             self._client.organization = self._client.project = None
         self._log = LogRedaction(self._key)
@@ -169,8 +170,8 @@ class OpenAITeacher:
             self._reached = True
             raise _Failed(f"no whole answer within {self._timeout:g} seconds") from error
         except Exception as error:  # whatever a server's bytes make the client raise; time-outs too
-            self._give_up_on_certificate(error)
             made.free = never_connected(error)
+            self._give_up_on_certificate(error)
             self._reached |= not made.free
             raise _Failed(self._why_no_response(error)) from error
         self._reached = True
@@ -276,7 +277,8 @@ class OpenAITeacher:
                 f"{self.endpoint} refuses every request ({fault}). Check the key, the model and the URL."
             )
         if code < 500 and code not in _RETRIED:
-            raise NoAnswer(fault)
+            cure = " (--omit-parameter leaves a parameter out)" if _ABOUT_PARAMETERS.search(fault) else ""
+            raise NoAnswer(fault + cure)
 
 
 def _read_key(variable: str) -> str:

@@ -38,8 +38,8 @@ _EXAMPLES = """\
   domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher hf:OpenGVLab/InternVL3-8B-hf --batch 32
   domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher self:tiny
 
-The exit code is 0 when every image has a chain or no candidate left, 1 when images could not be read or had no answer,
-3 when the run ended early (a limit, Ctrl-C).
+The exit code is 0 when every image has a chain or no candidate left, 1 when images could not be read or had no answer
+or the teacher or the chain file failed, 3 when the run ended early (a limit, Ctrl-C).
 
 rules of rejection, the first that is broken counts:
 """ + "\n".join(f"  {rule:<19} {meaning}" for rule, meaning in RULES.items())
@@ -253,6 +253,7 @@ def _annotate(
             )
         except (TeacherError, ChainFileError) as error:
             run.summary.failed = str(error)
+        bar.n = run.summary.accepted + run.summary.exhausted
         return run.summary
 
 
@@ -332,8 +333,8 @@ def report(summary: Summary, jobs: int) -> str:
         lines.append(f"{counted(summary.exhausted, 'image')} {have} no candidate left{more}.")
     if summary.rejected["cut"]:
         lines.append(
-            f"{counted(summary.rejected['cut'], 'candidate')} ran into --max-tokens: with a larger one they no longer "
-            "count, and their images are asked for again."
+            f"{counted(summary.rejected['cut'], 'candidate')} cut at --max-tokens. Rerun with a larger --max-tokens: "
+            "cut candidates then do not count against --candidates."
         )
     for title, images in (("could not be read", summary.unreadable), ("had no answer", summary.unanswered)):
         if images:
