@@ -73,7 +73,7 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
         """Open what is written beside results.jsonl, and find what an earlier process of this job did."""
         args = job_arguments()
         self.records = records_for(self.task, args)
-        if args is not None and self.hparams["resume"]:
+        if args is not None:
             self.past = past_of(self.task, self.hparams, args)
 
     # -- what a subclass gives ------------------------------------------------------------------------------------

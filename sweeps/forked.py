@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 
 from tqdm import tqdm
 
+from domainbed_reasoning import versions
 from domainbed_reasoning.job import TRAIN_SCRIPT
 from domainbed_reasoning.sweeps.jobs import Failure, Job, chosen_jobs, report, whole_number
 from domainbed_reasoning.sweeps.parallel import JOBS
@@ -68,6 +69,7 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
     from domainbed_reasoning.mllm.loading import import_peft
 
     import_peft()
+    versions.source_digests()  # of what is imported now: a checkout's files may change while jobs wait
     fork = multiprocessing.get_context("fork")
     waiting = list(zip(jobs, arguments, strict=True))
     running: dict[BaseProcess, Job] = {}
