@@ -109,7 +109,7 @@ def make_room(root: Path, keep: Path) -> None:
             if not job.done:
                 name = f"{job.args.get('algorithm', '?')} on {job.args.get('dataset', '?')}"
                 print(f"Deleted the progress of an unfinished job ({name}): more than {said} GB ({BOUND}).", flush=True)
-            with suppress(JobIsRunning):  # since it was looked at
+            with suppress(JobIsRunning, OSError):  # since it was looked at; or it is another user's
                 clear(job)
                 total -= job.size
     for rest in root.glob(".*"):  # what a process that was killed had begun to delete
