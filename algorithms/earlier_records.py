@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning.atomic import replace_text
+from domainbed_reasoning.atomic import replacing
 
 _MEASURED = ("step_time", "mem_gb")  # of a record: what was measured, not computed
 
@@ -26,28 +26,23 @@ def set_aside(output_dir: Path, args: Mapping[str, Any]) -> str:
     Returns:
         the lines that were moved.
     """
-    results = output_dir / "results.jsonl"
-    if not results.is_file():
-        return ""
     stay, go = [], []
-    for line in results.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in _lines(output_dir):
         record = _record(line)
-        (go if record is None or record.get("args") == args else stay).append(line + "\n")
+        (go if record is None or record.get("args") == args else stay).append(line + b"\n")
     if go:
-        with (output_dir / "results.earlier.jsonl").open("a", encoding="utf-8") as earlier:
+        with (output_dir / "results.earlier.jsonl").open("ab") as earlier:
             earlier.writelines(go)
-        replace_text(results, "".join(stay))
+        with replacing(output_dir / "results.jsonl") as results:
+            results.writelines(stay)
         print(f"{len(go)} earlier records of this job are now in {output_dir / 'results.earlier.jsonl'}.", flush=True)
-    return "".join(go)
+    return b"".join(go).decode("utf-8", "replace")
 
 
 def own_records(output_dir: Path, args: Mapping[str, Any]) -> str:
     """Return the lines of ``results.jsonl`` that the job with these arguments has written."""
-    results = output_dir / "results.jsonl"
-    if not results.is_file():
-        return ""
-    lines = results.read_text(encoding="utf-8").splitlines()
-    return "".join(f"{line}\n" for line in lines if (_record(line) or {}).get("args") == args)
+    own = [line + b"\n" for line in _lines(output_dir) if (_record(line) or {}).get("args") == args]
+    return b"".join(own).decode("utf-8", "replace")
 
 
 def restore_measured(output_dir: Path, earlier: str) -> None:
@@ -57,27 +52,35 @@ def restore_measured(output_dir: Path, earlier: str) -> None:
         output_dir: of the job.
         earlier: what `own_records` and `set_aside` returned.
     """
-    results = output_dir / "results.jsonl"
-    known = [record for record in map(_record, earlier.splitlines()) if record is not None]
-    if not known or not results.is_file():
+    known = [record for record in map(_record, earlier.encode().split(b"\n")) if record is not None]
+    there = _lines(output_dir)
+    if not known or not there:
         return
     lines = []
-    for line in results.read_text(encoding="utf-8").splitlines():
+    for line in there:
         record = _record(line) or {}
         for old in known:
             if _computed(old) == _computed(record):
-                line = json.dumps(old, sort_keys=True)
-        lines.append(line + "\n")
-    replace_text(results, "".join(lines))
+                line = json.dumps(old, sort_keys=True).encode()
+        lines.append(line + b"\n")
+    with replacing(output_dir / "results.jsonl") as results:
+        results.writelines(lines)
 
 
 def _computed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in _MEASURED}
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def _lines(output_dir: Path) -> list[bytes]:
+    """Return the lines of ``results.jsonl``, without their ends; [] where there is none."""
+    results = output_dir / "results.jsonl"
+    lines = results.read_bytes().split(b"\n") if results.is_file() else [b""]
+    return lines if lines[-1] else lines[:-1]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

@@ -79,7 +79,7 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
         hparams = self.hparams
         exact = hparams.get("answer_matching") == "exact"
         self.records = records_for(self.task, args, hparams.get("answer") == "chain", exact)
-        if args is not None and self.hparams["resume"]:
+        if args is not None:
             self.past = past_of(self.task, self.hparams, args)
 
     # -- what a subclass gives ------------------------------------------------------------------------------------

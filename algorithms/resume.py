@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from domainbed_reasoning.algorithms.earlier_records import own_records, restore_
 from domainbed_reasoning.progress import Progress
 from domainbed_reasoning.prompts import PROMPT_VERSION
 from domainbed_reasoning.samples import Task
+from domainbed_reasoning.versions import LIBRARIES, installed, source_digests
 
-_MODELS = ("model", "clip_model")  # hyper-parameters that may name a folder
+_MODELS = ("model", "clip_model")  # hyper-parameters that name a model
+_LIBRARIES = (*LIBRARIES, "torchvision", "pillow", "tokenizers")
 
 
 class Past:
@@ -28,19 +31,20 @@ class Past:
     Args:
         progress: of the job.
         args: DomainBed's.
+        earlier: the records that were set aside.
 
     Attributes:
         state: the saved state, until it has been restored; None where there is none.
     """
 
-    def __init__(self, progress: Progress, args: argparse.Namespace):
+    def __init__(self, progress: Progress, args: argparse.Namespace, earlier: str):
         self.progress = progress
         self.state = progress.state
         self.keeps_every_model = bool(getattr(args, "save_model_every_checkpoint", False))
         self._args, self._output_dir = vars(args), Path(args.output_dir)
-        moved = set_aside(self._output_dir, self._args)
-        self._earlier = moved + (self.state["records"] if self.state is not None else "")
+        self._earlier = earlier
         if self.state is not None:
+            self._earlier += self.state["records"]
             steps = self.state["steps"]
             print(f"This job goes on after {steps} steps, which are replayed from {progress.folder}.", flush=True)
 
@@ -62,48 +66,100 @@ class Past:
 
 
 def past_of(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> Past | None:
-    """Return the past of the job that runs in this process; None, said aloud, where none can be kept.
+    """Return the past of the job that runs in this process; None where none is wanted, or, said aloud, can be kept.
+
+    Records that the job has in its folder are set aside in any case: DomainBed starts at step 0 and appends.
 
     Raises:
         JobIsRunning: where another process runs the same job.
+        OSError: where the earlier records cannot be set aside.
     """
-    job = describe(task, hparams, args)
+    progress = None
+    if hparams["resume"]:
+        try:
+            job = describe(task, hparams, args)
+            progress = Progress(job)
+            if progress.state is None:
+                _say_what_differs(job, progress)
+        except OSError as error:
+            print(f"The progress of this job cannot be kept ({error}): if it is killed it starts over.", flush=True)
     try:
-        return Past(Progress(job), args)
-    except OSError as error:
-        print(f"The progress of this job cannot be kept ({error}): if it is killed it starts over.", flush=True)
-        return None
+        earlier = set_aside(Path(args.output_dir), vars(args))
+    except OSError:
+        if progress is not None:
+            progress.close()
+        raise
+    return Past(progress, args, earlier) if progress is not None else None
 
 
 def describe(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Return everything that decides the job's numbers, as JSON: a change of any of it makes another job.
 
-    Of the images their names count, not their pixels; of a model in a folder its files' names, sizes and times.
+    Images and the files of a model count by names, sizes and times, a model from the hub by its commit, chains and the
+    source files of this package and of DomainBed by their contents.
+
+    Raises:
+        OSError: a file cannot be read.
     """
-    chains = hashlib.sha256(json.dumps(sorted([*key, chain] for key, chain in task.chains.items())).encode())
-    images = hashlib.sha256(json.dumps([task.images, task.labels]).encode())
+    chains = sorted([*key, chain] for key, chain in task.chains.items())
+    images: list[Any] = [task.images, task.labels]
+    if task.folder:
+        images.append([[_stamp(Path(task.folder, name)) for name in names] for names in task.images])
     return {
         "args": {**vars(args), "output_dir": str(Path(args.output_dir).absolute())},
         "hparams": hparams,
-        "model_files": [_files(Path(str(hparams[name])).expanduser()) for name in _MODELS if name in hparams],
+        "models": [_files(str(hparams[name])) for name in _MODELS if name in hparams],
         "task": {
             "class_names": list(task.class_names),
             "subject": task.subject,
             "schedule": asdict(task.schedule) if task.schedule is not None else None,
-            "chains": chains.hexdigest(),
-            "images": images.hexdigest(),
         },
+        "chains": _digest(chains),
+        "images": _digest(images),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "code": source_digests(),
         "versions": {
             "domainbed-reasoning": __version__,
             "prompts": PROMPT_VERSION,
-            **{name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+            "Python": platform.python_version(),
+            **{name: installed(name) for name in _LIBRARIES},
         },
     }
 
 
-def _files(folder: Path) -> list[tuple[str, int, int]]:
-    if not folder.is_dir():
-        return []
-    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return size in bytes and time of the last change in nanoseconds."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _files(model: str) -> Any:
+    """Return what tells the files of a model from others: a folder's, by name, or the commit of a hub id's."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return [(path.name, *_stamp(path)) for path in sorted(folder.iterdir()) if path.is_file()]
+    if model.count("/") != 1:
+        return []  # embedded: a part of the package
+    import huggingface_hub
+
+    config = huggingface_hub.try_to_load_from_cache(model, "config.json")
+    return Path(config).parent.name if isinstance(config, str) else []  # snapshots/<commit>/config.json
+
+
+def _say_what_differs(job: Mapping[str, Any], progress: Progress) -> None:
+    """Say why a job begins at step 0 though its command has progress: something else than the command has changed."""
+    for path in progress.folder.parent.glob("[!.]*/job.json"):
+        with suppress(OSError, ValueError, RecursionError):
+            other = json.loads(path.read_text(encoding="utf-8"))
+            if path.parent == progress.folder or not isinstance(other, dict) or other.get("args") != job["args"]:
+                continue
+            changed = [name for name in job if other.get(name) != json.loads(json.dumps(job[name]))]
+            print(
+                f"The progress of this command in {path.parent} is of other {', '.join(changed)}: it is not used, and "
+                "the job begins at step 0.",
+                flush=True,
+            )

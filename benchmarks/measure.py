@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from domainbed_reasoning.atomic import replace_text
+
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 REPEATS = 5
 
@@ -136,9 +138,7 @@ def write_results(rows: Sequence[Row], command: str, seconds: float, folder: pat
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    replace_text(path, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     return path
 
 

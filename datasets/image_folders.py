@@ -104,6 +104,7 @@ class ReasoningImageFolder:
             labels=labels,
             images=images,
             chains=chains,
+            folder=str(folder),
             schedule=lay_out_stages(algorithm, hparams, [len(part) for part in labels], test_envs),
         )
         report_chains(task, algorithm.CHAIN_PATH)

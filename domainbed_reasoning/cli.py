@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -81,6 +82,8 @@ def _run(argv: Sequence[str] | None) -> int:
     given = parser.parse_args(argv)
     if given.verb not in VERBS:
         parser.error(str(registry.unknown("verb", given.verb, VERBS)))
+    if any(not text.strip() or re.fullmatch(r"--[\w-]+=\s*", text) for text in given.arguments):
+        parser.error(f"{given.verb}: an argument is empty (an unset variable of the shell?): {given.arguments}")
     try:
         code = int(registry.load(VERBS[given.verb][1])(given.arguments))
         sys.stdout.flush()

@@ -8,7 +8,9 @@ for them, which costs the loading of the images but no model; from the last save
 A state is saved whenever that has taken at most one hundredth of the time since the last, and before an evaluation.
 
 Files of a job: ``job.json`` (what it is), ``log.jsonl`` (a line a step or a batch of answers), ``state.pt`` (tensors
-and plain values, with the length of the log that it belongs to), ``lock`` (held while the job runs).
+and plain values), ``adapters-N.pt`` (the weights of each checkpoint that DomainBed saves, where it saves all),
+``lock`` (held while the job runs). The state says how long the log was, and which digests log and adapters have: before
+a replay begins everything that it needs is compared with them, and what differs means step 0.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import atexit
 import hashlib
 import json
 import os
-import pickle
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +29,14 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.atomic import replace_text, replacing
+from domainbed_reasoning.atomic import replace_text
+from domainbed_reasoning.sealed import Damaged, check_tensors, line_of, read_lines, read_tensors, write_tensors
 from domainbed_reasoning.unfinished import JobIsRunning, delete, is_done, make_room, take, unfinished_folder
 
 _SHARE_OF_TIME = 0.01  # of training that may go into saving states
-_FORMAT = 1
+_FORMAT = 2
+# What `Progress` adds to a state, and its type.
+_OF_STATE = (("format", int), ("steps", int), ("kept", dict), ("log_bytes", int), ("log_digest", str))
 
 
 @dataclass(frozen=True)
@@ -74,24 +79,50 @@ class Progress:
     def __init__(self, job: Mapping[str, Any], root: Path | None = None):
         self.key = key_of(job)
         self.folder = (root or unfinished_folder()) / self.key
+        self.state: dict[str, Any] | None = None
+        self._log: int | None = None
         self._lock = take(self.folder)
         if self._lock is None:
             raise JobIsRunning(
                 f"This job runs in another process already (its progress, {self.folder}, is locked): wait for it, or "
                 'give this one another --output_dir, or the hparam "resume": false.'
             )
-        for part in self.folder.glob(".*"):  # of a file that was being written when the earlier process was killed
-            part.unlink()
-        self.state = self._read_state()
-        self._steps: list[dict[str, Any]] = []
-        self._waiting: deque[dict[str, Any]] = deque()
-        self._open_log()
-        replace_text(self.folder / "job.json", json.dumps(dict(job), indent=1) + "\n")
-        self._saved_at, self._cost, self._saved_steps = time.monotonic(), 0.0, -1
-        if self.state is not None:
-            self._saved_steps = self.state["steps"]
+        try:
+            self._open(job)
+        except BaseException:
+            self.close()
+            raise
         atexit.register(self._tidy_up, job.get("args", {}).get("output_dir"))
+
+    def _open(self, job: Mapping[str, Any]) -> None:
+        """Take over what an earlier process left, if all of it is sound; else begin with an empty folder."""
+        self._begin_anew()
+        try:
+            self._read()
+        except Damaged as fault:
+            print(
+                f"The saved progress of this job in {self.folder} cannot be used: {fault}. The job begins at step 0.",
+                flush=True,
+            )
+            self._begin_anew()
+        for path in self.folder.iterdir():
+            unfinished_part = path.name.startswith(".")  # of a file that was being written when the process was killed
+            if unfinished_part or (self.state is None and path.name != "lock"):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self._log = os.open(self.folder / "log.jsonl", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        os.ftruncate(self._log, self._length)
+        os.lseek(self._log, self._length, os.SEEK_SET)
+        replace_text(self.folder / "job.json", json.dumps(dict(job), indent=1) + "\n")
+        self._saved_at, self._cost = time.monotonic(), 0.0
+        self._saved_steps = self.state["steps"] if self.state is not None else -1
         make_room(self.folder.parent, keep=self.folder)
+
+    def close(self) -> None:
+        """Stop recording and let go of the job."""
+        for descriptor in (self._log, self._lock):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._log = self._lock = None
 
     # -- the past -------------------------------------------------------------------------------------------------
 
@@ -139,44 +170,59 @@ class Progress:
             f"`domainbed-reasoning unfinished --clear {self.key[:8]}`, and it will begin at step 0."
         )
 
-    def _read_state(self) -> dict[str, Any] | None:
-        path = self.folder / "state.pt"
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            return None
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            print(
-                f"The saved progress of this job, {path}, cannot be read ({reason}): it begins at step 0.", flush=True
-            )
-            return None
-        return dict(state) if state.get("format") == _FORMAT else None
+    def _begin_anew(self) -> None:
+        self.state = None
+        self._steps: list[dict[str, Any]] = []
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._kept: dict[str, str] = {}  # digests of the files that `kept` has written
+        self._length, self._digest = 0, ""  # of the log
 
-    def _open_log(self) -> None:
-        """Read the log as far as it belongs to the state, cut off the rest, and go on writing there."""
-        path = self.folder / "log.jsonl"
-        length = 0
-        if self.state is not None:
-            with path.open("rb") as log:
-                for line in log:
-                    event = _event(line)
-                    # Beyond the state's own part only the answers of the evaluation that it was saved for are of use.
-                    if event is None or (length >= self.state["log_bytes"] and "answers" not in event):
-                        break
-                    length += len(line)
-                    self._waiting.append(event)
-                    if "values" in event:
-                        self._steps.append(event)
-            if length < self.state["log_bytes"]:
-                print(f"The log of this job's progress, {path}, is cut short: it begins at step 0.", flush=True)
-                self.state, length = None, 0
-                self._waiting.clear()
-                self._steps.clear()
-        self._log: int | None = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        os.ftruncate(self._log, length)
-        os.lseek(self._log, length, os.SEEK_SET)
-        self._length = length
+    def _read(self) -> None:
+        """Read state and log, and compare all that a replay needs with its digests.
+
+        Raises:
+            Damaged: one of the files is not what was written.
+            OSError: one cannot be read.
+        """
+        path = self.folder / "state.pt"
+        if not os.path.lexists(path):
+            others = {other.name for other in self.folder.iterdir() if not other.name.startswith(".")}
+            if others - {"lock", "job.json", "log.jsonl"} or self._is_logged():
+                raise Damaged("state.pt is missing: it was removed, or none had been saved yet")
+            return
+        state = read_tensors(path)
+        if not isinstance(state, dict) or any(not isinstance(state.get(name), kind) for name, kind in _OF_STATE):
+            raise Damaged("state.pt holds something else than a state")
+        if state["format"] != _FORMAT:
+            raise Damaged(f"state.pt has format {state['format']}, this version reads {_FORMAT}")
+        for name, digest in state["kept"].items():
+            check_tensors(self.folder / name, digest)
+        self._read_log(state["log_bytes"], state["log_digest"])
+        self.state, self._kept = state, dict(state["kept"])
+
+    def _is_logged(self) -> bool:
+        log = self.folder / "log.jsonl"
+        return os.path.lexists(log) and (not log.is_file() or log.stat().st_size > 0)
+
+    def _read_log(self, needed: int, digest: str) -> None:
+        """Read the log as far as it belongs to the state.
+
+        Raises:
+            Damaged: its first ``needed`` bytes are not those that have this digest.
+        """
+        sound = needed == 0
+        for length, event, running in read_lines(self.folder / "log.jsonl"):
+            # Beyond the state's own part only the answers of the evaluation that it was saved for are of use.
+            if self._length >= needed and "answers" not in event:
+                break
+            self._length += length
+            self._digest = running
+            sound = sound or (self._length == needed and running == digest)
+            self._waiting.append(event)
+            if "values" in event:
+                self._steps.append(event)
+        if not sound:
+            raise Damaged("log.jsonl is damaged or cut off")
 
     # -- recording ------------------------------------------------------------------------------------------------
 
@@ -200,10 +246,11 @@ class Progress:
         due = now or started - self._saved_at >= self._cost / _SHARE_OF_TIME
         if self._log is None or steps == self._saved_steps or not due:
             return
+        ours = {"format": _FORMAT, "steps": steps, "kept": dict(self._kept)}
+        ours |= {"log_bytes": self._length, "log_digest": self._digest}
         try:
-            with replacing(self.folder / "state.pt", durable=True) as file:
-                os.fsync(self._log)
-                torch.save({**state(), "format": _FORMAT, "log_bytes": self._length, "steps": steps}, file)
+            os.fsync(self._log)
+            write_tensors(self.folder / "state.pt", {**state(), **ours})
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             self._give_up(error)
             return
@@ -211,14 +258,20 @@ class Progress:
         self._cost, self._saved_steps = self._saved_at - started, steps
 
     def kept(self, name: str, tensors: dict[str, torch.Tensor], replays: bool) -> dict[str, torch.Tensor]:
-        """Return ``tensors`` and keep them under ``name``; in a replay, return what was kept under it instead."""
+        """Return ``tensors`` and keep them under ``name``; in a replay, return what was kept under it instead.
+
+        Raises:
+            RuntimeError: what was kept has been removed or changed since the replay began.
+        """
         path = self.folder / name
-        if replays and path.is_file():
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
-        if self._log is not None and not path.is_file():
+        if replays:
             try:
-                with replacing(path) as file:
-                    torch.save(tensors, file)
+                return dict(read_tensors(path, self._kept.get(name, "")))
+            except Damaged as fault:
+                raise self._misfit(str(fault)) from fault
+        if self._log is not None and name not in self._kept:
+            try:
+                self._kept[name] = write_tensors(path, tensors)
             except (OSError, RuntimeError) as error:
                 self._give_up(error)
         return tensors
@@ -226,7 +279,7 @@ class Progress:
     def _write(self, event: dict[str, Any]) -> None:
         if self._log is None:
             return
-        line = json.dumps(event).encode() + b"\n"
+        line, digest = line_of(event, self._digest)
         try:
             written = os.write(self._log, line)
             if written < len(line):
@@ -235,6 +288,7 @@ class Progress:
             self._give_up(error)
         else:
             self._length += len(line)
+            self._digest = digest
 
     def _give_up(self, error: Exception) -> None:
         """Stop recording: training is worth more than its record."""
@@ -251,12 +305,3 @@ class Progress:
         """Forget a job that has ended well: DomainBed has written ``done``."""
         if is_done(output_dir, self.folder):
             delete(self.folder)
-
-
-def _event(line: bytes) -> dict[str, Any] | None:
-    """Return a line of the log; None for one that was cut off."""
-    try:
-        event = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) else None

@@ -136,6 +136,7 @@ class Task:
         labels: per environment, the label of every index.
         images: per environment, the name (path below the dataset's folder) of every index.
         chains: teacher chains of source-domain samples, by `SampleId`.
+        folder: that the names in ``images`` are below; "" where the dataset draws its images.
         schedule: the stages that the dataset laid out for the algorithm; None for a stock dataset's own steps.
     """
 
@@ -147,6 +148,7 @@ class Task:
     labels: Sequence[Sequence[int]] = ()
     images: Sequence[Sequence[str]] = ()
     chains: Mapping[SampleId, str] = field(default_factory=dict)
+    folder: str = ""
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:

@@ -11,9 +11,11 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from domainbed_reasoning.atomic import name_beside, remove_stale
 from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.image_names import NamesOnDisk
 from domainbed_reasoning.open_files import is_in_place, lock_holder, save_copy, sync_folder
@@ -323,7 +325,8 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, A
         OSError: if it cannot be written.
     """
     target = os.fspath(path)
-    partial = f"{target}.{os.getpid()}.part"
+    remove_stale(Path(target))
+    partial = os.fspath(name_beside(Path(target)))
     count = 0
     there = _open_locked(target) if os.path.isfile(target) else None
     try:

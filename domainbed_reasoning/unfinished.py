@@ -73,7 +73,7 @@ def unfinished_jobs(root: Path | None = None) -> Iterator[Unfinished]:
     for folder, (size, changed) in sorted(sizes_and_changes.items(), key=lambda job: job[1][1], reverse=True):
         try:
             args = dict(json.loads((folder / "job.json").read_text(encoding="utf-8"))["args"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             args = {}
         yield Unfinished(folder, args, _steps_logged(folder), size, changed, _is_running(folder))
 
@@ -109,7 +109,7 @@ def make_room(root: Path, keep: Path) -> None:
             if not job.done:
                 name = f"{job.args.get('algorithm', '?')} on {job.args.get('dataset', '?')}"
                 print(f"Deleted the progress of an unfinished job ({name}): more than {said} GB ({BOUND}).", flush=True)
-            with suppress(JobIsRunning):  # since it was looked at
+            with suppress(JobIsRunning, OSError):  # since it was looked at; or it is another user's
                 clear(job)
                 total -= job.size
     for rest in root.glob(".*"):  # what a process that was killed had begun to delete
@@ -121,10 +121,14 @@ def take(folder: Path) -> int | None:
 
     Whoever lists jobs holds every lock for a moment, and a folder may be deleted between the opening of its lock and
     the locking: neither is a process that has the job, and both are over before `_PATIENCE` is.
+
+    Raises:
+        OSError: the folder cannot be made, or its file system has no locks.
     """
     deadline = time.monotonic() + _PATIENCE
     while True:
-        with suppress(FileNotFoundError, FileExistsError):  # mkdir finds it there, and looks again when it is gone
+        fault = None
+        try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o600)
             taken = False
@@ -137,9 +141,21 @@ def take(folder: Path) -> int | None:
             finally:
                 if not taken:
                     os.close(descriptor)
+        except (FileNotFoundError, FileExistsError) as error:  # mkdir finds it there, and looks again when it is gone
+            fault = error
         if time.monotonic() >= deadline:
+            if fault is not None:
+                raise _named(fault, folder)
             return None
         time.sleep(0.01)
+
+
+def _named(fault: OSError, folder: Path) -> OSError:
+    """Return the error that says why a folder cannot be made: a link to nowhere says only that it exists."""
+    for place in (folder, *folder.parents):
+        if place.is_symlink() and not place.exists():
+            return FileNotFoundError(f"{place} is a link to {os.readlink(place)}, which does not exist")
+    return fault
 
 
 def _is_running(folder: Path) -> bool:
@@ -152,6 +168,8 @@ def _is_running(folder: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:  # a file system without locks: no job keeps its progress there
+        return False
     finally:
         os.close(descriptor)
     return False
@@ -165,11 +183,11 @@ def delete(folder: Path) -> None:
         shutil.rmtree(renamed, ignore_errors=True)
 
 
-def is_done(output_dir: str | None, folder: Path) -> bool:
-    """Return whether DomainBed has written ``done`` since the job began."""
+def is_done(output_dir: Any, folder: Path) -> bool:
+    """Return whether DomainBed has written ``done`` since the job began; False where the folder is no path."""
     try:
-        return output_dir is not None and _modified(Path(output_dir) / "done") >= _modified(folder / "job.json")
-    except OSError:
+        return _modified(Path(output_dir) / "done") >= _modified(folder / "job.json")
+    except (OSError, TypeError, ValueError):
         return False
 
 

@@ -15,7 +15,7 @@ import tempfile
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-from domainbed_reasoning.cache import cache_folder
+from domainbed_reasoning.cache import NoCacheFolder, cache_folder
 
 COMMIT = "b93c22a1cfc3b2428398272c1a116c8de1f4139e"
 URL = "https://github.com/facebookresearch/DomainBed"
@@ -33,7 +33,10 @@ def cached_clone() -> Path:
 
 def find_cached_spec() -> ModuleSpec | None:
     """Return the import spec of `domainbed` in the cached clone; None where there is none."""
-    clone = cached_clone()
+    try:
+        clone = cached_clone()
+    except NoCacheFolder:
+        return None
     if not (clone / "domainbed" / "__init__.py").is_file():
         return None
     return PathFinder.find_spec("domainbed", [str(clone)])

@@ -19,11 +19,14 @@ import runpy
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
 from tqdm import tqdm
 
+from domainbed_reasoning import versions
+from domainbed_reasoning.cache import NoCacheFolder
 from domainbed_reasoning.job import TRAIN_SCRIPT
 from domainbed_reasoning.sweeps.jobs import Failure, Job, chosen_jobs, report, whole_number
 from domainbed_reasoning.sweeps.parallel import JOBS
@@ -70,6 +73,7 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
     from domainbed_reasoning.mllm.loading import import_peft
 
     import_peft()
+    versions.source_digests()  # of what is imported now: a checkout's files may change while jobs wait
     fork = multiprocessing.get_context("fork")
     waiting = list(zip(jobs, arguments, strict=True))
     running: dict[BaseProcess, Job] = {}
@@ -96,9 +100,9 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
                 process.terminate()
             for process in running:
                 process.join()
-    kept = unfinished_folder()
-    if kept.is_dir():
-        make_room(kept, keep=kept)  # a fork ends without what a process does at its end: forget a job that is done
+    with suppress(NoCacheFolder):
+        if (kept := unfinished_folder()).is_dir():
+            make_room(kept, keep=kept)  # a fork ends without what a process does at its end: forget a job that is done
     report(failures, len(jobs))
     return failures
 

@@ -8,22 +8,26 @@ from collections.abc import Sequence
 
 from domainbed_reasoning import upstream
 
-_EXAMPLES = f"""examples:
+_EXAMPLES = """examples:
   domainbed-reasoning get-domainbed
   domainbed-reasoning get-domainbed --from ~/DomainBed
   domainbed-reasoning get-domainbed --from https://git.example.org/mirrors/DomainBed
 
 The clone is used wherever no other DomainBed is importable; one that is the working directory or on PYTHONPATH wins.
-${upstream.VARIABLE} names another folder than {upstream.cached_clone()}.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Clone, check, and say where; return the exit code."""
+    try:
+        place = upstream.cached_clone()
+    except OSError as error:
+        print(f"There is no folder to clone to: {error}.", file=sys.stderr)
+        return 1
     parser = argparse.ArgumentParser(
         prog="domainbed-reasoning get-domainbed",
         description=f"Clone DomainBed at commit {upstream.COMMIT} and check it by its hash.",
-        epilog=_EXAMPLES,
+        epilog=f"{_EXAMPLES}${upstream.VARIABLE} names another folder than {place}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from domainbed_reasoning.unfinished import BOUND, JobIsRunning, Unfinished, clear, unfinished_folder, unfinished_jobs
 
@@ -22,40 +23,66 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """List or clear; return 1 where a key names nothing or a job runs."""
+    """List or clear; return 1 where a key names no job or several, or a job runs."""
     parser = argparse.ArgumentParser(
         prog="domainbed-reasoning unfinished",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--clear", nargs="+", metavar="KEY", help="delete the progress of these jobs, or of all")
+    parser.add_argument("--clear", nargs="+", metavar="KEY", help="delete the progress of these jobs, or of `all`")
     arguments = parser.parse_args(argv)
-    jobs = list(unfinished_jobs())
-    if arguments.clear:
+    try:
+        root = unfinished_folder()
+    except OSError as error:
+        print(f"No progress of jobs is kept: {error}.", file=sys.stderr)
+        return 1
+    jobs = list(unfinished_jobs(root))
+    if arguments.clear is not None:
         return _clear(jobs, arguments.clear)
     for job in jobs:
         print(_line(job))
     total = sum(job.size for job in jobs)
-    print(f"{len(jobs)} unfinished jobs, {_megabytes(total)}, in {unfinished_folder()}")
+    print(f"{len(jobs)} unfinished jobs, {_megabytes(total)}, in {root}")
     return 0
 
 
 def _clear(jobs: Sequence[Unfinished], keys: Sequence[str]) -> int:
-    chosen = [job for job in jobs if keys == ["all"] or any(job.folder.name.startswith(key) for key in keys)]
-    unknown = [key for key in keys if key != "all" and not any(job.folder.name.startswith(key) for job in jobs)]
-    failed = bool(unknown)
-    if unknown:
-        print(f"No unfinished job has the key {', '.join(unknown)}: without --clear they are listed.", file=sys.stderr)
-    for job in chosen:
+    """Clear the jobs that the keys name; none where a key names none or several."""
+    chosen: dict[Path, Unfinished] = {}
+    faults = []
+    for key in keys:
+        found = list(jobs) if key == "all" else _named(jobs, key)
+        chosen |= {job.folder: job for job in found}
+        if key != "all" and len(found) != 1:
+            faults.append(_fault(key, found))
+    if faults:
+        print("\n".join([*faults, "Nothing was cleared."]), file=sys.stderr)
+        return 1
+    failed = False
+    for job in chosen.values():
         try:
             clear(job)
-        except JobIsRunning as error:
+        except (JobIsRunning, OSError) as error:
             print(error, file=sys.stderr)
             failed = True
         else:
             print(f"Cleared {_line(job)}")
     return int(failed)
+
+
+def _named(jobs: Sequence[Unfinished], key: str) -> list[Unfinished]:
+    """Return the jobs whose key is or begins with ``key``; none for an empty one."""
+    whole = [job for job in jobs if job.folder.name == key]
+    return whole or [job for job in jobs if key.strip() and job.folder.name.startswith(key)]
+
+
+def _fault(key: str, found: Sequence[Unfinished]) -> str:
+    if not key.strip():
+        return "--clear: a key is empty (an unset variable of the shell?). Give a key that the list shows, or all."
+    if not found:
+        return f"No unfinished job has the key {key}: without --clear they are listed."
+    return "\n".join([f"--clear: {len(found)} jobs have a key that begins with {key}:", *map(_line, found)])
 
 
 def _line(job: Unfinished) -> str:

@@ -51,8 +51,10 @@ def start(output_dir: Path, options: argparse.Namespace) -> int:
     sys.argv += ["--data_dir", str(output_dir.parent), "--output_dir", str(output_dir), "--steps", str(options.steps)]
     hparams = HPARAMS | {"answer": options.answer} | json.loads(options.hparams)
     sys.argv += ["--hparams", json.dumps(hparams), "--save_model_every_checkpoint"]
+    sys.argv += getattr(options, "more", [])
     code = 1
     try:
+        getattr(options, "before", lambda: None)()
         runpy.run_module("domainbed.scripts.train", run_name="__main__", alter_sys=True)
         code = 0
     finally:
@@ -156,6 +158,9 @@ def main() -> int:
     import peft  # noqa: F401
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
 
+    from domainbed_reasoning.versions import source_digests
+
+    source_digests()  # of what all forks run
     run(options.folder / "undisturbed", options)
     killed = options.folder / "killed"
     moments = run_and_kill(killed, options)

@@ -40,7 +40,7 @@ def test_a_job_writes_its_versions_once(train_job, tmp_path, monkeypatch):
     versions.record_for_job()
     said = json.loads((tmp_path / versions.FILE).read_text())
     assert set(said) == {"domainbed-reasoning", "DomainBed", "libraries", "device"}
-    assert set(said["domainbed-reasoning"]) == {"version", "commit", "modified"}
+    assert set(said["domainbed-reasoning"]) == {"version", "digest", "commit", "modified"}
     assert said["libraries"]["torch"] == versions.installed("torch") and said["libraries"]["Python"]
     monkeypatch.setattr(versions, "current", lambda: pytest.fail("asked again"))
     versions.record_for_job()

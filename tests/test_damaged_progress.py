@@ -1,0 +1,239 @@
+"""Kept files that disks, copies or people have changed: the job begins anew and says so, or nothing is different."""
+
+import json
+import os
+import random
+import shutil
+
+import pytest
+import torch
+
+from domainbed_reasoning.algorithms.earlier_records import own_records, set_aside
+from domainbed_reasoning.progress import Answers, Progress
+from domainbed_reasoning.unfinished import JobIsRunning, unfinished_jobs
+
+JOB = {"args": {"algorithm": "RDMLDG", "dataset": "D", "test_envs": [0], "output_dir": "nowhere"}}
+ADAPTERS = [{"lora": torch.arange(4.0) + step} for step in range(2)]
+WEIGHTS = torch.arange(40.0)
+
+
+def a_past(root):
+    """The folder of a job that was killed in the evaluation after its second step, of which every model is kept."""
+    progress = Progress(JOB, root)
+    for step in range(2):
+        progress.record_step({"loss": step / 7, "stage": float(step)}, [(0, step, "chain", True)])
+        progress.save(step + 1, lambda: {"weights": WEIGHTS}, now=True)
+        progress.record_answers(Answers([step, 1], ["a", "b"], None))
+        if step == 0:
+            assert progress.kept("adapters-1.pt", ADAPTERS[0], replays=False) is ADAPTERS[0]
+    progress.close()
+    return progress.folder
+
+
+@pytest.fixture(scope="module")
+def past(tmp_path_factory):
+    return a_past(tmp_path_factory.mktemp("past"))
+
+
+@pytest.fixture
+def kept(past, tmp_path):
+    """A copy of the folder, to be damaged."""
+    return shutil.copytree(past, tmp_path / past.name)
+
+
+def restart(folder, capsys):
+    """Start the job again; return what it replays, None where it begins at step 0, and what is printed."""
+    capsys.readouterr()
+    progress = Progress(JOB, folder.parent)
+    said = capsys.readouterr().out
+    assert (progress.state is not None) == progress.replays
+    replayed = None
+    if progress.replays:
+        replayed = [progress.next_step(), progress.next_answers(2)]
+        kept = progress.kept("adapters-1.pt", {"lora": torch.zeros(4)}, replays=True)
+        assert torch.equal(kept["lora"], ADAPTERS[0]["lora"]) and torch.equal(progress.state["weights"], WEIGHTS)
+        replayed += [progress.next_step()]
+        if progress.replays:  # of the last evaluation, which the state came before
+            replayed += [progress.next_answers(2)]
+        assert not progress.replays
+    else:
+        assert {path.name for path in folder.iterdir()} == {"lock", "log.jsonl", "job.json"}
+        assert (folder / "log.jsonl").read_bytes() == b""
+    progress.close()
+    return replayed, said
+
+
+def test_what_is_sound_is_replayed_in_silence(kept, capsys):
+    assert restart(kept, capsys) == (
+        [
+            {"loss": 0.0, "stage": 0.0},
+            Answers([0, 1], ["a", "b"], None),
+            {"loss": 1 / 7, "stage": 1.0},
+            Answers([1, 1], ["a", "b"], None),
+        ],
+        "",
+    )
+
+
+def test_a_flipped_bit_anywhere_means_step_0_or_nothing(past, tmp_path, capsys):
+    """In each file at places drawn at random: nothing but the undisturbed past is ever replayed."""
+    draw = random.Random(0)
+    sound, _ = restart(shutil.copytree(past, tmp_path / "sound" / past.name), capsys)
+    begun_anew = {}
+    for name in ("state.pt", "log.jsonl", "adapters-1.pt", "job.json"):
+        for number in range(40):
+            folder = shutil.copytree(past, tmp_path / f"{name}-{number}" / past.name)
+            data = bytearray((folder / name).read_bytes())
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+            (folder / name).write_bytes(data)
+            replayed, said = restart(folder, capsys)
+            assert replayed in (None, sound, sound[:3])
+            assert (replayed is None) == ("cannot be used" in said and "begins at step 0" in said)
+            assert replayed is not None or f": {name} " in said
+            begun_anew[name] = begun_anew.get(name, 0) + (replayed is None)
+    assert begun_anew["state.pt"] == begun_anew["adapters-1.pt"] == 40 and begun_anew["job.json"] == 0
+    assert begun_anew["log.jsonl"] > 20  # the rest are answers after the state, which are asked for again
+
+
+def remove(path):
+    path.unlink()
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace_by_text(path):
+    path.write_text("not found")
+
+
+def replace_by_folder(path):
+    path.unlink()
+    (path / "inner").mkdir(parents=True)
+
+
+def replace_by_link(path):
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def replace_by_object(path):
+    torch.save([1], path)
+
+
+def repeat(path):
+    path.write_bytes(path.read_bytes() * 2)
+
+
+DAMAGES = (remove, empty, cut, replace_by_text, replace_by_folder, replace_by_link, replace_by_object, repeat)
+
+
+@pytest.mark.parametrize("name", ["state.pt", "log.jsonl", "adapters-1.pt"])
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_file_that_is_gone_or_another_is_named_and_the_job_begins_anew(kept, capsys, name, damage):
+    damage(kept / name)
+    replayed, said = restart(kept, capsys)
+    if (name, damage) == ("log.jsonl", repeat):  # what follows the sound part belongs to nothing
+        assert replayed is not None and len(replayed) == 4
+        return
+    assert replayed is None and said.count("\n") == 1
+    assert f"cannot be used: {name} " in said and "begins at step 0" in said
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+def test_a_line_that_is_dropped_changed_or_nested_without_end_is_seen(kept, capsys, line):
+    log = kept / "log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    changes = {
+        "dropped": [*lines[:line], *lines[line + 1 :]],
+        "swapped": [*lines[:line], lines[line + 1], lines[line], *lines[line + 2 :]],
+        "changed": [*lines[:line], lines[line].replace(b"1", b"2", 1), *lines[line + 1 :]],
+        "nested": [*lines[:line], b"[" * 100_000 + b"\n", *lines[line + 1 :]],
+    }
+    for number, (name, damaged) in enumerate(changes.items()):
+        folder = shutil.copytree(kept, kept.parent / str(number) / kept.name)
+        (folder / "log.jsonl").write_bytes(b"".join(damaged))
+        replayed, said = restart(folder, capsys)
+        assert replayed is None and "log.jsonl is damaged or cut off" in said, name
+
+
+@pytest.mark.parametrize(
+    "state", [[1], {"format": 1}, {"format": 99, "steps": 1}, {"format": 2, "steps": "two"}, None, 3, torch.ones(2)]
+)
+def test_a_sound_file_of_another_kind_is_no_state(kept, capsys, state):
+    from domainbed_reasoning.sealed import write_tensors
+
+    write_tensors(kept / "state.pt", state)
+    replayed, said = restart(kept, capsys)
+    assert replayed is None and "state.pt holds something else than a state" in said
+
+
+def test_adapters_of_another_run_are_not_taken(kept, capsys):
+    """They are sound themselves, but not those that the state was saved with."""
+    from domainbed_reasoning.sealed import write_tensors
+
+    write_tensors(kept / "adapters-1.pt", ADAPTERS[1])
+    replayed, said = restart(kept, capsys)
+    assert replayed is None and "adapters-1.pt is not the one that belongs to the state" in said
+
+
+def test_adapters_that_go_during_the_replay_end_it_with_the_cure(kept):
+    """Initial weights are never handed out for trained ones."""
+    progress = Progress(JOB, kept.parent)
+    (kept / "adapters-1.pt").unlink()
+    with pytest.raises(RuntimeError, match=r"adapters-1.pt is missing.*unfinished --clear"):
+        progress.kept("adapters-1.pt", {"lora": torch.zeros(4)}, replays=True)
+    progress.close()
+
+
+def test_adapters_that_the_state_came_before_are_written_again(kept):
+    """Of the checkpoint at which the job was killed: what is there may be cut off."""
+    progress = Progress(JOB, kept.parent)
+    (kept / "adapters-2.pt").write_bytes(b"PK")
+    progress.kept("adapters-2.pt", ADAPTERS[1], replays=False)
+    progress.record_step({"loss": 1.0, "stage": 1.0}, [])
+    progress.save(3, lambda: {"weights": WEIGHTS}, now=True)
+    progress.close()
+    again = Progress(JOB, kept.parent)
+    assert torch.equal(again.kept("adapters-2.pt", {}, replays=True)["lora"], ADAPTERS[1]["lora"])
+    again.close()
+
+
+def test_a_start_that_fails_lets_go_of_the_job(kept, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("DOMAINBED_REASONING_UNFINISHED_GB", "many")
+        with pytest.raises(ValueError, match="number of gigabytes"):
+            Progress(JOB, kept.parent)
+    progress = Progress(JOB, kept.parent)
+    assert progress.replays
+    with pytest.raises(JobIsRunning):
+        Progress(JOB, kept.parent)
+    progress.close()
+    Progress(JOB, kept.parent).close()
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"args": {"output_dir": 5}}', '{"args": {"output_dir": "a\\u0000b"}}', "\udcff", "{}"]
+)
+def test_another_jobs_damaged_description_is_in_nobodys_way(kept, text):
+    (kept / "job.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    (found,) = unfinished_jobs(kept.parent)
+    assert found.steps == 2 and not found.done
+    Progress({"args": {"output_dir": "mine"}}, kept.parent).close()
+
+
+def test_records_nested_without_end_or_in_no_encoding_are_set_aside(tmp_path):
+    """Lines that are no record go with those of the job; another job's stay as they are, byte for byte."""
+    other = b'{"args": {"seed": 2}, "name": "\xc3\xa4"}\n'
+    odd = b"[" * 100_000 + b'\n\xff\xfe{"step": 1\n{"args": {"seed": 1}, "step": 0}\n'
+    (tmp_path / "results.jsonl").write_bytes(other + odd)
+    assert json.loads(own_records(tmp_path, {"seed": 1}))["step"] == 0
+    moved = set_aside(tmp_path, {"seed": 1})
+    assert moved.endswith('{"args": {"seed": 1}, "step": 0}\n')
+    assert (tmp_path / "results.jsonl").read_bytes() == other
+    assert (tmp_path / "results.earlier.jsonl").read_bytes() == odd
+    assert sorted(os.listdir(tmp_path)) == ["results.earlier.jsonl", "results.jsonl"]
