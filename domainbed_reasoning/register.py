@@ -7,7 +7,9 @@ publishes to those that are imported already. No file of DomainBed is changed, a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -21,53 +23,90 @@ Ranges = dict[str, tuple[Any, Any]]
 _FOR_STOCK_CODE: Ranges = {"data_augmentation": (True, True), "class_balanced": (False, False)}
 
 
-def publish(module: ModuleType) -> None:
-    """Add our names to one of DomainBed's four registry modules.
+class _Missing(type):
+    """The class of what stands for one of our classes that cannot be had: using it says why."""
 
-    Raises:
-        RuntimeError: the module has a name of ours already, from somebody else.
-        ImportError: one of our class modules cannot be imported.
+    why: str
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise ImportError(cls.why)
+
+    def __getattr__(cls, name: str) -> Any:
+        raise AttributeError(name) if name.startswith("__") else ImportError(cls.why)
+
+
+def publish(module: ModuleType) -> list[str]:
+    """Add our names to one of DomainBed's four registry modules, and return why some of them are missing.
+
+    A class that cannot be had is replaced by one whose use raises an ImportError with the cause; it is in no list.
     """
-    _PUBLISHERS[module.__name__](module)
+    try:
+        return list(_PUBLISHERS[module.__name__](module))
+    except Exception as error:  # a fork that has changed its registries, for one
+        return [f"nothing can be added to {module.__name__}: {type(error).__name__}: {error}"]
 
 
-def publish_algorithms(module: ModuleType) -> None:
+def publish_algorithms(module: ModuleType) -> Iterator[str]:
     """Make our algorithms attributes of `domainbed.algorithms` and append them to its list in place."""
-    _publish_classes(module, module.ALGORITHMS, registry.ALGORITHMS, "algorithm")
+    yield from _publish_classes(module, module.ALGORITHMS, registry.ALGORITHMS, "algorithm")
 
 
-def publish_datasets(module: ModuleType) -> None:
+def publish_datasets(module: ModuleType) -> Iterator[str]:
     """Make our datasets attributes of `domainbed.datasets` and append them to its list in place."""
-    _publish_classes(module, module.DATASETS, registry.DATASETS, "dataset")
+    yield from _publish_classes(module, module.DATASETS, registry.DATASETS, "dataset")
     # The user's own, each with its twin, by name.
-    own = custom.custom_datasets()
+    own, faults = custom.usable_datasets()
+    yield from map(str, faults)
+    if not own:
+        return
+    targets = custom.targets(own)
+    try:
+        refused = registry.load(f"{custom.MODULE}:FAULTS")
+    except Exception as error:
+        yield _add_missing(module, list(targets), custom.MODULE, error)
+        return
     for dataset in own.values():
-        for name, target in custom.targets({dataset.name: dataset}).items():
-            there = vars(module).get(name)
-            if there is not None and getattr(there, "__module__", "") != target.partition(":")[0]:
-                assert dataset.file is not None
-                fault = f"{module.__name__} has {name!r} already; choose another name"
-                raise custom.DatasetFileError(dataset.file, fault)
-    _publish_classes(module, module.DATASETS, custom.targets(own), "dataset")
+        names = custom.targets({dataset.name: dataset})
+        taken = [name for name in names if not _is_free(vars(module).get(name))]
+        if taken:
+            assert dataset.file is not None
+            fault = f"{module.__name__} has {taken[0]!r} already; choose another name"
+            yield str(custom.DatasetFileError(dataset.file, fault))
+        elif dataset.name in refused:
+            yield str(refused[dataset.name])
+            for name in names:
+                setattr(module, name, _Missing(name, (), {"why": str(refused[dataset.name])}))
+        else:
+            yield from _publish_classes(module, module.DATASETS, names, "dataset")
 
 
-def publish_launchers(module: ModuleType) -> None:
+def _is_free(there: Any) -> bool:
+    return there is None or isinstance(there, _Missing) or getattr(there, "__module__", "") == custom.MODULE
+
+
+def publish_launchers(module: ModuleType) -> Iterator[str]:
     """Add our launchers to the registry of `domainbed.command_launchers`."""
     for name, target in registry.LAUNCHERS.items():
-        launcher = _load(target, name)
-        there = module.REGISTRY.get(name, launcher)
-        if _origin(there) != _origin(launcher):
-            raise _clash("launcher", name, module.__name__, there)
-        module.REGISTRY[name] = launcher
+        there = module.REGISTRY.get(name)
+        try:
+            launcher = registry.load(target)
+        except Exception as error:
+            launcher = _Missing(name, (), {"why": _why([name], target, error)})
+            yield launcher.why
+        if not _may_replace(there, launcher):
+            yield _clash("launcher", name, module.__name__, there)
+        else:
+            module.REGISTRY[name] = launcher
 
 
-def publish_hparams(module: ModuleType) -> None:
+def publish_hparams(module: ModuleType) -> Iterator[str]:
     """Wrap `domainbed.hparams_registry._hparams`, which both its public functions call, once."""
     if not hasattr(module._hparams, "stock_hparams"):
         module._hparams = _with_ours(module._hparams)  # type: ignore[attr-defined]
+    yield from ()
 
 
-_PUBLISHERS: dict[str, Callable[[ModuleType], None]] = {
+_PUBLISHERS: dict[str, Callable[[ModuleType], Iterator[str]]] = {
     "domainbed.algorithms": publish_algorithms,
     "domainbed.datasets": publish_datasets,
     "domainbed.hparams_registry": publish_hparams,
@@ -75,37 +114,52 @@ _PUBLISHERS: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-def _publish_classes(module: ModuleType, names: list[str], targets: Mapping[str, str], kind: str) -> None:
+def _publish_classes(module: ModuleType, names: list[str], targets: Mapping[str, str], kind: str) -> Iterator[str]:
+    failed: dict[str, tuple[list[str], str, Exception]] = {}  # by cause: many modules may fail for the same one
     for name, target in targets.items():
-        cls = _load(target, name)
-        there = vars(module).get(name, cls)
-        # A reloaded class module has a new class of the same origin: the newest one counts.
-        if _origin(there) != _origin(cls):
-            raise _clash(kind, name, module.__name__, there)
+        there = vars(module).get(name)
+        try:
+            cls = registry.load(target)
+        except Exception as error:
+            failed.setdefault(f"{type(error)} {error}", ([], target, error))[0].append(name)
+            continue
+        if not _may_replace(there, cls):
+            yield _clash(kind, name, module.__name__, there)
+            continue
         setattr(module, name, cls)
         if name not in names:
             names.append(name)
+    for missing, target, error in failed.values():
+        yield _add_missing(module, missing, target, error)
+
+
+def _add_missing(module: ModuleType, names: Sequence[str], target: str, error: Exception) -> str:
+    """Put what says why in the place of classes that cannot be imported, and return why."""
+    for name in names:
+        if _may_replace(vars(module).get(name), _Missing):
+            setattr(module, name, _Missing(name, (), {"why": _why([name], target, error)}))
+    return _why(names, target, error)
+
+
+def _why(names: Sequence[str], target: str, error: Exception) -> str:
+    cause = f"importing {target.partition(':')[0]} failed: {type(error).__name__}: {error}"
+    return f"{', '.join(names)} cannot be added to DomainBed, because {cause}"
+
+
+def _may_replace(there: Any, ours: Any) -> bool:
+    """Return whether ``there`` is nothing, ours or in our place; a reloaded module has a new class: the newest counts."""
+    return there is None or isinstance(there, _Missing) or _origin(there) == _origin(ours)
 
 
 def _load(target: str, name: str) -> Any:
     try:
         return registry.load(target)
-    except custom.DatasetFileError:
-        raise
     except Exception as error:
-        module = target.partition(":")[0]
-        raise ImportError(
-            f"domainbed-reasoning cannot add {name!r} to DomainBed, because importing {module} failed: "
-            f"{type(error).__name__}: {error}. Mend or reinstall domainbed-reasoning, or uninstall it to use DomainBed "
-            "without it."
-        ) from error
+        raise ImportError(_why([name], target, error)) from error
 
 
-def _clash(kind: str, name: str, where: str, there: Any) -> RuntimeError:
-    return RuntimeError(
-        f"{where} has another {kind} {name!r} already, {_origin(there)}: "
-        "rename that one, or uninstall domainbed-reasoning."
-    )
+def _clash(kind: str, name: str, where: str, there: Any) -> str:
+    return f"{where} has another {kind} {name!r} already, {_origin(there)}: rename that one to use ours"
 
 
 def _origin(thing: Any) -> str:
@@ -139,16 +193,20 @@ def _twin(dataset: str) -> str:
     if dataset in registry.TWINS:
         return registry.TWINS[dataset]
     name = dataset.removesuffix("Reasoning")
-    return name if name != dataset and name in custom.custom_datasets() else dataset
+    own, faults = custom.usable_datasets()
+    stock = sys.modules.get("domainbed.datasets")
+    if faults and name not in own and stock is not None and dataset not in vars(stock):
+        raise faults[0]  # the file of one of them may be the dataset's
+    return name if name != dataset and name in own else dataset
 
 
 def _own_hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
     """Return the ranges of one of our algorithms: its table, the dataset's if that is ours too, and its name."""
-    tables = [registry.load(registry.ALGORITHMS[algorithm]).HPARAMS]
+    tables = [_load(registry.ALGORITHMS[algorithm], algorithm).HPARAMS]
     if dataset in registry.DATASETS:
-        tables.append(registry.load(registry.DATASETS[dataset]).HPARAMS)
+        tables.append(_load(registry.DATASETS[dataset], dataset).HPARAMS)
     elif _twin(dataset) != dataset:
-        tables.append(registry.load(custom.targets(custom.custom_datasets())[dataset]).HPARAMS)
+        tables.append(_load(custom.targets(custom.usable_datasets()[0])[dataset], dataset).HPARAMS)
     ranges = dict(_FOR_STOCK_CODE)
     for table in tables:
         ranges |= {name: _range(name, hparam, dataset, random_seed) for name, hparam in table.items()}
@@ -200,17 +258,28 @@ def check_hparams(hparams: Mapping[str, Any], algorithm: str) -> None:
 @functools.cache
 def known_hparams() -> frozenset[str]:
     """Return the names of every hyper-parameter that an algorithm or dataset, ours or stock, reads."""
-    from domainbed import algorithms, hparams_registry
+    from domainbed import algorithms, datasets, hparams_registry
 
     names = {"algorithm", *_FOR_STOCK_CODE}
     for target in [*registry.ALGORITHMS.values(), *registry.DATASETS.values()]:
-        names |= registry.load(target).HPARAMS.keys()
+        with suppress(Exception):  # it has been said which of ours cannot be imported
+            names |= registry.load(target).HPARAMS.keys()
     for name in algorithms.ALGORITHMS:
         if name not in registry.ALGORITHMS:
-            # One small and one large dataset: some names depend on the size.
-            for dataset in ("Debug28", "PACS"):
-                names |= hparams_registry._hparams(name, dataset, 0).keys()
+            # One small and one large dataset: some names depend on the size. A fork's may know its own datasets alone.
+            asked = [_names_of(hparams_registry, name, dataset) for dataset in ("Debug28", "PACS")]
+            names.update(*asked)
+            if not any(asked):
+                names.update(*(_names_of(hparams_registry, name, dataset) for dataset in datasets.DATASETS))
     return frozenset(names)
+
+
+def _names_of(hparams_registry: ModuleType, algorithm: str, dataset: str) -> frozenset[str]:
+    """Return the names of a stock or foreign algorithm's hyper-parameters; empty where it knows no such dataset."""
+    try:
+        return frozenset(hparams_registry._hparams(algorithm, dataset, 0))
+    except Exception:  # whatever a foreign algorithm's own code raises: it is not the one that runs
+        return frozenset()
 
 
 _domainbed_reasoning_hook.publish()

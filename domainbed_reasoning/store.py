@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from domainbed_reasoning.chains import ChainError, parse_chain
+from domainbed_reasoning.locks import lock
 from domainbed_reasoning.record import (
     ACCEPTED,
     MAX_DEPTH,
@@ -335,11 +336,7 @@ def _cut_torn_line(file: int, path: str) -> int:
 def _lock(file: int, path: str) -> None:
     """Take the file for this process until it is closed or the process ends."""
     try:
-        import fcntl
-    except ImportError:  # Windows: no such lock; two writers are the user's to avoid
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file)
     except BlockingIOError as error:
         holder = _lock_holder(os.fstat(file).st_ino)
         cure = "Wait until it ends, or give another file with --chains"

@@ -186,14 +186,18 @@ def examine_registries() -> Iterator[Finding]:
     ):
         try:
             names = getattr(import_module(module), registry_name)
+            faults = import_module("domainbed_reasoning.register").publish(sys.modules[module])
         except Exception as error:
             cure = "see the message; a module that is missing is installed with pip"
             yield Finding(f"importing {module} fails: {type(error).__name__}: {error}", cure, True)
             continue
         missing = [name for name in ours if name not in names]
-        if missing:
+        for fault in faults:
+            cure = f"see the message; pip install --force-reinstall {DISTRIBUTION} restores the package's own files"
+            yield Finding(fault, cure, bool(missing))
+        if missing and not faults:
             yield Finding(f"{module} lacks {', '.join(missing)}", f"pip install {DISTRIBUTION}, again", True)
-        else:
+        elif not missing:
             yield Finding(
                 f"{module}.{registry_name} has {', '.join(ours)}, beside {len(names) - len(ours)} stock names"
             )
