@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from domainbed_reasoning import __version__, registry
+from domainbed_reasoning import __version__, registry, upstream
 
 # verb -> (one line of help, "module:function"); the function takes the arguments after the verb, returns the exit code.
 VERBS = {
@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.verb not in VERBS:
         parser.error(str(registry.unknown("verb", given.verb, VERBS)))
+    upstream.use_domainbed()
     try:
         code = int(registry.load(VERBS[given.verb][1])(given.arguments))
         sys.stdout.flush()

@@ -69,8 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args(argv)
-    # A clone as the working directory counts, as it does for `python -m`.
-    sys.path.insert(0, "")
     stops = 0
     for title, examine in EXAMINATIONS.items():
         print(title)
@@ -164,7 +162,7 @@ def examine_domainbed() -> Iterator[Finding]:
     folder = upstream.importable_domainbed()
     if folder is None:
         cure = "domainbed-reasoning get-domainbed, or start from inside of your own clone"
-        yield Finding("no DomainBed is importable", cure, True)
+        yield Finding("no DomainBed is found", cure, True)
         return
     pinned = upstream.fault_of(folder) is None
     cure = (

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from domainbed_reasoning import published, registry
+from domainbed_reasoning import published, registry, upstream
 
 if TYPE_CHECKING:
     from domainbed_reasoning.costs import Hours, Memory
@@ -143,6 +143,8 @@ def _algorithm(name: str) -> Any:
     try:
         algorithm = registry.load(registry.ALGORITHMS[name])
     except ModuleNotFoundError as error:
+        if error.name == "domainbed":
+            raise ImportError(upstream.MISSING) from error
         raise ImportError(f"{error}: `domainbed-reasoning doctor` says what is missing.") from error
     if "model" not in algorithm.HPARAMS:
         raise ValueError(f"{name} is no MLLM algorithm, whose cost is what this counts; CLIP's towers fit any GPU.")
