@@ -56,6 +56,10 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
         check_hparams(hparams, type(self).__name__)
         check_values(hparams)
         self.task = task_of(hparams) or task_without_names(num_classes)
+        if hparams.get("model") == "tiny" and self.task.dataset != "ShapesReasoning":
+            print(
+                "The model tiny has never seen a photograph, only ShapesReasoning: it shows that a job runs, no more."
+            )
         self.schedule = self.task.schedule or schedule_of_stock_dataset(self.stage_epochs(hparams))
         self.seed = torch.initial_seed()
         self.steps_taken = 0

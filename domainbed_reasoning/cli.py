@@ -75,13 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.verb not in VERBS:
         parser.error(str(registry.unknown("verb", given.verb, VERBS)))
-    upstream.use_domainbed()
     try:
+        upstream.use_domainbed()
         code = int(registry.load(VERBS[given.verb][1])(given.arguments))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
     return code
 
 

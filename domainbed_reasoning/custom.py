@@ -25,7 +25,7 @@ from typing import Any
 
 from domainbed_reasoning.catalog import STOCK, ImageFolder
 from domainbed_reasoning.chains import fault_of_names
-from domainbed_reasoning.registry import DATASETS, unknown
+from domainbed_reasoning.registry import DATASETS, EMBEDDED_DATASETS, load, unknown
 
 PATHS_VARIABLE = "DOMAINBED_REASONING_DATASETS"
 MODULE = "domainbed_reasoning.datasets.custom_folders"  # of the classes
@@ -60,16 +60,42 @@ class DatasetFileError(ValueError):
 
 
 def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
-    """Return the stock or custom image-folder dataset of that name, with or without ``Reasoning`` at its end.
+    """Return the image-folder dataset of that name, with or without ``Reasoning`` at its end.
+
+    Stock and custom ones need neither torch nor DomainBed; a class of `datasets/` that is none of them is imported.
 
     Raises:
         ValueError: unknown name, with the nearest one; or a dataset file that cannot be used.
     """
     known = STOCK | custom_datasets(environ)
     plain = name.removesuffix("Reasoning")
-    if plain not in known:
-        raise unknown("image-folder dataset", name, known)
-    return known[plain]
+    if plain in known:
+        return known[plain]
+    if f"{plain}Reasoning" in DATASETS and (described := _of_class(plain)):
+        return described
+    raise unknown("image-folder dataset", name, {*known, *other_classes()})
+
+
+def other_classes() -> list[str]:
+    """Return the names of registered datasets that are described by their class alone."""
+    names = (name.removesuffix("Reasoning") for name in DATASETS)
+    return [name for name in names if name not in STOCK and f"{name}Reasoning" not in EMBEDDED_DATASETS]
+
+
+def _of_class(name: str) -> ImageFolder | None:
+    """Return what the class of a registered dataset says of its folders; None where it has none."""
+    cls = load(DATASETS[f"{name}Reasoning"])
+    if not hasattr(cls, "FOLDER"):
+        return None
+    return ImageFolder(
+        name=name,
+        folder=cls.FOLDER,
+        environments=tuple(cls.ENVIRONMENTS),
+        subject=cls.SUBJECT,
+        readable=dict(cls.READABLE),
+        checkpoint_freq=cls.CHECKPOINT_FREQ,
+        obtain=(cls.__doc__ or "").strip().partition("\n")[0],
+    )
 
 
 def custom_datasets(environ: Mapping[str, str] | None = None) -> dict[str, ImageFolder]:

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 import _domainbed_reasoning_hook
-from domainbed_reasoning import custom, registry, versions
+from domainbed_reasoning import custom, interrupt, registry, versions
+from domainbed_reasoning.job import job_arguments
 
 # name -> (default, random), as DomainBed's `_hparams` returns it.
 Ranges = dict[str, tuple[Any, Any]]
@@ -129,8 +130,8 @@ def _publish_classes(module: ModuleType, names: list[str], targets: Mapping[str,
         setattr(module, name, cls)
         if name not in names:
             names.append(name)
-    for missing, target, error in failed.values():
-        yield _add_missing(module, missing, target, error)
+    for missing, target, cause in failed.values():
+        yield _add_missing(module, missing, target, cause)
 
 
 def _add_missing(module: ModuleType, names: Sequence[str], target: str, error: Exception) -> str:
@@ -147,7 +148,7 @@ def _why(names: Sequence[str], target: str, error: Exception) -> str:
 
 
 def _may_replace(there: Any, ours: Any) -> bool:
-    """Return whether ``there`` is nothing, ours or in our place; a reloaded module has a new class: the newest counts."""
+    """Return whether ``there`` is nothing, ours or in our place: of a reloaded module the newest class counts."""
     return there is None or isinstance(there, _Missing) or _origin(there) == _origin(ours)
 
 
@@ -177,6 +178,10 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
     def hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
         versions.record_for_job()  # every job of the train script asks for its hyper-parameters before all else
         if algorithm in registry.ALGORITHMS:
+            if job_arguments() is not None:
+                interrupt.end_with(
+                    "Interrupted. The same command starts this job again, with the progress that is saved."
+                )
             ranges = _own_hparams(algorithm, dataset, random_seed)
         else:
             ranges = stock_hparams(algorithm, _twin(dataset), random_seed)

@@ -1,5 +1,6 @@
-"""Which DomainBed is used, by all verbs and by what they start: the clone that is the working directory, as
-``python -m domainbed…`` takes it; else the importable one; else the pinned clone in the user's cache folder.
+"""Which DomainBed is used: that in the working directory, else the importable one, else the pinned clone in the cache.
+
+So it is for all verbs and for what they start, and for ``python -m domainbed…``.
 
 Upstream is on no package registry; its users clone it. `domainbed-reasoning get-domainbed` does so at the commit that
 this package was written for.
@@ -58,7 +59,9 @@ def use_domainbed() -> Path | None:
     if folder is None and _holds_domainbed(cached_clone()):
         folder = cached_clone()  # without the hook no import finds it
     spec = importlib.util.find_spec("domainbed")
-    if folder is not None and getattr(spec, "origin", None) is None:  # a folder of that name, without a package, hides it
+    if (
+        folder is not None and getattr(spec, "origin", None) is None
+    ):  # a folder of that name, without a package, hides it
         sys.path.insert(0, str(folder))
     return folder
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning import upstream
+from domainbed_reasoning import interrupt, upstream
 from domainbed_reasoning.sweeps import jobs
 from domainbed_reasoning.sweeps.stock import choose_domainbed, run_stock, with_located
 
@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.dataset != EMBEDDED and not given.data_dir:
         parser.error(f"{given.dataset} needs --data_dir (make demo DATA_DIR=…): the folder that holds its images")
+    interrupt.end_with("Interrupted. Call it again to go on.")
     start = time.monotonic()
     domainbed = choose_domainbed(given.stand_in)
     output = Path(given.output_dir).absolute() / given.dataset

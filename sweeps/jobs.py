@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from domainbed_reasoning import interrupt
+
 TARGETS = "DOMAINBED_REASONING_TARGETS"
 LOG = "launcher.log"
 _LOG_LINES = 15
@@ -137,6 +139,7 @@ def say_ended() -> None:
     """Print what Ctrl-C or SIGTERM has left, and how to go on."""
     print("\nThe jobs that ran or waited were ended. `sweep delete_incomplete` removes their folders,")
     print("`sweep launch` starts them again.", flush=True)
+    interrupt.end_with("Interrupted.")
 
 
 def end_of(log: Path) -> list[str]:

@@ -201,6 +201,31 @@ def examine_registries() -> Iterator[Finding]:
             )
 
 
+def examine_backbones() -> Iterator[Finding]:
+    """Look for the ImageNet weights of the baselines' networks where torchvision looks for them."""
+    try:
+        import torch
+        from torchvision.models import ResNet18_Weights, ResNet50_Weights
+    except Exception as error:  # a library that breaks at import can break in any way
+        yield Finding(f"torchvision cannot be imported: {error}", "pip install torchvision", True)
+        return
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    for name, weights, users in (
+        ("ResNet-50", ResNet50_Weights.IMAGENET1K_V1, "ERM and most others start from them on images of 224 pixels"),
+        ("ResNet-18", ResNet18_Weights.IMAGENET1K_V1, 'with the hparam "resnet18": true'),
+    ):
+        file = folder / weights.url.rpartition("/")[2]
+        if file.is_file():
+            yield Finding(f"{name}'s ImageNet weights: {file}")
+        else:
+            size = weights.meta["_file_size"]
+            cure = (
+                f"nothing where {weights.url} can be reached: a job downloads {size:.0f} MB when it starts. Without "
+                f"network jobs end there: download the file elsewhere and put it into {folder}"
+            )
+            yield Finding(f"{name}'s ImageNet weights are not in {folder} ({users})", cure)
+
+
 def examine_devices() -> Iterator[Finding]:
     """Say which GPUs there are."""
     try:
@@ -222,6 +247,7 @@ EXAMINATIONS: dict[str, Callable[[], Iterator[Finding]]] = {
     "Interfaces of the packages that we need": examine_interfaces,
     "DomainBed": examine_domainbed,
     "Registered": examine_registries,
+    "Weights of the baselines' networks": examine_backbones,
     "Devices": examine_devices,
     "Extras": examine_extras,
 }
