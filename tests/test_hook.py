@@ -166,11 +166,14 @@ def test_a_package_that_is_gone_leaves_domainbed_alone(tmp_path):
     (tmp_path / "_domainbed_reasoning_hook.py").write_text((CHECKOUT / "_domainbed_reasoning_hook.py").read_text())
     packages = [path for path in sys.path if path.endswith("site-packages")]
     code = (
-        f"import sys; sys.path[:0] = {[str(STAND_IN), str(tmp_path)]!r}; sys.path += {packages!r}\n{HOOK}\n"
+        f"import sys; sys.path[:0] = {[str(STAND_IN), str(tmp_path)]!r}; sys.path += {packages!r}\n"
+        f"sys.modules['domainbed_reasoning'] = None\n{HOOK}\n"  # importing it raises what a missing package does
         "from domainbed import algorithms; print('ERM' in algorithms.ALGORITHMS, 'RDMLDG' in algorithms.ALGORITHMS)"
     )
-    # -S reads no `.pth` file, so an editable install of the package is not found either.
-    assert _output([sys.executable, "-S", "-c", code], cwd=tmp_path) == "True False"
+    # -S reads no `.pth` file: the hook that runs is the file's alone.
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "True False"), done.stderr
+    assert "domainbed-reasoning: " not in done.stderr
 
 
 STOCK_LIVES = """
