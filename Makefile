@@ -33,7 +33,7 @@ $(STAMP): setup.cfg setup.py pyproject.toml
 	@touch $@
 
 demo: setup
-	@$(PYTHON) -m domainbed_reasoning.sweeps.demo --output_dir "$(OUTPUT_DIR)" \
+	@$(PYTHON) -m domainbed_reasoning.sweeps.demo --output_dir "$(OUTPUT_DIR)" --stand_in $(STAND_IN) \
 	  $(if $(TARGETS),--targets "$(TARGETS)") $(if $(DATASET),--dataset "$(DATASET)") \
 	  $(if $(DATA_DIR),--data_dir "$(DATA_DIR)") $(if $(MODEL),--model "$(MODEL)") \
 	  $(if $(STEPS),--steps "$(STEPS)") $(if $(CHAINS),--chains "$(CHAINS)")

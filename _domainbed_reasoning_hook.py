@@ -2,10 +2,11 @@
 
 The hook waits for DomainBed's registries to be imported and has `domainbed_reasoning.register` add our names to them.
 It also makes the user's cached clone importable where no other DomainBed is. It does nothing else, and nothing at all
-in processes that never import DomainBed.
+in processes that never import DomainBed. Whatever fails in this package, DomainBed's own modules stay importable.
 """
 
 import sys
+from _thread import get_ident
 
 STOCK_MODULES = (
     "domainbed.algorithms",
@@ -18,6 +19,8 @@ STOCK_MODULES = (
 CLASS_MODULES = ("domainbed_reasoning.algorithms.", "domainbed_reasoning.datasets.")
 
 _running: list[str] = []
+_finding: set[tuple[int, str]] = set()  # (thread, module) of the searches under way
+_warned: set[str] = set()
 
 
 class _RegistryFinder:
@@ -26,14 +29,21 @@ class _RegistryFinder:
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
         if name not in STOCK_MODULES and not name.startswith(CLASS_MODULES):
             return None
-        for finder in sys.meta_path:
-            find_spec = None if finder is self else getattr(finder, "find_spec", None)
-            spec = find_spec(name, path, target) if find_spec else None
-            if spec is not None:
-                if hasattr(spec.loader, "exec_module"):
-                    _publish_after(spec.loader, name)  # type: ignore[no-untyped-call]
-                return spec
-        return None
+        search = (get_ident(), name)
+        if search in _finding:  # another finder that asks all others, as this one does
+            return None
+        _finding.add(search)
+        try:
+            for finder in sys.meta_path:
+                find_spec = None if finder is self else getattr(finder, "find_spec", None)
+                spec = find_spec(name, path, target) if find_spec else None
+                if spec is not None:
+                    if hasattr(spec.loader, "exec_module"):
+                        _publish_after(spec.loader)  # type: ignore[no-untyped-call]
+                    return spec
+            return None
+        finally:
+            _finding.remove(search)
 
 
 class _CachedCloneFinder:
@@ -44,17 +54,19 @@ class _CachedCloneFinder:
             return None
         try:
             from domainbed_reasoning import upstream
-        except ImportError as error:
-            _raise_unless_uninstalled(error)
+
+            return upstream.find_cached_spec()
+        except Exception as error:
+            _warn_unless_uninstalled(error)
             return None
-        return upstream.find_cached_spec()
 
 
-def _publish_after(loader, name):  # type: ignore[no-untyped-def]
-    """Make ``loader`` publish our names once it has executed the module."""
+def _publish_after(loader):  # type: ignore[no-untyped-def]
+    """Make ``loader`` publish our names once it has executed a module."""
     execute = loader.exec_module
 
     def exec_module(module):  # type: ignore[no-untyped-def]
+        name = module.__name__
         _running.append(name)
         try:
             execute(module)
@@ -62,7 +74,10 @@ def _publish_after(loader, name):  # type: ignore[no-untyped-def]
             _running.remove(name)
         publish()
 
-    loader.exec_module = exec_module
+    try:
+        loader.exec_module = exec_module
+    except (AttributeError, TypeError) as error:
+        _warn_unless_uninstalled(error)
 
 
 def publish() -> None:
@@ -77,17 +92,26 @@ def publish() -> None:
         from domainbed_reasoning import register
 
         for name in whole:
-            register.publish(sys.modules[name])
-    except ImportError as error:
-        _raise_unless_uninstalled(error)
+            for fault in register.publish(sys.modules[name]):
+                _warn(fault)
+    except Exception as error:
+        _warn_unless_uninstalled(error)
     finally:
         _running.remove("domainbed_reasoning.register")
 
 
-def _raise_unless_uninstalled(error: ImportError) -> None:
-    """Raise the error again, unless our package is gone and only this file is left."""
-    if error.name != "domainbed_reasoning":
-        raise error
+def _warn_unless_uninstalled(error: Exception) -> None:
+    """Warn of an error in our package, unless that is gone and only this file is left."""
+    if not (isinstance(error, ModuleNotFoundError) and error.name == "domainbed_reasoning"):
+        _warn(f"it cannot be loaded: {type(error).__name__}: {error}")
+
+
+def _warn(fault: str) -> None:
+    """Print a fault, once a process: a warning that is turned into an error would end the import of DomainBed."""
+    if fault not in _warned and sys.stderr is not None:
+        _warned.add(fault)
+        cure = "DomainBed works without; `domainbed-reasoning doctor` says what to mend."
+        print(f"domainbed-reasoning: {fault}. {cure}", file=sys.stderr)
 
 
 def install() -> None:

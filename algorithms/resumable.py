@@ -59,6 +59,10 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
         task = task_of(hparams, num_domains)
         check_task(task, hparams, type(self))
         self.task = task or task_without_names(num_classes)
+        if hparams.get("model") == "tiny" and self.task.dataset != "ShapesReasoning":
+            print(
+                "The model tiny has never seen a photograph, only ShapesReasoning: it shows that a job runs, no more."
+            )
         self.schedule = self.task.schedule or schedule_of_stock_dataset(self.stage_epochs(hparams))
         self.seed = torch.initial_seed()
         self.steps_taken = 0

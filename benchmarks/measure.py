@@ -11,7 +11,6 @@ import platform
 import re
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -81,18 +80,17 @@ def ratio_of(seconds: Mapping[str, Sequence[float]], peer: str, ours: str) -> fl
     return statistics.median(a / b for a, b in zip(seconds[peer], seconds[ours], strict=True))
 
 
-def use_domainbed() -> str:
-    """Make `domainbed` importable, the stand-in where there is no upstream; say which it is."""
+def use_domainbed() -> None:
+    """Make `domainbed` importable.
+
+    Raises:
+        SystemExit: there is none.
+    """
     from domainbed_reasoning import upstream
 
-    clone = upstream.cached_clone()
-    folder = upstream.importable_domainbed() or (clone if (clone / "domainbed").is_dir() else None)
-    folder = folder or CHECKOUT / "tests" / "standin"
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+    if upstream.use_domainbed() is None:
+        raise SystemExit(upstream.MISSING)
     import domainbed_reasoning.register  # noqa: F401 - the hook, where no `.pth` file installed it
-
-    return "the stand-in" if upstream.is_stand_in(folder) else "upstream"
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from domainbed import datasets as stock
 
 from domainbed_reasoning.catalog import ImageFolder, fault_of_order
-from domainbed_reasoning.custom import DatasetFileError, custom_datasets
+from domainbed_reasoning.custom import DatasetFileError, usable_datasets
 from domainbed_reasoning.datasets.image_folders import (
     ReasoningImageFolder,
     dataset_folder,
@@ -66,10 +66,13 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
     return plain, reasoning
 
 
-for _dataset in custom_datasets().values():
+FAULTS: dict[str, DatasetFileError] = {}  # of datasets that have no class here
+
+for _dataset in usable_datasets()[0].values():
     for _class in make_classes(_dataset):
         if _class.__name__ in globals():
             assert _dataset.file is not None
-            fault = f"the name {_class.__name__!r} is one that this package needs; choose another"
-            raise DatasetFileError(_dataset.file, fault)
-        globals()[_class.__name__] = _class
+            _fault = f"the name {_class.__name__!r} is one that this package needs; choose another"
+            FAULTS[_dataset.name] = DatasetFileError(_dataset.file, _fault)
+        else:
+            globals()[_class.__name__] = _class

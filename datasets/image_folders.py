@@ -45,6 +45,7 @@ FOLDER_HPARAMS = {
         2, None, "loader processes a split: DomainBed's 8 would make 88 of an MLLM's", allowed=integer(0)
     ),
 }
+NEEDS_NO_DATA = "The dataset ShapesReasoning needs no data and has chains of its own."
 
 
 class ReasoningImageFolder:
@@ -126,6 +127,13 @@ class ReasoningImageFolder:
         if "mtct_epochs" in hparams and hparams["mtct_epochs"] == 0:
             return {}  # no stage learns from a teacher
         path = pathlib.Path(hparams["chains"]).expanduser() if hparams["chains"] else folder / CHAIN_FILE
+        cure = (
+            "Make some with `domainbed-reasoning annotate` or `import`, or name another file by the hparam 'chains'. "
+            f"LabelSFT and MLLMZeroShot need no chains. {NEEDS_NO_DATA}"
+        )
+        if not path.exists():
+            needed = f"there is no such file, and {hparams['algorithm']} learns from the chains in it"
+            raise ChainFileError(path, None, needed, cure)
         known = {path for paths in images for path in paths}
         chains = source_chains(load_chains(path, known), images, test_envs)
         if not chains:
@@ -133,7 +141,7 @@ class ReasoningImageFolder:
                 path,
                 None,
                 f"it holds no accepted chain of a source domain, and {hparams['algorithm']} learns from such chains",
-                "Make some with `domainbed-reasoning annotate` or `import`, or give another file as hparam 'chains'",
+                cure,
             )
         return chains
 
@@ -155,12 +163,12 @@ def dataset_folder(root: str | None, folder: str, name: str, environments: int) 
         FileNotFoundError: when it is not there or has other than ``environments`` domain folders.
     """
     if root is None:
-        raise FileNotFoundError(f"{name} needs --data_dir: the folder that holds {folder}/.")
+        raise FileNotFoundError(f"{name} needs --data_dir: the folder that holds {folder}/. {NEEDS_NO_DATA}")
     path = pathlib.Path(root, folder)
     if not path.is_dir():
         raise FileNotFoundError(
             f"{name}: there is no folder {path}. Give --data_dir the folder that holds {folder}/; `domainbed-reasoning "
-            f"check --dataset {name} --data_dir {shlex.quote(str(root))}` says what should be there."
+            f"check --dataset {name} --data_dir {shlex.quote(str(root))}` says what should be there. {NEEDS_NO_DATA}"
         )
     domains = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
     if len(domains) != environments:

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from domainbed_reasoning import __version__, registry
+from domainbed_reasoning import __version__, registry, upstream
 from domainbed_reasoning.terminal import printable_streams
 
 # verb -> (one line of help, "module:function"); the function takes the arguments after the verb, returns the exit code.
@@ -85,6 +85,7 @@ def _run(argv: Sequence[str] | None) -> int:
     if any(not text.strip() or re.fullmatch(r"--[\w-]+=\s*", text) for text in given.arguments):
         parser.error(f"{given.verb}: an argument is empty (an unset variable of the shell?): {given.arguments}")
     try:
+        upstream.use_domainbed()
         code = int(registry.load(VERBS[given.verb][1])(given.arguments))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
@@ -95,6 +96,9 @@ def _run(argv: Sequence[str] | None) -> int:
             print(ended.code, file=sys.stderr)
             return 1
         raise
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
     return code
 
 

@@ -25,9 +25,10 @@ from typing import Any
 
 from domainbed_reasoning.catalog import STOCK, ImageFolder
 from domainbed_reasoning.chains import fault_of_names
-from domainbed_reasoning.registry import DATASETS, unknown
+from domainbed_reasoning.registry import DATASETS, EMBEDDED_DATASETS, load, unknown
 
 PATHS_VARIABLE = "DOMAINBED_REASONING_DATASETS"
+MODULE = "domainbed_reasoning.datasets.custom_folders"  # of the classes
 
 _KEYS: dict[str, type] = {
     "name": str,
@@ -59,16 +60,42 @@ class DatasetFileError(ValueError):
 
 
 def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
-    """Return the stock or custom image-folder dataset of that name, with or without ``Reasoning`` at its end.
+    """Return the image-folder dataset of that name, with or without ``Reasoning`` at its end.
+
+    Stock and custom ones need neither torch nor DomainBed; a class of `datasets/` that is none of them is imported.
 
     Raises:
         ValueError: unknown name, with the nearest one; or a dataset file that cannot be used.
     """
     known = STOCK | custom_datasets(environ)
     plain = name.removesuffix("Reasoning")
-    if plain not in known:
-        raise unknown("image-folder dataset", name, known)
-    return known[plain]
+    if plain in known:
+        return known[plain]
+    if f"{plain}Reasoning" in DATASETS and (described := _of_class(plain)):
+        return described
+    raise unknown("image-folder dataset", name, {*known, *other_classes()})
+
+
+def other_classes() -> list[str]:
+    """Return the names of registered datasets that are described by their class alone."""
+    names = (name.removesuffix("Reasoning") for name in DATASETS)
+    return [name for name in names if name not in STOCK and f"{name}Reasoning" not in EMBEDDED_DATASETS]
+
+
+def _of_class(name: str) -> ImageFolder | None:
+    """Return what the class of a registered dataset says of its folders; None where it has none."""
+    cls = load(DATASETS[f"{name}Reasoning"])
+    if not hasattr(cls, "FOLDER"):
+        return None
+    return ImageFolder(
+        name=name,
+        folder=cls.FOLDER,
+        environments=tuple(cls.ENVIRONMENTS),
+        subject=cls.SUBJECT,
+        readable=dict(cls.READABLE),
+        checkpoint_freq=cls.CHECKPOINT_FREQ,
+        obtain=(cls.__doc__ or "").strip().partition("\n")[0],
+    )
 
 
 def custom_datasets(environ: Mapping[str, str] | None = None) -> dict[str, ImageFolder]:
@@ -80,24 +107,37 @@ def custom_datasets(environ: Mapping[str, str] | None = None) -> dict[str, Image
     Raises:
         DatasetFileError: a file that cannot be read or used, or a name that is taken.
     """
-    found: dict[str, tuple[ImageFolder, Path]] = {}
+    found, faults = usable_datasets(environ)
+    if faults:
+        raise faults[0]
+    return found
+
+
+def usable_datasets(environ: Mapping[str, str] | None = None) -> tuple[dict[str, ImageFolder], list[DatasetFileError]]:
+    """Return the user's datasets by name, in sorted order, and what is wrong with the files that describe no other."""
+    found: dict[str, ImageFolder] = {}
+    faults: list[DatasetFileError] = []
     for path in dataset_files(os.environ if environ is None else environ):
-        dataset = read_dataset(path)
-        if dataset.name in found and found[dataset.name][1] != path:
-            other = found[dataset.name][1]
-            raise DatasetFileError(path, f"the name {dataset.name!r} is taken by {other}; rename or remove one of them")
-        found[dataset.name] = (dataset, path)
-    return {name: found[name][0] for name in sorted(found)}
+        try:
+            if not path.is_file():
+                raise DatasetFileError(path, f"named in ${PATHS_VARIABLE}, but there is no such file or folder")
+            dataset = read_dataset(path)
+            if dataset.name in found:
+                taken = f"the name {dataset.name!r} is taken by {found[dataset.name].file}"
+                raise DatasetFileError(path, f"{taken}; rename or remove one of them")
+            found[dataset.name] = dataset
+        except DatasetFileError as error:
+            faults.append(error)
+    return {name: found[name] for name in sorted(found)}, faults
 
 
 def targets(datasets: Mapping[str, ImageFolder]) -> dict[str, str]:
     """Return ``"module:name"`` of the classes of custom datasets, with and without ``Reasoning``."""
-    module = "domainbed_reasoning.datasets.custom_folders"
-    return {f"{name}{end}": f"{module}:{name}{end}" for name in datasets for end in ("", "Reasoning")}
+    return {f"{name}{end}": f"{MODULE}:{name}{end}" for name in datasets for end in ("", "Reasoning")}
 
 
 def dataset_files(environ: Mapping[str, str]) -> Iterator[Path]:
-    """Yield the paths of the TOML files, each once, the config folder's first."""
+    """Yield the paths of the TOML files, each once, the config folder's first; what is named and absent, too."""
     config = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".config")
     places = [Path(config, "domainbed-reasoning", "datasets")]
     listed = [Path(place) for place in environ.get(PATHS_VARIABLE, "").split(os.pathsep) if place]
@@ -105,10 +145,8 @@ def dataset_files(environ: Mapping[str, str]) -> Iterator[Path]:
     for place in places + listed:
         if place.is_dir():
             files = sorted(place.glob("*.toml"))
-        elif place in listed and not place.is_file():
-            raise DatasetFileError(place, f"named in ${PATHS_VARIABLE}, but there is no such file or folder")
         else:
-            files = [place] if place.is_file() else []
+            files = [place] if place in listed else []
         for file in files:
             if (resolved := file.resolve()) not in seen:
                 seen.add(resolved)

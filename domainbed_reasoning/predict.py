@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
+from PIL.Image import Image
 
 from domainbed_reasoning.answering import answering_chains, scores_of_chains
 from domainbed_reasoning.image_files import read_rgb, truncated_images_refused
@@ -57,8 +58,10 @@ class Predictor:
 
     Example:
         >>> predictor = Predictor("runs/1a2b3c")                        # doctest: +SKIP
-        >>> predictor(["cat.jpg"])[0].class_name                        # doctest: +SKIP
+        >>> predictor("cat.jpg").class_name                             # doctest: +SKIP
         'cat'
+        >>> [found.class_name for found in predictor(["cat.jpg", "dog.jpg"])]  # doctest: +SKIP
+        ['cat', 'dog']
     """
 
     def __init__(
@@ -78,13 +81,21 @@ class Predictor:
         self.mllm = mllm if mllm.quantized else mllm.merge()
         self._to_bytes = from_picture(self.mllm.image_size)
 
-    def __call__(self, images: Sequence[Any]) -> list[Prediction]:
-        """Return the answer to each image: files or PIL pictures.
+    @overload
+    def __call__(self, images: str | pathlib.Path | Image) -> Prediction: ...
+
+    @overload
+    def __call__(self, images: Iterable[Any]) -> list[Prediction]: ...
+
+    def __call__(self, images: Any) -> Prediction | list[Prediction]:
+        """Return the answer to an image, or a list of the answers to several: files or PIL pictures.
 
         Raises:
             ValueError: for a file that is no readable image, naming it.
         """
-        return list(self.answers(images))
+        if isinstance(images, (str, pathlib.Path, Image)):
+            return next(self.answers([images]))
+        return list(self.answers(list(images)))
 
     def answers(
         self, images: Sequence[Any], unreadable: Callable[[ValueError], None] | None = None

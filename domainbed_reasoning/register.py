@@ -7,65 +7,104 @@ publishes to those that are imported already. No file of DomainBed is changed, a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import _domainbed_reasoning_hook
-from domainbed_reasoning import custom, preflight, registry, versions
+from domainbed_reasoning import custom, interrupt, preflight, registry, versions
 from domainbed_reasoning.allowed import check_values
+from domainbed_reasoning.job import job_arguments
 
 # name -> (default, random), as DomainBed's `_hparams` returns it.
 Ranges = dict[str, tuple[Any, Any]]
 
 
-def publish(module: ModuleType) -> None:
-    """Add our names to one of DomainBed's four registry modules.
+class _Missing(type):
+    """The class of what stands for one of our classes that cannot be had: using it says why."""
 
-    Raises:
-        RuntimeError: the module has a name of ours already, from somebody else.
-        ImportError: one of our class modules cannot be imported.
+    why: str
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise ImportError(cls.why)
+
+    def __getattr__(cls, name: str) -> Any:
+        raise AttributeError(name) if name.startswith("__") else ImportError(cls.why)
+
+
+def publish(module: ModuleType) -> list[str]:
+    """Add our names to one of DomainBed's four registry modules, and return why some of them are missing.
+
+    A class that cannot be had is replaced by one whose use raises an ImportError with the cause; it is in no list.
     """
-    _PUBLISHERS[module.__name__](module)
+    try:
+        return list(_PUBLISHERS[module.__name__](module))
+    except Exception as error:  # a fork that has changed its registries, for one
+        return [f"nothing can be added to {module.__name__}: {type(error).__name__}: {error}"]
 
 
-def publish_algorithms(module: ModuleType) -> None:
+def publish_algorithms(module: ModuleType) -> Iterator[str]:
     """Make our algorithms attributes of `domainbed.algorithms` and append them to its list in place."""
-    _publish_classes(module, module.ALGORITHMS, registry.ALGORITHMS, "algorithm")
+    yield from _publish_classes(module, module.ALGORITHMS, registry.ALGORITHMS, "algorithm")
 
 
-def publish_datasets(module: ModuleType) -> None:
+def publish_datasets(module: ModuleType) -> Iterator[str]:
     """Make our datasets attributes of `domainbed.datasets` and append them to its list in place."""
-    _publish_classes(module, module.DATASETS, registry.DATASETS, "dataset")
+    yield from _publish_classes(module, module.DATASETS, registry.DATASETS, "dataset")
     # The user's own, each with its twin, by name.
-    own = custom.custom_datasets()
+    own, faults = custom.usable_datasets()
+    yield from map(str, faults)
+    if not own:
+        return
+    targets = custom.targets(own)
+    try:
+        refused = registry.load(f"{custom.MODULE}:FAULTS")
+    except Exception as error:
+        yield _add_missing(module, list(targets), custom.MODULE, error)
+        return
     for dataset in own.values():
-        for name, target in custom.targets({dataset.name: dataset}).items():
-            there = vars(module).get(name)
-            if there is not None and getattr(there, "__module__", "") != target.partition(":")[0]:
-                assert dataset.file is not None
-                fault = f"{module.__name__} has {name!r} already; choose another name"
-                raise custom.DatasetFileError(dataset.file, fault)
-    _publish_classes(module, module.DATASETS, custom.targets(own), "dataset")
+        names = custom.targets({dataset.name: dataset})
+        taken = [name for name in names if not _is_free(vars(module).get(name))]
+        if taken:
+            assert dataset.file is not None
+            fault = f"{module.__name__} has {taken[0]!r} already; choose another name"
+            yield str(custom.DatasetFileError(dataset.file, fault))
+        elif dataset.name in refused:
+            yield str(refused[dataset.name])
+            for name in names:
+                setattr(module, name, _Missing(name, (), {"why": str(refused[dataset.name])}))
+        else:
+            yield from _publish_classes(module, module.DATASETS, names, "dataset")
 
 
-def publish_launchers(module: ModuleType) -> None:
+def _is_free(there: Any) -> bool:
+    return there is None or isinstance(there, _Missing) or getattr(there, "__module__", "") == custom.MODULE
+
+
+def publish_launchers(module: ModuleType) -> Iterator[str]:
     """Add our launchers to the registry of `domainbed.command_launchers`."""
     for name, target in registry.LAUNCHERS.items():
-        launcher = _load(target, name)
-        there = module.REGISTRY.get(name, launcher)
-        if _origin(there) != _origin(launcher):
-            raise _clash("launcher", name, module.__name__, there)
-        module.REGISTRY[name] = launcher
+        there = module.REGISTRY.get(name)
+        try:
+            launcher = registry.load(target)
+        except Exception as error:
+            launcher = _Missing(name, (), {"why": _why([name], target, error)})
+            yield launcher.why
+        if not _may_replace(there, launcher):
+            yield _clash("launcher", name, module.__name__, there)
+        else:
+            module.REGISTRY[name] = launcher
 
 
-def publish_hparams(module: ModuleType) -> None:
+def publish_hparams(module: ModuleType) -> Iterator[str]:
     """Wrap `domainbed.hparams_registry._hparams`, which both its public functions call, once."""
     if not hasattr(module._hparams, "stock_hparams"):
         module._hparams = _with_ours(module._hparams)  # type: ignore[attr-defined]
+    yield from ()
 
 
-_PUBLISHERS: dict[str, Callable[[ModuleType], None]] = {
+_PUBLISHERS: dict[str, Callable[[ModuleType], Iterator[str]]] = {
     "domainbed.algorithms": publish_algorithms,
     "domainbed.datasets": publish_datasets,
     "domainbed.hparams_registry": publish_hparams,
@@ -73,37 +112,52 @@ _PUBLISHERS: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-def _publish_classes(module: ModuleType, names: list[str], targets: Mapping[str, str], kind: str) -> None:
+def _publish_classes(module: ModuleType, names: list[str], targets: Mapping[str, str], kind: str) -> Iterator[str]:
+    failed: dict[str, tuple[list[str], str, Exception]] = {}  # by cause: many modules may fail for the same one
     for name, target in targets.items():
-        cls = _load(target, name)
-        there = vars(module).get(name, cls)
-        # A reloaded class module has a new class of the same origin: the newest one counts.
-        if _origin(there) != _origin(cls):
-            raise _clash(kind, name, module.__name__, there)
+        there = vars(module).get(name)
+        try:
+            cls = registry.load(target)
+        except Exception as error:
+            failed.setdefault(f"{type(error)} {error}", ([], target, error))[0].append(name)
+            continue
+        if not _may_replace(there, cls):
+            yield _clash(kind, name, module.__name__, there)
+            continue
         setattr(module, name, cls)
         if name not in names:
             names.append(name)
+    for missing, target, cause in failed.values():
+        yield _add_missing(module, missing, target, cause)
+
+
+def _add_missing(module: ModuleType, names: Sequence[str], target: str, error: Exception) -> str:
+    """Put what says why in the place of classes that cannot be imported, and return why."""
+    for name in names:
+        if _may_replace(vars(module).get(name), _Missing):
+            setattr(module, name, _Missing(name, (), {"why": _why([name], target, error)}))
+    return _why(names, target, error)
+
+
+def _why(names: Sequence[str], target: str, error: Exception) -> str:
+    cause = f"importing {target.partition(':')[0]} failed: {type(error).__name__}: {error}"
+    return f"{', '.join(names)} cannot be added to DomainBed, because {cause}"
+
+
+def _may_replace(there: Any, ours: Any) -> bool:
+    """Return whether ``there`` is nothing, ours or in our place: of a reloaded module the newest class counts."""
+    return there is None or isinstance(there, _Missing) or _origin(there) == _origin(ours)
 
 
 def _load(target: str, name: str) -> Any:
     try:
         return registry.load(target)
-    except custom.DatasetFileError:
-        raise
     except Exception as error:
-        module = target.partition(":")[0]
-        raise ImportError(
-            f"domainbed-reasoning cannot add {name!r} to DomainBed, because importing {module} failed: "
-            f"{type(error).__name__}: {error}. Mend or reinstall domainbed-reasoning, or uninstall it to use DomainBed "
-            "without it."
-        ) from error
+        raise ImportError(_why([name], target, error)) from error
 
 
-def _clash(kind: str, name: str, where: str, there: Any) -> RuntimeError:
-    return RuntimeError(
-        f"{where} has another {kind} {name!r} already, {_origin(there)}: "
-        "rename that one, or uninstall domainbed-reasoning."
-    )
+def _clash(kind: str, name: str, where: str, there: Any) -> str:
+    return f"{where} has another {kind} {name!r} already, {_origin(there)}: rename that one to use ours"
 
 
 def _origin(thing: Any) -> str:
@@ -121,6 +175,10 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
     def hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
         versions.record_for_job()  # every job of the train script asks for its hyper-parameters before all else
         if algorithm in registry.ALGORITHMS:
+            if job_arguments() is not None:
+                interrupt.end_with(
+                    "Interrupted. The same command starts this job again, with the progress that is saved."
+                )
             ranges = _own_hparams(algorithm, dataset, random_seed)
         else:
             ranges = stock_hparams(algorithm, _twin(dataset), random_seed)
@@ -138,16 +196,20 @@ def _twin(dataset: str) -> str:
     if dataset in registry.TWINS:
         return registry.TWINS[dataset]
     name = dataset.removesuffix("Reasoning")
-    return name if name != dataset and name in custom.custom_datasets() else dataset
+    own, faults = custom.usable_datasets()
+    stock = sys.modules.get("domainbed.datasets")
+    if faults and name not in own and stock is not None and dataset not in vars(stock):
+        raise faults[0]  # the file of one of them may be the dataset's
+    return name if name != dataset and name in own else dataset
 
 
 def _own_hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
     """Return the ranges of one of our algorithms: its table, the dataset's if that is ours too, and its name."""
-    tables = [registry.STOCK_CODE_HPARAMS, registry.load(registry.ALGORITHMS[algorithm]).HPARAMS]
+    tables = [registry.STOCK_CODE_HPARAMS, _load(registry.ALGORITHMS[algorithm], algorithm).HPARAMS]
     if dataset in registry.DATASETS:
-        tables.append(registry.load(registry.DATASETS[dataset]).HPARAMS)
+        tables.append(_load(registry.DATASETS[dataset], dataset).HPARAMS)
     elif _twin(dataset) != dataset:
-        tables.append(registry.load(custom.targets(custom.custom_datasets())[dataset]).HPARAMS)
+        tables.append(_load(custom.targets(custom.usable_datasets()[0])[dataset], dataset).HPARAMS)
     ranges: Ranges = {}
     for table in tables:
         ranges |= {name: _range(name, hparam, dataset, random_seed) for name, hparam in table.items()}
@@ -213,15 +275,25 @@ def check_names(hparams: Iterable[str], algorithm: str) -> None:
 @functools.cache
 def known_hparams() -> frozenset[str]:
     """Return the names of every hyper-parameter that an algorithm or dataset, ours or stock, reads."""
-    from domainbed import algorithms, hparams_registry
+    from domainbed import algorithms, datasets, hparams_registry
 
     names = {"algorithm", *registry.rows_of()}
     for name in algorithms.ALGORITHMS:
         if name not in registry.ALGORITHMS:
-            # One small and one large dataset: some names depend on the size.
-            for dataset in ("Debug28", "PACS"):
-                names |= hparams_registry._hparams(name, dataset, 0).keys()
+            # One small and one large dataset: some names depend on the size. A fork's may know its own datasets alone.
+            asked = [_names_of(hparams_registry, name, dataset) for dataset in ("Debug28", "PACS")]
+            names.update(*asked)
+            if not any(asked):
+                names.update(*(_names_of(hparams_registry, name, dataset) for dataset in datasets.DATASETS))
     return frozenset(names)
+
+
+def _names_of(hparams_registry: ModuleType, algorithm: str, dataset: str) -> frozenset[str]:
+    """Return the names of a stock or foreign algorithm's hyper-parameters; empty where it knows no such dataset."""
+    try:
+        return frozenset(hparams_registry._hparams(algorithm, dataset, 0))
+    except Exception:  # whatever a foreign algorithm's own code raises: it is not the one that runs
+        return frozenset()
 
 
 _domainbed_reasoning_hook.publish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,7 +103,8 @@ def rows_of(algorithm: str | None = None) -> dict[str, Hparam]:
     """
     rows = dict(OF_ANY_DATASET)
     for target in [*DATASETS.values(), *ALGORITHMS.values()]:
-        rows |= load(target).HPARAMS
+        with suppress(Exception):  # which of ours cannot be imported is said where they are published
+            rows |= load(target).HPARAMS
     return rows | (load(ALGORITHMS[algorithm]).HPARAMS if algorithm in ALGORITHMS else {})
 
 

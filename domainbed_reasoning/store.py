@@ -18,6 +18,7 @@ from typing import Any
 from domainbed_reasoning.atomic import name_beside, remove_stale
 from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.image_names import NamesOnDisk
+from domainbed_reasoning.locks import lock
 from domainbed_reasoning.open_files import is_in_place, lock_holder, save_copy, sync_folder
 from domainbed_reasoning.record import (
     ACCEPTED,
@@ -396,11 +397,7 @@ def _cut_torn_line(file: int, path: str) -> int:
 def _lock(file: int, path: str) -> None:
     """Take the file for this process until it is closed or the process ends."""
     try:
-        import fcntl
-    except ImportError:  # Windows: no such lock; two writers are the user's to avoid
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file)
     except BlockingIOError as error:
         holder = lock_holder(os.fstat(file).st_ino)
         cure = "Wait until it ends, or give another file with --chains"

@@ -6,7 +6,6 @@ another process deletes it meanwhile.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.cache import cache_folder
+from domainbed_reasoning.locks import lock
 
 BOUND = "DOMAINBED_REASONING_UNFINISHED_GB"
 _DEFAULT_BOUND_GB = 50.0
@@ -84,11 +84,11 @@ def clear(job: Unfinished) -> None:
     Raises:
         JobIsRunning: where it does.
     """
-    lock = take(job.folder)
-    if lock is None:
+    held = take(job.folder)
+    if held is None:
         raise JobIsRunning(f"{job.folder.name[:8]} runs: its progress is not deleted. Stop it first.")
     delete(job.folder)
-    os.close(lock)
+    os.close(held)
 
 
 def make_room(root: Path, keep: Path) -> None:
@@ -134,7 +134,7 @@ def take(folder: Path) -> int | None:
             taken = False
             try:
                 with suppress(BlockingIOError):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock(descriptor)
                     taken = os.path.samestat(os.fstat(descriptor), os.stat(folder / "lock"))
                     if taken:
                         return descriptor
@@ -165,7 +165,7 @@ def _is_running(folder: Path) -> bool:
     except OSError:  # it has just gone, or is another user's
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock(descriptor, shared=True)
     except BlockingIOError:
         return True
     except OSError:  # a file system without locks: no job keeps its progress there

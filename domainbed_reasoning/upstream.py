@@ -1,4 +1,6 @@
-"""Which DomainBed is used: the importable one, else the pinned clone in the user's cache folder.
+"""Which DomainBed is used: that in the working directory, else the importable one, else the pinned clone in the cache.
+
+So it is for all verbs and for what they start, and for ``python -m domainbed…``.
 
 Upstream is on no package registry; its users clone it. `domainbed-reasoning get-domainbed` does so at the commit that
 this package was written for.
@@ -6,12 +8,14 @@ this package was written for.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
@@ -21,6 +25,9 @@ COMMIT = "b93c22a1cfc3b2428398272c1a116c8de1f4139e"
 URL = "https://github.com/facebookresearch/DomainBed"
 VARIABLE = "DOMAINBED_REASONING_DOMAINBED"
 STAND_IN_MARK = "STANDIN = True"
+MISSING = (
+    "No DomainBed is found: start from inside of your own clone, or have `domainbed-reasoning get-domainbed` fetch one."
+)
 
 
 def cached_clone() -> Path:
@@ -33,23 +40,54 @@ def cached_clone() -> Path:
 
 def find_cached_spec() -> ModuleSpec | None:
     """Return the import spec of `domainbed` in the cached clone; None where there is none."""
-    try:
-        clone = cached_clone()
-    except NoCacheFolder:
-        return None
-    if not (clone / "domainbed" / "__init__.py").is_file():
-        return None
-    return PathFinder.find_spec("domainbed", [str(clone)])
+    clone = _usable_clone()
+    return None if clone is None else PathFinder.find_spec("domainbed", [str(clone)])
+
+
+def use_domainbed() -> Path | None:
+    """Have imports of this process take the DomainBed that is to be used, and return its folder; None without any.
+
+    A console script has its own folder on `sys.path`, where ``python -m`` has the working directory.
+    """
+    with suppress(FileNotFoundError):  # a working directory that has been deleted
+        here = Path.cwd()
+        if _holds_domainbed(here) and not sys.flags.safe_path and "domainbed" not in sys.modules:
+            sys.path.insert(0, str(here))
+    folder = importable_domainbed()
+    if folder is None:
+        folder = _usable_clone()  # without the hook no import finds it
+    spec = importlib.util.find_spec("domainbed")
+    if (
+        folder is not None and getattr(spec, "origin", None) is None
+    ):  # a folder of that name, without a package, hides it
+        sys.path.insert(0, str(folder))
+    return folder
 
 
 def importable_domainbed() -> Path | None:
-    """Return the folder that holds the `domainbed` package which an import would take, without importing it."""
+    """Return the folder that holds the `domainbed` package which an import takes, without importing it."""
+    loaded = getattr(sys.modules.get("domainbed"), "__file__", None)
+    if loaded:
+        return Path(loaded).parent.parent
     for finder in sys.meta_path:
         find_spec = getattr(finder, "find_spec", None)
         spec = find_spec("domainbed", None) if find_spec else None
         if spec is not None:
             return Path(spec.origin).parent.parent if spec.origin else None
     return None
+
+
+def _usable_clone() -> Path | None:
+    """Return the cached clone if it is there."""
+    try:
+        clone = cached_clone()
+    except NoCacheFolder:
+        return None
+    return clone if _holds_domainbed(clone) else None
+
+
+def _holds_domainbed(folder: Path) -> bool:
+    return (folder / "domainbed" / "__init__.py").is_file()
 
 
 def fetch_clone(source: str = URL) -> Path:
@@ -99,7 +137,7 @@ def fault_of(folder: Path) -> str | None:
         return f"is at commit {commit}, not {COMMIT}"
     if is_modified(folder):
         return "has files that differ from its commit"
-    if not (folder / "domainbed" / "__init__.py").is_file():
+    if not _holds_domainbed(folder):
         return "has no package `domainbed`"
     return None
 

@@ -7,7 +7,6 @@ running jobs too. So it has to be known that none runs, or waits in a queue that
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
@@ -18,6 +17,7 @@ from typing import Any
 
 from domainbed_reasoning.atomic import replace_text
 from domainbed_reasoning.job import NAME_OF_JOB
+from domainbed_reasoning.locks import lock
 from domainbed_reasoning.sweeps import slurm_queue
 from domainbed_reasoning.sweeps.jobs import parse_job
 
@@ -78,22 +78,22 @@ def sole_launch(folder: Path) -> Iterator[None]:
         ValueError: another process has it, naming that.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK, "a+", encoding="utf-8") as lock:
+    with open(folder / _LOCK, "a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno())
         except BlockingIOError:
-            lock.seek(0)
+            file.seek(0)
             raise ValueError(
-                f"{folder} is being launched by process {lock.read().strip() or 'unknown'}: wait for it, or end it."
+                f"{folder} is being launched by process {file.read().strip() or 'unknown'}: wait for it, or end it."
             ) from None
         except OSError as error:
             raise ValueError(
                 f"{folder / _LOCK} cannot be locked ({error.strerror}): its file system has no locks. Give an "
                 "--output_dir on another one."
             ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
         yield
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning import upstream
+from domainbed_reasoning import interrupt, upstream
 from domainbed_reasoning.sweeps import jobs
 from domainbed_reasoning.sweeps.stock import choose_domainbed, run_stock, with_located
 from domainbed_reasoning.terminal import printable_streams
@@ -77,11 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--steps", type=int, help=f"of every job (default: the dataset's; {CPU_STEPS} for real images on a CPU)"
     )
     parser.add_argument("--output_dir", default="demo_output", help="default: %(default)s")
+    parser.add_argument("--stand_in", default="", help="folder to take DomainBed from where there is none")
     given = parser.parse_args(argv)
     if given.dataset != EMBEDDED and not given.data_dir:
         parser.error(f"{given.dataset} needs --data_dir (make demo DATA_DIR=…): the folder that holds its images")
+    interrupt.end_with("Interrupted. Call it again to go on.")
     start = time.monotonic()
-    domainbed = choose_domainbed()
+    domainbed = choose_domainbed(given.stand_in)
     output = Path(given.output_dir).absolute() / given.dataset
     environment = {**os.environ, jobs.TARGETS: given.targets}
     if not given.model:

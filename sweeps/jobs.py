@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from domainbed_reasoning import interrupt
 from domainbed_reasoning.terminal import printable
 
 TARGETS = "DOMAINBED_REASONING_TARGETS"
@@ -139,6 +140,7 @@ def say_ended() -> None:
     """Print what Ctrl-C or SIGTERM has left, and how to go on."""
     print("\nThe jobs that ran or waited were ended. `sweep delete_incomplete` removes their folders,")
     print("`sweep launch` starts them again.", flush=True)
+    interrupt.end_with("Interrupted.")
 
 
 def end_of(log: Path) -> list[str]:

@@ -17,7 +17,6 @@ from domainbed_reasoning.sweeps.jobs import Job
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _GRACE_SECONDS = 10
-_LOOK_ONLY = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
 def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -67,7 +66,8 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     """Return whether it has, without the lock of `Popen.wait`, which the interrupted code may hold."""
     try:
-        return process.poll() is not None or os.waitid(os.P_PID, process.pid, _LOOK_ONLY) is not None
+        look_only = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return process.poll() is not None or os.waitid(os.P_PID, process.pid, look_only) is not None
     except ChildProcessError:  # it has been waited for
         return True
 

@@ -13,9 +13,6 @@ from typing import Any
 from domainbed_reasoning import upstream
 from domainbed_reasoning.sweeps.processes import ended_by_sigterm
 
-STAND_IN = Path(__file__).resolve().parent.parent / "tests" / "standin"
-
-
 # Of our hparams, those that may be paths.
 _PATHS = ("model", "clip_model", "chains")
 _EMBEDDED_MODEL = "tiny"
@@ -39,18 +36,25 @@ def stock_command(script: str, *arguments: str) -> list[str]:
     return ["python", "-m", f"domainbed.scripts.{script}", *arguments]
 
 
-def choose_domainbed() -> Path:
-    """Return the folder of the DomainBed that this and the stock commands use; the stand-in where there is no other."""
-    folder = upstream.importable_domainbed()
-    if folder is None and STAND_IN.is_dir():
+def choose_domainbed(stand_in: str = "") -> Path:
+    """Return the folder of the DomainBed that this and the stock commands use.
+
+    Args:
+        stand_in: folder of the tests' stand-in, for a demonstration where there is no other; "" for none.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    folder = upstream.use_domainbed()
+    if folder is None and stand_in:
         print(
             "No DomainBed is here and it could not be fetched: this runs on the stand-in of the tests, a small "
             "implementation of DomainBed's interface. `domainbed-reasoning get-domainbed` fetches the real one.\n"
         )
-        os.environ[upstream.VARIABLE] = str(STAND_IN)
-        folder = upstream.importable_domainbed()
+        os.environ[upstream.VARIABLE] = str(Path(stand_in).absolute())
+        folder = upstream.use_domainbed()
     if folder is None:
-        raise SystemExit("No DomainBed is importable: call `domainbed-reasoning get-domainbed`.")
+        raise SystemExit(upstream.MISSING)
     return folder
 
 

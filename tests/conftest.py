@@ -69,7 +69,7 @@ def test_data() -> Path:
     return folder
 
 
-def _run_stock(root, module, *args, cwd, env=None, timeout=600, check=True):
+def _run_stock(root, module, *args, cwd, env=None, timeout=3600, check=True):
     """Run ``python -m domainbed.scripts.<module>`` of the DomainBed in ``root``.
 
     Our package comes as it is installed; where it is not, a `sitecustomize` stands for the `.pth` file.

@@ -109,7 +109,7 @@ def test_doctor_says_what_is_missing_and_how_it_is_mended(monkeypatch, capsys):
     monkeypatch.setattr(upstream, "importable_domainbed", lambda: None)
     assert cli.main(["doctor"]) == 1
     said = capsys.readouterr().out
-    assert "FAULT no DomainBed is importable" in said
+    assert "FAULT no DomainBed is found" in said
     assert "cure: domainbed-reasoning get-domainbed" in said
 
 

@@ -138,29 +138,25 @@ def test_spawned_children_know_our_names(tmp_path):
     assert in_an_interpreter(STAND_IN, code, cwd=tmp_path) == "1"
 
 
-def test_a_foreign_class_of_the_same_name_is_a_clash(forked):
+def test_a_foreign_class_of_the_same_name_stays_and_is_named(forked):
     code = """
     from domainbed import algorithms
     class MTCT: pass
     algorithms.MTCT = MTCT
     from domainbed_reasoning import register
-    try:
-        register.publish(algorithms)
-    except RuntimeError as error:
-        print(error)
+    print(*register.publish(algorithms))
+    assert algorithms.MTCT is MTCT
     """
     assert "another algorithm 'MTCT' already, __main__.MTCT" in forked(code)
 
 
-def test_a_foreign_launcher_of_the_same_name_is_a_clash(forked):
+def test_a_foreign_launcher_of_the_same_name_stays_and_is_named(forked):
     code = """
     from domainbed import command_launchers
     from domainbed_reasoning import register
     command_launchers.REGISTRY["parallel"] = print
-    try:
-        register.publish(command_launchers)
-    except RuntimeError as error:
-        print(error)
+    print(*register.publish(command_launchers))
+    assert command_launchers.REGISTRY["parallel"] is print
     """
     assert "another launcher 'parallel' already, builtins.print" in forked(code)
 
@@ -170,25 +166,163 @@ def test_a_package_that_is_gone_leaves_domainbed_alone(tmp_path):
     (tmp_path / "_domainbed_reasoning_hook.py").write_text((CHECKOUT / "_domainbed_reasoning_hook.py").read_text())
     packages = [path for path in sys.path if path.endswith("site-packages")]
     code = (
-        f"import sys; sys.path[:0] = {[str(STAND_IN), str(tmp_path)]!r}; sys.path += {packages!r}\n{HOOK}\n"
+        f"import sys; sys.path[:0] = {[str(STAND_IN), str(tmp_path)]!r}; sys.path += {packages!r}\n"
+        f"sys.modules['domainbed_reasoning'] = None\n{HOOK}\n"  # importing it raises what a missing package does
         "from domainbed import algorithms; print('ERM' in algorithms.ALGORITHMS, 'RDMLDG' in algorithms.ALGORITHMS)"
     )
-    # -S reads no `.pth` file, so an editable install of the package is not found either.
-    assert _output([sys.executable, "-S", "-c", code], cwd=tmp_path) == "True False"
+    # -S reads no `.pth` file: the hook that runs is the file's alone.
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "True False"), done.stderr
+    assert "domainbed-reasoning: " not in done.stderr
 
 
-def test_a_broken_class_module_is_named(forked, tmp_path):
-    code = """
-    from domainbed_reasoning import registry
-    registry.ALGORITHMS["MTCT"] = "domainbed_reasoning_broken:MTCT"
+STOCK_LIVES = """
+from domainbed import algorithms, command_launchers, datasets, hparams_registry
+assert algorithms.get_algorithm_class("ERM") and datasets.get_dataset_class("Debug28")
+assert hparams_registry.default_hparams("ERM", "Debug28")["resnet18"] in (True, False)
+assert "local" in command_launchers.REGISTRY
+print("stock lives")
+"""
+REFUSALS = """
+def refusal(use):
     try:
-        import domainbed.algorithms
-    except ImportError as error:
-        print(error)
+        return use()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+"""
+
+
+def test_a_broken_class_module_leaves_the_rest_and_says_why_when_it_is_used(forked, tmp_path):
+    """One line of warning, though the registries are published again with each of the others that is imported."""
+    code = """
+    import sys
+    sys.stderr = sys.stdout
+    from domainbed_reasoning import registry
+    registry.ALGORITHMS["MTCT"] = registry.ALGORITHMS["SARR"] = "domainbed_reasoning_broken:MTCT"
+    registry.DATASETS["PACSReasoning"] = "domainbed_reasoning_broken:PACSReasoning"
+    """
+    use = """
+    print(refusal(lambda: algorithms.get_algorithm_class("MTCT")((3, 8, 8), 2, 1, {})))
+    print(refusal(lambda: hparams_registry.default_hparams("MTCT", "PACS")))
+    print(refusal(lambda: datasets.num_environments("PACSReasoning")))
+    print(refusal(lambda: vars(datasets)["PACSReasoning"]("", [0], {})))
+    assert not {"MTCT", "SARR"} & set(algorithms.ALGORITHMS) and "PACSReasoning" not in datasets.DATASETS
+    from domainbed_reasoning import register
+    register.check_hparams(hparams_registry.default_hparams("RDMLDG", "ShapesReasoning"), "RDMLDG")
+    registry.ALGORITHMS["MTCT"] = "domainbed_reasoning.algorithms.mtct:MTCT"
+    assert register.publish(algorithms) and "MTCT" in algorithms.ALGORITHMS  # SARR's place is still empty
     """
     (tmp_path / "domainbed_reasoning_broken.py").write_text("1 / 0\n")
-    said = forked(code, path=[tmp_path])
-    assert "cannot add 'MTCT' to DomainBed, because importing domainbed_reasoning_broken failed: ZeroDivision" in said
+    code = "\n".join(map(textwrap.dedent, (code, STOCK_LIVES, REFUSALS, use)))
+    lines = forked(code, path=[tmp_path]).splitlines()
+    cause = "importing domainbed_reasoning_broken failed: ZeroDivisionError: division by zero"
+    warnings = [line for line in lines if line.startswith("domainbed-reasoning: ")]
+    assert [line.partition(" cannot")[0] for line in warnings] == [
+        "domainbed-reasoning: MTCT, SARR",
+        "domainbed-reasoning: PACSReasoning",
+    ]
+    assert all(cause in line and "`domainbed-reasoning doctor`" in line for line in warnings)
+    assert lines[-5] == "stock lives"
+    assert all(line.startswith("ImportError: ") and cause in line for line in lines[-4:])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "sys.modules['domainbed_reasoning.registry'] = None",
+        "sys.modules['domainbed_reasoning.register'] = None",
+        "sys.modules['domainbed_reasoning.versions'] = None",
+        "sys.modules['domainbed_reasoning.progress'] = None",
+        "sys.modules['domainbed_reasoning.atomic'] = None",
+        "sys.modules['tqdm'] = sys.modules['safetensors'] = sys.modules['psutil'] = None",
+        "sys.modules['domainbed_reasoning'] = type(sys)('domainbed_reasoning')",
+        "os.environ['DOMAINBED_REASONING_DATASETS'] = '/nowhere/at/all.toml'",
+    ],
+)
+def test_stock_stays_importable_whatever_fails_in_ours_with_one_warning_a_cause(forked, fault):
+    lines = forked(f"import os, sys\nsys.stderr = sys.stdout\n{fault}\n{STOCK_LIVES}").splitlines()
+    assert lines[-1] == "stock lives"
+    assert len(lines) == len(set(lines)) and all(line.startswith("domainbed-reasoning: ") for line in lines[:-1])
+    assert len(lines) > 1 or "tqdm" in fault
+
+
+def test_a_dataset_file_with_a_fault_takes_nothing_but_its_own_dataset(forked, tmp_path):
+    good = 'folder = "f"\nenvironments = ["a", "b"]\nname = '
+    names = ("Camera", "Broken =", "ImageFolder", "ReasoningImageFolder", "MultipleDomainDataset")
+    for number, name in enumerate(names):
+        (tmp_path / f"{number}.toml").write_text(good + f'"{name}"\n')
+    code = f"import os, sys\nsys.stderr = sys.stdout\nos.environ['DOMAINBED_REASONING_DATASETS'] = {str(tmp_path)!r}\n"
+    use = """
+    assert datasets.DATASETS[-2:] == ["Camera", "CameraReasoning"], datasets.DATASETS[-5:]
+    assert hparams_registry.default_hparams("RDMLDG", "CameraReasoning")["algorithm"] == "RDMLDG"
+    print(refusal(lambda: hparams_registry.default_hparams("ERM", "BrokenReasoning")))
+    print(refusal(lambda: datasets.get_dataset_class("ReasoningImageFolderReasoning")("", [0], {})))
+    """
+    lines = forked("\n".join((code, STOCK_LIVES, REFUSALS, textwrap.dedent(use)))).splitlines()
+    for file in ("1.toml", "3.toml", "4.toml"):
+        assert sum(file in line for line in lines if line.startswith("domainbed-reasoning: ")) == 1, lines
+    assert "DatasetFileError: " in lines[-2] and "1.toml" in lines[-2]
+    assert "ImportError: " in lines[-1] and "3.toml" in lines[-1] and "is one that this package needs" in lines[-1]
+
+
+def test_a_system_without_file_locks_and_forks_has_every_name(forked):
+    """What Python has not on Windows: fcntl, some of os, some signals."""
+    code = """
+    import os, signal, sys
+    for name in ("fcntl", "pwd", "grp", "resource", "termios"):
+        sys.modules[name] = None
+    gone = "fork killpg getuid geteuid getpgid setsid waitid WEXITED WNOHANG WNOWAIT P_PID pread sched_getaffinity"
+    for name in gone.split():
+        delattr(os, name)
+    for name in ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM"):
+        delattr(signal, name)
+    """
+    assert forked(textwrap.dedent(code) + CHECK) == "published"
+
+
+DELEGATES = """
+import sys, importlib.util
+class Delegating:
+    def find_spec(self, name, path=None, target=None):
+        if not name.startswith("domainbed"):
+            return None
+        {guard}
+        for finder in sys.meta_path:
+            if finder is not self and (spec := finder.find_spec(name, path, target)):
+                return spec
+finder = Delegating()
+"""
+
+
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_a_finder_that_asks_all_others_as_ours_does_can_stand_beside_it(forked, place):
+    place = f"sys.meta_path.insert({place}, finder)\n" if place >= 0 else "sys.meta_path.append(finder)\n"
+    assert forked(DELEGATES.format(guard="pass") + place + CHECK) == "published"
+
+
+def test_hparams_of_a_foreign_algorithm_that_knows_its_own_datasets_alone_end_no_job_of_ours(forked):
+    """It is asked on each dataset until one is known to it; one that cannot be asked has no names that we know."""
+    code = """
+    from domainbed import algorithms, hparams_registry
+    from domainbed_reasoning import register
+    stock = hparams_registry._hparams.stock_hparams
+    def of_a_fork(algorithm, dataset, seed):
+        found = stock(algorithm, dataset, seed)
+        if algorithm == "MIRO":
+            found["ld"] = ({"VLCS": 0.1, "OfficeHome": 0.1}[dataset], 0.2)
+        elif algorithm == "Broken":
+            raise SystemError("on purpose")
+        return found
+    hparams_registry._hparams = register._with_ours(of_a_fork)
+    algorithms.ALGORITHMS += ["Broken", "MIRO"]
+    for name in ("MTCT", "RDMLDG"):
+        register.check_hparams(hparams_registry.default_hparams(name, "ShapesReasoning") | {"ld": 1}, name)
+    try:
+        register.check_hparams({"ldd": 1}, "MTCT")
+    except ValueError as error:
+        print(error)
+    """
+    assert "Unknown hparam of MTCT 'ldd'" in forked(code)
 
 
 def test_hparams_alone_import_neither_torchvision_nor_our_classes(tmp_path):

@@ -1,17 +1,21 @@
 """What `pip install .` and `-e .` put into an environment, and that uninstalling takes all of it out again."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+from domainbed import algorithms
+
+from domainbed_reasoning import upstream
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 STAND_IN = CHECKOUT / "tests" / "standin"
+UPSTREAM = Path(algorithms.__file__).parent.parent  # or the stand-in, where there is none
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "demo_output")
 IN_THE_PACKAGE = {"algorithms", "datasets", "sweeps"}
 
@@ -34,7 +38,8 @@ def environment(tmp_path):
     """A virtual environment that sees the packages of this one, but none of its `.pth` files."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     packages = next((tmp_path / "venv").glob("lib/python3*/site-packages"))
-    (packages / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    outer = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "outer.pth").write_text("".join(f"{path}\n" for path in outer))
     return tmp_path / "venv" / "bin" / "python", packages
 
 
@@ -93,3 +98,60 @@ def test_an_editable_install_is_in_stock_sweeps_and_leaves_nothing_behind(checko
     assert subprocess.check_output(where, cwd=tmp_path, text=True).startswith(str(checkout))
     _pip("uninstall", "--yes", "domainbed-reasoning", python=python)
     assert _names(packages) == before
+
+
+@pytest.fixture
+def in_a_clone(wheel, environment, tmp_path):
+    """``in_a_clone(verb, …)`` runs a verb of an installed wheel in a clone of DomainBed, by its console script.
+
+    Any other DomainBed that could be taken, on PYTHONPATH or in the cache, ends whatever imports it.
+    """
+    python, _ = environment
+    _pip("install", "--no-deps", wheel, python=python)
+    clone = tmp_path / "clone"
+    shutil.copytree(UPSTREAM / "domainbed", clone / "domainbed")
+    other = tmp_path / "other" / "domainbed" / "__init__.py"
+    other.parent.mkdir(parents=True)
+    other.write_text("raise SystemExit('another DomainBed was imported')\n")
+
+    def run(*words, cwd=clone, code=0, **variables):
+        command = [python.parent / "domainbed-reasoning", *words]
+        settings = {"PYTHONPATH": str(other.parent.parent), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        settings |= {"OMP_NUM_THREADS": "1", upstream.VARIABLE: str(other.parent.parent), **variables}
+        done = subprocess.run(
+            list(map(str, command)), cwd=cwd, env=os.environ | settings, capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    run.clone = clone
+    return run
+
+
+def test_every_verb_that_needs_domainbed_takes_the_clone_that_is_the_working_directory(in_a_clone, tmp_path):
+    """The verbs and the processes that they start, by one rule, which doctor names."""
+    assert f" {in_a_clone.clone} (" in in_a_clone("doctor")
+    assert "a job " in in_a_clone("plan", "--dataset", "PACS", "--model", "tiny")
+    study = ("study", "ablation", "--scale", "mini", "--launch", "--output_dir", tmp_path / "study")
+    said = in_a_clone(*study, "--launcher", "dummy", code=1)
+    assert said.count("Dummy launcher: ") == 24 and "0 of 24 jobs are done." in said
+
+    job = tmp_path / "sweep" / "job"
+    job.mkdir(parents=True)
+    args = {"algorithm": "ERM", "dataset": "Debug28", "test_envs": [0], "trial_seed": 0, "hparams_seed": 0}
+    args |= {"holdout_fraction": 0.2, "task": "domain_generalization", "output_dir": str(job)}
+    accuracies = {f"env{env}_{split}_acc": 0.5 for env in range(3) for split in ("in", "out")}
+    record = {"step": 0, "step_time": 0.5, "mem_gb": 0.0, "args": args, "hparams": {"lr": 0.001}, **accuracies}
+    (job / "results.jsonl").write_text(json.dumps(record) + "\n")
+    (job / "done").write_text("done")
+    assert "| ERM | 50.0 |" in in_a_clone("collect", tmp_path / "sweep")
+    in_a_clone("report", tmp_path / "sweep")
+    in_a_clone("analyse", "divergence", "--dataset", "ShapesReasoning", "--encoder", "tiny", "--images", 4)
+
+
+def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone, tmp_path):
+    nowhere = {"cwd": tmp_path, "PYTHONPATH": "", upstream.VARIABLE: "", "code": 1}
+    assert "no DomainBed is found" in in_a_clone("doctor", **nowhere)
+    study = ("study", "ablation", "--scale", "mini", "--launch", "--output_dir", tmp_path / "study")
+    for words in (("collect", tmp_path), ("plan", "--dataset", "PACS", "--model", "tiny"), study):
+        assert "No DomainBed is found: start from inside of your own clone" in in_a_clone(*words, **nowhere)

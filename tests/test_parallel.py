@@ -140,7 +140,7 @@ def test_a_signal_ends_the_jobs_and_their_children(command, tmp_path, number):
         "A",
         f"""
         import pathlib, subprocess, sys
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
         pathlib.Path({str(tmp_path / "part")!r}).write_text(str(child.pid))
         pathlib.Path({str(tmp_path / "part")!r}).rename({str(tmp_path / "pid")!r})
         child.wait()
@@ -149,15 +149,15 @@ def test_a_signal_ends_the_jobs_and_their_children(command, tmp_path, number):
     code = f"from domainbed_reasoning.sweeps.parallel import parallel_launcher; parallel_launcher([{job!r}])"
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     launcher = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    _wait_until((tmp_path / "pid").exists, 60)
+    _wait_until((tmp_path / "pid").exists)
     child = int((tmp_path / "pid").read_text())
     launcher.send_signal(number)
-    assert launcher.wait(30) != 0
-    _wait_until(lambda: not _is_running(child), 10)
+    assert launcher.wait(600) != 0
+    _wait_until(lambda: not _is_running(child))
 
 
-def _wait_until(happened, seconds):
-    deadline = time.monotonic() + seconds
+def _wait_until(happened):
+    deadline = time.monotonic() + 600
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.05)

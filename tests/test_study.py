@@ -185,7 +185,7 @@ def launched(domainbed_root, tmp_path, *arguments, before="pass", **variables):
     path = os.pathsep.join([str(domainbed_root), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
     command += ["--output_dir", str(tmp_path / "out")]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
 
 
 def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_path, domainbed_root, capsys):
@@ -250,7 +250,7 @@ def test_a_killed_study_goes_on_when_it_is_called_again(tmp_path, domainbed_root
 def test_jobs_that_somebody_runs_are_not_removed(tmp_path):
     """A sweep typed by hand, its folder given relative to where it was started; others' folders are their own."""
     (tmp_path / "out").mkdir()
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)", "domainbed.scripts.sweep", "--output_dir", "out"]
+    sleep = [sys.executable, "-c", "import time; time.sleep(3600)", "domainbed.scripts.sweep", "--output_dir", "out"]
     process = subprocess.Popen(sleep, cwd=tmp_path)
     try:
         with pytest.raises(ValueError, match=f"(?s)run already:.* {process.pid}  .*Wait for them"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,9 +12,8 @@ from domainbed_reasoning.analysis.settings import kinds_of
 from domainbed_reasoning.analysis.target_tokens import TokenTable
 from domainbed_reasoning.analysis.token_shift import HIGH, LOW
 from domainbed_reasoning.atomic import replacing
+from domainbed_reasoning.series import COLOURS, series
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -51,7 +49,7 @@ def token_shift(before: TokenTable, after: TokenTable, title: str, path: pathlib
     figure, axes = _figure(4 * len(groups), 3.2, 1, len(groups))
     bins = np.linspace(0, 1, 21)
     for axis, (name, chosen) in zip(axes[0], groups.items(), strict=True):
-        for table, label, colour in ((before, "before", _COLOURS[1]), (after, "after", _COLOURS[0])):
+        for table, label, colour in ((before, "before", COLOURS[1]), (after, "after", COLOURS[0])):
             share = np.full(int(chosen.sum()), 100 / chosen.sum())
             axis.hist(table.probability[chosen], bins, weights=share, histtype="stepfilled", alpha=0.35, color=colour)
             axis.hist(table.probability[chosen], bins, weights=share, histtype="step", color=colour, label=label)
@@ -71,11 +69,11 @@ def entropy(by_source: Mapping[str, Rows], top: int, title: str, path: pathlib.P
     figure, axes = _figure(4.2 * len(by_source), 0.26 * top + 1.4, 1, len(by_source))
     for axis, (source, rows) in zip(axes[0], by_source.items(), strict=True):
         shown = list(rows[:top])[::-1]
-        colours = [_COLOURS[1] if row["of_class"] else _COLOURS[0] for row in shown]
+        colours = [COLOURS[1] if row["of_class"] else COLOURS[0] for row in shown]
         axis.barh([f"{row['token']} ({row['n']})" for row in shown], [row["reduction"] for row in shown], color=colours)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set(title=f"{source} chains", xlabel="entropy reduction, nats")
-    handles = [Patch(color=_COLOURS[1], label="in a conclusion"), Patch(color=_COLOURS[0], label="elsewhere")]
+    handles = [Patch(color=COLOURS[1], label="in a conclusion"), Patch(color=COLOURS[0], label="elsewhere")]
     axes[0][-1].legend(handles=handles, frameon=False, loc="lower right")
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
@@ -86,7 +84,7 @@ def divergence(rows: Rows, title: str, path: pathlib.Path) -> None:
     pairs = [(row["domain"], row["other"]) for row in rows if row["modality"] == "images"]
     figure, axes = _figure(max(5.0, 1.1 * len(pairs)), 3.6)
     axis = axes[0][0]
-    for offset, (modality, colour) in zip((-0.2, 0.2), (("images", _COLOURS[1]), ("chains", _COLOURS[0])), strict=True):
+    for offset, (modality, colour) in zip((-0.2, 0.2), (("images", COLOURS[1]), ("chains", COLOURS[0])), strict=True):
         found = {(row["domain"], row["other"]): row for row in rows if row["modality"] == modality}
         heights = [found[pair]["unbiased"] for pair in pairs]
         bars = axis.bar(np.arange(len(pairs)) + offset, heights, 0.38, color=colour, label=modality)
@@ -116,7 +114,8 @@ def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
     of_row = kinds_of(rows)
     kinds = sorted(set(of_row))
     for axis, (key, name) in zip(axes[0], panels.items(), strict=True):
-        for kind, colour in zip(kinds, itertools.cycle(_COLOURS), strict=False):
+        for number, kind in enumerate(kinds):
+            colour, marker, dashes = series(number)
             by_stage: dict[int, list[float]] = {}
             jobs: dict[str, list[tuple[int, float]]] = {}
             for row, its in zip(rows, of_row, strict=True):
@@ -130,7 +129,7 @@ def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
                     axis.plot(list(last), list(last.values()), color=colour, linewidth=0.7, alpha=0.4)
             stages = sorted(by_stage)
             means = [float(np.mean(by_stage[stage])) for stage in stages]
-            axis.plot(stages, means, "o-", color=colour, label=kind)
+            axis.plot(stages, means, marker + dashes, color=colour, label=kind)
         stages = sorted({row["stage"] for row in rows if row.get(key) is not None})
         axis.set_xticks(stages, [{-1: "start", 0: "teacher"}.get(stage, str(stage)) for stage in stages])
         axis.set(title=name, xlabel="stage")
@@ -147,14 +146,15 @@ def faithfulness(rows: Rows, title: str, path: pathlib.Path) -> None:
     kinds = list(dict.fromkeys(row["models"] for row in rows))
     figure, axes = _figure(8, (0.15 + 0.04 * len(kinds)) * len(names) + 1)
     axis = axes[0][0]
-    for number, (kind, colour) in enumerate(zip(kinds, itertools.cycle(_COLOURS), strict=False)):
+    for number, kind in enumerate(kinds):
+        colour, marker, dashes = series(number)
         shift = 0.75 * (number - (len(kinds) - 1) / 2) / max(1, len(kinds))
         for row in rows:
             if row["models"] == kind and row["share"] is not None:
                 y = names.index(row["what"]) + shift
-                axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.2)
-                axis.plot(row["share"], y, "o", color=colour, markersize=4)
-        axis.plot([], [], "o-", color=colour, label=kind, markersize=4)
+                axis.plot([row["low"], row["high"]], [y, y], dashes, color=colour, linewidth=1.2)
+                axis.plot(row["share"], y, marker, color=colour, markersize=4)
+        axis.plot([], [], marker + dashes, color=colour, label=kind, markersize=4)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set(xlim=(-0.02, 1.02), xlabel="share of images, 95% interval", title=title)

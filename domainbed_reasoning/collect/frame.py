@@ -52,7 +52,7 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
     ``attrs["problems"]`` lists what was left out or settled, a dictionary each (see `problems.Problem`);
     ``attrs["domains"]`` maps each dataset to the names of its domains; ``attrs["versions"]`` maps what the jobs ran on,
     by name, to the number of jobs of each version. ``attrs["one_source"]`` lists the jobs with a single source domain,
-    which no selection method of DomainBed can judge, a dictionary each.
+    which no selection method of DomainBed can judge, a dictionary each. ``attrs["as_stock"]`` is ``as_stock``.
 
     Args:
         folder: of a sweep, or of several sweeps.
@@ -65,7 +65,9 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
     selection.need_domainbed()
     jobs = read_jobs(folder)
     counted, problems = settle(jobs)
-    return tabulate([job for job in jobs if job.records] if as_stock else counted, problems)
+    frame = tabulate([job for job in jobs if job.records] if as_stock else counted, problems)
+    frame.attrs["as_stock"] = as_stock
+    return frame
 
 
 def tabulate(jobs: Sequence[Job], problems: Sequence[Problem] = ()) -> pd.DataFrame:
@@ -162,7 +164,8 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard error over the trials of every cell, in the units of ``frame``.
 
     Each number column of ``frame`` becomes two, the second with ``_error`` at its end; ``trials`` counts. The error is
-    DomainBed's: the standard deviation over n trials (not n - 1), divided by √n; 0 with one trial.
+    DomainBed's: the standard deviation over n trials (not n - 1), divided by √n. With one trial it is missing, as
+    nothing is known of it; where ``frame`` counts as DomainBed does, it is 0 as there.
 
     Args:
         frame: as `collect` returns it.
@@ -172,7 +175,9 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     for key, cell in frame.groupby(CELL, sort=False):
         row: dict[str, Any] = {**dict(zip(CELL, key, strict=True)), "trials": len(cell)}
         for name in numbers:
-            row[name], row[f"{name}_error"] = mean_and_error(as_read(cell)[name])
+            values = as_read(cell)[name]
+            row[name], error = mean_and_error(values)
+            row[f"{name}_error"] = error if values.count() > 1 or frame.attrs.get("as_stock") else math.nan
         rows.append(row)
     errors = [column for name in numbers for column in (name, f"{name}_error")]
     table = pd.DataFrame(rows, columns=[*CELL, "trials", *errors])

@@ -38,18 +38,12 @@ def markdown_text(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """Return the table as a LaTeX ``table`` float, for the packages booktabs and adjustbox."""
+    r"""Return the table as a LaTeX ``tabular`` to ``\input``, for the package booktabs; its caption is a comment."""
     columns = "".join(_latex_column(table, column) for column in range(len(table.head)))
     head = " & ".join(rf"\textbf{{{latex_text(text)}}}" for text in table.head)
     rows = [" & ".join(map(latex_text, row)) + r" \\" for row in table.rows]
-    lines = [
-        r"\begin{table}[htbp]",
-        r"\centering",
-        rf"\caption{{{latex_text(' '.join((table.caption + '.', table.note)))}}}",
-    ]
-    lines += [r"\adjustbox{max width=\textwidth}{%", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head + r" \\"]
-    lines += [r"\midrule", *rows, r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+    lines = [*latex_comments(table.caption, table.note), rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head + r" \\"]
+    return "\n".join([*lines, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def _latex_column(table: Table, column: int) -> str:
@@ -58,22 +52,9 @@ def _latex_column(table: Table, column: int) -> str:
     return "r" if table.is_number(column) else "l"
 
 
-def latex_document(tables: Sequence[Table], comment: str) -> str:
-    """Return a document of tables.
-
-    Args:
-        tables: in order.
-        comment: put at its head, as LaTeX's comment.
-    """
-    comments = [f"% {line}" for line in comment.splitlines()]
-    head = [
-        r"\documentclass{article}",
-        r"\usepackage[T1]{fontenc}",
-        r"\usepackage{booktabs}",
-        r"\usepackage{adjustbox}",
-    ]
-    body = "\n".join(map(latex, tables))
-    return "\n".join([*comments, *head, r"\begin{document}", "", body + r"\end{document}"]) + "\n"
+def latex_comments(*texts: str) -> list[str]:
+    """Return texts as LaTeX's comments, whatever lines they hold; empty ones are left out."""
+    return [f"% {line}" for text in texts for line in text.splitlines()]
 
 
 def latex_text(text: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_reasoning import upstream
 from domainbed_reasoning.collect.jobs import Job, Record
 from domainbed_reasoning.collect.values import ACCURACY
 
@@ -53,7 +54,7 @@ def need_domainbed() -> None:
     try:
         importlib.import_module("domainbed")
     except ModuleNotFoundError as error:
-        raise ValueError("No DomainBed is importable: call `domainbed-reasoning get-domainbed`.") from error
+        raise ValueError(upstream.MISSING) from error
 
 
 def methods() -> list[Any]:

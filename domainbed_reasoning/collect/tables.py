@@ -339,9 +339,14 @@ def duration(seconds: float) -> str:
 def all_tables(frame: pd.DataFrame) -> list[Table]:
     """Return every table of a sweep; those of problems alone where no job counts."""
     problems = problems_table(frame.attrs.get("problems", []))
-    one_source = one_source_tables(frame)
-    found: list[Table | None] = [*one_source, versions_table(frame), problems]
+    about: list[Table | None] = [costs_table(frame), hparams_table(frame)] if len(frame) else []
+    about += [versions_table(frame), problems]
+    return [*result_tables(frame), *(table for table in about if table is not None)]
+
+
+def result_tables(frame: pd.DataFrame) -> list[Table]:
+    """Return the tables of accuracies, answers and self-labelling; [] where no job counts."""
+    found: list[Table | None] = [*one_source_tables(frame)]
     if len(frame):
-        found = [*one_source, *accuracy_tables(frame), answers_table(frame), rounds_table(frame), costs_table(frame)]
-        found += [hparams_table(frame), versions_table(frame), problems]
+        found += [*accuracy_tables(frame), answers_table(frame), rounds_table(frame)]
     return [table for table in found if table is not None]

@@ -16,11 +16,9 @@ from domainbed_reasoning.collect.jobs import Job
 from domainbed_reasoning.collect.tables import labelled_rows
 from domainbed_reasoning.report.blocks import Figure
 from domainbed_reasoning.report.paper import accuracies as accuracies_of_the_paper
+from domainbed_reasoning.series import COLOURS, series
 from domainbed_reasoning.terminal import one_line
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, on light and on dark paper.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#999933")
-_MARKERS = "osD^vPX*"
 _INK = "#010203"  # stands for the page's text colour, which follows light and dark
 _STYLE = "<style>svg{color:#1b1f24}@media(prefers-color-scheme:dark){svg{color:#e4e7eb}}</style>"  # as the page's own
 _LEGEND_LETTERS = 100  # that stand in a line
@@ -51,9 +49,9 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
             part = own[own["domain"] == domain]
             if len(part):
                 mean, error = 100 * part["accuracy"].iloc[0], 100 * part["accuracy_error"].iloc[0]
-                axes.errorbar(
-                    mean, place, xerr=error, fmt=_MARKERS[number % 8], color=_COLOURS[number % 8], ms=6, alpha=0.85
-                )
+                bar = None if math.isnan(error) else error
+                colour, marker, _ = series(number)
+                axes.errorbar(mean, place, xerr=bar, fmt=marker, color=colour, ms=6, alpha=0.85)
         if len(own) < len(domains):
             said.append(f"{label} lacks a domain")
             continue
@@ -64,7 +62,8 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
             axes.plot(theirs, place, "d", color="none", mec=_INK, ms=9)
         said.append(f"{label} {average:.1f}")
     for number, domain in enumerate(domains):
-        axes.plot([], [], _MARKERS[number % 8], color=_COLOURS[number % 8], label=domain)
+        colour, marker, _ = series(number)
+        axes.plot([], [], marker, color=colour, label=domain)
     axes.plot([], [], "|", color=_INK, ms=12, mew=2.2, label="average")
     if published_rows:
         axes.plot([], [], "d", color="none", mec=_INK, label="paper")
@@ -93,10 +92,10 @@ def both_answers(frame: pd.DataFrame) -> Figure | None:
     for place, (_, by_label, by_chain) in enumerate(rows):
         if not (math.isnan(by_label) or math.isnan(by_chain)):
             axes.plot([by_label, by_chain], [place, place], "-", color=_INK, lw=1, alpha=0.5)
-        axes.plot(by_label, place, "o", color="none", mec=_COLOURS[0], mew=2, ms=8)
-        axes.plot(by_chain, place, "o", color=_COLOURS[1], ms=8)
-    axes.plot([], [], "o", color="none", mec=_COLOURS[0], mew=2, label="class name")
-    axes.plot([], [], "o", color=_COLOURS[1], label="chain's conclusion")
+        axes.plot(by_label, place, "o", color="none", mec=COLOURS[0], mew=2, ms=8)
+        axes.plot(by_chain, place, "o", color=COLOURS[1], ms=8)
+    axes.plot([], [], "o", color="none", mec=COLOURS[0], mew=2, label="class name")
+    axes.plot([], [], "o", color=COLOURS[1], label="chain's conclusion")
     _name_rows(axes, [row[0] for row in rows])
     axes.set_xlabel("accuracy in the target domain at the last step, %")
     _legend(axes, 2)
@@ -123,7 +122,8 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
         means = [100 * mean_and_error(own[name])[0] for name in names]
         on = f" on {dataset}" if jobs["dataset"].nunique() > 1 else ""
         label = f"{algorithm}{f' ({sweep})' if sweep else ''}{on}" if several else str(domain[0])
-        axes.plot(numbers, means, _MARKERS[place % 8] + "-", color=_COLOURS[place % 8], label=label)
+        colour, marker, dashes = series(place)
+        axes.plot(numbers, means, marker + dashes, color=colour, label=label)
         said.append(f"{label}: " + ", ".join(f"{mean:.1f}" for mean in means if not math.isnan(mean)))
     first, last = published.SELF_LABELS_KEPT
     axes.plot(
@@ -158,7 +158,8 @@ def training(jobs: Sequence[Job], dataset: str) -> Figure | None:
         most = max(map(len, by_step.values()))
         steps = sorted(step for step, accs in by_step.items() if len(accs) == most)  # the same jobs at every point
         means = [sum(by_step[step]) / most for step in steps]
-        axes.plot(steps, means, _MARKERS[place % 8] + "-", color=_COLOURS[place % 8], ms=5, label=label)
+        colour, marker, dashes = series(place)
+        axes.plot(steps, means, marker + dashes, color=colour, ms=5, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("target accuracy, %")
     _legend(axes)

@@ -114,7 +114,7 @@ def ends_with_message(main: Main) -> Main:
             print(printable(str(error)), file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            print("Interrupted.", file=sys.stderr)
             return 130
 
     return wrapped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,10 @@ from pathlib import Path
 
 from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
 from domainbed_reasoning.catalog import IMAGE_ENDINGS, STOCK, ImageFolder, OnDisk, fault_of_order
-from domainbed_reasoning.custom import custom_datasets
+from domainbed_reasoning.custom import custom_datasets, find, other_classes
 from domainbed_reasoning.image_files import read_rgb, truncated_images_refused
 from domainbed_reasoning.image_names import NamesOnDisk, composed, faults_of_names
+from domainbed_reasoning.prompts import q_cls
 from domainbed_reasoning.store import ACCEPTED, ChainFileError, read_lines
 from domainbed_reasoning.verbs import arguments
 
@@ -49,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="list the image-folder datasets that are known")
     given = parser.parse_args(argv)
     if given.list:
-        for dataset in (STOCK | custom_datasets()).values():
+        others = {name: find(name) for name in other_classes()}
+        for dataset in (STOCK | custom_datasets() | others).values():
             print(
                 f"{dataset.name:<16} {dataset.folder}/  {len(dataset.environments)} domains, subject: {dataset.subject}"
             )
@@ -62,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     faults = list(compare(dataset, on_disk))
     names = list(faults_of_names(picture.path for picture in on_disk.pictures))
     faults += _shortened(names, "names of images cannot be used")
+    print_prompt(dataset, on_disk)
     print_others(on_disk, given.chains)
     if not given.no_images:
         faults += broken_images(on_disk)
@@ -119,6 +123,17 @@ def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
     elif dataset.total is not None and total != dataset.total:
         hint = "".join(f"; {count:,} in {which}" for count, which in dataset.other_totals)
         yield f"{total:,} images, {dataset.total:,} published{hint}."
+
+
+def print_prompt(dataset: ImageFolder, on_disk: OnDisk) -> None:
+    """Print the question that is asked of every image, and which class folder has which name in it."""
+    names = [dataset.class_name(folder) for folder in on_disk.classes]
+    wrapped = [f"question: {q_cls(names, dataset.subject)}"]
+    wrapped.append(
+        "class folders: " + ", ".join(f"{folder} → {name}" for folder, name in zip(on_disk.classes, names, strict=True))
+    )
+    for text in wrapped:
+        print(arguments.printable(textwrap.fill(text, 118, initial_indent="  ", subsequent_indent="    ")))
 
 
 def print_others(on_disk: OnDisk, chains: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
   domainbed-reasoning collect sweep
-  domainbed-reasoning collect sweep --format latex --output results.tex
+  domainbed-reasoning collect sweep --format latex --output results.tex   tables to \\input, with the package booktabs
   domainbed-reasoning collect sweep --format csv --output cells.csv       mean and standard error, a row a cell
   domainbed-reasoning collect sweep --format trials --output trials.csv   a row a trial
   domainbed-reasoning collect sweep --format single-source                jobs of one source: CSV, a row a target
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _as_text(frame: pd.DataFrame, given: argparse.Namespace) -> str:
     from domainbed_reasoning.collect.frame import one_source_frame, summarise
-    from domainbed_reasoning.collect.render import latex_document, markdown
-    from domainbed_reasoning.collect.tables import all_tables
+    from domainbed_reasoning.collect.render import latex, latex_comments, markdown
+    from domainbed_reasoning.collect.tables import all_tables, result_tables
 
     if given.format == "single-source":
         return str(one_source_frame(frame).to_csv(index=False))
@@ -68,7 +68,8 @@ def _as_text(frame: pd.DataFrame, given: argparse.Namespace) -> str:
         return str(frame.to_csv(index=False))
     if given.format == "csv":
         return str(summarise(frame).to_csv(index=False))
-    tables = all_tables(frame)
     if given.format == "latex":
-        return latex_document(tables, f"domainbed-reasoning collect {given.folder} --format latex")
-    return "\n".join(map(markdown, tables))
+        left_out = [f"{problem['kind']}: {problem['job']}: {problem['fault']}." for problem in frame.attrs["problems"]]
+        head = latex_comments(f"domainbed-reasoning collect {given.folder} --format latex", *left_out)
+        return "\n".join([*head, "", *map(latex, result_tables(frame))])
+    return "\n".join(map(markdown, all_tables(frame)))

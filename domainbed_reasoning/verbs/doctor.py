@@ -69,8 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args(argv)
-    # A clone as the working directory counts, as it does for `python -m`.
-    sys.path.insert(0, "")
     stops = 0
     for title, examine in EXAMINATIONS.items():
         print(title)
@@ -164,7 +162,7 @@ def examine_domainbed() -> Iterator[Finding]:
     folder = upstream.importable_domainbed()
     if folder is None:
         cure = "domainbed-reasoning get-domainbed, or start from inside of your own clone"
-        yield Finding("no DomainBed is importable", cure, True)
+        yield Finding("no DomainBed is found", cure, True)
         return
     pinned = upstream.fault_of(folder) is None
     cure = (
@@ -186,17 +184,46 @@ def examine_registries() -> Iterator[Finding]:
     ):
         try:
             names = getattr(import_module(module), registry_name)
+            faults = import_module("domainbed_reasoning.register").publish(sys.modules[module])
         except Exception as error:
             cure = "see the message; a module that is missing is installed with pip"
             yield Finding(f"importing {module} fails: {type(error).__name__}: {error}", cure, True)
             continue
         missing = [name for name in ours if name not in names]
-        if missing:
+        for fault in faults:
+            cure = f"see the message; pip install --force-reinstall {DISTRIBUTION} restores the package's own files"
+            yield Finding(fault, cure, bool(missing))
+        if missing and not faults:
             yield Finding(f"{module} lacks {', '.join(missing)}", f"pip install {DISTRIBUTION}, again", True)
-        else:
+        elif not missing:
             yield Finding(
                 f"{module}.{registry_name} has {', '.join(ours)}, beside {len(names) - len(ours)} stock names"
             )
+
+
+def examine_backbones() -> Iterator[Finding]:
+    """Look for the ImageNet weights of the baselines' networks where torchvision looks for them."""
+    try:
+        import torch
+        from torchvision.models import ResNet18_Weights, ResNet50_Weights
+    except Exception as error:  # a library that breaks at import can break in any way
+        yield Finding(f"torchvision cannot be imported: {error}", "pip install torchvision", True)
+        return
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    for name, weights, users in (
+        ("ResNet-50", ResNet50_Weights.IMAGENET1K_V1, "ERM and most others start from them on images of 224 pixels"),
+        ("ResNet-18", ResNet18_Weights.IMAGENET1K_V1, 'with the hparam "resnet18": true'),
+    ):
+        file = folder / weights.url.rpartition("/")[2]
+        if file.is_file():
+            yield Finding(f"{name}'s ImageNet weights: {file}")
+        else:
+            size = weights.meta["_file_size"]
+            cure = (
+                f"nothing where {weights.url} can be reached: a job downloads {size:.0f} MB when it starts. Without "
+                f"network jobs end there: download the file elsewhere and put it into {folder}"
+            )
+            yield Finding(f"{name}'s ImageNet weights are not in {folder} ({users})", cure)
 
 
 def examine_devices() -> Iterator[Finding]:
@@ -220,6 +247,7 @@ EXAMINATIONS: dict[str, Callable[[], Iterator[Finding]]] = {
     "Interfaces of the packages that we need": examine_interfaces,
     "DomainBed": examine_domainbed,
     "Registered": examine_registries,
+    "Weights of the baselines' networks": examine_backbones,
     "Devices": examine_devices,
     "Extras": examine_extras,
 }

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from domainbed_reasoning import published, registry
+from domainbed_reasoning import catalog, custom, published, registry, upstream
 
 if TYPE_CHECKING:
     from domainbed_reasoning.costs import Hours, Memory
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dataset", required=True, help="PACS or PACSReasoning, …")
+    parser.add_argument("--dataset", required=True, help="PACS or PACSReasoning, …, or one of your own")
+    parser.add_argument("--data_dir", "--data-dir", help="count the images there, as for a dataset of your own")
     parser.add_argument("--algorithm", default="RDMLDG", help="default: %(default)s")
     parser.add_argument("--model", help="folder or hub id (default: the algorithm's)")
     parser.add_argument("--gpu", default="H200", help="default: %(default)s")
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         print(plan(given))
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -66,16 +67,16 @@ def plan(given: argparse.Namespace) -> str:
     """Return the plan as text.
 
     Raises:
-        ValueError: for a name that is not known.
+        ValueError: for a name that is not known, or a dataset whose images are not counted.
+        FileNotFoundError: the dataset is not in the folder that was given.
         ImportError: without DomainBed, whose subclasses hold the hyper-parameters.
     """
     from domainbed_reasoning import costs
     from domainbed_reasoning.mllm.loading import said_of_experts
 
-    dataset = _dataset(given.dataset)
+    dataset, data = _dataset(given.dataset, given.data_dir)
     algorithm = _algorithm(given.algorithm)
     hparams = _hparams(algorithm, given)
-    data = published.DATA[dataset]
     gpu = published.gpu_named(given.gpu)
     shape = costs.shape_of(hparams["model"], hparams["max_tiles"])
     lengths = costs.lengths_for(data.classes, given.chain_tokens)
@@ -92,15 +93,26 @@ def plan(given: argparse.Namespace) -> str:
     memory = costs.memory_of(shape, lengths, hparams)
     schedule = schedule_of(algorithm, hparams, data, given.steps)
     experts = said_of_experts(shape.fused, shape.weights)
+    too_large = _without_copy(memory) > gpu.gib
+    cures = _cures(needed, gpu.gib, hparams) if too_large else {}
+    head = [
+        f"{given.algorithm} on {dataset} ({data.images:,} images, {data.domains} domains, {data.classes} classes)",
+        f"with {hparams['model']} ({shape.weights / 1e9:.2f} billion weights) on {given.gpus} x {given.gpu}",
+        "",
+        *_memory_lines(memory, gpu.gib, hparams),
+    ]
+    if cures is None:
+        return "\n".join([*head, "  TOO LARGE for this GPU, whatever the hyper-parameters: take a smaller model."])
+    if cures:
+        head.append(f"  TOO LARGE for this GPU. It fits with --hparams '{json.dumps(cures)}'")
+        head += ["", "with these hyper-parameters"]
+        hparams = {**hparams, **cures}
     job = hours({})
     domains = data.domains
     pairs = math.comb(domains, 2)
     sweep = given.n_trials * given.n_hparams
     lines = [
-        f"{given.algorithm} on {dataset} ({data.images:,} images, {domains} domains, {data.classes} classes)",
-        f"with {hparams['model']} ({shape.weights / 1e9:.2f} billion weights) on {given.gpus} x {given.gpu}",
-        "",
-        *_memory_lines(memory, needed, gpu.gib, hparams),
+        *head,
         "",
         *([f"experts     {experts} The hours below leave them out.", ""] if experts else []),
         *([f"stages      {shortfall}", ""] if (shortfall := schedule.shortfall()) else []),
@@ -123,10 +135,10 @@ def plan(given: argparse.Namespace) -> str:
         if _applies(change, hparams) and needed(change) <= max(gpu.gib, needed({}))
     ]
     for change, said in options:
-        lines.append(f"  {_time(hours(change).total)}   --hparams '{json.dumps(change)}'   {said}")
+        lines.append(f"  {_time(hours(change).total)}   --hparams '{json.dumps(cures | change)}'   {said}")
     together = {name: value for change, _ in options for name, value in change.items() if "answer" not in name}
     if together:
-        lines.append(f"  {_time(hours(together).total)}   --hparams '{json.dumps(together)}'   together")
+        lines.append(f"  {_time(hours(together).total)}   --hparams '{json.dumps(cures | together)}'   together")
     if job.evaluations > 2:
         said = "evaluate at the start and the end alone: nothing is left to select a step from"
         lines.append(f"  {_time(hours({}, 2).total)}   --checkpoint_freq 1000000   {said}")
@@ -135,11 +147,19 @@ def plan(given: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _dataset(name: str) -> str:
+def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data]:
+    """Return a dataset's name without ``Reasoning``, and its counts: on disk or, without a folder, as published."""
     plain = registry.TWINS.get(name, name)
-    if plain not in published.DATA:
-        raise registry.unknown("dataset", name, published.DATA)
-    return plain
+    if plain in published.DATA and not data_dir:
+        return plain, published.DATA[plain]
+    dataset = custom.find(name)
+    if not data_dir:
+        raise ValueError(
+            f"{dataset.name}: nobody has published how many images it has. Give --data_dir, the folder that holds "
+            f"{dataset.folder}/, where they are counted."
+        )
+    on_disk = catalog.scan(dataset, data_dir)
+    return dataset.name, published.Data(len(on_disk.pictures), len(on_disk.domains), len(on_disk.classes))
 
 
 def _algorithm(name: str) -> Any:
@@ -148,6 +168,8 @@ def _algorithm(name: str) -> Any:
     try:
         algorithm = registry.load(registry.ALGORITHMS[name])
     except ModuleNotFoundError as error:
+        if error.name == "domainbed":
+            raise ImportError(upstream.MISSING) from error
         raise ImportError(f"{error}: `domainbed-reasoning doctor` says what is missing.") from error
     if "model" not in algorithm.HPARAMS:
         raise ValueError(f"{name} is no MLLM algorithm, whose cost is what this counts; CLIP's towers fit any GPU.")
@@ -175,9 +197,7 @@ def schedule_of(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int |
     return plan_stages(algorithm.stage_epochs(hparams), math.ceil(training / (hparams["batch_size"] * sources)), steps)
 
 
-def _memory_lines(
-    memory: Memory, needed: Callable[[dict[str, Any]], float], gib: float, hparams: dict[str, Any]
-) -> list[str]:
+def _memory_lines(memory: Memory, gib: float, hparams: dict[str, Any]) -> list[str]:
     parts = {
         "weights": memory.weights,
         "adapters, gradients, AdamW": memory.adapters,
@@ -191,12 +211,6 @@ def _memory_lines(
     if memory.copy:
         fits = "fits" if whole <= gib else "does not fit: adapters then stay apart, which is slower"
         lines.append(f"  {memory.copy / GIB:7.1f} GiB  merged copy that writes chains and answers: {fits}")
-    if bare > gib:
-        cures = _cures(needed, gib, hparams)
-        if cures is None:
-            lines.append("  TOO LARGE for this GPU, whatever the hyper-parameters: take a smaller model.")
-        else:
-            lines.append(f"  TOO LARGE for this GPU. It fits with --hparams '{json.dumps(cures)}'")
     return lines
 
 

@@ -39,7 +39,7 @@ def run_python(implementation: str, *words: str, cwd: pathlib.Path) -> subproces
     path = os.pathsep.join([str(root_of(implementation)), str(HERE)])
     settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
-        [sys.executable, *words], cwd=cwd, env={**os.environ, **settings}, capture_output=True, text=True, timeout=300
+        [sys.executable, *words], cwd=cwd, env={**os.environ, **settings}, capture_output=True, text=True, timeout=3600
     )
 
 

@@ -101,7 +101,7 @@ def in_browser(page: Path, view: str, folder: Path) -> str:
         pytest.skip("no Chromium here: apt-get install chromium")
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--dump-dom"]
     command += ["--virtual-time-budget=10000", f"file://{page}#{view}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
     return done.stdout
 
 

@@ -26,11 +26,13 @@ class Liar:
 
     Attributes:
         requests: everything that was received, a connection each.
+        connections: that were accepted, those without a request among them.
     """
 
     def __init__(self, misbehave: Callable[[socket.socket], None], certificate: Path | None = None):
         self.requests: list[bytes] = []
         self.request = threading.local()
+        self.connections = 0
         self._misbehave = misbehave
         self._context = None
         if certificate is not None:
@@ -55,11 +57,12 @@ class Liar:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
+            self.connections += 1
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            connection.settimeout(10)
+            connection.settimeout(600)
             if self._context is not None:
                 connection = self._context.wrap_socket(connection, server_side=True)
             data = b""

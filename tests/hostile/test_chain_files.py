@@ -177,7 +177,11 @@ except ChainFileError as error:
         pytest.skip("memory is read from /proc")
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=60
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=600,
     )
     said = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr

@@ -62,12 +62,12 @@ class Sweep:
         """The process ids of the attempts, in their order."""
         return [int(line) for line in (self.folder / f"{name}.attempts").read_text().split()]
 
-    def wait_for_attempt(self, name, number, seconds=180):
+    def wait_for_attempt(self, name, number, seconds=1800):
         self.wait_until(lambda: len(self.pids(name)) >= number, seconds)
         return self.pids(name)[number - 1]
 
     @staticmethod
-    def wait_until(happened, seconds=180):
+    def wait_until(happened, seconds=1800):
         deadline = time.monotonic() + seconds
         while True:
             try:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
-_START_SECONDS = 30
+_START_SECONDS = 300
 # Requeued jobs wait for `cred_expire` seconds, which is 120 by default; killed ones get SIGKILL after KillWait.
 # config_overrides: more cores may be promised than there are, so that two jobs run side by side anywhere.
 _CONF = """
@@ -165,7 +165,7 @@ def stop(folder: Path) -> None:
         if path.exists() and path.read_text().strip():
             pid = int(path.read_text())
             _kill(pid, signal.SIGTERM)
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 100
             while _kill(pid, 0) and time.monotonic() < deadline:
                 time.sleep(0.1)
             _kill(pid, signal.SIGKILL)

@@ -51,7 +51,7 @@ def started(*options):
             yield node
         finally:
             node.terminate()
-            node.communicate(timeout=120)
+            node.communicate(timeout=1800)
         return
     pytest.fail(f"Ray did not start:\n{said.decode()}")
 
@@ -193,7 +193,7 @@ def test_a_killed_job_is_started_again_and_no_record_stands_twice(sweep, joined,
     train = sweep.wait_for_attempt("A", 1)
     sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
     os.kill(train if victim == "train" else worker_of(sweep, train), signal.SIGKILL)
-    said = launcher.communicate(timeout=180)[0].decode()
+    said = launcher.communicate(timeout=1800)[0].decode()
     assert launcher.returncode == 0
     cause = "exit code -9" if victim == "train" else "WorkerCrashedError"
     assert f"AGAIN: A on D, target 0 ({cause}" in said
@@ -231,7 +231,7 @@ def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice
         sweep.wait_for_attempt(lost, 2)
         assert not sweep.is_running(trains[lost])
         (sweep.folder / f"{lost}.go").touch()
-        said = launcher.communicate(timeout=180)[0].decode()
+        said = launcher.communicate(timeout=1800)[0].decode()
     assert f"3 jobs on 2 node(s) of the Ray at {joined}, 3 at a time" in said
     assert f"AGAIN: {lost} on D, target 0 (" in said and said.count("AGAIN: ") == 1
     assert "All 3 jobs ended well." in said
@@ -251,7 +251,7 @@ def test_the_end_of_the_launcher_is_the_end_of_its_jobs(sweep, joined, start_lau
     started = [path.name.partition(".")[0] for path in sweep.folder.glob("*.attempts")]
     trains = [sweep.wait_for_attempt(name, 1) for name in started]
     launcher.send_signal(number)
-    said = launcher.communicate(timeout=180)[0].decode()
+    said = launcher.communicate(timeout=1800)[0].decode()
     assert launcher.returncode != 0
     assert ("`sweep launch` starts them again" in said) == (number != signal.SIGKILL)
     sweep.wait_until(lambda: not any(sweep.is_running(train) for train in trains), 20)
@@ -266,7 +266,7 @@ def test_without_an_address_a_ray_is_started_and_ends_with_the_launcher(sweep, c
     raylet = sweep.parent(worker_of(sweep, train))
     assert sweep.is_running(raylet)
     waits.send_signal(signal.SIGINT)
-    said = waits.communicate(timeout=180)[0].decode()
+    said = waits.communicate(timeout=1800)[0].decode()
     assert "1 jobs on this machine, " in said
     assert not sweep.is_running(train)
     sweep.wait_until(lambda: not sweep.is_running(raylet), 20)

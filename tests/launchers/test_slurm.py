@@ -167,7 +167,7 @@ def test_a_train_process_that_is_killed_is_started_again(sweep, slurm):
     train = sweep.wait_for_attempt("A", 1)
     sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
     os.kill(train, signal.SIGKILL)
-    said = launcher.communicate(timeout=180)[0].decode()
+    said = launcher.communicate(timeout=1800)[0].decode()
     assert "All 1 jobs ended well." in said
     assert sweep.steps("A") == [0, 300, 600]
     print(said, sweep.log("A"))
@@ -183,7 +183,7 @@ def test_a_requeued_job_starts_anew_and_no_record_stands_twice(sweep, slurm, how
     number = f"{job_id(sweep)}_0" if "array" in how else str(job_id(sweep))
     command = ["scancel", "--signal=USR2", number] if how == "preempt" else ["scontrol", "requeue", number]
     slurm(*command)
-    said = launcher.communicate(timeout=180)[0].decode()
+    said = launcher.communicate(timeout=1800)[0].decode()
     assert f"All {len(jobs)} jobs ended well." in said
     assert not sweep.is_running(train)
     assert sweep.steps("A") == [0, 300, 600]
@@ -200,7 +200,7 @@ def test_a_preempted_job_waits_out_its_grace_and_runs_again_though_nothing_may_f
     train = sweep.wait_for_attempt("A", 1)
     sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
     slurm("sbatch", "--exclusive", "--wrap=true", "--output=/dev/null")
-    said = launcher.communicate(timeout=180)[0].decode()
+    said = launcher.communicate(timeout=1800)[0].decode()
     assert "All 1 jobs ended well." in said
     assert not sweep.is_running(train)
     assert sweep.steps("A") == [0, 300, 600]
@@ -211,7 +211,7 @@ def test_a_preempted_job_waits_out_its_grace_and_runs_again_though_nothing_may_f
 def test_a_job_out_of_the_time_that_sbatchs_variable_gives_is_requeued_as_often_as_retries_say(sweep, slurm):
     """submitit's signal comes 90 s before the end, of a job of a minute at once."""
     launcher = start_launcher(sweep.job("A", "attempt(); record(0); wait_for('never')"), SBATCH_TIMELIMIT="1")
-    said = launcher.communicate(timeout=180)[0].decode()
+    said = launcher.communicate(timeout=1800)[0].decode()
     assert said.count("AGAIN: ") == 1
     assert "state FAILED, Job not requeued because: timed-out too many times" in said
     assert len(sweep.pids("A")) == 2
@@ -222,7 +222,7 @@ def test_a_cancelled_job_is_a_failure_and_is_not_tried_again(sweep, slurm):
     launcher = start_launcher(sweep.job("A", sweep.KILLED_ONCE), sweep.job("B", "done()"))
     train = sweep.wait_for_attempt("A", 1)
     slurm("scancel", f"{job_id(sweep)}_0")
-    said = launcher.communicate(timeout=180)[0].decode()
+    said = launcher.communicate(timeout=1800)[0].decode()
     assert "FAILED: A on D, target 0 (Slurm job" in said and "state CANCELLED" in said
     assert "1 of 2 jobs FAILED" in said
     assert not sweep.is_running(train)
@@ -251,20 +251,19 @@ def test_an_attempt_that_sigterm_ended_has_not_failed_however_long_slurm_takes(s
     process = subprocess.Popen([sys.executable, "-c", run, sweep.job("A", code), str(retries)])
     try:
         sweep.wait_for_attempt("A", 1)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(8)
+        sweep.wait_until(lambda: "ended by SIGTERM; waits until Slurm" in sweep.log("A"))
+        assert process.poll() is None
     finally:
         process.kill()
         process.wait()
     assert len(sweep.pids("A")) == 1
-    assert "ended by SIGTERM; waits until Slurm" in sweep.log("A")
 
 
 def test_ctrl_c_leaves_the_jobs_running_and_says_how_to_follow_them(sweep, slurm):
     launcher = start_launcher(sweep.job("A", "attempt(); record(0); wait_for('go'); done()"))
     train = sweep.wait_for_attempt("A", 1)
     launcher.send_signal(signal.SIGINT)
-    said = launcher.communicate(timeout=30)[0].decode()
+    said = launcher.communicate(timeout=1800)[0].decode()
     assert launcher.returncode == 0
     assert "The jobs go on without this command." in said
     assert said.count(f"squeue --jobs={job_id(sweep)}") == 2
@@ -327,7 +326,7 @@ def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice
     lost = slurm2("squeue", "--noheader", "--format=%N", f"--jobs={job_id(sweep)}_0").strip()
     one_machine.lose_node(slurm2.folder, lost, jobs=what_dies == "the node")
     assert sweep.is_running(train) == (what_dies != "the node")
-    said = launcher.communicate(timeout=150)[0].decode()
+    said = launcher.communicate(timeout=1800)[0].decode()
     assert f"AGAIN: A on D, target 0 (Slurm job {job_id(sweep)}_0 was requeued)" in said
     assert "All 2 jobs ended well." in said
     assert not sweep.is_running(train)
@@ -432,7 +431,7 @@ def test_folders_of_dead_jobs_are_told_from_those_of_jobs_that_slurm_runs_here(s
         with pytest.raises(ValueError, match="they are with the cluster other, and this is test"):
             again.dead_beside_live(sweep.folder)
         noted.write_text(text)
-        code = "import time; print(flush=True); time.sleep(60)"
+        code = "import time; print(flush=True); time.sleep(3600)"
         command = [sys.executable, "-c", code, "domainbed.scripts.sweep", "--output_dir", sweep.folder]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as by_hand:
             by_hand.stdout.readline()
@@ -467,7 +466,7 @@ def test_a_study_submits_all_its_sweeps_and_called_again_starts_what_died(sweep,
     def launch(targets, **variables):
         command = [sys.executable, "-c", STUDY, "--steps", "1", "--output_dir", str(folder)]
         environment = {**os.environ, **stand_in, "DOMAINBED_REASONING_TARGETS": targets, **variables}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, cwd=tmp_path)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600, cwd=tmp_path)
         return done.returncode, done.stdout + done.stderr
 
     slurm("scontrol", "update", "PartitionName=main", "State=DOWN")  # jobs wait

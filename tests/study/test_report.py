@@ -339,7 +339,7 @@ def test_a_real_browser_shows_it_light_and_dark(shapes_job, write_job, tmp_path)
         ]
         command += [f"--blink-settings=preferredColorScheme={theme}", "--window-size=500,900"]
         command += [f"--screenshot={tmp_path / name}.png", f"file://{tmp_path / 'page.html'}"]
-        subprocess.run(command, capture_output=True, timeout=120, check=True)
+        subprocess.run(command, capture_output=True, timeout=1200, check=True)
         pixels = Image.open(tmp_path / f"{name}.png").convert("L").resize((1, 1)).getpixel((0, 0))
         lightness[name] = pixels
     assert lightness["light"] > 180 and lightness["dark"] < 80
