@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from domainbed_reasoning.chains import ChainError, parse_chain
+from domainbed_reasoning.open_files import is_in_place, lock_holder, save_copy, sync_folder
 from domainbed_reasoning.record import (
     ACCEPTED,
     MAX_DEPTH,
@@ -169,14 +170,17 @@ class ChainWriter:
     What is promised: when `append` returns, the record survives the death of this process, `kill -9` too (it is handed
     to the operating system whole, in one write); when `sync` returns, it survives a power cut (fsync), and `append`
     syncs by itself every ``sync_records`` records or ``sync_seconds`` seconds. At opening, a line that a power cut tore
-    is cut off (`cut_bytes`). A full disk leaves no half line. A second writer is refused while this one is open.
+    is cut off (`cut_bytes`). A full disk leaves no half line. A second writer is refused while this one is open. If
+    another program deletes or replaces the file, what was written goes to a new file beside it, and an error says so.
 
     Args:
         path: the chain file; made if missing, its folder too.
+        leave_empty: keep a file that this writer made and nothing was appended to.
         sync_records: records between two fsyncs at most.
         sync_seconds: seconds between two fsyncs at most, while records keep coming.
 
     Attributes:
+        path: the file that records go to.
         cut_bytes: length of the torn last line that opening cut off, 0 if there was none.
 
     Raises:
@@ -184,23 +188,32 @@ class ChainWriter:
         OSError: if the file cannot be made or written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, sync_records: int = 256, sync_seconds: float = 2.0):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        leave_empty: bool = True,
+        sync_records: int = 256,
+        sync_seconds: float = 2.0,
+    ):
         self.path = os.fspath(path)
         self._sync_records = sync_records
         self._sync_seconds = sync_seconds
         folder = os.path.dirname(os.path.abspath(self.path))
         os.makedirs(folder, exist_ok=True)
         is_new = not os.path.exists(self.path)
+        self._is_temporary = is_new and not leave_empty
         self._file = _open_locked(self.path)
         try:
             self.cut_bytes = _cut_torn_line(self._file, self.path)
             if is_new:
-                _sync_folder(folder)
+                sync_folder(folder)
         except BaseException:
             os.close(self._file)
             raise
         self._end = os.fstat(self._file).st_size
         self._unsynced = 0
+        self._has_appended = False
         self._synced_at = time.monotonic()
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -208,6 +221,8 @@ class ChainWriter:
 
         Raises:
             ValueError: if the record is none (see `check_record`) or too long for a line.
+            ChainFileError: if the file was deleted, replaced or cut short by another program; the record is kept, in
+                the file that the message names.
             OSError: if it could not be written; the file is as before.
         """
         fault = check_record(record)
@@ -219,22 +234,39 @@ class ChainWriter:
             raise ValueError(f"The record of {record['image']!r} cannot be stored as JSON: {error}.") from error
         if len(line) > MAX_LINE_BYTES:
             raise ValueError(f"The record of {record['image']!r} is longer than {MAX_LINE_BYTES} bytes.")
+        size = os.fstat(self._file).st_size
+        was_cut, self._end = size < self._end, size
         try:
             written = os.write(self._file, line)
             while written < len(line):
                 written += os.write(self._file, line[written:])
-        except OSError:
+        except OSError as error:
             os.ftruncate(self._file, self._end)
-            raise
+            raise OSError(error.errno, error.strerror, self.path) from error
         self._end += len(line)
         self._unsynced += 1
+        self._has_appended = True
+        self._check_place()
+        if was_cut:
+            cure = "What was appended before that is gone from it; start again to go on with what is left"
+            raise ChainFileError(self.path, None, "another program has cut it short while it was written", cure)
         if self._unsynced >= self._sync_records or time.monotonic() - self._synced_at >= self._sync_seconds:
             self.sync()
 
     def sync(self) -> None:
-        """Return when everything appended is on the disk."""
+        """Return when everything appended is on the disk.
+
+        Raises:
+            ChainFileError: see `append`.
+            OSError: the disk does not take it.
+        """
+        if self._has_appended:
+            self._check_place()
         if self._unsynced:
-            os.fsync(self._file)
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, self.path) from error
         self._unsynced = 0
         self._synced_at = time.monotonic()
 
@@ -243,9 +275,31 @@ class ChainWriter:
         if self._file >= 0:
             try:
                 self.sync()
+                if self._is_temporary and not self._end and is_in_place(self._file, self.path):
+                    os.unlink(self.path)
             finally:
                 os.close(self._file)
                 self._file = -1
+
+    def _check_place(self) -> None:
+        """Move to a new file, with all that was written, if the path no longer names the one that is written to."""
+        if is_in_place(self._file, self.path):
+            return
+        done = "replaced" if os.path.lexists(self.path) else "deleted"
+        fault, at = f"another program has {done} it while it was written", self.path
+        try:
+            copy, place = save_copy(self._file, at)
+        except OSError as error:
+            cure = f"What was written is lost with it, for it cannot be saved elsewhere ({error})"
+            raise ChainFileError(at, None, fault, cure) from error
+        _lock(copy, place)
+        os.close(self._file)
+        self._file, self.path, self._unsynced = copy, place, 0
+        cure = (
+            f"All of its lines, and what comes after, are safe in {place}: move that file back and start again, or add "
+            "its chains to another with `domainbed-reasoning import`"
+        )
+        raise ChainFileError(at, None, fault, cure)
 
     def __enter__(self) -> ChainWriter:
         return self
@@ -281,7 +335,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, A
     finally:
         if there is not None:
             os.close(there)
-    _sync_folder(os.path.dirname(os.path.abspath(target)))
+    sync_folder(os.path.dirname(os.path.abspath(target)))
     return count
 
 
@@ -341,31 +395,6 @@ def _lock(file: int, path: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = _lock_holder(os.fstat(file).st_ino)
+        holder = lock_holder(os.fstat(file).st_ino)
         cure = "Wait until it ends, or give another file with --chains"
         raise ChainFileError(path, None, f"another process{holder} is writing to it", cure) from error
-
-
-def _lock_holder(inode: int) -> str:
-    """Return `` (process 123)`` for the holder of the inode's lock where Linux tells, else nothing."""
-    try:
-        with open("/proc/locks") as locks:
-            for line in locks:
-                fields = line.split()
-                if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
-                    return f" (process {fields[4]})"
-    except (OSError, IndexError):
-        pass
-    return ""
-
-
-def _sync_folder(folder: str) -> None:
-    """Put the folder's list of names on the disk, where the system can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
