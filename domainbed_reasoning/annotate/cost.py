@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +28,15 @@ ASSUMED_ACCEPTANCE = 0.8
 ASSUMED_SECONDS = 6.0
 ENOUGH = 10
 
+# More tokens than any request can have: a server that says so is not believed.
+_MAX_TOKENS = 10_000_000
+
+# How often a request that only fits the budget once others turn out cheaper looks again.
+_POLL_SECONDS = 0.05
+
+# OpenAI's models that count an image's patches of 32 pixels, by how much (guide to images and vision).
+_PATCH_FACTORS = {"gpt-4.1-mini": 1.62, "gpt-4.1-nano": 2.46, "gpt-5-mini": 1.62, "gpt-5-nano": 2.46, "o4-mini": 1.72}
+
 
 def price_of(teacher: str) -> tuple[float, float] | None:
     """Return dollars per million tokens, input and output; zero for local models, None if unknown."""
@@ -45,9 +57,15 @@ def cost(price: tuple[float, float] | None, prompt_tokens: int | None, completio
 def image_tokens(model: str, width: int, height: int) -> int:
     """Return about how many prompt tokens an image is.
 
-    GPT-4o and 4.1: 85 and 170 for each tile of 512 pixels, the short side scaled down to 768 (OpenAI's guide); the mini
-    models count 33 times as many. Others: one token for each 28×28 pixels, as the Qwen-VL family has it.
+    GPT-4o and 4.1: 85 and 170 for each tile of 512 pixels, the short side scaled down to 768 (OpenAI's guide); the
+    mini models count 33 times as many. GPT-4.1-mini and its like: one for each 32×32 pixels, times a factor. Others:
+    one token for each 28×28 pixels, as the Qwen-VL family has it. What stands before the model's name, as in
+    ``openai/gpt-4o``, does not count.
     """
+    model = model.rpartition("/")[2]
+    factor = next((factor for start, factor in _PATCH_FACTORS.items() if model.startswith(start)), None)
+    if factor:
+        return math.ceil(math.ceil(width / 32) * math.ceil(height / 32) * factor)
     if not model.startswith(("gpt-4o", "gpt-4.1")):
         return math.ceil(width / 28) * math.ceil(height / 28)
     scale = min(1.0, 2048 / max(width, height))
@@ -59,6 +77,17 @@ def image_tokens(model: str, width: int, height: int) -> int:
 def text_tokens(text: str) -> int:
     """Return about how many tokens a text has: one for each four characters."""
     return math.ceil(len(text) / 4)
+
+
+def request_tokens(model: str, question: str, edge: int) -> int:
+    """Return how many prompt tokens a request has at most, as far as can be estimated.
+
+    Args:
+        model: as the server names it.
+        question: its text; counted twice, for the guess of four characters a token may be too low.
+        edge: longest edge of an image, in pixels.
+    """
+    return image_tokens(model, edge, edge) + 2 * text_tokens(question)
 
 
 @dataclass(frozen=True)
@@ -146,42 +175,160 @@ def estimate(
     return Estimate(requests, prompt_tokens, completion_tokens, dollars, seconds / 3600.0)
 
 
+def reported_tokens(text: str) -> tuple[int | None, int | None]:
+    """Return the tokens of prompt and answer that a response reports, None where it does not say.
+
+    What is in ``total_tokens`` alone, as some count thinking, is the answer's.
+    """
+    try:
+        usage = json.loads(text)["usage"]
+        prompt, completion, total = (
+            _count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None, None
+    if prompt and total and total >= prompt:
+        completion = max(completion or 0, total - prompt)
+    return prompt or None, completion
+
+
+def _count(value: Any) -> int | None:
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_TOKENS else None
+
+
+class BudgetSpent(Exception):
+    """No further request may be sent; the message says which limit is reached."""
+
+
+@dataclass
+class Attempt:
+    """What is known of one request that was sent.
+
+    Attributes:
+        free: it was refused before anything was computed, or never sent.
+        prompt_tokens: as the teacher counts; None if it does not say.
+        completion_tokens: likewise.
+    """
+
+    free: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
 class Budget:
     """Holds a run within ``--max-cost`` and ``--max-requests``.
 
-    Every request reserves its dearest outcome (all its tokens) before it is sent, so that no number of requests under
-    way can exceed the limit; what it really cost replaces the reservation.
+    Each attempt, retries included, reserves its dearest outcome before it is sent: question, image and every token of
+    the answer. Its real cost replaces the reservation once the teacher reports it; an attempt that may have been billed
+    without a report (a time-out, a broken answer) keeps it. A teacher that counts more tokens than estimated raises all
+    reservations, and until its first report one attempt is under way at a time. So the limit can only be exceeded by
+    what the teacher counts for one request beyond anything that it has reported before.
 
     Args:
+        price: dollars per million tokens, input and output; None if unknown.
+        prompt_tokens: of a request, question and image, estimated high.
+        max_tokens: of an answer.
         max_cost: dollars; None: no limit.
         max_requests: candidates asked for in this run; None: no limit.
+
+    Attributes:
+        spent: dollars that are known to be spent.
+        unknown: attempts that may have been billed, at a cost that nobody reported.
+        requests: candidates asked for.
+        prompt_tokens: reported in all.
+        completion_tokens: reported in all.
     """
 
-    def __init__(self, max_cost: float | None = None, max_requests: int | None = None):
+    def __init__(
+        self,
+        price: tuple[float, float] | None = None,
+        prompt_tokens: int = 0,
+        max_tokens: int = 0,
+        max_cost: float | None = None,
+        max_requests: int | None = None,
+    ):
         """Begin with nothing spent."""
         self.spent = 0.0
-        self.requests = 0
-        self._reserved = 0.0
+        self.unknown = self.requests = self.prompt_tokens = self.completion_tokens = 0
+        self._price = price
+        self._most_prompt, self._most_completion = prompt_tokens, max_tokens
         self._max_cost = max_cost
         self._max_requests = max_requests
+        self._under_way = 0
+        self._has_report = False
+        self._ended = False
 
-    def reserve(self, dearest: float | None) -> bool:
-        """Return whether a request that costs at most ``dearest`` dollars may be sent, and reserve its place."""
+    @property
+    def dearest(self) -> float:
+        """The most that one attempt costs, in dollars, as far as is known; 0 where no price is."""
+        return cost(self._price, self._most_prompt, self._most_completion) or 0.0
+
+    @property
+    def unknown_dollars(self) -> float:
+        """The most that the attempts of unknown cost have cost, in dollars."""
+        return self.unknown * self.dearest
+
+    def observe(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """Raise reservations to tokens that the teacher has counted for a request."""
+        self._most_prompt = max(self._most_prompt, prompt_tokens or 0)
+        self._most_completion = max(self._most_completion, completion_tokens or 0)
+        self._has_report = True
+
+    def begin_request(self) -> None:
+        """Count a candidate that is about to be asked for.
+
+        Raises:
+            BudgetSpent: ``max_requests`` is reached.
+        """
         if self._max_requests is not None and self.requests >= self._max_requests:
-            return False
-        amount = dearest or 0.0
-        if self._max_cost is not None and self.spent + self._reserved + amount > self._max_cost:
-            return False
+            raise BudgetSpent(f"--max-requests {self._max_requests} is reached")
         self.requests += 1
-        self._reserved += amount
-        return True
 
-    def may_wait(self) -> bool:
-        """Return whether a refused request may fit once those under way have shown their real cost."""
-        within_requests = self._max_requests is None or self.requests < self._max_requests
-        return within_requests and self._reserved > 1e-12
+    @contextlib.asynccontextmanager
+    async def attempt(self) -> AsyncIterator[Attempt]:
+        """Reserve an attempt, waiting for others to show their cost if need be, and settle it when the block ends.
 
-    def settle(self, dearest: float | None, real: float | None) -> None:
-        """Replace a reservation by what the request cost; None for one whose cost nobody knows keeps it."""
-        self._reserved = max(0.0, self._reserved - (dearest or 0.0))
-        self.spent += (dearest or 0.0) if real is None else real
+        Raises:
+            BudgetSpent: it does not fit into what ``max_cost`` leaves, or `end` was called.
+        """
+        while not self._ended and not self._fits():
+            if not self._under_way:
+                unknown = f" and up to ${self.unknown_dollars:.4f} of unknown cost" if self.unknown else ""
+                raise BudgetSpent(
+                    f"--max-cost {self._max_cost:g} is reached: ${self.spent:.4f} spent{unknown}; one more request may "
+                    f"cost ${self.dearest:.4f}"
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+        if self._ended:
+            raise BudgetSpent("the run is ending")
+        self._under_way += 1
+        made = Attempt()
+        try:
+            yield made
+        finally:
+            self._under_way -= 1
+            self._settle(made)
+
+    def end(self) -> None:
+        """Let no further attempt begin."""
+        self._ended = True
+
+    def _fits(self) -> bool:
+        if self._max_cost is None or not self.dearest:
+            return True
+        if self._under_way and not self._has_report:
+            return False
+        return self.spent + (self.unknown + self._under_way + 1) * self.dearest <= self._max_cost
+
+    def _settle(self, made: Attempt) -> None:
+        if made.free:
+            return
+        self.observe(made.prompt_tokens, made.completion_tokens)
+        self.prompt_tokens += made.prompt_tokens or 0
+        self.completion_tokens += made.completion_tokens or 0
+        real = cost(self._price, made.prompt_tokens, made.completion_tokens)
+        if real is None:
+            self.unknown += 1
+        else:
+            self.spent += real

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from domainbed_reasoning.annotate.cost import Budget
 from domainbed_reasoning.annotate.teacher import Answer, Request, TeacherError
 
 # Requests that wait this long for others are sent as a smaller batch.
@@ -48,8 +49,14 @@ class LocalTeacher:
         self._timer: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Task[None]] = set()
 
-    async def answer(self, request: Request) -> Answer:
+    async def answer(self, request: Request, budget: Budget) -> Answer:
         """Return the model's answer; see `Teacher.answer`."""
+        async with budget.attempt() as made:
+            answer = await self._answer(request)
+            made.prompt_tokens, made.completion_tokens = answer.prompt_tokens, answer.completion_tokens
+        return answer
+
+    async def _answer(self, request: Request) -> Answer:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((request, future))

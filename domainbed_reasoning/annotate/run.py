@@ -31,13 +31,10 @@ from domainbed_reasoning.annotate.teacher import (
 )
 from domainbed_reasoning.catalog import Picture
 from domainbed_reasoning.image_files import truncated_images_refused
-from domainbed_reasoning.store import ACCEPTED, REJECTED, ChainWriter, Record
+from domainbed_reasoning.store import ACCEPTED, REJECTED, ChainFileError, ChainWriter, Record
 
 # A candidate this long is no chain; the store keeps its beginning.
 _MAX_CHARACTERS = 100_000
-
-# How often a request that only fits the budget once others turn out cheaper looks again.
-_BUDGET_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -65,11 +62,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """An image that needs a chain: ``asked`` candidates were drawn and rejected already."""
+    """An image that needs a chain.
+
+    Attributes:
+        picture: the image.
+        label: index of its class.
+        asked: candidates that were drawn and rejected already, as far as they count.
+        first: number of the next attempt, so that no seed is asked for again.
+    """
 
     picture: Picture
     label: int
     asked: int = 0
+    first: int = 0
 
 
 @dataclass
@@ -84,10 +89,14 @@ class Summary:
         exhausted: images whose candidates were all rejected.
         prompt_tokens: in all.
         completion_tokens: in all.
-        dollars: in all; candidates of unknown cost count nothing.
+        dollars: in all; what is of unknown cost counts nothing.
         unpriced: candidates whose cost is not known.
+        unknown: requests, candidates among them, that may have been billed at a cost that nobody reported.
+        unknown_dollars: what they cost at most, as far as can be known.
+        unsaved: candidates that could not be written.
         seconds: of the run.
         stopped: why the run ended early, empty if it did not.
+        failed: what ended the run, if a fault did.
     """
 
     accepted: int = 0
@@ -99,8 +108,12 @@ class Summary:
     completion_tokens: int = 0
     dollars: float = 0.0
     unpriced: int = 0
+    unknown: int = 0
+    unknown_dollars: float = 0.0
+    unsaved: int = 0
     seconds: float = 0.0
     stopped: str = ""
+    failed: str = ""
 
 
 def plan(
@@ -111,6 +124,7 @@ def plan(
     prompt_version: str,
     candidates: int,
     limit: int | None = None,
+    max_tokens: int = 0,
 ) -> list[Job]:
     """Return the images that need a chain, shuffled within rounds of one image a domain and class.
 
@@ -126,21 +140,30 @@ def plan(
         candidates: drawn of an image at most.
         limit: at most so many images with an accepted or exhausted result in all, counting those that are done; None:
             all.
+        max_tokens: of an answer; a candidate that was cut at fewer does not count against the candidates.
     """
     done: set[str] = set()
     asked: Counter[str] = Counter()
+    first: Counter[str] = Counter()
     for record in records:
         if record.get("verdict", ACCEPTED) == ACCEPTED:
             done.add(record["image"])
         elif record.get("teacher") == teacher and record.get("prompt_version") == prompt_version:
-            asked[record["image"]] += 1
+            first[record["image"]] += 1
+            asked[record["image"]] += not _was_cut_below(record, max_tokens)
     labels = {name: index for index, name in enumerate(classes)}
     ordered = list(_interleaved(pictures))[:limit]
     return [
-        Job(picture, labels[picture.label], asked[picture.path])
+        Job(picture, labels[picture.label], asked[picture.path], first[picture.path])
         for picture in ordered
         if picture.path not in done and asked[picture.path] < candidates
     ]
+
+
+def _was_cut_below(record: Mapping[str, Any], max_tokens: int) -> bool:
+    """Return whether a rejected candidate ran into a smaller limit of tokens than ``max_tokens``."""
+    limit = (record.get("sampling") or {}).get("max_tokens")
+    return record.get("rule") == "cut" and isinstance(limit, int) and limit < max_tokens
 
 
 def _interleaved(pictures: Sequence[Picture]) -> Iterator[Picture]:
@@ -190,13 +213,15 @@ class Annotation:
         self._budget = budget
         self._on_record = on_record
         self._failures_in_a_row = 0
+        self._unwritten: OSError | ChainFileError | None = None
 
     async def run(self, jobs: Iterable[Job]) -> Summary:
         """Work through the jobs and return the summary; interrupted (Ctrl-C), finish what is under way first.
 
         Raises:
             TeacherError: if the teacher cannot be used; what was answered is kept.
-            OSError: if the chain file cannot be written.
+            ChainFileError: if the chain file was deleted, replaced or cut short meanwhile.
+            OSError: if it cannot be written.
         """
         began = time.monotonic()
         waiting = iter(jobs)
@@ -210,15 +235,29 @@ class Annotation:
             raise errors.exceptions[0] from None
         finally:
             self.summary.seconds = time.monotonic() - began
+            self._account()
             await self._teacher.close()
             self._writer.sync()
+        if self._unwritten is not None:
+            raise self._unwritten
         return self.summary
+
+    def _stop(self, why: str) -> None:
+        """Let what is under way end, and nothing begin."""
+        self.summary.stopped = self.summary.stopped or why
+        self._budget.end()
+
+    def _account(self) -> None:
+        summary, budget = self.summary, self._budget
+        summary.prompt_tokens, summary.completion_tokens = budget.prompt_tokens, budget.completion_tokens
+        summary.dollars = budget.spent
+        summary.unknown, summary.unknown_dollars = budget.unknown, budget.unknown_dollars
 
     def _listen_for_interrupt(self) -> None:
         loop = asyncio.get_running_loop()
 
         def interrupted() -> None:
-            self.summary.stopped = "interrupted"
+            self._stop("interrupted")
             loop.remove_signal_handler(signal.SIGINT)
 
         # Not in the main thread, or on Windows: there Ctrl-C ends the run at once, and no answer that came is lost.
@@ -241,12 +280,13 @@ class Annotation:
                 self._failures_in_a_row += 1
                 if self._failures_in_a_row >= max(10, 2 * self._teacher.concurrency):
                     raise TeacherError(
-                        f"{self._failures_in_a_row} images in a row had no answer; the last fault: {error}"
+                        f"{self._failures_in_a_row} images in a row had no answer from "
+                        f"{self._teacher.endpoint or self._teacher.name}; the last fault: {error}"
                     ) from error
 
     async def _draw(self, job: Job, image: bytes, sha256: str) -> None:
         """Draw candidates until one is accepted, none is left, or the budget is spent."""
-        for attempt in range(job.asked, self._settings.candidates):
+        for attempt in range(job.first, job.first + self._settings.candidates - job.asked):
             if self.summary.stopped:
                 return
             request = Request(
@@ -264,18 +304,13 @@ class Annotation:
 
     async def _ask(self, job: Job, attempt: int, request: Request, sha256: str) -> bool:
         """Ask once, judge and append; return whether the candidate was accepted."""
-        dearest = self._dearest(request)
-        while not self._budget.reserve(dearest):
-            if not self._budget.may_wait():
-                self.summary.stopped = "the limit of --max-cost or --max-requests is reached"
-                return False
-            await asyncio.sleep(_BUDGET_POLL_SECONDS)
-        paid: float | None = None
         try:
-            answer = await self._teacher.answer(request)
-            paid = cost.cost(self._settings.price, answer.prompt_tokens, answer.completion_tokens)
-        finally:
-            self._budget.settle(dearest, paid)
+            self._budget.begin_request()
+            answer = await self._teacher.answer(request, self._budget)
+        except cost.BudgetSpent as spent:
+            self._stop(str(spent))
+            return False
+        paid = cost.cost(self._settings.price, answer.prompt_tokens, answer.completion_tokens)
         self._failures_in_a_row = 0
         # What is judged is what is kept: the end of an overlong chain must not decide.
         text = answer.text[:_MAX_CHARACTERS]
@@ -284,16 +319,16 @@ class Annotation:
         record["verdict"] = ACCEPTED if verdict.accepted else REJECTED
         if not verdict.accepted:
             record |= {"rule": verdict.rule, "reason": make_printable(verdict.reason)}
-        self._writer.append(record)
+        try:
+            self._writer.append(record)
+        except (OSError, ChainFileError) as error:  # other answers are under way, and may yet be saved
+            self._unwritten = self._unwritten or error
+            self._stop("the chain file cannot be written")
+            if isinstance(error, OSError):
+                self.summary.unsaved += 1
+                return False
         self._count(record)
         return verdict.accepted
-
-    def _dearest(self, request: Request) -> float | None:
-        """Return what the request costs if every token of the answer is used."""
-        model = self._teacher.name.partition(":")[2]
-        # 768 is the longest edge that is sent; twice the text, for the guess of four characters a token may be too low.
-        prompt_tokens = cost.image_tokens(model, 768, 768) + 2 * cost.text_tokens(request.question)
-        return cost.cost(self._settings.price, prompt_tokens, request.max_tokens)
 
     def _record(
         self, job: Job, attempt: int, request: Request, sha256: str, answer: Answer, paid: float | None
@@ -311,10 +346,9 @@ class Annotation:
             "model": make_printable(answer.model[:200]),
             "prompt_version": self._settings.prompt_version,
             "sampling": {
-                "temperature": request.temperature,
-                "top_p": request.top_p,
-                "max_tokens": request.max_tokens,
-                "seed": request.seed,
+                name: getattr(request, name)
+                for name in ("temperature", "top_p", "max_tokens", "seed")
+                if name not in answer.omitted
             },
             "sha256": sha256,
             "label_conditioned": False,
@@ -331,8 +365,6 @@ class Annotation:
             summary.accepted += 1
         else:
             summary.rejected[record["rule"]] += 1
-        summary.prompt_tokens += record["usage"].get("prompt_tokens", 0)
-        summary.completion_tokens += record["usage"].get("completion_tokens", 0)
-        summary.dollars += record["usage"].get("dollars", 0.0)
+        self._account()
         summary.unpriced += "dollars" not in record["usage"]
         self._on_record(record, summary)

@@ -12,8 +12,9 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from domainbed_reasoning.annotate.cost import Budget
 from domainbed_reasoning.chains import STAGES
 from domainbed_reasoning.image_files import read_rgb
 from domainbed_reasoning.prompts import PROMPT_VERSION, q_reason
@@ -63,6 +64,7 @@ class Answer:
         completion_tokens: likewise.
         seconds: from question to answer.
         model: what answered, as it names itself (GPT-4o names its snapshot).
+        omitted: settings of the request, by their names in `Request`, that were not sent.
     """
 
     text: str
@@ -72,6 +74,7 @@ class Answer:
     completion_tokens: int | None = None
     seconds: float = 0.0
     model: str = ""
+    omitted: tuple[str, ...] = ()
 
 
 class TeacherError(RuntimeError):
@@ -87,16 +90,23 @@ class Teacher(Protocol):
 
     Attributes:
         name: written into every record, for instance ``openai:gpt-4o``.
+        endpoint: of its server; empty where it is none.
         concurrency: requests under way at a time.
     """
 
     name: str
+    endpoint: str
     concurrency: int
 
-    async def answer(self, request: Request) -> Answer:
+    async def answer(self, request: Request, budget: Budget) -> Answer:
         """Return the answer.
 
+        Args:
+            request: what is asked.
+            budget: every attempt, retries included, is reserved with it and settled.
+
         Raises:
+            BudgetSpent: the budget has no room for a further attempt.
             NoAnswer: none could be had for this request.
             TeacherError: none can be had at all.
         """
@@ -136,8 +146,3 @@ def read_picture(path: Path) -> tuple[bytes, str]:
 def seed_of(image: bytes, attempt: int) -> int:
     """Return the seed of an attempt, in [0, 2**31)."""
     return int.from_bytes(hashlib.sha256(image + bytes([attempt & 255])).digest()[:4], "big") >> 1
-
-
-def redact(text: Any, secret: str) -> str:
-    """Return ``text`` without the key, should a server have echoed it."""
-    return str(text).replace(secret, "[key]") if len(secret) > 3 else str(text)

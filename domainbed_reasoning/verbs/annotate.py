@@ -9,12 +9,20 @@ import sys
 from collections.abc import Sequence
 
 from domainbed_reasoning.annotate import cost
+from domainbed_reasoning.annotate.parameters import OMITTABLE
 from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, RULES, Rules
 from domainbed_reasoning.annotate.run import Annotation, Job, Settings, Summary, plan
-from domainbed_reasoning.annotate.teacher import TEACHER_PROMPT_VERSION, Teacher, q_teacher, read_picture
+from domainbed_reasoning.annotate.teacher import (
+    MAX_EDGE,
+    TEACHER_PROMPT_VERSION,
+    Teacher,
+    TeacherError,
+    q_teacher,
+    read_picture,
+)
 from domainbed_reasoning.catalog import OnDisk
 from domainbed_reasoning.prompts import PROMPT_VERSION, q_reason
-from domainbed_reasoning.store import ChainWriter, Record, read_records
+from domainbed_reasoning.store import ChainFileError, ChainWriter, Record, read_records
 from domainbed_reasoning.verbs import arguments
 from domainbed_reasoning.verbs.arguments import counted
 
@@ -30,8 +38,8 @@ _EXAMPLES = """\
   domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher hf:OpenGVLab/InternVL3-8B-hf --batch 32
   domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher self:tiny
 
-The exit code is 0 when every image has a chain or no candidate left, 1 when images could not be read or had no answer,
-3 when the run ended early (a limit, Ctrl-C).
+The exit code is 0 when every image has a chain or no candidate left, 1 when images could not be read or had no answer
+or the teacher or the chain file failed, 3 when the run ended early (a limit, Ctrl-C).
 
 rules of rejection, the first that is broken counts:
 """ + "\n".join(f"  {rule:<19} {meaning}" for rule, meaning in RULES.items())
@@ -55,12 +63,24 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max-tokens", type=int, default=768, help="of an answer (default: %(default)s)")
     add("--concurrency", type=int, default=8, help="requests under way at a time (default: %(default)s)")
     add("--rpm", type=float, help="at most so many requests a minute")
+    add(
+        "--omit-parameter",
+        action="append",
+        default=[],
+        choices=OMITTABLE,
+        help="not sent to the server; repeatable (one that a server refuses by name is left out by itself)",
+    )
     add("--timeout", type=float, default=120.0, help="seconds until a request is given up (default: %(default)s)")
     add("--retries", type=int, default=6, help="of a request after faults that may pass (default: %(default)s)")
     add("--batch", type=int, default=16, help="images at a time of a local model (default: %(default)s)")
     add("--quantize", choices=("none", "nf4", "int8"), default="none", help="of a local model")
     add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars per million tokens")
-    add("--max-cost", type=float, help="dollars this run may cost at most")
+    add(
+        "--max-cost",
+        type=float,
+        help="dollars this run may cost at most, requests of unknown cost counted at their dearest; only a server that "
+        "bills a request for more tokens than any before it can exceed it",
+    )
     add("--max-requests", type=int, help="candidates this run may ask for at most (retries after faults not counted)")
     add("--limit", type=int, help="only so many images, balanced over domains and classes; those that are done count")
     add("--dry-run", action="store_true", help="say what is to be done and what it will cost, and stop")
@@ -97,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings.prompt_version,
         given.candidates,
         given.limit,
+        given.max_tokens,
     )
     if given.dry_run:
         print(forecast(given, settings, jobs, records, on_disk))
@@ -105,12 +126,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_nothing(given, on_disk))
         return 0
     teacher = _teacher(given)  # before the chain file, of which nothing is left where there is no such teacher
-    with ChainWriter(given.chains) as writer:
+    budget = _budget(given, settings, records)
+    with ChainWriter(given.chains, leave_empty=False) as writer:
         if writer.cut_bytes:
             print(f"{given.chains}: cut off {writer.cut_bytes} bytes of a torn last line.", file=sys.stderr)
-        summary = _annotate(given, teacher, settings, rules, jobs, writer, on_disk)
-    print(arguments.printable(report(summary, len(jobs))))
-    print(f"Chains: {given.chains}. `domainbed-reasoning browse` with the same --dataset and --data_dir shows them.")
+        summary = _annotate(given, teacher, settings, rules, budget, jobs, writer, on_disk)
+    has_candidates = bool(summary.accepted or summary.rejected)
+    if has_candidates or summary.unknown or not summary.failed:
+        print(arguments.printable(report(summary, len(jobs))))
+    if summary.failed:
+        print(arguments.printable(summary.failed), file=sys.stderr)
+        return 1
+    if has_candidates:
+        print(f"Chains: {writer.path}. `domainbed-reasoning browse` with the same --dataset and --data_dir shows them.")
     return 3 if summary.stopped else 1 if summary.unanswered or summary.unreadable else 0
 
 
@@ -133,6 +161,10 @@ def _check(given: argparse.Namespace) -> None:
     for name in ("rpm", "limit", "max_requests", "max_cost"):
         if getattr(given, name) is not None and getattr(given, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} must be more than 0, not {getattr(given, name)}.")
+    if given.max_cost is not None and "max_tokens" in given.omit_parameter:
+        raise ValueError(
+            "--omit-parameter max_tokens leaves the cost of an answer without a bound: not with --max-cost."
+        )
     if given.max_words < max(1, given.min_words):
         raise ValueError(f"--max-words must be {max(1, given.min_words)} (--min-words) or more, not {given.max_words}.")
     if not 0 < given.top_p <= 1:
@@ -144,6 +176,20 @@ def _records(given: argparse.Namespace) -> list[Record]:
         return []
     # The texts are not needed: at 100,000 candidates they would be most of the memory.
     return [{**record, "chain": ""} for _, record in read_records(given.chains, repair=True)]
+
+
+def _budget(given: argparse.Namespace, settings: Settings, records: Sequence[Record]) -> cost.Budget:
+    """Return the run's budget, its reservations as large as what the teacher has counted in earlier runs."""
+    model = given.teacher.partition(":")[2]
+    tokens = cost.request_tokens(model, settings.question, MAX_EDGE)
+    budget = cost.Budget(settings.price, tokens, given.max_tokens, given.max_cost, given.max_requests)
+    for record in records:
+        if record.get("teacher") == given.teacher and record.get("prompt_version") == settings.prompt_version:
+            usage, limit = record.get("usage") or {}, (record.get("sampling") or {}).get("max_tokens")
+            answer = usage.get("completion_tokens", 0)
+            if "prompt_tokens" in usage:
+                budget.observe(usage["prompt_tokens"], answer if limit is not None and answer > limit else 0)
+    return budget
 
 
 def _teacher(given: argparse.Namespace) -> Teacher:
@@ -159,10 +205,19 @@ def _teacher(given: argparse.Namespace) -> Teacher:
             timeout=given.timeout,
             retries=given.retries,
             requests_per_minute=given.rpm,
+            omitted=given.omit_parameter,
+            needs_limit=given.max_cost is not None,
+            tell=_tell,
         )
     from domainbed_reasoning.annotate.local_teacher import LocalTeacher
 
     return LocalTeacher(model, batch=given.batch, kind=kind, quantize=given.quantize)
+
+
+def _tell(message: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(arguments.printable(message), file=sys.stderr)
 
 
 def _annotate(
@@ -170,27 +225,36 @@ def _annotate(
     teacher: Teacher,
     settings: Settings,
     rules: Rules,
+    budget: cost.Budget,
     jobs: Sequence[Job],
     writer: ChainWriter,
     on_disk: OnDisk,
 ) -> Summary:
     from tqdm import tqdm
 
-    finished: set[str] = set()
     with tqdm(total=len(jobs), unit="image", smoothing=0.05, file=sys.stderr, dynamic_ncols=True) as bar:
 
         def on_record(record: Record, summary: Summary) -> None:
-            if record["verdict"] == "accepted" or record["attempt"] + 1 >= settings.candidates:
-                finished.add(record["image"])
-            bar.n = len(finished)
+            bar.n = summary.accepted + summary.exhausted
             asked = summary.accepted + summary.rejected.total()
             money = f", ${summary.dollars:.2f}" if settings.price and any(settings.price) else ""
             bar.set_postfix_str(f"{summary.accepted}/{asked} accepted{money}", refresh=False)
             bar.update(0)
 
-        budget = cost.Budget(given.max_cost, given.max_requests)
         run = Annotation(on_disk.root, teacher, writer, rules, settings, budget, on_record)
-        return asyncio.run(run.run(jobs))
+        try:
+            asyncio.run(run.run(jobs))
+        except OSError as error:
+            saved = counted(run.summary.accepted + run.summary.rejected.total(), "candidate")
+            run.summary.failed = (
+                f"{writer.path} cannot be written ({error.strerror or error}). It holds {saved} of this run, whole; "
+                f"{counted(run.summary.unsaved, 'answer')} could not be saved. Make room and start the same command "
+                "again, which goes on from there."
+            )
+        except (TeacherError, ChainFileError) as error:
+            run.summary.failed = str(error)
+        bar.n = run.summary.accepted + run.summary.exhausted
+        return run.summary
 
 
 def forecast(
@@ -248,7 +312,8 @@ def report(summary: Summary, jobs: int) -> str:
     """Return what a run did, in words."""
     asked = summary.accepted + summary.rejected.total()
     rate = 3600 * asked / summary.seconds if summary.seconds else 0.0
-    money = f"${summary.dollars:.4f}" if asked > summary.unpriced or not asked else "cost unknown"
+    known = asked > summary.unpriced or not (asked or summary.unknown) or summary.dollars > 0
+    money = f"${summary.dollars:.4f}" if known else "cost unknown"
     if 0 < summary.unpriced < asked:
         money += f" without {summary.unpriced:,} of unknown cost"
     lines = [
@@ -256,10 +321,21 @@ def report(summary: Summary, jobs: int) -> str:
         f"{summary.seconds:,.0f} s ({rate:,.0f} an hour); {summary.prompt_tokens:,} tokens in, "
         f"{summary.completion_tokens:,} out, {money}."
     ]
+    if summary.unknown_dollars:
+        lines.append(
+            f"{counted(summary.unknown, 'request')} without a report of tokens (time-outs, broken answers) may have "
+            f"cost up to ${summary.unknown_dollars:.4f} more; --max-cost counts that in."
+        )
     lines += [f"  rejected {count:>6,}  {rule}" for rule, count in summary.rejected.most_common()]
     if summary.exhausted:
         have = "has" if summary.exhausted == 1 else "have"
-        lines.append(f"{counted(summary.exhausted, 'image')} {have} no candidate left; more: a larger --candidates.")
+        more = "" if summary.rejected["cut"] == summary.rejected.total() else "; more: a larger --candidates"
+        lines.append(f"{counted(summary.exhausted, 'image')} {have} no candidate left{more}.")
+    if summary.rejected["cut"]:
+        lines.append(
+            f"{counted(summary.rejected['cut'], 'candidate')} cut at --max-tokens. Rerun with a larger --max-tokens: "
+            "cut candidates then do not count against --candidates."
+        )
     for title, images in (("could not be read", summary.unreadable), ("had no answer", summary.unanswered)):
         if images:
             first = "".join(f"\n  {image}: {fault}" for image, fault in list(images.items())[:5])

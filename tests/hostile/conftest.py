@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
@@ -29,6 +30,7 @@ class Liar:
 
     def __init__(self, misbehave: Callable[[socket.socket], None], certificate: Path | None = None):
         self.requests: list[bytes] = []
+        self.request = threading.local()
         self._misbehave = misbehave
         self._context = None
         if certificate is not None:
@@ -38,6 +40,10 @@ class Liar:
         self.port = self._socket.getsockname()[1]
         self.ended = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def bodies(self) -> list[Any]:
+        """Return the JSON bodies that were received."""
+        return [json.loads(request.partition(b"\r\n\r\n")[2]) for request in self.requests]
 
     @property
     def url(self) -> str:
@@ -70,6 +76,7 @@ class Liar:
                     return
                 body += part
             self.requests.append(head + b"\r\n\r\n" + body)
+            self.request.body = body
             self._misbehave(connection)
         except OSError:  # the client has hung up, as it should
             pass
@@ -93,6 +100,31 @@ def liar() -> Iterator[Callable[..., Liar]]:
     yield start
     for server in running:
         server.close()
+
+
+Script = Callable[[dict[str, Any]], "tuple[int, Any] | None"]
+
+
+@pytest.fixture
+def scripted(liar: Any) -> Callable[[Script], Liar]:
+    """``scripted(script)`` starts a server that sends what ``script(request)`` returns: a status and a JSON value.
+
+    None hangs up.
+    """
+
+    def start(script: Script) -> Liar:
+        def answer(connection: socket.socket) -> None:
+            reply = script(json.loads(server.request.body))
+            if reply is None:
+                return
+            data = json.dumps(reply[1]).encode()
+            head = f"HTTP/1.1 {reply[0]} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+            connection.sendall(head.encode() + b"Connection: close\r\n\r\n" + data)
+
+        server: Liar = liar(answer)
+        return server
+
+    return start
 
 
 @pytest.fixture

@@ -25,12 +25,13 @@ OURS = "sk-planted-a9f3e1c07b"
 PLANTED = {
     "OPENAI_API_KEY": OURS,
     "OPENAI_ORG_ID": "org-planted-4410",
+    "OPENAI_PROJECT_ID": "proj-planted-0093",
     "HF_TOKEN": "hf_planted_55aa90",
     "AWS_SECRET_ACCESS_KEY": "aws-planted-90d1",
     "WANDB_API_KEY": "wandb-planted-77",
     "GITHUB_TOKEN": "ghp_planted_31",
 }
-SECRETS = [value for name, value in PLANTED.items() if name != "OPENAI_ORG_ID"]
+SECRETS = [*PLANTED.values()]
 
 
 def found_in(folder: Path) -> list[str]:

@@ -31,7 +31,7 @@ Misbehave = Callable[[socket.socket], None]
 def reply(body: bytes, kind: str = "application/json", status: str = "200 OK", **headers: str) -> bytes:
     lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 
 def says(body: Any, **more: str) -> Misbehave:
@@ -84,7 +84,7 @@ SERVERS: dict[str, tuple[Misbehave, Any]] = {
     "tokens without end": (completion(usage={"prompt_tokens": 10**400, "completion_tokens": 3}), "ok"),
     "tokens below zero": (completion(usage={"prompt_tokens": -5, "completion_tokens": True}), "ok"),
     "tokens as text": (completion(usage={"prompt_tokens": "many", "completion_tokens": [1]}), "ok"),
-    "usage as a list": (completion(usage=[1, 2]), (NoAnswer, "no chat completion")),
+    "usage as a list": (completion(usage=[1, 2]), "ok"),
     "a model without end": (completion(model="x" * 1_000_000), "ok"),
     "a model that is an object": (completion(model={"a": 1}), "ok"),
     "finish as an object": (message("ok", finish_reason={"a": 1}), "ok"),
@@ -139,6 +139,65 @@ SERVERS: dict[str, tuple[Misbehave, Any]] = {
         (NoAnswer, "429"),
     ),
     "a wait of nonsense": (says(b"{}", status="429 S", Retry_After="\xff,;"), (NoAnswer, "HTTP 429")),
+    "a wait until a year without end": (
+        says(b"{}", status="503 S", Retry_After="Mon, 01 Jan 99999999999999 00:00:00 GMT"),
+        (NoAnswer, "HTTP 503"),
+    ),
+    "a wait until the year 0": (
+        says(b"{}", status="503 S", Retry_After="Mon, 01 Jan 0000 00:00:00 +99999999999999"),
+        (NoAnswer, "HTTP 503"),
+    ),
+    "a wait of minus infinity": (says(b"{}", status="429 S", Retry_After="-inf"), (NoAnswer, "HTTP 429")),
+    "a wait of 400 digits": (says(b"{}", status="429 S", Retry_After="9" * 400), (NoAnswer, "HTTP 429")),
+    "milliseconds of nothing": (
+        says(b"{}", status="429 S", retry_after_ms="e", Retry_After=""),
+        (NoAnswer, "HTTP 429"),
+    ),
+    **{
+        f"an error in the charset {name}": (
+            says({"error": {"message": "trouble"}}, kind=f"application/json; charset={name}", status="500 E"),
+            (NoAnswer, "HTTP 500: trouble"),
+        )
+        for name in (
+            "zlib",
+            "idna",
+            "undefined",
+            "hex",
+            "rot13",
+            "punycode",
+            "mbcs",
+            "unicode_escape",
+            "\xff",
+            "x" * 999,
+        )
+    },
+    "a shorter answer than its length": (
+        raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}"),
+        (NoAnswer, "Connection"),
+    ),
+    "a longer answer than its length": (
+        raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{}"),
+        (NoAnswer, "no chat completion"),
+    ),
+    "a length below zero": (raw(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}"), (NoAnswer, "Connection")),
+    "two lengths": (
+        raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}"),
+        (NoAnswer, "Connection"),
+    ),
+    "an unknown packing": (says(GOOD, Content_Encoding="\xff, nothing"), (NoAnswer, "packed as")),
+    "an error of an unknown packing": (says(b"x", status="500 E", Content_Encoding="zstd"), (NoAnswer, "packed as")),
+    "one endless header": (
+        endless(b"HTTP/1.1 200 OK\r\nX-A: ", b"y" * 65536),
+        (NoAnswer, "Connection"),
+    ),
+    "no content": (raw(b"HTTP/1.1 204 None\r\n\r\n"), (NoAnswer, "no chat completion")),
+    "another protocol": (raw(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n"), (NoAnswer, "Connection|HTTP|no chat")),
+    "a redirect to no address": (
+        says(b"", status="307 T", Location="http://[::1"),
+        ((NoAnswer, TeacherError), "Connection|redirects"),
+    ),
+    "an error nested without end": (says(DEEP, status="400 Bad"), (NoAnswer, "HTTP 400")),
+    "an error of lone surrogates": (says(b'{"error": {"message": "\\ud800"}}', status="500 E"), (NoAnswer, "HTTP 500")),
     "a date without a day": (says(b"{}", status="503 S", Retry_After="99 Foo 99999 99:99:99"), (NoAnswer, "HTTP 503")),
 }
 
