@@ -301,9 +301,8 @@ def _read_key(variable: str) -> str:
 
 def _without(answer: Answer, key: str) -> Answer:
     """Return the answer without the key, should the server have echoed it: it must not get into the chain file."""
-    return dataclasses.replace(
-        answer, text=redact(answer.text, key), finish=redact(answer.finish, key), model=redact(answer.model, key)
-    )
+    texts: dict[str, Any] = {name: redact(text, key) for name, text in vars(answer).items() if isinstance(text, str)}
+    return dataclasses.replace(answer, **texts)
 
 
 class _NotACompletion(ValueError):
