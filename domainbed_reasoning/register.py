@@ -267,9 +267,11 @@ def check_names(hparams: Iterable[str], algorithm: str) -> None:
     known = known_hparams()
     for name in hparams:
         if name not in known:
-            own = registry.load(registry.ALGORITHMS[algorithm]).HPARAMS if algorithm in registry.ALGORITHMS else known
-            near = registry.unknown(f"hparam of {algorithm}", name, known)
-            raise ValueError(f"{str(near).partition(' Available:')[0]} {algorithm} has: {', '.join(sorted(own))}.")
+            near = str(registry.unknown(f"hparam of {algorithm}", name, known)).partition(" Available:")[0]
+            if algorithm in registry.ALGORITHMS:
+                own = registry.load(registry.ALGORITHMS[algorithm]).HPARAMS
+                near += f" {algorithm} has: {', '.join(sorted(own))}."
+            raise ValueError(near)
 
 
 @functools.cache

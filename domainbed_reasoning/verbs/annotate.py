@@ -239,20 +239,6 @@ def _budget(given: argparse.Namespace, settings: Settings, records: Sequence[Rec
     return budget
 
 
-def _budget(given: argparse.Namespace, settings: Settings, records: Sequence[Record]) -> cost.Budget:
-    """Return the run's budget, its reservations as large as what the teacher has counted in earlier runs."""
-    model = given.teacher.partition(":")[2]
-    tokens = cost.request_tokens(model, settings.question, MAX_EDGE)
-    budget = cost.Budget(settings.price, tokens, given.max_tokens, given.max_cost, given.max_requests)
-    for record in records:
-        if record.get("teacher") == given.teacher and record.get("prompt_version") == settings.prompt_version:
-            usage, limit = record.get("usage") or {}, (record.get("sampling") or {}).get("max_tokens")
-            answer = usage.get("completion_tokens", 0)
-            if "prompt_tokens" in usage:
-                budget.observe(usage["prompt_tokens"], answer if limit is not None and answer > limit else 0)
-    return budget
-
-
 def _teacher(given: argparse.Namespace) -> Teacher:
     kind, _, model = given.teacher.partition(":")
     if kind == "openai":

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from domainbed_reasoning import catalog, custom, published, registry, upstream
+from domainbed_reasoning.allowed import check_values
 
 if TYPE_CHECKING:
     from domainbed_reasoning.costs import Hours, Memory
@@ -185,7 +186,9 @@ def _hparams(algorithm: Any, given: argparse.Namespace) -> dict[str, Any]:
     for name in changed:
         if name not in hparams:
             raise registry.unknown(f"hparam of {given.algorithm}", name, hparams)
-    return {**hparams, **changed, **({"model": given.model} if given.model else {})}
+    hparams |= {**changed, **({"model": given.model} if given.model else {})}
+    check_values(hparams, algorithm.HPARAMS)
+    return hparams
 
 
 def schedule_of(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int | None) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import catalog, published, registry
+from domainbed_reasoning.allowed import check_values
 from domainbed_reasoning.sweeps.stock import located, with_located
 from domainbed_reasoning.sweeps.study import (
     EMBEDDED,
@@ -204,6 +205,7 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
     if cls is None:
         return None
     data = published.DATA[registry.TWINS[dataset]]
+    check_values(settings.hparams_of(grid), cls.HPARAMS)
     hparams = {name: hparam.default for name, hparam in cls.HPARAMS.items()} | settings.hparams_of(grid)
     hours = costs.hours_of(
         _shape(hparams["model"], hparams["max_tiles"]),
