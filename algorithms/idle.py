@@ -6,7 +6,8 @@ from domainbed_reasoning.selflabel import SelfLabels
 from domainbed_reasoning.stages import Stage
 
 _CURE = (
-    "A longer supervised stage (mtct_epochs) or chains of another teacher give a model whose own chains name the class."
+    "Chains that are cut need a larger max_new_tokens; others a longer supervised stage (mtct_epochs) or better "
+    "teacher chains."
 )
 
 

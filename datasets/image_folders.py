@@ -216,7 +216,7 @@ def _check_classes(folders: Sequence[Any], root: pathlib.Path) -> None:
     first, names = folders[0], [composed(name) for name in folders[0].classes]
     for other in folders[1:]:
         if [composed(name) for name in other.classes] != names:
-            odd = sorted(map(ascii, set(other.classes) ^ set(first.classes)))
+            odd = sorted(ascii(name)[1:-1] for name in set(other.classes) ^ set(first.classes))
             raise ValueError(
                 f"{root}: the domains {pathlib.Path(first.root).name} and {pathlib.Path(other.root).name} have "
                 f"different class folders ({', '.join(odd)}); make them the same."

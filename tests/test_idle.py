@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from domainbed import algorithms, datasets, hparams_registry
 
+from domainbed_reasoning.collect import collect
 from domainbed_reasoning.samples import attach_task
 from domainbed_reasoning.stages import Schedule, Stage, plan_stages
 
@@ -50,3 +51,19 @@ def test_stages_that_steps_leave_out_are_named_before_training(capsys):
     type(algorithm)(dataset.input_shape, dataset.num_classes, 3, algorithm.hparams)
     said = capsys.readouterr().out
     assert "WARNING: MTCT: --steps 2 leaves SARR round 2, SARR round 3 without a step: training has 4 stages" in said
+
+
+def test_a_job_that_does_nothing_of_what_its_name_says_is_named_in_log_and_tables(domainbed_root, run_stock, tmp_path):
+    """Two steps for four stages, and chains of three tokens: no round keeps one, no answer names a class."""
+    job = tmp_path / "sweep" / ("a" * 32)
+    hparams = '{"batch_size": 2, "max_new_tokens": 3, "first_evaluation": 99, "both_answers": false, "resume": false}'
+    done = run_stock(
+        domainbed_root, "train", "--data_dir", tmp_path, "--dataset", "ShapesReasoning", "--algorithm", "RDMLDG",
+        "--test_envs", "3", "--steps", "2", "--hparams", hparams, "--output_dir", job, cwd=tmp_path,
+    )  # fmt: skip
+    said = [line for line in done.stdout.splitlines() if line.startswith("WARNING")]
+    assert "leaves SARR round 2, SARR round 3 without a step" in said[0]
+    assert "SARR round 1 (steps 1-1): kept 0.0%" in said[2] and "(100.0%)" in said[3]
+    problems = {problem["kind"]: problem["fault"] for problem in collect(job.parent).attrs["problems"]}
+    assert problems.keys() >= {"stages without steps", "nothing kept", "no class named"}
+    assert "SARR round 2, 3 of 3" in problems["stages without steps"]

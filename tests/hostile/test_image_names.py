@@ -82,7 +82,7 @@ def test_a_name_that_no_chain_file_can_hold_is_named_at_once(
         ("stats",),
         ("card", "--output", tmp_path / "card.md"),
         ("browse", "--output", tmp_path / "page.html"),
-        ("export", tmp_path / "out.jsonl", "--format", "messages"),
+        ("export", tmp_path / "out.json", "--format", "llava"),
         ("import", pacs / "PACS" / "reasoning.jsonl"),
     ):
         code, out, err = verb(command[0], *command[1:], *common)
@@ -103,7 +103,8 @@ def test_a_job_on_such_a_name_ends_before_training(
         "--test_envs", "3", "--steps", "1", "--hparams", '{"model": "tiny"}', "--output_dir", tmp_path / "out",
         cwd=tmp_path, check=False,
     )  # fmt: skip
-    assert done.returncode and "is not UTF-8. Rename it" in done.stderr and "caf\\udce9.png" in done.stderr
+    said = done.stdout + done.stderr  # the train script copies what it prints to out.txt
+    assert done.returncode and "is not UTF-8. Rename it" in said and "caf\\udce9.png" in said
     assert not (tmp_path / "out" / "results.jsonl").exists()
 
 
@@ -122,10 +123,11 @@ def test_chains_find_their_images_whatever_the_unicode_form(
     common = ("--dataset", "PACS", "--data_dir", pacs)
     assert "1 of 85 images have a chain" in verb("check", *common)[1]
     assert "are not in the dataset" not in verb("stats", *common)[1]
-    assert "1 chains written" in verb("export", tmp_path / "out.jsonl", "--format", "messages", *common)[1]
-    # Known already, so nothing is added; into an empty file the name goes as on disk.
-    assert "left out, the chain file has them" in verb("import", tmp_path / "out.jsonl", *common)[1]
-    assert verb("import", tmp_path / "out.jsonl", *common, "--chains", tmp_path / "new.jsonl")[0] == 0
+    assert "1 chains written" in verb("export", tmp_path / "out.json", "--format", "llava", *common)[1]
+    # The image has a chain already, under whichever name; into an empty file the name goes as on disk.
+    code, out, err = verb("import", tmp_path / "out.json", *common)
+    assert code == 0 and "rejected (second)" in out, err
+    assert verb("import", tmp_path / "out.json", *common, "--chains", tmp_path / "new.jsonl")[0] == 0
     assert json.loads((tmp_path / "new.jsonl").read_text("utf-8"))["image"] == f"photo/dog/{on_disk}.png"
 
 
@@ -187,8 +189,8 @@ def test_odd_names_that_can_be_written_down_are_taken(pacs: Path, verb: Any, tmp
         ("check", *common),
         ("stats", *common),
         ("browse", "--output", tmp_path / "page.html", *common),
-        ("export", tmp_path / "out.jsonl", "--format", "messages", *common),
-        ("import", tmp_path / "out.jsonl", *common),
+        ("export", tmp_path / "out.json", "--format", "llava", *common),
+        ("import", tmp_path / "out.json", *common),
     ):
         _, out, err = verb(*command)
         assert not any(char in out + err for char in "\x1b\u202e"), command
