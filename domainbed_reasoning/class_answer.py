@@ -29,7 +29,7 @@ _PICTURE = (
     r"(?:image|photo|photograph|picture|drawing|painting|sketch|illustration|scene|rendering|cartoon|artwork|figure)"
 )
 _PLACE = (
-    r"(?:(?: (?:shown|depicted|pictured|seen|visible|represented|portrayed|displayed))?"
+    r"(?:(?: (?:is )?(?:shown|depicted|pictured|seen|visible|represented|portrayed|displayed|present))?"
     rf" (?:in|of|on) (?:the|this|that) (?:given |provided )?{_PICTURE}| here)??"
 )
 _NOUN = (
@@ -41,13 +41,20 @@ _LEAD = (
     r"(?:(?:so|therefore|thus|hence|overall|finally|conclusion|in (?:conclusion|summary)|to (?:conclude|summarize)"
     r"|based on (?:this|the (?:above|analysis|evidence|reasoning|visible (?:parts|features))))[,:]? )??"
 )
+_IS = (
+    r" is:?| ?:| ?=>?| ?->| ?→| must be| is of| shows| depicts| contains| represents| belongs to"
+    r"| (?:is|can be) (?:best )?(?:identified|classified|categorized|labeled|described|recognized) as"
+)
 _SAYS = (
-    rf"(?:(?:(?:(?:the|this|my) )??{_NOUN}{_PLACE}(?: is:?| ?:| ?=>?| ?->| ?→| shows| depicts| contains)"
-    r"|(?:it|this|that)(?: is|'s)|there is"
-    r"|(?:i|we) (?:conclude|choose|pick|answer|select|see)(?: that)?(?: (?:it|this)(?: is|'s))?:?) "
+    rf"(?:(?:(?:(?:the|this|my) )??{_NOUN}{_PLACE}(?:{_IS})|(?:it|this|that)(?: is| must be|'s)|there is"
+    r"|(?:i|we) (?:would )?(?:conclude|choose|pick|answer|select|see)(?: that)?(?: (?:it|this)(?: is|'s))?:?) "
     r"(?:(?:clearly|definitely|certainly|indeed|therefore|thus|obviously|undoubtedly) )??)??"
 )
-_OF = rf"(?:(?:an? |the )?{_PICTURE} of )??"
+_OF = rf"(?:(?:an? |the )?{_PICTURE} of |(?:the )?(?:class|category|option|label):? )??"
+_TAIL = (
+    rf"(?: (?:class|category|option))??{_PLACE}"
+    r"(?: (?:from|among|of|in) the (?:given |provided |listed |available )?(?:options|list))??"
+)
 
 
 def read_class(answer: str, class_names: Sequence[str]) -> int | None:
@@ -80,7 +87,7 @@ def _frame(class_names: tuple[str, ...]) -> tuple[dict[str, int], re.Pattern[str
     plain = [_plain(name) for name in class_names]
     names = {name: index for index, name in enumerate(plain) if name and plain.count(name) == 1}
     either = "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)"
-    return names, re.compile(rf"{_LEAD}{_SAYS}{_OF}(?:(?:an?|the|one) )??(?P<name>{either}){_PLACE}")
+    return names, re.compile(rf"{_LEAD}{_SAYS}{_OF}(?:(?:an?|the|one) )??(?P<name>{either}){_TAIL}")
 
 
 def _plain(answer: str) -> str:

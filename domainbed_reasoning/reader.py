@@ -62,18 +62,20 @@ _LINE_END = r"[ \t]{0,9}(?=\r?\n|$)"
 _STAGE = rf"(?P<{{}}>{_NAME})[ \t]{{{{0,3}}}}"
 _HEADING = re.compile(
     r"^[ \t]{0,8}(?:>[ \t]?)?(?:"
-    rf"\#{{1,6}}[ \t]{{0,3}}[*_]{{0,3}}{_NUMBER}[*_]{{0,3}}{_STAGE.format('hashed')}(?:[:：.]?[*_]{{0,3}}[:：]?"
+    rf"\#{{1,6}}[ \t]{{0,3}}[*_]{{0,3}}{_NUMBER}[^\w\n<]{{0,6}}{_STAGE.format('hashed')}(?:[:：.]?[*_]{{0,3}}[:：]?"
     rf"\#{{0,6}}{_LINE_END}|[*_]{{0,3}}[:：][*_]{{0,3}})"
-    rf"|(?:[-*+•][ \t]{{1,3}})?{_NUMBER}[*_]{{2,3}}{_NUMBER}{_STAGE.format('bold')}(?:[:：.]?[*_]{{2,3}}{_LINE_END}"
-    rf"|[:：][*_]{{2,3}}|[*_]{{2,3}}[ \t]{{0,3}}[:：–—-])"
-    rf"|(?:[-*+•][ \t]{{1,3}})?{_NUMBER}{_STAGE.format('plain')}[:：])",
+    rf"|(?:[-*+•][ \t]{{1,3}})?{_NUMBER}[*_]{{1,3}}{_NUMBER}{_STAGE.format('bold')}(?:[:：.]?[*_]{{1,3}}{_LINE_END}"
+    rf"|[:：][*_]{{1,3}}|[*_]{{1,3}}[ \t]{{0,3}}[:：–—-])"
+    rf"|(?:[-*+•][ \t]{{1,3}})?{_NUMBER}{_STAGE.format('plain')}[:：]"
+    rf"|(?-i:{_STAGE.format('alone')}){_LINE_END})",
     re.IGNORECASE | re.MULTILINE,
 )
 _HEADING_OF_TAG = re.compile(
-    rf"(?:{_HEADING.pattern})(?=\s{{0,10}}<(?:(?P=hashed)|(?P=bold)|(?P=plain))>)", re.IGNORECASE | re.MULTILINE
+    rf"(?:{_HEADING.pattern})(?=\s{{0,10}}<(?:(?P=hashed)|(?P=bold)|(?P=plain)|(?P=alone))>)",
+    re.IGNORECASE | re.MULTILINE,
 )
-# Between two stages: list numbers and signs, no words.
-_SIGNS = re.compile(r"(?:[\W_]|\d{1,3}[.)])*")
+# Between two stages: list numbers, signs and HTML, no words.
+_SIGNS = re.compile(r"(?:</?(?:br|hr|p|div|answer|response|output|chain)\s?/?>|[\W_]|\d{1,3}[.)])*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ def _tags_from_headings(text: str) -> str:
     headings = list(_HEADING.finditer(text))
     parts = [text[: headings[0].start()]] if headings else [text]
     for heading, following in zip(headings, [*headings[1:], None], strict=False):
-        stage = (heading["hashed"] or heading["bold"] or heading["plain"]).upper()
+        stage = str(heading[str(heading.lastgroup)]).upper()
         content = text[heading.end() : following.start() if following else len(text)].strip()
         rest = ""
         if stage == STAGES[-1]:

@@ -29,6 +29,7 @@ from domainbed_reasoning.answering import answering_chains
 from domainbed_reasoning.chains import count_words
 from domainbed_reasoning.mllm import MLLM
 from domainbed_reasoning.randomness import own_randomness
+from domainbed_reasoning.reader import normalize
 from domainbed_reasoning.samples import SampleId
 from domainbed_reasoning.scoring import answers_from_chains
 from domainbed_reasoning.trained import read_job
@@ -170,7 +171,7 @@ def answer_both_ways(
         concluded = answers_from_chains(chains, names, exact)
         labels = mllm.class_scores(pixels, material.q_cls, names).argmax(1).tolist()
         true = [material.label(sample) for sample in part]
-        words += sum(map(count_words, chains))
+        words += sum(count_words(chain if exact else normalize(chain).text) for chain in chains)
         parsed += sum(answer is not None for answer in concluded)
         agree += sum(a == b for a, b in zip(concluded, labels, strict=True))
         by_chain += sum(a == b for a, b in zip(concluded, true, strict=True))

@@ -15,6 +15,9 @@ def text_of(message: Mapping[str, Any]) -> str | None:
     """Return a message's answer; None if it holds no text.
 
     Thoughts are left out where there is an answer beside them; where there is none they are the answer.
+
+    Raises:
+        TypeError: a part is neither a text nor an object.
     """
     content = _text(message.get("content"))
     if content is not None and content.strip():
@@ -28,6 +31,8 @@ def _text(content: Any) -> str | None:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
+        if not all(isinstance(part, str | dict) for part in content):
+            raise TypeError("a part of the content is neither a text nor an object")
         texts = [text for part in content if (text := _text(part)) is not None]
         return "".join(texts) if texts else None
     if isinstance(content, dict) and content.get("type") not in _THOUGHTS:

@@ -16,10 +16,10 @@ from domainbed_reasoning.store import ACCEPTED, Record, read_records, write_reco
 
 
 class _NothingChanged(Exception):
-    """Every record is as it was: the file need not be written."""
+    """The file need not be written."""
 
 
-def rejudge(path: Path, labels: Mapping[str, int], rules: Rules) -> Counter[tuple[str, str]]:
+def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = True) -> Counter[tuple[str, str]]:
     """Judge a chain file's candidates again, and write it anew, at once or not at all.
 
     Of an image at most one candidate stays accepted: the one that was if it passes, else the first that does.
@@ -28,6 +28,7 @@ def rejudge(path: Path, labels: Mapping[str, int], rules: Rules) -> Counter[tupl
         path: of the chain file.
         labels: class of every image of the dataset, by its path.
         rules: today's.
+        write: whether to write it, or to say only what would change.
 
     Returns:
         candidates by (what they were, what they are): a rule, or ``accepted``.
@@ -58,7 +59,7 @@ def rejudge(path: Path, labels: Mapping[str, int], rules: Rules) -> Counter[tupl
             became[_outcome(record), _outcome(new)] += 1
             changed |= new != record
             yield new
-        if not changed:
+        if not changed or not write:
             raise _NothingChanged
 
     try:

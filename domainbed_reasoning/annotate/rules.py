@@ -16,7 +16,7 @@ from typing import Any
 from domainbed_reasoning.chains import Chain, ChainError
 from domainbed_reasoning.class_answer import classes_in
 from domainbed_reasoning.contradiction import contradiction
-from domainbed_reasoning.reader import Reading, conclude, read_chain
+from domainbed_reasoning.reader import Normal, Reading, conclude, normalize, read_chain
 from domainbed_reasoning.record import ACCEPTED, REJECTED
 
 # In the order in which they are tried.
@@ -146,7 +146,8 @@ class Rules:
     def _why_unparsable(self, text: str, error: ChainError, finish: str) -> Verdict:
         if finish == "length":
             return _no("cut", f"the token limit was reached: {error}")
-        before_stages = text.partition("<SUMMARY>")[0]
+        normal = Normal(text) if self.exact else normalize(text)  # what a model thinks is no refusal
+        before_stages = normal.before or normal.text.partition("<SUMMARY>")[0]
         if _REFUSAL.search(before_stages[:300]):
             return _no("refusal", before_stages.strip()[:120])
         return _no(f"stage_{error.rule}", str(error))

@@ -168,13 +168,15 @@ def _rejudge(given: argparse.Namespace, rules: Rules, on_disk: OnDisk) -> int:
             f"{given.chains}: there is no such chain file, so there are no candidates to judge (--chains)."
         )
     labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
-    became = rejudge(given.chains, labels, rules)
+    became = rejudge(given.chains, labels, rules, write=not given.dry_run)
     changed = Counter({change: count for change, count in became.items() if change[0] != change[1]})
     print(f"{given.chains}: {counted(became.total(), 'candidate')} judged again, {changed.total():,} changed.")
     for (before, after), count in changed.most_common():
         print(arguments.printable(f"  {count:>7,}  {before} → {after}"))
     accepted = sum(count for (_, after), count in became.items() if after == ACCEPTED)
     print(f"{counted(accepted, 'image')} of {len(on_disk.pictures):,} {'has' if accepted == 1 else 'have'} a chain.")
+    if given.dry_run:
+        print("Nothing was written.")
     return 0 if accepted else 1
 
 

@@ -205,7 +205,10 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: OnDisk) -> list[str]
                 faults.append(f"{place}: a second accepted chain of {image!r}")
             verdict = rules.judge(record["chain"], labels[image] if record.get("verified", True) else None)
             if not verdict.accepted:
-                faults.append(f"{place}: accepted, but by the rule {verdict.rule!r} it is not: {verdict.reason}")
+                faults.append(
+                    f"{place}: accepted, but by the rule {verdict.rule!r} it is not: {verdict.reason}. "
+                    "`annotate --rejudge` mends its form or rejects it."
+                )
     share = len(accepted) / len(labels) if labels else 0.0
     print(
         f"  {path}: {candidates:,} candidates; {len(accepted):,} of {len(labels):,} images have a chain ({share:.1%})"

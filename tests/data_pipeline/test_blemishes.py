@@ -92,7 +92,7 @@ def test_an_answer_is_read_wherever_the_server_puts_it(
         ({"content": [{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "a"}]}, "a"),
         ({"content": [{"type": "output_text", "text": {"value": "a"}}]}, "a"),
         ({"content": {"text": "a"}}, "a"),
-        ({"content": [{"type": "image_url"}, None, 3]}, None),
+        ({"content": [{"type": "image_url"}]}, None),
         ({"content": None}, None),
         ({"content": ""}, ""),
         ({}, None),
@@ -100,6 +100,11 @@ def test_an_answer_is_read_wherever_the_server_puts_it(
 )
 def test_text_of_a_message(message: dict[str, Any], text: str | None) -> None:
     assert text_of(message) == text
+
+
+def test_a_part_that_is_no_part_is_refused() -> None:
+    with pytest.raises(TypeError):
+        text_of({"content": ["a", 7]})
 
 
 def test_thirty_rejections_without_an_acceptance_stop_the_run_with_an_example_and_the_cure(
@@ -147,6 +152,8 @@ def test_stored_candidates_are_judged_again_without_a_teacher(
     code, out, _ = verb(*arguments(toy, server.url, chains), "--exact", "--candidates", 1)
     assert code == 1 and load_chains(chains) == {}
     before, asked = lines_of(chains), len(server.events())
+    code, out, _ = verb(*where(toy, chains), "--rejudge", "--dry-run")
+    assert code == 0 and "Nothing was written." in out and lines_of(chains) == before
     code, out, _ = verb(*where(toy, chains), "--rejudge")
     accepted = load_chains(chains)
     assert code == 0 and len(server.events()) == asked

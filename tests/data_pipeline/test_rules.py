@@ -87,6 +87,8 @@ def test_words_around_the_stages_and_thoughts_do_not_make_a_chain_longer() -> No
 
 def test_a_refusal_before_a_chain_is_a_refusal_and_a_conclusion_under_a_heading_may_be_cut() -> None:
     assert RULE.judge("I'm sorry, but I cannot identify the image. " + GOOD, 1).rule == "refusal"
+    assert RULE.judge("<think>Hm.</think>I'm sorry, but I can't help with that.", 1).rule == "refusal"
+    assert RULE.judge("<think>I cannot see the tail.</think>A bobcat.", 1).rule == "stage_missing"
     headed = "\n".join(f"## {stage}\n{text}" for stage, text in vars(CLEAN).items())
     assert RULE.judge(headed, 1).accepted
     assert RULE.judge(headed, 1, finish="length").rule == "cut"
