@@ -53,7 +53,7 @@ def test_a_batch_larger_than_the_uda_split_is_refused_where_it_is_drawn():
         return lambda: dataset_of(batch_size=size, target_per_class=1)
 
     adapting = {"task": "domain_adaptation", "uda_holdout_fraction": 0.5}
-    with pytest.raises(ValueError, match=r"the uda split of domain 3 \(sketch\) has 3 images.*works is 3"):
+    with pytest.raises(ValueError, match=r"the uda split of domain 3 \(negative\) has 3 images.*works is 3"):
         job(build(4), **adapting)
     job(build(3), **adapting)
     job(build(4), uda_holdout_fraction=0.5)
