@@ -74,15 +74,19 @@ def _run_stock(root, module, *args, cwd, env=None, timeout=3600, check=True):
 
     Our package comes as it is installed; where it is not, a `sitecustomize` stands for the `.pth` file.
     """
-    path = [str(root)]
-    if not _hook_starts_by_itself():
-        path += [str(CHECKOUT / "tests" / "without_pth"), str(CHECKOUT)]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {}), "PYTHONPATH": os.pathsep.join(path)}
+    variables = _stock_environment(root) | (env or {})
     command = [sys.executable, "-m", f"domainbed.scripts.{module}", *map(str, args)]
     done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout)
     if check and done.returncode:
         pytest.fail(f"{' '.join(command)} ended with exit code {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def _stock_environment(root):
+    path = [str(root)]
+    if not _hook_starts_by_itself():
+        path += [str(CHECKOUT / "tests" / "without_pth"), str(CHECKOUT)]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)}
 
 
 _installed: list[bool] = []
@@ -102,3 +106,9 @@ def _hook_starts_by_itself() -> bool:
 def run_stock():
     """``run_stock(root, "train", "--dataset", …, cwd=…)`` runs a stock command in a process of its own."""
     return _run_stock
+
+
+@pytest.fixture(scope="session")
+def stock_environment():
+    """``stock_environment(root)`` is the environment of a stock command that takes the DomainBed in ``root``."""
+    return _stock_environment

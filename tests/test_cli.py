@@ -132,6 +132,27 @@ def test_a_reader_that_leaves_early_is_no_error_to_show():
     assert "BrokenPipe" not in said
 
 
+def test_doctor_looks_for_the_weights_that_baselines_download(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    fifty, eighteen = doctor.examine_backbones()
+    assert str(tmp_path / "hub" / "checkpoints") in fifty.cure and "resnet50-0676ba61.pth" in fifty.cure
+    assert "ERM" in fifty.what and not fifty.stops_training and "resnet18-f37072fd.pth" in eighteen.cure
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth").touch()
+    fifty, _ = doctor.examine_backbones()
+    assert not fifty.cure
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_ctrl_c_is_one_sentence_in_every_verb(verb, monkeypatch, capsys):
+    def interrupted(target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "load", interrupted)
+    assert cli.main([verb]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
 def test_doctor_names_a_package_that_is_newer_than_tried(monkeypatch):
     monkeypatch.setattr(doctor.metadata, "requires", lambda _: ["torch>=2"])
     monkeypatch.setattr(doctor, "TRIED", {"torch": "1.0"})

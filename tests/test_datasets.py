@@ -147,6 +147,17 @@ def test_a_chain_file_without_a_chain_of_a_source_domain_is_refused_by_what_lear
         build(pacs, algorithm, mtct_epochs=0)  # bootstrap
 
 
+@pytest.mark.parametrize("chains", [None, "nowhere.jsonl"])
+def test_without_a_chain_file_it_is_said_which_hparam_names_one_and_what_runs_at_once(pacs, chains):
+    (pacs / "PACS" / "reasoning.jsonl").unlink()
+    with pytest.raises(ValueError, match="there is no such file, and RDMLDG learns") as error:
+        build(pacs, "RDMLDG", chains=chains)
+    for word in ("the hparam 'chains'", "`domainbed-reasoning annotate`", "LabelSFT", "ShapesReasoning needs no data"):
+        assert word in str(error.value)
+    with pytest.raises(FileNotFoundError, match="ShapesReasoning needs no data"):
+        build(pacs / "elsewhere", "RDMLDG")
+
+
 def test_the_chain_file_can_lie_elsewhere(pacs, tmp_path):
     elsewhere = tmp_path / "mine.jsonl"
     (pacs / "PACS" / "reasoning.jsonl").rename(elsewhere)

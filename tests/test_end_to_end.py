@@ -2,6 +2,10 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -129,3 +133,21 @@ def test_what_cannot_be_run_ends_at_once_with_one_message(domainbed_root, run_st
     said = (done.stderr + done.stdout).strip()  # the train script tees its stderr to stdout
     assert re.search(message, said.splitlines()[-1]), said
     assert not (tmp_path / "job" / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
+def test_ctrl_c_ends_training_with_one_sentence(domainbed_root, stock_environment, tmp_path):
+    """The process ends by the signal, which a shell shows as exit code 130; so the job's own files say, too."""
+    arguments = ["--dataset", "ShapesReasoning", "--algorithm", "LabelSFT", "--test_envs", "3", "--steps", "10000"]
+    command = [sys.executable, "-m", "domainbed.scripts.train", *arguments, "--output_dir", "job"]
+    hparams = ["--hparams", json.dumps({"answer": "label", "both_answers": False, "batch_size": 2})]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen([*command, *hparams], cwd=tmp_path, env=stock_environment(domainbed_root), **output)
+    while not (tmp_path / "job" / "results.jsonl").exists() and child.poll() is None:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate()
+    assert child.returncode == -signal.SIGINT, err
+    # DomainBed prints standard error on standard output, and into err.txt.
+    assert out.endswith("\nInterrupted. The same command starts this job again, with the progress that is saved.\n")
+    assert "Traceback" not in out + err + (tmp_path / "job" / "err.txt").read_text()

@@ -40,6 +40,15 @@ def test_check_of_sound_data_finds_nothing(toy: Path, chains: Path, verb: Verb) 
     assert "6 candidates; 3 of 18 images have a chain (16.7%)" in out and "18 of 18 images can be decoded" in out
 
 
+def test_check_shows_the_question_and_which_folder_has_which_name_in_it(toy: Path, chains: Path, verb: Verb) -> None:
+    _, out, _ = verb("check", "--dataset", "Toy", "--data_dir", toy, "--no-images")
+    words = " ".join(out.split())
+    assert (
+        "question: What type of thing is in this photo? Choose from the following options: alarm clock, bike" in words
+    )
+    assert "class folders: Alarm_Clock → alarm clock, Bike → bike, Mug → mug" in words
+
+
 def test_check_names_every_fault(
     toy: Path, chains: Path, verb: Verb, chain_text: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,6 +161,41 @@ def test_an_mllm_gets_readable_names_the_subject_and_the_chains(
     assert (tmp_path / "out" / "done").exists()
     out = (tmp_path / "out" / "out.txt").read_text()
     assert "ToyReasoning, art: 3 of 9 images have a chain" in out
+    assert out.count("The model tiny has never seen a photograph") == 1
+
+
+def test_the_verbs_know_a_new_class_of_datasets_by_what_it_says(
+    toy: Path, verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CONTRIBUTING has it: one class, one line in the table of names; no TOML file, no entry in the catalogue."""
+    monkeypatch.delenv("DOMAINBED_REASONING_DATASETS")
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "new_dataset.py").write_text(
+        "from domainbed import datasets as stock\n"
+        "from domainbed_reasoning.datasets.image_folders import ReasoningImageFolder\n"
+        "class GadgetsReasoning(ReasoningImageFolder, stock.MultipleEnvironmentImageFolder):\n"
+        "    FOLDER, SUBJECT, ENVIRONMENTS = 'toy', 'gadget', ['A', 'P']\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    monkeypatch.setitem(registry.DATASETS, "GadgetsReasoning", "new_dataset:GadgetsReasoning")
+    for name in ("Gadgets", "GadgetsReasoning"):
+        code, out, err = verb("check", "--dataset", name, "--data_dir", toy)
+        assert code == 0 and "What type of gadget is in this photo?" in out and "18 of 18 images" in out, out + err
+    assert "Gadgets          toy/  2 domains, subject: gadget" in verb("check", "--list")[1]
+    code, out, err = verb("annotate", "--dataset", "Gadgets", "--data_dir", toy, "--teacher", "self:tiny", "--dry-run")
+    assert code == 0 and "18" in out, err
+    with pytest.raises(ValueError, match="Did you mean 'Gadgets'"):
+        find("Gadgetz")
+    with pytest.raises(ValueError, match="Unknown image-folder dataset 'ShapesReasoning'"):
+        find("ShapesReasoning")
+
+
+def test_plan_counts_a_dataset_of_the_users_own_on_disk(toy: Path, verb: Any) -> None:
+    for name in ("Toy", "ToyReasoning"):
+        code, out, _ = verb("plan", "--dataset", name, "--data_dir", toy, "--model", "tiny")
+        assert code == 0 and "RDMLDG on Toy (18 images, 2 domains, 3 classes)" in out
+    code, _, err = verb("plan", "--dataset", "Toy", "--model", "tiny")
+    assert code == 1 and "Give --data_dir, the folder that holds toy/" in err
 
 
 def test_the_catalogue_agrees_with_the_dataset_classes() -> None:

@@ -159,7 +159,7 @@ def test_the_verb_says_what_evaluation_costs_and_what_is_cheaper(capsys):
         assert part in said
 
 
-def test_the_verb_says_when_a_model_is_too_large_and_what_fits(capsys):
+def test_the_verb_says_when_a_model_is_too_large_and_what_fits(capsys, monkeypatch):
     """The least change that fits: smaller micro-batches for the 2B model, everything for the 8B one."""
     plan = ["plan", "--dataset", "PACSReasoning", "--gpu", "RTX 4090"]
     assert cli.main([*plan, "--model", "OpenGVLab/InternVL3-2B-hf"]) == 0
@@ -168,7 +168,17 @@ def test_the_verb_says_when_a_model_is_too_large_and_what_fits(capsys):
     said = capsys.readouterr().out
     changes = said.partition("It fits with --hparams '")[2].partition("'")[0]
     assert cli.main([*plan, "--hparams", changes]) == 0
-    assert "TOO LARGE" in said and "TOO LARGE" not in capsys.readouterr().out
+    fits = capsys.readouterr().out
+    assert "TOO LARGE" in said and "TOO LARGE" not in fits
+    # The hours are those of what fits, and say so; of what does not fit at all there are none.
+    assert said.partition("with these hyper-parameters\n\n")[2].split("cheaper")[0] in fits
+    assert "with these hyper-parameters" not in fits
+    monkeypatch.setitem(published.GPUS, "L4", published.Gpu(1, 121, 0.3e12))
+    assert cli.main([*plan, "--gpu", "L4"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "TOO LARGE for this GPU, whatever the hyper-parameters" in said and "hours" not in said and "sweep" not in said
+    )
 
 
 @pytest.mark.parametrize(

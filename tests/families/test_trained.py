@@ -1,6 +1,7 @@
 """What a job trained, loaded again: by DomainBed's checkpoint, by plain peft, by plain transformers, by `predict`."""
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -126,6 +127,10 @@ def test_predict_equals_the_algorithm_on_files(trained, job, files):
         torch.testing.assert_close(
             torch.tensor([prediction.scores[name] for name in names]), scores[row], rtol=1e-3, atol=1e-4
         )
+    one = Predictor(job, "label")
+    for image in (files[0], pathlib.Path(files[0])):
+        assert one(image) == by_label[0]
+    assert dataclasses.replace(one(Image.open(files[0])), image=files[0]) == by_label[0]
     both = Predictor(job, "both")(files)
     chains = trained.mllm.generate(pixels, trained.q_reason, 12)
     assert [prediction.chain for prediction in both] == chains

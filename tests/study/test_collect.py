@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -106,6 +107,35 @@ def test_mean_and_standard_error_over_trials(write_job):
     row = summarise(collect(write_job.folder)).iloc[0]
     assert row["trials"] == 2
     assert (row["accuracy"], row["accuracy_error"]) == pytest.approx((0.3, 0.0707), abs=1e-4)
+
+
+def test_the_error_of_a_single_trial_is_missing_unless_stocks_numbers_are_asked_for(write_job, tmp_path):
+    write_job("a", accs=(0.2,))
+    assert math.isnan(summarise(collect(write_job.folder)).iloc[0]["accuracy_error"])
+    assert summarise(collect(write_job.folder, as_stock=True)).iloc[0]["accuracy_error"] == 0
+    cells = tmp_path / "cells.csv"
+    assert cli.main(["collect", str(write_job.folder), "--format", "csv", "--output", str(cells)]) == 0
+    assert (
+        pd.read_csv(cells)["accuracy_error"].isna().all()
+        and "0.0" not in accuracy_tables(collect(write_job.folder))[0].rows[0]
+    )
+
+
+def test_latex_is_tables_to_include_and_no_document(write_job, capsys):
+    """Tabulars for booktabs alone, captions and what was left out as comments; hostile names stay in their line."""
+    write_job("one", accs=(0.25,))
+    write_job("died", trial=1, done=False)
+    assert cli.main(["collect", str(write_job.folder), "--format", "latex"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("%"))
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == 2
+    for word in ("documentclass", "usepackage", r"{document}", r"{table}", "adjustbox", "caption"):
+        assert word not in text
+    comments = [line for line in lines if line.startswith("%")]
+    assert any("Debug28: accuracy in the target domain" in line for line in comments)
+    assert any("incomplete: ERM on Debug28" in line for line in comments)
+    table = Table("two\nlines\\end", ("A",), (("1",),), "note\rmore")
+    assert latex(table).splitlines()[:4] == ["% two", "% lines\\end", "% note", "% more"]
 
 
 def test_a_job_that_died_is_named_with_its_last_words_and_left_out(write_job):
