@@ -102,7 +102,8 @@ def nasty_data(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "verb",
     [
-        ["check"], ["stats"], ["card"], ["browse", "--output", "p\x1b[31m.html"], ["annotate", "--chains", "c\x1b[31m.jsonl"],
+        ["check"], ["stats"], ["card"], ["browse", "--output", "p\x1b[31m.html"], 
+        ["annotate", "--chains", "c\x1b[31m.jsonl"],
         ["export", "\x1b[31m.jsonl", "--format", "jsonl"], ["import", "\x1b[31m"], ["stats", "--chains", "\x1b[31m"],
         ["collect", "\x1b[31m"], ["report", "\x1b[31m"], ["plan", "--algorithm", "\x1b[31m"], ["study", "\x1b[31m"],
         ["predict", "--job", "\x1b[31m", "x"], ["export", "--job", "\x1b[31m"], ["unfinished", "--clear", "\x1b[31m"],

@@ -53,9 +53,11 @@ def pipe(path):
 
 
 ODD = {
-    "gone": lambda path: path.unlink(missing_ok=True), "folder": folder_instead, "empty": write(b""), "{}": write(b"{}"),
+    "gone": lambda path: path.unlink(missing_ok=True), "folder": folder_instead, "empty": write(b""),
+    "{}": write(b"{}"),
     "[]": write(b"[]"), "null": write(b"null"), "number": write(b"5"), "NaN": write(b'{"env2": NaN, "step": NaN}'),
-    "text": write(b"no JSON"), "no UTF-8": write(b"\xff\xfe{}"), "NULs": write(b"\0" * 99), "deep": write(b"[" * 99_999),
+    "text": write(b"no JSON"), "no UTF-8": write(b"\xff\xfe{}"), "NULs": write(b"\0" * 99),
+    "deep": write(b"[" * 99_999),
     "dangling": link_instead("nowhere"), "circle": link_instead("task.json"), "digits": write(b"1" * 9999),
     "lists": write(b'{"env2": [1], "env2_in_acc": [1], "environment": {"out": 3}, "step": "x"}'),
     "zip": write(b"PK\x03\x04" + b"\0" * 50), "half a pair": write(b'{"env2": {"out": {"label": "\\ud800"}}}'),
@@ -68,7 +70,8 @@ PICKLES = {
     "list": [], "none": None, "no adapters": {"model_dict": {}}, "listed": {"model_dict": [1]},
     "number as a name": {"model_dict": {1: torch.zeros(8, 8)}}, "no tensor": {"model_dict": {"a": 1}},
     "stranger": {"model_dict": {"a.lora_A.default.weight": torch.zeros(8, 8)}},
-    "bytes as a name": {"model_dict": {b"x": torch.zeros(8, 8)}}, "integers": {"model_dict": {"a": torch.zeros(8, 8).int()}},
+    "bytes as a name": {"model_dict": {b"x": torch.zeros(8, 8)}},
+    "integers": {"model_dict": {"a": torch.zeros(8, 8).int()}},
 }  # fmt: skip
 
 
@@ -82,7 +85,7 @@ def said(capsys, *arguments):
     capsys.readouterr()
     code = cli.main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if line.strip()]
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith("Loading weights")]
     assert "\x1b" not in out + err and "Traceback" not in err
     assert code == 0 or (len(lines) == 1 and len(lines[0]) < 1000), err
     return code, err
@@ -147,3 +150,36 @@ def test_no_folder(capsys, tmp_path):
     (tmp_path / "circle").symlink_to("circle")
     for name in ("nowhere", "file", "circle", "a\nb\x1b[31m", "x" * 300):
         assert both(capsys, tmp_path / name, tmp_path)[:2] == (1, 1)
+
+
+def test_no_export_carries_the_folder_of_its_base_model(whole, capsys, tmp_path):
+    """Its own name instead, said once; another where one is asked for; the hub's where the folder says it."""
+    model = json.loads((whole / "task.json").read_text())["hparams"]["model"]
+    for more, name in (([], "SmolVLM"), (["--base-model-id", "org/name"], "org/name")):
+        output = tmp_path / f"out{len(more)}"
+        assert cli.main(["export", "--job", str(whole), "--output", str(output), *more]) == 0
+        assert capsys.readouterr().out.count(f"Their base model is {name!r}") == (0 if more else 1)
+        config = json.loads((output / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == name and config["peft_type"] == "LORA"
+        card = (output / "README.md").read_text()
+        assert model not in card and ("base_model: org/name" in card) == bool(more)
+
+
+@pytest.mark.parametrize(
+    ("folder", "config", "name"),
+    [
+        ("my-model", "{}", "my-model"),
+        ("my-model", '{"_name_or_path": "OpenGVLab/InternVL3-8B-hf"}', "OpenGVLab/InternVL3-8B-hf"),
+        ("my-model", '{"_name_or_path": "/home/me/model"}', "my-model"),
+        ("my-model", '{"_name_or_path": "../model"}', "my-model"),
+        ("my-model", "[]", "my-model"),
+        ("models--org--a.b-c/snapshots/0123", "{}", "org/a.b-c"),
+    ],
+)
+def test_a_folder_is_known_by_its_hub_id_or_its_own_name(tmp_path, folder, config, name):
+    from domainbed_reasoning.export import public_name
+
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "config.json").write_text(config)
+    assert public_name(str(tmp_path / folder)) == name
+    assert public_name("OpenGVLab/InternVL3-8B-hf") == "OpenGVLab/InternVL3-8B-hf" and public_name("tiny") == "tiny"
