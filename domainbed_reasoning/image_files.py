@@ -81,22 +81,52 @@ def file_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> Pa
 def without_metadata(path: str | os.PathLike[str]) -> bytes:
     """Return an image file's picture as an image file without comments, EXIF, thumbnails or what follows the image.
 
-    A JPEG stays one, with its own quantization; any other becomes a PNG. The pixels are those of `read_rgb`, a JPEG's
-    up to the rounding of its coefficients.
+    The pixels are those of `read_rgb`. A JPEG stays one, its compressed data untouched; any other becomes a PNG.
 
     Raises:
         ImageFileError: as `read_rgb`, truncated images always.
     """
-    out = io.BytesIO()
     with truncated_images_refused():
         picture = read_rgb(path)
         with _open(path, path) as original:
             if original.format == "JPEG" and original.mode in ("L", "RGB"):
-                original.save(out, "JPEG", quality="keep", comment=b"", exif=b"", icc_profile=None)
-            else:
-                picture.info.clear()
-                picture.save(out, "PNG")
+                with contextlib.suppress(ValueError, IndexError, ImageFileError):  # written in a way of its own
+                    data = _bare_jpeg(Path(path).read_bytes())
+                    if read_rgb(data).tobytes() == picture.tobytes():
+                        return data
+    out = io.BytesIO()
+    picture.info.clear()
+    picture.save(out, "PNG")
     return out.getvalue()
+
+
+def _bare_jpeg(data: bytes) -> bytes:
+    """Return a JPEG's segments that decoding needs, up to the end of its first image.
+
+    Raises:
+        ValueError, IndexError: it is none.
+    """
+    kept, at = bytearray(data[:2]), 2
+    while True:
+        if data[at] != 0xFF:
+            raise ValueError("no marker where a segment should begin")
+        while data[at] == 0xFF:
+            at += 1
+        marker, at = data[at], at + 1
+        if marker == 0xD9:  # the end
+            return bytes(kept) + b"\xff\xd9"
+        start, at = at, at + int.from_bytes(data[at : at + 2], "big")
+        segment = data[start:at]
+        if segment[2:7] == b"JFIF\0":
+            segment = b"\0\x10" + segment[2:14] + b"\0\0"  # without its thumbnail
+        is_told = 0xE0 <= marker <= 0xEF or marker == 0xFE
+        if not is_told or segment[2:7] in (b"JFIF\0", b"Adobe"):  # these say how colors are meant
+            kept += bytes((0xFF, marker)) + segment
+        if marker == 0xDA:  # compressed data, up to the next marker that does not belong to them
+            start = at
+            while data[at] != 0xFF or data[at + 1] in (0x00, *range(0xD0, 0xD8)):
+                at += 1
+            kept += data[start:at]
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

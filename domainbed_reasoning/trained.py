@@ -257,7 +257,8 @@ def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Ma
         raise JobError(f"{path / TASK_FILE} is damaged ({fault}): take the file as the job wrote it.")
     rank = hparams["lora_rank"]
     for name, tensor in adapters.items():
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or tensor.dim() != 2:
+        is_matrix = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() == 2
+        if not isinstance(name, str) or not is_matrix:
             raise JobError(f"{path}: the adapter {str(name)!r:.200} is no matrix of numbers. Run the job again.")
         found = tensor.shape[0] if ".lora_A." in name else tensor.shape[1]
         if found != rank:

@@ -204,7 +204,7 @@ def _read_records(
     records: list[Record] = []
     broken = []
     args: Mapping[str, Any] | None = None
-    domains: list[set[str]] = []
+    measured: list[set[str]] = []
     for number, line in numbered_lines(path, damage):
         try:
             record = json.loads(line)
@@ -221,9 +221,11 @@ def _read_records(
             damage.append(f"{path.name}, line {number}: {fault}")
         else:
             records.append(record)
-            domains.append({name for name in record if values.ACCURACY.fullmatch(name)})
-            if domains[-1] != domains[0]:
-                damage.append(f"{path.name}, line {number}: other domains are measured than before")
+            measured.append({name for name in record if values.ACCURACY.fullmatch(name)})
+            others = [name for name in values.ARGS if record["args"][name] != records[0]["args"][name]]
+            if others or measured[-1] != measured[0]:
+                what = f"--{', --'.join(others)}" if others else "domains"
+                damage.append(f"{path.name}, line {number}: other {what} than in the records before")
     return records, broken, args
 
 

@@ -20,6 +20,8 @@ ACCURACY = re.compile(r"env([0-9]+)_(in|out|uda)_acc")
 _ENVIRONMENT = re.compile(r"env[0-9]+")
 _ACCEPTED = re.compile(r"sarr([0-9]+)_accepted")
 
+_HALF = re.compile("[\ud800-\udfff]")  # of a pair: no text that can be written
+
 # (test, what is wanted)
 _Kind = tuple[Callable[[Any], bool], str]
 
@@ -35,14 +37,18 @@ def _is_number(value: Any) -> bool:
 
 def _is_scalar(value: Any) -> bool:
     if isinstance(value, str):
-        return len(value) <= _MAX_TEXT
+        return _is_text(value)
     # Weights may be tiny and bounds huge, but nothing has more digits than a float.
     finite = isinstance(value, int | float) and abs(value) <= _MOST**4 and not math.isnan(value)
     return value is None or isinstance(value, bool) or finite
 
 
+def _is_text(value: Any, most: int = _MAX_TEXT) -> bool:
+    return isinstance(value, str) and len(value) <= most and not _HALF.search(value)
+
+
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _MAX_NAME
+    return _is_text(value, _MAX_NAME) and bool(value)
 
 
 def _is_environments(value: Any) -> bool:
@@ -86,8 +92,8 @@ def _record_faults(record: Mapping[str, Any]) -> Iterator[str]:
     yield from _fault(record, "args", _OBJECT)
     yield from _fault(record, "hparams", _OBJECT_OR_NONE)
     for name in (name for part in (record["args"], record.get("hparams") or {}) for name in part):
-        if len(name) > _MAX_NAME:
-            yield f"{name:.60}… is a name of more than {_MAX_NAME} characters"
+        if not _is_text(name, _MAX_NAME):
+            yield f"{ascii(name):.60} is no name of at most {_MAX_NAME} characters"
     for name in record["args"]:
         yield from _fault(record["args"], name, ARGS.get(name, _LIST), "--")
     for name in record.get("hparams") or {}:

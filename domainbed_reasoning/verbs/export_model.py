@@ -7,7 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from domainbed_reasoning.verbs.arguments import printable
+from domainbed_reasoning.terminal import one_line
 
 _EXAMPLES = """examples:
   domainbed-reasoning export --job sweep/1a2b3c...
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         export = export_merged if given.merge else export_adapters
         name = export(given.job, output, given.model, given.base_model_id)
     except (ValueError, OSError) as error:
-        print(printable(str(error)), file=sys.stderr)
+        print(one_line(str(error).replace("\n", " ")), file=sys.stderr)
         return 1
     print(f"{'The merged model is' if given.merge else 'The adapters are'} in {output}")
     if not given.base_model_id:

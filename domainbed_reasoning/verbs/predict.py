@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from domainbed_reasoning.terminal import json_line, one_line
-from domainbed_reasoning.verbs.arguments import counted, printable
+from domainbed_reasoning.verbs.arguments import counted
 
 _EXAMPLES = """examples:
   domainbed-reasoning predict --job sweep/1a2b3c... cat.jpg dog.jpg
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def name_it(error: ValueError) -> None:
         nonlocal unreadable
         unreadable += 1
-        print(printable(str(error)), file=sys.stderr, flush=True)
+        print(one_line(str(error).replace("\n", " ")), file=sys.stderr, flush=True)
 
     try:
         predictor = Predictor(given.job, given.answer, given.model, quantize=given.quantize)
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if prediction.chain is not None:
                 print("\n".join(f"    {line}" for line in prediction.chain.splitlines()), flush=True)
     except (ValueError, OSError) as error:
-        print(printable(str(error)), file=sys.stderr)
+        print(one_line(str(error).replace("\n", " ")), file=sys.stderr)
         return 1
     if unreadable:
         total = len(given.images)
