@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from killing import HPARAMS, differences, outcome, start
+from killing import differences, outcome, start
 
 from domainbed_reasoning.stages import plan_stages
 
