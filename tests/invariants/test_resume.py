@@ -24,7 +24,7 @@ def test_a_killed_job_goes_on_and_ends_as_if_undisturbed(domainbed_root, tmp_pat
     path = os.pathsep.join([str(domainbed_root), str(KILLING.parent.parent.parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, str(KILLING), "--folder", str(tmp_path), "--answer", "label", *options]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
     assert done.stdout, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["differing"] == [] and said["left"] == []
