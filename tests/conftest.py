@@ -52,6 +52,12 @@ def domainbed_root(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
+def either_domainbed() -> Path:
+    """Upstream's folder where it is found, else the stand-in's: for what takes long and compares a job with itself."""
+    return UPSTREAM or STAND_IN
+
+
+@pytest.fixture
 def upstream_root() -> Path:
     """The folder of the upstream clone, for what the stand-in has not."""
     if UPSTREAM is None:

@@ -167,3 +167,12 @@ def test_doctor_names_an_interface_that_is_gone(monkeypatch):
     gone, broken = doctor.examine_interfaces()
     assert gone.stops_training and "torch.nn:NoSuchLayer" in gone.what and 'pip install "torch<=' in gone.cure
     assert "torch.gone:thing (ModuleNotFoundError" in broken.what
+
+
+@pytest.mark.parametrize("arguments", [["collect", ""], ["report", "--output", " "], ["study", "x", "--output_dir="]])
+def test_an_argument_that_is_empty_is_refused_by_every_verb(arguments, capsys):
+    """A variable of the shell that is not set must not mean the working directory, or everything."""
+    with pytest.raises(SystemExit) as error:
+        cli.main(arguments)
+    assert error.value.code == 2
+    assert f"{arguments[0]}: an argument is empty" in capsys.readouterr().err

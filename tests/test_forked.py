@@ -73,3 +73,16 @@ def test_the_launcher_is_in_domainbeds_registry():
     from domainbed import command_launchers
 
     assert command_launchers.REGISTRY["forked"] is forked.forked_launcher
+
+
+def test_jobs_know_the_code_that_their_launcher_imported(monkeypatch, tmp_path):
+    """A checkout's files may change while jobs wait: forks run what is in memory, and their keys have to say so."""
+    import torch
+
+    from domainbed_reasoning import versions
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    versions.source_digests.cache_clear()
+    assert forked.forked_launcher([]) == []
+    assert versions.source_digests.cache_info().currsize == 1

@@ -71,12 +71,13 @@ def test_a_replay_that_does_not_fit_is_refused_with_the_cure(tmp_path):
         Progress(JOB, tmp_path).next_answers(5)
 
 
-@pytest.mark.parametrize("size", range(0, 400, 40))
+@pytest.mark.parametrize("size", range(0, 800, 40))
 def test_a_log_that_was_cut_off_anywhere_is_never_half_believed(tmp_path, size):
     """The state says how long its log is: with less, the job begins at step 0; more is cut off."""
     folder = a_past(tmp_path).folder
     log = folder / "log.jsonl"
     needed = torch.load(folder / "state.pt", weights_only=True)["log_bytes"]
+    assert 0 < needed < 800
     log.write_bytes(log.read_bytes()[:size])
     again = Progress(JOB, tmp_path)
     assert again.replays == (size >= needed)
@@ -238,6 +239,98 @@ def test_the_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
     assert verb.main(["--clear", key[:8]]) == 0
     assert verb.main([]) == 0
     assert "0 unfinished jobs, 0.0 MB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        ([""], "a key is empty"),
+        ([" "], "a key is empty"),
+        (["ab00", ""], "a key is empty"),
+        ([], "expected at least one argument"),
+        (["ab"], "2 jobs have a key that begins with ab"),
+        (["ab00", "zzz"], "No unfinished job has the key zzz"),
+        (["ALL"], "No unfinished job has the key ALL"),
+        (["*"], "No unfinished job has the key *"),
+        (["."], "No unfinished job has the key ."),
+    ],
+)
+def test_a_key_that_names_no_job_or_several_clears_nothing(tmp_path, monkeypatch, capsys, keys, fault):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root = tmp_path / "domainbed-reasoning" / "unfinished"
+    root.mkdir(parents=True)
+    for name in ("ab00" + "0" * 28, "ab11" + "0" * 28):
+        a_past(tmp_path / "made").folder.rename(root / name)
+    try:
+        code = verb.main(["--clear", *keys])
+    except SystemExit as exit:
+        code = exit.code
+    assert code and fault in capsys.readouterr().err
+    assert len(list(unfinished_jobs(root))) == 2
+    assert verb.main(["--clear", "ab00", "ab00"]) == 0
+    assert [job.folder.name[:4] for job in unfinished_jobs(root)] == ["ab11"]
+    assert verb.main(["--clear", "all"]) == 0 and list(unfinished_jobs(root)) == []
+
+
+def test_a_cache_that_is_a_link_to_nowhere_is_named_and_no_other_process(tmp_path):
+    (tmp_path / "cache").symlink_to("/gone/cache")
+    with pytest.raises(FileNotFoundError, match=r"cache is a link to /gone/cache, which does not exist"):
+        Progress(JOB, tmp_path / "cache" / "unfinished")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("")
+    for name in ("loop", "file"):
+        with pytest.raises(OSError) as error:
+            Progress(JOB, tmp_path / name / "unfinished")
+        assert not isinstance(error.value, JobIsRunning)
+
+
+def test_without_locks_no_progress_is_kept_and_the_list_still_is(tmp_path, monkeypatch, capsys):
+    """As on network file systems that are mounted without them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root = tmp_path / "domainbed-reasoning" / "unfinished"
+    key = a_past(root).folder.name
+
+    def refuse(descriptor, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="Operation not supported"):
+        Progress(JOB, root)
+    assert verb.main([]) == 0 and "1 unfinished jobs" in capsys.readouterr().out
+    assert verb.main(["--clear", key]) == 1 and "Operation not supported" in capsys.readouterr().err
+    assert (root / key / "state.pt").exists()
+    make_room(root, keep=tmp_path)
+
+
+def test_a_user_without_a_home_has_no_cache_and_is_told(monkeypatch, capsys):
+    from domainbed_reasoning import cli, upstream
+    from domainbed_reasoning.cache import NoCacheFolder, cache_folder
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME", upstream.VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(NoCacheFolder, match="set HOME, or XDG_CACHE_HOME"):
+        cache_folder()
+    with pytest.raises(OSError, match="no home folder"):
+        Progress(JOB)
+    assert upstream.find_cached_spec() is None  # an import of a DomainBed that is nowhere fails as any other
+    for name in ("unfinished", "get-domainbed"):
+        assert cli.main([name]) == 1 and "set HOME, or XDG_CACHE_HOME" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_at_the_start_lets_go_of_the_job(tmp_path):
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            Progress(JOB, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    end_process(Progress(JOB, tmp_path))
 
 
 def record(step, **more):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,40 @@ def test_a_killed_job_goes_on_and_ends_as_if_undisturbed(domainbed_root, tmp_pat
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["differing"] == [] and said["left"] == []
     assert said["kills"] == int(options[3])
+
+
+def run_script(domainbed, tmp_path, name):
+    """Run a script of this folder and return what it prints."""
+    path = [str(domainbed), str(KILLING.parent.parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(KILLING.with_name(name)), "--folder", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
+    assert done.stdout, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_job_killed_inside_sarrs_rounds_ends_as_if_undisturbed(either_domainbed, tmp_path):
+    """Records, self-labelled chains, answers and every checkpoint's adapters are equal, whatever was resumed.
+
+    It would not be so if a resumed round labelled with the weights of the restart, forgot its labels or what they
+    support, or entered the next round when it is resumed at its end.
+    """
+    said = run_script(either_domainbed, tmp_path, "stops.py")
+    assert said["killed"] == [signal.SIGKILL] * 4 and said["ended"] == [0, 0]
+    assert said["differing"] == []
+    assert min(said["rounds"]) >= 3 and 0 < said["kept"] < said["chains"]  # else the test would show little
+
+
+def test_a_job_restarted_on_damaged_files_or_without_a_cache_ends_as_if_undisturbed(either_domainbed, tmp_path):
+    """What is damaged means step 0, said once; no usable cache means no saved progress, said once."""
+    said = run_script(either_domainbed, tmp_path, "restarts.py")
+    assert said["ended"] == 0 and said["killed"] == signal.SIGKILL
+    for what, found in said["found"].items():
+        assert (found["status"], found["differing"], found["steps"]) == (0, [], [0, 2, 4]), what
+        without_cache, resumed = what.startswith("cache"), found["goes on"]
+        assert found["not kept"] == without_cache, what
+        assert resumed + found["anew"] == (not without_cache), what
+        if what in ("nothing", "flip job.json", "nest results.jsonl"):
+            assert resumed, what
+        elif not what.startswith("flip log"):  # a bit behind the state's part of it costs the evaluation alone
+            assert not resumed, what

@@ -88,6 +88,20 @@ def test_versions_are_read_whatever_the_file_says():
     assert said == {"domainbed-reasoning": "0.1.0, commit 0123456789ab, modified", "DomainBed": "stand-in"}
 
 
+def test_two_codes_without_a_commit_are_told_apart_by_their_files():
+    """As of wheels, or of two states of a checkout with changes; a commit alone says it where nothing differs."""
+
+    def spelt(**said):
+        return versions.spelt({"domainbed-reasoning": {"version": "0.1.0", "digest": "0123456789abcdef", **said}})
+
+    assert list(spelt(commit=None, modified=None).values()) == ["0.1.0, files 0123456789ab"]
+    assert list(spelt(commit="a" * 40, modified=True).values()) == [
+        "0.1.0, commit aaaaaaaaaaaa, modified, files 0123456789ab"
+    ]
+    assert list(spelt(commit="a" * 40, modified=False).values()) == ["0.1.0, commit aaaaaaaaaaaa"]
+    assert list(spelt(digest=None).values()) == ["0.1.0"]
+
+
 def test_jobs_of_two_commits_are_named_and_counted(write_job):
     """Three jobs, one of another commit and torch; a fourth recorded nothing, which is no other version."""
     jobs = [write_job(name, target=target) for target, name in enumerate(("one", "two", "three"))]
