@@ -31,6 +31,7 @@ from domainbed_reasoning.parquet import (
     to_message_columns,
     write_parquet,
 )
+from domainbed_reasoning.plain_files import open_plain, open_plain_text
 from domainbed_reasoning.record import check_record, fault_within, parse_json, parse_json_at
 from domainbed_reasoning.registry import unknown
 from domainbed_reasoning.store import Record, read_records, write_records
@@ -99,8 +100,12 @@ def import_records(path: Path, *, placed: bool = True) -> Iterator[tuple[int, Re
         ExchangeError: a file or row that is none of them.
         ChainFileError: likewise, for our own JSON lines.
     """
-    if not path.is_file():
-        raise ExchangeError(f"{path}: there is no such file.")
+    try:
+        open_plain(path).close()
+    except FileNotFoundError as error:
+        raise ExchangeError(f"{path}: there is no such file.") from error
+    except OSError as error:
+        raise ExchangeError(f"{path}: it cannot be read ({error.strerror}). Give a file.") from error
     if path.suffix == ".parquet":
         rows: Iterable[Row] = read_parquet(path)
     else:
@@ -311,7 +316,7 @@ def _is_chain(text: str) -> bool:
 
 def _first_object(path: Path) -> Row | None:
     """Return the first line's object; None if the file does not begin with one."""
-    with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
+    with open_plain_text(path, "utf-8-sig", errors="replace", newline="\n") as file:
         while line := file.readline(MAX_ROW_CHARACTERS):
             if not line.isspace():
                 try:
@@ -326,7 +331,7 @@ def _read_json(path: Path) -> Iterator[Row]:
     """Yield the values of JSON lines or of one JSON array, with one row in memory at a time."""
     place = str(path)
     try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
+        with open_plain_text(path, "utf-8-sig", newline="\n") as file:
             start = file.read(_PART_CHARACTERS).lstrip()
             if start.startswith("["):
                 yield from _read_array(start[1:], file)

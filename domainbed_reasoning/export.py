@@ -8,7 +8,10 @@ import shutil
 from typing import Any
 
 from domainbed_reasoning.mllm.loading import add_lora, empty_network, resolve
+from domainbed_reasoning.plain_files import plain_lines, read_plain_text
 from domainbed_reasoning.trained import TASK_FILE, JobError, TrainedJob, read_job
+
+_LONGEST_RECORD = 1 << 16  # bytes
 
 
 def export_adapters(folder: str | pathlib.Path, output: pathlib.Path, model: str | None = None) -> None:
@@ -29,7 +32,7 @@ def export_adapters(folder: str | pathlib.Path, output: pathlib.Path, model: str
     network, _ = empty_network(model or job.model)
     settings = job.lora()
     assert settings is not None
-    network = add_lora(network, settings)
+    network = add_lora(network, settings, job.adapters)
     for config in network.peft_config.values():
         config.inference_mode = True
     network.save_pretrained(output, state_dict=dict(job.adapters))
@@ -177,7 +180,7 @@ def _accuracy_table(job: TrainedJob) -> str:
     if not environments:
         return "Not evaluated yet."
     answers_file = job.folder / "answers.json"
-    answers = json.loads(answers_file.read_text(encoding="utf-8")) if answers_file.is_file() else {}
+    answers = json.loads(read_plain_text(answers_file)) if answers_file.is_file() else {}
     lines = [
         f"DomainBed's evaluation at step {record.get('step', '?')}, percent; answers by the {job.hparams['answer']}. "
         "*in* is trained on in source domains, *out* is held out. By chain alone, one that names no class is wrong.",
@@ -201,9 +204,9 @@ def _last_record(path: pathlib.Path) -> dict[str, Any]:
     """Return the last whole record of a results.jsonl; {} without one."""
     last: dict[str, Any] = {}
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in plain_lines(path, _LONGEST_RECORD):
             try:
                 last = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 break  # the job was killed while it wrote this line
     return last

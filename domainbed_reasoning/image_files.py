@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from domainbed_reasoning.plain_files import MAX_IMAGE_BYTES, open_plain
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 
 # Pillow's own bound for a picture that is safe to decode: 268 MB as RGB, 9,459 pixels square. The library wilds, which
@@ -78,7 +80,7 @@ def check_header(path: str | os.PathLike[str]) -> None:
     with _open(path, path) as picture:
         mark = _END_MARKS.get(picture.format or "")
     if mark is not None:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
             if mark in file.read():
                 return
@@ -101,13 +103,14 @@ def truncated_images_refused() -> Iterator[None]:
 def _open(file: str | os.PathLike[str] | bytes, name: str | os.PathLike[str]) -> Iterator[Any]:
     from PIL import Image, UnidentifiedImageError
 
-    try:
-        picture = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise ImageFileError(name, f"none of {', '.join(FORMATS)}") from error
-    except Exception as error:
-        raise ImageFileError(name, f"{type(error).__name__}: {error}") from error
-    with picture:
+    with contextlib.ExitStack() as opened:
+        try:
+            content = io.BytesIO(file) if isinstance(file, bytes) else open_plain(file, MAX_IMAGE_BYTES)
+            picture = opened.enter_context(Image.open(opened.enter_context(content), formats=FORMATS))
+        except UnidentifiedImageError as error:
+            raise ImageFileError(name, f"none of {', '.join(FORMATS)}") from error
+        except Exception as error:
+            raise ImageFileError(name, f"{type(error).__name__}: {error}") from error
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ImageFileError(name, f"{width} x {height} pixels, more than {MAX_PIXELS:,}")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
 from domainbed_reasoning.chains import ChainError, parse_chain
+from domainbed_reasoning.plain_files import open_plain
 from domainbed_reasoning.record import (
     ACCEPTED,
     MAX_DEPTH,
@@ -42,6 +44,8 @@ __all__ = [
 # A reader that meets half a line at the end looks again so often, so many seconds apart.
 _LOOKS_AGAIN = 5
 _LOOK_SECONDS = 0.02
+# How much of an over-long line is passed over to find the next one: a file without lines may be sparse, of terabytes.
+_MAX_SKIPPED = 64 << 20
 
 
 class ChainFileError(ValueError):
@@ -123,7 +127,7 @@ def read_lines(
         ChainFileError: the file cannot be read.
     """
     try:
-        file = open(path, "rb")  # noqa: SIM115 - the generator's own with-block follows
+        file = open_plain(path)
     except OSError as error:
         cure = "Make it with `domainbed-reasoning annotate` or `import`"
         raise ChainFileError(path, None, f"cannot be read ({error.strerror})", cure) from error
@@ -133,9 +137,11 @@ def read_lines(
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(raw) > MAX_LINE_BYTES:
-                while raw and not raw.endswith(b"\n"):
-                    raw = file.readline(MAX_LINE_BYTES)
                 fault = f"longer than {MAX_LINE_BYTES} bytes"
+                while raw and not raw.endswith(b"\n") and file.tell() - place <= _MAX_SKIPPED:
+                    raw = file.readline(MAX_LINE_BYTES)
+                if raw and not raw.endswith(b"\n"):
+                    raise ChainFileError(path, number, fault, "Give a file with one JSON object a line")
                 yield number, ChainFileError(path, number, fault, "Give a file with one JSON object a line")
                 place = file.tell()
                 continue
@@ -295,6 +301,8 @@ def _open_locked(path: str) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise ChainFileError(path, None, "it is no regular file", "Give a file that chains can be added to")
             _lock(file, path)
             if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
                 return file

@@ -16,6 +16,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from domainbed_reasoning.cache import cache_folder
+from domainbed_reasoning.plain_files import read_plain_text
 
 COMMIT = "b93c22a1cfc3b2428398272c1a116c8de1f4139e"
 URL = "https://github.com/facebookresearch/DomainBed"
@@ -134,7 +135,7 @@ def describe(folder: Path) -> str:
 def is_stand_in(folder: Path) -> bool:
     """Return whether the DomainBed in ``folder`` is the stand-in of our tests."""
     package = folder / "domainbed" / "__init__.py"
-    return package.is_file() and STAND_IN_MARK in package.read_text(encoding="utf-8").splitlines()
+    return package.is_file() and STAND_IN_MARK in read_plain_text(package, errors="replace").splitlines()
 
 
 # A clone that another user made, on a shared machine, is good enough to look at; what it would have git run is not run.

@@ -17,6 +17,7 @@ from typing import Any
 
 from domainbed_reasoning import versions
 from domainbed_reasoning.job import NAME_OF_JOB
+from domainbed_reasoning.plain_files import open_plain, plain_lines, read_plain_text
 
 Record = Mapping[str, Any]
 
@@ -24,8 +25,10 @@ RESULTS = "results.jsonl"
 _LEFT_BY_A_JOB = (RESULTS, "done", "out.txt", "err.txt", "launcher.log")
 _HEAD_LINES = 200  # of out.txt: versions, arguments, hyper-parameters
 _ERROR = re.compile(r"(Error|Exception|Exit|Interrupt|[Kk]illed|CANCELLED|exit code)\b")
+_HEAD_BYTES = 1 << 18
 _TAIL = 16_384  # bytes of a log that are searched
 _LAST_WORDS = 200  # characters
+_LONGEST_RECORD = 1 << 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -162,19 +165,23 @@ def read_job(folder: Path, sweep: str = "") -> Job:
 def _read_records(path: Path) -> tuple[list[Record], list[tuple[int, str]]]:
     records: list[Record] = []
     broken = []
-    if path.is_file():
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    broken.append((number, f"no JSON ({error.msg})"))
-                    continue
-                lacking = _lacking(record)
-                if lacking:
-                    broken.append((number, f"no record of DomainBed's: {lacking}"))
-                else:
-                    records.append(record)
+    number = 0
+    try:
+        for number, line in enumerate(plain_lines(path, _LONGEST_RECORD), 1):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                broken.append((number, f"no JSON ({getattr(error, 'msg', error)})"))
+                continue
+            lacking = _lacking(record)
+            if lacking:
+                broken.append((number, f"no record of DomainBed's: {lacking}"))
+            else:
+                records.append(record)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        broken.append((number + 1, f"cannot be read ({error.strerror})"))
     return records, broken
 
 
@@ -196,8 +203,8 @@ def _lacking(record: Any) -> str:
 
 def _read_json(path: Path) -> Mapping[str, Any] | None:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        said = json.loads(read_plain_text(path))
+    except (OSError, ValueError, RecursionError):
         return None
     return said if isinstance(said, dict) else None
 
@@ -226,16 +233,17 @@ def _printed(path: Path) -> dict[str, dict[str, str]]:
 def _head(path: Path) -> Sequence[str]:
     if not path.is_file():
         return []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return [line for _, line in zip(range(_HEAD_LINES), file, strict=False)]
+    with open_plain(path) as file:
+        head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
+    return head.replace("\r\n", "\n").split("\n")[:_HEAD_LINES]
 
 
 def _last_error(path: Path) -> str:
     if not path.is_file():
         return ""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
-        lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
+        lines = file.read(_TAIL).decode(errors="replace").replace("\r", "\n").split("\n")
     return next((line.strip()[:_LAST_WORDS] for line in reversed(lines) if _ERROR.search(line)), "")
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import pathlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,8 +276,21 @@ def cached_numbers(config: Any) -> int:
     return int(2 * text.num_hidden_layers * heads * head_width)
 
 
-def add_lora(network: torch.nn.Module, settings: LoraSettings) -> torch.nn.Module:
-    """Return ``network`` as a PEFT model whose adapters alone are trainable."""
+def add_lora(
+    network: torch.nn.Module, settings: LoraSettings, values: Mapping[str, torch.Tensor] | None = None
+) -> torch.nn.Module:
+    """Return ``network`` as a PEFT model whose adapters alone are trainable.
+
+    Args:
+        network: the bare model.
+        settings: of the adapters.
+        values: what they are to hold, which must fit before any are made; None where they start anew.
+
+    Raises:
+        ValueError: as `check_adapters`.
+    """
+    if values:
+        check_adapters(adapter_shapes(network, settings), values)
     return adapted(
         network,
         r=settings.rank,
@@ -284,6 +298,36 @@ def add_lora(network: torch.nn.Module, settings: LoraSettings) -> torch.nn.Modul
         lora_dropout=settings.dropout,
         target_modules=lora_targets(network, settings.towers, settings.projector),
     )
+
+
+def adapter_shapes(network: torch.nn.Module, settings: LoraSettings) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that `add_lora` would give the adapters, by their names in the PEFT model."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in lora_targets(network, settings.towers, settings.projector):
+        layer: Any = network.get_submodule(name)
+        shapes[f"base_model.model.{name}.lora_A.default.weight"] = (settings.rank, layer.in_features)
+        shapes[f"base_model.model.{name}.lora_B.default.weight"] = (layer.out_features, settings.rank)
+    return shapes
+
+
+def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]) -> None:
+    """Refuse adapter values that do not fit a model.
+
+    Args:
+        shapes: of the model's adapters by name.
+        values: of a checkpoint by name.
+
+    Raises:
+        ValueError: naming the first that does not fit.
+    """
+    for name in sorted(shapes.keys() ^ values.keys()):
+        raise ValueError(f"the checkpoint's adapters do not fit this model: {name!r:.200} is on one side only.")
+    for name, shape in shapes.items():
+        if values[name].shape != shape:
+            raise ValueError(
+                f"the checkpoint's adapters do not fit this model: {name!r} is {tuple(values[name].shape)} there and "
+                f"{tuple(shape)} here."
+            )
 
 
 def import_peft() -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from domainbed_reasoning.collect.tables import ABSENT, Table
+from domainbed_reasoning.plain_files import open_plain_text, plain_lines, read_plain
 from domainbed_reasoning.report.blocks import Code, Figure, Fold, Text
 
 FOLDER = "analysis"
@@ -16,6 +17,7 @@ _ROWS, _COLUMNS, _CHARACTERS = 40, 18, 200
 _OPEN = 12  # rows of a table that is shown from the start
 _LARGEST_PICTURE = 4_000_000  # bytes
 _LARGEST_TEXT = 4_000  # characters
+_LONGEST_LINE = 1 << 16  # bytes of a table
 _JOB = re.compile(r"([0-9a-f]{8})[0-9a-f]{24}(/\w+\.pkl)?")  # a job, or a checkpoint of it: its head is enough
 
 
@@ -34,7 +36,8 @@ def analyses(folder: Path) -> Iterator[Table | Figure | Text | Code | Fold]:
             long = isinstance(table, Table) and len(table.rows) > _OPEN
             yield Fold(f"The table {name}", (table,)) if long else table
         elif path.suffix.lower() == ".txt":
-            text = path.read_text(encoding="utf-8", errors="replace")[:_LARGEST_TEXT].strip()
+            with open_plain_text(path, errors="replace") as file:
+                text = file.read(_LARGEST_TEXT).strip()
             yield Code(_title(name), text, "text")
         else:
             size = path.stat().st_size
@@ -42,7 +45,7 @@ def analyses(folder: Path) -> Iterator[Table | Figure | Text | Code | Fold]:
                 yield Text(f"`{FOLDER}/{name}` is left out: {size / 1e6:.1f} MB.")
             else:
                 described = f"The plot {name}; its numbers are in the table of that name."
-                yield Figure(_title(name), described, "image/png", path.read_bytes())
+                yield Figure(_title(name), described, "image/png", read_plain(path, _LARGEST_PICTURE))
 
 
 def _title(name: str) -> str:
@@ -50,13 +53,16 @@ def _title(name: str) -> str:
 
 
 def _table(path: Path, name: str) -> Table | Text:
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        rows = [[_shown(text) for text in row[:_COLUMNS]] for row in csv.reader(file) if row]
-    if len(rows) < 2:
+    rows, count = [], 0
+    for row in filter(None, csv.reader(plain_lines(path, _LONGEST_LINE))):
+        count += 1
+        if count <= _ROWS + 1:
+            rows.append([_shown(text) for text in row[:_COLUMNS]])
+    if count < 2:
         return Text(f"`{FOLDER}/{name}` holds no rows.")
     width = len(rows[0])
-    shown = tuple(tuple([*row, *[ABSENT] * width][:width]) for row in rows[1 : _ROWS + 1])
-    more = f" The first {_ROWS} of {len(rows) - 1} rows." if len(rows) - 1 > _ROWS else ""
+    shown = tuple(tuple([*row, *[ABSENT] * width][:width]) for row in rows[1:])
+    more = f" The first {_ROWS} of {count - 1} rows." if count - 1 > _ROWS else ""
     return Table(_title(name), tuple(rows[0]), shown, f"From {FOLDER}/{name}.{more}")
 
 

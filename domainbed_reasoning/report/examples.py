@@ -17,11 +17,13 @@ from domainbed_reasoning import custom, registry
 from domainbed_reasoning.chains import STAGES, ChainError, parse_chain
 from domainbed_reasoning.collect.jobs import Job
 from domainbed_reasoning.collect.selection import domains_of
+from domainbed_reasoning.plain_files import plain_lines
 from domainbed_reasoning.report.blocks import Example, Examples
 
 PREDICTIONS = "predictions.jsonl"
 _EDGE, _QUALITY = 192, 75  # of thumbnails: pixels, WebP's quality
 _LONGEST_CHAIN = 6000  # characters
+_LONGEST_LINE, _LARGEST_FILE = 1 << 20, 1 << 30  # bytes of predictions.jsonl
 _KEYS = ("env", "image", "label", "label_answer", "chain_answer", "chain")
 
 OpenPicture = Callable[[int, int, str], Image.Image]  # of (environment, index, name)
@@ -54,11 +56,11 @@ def examples_of(jobs: Sequence[Job], count: int, data_dir: str | None = None) ->
 def _answers(job: Job, target: int) -> list[Mapping[str, Any]]:
     """Return the target domain's images with a chain, of predictions.jsonl; none where there is no such file."""
     rows: list[Mapping[str, Any]] = []
-    with contextlib.suppress(FileNotFoundError), open(job.folder / PREDICTIONS, encoding="utf-8") as file:
-        for line in file:
+    with contextlib.suppress(FileNotFoundError):
+        for line in plain_lines(job.folder / PREDICTIONS, _LONGEST_LINE, _LARGEST_FILE):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue  # the file is written at once; a damaged one shows what it has
             if isinstance(row, dict) and row.get("env") == target and row.get("chain") and set(_KEYS) <= row.keys():
                 rows.append(row)

@@ -9,6 +9,7 @@ from domainbed_reasoning.annotate.stats import about_strangers, known_and_strang
 from domainbed_reasoning.catalog import OnDisk
 from domainbed_reasoning.exchange import FORMATS, export_records
 from domainbed_reasoning.image_files import image_size
+from domainbed_reasoning.plain_files import MAX_IMAGE_BYTES, read_plain
 from domainbed_reasoning.prompts import q_reason
 from domainbed_reasoning.store import ACCEPTED, read_records
 from domainbed_reasoning.verbs import arguments
@@ -66,4 +67,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _look_at(on_disk: OnDisk, image: str) -> tuple[int, int, bytes]:
     path = on_disk.root / image
     width, height = image_size(path)
-    return width, height, path.read_bytes()
+    return width, height, read_plain(path, MAX_IMAGE_BYTES)
