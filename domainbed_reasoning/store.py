@@ -45,7 +45,7 @@ __all__ = [
 _LOOKS_AGAIN = 5
 _LOOK_SECONDS = 0.02
 # How much of an over-long line is passed over to find the next one: a file without lines may be sparse, of terabytes.
-_MAX_SKIPPED = 64 << 20
+_MAX_SKIPPED = 1 << 30
 
 
 class ChainFileError(ValueError):

@@ -277,8 +277,8 @@ def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
         checkpoint = load_tensors(file)
     except (ValueError, OSError) as error:
         raise JobError(
-            f"{file} cannot be read ({_reason(error)}): it is cut short, as by a job that was killed while it saved, "
-            "or not what DomainBed saves. Run the job again."
+            f"{file} cannot be read: it is cut short, as by a job that was killed while it saved, or not what "
+            f"DomainBed saves ({_reason(error)}). Run the job again."
         ) from error
     tensors = checkpoint.get("model_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(tensors, dict):

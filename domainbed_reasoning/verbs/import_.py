@@ -11,7 +11,7 @@ from domainbed_reasoning.annotate.rules import MAX_WORDS, MIN_WORDS, Rules
 from domainbed_reasoning.catalog import OnDisk
 from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.exchange import ExchangeError, import_records
-from domainbed_reasoning.plain_files import open_plain
+from domainbed_reasoning.plain_files import MAX_IMAGE_BYTES, read_plain
 from domainbed_reasoning.store import ACCEPTED, REJECTED, ChainWriter, Record, read_records
 from domainbed_reasoning.verbs import arguments
 
@@ -116,8 +116,7 @@ def _completed(record: Record, on_disk: OnDisk, teacher: str, label_conditioned:
     """Return the record with the provenance that every chain has."""
     sha256 = record.get("sha256")
     if not sha256:
-        with open_plain(on_disk.root / record["image"]) as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hashlib.sha256(read_plain(on_disk.root / record["image"], MAX_IMAGE_BYTES)).hexdigest()
     return {
         **record,
         "teacher": record.get("teacher", teacher),
