@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _PACKAGES = Path(__file__).parent.parent
 _CODE = """\
@@ -26,7 +27,7 @@ def child(module: str, *arguments: str, **environment: str) -> Iterator[subproce
     """Start a process that calls ``module.in_child(*arguments)``; when the block ends, so does the process.
 
     Args:
-        module: of this package; its `in_child` calls `limit` before it opens the file.
+        module: of this package; its `in_child` calls `take_output`, and `limit` before it opens the file.
         arguments: of the call.
         environment: more variables.
     """
@@ -34,7 +35,7 @@ def child(module: str, *arguments: str, **environment: str) -> Iterator[subproce
     # Without network for Hugging Face's libraries, whatever a file names.
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables
     )
     try:
         with process:
@@ -44,6 +45,13 @@ def child(module: str, *arguments: str, **environment: str) -> Iterator[subproce
                 process.kill()
     finally:
         process.wait()
+
+
+def take_output() -> BinaryIO:
+    """Return the child's way to its parent; what libraries print from now on is not said."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
 
 
 def limit(memory: int, seconds: int) -> None:

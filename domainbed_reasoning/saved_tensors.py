@@ -59,6 +59,8 @@ def _load(archive: zipfile.ZipFile, size: int) -> Any:
         raise ValueError("it is packed, which torch.save never does")
     if len(parts) < len(archive.infolist()):
         raise ValueError("two parts of it have one name")
+    if archive.comment or min((part.header_offset for part in parts.values()), default=0):
+        raise ValueError("it holds more than one archive")
     if sum(part.file_size for part in parts.values()) > size:
         raise ValueError("its parts are larger than the file")
     pickled = [name for name in parts if name.endswith("/data.pkl") and name.count("/") == 1]

@@ -142,7 +142,10 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "keys that are numbers": (lambda _: {"model_dict": {3: torch.ones(2)}}, "is no matrix of numbers"),
     "a tensor of integers": (lambda _: {"model_dict": {NAME: torch.ones(2, 2, dtype=torch.long)}}, "no matrix"),
     "a scalar": (lambda _: {"model_dict": {NAME: torch.ones(())}}, "is no matrix of numbers"),
-    "10**12 rows of one number": (lambda _: {"model_dict": {NAME: torch.ones(1, 1).expand(10**12, 1)}}, "larger than its part"),
+    "10**12 rows of one number": (
+        lambda _: {"model_dict": {NAME: torch.ones(1, 1).expand(10**12, 1)}},
+        "larger than its part",
+    ),
     "NaN": (lambda _: {"model_dict": {NAME: torch.full((2, 3), float("nan"))}}, "holds NaN or infinity"),
     "stride 0": (lambda _: {"model_dict": {NAME: torch.ones(2, 1).expand(2, 1 << 35)}}, "larger than its part"),
     "windows that overlap": (
