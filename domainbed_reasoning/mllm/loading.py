@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -13,8 +12,10 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, tile_grid
+from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
+from domainbed_reasoning.sealed import import_bitsandbytes
 
-TINY = pathlib.Path(__file__).parent / "tiny_model"
+_MAX_EDGE = 8192  # pixels of a tile; the families' have 224 to 896
 
 # Linear layers that are no transformer block's: the output head and what joins vision to language.
 _NOT_ADAPTED = ("lm_head", ".head")
@@ -112,21 +113,28 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     for package in family.requires:
         if importlib.util.find_spec(package) is None:
             raise ModelError(f"{family.name} needs the package {package}: pip install {package}.")
-    processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False)
+    with loading(model, where):
+        processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False)
+        edge = family.tile_edge(processor.image_processor)
+    if not 1 <= edge <= _MAX_EDGE:
+        raise ModelError(f"model {model!r}: its preprocessor_config.json asks for images of {edge:,} pixels a side.")
     if not processor.chat_template:
         raise ModelError(
             f"model {model!r} has no chat template: it was not made to answer questions. Use the version of it that "
             "was, often called -Instruct or -it."
         )
     precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
-    if device.type == "cuda":
+    if device.type == "cuda" or (where != str(TINY) and pathlib.Path(where).is_dir()):
         count = sum(weight.numel() for weight in empty_network(model)[0].parameters())
+        check_weights(model, where, count)
+    if device.type == "cuda":
         check_memory(model, count, precision, quantize, free_memory(device))
     settings: dict[str, Any] = {"dtype": precision, "attn_implementation": "sdpa", "device_map": {"": device}}
     settings["trust_remote_code"] = False
     if quantize != "none":
         settings["quantization_config"] = _quantization(quantize, precision)
-    network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
+    with loading(model, where):
+        network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
     network.requires_grad_(False)
     return network, processor, family
 
@@ -140,7 +148,7 @@ def empty_network(model: str) -> tuple[torch.nn.Module, Family]:
     import transformers
 
     config, family = config_of(model)
-    with torch.device("meta"):
+    with loading(model, resolve(model)), torch.device("meta"):
         return transformers.AutoModelForImageTextToText.from_config(config), family
 
 
@@ -154,17 +162,7 @@ def config_of(model: str) -> tuple[Any, Family]:
 
 
 def _config_and_family(model: str, where: str) -> tuple[Any, Family]:
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"model {model!r} comes with code of its own, which is not run. Use the checkpoint that is made for "
-                f"transformers: {model}-hf for InternVL3, {model}-HF for InternVL3.5."
-            ) from error
-        raise ModelError(f"model {model!r}: its config cannot be read ({error}).") from error
+    config = read_config(model, where)
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     return config, family_of(architecture)
 
@@ -183,7 +181,8 @@ def image_edge(model: str, max_tiles: int = 1) -> int:
 
     where = resolve(model)
     _, family = _config_and_family(model, where)
-    processor = transformers.AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
+    with loading(model, where):
+        processor = transformers.AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
     return family.tile_edge(processor) * tile_grid(family, max_tiles)
 
 
@@ -226,6 +225,7 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
 
     # Patterns match from a name's start to the end of one of its parts.
     skip = ["lm_head", *(rf".*{part}\w*" for part in _PROJECTOR)]
+    import_bitsandbytes()
     if quantize == "nf4":
         return transformers.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -331,8 +331,8 @@ def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, t
 
 
 def import_peft() -> Any:
-    """Return PEFT, whose bitsandbytes would warn of a package that only 4-bit products on a CPU use."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    """Return PEFT, which imports bitsandbytes."""
+    import_bitsandbytes()
     import peft
 
     return peft

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry, upstream
+from domainbed_reasoning.sealed import import_bitsandbytes
 
 DISTRIBUTION = "domainbed-reasoning"
 HOOK = "_domainbed_reasoning_hook"
@@ -132,6 +133,7 @@ def examine_interfaces() -> Iterator[Finding]:
 
 def missing_interfaces() -> Iterator[tuple[str, str]]:
     """Yield (distribution, what is missing) for each interface of the libraries that we need and that is not there."""
+    import_bitsandbytes()  # which peft would import with an alarming line
     for name, target in INTERFACES:
         if _version(name) is None:
             continue
