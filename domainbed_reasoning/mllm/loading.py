@@ -13,7 +13,7 @@ import torch
 
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, tile_grid
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
-from domainbed_reasoning.sealed import import_bitsandbytes
+from domainbed_reasoning.mllm.sealed import import_bitsandbytes
 
 _MAX_EDGE = 8192  # pixels of a tile; the families' have 224 to 896
 

@@ -11,7 +11,7 @@ import torch
 
 from domainbed_reasoning.mllm.families import ModelError
 from domainbed_reasoning.mllm.probe import SMALL_FILES, require_sound
-from domainbed_reasoning.sealed import sealed
+from domainbed_reasoning.mllm.sealed import sealed
 
 TINY = pathlib.Path(__file__).parent / "tiny_model"
 

@@ -14,7 +14,6 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry, upstream
-from domainbed_reasoning.sealed import import_bitsandbytes
 
 DISTRIBUTION = "domainbed-reasoning"
 HOOK = "_domainbed_reasoning_hook"
@@ -133,7 +132,8 @@ def examine_interfaces() -> Iterator[Finding]:
 
 def missing_interfaces() -> Iterator[tuple[str, str]]:
     """Yield (distribution, what is missing) for each interface of the libraries that we need and that is not there."""
-    import_bitsandbytes()  # which peft would import with an alarming line
+    if _version("torch"):  # peft would import bitsandbytes with an alarming line
+        import_module("domainbed_reasoning.mllm.sealed").import_bitsandbytes()
     for name, target in INTERFACES:
         if _version(name) is None:
             continue
