@@ -25,6 +25,7 @@ from typing import Any
 
 from domainbed_reasoning.catalog import STOCK, ImageFolder
 from domainbed_reasoning.chains import fault_of_names
+from domainbed_reasoning.plain_files import open_plain
 from domainbed_reasoning.registry import DATASETS, EMBEDDED_DATASETS, load, unknown
 
 PATHS_VARIABLE = "DOMAINBED_REASONING_DATASETS"
@@ -160,7 +161,7 @@ def read_dataset(path: Path) -> ImageFolder:
         DatasetFileError: it cannot be read, is no TOML, lacks a key, or has an unknown one or a value of a wrong kind.
     """
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise DatasetFileError(path, f"larger than {MAX_BYTES} bytes")

@@ -34,6 +34,7 @@ from domainbed_reasoning.parquet import (
     to_message_columns,
     write_parquet,
 )
+from domainbed_reasoning.plain_files import open_plain
 from domainbed_reasoning.record import MAX_LINE_BYTES, check_image_path, check_record, fault_within, parse_json
 from domainbed_reasoning.registry import unknown
 from domainbed_reasoning.store import Record, write_records
@@ -92,8 +93,12 @@ def import_records(path: Path, *, placed: bool = True) -> Iterator[tuple[int, Re
         ExchangeError: a file or row that is none of them.
         ParquetError: no readable Parquet file.
     """
-    if not path.is_file():
-        raise ExchangeError(f"{path}: there is no such file.")
+    try:
+        open_plain(path).close()
+    except FileNotFoundError as error:
+        raise ExchangeError(f"{path}: there is no such file.") from error
+    except OSError as error:
+        raise ExchangeError(f"{path}: it cannot be read ({error.strerror}). Give a file.") from error
     rows = enumerate(read_parquet(path), 1) if path.suffix == ".parquet" else read_json(path)
     for number, row in rows:
         record = row

@@ -11,6 +11,7 @@ from typing import Any
 from domainbed_reasoning.collect.jobs import RESULTS, numbered_lines, read_object
 from domainbed_reasoning.collect.values import ACCURACY, fault_of_answers, measure_faults
 from domainbed_reasoning.mllm.loading import add_lora, empty_network, resolve
+from domainbed_reasoning.plain_files import read_plain_text
 from domainbed_reasoning.record import parse_json
 from domainbed_reasoning.trained import TASK_FILE, JobError, TrainedJob, read_job
 
@@ -41,7 +42,7 @@ def export_adapters(
     network, _ = empty_network(model or job.model)
     settings = job.lora()
     assert settings is not None
-    network = add_lora(network, settings)
+    network = add_lora(network, settings, job.adapters)
     for config in network.peft_config.values():
         config.inference_mode = True
     network.save_pretrained(output, state_dict=dict(job.adapters))
@@ -99,7 +100,7 @@ def public_name(model: str) -> str:
     if cached:
         return f"{cached[1]}/{cached[2]}"
     try:
-        said = parse_json((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+        said = parse_json(read_plain_text(folder / "config.json")).get("_name_or_path")
     except (OSError, ValueError, AttributeError):
         said = None
     if isinstance(said, str) and _HUB_ID.fullmatch(said) and not pathlib.Path(said).exists():

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from domainbed_reasoning.plain_files import MAX_IMAGE_BYTES, open_plain, read_plain
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 
@@ -91,7 +92,7 @@ def without_metadata(path: str | os.PathLike[str]) -> bytes:
         with _open(path, path) as original:
             if original.format == "JPEG" and original.mode in ("L", "RGB"):
                 with contextlib.suppress(ValueError, IndexError, ImageFileError):  # written in a way of its own
-                    data = _bare_jpeg(Path(path).read_bytes())
+                    data = _bare_jpeg(read_plain(path, MAX_IMAGE_BYTES))
                     if read_rgb(data).tobytes() == picture.tobytes():
                         return data
     out = io.BytesIO()
@@ -150,7 +151,7 @@ def check_header(path: str | os.PathLike[str]) -> None:
     with _open(path, path) as picture:
         mark = _END_MARKS.get(picture.format or "")
     if mark is not None:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
             if mark in file.read():
                 return
@@ -173,17 +174,14 @@ def truncated_images_refused() -> Iterator[None]:
 def _open(file: str | os.PathLike[str] | bytes, name: str | os.PathLike[str]) -> Iterator[Any]:
     from PIL import Image, UnidentifiedImageError
 
-    try:
-        if not isinstance(file, bytes) and not stat.S_ISREG(os.stat(file).st_mode):
-            raise ImageFileError(name, "no regular file")
-        picture = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
-    except ImageFileError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageFileError(name, f"none of {', '.join(FORMATS)}") from error
-    except Exception as error:
-        raise ImageFileError(name, f"{type(error).__name__}: {error}") from error
-    with picture:
+    with contextlib.ExitStack() as opened:
+        try:
+            content = io.BytesIO(file) if isinstance(file, bytes) else open_plain(file, MAX_IMAGE_BYTES)
+            picture = opened.enter_context(Image.open(opened.enter_context(content), formats=FORMATS))
+        except UnidentifiedImageError as error:
+            raise ImageFileError(name, f"none of {', '.join(FORMATS)}") from error
+        except Exception as error:
+            raise ImageFileError(name, f"{type(error).__name__}: {error}") from error
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ImageFileError(name, f"{width} x {height} pixels, more than {MAX_PIXELS:,}")

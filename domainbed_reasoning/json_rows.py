@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from domainbed_reasoning.plain_files import open_plain_text
 from domainbed_reasoning.record import parse_json, parse_json_at
 
 # A row is one chain and its surroundings; a row this long is another kind of file.
@@ -26,7 +27,7 @@ def read_json(path: Path) -> Iterator[tuple[int, Any]]:
     """
     place = str(path)
     try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
+        with open_plain_text(path, "utf-8-sig", newline="\n") as file:
             start = file.read(_PART_CHARACTERS)
             bracket = _after_space(start, 0)
             if start.startswith("[", bracket):

@@ -6,11 +6,15 @@ What has no column of its own is in the column `extra`, as JSON, so that nothing
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from domainbed_reasoning import confined
 from domainbed_reasoning.atomic import replacing
+from domainbed_reasoning.plain_files import open_plain
 from domainbed_reasoning.record import parse_json
 
 Row = dict[str, Any]
@@ -18,8 +22,19 @@ Row = dict[str, Any]
 # The field of foreign formats in which our provenance travels.
 OWN_FIELD = "domainbed_reasoning"
 
-# Rows of a file that are in memory at a time.
+# Rows of a file that are in memory at a time: of one of ours that is written, of any that is read.
 _ROWS = 2048
+_ROWS_READ = 64
+
+# What reading a file may take: our own, packed, hold a tenth of what they say, those of equal chains a hundredth.
+_MEMORY = 2 << 30
+_LEAST_BYTES = 64 << 20
+_MOST_PACKED = 200
+_ROW_BYTES = 200  # what a row counts for beside what it says
+_MAX_ROW_BYTES = 32 << 20
+_MAX_COLUMNS = 10_000
+_BYTES_A_SECOND = 1_000_000
+_TOO_LARGE = "it stands for much more than its size allows, which may take any amount of memory or time"
 
 
 class ParquetError(ValueError):
@@ -148,16 +163,68 @@ def write_parquet(path: Path, rows: Iterable[Row], schema: Any) -> int:
 def read_parquet(path: Path) -> Iterator[Row]:
     """Yield the rows of a file, ours or another's, without the empty columns.
 
+    A process of its own decodes the file, for a few kilobytes can stand for any number of rows and gigabytes.
+
     Raises:
-        ParquetError: it is no readable Parquet file.
+        ParquetError: it is no readable Parquet file, or one that is much larger than it looks.
     """
-    arrow = _pyarrow()
+    _pyarrow()
+    cure = "Write it again, or give another."
     try:
-        with arrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(_ROWS):
-                yield from map(_from_columns, batch.to_pylist())
-    except (arrow.ArrowException, OSError, ParquetError, UnicodeDecodeError) as error:
-        raise ParquetError(f"{path}: no readable Parquet file ({error}). Write it again, or give another.") from error
+        open_plain(path).close()
+    except OSError as error:
+        raise ParquetError(f"{path}: it cannot be read ({error.strerror}). Give a file.") from error
+    with confined.child(__name__, str(path), ARROW_DEFAULT_MEMORY_POOL="system") as process:
+        answers: Any = process.stdout
+        while True:
+            try:
+                answer = pickle.load(answers)  # of our own process
+            except (EOFError, pickle.UnpicklingError):
+                failed = f"its reader failed with exit code {process.wait()}"
+                raise ParquetError(f"{path}: {_TOO_LARGE if process.returncode < 0 else failed}. {cure}") from None
+            if answer is None:
+                return
+            if isinstance(answer, str):
+                raise ParquetError(f"{path}: {answer}. {cure}")
+            try:
+                row = _from_columns(answer)
+            except ParquetError as error:
+                raise ParquetError(f"{path}: no readable Parquet file ({error}). {cure}") from error
+            yield row
+
+
+def in_child(path: str) -> None:
+    """Write the rows of a file to the parent, then None, or what is wrong as text."""
+    answers = confined.take_output()
+    arrow = _pyarrow()
+    with open_plain(path) as content:
+        size = os.fstat(content.fileno()).st_size
+        confined.limit(_MEMORY, 60 + size // _BYTES_A_SECOND)
+        left = _LEAST_BYTES + _MOST_PACKED * size
+        try:
+            for row in _rows(arrow, content):
+                data = pickle.dumps(row)
+                left -= len(data) + _ROW_BYTES
+                if left < 0 or len(data) > _MAX_ROW_BYTES:
+                    raise MemoryError
+                answers.write(data)
+            answer = None
+        except MemoryError:
+            answer = _TOO_LARGE
+        except Exception as error:  # damaged files make the library raise anything
+            memory = isinstance(error, arrow.ArrowMemoryError)
+            answer = _TOO_LARGE if memory else f"no readable Parquet file ({type(error).__name__}: {str(error):.300})"
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+def _rows(arrow: Any, content: BinaryIO) -> Iterator[Row]:
+    bounds = {"thrift_string_size_limit": 16 << 20, "thrift_container_size_limit": 1 << 20}
+    with arrow.parquet.ParquetFile(content, pre_buffer=False, buffer_size=1 << 20, **bounds) as file:
+        if file.metadata.num_columns > _MAX_COLUMNS:
+            raise ParquetError(f"it has {file.metadata.num_columns:,} columns")
+        for batch in file.iter_batches(_ROWS_READ, use_threads=False):
+            yield from batch.to_pylist()
 
 
 def _from_columns(row: Mapping[str, Any]) -> Row:

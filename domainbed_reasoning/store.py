@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.image_names import NamesOnDisk
 from domainbed_reasoning.locks import lock
 from domainbed_reasoning.open_files import is_in_place, lock_holder, save_copy, sync_folder
+from domainbed_reasoning.plain_files import open_plain
 from domainbed_reasoning.record import (
     ACCEPTED,
     MAX_DEPTH,
@@ -47,6 +49,8 @@ __all__ = [
 # A reader that meets half a line at the end looks again so often, so many seconds apart.
 _LOOKS_AGAIN = 5
 _LOOK_SECONDS = 0.02
+# How much of an over-long line is passed over to find the next one: a file without lines may be sparse, of terabytes.
+_MAX_SKIPPED = 1 << 30
 
 
 class ChainFileError(ValueError):
@@ -131,7 +135,7 @@ def read_lines(
         ChainFileError: the file cannot be read.
     """
     try:
-        file = open(path, "rb")  # noqa: SIM115 - the generator's own with-block follows
+        file = open_plain(path)
     except OSError as error:
         cure = "Make it with `domainbed-reasoning annotate` or `import`"
         raise ChainFileError(path, None, f"cannot be read ({error.strerror})", cure) from error
@@ -141,9 +145,11 @@ def read_lines(
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(raw) > MAX_LINE_BYTES:
-                while raw and not raw.endswith(b"\n"):
-                    raw = file.readline(MAX_LINE_BYTES)
                 fault = f"longer than {MAX_LINE_BYTES} bytes"
+                while raw and not raw.endswith(b"\n") and file.tell() - place <= _MAX_SKIPPED:
+                    raw = file.readline(MAX_LINE_BYTES)
+                if raw and not raw.endswith(b"\n"):
+                    raise ChainFileError(path, number, fault, "Give a file with one JSON object a line")
                 yield number, ChainFileError(path, number, fault, "Give a file with one JSON object a line")
                 place = file.tell()
                 continue
@@ -357,6 +363,8 @@ def _open_locked(path: str) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise ChainFileError(path, None, "it is no regular file", "Give a file that chains can be added to")
             _lock(file, path)
             if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
                 return file

@@ -7,7 +7,6 @@ adapter folder of PEFT and a merged model.
 from __future__ import annotations
 
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,10 @@ import torch
 
 from domainbed_reasoning.chains import fault_of_names
 from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
+from domainbed_reasoning.plain_files import open_plain, read_plain_text
 from domainbed_reasoning.prompts import PROMPT_VERSION, q_cls, q_reason
 from domainbed_reasoning.record import parse_json
+from domainbed_reasoning.saved_tensors import MAX_BYTES, load_tensors
 
 TASK_FILE = "task.json"
 _PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -101,6 +102,7 @@ class TrainedJob:
             mllm = load_mllm(
                 model or self.model,
                 lora=self.lora(),
+                adapters=self.adapters or None,
                 dtype=dtype or self.hparams["dtype"],
                 quantize=quantize or self.hparams["quantize"],
                 max_tiles=self.hparams["max_tiles"],
@@ -112,8 +114,6 @@ class TrainedJob:
                 f"{model or self.model}: the model cannot be loaded ({type(error).__name__}: {str(error):.300}). Give "
                 "another with --model, or fetch it again."
             ) from error
-        if self.adapters:
-            mllm.load_adapters(self.adapters)
         return mllm.eval()
 
 
@@ -161,7 +161,7 @@ def _read_task(path: pathlib.Path) -> dict[str, Any]:
     """Return what task.json says, every value of the kind that the rest of the code counts on."""
     file = path / TASK_FILE
     try:
-        said = parse_json(file.read_text(encoding="utf-8"))
+        said = parse_json(read_plain_text(file))
     except FileNotFoundError as error:
         raise JobError(
             f"{path} holds no {TASK_FILE}: it is no job of an MLLM algorithm. Give the folder that DomainBed's train "
@@ -170,7 +170,7 @@ def _read_task(path: pathlib.Path) -> dict[str, Any]:
     except NotADirectoryError as error:
         raise JobError(f"{path} is a file: give the job's folder, not a file in it.") from error
     except (ValueError, OSError) as error:
-        raise JobError(f"{file} is damaged ({str(error):.200}): run the job again.") from error
+        raise JobError(f"{file} is damaged ({_reason(error):.200}): run the job again.") from error
     fault = _fault(said, _TASK)
     if not fault and "model" not in said["hparams"]:
         raise JobError(
@@ -260,6 +260,8 @@ def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Ma
         is_matrix = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() == 2
         if not isinstance(name, str) or not is_matrix:
             raise JobError(f"{path}: the adapter {str(name)!r:.200} is no matrix of numbers. Run the job again.")
+        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise JobError(f"{path}: the adapter {name!r:.200} repeats numbers. Run the job again.")
         found = tensor.shape[0] if ".lora_A." in name else tensor.shape[1]
         if found != rank:
             raise JobError(
@@ -272,7 +274,7 @@ def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Ma
 
 def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
     """Return the trained tensors of one of DomainBed's checkpoints."""
-    if not file.is_file():
+    if not file.exists():
         others = sorted(path.name for path in file.parent.glob("model*.pkl"))
         why = (
             f"it has {', '.join(others)}; train --save_model_every_checkpoint saves one an evaluation"
@@ -280,19 +282,12 @@ def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
             else "the job has not reached its first checkpoint, or ran with --skip_model_save"
         )
         raise JobError(f"{file.parent} holds no {file.name}: {why}.")
-    try:  # tensors and plain values only: a checkpoint from elsewhere must not run code
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                    raise JobError(f"{file} is packed, which torch.save never does: it is not opened.")
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except JobError:
-        raise
-    except Exception as error:  # what a damaged pickle raises depends on where it is damaged
+    try:
+        checkpoint = load_tensors(file)
+    except (ValueError, OSError) as error:
         raise JobError(
-            f"{file} cannot be read: it is cut short, as by a job that was killed while it saved, or holds more than "
-            f"tensors and plain values ({(str(error) or type(error).__name__).splitlines()[0]:.300}). Run the job "
-            "again."
+            f"{file} cannot be read: it is cut short, as by a job that was killed while it saved, or not what "
+            f"DomainBed saves ({_reason(error)}). Run the job again."
         ) from error
     tensors = checkpoint.get("model_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(tensors, dict):
@@ -300,11 +295,17 @@ def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
     return tensors
 
 
+def _reason(error: Exception) -> str:
+    said = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return said.splitlines()[0][:300]
+
+
 def _peft_adapters(file: pathlib.Path) -> dict[str, torch.Tensor]:
     """Return PEFT's saved tensors under the names that they have in the model, with the adapter's."""
     import safetensors.torch
 
     try:
+        open_plain(file, MAX_BYTES).close()
         saved = safetensors.torch.load_file(file)
     except Exception as error:  # the format's own errors derive from Exception
         raise JobError(f"{file} cannot be read ({str(error):.300}): export the job again.") from error

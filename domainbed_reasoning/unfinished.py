@@ -19,6 +19,7 @@ from typing import Any
 
 from domainbed_reasoning.cache import cache_folder
 from domainbed_reasoning.locks import lock
+from domainbed_reasoning.plain_files import read_plain_text
 
 BOUND = "DOMAINBED_REASONING_UNFINISHED_GB"
 _DEFAULT_BOUND_GB = 50.0
@@ -72,7 +73,7 @@ def unfinished_jobs(root: Path | None = None) -> Iterator[Unfinished]:
     }
     for folder, (size, changed) in sorted(sizes_and_changes.items(), key=lambda job: job[1][1], reverse=True):
         try:
-            args = dict(json.loads((folder / "job.json").read_text(encoding="utf-8"))["args"])
+            args = dict(json.loads(read_plain_text(folder / "job.json"))["args"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             args = {}
         yield Unfinished(folder, args, _steps_logged(folder), size, changed, _is_running(folder))

@@ -8,6 +8,7 @@ this package was written for.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -20,6 +21,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from domainbed_reasoning.cache import NoCacheFolder, cache_folder
+from domainbed_reasoning.plain_files import read_plain, read_plain_text
 
 COMMIT = "b93c22a1cfc3b2428398272c1a116c8de1f4139e"
 URL = "https://github.com/facebookresearch/DomainBed"
@@ -144,16 +146,44 @@ def fault_of(folder: Path) -> str | None:
 
 def commit_of(folder: Path) -> str | None:
     """Return the commit that is checked out in ``folder``, if that is the top of a git clone."""
-    said = _ask_git(folder, "rev-parse", "--show-toplevel", "HEAD")
-    if said is None:
+    found = _look_up(folder)
+    if found is None:
         return None
-    top, commit = said.splitlines()
+    top, commit = found[:2]
     return commit if Path(top).resolve() == folder.resolve() else None
 
 
+def _look_up(folder: Path) -> list[str] | None:
+    """Return top, commit, folder of objects and file of excluded names of the clone that ``folder`` is in."""
+    asked = ("--show-toplevel", "HEAD", "--git-path", "objects", "--git-path", "info/exclude")
+    said = _ask_git("-C", str(folder), "rev-parse", *asked)
+    lines = (said or "").splitlines()
+    return lines if len(lines) == 4 else None
+
+
 def is_modified(folder: Path) -> bool | None:
-    """Return whether files of the clone differ from its commit, or there are more of them; None if git cannot say."""
-    said = _ask_git(folder, "status", "--porcelain")
+    """Return whether files of the clone differ from its commit, or there are more of them; None if git cannot say.
+
+    The clone's own configuration can name programs (hooks, fsmonitor, filters), which `git status` would run. So its
+    files are compared with its commit by way of an empty repository of ours that borrows its objects.
+    """
+    found = _look_up(folder)
+    if found is None:
+        return None
+    top, commit, objects, exclude = found
+    with tempfile.TemporaryDirectory(prefix="domainbed-reasoning-") as ours:
+        if _ask_git("init", "--quiet", "--bare", "--template=", ours) is None:
+            return None
+        Path(ours, "objects", "info").mkdir(exist_ok=True)
+        Path(ours, "objects", "info", "alternates").write_text(f"{Path(folder, objects).absolute()}\n", "utf-8")
+        git = ("-c", "core.bare=false", "--git-dir", ours, "--work-tree", top)
+        with contextlib.suppress(OSError):
+            Path(ours, "info").mkdir(exist_ok=True)
+            Path(ours, "info", "exclude").write_bytes(read_plain(Path(folder, exclude), _MAX_EXCLUDE_BYTES))
+        status = ("-C", top, "status", "--porcelain", "--ignore-submodules=all")
+        if _ask_git(*git, "update-ref", "HEAD", commit) is None or _ask_git(*git, "read-tree", commit) is None:
+            return None
+        said = _ask_git(*git, *status)
     return None if said is None else bool(said)
 
 
@@ -175,20 +205,30 @@ def describe(folder: Path) -> str:
 def is_stand_in(folder: Path) -> bool:
     """Return whether the DomainBed in ``folder`` is the stand-in of our tests."""
     package = folder / "domainbed" / "__init__.py"
-    return package.is_file() and STAND_IN_MARK in package.read_text(encoding="utf-8").splitlines()
+    return package.is_file() and STAND_IN_MARK in read_plain_text(package, errors="replace").splitlines()
 
 
-# A clone that another user made, on a shared machine, is good enough to look at; what it would have git run is not run.
+# A clone that another user made, on a shared machine, is good enough to look at: nothing that it names is run.
 _GIT = ("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
 _ASK_SECONDS = 30
+_MAX_EXCLUDE_BYTES = 1 << 20
 _PROBE_SECONDS = 30
 _CLONE_SECONDS = 600
 
 
-def _ask_git(folder: Path, *question: str) -> str | None:
+def _ask_git(*question: str) -> str | None:
+    # Neither variables nor configuration of elsewhere: a filter of the user's is not for a stranger's files.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_OPTIONAL_LOCKS": "0"}
+    environment |= {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none", "GIT_NO_REPLACE_OBJECTS": "1"}
     try:
         asked = subprocess.run(
-            [*_GIT, "-C", str(folder), *question], capture_output=True, text=True, timeout=_ASK_SECONDS
+            [*_GIT, *question],
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=_ASK_SECONDS,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

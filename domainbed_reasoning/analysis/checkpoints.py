@@ -11,9 +11,11 @@ from typing import Any
 
 from domainbed_reasoning.job import NAME_OF_JOB
 from domainbed_reasoning.mllm import MLLM, load_mllm
+from domainbed_reasoning.plain_files import plain_lines
 from domainbed_reasoning.trained import TASK_FILE, TrainedJob, read_job
 
 LAST = "model.pkl"
+_LONGEST_RECORD = 1 << 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,10 @@ def records_of(folder: str | pathlib.Path) -> list[dict[str, Any]]:
     """
     by_step: dict[int, dict[str, Any]] = {}
     path = pathlib.Path(folder).expanduser() / "results.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in plain_lines(path, _LONGEST_RECORD) if path.is_file() else ():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         by_step[record["step"]] = record
     return [by_step[step] for step in sorted(by_step)]

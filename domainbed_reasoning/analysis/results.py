@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 from dataclasses import dataclass
 
+from domainbed_reasoning.plain_files import read_plain_text
+
 _COMMAND = "command: "
 _SUFFIXES = (".txt", ".csv", ".png")
 
@@ -57,6 +59,6 @@ def results_at(folder: pathlib.Path, name: str, command: str) -> Results:
 
 def _command_of(path: pathlib.Path) -> str | None:
     """Return the command that left a text; None where it does not say."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    lines = read_plain_text(path, errors="replace").splitlines() if path.is_file() else []
     found = lines[-1] if lines else ""
     return found.removeprefix(_COMMAND) if found.startswith(_COMMAND) else None

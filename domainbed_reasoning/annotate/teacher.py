@@ -17,6 +17,7 @@ from typing import Protocol
 from domainbed_reasoning.annotate.cost import Budget
 from domainbed_reasoning.chains import STAGES
 from domainbed_reasoning.image_files import read_rgb
+from domainbed_reasoning.plain_files import MAX_IMAGE_BYTES, read_plain
 from domainbed_reasoning.prompts import PROMPT_VERSION, q_reason
 
 # Longest edge in pixels that is sent: what GPT-4o scales its high-detail images down to on the short side.
@@ -133,7 +134,7 @@ def read_picture(path: Path) -> tuple[bytes, str]:
     """
     from PIL import Image
 
-    raw = path.read_bytes()
+    raw = read_plain(path, MAX_IMAGE_BYTES)
     pixels = read_rgb(raw, path)
     if max(pixels.size) > MAX_EDGE:
         pixels.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.LANCZOS)

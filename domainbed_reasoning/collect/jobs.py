@@ -18,6 +18,7 @@ from typing import Any
 from domainbed_reasoning import versions
 from domainbed_reasoning.collect import values
 from domainbed_reasoning.job import NAME_OF_JOB
+from domainbed_reasoning.plain_files import open_plain, open_plain_text, read_plain_text
 
 Record = Mapping[str, Any]
 _Check = Callable[[Mapping[str, Any]], str]
@@ -26,6 +27,7 @@ RESULTS = "results.jsonl"
 _LEFT_BY_A_JOB = (RESULTS, "done", "out.txt", "err.txt", "launcher.log")
 _HEAD_LINES = 200  # of out.txt: versions, arguments, hyper-parameters
 _ERROR = re.compile(r"(Error|Exception|Exit|Interrupt|[Kk]illed|CANCELLED|exit code)\b")
+_HEAD_BYTES = 1 << 18
 _TAIL = 16_384  # bytes of a log that are searched
 _LAST_WORDS = 200  # characters
 _MAX_BYTES, _MAX_LINE, _MAX_SHOWN = 1 << 28, 1 << 20, 6  # a record has some thousand characters
@@ -234,7 +236,7 @@ def numbered_lines(path: Path, damage: list[str]) -> Iterator[tuple[int, str]]:
     try:
         if not _is_there(path, damage):
             return
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open_plain_text(path, errors="replace") as file:
             number = 0
             while line := file.readline(_MAX_LINE):
                 number += 1
@@ -270,7 +272,7 @@ def read_object(
     try:
         if not _is_there(path, damage):
             return None
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(read_plain_text(path))
     except OSError as error:
         damage.append(f"{path.name} cannot be read ({error.strerror})")
         return None
@@ -310,7 +312,7 @@ def _head(path: Path) -> Sequence[str]:
 def _last_error(path: Path) -> str:
     if not _is_own_file(path):
         return ""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
         lines = file.read(_TAIL).decode(errors="replace").replace("\r", "\n").split("\n")
     return next((line.strip()[:_LAST_WORDS] for line in reversed(lines) if _ERROR.search(line)), "")

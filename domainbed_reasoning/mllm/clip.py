@@ -11,6 +11,7 @@ import torch
 from domainbed_reasoning.mllm.families import ModelError
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import adapted, resolve
+from domainbed_reasoning.mllm.opening import loading, read_config
 
 # OpenAI's normalisation, which every CLIP of theirs has.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -123,8 +124,9 @@ def load_clip(model: str) -> CLIP:
     else:
         where = resolve(model)
         _config(model, where)
-        network = transformers.CLIPModel.from_pretrained(where, dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        with loading(model, where):
+            network = transformers.CLIPModel.from_pretrained(where, dtype=torch.float32)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     network.requires_grad_(False)
     return CLIP(network.eval(), tokenizer)
 
@@ -155,24 +157,17 @@ def is_clip(model: str) -> bool:
     Raises:
         ModelError: for a model that cannot be had.
     """
-    import transformers
-
     if (pathlib.Path(model).expanduser() / "task.json").is_file():
         return False  # a job of an MLLM algorithm
     where = resolve(model)
     try:
-        return bool(transformers.AutoConfig.from_pretrained(where, trust_remote_code=False).model_type == "clip")
-    except (ValueError, OSError):
+        return bool(read_config(model, where).model_type == "clip")
+    except ModelError:
         return False
 
 
 def _config(model: str, where: str) -> Any:
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        raise ModelError(f"CLIP model {model!r}: its config cannot be read ({error}).") from error
+    config = read_config(model, where)
     if config.model_type != "clip":
         raise ModelError(
             f"model {model!r} is of type {config.model_type!r} and no CLIP. Use a folder or hub id of one, such as "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -13,8 +12,10 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, tile_grid
+from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
+from domainbed_reasoning.mllm.sealed import import_bitsandbytes
 
-TINY = pathlib.Path(__file__).parent / "tiny_model"
+_MAX_EDGE = 8192  # pixels of a tile; the families' have 224 to 896
 
 # Linear layers that are no transformer block's: the output head and what joins vision to language.
 _NOT_ADAPTED = ("lm_head", ".head")
@@ -113,21 +114,28 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     for package in family.requires:
         if importlib.util.find_spec(package) is None:
             raise ModelError(f"{family.name} needs the package {package}: pip install {package}.")
-    processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False)
+    with loading(model, where):
+        processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False)
+        edge = family.tile_edge(processor.image_processor)
+    if not 1 <= edge <= _MAX_EDGE:
+        raise ModelError(f"model {model!r}: its preprocessor_config.json asks for images of {edge:,} pixels a side.")
     if not processor.chat_template:
         raise ModelError(
             f"model {model!r} has no chat template: it was not made to answer questions. Use the version of it that "
             "was, often called -Instruct or -it."
         )
     precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
-    if device.type == "cuda":
+    if device.type == "cuda" or (where != str(TINY) and pathlib.Path(where).is_dir()):
         count = sum(weight.numel() for weight in empty_network(model)[0].parameters())
+        check_weights(model, where, count)
+    if device.type == "cuda":
         check_memory(model, count, precision, quantize, free_memory(device))
     settings: dict[str, Any] = {"dtype": precision, "attn_implementation": "sdpa", "device_map": {"": device}}
     settings["trust_remote_code"] = False
     if quantize != "none":
         settings["quantization_config"] = _quantization(quantize, precision)
-    network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
+    with loading(model, where):
+        network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
     network.requires_grad_(False)
     return network, processor, family
 
@@ -141,7 +149,7 @@ def empty_network(model: str) -> tuple[torch.nn.Module, Family]:
     import transformers
 
     config, family = config_of(model)
-    with torch.device("meta"):
+    with loading(model, resolve(model)), torch.device("meta"):
         return transformers.AutoModelForImageTextToText.from_config(config), family
 
 
@@ -155,17 +163,7 @@ def config_of(model: str) -> tuple[Any, Family]:
 
 
 def _config_and_family(model: str, where: str) -> tuple[Any, Family]:
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"model {model!r} comes with code of its own, which is not run. Use the checkpoint that is made for "
-                f"transformers: {model}-hf for InternVL3, {model}-HF for InternVL3.5."
-            ) from error
-        raise ModelError(f"model {model!r}: its config cannot be read ({error}).") from error
+    config = read_config(model, where)
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     return config, family_of(architecture)
 
@@ -184,7 +182,8 @@ def image_edge(model: str, max_tiles: int = 1) -> int:
 
     where = resolve(model)
     _, family = _config_and_family(model, where)
-    processor = transformers.AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
+    with loading(model, where):
+        processor = transformers.AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
     return family.tile_edge(processor) * tile_grid(family, max_tiles)
 
 
@@ -227,6 +226,7 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
 
     # Patterns match from a name's start to the end of one of its parts.
     skip = ["lm_head", *(rf".*{part}\w*" for part in _PROJECTOR)]
+    import_bitsandbytes()
     if quantize == "nf4":
         return transformers.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -313,8 +313,21 @@ def cached_numbers(config: Any) -> int:
     return int(2 * text.num_hidden_layers * heads * head_width)
 
 
-def add_lora(network: torch.nn.Module, settings: LoraSettings) -> torch.nn.Module:
-    """Return ``network`` as a PEFT model whose adapters alone are trainable; say what gets none."""
+def add_lora(
+    network: torch.nn.Module, settings: LoraSettings, values: Mapping[str, torch.Tensor] | None = None
+) -> torch.nn.Module:
+    """Return ``network`` as a PEFT model whose adapters alone are trainable; say what gets none.
+
+    Args:
+        network: the bare model.
+        settings: of the adapters.
+        values: what they are to hold, which must fit before any are made; None where they start anew.
+
+    Raises:
+        ValueError: as `check_adapters`.
+    """
+    if values:
+        check_adapters(adapter_shapes(network, settings), values)
     total = sum(weight.numel() for weight in network.parameters())
     if said := said_of_experts(without_adapters(network, settings.towers), total):
         print(f"WARNING: {said}", flush=True)
@@ -327,9 +340,39 @@ def add_lora(network: torch.nn.Module, settings: LoraSettings) -> torch.nn.Modul
     )
 
 
+def adapter_shapes(network: torch.nn.Module, settings: LoraSettings) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that `add_lora` would give the adapters, by their names in the PEFT model."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in lora_targets(network, settings.towers, settings.projector):
+        layer: Any = network.get_submodule(name)
+        shapes[f"base_model.model.{name}.lora_A.default.weight"] = (settings.rank, layer.in_features)
+        shapes[f"base_model.model.{name}.lora_B.default.weight"] = (layer.out_features, settings.rank)
+    return shapes
+
+
+def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]) -> None:
+    """Refuse adapter values that do not fit a model.
+
+    Args:
+        shapes: of the model's adapters by name.
+        values: of a checkpoint by name.
+
+    Raises:
+        ValueError: naming the first that does not fit.
+    """
+    for name in sorted(shapes.keys() ^ values.keys()):
+        raise ValueError(f"the checkpoint's adapters do not fit this model: {name!r:.200} is on one side only.")
+    for name, shape in shapes.items():
+        if values[name].shape != shape:
+            raise ValueError(
+                f"the checkpoint's adapters do not fit this model: {name!r} is {tuple(values[name].shape)} there and "
+                f"{tuple(shape)} here."
+            )
+
+
 def import_peft() -> Any:
-    """Return PEFT, whose bitsandbytes would warn of a package that only 4-bit products on a CPU use."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    """Return PEFT, which imports bitsandbytes."""
+    import_bitsandbytes()
     import peft
 
     return peft

@@ -16,7 +16,7 @@ from domainbed_reasoning.mllm.attention import install
 from domainbed_reasoning.mllm.families import Family, tile_grid
 from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
-from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, cached_numbers, load_network
+from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, cached_numbers, check_adapters, load_network
 from domainbed_reasoning.mllm.memory import Key, Memory, digests_of, state_of
 from domainbed_reasoning.mllm.reading import LogLikelihoods
 from domainbed_reasoning.mllm.texts import Texts
@@ -29,6 +29,7 @@ def load_mllm(
     model: str,
     *,
     lora: LoraSettings | None = None,
+    adapters: Mapping[str, torch.Tensor] | None = None,
     dtype: str = "auto",
     quantize: str = "none",
     gradient_checkpointing: bool = False,
@@ -40,6 +41,7 @@ def load_mllm(
     Args:
         model: ``tiny``, a folder or a hub id of one of the supported families.
         lora: adapters to add; None loads the bare model.
+        adapters: their trained values by name, which must fit; None leaves them as they start.
         dtype: ``auto`` (bfloat16 on CUDA, float32 on the CPU), ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``none``, ``nf4`` or ``int8``.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
@@ -48,15 +50,18 @@ def load_mllm(
 
     Raises:
         ModelError: for a model that cannot be used, with the cure.
+        ValueError: for ``adapters`` that do not fit it.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network, processor, family = load_network(model, dtype, quantize, where)
     require_interface(network, family)
     grid = tile_grid(family, max_tiles)
     if lora is not None:
-        network = add_lora(network, lora)
+        network = add_lora(network, lora, adapters)
     mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
     require_sight(mllm)
+    if adapters:
+        mllm.load_adapters(adapters)
     if gradient_checkpointing:
         checkpoint_activations(mllm.base)
     return mllm
@@ -326,16 +331,7 @@ class MLLM(torch.nn.Module):
         Raises:
             ValueError: for tensors that do not fit this model's adapters, naming the first.
         """
-        own = self.adapters()
-        odd = sorted(own.keys() ^ values.keys())
-        if odd:
-            raise ValueError(f"the checkpoint's adapters do not fit this model: {odd[0]!r} is on one side only.")
-        for name, weight in own.items():
-            if weight.shape != values[name].shape:
-                raise ValueError(
-                    f"the checkpoint's adapters do not fit this model: {name!r} is {tuple(values[name].shape)} there "
-                    f"and {tuple(weight.shape)} here."
-                )
+        check_adapters({name: tuple(weight.shape) for name, weight in self.adapters().items()}, values)
         self._set_adapters(values)
 
     def merge(self) -> MLLM:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from domainbed_reasoning.collect.tables import ABSENT, Table
 from domainbed_reasoning.image_files import file_below, read_rgb, truncated_images_refused
+from domainbed_reasoning.plain_files import open_plain_text, plain_lines, read_plain
 from domainbed_reasoning.report.blocks import Block, Code, Figure, Fold
 
 FOLDER = "analysis"
@@ -19,6 +20,7 @@ _OPEN = 12  # rows of a table that is shown from the start
 _LARGEST = {".png": 4_000_000, ".csv": 50_000_000, ".txt": 50_000_000}  # bytes
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_TEXT = 4_000  # characters
+_LONGEST_LINE = 1 << 16  # bytes of a table
 _JOB = re.compile(r"([0-9a-f]{8})[0-9a-f]{24}(/\w+\.pkl)?")  # a job, or a checkpoint of it: its head is enough
 
 
@@ -55,9 +57,9 @@ def _block(path: Path, name: str) -> Table | Figure | Code | Fold:
         long = isinstance(table, Table) and len(table.rows) > _OPEN
         return Fold(f"The table {name}", (table,)) if long else table
     if kind == ".txt":
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open_plain_text(path, errors="replace") as file:
             return Code(_title(name), file.read(_LARGEST_TEXT).strip(), "text")
-    data = path.read_bytes()
+    data = read_plain(path, _LARGEST[kind])
     with truncated_images_refused():
         read_rgb(data, f"{FOLDER}/{name}")
     if not data.startswith(_PNG):
@@ -70,13 +72,16 @@ def _title(name: str) -> str:
 
 
 def _table(path: Path, name: str) -> Table | Code:
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        rows = [[_shown(text) for text in row[:_COLUMNS]] for row in csv.reader(file) if row]
-    if len(rows) < 2:
+    rows, count = [], 0
+    for row in filter(None, csv.reader(plain_lines(path, _LONGEST_LINE))):
+        count += 1
+        if count <= _ROWS + 1:
+            rows.append([_shown(text) for text in row[:_COLUMNS]])
+    if count < 2:
         return Code(f"The table {_title(name)}", "It holds no rows.", "text")
     width = len(rows[0])
-    shown = tuple(tuple([*row, *[ABSENT] * width][:width]) for row in rows[1 : _ROWS + 1])
-    more = f" The first {_ROWS} of {len(rows) - 1} rows." if len(rows) - 1 > _ROWS else ""
+    shown = tuple(tuple([*row, *[ABSENT] * width][:width]) for row in rows[1:])
+    more = f" The first {_ROWS} of {count - 1} rows." if count - 1 > _ROWS else ""
     return Table(_title(name), tuple(rows[0]), shown, f"From {FOLDER}/{name}.{more}")
 
 

@@ -130,6 +130,8 @@ def examine_interfaces() -> Iterator[Finding]:
 
 def missing_interfaces() -> Iterator[tuple[str, str]]:
     """Yield (distribution, what is missing) for each interface of the libraries that we need and that is not there."""
+    if _version("torch"):  # peft would import bitsandbytes with an alarming line
+        import_module("domainbed_reasoning.mllm.sealed").import_bitsandbytes()
     for name, target in INTERFACES:
         if _version(name) is None:
             continue

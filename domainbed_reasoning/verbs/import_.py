@@ -12,6 +12,7 @@ from domainbed_reasoning.catalog import OnDisk
 from domainbed_reasoning.chains import ChainError, parse_chain
 from domainbed_reasoning.exchange import ExchangeError, import_records
 from domainbed_reasoning.image_names import NamesOnDisk
+from domainbed_reasoning.plain_files import MAX_IMAGE_BYTES, read_plain
 from domainbed_reasoning.store import ACCEPTED, REJECTED, ChainWriter, Record, read_records
 from domainbed_reasoning.verbs import arguments
 
@@ -119,7 +120,9 @@ _KNOWN = {"yes": True, "no": False, None: None}
 
 def _completed(record: Record, on_disk: OnDisk, teacher: str, label_conditioned: bool | None) -> Record:
     """Return the record with the provenance that every chain has."""
-    sha256 = record.get("sha256") or hashlib.sha256((on_disk.root / record["image"]).read_bytes()).hexdigest()
+    sha256 = record.get("sha256")
+    if not sha256:
+        sha256 = hashlib.sha256(read_plain(on_disk.root / record["image"], MAX_IMAGE_BYTES)).hexdigest()
     return {
         **record,
         "teacher": record.get("teacher", teacher),

@@ -142,13 +142,21 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "keys that are numbers": (lambda _: {"model_dict": {3: torch.ones(2)}}, "is no matrix of numbers"),
     "a tensor of integers": (lambda _: {"model_dict": {NAME: torch.ones(2, 2, dtype=torch.long)}}, "no matrix"),
     "a scalar": (lambda _: {"model_dict": {NAME: torch.ones(())}}, "is no matrix of numbers"),
-    "10**12 rows of one number": (lambda _: {"model_dict": {NAME: torch.ones(1, 1).expand(10**12, 1)}}, "has rank"),
+    "10**12 rows of one number": (
+        lambda _: {"model_dict": {NAME: torch.ones(1, 1).expand(10**12, 1)}},
+        "larger than its part",
+    ),
     "NaN": (lambda _: {"model_dict": {NAME: torch.full((2, 3), float("nan"))}}, "holds NaN or infinity"),
+    "stride 0": (lambda _: {"model_dict": {NAME: torch.ones(2, 1).expand(2, 1 << 35)}}, "larger than its part"),
+    "windows that overlap": (
+        lambda _: {"model_dict": {NAME: torch.ones(9).as_strided((2, 4), (1, 1))}},
+        "repeats numbers",
+    ),
     "code": (lambda path: {"model_dict": {NAME: Evil(path)}}, "holds more than tensors"),
     "code beside the tensors": (lambda path: {"model_dict": {}, "args": Evil(path)}, "holds more than tensors"),
     "code in the old format": (
         lambda path: saved({"model_dict": Evil(path)}, _use_new_zipfile_serialization=False),
-        "more than tensors",
+        "no archive of torch.save",
     ),
     "a plain pickle of code": (lambda path: pickle.dumps(Evil(path)), "cannot be read"),
     "a bytearray of a terabyte": (lambda _: pickle.dumps((bytearray, 1)), "holds no 'model_dict'|cannot be read"),

@@ -1,0 +1,96 @@
+"""A base model's files on their way into transformers: looked at first; nothing else is fetched, nothing runs."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.mllm.families import ModelError
+from domainbed_reasoning.mllm.probe import SMALL_FILES, require_sound
+from domainbed_reasoning.mllm.sealed import sealed
+
+TINY = pathlib.Path(__file__).parent / "tiny_model"
+
+
+def read_config(model: str, where: str) -> Any:
+    """Return a model's config after a look at its small files, which come from strangers.
+
+    Args:
+        model: its name, for messages.
+        where: as `resolve` returned it.
+
+    Raises:
+        ModelError: for files that cannot be used, or a config that cannot be read.
+    """
+    import transformers
+
+    if where != str(TINY):
+        require_sound(model, _folder_of(model, where))
+    try:
+        with loading(model, where):
+            return transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
+    except ModelError as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {model!r} comes with code of its own, which is not run. Use the checkpoint that is made for "
+                f"transformers: {model}-hf for InternVL3, {model}-HF for InternVL3.5."
+            ) from error
+        raise
+
+
+def _folder_of(model: str, where: str) -> pathlib.Path:
+    """Return the folder of a model's small files; a hub's are fetched first, and no others."""
+    if pathlib.Path(where).is_dir():
+        return pathlib.Path(where)
+    import huggingface_hub
+
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(where, allow_patterns=list(SMALL_FILES)))
+    except Exception as error:  # connection, disk, permissions: whatever the library raises
+        raise ModelError(f"model {model!r}: its files cannot be fetched ({str(error):.300}).") from error
+
+
+@contextlib.contextmanager
+def loading(model: str, where: str) -> Iterator[None]:
+    """Have transformers read a model's files, which fetch and run nothing; whatever it raises is about them."""
+    with sealed(offline=pathlib.Path(where).is_dir()):
+        try:
+            yield
+        except ModelError:
+            raise
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise ModelError(
+                f"model {model!r}: transformers cannot use what is in {where} ({type(error).__name__}: {said:.400}). "
+                "Fetch the model again from where it was published, or give another."
+            ) from error
+
+
+def check_weights(model: str, where: str, count: int) -> None:
+    """Refuse a config that describes a larger model than its files hold: what is missing would be made up.
+
+    Args:
+        model: its name, for the message.
+        where: its folder, or a hub id, whose files may not be there yet.
+        count: of the weights that the config describes.
+
+    Raises:
+        ModelError: naming both.
+    """
+    if not pathlib.Path(where).is_dir():
+        return
+    files = [path for kind in ("*.safetensors", "*.bin") for path in pathlib.Path(where).glob(kind)]
+    size = sum(path.stat().st_size for path in files)
+    if not files:
+        raise ModelError(f"model {model!r}: {where} holds no weights (model.safetensors). Fetch the model whole.")
+    if count > size + (1 << 20):  # a weight has a byte or more, unless it is tied to another
+        raise ModelError(
+            f"model {model!r}: {where}/config.json describes {count:,} weights, and the files of weights have "
+            f"{size:,} bytes. Fetch the model whole."
+        )

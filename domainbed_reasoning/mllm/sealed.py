@@ -1,0 +1,60 @@
+"""transformers, peft and bitsandbytes without what they would fetch and run by themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+def without_hub_kernels() -> None:
+    """Switch off the hub's kernels in this process: compiled code of others, for which a model's config can ask."""
+    from transformers.integrations import hub_kernels
+
+    module: Any = hub_kernels
+    module._kernels_enabled = False
+    module.get_kernel_hub = _refuse
+
+
+def _refuse(name: str, *_: Any, **__: Any) -> Any:
+    raise ValueError(f"{name!r} is a kernel of the hub: code, which is not run")
+
+
+@contextlib.contextmanager
+def without_package(name: str) -> Iterator[None]:
+    """Have imports of a package fail within the block."""
+    before = sys.modules.pop(name, None)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes where it is installed, without the kernel that it would fetch for 4-bit products on a CPU."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # an alarming line without the kernel
+    with without_package("kernels"), contextlib.suppress(Exception):  # who needs it imports it again, and fails
+        import bitsandbytes  # noqa: F401
+
+
+@contextlib.contextmanager
+def sealed(offline: bool) -> Iterator[None]:
+    """Load a model without the hub's kernels and, of a folder, without the network.
+
+    Args:
+        offline: whether nothing may be fetched.
+    """
+    from huggingface_hub import constants
+
+    without_hub_kernels()
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
