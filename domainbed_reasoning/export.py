@@ -43,6 +43,9 @@ def export_adapters(
     settings = job.lora()
     assert settings is not None
     network = add_lora(network, settings, job.adapters)
+    fitting = {part: tensor.shape for part, tensor in network.named_parameters() if tensor.requires_grad}
+    if fitting != {part: tensor.shape for part, tensor in job.adapters.items()}:
+        raise JobError(f"{job.folder}: its adapters do not fit {name}. Give the job's base model with --model.")
     for config in network.peft_config.values():
         config.inference_mode = True
     network.save_pretrained(output, state_dict=dict(job.adapters))

@@ -360,3 +360,20 @@ def test_odd_values_of_a_job_end_no_table(write_job, odd):
 
     counted, _ = settle(read_jobs(write_job.folder))
     assert "good" in [job.folder.name for job in counted]
+def test_what_is_measured_at_the_last_step_is_not_the_chosen_steps(write_job):
+    """Step 10 is chosen; rounds, answers, time and memory are those of the whole run, which ends at step 20."""
+    job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, accs=(0.1, 0.7, 0.4), hparams={"lr": 0.1})
+    records = [json.loads(line) for line in (job / "results.jsonl").read_text().splitlines()]
+    for record, kept, memory, best in zip(records, (0.1, 0.3, 0.9), (1.0, 3.0, 2.0), (0.1, 0.9, 0.2), strict=True):
+        record |= {"sarr1_accepted": kept, "mem_gb": memory} | {f"env{env}_out_acc": best for env in range(4)}
+    records[-1]["sarr2_accepted"] = 0.8
+    (job / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (job / "answers.json").write_text(json.dumps({"env2": {"in": {"label": 0.45, "chain": 0.35, "unparsed": 0.05}}}))
+    frame = collect(write_job.folder)
+    row = frame[frame["selection"] == TRAINING].iloc[0]
+    assert (row["step"], row["accuracy"], row["last_step"]) == (10, 0.7, 20)
+    assert (row["sarr1_accepted"], row["sarr2_accepted"]) == (0.9, 0.8)
+    assert (row["label_accuracy"], row["chain_accuracy"], row["unparsed"]) == (0.45, 0.35, 0.05)
+    assert (row["train_seconds"], row["memory_gib"]) == (10.5, 3.0)
+    (table,) = [table for table in [rounds_table(frame)] if table]
+    assert table.rows == (("RDMLDG", "ShapesReasoning", "sketch", "90.0", "80.0"),)
