@@ -42,10 +42,11 @@ def export_adapters(
     network, _ = empty_network(model or job.model)
     settings = job.lora()
     assert settings is not None
-    network = add_lora(network, settings, job.adapters)
-    fitting = {part: tensor.shape for part, tensor in network.named_parameters() if tensor.requires_grad}
-    if fitting != {part: tensor.shape for part, tensor in job.adapters.items()}:
-        raise JobError(f"{job.folder}: its adapters do not fit {name}. Give the job's base model with --model.")
+    try:
+        network = add_lora(network, settings, job.adapters)
+    except ValueError as error:
+        fault = f"its adapters do not fit {name} ({str(error).rstrip('.')})"
+        raise JobError(f"{job.folder}: {fault}. Give the job's base model with --model.") from error
     for config in network.peft_config.values():
         config.inference_mode = True
     network.save_pretrained(output, state_dict=dict(job.adapters))

@@ -17,7 +17,7 @@ def text_of(message: Mapping[str, Any]) -> str | None:
     Thoughts are left out where there is an answer beside them; where there is none they are the answer.
 
     Raises:
-        TypeError: a part is neither a text nor an object.
+        TypeError: a content is neither a text nor an object nor a list of them.
     """
     content = _text(message.get("content"))
     if content is not None and content.strip():
@@ -28,15 +28,15 @@ def text_of(message: Mapping[str, Any]) -> str | None:
 
 def _text(content: Any) -> str | None:
     """Return the text of a content: a string, a part, or a list of either, thoughts left out."""
-    if isinstance(content, str):
+    if content is None or isinstance(content, str):
         return content
     if isinstance(content, list):
-        if not all(isinstance(part, str | dict) for part in content):
-            raise TypeError("a part of the content is neither a text nor an object")
+        if None in content:
+            raise TypeError("a part of the content is null")
         texts = [text for part in content if (text := _text(part)) is not None]
         return "".join(texts) if texts else None
-    if isinstance(content, dict) and content.get("type") not in _THOUGHTS:
-        for name in ("text", "value", "content"):
-            if name in content:
-                return _text(content[name])
-    return None
+    if not isinstance(content, dict):
+        raise TypeError(f"a content is no {type(content).__name__}")
+    if content.get("type") in _THOUGHTS:
+        return None
+    return _text(next((content[name] for name in ("text", "value", "content") if name in content), None))

@@ -103,8 +103,9 @@ def test_text_of_a_message(message: dict[str, Any], text: str | None) -> None:
 
 
 def test_a_part_that_is_no_part_is_refused() -> None:
-    with pytest.raises(TypeError):
-        text_of({"content": ["a", 7]})
+    for content in (["a", 7], ["a", None], [{"text": 7}], 7):
+        with pytest.raises(TypeError):
+            text_of({"content": content})
 
 
 def test_thirty_rejections_without_an_acceptance_stop_the_run_with_an_example_and_the_cure(

@@ -96,7 +96,7 @@ SERVERS: dict[str, tuple[Misbehave, Any]] = {
     "no choices": (says({"choices": []}), (NoAnswer, "no chat completion")),
     "choices as an object": (says({"choices": {"0": 1}}), (NoAnswer, "no chat completion")),
     "message as text": (says({"choices": [{"message": "x"}]}), (NoAnswer, "no chat completion")),
-    "content as a number": (message(7), (NoAnswer, "holds no text")),
+    "content as a number": (message(7), (NoAnswer, "no chat completion")),
     "content as null": (message(None), (NoAnswer, "holds no text")),
     "content of wrong parts": (message([7]), (NoAnswer, "no chat completion")),
     "content of parts without text": (message([{"text": 7}]), (NoAnswer, "no chat completion")),
@@ -291,7 +291,7 @@ def test_a_chain_beyond_what_is_kept_is_not_accepted(liar: Any, toy: Path, verb:
         "annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", "openai:m", "--base-url", server.url,
         "--chains", chains, "--candidates", 1, "--unverified", "--min-words", 3,
     )  # fmt: skip
-    assert code == 0
+    assert code == 1  # nothing was accepted
     assert load_chains(chains) == {} and chains.read_text().count('"verdict":"rejected"') == 8
 
 

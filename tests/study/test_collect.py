@@ -360,6 +360,8 @@ def test_odd_values_of_a_job_end_no_table(write_job, odd):
 
     counted, _ = settle(read_jobs(write_job.folder))
     assert "good" in [job.folder.name for job in counted]
+
+
 def test_what_is_measured_at_the_last_step_is_not_the_chosen_steps(write_job):
     """Step 10 is chosen; rounds, answers, time and memory are those of the whole run, which ends at step 20."""
     job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, accs=(0.1, 0.7, 0.4), hparams={"lr": 0.1})
