@@ -136,6 +136,10 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         settings["quantization_config"] = _quantization(quantize, precision)
     with loading(model, where):
         network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
+    for module in network.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first answer, and cannot train afterwards.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     network.requires_grad_(False)
     return network, processor, family
 
