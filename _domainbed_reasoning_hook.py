@@ -1,8 +1,9 @@
 """What the `.pth` file imports at every interpreter start: the import hook. Standard library only, and little of it.
 
-The hook waits for DomainBed's registries to be imported and has `domainbed_reasoning.register` add our names to them.
-It also makes the user's cached clone importable where no other DomainBed is. It does nothing else, and nothing at all
-in processes that never import DomainBed. Whatever fails in this package, DomainBed's own modules stay importable.
+The hook waits for DomainBed's registries to be imported and has `domainbed_reasoning.bridge.register` add our names to
+them. It also makes the user's cached clone importable where no other DomainBed is. It does nothing else, and nothing at
+all in processes that never import DomainBed. Whatever fails in this package, DomainBed's own modules stay importable.
+Imported by hand, where no `.pth` file did so, it also publishes to the registries that are imported already.
 """
 
 import sys
@@ -53,7 +54,7 @@ class _CachedCloneFinder:
         if name != "domainbed":
             return None
         try:
-            from domainbed_reasoning import upstream
+            from domainbed_reasoning.bridge import upstream
 
             return upstream.find_cached_spec()
         except Exception as error:
@@ -87,9 +88,9 @@ def publish() -> None:
     whole = [name for name in STOCK_MODULES if name in sys.modules and name not in _running]
     if not whole:
         return
-    _running.append("domainbed_reasoning.register")
+    _running.append("domainbed_reasoning.bridge.register")
     try:
-        from domainbed_reasoning import register
+        from domainbed_reasoning.bridge import register
 
         for name in whole:
             for fault in register.publish(sys.modules[name]):
@@ -97,7 +98,7 @@ def publish() -> None:
     except Exception as error:
         _warn_unless_uninstalled(error)
     finally:
-        _running.remove("domainbed_reasoning.register")
+        _running.remove("domainbed_reasoning.bridge.register")
 
 
 def _warn_unless_uninstalled(error: Exception) -> None:
@@ -122,3 +123,4 @@ def install() -> None:
 
 
 install()
+publish()

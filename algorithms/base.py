@@ -13,25 +13,26 @@ from typing import Any, ClassVar
 
 import torch
 
-from domainbed_reasoning.algorithms import idle
-from domainbed_reasoning.algorithms.optimisation import optimiser_of_stage
-from domainbed_reasoning.algorithms.records import write_task
-from domainbed_reasoning.algorithms.resumable import Minibatches, ResumableAlgorithm
-from domainbed_reasoning.answering import answering_chains, elected_chains, scores_of_chains
-from domainbed_reasoning.balance import LabelGradients
-from domainbed_reasoning.batching import micro_batches
-from domainbed_reasoning.consistency import Support
-from domainbed_reasoning.job import job_arguments
-from domainbed_reasoning.losses import chain_nll, label_nll
+from domainbed_reasoning.bridge.samples import ids_of
+from domainbed_reasoning.bridge.train_args import job_arguments
+from domainbed_reasoning.chains.prompts import q_cls, q_reason
+from domainbed_reasoning.jobs import idle
+from domainbed_reasoning.jobs.answers import write_task
+from domainbed_reasoning.jobs.replay_log import Answers
+from domainbed_reasoning.jobs.resumable import Minibatches, ResumableAlgorithm
+from domainbed_reasoning.method.answering import answering_chains, elected_chains, scores_of_chains
+from domainbed_reasoning.method.balance import LabelGradients
+from domainbed_reasoning.method.consistency import Support
+from domainbed_reasoning.method.objective import chain_nll, label_nll
+from domainbed_reasoning.method.optimizer import optimiser_of_stage
+from domainbed_reasoning.method.schedule import Stage
+from domainbed_reasoning.method.self_labeling import SelfLabels
+from domainbed_reasoning.method.task import SampleId
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
-from domainbed_reasoning.mllm.images import resize, to_uint8
+from domainbed_reasoning.mllm.likelihood import LogLikelihoods
 from domainbed_reasoning.mllm.loading import image_edge
-from domainbed_reasoning.mllm.reading import LogLikelihoods
-from domainbed_reasoning.progress import Answers
-from domainbed_reasoning.prompts import q_cls, q_reason
-from domainbed_reasoning.samples import SampleId, ids_of
-from domainbed_reasoning.selflabel import SelfLabels
-from domainbed_reasoning.stages import Stage
+from domainbed_reasoning.mllm.pixels import resize, to_uint8
+from domainbed_reasoning.mllm.rows import micro_batches
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.algorithms.clip_zero_shot import CLIP_HPARAMS, CLIPZeroShot
-from domainbed_reasoning.algorithms.resumable import Minibatches
-from domainbed_reasoning.allowed import ABOVE_0, FLAG, FROM_0, FROM_0_BELOW_1, integer
+from domainbed_reasoning.hparam_checks import ABOVE_0, FLAG, FROM_0, FROM_0_BELOW_1, integer
+from domainbed_reasoning.jobs.resumable import Minibatches
 from domainbed_reasoning.mllm.clip import CLIP, add_clip_lora, load_clip
 from domainbed_reasoning.registry import Hparam
 

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import torch
 
 from domainbed_reasoning.algorithms.hparams import RESUME_HPARAMS
-from domainbed_reasoning.algorithms.resumable import Minibatches, ResumableAlgorithm
-from domainbed_reasoning.allowed import FLAG, TEXT, integer
+from domainbed_reasoning.hparam_checks import FLAG, TEXT, integer
+from domainbed_reasoning.jobs.replay_log import Answers
+from domainbed_reasoning.jobs.resumable import Minibatches, ResumableAlgorithm
 from domainbed_reasoning.mllm.clip import CLIP, clip_image_edge, load_clip
-from domainbed_reasoning.progress import Answers
 from domainbed_reasoning.registry import Hparam
 
 PROMPT = "a photo of a {}."

@@ -5,10 +5,7 @@ Where the paper (arXiv 2602.23777) gives a value it is the default; where it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from domainbed_reasoning.allowed import (
+from domainbed_reasoning.hparam_checks import (
     ABOVE_0,
     ABOVE_0_TO_1,
     FLAG,
@@ -157,14 +154,3 @@ SARR_HPARAMS = {
         1, None, "the paper's one chain an image; more: the majority's, at a temperature above 0", allowed=integer(1)
     ),
 }
-
-
-def check_votes(hparams: Mapping[str, Any]) -> None:
-    """Refuse several chains that would all be the same one.
-
-    Raises:
-        ValueError: naming the hyper-parameter and the temperature that it needs.
-    """
-    for name, temperature in (("votes", "vote_temperature"), ("sarr_votes", "temperature")):
-        if hparams.get(name, 1) > 1 and not hparams[temperature] > 0:
-            raise ValueError(f"hparam {name}: {hparams[name]} greedy chains are all alike; set {temperature} above 0.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from domainbed_reasoning.algorithms.base import MLLMAlgorithm
 from domainbed_reasoning.algorithms.hparams import MODEL_HPARAMS
-from domainbed_reasoning.algorithms.resumable import Minibatches
+from domainbed_reasoning.jobs.resumable import Minibatches
 
 
 class MLLMZeroShot(MLLMAlgorithm):

@@ -29,10 +29,10 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
 
-from domainbed_reasoning.catalog import STOCK, scan  # noqa: E402
-from domainbed_reasoning.chains import Chain  # noqa: E402
-from domainbed_reasoning.prompts import q_reason  # noqa: E402
-from domainbed_reasoning.store import read_records  # noqa: E402
+from domainbed_reasoning.chains.chain import Chain  # noqa: E402
+from domainbed_reasoning.chains.prompts import q_reason  # noqa: E402
+from domainbed_reasoning.chains.store import read_records  # noqa: E402
+from domainbed_reasoning.images.catalog import STOCK, scan  # noqa: E402
 
 SIDE = {"art_painting": "brush strokes", "cartoon": "flat colours", "photo": "fine grain", "sketch": "thin lines"}
 
@@ -97,7 +97,7 @@ def environment() -> dict[str, str]:
 
 def start_annotate(given: argparse.Namespace, port: int, chains: Path) -> subprocess.Popen[str]:
     """Start ``domainbed-reasoning annotate``."""
-    code = "import sys; from domainbed_reasoning.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from domainbed_reasoning.__main__ import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "annotate", "--dataset", "PACS", "--data_dir", str(given.data_dir)]
     command += ["--teacher", "openai:tiny-pacs", "--base-url", f"http://127.0.0.1:{port}/v1", "--prompt", "task"]
     command += ["--chains", str(chains), "--max-tokens", "200", "--concurrency", "32", "--temperature", "0.7"]

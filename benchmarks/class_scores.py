@@ -15,10 +15,10 @@ import transformers
 from benchmarks import small_internvl
 from benchmarks.counts import forward
 from benchmarks.measure import REPEATS, Row, interleaved, medians, ratio_of
-from domainbed_reasoning.batching import build_trie
-from domainbed_reasoning.costs import shape_of
+from domainbed_reasoning.chains.prompts import q_cls
 from domainbed_reasoning.mllm import load_mllm
-from domainbed_reasoning.prompts import q_cls
+from domainbed_reasoning.mllm.rows import build_trie
+from domainbed_reasoning.sweeps.costs import shape_of
 
 BATCH = 16
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from domainbed_reasoning.costs import Shape
+from domainbed_reasoning.sweeps.costs import Shape
 
 LORA_RANK = 8
 

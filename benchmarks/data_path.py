@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks import small_internvl
 from benchmarks.measure import REPEATS, Row, interleaved, medians, ratio_of, use_domainbed
 from domainbed_reasoning import registry
-from domainbed_reasoning.chains import Chain
+from domainbed_reasoning.chains.chain import Chain
 
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from domainbed_reasoning.atomic import replace_text
+from domainbed_reasoning.files.atomic import replace_text
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 REPEATS = 5
@@ -86,11 +86,11 @@ def use_domainbed() -> None:
     Raises:
         SystemExit: there is none.
     """
-    from domainbed_reasoning import upstream
+    from domainbed_reasoning.bridge import upstream
 
     if upstream.use_domainbed() is None:
         raise SystemExit(upstream.MISSING)
-    import domainbed_reasoning.register  # noqa: F401 - the hook, where no `.pth` file installed it
+    import _domainbed_reasoning_hook  # noqa: F401 - the hook, where no `.pth` file installed it
 
 
 def table(rows: Sequence[Row]) -> str:

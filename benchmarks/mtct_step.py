@@ -24,11 +24,12 @@ from benchmarks import small_internvl
 from benchmarks.counts import Step, training_step
 from benchmarks.measure import REPEATS, Row, interleaved, medians, ratio_of, use_domainbed
 from domainbed_reasoning import registry
-from domainbed_reasoning.costs import shape_of
-from domainbed_reasoning.losses import chain_nll, label_nll
+from domainbed_reasoning.bridge.samples import attach_task, with_ids
+from domainbed_reasoning.method.objective import chain_nll, label_nll
+from domainbed_reasoning.method.schedule import Schedule, Stage
+from domainbed_reasoning.method.task import Task
 from domainbed_reasoning.mllm.loading import lora_targets
-from domainbed_reasoning.samples import Task, attach_task, with_ids
-from domainbed_reasoning.stages import Schedule, Stage
+from domainbed_reasoning.sweeps.costs import shape_of
 
 NAMES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 LENGTHS = (235, 250, 265)  # tokens of the chains

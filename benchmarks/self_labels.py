@@ -12,13 +12,13 @@ import pathlib
 import torch
 
 from benchmarks.measure import REPEATS, Row, interleaved, medians, ratio_of
-from domainbed_reasoning import shapes
-from domainbed_reasoning.chains import END_OF_CHAIN, Chain
+from domainbed_reasoning.chains.chain import END_OF_CHAIN, Chain
+from domainbed_reasoning.chains.prompts import q_reason
+from domainbed_reasoning.images import shapes
 from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
-from domainbed_reasoning.mllm.images import from_picture
+from domainbed_reasoning.mllm.generation_cache import Memory
 from domainbed_reasoning.mllm.loading import add_lora
-from domainbed_reasoning.mllm.memory import Memory
-from domainbed_reasoning.prompts import q_reason
+from domainbed_reasoning.mllm.pixels import from_picture
 
 IMAGES, BATCH, TOKENS = 500, 64, 160
 LESSONS, LESSON_BATCH = 60, 14

@@ -79,7 +79,7 @@ def build(folder: pathlib.Path, size: Size, edge: int = EDGE) -> str:
 
 def chain(tokenizer: Any, length: int, name: str) -> str:
     """Return a five-stage chain of about so many tokens that concludes with ``name``."""
-    from domainbed_reasoning.chains import Chain
+    from domainbed_reasoning.chains.chain import Chain
 
     reasoning = "the body is round and the head is horned"
     while True:

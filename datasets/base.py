@@ -17,12 +17,13 @@ from PIL import Image
 from torchvision import transforms
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.chains import conclusion_of
-from domainbed_reasoning.job import DEFAULT_HOLDOUT, recognized_arguments
-from domainbed_reasoning.mllm.images import from_picture
-from domainbed_reasoning.samples import SampleId, Task, attach_task, with_ids
-from domainbed_reasoning.scoring import misled
-from domainbed_reasoning.stages import Schedule, plan_stages
+from domainbed_reasoning.bridge.samples import attach_task, with_ids
+from domainbed_reasoning.bridge.train_args import DEFAULT_HOLDOUT, recognized_arguments
+from domainbed_reasoning.chains.chain import conclusion_of
+from domainbed_reasoning.method.answering import misled
+from domainbed_reasoning.method.schedule import Schedule, plan_stages
+from domainbed_reasoning.method.task import SampleId, Task
+from domainbed_reasoning.mllm.pixels import from_picture
 from domainbed_reasoning.terminal import printable
 
 

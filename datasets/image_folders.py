@@ -20,9 +20,10 @@ import tqdm
 from domainbed import datasets as stock
 from PIL import Image
 
-from domainbed_reasoning.allowed import TEXT_OR_NONE, integer
-from domainbed_reasoning.catalog import CHAIN_FILE, STOCK, ImageFolder, class_names, scan
-from domainbed_reasoning.chains import fault_of_names
+from domainbed_reasoning.bridge.preflight import check_splits, check_test_envs
+from domainbed_reasoning.chains.chain import fault_of_names
+from domainbed_reasoning.chains.image_names import composed, require_names
+from domainbed_reasoning.chains.store import ChainFileError, load_chains
 from domainbed_reasoning.datasets.base import (
     Samples,
     algorithm_class,
@@ -32,12 +33,11 @@ from domainbed_reasoning.datasets.base import (
     report_chains,
     source_chains,
 )
-from domainbed_reasoning.image_files import check_header, read_rgb, truncated_images_refused
-from domainbed_reasoning.image_names import composed, require_names
-from domainbed_reasoning.preflight import check_splits, check_test_envs
+from domainbed_reasoning.hparam_checks import TEXT_OR_NONE, integer
+from domainbed_reasoning.images.catalog import CHAIN_FILE, STOCK, ImageFolder, class_names, scan
+from domainbed_reasoning.images.decode import check_header, read_rgb, truncated_images_refused
+from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.registry import Hparam, check_for_dataset
-from domainbed_reasoning.samples import SampleId, Task
-from domainbed_reasoning.store import ChainFileError, load_chains
 
 FOLDER_HPARAMS = {
     "chains": Hparam(None, None, f"the chain file; None is {CHAIN_FILE} in the dataset's folder", allowed=TEXT_OR_NONE),

@@ -2,7 +2,7 @@
 
 Input: a creature made of parts, 48 x 48 pixels. Label: one of seven codes of four ternary parts. Domains: photo,
 cartoon, sketch, negative. The background's hue follows the class in source domains and misleads in target domains.
-Chains: state what is visible; written by the renderer. See `domainbed_reasoning.shapes`.
+Chains: state what is visible; written by the renderer. See `domainbed_reasoning.images.shapes`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from domainbed.datasets import MultipleDomainDataset
 from PIL import Image
 from torchvision import transforms
 
-from domainbed_reasoning import shapes
-from domainbed_reasoning.allowed import FROM_0_TO_1, integer, one_of
+from domainbed_reasoning.bridge.preflight import check_splits, check_test_envs
 from domainbed_reasoning.datasets.base import (
     Samples,
     algorithm_class,
@@ -26,9 +25,10 @@ from domainbed_reasoning.datasets.base import (
     mllm_transform,
     report_chains,
 )
-from domainbed_reasoning.preflight import check_splits, check_test_envs
+from domainbed_reasoning.hparam_checks import FROM_0_TO_1, integer, one_of
+from domainbed_reasoning.images import shapes
+from domainbed_reasoning.method.task import Task
 from domainbed_reasoning.registry import Hparam, check_for_dataset
-from domainbed_reasoning.samples import Task
 
 
 class Rendered(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):

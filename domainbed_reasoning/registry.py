@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from domainbed_reasoning.allowed import FLAG, Allowed, check_values, integer
+from domainbed_reasoning.hparam_checks import FLAG, Allowed, check_values, integer
 
 ALGORITHMS = {
     "MLLMZeroShot": "domainbed_reasoning.algorithms.zero_shot:MLLMZeroShot",
@@ -47,10 +47,10 @@ TWINS = {
 EMBEDDED_DATASETS = frozenset({"Debug28", "Debug224", "ShapesReasoning"})
 
 LAUNCHERS = {
-    "parallel": "domainbed_reasoning.sweeps.parallel:parallel_launcher",
-    "ray": "domainbed_reasoning.sweeps.ray_launcher:ray_launcher",
-    "slurm": "domainbed_reasoning.sweeps.slurm_launcher:slurm_launcher",
-    "forked": "domainbed_reasoning.sweeps.forked:forked_launcher",
+    "parallel": "domainbed_reasoning.sweeps.launchers.parallel:parallel_launcher",
+    "ray": "domainbed_reasoning.sweeps.launchers.ray:ray_launcher",
+    "slurm": "domainbed_reasoning.sweeps.launchers.slurm:slurm_launcher",
+    "forked": "domainbed_reasoning.sweeps.launchers.forked:forked_launcher",
 }
 
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning import interrupt, upstream
-from domainbed_reasoning.sweeps import jobs
+from domainbed_reasoning import interrupt
+from domainbed_reasoning.bridge import stock, upstream
+from domainbed_reasoning.sweeps.launchers import jobs
 from domainbed_reasoning.sweeps.stock import choose_domainbed, run_stock, with_located
 from domainbed_reasoning.terminal import printable_streams
 
@@ -126,7 +127,7 @@ def choose_steps(dataset: str) -> int | None:
 
 def environment_names(dataset: str) -> Sequence[str]:
     """Return the names of the dataset's domains."""
-    from domainbed import datasets
+    datasets = stock.datasets()
 
     names: Sequence[str] = datasets.get_dataset_class(dataset).ENVIRONMENTS
     return names

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning import upstream
-from domainbed_reasoning.sweeps.processes import ended_by_sigterm
+from domainbed_reasoning.bridge import upstream
+from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm
 
 # Of our hparams, those that may be paths.
 _PATHS = ("model", "clip_model", "chains")

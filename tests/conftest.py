@@ -17,7 +17,7 @@ STAND_IN = Path(__file__).resolve().parent / "standin"
 if str(CHECKOUT) not in sys.path:
     sys.path.append(str(CHECKOUT))  # where the package is not installed
 
-from domainbed_reasoning import upstream  # noqa: E402
+from domainbed_reasoning.bridge import upstream  # noqa: E402
 
 
 def find_upstream() -> Path | None:
@@ -33,7 +33,7 @@ NO_UPSTREAM = "no upstream DomainBed here: `domainbed-reasoning get-domainbed` f
 
 # In this process `domainbed` is upstream where it is found, else the stand-in.
 sys.path.insert(0, str(UPSTREAM or STAND_IN))
-import domainbed_reasoning.register  # noqa: E402, F401 - installs the hook where no `.pth` file did
+import _domainbed_reasoning_hook  # noqa: E402, F401 - installs the hook where no `.pth` file did
 
 
 def pytest_report_header() -> str:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from domainbed import algorithms, datasets, hparams_registry
 
-from domainbed_reasoning import registry, shapes
-from domainbed_reasoning.algorithms import heartbeat
-from domainbed_reasoning.samples import ids_of
-from domainbed_reasoning.selflabel import SelfLabels
+from domainbed_reasoning import registry
+from domainbed_reasoning.bridge.samples import ids_of
+from domainbed_reasoning.images import shapes
+from domainbed_reasoning.jobs import progress as heartbeat
+from domainbed_reasoning.method.self_labeling import SelfLabels
 
 NAMES = [name for name in registry.ALGORITHMS if not name.startswith("CLIP")]
 TRAINED = [name for name in NAMES if name != "MLLMZeroShot"]

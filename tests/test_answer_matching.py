@@ -7,7 +7,7 @@ import pytest
 import torch
 from domainbed import algorithms, datasets, hparams_registry
 
-from domainbed_reasoning.algorithms.records import records_for
+from domainbed_reasoning.jobs.answers import records_for
 
 
 def build(name, **changes):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning import atomic
-from domainbed_reasoning.atomic import name_beside, replace_text, replacing
-from domainbed_reasoning.store import write_records
+from domainbed_reasoning.chains.store import write_records
+from domainbed_reasoning.files import atomic
+from domainbed_reasoning.files.atomic import name_beside, replace_text, replacing
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 WRITE_AND_DIE = (
-    "import os, sys; from pathlib import Path; from domainbed_reasoning.atomic import replacing\n"
+    "import os, sys; from pathlib import Path; from domainbed_reasoning.files.atomic import replacing\n"
     "with replacing(Path(sys.argv[1])) as file:\n"
     "    file.write(b'half'); file.flush(); os.kill(os.getpid(), 9)"
 )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from domainbed_reasoning.balance import LabelGradients
+from domainbed_reasoning.method.balance import LabelGradients
 
 
 def two_weights():

@@ -2,8 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbed_reasoning.batching import build_rows, build_tree_rows, build_trie
-from domainbed_reasoning.scoring import scores_from_trie
+from domainbed_reasoning.mllm.likelihood import scores_from_trie
+from domainbed_reasoning.mllm.rows import build_rows, build_tree_rows, build_trie
 
 
 def test_rows_feed_all_but_the_last_target_token_and_supervise_every_one():

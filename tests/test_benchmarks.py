@@ -4,7 +4,7 @@ import json
 import socket
 
 from benchmarks import counts, measure
-from domainbed_reasoning.costs import Shape, Tower
+from domainbed_reasoning.sweeps.costs import Shape, Tower
 
 # 10 weights and one layer of width 1 each; 3 patches; a head of 20 weights.
 TOWER = Tower(weights=10, inputs=2, outputs=3, layers=1, width=1)

@@ -2,7 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbed_reasoning.chains import STAGES, Chain, ChainError, conclusion_of, count_words, match_class, parse_chain
+from domainbed_reasoning.chains.chain import (
+    STAGES,
+    Chain,
+    ChainError,
+    conclusion_of,
+    count_words,
+    match_class,
+    parse_chain,
+)
 
 GOOD = Chain("I compare parts.", "A painted dog.", "Long ears & a wide nose.", "Colours mislead.", "dog")
 

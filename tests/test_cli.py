@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning import cli, registry, upstream
-from domainbed_reasoning.verbs import doctor
+from domainbed_reasoning import __main__ as cli
+from domainbed_reasoning import registry
+from domainbed_reasoning.bridge import upstream
+from domainbed_reasoning.commands import doctor
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -47,7 +49,7 @@ def test_an_unknown_verb_is_answered_with_the_nearest(capsys):
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from domainbed_reasoning import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from domainbed_reasoning.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})\n{code}assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
@@ -124,7 +126,11 @@ def test_doctor_compares_versions_with_what_the_package_requires(monkeypatch):
 
 def test_a_reader_that_leaves_early_is_no_error_to_show():
     """`domainbed-reasoning doctor | head -1`: the pipe is closed before anything is written."""
-    command = [sys.executable, "-c", "import sys; from domainbed_reasoning.cli import main; sys.exit(main(['doctor']))"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from domainbed_reasoning.__main__ import main; sys.exit(main(['doctor']))",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT)
     process.stdout.close()
     said = process.stderr.read()

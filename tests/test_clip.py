@@ -8,8 +8,8 @@ import torch
 from domainbed import algorithms, datasets, hparams_registry
 
 from domainbed_reasoning import registry
+from domainbed_reasoning.bridge.samples import task_of
 from domainbed_reasoning.mllm.clip import add_clip_lora, clip_image_edge, load_clip
-from domainbed_reasoning.samples import task_of
 
 NAMES = ["CLIPZeroShot", "CLIPLoRA"]
 

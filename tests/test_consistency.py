@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from domainbed_reasoning import shapes
-from domainbed_reasoning.chains import Chain
-from domainbed_reasoning.consistency import RIVALS, Support, rename
-from domainbed_reasoning.contradiction import contradiction
+from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.chains.contradiction import contradiction
+from domainbed_reasoning.images import shapes
+from domainbed_reasoning.method.consistency import RIVALS, Support, rename
 
 NAMES = ("cat", "bob cat", "dog")
 QUESTIONS = ("which?", "why?")
@@ -125,7 +125,7 @@ def tiny():
 
 def test_the_embedded_model_finds_right_captions_more_supportive_than_another_classs(tiny):
     """The base has seen the study's names a little: of chains with their own parts more pass than of swapped ones."""
-    from domainbed_reasoning.prompts import q_cls, q_reason
+    from domainbed_reasoning.chains.prompts import q_cls, q_reason
 
     questions = (q_cls(shapes.CLASS_NAMES, "creature"), q_reason(shapes.CLASS_NAMES, "creature"))
     labels = list(range(7)) * 2

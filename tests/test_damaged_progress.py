@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 
-from domainbed_reasoning.algorithms.earlier_records import own_records, set_aside
-from domainbed_reasoning.progress import Answers, Progress
-from domainbed_reasoning.unfinished import JobIsRunning, unfinished_jobs
+from domainbed_reasoning.jobs.replay_log import Answers, Progress
+from domainbed_reasoning.jobs.results_file import own_records, set_aside
+from domainbed_reasoning.jobs.resume_store import JobIsRunning, unfinished_jobs
 
 JOB = {"args": {"algorithm": "RDMLDG", "dataset": "D", "test_envs": [0], "output_dir": "nowhere"}}
 ADAPTERS = [{"lora": torch.arange(4.0) + step} for step in range(2)]
@@ -165,7 +165,7 @@ def test_a_line_that_is_dropped_changed_or_nested_without_end_is_seen(kept, caps
     "state", [[1], {"format": 1}, {"format": 99, "steps": 1}, {"format": 2, "steps": "two"}, None, 3, torch.ones(2)]
 )
 def test_a_sound_file_of_another_kind_is_no_state(kept, capsys, state):
-    from domainbed_reasoning.sealed import write_tensors
+    from domainbed_reasoning.jobs.sealed import write_tensors
 
     write_tensors(kept / "state.pt", state)
     replayed, said = restart(kept, capsys)
@@ -174,7 +174,7 @@ def test_a_sound_file_of_another_kind_is_no_state(kept, capsys, state):
 
 def test_adapters_of_another_run_are_not_taken(kept, capsys):
     """They are sound themselves, but not those that the state was saved with."""
-    from domainbed_reasoning.sealed import write_tensors
+    from domainbed_reasoning.jobs.sealed import write_tensors
 
     write_tensors(kept / "adapters-1.pt", ADAPTERS[1])
     replayed, said = restart(kept, capsys)

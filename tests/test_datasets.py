@@ -9,11 +9,12 @@ import torch
 from domainbed import datasets, hparams_registry
 from PIL import Image
 
-from domainbed_reasoning import registry, shapes
-from domainbed_reasoning.chains import Chain
-from domainbed_reasoning.samples import ids_of, task_of
-from domainbed_reasoning.scoring import misled
-from domainbed_reasoning.store import ChainFileError
+from domainbed_reasoning import registry
+from domainbed_reasoning.bridge.samples import ids_of, task_of
+from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.chains.store import ChainFileError
+from domainbed_reasoning.images import shapes
+from domainbed_reasoning.method.answering import misled
 
 DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
 CLASSES = ["dog", "guitar"]

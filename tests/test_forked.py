@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.sweeps import forked
-from domainbed_reasoning.sweeps.jobs import LOG, parse_job
+from domainbed_reasoning.sweeps.launchers import forked
+from domainbed_reasoning.sweeps.launchers.jobs import LOG, parse_job
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 HPARAMS = {"target_per_class": 1, "first_evaluation": 4, "answer": "label", "both_answers": False, "batch_size": 2}
@@ -37,7 +37,8 @@ def test_a_forked_job_gives_the_results_of_a_process_and_a_failure_is_named(tmp_
     commands = [command(tmp_path / "fork"), command(tmp_path / "bad", "MTCTT")]
     path = [str(domainbed_root), str(CHECKOUT)]
     (tmp_path / "launch.py").write_text(
-        "import sys, domainbed_reasoning.register; from domainbed_reasoning.sweeps.forked import forked_launcher;"
+        "import sys, _domainbed_reasoning_hook;"
+        "from domainbed_reasoning.sweeps.launchers.forked import forked_launcher;"
         f"sys.exit(10 * len(forked_launcher({commands!r})))"
     )
     variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -79,7 +80,7 @@ def test_jobs_know_the_code_that_their_launcher_imported(monkeypatch, tmp_path):
     """A checkout's files may change while jobs wait: forks run what is in memory, and their keys have to say so."""
     import torch
 
-    from domainbed_reasoning import versions
+    from domainbed_reasoning.bridge import versions
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

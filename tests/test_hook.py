@@ -88,7 +88,7 @@ print("published")
         "import domainbed_reasoning.algorithms.rd_mldg",
         "import domainbed_reasoning.datasets.shapes",
         "import domainbed_reasoning.datasets.base, domainbed_reasoning.algorithms.base",
-        "import domainbed_reasoning.register",
+        "import _domainbed_reasoning_hook",
     ],
 )
 def test_names_are_published_whatever_is_imported_first(forked, first):
@@ -114,14 +114,14 @@ def test_reload_publishes_again_and_once(forked):
 
 
 def test_registries_imported_before_the_hook_are_published_by_hand(forked):
-    """Where no `.pth` file started the hook, ``import domainbed_reasoning.register`` does everything."""
+    """Where no `.pth` file started the hook, ``import _domainbed_reasoning_hook`` does everything."""
     code = """
     sys = __import__("sys")
     del sys.modules["_domainbed_reasoning_hook"]
     sys.meta_path[:] = [f for f in sys.meta_path if type(f).__module__ != "_domainbed_reasoning_hook"]
     import domainbed.algorithms, domainbed.datasets
     assert "MTCT" not in domainbed.algorithms.ALGORITHMS
-    import domainbed_reasoning.register
+    import _domainbed_reasoning_hook
     """
     assert forked(textwrap.dedent(code) + CHECK) == "published"
 
@@ -143,7 +143,7 @@ def test_a_foreign_class_of_the_same_name_stays_and_is_named(forked):
     from domainbed import algorithms
     class MTCT: pass
     algorithms.MTCT = MTCT
-    from domainbed_reasoning import register
+    from domainbed_reasoning.bridge import register
     print(*register.publish(algorithms))
     assert algorithms.MTCT is MTCT
     """
@@ -153,7 +153,7 @@ def test_a_foreign_class_of_the_same_name_stays_and_is_named(forked):
 def test_a_foreign_launcher_of_the_same_name_stays_and_is_named(forked):
     code = """
     from domainbed import command_launchers
-    from domainbed_reasoning import register
+    from domainbed_reasoning.bridge import register
     command_launchers.REGISTRY["parallel"] = print
     print(*register.publish(command_launchers))
     assert command_launchers.REGISTRY["parallel"] is print
@@ -207,7 +207,7 @@ def test_a_broken_class_module_leaves_the_rest_and_says_why_when_it_is_used(fork
     print(refusal(lambda: datasets.num_environments("PACSReasoning")))
     print(refusal(lambda: vars(datasets)["PACSReasoning"]("", [0], {})))
     assert not {"MTCT", "SARR"} & set(algorithms.ALGORITHMS) and "PACSReasoning" not in datasets.DATASETS
-    from domainbed_reasoning import register
+    from domainbed_reasoning.bridge import register
     register.check_hparams(hparams_registry.default_hparams("RDMLDG", "ShapesReasoning"), "RDMLDG")
     registry.ALGORITHMS["MTCT"] = "domainbed_reasoning.algorithms.mtct:MTCT"
     assert register.publish(algorithms) and "MTCT" in algorithms.ALGORITHMS  # SARR's place is still empty
@@ -230,10 +230,10 @@ def test_a_broken_class_module_leaves_the_rest_and_says_why_when_it_is_used(fork
     "fault",
     [
         "sys.modules['domainbed_reasoning.registry'] = None",
-        "sys.modules['domainbed_reasoning.register'] = None",
-        "sys.modules['domainbed_reasoning.versions'] = None",
-        "sys.modules['domainbed_reasoning.progress'] = None",
-        "sys.modules['domainbed_reasoning.atomic'] = None",
+        "sys.modules['domainbed_reasoning.bridge.register'] = None",
+        "sys.modules['domainbed_reasoning.bridge.versions'] = None",
+        "sys.modules['domainbed_reasoning.jobs.replay_log'] = None",
+        "sys.modules['domainbed_reasoning.files.atomic'] = None",
         "sys.modules['tqdm'] = sys.modules['safetensors'] = sys.modules['psutil'] = None",
         "sys.modules['domainbed_reasoning'] = type(sys)('domainbed_reasoning')",
         "os.environ['DOMAINBED_REASONING_DATASETS'] = '/nowhere/at/all.toml'",
@@ -304,7 +304,7 @@ def test_hparams_of_a_foreign_algorithm_that_knows_its_own_datasets_alone_end_no
     """It is asked on each dataset until one is known to it; one that cannot be asked has no names that we know."""
     code = """
     from domainbed import algorithms, hparams_registry
-    from domainbed_reasoning import register
+    from domainbed_reasoning.bridge import register
     stock = hparams_registry._hparams.stock_hparams
     def of_a_fork(algorithm, dataset, seed):
         found = stock(algorithm, dataset, seed)

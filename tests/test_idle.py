@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from domainbed import algorithms, datasets, hparams_registry
 
-from domainbed_reasoning.collect import collect
-from domainbed_reasoning.samples import attach_task
-from domainbed_reasoning.stages import Schedule, Stage, plan_stages
+from domainbed_reasoning.bridge.samples import attach_task
+from domainbed_reasoning.method.schedule import Schedule, Stage, plan_stages
+from domainbed_reasoning.results import collect
 
 
 def build(name, **changes):

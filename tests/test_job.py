@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from domainbed_reasoning.job import TRAIN_SCRIPT, job_arguments, recognized_arguments
+from domainbed_reasoning.bridge.train_args import TRAIN_SCRIPT, job_arguments, recognized_arguments
 
 ARGUMENTS = {
     "algorithm": "ERM",

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from domainbed_reasoning import versions
-from domainbed_reasoning.algorithms import resume
-from domainbed_reasoning.algorithms.resume import describe
-from domainbed_reasoning.progress import Progress, key_of
-from domainbed_reasoning.samples import Task
-from domainbed_reasoning.stages import plan_stages
+from domainbed_reasoning.bridge import versions
+from domainbed_reasoning.jobs import history as resume
+from domainbed_reasoning.jobs.history import describe
+from domainbed_reasoning.jobs.replay_log import Progress, key_of
+from domainbed_reasoning.method.schedule import plan_stages
+from domainbed_reasoning.method.task import Task
 
 COMMIT = "b93c22a1cfc3b2428398272c1a116c8de1f4139e"
 

@@ -2,7 +2,8 @@ import math
 
 import torch
 
-from domainbed_reasoning.losses import chain_nll, label_nll, token_log_likelihoods
+from domainbed_reasoning.method.objective import chain_nll, label_nll
+from domainbed_reasoning.mllm.likelihood import token_log_likelihoods
 
 
 def test_label_term_sums_and_chain_term_averages_over_a_rows_own_tokens():

@@ -6,10 +6,24 @@ import re
 
 import pytest
 
-from domainbed_reasoning import registry, shapes
-from domainbed_reasoning.register import check_hparams
-from domainbed_reasoning.sweeps import again, miniature, miniature_table
-from domainbed_reasoning.sweeps.miniature import BEYOND, CLAIMS, CNNS, MAIN, OTHER_BASE, ROWS, choices, job_of, weights
+from domainbed_reasoning import registry
+from domainbed_reasoning.bridge.hparam_names import check_hparams
+from domainbed_reasoning.images import shapes
+from domainbed_reasoning.sweeps.launchers import restart as again
+from domainbed_reasoning.sweeps.miniature import study as miniature
+from domainbed_reasoning.sweeps.miniature import table as miniature_table
+from domainbed_reasoning.sweeps.miniature.__main__ import main
+from domainbed_reasoning.sweeps.miniature.study import (
+    BEYOND,
+    CLAIMS,
+    CNNS,
+    MAIN,
+    OTHER_BASE,
+    ROWS,
+    choices,
+    job_of,
+    weights,
+)
 
 
 def test_every_mllm_method_takes_the_same_number_of_updates_with_the_same_batch():
@@ -29,7 +43,7 @@ def test_every_mllm_method_takes_the_same_number_of_updates_with_the_same_batch(
 
 def test_the_papers_epochs_are_its_three_and_three_a_round():
     """3 sources of 140 images, of which DomainBed trains on 112: 336 images are 28 steps of 3 x 4."""
-    from domainbed_reasoning.stages import plan_stages
+    from domainbed_reasoning.method.schedule import plan_stages
 
     steps = 3 * int(shapes.SIZE_OF_DOMAIN * 0.8) // (3 * 4)
     assert plan_stages([3], steps).n_steps == miniature.PAPER_MTCT
@@ -70,7 +84,7 @@ def test_the_seed_that_chose_is_not_compared_and_a_cell_has_enough_images():
 
 
 def test_rounds_share_the_steps_with_the_supervised_stage_in_halves():
-    from domainbed_reasoning.stages import plan_stages
+    from domainbed_reasoning.method.schedule import plan_stages
 
     for rounds in (1, 2, 3):
         stages = miniature.sarr(rounds)
@@ -207,14 +221,14 @@ def test_faithfulness_counts_captions_conclusions_and_the_misleading_cue():
 
 def test_the_design_is_printed_with_what_is_done_of_it(tmp_path, capsys, monkeypatch):
     write_job(job_of(arm("MTCT"), "rho8", 0, 1, tmp_path), 0.5)
-    assert miniature.main(["--design", "--output_dir", str(tmp_path)]) == 0
+    assert main(["--design", "--output_dir", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert re.search(r"MTCT +MTCT +121 +40 +1 ", said)
     assert f"{len(miniature.cells())} jobs. The first: python -m domainbed.scripts.train" in said
 
 
 def test_jobs_that_are_done_are_not_run_again_and_the_rest_of_a_dead_one_is_removed(tmp_path, monkeypatch):
-    from domainbed_reasoning.sweeps import forked
+    from domainbed_reasoning.sweeps.launchers import forked
 
     done, dead, new = (job_of(arm("ERM"), "rho0", target, 1, tmp_path) for target in range(3))
     write_job(done, 0.5)
@@ -230,7 +244,7 @@ def test_jobs_that_are_done_are_not_run_again_and_the_rest_of_a_dead_one_is_remo
 def test_one_process_runs_a_folder_s_jobs(tmp_path, capsys):
     """A second would remove the folders of the first's running jobs."""
     with again.sole_launch(tmp_path):
-        assert miniature.main(["--run", "--output_dir", str(tmp_path)]) == 1
+        assert main(["--run", "--output_dir", str(tmp_path)]) == 1
     assert f"{tmp_path} is being launched by process" in capsys.readouterr().err
     assert not (tmp_path / "rho0").exists()
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from domainbed_reasoning import shapes
+from domainbed_reasoning.chains.prompts import q_cls, q_reason
+from domainbed_reasoning.images import shapes
 from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm, loading
-from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import TINY, check_memory, image_edge, lora_targets, resolve
 from domainbed_reasoning.mllm.model import checkpoint_activations
-from domainbed_reasoning.prompts import q_cls, q_reason
+from domainbed_reasoning.mllm.pixels import resize, to_uint8
 
 NAMES = shapes.CLASS_NAMES
 Q_CLS = q_cls(NAMES, "creature")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from domainbed import algorithms
 
-from domainbed_reasoning import upstream
+from domainbed_reasoning.bridge import upstream
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 STAND_IN = CHECKOUT / "tests" / "standin"
@@ -73,7 +73,7 @@ def test_the_wheel_holds_every_module_the_tiny_model_and_the_pth_file(wheel):
         f"domainbed_reasoning/mllm/tiny_model/{path.name}" for path in (package / "mllm" / "tiny_model").iterdir()
     }
     expected |= {f"domainbed_reasoning/annotate/{path.name}" for path in (package / "annotate").glob("browse.*")}
-    expected |= {f"domainbed_reasoning/report/{path.name}" for path in (package / "report").glob("page.*")}
+    expected |= {f"domainbed_reasoning/results/report/{path.name}" for path in (package / "report").glob("page.*")}
     for folder in IN_THE_PACKAGE:
         expected |= {f"domainbed_reasoning/{folder}/{path.name}" for path in (CHECKOUT / folder).glob("*.py")}
     assert held == expected

@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from domainbed_reasoning.sweeps.paired import compare, estimate, holm
+from domainbed_reasoning.sweeps.miniature.paired import compare, estimate, holm
 
 
 def test_the_interval_for_another_domain_is_that_of_the_domains_means():

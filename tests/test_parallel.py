@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.sweeps import jobs, parallel
+from domainbed_reasoning.sweeps.launchers import jobs, parallel
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -146,7 +146,7 @@ def test_a_signal_ends_the_jobs_and_their_children(command, tmp_path, number):
         child.wait()
         """,
     )
-    code = f"from domainbed_reasoning.sweeps.parallel import parallel_launcher; parallel_launcher([{job!r}])"
+    code = f"from domainbed_reasoning.sweeps.launchers.parallel import parallel_launcher; parallel_launcher([{job!r}])"
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     launcher = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path)
     _wait_until((tmp_path / "pid").exists)

@@ -9,7 +9,7 @@ import torch
 from domainbed import algorithms, datasets, hparams_registry
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.register import check_hparams
+from domainbed_reasoning.bridge.hparam_names import check_hparams
 
 SHAPES = "ShapesReasoning"  # 140 images a domain, 28 of them held out
 

@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from domainbed_reasoning import unfinished
-from domainbed_reasoning.algorithms.earlier_records import own_records, restore_measured, set_aside
-from domainbed_reasoning.progress import Answers, Progress
-from domainbed_reasoning.unfinished import JobIsRunning, clear, make_room, unfinished_jobs
-from domainbed_reasoning.verbs import unfinished as verb
+from domainbed_reasoning.commands import unfinished as verb
+from domainbed_reasoning.jobs import resume_store as unfinished
+from domainbed_reasoning.jobs.replay_log import Answers, Progress
+from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
+from domainbed_reasoning.jobs.resume_store import JobIsRunning, clear, make_room, unfinished_jobs
 
 JOB = {"args": {"algorithm": "MTCT", "dataset": "ShapesReasoning", "test_envs": [2], "output_dir": "nowhere"}}
 
@@ -303,8 +303,9 @@ def test_without_locks_no_progress_is_kept_and_the_list_still_is(tmp_path, monke
 
 
 def test_a_user_without_a_home_has_no_cache_and_is_told(monkeypatch, capsys):
-    from domainbed_reasoning import cli, upstream
-    from domainbed_reasoning.cache import NoCacheFolder, cache_folder
+    from domainbed_reasoning import __main__ as cli
+    from domainbed_reasoning.bridge import upstream
+    from domainbed_reasoning.files.cache import NoCacheFolder, cache_folder
 
     def unknown(uid):
         raise KeyError(uid)
@@ -360,7 +361,7 @@ def test_set_aside_leaves_a_folder_without_records_alone(tmp_path):
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path):
-    code = "import sys, os; from domainbed_reasoning.progress import Progress; from pathlib import Path; "
+    code = "import sys, os; from domainbed_reasoning.jobs.replay_log import Progress; from pathlib import Path; "
     code += f"Progress({JOB!r}, Path(sys.argv[1])); print('ready', flush=True); os.kill(os.getpid(), 9)"
     path = os.pathsep.join(sys.path)
     process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": path})

@@ -1,7 +1,7 @@
 import pytest
 
-from domainbed_reasoning.catalog import STOCK
-from domainbed_reasoning.prompts import q_cls, q_reason, readable_name
+from domainbed_reasoning.chains.prompts import q_cls, q_reason, readable_name
+from domainbed_reasoning.images.catalog import STOCK
 
 
 def test_the_classification_question_is_the_papers():

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbed_reasoning.annotate.rules import Rules
-from domainbed_reasoning.chains import STAGES, Chain, ChainError, conclusion_of, match_class, parse_chain
-from domainbed_reasoning.class_answer import read_class
-from domainbed_reasoning.reader import BLEMISHES, is_thinking, normalize, read_chain, read_conclusion
-from domainbed_reasoning.store import load_chains
+from domainbed_reasoning.chains.chain import STAGES, Chain, ChainError, conclusion_of, match_class, parse_chain
+from domainbed_reasoning.chains.class_answer import read_class
+from domainbed_reasoning.chains.reader import BLEMISHES, is_thinking, normalize, read_chain, read_conclusion
+from domainbed_reasoning.chains.rules import Rules
+from domainbed_reasoning.chains.store import load_chains
 
 NAMES = (
     "dog",

@@ -6,7 +6,8 @@ import numpy
 import pytest
 from domainbed import algorithms, datasets, hparams_registry
 
-from domainbed_reasoning import register, registry
+from domainbed_reasoning import registry
+from domainbed_reasoning.bridge import register
 
 STOCK = [name for name in algorithms.ALGORITHMS if name not in registry.ALGORITHMS]
 IMAGE_FOLDERS = [(ours, twin) for ours, twin in registry.TWINS.items() if ours != "ShapesReasoning"]

@@ -6,8 +6,9 @@ import pickle
 import pytest
 import torch
 
-from domainbed_reasoning import samples
-from domainbed_reasoning.samples import Task, attach_task, ids_of, task_of, with_ids
+from domainbed_reasoning.bridge import samples
+from domainbed_reasoning.bridge.samples import attach_task, ids_of, task_of, with_ids
+from domainbed_reasoning.method.task import Task
 
 
 def batch(n=4):

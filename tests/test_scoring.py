@@ -1,6 +1,6 @@
 import torch
 
-from domainbed_reasoning.scoring import answers_from_chains, elect, scores_from_answers
+from domainbed_reasoning.method.answering import answers_from_chains, elect, scores_from_answers
 
 
 def test_answers_are_read_from_conclusions_after_normalization_or_exactly():

@@ -1,7 +1,7 @@
 import torch
 
-from domainbed_reasoning.chains import Chain
-from domainbed_reasoning.selflabel import SelfLabels, accept
+from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.method.self_labeling import SelfLabels, accept
 
 NAMES = ["cat", "dog"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from domainbed_reasoning.series import series
+from domainbed_reasoning.plot_styles import series
 
 KINDS = 20
 
@@ -38,7 +38,7 @@ def test_an_analysis_of_many_kinds_of_jobs_draws_each_in_its_own_way(monkeypatch
 
 def test_a_report_of_many_rows_draws_each_in_its_own_way(monkeypatch):
     pytest.importorskip("matplotlib")
-    from domainbed_reasoning.report import plots
+    from domainbed_reasoning.results.report import plots
 
     drawn = []
     monkeypatch.setattr(plots, "_figure", lambda canvas, *texts: drawn.append(canvas.axes[0]))

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from domainbed_reasoning import shapes, shapes_teacher
-from domainbed_reasoning.chains import match_class, parse_chain
-from domainbed_reasoning.mllm import tiny_corpus
+from domainbed_reasoning.chains.chain import match_class, parse_chain
+from domainbed_reasoning.images import shapes, shapes_teacher
+from domainbed_reasoning.sweeps.miniature import tiny_corpus
 
 EVERY_DOMAIN = range(len(shapes.DOMAINS))
 
@@ -120,7 +120,7 @@ def test_a_caption_is_read_as_the_class_whose_parts_it_names_all_but_one_in_any_
 def test_render_gives_the_same_bytes_in_another_process():
     here = [shapes.render(domain, 11, misleading=domain == 1).tobytes() for domain in EVERY_DOMAIN]
     script = (
-        "import hashlib; from domainbed_reasoning import shapes;"
+        "import hashlib; from domainbed_reasoning.images import shapes;"
         "print([hashlib.sha256(shapes.render(d, 11, misleading=d == 1).tobytes()).hexdigest() for d in range(4)])"
     )
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbed_reasoning.stages import plan_stages
+from domainbed_reasoning.method.schedule import plan_stages
 
 
 def test_stages_end_where_domainbed_evaluates():

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from domainbed_reasoning.versions import FILE
+from domainbed_reasoning.bridge.versions import FILE
 
 HPARAMS = {"target_per_class": 1, "first_evaluation": 3, "answer": "label", "both_answers": False, "batch_size": 2}
 OPTIONS = ["--dataset", "ShapesReasoning", "--algorithm", "MTCT", "--test_envs", "1", "--steps", "3", "--hparams"]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.chains import Chain
-from domainbed_reasoning.store import (
+from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.chains.store import (
     MAX_LINE_BYTES,
     ChainFileError,
     ChainWriter,
@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_no_half_line(file: Path) -> None:
     """The child may write files of 2,000 bytes at most; the record that does not fit leaves the others whole."""
     code = textwrap.dedent(f"""
         import resource, signal, sys
-        from domainbed_reasoning.store import ChainWriter
+        from domainbed_reasoning.chains.store import ChainWriter
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
         writer = ChainWriter({str(file)!r})
@@ -167,7 +167,7 @@ def test_what_append_returned_survives_kill_nine(file: Path) -> None:
     """The child says each number after its append; whatever was said must be in the file, after every kill."""
     code = textwrap.dedent(f"""
         import itertools, sys
-        from domainbed_reasoning.store import ChainWriter
+        from domainbed_reasoning.chains.store import ChainWriter
         with ChainWriter({str(file)!r}, sync_records=64) as writer:
             for i in itertools.count():
                 writer.append({{"image": f"{{sys.argv[1]}}/{{i}}.jpg", "chain": {CHAIN!r}}})

@@ -11,12 +11,16 @@ import sys
 
 import pytest
 
-from domainbed_reasoning import catalog, registry
+from domainbed_reasoning import registry
+from domainbed_reasoning.commands import study as verb
+from domainbed_reasoning.commands import study_launch
+from domainbed_reasoning.images import catalog
 from domainbed_reasoning.mllm.loading import TINY
-from domainbed_reasoning.sweeps import again, jobs, single_source, stock
-from domainbed_reasoning.sweeps.study import STUDIES, Grid, Settings, jobs_of, load_study, sweep_command
-from domainbed_reasoning.verbs import study as verb
-from domainbed_reasoning.verbs import study_launch
+from domainbed_reasoning.sweeps import stock
+from domainbed_reasoning.sweeps.launchers import jobs
+from domainbed_reasoning.sweeps.launchers import restart as again
+from domainbed_reasoning.sweeps.studies import single_source
+from domainbed_reasoning.sweeps.studies.study import STUDIES, Grid, Settings, jobs_of, load_study, sweep_command
 
 SETTINGS = Settings("/data", "/out")
 BASELINES_AND_CLIP = {"ERM", "CORAL", "CLIPZeroShot", "CLIPLoRA"}
@@ -180,7 +184,7 @@ def test_the_single_source_jobs_are_the_sweeps_but_for_their_targets(run_stock, 
 
 def launched(domainbed_root, tmp_path, *arguments, before="pass", **variables):
     """Run ``study … --scale mini --launch`` as a process of its own."""
-    code = f"import sys; from domainbed_reasoning.cli import main; {before}; sys.exit(main(sys.argv[1:]))"
+    code = f"import sys; from domainbed_reasoning.__main__ import main; {before}; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "study", *arguments, "--scale", "mini", "--launch"]
     path = os.pathsep.join([str(domainbed_root), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
@@ -206,7 +210,7 @@ def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_p
 def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, domainbed_root):
     """One source of four, the label path, one step: a job, a table, the three others named and launched again."""
     before = (
-        "import dataclasses; from domainbed_reasoning.sweeps import single_source, study;"
+        "import dataclasses; from domainbed_reasoning.sweeps.studies import single_source, study;"
         "mini = study.for_laptop(study.Grid(('LabelSFT',)));"
         "single_source.STUDY = dataclasses.replace(single_source.STUDY, mini=mini)"
     )
@@ -228,7 +232,7 @@ def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, 
 def test_a_killed_study_goes_on_when_it_is_called_again(tmp_path, domainbed_root):
     """Four jobs: one is run, as if the others had been killed; then one more is."""
     before = (
-        "import dataclasses; from domainbed_reasoning.sweeps import ablation, study;"
+        "import dataclasses; from domainbed_reasoning.sweeps.studies import ablation, study;"
         "mini = study.for_laptop(study.Grid(('MLLMZeroShot',), 'a', {'answer': 'label'}));"
         "ablation.STUDY = dataclasses.replace(ablation.STUDY, mini=mini)"
     )

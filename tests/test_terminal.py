@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from domainbed_reasoning import cli
-from domainbed_reasoning.sweeps.jobs import Failure, end_of, parse_job, report
+from domainbed_reasoning import __main__ as cli
+from domainbed_reasoning.sweeps.launchers.jobs import Failure, end_of, parse_job, report
 from domainbed_reasoning.terminal import json_line, one_line, printable, printable_streams
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -134,7 +134,7 @@ def test_no_verb_hands_on_what_a_terminal_obeys(nasty_data, verb, encoding, tmp_
 
 def test_check_and_stats_print_on_an_ascii_terminal(nasty_data, tmp_path):
     """As processes, whose streams Python opens."""
-    code = "import sys; from domainbed_reasoning.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from domainbed_reasoning.__main__ import main; sys.exit(main(sys.argv[1:]))"
     variables = {
         **os.environ,
         "PYTHONIOENCODING": "ascii",
@@ -153,7 +153,7 @@ def test_check_and_stats_print_on_an_ascii_terminal(nasty_data, tmp_path):
 
 def test_training_prints_a_domains_name_as_text(capsys):
     from domainbed_reasoning.datasets.base import report_chains
-    from domainbed_reasoning.samples import Task
+    from domainbed_reasoning.method.task import Task
 
     report_chains(Task("Toy", ("a", "b"), ("art\x1b[31m\u202e", "zé"), (1,), labels=[[0], [1]]), True)
     assert capsys.readouterr().out == "Toy, art\\x1b[31m\\u202e: 0 of 1 images have a chain (0.0%)\n"

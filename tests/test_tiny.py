@@ -13,10 +13,11 @@ from transformers import (
     InternVLProcessor,
 )
 
-from domainbed_reasoning import shapes
-from domainbed_reasoning.chains import STAGE_TAGS, ChainError, conclusion_of, match_class, parse_chain
-from domainbed_reasoning.mllm import tiny, tiny_corpus
-from domainbed_reasoning.prompts import q_cls, q_reason
+from domainbed_reasoning.chains.chain import STAGE_TAGS, ChainError, conclusion_of, match_class, parse_chain
+from domainbed_reasoning.chains.prompts import q_cls, q_reason
+from domainbed_reasoning.images import shapes
+from domainbed_reasoning.sweeps.miniature import tiny_corpus
+from domainbed_reasoning.sweeps.miniature import tiny_model as tiny
 
 FOLDER = pathlib.Path(tiny.__file__).parent / "tiny_model"
 

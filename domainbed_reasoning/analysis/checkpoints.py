@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_reasoning.job import NAME_OF_JOB
+from domainbed_reasoning.bridge.train_args import NAME_OF_JOB
+from domainbed_reasoning.files.plain import plain_lines
+from domainbed_reasoning.jobs.trained import TASK_FILE, TrainedJob, read_job
 from domainbed_reasoning.mllm import MLLM, load_mllm
-from domainbed_reasoning.plain_files import plain_lines
-from domainbed_reasoning.trained import TASK_FILE, TrainedJob, read_job
 
 LAST = "model.pkl"
 _LONGEST_RECORD = 1 << 16  # bytes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from domainbed_reasoning import shapes
-from domainbed_reasoning.mllm.images import from_picture
-from domainbed_reasoning.samples import SampleId
+from domainbed_reasoning.images import shapes
+from domainbed_reasoning.method.task import SampleId
+from domainbed_reasoning.mllm.pixels import from_picture
 
 
 class ShapesCues:

@@ -43,11 +43,11 @@ from domainbed_reasoning.analysis.material import Material
 from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.analysis.settings import kinds_of
 from domainbed_reasoning.analysis.tables import share_row
-from domainbed_reasoning.chains import conclusion_of
+from domainbed_reasoning.chains.chain import conclusion_of
+from domainbed_reasoning.chains.reader import read_conclusion
+from domainbed_reasoning.method.answering import answers_from_chains
+from domainbed_reasoning.method.task import SampleId
 from domainbed_reasoning.mllm import MLLM
-from domainbed_reasoning.reader import read_conclusion
-from domainbed_reasoning.samples import SampleId
-from domainbed_reasoning.scoring import answers_from_chains
 
 Row = dict[str, Any]
 

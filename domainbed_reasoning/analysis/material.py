@@ -13,11 +13,12 @@ import torch
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.analysis.checkpoints import records_of
+from domainbed_reasoning.bridge import stock
+from domainbed_reasoning.chains.prompts import q_cls, q_reason
+from domainbed_reasoning.chains.store import load_chains
 from domainbed_reasoning.datasets.base import source_chains
-from domainbed_reasoning.prompts import q_cls, q_reason
-from domainbed_reasoning.samples import SampleId, Task
-from domainbed_reasoning.store import load_chains
-from domainbed_reasoning.trained import TrainedJob
+from domainbed_reasoning.jobs.trained import TrainedJob
+from domainbed_reasoning.method.task import SampleId, Task
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def build_material(
         ValueError: for a dataset that is not ours.
         FileNotFoundError: where the data or chains are not there.
     """
-    from domainbed import datasets, hparams_registry
+    datasets, hparams_registry = stock.datasets(), stock.hparams_registry()
 
     algorithm = "MTCT" if chains is True else "MLLMZeroShot"
     settings = hparams_registry.default_hparams("MTCT", dataset) | dict(hparams or {})

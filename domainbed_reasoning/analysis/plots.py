@@ -11,8 +11,8 @@ import numpy as np
 from domainbed_reasoning.analysis.settings import kinds_of
 from domainbed_reasoning.analysis.target_tokens import TokenTable
 from domainbed_reasoning.analysis.token_shift import HIGH, LOW
-from domainbed_reasoning.atomic import replacing
-from domainbed_reasoning.series import COLOURS, series
+from domainbed_reasoning.files.atomic import replacing
+from domainbed_reasoning.plot_styles import COLOURS, series
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from dataclasses import dataclass
 
-from domainbed_reasoning.plain_files import read_plain_text
+from domainbed_reasoning.files.plain import read_plain_text
 
 _COMMAND = "command: "
 _SUFFIXES = (".txt", ".csv", ".png")

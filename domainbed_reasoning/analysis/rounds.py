@@ -25,14 +25,13 @@ import tqdm
 
 from domainbed_reasoning.analysis.checkpoints import Checkpoint, records_of
 from domainbed_reasoning.analysis.material import Material
-from domainbed_reasoning.answering import answering_chains
-from domainbed_reasoning.chains import count_words
+from domainbed_reasoning.chains.chain import count_words
+from domainbed_reasoning.chains.reader import normalize
+from domainbed_reasoning.jobs.seeds import own_randomness
+from domainbed_reasoning.jobs.trained import read_job
+from domainbed_reasoning.method.answering import answering_chains, answers_from_chains
+from domainbed_reasoning.method.task import SampleId
 from domainbed_reasoning.mllm import MLLM
-from domainbed_reasoning.randomness import own_randomness
-from domainbed_reasoning.reader import normalize
-from domainbed_reasoning.samples import SampleId
-from domainbed_reasoning.scoring import answers_from_chains
-from domainbed_reasoning.trained import read_job
 
 _ACCEPTED = re.compile(r"sarr(\d+)_accepted")
 PAPER = (

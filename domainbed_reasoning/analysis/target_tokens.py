@@ -15,13 +15,13 @@ import tqdm
 
 from domainbed_reasoning.analysis.material import Material
 from domainbed_reasoning.analysis.naming import first_naming
-from domainbed_reasoning.answering import elected_chains
-from domainbed_reasoning.chains import END_OF_CHAIN, STAGE_TAGS
-from domainbed_reasoning.consistency import Support
+from domainbed_reasoning.chains.chain import END_OF_CHAIN, STAGE_TAGS
+from domainbed_reasoning.jobs.seeds import own_randomness
+from domainbed_reasoning.method.answering import elected_chains
+from domainbed_reasoning.method.consistency import Support
+from domainbed_reasoning.method.self_labeling import SelfLabels
+from domainbed_reasoning.method.task import SampleId
 from domainbed_reasoning.mllm import MLLM
-from domainbed_reasoning.randomness import own_randomness
-from domainbed_reasoning.samples import SampleId
-from domainbed_reasoning.selflabel import SelfLabels
 
 _CONCLUSION = "<CONCLUSION>"
 KINDS = ("word", "naming", "class", "tag", "end")

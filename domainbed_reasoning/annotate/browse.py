@@ -20,10 +20,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning.atomic import replacing
-from domainbed_reasoning.catalog import OnDisk, Picture
-from domainbed_reasoning.image_files import file_below, read_rgb
-from domainbed_reasoning.store import ACCEPTED
+from domainbed_reasoning.chains.store import ACCEPTED
+from domainbed_reasoning.files.atomic import replacing
+from domainbed_reasoning.images.catalog import OnDisk, Picture
+from domainbed_reasoning.images.decode import file_below, read_rgb
 
 # Images whose texts and thumbnails are unpacked together.
 CHUNK = 200

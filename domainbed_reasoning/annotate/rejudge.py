@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from domainbed_reasoning.annotate.rules import RULES, Rules, Verdict, with_verdict
-from domainbed_reasoning.store import ACCEPTED, Record, read_records, write_records
+from domainbed_reasoning.chains.rules import RULES, Rules, Verdict, with_verdict
+from domainbed_reasoning.chains.store import ACCEPTED, Record, read_records, write_records
 
 
 class _NothingChanged(Exception):

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from domainbed_reasoning.catalog import Picture
-from domainbed_reasoning.chains import count_words
-from domainbed_reasoning.image_names import NamesOnDisk
-from domainbed_reasoning.store import ACCEPTED, Record
+from domainbed_reasoning.chains.chain import count_words
+from domainbed_reasoning.chains.image_names import NamesOnDisk
+from domainbed_reasoning.chains.store import ACCEPTED, Record
+from domainbed_reasoning.images.catalog import Picture
 
 
 @dataclass

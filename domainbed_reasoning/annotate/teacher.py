@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from domainbed_reasoning.annotate.cost import Budget
-from domainbed_reasoning.chains import STAGES
-from domainbed_reasoning.image_files import read_rgb
-from domainbed_reasoning.plain_files import MAX_IMAGE_BYTES, read_plain
-from domainbed_reasoning.prompts import PROMPT_VERSION, q_reason
+from domainbed_reasoning.annotate.pricing import Budget
+from domainbed_reasoning.chains.chain import STAGES
+from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
+from domainbed_reasoning.files.plain import MAX_IMAGE_BYTES, read_plain
+from domainbed_reasoning.images.decode import read_rgb
 
 # Longest edge in pixels that is sent: what GPT-4o scales its high-detail images down to on the short side.
 MAX_EDGE = 768

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm.families import ModelError
-from domainbed_reasoning.mllm.images import resize, to_uint8
 from domainbed_reasoning.mllm.loading import adapted, resolve
 from domainbed_reasoning.mllm.opening import loading, read_config
+from domainbed_reasoning.mllm.pixels import resize, to_uint8
 
 # OpenAI's normalisation, which every CLIP of theirs has.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)

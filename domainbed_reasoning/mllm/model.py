@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.mllm import reading
-from domainbed_reasoning.mllm.attention import install
+from domainbed_reasoning.mllm import likelihood as reading
+from domainbed_reasoning.mllm.chat_format import Texts
 from domainbed_reasoning.mllm.families import Family, tile_grid
-from domainbed_reasoning.mllm.images import resize, to_uint8
+from domainbed_reasoning.mllm.generation import Writer
+from domainbed_reasoning.mllm.generation_cache import Key, Memory, digests_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
+from domainbed_reasoning.mllm.likelihood import LogLikelihoods
 from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, cached_numbers, check_adapters, load_network
-from domainbed_reasoning.mllm.memory import Key, Memory, digests_of, state_of
-from domainbed_reasoning.mllm.reading import LogLikelihoods
-from domainbed_reasoning.mllm.texts import Texts
-from domainbed_reasoning.mllm.writing import Writer
+from domainbed_reasoning.mllm.pixels import resize, to_uint8
+from domainbed_reasoning.mllm.tree_attention import install
 
 ROWS = ("naive", "vision", "tree")
 

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning import confined
-from domainbed_reasoning.cache import cache_folder
+from domainbed_reasoning.chains.record import fault_within
+from domainbed_reasoning.files import confined
+from domainbed_reasoning.files.cache import cache_folder
+from domainbed_reasoning.files.plain import MAX_DESCRIPTION_BYTES, open_plain, read_plain, read_plain_text
 from domainbed_reasoning.mllm.families import ModelError
-from domainbed_reasoning.plain_files import MAX_DESCRIPTION_BYTES, open_plain, read_plain, read_plain_text
-from domainbed_reasoning.record import fault_within
 
 # What a model is beside its weights; of a hub's repository these are fetched first.
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")

@@ -8,12 +8,12 @@ import weakref
 import pytest
 import torch
 
-from domainbed_reasoning import cli
+from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.analysis import encoders, target_tokens
 from domainbed_reasoning.analysis.checkpoints import Checkpoint
 from domainbed_reasoning.analysis.results import results_at
+from domainbed_reasoning.images.shapes import DOMAINS
 from domainbed_reasoning.mllm.loading import TINY
-from domainbed_reasoning.shapes import DOMAINS
 
 PNG = b"\x89PNG"
 

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
-from domainbed_reasoning import shapes
 from domainbed_reasoning.analysis import faithfulness
 from domainbed_reasoning.analysis.cues import ShapesCues, cues_of
 from domainbed_reasoning.analysis.faithfulness import Reader, measure
 from domainbed_reasoning.analysis.settings import settings_of
 from domainbed_reasoning.analysis.tables import wilson
-from domainbed_reasoning.chains import Chain
+from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.images import shapes
 
 CHAIN = Chain("I look.", "a dogged cat", "The cat's ears", "nothing", "cat").render()
 

@@ -6,8 +6,8 @@ import pytest
 
 from domainbed_reasoning.analysis import rounds
 from domainbed_reasoning.analysis.checkpoints import open_checkpoint, records_of
-from domainbed_reasoning.chains import count_words
-from domainbed_reasoning.trained import JobError
+from domainbed_reasoning.chains.chain import count_words
+from domainbed_reasoning.jobs.trained import JobError
 
 
 def test_stages_and_accepted_shares_are_those_of_the_records(job):

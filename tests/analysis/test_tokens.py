@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from domainbed_reasoning import shapes
 from domainbed_reasoning.analysis import entropy, target_tokens, token_shift
 from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.analysis.target_tokens import TokenTable
-from domainbed_reasoning.chains import Chain
-from domainbed_reasoning.prompts import q_reason
-from domainbed_reasoning.verbs import analyse_tokens
+from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.chains.prompts import q_reason
+from domainbed_reasoning.commands import analyse_tokens
+from domainbed_reasoning.images import shapes
 
 
 def table(probability, kind=None, token=None, entropies=None, answer=None):

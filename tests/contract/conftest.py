@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from domainbed_reasoning import upstream
+from domainbed_reasoning.bridge import upstream
 
 HERE = pathlib.Path(__file__).resolve().parent
 STANDIN = HERE.parent / "standin"

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image, ImageDraw
 
-from domainbed_reasoning.chains import Chain
-from domainbed_reasoning.cli import main
+from domainbed_reasoning.__main__ import main
+from domainbed_reasoning.chains.chain import Chain
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SERVER = Path(__file__).with_name("teacher_server.py")
@@ -108,7 +108,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def _start_verb(*arguments: object, **variables: str) -> subprocess.Popen[str]:
     """Start ``domainbed-reasoning …`` as a process."""
-    code = "import sys; from domainbed_reasoning.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from domainbed_reasoning.__main__ import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE,

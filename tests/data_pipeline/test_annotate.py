@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from PIL import Image, ImageFile
 
-from domainbed_reasoning.annotate import cost
-from domainbed_reasoning.annotate.run import Summary, plan
+from domainbed_reasoning.annotate import pricing as cost
+from domainbed_reasoning.annotate.pipeline import Summary, plan
 from domainbed_reasoning.annotate.teacher import Request, read_picture
-from domainbed_reasoning.catalog import Picture
-from domainbed_reasoning.store import load_chains
-from domainbed_reasoning.verbs.annotate import report
+from domainbed_reasoning.chains.store import load_chains
+from domainbed_reasoning.commands.annotate import report
+from domainbed_reasoning.images.catalog import Picture
 
 KEY = "sk-test-0123456789"
 Verb = Callable[..., tuple[int, str, str]]

@@ -17,9 +17,9 @@ import pytest
 
 from domainbed_reasoning.annotate.message import text_of
 from domainbed_reasoning.annotate.rejudge import rejudge
-from domainbed_reasoning.annotate.rules import Rules
-from domainbed_reasoning.chains import parse_chain
-from domainbed_reasoning.store import ChainFileError, ChainWriter, load_chains
+from domainbed_reasoning.chains.chain import parse_chain
+from domainbed_reasoning.chains.rules import Rules
+from domainbed_reasoning.chains.store import ChainFileError, ChainWriter, load_chains
 
 Verb = Callable[..., tuple[int, str, str]]
 NAMES = ("alarm clock", "bike", "mug")
@@ -243,7 +243,7 @@ def test_a_broken_file_or_one_that_is_written_to_stays_as_it_was(
 _REJUDGE = """
 import pathlib, sys
 from domainbed_reasoning.annotate import rejudge
-from domainbed_reasoning.annotate.rules import Rules
+from domainbed_reasoning.chains.rules import Rules
 labels = {f"a/Mug/{i}.png": 2 for i in range(4000)}
 print("begin", flush=True)
 rejudge.rejudge(pathlib.Path(sys.argv[1]), labels, Rules(("alarm clock", "bike", "mug"), 10))

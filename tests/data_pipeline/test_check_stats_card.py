@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import ImageFile
 
-from domainbed_reasoning.chains import count_words
+from domainbed_reasoning.chains.chain import count_words
 
 Verb = Callable[..., tuple[int, str, str]]
 
@@ -202,8 +202,8 @@ def test_a_store_of_25000_images_costs_a_write_and_a_look_a_chain_and_bounded_me
     code = f"""
 import collections, json, os, sys
 sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
-from domainbed_reasoning import store
-from domainbed_reasoning.store import ChainWriter, load_chains
+from domainbed_reasoning.chains import store
+from domainbed_reasoning.chains.store import ChainWriter, load_chains
 calls = collections.Counter()
 def counted(place, name):
     there = getattr(place, name)

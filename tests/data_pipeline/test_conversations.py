@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from domainbed_reasoning.exchange import ExchangeError, export_records, import_records
+from domainbed_reasoning.chains.formats import ExchangeError, export_records, import_records
 
 PATH = "photo/dog/0.png"
 ASKED = {"from": "human", "value": "<image>\nWhat?"}

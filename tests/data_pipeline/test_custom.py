@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.catalog import STOCK, scan
-from domainbed_reasoning.custom import DatasetFileError, custom_datasets, find, read_dataset
-from domainbed_reasoning.datasets.custom_folders import make_classes
+from domainbed_reasoning.datasets.user_datasets import make_classes
+from domainbed_reasoning.images.catalog import STOCK, scan
+from domainbed_reasoning.images.user_datasets import DatasetFileError, custom_datasets, find, read_dataset
 
 GOOD = 'name = "Camera"\nfolder = "camera"\nenvironments = ["day", "night"]\n'
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from domainbed_reasoning.exchange import FORMATS, ExchangeError, export_records, import_records
-from domainbed_reasoning.store import load_chains
+from domainbed_reasoning.chains.formats import FORMATS, ExchangeError, export_records, import_records
+from domainbed_reasoning.chains.store import load_chains
 
 Verb = Callable[..., tuple[int, str, str]]
 ENDING = {"jsonl": "jsonl", "parquet": "parquet", "internvl": "jsonl", "messages": "parquet"}

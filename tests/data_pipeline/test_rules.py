@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.annotate.rules import CURES, RULES, Rules, make_printable
-from domainbed_reasoning.chains import Chain, parse_chain
-from domainbed_reasoning.contradiction import contradiction
-from domainbed_reasoning.store import load_chains
+from domainbed_reasoning.chains.chain import Chain, parse_chain
+from domainbed_reasoning.chains.contradiction import contradiction
+from domainbed_reasoning.chains.rules import CURES, RULES, Rules, make_printable
+from domainbed_reasoning.chains.store import load_chains
 
 NAMES = ("dog", "bobcat", "cat", "alarm clock")
 RULE = Rules(NAMES)

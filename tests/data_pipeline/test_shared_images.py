@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from domainbed_reasoning.image_files import ImageFileError, file_below, is_below, read_rgb, without_metadata
+from domainbed_reasoning.images.decode import ImageFileError, file_below, is_below, read_rgb, without_metadata
 
 Verb = Callable[..., tuple[int, str, str]]
 SECRET = b"SECRET"

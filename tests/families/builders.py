@@ -16,8 +16,8 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from domainbed_reasoning.chains import STAGE_TAGS
-from domainbed_reasoning.prompts import q_reason
+from domainbed_reasoning.chains.chain import STAGE_TAGS
+from domainbed_reasoning.chains.prompts import q_reason
 
 CLASSES = ("dog", "alarm clock", "dog house", "axe")
 

@@ -12,10 +12,11 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.chains import Chain
-from domainbed_reasoning.mllm.images import resize
-from domainbed_reasoning.samples import Task, attach_task, with_ids
-from domainbed_reasoning.stages import Schedule, Stage
+from domainbed_reasoning.bridge.samples import attach_task, with_ids
+from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.method.schedule import Schedule, Stage
+from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.mllm.pixels import resize
 
 _spec = importlib.util.spec_from_file_location("family_builders", pathlib.Path(__file__).with_name("builders.py"))
 builders = importlib.util.module_from_spec(_spec)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.mllm import load_mllm
-from domainbed_reasoning.prompts import q_reason
 
 QUESTION = q_reason(("dog", "doghouse"))
 BEGINNINGS = ("", "<SUMMARY>I look.</SUMMARY>\n<CAPTION>A dog", "<SUMMARY>x")
@@ -24,8 +24,8 @@ def test_beginnings_of_unequal_length_share_a_batch(mllm, images):
 
 def test_an_answer_begun_with_its_own_first_half_ends_as_it_did():
     """The embedded model's chain of a picture, cut after its caption: greedy decoding writes the same rest."""
-    from domainbed_reasoning import shapes
-    from domainbed_reasoning.mllm.images import from_picture
+    from domainbed_reasoning.images import shapes
+    from domainbed_reasoning.mllm.pixels import from_picture
 
     mllm = load_mllm("tiny").eval()
     picture = from_picture(48)(shapes.render(1, 0, misleading=False))[None]

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
+from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
-from domainbed_reasoning.stages import Schedule, Stage
 
 ROUNDS = Schedule((Stage(0, 0, 0), Stage(1, 1, 2), Stage(2, 3, 4)), 5, 1)
 

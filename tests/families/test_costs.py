@@ -5,11 +5,13 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from domainbed_reasoning import cli, costs, published
+from domainbed_reasoning import __main__ as cli
+from domainbed_reasoning.chains.prompts import q_cls
+from domainbed_reasoning.method.schedule import plan_stages
 from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
 from domainbed_reasoning.mllm.loading import TINY, part_of
-from domainbed_reasoning.prompts import q_cls
-from domainbed_reasoning.stages import plan_stages
+from domainbed_reasoning.results import published
+from domainbed_reasoning.sweeps import costs
 
 HPARAMS = {
     "answer": "chain", "both_answers": False, "quantize": "none", "eval_batch": 16, "max_new_tokens": 512,

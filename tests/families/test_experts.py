@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers
 
-from domainbed_reasoning.costs import shape_of
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
 from domainbed_reasoning.mllm.loading import empty_network, without_adapters
+from domainbed_reasoning.sweeps.costs import shape_of
 
 WIDE, NARROW, EXPERTS, LAYERS = 64, 32, 4, 2
 

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from domainbed_reasoning.chains import END_OF_CHAIN, Chain
-from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm, reading
-from domainbed_reasoning.mllm.images import resize
-from domainbed_reasoning.prompts import q_cls, q_reason
+from domainbed_reasoning.chains.chain import END_OF_CHAIN, Chain
+from domainbed_reasoning.chains.prompts import q_cls, q_reason
+from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
+from domainbed_reasoning.mllm import likelihood as reading
+from domainbed_reasoning.mllm.pixels import resize
 
 CHAIN = Chain("look", "a thing on a table", "it has four legs", "could be a toy", "dog").render()
 
@@ -196,7 +197,7 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path: pathlib.Path):
 def test_scores_do_not_depend_on_how_many_logits_are_held(mllm, images, class_names, monkeypatch):
     question = q_cls(class_names)
     expected = mllm.class_scores(images, question, class_names)
-    monkeypatch.setattr("domainbed_reasoning.mllm.reading._LOGITS_AT_A_TIME", 1)
+    monkeypatch.setattr("domainbed_reasoning.mllm.likelihood._LOGITS_AT_A_TIME", 1)
     torch.testing.assert_close(mllm.class_scores(images, question, class_names), expected)
 
 

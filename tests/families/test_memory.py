@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
-from domainbed_reasoning.stages import Schedule, Stage
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def mllm(folder_of):
 @pytest.fixture
 def written(monkeypatch):
     """How many answers each call of the writing loop wrote."""
-    from domainbed_reasoning.mllm.writing import Writer
+    from domainbed_reasoning.mllm.generation import Writer
 
     counts, write = [], Writer.write
     monkeypatch.setattr(

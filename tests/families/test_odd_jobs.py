@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from domainbed_reasoning import cli
+from domainbed_reasoning import __main__ as cli
 
 
 @pytest.fixture(scope="session")
 def whole(folder_of, algorithm_on, tmp_path_factory):
     """A job as DomainBed's train script leaves it, with adapters as they begin."""
-    from domainbed_reasoning.algorithms.records import write_task
+    from domainbed_reasoning.jobs.answers import write_task
 
     folder = tmp_path_factory.mktemp("odd") / "job"
     folder.mkdir()
@@ -177,7 +177,7 @@ def test_no_export_carries_the_folder_of_its_base_model(whole, capsys, tmp_path)
     ],
 )
 def test_a_folder_is_known_by_its_hub_id_or_its_own_name(tmp_path, folder, config, name):
-    from domainbed_reasoning.export import public_name
+    from domainbed_reasoning.jobs.export import public_name
 
     (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / "config.json").write_text(config)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from domainbed_reasoning.algorithms.optimisation import _lr_factor
+from domainbed_reasoning.method.optimizer import _lr_factor
 
 
 def update_of(algorithm, minibatches):
@@ -84,7 +84,7 @@ def test_without_warm_up_the_first_step_has_the_whole_rate():
 
 def test_the_rates_that_updates_use_are_the_schedules(folder_of, algorithm_on, minibatches):
     """A stage of 5 steps, 2 of warm-up: 1/2, 1, then linearly to 0 at step 6. A new stage begins anew."""
-    from domainbed_reasoning.stages import Schedule, Stage
+    from domainbed_reasoning.method.schedule import Schedule, Stage
 
     schedule = Schedule((Stage(0, 0, 4), Stage(0, 5, 9)), 10, 5)
     built = algorithm_on(

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from domainbed_reasoning.chains import Chain
-from domainbed_reasoning.losses import chain_nll, label_nll
+from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.chains.prompts import q_cls, q_reason
+from domainbed_reasoning.method.objective import chain_nll, label_nll
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
-from domainbed_reasoning.prompts import q_cls, q_reason
 
 CHAINS = [Chain("look", f"a thing{' on a table' * n}", "it has legs", "no", "dog").render() for n in range(3)]
 

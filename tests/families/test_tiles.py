@@ -6,10 +6,10 @@ import transformers
 from PIL import Image
 
 from domainbed_reasoning import registry
+from domainbed_reasoning.chains.prompts import q_cls
 from domainbed_reasoning.mllm import ModelError, load_mllm
 from domainbed_reasoning.mllm.families import FAMILIES, tile_grid
 from domainbed_reasoning.mllm.loading import image_edge
-from domainbed_reasoning.prompts import q_cls
 
 TILED = ["InternVL", "Idefics3", "SmolVLM"]
 

@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from domainbed_reasoning import cli
-from domainbed_reasoning.chains import Chain
-from domainbed_reasoning.export import export_adapters, export_merged
+from domainbed_reasoning import __main__ as cli
+from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.jobs.export import export_adapters, export_merged
+from domainbed_reasoning.jobs.predict import Predictor
+from domainbed_reasoning.jobs.trained import JobError, read_job
 from domainbed_reasoning.mllm import load_mllm
-from domainbed_reasoning.mllm.images import from_picture
-from domainbed_reasoning.predict import Predictor
-from domainbed_reasoning.trained import JobError, read_job
+from domainbed_reasoning.mllm.pixels import from_picture
 
 
 def write_job(algorithm, folder: pathlib.Path) -> pathlib.Path:
     """Leave what DomainBed's train script leaves: checkpoint, records and our task.json."""
-    from domainbed_reasoning.algorithms.records import write_task
+    from domainbed_reasoning.jobs.answers import write_task
 
     folder.mkdir(parents=True)
     name = type(algorithm).__name__
@@ -207,7 +207,7 @@ def test_the_verbs_export_and_predict(one_job, files, tmp_path, capsys):
 def test_a_chain_that_names_no_class_is_said_beside_the_other_paths_answer(one_job, files, monkeypatch, capsys):
     names = read_job(one_job).class_names
     texts = ["no class", Chain("I look.", "A thing.", "It fits.", "Nothing misleads.", names[1]).render()]
-    monkeypatch.setattr("domainbed_reasoning.predict.answering_chains", lambda *_: texts)
+    monkeypatch.setattr("domainbed_reasoning.jobs.predict.answering_chains", lambda *_: texts)
     assert cli.main(["predict", "--job", str(one_job), "--answer", "chain", *files[:2]]) == 0
     first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith(tuple(files[:2])))
     assert first.endswith("\t(the chain names no class; by the class-name path)")
@@ -218,7 +218,7 @@ def test_a_conclusion_is_read_as_the_job_read_it(one_job, files, tmp_path, monke
     """Jobs of before there was a tolerant reader read exactly."""
     job = read_job(one_job)
     texts = [f"Sure! <conclusion>**A {job.class_names[1]}.**</conclusion>"]
-    monkeypatch.setattr("domainbed_reasoning.predict.answering_chains", lambda *_: texts)
+    monkeypatch.setattr("domainbed_reasoning.jobs.predict.answering_chains", lambda *_: texts)
     said = json.loads((one_job / "task.json").read_text())
     assert said["hparams"].pop("answer_matching") == "tolerant"
     earlier = tmp_path / "earlier"

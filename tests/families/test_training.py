@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.mllm import load_mllm
 from domainbed_reasoning.mllm.loading import LoraSettings, lora_targets
-from domainbed_reasoning.stages import Schedule, Stage
 
 MTCT_STEPS, SARR_STEPS = 50, 2
 

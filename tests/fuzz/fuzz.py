@@ -22,7 +22,9 @@ import atheris
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 with atheris.instrument_imports(include=["domainbed_reasoning"]):
-    from domainbed_reasoning import chains, exchange, record, store
+    from domainbed_reasoning.chains import chain as chains
+    from domainbed_reasoning.chains import formats as exchange
+    from domainbed_reasoning.chains import record, store
 
 GOOD = chains.Chain("I look.", "An animal.", "It has paws.", "Fur may mislead.", "dog").render()
 

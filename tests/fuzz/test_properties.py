@@ -12,10 +12,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domainbed_reasoning import store
-from domainbed_reasoning.batching import build_rows, build_tree_rows, build_trie
-from domainbed_reasoning.chains import STAGE_TAGS, Chain, ChainError, conclusion_of, parse_chain
-from domainbed_reasoning.record import MAX_DEPTH, fault_within, parse_json
+from domainbed_reasoning.chains import store
+from domainbed_reasoning.chains.chain import STAGE_TAGS, Chain, ChainError, conclusion_of, parse_chain
+from domainbed_reasoning.chains.record import MAX_DEPTH, fault_within, parse_json
+from domainbed_reasoning.mllm.rows import build_rows, build_tree_rows, build_trie
 
 CHAIN = Chain("I look.", "A thing.", "It has parts.", "None.", "dog").render()
 CPU = torch.device("cpu")

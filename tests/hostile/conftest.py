@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from domainbed_reasoning.cli import main
+from domainbed_reasoning.__main__ import main
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -167,7 +167,7 @@ def start_verb() -> Callable[..., subprocess.Popen[str]]:
     """``start_verb("annotate", …, OPENAI_API_KEY="…")`` starts a verb as a process."""
 
     def start(*arguments: object, **variables: str) -> subprocess.Popen[str]:
-        code = "import sys; from domainbed_reasoning.cli import main; sys.exit(main(sys.argv[1:]))"
+        code = "import sys; from domainbed_reasoning.__main__ import main; sys.exit(main(sys.argv[1:]))"
         command = [sys.executable, "-c", code, *map(str, arguments)]
         pipe: Any = subprocess.PIPE
         return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(**variables))

@@ -201,7 +201,7 @@ try:
     print("LOADED")
 except ModelError as error:
     print(error)
-from domainbed_reasoning.verbs import doctor
+from domainbed_reasoning.commands import doctor
 print(list(doctor.examine_interfaces()))
 """
 

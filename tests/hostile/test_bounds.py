@@ -20,15 +20,15 @@ import torch
 from PIL import Image
 
 from domainbed_reasoning.analysis.checkpoints import records_of
-from domainbed_reasoning.collect.jobs import read_job as read_sweep_job
-from domainbed_reasoning.custom import DatasetFileError, read_dataset
-from domainbed_reasoning.exchange import ExchangeError, import_records
-from domainbed_reasoning.image_files import ImageFileError, check_header, image_size, read_rgb
-from domainbed_reasoning.parquet import ParquetError, read_parquet
-from domainbed_reasoning.plain_files import open_plain, plain_lines, read_plain
-from domainbed_reasoning.prompts import PROMPT_VERSION
-from domainbed_reasoning.store import ChainFileError, ChainWriter, load_chains, read_lines
-from domainbed_reasoning.trained import JobError, read_job
+from domainbed_reasoning.chains.formats import ExchangeError, import_records
+from domainbed_reasoning.chains.parquet import ParquetError, read_parquet
+from domainbed_reasoning.chains.prompts import PROMPT_VERSION
+from domainbed_reasoning.chains.store import ChainFileError, ChainWriter, load_chains, read_lines
+from domainbed_reasoning.files.plain import open_plain, plain_lines, read_plain
+from domainbed_reasoning.images.decode import ImageFileError, check_header, image_size, read_rgb
+from domainbed_reasoning.images.user_datasets import DatasetFileError, read_dataset
+from domainbed_reasoning.jobs.trained import JobError, read_job
+from domainbed_reasoning.results.job_folders import read_job as read_sweep_job
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAME = "base_model.model.model.layers.0.lora_A.default.weight"
@@ -301,7 +301,7 @@ PARQUET = ("one long text for every row", "a text of a gigabyte", "rows of nothi
 _READ = """
 import resource, sys
 from pathlib import Path
-from domainbed_reasoning.parquet import ParquetError, read_parquet
+from domainbed_reasoning.chains.parquet import ParquetError, read_parquet
 import pyarrow.parquet
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from domainbed_reasoning.chains import Chain, ChainError, conclusion_of, parse_chain
-from domainbed_reasoning.store import MAX_LINE_BYTES, ChainFileError, ChainWriter, load_chains, read_lines
+from domainbed_reasoning.chains.chain import Chain, ChainError, conclusion_of, parse_chain
+from domainbed_reasoning.chains.store import MAX_LINE_BYTES, ChainFileError, ChainWriter, load_chains, read_lines
 
 CHAIN = Chain("I look.", "An animal.", "It has paws.", "Fur may mislead.", "dog").render()
 
@@ -163,7 +163,7 @@ def test_lines_of_100_megabytes_cost_neither_memory_nor_much_time(tmp_path: Path
         out.write(b"x")
     code = f"""
 import resource, sys
-from domainbed_reasoning.store import ChainFileError, ChainWriter, read_lines
+from domainbed_reasoning.chains.store import ChainFileError, ChainWriter, read_lines
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (96 << 20),) * 2)
 for number, record in read_lines({str(file)!r}):

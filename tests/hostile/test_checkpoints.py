@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from domainbed_reasoning.chains.prompts import PROMPT_VERSION
+from domainbed_reasoning.jobs.trained import JobError, read_job
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
-from domainbed_reasoning.prompts import PROMPT_VERSION
-from domainbed_reasoning.trained import JobError, read_job
 
 HPARAMS: dict[str, Any] = {
     "model": "tiny",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning import upstream
+from domainbed_reasoning.bridge import upstream
 
 
 @pytest.fixture

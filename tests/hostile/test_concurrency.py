@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from domainbed_reasoning.chains import Chain
-from domainbed_reasoning.store import ChainFileError, ChainWriter, load_chains, write_records
+from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.chains.store import ChainFileError, ChainWriter, load_chains, write_records
 
 CHAIN = Chain("I look.", "A thing.", "It has parts.", "None.", "bike").render()
 BODY = json.dumps({"choices": [{"message": {"content": CHAIN}}]}).encode()
@@ -78,7 +78,7 @@ def test_writers_that_take_turns_lose_nothing(tmp_path: Path) -> None:
     file = tmp_path / "c.jsonl"
     code = f"""
 import sys
-from domainbed_reasoning.store import ChainFileError, ChainWriter
+from domainbed_reasoning.chains.store import ChainFileError, ChainWriter
 done = 0
 while done < 20:
     try:
@@ -107,7 +107,7 @@ while done < 20:
 def test_a_writer_notices_that_its_file_was_replaced_while_it_opened_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from domainbed_reasoning import store
+    from domainbed_reasoning.chains import store
 
     file = tmp_path / "c.jsonl"
     file.write_text("")
@@ -131,7 +131,7 @@ def test_a_reader_during_a_write_sees_whole_records_and_ever_more(tmp_path: Path
     file = tmp_path / "c.jsonl"
     file.write_text("")
     code = f"""
-from domainbed_reasoning.store import ChainWriter
+from domainbed_reasoning.chains.store import ChainWriter
 long = {CHAIN!r}.replace("parts", "parts " * 3000)
 with ChainWriter({str(file)!r}, sync_records=1 << 60, sync_seconds=1e9) as writer:
     for i in range(1500):

@@ -12,12 +12,12 @@ import pytest
 from domainbed import datasets, hparams_registry
 from PIL import Image
 
-from domainbed_reasoning.annotate.run import plan
-from domainbed_reasoning.catalog import STOCK, scan
-from domainbed_reasoning.chains import Chain, match_class
-from domainbed_reasoning.image_names import NamesOnDisk, faults_of_names
-from domainbed_reasoning.samples import task_of
-from domainbed_reasoning.store import ChainFileError, load_chains
+from domainbed_reasoning.annotate.pipeline import plan
+from domainbed_reasoning.bridge.samples import task_of
+from domainbed_reasoning.chains.chain import Chain, match_class
+from domainbed_reasoning.chains.image_names import NamesOnDisk, faults_of_names
+from domainbed_reasoning.chains.store import ChainFileError, load_chains
+from domainbed_reasoning.images.catalog import STOCK, scan
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from domainbed_reasoning.annotate.teacher import MAX_EDGE, read_picture
-from domainbed_reasoning.image_files import ImageFileError, check_header, read_rgb, truncated_images_refused
+from domainbed_reasoning.images.decode import ImageFileError, check_header, read_rgb, truncated_images_refused
 
 NOISE = np.random.RandomState(0).randint(0, 256, (40, 60, 3), dtype=np.uint8)
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domainbed_reasoning.exchange import ExchangeError, import_records
-from domainbed_reasoning.parquet import ParquetError
-from domainbed_reasoning.store import ChainFileError
+from domainbed_reasoning.chains.formats import ExchangeError, import_records
+from domainbed_reasoning.chains.parquet import ParquetError
+from domainbed_reasoning.chains.store import ChainFileError
 
 TURNS = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "dog"}]
 GOOD = {"image": "a/b.jpg", "conversations": TURNS}

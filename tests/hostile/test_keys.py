@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("openai")
 
 from domainbed_reasoning.annotate.connection import guarded_client
-from domainbed_reasoning.annotate.openai_teacher import OpenAITeacher
+from domainbed_reasoning.annotate.openai import OpenAITeacher
 from domainbed_reasoning.annotate.redaction import redact
 from domainbed_reasoning.annotate.teacher import NoAnswer, Request, TeacherError
 

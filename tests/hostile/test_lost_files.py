@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from domainbed_reasoning.store import ChainFileError, ChainWriter, read_records
+from domainbed_reasoning.chains.store import ChainFileError, ChainWriter, read_records
 
 resource = pytest.importorskip("resource")
 

@@ -14,10 +14,10 @@ import pytest
 
 pytest.importorskip("openai")
 
-from domainbed_reasoning.annotate import cost
-from domainbed_reasoning.annotate.cost import Budget, BudgetSpent
+from domainbed_reasoning.annotate import pricing as cost
+from domainbed_reasoning.annotate.pricing import Budget, BudgetSpent
 from domainbed_reasoning.annotate.teacher import MAX_EDGE, q_teacher
-from domainbed_reasoning.chains import Chain
+from domainbed_reasoning.chains.chain import Chain
 
 IN, OUT = 2.0, 10.0  # dollars per million tokens
 CHAIN = Chain("I look.", "A thing.", "It has two wheels and a frame.", "Nothing misleads.", "bike").render()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from domainbed_reasoning.custom import DatasetFileError, custom_datasets, read_dataset
+from domainbed_reasoning.images.user_datasets import DatasetFileError, custom_datasets, read_dataset
 
 HOSTILE = (
     "<IMG_CONTEXT>",
@@ -115,7 +115,7 @@ def test_names_that_no_answer_could_tell_are_refused(data: Path, verb: Any, name
     """Two classes of one name, an empty one, one that breaks the chain it stands in: by the verbs and by training."""
     from domainbed import hparams_registry
 
-    from domainbed_reasoning.datasets.custom_folders import make_classes
+    from domainbed_reasoning.datasets.user_datasets import make_classes
 
     make(data, names)
     (data / "toy" / "reasoning.jsonl").write_text("")
@@ -132,8 +132,8 @@ def test_a_model_reads_hostile_names_as_words(tmp_path: Path) -> None:
     """Every name is tokenised without a special token, back again, and scored beside others; generation holds too."""
     import torch
 
+    from domainbed_reasoning.chains.prompts import q_cls, q_reason
     from domainbed_reasoning.mllm import load_mllm
-    from domainbed_reasoning.prompts import q_cls, q_reason
 
     names = HOSTILE[:8]
     mllm = load_mllm("tiny").eval()
@@ -213,7 +213,7 @@ def test_a_dataset_file_cannot_take_the_place_of_a_class(tmp_path: Path, name: s
     checkout, root = Path(__file__).resolve().parents[2], Path(datasets.__file__).parents[1]
     path = os.pathsep.join([str(checkout), str(root), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", "import domainbed_reasoning.register, domainbed.datasets"],
+        [sys.executable, "-c", "import _domainbed_reasoning_hook, domainbed.datasets"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, "DOMAINBED_REASONING_DATASETS": str(tmp_path)},

@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from domainbed_reasoning.annotate.openai_teacher import OpenAITeacher
+from domainbed_reasoning.annotate.openai import OpenAITeacher
 from domainbed_reasoning.annotate.teacher import TeacherError
 
 OURS = "sk-planted-a9f3e1c07b"
@@ -219,9 +219,9 @@ socket.getaddrinfo = look_up
 
 
 UNASKED = """
-import domainbed_reasoning.register, domainbed_reasoning
+import _domainbed_reasoning_hook, domainbed_reasoning
 from domainbed import algorithms, datasets, hparams_registry
-from domainbed_reasoning.cli import main
+from domainbed_reasoning.__main__ import main
 from domainbed_reasoning.mllm import load_mllm
 load_mllm("tiny")
 main(["doctor"])

@@ -16,10 +16,10 @@ import pytest
 
 pytest.importorskip("openai")
 
-from domainbed_reasoning.annotate.openai_teacher import OpenAITeacher
+from domainbed_reasoning.annotate.openai import OpenAITeacher
 from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, TeacherError
-from domainbed_reasoning.chains import Chain
-from domainbed_reasoning.store import load_chains
+from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.chains.store import load_chains
 
 KEY = "sk-planted-7d1f0c55e2"
 REQUEST = Request("Which?", b"jpeg", seed=1, max_tokens=9, temperature=1.0, top_p=1.0)

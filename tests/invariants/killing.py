@@ -120,7 +120,7 @@ def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
 
 
 def _progress() -> Path:
-    from domainbed_reasoning.unfinished import unfinished_folder
+    from domainbed_reasoning.jobs.resume_store import unfinished_folder
 
     return unfinished_folder()
 
@@ -158,7 +158,7 @@ def main() -> int:
     import peft  # noqa: F401
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
 
-    from domainbed_reasoning.versions import source_digests
+    from domainbed_reasoning.bridge.versions import source_digests
 
     source_digests()  # of what all forks run
     run(options.folder / "undisturbed", options)

@@ -97,7 +97,7 @@ def main() -> int:
     import peft  # noqa: F401
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
 
-    from domainbed_reasoning.versions import source_digests
+    from domainbed_reasoning.bridge.versions import source_digests
 
     source_digests()  # of what all forks run
     ended = begin(folder / "undisturbed", None, 5, OWN, MORE)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from killing import differences, outcome, start
 
-from domainbed_reasoning.stages import plan_stages
+from domainbed_reasoning.method.schedule import plan_stages
 
 STEPS = 10
 STAGES = {"mtct_epochs": 1, "sarr_rounds": 2, "sarr_epochs": 1}
@@ -42,7 +42,7 @@ def begin(
 
     The log of a job that ends is kept as ``log.jsonl`` of its folder. What ``before`` does is done in the fork.
     """
-    from domainbed_reasoning import progress
+    from domainbed_reasoning.jobs import replay_log as progress
 
     options = argparse.Namespace(algorithm="RDMLDG", steps=steps, answer="label", hparams=json.dumps(hparams))
     options.more, options.before = more, before
@@ -86,7 +86,7 @@ def main() -> int:
     import peft  # noqa: F401
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
 
-    from domainbed_reasoning.versions import source_digests
+    from domainbed_reasoning.bridge.versions import source_digests
 
     source_digests()  # of what all forks run
     epochs = [STAGES["mtct_epochs"]] + [STAGES["sarr_epochs"]] * STAGES["sarr_rounds"]

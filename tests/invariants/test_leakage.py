@@ -16,9 +16,11 @@ from domainbed.lib import misc
 from domainbed.lib.fast_data_loader import InfiniteDataLoader
 from PIL import Image
 
-from domainbed_reasoning import custom, registry, shapes
-from domainbed_reasoning.chains import Chain
-from domainbed_reasoning.datasets.custom_folders import make_classes
+from domainbed_reasoning import registry
+from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.datasets.user_datasets import make_classes
+from domainbed_reasoning.images import shapes
+from domainbed_reasoning.images import user_datasets as custom
 
 CLASSES = ["0", "1"]
 IMAGES = 5  # a class and domain: ten a domain, of which two are its validation split

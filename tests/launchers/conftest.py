@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.sweeps import jobs
+from domainbed_reasoning.sweeps.launchers import jobs
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from domainbed_reasoning.sweeps import attempts, jobs
+from domainbed_reasoning.sweeps.launchers import attempts, jobs
 
 
 def lines(*steps, run="a"):
@@ -93,7 +93,7 @@ def test_the_end_of_input_ends_the_train_process_and_its_children(sweep):
     attempt()
     wait_for("never")
     """
-    module = [sys.executable, "-m", "domainbed_reasoning.sweeps.attempts", "--command", sweep.job("A", code)]
+    module = [sys.executable, "-m", "domainbed_reasoning.sweeps.launchers.attempts", "--command", sweep.job("A", code)]
     process = subprocess.Popen(module, stdin=subprocess.PIPE)
     train = sweep.wait_for_attempt("A", 1)
     child = int((sweep.folder / "child").read_text())

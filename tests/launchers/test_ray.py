@@ -22,9 +22,10 @@ os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["RAY_worker_niceness"] = "0"  # not 15: a busy machine would let the jobs wait for minutes
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'domainbed-reasoning[ray]'")
 
-from domainbed_reasoning.sweeps import attempts, ray_launcher  # noqa: E402
+from domainbed_reasoning.sweeps.launchers import attempts  # noqa: E402
+from domainbed_reasoning.sweeps.launchers import ray as ray_launcher  # noqa: E402
 
-LAUNCH = "import sys; from domainbed_reasoning.sweeps.ray_launcher import ray_launcher; ray_launcher(sys.argv[1:])"
+LAUNCH = "import sys; from domainbed_reasoning.sweeps.launchers.ray import ray_launcher; ray_launcher(sys.argv[1:])"
 
 
 def free_port():

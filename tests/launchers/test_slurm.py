@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.sweeps import again, attempts, slurm_launcher, slurm_queue
-from domainbed_reasoning.sweeps.jobs import parse_job
+from domainbed_reasoning.sweeps.launchers import attempts, slurm_queue
+from domainbed_reasoning.sweeps.launchers import restart as again
+from domainbed_reasoning.sweeps.launchers import slurm as slurm_launcher
+from domainbed_reasoning.sweeps.launchers.jobs import parse_job
 
 _spec = importlib.util.spec_from_file_location("one_machine", Path(__file__).with_name("one_machine.py"))
 one_machine = importlib.util.module_from_spec(_spec)
@@ -24,7 +26,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 LAUNCH = """
 import sys
-from domainbed_reasoning.sweeps import slurm_launcher, slurm_queue
+from domainbed_reasoning.sweeps.launchers import slurm as slurm_launcher
+from domainbed_reasoning.sweeps.launchers import slurm_queue
 slurm_queue._POLL_SECONDS = 0.3
 slurm_launcher.slurm_launcher(sys.argv[1:])
 """
@@ -243,7 +246,7 @@ def test_an_attempt_that_sigterm_ended_has_not_failed_however_long_slurm_takes(s
     """
     run = """if True:
     import sys, time
-    from domainbed_reasoning.sweeps.slurm_launcher import TrainJob
+    from domainbed_reasoning.sweeps.launchers.slurm import TrainJob
     sleep = time.sleep
     time.sleep = lambda seconds: sleep(min(seconds, 2))
     TrainJob(sys.argv[1], int(sys.argv[2]))()
@@ -446,9 +449,10 @@ def test_folders_of_dead_jobs_are_told_from_those_of_jobs_that_slurm_runs_here(s
 
 STUDY = """
 import dataclasses, sys
-from domainbed_reasoning import cli
-from domainbed_reasoning.sweeps import main_comparison, slurm_queue
-from domainbed_reasoning.sweeps.study import Grid, for_laptop
+from domainbed_reasoning import __main__ as cli
+from domainbed_reasoning.sweeps.studies import main_comparison
+from domainbed_reasoning.sweeps.launchers import slurm_queue
+from domainbed_reasoning.sweeps.studies.study import Grid, for_laptop
 slurm_queue._POLL_SECONDS = 0.5
 hparams = {"answer": "label", "both_answers": False}
 grids = for_laptop(Grid(("MLLMZeroShot",), hparams=hparams), Grid(("LabelSFT",), hparams=hparams))

@@ -9,8 +9,8 @@ import json
 import runpy
 import sys
 
-from domainbed_reasoning.collect import collect, summarise
-from domainbed_reasoning.collect.tables import accuracy_tables
+from domainbed_reasoning.results import collect, summarise
+from domainbed_reasoning.results.tables import accuracy_tables
 
 
 def stock(folder):

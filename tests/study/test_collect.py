@@ -13,14 +13,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from domainbed_reasoning import cli
-from domainbed_reasoning.collect import collect, summarise
-from domainbed_reasoning.collect.jobs import read_jobs
-from domainbed_reasoning.collect.problems import settle
-from domainbed_reasoning.collect.render import latex, markdown
-from domainbed_reasoning.collect.tables import Table, accuracy_tables, answers_table, one_source_tables, rounds_table
-from domainbed_reasoning.report import read_report
-from domainbed_reasoning.report.markdown import render_markdown
+from domainbed_reasoning import __main__ as cli
+from domainbed_reasoning.results import collect, summarise
+from domainbed_reasoning.results.job_folders import read_jobs
+from domainbed_reasoning.results.problems import settle
+from domainbed_reasoning.results.render import latex, markdown
+from domainbed_reasoning.results.report import read_report
+from domainbed_reasoning.results.report.markdown import render_markdown
+from domainbed_reasoning.results.tables import Table, accuracy_tables, answers_table, one_source_tables, rounds_table
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent.parent

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domainbed_reasoning import cli
-from domainbed_reasoning.collect import collect
-from domainbed_reasoning.collect.render import markdown
-from domainbed_reasoning.collect.tables import all_tables
-from domainbed_reasoning.report import content, read_report
-from domainbed_reasoning.report.page import render_page
+from domainbed_reasoning import __main__ as cli
+from domainbed_reasoning.results import collect
+from domainbed_reasoning.results.render import markdown
+from domainbed_reasoning.results.report import content, read_report
+from domainbed_reasoning.results.report.page import render_page
+from domainbed_reasoning.results.tables import all_tables
 
 LONG = "9" * 200_000
 # As they stand in a file of JSON.

@@ -11,12 +11,14 @@ import subprocess
 import pytest
 from PIL import Image
 
-from domainbed_reasoning import cli, published, shapes
-from domainbed_reasoning.collect.jobs import read_jobs
-from domainbed_reasoning.report import commands, content, plots, read_report
-from domainbed_reasoning.report.blocks import Examples, Fold
-from domainbed_reasoning.report.markdown import render_markdown
-from domainbed_reasoning.report.page import render_page
+from domainbed_reasoning import __main__ as cli
+from domainbed_reasoning.images import shapes
+from domainbed_reasoning.results import published
+from domainbed_reasoning.results.job_folders import read_jobs
+from domainbed_reasoning.results.report import commands, content, plots, read_report
+from domainbed_reasoning.results.report.blocks import Examples, Fold
+from domainbed_reasoning.results.report.markdown import render_markdown
+from domainbed_reasoning.results.report.page import render_page
 
 HOSTILE = (
     '</script><script>document.title="TAKEN"</script>',

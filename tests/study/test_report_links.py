@@ -6,9 +6,9 @@ import os
 import pytest
 from PIL import Image
 
-from domainbed_reasoning.report import content, read_report
-from domainbed_reasoning.report.markdown import render_markdown
-from domainbed_reasoning.report.page import render_page
+from domainbed_reasoning.results.report import content, read_report
+from domainbed_reasoning.results.report.markdown import render_markdown
+from domainbed_reasoning.results.report.page import render_page
 
 CHAIN = "".join(f"<{s}>dax</{s}>\n" for s in ("SUMMARY", "CAPTION", "REASONING", "REFLECTION", "CONCLUSION"))
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) print\n%%EOF\n"

@@ -9,11 +9,11 @@ import types
 
 import pytest
 
-from domainbed_reasoning import upstream, versions
-from domainbed_reasoning.collect import collect
-from domainbed_reasoning.collect.tables import versions_table
-from domainbed_reasoning.job import TRAIN_SCRIPT
-from domainbed_reasoning.report.commands import versions_table as versions_beside_ours
+from domainbed_reasoning.bridge import upstream, versions
+from domainbed_reasoning.bridge.train_args import TRAIN_SCRIPT
+from domainbed_reasoning.results import collect
+from domainbed_reasoning.results.report.commands import versions_table as versions_beside_ours
+from domainbed_reasoning.results.tables import versions_table
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_jobs_of_two_commits_are_named_and_counted(write_job):
 
 
 def test_the_report_has_then_and_now(write_job):
-    from domainbed_reasoning.collect.jobs import read_jobs
+    from domainbed_reasoning.results.job_folders import read_jobs
 
     write_versions(write_job("one"), "a" * 40, "2.8.0")
     rows = {name: (then, now) for name, then, now in versions_beside_ours(read_jobs(write_job.folder)).rows}

@@ -1,0 +1,78 @@
+"""The user's own image folders (see `images.user_datasets`) as classes, each with its ``Reasoning`` twin.
+
+Input, label, domains, counts and licence are the user's; chains as in `image_folders`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import Any
+
+from domainbed import datasets as stock
+
+from domainbed_reasoning.bridge.preflight import check_splits, check_test_envs
+from domainbed_reasoning.datasets.image_folders import (
+    ReasoningImageFolder,
+    dataset_folder,
+    empty_classes_named,
+    sizes_of,
+)
+from domainbed_reasoning.images.catalog import ImageFolder, fault_of_order
+from domainbed_reasoning.images.user_datasets import DatasetFileError, usable_datasets
+from domainbed_reasoning.registry import check_for_dataset
+
+
+def make_classes(dataset: ImageFolder) -> tuple[type, type]:
+    """Return the classes ``<Name>``, a plain image folder of DomainBed, and ``<Name>Reasoning``."""
+
+    def __init__(self: Any, root: str, test_envs: Collection[int], hparams: dict[str, Any]) -> None:
+        name, twin = type(self).__name__, isinstance(self, ReasoningImageFolder)
+        if not twin:
+            check_for_dataset(hparams, {})
+            check_test_envs(name, dataset.environments, test_envs)
+        folder = dataset_folder(root, dataset.folder, name, len(dataset.environments))
+        if fault := fault_of_order(dataset, sorted(entry.name for entry in folder.iterdir() if entry.is_dir())):
+            raise ValueError(fault)
+        self.dir = os.path.join(root, dataset.folder + "/")
+        with empty_classes_named(root, dataset.folder, name):
+            augment = hparams["data_augmentation"]
+            stock.MultipleEnvironmentImageFolder.__init__(self, self.dir, test_envs, augment, hparams)
+        if not twin:  # which checks itself
+            check_splits(name, sizes_of(self.datasets), test_envs, hparams, self.N_WORKERS)
+
+    plain = type(
+        dataset.name,
+        (stock.MultipleEnvironmentImageFolder,),
+        {
+            "__init__": __init__,
+            "__doc__": f"Image folders of {dataset.folder}/, described by the user.",
+            "__module__": __name__,
+            "CHECKPOINT_FREQ": dataset.checkpoint_freq,
+            "ENVIRONMENTS": list(dataset.environments),
+        },
+    )
+    reasoning = type(
+        f"{dataset.name}Reasoning",
+        (ReasoningImageFolder, plain),
+        {
+            "__doc__": f"{dataset.name} with a five-stage chain for every image.",
+            "__module__": __name__,
+            "FOLDER": dataset.folder,
+            "SUBJECT": dataset.subject,
+            "READABLE": dataset.readable,
+        },
+    )
+    return plain, reasoning
+
+
+FAULTS: dict[str, DatasetFileError] = {}  # of datasets that have no class here
+
+for _dataset in usable_datasets()[0].values():
+    for _class in make_classes(_dataset):
+        if _class.__name__ in globals():
+            assert _dataset.file is not None
+            _fault = f"the name {_class.__name__!r} is one that this package needs; choose another"
+            FAULTS[_dataset.name] = DatasetFileError(_dataset.file, _fault)
+        else:
+            globals()[_class.__name__] = _class

@@ -1,0 +1,359 @@
+"""A teacher behind an OpenAI-compatible endpoint: GPT-4o, vLLM, a local server.
+
+Retries are ours, not the client's, so that one server's "too many requests" holds every worker back, for as long as the
+server asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import json
+import os
+import re
+import sys
+import time
+import urllib.parse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from domainbed_reasoning.annotate.connection import (
+    MAX_PAUSE,
+    backoff,
+    causes,
+    certificate_fault,
+    guarded_client,
+    is_this_machine,
+    never_connected,
+    retry_after,
+)
+from domainbed_reasoning.annotate.message import text_of
+from domainbed_reasoning.annotate.parameters import Parameters
+from domainbed_reasoning.annotate.pricing import Attempt, Budget, reported_tokens
+from domainbed_reasoning.annotate.redaction import LogRedaction, redact
+from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, TeacherError
+
+_RETRIED = {408, 409, 425, 429}
+_FATAL = {401, 403, 404}
+_ABOUT_PARAMETERS = re.compile(r"param|argument|field|support|permitted|allowed|unknown|recogni|extra", re.IGNORECASE)
+# How servers say that an answer ran into its limit of tokens.
+_CUT = {"length", "max_tokens", "max_output_tokens", "model_length", "token_limit"}
+_DEFAULT_KEY = "OPENAI_API_KEY"
+_OPENAI = "api.openai.com"
+
+
+class OpenAITeacher:
+    """Asks ``/chat/completions`` of an OpenAI-compatible server.
+
+    Args:
+        model: as the server names it.
+        base_url: of the server, ``http://localhost:8000/v1``; None for OpenAI's own or ``OPENAI_BASE_URL``.
+        key_variable: environment variable that holds the key; the key itself is never an argument.
+        concurrency: requests under way at a time.
+        timeout: seconds until a request is given up, however busy the server looks.
+        retries: further tries of a request after faults that may pass.
+        requests_per_minute: at most so many; None leaves it to the server's own limits.
+        omitted: parameters of `parameters.OMITTABLE` that are not sent; others that the server refuses by name are left
+            out by themselves.
+        needs_limit: end the run if the server takes no limit of tokens.
+        tell: is told, once each, what the user should know while the run goes on.
+
+    Raises:
+        TeacherError: if the package ``openai`` or the key is missing, the URL holds a password or is none, or OpenAI's
+            key would travel unencrypted to another machine.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        key_variable: str = _DEFAULT_KEY,
+        concurrency: int = 8,
+        timeout: float = 120.0,
+        retries: int = 6,
+        requests_per_minute: float | None = None,
+        omitted: Sequence[str] = (),
+        needs_limit: bool = False,
+        tell: Callable[[str], None] = lambda message: print(message, file=sys.stderr),
+    ):
+        try:
+            import openai
+        except ImportError as error:
+            raise TeacherError(
+                "The package 'openai' is not installed: pip install 'domainbed-reasoning[teacher]'."
+            ) from error
+        url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        parts = urllib.parse.urlsplit(url)
+        if parts.username or parts.password or parts.query:
+            raise TeacherError(f"The server's URL must hold no password or query; put the key into ${_DEFAULT_KEY}.")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise TeacherError("The server's URL must begin with https:// or http:// and name a host.")
+        self._key = _read_key(key_variable)
+        if not self._key and parts.hostname == _OPENAI:
+            raise TeacherError(f"The environment variable {key_variable} is not set; it must hold the key of {url}.")
+        unsafe = parts.scheme == "http" and not is_this_machine(parts.hostname)
+        if self._key and unsafe and key_variable == _DEFAULT_KEY:
+            raise TeacherError(
+                f"{parts.scheme}://{parts.netloc} is another machine and the connection is not encrypted: "
+                f"${_DEFAULT_KEY} is not sent there. Use https, a tunnel to this machine, or that server's own key "
+                "with --key-env."
+            )
+        self.name = f"openai:{model}"
+        self.endpoint = redact(f"{parts.scheme}://{parts.netloc}{parts.path}", self._key)
+        self.concurrency = concurrency
+        self.retried = 0
+        self._model = model
+        self._timeout = timeout
+        self._retries = retries
+        self._gap = 60.0 / requests_per_minute if requests_per_minute else 0.0
+        self._not_before = 0.0
+        self._pause_until = 0.0
+        self._parameters = Parameters(model, tuple(omitted), needs_limit)
+        self._tell = tell
+        self._reached = self._told = False
+        self._openai = openai
+        try:
+            client = guarded_client(openai, timeout, url)
+        except ValueError as error:
+            raise TeacherError(str(error)) from error
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key or "none", base_url=url, timeout=timeout, max_retries=0, http_client=client
+        )
+        if parts.scheme == "http" or not f".{parts.hostname}".endswith(f".{_OPENAI}"):
+            # The client takes them from the environment; whom an account belongs to is nobody else's business.
+            self._client.organization = self._client.project = None
+        self._log = LogRedaction(self._key)
+
+    async def answer(self, request: Request, budget: Budget | None = None) -> Answer:
+        """Return the server's answer; see `Teacher.answer`."""
+        budget = budget or Budget()
+        failed = _Failed("")
+        tries = 0
+        while tries <= self._retries:
+            await self._wait_for_turn()
+            try:
+                async with budget.attempt() as made:
+                    return await self._ask(request, made, tries)
+            except _Refitted:
+                continue
+            except _Failed as error:
+                failed = error
+            tries += 1
+            if tries <= self._retries:
+                self.retried += 1
+                await asyncio.sleep(backoff(tries - 1) if failed.wait is None else failed.wait)
+        if not self._reached:
+            raise TeacherError(f"{failed}. Check that the server runs, and --base-url.")
+        asked = f"{self._retries + 1} tries" if self._retries else "1 try"
+        raise NoAnswer(f"no answer after {asked}; the last fault: {failed}")
+
+    async def _ask(self, request: Request, made: Attempt, tries: int) -> Answer:
+        """Ask once, and put down what is known of the cost.
+
+        Raises:
+            _Refitted: the server refused a parameter that the next request is sent without.
+            _Failed: a fault that may pass.
+            NoAnswer: a fault of this request.
+            TeacherError: a fault of every request.
+        """
+        began = time.monotonic()
+        sent = self._parameters.of(request)
+        try:
+            async with asyncio.timeout(self._timeout):
+                body = {**self._content(request), **sent}
+                response = await self._client.chat.completions.with_raw_response.create(**body)
+        except self._openai.APIStatusError as error:
+            self._reached = True
+            return self._answer_of_status(error, sent, made, tries, time.monotonic() - began)
+        except TimeoutError as error:
+            self._reached = True
+            raise _Failed(f"no whole answer within {self._timeout:g} seconds") from error
+        except Exception as error:  # whatever a server's bytes make the client raise; time-outs too
+            made.free = never_connected(error)
+            self._give_up_on_certificate(error)
+            self._reached |= not made.free
+            raise _Failed(self._why_no_response(error)) from error
+        self._reached = True
+        text = response.http_response.content.decode("utf-8", "replace")
+        made.prompt_tokens, made.completion_tokens = reported_tokens(text)
+        try:
+            answer = _read(text, time.monotonic() - began)
+        except _NotACompletion as error:
+            if '"error"' in text:  # a gateway passes a refusal on with status 200
+                self._refit(sent, text, "HTTP 200")
+            raise _Failed(f"{error}: {redact(text, self._key)[:80]!r}") from error
+        made.prompt_tokens, made.completion_tokens = answer.prompt_tokens, answer.completion_tokens
+        return dataclasses.replace(_without(answer, self._key), omitted=self._parameters.omitted(sent))
+
+    def _answer_of_status(self, error: Any, sent: dict[str, Any], made: Attempt, tries: int, seconds: float) -> Answer:
+        """Return the refusal that a content filter's error is, or raise what `_ask` does."""
+        fault = self._why(error)
+        if _is_filtered(error):  # billed by some
+            return Answer(fault, "content_filter", refused=True, seconds=seconds)
+        # What ends behind a gateway or a time limit may have been computed, and billed.
+        made.free = error.status_code < 500 and error.status_code not in (408, 499)
+        if error.status_code in (400, 422):
+            self._refit(sent, error.response.text, fault)
+        self._give_up_if_hopeless(error, fault)
+        wait = retry_after(error.response.headers)
+        if error.status_code == 429:
+            self._pause(wait if wait is not None else backoff(tries))
+        raise _Failed(fault, wait)
+
+    def _refit(self, sent: dict[str, Any], refusal: str, fault: str) -> None:
+        """Raise `_Refitted` if a refusal names a parameter that can be left out or sent by another name."""
+        done = self._parameters.adapt(sent, refusal)
+        if done:
+            self._tell(f"{self.endpoint} refuses a parameter ({fault[:300]}): {done}.")
+        if done is not None:
+            raise _Refitted
+
+    def _why_no_response(self, error: Exception) -> str:
+        cause: BaseException = error
+        if isinstance(error, self._openai.APIConnectionError):  # says no more than that
+            cause = next((cause for cause in causes(error)[1:] if str(cause)), error)
+        fault = redact(f"{type(error).__name__}: {cause}", self._key)[:500]
+        if not never_connected(error):
+            return fault
+        fault = f"{self.endpoint} cannot be reached ({fault})"
+        if self._retries and not self._reached and not self._told:
+            self._told = True
+            self._tell(f"{fault}; trying {self._retries} more times.")
+        return fault
+
+    async def close(self) -> None:
+        """Close the connections."""
+        self._log.remove()
+        await self._client.close()
+
+    def _content(self, request: Request) -> dict[str, Any]:
+        url = "data:image/jpeg;base64," + base64.b64encode(request.image).decode()
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": request.question}]
+        return {"model": self._model, "messages": [{"role": "user", "content": content}]}
+
+    async def _wait_for_turn(self) -> None:
+        """Wait until neither a pause that the server asked for nor our own rate limit is in the way."""
+        while (now := time.monotonic()) < self._pause_until:
+            await asyncio.sleep(self._pause_until - now)
+        if self._gap:
+            turn = max(now, self._not_before)
+            self._not_before = turn + self._gap
+            await asyncio.sleep(turn - now)
+
+    def _pause(self, seconds: float) -> None:
+        self._pause_until = max(self._pause_until, time.monotonic() + min(seconds, MAX_PAUSE))
+
+    def _why(self, error: Any) -> str:
+        body = error.body if isinstance(error.body, dict) else {}
+        message = body.get("message") or error.response.text or type(error).__name__
+        return redact(f"HTTP {error.status_code}: {message}", self._key)[:500]
+
+    def _give_up_on_certificate(self, error: BaseException) -> None:
+        why = certificate_fault(error)
+        if why:
+            raise TeacherError(
+                f"{self.endpoint} has a certificate that is not trusted ({redact(why, self._key)}); nothing was sent. "
+                "Check the URL; for a server of your own, name its certificate's file in the variable SSL_CERT_FILE."
+            ) from error
+
+    def _give_up_if_hopeless(self, error: Any, fault: str) -> None:
+        code = error.status_code
+        if 300 <= code < 400:
+            try:
+                target = urllib.parse.urljoin(self.endpoint, error.response.headers.get("location", ""))
+                place = "{0.scheme}://{0.netloc}".format(urllib.parse.urlsplit(target))
+            except ValueError:
+                place = "an address that is none"
+            raise TeacherError(
+                f"{self.endpoint} redirects (HTTP {code}) to {redact(place, self._key)[:200]!r}, "
+                "which is not followed: neither key nor image goes there. If that is the server you mean, give its URL "
+                "with --base-url."
+            )
+        if code == 429 and getattr(error, "code", None) == "insufficient_quota":
+            raise TeacherError(f"{self.endpoint} says that the account has no credit left ({fault}).")
+        if code in _FATAL:
+            raise TeacherError(
+                f"{self.endpoint} refuses every request ({fault}). Check the key, the model and the URL."
+            )
+        if code < 500 and code not in _RETRIED:
+            cure = " (--omit-parameter leaves a parameter out)" if _ABOUT_PARAMETERS.search(fault) else ""
+            raise NoAnswer(fault + cure)
+
+
+def _read_key(variable: str) -> str:
+    """Return the key in an environment variable, empty where it is not set.
+
+    Raises:
+        TeacherError: that is no variable's name; it is not repeated, for it may be the key itself.
+    """
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):
+        raise TeacherError(
+            "--key-env wants the name of an environment variable, in capitals, not the key itself. If that was a key, "
+            "it now stands in your shell's history: replace it."
+        )
+    key = os.environ.get(variable, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise TeacherError(f"The environment variable {variable} holds what can be no key: other than printable ASCII.")
+    return key
+
+
+def _without(answer: Answer, key: str) -> Answer:
+    """Return the answer without the key, should the server have echoed it: it must not get into the chain file."""
+    texts: dict[str, Any] = {name: redact(text, key) for name, text in vars(answer).items() if isinstance(text, str)}
+    return dataclasses.replace(answer, **texts)
+
+
+class _NotACompletion(ValueError):
+    """What a server sent with status 200 is no chat completion."""
+
+
+class _Refitted(Exception):
+    """The request is to be sent again, with other parameters."""
+
+
+class _Failed(Exception):
+    """A fault that may pass, and the seconds that the server asks to wait."""
+
+    def __init__(self, fault: str, wait: float | None = None):
+        super().__init__(fault)
+        self.wait = wait
+
+
+def _read(text: str, seconds: float) -> Answer:
+    """Return the answer in a chat completion's JSON.
+
+    Raises:
+        _NotACompletion: it is none.
+    """
+    try:
+        body = json.loads(text)
+        choice = body["choices"][0]
+        message = choice["message"]
+        content, refusal = text_of(message), message.get("refusal")
+        ended = choice.get("finish_reason")
+        model = str(body.get("model") or "")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise _NotACompletion(f"the answer is no chat completion ({type(error).__name__})") from error
+    prompt_tokens, completion_tokens = reported_tokens(text)
+    if content is None and (ended or refusal or completion_tokens):  # all tokens went into thinking; they are billed
+        content = ""
+    if not isinstance(content, str):
+        raise _NotACompletion("the answer holds no text")
+    finish = str(ended or "stop")
+    answer = content or str(refusal or "")
+    return Answer(
+        text=answer,
+        finish="length" if finish.lower() in _CUT else finish,
+        refused=bool(refusal) or finish == "content_filter",
+        prompt_tokens=prompt_tokens,
+        completion_tokens=None if answer and not completion_tokens else completion_tokens,
+        seconds=seconds,
+        model=model,
+    )
+
+
+def _is_filtered(error: Any) -> bool:
+    code = str(getattr(error, "code", None) or "")
+    return error.status_code == 400 and code in ("content_filter", "content_policy_violation", "moderation_blocked")

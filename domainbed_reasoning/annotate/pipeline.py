@@ -1,0 +1,389 @@
+"""Annotating: ask, judge, append, go on.
+
+Every answer is judged and appended before the next candidate of its image is asked for, and what the chain file holds
+is never asked again; so a run that was killed goes on by being started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning.annotate import pricing as cost
+from domainbed_reasoning.annotate.teacher import (
+    Answer,
+    NoAnswer,
+    Request,
+    Teacher,
+    TeacherError,
+    read_picture,
+    seed_of,
+)
+from domainbed_reasoning.chains.rules import Rules, make_printable, with_verdict
+from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record
+from domainbed_reasoning.images.catalog import Picture
+from domainbed_reasoning.images.decode import truncated_images_refused
+
+# A candidate this long is no chain; the store keeps its beginning, and its canonical form beside it in one line.
+_MAX_CHARACTERS = 80_000
+
+# A teacher none of whose first candidates is accepted is asked for no more.
+_HOPELESS = 30
+
+NOTHING_ACCEPTED = "no candidate was accepted"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How candidates are drawn.
+
+    Attributes:
+        question: the prompt, the same for every image.
+        prompt_version: written into every record.
+        candidates: drawn of an image at most; drawing ends at the first that is accepted.
+        max_tokens: of an answer.
+        temperature: 0 is greedy.
+        top_p: nucleus sampling in (0, 1].
+        price: dollars per million tokens, input and output; None if unknown.
+    """
+
+    question: str
+    prompt_version: str
+    candidates: int = 4
+    max_tokens: int = 768
+    temperature: float = 1.0
+    top_p: float = 1.0
+    price: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image that needs a chain.
+
+    Attributes:
+        picture: the image.
+        label: index of its class.
+        asked: candidates that were drawn and rejected already, as far as they count.
+        first: number of the next attempt, so that no seed is asked for again.
+    """
+
+    picture: Picture
+    label: int
+    asked: int = 0
+    first: int = 0
+
+
+@dataclass
+class Summary:
+    """What a run did.
+
+    Attributes:
+        accepted: candidates kept.
+        rejected: candidates rejected, by rule.
+        unreadable: images that could not be read, with the fault.
+        unanswered: images without an answer, with the fault; the next run asks again.
+        exhausted: images whose candidates were all rejected.
+        prompt_tokens: in all.
+        completion_tokens: in all.
+        dollars: in all; what is of unknown cost counts nothing.
+        unpriced: candidates whose cost is not known.
+        unknown: requests, candidates among them, that may have been billed at a cost that nobody reported.
+        unknown_dollars: what they cost at most, as far as can be known.
+        unsaved: candidates that could not be written.
+        seconds: of the run.
+        stopped: why the run ended early, empty if it did not.
+        examples: the first rejected candidate of each rule.
+        failed: what ended the run, if a fault did.
+    """
+
+    accepted: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    unanswered: dict[str, str] = field(default_factory=dict)
+    exhausted: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    dollars: float = 0.0
+    unpriced: int = 0
+    unknown: int = 0
+    unknown_dollars: float = 0.0
+    unsaved: int = 0
+    seconds: float = 0.0
+    stopped: str = ""
+    examples: dict[str, Record] = field(default_factory=dict)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether so many candidates were rejected, and none accepted, that more would be wasted."""
+        return not self.accepted and self.rejected.total() >= _HOPELESS
+
+    failed: str = ""
+
+
+def plan(
+    pictures: Sequence[Picture],
+    classes: Sequence[str],
+    records: Iterable[Mapping[str, Any]],
+    teacher: str,
+    prompt_version: str,
+    candidates: int,
+    limit: int | None = None,
+    max_tokens: int = 0,
+) -> list[Job]:
+    """Return the images that need a chain, shuffled within rounds of one image a domain and class.
+
+    So a run with a limit is balanced, and the order in which a server sees the images says nothing about their labels.
+
+    Args:
+        pictures: of the dataset.
+        classes: class folders in label order.
+        records: what the chain file holds. An image with an accepted chain, whoever wrote it, is done; rejected ones
+            count against the candidates of the same teacher and prompt.
+        teacher: name.
+        prompt_version: of the prompt.
+        candidates: drawn of an image at most.
+        limit: at most so many images with an accepted or exhausted result in all, counting those that are done; None:
+            all.
+        max_tokens: of an answer; a candidate that was cut at fewer does not count against the candidates.
+    """
+    done: set[str] = set()
+    asked: Counter[str] = Counter()
+    first: Counter[str] = Counter()
+    for record in records:
+        if record.get("verdict", ACCEPTED) == ACCEPTED:
+            done.add(record["image"])
+        elif record.get("teacher") == teacher and record.get("prompt_version") == prompt_version:
+            first[record["image"]] += 1
+            asked[record["image"]] += not _was_cut_below(record, max_tokens)
+    labels = {name: index for index, name in enumerate(classes)}
+    ordered = list(_interleaved(pictures))[:limit]
+    return [
+        Job(picture, labels[picture.label], asked[picture.path], first[picture.path])
+        for picture in ordered
+        if picture.path not in done and asked[picture.path] < candidates
+    ]
+
+
+def _was_cut_below(record: Mapping[str, Any], max_tokens: int) -> bool:
+    """Return whether a rejected candidate ran into a smaller limit of tokens than ``max_tokens``."""
+    limit = (record.get("sampling") or {}).get("max_tokens")
+    return record.get("rule") == "cut" and isinstance(limit, int) and limit < max_tokens
+
+
+def _interleaved(pictures: Sequence[Picture]) -> Iterator[Picture]:
+    groups: dict[tuple[str, str], list[Picture]] = {}
+    for picture in pictures:
+        groups.setdefault((picture.domain, picture.label), []).append(picture)
+    shuffle = random.Random(0).shuffle
+    for group in groups.values():
+        shuffle(group)
+    while groups:
+        this_round = [group.pop() for group in groups.values()]
+        shuffle(this_round)
+        yield from this_round
+        groups = {key: group for key, group in groups.items() if group}
+
+
+class Annotation:
+    """One run over a list of jobs.
+
+    Args:
+        root: the dataset's folder.
+        teacher: whom to ask.
+        writer: where candidates go.
+        rules: by which they are judged.
+        settings: how they are drawn.
+        budget: what the run may cost.
+        on_record: called after every candidate, for a progress bar.
+        has_accepted: whether an earlier run accepted candidates of this teacher and prompt. If not, the run stops after
+            30 rejections without an acceptance.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        teacher: Teacher,
+        writer: ChainWriter,
+        rules: Rules,
+        settings: Settings,
+        budget: cost.Budget,
+        on_record: Callable[[Record, Summary], None] = lambda record, summary: None,
+        has_accepted: bool = False,
+    ):
+        """Begin with an empty summary."""
+        self.summary = Summary()
+        self._root = root
+        self._teacher = teacher
+        self._writer = writer
+        self._rules = rules
+        self._settings = settings
+        self._budget = budget
+        self._on_record = on_record
+        self._has_accepted = has_accepted
+        self._failures_in_a_row = 0
+        self._unwritten: OSError | ChainFileError | None = None
+
+    async def run(self, jobs: Iterable[Job]) -> Summary:
+        """Work through the jobs and return the summary; interrupted (Ctrl-C), finish what is under way first.
+
+        Raises:
+            TeacherError: if the teacher cannot be used; what was answered is kept.
+            ChainFileError: if the chain file was deleted, replaced or cut short meanwhile.
+            OSError: if it cannot be written.
+        """
+        began = time.monotonic()
+        waiting = iter(jobs)
+        self._listen_for_interrupt()
+        try:
+            with truncated_images_refused():
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self._teacher.concurrency):
+                        group.create_task(self._work(waiting))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            self.summary.seconds = time.monotonic() - began
+            self._account()
+            await self._teacher.close()
+            self._writer.sync()
+        if self._unwritten is not None:
+            raise self._unwritten
+        return self.summary
+
+    def _stop(self, why: str) -> None:
+        """Let what is under way end, and nothing begin."""
+        self.summary.stopped = self.summary.stopped or why
+        self._budget.end()
+
+    def _account(self) -> None:
+        summary, budget = self.summary, self._budget
+        summary.prompt_tokens, summary.completion_tokens = budget.prompt_tokens, budget.completion_tokens
+        summary.dollars = budget.spent
+        summary.unknown, summary.unknown_dollars = budget.unknown, budget.unknown_dollars
+
+    def _listen_for_interrupt(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def interrupted() -> None:
+            self._stop("interrupted")
+            loop.remove_signal_handler(signal.SIGINT)
+
+        # Not in the main thread, or on Windows: there Ctrl-C ends the run at once, and no answer that came is lost.
+        with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
+            loop.add_signal_handler(signal.SIGINT, interrupted)
+
+    async def _work(self, waiting: Iterator[Job]) -> None:
+        for job in waiting:
+            if self.summary.stopped:
+                return
+            try:
+                image, sha256 = await asyncio.to_thread(read_picture, self._root / job.picture.path)
+            except OSError as error:
+                self.summary.unreadable[job.picture.path] = str(error)
+                continue
+            try:
+                await self._draw(job, image, sha256)
+            except NoAnswer as error:
+                self.summary.unanswered[job.picture.path] = str(error)
+                self._failures_in_a_row += 1
+                if self._failures_in_a_row >= max(10, 2 * self._teacher.concurrency):
+                    raise TeacherError(
+                        f"{self._failures_in_a_row} images in a row had no answer from "
+                        f"{self._teacher.endpoint or self._teacher.name}; the last fault: {error}"
+                    ) from error
+
+    async def _draw(self, job: Job, image: bytes, sha256: str) -> None:
+        """Draw candidates until one is accepted, none is left, or the budget is spent."""
+        for attempt in range(job.first, job.first + self._settings.candidates - job.asked):
+            if self.summary.stopped:
+                return
+            request = Request(
+                self._settings.question,
+                image,
+                seed_of(image, attempt),
+                self._settings.max_tokens,
+                self._settings.temperature,
+                self._settings.top_p,
+            )
+            if await self._ask(job, attempt, request, sha256):
+                return
+        if not self.summary.stopped:
+            self.summary.exhausted += 1
+
+    async def _ask(self, job: Job, attempt: int, request: Request, sha256: str) -> bool:
+        """Ask once, judge and append; return whether the candidate was accepted."""
+        try:
+            self._budget.begin_request()
+            answer = await self._teacher.answer(request, self._budget)
+        except cost.BudgetSpent as spent:
+            self._stop(str(spent))
+            return False
+        paid = cost.cost(self._settings.price, answer.prompt_tokens, answer.completion_tokens)
+        self._failures_in_a_row = 0
+        # What is judged is what is kept: the end of an overlong chain must not decide.
+        text = answer.text[:_MAX_CHARACTERS]
+        verdict = self._rules.judge(text, job.label, finish=answer.finish, refused=answer.refused)
+        record = self._record(job, attempt, request, sha256, answer, paid)
+        record = with_verdict(record, record["chain"], verdict)
+        try:
+            self._writer.append(record)
+        except (OSError, ChainFileError) as error:  # other answers are under way, and may yet be saved
+            self._unwritten = self._unwritten or error
+            self._stop("the chain file cannot be written")
+            if isinstance(error, OSError):
+                self.summary.unsaved += 1
+                return False
+        self._count(record)
+        if not self._has_accepted and self.summary.is_hopeless and not self.summary.stopped:
+            self._stop(NOTHING_ACCEPTED)
+        return verdict.accepted
+
+    def _record(
+        self, job: Job, attempt: int, request: Request, sha256: str, answer: Answer, paid: float | None
+    ) -> Record:
+        usage = {
+            "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": answer.completion_tokens,
+            "dollars": None if paid is None else round(paid, 8),
+        }
+        return {
+            "image": job.picture.path,
+            "chain": make_printable(answer.text[:_MAX_CHARACTERS]),
+            "attempt": attempt,
+            "teacher": self._teacher.name,
+            "model": make_printable(answer.model[:200]),
+            "prompt_version": self._settings.prompt_version,
+            "sampling": {
+                name: getattr(request, name)
+                for name in ("temperature", "top_p", "max_tokens", "seed")
+                if name not in answer.omitted
+            },
+            "sha256": sha256,
+            "label_conditioned": False,
+            "verified": self._rules.verified,
+            "finish": make_printable(answer.finish[:40]),
+            **({"refused": True} if answer.refused else {}),
+            "usage": {key: value for key, value in usage.items() if value is not None},
+            "seconds": round(answer.seconds, 3),
+            "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+
+    def _count(self, record: Record) -> None:
+        summary = self.summary
+        if record["verdict"] == ACCEPTED:
+            summary.accepted += 1
+        else:
+            summary.rejected[record["rule"]] += 1
+            summary.examples.setdefault(record["rule"], record)
+        self._account()
+        summary.unpriced += "dollars" not in record["usage"]
+        self._on_record(record, summary)

@@ -1,0 +1,238 @@
+"""The only code that touches DomainBed's modules: our names in its registries.
+
+The import hook calls `publish` when one of them has been imported. No file of DomainBed is changed, and publishing
+twice is publishing once.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from domainbed_reasoning import interrupt, registry
+from domainbed_reasoning.bridge import preflight, versions
+from domainbed_reasoning.bridge.train_args import job_arguments
+from domainbed_reasoning.images import user_datasets as custom
+
+# name -> (default, random), as DomainBed's `_hparams` returns it.
+Ranges = dict[str, tuple[Any, Any]]
+
+
+class _Missing(type):
+    """The class of what stands for one of our classes that cannot be had: using it says why."""
+
+    why: str
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise ImportError(cls.why)
+
+    def __getattr__(cls, name: str) -> Any:
+        raise AttributeError(name) if name.startswith("__") else ImportError(cls.why)
+
+
+def publish(module: ModuleType) -> list[str]:
+    """Add our names to one of DomainBed's four registry modules, and return why some of them are missing.
+
+    A class that cannot be had is replaced by one whose use raises an ImportError with the cause; it is in no list.
+    """
+    try:
+        return list(_PUBLISHERS[module.__name__](module))
+    except Exception as error:  # a fork that has changed its registries, for one
+        return [f"nothing can be added to {module.__name__}: {type(error).__name__}: {error}"]
+
+
+def publish_algorithms(module: ModuleType) -> Iterator[str]:
+    """Make our algorithms attributes of `domainbed.algorithms` and append them to its list in place."""
+    yield from _publish_classes(module, module.ALGORITHMS, registry.ALGORITHMS, "algorithm")
+
+
+def publish_datasets(module: ModuleType) -> Iterator[str]:
+    """Make our datasets attributes of `domainbed.datasets` and append them to its list in place."""
+    yield from _publish_classes(module, module.DATASETS, registry.DATASETS, "dataset")
+    # The user's own, each with its twin, by name.
+    own, faults = custom.usable_datasets()
+    yield from map(str, faults)
+    if not own:
+        return
+    targets = custom.targets(own)
+    try:
+        refused = registry.load(f"{custom.MODULE}:FAULTS")
+    except Exception as error:
+        yield _add_missing(module, list(targets), custom.MODULE, error)
+        return
+    for dataset in own.values():
+        names = custom.targets({dataset.name: dataset})
+        taken = [name for name in names if not _is_free(vars(module).get(name))]
+        if taken:
+            assert dataset.file is not None
+            fault = f"{module.__name__} has {taken[0]!r} already; choose another name"
+            yield str(custom.DatasetFileError(dataset.file, fault))
+        elif dataset.name in refused:
+            yield str(refused[dataset.name])
+            for name in names:
+                setattr(module, name, _Missing(name, (), {"why": str(refused[dataset.name])}))
+        else:
+            yield from _publish_classes(module, module.DATASETS, names, "dataset")
+
+
+def _is_free(there: Any) -> bool:
+    return there is None or isinstance(there, _Missing) or getattr(there, "__module__", "") == custom.MODULE
+
+
+def publish_launchers(module: ModuleType) -> Iterator[str]:
+    """Add our launchers to the registry of `domainbed.command_launchers`."""
+    for name, target in registry.LAUNCHERS.items():
+        there = module.REGISTRY.get(name)
+        try:
+            launcher = registry.load(target)
+        except Exception as error:
+            launcher = _Missing(name, (), {"why": _why([name], target, error)})
+            yield launcher.why
+        if not _may_replace(there, launcher):
+            yield _clash("launcher", name, module.__name__, there)
+        else:
+            module.REGISTRY[name] = launcher
+
+
+def publish_hparams(module: ModuleType) -> Iterator[str]:
+    """Wrap `domainbed.hparams_registry._hparams`, which both its public functions call, once."""
+    if not hasattr(module._hparams, "stock_hparams"):
+        module._hparams = _with_ours(module._hparams)  # type: ignore[attr-defined]
+    yield from ()
+
+
+_PUBLISHERS: dict[str, Callable[[ModuleType], Iterator[str]]] = {
+    "domainbed.algorithms": publish_algorithms,
+    "domainbed.datasets": publish_datasets,
+    "domainbed.hparams_registry": publish_hparams,
+    "domainbed.command_launchers": publish_launchers,
+}
+
+
+def _publish_classes(module: ModuleType, names: list[str], targets: Mapping[str, str], kind: str) -> Iterator[str]:
+    failed: dict[str, tuple[list[str], str, Exception]] = {}  # by cause: many modules may fail for the same one
+    for name, target in targets.items():
+        there = vars(module).get(name)
+        try:
+            cls = registry.load(target)
+        except Exception as error:
+            failed.setdefault(f"{type(error)} {error}", ([], target, error))[0].append(name)
+            continue
+        if not _may_replace(there, cls):
+            yield _clash(kind, name, module.__name__, there)
+            continue
+        setattr(module, name, cls)
+        if name not in names:
+            names.append(name)
+    for missing, target, cause in failed.values():
+        yield _add_missing(module, missing, target, cause)
+
+
+def _add_missing(module: ModuleType, names: Sequence[str], target: str, error: Exception) -> str:
+    """Put what says why in the place of classes that cannot be imported, and return why."""
+    for name in names:
+        if _may_replace(vars(module).get(name), _Missing):
+            setattr(module, name, _Missing(name, (), {"why": _why([name], target, error)}))
+    return _why(names, target, error)
+
+
+def _why(names: Sequence[str], target: str, error: Exception) -> str:
+    cause = f"importing {target.partition(':')[0]} failed: {type(error).__name__}: {error}"
+    return f"{', '.join(names)} cannot be added to DomainBed, because {cause}"
+
+
+def _may_replace(there: Any, ours: Any) -> bool:
+    """Return whether ``there`` is nothing, ours or in our place: of a reloaded module the newest class counts."""
+    return there is None or isinstance(there, _Missing) or _origin(there) == _origin(ours)
+
+
+def _load(target: str, name: str) -> Any:
+    try:
+        return registry.load(target)
+    except Exception as error:
+        raise ImportError(_why([name], target, error)) from error
+
+
+def _clash(kind: str, name: str, where: str, there: Any) -> str:
+    return f"{where} has another {kind} {name!r} already, {_origin(there)}: rename that one to use ours"
+
+
+def _origin(thing: Any) -> str:
+    return f"{getattr(thing, '__module__', '?')}.{getattr(thing, '__qualname__', thing)}"
+
+
+def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[str, str, int], Ranges]:
+    """Return DomainBed's ``_hparams`` made to know our algorithms and datasets, in plain Python values.
+
+    Stock algorithms get on our datasets what they get on the stock twin. Stock MLDG and ADRMX draw numpy scalars, which
+    end a run at its first checkpoint, where the hyper-parameters are written as JSON.
+    """
+
+    @functools.wraps(stock_hparams)
+    def hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
+        versions.record_for_job()  # every job of the train script asks for its hyper-parameters before all else
+        if algorithm in registry.ALGORITHMS:
+            if job_arguments() is not None:
+                interrupt.end_with(
+                    "Interrupted. The same command starts this job again, with the progress that is saved."
+                )
+            ranges = _own_hparams(algorithm, dataset, random_seed)
+        else:
+            ranges = stock_hparams(algorithm, _twin(dataset), random_seed)
+            for name, hparam in registry.BASELINE_HPARAMS.get(dataset, {}).items():
+                ranges[name] = _range(name, hparam, dataset, random_seed)
+        preflight.check_job(algorithm, dataset, ranges)
+        return {name: (plain(default), plain(drawn)) for name, (default, drawn) in ranges.items()}
+
+    hparams.stock_hparams = stock_hparams  # type: ignore[attr-defined]
+    return hparams
+
+
+def _twin(dataset: str) -> str:
+    """Return the dataset without chains whose hyper-parameters baselines get on ``dataset``."""
+    if dataset in registry.TWINS:
+        return registry.TWINS[dataset]
+    name = dataset.removesuffix("Reasoning")
+    own, faults = custom.usable_datasets()
+    stock = sys.modules.get("domainbed.datasets")
+    if faults and name not in own and stock is not None and dataset not in vars(stock):
+        raise faults[0]  # the file of one of them may be the dataset's
+    return name if name != dataset and name in own else dataset
+
+
+def _own_hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
+    """Return the ranges of one of our algorithms: its table, the dataset's if that is ours too, and its name."""
+    tables = [registry.STOCK_CODE_HPARAMS, _load(registry.ALGORITHMS[algorithm], algorithm).HPARAMS]
+    if dataset in registry.DATASETS:
+        tables.append(_load(registry.DATASETS[dataset], dataset).HPARAMS)
+    elif _twin(dataset) != dataset:
+        tables.append(_load(custom.targets(custom.usable_datasets()[0])[dataset], dataset).HPARAMS)
+    ranges: Ranges = {}
+    for table in tables:
+        ranges |= {name: _range(name, hparam, dataset, random_seed) for name, hparam in table.items()}
+    # Datasets see only the hyper-parameters: from this one they know which algorithm runs on them.
+    return ranges | {"algorithm": (algorithm, algorithm)}
+
+
+def _range(name: str, hparam: registry.Hparam, dataset: str, random_seed: int) -> tuple[Any, Any]:
+    default = hparam.default_on(dataset)
+    if hparam.sample is None:
+        return default, default
+    import numpy
+    from domainbed.lib import misc
+
+    return default, hparam.sample(numpy.random.RandomState(misc.seed_hash(random_seed, name)))
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` with numpy scalars and arrays, however deep, as plain Python."""
+    if type(value).__module__ == "numpy":
+        return plain(value.tolist())
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return value

@@ -1,0 +1,173 @@
+"""What an MLLM algorithm has to know of a sample that DomainBed's loaders do not carry: its identity, names and chain.
+
+DomainBed's batches hold ``(x, y)`` alone. `SampleTensor` lets ``x`` remember where its images come from, through the
+loaders' workers, collation and moves to a device; `Task` says what the dataset is about. DomainBed tells an algorithm
+nothing of the dataset that was built with the same hyper-parameters before it: by them the algorithm finds its `Task`.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data._utils import collate as _collate
+
+from domainbed_reasoning.bridge.train_args import values_of_callers
+from domainbed_reasoning.method.task import Task
+
+# Operations after which row i of the result is still sample i; everything else returns a plain tensor.
+_KEEP = {
+    "to",
+    "cuda",
+    "cpu",
+    "float",
+    "half",
+    "bfloat16",
+    "double",
+    "clone",
+    "detach",
+    "contiguous",
+    "pin_memory",
+    "requires_grad_",
+    "share_memory_",
+}
+
+
+class SampleTensor(torch.Tensor):
+    """A batch of images that knows its samples.
+
+    Attributes:
+        sample_ids: long tensor on the CPU, ``(2,)`` for one image and ``(n, 2)`` for a batch of n: environment, index.
+    """
+
+    sample_ids: torch.Tensor | None
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func`` on plain tensors; hand the ids on where rows still are samples."""
+        with torch._C.DisableTorchFunctionSubclass():
+            out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if isinstance(out, torch.Tensor):
+            return _ids_after(name, args, kwargs or {}, out)
+        return _plain(out)
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        """Pickle as a plain tensor and its ids (loaders' workers, checkpoints)."""
+        return with_ids, (self.as_subclass(torch.Tensor), self.sample_ids)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        """Show the plain tensor and the ids."""
+        return f"SampleTensor({self.as_subclass(torch.Tensor)!r}, sample_ids={ids_of(self)!r})"
+
+
+def with_ids(x: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+    """Return ``x`` as a `SampleTensor` with these ids; a plain tensor for None."""
+    plain = x.as_subclass(torch.Tensor)
+    if ids is None:
+        return plain
+    tensor = plain.as_subclass(SampleTensor)
+    tensor.sample_ids = ids
+    return tensor
+
+
+def ids_of(x: torch.Tensor) -> torch.Tensor | None:
+    """Return the sample ids of ``x``, ``(n, 2)`` or ``(2,)``; None for a plain tensor."""
+    return x.__dict__.get("sample_ids") if isinstance(x, SampleTensor) else None
+
+
+def _plain(out: Any) -> Any:
+    if isinstance(out, SampleTensor):
+        return out.as_subclass(torch.Tensor)
+    if isinstance(out, (tuple, list)) and not hasattr(out, "_fields"):
+        return type(out)(_plain(item) for item in out)
+    return out
+
+
+def _ids_after(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: torch.Tensor) -> torch.Tensor:
+    """Return ``out`` with the ids that the operation ``name`` leaves valid, or plain."""
+    ids = None
+    if name in _KEEP:
+        ids = ids_of(args[0])
+    elif name in ("stack", "cat") and args:
+        parts = [ids_of(part) for part in args[0]]
+        along = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+        if all(part is not None for part in parts) and along == 0:
+            ids = torch.stack(parts) if name == "stack" else torch.cat(parts)
+    elif name == "__getitem__" and ids_of(args[0]) is not None and ids_of(args[0]).dim() == 2:
+        index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+        if isinstance(index, (int, slice, list, torch.Tensor)) and not isinstance(index, bool):
+            index = index.cpu() if isinstance(index, torch.Tensor) else index
+            ids = ids_of(args[0])[index]
+    return with_ids(out, ids)
+
+
+def _collate_samples(batch: Sequence[torch.Tensor], *, collate_fn_map: Any = None) -> torch.Tensor:
+    plain = [item.as_subclass(torch.Tensor) for item in batch]
+    stacked = _collate.collate_tensor_fn(plain, collate_fn_map=collate_fn_map)
+    return with_ids(stacked, torch.stack([ids_of(item) for item in batch]))
+
+
+_collate.default_collate_fn_map[SampleTensor] = _collate_samples
+
+
+# What tasks were left with: the dictionary, and its content then. A task stays as long as its dataset, one of the
+# dataset's environments (which loaders hold) or an algorithm does.
+_LEFT: weakref.WeakKeyDictionary[Task, tuple[Mapping[str, Any], str]] = weakref.WeakKeyDictionary()
+
+
+def attach_task(hparams: Mapping[str, Any], task: Task) -> None:
+    """Leave ``task`` for the algorithm that is built with these hyper-parameters; the caller has to hold the task."""
+    _LEFT.pop(task, None)
+    _LEFT[task] = (hparams, _content(hparams))
+
+
+def task_of(hparams: Mapping[str, Any], domains: int | None = None) -> Task | None:
+    """Return the task that the dataset built with these hyper-parameters has left; None on stock datasets.
+
+    The dictionary itself counts first, then one of equal content, as a copy has. Where several datasets were built with
+    it, the last one counts, if it is the only one of them that the innermost caller knowing any can name.
+
+    Args:
+        hparams: of the algorithm.
+        domains: how many it trains on, which may tell several tasks apart.
+
+    Raises:
+        ValueError: several tasks would do.
+    """
+    left = list(_LEFT.items())
+    found = [task for task, (own, _) in left if own is hparams]
+    if not found:
+        content = _content(hparams)
+        found = [task for task, (_, then) in left if then == content]
+    found = [task for task in found if len(task.labels) - len(task.test_envs) == domains] or found
+    if len(found) > 1 and _named_by_callers(found) != [found[-1]]:
+        raise ValueError(
+            f"{len(found)} datasets of this process were built with these hyper-parameters, and which of them this "
+            "algorithm belongs to cannot be known. Build each dataset and its algorithm with a dictionary of their "
+            "own (`dict(hparams)`), or delete the other datasets first."
+        )
+    return found[-1] if found else None
+
+
+def _content(hparams: Mapping[str, Any]) -> str:
+    return json.dumps(dict(hparams), sort_keys=True, default=repr)
+
+
+def _named_by_callers(tasks: Sequence[Task]) -> list[Task]:
+    """Return those of ``tasks`` whose dataset is known to the innermost caller that knows any."""
+    for values in values_of_callers():
+        attributes = [getattr(value, "__dict__", None) for value in values if not isinstance(value, torch.nn.Module)]
+        named = [own["task"] for own in attributes if isinstance(own, dict) and isinstance(own.get("task"), Task)]
+        if known := [task for task in tasks if any(task is other for other in named)]:
+            return known
+    return []

@@ -1,0 +1,92 @@
+"""Whether the task that an algorithm found is what it is trained on, and what it cannot know outside of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from domainbed_reasoning import registry
+from domainbed_reasoning.bridge.preflight import is_ours
+from domainbed_reasoning.bridge.samples import ids_of
+from domainbed_reasoning.bridge.train_args import DEFAULT_HOLDOUT, job_arguments
+from domainbed_reasoning.method.task import Task
+
+_SAME_HPARAMS = "Build the algorithm while its dataset lives, with the dataset's hyper-parameters or an equal copy."
+_NOT_FOUND = (
+    f"cannot find its dataset's class names and chains: no dataset was built with equal hparams. {_SAME_HPARAMS}"
+)
+
+
+def check_task(task: Task | None, hparams: Mapping[str, Any], algorithm: type) -> None:
+    """Refuse a task that cannot be the algorithm's, or none where a dataset of ours must have left one.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    args = job_arguments()
+    chosen = hparams.get("algorithm", algorithm.__name__)
+    if chosen not in [base.__name__ for base in algorithm.__mro__]:
+        raise ValueError(
+            f"hparam algorithm must be {algorithm.__name__!r}, the algorithm that runs; got {chosen!r:.80}."
+        )
+    if task is None:
+        if _made_for_a_dataset(hparams) if args is None else is_ours(args.dataset):
+            raise ValueError(f"{algorithm.__name__} {_NOT_FOUND}")
+    elif args is not None and task.labels:
+        said, built = (args.dataset, sorted(args.test_envs)), (task.dataset, sorted(task.test_envs))
+        if said != built:
+            raise ValueError(
+                f"The train script's arguments say --dataset {said[0]} --test_envs {' '.join(map(str, said[1]))}, but "
+                f"the dataset is {built[0]} with the target domains {' '.join(map(str, built[1]))}. Make them the same."
+            )
+
+
+def check_batch(task: Task, images: Sequence[torch.Tensor]) -> None:
+    """Refuse minibatches of another dataset than the task's: chains would be missing, or others' be learned.
+
+    Raises:
+        ValueError: saying what does not fit, before anything is learned from them.
+    """
+    ids = [ids_of(x) for x in images]
+    known = [part for part in ids if part is not None]
+    if known and not task.labels:
+        raise ValueError(f"The algorithm {_NOT_FOUND}")
+    if task.chains and len(known) < len(ids):
+        raise ValueError(
+            f"The images do not say which of {task.dataset}'s they are, so their chains cannot be found: they are "
+            "another dataset's, or were changed after loading. Pass on what the dataset's loader returns."
+        )
+    envs = {env for part in known for env in part[:, 0].tolist()}
+    if targets := sorted(envs & set(task.test_envs)):
+        raise ValueError(
+            f"A minibatch holds images of domain {targets[0]}, a target of the task that this algorithm found: it was "
+            f"built for another dataset. {_SAME_HPARAMS}"
+        )
+
+
+def say_without_job(algorithm: Any) -> None:
+    """Print what an algorithm does outside of a job, where nobody says how long it trains and where it writes."""
+    if job_arguments() is not None:
+        return
+    name, task, hparams = type(algorithm).__name__, algorithm.task, algorithm.hparams
+    print(
+        f"{name}: found no arguments of a running train script in this process, as in a notebook. Default schedule of "
+        f"{algorithm.schedule.n_steps} steps, whatever --steps says; no records, no resume.",
+        flush=True,
+    )
+    sizes = [len(labels) for env, labels in enumerate(task.labels) if env not in task.test_envs]
+    smallest = min((size - int(size * DEFAULT_HOLDOUT) for size in sizes), default=None)
+    if smallest is not None and hparams["batch_size"] > smallest and not hparams.get("class_balanced"):
+        print(
+            f"{task.dataset}: batch_size {hparams['batch_size']} is larger than a source domain's training split, of "
+            f"{smallest} images at a holdout of {DEFAULT_HOLDOUT}: DomainBed's loader would wait for a batch for ever.",
+            flush=True,
+        )
+
+
+def _made_for_a_dataset(hparams: Mapping[str, Any]) -> bool:
+    """Return whether all hyper-parameters of a dataset of ours are here, as DomainBed's registry gives them for it."""
+    tables = [registry.load(target).HPARAMS.keys() for target in registry.DATASETS.values()]
+    return any(table <= hparams.keys() for table in tables)

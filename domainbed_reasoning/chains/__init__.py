@@ -1,0 +1,1 @@
+"""Chains: parse, judge, keep and exchange them. Neither torch nor DomainBed."""

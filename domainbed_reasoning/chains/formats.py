@@ -1,0 +1,338 @@
+"""Chains to and from the formats of others; nothing is lost on the way there and back.
+
+| format     | file           | read by                                                        |
+|------------|----------------|----------------------------------------------------------------|
+| `jsonl`    | JSON lines     | this project: one record a line, see `store`                   |
+| `parquet`  | Parquet        | this project; pandas, DuckDB                                   |
+| `internvl` | JSON lines     | InternVL's fine-tuning: `image`, `width`, `height`, `conversations` |
+| `llava`    | one JSON array | LLaVA's fine-tuning: `id`, `image`, `conversations`            |
+| `sharegpt` | one JSON array | LLaMA-Factory: `conversations`, `images`                       |
+| `messages` | Parquet        | Hugging Face `datasets`, TRL: `messages`, `images`             |
+
+In the formats of others a record's provenance travels in one more field, `domainbed_reasoning`, which their readers
+ignore. What a foreign row holds beside that, our record keeps in `foreign`, and gives back in the same format.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning.chains.conversations import (
+    IMAGE_TAG,
+    image_of,
+    is_answer,
+    question_and_chain,
+    text_of,
+    turns_of,
+)
+from domainbed_reasoning.chains.json_rows import ExchangeError as ExchangeError
+from domainbed_reasoning.chains.json_rows import read_json
+from domainbed_reasoning.chains.parquet import (
+    OWN_FIELD,
+    message_schema,
+    own_schema,
+    read_parquet,
+    to_columns,
+    to_message_columns,
+    write_parquet,
+)
+from domainbed_reasoning.chains.record import MAX_LINE_BYTES, check_image_path, check_record, fault_within, parse_json
+from domainbed_reasoning.chains.store import Record, write_records
+from domainbed_reasoning.files.atomic import replacing
+from domainbed_reasoning.files.plain import open_plain
+from domainbed_reasoning.registry import unknown
+
+# What an export needs to know of an image: its path → width, height and bytes.
+ImageInfo = Callable[[str], tuple[int, int, bytes]]
+Row = dict[str, Any]
+
+
+def export_records(
+    path: Path,
+    form: str,
+    records: Iterable[Record],
+    question: str = "",
+    image_info: ImageInfo | None = None,
+    embed_images: bool = False,
+) -> int:
+    """Write records to ``path`` in the format ``form`` and return their number.
+
+    Args:
+        path: of the new file.
+        form: a key of `FORMATS`.
+        records: in order.
+        question: the prompt of the formats that have one; a record's own `question` goes before it.
+        image_info: reads an image, for its size (`internvl`) and bytes (``embed_images``).
+        embed_images: put the images' bytes into a `messages` file.
+
+    Raises:
+        ExchangeError: unknown format, or one that lacks ``question`` or ``image_info``.
+        OSError: if it cannot be written; nothing is left of it then.
+    """
+    if form not in FORMATS:
+        raise ExchangeError(str(unknown("format", form, FORMATS)))
+    records = map(_checked, records)
+    if form == "jsonl":
+        return write_records(path, records)
+    if form == "parquet":
+        return write_parquet(path, (to_columns(record) for record in records), own_schema())
+    if not question:
+        raise ExchangeError(f"The format {form!r} holds the question too: give --dataset and --data_dir.")
+    make = FORMATS[form]
+    rows = (_with_own(make(record, question, image_info, embed_images), record, form) for record in records)
+    if form == "messages":
+        return write_parquet(path, (to_message_columns(row) for row in rows), message_schema())
+    return _write_json(path, rows, as_lines=form == "internvl")
+
+
+def import_records(path: Path, *, placed: bool = True) -> Iterator[tuple[int, Record]]:
+    """Yield (row or line number from 1, record) of a file in any of the formats, each row told from its contents.
+
+    Args:
+        path: of the file.
+        placed: the images' paths must be below the dataset's folder; else the caller has to find out what they mean.
+
+    Raises:
+        ExchangeError: a file or row that is none of them.
+        ParquetError: no readable Parquet file.
+    """
+    try:
+        open_plain(path).close()
+    except FileNotFoundError as error:
+        raise ExchangeError(f"{path}: there is no such file.") from error
+    except OSError as error:
+        raise ExchangeError(f"{path}: it cannot be read ({error.strerror}). Give a file.") from error
+    rows = enumerate(read_parquet(path), 1) if path.suffix == ".parquet" else read_json(path)
+    for number, row in rows:
+        record = row
+        try:
+            if fault := fault_within(row):
+                raise ValueError(f"{fault}. Leave the row out")
+            record = _from_row(row)
+            if fault := check_record(record, placed=placed) or _too_long(record):
+                raise ValueError(f"{fault}. Correct it, or leave the row out")
+        except ValueError as error:
+            raise ExchangeError(f"{path}, row {number}: {error}.") from error
+        yield number, record
+
+
+def _too_long(record: Record) -> str | None:
+    size = len(json.dumps(record, ensure_ascii=False).encode())
+    return f"{size:,} bytes, more than a chain file's line may have" if size >= MAX_LINE_BYTES else None
+
+
+def _checked(record: Record) -> Record:
+    """Return a record that may leave: its image is below the dataset's folder.
+
+    Raises:
+        ExchangeError: it is none.
+    """
+    if fault := check_record(record):
+        raise ExchangeError(f"A record cannot be exported: {fault}.")
+    return record
+
+
+# ---- rows of others ----
+
+
+def _internvl(record: Record, question: str, image_info: ImageInfo | None, embed: bool) -> Row:
+    if image_info is None:
+        raise ExchangeError("The format 'internvl' holds the images' sizes: give --dataset and --data_dir.")
+    width, height, _ = image_info(record["image"])
+    size = {"width": width, "height": height}
+    return {"id": record["image"], "image": record["image"]} | size | _turns(record, question)
+
+
+def _llava(record: Record, question: str, image_info: ImageInfo | None, embed: bool) -> Row:
+    return {"id": record["image"], "image": record["image"]} | _turns(record, question)
+
+
+def _sharegpt(record: Record, question: str, image_info: ImageInfo | None, embed: bool) -> Row:
+    return _turns(record, question) | {"images": [record["image"]]}
+
+
+def _turns(record: Record, question: str) -> Row:
+    asked = record.get("question", question)
+    return {
+        "conversations": [
+            {"from": "human", "value": f"{IMAGE_TAG}\n{asked}"},
+            {"from": "gpt", "value": record["chain"]},
+        ]
+    }
+
+
+def _messages(record: Record, question: str, image_info: ImageInfo | None, embed: bool) -> Row:
+    asked = record.get("question", question)
+    if embed and image_info is None:
+        raise ExchangeError("--embed-images needs the images: give --dataset and --data_dir.")
+    data = image_info(record["image"])[2] if embed and image_info else None
+    return {
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": asked}]},
+            {"role": "assistant", "content": [{"type": "text", "text": record["chain"]}]},
+        ],
+        "images": [{"bytes": data, "path": record["image"]}],
+    }
+
+
+FORMATS: dict[str, Callable[[Record, str, ImageInfo | None, bool], Row]] = {
+    "jsonl": lambda record, *_: record,
+    "parquet": lambda record, *_: record,
+    "internvl": _internvl,
+    "llava": _llava,
+    "sharegpt": _sharegpt,
+    "messages": _messages,
+}
+
+
+def _with_own(row: Row, record: Record, form: str) -> Row:
+    """Return the row with the record's provenance and with what a row of this format brought when it was imported.
+
+    Whoever wrote the chain file wrote that, too: it adds to what the row says, but replaces neither image nor answer.
+
+    Raises:
+        ExchangeError: what it brought is none of a row.
+    """
+    own = {key: value for key, value in record.items() if key not in ("image", "chain")}
+    foreign = record.get("foreign")
+    if isinstance(foreign, dict) and foreign.get("format") == form:
+        fields, there = foreign.get("fields", {}), foreign.get("turns", [])
+        is_row = isinstance(fields, dict) and isinstance(there, list) and all(isinstance(turn, dict) for turn in there)
+        if not is_row:
+            raise ExchangeError(f"The record of {record['image']!r} has a damaged 'foreign': remove that key.")
+        row = row | {key: value for key, value in fields.items() if _may_be_added(key, value, form)}
+        if there:
+            turns, text = _TURNS[form]
+            chain = _as_content(record["chain"], form)
+            row[turns] = [
+                turn | {text: chain}
+                if text in turn and turn[text] is None and is_answer(turn)
+                else {key: _without_places(value) for key, value in turn.items()}
+                for turn in there
+            ]
+    return row | {OWN_FIELD: own}
+
+
+# format → (the field with the turns, the field of a turn with its text)
+_TURNS = {
+    "internvl": ("conversations", "value"),
+    "llava": ("conversations", "value"),
+    "sharegpt": ("conversations", "value"),
+    "messages": ("messages", "content"),
+}
+_OURS = ("image", "images", "chain", OWN_FIELD)
+_MEDIA = re.compile("image|img|picture|photo|video|audio", re.IGNORECASE)
+
+
+def _may_be_added(key: str, value: Any, form: str) -> bool:
+    """Return whether a field of another's row may stand in ours: not one of ours, no path out of the folder."""
+    if key in _OURS or key == _TURNS[form][0]:
+        return False
+    return not _MEDIA.search(key) or all(check_image_path(text) is None for text in _texts(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _without_places(value: Any) -> Any:
+    """Return a turn's content whose parts are types and texts alone; where the image is the row says."""
+    if not isinstance(value, list):
+        return value
+    return [
+        {key: part[key] for key in ("type", "text") if key in part} if isinstance(part, dict) else part
+        for part in value
+    ]
+
+
+def _as_content(chain: str, form: str) -> Any:
+    return [{"type": "text", "text": chain}] if form == "messages" else chain
+
+
+def _from_row(row: Any) -> Record:
+    """Return the record that a row of another format holds.
+
+    Raises:
+        ValueError: it is none, saying what is there in its place.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON object is wanted, not {type(row).__name__}")
+    if row.get("chain") is not None:
+        return row
+    own = row.get(OWN_FIELD)
+    if isinstance(own, str):
+        try:
+            own = parse_json(own)
+        except ValueError as error:
+            raise ValueError(f"the field {OWN_FIELD!r} is not JSON ({error}); leave it out") from error
+    try:
+        name, turns = turns_of(row)
+    except ValueError:
+        image_of(row, [])  # of two faults the image's comes first
+        raise
+    image = image_of(row, turns)
+    question, chain = question_and_chain(turns)
+    if isinstance(own, dict):
+        return {"image": image, "chain": chain, **own}
+    record: Record = {"image": image, "chain": chain, "question": question}
+    foreign = _foreign({key: value for key, value in row.items() if value is not None} | {name: turns}, name, record)
+    try:
+        json.dumps(foreign)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"it has a value that JSON cannot hold ({error}); leave that column out") from error
+    return record | ({"foreign": foreign} if foreign else {})
+
+
+def _foreign(row: Row, name: str, record: Record) -> Row:
+    """Return what a row, whose turns have that name, holds that our own row of the same record would not."""
+    form = _form_of(row, name)
+    turns, text = _TURNS[form]
+    ours = _with_own(
+        FORMATS[form](record, "", lambda _: (row.get("width", 0), row.get("height", 0), b""), False), {}, form
+    )
+    fields = {key: value for key, value in row.items() if key not in ("image", "images", turns, OWN_FIELD)}
+    foreign: Row = {"format": form}
+    if fields:
+        foreign["fields"] = fields
+    if _without_nulls(row[turns]) != _without_nulls(ours[turns]):
+        foreign["turns"] = [
+            turn | {text: None} if is_answer(turn) and text_of(turn.get(text)) == record["chain"] else turn
+            for turn in row[turns]
+        ]
+    return foreign if len(foreign) > 1 else {}
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a JSON value without keys that are null, as which Parquet gives absent ones."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _form_of(row: Mapping[str, Any], name: str) -> str:
+    if name == "messages":
+        return "messages"
+    if "images" in row:
+        return "sharegpt"
+    return "internvl" if "width" in row else "llava"
+
+
+def _write_json(path: Path, rows: Iterable[Row], as_lines: bool) -> int:
+    count = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(b"" if as_lines else b"[")
+        for row in rows:
+            file.write(b"" if as_lines else b",\n" if count else b"\n")
+            file.write(json.dumps(row, ensure_ascii=False).encode() + (b"\n" if as_lines else b""))
+            count += 1
+        file.write(b"" if as_lines else b"\n]\n")
+    return count

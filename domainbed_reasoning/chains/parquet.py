@@ -1,0 +1,241 @@
+"""Rows of chains in Parquet files: our own columns, and Hugging Face's `messages` and `images`.
+
+What has no column of its own is in the column `extra`, as JSON, so that nothing is lost. Needs the package pyarrow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from domainbed_reasoning.chains.record import parse_json
+from domainbed_reasoning.files import confined
+from domainbed_reasoning.files.atomic import replacing
+from domainbed_reasoning.files.plain import open_plain
+
+Row = dict[str, Any]
+
+# The field of foreign formats in which our provenance travels.
+OWN_FIELD = "domainbed_reasoning"
+
+# Rows of a file that are in memory at a time: of one of ours that is written, of any that is read.
+_ROWS = 2048
+_ROWS_READ = 64
+
+# What reading a file may take: our own, packed, hold a tenth of what they say, those of equal chains a hundredth.
+_MEMORY = 2 << 30
+_LEAST_BYTES = 64 << 20
+_MOST_PACKED = 200
+_ROW_BYTES = 200  # what a row counts for beside what it says
+_MAX_ROW_BYTES = 32 << 20
+_MAX_COLUMNS = 10_000
+_BYTES_A_SECOND = 1_000_000
+_TOO_LARGE = "it stands for much more than its size allows, which may take any amount of memory or time"
+
+
+class ParquetError(ValueError):
+    """A Parquet file that cannot be read, or the package that reads it is missing."""
+
+
+# Our own columns; every other key of a record, and a value of another type, is in `extra` as JSON.
+_COLUMNS: dict[str, type] = {
+    "image": str,
+    "chain": str,
+    "verdict": str,
+    "rule": str,
+    "reason": str,
+    "attempt": int,
+    "teacher": str,
+    "model": str,
+    "prompt_version": str,
+    "sha256": str,
+    "label_conditioned": bool,
+    "verified": bool,
+    "finish": str,
+    "seconds": float,
+    "time": str,
+}
+
+
+# How Hugging Face's `datasets` reads a `messages` file: without it images would be structs, which no collator takes.
+_TEXT = {"dtype": "string", "_type": "Value"}
+_FEATURES = {
+    "messages": [{"role": _TEXT, "content": [{"type": _TEXT, "text": _TEXT}]}],
+    "images": [{"_type": "Image"}],
+    OWN_FIELD: _TEXT,
+    "extra": _TEXT,
+}
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ParquetError(
+            "The package 'pyarrow' is not installed: pip install 'domainbed-reasoning[parquet]'."
+        ) from error
+    return pyarrow
+
+
+def own_schema() -> Any:
+    """Return the schema of our own Parquet files."""
+    arrow = _pyarrow()
+    types = {str: arrow.string(), int: arrow.int64(), bool: arrow.bool_(), float: arrow.float64()}
+    return arrow.schema([(name, types[kind]) for name, kind in _COLUMNS.items()] + [("extra", arrow.string())])
+
+
+def message_schema() -> Any:
+    """Return the schema of the `messages` files."""
+    arrow = _pyarrow()
+    part = arrow.struct([("type", arrow.string()), ("text", arrow.string())])
+    turn = arrow.struct([("role", arrow.string()), ("content", arrow.list_(part))])
+    image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    columns = [("messages", arrow.list_(turn)), ("images", arrow.list_(image)), (OWN_FIELD, arrow.string())]
+    told = {"huggingface": json.dumps({"info": {"features": _FEATURES}})}
+    return arrow.schema([*columns, ("extra", arrow.string())], metadata=told)
+
+
+def to_columns(record: Mapping[str, Any]) -> Row:
+    """Return a record as a row of our own files."""
+    row: Row = dict.fromkeys(_COLUMNS)
+    extra = {}
+    for key, value in record.items():
+        if key in _COLUMNS and type(value) is _COLUMNS[key] and (type(value) is not int or abs(value) < 1 << 63):
+            row[key] = value
+        else:
+            extra[key] = value
+    return row | {"extra": json.dumps(extra, ensure_ascii=False) if extra else None}
+
+
+def to_message_columns(row: Row) -> Row:
+    """Return a `messages` row with what has no column of its own as JSON, and with a place for each of its images."""
+    known = {"messages", "images", OWN_FIELD}
+    extra = {key: value for key, value in row.items() if key not in known}
+    own = json.dumps(row[OWN_FIELD], ensure_ascii=False)
+    extra_text = json.dumps(extra, ensure_ascii=False) if extra else None
+    roles = [str(turn.get("role", turn.get("from"))) for turn in row["messages"]]
+    roles = [_ROLES.get(role, role) for role in roles]
+    contents = [_parts(turn) for turn in row["messages"]]
+    if not any(part["type"] == "image" for parts in contents for part in parts):
+        contents[roles.index("user") if "user" in roles else 0].insert(0, {"type": "image", "text": None})
+    turns = [{"role": role, "content": parts} for role, parts in zip(roles, contents, strict=True)]
+    return {"messages": turns, "images": row["images"], OWN_FIELD: own, "extra": extra_text}
+
+
+_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+def _parts(turn: Row) -> list[Row]:
+    """Return a turn's content as parts of type and text; another's row may have it as a text."""
+    content = turn.get("content", turn.get("value"))
+    found = content if isinstance(content, list) else [content]
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in found]
+    return [
+        {"type": str(part.get("type", "text")), "text": part["text"] if isinstance(part.get("text"), str) else None}
+        for part in parts
+        if isinstance(part, dict)
+    ]
+
+
+def write_parquet(path: Path, rows: Iterable[Row], schema: Any) -> int:
+    """Write rows, at once or not at all, and return their number."""
+    arrow = _pyarrow()
+    count = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file, arrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+        batch: list[Row] = []
+        for row in rows:
+            batch.append(row)
+            if len(batch) == _ROWS:
+                writer.write_batch(arrow.RecordBatch.from_pylist(batch, schema))
+                count += len(batch)
+                batch = []
+        writer.write_batch(arrow.RecordBatch.from_pylist(batch, schema))
+        count += len(batch)
+    return count
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file, ours or another's, without the empty columns.
+
+    A process of its own decodes the file, for a few kilobytes can stand for any number of rows and gigabytes.
+
+    Raises:
+        ParquetError: it is no readable Parquet file, or one that is much larger than it looks.
+    """
+    _pyarrow()
+    cure = "Write it again, or give another."
+    try:
+        open_plain(path).close()
+    except OSError as error:
+        raise ParquetError(f"{path}: it cannot be read ({error.strerror}). Give a file.") from error
+    with confined.child(__name__, str(path), ARROW_DEFAULT_MEMORY_POOL="system") as process:
+        answers: Any = process.stdout
+        while True:
+            try:
+                answer = pickle.load(answers)  # of our own process
+            except (EOFError, pickle.UnpicklingError):
+                failed = f"its reader failed with exit code {process.wait()}"
+                raise ParquetError(f"{path}: {_TOO_LARGE if process.returncode < 0 else failed}. {cure}") from None
+            if answer is None:
+                return
+            if isinstance(answer, str):
+                raise ParquetError(f"{path}: {answer}. {cure}")
+            try:
+                row = _from_columns(answer)
+            except ParquetError as error:
+                raise ParquetError(f"{path}: no readable Parquet file ({error}). {cure}") from error
+            yield row
+
+
+def in_child(path: str) -> None:
+    """Write the rows of a file to the parent, then None, or what is wrong as text."""
+    answers = confined.take_output()
+    arrow = _pyarrow()
+    with open_plain(path) as content:
+        size = os.fstat(content.fileno()).st_size
+        confined.limit(_MEMORY, 60 + size // _BYTES_A_SECOND)
+        left = _LEAST_BYTES + _MOST_PACKED * size
+        try:
+            for row in _rows(arrow, content):
+                data = pickle.dumps(row)
+                left -= len(data) + _ROW_BYTES
+                if left < 0 or len(data) > _MAX_ROW_BYTES:
+                    raise MemoryError
+                answers.write(data)
+            answer = None
+        except MemoryError:
+            answer = _TOO_LARGE
+        except Exception as error:  # damaged files make the library raise anything
+            memory = isinstance(error, arrow.ArrowMemoryError)
+            answer = _TOO_LARGE if memory else f"no readable Parquet file ({type(error).__name__}: {str(error):.300})"
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+def _rows(arrow: Any, content: BinaryIO) -> Iterator[Row]:
+    bounds = {"thrift_string_size_limit": 16 << 20, "thrift_container_size_limit": 1 << 20}
+    with arrow.parquet.ParquetFile(content, pre_buffer=False, buffer_size=1 << 20, **bounds) as file:
+        if file.metadata.num_columns > _MAX_COLUMNS:
+            raise ParquetError(f"it has {file.metadata.num_columns:,} columns")
+        for batch in file.iter_batches(_ROWS_READ, use_threads=False):
+            yield from batch.to_pylist()
+
+
+def _from_columns(row: Mapping[str, Any]) -> Row:
+    out = {key: value for key, value in row.items() if value is not None and key != "extra"}
+    extra = row.get("extra")
+    if not isinstance(extra, str):  # another's column of that name
+        return out if extra is None else out | {"extra": extra}
+    try:
+        more = parse_json(extra) if extra else {}
+    except ValueError as error:
+        raise ParquetError(f"the column 'extra' is not JSON ({error})") from error
+    if not isinstance(more, dict):
+        raise ParquetError(f"the column 'extra' must hold a JSON object, not {extra:.40}")
+    return out | more

@@ -1,0 +1,266 @@
+"""The one tolerant reader of five-stage chains, for teachers, self-labels, evaluation and the analyses.
+
+Models think before they answer, fence, write tags in lower case or bold, put headings in place of tags, and add a
+sentence before and after. None of this changes what a chain says. `normalize` takes it off, names what it took off, and
+returns a text whose tags are those of `chains`, to which the exact rules then apply. A text that the exact rules accept
+is not touched. What would change the meaning is no blemish: stages that are missing, repeated or out of order, words
+between stages, a chain that stands in the model's thoughts alone, a conclusion that names no class or several
+(`class_answer`), and words after the conclusion that name another class.
+
+The paper (arXiv 2602.23777) compares the text inside <CONCLUSION> with the label and is silent about form: equality is
+tested after normalization here; ``exact=True`` tests the text as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from domainbed_reasoning.chains.chain import (
+    END_OF_CHAIN,
+    STAGES,
+    Chain,
+    ChainError,
+    conclusion_of,
+    match_class,
+    parse_chain,
+)
+from domainbed_reasoning.chains.class_answer import classes_in, read_class
+
+BLEMISHES = {
+    "think": "thoughts before the answer, <think>…</think> or its closing tag alone",
+    "fence": "a code fence",
+    "case": "tags in lower or mixed case",
+    "tag": "tags with spaces, attributes, brackets or HTML entities",
+    "bold": "tags set in bold or as code",
+    "heading": "headings in place of tags, or before them",
+    "signs": "list numbers, rules or other signs around the stages",
+    "preamble": "words before the first stage",
+    "postscript": "words after the last stage",
+    "conclusion": "a conclusion with article, punctuation, quotes, markup or a sentence around the class name",
+}
+
+_NAME = "|".join(STAGES)
+_LEFT, _RIGHT = r"(?:\\?[<＜]|&lt;)", r"(?:\\?[>＞]|&gt;)"
+
+
+def _tag_pattern(left: str, right: str) -> re.Pattern[str]:
+    # Every repetition is bounded: a hostile text must not take more than linear time.
+    return re.compile(
+        rf"(?P<mark>\*{{1,3}}|_{{2,3}}|`{{1,2}})?(?P<tag>{left}\s{{0,3}}(?P<end>[/\\]?)\s{{0,3}}[*_]{{0,3}}"
+        rf"(?P<stage>{_NAME})[*_:]{{0,3}}(?:\s[^<>\[\]&]{{0,200}})?{right})(?(mark)(?P=mark)?)",
+        re.IGNORECASE,
+    )
+
+
+_TAG, _BRACKETED = _tag_pattern(_LEFT, _RIGHT), _tag_pattern(r"\[", r"\]")
+_ANY_TAG = re.compile(rf"</?(?:{_NAME})>")
+_THOUGHT = re.compile(
+    r"(?:[<＜\[◁]|&lt;)\s{0,3}(?P<end>/?)\s{0,3}(?:think|thinking|thoughts?)(?:\s[^<>\[\]]{0,50})?(?:[>＞\]▷]|&gt;)"
+    r"|<\|(?:(?P<end_of>end)|begin)_of_thought\|>"
+    r"|<\|channel\|>(?:analysis|(?P<final>final))<\|message\|>",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(
+    r"(?:`{3,}|~{3,})(?:(?:xml|html|xhtml|markdown|md|text|txt|plaintext|plain)(?=\s|<|$))?", re.IGNORECASE
+)
+_NUMBER = r"(?:(?:step|stage)[ \t]{0,3}\d{1,2}[ \t]{0,3}[:.)–—-]?[ \t]{0,3}|\d{1,2}[ \t]{0,3}[.):][ \t]{0,3})?"
+_LINE_END = r"[ \t]{0,9}(?=\r?\n|$)"
+_STAGE = rf"(?P<{{}}>{_NAME})[ \t]{{{{0,3}}}}"
+_HEADING = re.compile(
+    r"^[ \t]{0,8}(?:>[ \t]?)?(?:"
+    rf"\#{{1,6}}[ \t]{{0,3}}[*_]{{0,3}}{_NUMBER}[^\w\n<]{{0,6}}{_STAGE.format('hashed')}(?:[:：.]?[*_]{{0,3}}[:：]?"
+    rf"\#{{0,6}}{_LINE_END}|[*_]{{0,3}}[:：][*_]{{0,3}})"
+    rf"|(?:[-*+•][ \t]{{1,3}})?{_NUMBER}[*_]{{1,3}}{_NUMBER}{_STAGE.format('bold')}(?:[:：.]?[*_]{{1,3}}{_LINE_END}"
+    rf"|[:：][*_]{{1,3}}|[*_]{{1,3}}[ \t]{{0,3}}[:：–—-])"
+    rf"|(?:[-*+•][ \t]{{1,3}})?{_NUMBER}{_STAGE.format('plain')}[:：]"
+    rf"|(?-i:{_STAGE.format('alone')}){_LINE_END})",
+    re.IGNORECASE | re.MULTILINE,
+)
+_HEADING_OF_TAG = re.compile(
+    rf"(?:{_HEADING.pattern})(?=\s{{0,10}}<(?:(?P=hashed)|(?P=bold)|(?P=plain)|(?P=alone))>)",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Between two stages: list numbers, signs and HTML, no words.
+_SIGNS = re.compile(r"(?:</?(?:br|hr|p|div|answer|response|output|chain)\s?/?>|[\W_]|\d{1,3}[.)])*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """A text with its blemishes taken off.
+
+    Attributes:
+        text: from the first stage's tag to the last one's; the text as it was where it has no blemish.
+        blemishes: what was taken off, keys of `BLEMISHES` in their order.
+        before: the words before the first stage.
+        after: the words after the last stage.
+    """
+
+    text: str
+    blemishes: tuple[str, ...] = ()
+    before: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a text concludes with.
+
+    Attributes:
+        answer: index of the class; None where the text names none, or more than one.
+        text: the chain in canonical form, its conclusion spelt as the class is; the text as it was where it has no
+            blemish or names no class.
+        blemishes: what had to be taken off.
+    """
+
+    answer: int | None
+    text: str
+    blemishes: tuple[str, ...] = ()
+
+
+def normalize(text: str) -> Normal:
+    """Return ``text`` with canonical tags and without what stands around its stages."""
+    if _is_exact(text):
+        return Normal(text)
+    found: set[str] = set()
+    shown = _without_thoughts(text)
+    if shown != text:
+        found.add("think")
+    unfenced = _FENCE.sub("", shown)
+    tagged = _canonical_tags(unfenced, _TAG, found)
+    if not _ANY_TAG.search(tagged):
+        tagged = _canonical_tags(unfenced, _BRACKETED, found)
+    if not _ANY_TAG.search(tagged):
+        tagged = _tags_from_headings(unfenced)
+        found |= {"heading"} if tagged != unfenced else set()
+    elif (bare := _HEADING_OF_TAG.sub("", tagged)) != tagged:
+        tagged = bare
+        found.add("heading")
+    tags = list(_ANY_TAG.finditer(tagged))
+    if not tags:  # a chain in the thoughts alone is none
+        return Normal(shown, tuple(found))
+    if unfenced != shown:
+        found.add("fence")
+    before, after = tagged[: tags[0].start()], tagged[tags[-1].end() :]
+    found |= {name for name, words in (("preamble", before), ("postscript", after)) if not _SIGNS.fullmatch(words)}
+    parts = [tags[0].group()]
+    for last, tag in zip(tags, tags[1:], strict=False):
+        between = tagged[last.end() : tag.start()]
+        is_gap = last.group().startswith("</") and not tag.group().startswith("</")
+        parts += ["\n" if is_gap and _SIGNS.fullmatch(between) else between, tag.group()]
+    normal = "".join(parts)
+    if not found and normal.split() == text.split():
+        return Normal(text)
+    if not found:
+        found.add("signs")
+    return Normal(normal, tuple(name for name in BLEMISHES if name in found), before.strip(), after.strip())
+
+
+def read_chain(text: str, exact: bool = False) -> tuple[Chain, Normal]:
+    """Return the five stages of ``text``, and the text they were read from.
+
+    Args:
+        text: what a model wrote.
+        exact: read the text as it is.
+
+    Raises:
+        ChainError: naming the broken rule and the stage.
+    """
+    normal = Normal(text) if exact else normalize(text)
+    return parse_chain(normal.text), normal
+
+
+def read_conclusion(text: str, class_names: Sequence[str], exact: bool = False) -> Reading:
+    """Return the class that ``text`` concludes with; other stages may be missing.
+
+    Args:
+        text: what a model wrote.
+        class_names: of the task.
+        exact: compare the text inside <CONCLUSION> as it is, up to case, spaces and underscores.
+    """
+    reading = conclude(Normal(text) if exact else normalize(text), class_names, exact)
+    return reading if reading.blemishes else Reading(reading.answer, text)
+
+
+def conclude(normal: Normal, class_names: Sequence[str], exact: bool = False) -> Reading:
+    """Return what a normalized text concludes with; see `read_conclusion`."""
+    conclusion = conclusion_of(normal.text)
+    answer = match_class(conclusion, class_names)
+    if exact or conclusion is None:
+        return Reading(answer, normal.text)
+    text, blemishes = normal.text, normal.blemishes
+    if answer is None and (answer := read_class(conclusion, class_names)) is not None:
+        opening, _, rest = text.partition("<CONCLUSION>")
+        text = f"{opening}<CONCLUSION>{class_names[answer]}{END_OF_CHAIN}{rest.partition(END_OF_CHAIN)[2]}"
+        blemishes = (*blemishes, "conclusion")
+    if answer is None or classes_in(normal.after, class_names) - {answer}:
+        return Reading(None, normal.text)
+    if blemishes and _is_exact(text):
+        text = parse_chain(text).render()
+    return Reading(answer, text, blemishes)
+
+
+def is_thinking(text: str) -> bool:
+    """Return whether ``text`` ends in a thought that no tag has closed."""
+    depth = 0
+    for found in _THOUGHT.finditer(text):
+        depth = max(0, depth - 1) if _closes(found) else depth + 1
+    return depth > 0
+
+
+def _closes(thought: re.Match[str]) -> bool:
+    return bool(thought["end"] or thought["end_of"] or thought["final"])
+
+
+def _is_exact(text: str) -> bool:
+    try:
+        parse_chain(text)
+    except ChainError:
+        return False
+    return True
+
+
+def _without_thoughts(text: str) -> str:
+    """Return ``text`` without its thoughts: to the last closing tag where tags nest, to the end where none closes."""
+    parts, place, depth, closed = [], 0, 0, 0
+    for found in _THOUGHT.finditer(text):
+        if not _closes(found):
+            if not depth:
+                parts.append(text[place : found.start()])
+                closed = 0
+            depth += 1
+            continue
+        if not depth:  # servers that begin the thought themselves return its closing tag alone
+            parts.clear()
+        depth = max(0, depth - 1)
+        closed = place = found.end()
+    if depth:
+        place = closed or len(text)
+    return "".join([*parts, text[place:]])
+
+
+def _canonical_tags(text: str, pattern: re.Pattern[str], found: set[str]) -> str:
+    def canonical(tag: re.Match[str]) -> str:
+        plain = f"<{'/' if tag['end'] else ''}{tag['stage'].upper()}>"
+        found.update({"bold"} if tag["mark"] else ())
+        if tag["tag"] != plain:
+            found.add("case" if tag["tag"].upper() == plain else "tag")
+        return plain
+
+    return pattern.sub(canonical, text)
+
+
+def _tags_from_headings(text: str) -> str:
+    """Return a text that has headings in place of tags with tags; only a conclusion's first paragraph is its own."""
+    headings = list(_HEADING.finditer(text))
+    parts = [text[: headings[0].start()]] if headings else [text]
+    for heading, following in zip(headings, [*headings[1:], None], strict=False):
+        stage = str(heading[str(heading.lastgroup)]).upper()
+        content = text[heading.end() : following.start() if following else len(text)].strip()
+        rest = ""
+        if stage == STAGES[-1]:
+            content, *others = re.split(r"\n[ \t]{0,20}\r?\n", content, maxsplit=1)
+            rest = "".join(others)
+        parts.append(f"<{stage}>{content.strip()}</{stage}>\n{rest}")
+    return "".join(parts)

@@ -1,0 +1,208 @@
+"""Rejection sampling: the named rules by which a candidate is kept or not.
+
+The paper (arXiv 2602.23777) keeps a candidate if all stages are there and the conclusion is coherent. Here every rule
+has a name, which is stored with the candidate; the first one that is broken counts. The label is looked at last, so
+that the other names say what is wrong with the text itself. Blemishes of form break no rule: they are taken off before
+(`reader`), save where the exact rules are asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from domainbed_reasoning.chains.chain import Chain, ChainError
+from domainbed_reasoning.chains.class_answer import classes_in
+from domainbed_reasoning.chains.contradiction import contradiction
+from domainbed_reasoning.chains.reader import Normal, Reading, conclude, normalize, read_chain
+from domainbed_reasoning.chains.record import ACCEPTED, REJECTED
+
+# In the order in which they are tried.
+RULES = {
+    "unprintable": "the text holds a NUL or half of a surrogate pair (stored with U+FFFD in its place)",
+    "cut": "the teacher ran into its token limit",
+    "refusal": "the teacher, or its content filter, refuses to answer",
+    "placeholder": "the text holds a model's image token, which would break a prompt built with it",
+    "stage_missing": "a stage or its closing tag is missing",
+    "stage_order": "the stages are not in order",
+    "stage_repeated": "a stage stands more than once",
+    "stage_nested": "a stage stands inside of another",
+    "stage_empty": "a stage is empty",
+    "stage_outside": "text stands between the stages, or after them and names another class",
+    "too_short": "the chain has fewer words than --min-words",
+    "too_long": "the chain has more words than --max-words",
+    "conclusion_none": "the conclusion is not the name of a class",
+    "conclusion_several": "the conclusion names several classes",
+    "contradiction": "reasoning or reflection states another class than the conclusion, or rules the conclusion out",
+    "label": "the conclusion is not the true class (not asked with --unverified)",
+    "second": "the image has an accepted chain already (import and --rejudge)",
+}
+
+# What to do where most candidates break a rule.
+_FORM = (
+    "Look at the example: a teacher that does not write the five stages needs --prompt teacher, or give another teacher"
+)
+CURES = {
+    "cut": "Allow longer answers with --max-tokens; a model that thinks first needs thousands",
+    "refusal": "Give another teacher",
+    "stage_outside": _FORM,
+    "stage_missing": _FORM,
+    "stage_order": _FORM,
+    "stage_repeated": _FORM,
+    "stage_nested": _FORM,
+    "stage_empty": _FORM,
+    "too_short": "Set --min-words lower, or give another teacher",
+    "too_long": "Set --max-words higher, or give another teacher",
+    "conclusion_none": "Compare the example with the class names; [class_names] in a dataset's TOML file sets them",
+    "conclusion_several": "Give another teacher",
+    "contradiction": "Give another teacher",
+    "label": "Give a stronger teacher; --unverified keeps chains with wrong conclusions",
+}
+
+# The real chains of this project's test data have 90 to 165 words; these bounds catch stubs and endless repetition.
+MIN_WORDS = 30
+MAX_WORDS = 400
+
+PLACEHOLDERS = ("<image>", "<IMG_CONTEXT>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<start_of_image>")
+
+_REFUSAL = re.compile(
+    r"\b(?:i(?:'|’)?m sorry|i am sorry|sorry, (?:but )?i|i (?:can(?:'|’)?t|cannot|can not|won(?:'|’)?t|am unable to|"
+    r"(?:'|’)m unable to|am not able to) (?:help|assist|identify|provide|comply|answer|determine|analy[sz]e|view|see)|"
+    r"as an ai\b)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a candidate.
+
+    Attributes:
+        accepted: whether it is kept.
+        rule: that it breaks, empty if it is accepted.
+        reason: in words, likewise.
+        chain: in canonical form; None where the text has it already, or is rejected.
+        normalized: the blemishes that were taken off for it, keys of `reader.BLEMISHES`.
+    """
+
+    accepted: bool
+    rule: str = ""
+    reason: str = ""
+    chain: str | None = None
+    normalized: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a candidate is judged by.
+
+    Attributes:
+        class_names: as the prompt named them, in label order.
+        min_words: fewest words a chain may have, its tags not counted.
+        max_words: most words.
+        verified: whether the conclusion must be the true class.
+        exact: whether candidates are read as they are, blemishes and all.
+    """
+
+    class_names: tuple[str, ...]
+    min_words: int = MIN_WORDS
+    max_words: int = MAX_WORDS
+    verified: bool = True
+    exact: bool = False
+
+    def judge(self, text: str, label: int | None = None, *, finish: str = "stop", refused: bool = False) -> Verdict:
+        """Return the verdict on a candidate.
+
+        Args:
+            text: what the teacher wrote.
+            label: index of the true class; None skips the rule ``label``.
+            finish: the teacher's reason to stop, ``length`` if it ran into its limit.
+            refused: whether the teacher's answer says itself that it is a refusal.
+        """
+        if not is_printable(text):
+            return _no("unprintable", "it holds a NUL or half of a surrogate pair")
+        if refused:
+            return _no("refusal", text[:120] or "marked as a refusal by the teacher")
+        try:
+            chain, normal = read_chain(text, self.exact)
+        except ChainError as error:
+            return self._why_unparsable(text, error, finish)
+        if finish == "length" and "heading" in normal.blemishes and not normal.after:
+            return _no("cut", "the token limit was reached: a heading has no end, so the conclusion may lack its own")
+        if _REFUSAL.search(normal.before[:300]):
+            return _no("refusal", normal.before[:120])
+        found = next((token for token in PLACEHOLDERS if token in normal.text), None)
+        if found:
+            return _no("placeholder", f"it holds {found}")
+        words = sum(len(stage.split()) for stage in vars(chain).values())
+        if words < self.min_words:
+            return _no("too_short", f"{words} words, fewer than {self.min_words}")
+        if words > self.max_words:
+            return _no("too_long", f"{words} words, more than {self.max_words}")
+        return self._judge_conclusion(chain, conclude(normal, self.class_names, self.exact), normal.after, label)
+
+    def _why_unparsable(self, text: str, error: ChainError, finish: str) -> Verdict:
+        if finish == "length":
+            return _no("cut", f"the token limit was reached: {error}")
+        normal = Normal(text) if self.exact else normalize(text)  # what a model thinks is no refusal
+        before_stages = normal.before or normal.text.partition("<SUMMARY>")[0]
+        if _REFUSAL.search(before_stages[:300]):
+            return _no("refusal", before_stages.strip()[:120])
+        return _no(f"stage_{error.rule}", str(error))
+
+    def _judge_conclusion(self, chain: Chain, reading: Reading, after: str, label: int | None) -> Verdict:
+        named, said = reading.answer, chain.conclusion[:80]
+        if named is None:
+            if _REFUSAL.search(chain.conclusion):
+                return _no("refusal", chain.conclusion[:120])
+            inside = classes_in(chain.conclusion, self.class_names)
+            if len(inside) > 1:
+                return _no("conclusion_several", f"{said!r} names {len(inside)} classes")
+            if others := sorted(classes_in(after, self.class_names) - inside):
+                return _no(
+                    "stage_outside", f"text after {said!r} names {self.class_names[others[0]]!r}: {after[:80]!r}"
+                )
+            return _no("conclusion_none", f"{said!r} is not the name of a class")
+        against = contradiction(chain, named, self.class_names)
+        if against:
+            return _no("contradiction", against)
+        if self.verified and label is not None and named != label:
+            return _no("label", f"concludes {self.class_names[named]!r}, the label is {self.class_names[label]!r}")
+        return Verdict(True, chain=reading.text if reading.blemishes else None, normalized=reading.blemishes)
+
+
+def with_verdict(record: Mapping[str, Any], text: str, verdict: Verdict) -> dict[str, Any]:
+    """Return a candidate's record with a verdict in place of the one that it has.
+
+    An accepted chain is stored in canonical form, and beside it, where that differs, the text as it came (``raw``) and
+    what was taken off (``normalized``). A rejected candidate is stored as it came.
+
+    Args:
+        record: of the candidate.
+        text: as it came.
+        verdict: on it.
+    """
+    judged = {key: value for key, value in record.items() if key not in ("raw", "normalized", "rule", "reason")}
+    judged["chain"] = text if verdict.chain is None else verdict.chain
+    if verdict.normalized:
+        judged |= {"raw": text, "normalized": list(verdict.normalized)}
+    judged["verdict"] = ACCEPTED if verdict.accepted else REJECTED
+    if not verdict.accepted:
+        judged |= {"rule": verdict.rule, "reason": make_printable(verdict.reason)}
+    return judged
+
+
+def _no(rule: str, reason: str) -> Verdict:
+    return Verdict(False, rule, reason)
+
+
+def is_printable(text: str) -> bool:
+    """Return whether a text can be stored: no NUL, no lone surrogate."""
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def make_printable(text: str) -> str:
+    """Return ``text`` with U+FFFD for every NUL and lone surrogate."""
+    return re.sub("[\0\ud800-\udfff]", "\ufffd", text)

@@ -1,0 +1,412 @@
+"""Chains on disk: one JSON object a line, appended, never rewritten.
+
+A line holds at least ``image`` (path below the dataset's folder, with ``/``) and ``chain`` (text). ``verdict`` says
+``accepted`` (so does its absence) or ``rejected``, ``rule`` and ``reason`` say why; further keys are provenance.
+Training reads the accepted chains alone, annotation goes on from all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from domainbed_reasoning.chains.chain import ChainError, parse_chain
+from domainbed_reasoning.chains.image_names import NamesOnDisk
+from domainbed_reasoning.chains.record import (
+    ACCEPTED,
+    MAX_DEPTH,
+    MAX_LINE_BYTES,
+    REJECTED,
+    Record,
+    check_record,
+    parse_json,
+)
+from domainbed_reasoning.files.atomic import name_beside, remove_stale
+from domainbed_reasoning.files.locks import lock
+from domainbed_reasoning.files.open_files import is_in_place, lock_holder, save_copy, sync_folder
+from domainbed_reasoning.files.plain import open_plain
+
+__all__ = [
+    "ACCEPTED",
+    "MAX_LINE_BYTES",
+    "REJECTED",
+    "ChainFileError",
+    "ChainWriter",
+    "Record",
+    "check_record",
+    "load_chains",
+    "read_lines",
+    "read_records",
+    "write_records",
+]
+
+# A reader that meets half a line at the end looks again so often, so many seconds apart.
+_LOOKS_AGAIN = 5
+_LOOK_SECONDS = 0.02
+# How much of an over-long line is passed over to find the next one: a file without lines may be sparse, of terabytes.
+_MAX_SKIPPED = 1 << 30
+
+
+class ChainFileError(ValueError):
+    """A chain file that cannot be used as it is; the message names file, line, fault and cure."""
+
+    def __init__(self, path: str | os.PathLike[str], line: int | None, fault: str, cure: str):
+        place = f"{os.fspath(path)}, line {line}" if line else os.fspath(path)
+        super().__init__(f"{place}: {fault}. {cure}")
+        self.path = os.fspath(path)
+        self.line = line
+
+
+def load_chains(
+    path: str | os.PathLike[str], known_images: Collection[str] | None = None, *, repair: bool = False
+) -> dict[str, str]:
+    """Return the accepted chains by image path, as it is on disk where that is known.
+
+    Args:
+        path: a chain file.
+        known_images: the paths that exist, below the dataset's folder; None leaves this unchecked.
+        repair: leave out a torn last line, as a killed writer may leave it, instead of raising.
+
+    Raises:
+        ChainFileError: for a file that is missing, or a line that is torn, not JSON, over-long, lacks a key or has it
+            twice, has a value of the wrong kind, text that no file can hold, a path out of the folder or of an unknown
+            image, an accepted chain that has not its five stages, or a second accepted chain of an image.
+    """
+    known = None if known_images is None else NamesOnDisk(known_images)
+    chains: dict[str, str] = {}
+    for line, record in read_records(path, repair=repair):
+        image = record["image"] if known is None else known.find(record["image"])
+        if image is None:
+            cure = "Give this dataset's own chain file, or mend the path"
+            raise ChainFileError(path, line, f"no image {record['image']!r} is in the dataset", cure)
+        if record.get("verdict", ACCEPTED) != ACCEPTED:
+            continue
+        if image in chains:
+            raise ChainFileError(
+                path,
+                line,
+                f"a second accepted chain of {image!r}",
+                'Keep one: mark the other with "verdict": "rejected", or delete its line',
+            )
+        try:
+            parse_chain(record["chain"])
+        except ChainError as error:
+            raise ChainFileError(
+                path,
+                line,
+                f"the chain of {image!r} is not five stages: {error}",
+                "`domainbed-reasoning annotate --rejudge` mends its form or rejects it",
+            ) from error
+        chains[image] = record["chain"]
+    return chains
+
+
+def read_records(
+    path: str | os.PathLike[str], *, repair: bool = False, placed: bool = True
+) -> Iterator[tuple[int, Record]]:
+    """Yield (line number from 1, record) for every line that is not blank, accepted or not, checked by `check_record`.
+
+    Raises:
+        ChainFileError: see `load_chains`; a chain's stages are not looked at.
+    """
+    for number, record in read_lines(path, repair=repair, placed=placed):
+        if isinstance(record, ChainFileError):
+            raise record
+        yield number, record
+
+
+def read_lines(
+    path: str | os.PathLike[str], *, repair: bool = False, placed: bool = True
+) -> Iterator[tuple[int, Record | ChainFileError]]:
+    """Yield (line number from 1, record or what is wrong with the line) for every line that is not blank.
+
+    Args:
+        path: a chain file.
+        repair: leave out a torn last line.
+        placed: as of `check_record`.
+
+    Raises:
+        ChainFileError: the file cannot be read.
+    """
+    try:
+        file = open_plain(path)
+    except OSError as error:
+        cure = "Make it with `domainbed-reasoning annotate` or `import`"
+        raise ChainFileError(path, None, f"cannot be read ({error.strerror})", cure) from error
+    cure = "Mend or delete this line; `domainbed-reasoning check` lists every such line"
+    with file:
+        number = place = looks = 0
+        while raw := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(raw) > MAX_LINE_BYTES:
+                fault = f"longer than {MAX_LINE_BYTES} bytes"
+                while raw and not raw.endswith(b"\n") and file.tell() - place <= _MAX_SKIPPED:
+                    raw = file.readline(MAX_LINE_BYTES)
+                if raw and not raw.endswith(b"\n"):
+                    raise ChainFileError(path, number, fault, "Give a file with one JSON object a line")
+                yield number, ChainFileError(path, number, fault, "Give a file with one JSON object a line")
+                place = file.tell()
+                continue
+            if raw.isspace():
+                place += len(raw)
+                continue
+            try:
+                record = parse_json(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except ValueError as error:
+                if raw.endswith(b"\n"):
+                    yield number, ChainFileError(path, number, f"not JSON ({error})", cure)
+                elif looks < _LOOKS_AGAIN:  # a living writer may be about to finish it
+                    time.sleep(_LOOK_SECONDS)
+                    looks, number = looks + 1, number - 1
+                    file.seek(place)
+                    continue
+                elif not repair:
+                    go_on = "Run `domainbed-reasoning annotate` again, which cuts it off and goes on, or delete it"
+                    yield number, ChainFileError(path, number, "torn: its writer was stopped half-way", go_on)
+                place += len(raw)
+                continue
+            place += len(raw)
+            walk = b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
+            fault_or_none = check_record(record, walk, placed)
+            yield number, ChainFileError(path, number, fault_or_none, cure) if fault_or_none else record
+
+
+class ChainWriter:
+    """Appends records to a chain file, alone and crash-safe.
+
+    What is promised: when `append` returns, the record survives the death of this process, `kill -9` too (it is handed
+    to the operating system whole, in one write); when `sync` returns, it survives a power cut (fsync), and `append`
+    syncs by itself every ``sync_records`` records or ``sync_seconds`` seconds. At opening, a line that a power cut tore
+    is cut off (`cut_bytes`). A full disk leaves no half line. A second writer is refused while this one is open. If
+    another program deletes or replaces the file, what was written goes to a new file beside it, and an error says so.
+
+    Args:
+        path: the chain file; made if missing, its folder too.
+        leave_empty: keep a file that this writer made and nothing was appended to.
+        sync_records: records between two fsyncs at most.
+        sync_seconds: seconds between two fsyncs at most, while records keep coming.
+
+    Attributes:
+        path: the file that records go to.
+        cut_bytes: length of the torn last line that opening cut off, 0 if there was none.
+
+    Raises:
+        ChainFileError: if another process writes to the file, or it ends in what no chain file ends in.
+        OSError: if the file cannot be made or written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        leave_empty: bool = True,
+        sync_records: int = 256,
+        sync_seconds: float = 2.0,
+    ):
+        self.path = os.fspath(path)
+        self._sync_records = sync_records
+        self._sync_seconds = sync_seconds
+        folder = os.path.dirname(os.path.abspath(self.path))
+        os.makedirs(folder, exist_ok=True)
+        is_new = not os.path.exists(self.path)
+        self._is_temporary = is_new and not leave_empty
+        self._file = _open_locked(self.path)
+        try:
+            self.cut_bytes = _cut_torn_line(self._file, self.path)
+            if is_new:
+                sync_folder(folder)
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._end = os.fstat(self._file).st_size
+        self._unsynced = 0
+        self._has_appended = False
+        self._synced_at = time.monotonic()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Append one record.
+
+        Raises:
+            ValueError: if the record is none (see `check_record`) or too long for a line.
+            ChainFileError: if the file was deleted, replaced or cut short by another program; the record is kept, in
+                the file that the message names.
+            OSError: if it could not be written; the file is as before.
+        """
+        fault = check_record(record)
+        if fault:
+            raise ValueError(f"This record cannot be stored: {fault}.")
+        try:
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The record of {record['image']!r} cannot be stored as JSON: {error}.") from error
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError(f"The record of {record['image']!r} is longer than {MAX_LINE_BYTES} bytes.")
+        size = os.fstat(self._file).st_size
+        was_cut, self._end = size < self._end, size
+        try:
+            written = os.write(self._file, line)
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            raise OSError(error.errno, error.strerror, self.path) from error
+        self._end += len(line)
+        self._unsynced += 1
+        self._has_appended = True
+        self._check_place()
+        if was_cut:
+            cure = "What was appended before that is gone from it; start again to go on with what is left"
+            raise ChainFileError(self.path, None, "another program has cut it short while it was written", cure)
+        if self._unsynced >= self._sync_records or time.monotonic() - self._synced_at >= self._sync_seconds:
+            self.sync()
+
+    def sync(self) -> None:
+        """Return when everything appended is on the disk.
+
+        Raises:
+            ChainFileError: see `append`.
+            OSError: the disk does not take it.
+        """
+        if self._has_appended:
+            self._check_place()
+        if self._unsynced:
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, self.path) from error
+        self._unsynced = 0
+        self._synced_at = time.monotonic()
+
+    def close(self) -> None:
+        """Sync, give up the lock and close the file."""
+        if self._file >= 0:
+            try:
+                self.sync()
+                if self._is_temporary and not self._end and is_in_place(self._file, self.path):
+                    os.unlink(self.path)
+            finally:
+                os.close(self._file)
+                self._file = -1
+
+    def _check_place(self) -> None:
+        """Move to a new file, with all that was written, if the path no longer names the one that is written to."""
+        if is_in_place(self._file, self.path):
+            return
+        done = "replaced" if os.path.lexists(self.path) else "deleted"
+        fault, at = f"another program has {done} it while it was written", self.path
+        try:
+            copy, place = save_copy(self._file, at)
+        except OSError as error:
+            cure = f"What was written is lost with it, for it cannot be saved elsewhere ({error})"
+            raise ChainFileError(at, None, fault, cure) from error
+        _lock(copy, place)
+        os.close(self._file)
+        self._file, self.path, self._unsynced = copy, place, 0
+        cure = (
+            f"All of its lines, and what comes after, are safe in {place}: move that file back and start again, or add "
+            "its chains to another with `domainbed-reasoning import`"
+        )
+        raise ChainFileError(at, None, fault, cure)
+
+    def __enter__(self) -> ChainWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> int:
+    """Write a whole chain file, at once or not at all, and return the number of records.
+
+    Raises:
+        ValueError: for a value that is no record; an existing file stays as it was.
+        ChainFileError: if another process writes to the file that is there.
+        OSError: if it cannot be written.
+    """
+    target = os.fspath(path)
+    remove_stale(Path(target))
+    partial = os.fspath(name_beside(Path(target)))
+    count = 0
+    there = _open_locked(target) if os.path.isfile(target) else None
+    try:
+        with ChainWriter(partial, sync_records=1 << 62, sync_seconds=float("inf")) as writer:
+            for record in records:
+                writer.append(record)
+                count += 1
+        os.replace(partial, target)
+    except BaseException:
+        if os.path.exists(partial):
+            os.unlink(partial)
+        raise
+    finally:
+        if there is not None:
+            os.close(there)
+    sync_folder(os.path.dirname(os.path.abspath(target)))
+    return count
+
+
+def _open_locked(path: str) -> int:
+    """Return a file, made if missing, that is this process's alone and the one that ``path`` names.
+
+    Raises:
+        ChainFileError: another process writes to it.
+        OSError: it cannot be opened.
+    """
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise ChainFileError(path, None, "it is no regular file", "Give a file that chains can be added to")
+            _lock(file, path)
+            if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # another took its place between opening and locking
+
+
+def _cut_torn_line(file: int, path: str) -> int:
+    """Cut off a torn last line, end a whole one that lacks its newline, and return the number of bytes cut.
+
+    Raises:
+        ChainFileError: it is no line of ours: some other file was given, which stays as it is.
+    """
+    size = os.fstat(file).st_size
+    start = max(0, size - MAX_LINE_BYTES - 1)
+    before, newline, last = os.pread(file, size - start, start).rpartition(b"\n")
+    if not last:
+        return 0
+    try:
+        whole = isinstance(parse_json(last.decode("utf-8-sig")), dict)
+    except ValueError:
+        whole = False
+    if whole:
+        os.write(file, b"\n")
+        return 0
+    # A power cut may leave zeros where a line should be.
+    head = os.pread(file, 4, 0).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if (start and not newline) or not head.startswith((b"{", b"\0")) or last.strip(b"\0")[:1] not in (b"{", b""):
+        cure = "Give a chain file, or the name of a new one; this one was left as it is"
+        raise ChainFileError(path, None, "it is no chain file: its last line is neither a record nor half of one", cure)
+    os.ftruncate(file, size - len(last))
+    os.fsync(file)
+    return len(last)
+
+
+def _lock(file: int, path: str) -> None:
+    """Take the file for this process until it is closed or the process ends."""
+    try:
+        lock(file)
+    except BlockingIOError as error:
+        holder = lock_holder(os.fstat(file).st_ino)
+        cure = "Wait until it ends, or give another file with --chains"
+        raise ChainFileError(path, None, f"another process{holder} is writing to it", cure) from error

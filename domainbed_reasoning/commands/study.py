@@ -1,0 +1,230 @@
+"""`domainbed-reasoning study`: the tables of the paper, each by its stock commands, printed or run."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import shlex
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning import registry
+from domainbed_reasoning.commands.arguments import ends_with_message, json_object, make_parser
+from domainbed_reasoning.commands.plan import schedule_of
+from domainbed_reasoning.hparam_checks import check_values
+from domainbed_reasoning.images import catalog
+from domainbed_reasoning.results import published
+from domainbed_reasoning.sweeps.stock import located, with_located
+from domainbed_reasoning.sweeps.studies.study import (
+    EMBEDDED,
+    STUDIES,
+    Grid,
+    Settings,
+    Study,
+    collect_commands,
+    jobs_of,
+    load_study,
+    sweep_command,
+)
+
+_EXAMPLES = """  domainbed-reasoning study                                                       # which there are
+  domainbed-reasoning study ablation --data_dir ~/data                            # its commands, hours and claim
+  domainbed-reasoning study ablation --scale mini --launch                        # on a laptop, no data needed
+  domainbed-reasoning study ablation --data_dir ~/data --launch --launcher slurm --model ~/models/InternVL3-8B-hf
+
+Called again it goes on: with the jobs that were not started, failed or were killed.
+"""
+_STOCK_LAUNCHERS = ("local", "multi_gpu", "dummy")
+# `make demo`: 24 jobs of all our algorithms and ERM in 420 s on 2 cores.
+_MINI_CORE_SECONDS = 35
+_CHAIN_TOKENS = 250  # the paper's chains
+_NEED_CHAINS = frozenset({"ReasoningSFT", "MTCT", "SARR", "RDMLDG"})
+
+
+@ends_with_message
+def main(argv: Sequence[str] | None = None) -> int:
+    """List the studies, print one, or run it; return the exit code: 1 if a job did not end well."""
+    parser = make_parser("study", "Reproduce a table of the paper with DomainBed's own commands.", _EXAMPLES)
+    parser.add_argument("name", nargs="?", help="of the study; without it they are listed")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--print", action="store_true", help="its claim, commands and expected hours (the default)")
+    what.add_argument("--launch", action="store_true", help="run the commands, then collect_results")
+    parser.add_argument("--scale", choices=("paper", "mini"), default="paper", help=f"mini: {EMBEDDED}, tiny model")
+    parser.add_argument("--data_dir", "--data-dir", help="the folder that holds the datasets' folders")
+    parser.add_argument("--output_dir", "--output-dir", help="default: study_output/<name>-<scale>")
+    parser.add_argument("--launcher", default="parallel", help="parallel (default), ray, slurm, local, …")
+    parser.add_argument("--model", default="", help="folder or hub id for the algorithms on a multimodal LLM")
+    parser.add_argument(
+        "--hparams", default="{}", help="JSON for the same algorithms, over the study's; clip_… for those on CLIP"
+    )
+    parser.add_argument("--steps", type=int, help="DomainBed's --steps, of every job")
+    parser.add_argument("--n_trials", type=int, help="seeds of the splits (default: the study's)")
+    parser.add_argument("--gpu", default="H200", help="for the expected hours (default: %(default)s)")
+    parser.add_argument("--gpus", type=int, default=1, help="that work side by side (default: 1)")
+    given = parser.parse_args(argv)
+    if given.name is None:
+        print(listing())
+        return 0
+    study = load_study(given.name)
+    settings = _settings(study, given)
+    if not given.launch:
+        print(describe(study, given.scale, settings, given.gpu, given.gpus))
+        return 0
+    if given.scale == "paper":
+        _check_data(study, given.data_dir, settings)
+    from domainbed_reasoning.commands.study_launch import launch
+
+    return launch(study, given.scale, settings)
+
+
+def listing() -> str:
+    """Return a line a study."""
+    lines = [f"  {name:<22}{load_study(name).title}" for name in STUDIES]
+    return "\n".join(["studies", *lines, "", "`domainbed-reasoning study NAME` prints its claim, commands and hours."])
+
+
+def _settings(study: Study, given: argparse.Namespace) -> Settings:
+    if given.launcher not in {*registry.LAUNCHERS, *_STOCK_LAUNCHERS}:
+        raise registry.unknown("launcher", given.launcher, {*registry.LAUNCHERS, *_STOCK_LAUNCHERS})
+    hparams = with_located(json_object("--hparams", given.hparams))
+    output = Path(given.output_dir or f"study_output/{study.name}-{given.scale}").expanduser().absolute()
+    if given.data_dir:
+        data = str(Path(given.data_dir).expanduser().absolute())
+    else:
+        data = str(output) if given.scale == "mini" else "DATA_DIR"
+    return Settings(data, str(output), given.launcher, located(given.model), hparams, given.steps, given.n_trials)
+
+
+def _check_data(study: Study, data_dir: str | None, settings: Settings) -> None:
+    """Refuse to start hours of jobs on data that are not there."""
+    if not data_dir:
+        raise ValueError(
+            f"{study.name} at the scale of the paper needs --data_dir, the folder that holds "
+            f"{', '.join(study.datasets)}; --scale mini needs no data."
+        )
+    own_chains = settings.hparams.get("chains")
+    if own_chains and len(study.datasets) > 1:
+        raise ValueError(
+            f"--hparams chains {own_chains}: one file, and {study.name} has {len(study.datasets)} datasets. Put each "
+            f"one's chains beside its domains, as <data_dir>/<folder>/{catalog.CHAIN_FILE}."
+        )
+    for name in study.datasets:
+        dataset = catalog.STOCK[registry.TWINS[name]]
+        root = Path(settings.data_dir) / dataset.folder
+        if not root.is_dir():
+            raise FileNotFoundError(f"{name}: there is no folder {root}. {dataset.obtain}")
+        needed = {algorithm for grid in study.grids for algorithm in grid.algorithms} & _NEED_CHAINS
+        if needed and not own_chains and not (root / catalog.CHAIN_FILE).exists():
+            other = ", `--hparams '{\"chains\": …}'` names another file" if len(study.datasets) == 1 else ""
+            raise FileNotFoundError(
+                f"{name}: {', '.join(sorted(needed))} train on chains, and there is no {root / catalog.CHAIN_FILE}. "
+                f"`domainbed-reasoning annotate --dataset {dataset.name} --data_dir {settings.data_dir} --teacher …` "
+                f"gets them, `import` takes others' over{other}."
+            )
+
+
+def describe(study: Study, scale: str, settings: Settings, gpu: str, gpus: int) -> str:
+    """Return claim, published numbers, the exact commands and the expected hours.
+
+    Raises:
+        ValueError: for a GPU that is not known.
+    """
+    datasets, grids = study.at(scale)
+    lines = [f"{study.name}: {study.title}", "", *_wrapped("claim", study.claim), *_wrapped("paper", study.paper), ""]
+    total = 0
+    for grid in grids:
+        jobs = sum(jobs_of(study, grid, dataset, settings) for dataset in datasets) * len(grid.algorithms)
+        total += jobs
+        lines.append(f"# {jobs} jobs: {', '.join(grid.algorithms)} on {', '.join(datasets)}")
+        lines += [shlex.join(command) for command in _launch_commands(study, grid, datasets, settings)]
+    if not study.one_source:
+        lines += [shlex.join(command) for command in collect_commands(grids, settings)]
+    lines.append("")
+    if scale == "mini":
+        cores = os.cpu_count() or 1
+        minutes = total * _MINI_CORE_SECONDS / cores / 60
+        about = f"about {_MINI_CORE_SECONDS} core-seconds each (`make demo`: 24 jobs, 420 s on 2 cores)"
+        lines.append(f"{total} jobs, {about}: {minutes:.0f} minutes on {cores} cores")
+    else:
+        try:
+            lines += _hours_lines(study, datasets, grids, settings, gpu, gpus)
+        except ModuleNotFoundError as error:
+            lines.append(
+                f"{total} jobs; their hours are not known: {error}. `domainbed-reasoning doctor` says the cure."
+            )
+    return "\n".join(lines)
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    return textwrap.wrap(text, 118, initial_indent=f"{name:<8}", subsequent_indent=" " * 8)
+
+
+def _launch_commands(study: Study, grid: Grid, datasets: Sequence[str], settings: Settings) -> list[list[str]]:
+    if not study.one_source:
+        return [sweep_command(grid, datasets, settings)]
+    from domainbed_reasoning.sweeps.studies.single_source import train_commands
+
+    return [shlex.split(one) for dataset in datasets for one in train_commands(grid, dataset, settings).values()]
+
+
+def _hours_lines(
+    study: Study, datasets: Sequence[str], grids: Sequence[Grid], settings: Settings, gpu: str, gpus: int
+) -> list[str]:
+    published.gpu_named(gpu)
+    short = [dataset.removesuffix("Reasoning") for dataset in datasets]
+    lines = [f"{f'hours a job on one {gpu}':<34}" + "".join(f"{name:>16}" for name in short)]
+    total, days, uncounted = 0.0, 0.0, False
+    longest_of_all = 0.0
+    for grid in grids:
+        of_grid, longest = 0.0, 0.0
+        for algorithm in grid.algorithms:
+            row = [_hours(study, algorithm, dataset, grid, settings, gpu) for dataset in datasets]
+            shown = [f"{hours:>16.1f}" if hours is not None else f"{'-':>16}" for hours in row]
+            lines.append(f"  {algorithm + (f' ({grid.folder})' if grid.folder else ''):<32}" + "".join(shown))
+            for dataset, hours in zip(datasets, row, strict=True):
+                uncounted |= hours is None
+                of_grid += (hours or 0.0) * jobs_of(study, grid, dataset, settings)
+                longest = max(longest, hours or 0.0)
+        total += of_grid
+        days += max(of_grid / gpus, longest) / 24  # the next sweep starts when this one has ended
+        longest_of_all = max(longest_of_all, longest)
+    if settings.launcher == "slurm":  # all are in its queue at once
+        days = max(total / gpus, longest_of_all) / 24
+    lines.append(f"{total:.0f} hours in all, {days:.1f} days on {gpus} x {gpu}; within a factor of 2, see `plan`")
+    if uncounted:
+        lines.append("- is not in the cost model: networks without a language model, which are far smaller")
+    return lines
+
+
+def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Settings, gpu: str) -> float | None:
+    """Return the hours of one job; None for what the cost model does not know."""
+    from domainbed_reasoning.sweeps import costs
+
+    cls: Any = registry.load(registry.ALGORITHMS[algorithm]) if grid.mllm else None
+    if cls is None:
+        return None
+    data = published.DATA[registry.TWINS[dataset]]
+    check_values(settings.hparams_of(grid), cls.HPARAMS)
+    hparams = {name: hparam.default for name, hparam in cls.HPARAMS.items()} | settings.hparams_of(grid)
+    hours = costs.hours_of(
+        _shape(hparams["model"], hparams["max_tiles"]),
+        costs.lengths_for(data.classes, _CHAIN_TOKENS),
+        data,
+        published.gpu_named(gpu),
+        hparams,
+        schedule_of(cls, hparams, data, settings.steps),
+        (cls.LABEL_PATH, cls.CHAIN_PATH),
+    )
+    if study.one_source:  # the model counts all domains but one as sources
+        return (hours.training + hours.labelling) / (data.domains - 1) + hours.evaluation
+    return hours.total
+
+
+@functools.cache
+def _shape(model: str, max_tiles: int) -> Any:
+    from domainbed_reasoning.sweeps import costs
+
+    return costs.shape_of(model, max_tiles)

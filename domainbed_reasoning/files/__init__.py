@@ -1,0 +1,1 @@
+"""Files: written whole, read with bounds, locked; the user's cache folder."""

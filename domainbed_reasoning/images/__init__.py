@@ -1,0 +1,1 @@
+"""Image-folder datasets on disk, and the embedded one. Neither torch nor DomainBed."""

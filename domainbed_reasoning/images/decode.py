@@ -1,0 +1,198 @@
+"""Image files to RGB pictures, whoever made them: the one way in which files are opened for MLLMs.
+
+The pixels are those of DomainBed's loader (RGB, the first frame, no rotation by EXIF, transparency dropped), except
+that 16-bit grey is scaled to 8 bits where that loader makes it white. Only formats that datasets come in are opened:
+Pillow would take others too, whatever the file's name says, and start a PostScript interpreter for one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning.files.plain import MAX_IMAGE_BYTES, open_plain, read_plain
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+
+# Pillow's own bound for a picture that is safe to decode: 268 MB as RGB, 9,459 pixels square. The library wilds, which
+# DomainBed's datasets import, takes Pillow's away in the whole process.
+MAX_PIXELS = 89_478_485
+
+# How many bytes from the end a whole JPEG or PNG has its end mark at the latest, for some carry a little more.
+_TAIL_BYTES = 1024
+_END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND", "GIF": b";"}
+
+
+class ImageFileError(OSError):
+    """A file that is no picture that can be used; the message names the file, the fault and the cure."""
+
+    def __init__(self, name: str | os.PathLike[str], fault: str):
+        super().__init__(f"{os.fspath(name)!r} is no readable image: {fault}. Replace or remove it.")
+
+
+def read_rgb(
+    file: str | os.PathLike[str] | bytes, name: str | os.PathLike[str] = "image", draft: int | None = None
+) -> Any:
+    """Return an image file's picture, mode RGB.
+
+    Args:
+        file: its path, or its bytes.
+        name: for the message, where bytes are given.
+        draft: pixels that are enough for its longer edge, which saves time with JPEG; None for the picture as it is.
+
+    Raises:
+        ImageFileError: it is no image of a known format, larger than `MAX_PIXELS`, of a depth that has no meaning as
+            RGB, or broken; truncated too, unless `ImageFile.LOAD_TRUNCATED_IMAGES` has Pillow fill such images up.
+    """
+    place = name if isinstance(file, bytes) else file
+    with _open(file, place) as picture:
+        try:
+            if picture.mode.startswith("I;16"):
+                return _sixteen_bits(picture)
+            if draft is not None:
+                picture.draft("RGB", (draft, draft))
+            return picture.convert("RGB")
+        except Exception as error:  # Pillow's decoders raise whatever they run into
+            raise ImageFileError(place, f"{type(error).__name__}: {error}") from error
+
+
+def is_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> bool:
+    """Return whether the file ``name`` lies in the folder ``root`` after all links on its way."""
+    try:
+        return Path(root, name).resolve().is_relative_to(Path(root).resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL
+        return False
+
+
+def file_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path:
+    """Return the path of the file ``name`` in the folder ``root``, which no link leads out of.
+
+    Raises:
+        ImageFileError: it lies elsewhere, wherever it seems to.
+    """
+    if not is_below(root, name):
+        raise ImageFileError(name, f"it is not in {os.fspath(root)}, or a link out of it")
+    return Path(root, name)
+
+
+def without_metadata(path: str | os.PathLike[str]) -> bytes:
+    """Return an image file's picture as an image file without comments, EXIF, thumbnails or what follows the image.
+
+    The pixels are those of `read_rgb`. A JPEG stays one, its compressed data untouched; any other becomes a PNG.
+
+    Raises:
+        ImageFileError: as `read_rgb`, truncated images always.
+    """
+    with truncated_images_refused():
+        picture = read_rgb(path)
+        with _open(path, path) as original:
+            if original.format == "JPEG" and original.mode in ("L", "RGB"):
+                with contextlib.suppress(ValueError, IndexError, ImageFileError):  # written in a way of its own
+                    data = _bare_jpeg(read_plain(path, MAX_IMAGE_BYTES))
+                    if read_rgb(data).tobytes() == picture.tobytes():
+                        return data
+    out = io.BytesIO()
+    picture.info.clear()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def _bare_jpeg(data: bytes) -> bytes:
+    """Return a JPEG's segments that decoding needs, up to the end of its first image.
+
+    Raises:
+        ValueError, IndexError: it is none.
+    """
+    kept, at = bytearray(data[:2]), 2
+    while True:
+        if data[at] != 0xFF:
+            raise ValueError("no marker where a segment should begin")
+        while data[at] == 0xFF:
+            at += 1
+        marker, at = data[at], at + 1
+        if marker == 0xD9:  # the end
+            return bytes(kept) + b"\xff\xd9"
+        start, at = at, at + int.from_bytes(data[at : at + 2], "big")
+        segment = data[start:at]
+        if segment[2:7] == b"JFIF\0":
+            segment = b"\0\x10" + segment[2:14] + b"\0\0"  # without its thumbnail
+        is_told = 0xE0 <= marker <= 0xEF or marker == 0xFE
+        if not is_told or segment[2:7] in (b"JFIF\0", b"Adobe"):  # these say how colors are meant
+            kept += bytes((0xFF, marker)) + segment
+        if marker == 0xDA:  # compressed data, up to the next marker that does not belong to them
+            start = at
+            while data[at] != 0xFF or data[at + 1] in (0x00, *range(0xD0, 0xD8)):
+                at += 1
+            kept += data[start:at]
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return width and height in pixels, from the header.
+
+    Raises:
+        ImageFileError: as `read_rgb`.
+    """
+    with _open(path, path) as picture:
+        width, height = picture.size
+    return int(width), int(height)
+
+
+def check_header(path: str | os.PathLike[str]) -> None:
+    """Look at a file without decoding its pixels, unless its end mark is missing.
+
+    Raises:
+        ImageFileError: as `read_rgb`, which it spares the time of whole files; a truncated one is decoded to be sure,
+            within `truncated_images_refused`.
+    """
+    with _open(path, path) as picture:
+        mark = _END_MARKS.get(picture.format or "")
+    if mark is not None:
+        with open_plain(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            if mark in file.read():
+                return
+        read_rgb(path)
+
+
+@contextlib.contextmanager
+def truncated_images_refused() -> Iterator[None]:
+    """Have PIL refuse truncated images, which DomainBed's modules make it fill up with grey in the whole process."""
+    from PIL import ImageFile
+
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+@contextlib.contextmanager
+def _open(file: str | os.PathLike[str] | bytes, name: str | os.PathLike[str]) -> Iterator[Any]:
+    from PIL import Image, UnidentifiedImageError
+
+    with contextlib.ExitStack() as opened:
+        try:
+            content = io.BytesIO(file) if isinstance(file, bytes) else open_plain(file, MAX_IMAGE_BYTES)
+            picture = opened.enter_context(Image.open(opened.enter_context(content), formats=FORMATS))
+        except UnidentifiedImageError as error:
+            raise ImageFileError(name, f"none of {', '.join(FORMATS)}") from error
+        except Exception as error:
+            raise ImageFileError(name, f"{type(error).__name__}: {error}") from error
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise ImageFileError(name, f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+        if picture.mode in ("I", "F"):
+            raise ImageFileError(name, f"its mode {picture.mode!r} (32 bits a pixel) says not what is white")
+        yield picture
+
+
+def _sixteen_bits(picture: Any) -> Any:
+    import numpy
+    from PIL import Image
+
+    grey = numpy.asarray(picture).astype(numpy.uint32)
+    return Image.fromarray(((grey + 128) // 257).astype(numpy.uint8)).convert("RGB")

@@ -1,0 +1,233 @@
+"""A user's own image folders as DomainBed datasets, by one small TOML file and no line of Python.
+
+The files are found in ``<config folder>/domainbed-reasoning/datasets/*.toml`` (the config folder is
+``$XDG_CONFIG_HOME`` or ``~/.config``) and under the paths, files or folders, in ``$DOMAINBED_REASONING_DATASETS``, so
+that every process of a sweep finds them. Each makes ``<Name>`` and ``<Name>Reasoning``::
+
+    name = "Camera"                      # datasets Camera and CameraReasoning
+    folder = "camera"                    # below --data_dir: camera/<domain>/<class>/<image>
+    environments = ["day", "night"]      # one short name a domain folder, in sorted order
+    subject = "animal"                   # optional, "object": "What type of animal is in this photo?"
+    checkpoint_freq = 300                # optional: steps between two evaluations
+
+    [class_names]                        # optional: class folder = name in prompts; else "Red_Fox" is "red fox"
+    Felis_catus = "house cat"
+"""
+
+from __future__ import annotations
+
+import keyword
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning.chains.chain import fault_of_names
+from domainbed_reasoning.files.plain import open_plain
+from domainbed_reasoning.images.catalog import STOCK, ImageFolder
+from domainbed_reasoning.registry import DATASETS, EMBEDDED_DATASETS, load, unknown
+
+PATHS_VARIABLE = "DOMAINBED_REASONING_DATASETS"
+MODULE = "domainbed_reasoning.datasets.user_datasets"  # of the classes
+
+_KEYS: dict[str, type] = {
+    "name": str,
+    "folder": str,
+    "environments": list,
+    "subject": str,
+    "checkpoint_freq": int,
+    "class_names": dict,
+}
+# DomainBed's datasets that are no image folders.
+_OF_DOMAINBED = frozenset(
+    "Debug28 Debug224 ColoredMNIST RotatedMNIST WILDSCamelyon WILDSFMoW SpawriousO2O_easy SpawriousO2O_medium "
+    "SpawriousO2O_hard SpawriousM2M_easy SpawriousM2M_medium SpawriousM2M_hard".split()
+)
+_REQUIRED = ("name", "folder", "environments")
+
+# A dataset's description has some hundred bytes; one with thousands of class names some hundred thousand. On longer
+# lines the parser's time grows with the square of their length.
+MAX_BYTES = 1 << 18
+_MAX_LINE_BYTES = 2_000
+_MAX_WORDS = 100  # characters of a name or subject
+
+
+class DatasetFileError(ValueError):
+    """A dataset's TOML file that cannot be used; the message names the file, the fault and the cure."""
+
+    def __init__(self, path: Path, fault: str):
+        super().__init__(f"{path}: {fault}. See `domainbed-reasoning check --help` for an example of such a file.")
+
+
+def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
+    """Return the image-folder dataset of that name, with or without ``Reasoning`` at its end.
+
+    Stock and custom ones need neither torch nor DomainBed; a class of `datasets/` that is none of them is imported.
+
+    Raises:
+        ValueError: unknown name, with the nearest one; or a dataset file that cannot be used.
+    """
+    known = STOCK | custom_datasets(environ)
+    plain = name.removesuffix("Reasoning")
+    if plain in known:
+        return known[plain]
+    if f"{plain}Reasoning" in DATASETS and (described := _of_class(plain)):
+        return described
+    raise unknown("image-folder dataset", name, {*known, *other_classes()})
+
+
+def other_classes() -> list[str]:
+    """Return the names of registered datasets that are described by their class alone."""
+    names = (name.removesuffix("Reasoning") for name in DATASETS)
+    return [name for name in names if name not in STOCK and f"{name}Reasoning" not in EMBEDDED_DATASETS]
+
+
+def _of_class(name: str) -> ImageFolder | None:
+    """Return what the class of a registered dataset says of its folders; None where it has none."""
+    cls = load(DATASETS[f"{name}Reasoning"])
+    if not hasattr(cls, "FOLDER"):
+        return None
+    return ImageFolder(
+        name=name,
+        folder=cls.FOLDER,
+        environments=tuple(cls.ENVIRONMENTS),
+        subject=cls.SUBJECT,
+        readable=dict(cls.READABLE),
+        checkpoint_freq=cls.CHECKPOINT_FREQ,
+        obtain=(cls.__doc__ or "").strip().partition("\n")[0],
+    )
+
+
+def custom_datasets(environ: Mapping[str, str] | None = None) -> dict[str, ImageFolder]:
+    """Return the user's datasets by name, in sorted order.
+
+    Args:
+        environ: the environment variables; None for this process's.
+
+    Raises:
+        DatasetFileError: a file that cannot be read or used, or a name that is taken.
+    """
+    found, faults = usable_datasets(environ)
+    if faults:
+        raise faults[0]
+    return found
+
+
+def usable_datasets(environ: Mapping[str, str] | None = None) -> tuple[dict[str, ImageFolder], list[DatasetFileError]]:
+    """Return the user's datasets by name, in sorted order, and what is wrong with the files that describe no other."""
+    found: dict[str, ImageFolder] = {}
+    faults: list[DatasetFileError] = []
+    for path in dataset_files(os.environ if environ is None else environ):
+        try:
+            if not path.is_file():
+                raise DatasetFileError(path, f"named in ${PATHS_VARIABLE}, but there is no such file or folder")
+            dataset = read_dataset(path)
+            if dataset.name in found:
+                taken = f"the name {dataset.name!r} is taken by {found[dataset.name].file}"
+                raise DatasetFileError(path, f"{taken}; rename or remove one of them")
+            found[dataset.name] = dataset
+        except DatasetFileError as error:
+            faults.append(error)
+    return {name: found[name] for name in sorted(found)}, faults
+
+
+def targets(datasets: Mapping[str, ImageFolder]) -> dict[str, str]:
+    """Return ``"module:name"`` of the classes of custom datasets, with and without ``Reasoning``."""
+    return {f"{name}{end}": f"{MODULE}:{name}{end}" for name in datasets for end in ("", "Reasoning")}
+
+
+def dataset_files(environ: Mapping[str, str]) -> Iterator[Path]:
+    """Yield the paths of the TOML files, each once, the config folder's first; what is named and absent, too."""
+    config = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".config")
+    places = [Path(config, "domainbed-reasoning", "datasets")]
+    listed = [Path(place) for place in environ.get(PATHS_VARIABLE, "").split(os.pathsep) if place]
+    seen = set()
+    for place in places + listed:
+        if place.is_dir():
+            files = sorted(place.glob("*.toml"))
+        else:
+            files = [place] if place in listed else []
+        for file in files:
+            if (resolved := file.resolve()) not in seen:
+                seen.add(resolved)
+                yield resolved
+
+
+def read_dataset(path: Path) -> ImageFolder:
+    """Return the dataset that a TOML file describes.
+
+    Raises:
+        DatasetFileError: it cannot be read, is no TOML, lacks a key, or has an unknown one or a value of a wrong kind.
+    """
+    try:
+        with open_plain(path) as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise DatasetFileError(path, f"larger than {MAX_BYTES} bytes")
+        if max(map(len, text.splitlines()), default=0) > _MAX_LINE_BYTES:
+            raise DatasetFileError(path, f"a line of it is longer than {_MAX_LINE_BYTES} bytes")
+        table = tomllib.loads(text.decode("utf-8-sig"))  # some editors begin a file with a mark
+    except OSError as error:
+        raise DatasetFileError(path, f"cannot be read ({error.strerror})") from error
+    except DatasetFileError:
+        raise
+    except RecursionError as error:
+        raise DatasetFileError(path, "not TOML: arrays, tables or keys nested without end") from error
+    except ValueError as error:  # no TOML, no UTF-8, a number of thousands of digits
+        raise DatasetFileError(path, f"not TOML: {str(error):.200}") from error
+    _check(path, table)
+    return ImageFolder(
+        name=table["name"],
+        folder=table["folder"].rstrip("/"),
+        environments=tuple(table["environments"]),
+        subject=table.get("subject", "object"),
+        readable=dict(table.get("class_names", {})),
+        checkpoint_freq=table.get("checkpoint_freq", 300),
+        obtain=f"It is described in {path}: its folder must hold <domain>/<class>/<image>.",
+        file=path,
+    )
+
+
+def _check(path: Path, table: Mapping[str, Any]) -> None:
+    for key, value in table.items():
+        if key not in _KEYS:
+            raise DatasetFileError(path, str(unknown("key", key[:40], _KEYS)).rstrip("."))
+        if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
+            raise DatasetFileError(path, f"{key!r} must be a {_KEYS[key].__name__}, not {value!r:.80}")
+    for key in _REQUIRED:
+        if key not in table:
+            raise DatasetFileError(path, f"the key {key!r} is missing")
+    name = table["name"]
+    usable = name.isidentifier() and not keyword.iskeyword(name) and name[0].isupper() and len(name) <= _MAX_WORDS
+    if not usable or name.endswith("Reasoning"):
+        wanted = "a Python name that begins with a capital and does not end in 'Reasoning'"
+        raise DatasetFileError(path, f"'name' must be {wanted}, not {name!r:.80}")
+    if name in STOCK or name in _OF_DOMAINBED:
+        raise DatasetFileError(path, f"{name!r} is one of DomainBed's own datasets; choose another name")
+    if f"{name}Reasoning" in DATASETS:
+        raise DatasetFileError(path, f"'{name}Reasoning' is one of this package's datasets; choose another name")
+    folder = Path(table["folder"])
+    climbs = folder.is_absolute() or ".." in folder.parts or not folder.parts or folder.parts[0].startswith("~")
+    if climbs or "\\" in table["folder"] or not table["folder"].isprintable():
+        raise DatasetFileError(path, f"'folder' must lie below --data_dir, not {table['folder']!r:.80}")
+    environments = table["environments"]
+    if len(environments) < 2 or not all(isinstance(item, str) and _is_a_line(item) for item in environments):
+        raise DatasetFileError(path, f"'environments' must name two domains or more, not {environments!r:.80}")
+    if len(set(environments)) < len(environments):
+        raise DatasetFileError(path, f"'environments' names a domain twice: {environments!r:.80}")
+    if not _is_a_line(table.get("subject", "object")):
+        raise DatasetFileError(path, f"'subject' must be a noun of one line, not {table['subject']!r:.80}")
+    if not 1 <= table.get("checkpoint_freq", 1) < 1 << 31:
+        raise DatasetFileError(path, "'checkpoint_freq' must be 1 or more, and below 2**31")
+    names = table.get("class_names", {})
+    for key, value in names.items():
+        if not isinstance(value, str) or not _is_a_line(value):
+            wanted = f"'class_names' must give {key[:80]!r} a name of one line"
+            raise DatasetFileError(path, f"{wanted}, not {value!r:.80}")
+    if fault := fault_of_names(list(names.values())):
+        raise DatasetFileError(path, f"'class_names': {fault}")
+
+
+def _is_a_line(text: str) -> bool:
+    return bool(text.strip()) and text.isprintable() and len(text) <= _MAX_WORDS

@@ -1,0 +1,1 @@
+"""One training job: its session, its files, its afterlife."""

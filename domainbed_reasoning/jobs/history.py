@@ -1,0 +1,165 @@
+"""A job's past: what makes it the same job, and what a restart finds of it (see `replay_log`)."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainbed_reasoning import __version__
+from domainbed_reasoning.bridge.versions import LIBRARIES, installed, source_digests
+from domainbed_reasoning.chains.prompts import PROMPT_VERSION
+from domainbed_reasoning.jobs.replay_log import Progress
+from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
+from domainbed_reasoning.method.task import Task
+
+_MODELS = ("model", "clip_model")  # hyper-parameters that name a model
+_LIBRARIES = (*LIBRARIES, "torchvision", "pillow", "tokenizers")
+
+
+class Past:
+    """What earlier processes of this job did, and the recording of what this one does.
+
+    Args:
+        progress: of the job.
+        args: DomainBed's.
+        earlier: the records that were set aside.
+
+    Attributes:
+        state: the saved state, until it has been restored; None where there is none.
+    """
+
+    def __init__(self, progress: Progress, args: argparse.Namespace, earlier: str):
+        self.progress = progress
+        self.state = progress.state
+        self.keeps_every_model = bool(getattr(args, "save_model_every_checkpoint", False))
+        self._args, self._output_dir = vars(args), Path(args.output_dir)
+        self._earlier = earlier
+        if self.state is not None:
+            self._earlier += self.state["records"]
+            steps = self.state["steps"]
+            print(f"This job goes on after {steps} steps, which are replayed from {progress.folder}.", flush=True)
+
+    @property
+    def replays(self) -> bool:
+        """Whether the next step or answer is a recorded one."""
+        return self.progress.replays
+
+    def end_of_replay(self) -> dict[str, Any] | None:
+        """Return the state to go on from, once; None where there is none or it was returned before."""
+        state, self.state = self.state, None
+        if state is not None:
+            restore_measured(self._output_dir, self._earlier)
+        return state
+
+    def save(self, steps: int, state: Callable[[], dict[str, Any]], now: bool = False) -> None:
+        """Save the state that the function ``state`` makes, and the records so far; see `Progress.save`."""
+        self.progress.save(steps, lambda: {**state(), "records": own_records(self._output_dir, self._args)}, now)
+
+
+def past_of(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> Past | None:
+    """Return the past of the job that runs in this process; None where none is wanted, or, said aloud, can be kept.
+
+    Records that the job has in its folder are set aside in any case: DomainBed starts at step 0 and appends.
+
+    Raises:
+        JobIsRunning: where another process runs the same job.
+        OSError: where the earlier records cannot be set aside.
+    """
+    progress = None
+    if hparams["resume"]:
+        try:
+            job = describe(task, hparams, args)
+            progress = Progress(job)
+            if progress.state is None:
+                _say_what_differs(job, progress)
+        except OSError as error:
+            print(f"The progress of this job cannot be kept ({error}): if it is killed it starts over.", flush=True)
+    try:
+        earlier = set_aside(Path(args.output_dir), vars(args))
+    except OSError:
+        if progress is not None:
+            progress.close()
+        raise
+    return Past(progress, args, earlier) if progress is not None else None
+
+
+def describe(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Return everything that decides the job's numbers, as JSON: a change of any of it makes another job.
+
+    Images and the files of a model count by names, sizes and times, a model from the hub by its commit, chains and the
+    source files of this package and of DomainBed by their contents.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    chains = sorted([*key, chain] for key, chain in task.chains.items())
+    images: list[Any] = [task.images, task.labels]
+    if task.folder:
+        images.append([[_stamp(Path(task.folder, name)) for name in names] for names in task.images])
+    return {
+        "args": {**vars(args), "output_dir": str(Path(args.output_dir).absolute())},
+        "hparams": hparams,
+        "models": [_files(str(hparams[name])) for name in _MODELS if name in hparams],
+        "task": {
+            "class_names": list(task.class_names),
+            "subject": task.subject,
+            "schedule": asdict(task.schedule) if task.schedule is not None else None,
+        },
+        "chains": _digest(chains),
+        "images": _digest(images),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "code": source_digests(),
+        "versions": {
+            "domainbed-reasoning": __version__,
+            "prompts": PROMPT_VERSION,
+            "Python": platform.python_version(),
+            **{name: installed(name) for name in _LIBRARIES},
+        },
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return size in bytes and time of the last change in nanoseconds."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _files(model: str) -> Any:
+    """Return what tells the files of a model from others: a folder's, by name, or the commit of a hub id's."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return [(path.name, *_stamp(path)) for path in sorted(folder.iterdir()) if path.is_file()]
+    if model.count("/") != 1:
+        return []  # embedded: a part of the package
+    import huggingface_hub
+
+    config = huggingface_hub.try_to_load_from_cache(model, "config.json")
+    return Path(config).parent.name if isinstance(config, str) else []  # snapshots/<commit>/config.json
+
+
+def _say_what_differs(job: Mapping[str, Any], progress: Progress) -> None:
+    """Say why a job begins at step 0 though its command has progress: something else than the command has changed."""
+    for path in progress.folder.parent.glob("[!.]*/job.json"):
+        with suppress(OSError, ValueError, RecursionError):
+            other = json.loads(path.read_text(encoding="utf-8"))
+            if path.parent == progress.folder or not isinstance(other, dict) or other.get("args") != job["args"]:
+                continue
+            changed = [name for name in job if other.get(name) != json.loads(json.dumps(job[name]))]
+            print(
+                f"The progress of this command in {path.parent} is of other {', '.join(changed)}: it is not used, and "
+                "the job begins at step 0.",
+                flush=True,
+            )

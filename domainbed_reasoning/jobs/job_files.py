@@ -1,0 +1,69 @@
+"""The files of a job's folder, read line by line or whole, with what is wrong with them noted and not raised."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning.files.plain import open_plain_text, read_plain_text
+
+RESULTS = "results.jsonl"
+_MAX_BYTES, _MAX_LINE = 1 << 28, 1 << 20  # a record has some thousand characters
+
+
+def is_own_file(path: Path) -> bool:
+    """Return whether it is a regular file, and no link to one outside of the job's folder."""
+    return path.is_file() and (not path.is_symlink() or path.resolve().is_relative_to(path.parent.resolve()))
+
+
+def _is_there(path: Path, damage: list[str]) -> bool:
+    """Return whether there is a file to read; note what is there in its place, or that it is too large."""
+    if not os.path.lexists(path):
+        return False
+    if not is_own_file(path):
+        damage.append(f"{path.name} is no regular file of this folder")
+    elif path.stat().st_size > _MAX_BYTES:
+        damage.append(f"{path.name} has more than {_MAX_BYTES:,} bytes")
+    else:
+        return True
+    return False
+
+
+def numbered_lines(path: Path, damage: list[str]) -> Iterator[tuple[int, str]]:
+    """Yield the numbered lines of a file, none where it is not there; note that it cannot be read."""
+    try:
+        if not _is_there(path, damage):
+            return
+        with open_plain_text(path, errors="replace") as file:
+            number = 0
+            while line := file.readline(_MAX_LINE):
+                number += 1
+                if len(line) == _MAX_LINE:
+                    damage.append(f"{path.name}, line {number}: more than {_MAX_LINE:,} characters")
+                    return
+                yield number, line
+    except OSError as error:
+        damage.append(f"{path.name} cannot be read ({error.strerror})")
+
+
+def read_object(
+    path: Path, fault_of: Callable[[Mapping[str, Any]], str], damage: list[str]
+) -> Mapping[str, Any] | None:
+    """Return the object in a file, None where there is no file; note what is wrong with it."""
+    try:
+        if not _is_there(path, damage):
+            return None
+        said = json.loads(read_plain_text(path))
+    except OSError as error:
+        damage.append(f"{path.name} cannot be read ({error.strerror})")
+        return None
+    except (ValueError, RecursionError) as error:
+        damage.append(f"{path.name} is no JSON ({str(error):.60})")
+        return None
+    fault = fault_of(said) if isinstance(said, dict) else "it is no object"
+    if fault:
+        damage.append(f"{path.name}: {fault}")
+    return None if fault else said

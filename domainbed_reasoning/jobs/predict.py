@@ -1,0 +1,164 @@
+"""Ask a trained model about images: class, scores, chain."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from PIL.Image import Image
+
+from domainbed_reasoning.images.decode import read_rgb, truncated_images_refused
+from domainbed_reasoning.jobs.seeds import own_randomness
+from domainbed_reasoning.jobs.trained import TrainedJob, read_job
+from domainbed_reasoning.method.answering import answering_chains, answers_from_chains, scores_of_chains
+from domainbed_reasoning.mllm.generation_cache import digests_of
+from domainbed_reasoning.mllm.pixels import from_picture
+
+ANSWERS = ("chain", "label", "both")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one image.
+
+    Attributes:
+        image: the file, or an empty string.
+        class_name: the class with the highest score.
+        scores: of every class, in [0, 1]: by the label the classification path's probabilities; by the chain 1 for the
+            class it concludes with, and the label's probabilities where it names none.
+        label_class: the classification path's answer; None where it was not asked.
+        chain_class: the class that the chain concludes with; None where it names none or was not asked for.
+        chain: the chain as it was generated, of several the elected one; None where it was not asked for.
+    """
+
+    image: str
+    class_name: str
+    scores: dict[str, float]
+    label_class: str | None = None
+    chain_class: str | None = None
+    chain: str | None = None
+
+
+class Predictor:
+    """A trained model that answers as the job did: with ``votes`` above 1 the chain is elected of several sampled ones.
+
+    Args:
+        job: folder of a DomainBed job, or what `export` made of one.
+        answer: ``chain``, ``label`` or ``both`` (the class is then the chain's); None takes the job's own.
+        model: a base model in place of the job's, which may lie elsewhere on this machine.
+        dtype: in place of the job's.
+        quantize: in place of the job's.
+
+    Raises:
+        ValueError: for a folder, an answer or a model that cannot be used.
+
+    Example:
+        >>> predictor = Predictor("runs/1a2b3c")                        # doctest: +SKIP
+        >>> predictor("cat.jpg").class_name                             # doctest: +SKIP
+        'cat'
+        >>> [found.class_name for found in predictor(["cat.jpg", "dog.jpg"])]  # doctest: +SKIP
+        ['cat', 'dog']
+    """
+
+    def __init__(
+        self,
+        job: str | pathlib.Path | TrainedJob,
+        answer: str | None = None,
+        model: str | None = None,
+        dtype: str | None = None,
+        quantize: str | None = None,
+    ):
+        self.job = job if isinstance(job, TrainedJob) else read_job(job)
+        self.answer = answer or self.job.hparams["answer"]
+        if self.answer not in ANSWERS:
+            raise ValueError(f"answer {self.answer!r} is none of {', '.join(ANSWERS)}.")
+        mllm = self.job.load(model, dtype, quantize)
+        # Nothing is trained any more: merged weights answer faster. Quantised ones would lose the adapters' precision.
+        self.mllm = mllm if mllm.quantized else mllm.merge()
+        self._to_bytes = from_picture(self.mllm.image_size)
+
+    @overload
+    def __call__(self, images: str | pathlib.Path | Image) -> Prediction: ...
+
+    @overload
+    def __call__(self, images: Iterable[Any]) -> list[Prediction]: ...
+
+    def __call__(self, images: Any) -> Prediction | list[Prediction]:
+        """Return the answer to an image, or a list of the answers to several: files or PIL pictures.
+
+        Raises:
+            ValueError: for a file that is no readable image, naming it.
+        """
+        if isinstance(images, (str, pathlib.Path, Image)):
+            return next(self.answers([images]))
+        return list(self.answers(list(images)))
+
+    def answers(
+        self, images: Sequence[Any], unreadable: Callable[[ValueError], None] | None = None
+    ) -> Iterator[Prediction]:
+        """Yield the answers in order, a batch at a time.
+
+        Args:
+            images: files or PIL pictures.
+            unreadable: gets the error of each file that is no readable image, which is then left out.
+
+        Raises:
+            ValueError: for such a file, naming it, where nobody else is to get it.
+        """
+        size = self.job.hparams["eval_batch"]
+        for start in range(0, len(images), size):
+            names, pixels = [], []
+            for image in images[start : start + size]:
+                try:
+                    pixels.append(self._to_bytes(_picture(image)))
+                except ValueError as error:
+                    if unreadable is None:
+                        raise
+                    unreadable(error)
+                else:
+                    names.append(str(image) if isinstance(image, (str, pathlib.Path)) else "")
+            if names:
+                yield from self._answer(names, torch.stack(pixels))
+
+    def _answer(self, images: Sequence[str], pixels: torch.Tensor) -> list[Prediction]:
+        job, names = self.job, self.job.class_names
+        by_label = None
+        if self.answer != "chain":
+            by_label = self.mllm.class_scores(pixels, job.q_cls, names)
+        if self.answer == "label":
+            assert by_label is not None
+            scores = by_label.softmax(dim=1)
+            chains, concluded = [None] * len(images), [None] * len(images)
+        else:
+            # A job that votes samples; the same images are answered alike.
+            with own_randomness(0, "answers", digests_of(pixels)):
+                chains = answering_chains(self.mllm, pixels, job.q_reason, names, *job.chain_settings)
+            concluded = answers_from_chains(chains, names, job.exact_answers)
+            scores = scores_of_chains(self.mllm, pixels, job.q_cls, names, chains, by_label, job.exact_answers)
+        scores = scores.cpu()  # they are looked at one by one
+        by_name = [None] * len(images) if by_label is None else [names[i] for i in by_label.argmax(1).tolist()]
+        return [
+            Prediction(
+                image=images[row],
+                class_name=names[int(scores[row].argmax())],
+                scores={name: round(float(score), 6) for name, score in zip(names, scores[row], strict=True)},
+                label_class=by_name[row],
+                chain_class=None if concluded[row] is None else names[concluded[row]],
+                chain=chains[row],
+            )
+            for row in range(len(images))
+        ]
+
+
+def _picture(image: Any) -> Any:
+    """Return an image as an RGB picture."""
+    if not isinstance(image, (str, pathlib.Path)):
+        return image.convert("RGB")
+    try:
+        with truncated_images_refused():
+            return read_rgb(image)
+    except OSError as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,307 @@
+"""What a training job has done so far, kept so that the same job, started again, goes on where it was killed.
+
+DomainBed starts every job at step 0 and does not keep the folder of an incomplete one. So the steps' values and the
+evaluations' answers are kept in the user's cache folder, under a key made of everything that decides the job's numbers.
+A job that finds its own is *replayed*: DomainBed draws the same batches again and gets the recorded values and answers
+for them, which costs the loading of the images but no model; from the last saved state on, everything is computed.
+
+A state is saved whenever that has taken at most one hundredth of the time since the last, and before an evaluation.
+
+Files of a job: ``job.json`` (what it is), ``log.jsonl`` (a line a step or a batch of answers), ``state.pt`` (tensors
+and plain values), ``adapters-N.pt`` (the weights of each checkpoint that DomainBed saves, where it saves all),
+``lock`` (held while the job runs). The state says how long the log was, and which digests log and adapters have: before
+a replay begins everything that it needs is compared with them, and what differs means step 0.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.files.atomic import replace_text
+from domainbed_reasoning.jobs.resume_store import JobIsRunning, delete, is_done, make_room, take, unfinished_folder
+from domainbed_reasoning.jobs.sealed import Damaged, check_tensors, line_of, read_lines, read_tensors, write_tensors
+
+_SHARE_OF_TIME = 0.01  # of training that may go into saving states
+_FORMAT = 2
+# What `Progress` adds to a state, and its type.
+_OF_STATE = (("format", int), ("steps", int), ("kept", dict), ("log_bytes", int), ("log_digest", str))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One batch's answers at an evaluation.
+
+    Attributes:
+        classes: the class of each image that DomainBed's accuracy counts.
+        chains: the generated chains; None where none were asked for, or where they play no further part.
+        labels: the classification path's classes; None where not asked for.
+        state: which weights wrote the chains, as the model calls it; "" where it does not remember what it wrote.
+    """
+
+    classes: list[int]
+    chains: list[str] | None
+    labels: list[int] | None
+    state: str = ""
+
+
+def key_of(job: Mapping[str, Any]) -> str:
+    """Return the key of a job: a digest of everything in ``job``, which must be JSON."""
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Progress:
+    """The recorded past of a job, then the recording of what it does.
+
+    Args:
+        job: what decides the job's numbers, as JSON; `key_of` makes it the key. Its ``args`` are DomainBed's.
+        root: folder of all jobs' progress.
+
+    Attributes:
+        state: what `save` was given last by the earlier process; None where the job starts from nothing.
+
+    Raises:
+        JobIsRunning: where another process has this job.
+        OSError: where nothing can be kept there.
+    """
+
+    def __init__(self, job: Mapping[str, Any], root: Path | None = None):
+        self.key = key_of(job)
+        self.folder = (root or unfinished_folder()) / self.key
+        self.state: dict[str, Any] | None = None
+        self._log: int | None = None
+        self._lock = take(self.folder)
+        if self._lock is None:
+            raise JobIsRunning(
+                f"This job runs in another process already (its progress, {self.folder}, is locked): wait for it, or "
+                'give this one another --output_dir, or the hparam "resume": false.'
+            )
+        try:
+            self._open(job)
+        except BaseException:
+            self.close()
+            raise
+        atexit.register(self._tidy_up, job.get("args", {}).get("output_dir"))
+
+    def _open(self, job: Mapping[str, Any]) -> None:
+        """Take over what an earlier process left, if all of it is sound; else begin with an empty folder."""
+        self._begin_anew()
+        try:
+            self._read()
+        except Damaged as fault:
+            print(
+                f"The saved progress of this job in {self.folder} cannot be used: {fault}. The job begins at step 0.",
+                flush=True,
+            )
+            self._begin_anew()
+        for path in self.folder.iterdir():
+            unfinished_part = path.name.startswith(".")  # of a file that was being written when the process was killed
+            if unfinished_part or (self.state is None and path.name != "lock"):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self._log = os.open(self.folder / "log.jsonl", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        os.ftruncate(self._log, self._length)
+        os.lseek(self._log, self._length, os.SEEK_SET)
+        replace_text(self.folder / "job.json", json.dumps(dict(job), indent=1) + "\n")
+        self._saved_at, self._cost = time.monotonic(), 0.0
+        self._saved_steps = self.state["steps"] if self.state is not None else -1
+        make_room(self.folder.parent, keep=self.folder)
+
+    def close(self) -> None:
+        """Stop recording and let go of the job."""
+        for descriptor in (self._log, self._lock):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._log = self._lock = None
+
+    # -- the past -------------------------------------------------------------------------------------------------
+
+    @property
+    def replays(self) -> bool:
+        """Whether something recorded is still to be handed out."""
+        return bool(self._waiting)
+
+    def next_step(self) -> dict[str, float]:
+        """Return the values of the next recorded step.
+
+        Raises:
+            RuntimeError: where an evaluation was recorded at this point.
+        """
+        return dict(self._next("values")["values"])
+
+    def next_answers(self, count: int) -> Answers:
+        """Return the next recorded batch of answers.
+
+        Args:
+            count: of images that are asked about.
+
+        Raises:
+            RuntimeError: where something else was recorded at this point.
+        """
+        answers = Answers(**self._next("answers")["answers"])
+        if len(answers.classes) != count:
+            raise self._misfit(f"{len(answers.classes)} answers were recorded where {count} are asked for")
+        return answers
+
+    def labelled(self, round: int) -> list[tuple[int, int, str, bool]]:
+        """Return what was self-labelled in a round up to the state: environment, index, chain, whether kept."""
+        steps = [step for step in self._steps if step["values"]["stage"] == round]
+        return [(row[0], row[1], row[2], row[3]) for step in steps for row in step["labelled"]]
+
+    def _next(self, kind: str) -> dict[str, Any]:
+        event = self._waiting.popleft()
+        if kind not in event:
+            raise self._misfit(f"{kind} are asked for where {', '.join(event)} was recorded")
+        return event
+
+    def _misfit(self, how: str) -> RuntimeError:
+        return RuntimeError(
+            f"The recorded progress of this job does not fit what it does now: {how}. Start it again after "
+            f"`domainbed-reasoning unfinished --clear {self.key[:8]}`, and it will begin at step 0."
+        )
+
+    def _begin_anew(self) -> None:
+        self.state = None
+        self._steps: list[dict[str, Any]] = []
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._kept: dict[str, str] = {}  # digests of the files that `kept` has written
+        self._length, self._digest = 0, ""  # of the log
+
+    def _read(self) -> None:
+        """Read state and log, and compare all that a replay needs with its digests.
+
+        Raises:
+            Damaged: one of the files is not what was written.
+            OSError: one cannot be read.
+        """
+        path = self.folder / "state.pt"
+        if not os.path.lexists(path):
+            others = {other.name for other in self.folder.iterdir() if not other.name.startswith(".")}
+            if others - {"lock", "job.json", "log.jsonl"} or self._is_logged():
+                raise Damaged("state.pt is missing: it was removed, or none had been saved yet")
+            return
+        state = read_tensors(path)
+        if not isinstance(state, dict) or any(not isinstance(state.get(name), kind) for name, kind in _OF_STATE):
+            raise Damaged("state.pt holds something else than a state")
+        if state["format"] != _FORMAT:
+            raise Damaged(f"state.pt has format {state['format']}, this version reads {_FORMAT}")
+        for name, digest in state["kept"].items():
+            check_tensors(self.folder / name, digest)
+        self._read_log(state["log_bytes"], state["log_digest"])
+        self.state, self._kept = state, dict(state["kept"])
+
+    def _is_logged(self) -> bool:
+        log = self.folder / "log.jsonl"
+        return os.path.lexists(log) and (not log.is_file() or log.stat().st_size > 0)
+
+    def _read_log(self, needed: int, digest: str) -> None:
+        """Read the log as far as it belongs to the state.
+
+        Raises:
+            Damaged: its first ``needed`` bytes are not those that have this digest.
+        """
+        sound = needed == 0
+        for length, event, running in read_lines(self.folder / "log.jsonl"):
+            # Beyond the state's own part only the answers of the evaluation that it was saved for are of use.
+            if self._length >= needed and "answers" not in event:
+                break
+            self._length += length
+            self._digest = running
+            sound = sound or (self._length == needed and running == digest)
+            self._waiting.append(event)
+            if "values" in event:
+                self._steps.append(event)
+        if not sound:
+            raise Damaged("log.jsonl is damaged or cut off")
+
+    # -- recording ------------------------------------------------------------------------------------------------
+
+    def record_step(self, values: Mapping[str, float], labelled: Sequence[tuple[int, int, str, bool]]) -> None:
+        """Record a step's values and the chains that were self-labelled in it."""
+        self._write({"values": dict(values), "labelled": labelled})
+
+    def record_answers(self, answers: Answers) -> None:
+        """Record one batch's answers."""
+        self._write({"answers": asdict(answers)})
+
+    def save(self, steps: int, state: Callable[[], dict[str, Any]], now: bool = False) -> None:
+        """Save the state after ``steps`` steps if it is time to, or in any case, but never twice.
+
+        Args:
+            steps: taken so far.
+            state: makes what is to be found in `state` again: tensors and plain values.
+            now: do not wait until saving has become cheap enough.
+        """
+        started = time.monotonic()
+        due = now or started - self._saved_at >= self._cost / _SHARE_OF_TIME
+        if self._log is None or steps == self._saved_steps or not due:
+            return
+        ours = {"format": _FORMAT, "steps": steps, "kept": dict(self._kept)}
+        ours |= {"log_bytes": self._length, "log_digest": self._digest}
+        try:
+            os.fsync(self._log)
+            write_tensors(self.folder / "state.pt", {**state(), **ours})
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            self._give_up(error)
+            return
+        self._saved_at = time.monotonic()
+        self._cost, self._saved_steps = self._saved_at - started, steps
+
+    def kept(self, name: str, tensors: dict[str, torch.Tensor], replays: bool) -> dict[str, torch.Tensor]:
+        """Return ``tensors`` and keep them under ``name``; in a replay, return what was kept under it instead.
+
+        Raises:
+            RuntimeError: what was kept has been removed or changed since the replay began.
+        """
+        path = self.folder / name
+        if replays:
+            try:
+                return dict(read_tensors(path, self._kept.get(name, "")))
+            except Damaged as fault:
+                raise self._misfit(str(fault)) from fault
+        if self._log is not None and name not in self._kept:
+            try:
+                self._kept[name] = write_tensors(path, tensors)
+            except (OSError, RuntimeError) as error:
+                self._give_up(error)
+        return tensors
+
+    def _write(self, event: dict[str, Any]) -> None:
+        if self._log is None:
+            return
+        line, digest = line_of(event, self._digest)
+        try:
+            written = os.write(self._log, line)
+            if written < len(line):
+                raise OSError(f"only {written} of {len(line)} bytes could be written")
+        except OSError as error:
+            self._give_up(error)
+        else:
+            self._length += len(line)
+            self._digest = digest
+
+    def _give_up(self, error: Exception) -> None:
+        """Stop recording: training is worth more than its record."""
+        print(
+            f"The progress of this job can no longer be kept in {self.folder} ({error}). It goes on; killed from now "
+            "on, it would go on from the last state that was saved.",
+            flush=True,
+        )
+        if self._log is not None:
+            os.close(self._log)
+        self._log = None
+
+    def _tidy_up(self, output_dir: str | None) -> None:
+        """Forget a job that has ended well: DomainBed has written ``done``."""
+        if is_done(output_dir, self.folder):
+            delete(self.folder)

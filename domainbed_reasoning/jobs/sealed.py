@@ -1,0 +1,123 @@
+"""Files that are told from damaged ones: tensors with a digest behind them, and a log whose lines are chained.
+
+A digest is SHA-256 in hexadecimal. It finds what disks, copies and kills do to files; it is no signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.files.atomic import replacing
+
+_HEX = 64  # characters of a digest
+_PART = 1 << 20  # bytes that are read at a time
+_SEAL = b', "sha256": "'
+
+
+class Damaged(Exception):
+    """A file is not there, or not what was written; the text names it and says how."""
+
+
+def write_tensors(path: Path, value: Any) -> str:
+    """Write tensors and plain values, and the digest behind them; return the digest when all is on the disk.
+
+    Raises:
+        OSError: they cannot be written; torch may report a full disk as a RuntimeError.
+    """
+    with replacing(path, durable=True) as file:
+        torch.save(value, file)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0, os.SEEK_END)
+        file.write(digest.encode())
+    return digest
+
+
+def check_tensors(path: Path, digest: str | None = None) -> None:
+    """Compare a file with the digest behind its tensors.
+
+    Args:
+        path: of the file.
+        digest: that it has to be as well, as `write_tensors` returned it.
+
+    Raises:
+        Damaged: they differ, or there is no such file.
+        OSError: it cannot be read.
+    """
+    check_is_file(path)
+    found, left = hashlib.sha256(), path.stat().st_size - _HEX
+    with path.open("rb") as file:
+        while left > 0 and (part := file.read(min(left, _PART))):
+            found.update(part)
+            left -= len(part)
+        if file.read(_HEX + 1) != found.hexdigest().encode():
+            raise Damaged(f"{path.name} is damaged: its digest is another one")
+    if digest not in (None, found.hexdigest()):
+        raise Damaged(f"{path.name} is not the one that belongs to the state")
+
+
+def read_tensors(path: Path, digest: str | None = None) -> Any:
+    """Return what `write_tensors` wrote, on the CPU.
+
+    Raises:
+        Damaged: it is something else; see `check_tensors`.
+        OSError: it cannot be read.
+    """
+    check_tensors(path, digest)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises what it likes
+        raise Damaged(f"{path.name} cannot be read ({type(error).__name__})") from error
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse what is no file of ours.
+
+    Raises:
+        Damaged: there is nothing, or a folder, a link, a device.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise Damaged(f"{path.name} is {'no file' if os.path.lexists(path) else 'missing'}")
+
+
+def line_of(event: Mapping[str, Any], before: str) -> tuple[bytes, str]:
+    """Return a line of the log, which ends in the digest of itself and of all lines before it, and that digest.
+
+    Args:
+        event: what the line says, JSON.
+        before: the digest of the line before; "" for the first.
+    """
+    body = json.dumps(event).encode()
+    digest = hashlib.sha256(before.encode() + body).hexdigest()
+    return body[:-1] + _SEAL + digest.encode() + b'"}\n', digest
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """Yield the lines of a log as far as they are sound: length in bytes, event, digest.
+
+    Raises:
+        Damaged: there is no such file.
+        OSError: it cannot be read.
+    """
+    check_is_file(path)
+    before = ""
+    with path.open("rb") as log:
+        for line in log:
+            body = line.rpartition(_SEAL)[0] + b"}"
+            before = hashlib.sha256(before.encode() + body).hexdigest()
+            if line != body[:-1] + _SEAL + before.encode() + b'"}\n':
+                return
+            try:
+                event = json.loads(body)
+            except (ValueError, RecursionError):
+                return
+            yield len(line), event, before

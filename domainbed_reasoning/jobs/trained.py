@@ -1,0 +1,312 @@
+"""What a job trained, read back without DomainBed: its task, its settings and its adapters.
+
+Three kinds of folder: a DomainBed job (``task.json`` and ``model.pkl``), and the two that `export` makes of one: an
+adapter folder of PEFT and a merged model.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.chains.chain import fault_of_names
+from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_cls, q_reason
+from domainbed_reasoning.chains.record import parse_json
+from domainbed_reasoning.files.plain import open_plain, read_plain_text
+from domainbed_reasoning.jobs.saved_tensors import MAX_BYTES, load_tensors
+from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
+
+TASK_FILE = "task.json"
+_PEFT_WEIGHTS = "adapter_model.safetensors"
+
+
+class JobError(ValueError):
+    """A folder that holds no trained model: the message names the fault and the cure."""
+
+
+@dataclass(frozen=True)
+class TrainedJob:
+    """A trained model, not yet loaded.
+
+    Attributes:
+        folder: where it lies.
+        algorithm: name of the algorithm.
+        dataset: name of the dataset.
+        subject: the noun of the question.
+        class_names: in label order.
+        environments: names of the domains.
+        test_envs: numbers of the target domains.
+        hparams: of the job.
+        adapters: trained tensors by their names in the PEFT model; empty for a zero-shot or a merged model.
+        model: what `load_mllm` loads: the base model, or the folder itself where the adapters are merged.
+    """
+
+    folder: pathlib.Path
+    algorithm: str
+    dataset: str
+    subject: str
+    class_names: tuple[str, ...]
+    environments: tuple[str, ...]
+    test_envs: tuple[int, ...]
+    hparams: Mapping[str, Any]
+    adapters: Mapping[str, torch.Tensor]
+    model: str
+
+    @property
+    def q_cls(self) -> str:
+        """The question of the classification path."""
+        return q_cls(self.class_names, self.subject)
+
+    @property
+    def q_reason(self) -> str:
+        """The question of the reasoning path."""
+        return q_reason(self.class_names, self.subject)
+
+    @property
+    def chain_settings(self) -> tuple[int, int, int, float, bool]:
+        """How the job's chains answer: most tokens, images at a time, votes and temperature, whether read exactly."""
+        hparams = self.hparams
+        voting = hparams["votes"], hparams["vote_temperature"]
+        return hparams["max_new_tokens"], hparams["eval_batch"], *voting, self.exact_answers
+
+    @property
+    def exact_answers(self) -> bool:
+        """Whether the job reads conclusions exactly, see `reader.read_conclusion`."""
+        return bool(self.hparams["answer_matching"] == "exact")
+
+    def lora(self) -> LoraSettings | None:
+        """Return the adapters that the job trained; None without any."""
+        if not self.adapters:
+            return None
+        names = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_projector")
+        return LoraSettings(*(self.hparams[name] for name in names))
+
+    def load(self, model: str | None = None, dtype: str | None = None, quantize: str | None = None) -> MLLM:
+        """Load the model with its trained adapters, in evaluation mode.
+
+        Args:
+            model: a base model in place of the job's, which may lie elsewhere on this machine.
+            dtype: in place of the job's.
+            quantize: in place of the job's.
+
+        Raises:
+            ModelError: for a base model that cannot be used.
+            ValueError: for adapters that do not fit it.
+            JobError: for a model whose files the libraries cannot make sense of.
+        """
+        try:
+            mllm = load_mllm(
+                model or self.model,
+                lora=self.lora(),
+                adapters=self.adapters or None,
+                dtype=dtype or self.hparams["dtype"],
+                quantize=quantize or self.hparams["quantize"],
+                max_tiles=self.hparams["max_tiles"],
+            )
+        except ValueError:
+            raise
+        except Exception as error:  # files of strangers make the libraries raise anything
+            raise JobError(
+                f"{model or self.model}: the model cannot be loaded ({type(error).__name__}: {str(error):.300}). Give "
+                "another with --model, or fetch it again."
+            ) from error
+        return mllm.eval()
+
+
+def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> TrainedJob:
+    """Return the trained model in ``folder``: a job of DomainBed's train or sweep, or what `export` made of one.
+
+    Args:
+        folder: of the job.
+        checkpoint: DomainBed's file in it; ``model_step19.pkl`` and others are there after
+            ``--save_model_every_checkpoint``.
+
+    Raises:
+        JobError: for a folder that is none of these, or a job that has not saved its model.
+    """
+    path = pathlib.Path(folder).expanduser()
+    said = _read_task(path)
+    if said["prompt_version"] != PROMPT_VERSION:
+        raise JobError(
+            f"{path}: the model was asked with prompts of version {said['prompt_version']!r:.20}, and version "
+            f"{PROMPT_VERSION} is installed: use domainbed-reasoning {said.get('version', 'of then')!s:.20}."
+        )
+    hparams, model = said["hparams"], said["hparams"]["model"]
+    if (path / _PEFT_WEIGHTS).is_file():
+        adapters = _peft_adapters(path / _PEFT_WEIGHTS)
+    elif (path / "config.json").is_file():
+        adapters, model, hparams = {}, str(path), {**hparams, "quantize": "none"}
+    else:
+        adapters = _checkpoint(path / checkpoint)
+    _check_adapters(path, adapters, hparams)
+    return TrainedJob(
+        folder=path,
+        algorithm=said["algorithm"],
+        dataset=said["dataset"],
+        subject=said["subject"],
+        class_names=tuple(said["class_names"]),
+        environments=tuple(said["environments"]),
+        test_envs=tuple(said["test_envs"]),
+        hparams=hparams,
+        adapters=adapters,
+        model=model,
+    )
+
+
+def _read_task(path: pathlib.Path) -> dict[str, Any]:
+    """Return what task.json says, every value of the kind that the rest of the code counts on."""
+    file = path / TASK_FILE
+    try:
+        said = parse_json(read_plain_text(file))
+    except FileNotFoundError as error:
+        raise JobError(
+            f"{path} holds no {TASK_FILE}: it is no job of an MLLM algorithm. Give the folder that DomainBed's train "
+            "or sweep wrote (with results.jsonl and model.pkl), or one that `domainbed-reasoning export` wrote."
+        ) from error
+    except NotADirectoryError as error:
+        raise JobError(f"{path} is a file: give the job's folder, not a file in it.") from error
+    except (ValueError, OSError) as error:
+        raise JobError(f"{file} is damaged ({_reason(error):.200}): run the job again.") from error
+    fault = _fault(said, _TASK)
+    if not fault and "model" not in said["hparams"]:
+        raise JobError(
+            f"{path}: {said['algorithm']:.80} trains no multimodal LLM, so there is none to load. Give another."
+        )
+    if not fault:
+        # Jobs of before there were votes and a tolerant reader.
+        said["hparams"] = {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", **said["hparams"]}
+    fault = fault or _fault(said["hparams"], _HPARAMS) or fault_of_names(said["class_names"])
+    if fault:
+        raise JobError(f"{file} is damaged ({fault}): run the job again, or take the file as the job wrote it.")
+    return said
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) < 4096 and value.isprintable()
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _whole(least: int, most: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _number(least: float, most: float) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _one_of(*choices: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in choices
+
+
+# What a task and its hyper-parameters must be: name → test.
+_TASK: dict[str, Callable[[Any], bool]] = {
+    "algorithm": _text,
+    "dataset": _text,
+    "subject": _text,
+    "class_names": lambda value: _texts(value) and bool(value),
+    "environments": _texts,
+    "test_envs": lambda value: isinstance(value, list) and all(map(_whole(0, 1 << 20), value)),
+    "prompt_version": _text,
+    "hparams": lambda value: isinstance(value, dict),
+}
+_HPARAMS: dict[str, Callable[[Any], bool]] = {
+    "model": _text,
+    "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
+    "quantize": _one_of("none", "nf4", "int8"),
+    "max_tiles": _whole(1, 64),
+    "answer": _one_of("chain", "label"),
+    "eval_batch": _whole(1, 1 << 20),
+    "max_new_tokens": _whole(1, 1 << 20),
+    "votes": _whole(1, 1 << 10),
+    "vote_temperature": _number(0, 1 << 10),
+    "answer_matching": _one_of("tolerant", "exact"),
+}
+_LORA: dict[str, Callable[[Any], bool]] = {
+    "lora_rank": _whole(1, 1 << 16),
+    "lora_alpha": _number(0, 1 << 20),
+    "lora_dropout": _number(0, 0.999),
+    "lora_targets": _one_of("both", "vision", "language"),
+    "lora_projector": lambda value: isinstance(value, bool),
+}
+
+
+def _fault(said: Any, wanted: Mapping[str, Callable[[Any], bool]]) -> str | None:
+    if not isinstance(said, dict):
+        return f"a JSON object is wanted, not {type(said).__name__}"
+    for name, is_right in wanted.items():
+        if name not in said:
+            return f"{name!r} is missing"
+        if not is_right(said[name]):
+            return f"{name!r} cannot be {said[name]!r:.80}"
+    return None
+
+
+def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
+    """Refuse adapters that are none, before a model of the size that they claim is made."""
+    if not adapters:
+        return
+    fault = _fault(hparams, _LORA)
+    if fault:
+        raise JobError(f"{path / TASK_FILE} is damaged ({fault}): take the file as the job wrote it.")
+    rank = hparams["lora_rank"]
+    for name, tensor in adapters.items():
+        is_matrix = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() == 2
+        if not isinstance(name, str) or not is_matrix:
+            raise JobError(f"{path}: the adapter {str(name)!r:.200} is no matrix of numbers. Run the job again.")
+        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise JobError(f"{path}: the adapter {name!r:.200} repeats numbers. Run the job again.")
+        found = tensor.shape[0] if ".lora_A." in name else tensor.shape[1]
+        if found != rank:
+            raise JobError(
+                f"{path}: the adapter {name!r:.200} has rank {found}, and {TASK_FILE} says {rank}. Take both "
+                "from one job."
+            )
+        if not torch.isfinite(tensor).all():
+            raise JobError(f"{path}: the adapter {name!r:.200} holds NaN or infinity: the job has diverged.")
+
+
+def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
+    """Return the trained tensors of one of DomainBed's checkpoints."""
+    if not file.exists():
+        others = sorted(path.name for path in file.parent.glob("model*.pkl"))
+        why = (
+            f"it has {', '.join(others)}; train --save_model_every_checkpoint saves one an evaluation"
+            if others
+            else "the job has not reached its first checkpoint, or ran with --skip_model_save"
+        )
+        raise JobError(f"{file.parent} holds no {file.name}: {why}.")
+    try:
+        checkpoint = load_tensors(file)
+    except (ValueError, OSError) as error:
+        raise JobError(
+            f"{file} cannot be read: it is cut short, as by a job that was killed while it saved, or not what "
+            f"DomainBed saves ({_reason(error)}). Run the job again."
+        ) from error
+    tensors = checkpoint.get("model_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(tensors, dict):
+        raise JobError(f"{file} holds no 'model_dict': it is no checkpoint of DomainBed. Run the job again.")
+    return tensors
+
+
+def _reason(error: Exception) -> str:
+    said = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return said.splitlines()[0][:300]
+
+
+def _peft_adapters(file: pathlib.Path) -> dict[str, torch.Tensor]:
+    """Return PEFT's saved tensors under the names that they have in the model, with the adapter's."""
+    import safetensors.torch
+
+    try:
+        open_plain(file, MAX_BYTES).close()
+        saved = safetensors.torch.load_file(file)
+    except Exception as error:  # the format's own errors derive from Exception
+        raise JobError(f"{file} cannot be read ({str(error):.300}): export the job again.") from error
+    return {name.removesuffix(".weight") + ".default.weight": tensor for name, tensor in saved.items()}

@@ -1,0 +1,1 @@
+"""The paper's equations and algorithm 1, given a model."""

@@ -1,0 +1,45 @@
+"""What is asked of every image: classes, the question's noun, domains, and the chains that may be learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from domainbed_reasoning.method.schedule import Schedule
+
+SampleId = tuple[int, int]  # (environment, index within the environment)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is asked of every image of a dataset.
+
+    Attributes:
+        dataset: name of the dataset class.
+        class_names: as the prompts name them, in label order.
+        environments: names of the domains, in DomainBed's order.
+        test_envs: the target domains; no chain of theirs is in ``chains``.
+        subject: what the images show, the noun of the question.
+        labels: per environment, the label of every index.
+        images: per environment, the name (path below the dataset's folder) of every index.
+        chains: teacher chains of source-domain samples, by `SampleId`.
+        folder: that the names in ``images`` are below; "" where the dataset draws its images.
+        schedule: the stages that the dataset laid out for the algorithm; None for a stock dataset's own steps.
+    """
+
+    dataset: str
+    class_names: tuple[str, ...]
+    environments: tuple[str, ...] = ()
+    test_envs: tuple[int, ...] = ()
+    subject: str = "object"
+    labels: Sequence[Sequence[int]] = ()
+    images: Sequence[Sequence[str]] = ()
+    chains: Mapping[SampleId, str] = field(default_factory=dict)
+    folder: str = ""
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse chains of target domains: they must never reach training."""
+        leaked = next((key for key in self.chains if key[0] in self.test_envs), None)
+        if leaked is not None:
+            raise ValueError(f"a chain of target domain {leaked[0]} (sample {leaked[1]}) was handed to training")

@@ -1,0 +1,183 @@
+"""Reading given answers: how likely a model finds each of their tokens, and each name of a list.
+
+An image is encoded once for all that is asked about it, and the output head runs on supervised positions alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.mllm.rows import Rows, TreeBranch, Trie, build_rows, build_tree_rows, build_trie
+from domainbed_reasoning.mllm.tree_masks import tree_mask, tree_positions
+
+LogLikelihoods = tuple[torch.Tensor, torch.Tensor]  # of target tokens, (n, T), and their mask, (n, T)
+Encoded = dict[str, Any]  # images, as `MLLM.encode` returns them
+_LOGITS_AT_A_TIME = 2**27
+# Of prompts and class names: 2 GiB of keys and values at 8B; what a CPU's cache holds (a sixth less time than 2**15).
+_TOKENS_AT_A_TIME = {"cuda": 2**15, "cpu": 2**12}
+
+
+def log_likelihoods(mllm: Any, encoded: Encoded, question: str, answers: Sequence[str]) -> LogLikelihoods:
+    """Return log p of every token of each image's answer, a row an answer; see `MLLM.log_likelihoods`."""
+    rows, hidden = _read(mllm, encoded, question, answers)
+    return _at_targets(mllm, hidden, rows), rows.target_mask
+
+
+@torch.no_grad()
+def token_statistics(
+    mllm: Any, encoded: Encoded, question: str, answers: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return log-likelihoods, entropies and the mask of target tokens; see `MLLM.token_statistics`."""
+    rows, hidden = _read(mllm, encoded, question, answers)
+    chosen, entropies = [], []
+    for logits, targets in _logits(mllm, hidden, rows):
+        log_probs = logits.float().log_softmax(-1)
+        chosen.append(log_probs.gather(1, targets[:, None])[:, 0])
+        entropies.append(-(log_probs.exp() * log_probs).sum(-1))
+    return _scattered(rows, chosen), _scattered(rows, entropies), rows.target_mask
+
+
+def tree_log_likelihoods(
+    mllm: Any, encoded: Encoded, questions: tuple[str, str], answers: tuple[Sequence[str], Sequence[str]]
+) -> tuple[LogLikelihoods, LogLikelihoods]:
+    """Return what `log_likelihoods` does for two questions about each image, both of them in one row."""
+    prompts = [mllm.prompt(question)["input_ids"][0].tolist() for question in questions]
+    targets = [[mllm.target(answer) for answer in texts] for texts in answers]
+    rows = build_tree_rows(
+        (prompts[0], prompts[1]), (targets[0], targets[1]), mllm.tokenizer.pad_token_id or 0, mllm.device
+    )
+    if mllm.family.tree == "windows":  # one mask for each kind of layer
+        position = rows.position_ids[0]
+        seen = {"attention_mask": tree_mask(mllm, rows.mask, position, position, questions[0])}
+    else:
+        seen = {"attention_mask": rows.twig_mask, "branches": rows.lengths}
+    hidden = mllm.base.model(
+        input_ids=rows.input_ids,
+        position_ids=tree_positions(mllm, rows.position_ids, questions[0], encoded),
+        use_cache=False,
+        **seen,
+        **{**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])},
+    )[0]
+    a, b = rows.branches
+    return (_at_targets(mllm, hidden, a), a.target_mask), (_at_targets(mllm, hidden, b), b.target_mask)
+
+
+@torch.no_grad()
+def class_scores(mllm: Any, images: torch.Tensor, question: str, names: Sequence[str]) -> torch.Tensor:
+    """Return log p(name, end | image, question) of every name, a bounded number of tokens at a time."""
+    trie = _trie(tuple(mllm.target(name) for name in names))
+    tokens = mllm.prompt(question)["input_ids"].shape[1] + len(trie.tokens)
+    most = _TOKENS_AT_A_TIME.get(mllm.device.type, _TOKENS_AT_A_TIME["cuda"])
+    parts = images.split(max(1, most // tokens))
+    return torch.cat([_scores_by_trie(mllm, part, question, trie) for part in parts])
+
+
+_trie = functools.lru_cache(maxsize=4)(build_trie)
+
+
+def _scores_by_trie(mllm: Any, images: torch.Tensor, question: str, trie: Trie) -> torch.Tensor:
+    """Return the scores of a few images: one pass over image and question, one over all nodes of the trie."""
+    from transformers import DynamicCache
+
+    encoded = mllm.encode(images)
+    prompt = mllm.prompt(question)["input_ids"].to(mllm.device).expand(len(images), -1)
+    cache = DynamicCache(config=mllm.base.config.get_text_config())
+    hidden = mllm.core(len(images), question, prompt, encoded, **mllm.keeping(cache))[0]
+    head = mllm.base.get_output_embeddings()
+    first = head(hidden[:, -1])
+    if not len(trie.tokens):
+        return scores_from_trie(trie, first, first[:, None])
+    n, length = prompt.shape
+    plain = (length + trie.depths.to(mllm.device))[None]
+    mask = torch.ones(1, 1, len(trie.tokens), length + len(trie.tokens), dtype=torch.bool, device=mllm.device)
+    mask[..., length:] = trie.visible.to(mllm.device)
+    key = torch.cat([torch.arange(length, device=mllm.device), plain[0]])
+    positions = tree_positions(mllm, plain, question, encoded)
+    nodes = mllm.base.model(
+        input_ids=trie.tokens.to(mllm.device).expand(n, -1),
+        attention_mask=tree_mask(mllm, mask, plain[0], key, question),
+        position_ids=positions.expand(*positions.shape[:-2], n, -1),
+        **mllm.keeping(cache),
+    )[0]
+    # Logits of every node at once would take more memory than the model: 14 GiB at 8B, 65 names and 64 images.
+    rows = _rows_at_a_time(head, len(trie.tokens))
+    parts = zip(first.split(rows), nodes.split(rows), strict=True)
+    return torch.cat([scores_from_trie(trie, one, head(part)) for one, part in parts])
+
+
+def _read(mllm: Any, encoded: Encoded, question: str, answers: Sequence[str]) -> tuple[Rows, torch.Tensor]:
+    """Return the rows ``question + answer``, and the last hidden states over them."""
+    prompt = mllm.prompt(question)["input_ids"][0].tolist()
+    targets = [mllm.target(answer) for answer in answers]
+    rows = build_rows(prompt, targets, mllm.tokenizer.pad_token_id or 0, mllm.device)
+    hidden = mllm.core(
+        len(answers), question, rows.input_ids, encoded, attention_mask=rows.attention_mask, use_cache=False
+    )[0]
+    return rows, hidden
+
+
+def _at_targets(mllm: Any, hidden: torch.Tensor, rows: Rows | TreeBranch) -> torch.Tensor:
+    """Return log p of each target token, 0 where there is none, ``(n, T)``."""
+    parts = [token_log_likelihoods(logits, targets) for logits, targets in _logits(mllm, hidden, rows)]
+    return _scattered(rows, parts)
+
+
+def _logits(mllm: Any, hidden: torch.Tensor, rows: Rows | TreeBranch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the logits that predict target tokens, ``(m, vocabulary)``, and those tokens, ``(m,)``, a bounded number.
+
+    In float32 those of 64 chains, and their softmax, would be 20 GiB at 8B. With gradients all are kept anyway.
+    """
+    head = mllm.base.get_output_embeddings()
+    row, position = rows.supervised
+    predicting, targets = hidden[row, position], rows.targets[rows.target_mask]
+    count = len(targets) if torch.is_grad_enabled() else _rows_at_a_time(head, 1)
+    for part, wanted in zip(predicting.split(count), targets.split(count), strict=True):
+        yield head(part), wanted
+
+
+def _rows_at_a_time(head: Any, positions: int) -> int:
+    """Return of how many rows the logits at so many positions are held at a time."""
+    return max(1, _LOGITS_AT_A_TIME // (positions * int(head.weight.shape[0])))
+
+
+def _scattered(rows: Rows | TreeBranch, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return values of target tokens, one after another, at their places, 0 elsewhere, ``(n, T)``."""
+    values = torch.cat(list(parts))
+    return values.new_zeros(rows.target_mask.shape).masked_scatter(rows.target_mask, values)
+
+
+def token_log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return log p of each target token, computed in float32.
+
+    Args:
+        logits: ``(n, vocabulary)``.
+        targets: token ids, ``(n,)``.
+
+    Returns:
+        ``(n,)``, in nats.
+    """
+    return -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def scores_from_trie(trie: Trie, prompt_logits: torch.Tensor, node_logits: torch.Tensor) -> torch.Tensor:
+    """Return log p(name | image, q_cls) of every class, the sum over its tokens with the end token.
+
+    Args:
+        trie: of the C class names.
+        prompt_logits: of the next token after the prompt, ``(n, vocabulary)``; log probabilities will do as well.
+        node_logits: of the next token after each node, ``(n, N, vocabulary)``.
+
+    Returns:
+        ``(n, C)``, float32, in nats.
+    """
+    edges, taken = trie.edges
+    first = [token for node, token in edges if node < 0]  # sorted: those from the prompt come first
+    nodes, tokens = [node for node, _ in edges[len(first) :]], [token for _, token in edges[len(first) :]]
+    prompt_logits, node_logits = prompt_logits.float(), node_logits.float()
+    from_prompt = prompt_logits[:, first] - prompt_logits.logsumexp(-1, keepdim=True)
+    from_nodes = node_logits[:, nodes, tokens] - node_logits.logsumexp(-1)[:, nodes]
+    return torch.cat([from_prompt, from_nodes], dim=1) @ taken.to(prompt_logits.device)

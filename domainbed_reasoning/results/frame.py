@@ -1,0 +1,218 @@
+"""The DataFrame of a sweep: a row for every trial of every cell, and its summary over the trials."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from domainbed_reasoning.bridge import versions
+from domainbed_reasoning.results import selection
+from domainbed_reasoning.results.job_folders import Job, read_jobs, versions_of
+from domainbed_reasoning.results.problems import Problem, settle
+from domainbed_reasoning.results.selection import Choice
+
+CELL = ["sweep", "dataset", "algorithm", "target", "domain", "selection"]
+_ONE_SOURCE = ("sweep", "dataset", "algorithm", "source", "target", "trial", "accuracy", "step", "folder")
+_HEAD = [*CELL, "trial", "accuracy", "validation", "hparams_seed", "step", "last_step"]
+_ANSWERS = ["label_accuracy", "chain_accuracy", "unparsed"]
+_COSTS = ["train_seconds", "wall_seconds", "memory_gib"]
+
+
+def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.DataFrame:
+    """Return a sweep's results, a row for every trial of every cell that a selection method can judge.
+
+    Columns:
+        sweep: name of the sweep's folder; empty where ``folder`` is a sweep itself.
+        dataset, algorithm, target, domain: which cell; ``target`` is the number, ``domain`` the name.
+        selection: DomainBed's name of the selection method.
+        trial: trial seed.
+        accuracy: of the chosen step in the target domain, in [0, 1]; by the answer that the algorithm is judged by.
+        validation: the accuracy by which it was chosen, in [0, 1].
+        hparams_seed, step: what was chosen.
+        last_step: of the chosen run, at which the next three columns were measured.
+        label_accuracy, chain_accuracy: of either answer in the target domain, in [0, 1]; missing where not asked.
+        unparsed: share of the chains that name no class, in [0, 1]; wrong answers in ``chain_accuracy``.
+        sarr1_accepted, …: share of its own chains that the round kept, in [0, 1].
+        train_seconds: of all updates of the chosen run.
+        wall_seconds: of its job by the times of its files, from the oldest to `done`; missing where less than the
+            updates took, as after a copy that did not keep the times.
+        memory_gib: peak of the GPU's; missing on a CPU.
+        hparams: of the chosen run, as JSON.
+        version: of domainbed-reasoning as the job ran, with its commit where that was a checkout; missing where the job
+            did not record it.
+        folder: of its job.
+
+    The rows stand in the order of DomainBed's tables; the index is the order in which it reads them.
+    ``attrs["problems"]`` lists what was left out or settled, a dictionary each (see `problems.Problem`);
+    ``attrs["domains"]`` maps each dataset to the names of its domains; ``attrs["versions"]`` maps what the jobs ran on,
+    by name, to the number of jobs of each version. ``attrs["one_source"]`` lists the jobs with a single source domain,
+    which no selection method of DomainBed can judge, a dictionary each. ``attrs["as_stock"]`` is ``as_stock``.
+
+    Args:
+        folder: of a sweep, or of several sweeps.
+        as_stock: count incomplete jobs, repeated records and repeated jobs as DomainBed's collect_results does; only
+            lines that are no records are left out, at which it stops.
+
+    Raises:
+        ValueError: for a folder without jobs, or without DomainBed.
+    """
+    selection.need_domainbed()
+    jobs = read_jobs(folder)
+    counted, problems = settle(jobs)
+    frame = tabulate([job for job in jobs if job.records] if as_stock else counted, problems)
+    frame.attrs["as_stock"] = as_stock
+    return frame
+
+
+def tabulate(jobs: Sequence[Job], problems: Sequence[Problem] = ()) -> pd.DataFrame:
+    """Return the rows of `collect` for jobs that were read and settled.
+
+    Args:
+        jobs: that count.
+        problems: for ``attrs``.
+    """
+    domains = {name: selection.domains_of(name, jobs) for name in {job.args["dataset"] for job in jobs}}
+    rows = []
+    for sweep in dict.fromkeys(job.sweep for job in jobs):
+        choices = selection.choose([job for job in jobs if job.sweep == sweep])
+        rows += [_row(choice, domains[choice.dataset]) for choice in choices]
+    rounds = sorted({key for row in rows for key in row if key.startswith("sarr")}, key=lambda key: (len(key), key))
+    columns = [*_HEAD, *_ANSWERS, *rounds, *_COSTS, "hparams", "version", "folder"]
+    frame = pd.DataFrame(rows, columns=columns)
+    if rows:
+        frame = _sorted(frame)
+    frame.attrs["domains"] = domains
+    frame.attrs["one_source"] = [
+        {
+            "sweep": one.job.sweep,
+            "dataset": one.job.args["dataset"],
+            "algorithm": one.job.args["algorithm"],
+            "source": one.source,
+            "trial": one.job.args["trial_seed"],
+            "accuracy": one.accuracy,
+            "accuracies": dict(one.accuracies),
+            "step": one.step,
+            "folder": str(one.job.folder),
+        }
+        for one in selection.one_source(jobs)
+    ]
+    frame.attrs["problems"] = [vars(problem) for problem in problems]
+    frame.attrs["versions"] = {name: dict(counts) for name, counts in versions_of(jobs).items()}
+    return frame
+
+
+def _row(choice: Choice, domains: Sequence[str]) -> dict[str, Any]:
+    job = choice.job
+    answers = ((job.answers or {}).get(f"env{choice.target}") or {}).get("in") or {}
+    wall, train = job.wall_seconds, job.train_seconds
+    return {
+        "sweep": job.sweep,
+        "dataset": choice.dataset,
+        "algorithm": choice.algorithm,
+        "target": choice.target,
+        "domain": domains[choice.target],
+        "selection": choice.method,
+        "trial": choice.trial,
+        "accuracy": choice.accuracy,
+        "validation": choice.validation,
+        "hparams_seed": choice.record["args"]["hparams_seed"],
+        "step": choice.record["step"],
+        "last_step": max(record["step"] for record in job.records),
+        "label_accuracy": _number(answers.get("label")),
+        "chain_accuracy": _number(answers.get("chain")),
+        "unparsed": _number(answers.get("unparsed")),
+        **{key: float(value) for key, value in job.records[-1].items() if _is_round(key)},
+        "train_seconds": _number(train),
+        "wall_seconds": _number(None if wall is None or wall < (train or 0.0) else wall),
+        "memory_gib": _number(job.memory_gib),
+        "hparams": json.dumps(choice.record.get("hparams") or {}, sort_keys=True),
+        "version": job.versions.get(versions.OURS),
+        "folder": job.path,
+    }
+
+
+def _is_round(key: str) -> bool:
+    return key.startswith("sarr") and key.endswith("_accepted") and key[4:-9].isdigit()
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows in the order of DomainBed's tables; the index keeps the order in which DomainBed reads them."""
+    place = {
+        "dataset": selection.order_of_datasets(list(frame["dataset"])),
+        "algorithm": selection.order_of_algorithms(list(frame["algorithm"])),
+        "selection": [method.name for method in selection.methods()],
+    }
+
+    def key(column: pd.Series[Any]) -> pd.Series[Any]:
+        return column.map(place[str(column.name)].index) if column.name in place else column
+
+    by = ["selection", "dataset", "algorithm", "sweep", "target", "trial"]
+    return frame.sort_values(by, key=key, kind="stable")
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return mean and standard error over the trials of every cell, in the units of ``frame``.
+
+    Each number column of ``frame`` becomes two, the second with ``_error`` at its end; ``trials`` counts. The error is
+    DomainBed's: the standard deviation over n trials (not n - 1), divided by √n. With one trial it is missing, as
+    nothing is known of it; where ``frame`` counts as DomainBed does, it is 0 as there.
+
+    Args:
+        frame: as `collect` returns it.
+    """
+    numbers = ["accuracy", "validation", *_ANSWERS, *(name for name in frame if _is_round(str(name))), *_COSTS]
+    rows = []
+    for key, cell in frame.groupby(CELL, sort=False):
+        row: dict[str, Any] = {**dict(zip(CELL, key, strict=True)), "trials": len(cell)}
+        for name in numbers:
+            values = as_read(cell)[name]
+            row[name], error = mean_and_error(values)
+            row[f"{name}_error"] = error if values.count() > 1 or frame.attrs.get("as_stock") else math.nan
+        rows.append(row)
+    errors = [column for name in numbers for column in (name, f"{name}_error")]
+    table = pd.DataFrame(rows, columns=[*CELL, "trials", *errors])
+    table.attrs["problems"] = frame.attrs.get("problems", [])
+    return table
+
+
+def as_read(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of a frame in the order in which DomainBed reads them: the last digit of a sum depends on it."""
+    return rows.sort_index()
+
+
+def mean_and_error(values: Sequence[float] | pd.Series[Any]) -> tuple[float, float]:
+    """Return mean and standard error as DomainBed's collect_results computes them; missing values are left out."""
+    known = np.asarray([value for value in values if not math.isnan(value)], dtype=float)
+    if not len(known):
+        return math.nan, math.nan
+    return float(np.mean(known)), float(np.std(known / np.sqrt(len(known))))
+
+
+def one_source_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the jobs that were trained on one domain, a row a job and other domain.
+
+    Args:
+        frame: as `collect` returns it.
+
+    Returns:
+        Columns: sweep, dataset, algorithm, source and target (names of domains), trial, accuracy (in [0, 1], at the
+        step that is best on the source's validation split), step, folder.
+    """
+    rows = []
+    for job in frame.attrs["one_source"]:
+        names = frame.attrs["domains"][job["dataset"]]
+        said = {name: job[name] for name in ("sweep", "dataset", "algorithm")} | {"source": names[job["source"]]}
+        for target, accuracy in job["accuracies"].items():
+            found = {"target": names[target], "trial": job["trial"], "accuracy": accuracy}
+            rows.append({**said, **found, "step": job["step"], "folder": job["folder"]})
+    return pd.DataFrame(rows, columns=_ONE_SOURCE)

@@ -1,0 +1,108 @@
+"""Jobs that ended and yet did not train, or answer, as their algorithm's name says: no accuracy shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from domainbed_reasoning.results.job_folders import Job
+
+_MOSTLY = 0.5  # share of chains without a class from which an accuracy says little of chains
+_MOST_ROUNDS = 1000  # no job has more
+
+Said = tuple[str, str, str, str]  # kind, fault, effect, cure
+
+
+def idle_parts(job: Job) -> Iterator[Said]:
+    """Yield kind, fault, effect and cure of every part of a job that did nothing.
+
+    Args:
+        job: with the records that count.
+    """
+    yield from _stages_without_steps(job)
+    yield from _rounds_without_chains(job)
+    yield from _chains_without_class(job)
+    yield from _answers_without_class(job)
+
+
+def _stages_without_steps(job: Job) -> Iterator[Said]:
+    last, rounds = job.records[-1], job.hparams.get("sarr_rounds")
+    if "stage" not in last or not _has_rounds(job.args["algorithm"]):
+        return
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or not 0 < rounds <= _MOST_ROUNDS:
+        return
+    absent = [str(k) for k in range(1, rounds + 1) if f"sarr{k}_accepted" not in last]
+    if absent:
+        yield (
+            "stages without steps",
+            f"SARR round {', '.join(absent)} of {rounds} took no step (--steps {job.args.get('steps')})",
+            "Counted all the same, as an algorithm of fewer rounds",
+            "Run it again with more --steps, or none, or with the hparam sarr_rounds that was meant.",
+        )
+
+
+def _has_rounds(algorithm: str) -> bool:
+    """Return whether an algorithm of that name is one of ours that labels itself: `--hparams` go to all of a sweep."""
+    from domainbed_reasoning import registry
+
+    target = registry.ALGORITHMS.get(algorithm)
+    return target is not None and "sarr_rounds" in registry.load(target).HPARAMS
+
+
+def _rounds_without_chains(job: Job) -> Iterator[Said]:
+    last = job.records[-1]
+    empty = [k for k in range(1, _MOST_ROUNDS) if _share(last.get(f"sarr{k}_accepted")) == 0]
+    if empty:
+        yield (
+            "nothing kept",
+            f"SARR round {', '.join(map(str, empty))} kept none of the model's own chains",
+            "Counted all the same; these rounds trained on nothing, at loss 0",
+            "A longer supervised stage (mtct_epochs) or other teacher chains; predictions.jsonl shows what it writes.",
+        )
+
+
+def _chains_without_class(job: Job) -> Iterator[Said]:
+    chains = (job.task or {}).get("chains")
+    if not isinstance(chains, Mapping):
+        return
+    total, nothing, other = (_count(chains.get(key)) for key in ("source", "no_class", "other_class"))
+    if total and nothing + other:
+        yield (
+            "misleading chains",
+            f"of its {total} teacher chains {nothing} conclude with no class and {other} with another class than the "
+            "image's",
+            "Counted all the same",
+            "`domainbed-reasoning check` lists these chains: correct or reject them and run the job again.",
+        )
+
+
+def _answers_without_class(job: Job) -> Iterator[Said]:
+    if job.hparams.get("answer") != "chain":
+        return  # a chain's answer is then recorded beside the accuracy, not in it
+    splits = [split for env in (job.answers or {}).values() if isinstance(env, Mapping) for split in env.values()]
+    found = [
+        (count, share)
+        for split in splits
+        if isinstance(split, Mapping)
+        and (count := _count(split.get("n")))
+        and (share := _share(split.get("unparsed"))) is not None
+    ]
+    total = sum(count for count, _ in found)
+    unparsed = round(sum(count * share for count, share in found))
+    if total and unparsed >= _MOSTLY * total:
+        yield (
+            "no class named",
+            f"{unparsed} of the {total} chains of the last evaluation name no class",
+            "Counted all the same; DomainBed's accuracies are then those of the class names' likelihood, not of chains",
+            "Look at predictions.jsonl: chains that are cut need a larger max_new_tokens, others more training; or "
+            'judge it by {"answer": "label"}.',
+        )
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53 else 0
+
+
+def _share(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 <= value <= 1 else None

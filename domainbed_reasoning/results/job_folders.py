@@ -1,0 +1,271 @@
+"""The jobs in the folder of a sweep, as DomainBed's train script and our algorithms left them.
+
+A sweep's folder holds one folder a job. A folder of several sweeps, one a setting, is read as well: DomainBed's own
+tables cannot tell apart two settings of one algorithm that lie in the same sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning.bridge import versions
+from domainbed_reasoning.bridge.train_args import NAME_OF_JOB
+from domainbed_reasoning.files.plain import open_plain
+from domainbed_reasoning.jobs import values
+from domainbed_reasoning.jobs.job_files import RESULTS, is_own_file, numbered_lines, read_object
+
+Record = Mapping[str, Any]
+_Check = Callable[[Mapping[str, Any]], str]
+
+_LEFT_BY_A_JOB = (RESULTS, "done", "out.txt", "err.txt", "launcher.log")
+_HEAD_LINES = 200  # of out.txt: versions, arguments, hyper-parameters
+_ERROR = re.compile(r"(Error|Exception|Exit|Interrupt|[Kk]illed|CANCELLED|exit code)\b")
+_HEAD_BYTES = 1 << 18
+_TAIL = 16_384  # bytes of a log that are searched
+_LAST_WORDS = 200  # characters
+_MAX_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job's folder.
+
+    Attributes:
+        folder: where it lies.
+        sweep: name of the sweep that it belongs to; empty where the folder read is itself one.
+        done: whether DomainBed wrote `done`, which it does last.
+        records: of results.jsonl, in the file's order.
+        broken: (line number from 1, what is wrong) of the lines that are no record.
+        printed: the head of out.txt: "Environment", "Args" and "HParams", each name → value as printed.
+        answers: answers.json, or None.
+        task: task.json, or None.
+        versions: of versions.json, name → as a person reads it; without that file what task.json says, or nothing.
+        wall_seconds: between the oldest of its files and `done`; None without it.
+        last_words: the last line of err.txt or launcher.log that names an error; empty where none does.
+        damage: what is wrong with its files (name, line, fault); there is nothing of what they say where there is any.
+    """
+
+    folder: Path
+    sweep: str
+    done: bool
+    records: tuple[Record, ...]
+    broken: tuple[tuple[int, str], ...]
+    printed: Mapping[str, Mapping[str, str]]
+    answers: Mapping[str, Any] | None
+    task: Mapping[str, Any] | None
+    versions: Mapping[str, str]
+    wall_seconds: float | None
+    last_words: str
+    damage: tuple[str, ...] = ()
+
+    @property
+    def args(self) -> Mapping[str, Any]:
+        """The arguments of the train script; without a record those that it printed, as texts; else empty."""
+        return self.records[-1]["args"] if self.records else self.printed.get("Args", {})
+
+    @property
+    def hparams(self) -> Mapping[str, Any]:
+        """The hyper-parameters of its last record; empty without one."""
+        return self.records[-1].get("hparams") or {} if self.records else {}
+
+    @property
+    def path(self) -> str:
+        """The folder's name, below its sweep's where there are several."""
+        return f"{self.sweep}/{self.folder.name}" if self.sweep else self.folder.name
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: algorithm, dataset, targets, seeds."""
+        args = self.args
+        if not args:
+            return "unknown"
+        targets = " ".join(map(str, args["test_envs"])) if self.records else args.get("test_envs", "?").strip("[]")
+        name = f"{args.get('algorithm', '?')} on {args.get('dataset', '?')}, target {targets}"
+        seeds = (f"{kind} {args[key]}" for kind, key in (("trial", "trial_seed"), ("hparams seed", "hparams_seed")))
+        return ", ".join([name, *seeds]) if {"trial_seed", "hparams_seed"} <= args.keys() else name
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds in updates, evaluations left out: step_time is the mean over the steps since the record before."""
+        seconds, before = 0.0, -1
+        for record in self.records:
+            if "step_time" not in record:
+                return None
+            seconds += record["step_time"] * (record["step"] - before)
+            before = record["step"]
+        return seconds
+
+    @property
+    def memory_gib(self) -> float | None:
+        """Peak of the GPU's memory; None on a CPU, where DomainBed writes 0."""
+        return max((record.get("mem_gb", 0.0) for record in self.records), default=0.0) or None
+
+
+def versions_of(jobs: Sequence[Job]) -> dict[str, Counter[str]]:
+    """Return how many of the jobs ran on which version of what, as far as they recorded it."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for job in jobs:
+        for name, version in job.versions.items():
+            found[name][version] += 1
+    return dict(found)
+
+
+def read_jobs(folder: str | os.PathLike[str]) -> list[Job]:
+    """Return the jobs of a sweep, or of the sweeps in ``folder``, in the order in which DomainBed reads them.
+
+    Raises:
+        ValueError: if there is no such folder or no job in it, saying what to give instead.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"{root} is no folder: give the --output_dir of DomainBed's sweep.")
+    jobs = [read_job(path) for path in _job_folders(root)]
+    if not jobs:
+        sweeps = sorted(path for path in root.iterdir() if path.is_dir())
+        jobs = [read_job(path, sweep.name) for sweep in sweeps for path in _job_folders(sweep)]
+    if not jobs:
+        hint = " It is itself a job's folder: give the one above it." if (root / RESULTS).is_file() else ""
+        raise ValueError(
+            f"{root} holds no jobs: give the --output_dir of DomainBed's sweep, or a folder of such.{hint}"
+        )
+    return jobs
+
+
+def _job_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders of jobs in the file system's order, which is that of DomainBed's collect_results."""
+    for name in os.listdir(root):
+        path = root / name
+        if path.is_dir() and (NAME_OF_JOB.fullmatch(name) or any((path / left).is_file() for left in _LEFT_BY_A_JOB)):
+            yield path
+
+
+def read_job(folder: Path, sweep: str = "") -> Job:
+    """Return what lies in one job's folder; of a damaged one nothing but what is wrong, and what it is called."""
+    try:
+        return _read_job(folder, sweep)
+    except OSError as error:
+        damage = (f"{error.filename or folder} cannot be read ({error.strerror})",)
+        return Job(folder, sweep, False, (), (), {}, None, None, {}, None, "", damage)
+
+
+def _read_job(folder: Path, sweep: str) -> Job:
+    damage: list[str] = []
+    records, broken, args = _read_records(folder / RESULTS, damage)
+    task = read_object(folder / "task.json", values.fault_of_task, damage)
+    answers = read_object(folder / "answers.json", values.fault_of_answers, damage)
+    said = read_object(folder / versions.FILE, values.fault_of_versions, damage)
+    printed = _printed(folder / "out.txt")
+    if damage and args:
+        printed["Args"] = {name: str(args[name]) for name in values.ARGS}
+    logs = (_last_error(folder / name) for name in ("err.txt", "launcher.log"))
+    return Job(
+        folder=folder,
+        sweep=sweep,
+        done=is_own_file(folder / "done"),
+        records=() if damage else tuple(records),
+        broken=tuple(broken),
+        printed=printed,
+        answers=None if damage else answers,
+        task=None if damage else task,
+        versions={} if damage else _versions(said, task),
+        wall_seconds=_wall_seconds(folder),
+        last_words=next(filter(None, logs), ""),
+        damage=tuple(damage),
+    )
+
+
+def _read_records(
+    path: Path, damage: list[str]
+) -> tuple[list[Record], list[tuple[int, str]], Mapping[str, Any] | None]:
+    """Return the records, the lines that are none, and the job's arguments; note values that no record has."""
+    records: list[Record] = []
+    broken = []
+    args: Mapping[str, Any] | None = None
+    measured: list[set[str]] = []
+    for number, line in numbered_lines(path, damage):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            broken.append((number, f"no JSON ({error.msg})"))
+            continue
+        except (ValueError, RecursionError) as error:
+            damage.append(f"{path.name}, line {number}: {str(error):.60}")
+            continue
+        args = record["args"] if values.has_args(record) else args
+        if lacking := _lacking(record):
+            broken.append((number, f"no record of DomainBed's: {lacking}"))
+        elif fault := values.fault_of_record(record):
+            damage.append(f"{path.name}, line {number}: {fault}")
+        else:
+            records.append(record)
+            measured.append({name for name in record if values.ACCURACY.fullmatch(name)})
+            others = [name for name in values.ARGS if record["args"][name] != records[0]["args"][name]]
+            if others or measured[-1] != measured[0]:
+                what = f"--{', --'.join(others)}" if others else "domains"
+                damage.append(f"{path.name}, line {number}: other {what} than in the records before")
+    return records, broken, args
+
+
+def _lacking(record: Any) -> str:
+    """Return what a line lacks of a record of DomainBed's; empty where nothing."""
+    if not isinstance(record, dict):
+        return "not an object"
+    if "step" not in record or "args" not in record:
+        return "no step or no args"
+    args = record["args"]
+    absent = [key for key in values.ARGS if key not in args] if isinstance(args, dict) else []
+    if absent:
+        return f"no {', '.join(absent)} among its args"
+    if not values.has_args(record):
+        return ""  # it lacks nothing: another fault
+    splits = [f"env{env}_{split}_acc" for env in args["test_envs"] for split in ("in", "out")]
+    absent = [split for split in splits if split not in record]
+    return f"no {', '.join(absent[:_MAX_SHOWN])}" if absent else ""
+
+
+def _versions(said: Mapping[str, Any] | None, task: Mapping[str, Any] | None) -> dict[str, str]:
+    if said is None and task is not None:  # a job from before versions.json
+        said = {versions.OURS: {"version": task.get("version")}}
+    return versions.spelt(said or {})
+
+
+def _printed(path: Path) -> dict[str, dict[str, str]]:
+    """Return the head of out.txt: sections of indented ``name: value`` lines, each below a line ``Title:``."""
+    sections: dict[str, dict[str, str]] = {}
+    for line in _head(path):
+        if line.startswith("\t") and sections:
+            name, _, value = line.strip().partition(": ")
+            sections[list(sections)[-1]][name] = value
+        elif line.rstrip().endswith(":") and line.rstrip(":\n").isalpha():
+            sections[line.rstrip(":\n")] = {}
+        elif sections:
+            break
+    return sections
+
+
+def _head(path: Path) -> Sequence[str]:
+    return [line for _, (_, line) in zip(range(_HEAD_LINES), numbered_lines(path, []), strict=False)]
+
+
+def _last_error(path: Path) -> str:
+    if not is_own_file(path):
+        return ""
+    with open_plain(path) as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        lines = file.read(_TAIL).decode(errors="replace").replace("\r", "\n").split("\n")
+    return next((line.strip()[:_LAST_WORDS] for line in reversed(lines) if _ERROR.search(line)), "")
+
+
+def _wall_seconds(folder: Path) -> float | None:
+    """Return the seconds between the oldest file and `done`: meaningless after a copy without times."""
+    if not (folder / "done").is_file():  # its files come and go
+        return None
+    times = {entry.name: entry.stat().st_mtime for entry in os.scandir(folder) if entry.is_file()}
+    return times["done"] - min(times.values())

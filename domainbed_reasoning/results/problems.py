@@ -1,0 +1,276 @@
+"""What in a sweep's folder would distort its tables, each named with its cure, and what is counted in spite of it.
+
+DomainBed's collect_results counts every record that it finds: those of jobs that died, those of a job that ran twice,
+and those of two settings that share a cell. Here each is left out, or settled, and said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from domainbed_reasoning.jobs.job_files import RESULTS
+from domainbed_reasoning.results.idle import idle_parts
+from domainbed_reasoning.results.job_folders import Job, Record, versions_of
+
+# Arguments of the train script that change nothing in a job's numbers.
+_IDLE_ARGS = {"output_dir", "data_dir", "skip_model_save", "save_model_every_checkpoint", "hparams"}
+# What differs between the jobs of one row by design.
+_PER_JOB_ARGS = _IDLE_ARGS | {"test_envs", "trial_seed", "hparams_seed", "seed"}
+_SHOWN_DIFFERENCES = 6
+_AGAIN = "`sweep delete_incomplete` removes what has no `done`, `sweep launch` starts it again."
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that distorts the tables, or would.
+
+    Attributes:
+        kind: in a word or two.
+        job: which job or row, as a person calls it.
+        folders: of the jobs, below the sweep's folder.
+        fault: what is there.
+        effect: what became of it in the tables.
+        cure: what to do.
+    """
+
+    kind: str
+    job: str
+    folders: tuple[str, ...]
+    fault: str
+    effect: str
+    cure: str
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        where = ", ".join(self.folders)
+        return f"{self.kind}: {self.job} ({where}): {self.fault}. {self.effect}. {self.cure}"
+
+
+def settle(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
+    """Return the jobs that count, each with the records of one run, and the problems.
+
+    Args:
+        jobs: as they were read.
+    """
+    problems = [_damaged(job) for job in jobs if job.damage]
+    jobs = [job for job in jobs if not job.damage]
+    problems += [*_never_started(jobs), *(problem for job in jobs for problem in _broken_lines(job))]
+    counted = []
+    for job in jobs:
+        if not _was_started(job):
+            continue
+        unusable = _unusable(job)
+        if unusable:
+            problems.append(unusable)
+            continue
+        settled, repeated = _one_run(job)
+        counted.append(settled)
+        problems += repeated
+    counted, repeated = _one_job_a_place(counted)
+    problems += repeated
+    problems += _uneven_settings(counted)
+    problems += _missing_trials(counted)
+    problems += _mixed_versions(counted)
+    problems += [Problem(kind, job.name, (job.path,), *said) for job in counted for kind, *said in idle_parts(job)]
+    return counted, problems
+
+
+def _was_started(job: Job) -> bool:
+    return bool(job.done or job.printed or job.records or job.broken or job.last_words)
+
+
+def _never_started(jobs: Sequence[Job]) -> Iterable[Problem]:
+    waiting = [job for job in jobs if not _was_started(job)]
+    if waiting:
+        yield Problem(
+            "never started", f"{len(waiting)} jobs", tuple(sorted(job.path for job in waiting)), "empty folders",
+            "Left out", "Wait for the launcher, or, if it has ended: " + _AGAIN,
+        )  # fmt: skip
+
+
+def _damaged(job: Job) -> Problem:
+    more = f"; and {len(job.damage) - 3} more" if len(job.damage) > 3 else ""
+    return Problem(
+        "damaged", job.name, (job.path,), f"{'; '.join(job.damage[:3])}{more}", "Left out",
+        "Delete the folder and run `sweep launch` again, or correct the file.",
+    )  # fmt: skip
+
+
+def _broken_lines(job: Job) -> Iterable[Problem]:
+    if job.broken:
+        lines = "; ".join(f"line {number} is {fault}" for number, fault in job.broken[:3])
+        more = f"; and {len(job.broken) - 3} more" if len(job.broken) > 3 else ""
+        yield Problem(
+            "broken lines", job.name, (job.path,), f"{RESULTS}: {lines}{more}",
+            "These lines are left out; DomainBed's collect_results stops at them",
+            "Remove them, or delete the folder and run `sweep launch` again.",
+        )  # fmt: skip
+
+
+def _unusable(job: Job) -> Problem | None:
+    if not job.done:
+        at = f"the last record is of step {job.records[-1]['step']}" if job.records else "no record"
+        said = f"; its log says {job.last_words!r}" if job.last_words else "; its log names no error"
+        return Problem("incomplete", job.name, (job.path,), f"no `done`, {at}{said}", "Left out", _AGAIN)
+    if not job.records:
+        cure = "Delete the folder and run `sweep launch` again."
+        return Problem("no records", job.name, (job.path,), "`done` is there, but no record", "Left out", cure)
+    return None
+
+
+def _one_run(job: Job) -> tuple[Job, list[Problem]]:
+    """Return the job with the records of its last complete run: a job that died and was restarted appends to them.
+
+    A record of step s takes the place of all earlier ones of steps from s on, unless the run that it belongs to ends
+    before they did.
+    """
+    run: list[Record] = []
+    chosen = run
+    restarts = 0
+    for record in job.records:
+        earlier = [before for before in run if before["step"] < record["step"]]
+        restarts += len(earlier) < len(run)
+        run = [*earlier, record]
+        if not chosen or record["step"] >= chosen[-1]["step"]:
+            chosen = run
+    if not restarts:
+        return job, []
+    problem = Problem(
+        "repeated records", job.name, (job.path,),
+        f"{RESULTS} holds {restarts + 1} runs of the same job, {len(job.records)} records",
+        f"The {len(chosen)} records of the last complete run count; collect_results counts all",
+        "Delete the folder and run `sweep launch` again, or leave it.",
+    )  # fmt: skip
+    return dataclasses.replace(job, records=tuple(chosen)), [problem]
+
+
+def _one_job_a_place(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
+    """Return the jobs of which there is one a place in the tables; the same job twice counts once."""
+    places: dict[tuple[Any, ...], list[Job]] = defaultdict(list)
+    for job in jobs:
+        args = job.args
+        seeds = (args["trial_seed"], args["hparams_seed"])
+        places[job.sweep, args["dataset"], args["algorithm"], *seeds, *sorted(args["test_envs"])].append(job)
+    left_out: set[str] = set()
+    problems = []
+    for found in places.values():
+        if len(found) == 1:
+            continue
+        found = sorted(found, key=lambda job: job.path)
+        folders = tuple(job.path for job in found)
+        differences = _differences([_settings(job, _IDLE_ARGS) for job in found])
+        if differences:
+            left_out.update(folders)
+            problems.append(
+                Problem(
+                    "mixed settings",
+                    found[0].name,
+                    folders,
+                    f"{len(found)} jobs share a cell and differ in {differences}",
+                    "All are left out; collect_results takes them for one run",
+                    "Move the jobs of each setting into a sweep folder of its own; collect reads a folder of sweeps.",
+                )  # fmt: skip
+            )
+        else:
+            left_out.update(folders[1:])
+            problems.append(
+                Problem(
+                    "repeated job",
+                    found[0].name,
+                    folders,
+                    f"the same arguments in {len(found)} folders",
+                    f"{folders[0]} counts, the others are left out; collect_results counts all",
+                    "Delete all but one of them.",
+                )  # fmt: skip
+            )
+    return [job for job in jobs if job.path not in left_out], problems
+
+
+def _uneven_settings(jobs: Sequence[Job]) -> Iterable[Problem]:
+    """Yield the rows of a table whose cells were not run with the same settings."""
+    rows: dict[tuple[Any, ...], list[Job]] = defaultdict(list)
+    for job in jobs:
+        args = job.args
+        # Random hyper-parameters are drawn anew for every trial.
+        trial = args["trial_seed"] if args["hparams_seed"] else "every"
+        rows[job.sweep, args["dataset"], args["algorithm"], args["hparams_seed"], trial].append(job)
+    for (sweep, dataset, algorithm, seed, trial), found in rows.items():
+        settings = [_settings(job, _PER_JOB_ARGS) for job in found]
+        differences = _differences(settings)
+        if differences:
+            usual = Counter(json.dumps(setting, sort_keys=True) for setting in settings).most_common(1)[0][0]
+            odd = [
+                job.path for job, own in zip(found, settings, strict=True) if json.dumps(own, sort_keys=True) != usual
+            ]
+            row = f"{algorithm} on {dataset}, hparams seed {seed}, {trial} trial"
+            yield Problem(
+                "uneven settings", f"{sweep}: {row}" if sweep else row, tuple(sorted(odd)),
+                f"the row's jobs differ in {differences}", "Counted all the same",
+                "Run the odd ones again with the settings of the others, or read the row with that in mind.",
+            )  # fmt: skip
+
+
+def _missing_trials(jobs: Sequence[Job]) -> Iterable[Problem]:
+    """Yield the rows that have fewer trials on some target domains than on others."""
+    rows: dict[tuple[str, str, str], dict[tuple[int, ...], set[int]]] = defaultdict(lambda: defaultdict(set))
+    for job in jobs:
+        args = job.args
+        rows[job.sweep, args["dataset"], args["algorithm"]][tuple(args["test_envs"])].add(args["trial_seed"])
+    for (sweep, dataset, algorithm), cells in rows.items():
+        table = [other for place, other in rows.items() if place[:2] == (sweep, dataset)]
+        trials = set().union(*(own for other in table for own in other.values()))
+        lacking = {cell: trials - cells.get(cell, set()) for cell in sorted(set().union(*table))}
+        said = [
+            f"target {' '.join(map(str, cell))} lacks trial {', '.join(map(str, sorted(trials)))}"
+            for cell, trials in lacking.items()
+            if trials
+        ]
+        if said:
+            row = f"{algorithm} on {dataset}"
+            yield Problem(
+                "missing trials", f"{sweep}: {row}" if sweep else row, (), "; ".join(said),
+                "These cells average fewer trials than others",
+                "`sweep launch` with the same arguments starts what is not there.",
+            )  # fmt: skip
+
+
+def _mixed_versions(jobs: Sequence[Job]) -> Iterable[Problem]:
+    """Yield that jobs of one table ran on different code, libraries or devices, and which are the fewer."""
+    mixed = {name: counts for name, counts in versions_of(jobs).items() if len(counts) > 1}
+    if mixed:
+        usual = {name: counts.most_common(1)[0][0] for name, counts in mixed.items()}
+        odd = [job.path for job in jobs if any(job.versions.get(name, usual[name]) != usual[name] for name in mixed)]
+        yield Problem(
+            "mixed versions", f"{len(odd)} of {len(jobs)} jobs", tuple(sorted(odd)),
+            "; ".join(f"{name}: {with_counts(counts)}" for name, counts in mixed.items()), "Counted all the same",
+            "Run the fewer again on what the others ran on, or read the tables with that in mind.",
+        )  # fmt: skip
+
+
+def with_counts(counts: Mapping[str, int]) -> str:
+    """Return values with how often each is there, as in ``2.8.0 (3 jobs), 2.9.1 (1 job)``."""
+    often = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{value} ({count} job{'s' if count > 1 else ''})" for value, count in often)
+
+
+def _settings(job: Job, left_out: set[str]) -> dict[str, Any]:
+    args = {name: value for name, value in job.args.items() if name not in left_out}
+    return {**{f"--{name}": value for name, value in args.items()}, **job.hparams}
+
+
+def _differences(settings: Sequence[Mapping[str, Any]]) -> str:
+    """Return what differs between the settings, as in ``lr (0.001 / 0.0005)``; empty where nothing does."""
+    absent = "absent"
+    names = sorted({name for setting in settings for name in setting})
+    differing = []
+    for name in names:
+        values = list(dict.fromkeys(json.dumps(setting.get(name, absent)) for setting in settings))
+        if len(values) > 1:
+            differing.append(f"{name} ({' / '.join(values)})")
+    more = len(differing) - _SHOWN_DIFFERENCES
+    return ", ".join(differing[:_SHOWN_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")

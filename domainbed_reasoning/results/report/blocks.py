@@ -1,0 +1,138 @@
+"""What a report is made of, whatever it is written as: sections of tables, figures, texts, commands and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from domainbed_reasoning.results.tables import Table
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph. What stands between backticks is code."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """Commands, or what a program said, a line each.
+
+    Attributes:
+        caption: what they do.
+        text: as they are typed.
+        language: that Markdown colours them by; "text" for what is no command.
+    """
+
+    caption: str
+    text: str
+    language: str = "sh"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot.
+
+    Attributes:
+        caption: what it shows and how to read it.
+        described: what a reader who does not see it should know.
+        kind: its media type, ``image/svg+xml`` or ``image/png``.
+        data: its bytes.
+    """
+
+    caption: str
+    described: str
+    kind: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of a target domain with a model's answers.
+
+    Attributes:
+        image: its name.
+        picture: thumbnail as WebP; None where the image is not there.
+        label: its true class.
+        label_answer: by the classification path; None where not asked.
+        chain_answer: the class that the chain concludes with; None where it names none.
+        stages: stage → text; empty for a chain that is no chain.
+        chain: as the model wrote it.
+    """
+
+    image: str
+    picture: bytes | None
+    label: str
+    label_answer: str | None
+    chain_answer: str | None
+    stages: Mapping[str, str]
+    chain: str
+
+    @property
+    def verdict(self) -> str:
+        """``right``, ``wrong``, or ``no class``."""
+        if self.chain_answer is None:
+            return "no class"
+        return "right" if self.chain_answer == self.label else "wrong"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of one target domain.
+
+    Attributes:
+        caption: which domain, and how often the model is right there.
+        shown: the examples.
+    """
+
+    caption: str
+    shown: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that are shown when asked for.
+
+    Attributes:
+        title: what they are.
+        blocks: in order.
+        opened: whether they are shown from the start.
+    """
+
+    title: str
+    blocks: tuple[Block, ...]
+    opened: bool = False
+
+
+Block = Text | Code | Figure | Table | Examples | Fold
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report with a heading.
+
+    Attributes:
+        title: its heading.
+        anchor: its name in links.
+        blocks: in order.
+    """
+
+    title: str
+    anchor: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole report.
+
+    Attributes:
+        title: its heading.
+        lead: what it is about, in a sentence or two.
+        sections: in order; those without blocks are left out.
+    """
+
+    title: str
+    lead: str
+    sections: tuple[Section, ...]

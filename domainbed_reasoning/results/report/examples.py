@@ -1,0 +1,146 @@
+"""Example chains with their images: right and wrong ones, drawn by a hash and not by hand, for every target domain."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from domainbed_reasoning.chains.chain import STAGES, ChainError
+from domainbed_reasoning.chains.reader import read_chain
+from domainbed_reasoning.images import shapes
+from domainbed_reasoning.images import user_datasets as custom
+from domainbed_reasoning.images.decode import file_below, read_rgb
+from domainbed_reasoning.jobs.job_files import numbered_lines
+from domainbed_reasoning.jobs.values import fault_of_prediction
+from domainbed_reasoning.results.job_folders import Job
+from domainbed_reasoning.results.report.blocks import Example, Examples
+from domainbed_reasoning.results.selection import domains_of
+
+PREDICTIONS = "predictions.jsonl"
+_EDGE, _QUALITY = 192, 75  # of thumbnails: pixels, WebP's quality
+_LONGEST_CHAIN = 6000  # characters
+
+OpenPicture = Callable[[int, int, str], Image.Image]  # of (environment, index, name)
+
+
+def examples_of(
+    jobs: Sequence[Job], count: int, data_dir: str | None = None, left_out: list[str] | None = None
+) -> Iterator[Examples]:
+    """Yield the examples of one algorithm on one dataset, a group a target domain.
+
+    Args:
+        jobs: of that algorithm and dataset, with one target domain each; of each domain the lowest trial is shown.
+        count: how many right, and how many wrong ones of each domain.
+        data_dir: where the images are, if not where the jobs found them.
+        left_out: gets what is wrong with lines of predictions that are left out.
+    """
+    left_out = [] if left_out is None else left_out
+    shown = set()
+    for job in sorted(jobs, key=lambda job: (job.args["test_envs"], job.args["trial_seed"], job.args["hparams_seed"])):
+        (target,) = job.args["test_envs"]
+        rows = [] if target in shown else _answers(job, target, left_out)
+        if not rows:
+            continue
+        shown.add(target)
+        domain = domains_of(job.args["dataset"], [job])[target]
+        verdicts = [_verdict(row) for row in rows]
+        right, unparsed = verdicts.count("right"), verdicts.count("no class")
+        caption = f"{domain}: {right} of {len(rows)} chains conclude rightly ({right / len(rows):.0%})"
+        caption += f", {unparsed} name no class" if unparsed else ""
+        open_picture = _pictures(job, data_dir)
+        yield Examples(caption, tuple(_example(row, open_picture) for row in _drawn(rows, count)))
+
+
+def _answers(job: Job, target: int, left_out: list[str]) -> list[Mapping[str, Any]]:
+    """Return the target domain's images with a chain, of predictions.jsonl; none where there is no such file."""
+    rows: list[Mapping[str, Any]] = []
+    damage: list[str] = []
+    for number, line in numbered_lines(job.folder / PREDICTIONS, damage):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            damage.append(f"{PREDICTIONS}, line {number}: {str(error):.60}")
+            continue
+        if fault := fault_of_prediction(row):
+            damage.append(f"{PREDICTIONS}, line {number}: {fault}")
+        elif row["env"] == target and row["chain"]:
+            rows.append(row)
+    if damage:
+        more = f"; and {len(damage) - 3} more" if len(damage) > 3 else ""
+        left_out.append(f"{job.path}: {'; '.join(damage[:3])}{more}")
+    return rows
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if row["chain_answer"] is None:
+        return "no class"
+    return "right" if row["chain_answer"] == row["label"] else "wrong"
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """Return ``count`` right ones, ``count`` wrong ones and one that names no class, by the hash of their names."""
+    ordered = sorted(rows, key=lambda row: hashlib.sha256(str(row["image"]).encode("utf-8", "replace")).digest())
+    wanted = {"right": count, "wrong": count, "no class": min(count, 1)}
+    return [
+        row for verdict, number in wanted.items() for row in [r for r in ordered if _verdict(r) == verdict][:number]
+    ]
+
+
+def _example(row: Mapping[str, Any], open_picture: OpenPicture) -> Example:
+    chain = str(row["chain"])
+    try:
+        parsed, _ = read_chain(chain)
+        stages = {stage: getattr(parsed, stage.lower()) for stage in STAGES}
+    except ChainError:
+        stages = {}
+    return Example(
+        image=str(row["image"]),
+        picture=_thumbnail(row, open_picture),
+        label=str(row["label"]),
+        label_answer=None if row["label_answer"] is None else str(row["label_answer"]),
+        chain_answer=None if row["chain_answer"] is None else str(row["chain_answer"]),
+        stages={stage: text[:_LONGEST_CHAIN] for stage, text in stages.items()},
+        chain=chain[:_LONGEST_CHAIN],
+    )
+
+
+def _thumbnail(row: Mapping[str, Any], open_picture: OpenPicture) -> bytes | None:
+    try:
+        small = open_picture(row["env"], row.get("index", -1), row["image"])
+    except (OSError, ValueError, IndexError):
+        return None  # the page says that it is not there
+    out = io.BytesIO()
+    lossless = max(small.size) <= _EDGE // 2
+    small.thumbnail((_EDGE, _EDGE))
+    small.save(out, "WEBP", quality=_QUALITY, lossless=lossless, method=3)
+    return out.getvalue()
+
+
+def _pictures(job: Job, data_dir: str | None) -> OpenPicture:
+    """Return what opens the images that a job saw: files below its dataset's folder, or what it rendered.
+
+    Nothing is built of what the job's files say, which may be anything, but a picture.
+    """
+    dataset, targets = job.args["dataset"], job.args["test_envs"]
+
+    def render(env: int, index: int, name: str) -> Image.Image:
+        rho = job.hparams.get("rho", shapes.RHO)
+        known = rho if isinstance(rho, int | float) else shapes.RHO
+        return shapes.render(env, index, misleading=env in targets, rho=known)
+
+    def open_file(env: int, index: int, name: str) -> Image.Image:
+        folder = custom.find(dataset).folder
+        place = Path(data_dir or str(job.args.get("data_dir", ""))).expanduser()
+        sweep = job.folder.resolve().parent
+        if place.resolve().is_relative_to(sweep):  # a link in a sweep's folder is as good as its other files
+            file_below(sweep, place.resolve() / folder)
+        picture: Image.Image = read_rgb(file_below(place / folder, name), draft=2 * _EDGE)
+        return picture
+
+    return render if dataset == "ShapesReasoning" else open_file

@@ -1,0 +1,222 @@
+"""The paper's numbers and settings beside a sweep's (arXiv 2602.23777)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from domainbed_reasoning.registry import ALGORITHMS, TWINS
+from domainbed_reasoning.results import published
+from domainbed_reasoning.results.job_folders import Job
+from domainbed_reasoning.results.tables import ABSENT, LACKING, Table, labelled_rows
+
+_DIFFERENCE = "Ours − paper"
+_OF_METHOD = frozenset(published.METHOD_HPARAMS)
+
+
+def stock_name(dataset: str) -> str:
+    """Return the name that the paper's tables know a dataset by."""
+    return TWINS.get(dataset, dataset)
+
+
+def reported(frame: pd.DataFrame) -> list[str]:
+    """Return the datasets of a sweep that the paper reports on."""
+    known = published.MAIN_RESULTS[0].accuracies
+    return [name for name in frame["dataset"].unique() if stock_name(name) in known]
+
+
+def accuracies(cells: pd.DataFrame, dataset: str) -> dict[str, float]:
+    """Return the paper's accuracies, in percent, by what a row of an accuracy table is called; others are absent.
+
+    Args:
+        cells: rows of `collect`'s frame.
+        dataset: DomainBed's name of the dataset whose accuracies are asked for.
+    """
+    found = {}
+    for label, own in labelled_rows(cells):
+        theirs = {_accuracy(own["algorithm"].iloc[0], json.loads(text), stock_name(dataset)) for text in own["hparams"]}
+        if len(theirs) == 1 and (known := theirs.pop()) is not None:
+            found[label] = known
+    return found
+
+
+def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str) -> float | None:
+    """Return the paper's accuracy of an algorithm with this schedule; None where it has no such row.
+
+    RDMLDG with N rounds stands beside the paper's N, with none beside MTCT. Without the teacher's stage neither it nor
+    SARR is in the paper, nor is any method with another objective, filter, vote or answer.
+    """
+    paper = _settings_of(algorithm)
+    if any(not _same(hparams[name], paper[name]) for name in paper.keys() & hparams & _OF_METHOD):
+        return None
+    rounds = hparams.get("sarr_rounds", published.PAPER_HPARAMS["sarr_rounds"])
+    if algorithm in ("RDMLDG", "SARR"):
+        if hparams.get("mtct_epochs") == 0:
+            return None
+        if algorithm == "RDMLDG" and rounds == 0:
+            algorithm = "MTCT"
+        elif rounds != published.PAPER_HPARAMS["sarr_rounds"]:
+            of_rounds = algorithm == "RDMLDG" and dataset == "TerraIncognita"
+            return published.SARR_ROUNDS.get(rounds) if of_rounds else None
+    return published.result_of(algorithm, dataset)
+
+
+def beside(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
+    """Return an accuracy table with the paper's average and the difference as further columns.
+
+    Args:
+        table: whose last column is the average over target domains.
+        cells: the rows of `collect`'s frame that it was made of.
+        dataset: DomainBed's name.
+    """
+    published_rows = accuracies(cells, dataset)
+    rows = []
+    for row in table.rows:
+        theirs = published_rows.get(row[0])
+        said = ABSENT if theirs is None else f"{theirs:.2f}"
+        comparable = theirs is not None and row[-1] != LACKING
+        rows.append((*row, said, f"{float(row[-1]) - (theirs or 0.0):+.1f}" if comparable else ABSENT))
+    note = f"{table.note} The paper's accuracies are averages over target domains; it gives no errors."
+    return Table(table.caption, (*table.head, "Paper", _DIFFERENCE), tuple(rows), note)
+
+
+def order(table: Table, cells: pd.DataFrame, dataset: str) -> Table | None:
+    """Return the places of the methods here and in the paper, for a dataset that the paper does not report on.
+
+    Args:
+        table: whose last column is the average over target domains.
+        cells: the rows of `collect`'s frame that it was made of.
+        dataset: DomainBed's name.
+
+    Returns:
+        None where fewer than two rows have an average here and an accuracy there.
+    """
+    ours = {row[0]: float(row[-1]) for row in table.rows if row[-1] != LACKING}
+    by_dataset = {name: accuracies(cells, name) for name in published.MAIN_RESULTS[0].accuracies}
+    most = max(len(theirs.keys() & ours.keys()) for theirs in by_dataset.values())
+    chosen = {name: theirs for name, theirs in by_dataset.items() if len(theirs.keys() & ours.keys()) == most}
+    theirs = {
+        label: sum(own[label] for own in chosen.values()) / len(chosen)
+        for label in ours
+        if all(label in own for own in chosen.values())
+    }
+    if len(theirs) < 2:
+        return None
+    both = {label: ours[label] for label in theirs}
+    rows = []
+    for label, average in ours.items():
+        numbers = [f"{own[label]:.2f}" if label in own else ABSENT for own in chosen.values()]
+        places = (_place(label, both), _place(label, theirs)) if label in both else (ABSENT, ABSENT)
+        rows.append((label, f"{average:.1f}", *numbers, *places))
+    head = ("Algorithm", f"{dataset}, Avg", *(f"Paper, {name}" for name in chosen), "Place here", "Place in the paper")
+    note = "Percent; places among the rows that both have"
+    several = f", in the paper by the mean over {' and '.join(chosen)}" if len(chosen) > 1 else ""
+    return Table("The order of the methods, here and in the paper", head, tuple(rows), f"{note}{several}.")
+
+
+def _place(label: str, accuracies: Mapping[str, float]) -> str:
+    """Return a row's place; rows with the same accuracy, as those of one method in the paper, take up one."""
+    return str(1 + len({other for other in accuracies.values() if other > accuracies[label]}))
+
+
+def main_results() -> Table:
+    """Return the paper's main table."""
+    return _results("The paper's main table", published.MAIN_RESULTS)
+
+
+def ablation() -> Table:
+    """Return the paper's ablation."""
+    return _results("The paper's ablation", published.ABLATION, " The averages are ours: the paper gives none.")
+
+
+def _results(caption: str, results: Sequence[published.Result], more: str = "") -> Table:
+    head = ("Method", "Here", "Backbone", *results[0].accuracies, "Avg")
+    rows = [
+        (
+            result.method,
+            result.algorithm or ABSENT,
+            result.backbone,
+            *(f"{value:.2f}" for value in result.accuracies.values()),
+            f"{result.average:.2f}",
+        )
+        for result in results
+    ]
+    note = "Percent, arXiv 2602.23777. “Here” is the name that DomainBed knows it by."
+    return Table(caption, head, tuple(rows), f"{note}{more}")
+
+
+def differing_settings(jobs: Sequence[Job]) -> Table | str:
+    """Return the settings that are not the paper's, of jobs whose settings it gives; a sentence where all are.
+
+    Args:
+        jobs: that count.
+    """
+    found: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    compared = [job for job in jobs if _settings_of(job.args["algorithm"])]
+    if not compared:
+        return "The paper gives no settings of these algorithms."
+    for job in compared:
+        for difference in _differences(job):
+            found[difference].add(job.args["algorithm"])
+    if not found:
+        names = ", ".join(sorted({job.args["algorithm"] for job in compared}))
+        return f"All settings that the paper gives are those of these jobs ({names})."
+    rows = [(name, theirs, here, ", ".join(sorted(who))) for (name, theirs, here), who in sorted(found.items())]
+    return Table(
+        "Settings that differ from the paper's",
+        ("Setting", "Paper", "Here", "Algorithms"),
+        tuple(rows),
+        "Of the settings that the paper gives. LoRA's alpha and dropout, schedule, warm-up, tiles and decoding are not "
+        "published; the table of hyper-parameters has ours.",
+    )
+
+
+def _differences(job: Job) -> Iterator[tuple[str, str, str]]:
+    args, hparams = job.args, job.hparams
+    if stock_name(args["dataset"]) not in published.MAIN_RESULTS[0].accuracies:
+        yield "dataset", ", ".join(published.MAIN_RESULTS[0].accuracies), args["dataset"]
+    settings = _settings_of(args["algorithm"])
+    for name, theirs in settings.items():
+        if name in hparams and not _same(hparams[name], theirs):
+            yield name, json.dumps(theirs), json.dumps(hparams[name])
+    if "model" not in settings:
+        if args.get("steps"):
+            yield "length of training", "DomainBed's, or not given", f"--steps {args['steps']}"
+        return
+    if args.get("steps"):
+        yield "length of training", "epochs", f"--steps {args['steps']}, shared among the stages"
+    sources, batch = _sources(job), hparams.get("batch_size", 0)
+    if (
+        "lr" in hparams
+        and isinstance(batch, int)
+        and batch
+        and abs(sources * batch - published.PAPER_BATCH) > sources > 0
+    ):
+        here = f"{sources * batch} ({batch} from each of {sources} sources)"
+        yield "images a step", str(published.PAPER_BATCH), here
+    if hparams.get("data_augmentation"):
+        yield "data_augmentation", "not mentioned", "DomainBed's"
+
+
+def _settings_of(algorithm: str) -> Mapping[str, Any]:
+    return published.settings_of(algorithm, algorithm in ALGORITHMS)
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(theirs, float) and isinstance(ours, (int, float)):
+        return math.isclose(ours, theirs)
+    if isinstance(ours, str) and isinstance(theirs, str) and "/" in theirs:  # a local copy of a hub id
+        return ours.rstrip("/").rpartition("/")[2] == theirs.rpartition("/")[2]
+    return bool(ours == theirs)
+
+
+def _sources(job: Job) -> int:
+    """Return the number of source domains of a job."""
+    record: Mapping[str, Any] = job.records[-1]
+    domains = sum(key.startswith("env") and key.endswith("_in_acc") for key in record)
+    return domains - len(job.args["test_envs"])

@@ -1,0 +1,177 @@
+"""Which run and step counts in each cell, chosen by DomainBed's own code.
+
+The numbers are those of DomainBed's collect_results to the last digit, because the same functions choose them; here
+they stay numbers, and know the record that they come from.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from domainbed_reasoning.bridge import stock, upstream
+from domainbed_reasoning.jobs.values import ACCURACY
+from domainbed_reasoning.results.job_folders import Job, Record
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a selection method chose for one trial of one target domain.
+
+    Attributes:
+        dataset: DomainBed's name of it.
+        algorithm: DomainBed's name of it.
+        target: number of the target domain.
+        trial: trial seed.
+        method: DomainBed's name of the selection method.
+        accuracy: in the target domain, in [0, 1].
+        validation: the accuracy by which it was chosen, in [0, 1].
+        record: the record that ``accuracy`` stands in.
+        job: the job that wrote it.
+    """
+
+    dataset: str
+    algorithm: str
+    target: int
+    trial: int
+    method: str
+    accuracy: float
+    validation: float
+    record: Record
+    job: Job
+
+
+class _Accuracy(float):
+    """An accuracy that knows where it stands: DomainBed hands on the very object that it finds in a record."""
+
+    place: tuple[Job, Record]
+
+
+def need_domainbed() -> None:
+    """Raise ValueError where no DomainBed is importable."""
+    try:
+        importlib.import_module("domainbed")
+    except ModuleNotFoundError as error:
+        raise ValueError(upstream.MISSING) from error
+
+
+def methods() -> list[Any]:
+    """Return DomainBed's three selection methods, in the order of its tables."""
+    model_selection = stock.model_selection()
+
+    return [
+        model_selection.IIDAccuracySelectionMethod,
+        model_selection.LeaveOneOutSelectionMethod,
+        model_selection.OracleSelectionMethod,
+    ]
+
+
+def choose(jobs: Sequence[Job]) -> Iterator[Choice]:
+    """Yield what each method chooses for each cell and trial, in DomainBed's order.
+
+    Args:
+        jobs: of one sweep. Cells for which a method lacks records are left out; DomainBed prints X for them.
+    """
+    known = methods()
+    reporting = stock.reporting()
+
+    records = [_traced(job, record) for job in jobs for record in job.records]
+    for group in reporting.get_grouped_records(records):
+        for method in known:
+            ranking = method.hparams_accs(group["records"])
+            if not len(ranking):
+                continue
+            best = ranking[0][0]
+            job, record = best["test_acc"].place
+            yield Choice(
+                group["dataset"],
+                group["algorithm"],
+                group["test_env"],
+                group["trial_seed"],
+                method.name,
+                float(best["test_acc"]),
+                float(best["val_acc"]),
+                record,
+                job,
+            )
+
+
+@dataclass(frozen=True)
+class OneSource:
+    """A job that was trained on one domain, at the step that is best on this domain's validation split.
+
+    Attributes:
+        job: its.
+        source: number of the domain.
+        step: the chosen one.
+        accuracies: in each of the other domains, by their numbers, in [0, 1].
+    """
+
+    job: Job
+    source: int
+    step: int
+    accuracies: Mapping[int, float]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the other domains."""
+        return sum(self.accuracies.values()) / len(self.accuracies)
+
+
+def one_source(jobs: Sequence[Job]) -> Iterator[OneSource]:
+    """Yield the jobs whose targets are all domains but one, where these are three or more.
+
+    No selection method of DomainBed judges a job with more than two targets: its tables have an X for each.
+    """
+    for job in jobs:
+        targets = job.args["test_envs"]
+        last = job.records[-1]
+        domains = {int(found[1]) for key in last if (found := ACCURACY.fullmatch(key))}
+        sources = domains - set(targets)
+        if len(targets) > 2 and len(sources) == 1:
+            (source,) = sources
+            chosen = max(job.records, key=lambda record: record[f"env{source}_out_acc"])
+            yield OneSource(job, source, chosen["step"], {target: chosen[f"env{target}_in_acc"] for target in targets})
+
+
+def _traced(job: Job, record: Record) -> dict[str, Any]:
+    """Return the record with accuracies that know it."""
+    traced = dict(record)
+    for name in [f"env{env}_in_acc" for env in record["args"]["test_envs"]]:
+        traced[name] = _Accuracy(record[name])
+        traced[name].place = (job, record)
+    return traced
+
+
+def in_order(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return the names, each once: the known ones in their order, then the others as they came."""
+    found = dict.fromkeys(names)
+    return [name for name in known if name in found] + [name for name in found if name not in known]
+
+
+def order_of_algorithms(names: Sequence[str]) -> list[str]:
+    """Return the algorithms in the order of DomainBed's tables."""
+    algorithms = stock.algorithms()
+
+    return in_order(names, algorithms.ALGORITHMS)
+
+
+def order_of_datasets(names: Sequence[str]) -> list[str]:
+    """Return the datasets in the order of DomainBed's tables; those that it does not know come last."""
+    datasets = stock.datasets()
+
+    return in_order(names, datasets.DATASETS)
+
+
+def domains_of(dataset: str, jobs: Sequence[Job]) -> tuple[str, ...]:
+    """Return the short names of a dataset's domains, as DomainBed's tables have them; numbers where nobody knows."""
+    datasets = stock.datasets()
+
+    own = [job for job in jobs if job.args["dataset"] == dataset]
+    published = getattr(vars(datasets).get(dataset), "ENVIRONMENTS", None)
+    tasks = [job.task["environments"] for job in own if job.task and job.task.get("environments")]
+    known = published if isinstance(published, list | tuple) else next(iter(tasks), [])
+    measured = {int(found[1]) for job in own for key in job.records[-1] if (found := ACCURACY.fullmatch(key))}
+    return tuple(map(str, [*known, *range(len(known), 1 + max(measured, default=-1))]))

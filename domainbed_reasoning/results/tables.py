@@ -1,0 +1,352 @@
+"""The tables of a sweep, as texts in rows: what a page, a README and a LaTeX file show."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from domainbed_reasoning.results.frame import CELL, as_read, mean_and_error, summarise
+from domainbed_reasoning.results.problems import with_counts
+
+ABSENT = "–"
+LACKING = "X"  # DomainBed's sign for a cell without a result
+_LONG = 40  # characters
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ± \d+\.\d)?( \(.*\)| s| min| h| GiB)?")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        caption: what it shows.
+        head: a text a column; the first column names the rows.
+        rows: as many texts each.
+        note: what has to be known to read it.
+    """
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def is_number(self, column: int) -> bool:
+        """Return whether a column holds numbers, or what stands for one that is missing."""
+        return all(text in (ABSENT, LACKING) or _NUMBER.fullmatch(text) for text in self._below(column))
+
+    def is_long(self, column: int) -> bool:
+        """Return whether a column holds whole sentences."""
+        return any(len(text) > _LONG for text in self._below(column))
+
+    def _below(self, column: int) -> list[str]:
+        return [row[column] for row in self.rows]
+
+
+def accuracy_tables(frame: pd.DataFrame) -> list[Table]:
+    """Return DomainBed's tables: one a selection method and dataset, then the averages over datasets.
+
+    Methods that can judge no cell are left out: leave-one-domain-out needs jobs with two target domains.
+
+    Args:
+        frame: as `collect` returns it.
+    """
+    found = []
+    for method in frame["selection"].unique():
+        judged = frame[frame["selection"] == method]
+        datasets = list(judged["dataset"].unique())
+        found += [dataset_table(judged[judged["dataset"] == name], method, name) for name in datasets]
+        if len(datasets) > 1:
+            found.append(_averages(judged, method, datasets))
+    return found
+
+
+def dataset_table(cells: pd.DataFrame, method: str, dataset: str) -> Table:
+    """Return the table of one selection method and dataset.
+
+    Args:
+        cells: the rows of `collect`'s frame that belong to it.
+        method: DomainBed's name of it.
+        dataset: DomainBed's name of it.
+    """
+    table = summarise(cells)
+    domains = dict(enumerate(cells.attrs["domains"][dataset]))
+    most = int(table["trials"].max())
+    rows = []
+    for label, own in labelled_rows(table):
+        by_target = {target: own[own["target"] == target] for target in domains}
+        texts = [_cell(part, most) for part in by_target.values()]
+        means = [100 * float(part["accuracy"].iloc[0]) for part in by_target.values() if len(part)]
+        rows.append((label, *texts, _average(means) if len(means) == len(domains) else LACKING))
+    return Table(
+        f"{dataset}: accuracy in the target domain, selected by {method}",
+        ("Algorithm", *domains.values(), "Avg"),
+        tuple(rows),
+        f"Percent, mean ± standard error over {most} trials, as DomainBed computes them."
+        if most > 1
+        else "Percent. One trial: nothing is known of the scatter.",
+    )
+
+
+def _average(percents: Sequence[float]) -> str:
+    return f"{sum(percents) / len(percents):.1f}"  # added up as DomainBed does
+
+
+def labelled_rows(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    """Yield what each row of a table is called, and its cells: one row an algorithm and sweep."""
+    for (algorithm, sweep), own in table.groupby(["algorithm", "sweep"], sort=False):
+        yield f"{algorithm} ({sweep})" if sweep else str(algorithm), own
+
+
+def _averages(judged: pd.DataFrame, method: str, datasets: Sequence[str]) -> Table:
+    """Return the table of averages: the mean over a trial's target domains, then mean and error over trials."""
+    rows = []
+    for label, own in labelled_rows(judged):
+        means, texts = [], []
+        for dataset in datasets:
+            trials = as_read(own[own["dataset"] == dataset]).groupby("trial")
+            accuracies = [float(np.mean(list(trial["accuracy"]))) for _, trial in trials]
+            mean, error = mean_and_error(accuracies)
+            means.append(100 * mean)
+            texts.append(_with_error(mean, error, len(accuracies)) if accuracies else LACKING)
+        lacking = any(math.isnan(mean) for mean in means)
+        rows.append((label, *texts, LACKING if lacking else _average(means)))
+    caption = f"Averages over target domains, selected by {method}"
+    return Table(caption, ("Algorithm", *datasets, "Avg"), tuple(rows), "Percent.")
+
+
+def one_source_tables(frame: pd.DataFrame) -> list[Table]:
+    """Return a table a dataset of the jobs that were trained on one domain; [] where there are none.
+
+    Args:
+        frame: as `collect` returns it.
+    """
+    from domainbed_reasoning.results.selection import order_of_algorithms, order_of_datasets
+
+    jobs = frame.attrs.get("one_source", [])
+    found = []
+    for dataset in order_of_datasets([job["dataset"] for job in jobs]):
+        names = frame.attrs["domains"][dataset]
+        rows = []
+        own = [job for job in jobs if job["dataset"] == dataset]
+        order = order_of_algorithms([job["algorithm"] for job in own])
+        most = len({job["trial"] for job in own})
+        for algorithm, sweep in sorted(
+            {(job["algorithm"], job["sweep"]) for job in own}, key=lambda row: (order.index(row[0]), row[1])
+        ):
+            means, texts = [], []
+            for source in range(len(names)):
+                trials = [
+                    job["accuracy"]
+                    for job in own
+                    if (job["algorithm"], job["sweep"], job["source"]) == (algorithm, sweep, source)
+                ]
+                mean, error = mean_and_error(trials)
+                means.append(100 * mean)
+                texts.append(_with_error(mean, error, len(trials)) if trials else LACKING)
+            average = LACKING if any(map(math.isnan, means)) else _average(means)
+            rows.append((f"{algorithm} ({sweep})" if sweep else algorithm, *texts, average))
+        note = "Percent, mean over the other domains. A column is the source, whose validation split chooses the step."
+        scatter = "Mean ± standard error over trials." if most > 1 else "One trial: nothing is known of the scatter."
+        caption = f"{dataset}: trained on one domain, accuracy on all others"
+        found.append(Table(caption, ("Algorithm", *names, "Avg"), tuple(rows), f"{note} {scatter}"))
+    return found
+
+
+def answers_table(frame: pd.DataFrame) -> Table | None:
+    """Return both answers' accuracies in the target domains at the last step; None where no job recorded them."""
+    asked = _of_jobs(frame)
+    asked = asked[asked["label_accuracy"].notna() | asked["chain_accuracy"].notna()]
+    if asked.empty:
+        return None
+    rows = []
+    for dataset in asked["dataset"].unique():
+        for label, own in labelled_rows(asked[asked["dataset"] == dataset]):
+            domains = dict(sorted(zip(own["target"], own["domain"], strict=True)))
+            for target, domain in domains.items():
+                rows.append((label, dataset, domain, *_answer_texts(own[own["target"] == target])))
+            if len(domains) > 1:
+                rows.append((label, dataset, "all", *_answer_texts(own)))
+    return Table(
+        "Both answers in the target domains, at the last step",
+        ("Algorithm", "Dataset", "Target", "Class name", "Chain's conclusion", "Chains that name no class"),
+        tuple(rows),
+        "Percent of the images. A chain that names no class counts as wrong here; DomainBed's tables take the class "
+        "name instead.",
+    )
+
+
+def _answer_texts(cells: pd.DataFrame) -> list[str]:
+    means = [mean_and_error(cells[name])[0] for name in ("label_accuracy", "chain_accuracy", "unparsed")]
+    return [ABSENT if math.isnan(mean) else _percent(mean) for mean in means]
+
+
+def rounds_table(frame: pd.DataFrame) -> Table | None:
+    """Return the share of its own chains that each round of self-labelling kept; None without rounds."""
+    rounds = [name for name in frame if str(name).startswith("sarr")]
+    labelled = _of_jobs(frame).dropna(subset=rounds, how="all") if rounds else frame.head(0)
+    if labelled.empty:
+        return None
+    rows = []
+    for dataset in labelled["dataset"].unique():
+        for label, own in labelled_rows(labelled[labelled["dataset"] == dataset]):
+            for target, domain in sorted(set(zip(own["target"], own["domain"], strict=True))):
+                cells = own[own["target"] == target]
+                means = [mean_and_error(cells[name])[0] for name in rounds]
+                texts = [ABSENT if math.isnan(mean) else _percent(mean) for mean in means]
+                rows.append((label, dataset, domain, *texts))
+    return Table(
+        "Self-labelled chains that each SARR round kept",
+        ("Algorithm", "Dataset", "Target", *(f"Round {str(name)[4:-9]}" for name in rounds)),
+        tuple(rows),
+        "Percent of the chains that the model wrote for images of the source domains, mean over trials.",
+    )
+
+
+def costs_table(frame: pd.DataFrame) -> Table:
+    """Return time and memory of the jobs, mean over targets and trials."""
+    jobs = _of_jobs(frame)
+    rows = []
+    for dataset in jobs["dataset"].unique():
+        for label, own in labelled_rows(jobs[jobs["dataset"] == dataset]):
+            train, wall, memory = (
+                mean_and_error(own[name])[0] for name in ("train_seconds", "wall_seconds", "memory_gib")
+            )
+            texts = (duration(train), duration(wall), ABSENT if math.isnan(memory) else f"{memory:.1f} GiB")
+            rows.append((label, dataset, str(len(own)), *texts))
+    return Table(
+        "Time and memory of a job",
+        ("Algorithm", "Dataset", "Jobs", "Updates", "Whole job", "Peak GPU memory"),
+        tuple(rows),
+        "Means. The whole job by the times of its files, evaluations included, imports not.",
+    )
+
+
+def hparams_table(frame: pd.DataFrame) -> Table:
+    """Return the hyper-parameters of the chosen runs, those that vary apart from the others."""
+    first = frame[frame["selection"] == frame["selection"].iloc[0]]
+    rows = []
+    for dataset in first["dataset"].unique():
+        for label, own in labelled_rows(first[first["dataset"] == dataset]):
+            same, varied = split_settings([json.loads(text) for text in own["hparams"]])
+            seeds = sorted(set(own["hparams_seed"]))
+            fixed = ", ".join(f"{name} {value}" for name, value in same.items())
+            moving = "; ".join(f"{name}: {values}" for name, values in varied.items()) or ABSENT
+            rows.append((label, dataset, _listed(seeds), fixed, moving))
+    return Table(
+        f"Hyper-parameters of the chosen runs, selected by {frame['selection'].iloc[0]}",
+        ("Algorithm", "Dataset", "hparams_seed", "In all of them", "Varying"),
+        tuple(rows),
+        "hparams_seed 0 is the defaults, with --hparams on top.",
+    )
+
+
+def split_settings(settings: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what all of the settings have in common, and the values of what varies, as text."""
+    same, varied = {}, {}
+    for name in sorted(set().union(*settings)):
+        values = [setting.get(name) for setting in settings]
+        kinds = list({json.dumps(value): value for value in values}.values())
+        if len(kinds) == 1:
+            same[name] = kinds[0]
+        else:
+            varied[name] = _listed(sorted(kinds, key=lambda value: (isinstance(value, str), value is None, value or 0)))
+    return same, varied
+
+
+def _listed(values: Sequence[Any]) -> str:
+    numbers = all(isinstance(value, (int, float)) for value in values)
+    if len(values) > 4 and numbers:
+        return f"{_short(values[0])} to {_short(values[-1])} ({len(values)} values)"
+    return ", ".join(map(_short, values))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def versions_table(frame: pd.DataFrame) -> Table | None:
+    """Return what the jobs ran on; None where none recorded it."""
+    versions = frame.attrs.get("versions", {})
+    if not versions:
+        return None
+    rows = tuple(
+        (name, next(iter(counts)) if len(counts) == 1 else with_counts(counts)) for name, counts in versions.items()
+    )
+    return Table("Versions that the jobs ran on", ("What", "Version"), rows, "As each job recorded them when it began.")
+
+
+def problems_table(problems: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Return what was left out or settled, with cures; None where nothing was."""
+    if not problems:
+        return None
+    rows = [
+        (
+            problem["kind"],
+            problem["job"],
+            problem["fault"],
+            problem["effect"],
+            problem["cure"],
+            _folders(problem["folders"]),
+        )
+        for problem in problems
+    ]
+    head = ("Problem", "Job", "What is there", "In the tables", "Cure", "Folder")
+    return Table("Problems found in the sweep's folder", head, tuple(rows))
+
+
+def _folders(folders: Sequence[str]) -> str:
+    more = f" and {len(folders) - 6} more" if len(folders) > 6 else ""
+    return ", ".join(folders[:6]) + more or ABSENT
+
+
+def _of_jobs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a job: selection methods may choose several hparams seeds of a cell."""
+    return frame.drop_duplicates([*(name for name in CELL if name != "selection"), "trial", "folder"])
+
+
+def _cell(part: pd.DataFrame, most: int) -> str:
+    if part.empty:
+        return LACKING
+    (row,) = part.to_dict("records")
+    text = _with_error(row["accuracy"], row["accuracy_error"], row["trials"])
+    return text if row["trials"] == most else f"{text} ({row['trials']} of {most} trials)"
+
+
+def _with_error(mean: float, error: float, trials: int) -> str:
+    return f"{100 * mean:.1f} ± {100 * error:.1f}" if trials > 1 else _percent(mean)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them; a dash for a missing value."""
+    if math.isnan(seconds):
+        return ABSENT
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def all_tables(frame: pd.DataFrame) -> list[Table]:
+    """Return every table of a sweep; those of problems alone where no job counts."""
+    problems = problems_table(frame.attrs.get("problems", []))
+    about: list[Table | None] = [costs_table(frame), hparams_table(frame)] if len(frame) else []
+    about += [versions_table(frame), problems]
+    return [*result_tables(frame), *(table for table in about if table is not None)]
+
+
+def result_tables(frame: pd.DataFrame) -> list[Table]:
+    """Return the tables of accuracies, answers and self-labelling; [] where no job counts."""
+    found: list[Table | None] = [*one_source_tables(frame)]
+    if len(frame):
+        found += [*accuracy_tables(frame), answers_table(frame), rounds_table(frame)]
+    return [table for table in found if table is not None]

@@ -1,0 +1,376 @@
+"""What a job will cost, before it starts: floating-point operations and bytes counted from a model's config.
+
+Counts are exact up to small terms (a test compares them with what PyTorch counts). Hours follow from what a GPU reaches
+of its peak, which is assumed, not measured, until benchmarks on GPUs exist: see `ASSUMED`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.method.schedule import Schedule
+from domainbed_reasoning.mllm.families import Family, family_of, tile_grid
+from domainbed_reasoning.mllm.loading import cached_numbers, config_of, part_of, without_adapters
+from domainbed_reasoning.results.published import KNOWN_CONFIGS, Data, Gpu
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """A number that no benchmark of ours has measured.
+
+    Attributes:
+        value: the number.
+        source: where it comes from.
+    """
+
+    value: float
+    source: str
+
+
+ASSUMED = {
+    "training_mfu": Assumption(0.35, "share of peak; the best public one for text LoRA on a 7B model is 42.8% (NeMo)"),
+    "prefill_mfu": Assumption(0.35, "share of peak while prompts are read; as in training"),
+    "bandwidth": Assumption(0.6, "share of peak memory bandwidth while tokens are written"),
+    "step_overhead": Assumption(0.03, "seconds a token at least: transformers' `generate` launches from Python"),
+    "nf4_slowdown": Assumption(1.3, "training time against bfloat16; measured on the CPU"),
+    "int8_slowdown": Assumption(2.1, "training time against bfloat16; measured on the CPU"),
+    "checkpointing": Assumption(4 / 3, "training time with gradient checkpointing: one more forward pass of three"),
+}
+STOCK_BATCH = 64  # images that DomainBed's train script hands to `predict` at a time, whatever the hyper-parameters
+ERROR = "hours: within a factor of 2, until benchmarks on GPUs calibrate them; memory: within 30%"
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A stack of transformer blocks.
+
+    Attributes:
+        weights: in its linear layers.
+        inputs: sum of the linear layers' input widths.
+        outputs: sum of their output widths.
+        layers: how many blocks.
+        width: of queries and of attention's output.
+    """
+
+    weights: int
+    inputs: int
+    outputs: int
+    layers: int
+    width: int
+
+    def forward(self, tokens: float, causal: bool = False) -> float:
+        """Return the operations of one forward pass over a row of so many tokens."""
+        attention = 4 * self.layers * tokens**2 * self.width
+        return 2 * self.weights * tokens + (attention / 2 if causal else attention)
+
+    def lora_weights(self, rank: int) -> int:
+        """Return the number of adapter weights on all linear layers."""
+        return rank * (self.inputs + self.outputs)
+
+    def saved_bytes(self, tokens: float, itemsize: int, adapted: bool) -> float:
+        """Return what a training forward keeps for the backward pass.
+
+        Every linear layer's input and output; PEFT's adapters are float32 and keep a float32 copy of their input.
+        """
+        copies = 4 * self.inputs if adapted and itemsize < 4 else 0
+        return tokens * (itemsize * (self.inputs + self.outputs) + copies)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model's config says about its cost.
+
+    Attributes:
+        vision: the image encoder.
+        language: the decoder, without its head.
+        weights: of the whole model.
+        embeddings: of them in embeddings and head, which quantisation leaves alone.
+        head: of them in the output head.
+        vocabulary: tokens of the head.
+        patches: tokens of the image encoder for one tile.
+        image_tokens: tokens of the decoder for one tile.
+        tiles: an image.
+        kv_bytes: of one token's keys and values at 16 bits.
+        fused: of the weights, those of a mixture's experts and routers, by tensor; the towers do not count them.
+    """
+
+    vision: Tower
+    language: Tower
+    weights: int
+    embeddings: int
+    head: int
+    vocabulary: int
+    patches: int
+    image_tokens: int
+    tiles: int
+    kv_bytes: int
+    fused: Mapping[str, int] = field(default_factory=dict)
+
+
+def shape_of(model: str, max_tiles: int = 1) -> Shape:
+    """Return the shape of a model, from its config; the paper's models are known without theirs.
+
+    Raises:
+        ModelError: for a model that is not there or not supported.
+    """
+    import transformers
+
+    config, family = _known(model) or config_of(model)
+    with torch.device("meta"):
+        network = transformers.AutoModelForImageTextToText.from_config(config)
+    text, vision = config.get_text_config(), config.vision_config
+    heads = text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    edge = _tile_edge(vision)
+    grid = tile_grid(family, max_tiles)
+    head = network.get_output_embeddings().weight.numel()
+    return Shape(
+        vision=_tower(network, "vision", _layers(vision), vision.hidden_size),
+        language=_tower(network, "language", text.num_hidden_layers, heads * head_width),
+        weights=sum(weight.numel() for weight in network.parameters()),
+        embeddings=head + network.get_input_embeddings().weight.numel(),
+        head=head,
+        vocabulary=text.vocab_size,
+        patches=(edge // _patch(vision)) ** 2,
+        image_tokens=family.image_tokens(config, edge),
+        tiles=1 if grid == 1 else grid * grid + 1,
+        kv_bytes=2 * cached_numbers(config),
+        fused=without_adapters(network),
+    )
+
+
+def _known(model: str) -> tuple[Any, Family] | None:
+    if model not in KNOWN_CONFIGS:
+        return None
+    import transformers
+
+    architecture, values = KNOWN_CONFIGS[model]
+    config = getattr(transformers, architecture.removesuffix("ForConditionalGeneration") + "Config")(**values)
+    return config, family_of(architecture)
+
+
+def _layers(vision: Any) -> int:
+    return int(getattr(vision, "num_hidden_layers", None) or vision.depth)
+
+
+def _patch(vision: Any) -> int:
+    return int(vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0])
+
+
+def _tile_edge(vision: Any) -> int:
+    size = getattr(vision, "image_size", None) or 448  # Qwen takes any size: 448 is what we give it
+    return int(size if isinstance(size, int) else size[0])
+
+
+def _tower(network: torch.nn.Module, part: str, layers: int, width: int) -> Tower:
+    linear = [
+        (module.in_features, module.out_features)
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear) and part_of(name) == part
+    ]
+    return Tower(sum(i * o for i, o in linear), sum(i for i, _ in linear), sum(o for _, o in linear), layers, width)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of text.
+
+    Attributes:
+        question: q_cls with the chat template around it.
+        instruction: what q_reason adds.
+        name: a class name with its end.
+        chain: a chain.
+    """
+
+    question: float
+    instruction: float
+    name: float
+    chain: float
+
+
+def lengths_for(classes: int, chain: float = 250) -> Lengths:
+    """Return typical lengths: a class name with its comma is about 3 tokens; the paper's chains are about 250."""
+    return Lengths(question=35 + 3 * classes, instruction=85, name=3, chain=chain)
+
+
+def training_flops(shape: Shape, lengths: Lengths, label: bool, chain: bool) -> float:
+    """Return the operations of one sample's training step, forward and backward.
+
+    Frozen weights cost a forward and a gradient of the input: twice the forward; attention three times. Both paths
+    share one row up to the end of q_cls.
+    """
+    vision = shape.tiles * shape.vision.forward(shape.patches)
+    vision_attention = shape.tiles * 4 * shape.vision.layers * shape.patches**2 * shape.vision.width
+    prefix = shape.tiles * shape.image_tokens + lengths.question
+    row = prefix + (lengths.name if label else 0) + (lengths.instruction + lengths.chain if chain else 0)
+    language = shape.language.forward(row)
+    attention = 4 * shape.language.layers * row**2 * shape.language.width
+    supervised = (lengths.name if label else 0) + (lengths.chain if chain else 0)
+    return 2 * (vision + language + 2 * shape.head * supervised) + vision_attention + attention
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the GPU at the peak of training.
+
+    Attributes:
+        weights: of the frozen model.
+        adapters: weights, gradients and AdamW's two moments, float32.
+        activations: of one micro-batch, with logits.
+        copy: of the merged weights that write chains and answer.
+        generation: keys and values of one batch of answers.
+    """
+
+    weights: float
+    adapters: float
+    activations: float
+    copy: float
+    generation: float
+
+    @property
+    def peak(self) -> float:
+        """Bytes needed: training and generation take turns, the copy stays."""
+        return 1.1 * (self.weights + self.adapters + self.copy + max(self.activations, self.generation))
+
+
+def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> Memory:
+    """Return the peak memory of a job with these hyper-parameters.
+
+    Args:
+        shape: of the model.
+        lengths: of the texts.
+        hparams: ``quantize``, ``eval_batch``, ``max_new_tokens``, and of training ``micro_batch``, ``lora_rank`` and
+            ``gradient_checkpointing``.
+    """
+    itemsize = 2
+    per_weight = {"none": 2.0, "nf4": 0.56, "int8": 1.03}[hparams["quantize"]]
+    weights = (shape.weights - shape.embeddings) * per_weight + shape.embeddings * itemsize
+    prefix = shape.tiles * shape.image_tokens + lengths.question
+    cached = prefix + lengths.instruction + hparams["max_new_tokens"]
+    generation = hparams["eval_batch"] * cached * shape.kv_bytes
+    if "lora_rank" not in hparams:
+        return Memory(weights, 0, 0, 0, generation)
+    adapters = 16.0 * (
+        shape.vision.lora_weights(hparams["lora_rank"]) + shape.language.lora_weights(hparams["lora_rank"])
+    )
+    row = prefix + lengths.name + lengths.instruction + lengths.chain
+    saved = shape.tiles * shape.vision.saved_bytes(shape.patches, itemsize, True)
+    saved += shape.language.saved_bytes(row, itemsize, True)
+    if hparams["gradient_checkpointing"]:  # a block's input each, and one block whole
+        layers = shape.vision.layers + shape.language.layers
+        saved = saved / layers + itemsize * shape.language.layers * row * shape.language.width
+    logits = (lengths.name + lengths.chain) * shape.vocabulary * (itemsize + 4 + 4)
+    copy = weights if hparams["quantize"] == "none" else 0
+    return Memory(weights, adapters, hparams["micro_batch"] * (saved + logits), copy, generation)
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Hours of one job.
+
+    Attributes:
+        training: updates.
+        labelling: SARR's own chains, where they are not those of the evaluation before the round.
+        evaluation: DomainBed's answers to every split, at every evaluation.
+        evaluations: how many.
+    """
+
+    training: float
+    labelling: float
+    evaluation: float
+    evaluations: int
+
+    @property
+    def total(self) -> float:
+        """Hours in all."""
+        return self.training + self.labelling + self.evaluation
+
+
+def hours_of(
+    shape: Shape,
+    lengths: Lengths,
+    data: Data,
+    gpu: Gpu,
+    hparams: Mapping[str, Any],
+    schedule: Schedule,
+    paths: tuple[bool, bool],
+    evaluations: int | None = None,
+) -> Hours:
+    """Return the hours of one leave-one-domain-out job, domains taken as equally large.
+
+    Args:
+        shape: of the model.
+        lengths: of the texts.
+        data: the dataset.
+        gpu: one.
+        hparams: of the algorithm.
+        schedule: its stages; the evaluations follow DomainBed's rule.
+        paths: whether the objective has a label term, and a chain term.
+        evaluations: how many, where ``--checkpoint_freq`` overrules the schedule.
+    """
+    sources = data.domains - 1
+    peak = gpu.tflops * 1e12
+    slow = ASSUMED[f"{hparams['quantize']}_slowdown"].value if hparams["quantize"] != "none" else 1.0
+    samples = schedule.n_steps * hparams.get("batch_size", 0) * sources if any(paths) else 0
+    training = samples * training_flops(shape, lengths, *paths) / (peak * ASSUMED["training_mfu"].value) * slow
+    if hparams.get("gradient_checkpointing"):
+        training *= ASSUMED["checkpointing"].value
+    a_chain = seconds_to_write(shape, lengths, gpu, hparams)
+    at_a_time = {**hparams, "eval_batch": min(STOCK_BATCH, hparams["eval_batch"])}
+    chain = seconds_to_write(shape, lengths, gpu, at_a_time) * hparams.get("votes", 1)
+    label = seconds_to_score(shape, lengths, data.classes, gpu, hparams)
+    rounds = sum(stage.round > 0 for stage in schedule.stages)
+    if evaluations is None and _labels_are_answers(hparams):
+        rounds = min(rounds, int(schedule.stages[0].round > 0))  # all later ones begin with an evaluation
+    in_training = data.images * sources / data.domains * 0.8
+    # Drawn with replacement: after e epochs a share of 1 - exp(-e) has been met, and labelled once.
+    met = in_training * (1 - math.exp(-hparams.get("sarr_epochs", 0)))
+    first = min(hparams.get("first_evaluation", 0), schedule.n_steps)
+    if evaluations is None:
+        steps = {*range(0, schedule.n_steps, schedule.checkpoint_freq), schedule.n_steps - 1}
+        evaluations = sum(step + 1 >= first for step in steps)
+    elif first > 1:
+        evaluations -= 1
+    an_answer = chain if hparams["answer"] == "chain" else label
+    evaluation = data.images * (evaluations * an_answer + (label + chain - an_answer) * hparams["both_answers"])
+    labelling = rounds * met * a_chain * hparams.get("sarr_votes", 1)
+    return Hours(training / 3600, labelling / 3600, evaluation / 3600, evaluations)
+
+
+def _labels_are_answers(hparams: Mapping[str, Any]) -> bool:
+    """Return whether a round's own chains are those of the evaluation before it, and cost nothing."""
+    greedy = hparams.get("temperature", 0) == 0 and hparams.get("votes", 1) == hparams.get("sarr_votes", 1) == 1
+    same_images = not hparams.get("data_augmentation", False)
+    return hparams["answer"] == "chain" and greedy and same_images and hparams["quantize"] == "none"
+
+
+def seconds_to_write(shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[str, Any]) -> float:
+    """Return the seconds of one generated chain, its image and prompt read, a batch of ``eval_batch`` at a time.
+
+    A batch writes until its longest chain ends, at half more than the mean; it reads all weights and all keys and
+    values for every token.
+    """
+    batch = hparams["eval_batch"]
+    prompt = shape.tiles * shape.image_tokens + lengths.question + lengths.instruction
+    steps = min(1.5 * lengths.chain, hparams["max_new_tokens"])
+    per_weight = {"none": 2.0, "nf4": 0.56, "int8": 1.03}[hparams["quantize"]]
+    moved = (shape.language.weights + shape.head) * per_weight + batch * (prompt + steps / 2) * shape.kv_bytes
+    slow = 2.0 if hparams["quantize"] != "none" else 1.0  # adapters apart, weights unpacked
+    a_step = slow * max(ASSUMED["step_overhead"].value, moved / (gpu.bandwidth * ASSUMED["bandwidth"].value))
+    return _prefill(shape, prompt, gpu) * slow + steps * a_step / batch
+
+
+def seconds_to_score(shape: Shape, lengths: Lengths, classes: int, gpu: Gpu, hparams: Mapping[str, Any]) -> float:
+    """Return the seconds of scoring one image by every class name: the prompt, and the trie of names in one forward."""
+    slow = 2.0 if hparams["quantize"] != "none" else 1.0
+    return _prefill(shape, shape.tiles * shape.image_tokens + lengths.question + lengths.name * classes, gpu) * slow
+
+
+def _prefill(shape: Shape, tokens: float, gpu: Gpu) -> float:
+    flops = shape.tiles * shape.vision.forward(shape.patches) + shape.language.forward(tokens, causal=True)
+    return flops / (gpu.tflops * 1e12 * ASSUMED["prefill_mfu"].value)

@@ -1,0 +1,145 @@
+"""A launcher for DomainBed's registry that imports everything once: jobs of seconds on a CPU.
+
+    python -m domainbed.scripts.sweep launch --command_launcher forked …
+
+A train process takes 6 s to import torch, transformers and DomainBed, as long as a job on the embedded dataset. Here
+the launcher imports them once and forks a child a job, which runs the stock train script with the very arguments of its
+command. CPU only: a process that has touched CUDA cannot be forked.
+
+Environment variables, all optional: those of ``parallel``, whose job logs and summaries these are as well. Without
+``DOMAINBED_REASONING_JOBS`` two jobs run at a time, each with one thread.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import runpy
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+
+from tqdm import tqdm
+
+from domainbed_reasoning.bridge import versions
+from domainbed_reasoning.bridge.train_args import TRAIN_SCRIPT
+from domainbed_reasoning.files.cache import NoCacheFolder
+from domainbed_reasoning.jobs.resume_store import make_room, unfinished_folder
+from domainbed_reasoning.sweeps.launchers.jobs import Failure, Job, chosen_jobs, report, whole_number
+from domainbed_reasoning.sweeps.launchers.parallel import JOBS
+from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm
+from domainbed_reasoning.terminal import printable_streams
+
+JOBS_AT_A_TIME = 2
+# What a job imports, directly or through transformers' lazy modules.
+MODULES = (
+    "domainbed.algorithms",
+    "domainbed.datasets",
+    "domainbed.hparams_registry",
+    "domainbed.lib.fast_data_loader",
+    "domainbed.lib.misc",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.internvl.modeling_internvl",
+    "transformers.models.internvl.processing_internvl",
+    "transformers.models.qwen2.modeling_qwen2",
+    "domainbed_reasoning.mllm.model",
+)
+
+
+@printable_streams()
+def forked_launcher(commands: Sequence[str]) -> list[Failure]:
+    """Run the train commands of a sweep in forks of this process, two at a time, and say which failed.
+
+    Args:
+        commands: shell strings, as DomainBed hands them to every launcher.
+
+    Returns:
+        The failures, which are printed as well.
+
+    Raises:
+        RuntimeError: this machine has a GPU, or cannot fork.
+        ValueError: a command that is not DomainBed's train script, or a variable that does not say what it should.
+    """
+    _check_machine()
+    jobs = chosen_jobs(commands)
+    arguments = [train_arguments(job) for job in jobs]
+    at_a_time = whole_number(JOBS, default=JOBS_AT_A_TIME)
+    for module in MODULES:
+        importlib.import_module(module)
+    from domainbed_reasoning.mllm.loading import import_peft
+
+    import_peft()
+    versions.source_digests()  # of what is imported now: a checkout's files may change while jobs wait
+    fork = multiprocessing.get_context("fork")
+    waiting = list(zip(jobs, arguments, strict=True))
+    running: dict[BaseProcess, Job] = {}
+    failures = []
+    with ended_by_sigterm(), tqdm(total=len(jobs), unit="job", dynamic_ncols=True, file=sys.stderr) as bar:
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_a_time:
+                    job, argv = waiting.pop(0)
+                    process: BaseProcess = fork.Process(target=run_train, args=(job, argv), name=job.name)
+                    process.start()
+                    running[process] = job
+                bar.set_postfix_str("; ".join(job.name for job in running.values()))
+                ended = wait([process.sentinel for process in running])
+                for process in [process for process in running if process.sentinel in ended]:
+                    process.join()
+                    job = running.pop(process)
+                    if process.exitcode:
+                        failures.append(Failure(job, process.exitcode))
+                        bar.write(f"FAILED: {job.name} (exit code {process.exitcode})", file=sys.stderr)
+                    bar.update()
+        finally:
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.join()
+    with suppress(NoCacheFolder):
+        if (kept := unfinished_folder()).is_dir():
+            make_room(kept, keep=kept)  # a fork ends without what a process does at its end: forget a job that is done
+    report(failures, len(jobs))
+    return failures
+
+
+def train_arguments(job: Job) -> list[str]:
+    """Return what stands behind ``python -m domainbed.scripts.train`` in a job's command.
+
+    Raises:
+        ValueError: for any other command, which a fork cannot run.
+    """
+    words = shlex.split(job.command)
+    if words[1:3] != ["-m", TRAIN_SCRIPT]:
+        raise ValueError(f"The launcher `forked` runs `python -m {TRAIN_SCRIPT}` only, not {job.command!r}.")
+    return words[3:]
+
+
+def run_train(job: Job, arguments: Sequence[str]) -> None:
+    """Run the stock train script in this process, a fork, with its output in the job's log."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("ab") as log, open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    import torch
+
+    torch.set_num_threads(1)
+    sys.argv = [TRAIN_SCRIPT, *arguments]
+    runpy.run_module(TRAIN_SCRIPT, run_name="__main__", alter_sys=True)
+
+
+def _check_machine() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        raise RuntimeError(
+            "The launcher `forked` is for CPUs: a process that has touched CUDA cannot be forked. "
+            "Use `--command_launcher parallel`, or set CUDA_VISIBLE_DEVICES= to stay on the CPU."
+        )
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise RuntimeError("The launcher `forked` needs a system that forks. Use `--command_launcher parallel`.")

@@ -1,0 +1,97 @@
+"""A launcher for DomainBed's registry: as many jobs at a time as there are cores, or GPUs.
+
+    python -m domainbed.scripts.sweep launch --command_launcher parallel …
+
+Environment variables, all optional:
+    DOMAINBED_REASONING_JOBS: jobs at a time (default: one a GPU, or one a core without GPUs).
+    DOMAINBED_REASONING_TARGETS: target environments, as in ``"2"`` or ``"0 2"``: jobs with others are left out. Their
+        folders stay without `done`, as those of failed jobs do: ``sweep delete_incomplete`` removes them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from tqdm import tqdm
+
+from domainbed_reasoning.sweeps.launchers.jobs import LOG, Failure, Job, chosen_jobs, report, say_ended, whole_number
+from domainbed_reasoning.sweeps.launchers.processes import end, ended_by_sigterm, start, threads_of, visible_gpus
+from domainbed_reasoning.terminal import printable_streams
+
+JOBS = "DOMAINBED_REASONING_JOBS"
+_POLL_SECONDS = 0.2
+
+
+@printable_streams()
+def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
+    """Run the train commands of a sweep, several at a time, and say which failed.
+
+    Ctrl-C and SIGTERM end the running jobs before they end the launcher.
+
+    Args:
+        commands: shell strings, as DomainBed hands them to every launcher.
+
+    Returns:
+        The failures; DomainBed ignores them, so they are printed as well, after everything else.
+
+    Raises:
+        ValueError: an environment variable that does not say what it should.
+    """
+    jobs = chosen_jobs(commands)
+    slots = device_slots()
+    if not jobs:
+        return []
+    print(f"{len(jobs)} jobs, {min(len(slots), len(jobs))} at a time; the output of each is in its {LOG}.")
+    try:
+        with ended_by_sigterm():
+            failures = _run_all(jobs, slots)
+    except (KeyboardInterrupt, SystemExit):
+        say_ended()
+        raise
+    report(failures, len(jobs))
+    return failures
+
+
+def device_slots() -> list[dict[str, str]]:
+    """Return the environment variables of each job that may run at a time: its GPU, or its share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = visible_gpus()
+    count = whole_number(JOBS, default=len(gpus) or cores)
+    share = threads_of(cores // count)
+    return [share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}) for slot in range(count)]
+
+
+def _run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> list[Failure]:
+    waiting, free = list(jobs), list(slots)
+    running: dict[subprocess.Popen[bytes], tuple[Job, Mapping[str, str]]] = {}
+    failures = []
+    try:
+        with tqdm(total=len(jobs), unit="job", dynamic_ncols=True, file=sys.stderr) as bar:
+            while waiting or running:
+                while waiting and free:
+                    job, slot = waiting.pop(0), free.pop(0)
+                    running[start(job, {**os.environ, **slot})] = (job, slot)
+                    bar.set_postfix_str(_what_runs(running.values(), len(waiting)))
+                time.sleep(_POLL_SECONDS)
+                if sys.stderr.isatty():
+                    bar.refresh()  # the clock goes on while jobs run
+                for process in [process for process in running if process.poll() is not None]:
+                    job, slot = running.pop(process)
+                    free.append(slot)
+                    if process.returncode:
+                        failures.append(Failure(job, process.returncode))
+                        bar.write(f"FAILED: {job.name} ({failures[-1].cause})", file=sys.stderr)
+                    bar.update()
+                    bar.set_postfix_str(_what_runs(running.values(), len(waiting)))
+    finally:
+        end(running)
+    return failures
+
+
+def _what_runs(running: Iterable[tuple[Job, object]], waiting: int) -> str:
+    names = "; ".join(job.name for job, _ in running) or "nothing"
+    return f"running: {names}; waiting: {waiting}"

@@ -1,0 +1,109 @@
+"""Train commands as processes: each in a group of its own, ended together with its children; what they share."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+
+from domainbed_reasoning.sweeps.launchers.jobs import Job
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_GRACE_SECONDS = 10
+
+
+def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a job in a process group of its own, with `python` meaning this interpreter; its output goes to its log.
+
+    Args:
+        job: to start.
+        environment: all its variables.
+    """
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("ab") as log:
+        return subprocess.Popen(
+            f'python() {{ exec {shlex.quote(sys.executable)} "$@"; }}; {job.command}',
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            start_new_session=True,
+        )
+
+
+def end(processes: Iterable[subprocess.Popen[bytes]], grace: float = _GRACE_SECONDS) -> None:
+    """End processes and their children: SIGTERM, and SIGKILL for what is still there after ``grace`` seconds.
+
+    May be called from a signal's handler, which may have interrupted a wait for one of them.
+    """
+    left = list(processes)
+    for process in left:
+        _signal_group(process, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    for process in left:
+        while not _has_ended(process) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        _signal_group(process, signal.SIGKILL)
+        while not _has_ended(process):
+            time.sleep(0.05)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass  # it has just ended by itself
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether it has, without the lock of `Popen.wait`, which the interrupted code may hold."""
+    try:
+        look_only = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return process.poll() is not None or os.waitid(os.P_PID, process.pid, look_only) is not None
+    except ChildProcessError:  # it has been waited for
+        return True
+
+
+def threads_of(cores: float) -> dict[str, str]:
+    """Return the variables that keep a job to its share of the cores, unless the user has set them."""
+    return {name: str(max(1, int(cores))) for name in THREADS if name not in os.environ}
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that CUDA shows to this process, each as CUDA_VISIBLE_DEVICES names it.
+
+    A name may stand there for no GPU, as "-1" and Slurm's "NoDevFiles" do, and hides all that follow it; so torch says
+    how many of the names count.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None and not named.strip():
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    return [str(index) for index in range(count)] if named is None else named.split(",")[:count]
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Make SIGTERM raise SystemExit inside, so that the running jobs are ended before this process is."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

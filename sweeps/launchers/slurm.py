@@ -1,0 +1,287 @@
+"""A launcher for DomainBed's registry: jobs on Slurm, as job arrays, through submitit.
+
+    pip install 'domainbed-reasoning[slurm]'
+    export DOMAINBED_REASONING_SLURM="--partition=gpu --gres=gpu:1 --cpus-per-task=8 --mem=64G --time=1-00:00:00"
+    python -m domainbed.scripts.sweep launch --command_launcher slurm …
+
+The launcher waits and shows how many jobs wait, run and have ended. Ctrl-C ends the waiting alone: the jobs go on, and
+it says how to follow them. The output of each is in its own folder, what Slurm says of it in ``slurm/`` of the sweep's.
+
+A job that is preempted, loses its node or is requeued by hand is started again by Slurm; one that fails, in its
+allocation; one that runs out of time is requeued, which helps where training resumes. See `attempts` for why no record
+stands twice.
+
+An attempt that Slurm's SIGTERM ended has not failed: the job waits for what Slurm does, however long the partition's
+GraceTime, and trains no more before. Where nothing follows, since somebody sent that signal by hand (`scancel
+--signal=TERM`), it waits until it is out of time; `scontrol requeue` starts it at once. Its log says so.
+
+Environment variables, all optional:
+    DOMAINBED_REASONING_SLURM: options of sbatch in their long form, whichever the cluster asks for (default of
+        ``--time``: one day).
+    SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, …: sbatch's own, which win over those options.
+    DOMAINBED_REASONING_JOBS: jobs of each array at a time (default: as many as Slurm starts).
+    DOMAINBED_REASONING_RETRIES: how often a failed job, or one out of time, is started again (default: 1).
+    DOMAINBED_REASONING_SLURM_WAIT: 0 submits and returns at once (default: 1).
+    DOMAINBED_REASONING_TARGETS: target environments, as for the launcher `parallel`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from domainbed_reasoning.sweeps.launchers.attempts import DEFAULT_RETRIES, RETRIES, Attempt
+from domainbed_reasoning.sweeps.launchers.jobs import Failure, Job, chosen_jobs, parse_job, report, whole_number
+from domainbed_reasoning.sweeps.launchers.processes import threads_of
+from domainbed_reasoning.sweeps.launchers.slurm_queue import (
+    folder_of,
+    how_to_follow,
+    note_submitted,
+    slurm_setting,
+    wait_for,
+)
+from domainbed_reasoning.terminal import printable_streams
+
+OPTIONS = "DOMAINBED_REASONING_SLURM"
+TIME_LIMIT = "SBATCH_TIMELIMIT"
+_CLUSTERS = "SBATCH_CLUSTERS"
+WAIT = "DOMAINBED_REASONING_SLURM_WAIT"
+JOBS = "DOMAINBED_REASONING_JOBS"
+_ONE_DAY = 24 * 60
+_UNLIMITED = 365 * _ONE_DAY  # submitit counts minutes
+_ARRAY = 1000  # jobs of one array where Slurm does not say; its own default is 1001
+_POLL_SECONDS = 5.0
+_OURS = ("array", "output", "error", "open-mode", "signal", "wrap", "requeue", "no-requeue", "clusters")
+_LEAVE = "While they wait or run, leave `sweep delete_incomplete`: it would remove their folders."
+_SIGNAL_SECONDS = 2  # within which SIGTERM has reached all processes of a job, the train process and this one
+
+
+class TrainJob:
+    """What Slurm runs: one job of the sweep, with its attempts. Pickled by submitit.
+
+    Args:
+        command: as DomainBed's sweep wrote it.
+        retries: how often it is started again when it failed.
+    """
+
+    def __init__(self, command: str, retries: int):
+        self.command = command
+        self.retries = retries
+        self._attempt: Attempt | None = None
+        self._terminated = False
+
+    def __call__(self) -> None:
+        """Run the job to its end.
+
+        Raises:
+            RuntimeError: its last attempt failed, so that Slurm counts it as failed too.
+        """
+        signal.signal(signal.SIGTERM, self._note_sigterm)
+        job = parse_job(self.command)
+        variables = ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID", "RESTART_COUNT")
+        array, index, alone, restarts = (os.environ.get(f"SLURM_{name}", "") for name in variables)
+        where = f"Slurm job {f'{array}_{index}' if array else alone}, requeued {restarts or 0} times"
+        environment = os.environ | threads_of(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))
+        for number in range(1, self.retries + 2):
+            self._attempt = Attempt(job, f"attempt {number} of {self.retries + 1}, {where}", environment)
+            exit_code = self._attempt.run()
+            if exit_code == 0:
+                return
+            if self._attempt.replaced:
+                raise RuntimeError("Slurm has started the job again on another node")
+            time.sleep(_SIGNAL_SECONDS)
+            if self._terminated:
+                self._wait_for_slurm()
+        raise RuntimeError(f"exit code {exit_code}")
+
+    def _wait_for_slurm(self) -> NoReturn:
+        """Wait until Slurm requeues the job, or ends it: SIGKILL, or SIGUSR2 to submitit, comes as late as it may."""
+        assert self._attempt is not None
+        self._attempt.say("--- ended by SIGTERM; waits until Slurm ends or requeues the job, or `scontrol requeue`")
+        while True:
+            time.sleep(_POLL_SECONDS)
+
+    def _note_sigterm(self, *_: object) -> None:
+        self._terminated = True
+
+    def checkpoint(self) -> Any:
+        """End the train process before the job is preempted or out of time, and return what is to be requeued."""
+        if self._attempt is not None:
+            self._attempt.end()
+        return importlib.import_module("submitit").helpers.DelayedSubmission(TrainJob(self.command, self.retries))
+
+
+@printable_streams()
+def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
+    """Submit the train commands of a sweep to Slurm, wait for them unless told not to, and say which failed.
+
+    Args:
+        commands: shell strings, as DomainBed hands them to every launcher.
+
+    Returns:
+        The failures; DomainBed ignores them, so they are printed as well, after everything else.
+
+    Raises:
+        ImportError: without submitit.
+        FileNotFoundError: without Slurm's commands.
+        ValueError: an environment variable that does not say what it should.
+        RuntimeError: Slurm refused all jobs.
+    """
+    jobs = chosen_jobs(commands)
+    if os.environ.get(_CLUSTERS):
+        said = f"{_CLUSTERS}={os.environ[_CLUSTERS]}"
+        raise ValueError(f"{said}: the launcher asks its own cluster alone what has become of jobs. Unset it.")
+    retries = whole_number(RETRIES, DEFAULT_RETRIES, least=0)
+    waits = whole_number(WAIT, 1, least=0)
+    parameters = sbatch_parameters(os.environ.get(OPTIONS, ""), os.environ.get(TIME_LIMIT, ""))
+    parameters["array_parallelism"] = whole_number(JOBS, _ARRAY)
+    if not jobs:
+        return []
+    folder = folder_of(jobs[0].folder.absolute().parent)
+    submitted, refused = _submit(jobs, retries, parameters, folder)
+    how = how_to_follow(submitted)
+    print(f"{len(submitted)} jobs were submitted to Slurm.\n{how}", flush=True)
+    if refused:
+        print(f"{len(refused)} jobs were NOT submitted. {refused[0].cause}", flush=True)
+    if not waits:
+        print(_LEAVE)
+        return refused
+    try:
+        failures = wait_for(submitted)
+    except KeyboardInterrupt:
+        print(f"\nThe jobs go on without this command. To follow them:\n{how}")
+        print(_LEAVE)
+        return refused
+    report([*failures, *refused], len(jobs))
+    return [*failures, *refused]
+
+
+def sbatch_parameters(options: str, time_limit: str = "") -> dict[str, Any]:
+    """Return what submitit is to be told, from options of sbatch as a user writes them.
+
+    By the time limit it tells a job out of time, which is requeued RETRIES times, from a preempted one.
+
+    Args:
+        options: as in ``--partition=gpu --time 12:00:00 --exclusive``.
+        time_limit: of SBATCH_TIMELIMIT, which sbatch takes rather than the script's ``--time``.
+
+    Raises:
+        ValueError: for what is no long option of sbatch, or one that the launcher sets, or no time limit.
+    """
+    given: dict[str, Any] = {}
+    name = ""
+    for word in shlex.split(options):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            given[name] = value if equals else True
+        elif name and given[name] is True:
+            given[name] = word
+        else:
+            raise ValueError(f"{OPTIONS}: {word!r} is no long option of sbatch. Write --partition=gpu, not -p gpu.")
+        if name in _OURS:
+            raise ValueError(f"{OPTIONS}: --{name} is not for this launcher, which needs its own: leave it out.")
+    minutes = _minutes(str(given.pop("time")), f"{OPTIONS}: --time") if "time" in given else _ONE_DAY
+    minutes = _minutes(time_limit, TIME_LIMIT) if time_limit else minutes
+    parameters: dict[str, Any] = {"time": minutes, "job_name": given.pop("job-name", "domainbed")}
+    if "cpus-per-task" in given:  # since Slurm 22.05 srun does not take it over from sbatch
+        parameters["srun_args"] = [f"--cpus-per-task={given['cpus-per-task']}"]
+    return parameters | {"stderr_to_stdout": True, "additional_parameters": given | {"requeue": True}}
+
+
+def _minutes(time_limit: str, name: str) -> int:
+    """Return the minutes of sbatch's ``--time``: minutes, m:s, h:m:s, days-h, days-h:m or days-h:m:s; or no limit."""
+    if time_limit.upper() in ("0", "UNLIMITED", "INFINITE"):
+        return _UNLIMITED
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time_limit)
+    if match is None:
+        raise ValueError(f"{name}={time_limit} should be as for sbatch: 90, 12:00:00 or 1-12:00:00.")
+    days, *rest = match.groups()
+    a, b, c = (int(part or 0) for part in rest)
+    if days is None and rest[2] is None:  # minutes, or minutes:seconds
+        a, b, c = 0, a, b
+    return max(1, (int(days or 0) * 24 + a) * 60 + b + (c > 0))
+
+
+def _submit(
+    jobs: Sequence[Job], retries: int, parameters: Mapping[str, Any], folder: Path
+) -> tuple[dict[str, Job], list[Failure]]:
+    """Submit arrays and return Slurm's job ids, as in ``12_0``, with the jobs, and those that Slurm did not take.
+
+    Raises:
+        RuntimeError: it took none.
+    """
+    for program in ("sbatch", "srun", "squeue"):
+        if shutil.which(program) is None:
+            raise FileNotFoundError(f"There is no `{program}` here: launch this sweep where Slurm's commands are.")
+    try:
+        submitit = importlib.import_module("submitit")
+    except ImportError as error:
+        raise ImportError("The launcher `slurm` needs submitit: pip install 'domainbed-reasoning[slurm]'") from error
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=retries)
+    executor.update_parameters(**parameters)
+    submitted: dict[str, Job] = {}
+    size = _array_size()
+    for first in range(0, len(jobs), size):
+        part = jobs[first : first + size]
+        try:
+            with _without_ctrl_c():
+                with executor.batch():
+                    handles = [executor.submit(TrainJob(job.command, retries)) for job in part]
+                taken = {handle.job_id: job for handle, job in zip(handles, part, strict=True)}
+                submitted |= taken
+                _note(taken, folder)
+        except submitit.core.utils.FailedJobError as error:
+            if submitted:
+                return submitted, [Failure(job, None, f"sbatch refused it: {error}") for job in jobs[first:]]
+            raise RuntimeError(
+                f"sbatch refused the jobs. {error}\nIts options are taken from {OPTIONS} "
+                f"({os.environ.get(OPTIONS, '')!r}). Before you launch again, call `sweep delete_incomplete`: it "
+                "removes the jobs' folders, which are there already; but those of others that are with Slurm, too."
+            ) from error
+        except KeyboardInterrupt:
+            if submitted:
+                print(f"\n{len(submitted)} of {len(jobs)} jobs have been submitted:\n{how_to_follow(submitted)}")
+            raise
+    return submitted, []
+
+
+def _note(submitted: Mapping[str, Job], folder: Path) -> None:
+    try:
+        note_submitted(submitted, folder)
+    except OSError as error:
+        print(f"Slurm has these jobs, but which is which could not be noted ({error}):\n{how_to_follow(submitted)}")
+        raise
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Hold back Ctrl-C, from sbatch too, until it is known what was submitted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # programs that are started inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _array_size() -> int:
+    """Return how many jobs an array may have on this cluster: its indices are below MaxArraySize."""
+    said = slurm_setting("MaxArraySize")
+    return max(1, int(said)) if said.isdigit() else _ARRAY

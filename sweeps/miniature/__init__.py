@@ -1,0 +1,1 @@
+"""The miniature study and its embedded model."""

@@ -1,0 +1,72 @@
+"""``python -m domainbed_reasoning.sweeps.miniature``; see `study`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from domainbed_reasoning.sweeps.miniature import study, table, tiny_model
+from domainbed_reasoning.sweeps.miniature.study import (
+    BETTER_BASE,
+    BETTER_BASE_NOISE,
+    OTHER_BASE,
+    StudyJob,
+    cells,
+    grid_jobs,
+    job_of,
+    print_choice,
+    print_design,
+    run,
+)
+
+
+def _run(jobs: Iterable[StudyJob], output: Path) -> int:
+    """Return 1 if a job failed or none could be started, saying why."""
+    try:
+        return int(run(jobs, output) > 0)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the design, choose, run or tabulate; return 1 if a job failed."""
+    parser = argparse.ArgumentParser(description=study.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--design", action="store_true", help="print rows, jobs and what is done of them")
+    what.add_argument("--choose", action="store_true", help="run the grids and print source validation accuracies")
+    what.add_argument("--base", action="store_true", help="pretrain the base that knows the classes better")
+    what.add_argument("--run", action="store_true", help="run the jobs that are not done")
+    what.add_argument("--table", action="store_true", help="write rows.csv, choice.csv and table.md")
+    parser.add_argument("--output_dir", default="miniature_output", help="of the jobs (default: %(default)s)")
+    parser.add_argument("--results_dir", default="results/miniature", help="of the tables (default: %(default)s)")
+    given = parser.parse_args(argv)
+    output = Path(given.output_dir).absolute()
+    jobs = [(cell[0], job_of(*cell, output)) for cell in cells()]
+    if given.design:
+        print_design(jobs)
+    elif given.choose:
+        failed = _run(grid_jobs(output), output)
+        print_choice(output)
+        return failed
+    elif given.base:
+        make_better_base(output)
+    elif given.run:
+        if not (output / BETTER_BASE / "config.json").exists():
+            jobs = [(arm, job) for arm, job in jobs if arm not in OTHER_BASE]
+            print("There is no second base: its rows are left out. `--base` makes it.", file=sys.stderr)
+        return _run((job for _, job in jobs), output)
+    else:
+        table.write(output, Path(given.results_dir))
+    return 0
+
+
+def make_better_base(output: Path) -> None:
+    """Pretrain the embedded model once more, on lessons whose class names mean more; 10 minutes on one core."""
+    tiny_model.main(["--output", str(output / BETTER_BASE), "--study-name-noise", str(BETTER_BASE_NOISE)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""The miniature study: every algorithm on the embedded benchmark, step-matched, in two cue regimes, with intervals.
+
+    python -m domainbed_reasoning.sweeps.miniature --design    what is compared with what, and how many jobs it takes
+    python -m domainbed_reasoning.sweeps.miniature --choose    learning rates and label weight on source validation
+    python -m domainbed_reasoning.sweeps.miniature --base      a second base, which knows the classes better
+    python -m domainbed_reasoning.sweeps.miniature --run       all jobs that are not done yet; call again to go on
+    python -m domainbed_reasoning.sweeps.miniature --table     rows, tables and tests from the jobs that are done
+
+Jobs are DomainBed's own: its train script with the argument sets of its sweeps, in folders that `collect_results`
+reads (``OUTPUT/rho0/main`` and ``OUTPUT/rho8/main`` hold the main table). Every MLLM method takes the same number of
+updates with the same batch; only what was chosen on the validation splits of the **source** domains differs. Trial
+seed 0 chose, seeds 1 to 5 are compared. Seeds are the outermost loop, so that a study that is cut short is balanced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shlex
+import shutil
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+DATASET = "ShapesReasoning"
+TARGETS = (0, 1, 2, 3)
+REGIMES = {"rho0": 0.0, "rho8": 0.8}  # no cue at all; a cue that holds in the sources and misleads in the target
+TEST_SEEDS = (1, 2, 3, 4, 5)
+CHOICE_SEED = 0
+CHOICE_CELLS = (("rho0", 0), ("rho8", 1), ("rho0", 2), ("rho8", 3))
+STEPS = 121  # 1 + 120, of which methods with rounds give half to their supervised stage
+BEFORE_ROUNDS = 61  # that stage
+PAPER_MTCT, PAPER_RDMLDG = 85, 337  # 3 epochs of 28 steps, and with three rounds of 3 epochs
+CNN_STEPS = 601  # a network without language has not yet learnt the sources at 301, and has at this
+TARGET_PER_CLASS = 72  # 504 test images a cell
+CNN_CHOICE_STEPS = 301  # of the grid
+CNNS = ("ERM", "IRM", "GroupDRO", "Mixup", "CORAL")
+
+OF_CNNS = {"batch_size": 4}  # a domain
+# The teacher of the paper is another model than the student, and writes otherwise.
+OF_MLLMS = {"batch_size": 4, "first_evaluation": STEPS, "teacher": "other"}
+ROUNDS = {1: (3, 3), 2: (2, 1), 3: (3, 1)}  # epochs of the supervised stage and of a round: half of the steps each
+
+# Chosen by --choose (results/miniature/choice.csv); of equals the one nearest the embedded default.
+LEARNING_RATES = {
+    "LabelSFT": 4e-3,
+    "ReasoningSFT": 8e-3,
+    "MTCT": 8e-3,
+    "SARR": 8e-3,
+    "RDMLDG": 4e-3,
+} | dict.fromkeys(CNNS, 1e-3)
+OWN_WORDS_RATES = {"ReasoningSFT": 8e-3, "MTCT": 4e-3, "RDMLDG": 8e-3}
+LABEL_WEIGHT = 0.1
+BETTER_BASE = "better_base"  # below the output's folder; made by --base
+BETTER_BASE_NOISE = 0.5  # the embedded base's is 0.75: names beside any creature at all, of the lessons about them
+RATES_TRIED = {True: (1e-3, 3e-3), False: (2e-3, 4e-3, 8e-3, 1.6e-2)}  # for a network without language; for an MLLM
+WEIGHTS_TRIED = (0.03, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the study.
+
+    Attributes:
+        name: what the tables call it.
+        algorithm: DomainBed's name of the algorithm.
+        hparams: that differ from the algorithm's defaults.
+        steps: updates.
+        seeds: trial seeds that are run.
+        regimes: in which it is run.
+        folder: of its jobs, below the regime's.
+    """
+
+    name: str
+    algorithm: str
+    hparams: dict[str, Any] = field(default_factory=dict)
+    steps: int = STEPS
+    seeds: tuple[int, ...] = TEST_SEEDS
+    regimes: tuple[str, ...] = tuple(REGIMES)
+    folder: str = "main"
+
+
+def sarr(rounds: int) -> dict[str, int]:
+    """Return the stages of so many rounds of self-labelling: half of the steps supervised, the rest shared equally."""
+    supervised, a_round = ROUNDS[rounds]
+    return {"mtct_epochs": supervised, "sarr_epochs": a_round, "sarr_rounds": rounds}
+
+
+def cnn(name: str) -> Arm:
+    """Return the row of a network without language."""
+    return Arm(name, name, OF_CNNS | {"lr": LEARNING_RATES[name]}, steps=CNN_STEPS)
+
+
+def mllm(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> Arm:
+    """Return the row of an MLLM method."""
+    of_steps = {"first_evaluation": steps, "lr": LEARNING_RATES[algorithm]}
+    return Arm(name, algorithm, OF_MLLMS | of_steps | hparams, steps)
+
+
+def variant(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> Arm:
+    """Return a row that differs from the main table's in one thing: fewer seeds, in the regime with the cue."""
+    arm = mllm(name, algorithm, steps, **hparams)
+    folder = name.replace(" ", "_").replace("=", "").replace("'", "")
+    return replace(arm, seeds=TEST_SEEDS[:3], regimes=("rho8",), folder=folder)
+
+
+def everywhere(arm: Arm) -> Arm:
+    """Return a row with all seeds, in both regimes."""
+    return replace(arm, seeds=TEST_SEEDS, regimes=tuple(REGIMES))
+
+
+def own_words(name: str, algorithm: str, **hparams: Any) -> Arm:
+    """Return the row of a method whose teacher writes as the model does, at the rate that was chosen for it."""
+    return variant(name, algorithm, teacher="own", lr=OWN_WORDS_RATES[algorithm], **hparams)
+
+
+MAIN = (
+    Arm("MLLMZeroShot", "MLLMZeroShot", OF_MLLMS | {"first_evaluation": 0}, steps=1, seeds=TEST_SEEDS[:1]),
+    mllm("LabelSFT", "LabelSFT", both_answers=False),
+    mllm("ReasoningSFT", "ReasoningSFT", both_answers=False),
+    mllm("MTCT", "MTCT"),
+    mllm("SARR", "SARR", both_answers=False, **sarr(3)),
+    mllm("RDMLDG", "RDMLDG", **sarr(3)),
+    *map(cnn, CNNS),
+)
+CLAIMS = (
+    own_words("ReasoningSFT own words", "ReasoningSFT", both_answers=False),
+    own_words("MTCT own words", "MTCT"),
+    own_words("RDMLDG own words", "RDMLDG", **sarr(3)),
+    variant("RDMLDG paper's epochs", "RDMLDG", PAPER_RDMLDG, mtct_epochs=3, sarr_epochs=3, sarr_rounds=3),
+    variant("MTCT paper's epochs", "MTCT", PAPER_MTCT),
+    variant("MTCT as many steps", "MTCT", PAPER_RDMLDG),
+    everywhere(variant("MTCT at RDMLDG's rate", "MTCT", lr=LEARNING_RATES["RDMLDG"])),
+    variant("MTCT paper's epochs at RDMLDG's rate", "MTCT", PAPER_MTCT, lr=LEARNING_RATES["RDMLDG"]),
+    variant("MTCT as many steps at RDMLDG's rate", "MTCT", PAPER_RDMLDG, lr=LEARNING_RATES["RDMLDG"]),
+    variant("MTCT before rounds", "MTCT", BEFORE_ROUNDS, lr=LEARNING_RATES["RDMLDG"]),
+    variant("ReasoningSFT before rounds", "ReasoningSFT", BEFORE_ROUNDS, lr=LEARNING_RATES["SARR"], both_answers=False),
+    variant("RDMLDG N=1", "RDMLDG", **sarr(1)),
+    variant("RDMLDG N=2", "RDMLDG", **sarr(2)),
+    variant("SARR bootstrap", "SARR", both_answers=False, mtct_epochs=0, sarr_epochs=1, sarr_rounds=3),
+    variant("RDMLDG bootstrap", "RDMLDG", mtct_epochs=0, sarr_epochs=1, sarr_rounds=3),
+)
+BEYOND = (
+    everywhere(variant("MTCT balanced", "MTCT", gradient_balance="norm")),
+    everywhere(variant("RDMLDG balanced", "RDMLDG", gradient_balance="norm", **sarr(3))),
+    variant("MTCT label_weight", "MTCT", label_weight=LABEL_WEIGHT),
+    variant("RDMLDG label_weight", "RDMLDG", label_weight=LABEL_WEIGHT, **sarr(3)),
+    variant("RDMLDG consistent", "RDMLDG", sarr_filter="consistent", **sarr(3)),
+    variant("MTCT votes", "MTCT", votes=3, both_answers=False),
+)
+OTHER_BASE = (
+    replace(MAIN[0], name="MLLMZeroShot better base", regimes=("rho8",), folder="MLLMZeroShot_better_base"),
+    variant("LabelSFT better base", "LabelSFT", both_answers=False),
+    variant("ReasoningSFT better base", "ReasoningSFT", both_answers=False),
+    variant("MTCT better base", "MTCT"),
+    variant("MTCT better base at RDMLDG's rate", "MTCT", lr=LEARNING_RATES["RDMLDG"]),
+    variant("RDMLDG better base", "RDMLDG", **sarr(3)),
+    variant("MTCT balanced better base", "MTCT", gradient_balance="norm"),
+    variant("RDMLDG balanced better base", "RDMLDG", gradient_balance="norm", **sarr(3)),
+)
+ROWS = (*MAIN, *CLAIMS, *BEYOND, *OTHER_BASE)
+
+
+def choices() -> list[Arm]:
+    """Return the grid that learning rates are chosen from; ERM's rate is that of every network without language."""
+    tuned = [arm for arm in (*MAIN, *CLAIMS[: len(OWN_WORDS_RATES)]) if arm.algorithm != "MLLMZeroShot"]
+    return [
+        replace(
+            arm, name=f"{arm.name} lr {rate:g}", hparams=arm.hparams | {"lr": rate}, seeds=(CHOICE_SEED,),
+            folder=f"lr{rate:g}", steps=CNN_CHOICE_STEPS if arm.algorithm in CNNS else arm.steps,
+        )
+        for arm in tuned
+        if arm.algorithm == "ERM" or arm.algorithm not in CNNS
+        for rate in RATES_TRIED[arm.algorithm in CNNS]
+    ]  # fmt: skip
+
+
+def weights() -> list[Arm]:
+    """Return the grid that the label weight beyond the paper is chosen from, at MTCT's learning rate."""
+    arm = next(arm for arm in MAIN if arm.name == "MTCT")
+    return [
+        replace(
+            arm, name=f"MTCT weight {weight:g}", hparams=arm.hparams | {"label_weight": weight}, seeds=(CHOICE_SEED,),
+            folder=f"weight{weight:g}",
+        )
+        for weight in WEIGHTS_TRIED
+        if weight != 1.0  # the paper's, which the grid of learning rates holds
+    ]  # fmt: skip
+
+
+def cells() -> list[tuple[Arm, str, int, int]]:
+    """Return every (row, regime, target, seed) of the study in the order in which they are run."""
+    mllms, cnns = MAIN[: -len(CNNS)], MAIN[-len(CNNS) :]
+    variants, balanced = (*CLAIMS, *BEYOND), BEYOND[:2]
+    first, second, *others = TEST_SEEDS
+    phases = [(seed, arms) for seed in (first, second) for arms in (mllms, variants, cnns)]
+    phases += [(first, OTHER_BASE), *((seed, (*mllms, *balanced)) for seed in others)]
+    phases += [(seed, arms) for arms in (cnns, OTHER_BASE, variants) for seed in TEST_SEEDS]
+    order = dict.fromkeys(
+        (arm.name, regime, target, seed)
+        for seed, arms in phases
+        for target in TARGETS
+        for arm in arms
+        for regime in REGIMES
+        if seed in arm.seeds and regime in arm.regimes
+    )
+    by_name = {arm.name: arm for arm in ROWS}
+    return [(by_name[name], regime, target, seed) for name, regime, target, seed in order]
+
+
+@dataclass(frozen=True)
+class StudyJob:
+    """A job as DomainBed's sweep names and starts it.
+
+    Attributes:
+        arguments: of the train script, as the sweep holds them.
+        sweep: the sweep's folder.
+    """
+
+    arguments: Mapping[str, Any]
+    sweep: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the job writes: the md5 of its arguments."""
+        text = json.dumps(self.arguments, sort_keys=True)
+        return self.sweep / hashlib.md5(text.encode()).hexdigest()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended well."""
+        return (self.folder / "done").exists()
+
+    @property
+    def command(self) -> str:
+        """The stock command, for a shell."""
+        words = ["python", "-m", "domainbed.scripts.train"]
+        for key, value in sorted({**self.arguments, "output_dir": str(self.folder)}.items()):
+            words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        return shlex.join(words)
+
+
+def job_of(
+    arm: Arm, regime: str, target: int, seed: int, output: Path, target_per_class: int = TARGET_PER_CLASS
+) -> StudyJob:
+    """Return the job of a cell: the argument set that a stock sweep would write, and when to evaluate."""
+    misc = stock.misc()
+
+    hparams = {"rho": REGIMES[regime], "target_per_class": target_per_class} | arm.hparams
+    if arm in OTHER_BASE:
+        hparams["model"] = str(output / BETTER_BASE)
+    arguments = {
+        "dataset": DATASET,
+        "algorithm": arm.algorithm,
+        "test_envs": [target],
+        "holdout_fraction": 0.2,
+        "hparams_seed": 0,
+        "data_dir": str(output),
+        "task": "domain_generalization",
+        "trial_seed": seed,
+        "seed": misc.seed_hash(DATASET, arm.algorithm, [target], 0, seed),
+        "steps": arm.steps,
+        "checkpoint_freq": arm.steps,  # DomainBed evaluates after the first step and after the last
+        "hparams": json.dumps(hparams, sort_keys=True),
+    }
+    return StudyJob(arguments, output / regime / arm.folder)
+
+
+def run(jobs: Iterable[StudyJob], output: Path) -> int:
+    """Run the jobs that are not done, in their order; return how many failed.
+
+    Raises:
+        ValueError: where another process runs jobs of the folder ``output``, naming it.
+    """
+    from domainbed_reasoning.sweeps.launchers.forked import forked_launcher
+    from domainbed_reasoning.sweeps.launchers.restart import sole_launch
+
+    with sole_launch(output):
+        left = [job for job in jobs if not job.done]
+        for job in left:
+            shutil.rmtree(job.folder, ignore_errors=True)  # of a run that was ended
+            job.folder.mkdir(parents=True)
+        return len(forked_launcher([job.command for job in left]))
+
+
+def grid_jobs(output: Path) -> list[StudyJob]:
+    """Return the jobs of both grids: few images of the target, which choose nothing."""
+    return [
+        job_of(arm, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)
+        for arm in (*choices(), *weights())
+        for regime, target in CHOICE_CELLS
+    ]
+
+
+def source_validation(job: StudyJob) -> float | None:
+    """Return the mean accuracy on the sources' validation splits after the last step; None before the job is done."""
+    if not job.done:
+        return None
+    last = json.loads((job.folder / "results.jsonl").read_text().splitlines()[-1])
+    target = last["args"]["test_envs"][0]
+    return statistics.fmean(last[f"env{env}_out_acc"] for env in TARGETS if env != target)
+
+
+def print_choice(output: Path) -> None:
+    """Print what the grids measured and what the study uses."""
+    for arm in (*choices(), *weights()):
+        found = [
+            source_validation(job_of(arm, regime, target, CHOICE_SEED, output / "choice", target_per_class=1))
+            for regime, target in CHOICE_CELLS
+        ]
+        known = [value for value in found if value is not None]
+        print(f"{arm.name:<24}{statistics.fmean(known) if known else math.nan:>8.3f}   {found}")
+    print(f"The study uses {LEARNING_RATES} and, beyond the paper, label weight {LABEL_WEIGHT}.")
+
+
+def print_design(jobs: Sequence[tuple[Arm, StudyJob]]) -> None:
+    """Print the rows of the study and how many of their jobs are done."""
+    width = max(len(arm.name) for arm in ROWS) + 2
+    print(f"{'row':<{width}}{'algorithm':<14}{'steps':>6}{'jobs':>6}{'done':>6}  hparams")
+    for arm in ROWS:
+        own = [job for row, job in jobs if row.name == arm.name]
+        done = sum(job.done for job in own)
+        print(f"{arm.name:<{width}}{arm.algorithm:<14}{arm.steps:>6}{len(own):>6}{done:>6}  {json.dumps(arm.hparams)}")
+    print(f"{len(jobs)} jobs. The first: {jobs[0][1].command}")

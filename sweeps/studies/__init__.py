@@ -1,0 +1,1 @@
+"""Studies: the grids of the paper's tables."""

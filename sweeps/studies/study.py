@@ -1,0 +1,169 @@
+"""A study: the sweeps that fill one table, and the stock commands that run them.
+
+`collect_results` tells jobs apart by dataset, algorithm, targets and seeds alone. Grids whose hyper-parameters differ
+therefore have folders of their own; grids with different algorithms share one, and so one table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning import registry
+from domainbed_reasoning.images import shapes
+from domainbed_reasoning.results import published
+from domainbed_reasoning.sweeps.stock import stock_command
+
+EMBEDDED = "ShapesReasoning"
+FOUR = ("PACSReasoning", "VLCSReasoning", "OfficeHomeReasoning", "TerraIncognitaReasoning")
+
+STUDIES = {
+    name: f"domainbed_reasoning.sweeps.{name}:STUDY"
+    for name in ("main_comparison", "ablation", "sarr_rounds", "single_source", "random_search", "teacher_vs_bootstrap")
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One stock sweep.
+
+    Attributes:
+        algorithms: the rows.
+        folder: below the study's; "" is the study's own.
+        hparams: on top of the defaults, which are the paper's.
+        mllm: whether the algorithms are ours on a multimodal LLM, to which the user's model and hparams apply.
+        clip: whether they are CLIP's, to which the user's hparams ``clip_…`` apply.
+        n_hparams: draws of hyper-parameters; 1 is the defaults.
+        n_trials: seeds of the splits; DomainBed's 3, the paper publishes none.
+        pairs: whether pairs of domains are targets too, as leave-one-domain-out selection needs.
+    """
+
+    algorithms: tuple[str, ...]
+    folder: str = ""
+    hparams: Mapping[str, Any] = field(default_factory=dict)
+    mllm: bool = True
+    clip: bool = False
+    n_hparams: int = 1
+    n_trials: int = 3
+    pairs: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """One table of the paper, or one that it lacks.
+
+    Attributes:
+        name: what `study` calls it.
+        title: one line.
+        claim: what it tests.
+        paper: the published numbers, and where they stand.
+        datasets: of the scale `paper`.
+        grids: its sweeps.
+        mini: its sweeps on the embedded dataset with the embedded model.
+        one_source: whether a job trains on one domain and has all others as targets, which no stock sweep does.
+    """
+
+    name: str
+    title: str
+    claim: str
+    paper: str
+    datasets: tuple[str, ...]
+    grids: tuple[Grid, ...]
+    mini: tuple[Grid, ...]
+    one_source: bool = False
+
+    def at(self, scale: str) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
+        """Return datasets and grids of a scale, `mini` or `paper`."""
+        return ((EMBEDDED,), self.mini) if scale == "mini" else (self.datasets, self.grids)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chooses of a sweep.
+
+    Attributes:
+        data_dir: DomainBed's.
+        output_dir: the study's folder.
+        launcher: a name in DomainBed's registry of launchers.
+        model: of the MLLM algorithms; "" is the default.
+        hparams: of the MLLM algorithms, over the grid's; those that begin with ``clip_`` are CLIP's.
+        steps: DomainBed's ``--steps``.
+        n_trials: in place of the grid's.
+    """
+
+    data_dir: str
+    output_dir: str
+    launcher: str = "parallel"
+    model: str = ""
+    hparams: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    n_trials: int | None = None
+
+    def hparams_of(self, grid: Grid) -> dict[str, Any]:
+        """Return what ``--hparams`` says for a grid."""
+        of_clip = {name: value for name, value in self.hparams.items() if name.startswith("clip_")}
+        of_mllms = {name: value for name, value in self.hparams.items() if name not in of_clip}
+        model = {"model": self.model} if self.model else {}
+        return {**grid.hparams, **(model | of_mllms if grid.mllm else {}), **(of_clip if grid.clip else {})}
+
+    def trials_of(self, grid: Grid) -> int:
+        """Return the number of trials of a grid."""
+        return grid.n_trials if self.n_trials is None else self.n_trials
+
+    def folder_of(self, grid: Grid) -> str:
+        """Return the folder of a grid's jobs."""
+        return str(Path(self.output_dir) / grid.folder)
+
+
+def load_study(name: str) -> Study:
+    """Return a study by its name.
+
+    Raises:
+        ValueError: naming the nearest one.
+    """
+    if name not in STUDIES:
+        raise registry.unknown("study", name, STUDIES)
+    study: Study = registry.load(STUDIES[name])
+    return study
+
+
+def for_laptop(*grids: Grid) -> tuple[Grid, ...]:
+    """Return grids for the embedded model on two cores: one trial, two draws at the most."""
+    return tuple(replace(grid, n_trials=1, n_hparams=min(grid.n_hparams, 2)) for grid in grids)
+
+
+def domains_of(dataset: str) -> int:
+    """Return the number of domains of one of our datasets."""
+    return len(shapes.DOMAINS) if dataset == EMBEDDED else published.DATA[registry.TWINS[dataset]].domains
+
+
+def jobs_of(study: Study, grid: Grid, dataset: str, settings: Settings) -> int:
+    """Return the number of jobs of one algorithm of a grid on a dataset."""
+    domains = domains_of(dataset)
+    targets = domains + (domains * (domains - 1) // 2 if grid.pairs and not study.one_source else 0)
+    return targets * settings.trials_of(grid) * grid.n_hparams
+
+
+def sweep_command(grid: Grid, datasets: Sequence[str], settings: Settings, what: str = "launch") -> list[str]:
+    """Return the stock command that launches a grid, or does ``delete_incomplete`` with it."""
+    words = [what, "--algorithms", *grid.algorithms, "--datasets", *datasets]
+    words += ["--n_hparams", str(grid.n_hparams), "--n_trials", str(settings.trials_of(grid))]
+    if not grid.pairs:
+        words.append("--single_test_envs")
+    words += ["--command_launcher", settings.launcher, "--skip_confirmation"]
+    words += ["--data_dir", settings.data_dir, "--output_dir", settings.folder_of(grid)]
+    if hparams := settings.hparams_of(grid):
+        words += ["--hparams", json.dumps(hparams)]
+    if settings.steps is not None:
+        words += ["--steps", str(settings.steps)]
+    command: list[str] = stock_command("sweep", *words)
+    return command
+
+
+def collect_commands(grids: Sequence[Grid], settings: Settings) -> list[list[str]]:
+    """Return the stock commands that print the tables, one a folder."""
+    folders = dict.fromkeys(settings.folder_of(grid) for grid in grids)
+    return [stock_command("collect_results", "--input_dir", folder) for folder in folders]
