@@ -25,6 +25,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from domainbed_reasoning.bridge import stock
+
 DATASET = "ShapesReasoning"
 TARGETS = (0, 1, 2, 3)
 REGIMES = {"rho0": 0.0, "rho8": 0.8}  # no cue at all; a cue that holds in the sources and misleads in the target
