@@ -4,7 +4,7 @@
 
 1. The embedded model is tuned for a few minutes to write short chains about PACS (it has never seen a photo), on every
    second image; that is the teacher. What it says is worthless: the point is that it is a real model that samples.
-2. It is served on loopback in the format of OpenAI's endpoint (`tests/data_pipeline/teacher_server.py`).
+2. It is served on loopback in the format of OpenAI's endpoint (`tests/annotate/teacher_server.py`).
 3. `annotate` runs over all images: once undisturbed, once killed with SIGKILL at random moments and started again.
 
 Printed: images an hour; requests repeated, which arrived again although their answer was in the store when the asker

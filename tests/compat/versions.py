@@ -22,15 +22,15 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 # What touches torch, transformers, peft, bitsandbytes, numpy or the interpreter's own behaviour.
 TESTS = (
-    "tests/test_mllm.py",
-    "tests/test_algorithms.py",
-    "tests/test_scoring.py",
-    "tests/test_batching.py",
-    "tests/test_samples.py",
-    "tests/test_store.py",
-    "tests/test_register.py",
-    "tests/families/test_trained.py",
-    "tests/families/test_training.py",
+    "tests/mllm/test_model.py",
+    "tests/algorithms/test_algorithms.py",
+    "tests/method/test_answering.py",
+    "tests/mllm/test_token_rows.py",
+    "tests/bridge/test_samples.py",
+    "tests/chains/test_store.py",
+    "tests/bridge/test_register.py",
+    "tests/mllm/test_trained.py",
+    "tests/mllm/test_training.py",
     "tests/hostile/test_checkpoints.py",
     "tests/hostile/test_images.py",
 )

@@ -1,8 +1,8 @@
 """An OpenAI-compatible server on loopback, for the tests: chat completions of a real tiny model, or of a script with
 faults.
 
-    python tests/data_pipeline/teacher_server.py --backend canned --faults 0.3 --log requests.jsonl
-    python tests/data_pipeline/teacher_server.py --backend mllm --model tiny
+    python tests/annotate/teacher_server.py --backend canned --faults 0.3 --log requests.jsonl
+    python tests/annotate/teacher_server.py --backend mllm --model tiny
 
 It prints its port, then serves until it is ended. The canned answers follow from the request alone (image and seed), so
 that two runs that ask the same get the same; a fault comes only at the first arrival of a request, so that a retry gets

@@ -1,6 +1,6 @@
 """The Ray launcher on a real Ray of this machine, with jobs, workers and launchers killed on purpose.
 
-pip install 'domainbed-reasoning[ray]'; make test PYTEST=tests/launchers/test_ray.py
+pip install 'domainbed-reasoning[ray]'; make test PYTEST=tests/sweeps/launchers/test_ray.py
 """
 
 import contextlib

@@ -11,7 +11,7 @@ from domainbed_reasoning import registry
 from domainbed_reasoning.bridge import upstream
 from domainbed_reasoning.commands import doctor
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

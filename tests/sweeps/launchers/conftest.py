@@ -10,7 +10,7 @@ import pytest
 
 from domainbed_reasoning.sweeps.launchers import jobs
 
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
+CHECKOUT = Path(__file__).resolve().parents[3]
 
 # `record(step)` appends as train.py does; `attempt()` counts the attempts; `wait_for(name)` waits for a file.
 _TRAIN = """

@@ -11,7 +11,7 @@ import pytest
 from domainbed_reasoning.sweeps.launchers import forked
 from domainbed_reasoning.sweeps.launchers.jobs import LOG, parse_job
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 HPARAMS = {"target_per_class": 1, "first_evaluation": 4, "answer": "label", "both_answers": False, "batch_size": 2}
 
 

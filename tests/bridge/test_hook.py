@@ -12,7 +12,7 @@ import pytest
 
 from domainbed_reasoning import registry
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 STAND_IN = CHECKOUT / "tests" / "standin"
 HOOK = "import _domainbed_reasoning_hook"
 OURS = ("domainbed", "domainbed_reasoning", "_domainbed_reasoning_hook")

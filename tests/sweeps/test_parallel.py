@@ -12,7 +12,7 @@ import pytest
 
 from domainbed_reasoning.sweeps.launchers import jobs, parallel
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

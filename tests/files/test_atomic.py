@@ -13,7 +13,7 @@ from domainbed_reasoning.chains.store import write_records
 from domainbed_reasoning.files import atomic
 from domainbed_reasoning.files.atomic import name_beside, replace_text, replacing
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 WRITE_AND_DIE = (
     "import os, sys; from pathlib import Path; from domainbed_reasoning.files.atomic import replacing\n"
     "with replacing(Path(sys.argv[1])) as file:\n"

@@ -198,7 +198,7 @@ def test_write_records_replaces_a_file_whole_or_not_at_all(file: Path) -> None:
 
 
 def test_the_112_real_chains_load() -> None:
-    data = Path(os.environ.get("DOMAINBED_REASONING_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    data = Path(os.environ.get("DOMAINBED_REASONING_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
     if not data.is_dir():
         pytest.skip(f"the test data is not at {data}; set DOMAINBED_REASONING_TEST_DATA")
     known = {path.relative_to(data / "PACS").as_posix() for path in (data / "PACS").rglob("*.*")}

@@ -162,7 +162,7 @@ def test_hparams_have_sources_and_do_not_collide_with_an_mllms_model(name):
 
 def test_the_stock_command_trains_answers_and_records(run_stock, tmp_path):
     """On the stand-in; the tests above run on upstream where it is."""
-    stand_in = Path(__file__).parent / "standin"
+    stand_in = Path(__file__).parents[1] / "standin"
     run_stock(
         stand_in, "train", "--dataset", "ShapesReasoning", "--algorithm", "CLIPLoRA", "--test_envs", 3,
         "--output_dir", tmp_path, "--hparams", '{"clip_epochs": 1}', cwd=tmp_path,

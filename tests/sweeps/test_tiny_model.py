@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import pathlib
 
 import pytest
 import torch
@@ -16,10 +15,11 @@ from transformers import (
 from domainbed_reasoning.chains.chain import STAGE_TAGS, ChainError, conclusion_of, match_class, parse_chain
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes
+from domainbed_reasoning.mllm.opening import TINY
 from domainbed_reasoning.sweeps.miniature import tiny_corpus
 from domainbed_reasoning.sweeps.miniature import tiny_model as tiny
 
-FOLDER = pathlib.Path(tiny.__file__).parent / "tiny_model"
+FOLDER = TINY
 
 torch.set_num_threads(1)
 

@@ -1,7 +1,7 @@
 """The Slurm launcher on a real Slurm of one node, and of two, with jobs killed, cancelled and requeued on purpose.
 
 apt-get install slurmctld slurmd slurm-client munge; pip install 'domainbed-reasoning[slurm]'
-make test PYTEST=tests/launchers/test_slurm.py                                                    # as root
+make test PYTEST=tests/sweeps/launchers/test_slurm.py                                                    # as root
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ _spec = importlib.util.spec_from_file_location("one_machine", Path(__file__).wit
 one_machine = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(one_machine)
 
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
+CHECKOUT = Path(__file__).resolve().parents[3]
 
 LAUNCH = """
 import sys

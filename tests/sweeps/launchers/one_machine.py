@@ -1,10 +1,10 @@
 """A real Slurm on one machine, for tests: munge, controller and node daemons in a folder of their own.
 
     apt-get install slurmctld slurmd slurm-client munge           # Debian and Ubuntu; as root
-    python tests/launchers/one_machine.py start FOLDER [NODES]    # prints the variable that Slurm's commands need
+    python tests/sweeps/launchers/one_machine.py start FOLDER [NODES]  # prints the variable that Slurm needs
     SLURM_CONF=FOLDER/slurm.conf squeue
-    python tests/launchers/one_machine.py lose FOLDER node1       # SIGKILL to its daemon and to all that runs on it
-    python tests/launchers/one_machine.py stop FOLDER
+    python tests/sweeps/launchers/one_machine.py lose FOLDER node1     # SIGKILL to its daemon and its jobs
+    python tests/sweeps/launchers/one_machine.py stop FOLDER
 
 It takes root, because only root may start jobs as other users. No accounting, no cgroups, no systemd. More than one
 node takes a Slurm that allows several slurmd on a machine, as Debian's does; a node is lost when its processes are.
