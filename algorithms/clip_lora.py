@@ -15,7 +15,7 @@ import torch
 
 from domainbed_reasoning.algorithms.clip_zero_shot import CLIP_HPARAMS, CLIPZeroShot
 from domainbed_reasoning.hparam_checks import ABOVE_0, FLAG, FROM_0, FROM_0_BELOW_1, integer
-from domainbed_reasoning.jobs.resumable import Minibatches
+from domainbed_reasoning.jobs.session import Minibatches
 from domainbed_reasoning.mllm.clip import CLIP, add_clip_lora, load_clip
 from domainbed_reasoning.registry import Hparam
 
@@ -45,24 +45,22 @@ class CLIPLoRA(CLIPZeroShot):
         super().__init__(input_shape, num_classes, num_domains, hparams)
         self.train()
 
-    def _begin(self) -> None:
-        self.optimizer = torch.optim.AdamW(
-            list(self.clip.adapters().values()), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
-        )
-        self.lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.schedule.n_steps)
-        super()._begin()
-
     @classmethod
-    def stage_epochs(cls, hparams: dict[str, Any]) -> list[int]:
+    def stages(cls, hparams: dict[str, Any]) -> list[int]:
         """Return a stage an epoch: DomainBed evaluates after each, and selects among them."""
         return [1] * hparams["clip_epochs"]
 
-    def _load(self) -> CLIP:
+    def load(self) -> CLIP:
+        """Return the model with fresh adapters, and make their optimizer."""
         hparams = self.hparams
         settings = (hparams["clip_lora_rank"], hparams["clip_lora_alpha"], hparams["clip_lora_dropout"])
-        return add_clip_lora(load_clip(hparams["clip_model"]), *settings)
+        clip = add_clip_lora(load_clip(hparams["clip_model"]), *settings)
+        weights = list(clip.adapters().values())
+        self.optimizer = torch.optim.AdamW(weights, lr=hparams["lr"], weight_decay=hparams["weight_decay"])
+        self.lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.schedule.n_steps)
+        return clip
 
-    def _take_step(self, minibatches: Minibatches) -> dict[str, float]:
+    def step(self, minibatches: Minibatches) -> dict[str, float]:
         """Take one step of L.
 
         Returns:
@@ -70,21 +68,23 @@ class CLIPLoRA(CLIPZeroShot):
         """
         x = torch.cat([x.as_subclass(torch.Tensor) for x, _ in minibatches])
         y = torch.cat([y for _, y in minibatches])
-        loss = torch.nn.functional.cross_entropy(self._scores(x, self.clip.text_features(self.prompts)), y)
+        loss = torch.nn.functional.cross_entropy(self.scores(x, self.clip.text_features(self.prompts)), y)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.lr_scheduler.step()
         return {"loss": float(loss.detach()), "stage": 0.0}
 
-    def _training_state(self) -> dict[str, Any]:
+    def training_state(self) -> dict[str, Any]:
+        """Return adapters, optimizer and schedule."""
         return {
             "adapters": {name: weight.detach().cpu() for name, weight in self.clip.adapters().items()},
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
         }
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self._load_adapters(state["adapters"])
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Load what `training_state` returned."""
+        self.load_adapters(state["adapters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])

@@ -9,15 +9,15 @@ runs offline, and its accuracy is chance.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from domainbed_reasoning.algorithms.hparams import RESUME_HPARAMS
+from domainbed_reasoning.algorithms.in_session import SessionAlgorithm
 from domainbed_reasoning.hparam_checks import FLAG, TEXT, integer
 from domainbed_reasoning.jobs.replay_log import Answers
-from domainbed_reasoning.jobs.resumable import Minibatches, ResumableAlgorithm
-from domainbed_reasoning.mllm.clip import CLIP, clip_image_edge, load_clip
+from domainbed_reasoning.mllm.clip import CLIP, load_clip
 from domainbed_reasoning.registry import Hparam
 
 PROMPT = "a photo of a {}."
@@ -33,60 +33,39 @@ CLIP_HPARAMS = {
 }
 
 
-class CLIPZeroShot(ResumableAlgorithm):
-    """CLIP as it comes; DomainBed's one step changes nothing.
-
-    Class attributes:
-        CHAIN_PATH: no chain is read or written.
-    """
+class CLIPZeroShot(SessionAlgorithm):
+    """CLIP as it comes; DomainBed's one step changes nothing."""
 
     HPARAMS = CLIP_HPARAMS
-    CHAIN_PATH: ClassVar[bool] = False
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: dict[str, Any]):
         super().__init__(input_shape, num_classes, num_domains, hparams)
         self.prompts = [PROMPT.format(name) for name in self.task.class_names]
-        self.clip = self._load()
+        self.clip = self.load()
         self._classes: tuple[int, torch.Tensor] | None = None
-        self._begin()
+        self.session.start()
 
-    @staticmethod
-    def image_edge(hparams: dict[str, Any]) -> int:
-        """Return the edge in pixels at which the model sees an image."""
-        return clip_image_edge(hparams["clip_model"])
-
-    @classmethod
-    def stage_epochs(cls, hparams: dict[str, Any]) -> list[int]:
-        """Return the epochs between evaluations; [] without training."""
-        return []
-
-    def _load(self) -> CLIP:
+    def load(self) -> CLIP:
+        """Return the model."""
         return load_clip(self.hparams["clip_model"])
 
-    def _take_step(self, minibatches: Minibatches) -> dict[str, float]:
-        """Do nothing: no loss is computed, the step is counted."""
-        return {"stage": 0.0}
-
-    def _answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
+    def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
         """Return class scores τ · cos(f(x), g(prompt)), and the classes that they answer."""
-        if self._classes is None or self._classes[0] != self.steps_taken:
-            self._classes = (self.steps_taken, self.clip.text_features(self.prompts))
-        scores = self._scores(x, self._classes[1])
+        if self._classes is None or self._classes[0] != self.session.steps_taken:
+            self._classes = (self.session.steps_taken, self.clip.text_features(self.prompts))
+        scores = self.scores(x, self._classes[1])
         classes = scores.argmax(1).tolist()
         return scores, Answers(classes, None, classes)
 
-    def _scores(self, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    def scores(self, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Return τ · cos(f(x), g(prompt)), ``(n, C)``, for text features of the classes, ``(C, d)``."""
         return self.clip.logit_scale * self.clip.image_features(x) @ classes.T
 
-    def _adapters(self) -> dict[str, torch.Tensor]:
+    def adapters(self) -> dict[str, torch.Tensor]:
+        """Return the trained tensors by name."""
         return self.clip.adapters()
 
-    def _load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
+    def load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Load trained tensors by name."""
         self.clip.load_adapters(values)
         self._classes = None
-
-    def _training_state(self) -> dict[str, Any]:
-        return {}
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        pass

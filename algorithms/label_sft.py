@@ -6,6 +6,7 @@ L = 1/B Σ_i -log p(y_i | x_i, q_cls)
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from domainbed_reasoning.algorithms.base import MLLMAlgorithm
 from domainbed_reasoning.algorithms.hparams import LABEL_HPARAMS, MODEL_HPARAMS, TRAINING_HPARAMS
@@ -21,3 +22,8 @@ class LabelSFT(MLLMAlgorithm):
         "answer": replace(MODEL_HPARAMS["answer"], default="label", source="no chain is trained on"),
     }
     LABEL_PATH = True
+
+    @classmethod
+    def stages(cls, hparams: dict[str, Any]) -> list[int]:
+        """Return the epochs of the supervised stage."""
+        return [hparams["mtct_epochs"]]

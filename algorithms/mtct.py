@@ -7,6 +7,8 @@ over the teacher's chains r; an image without a chain contributes its label term
 
 from __future__ import annotations
 
+from typing import Any
+
 from domainbed_reasoning.algorithms.base import MLLMAlgorithm
 from domainbed_reasoning.algorithms.hparams import (
     BALANCE_HPARAMS,
@@ -23,3 +25,8 @@ class MTCT(MLLMAlgorithm):
     HPARAMS = {**MODEL_HPARAMS, **TRAINING_HPARAMS, **LABEL_HPARAMS, **CHAIN_HPARAMS, **BALANCE_HPARAMS}
     LABEL_PATH = True
     CHAIN_PATH = True
+
+    @classmethod
+    def stages(cls, hparams: dict[str, Any]) -> list[int]:
+        """Return the epochs of the supervised stage."""
+        return [hparams["mtct_epochs"]]

@@ -6,6 +6,8 @@ chains (``mtct_epochs``; 0 starts from the base model, without a teacher), then 
 
 from __future__ import annotations
 
+from typing import Any
+
 from domainbed_reasoning.algorithms.hparams import SARR_HPARAMS
 from domainbed_reasoning.algorithms.reasoning_sft import ReasoningSFT
 
@@ -14,3 +16,8 @@ class SARR(ReasoningSFT):
     """ReasoningSFT, then N rounds of self-labelling, label term nowhere."""
 
     HPARAMS = {**ReasoningSFT.HPARAMS, **SARR_HPARAMS}
+
+    @classmethod
+    def stages(cls, hparams: dict[str, Any]) -> list[int]:
+        """Return the epochs of the supervised stage and of each round."""
+        return [hparams["mtct_epochs"]] + hparams["sarr_rounds"] * [hparams["sarr_epochs"]]

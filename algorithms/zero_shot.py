@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from domainbed_reasoning.algorithms.base import MLLMAlgorithm
 from domainbed_reasoning.algorithms.hparams import MODEL_HPARAMS
-from domainbed_reasoning.jobs.resumable import Minibatches
+from domainbed_reasoning.jobs.session import Minibatches
 
 
 class MLLMZeroShot(MLLMAlgorithm):
@@ -12,6 +12,6 @@ class MLLMZeroShot(MLLMAlgorithm):
 
     HPARAMS = MODEL_HPARAMS
 
-    def _take_step(self, minibatches: Minibatches) -> dict[str, float]:
-        """Do nothing and say so: no loss is computed, the step is counted."""
+    def step(self, minibatches: Minibatches) -> dict[str, float]:
+        """Do nothing: no loss is computed, the step is counted."""
         return {"stage": 0.0}

@@ -7,7 +7,6 @@ workers, each knowing its sample id.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -18,11 +17,11 @@ from torchvision import transforms
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import attach_task, with_ids
-from domainbed_reasoning.bridge.train_args import DEFAULT_HOLDOUT, recognized_arguments
 from domainbed_reasoning.chains.chain import conclusion_of
 from domainbed_reasoning.method.answering import misled
-from domainbed_reasoning.method.schedule import Schedule, plan_stages
 from domainbed_reasoning.method.task import SampleId, Task
+from domainbed_reasoning.mllm.clip import clip_image_edge
+from domainbed_reasoning.mllm.loading import image_edge
 from domainbed_reasoning.mllm.pixels import from_picture
 from domainbed_reasoning.terminal import printable
 
@@ -89,44 +88,27 @@ def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Te
     )
 
 
-def algorithm_class(hparams: Mapping[str, Any]) -> Any | None:
-    """Return the MLLM algorithm that will run on a dataset built with these hparams; None for a baseline."""
+def own_algorithm(hparams: Mapping[str, Any]) -> str | None:
+    """Return the name of our algorithm that will run on a dataset built with these hparams; None for a baseline."""
     name = hparams.get("algorithm")
-    ours = isinstance(name, str) and name in registry.ALGORITHMS
-    return registry.load(registry.ALGORITHMS[name]) if ours else None
+    return name if isinstance(name, str) and name in registry.ALGORITHMS else None
 
 
-def lay_out_stages(
-    algorithm: Any, hparams: dict[str, Any], sizes: Sequence[int], test_envs: Collection[int]
-) -> Schedule:
-    """Return the stages of an algorithm on a dataset.
-
-    An epoch is as many steps as draw as many samples as the source domains' training splits hold.
-
-    Args:
-        algorithm: the class.
-        hparams: of the job.
-        sizes: images in each environment.
-        test_envs: the target domains.
-    """
-    args = recognized_arguments()
-    holdout = args.holdout_fraction if args else DEFAULT_HOLDOUT
-    sources = [size - int(size * holdout) for env, size in enumerate(sizes) if env not in test_envs]
-    steps_per_epoch = math.ceil(sum(sources) / (hparams["batch_size"] * max(1, len(sources))))
-    return plan_stages(algorithm.stage_epochs(hparams), steps_per_epoch, args.steps if args else None)
+def model_edge(algorithm: str, hparams: Mapping[str, Any]) -> int:
+    """Return the edge in pixels at which the model of an algorithm sees an image."""
+    if algorithm in registry.ON_CLIP:
+        return clip_image_edge(hparams["clip_model"])
+    return image_edge(hparams["model"], hparams["max_tiles"])
 
 
 def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:
-    """Leave the task for the algorithm, and let DomainBed evaluate at the ends of its stages.
+    """Leave the task for the algorithm, which lays out its stages over the steps of this dataset.
 
     Args:
-        dataset: the instance, whose N_STEPS and CHECKPOINT_FREQ DomainBed reads; it gets the attribute ``task``.
+        dataset: the instance; it gets the attribute ``task``.
         hparams: the dictionary that the algorithm will get as well, or an equal one.
-        task: with its schedule.
+        task: of the dataset.
     """
-    assert task.schedule is not None
-    dataset.N_STEPS = task.schedule.n_steps
-    dataset.CHECKPOINT_FREQ = task.schedule.checkpoint_freq
     for holder in (dataset, *dataset.datasets):
         holder.task = task
     attach_task(hparams, task)

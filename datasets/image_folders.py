@@ -13,6 +13,7 @@ import contextlib
 import os
 import pathlib
 import shlex
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -20,16 +21,17 @@ import tqdm
 from domainbed import datasets as stock
 from PIL import Image
 
+from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.preflight import check_splits, check_test_envs
 from domainbed_reasoning.chains.chain import fault_of_names
 from domainbed_reasoning.chains.image_names import composed, require_names
 from domainbed_reasoning.chains.store import ChainFileError, load_chains
 from domainbed_reasoning.datasets.base import (
     Samples,
-    algorithm_class,
     hand_over,
-    lay_out_stages,
     mllm_transform,
+    model_edge,
+    own_algorithm,
     report_chains,
     source_chains,
 )
@@ -77,17 +79,17 @@ class ReasoningImageFolder:
         with empty_classes_named(root, self.FOLDER, type(self).__name__):
             super().__init__(root, test_envs, hparams)  # type: ignore[call-arg]
         _check_classes(self.datasets, folder)
-        algorithm = algorithm_class(hparams)
+        algorithm = own_algorithm(hparams)
         workers = self.N_WORKERS if algorithm is None else hparams["workers"]
         check_splits(type(self).__name__, sizes_of(self.datasets), test_envs, hparams, workers)
         if algorithm is not None:
             self._for_mllm(folder, algorithm, sorted(test_envs), hparams)
 
     def _for_mllm(
-        self, folder: pathlib.Path, algorithm: Any, test_envs: Sequence[int], hparams: dict[str, Any]
+        self, folder: pathlib.Path, algorithm: str, test_envs: Sequence[int], hparams: dict[str, Any]
     ) -> None:
         folders = self.datasets
-        edge = algorithm.image_edge(hparams)
+        edge = model_edge(algorithm, hparams)
         images = [[_below(folder, path) for path, _ in f.samples] for f in folders]
         require_names(folder, (path for paths in images for path in paths))
         labels = [list(f.targets) for f in folders]
@@ -95,7 +97,7 @@ class ReasoningImageFolder:
         if fault := fault_of_names(names):
             raise ValueError(f"{folder}: {fault}. Rename the class folders.")
         check_images(folder, [path for paths in images for path in paths])
-        chains = self._chains(folder, images, test_envs, hparams) if algorithm.CHAIN_PATH else {}
+        chains = self._chains(folder, images, test_envs, hparams) if algorithm in registry.READ_CHAINS else {}
         task = Task(
             dataset=type(self).__name__,
             class_names=names,
@@ -106,9 +108,9 @@ class ReasoningImageFolder:
             images=images,
             chains=chains,
             folder=str(folder),
-            schedule=lay_out_stages(algorithm, hparams, [len(part) for part in labels], test_envs),
+            loaded_from=weakref.ref(self),
         )
-        report_chains(task, algorithm.CHAIN_PATH)
+        report_chains(task, algorithm in registry.READ_CHAINS)
         self.datasets = [
             Samples(
                 _Opener([path for path, _ in f.samples]),

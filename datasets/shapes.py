@@ -8,6 +8,7 @@ Chains: state what is visible; written by the renderer. See `domainbed_reasoning
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Collection
 from typing import Any, ClassVar
 
@@ -16,13 +17,14 @@ from domainbed.datasets import MultipleDomainDataset
 from PIL import Image
 from torchvision import transforms
 
+from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.preflight import check_splits, check_test_envs
 from domainbed_reasoning.datasets.base import (
     Samples,
-    algorithm_class,
     hand_over,
-    lay_out_stages,
     mllm_transform,
+    model_edge,
+    own_algorithm,
     report_chains,
 )
 from domainbed_reasoning.hparam_checks import FROM_0_TO_1, integer, one_of
@@ -90,7 +92,7 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
         check_test_envs(type(self).__name__, self.ENVIRONMENTS, test_envs)
         self.input_shape = self.INPUT_SHAPE
         self.num_classes = len(shapes.CLASS_NAMES)
-        algorithm = algorithm_class(hparams)
+        algorithm = own_algorithm(hparams)
         # A baseline's hparams are its stock twin's: these two are there only where ``--hparams`` gives them.
         rho = float(hparams.get("rho", shapes.RHO))
         of_target = hparams.get("target_per_class", shapes.PER_CLASS)
@@ -106,16 +108,16 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
             self._for_mllm(algorithm, sorted(test_envs), sizes, rho, hparams)
 
     def _for_mllm(
-        self, algorithm: Any, test_envs: list[int], sizes: list[int], rho: float, hparams: dict[str, Any]
+        self, algorithm: str, test_envs: list[int], sizes: list[int], rho: float, hparams: dict[str, Any]
     ) -> None:
         labels = [[shapes.label(env, index) for index in range(size)] for env, size in enumerate(sizes)]
         chains = {
             (env, index): shapes.chain(env, index, hparams["teacher"], rho)
             for env, size in enumerate(sizes)
-            if algorithm.CHAIN_PATH and env not in test_envs
+            if algorithm in registry.READ_CHAINS and env not in test_envs
             for index in range(size)
         }
-        edge = algorithm.image_edge(hparams)
+        edge = model_edge(algorithm, hparams)
         self.datasets = [
             Samples(
                 functools.partial(_picture, env, misleading=env in test_envs, rho=rho),
@@ -136,7 +138,7 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
                 [f"{name}/{index}" for index in range(size)] for name, size in zip(shapes.DOMAINS, sizes, strict=True)
             ],
             chains=chains,
-            schedule=lay_out_stages(algorithm, hparams, [len(part) for part in labels], test_envs),
+            loaded_from=weakref.ref(self),
         )
-        report_chains(task, algorithm.CHAIN_PATH)
+        report_chains(task, algorithm in registry.READ_CHAINS)
         hand_over(self, hparams, task)

@@ -22,6 +22,10 @@ ALGORITHMS = {
     "CLIPLoRA": "domainbed_reasoning.algorithms.clip_lora:CLIPLoRA",
 }
 
+# What a dataset prepares before its algorithm exists: teacher chains, and images at the resolution of the model.
+READ_CHAINS = frozenset({"ReasoningSFT", "MTCT", "SARR", "RDMLDG"})
+ON_CLIP = frozenset({"CLIPZeroShot", "CLIPLoRA"})
+
 DATASETS = {
     "VLCSReasoning": "domainbed_reasoning.datasets.image_folders:VLCSReasoning",
     "PACSReasoning": "domainbed_reasoning.datasets.image_folders:PACSReasoning",

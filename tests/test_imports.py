@@ -24,7 +24,7 @@ FLOORS = (
 )
 # Their base classes are DomainBed's.
 BASE_CLASSES = {
-    "algorithms/base",
+    "algorithms/in_session",
     "datasets/base",
     "datasets/image_folders",
     "datasets/shapes",

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data._utils import collate as _collate
 
 from domainbed_reasoning.bridge.train_args import values_of_callers
-from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.method.task import SampleId, Task
 
 # Operations after which row i of the result is still sample i; everything else returns a plain tensor.
 _KEEP = {
@@ -118,6 +119,32 @@ def _collate_samples(batch: Sequence[torch.Tensor], *, collate_fn_map: Any = Non
 
 
 _collate.default_collate_fn_map[SampleTensor] = _collate_samples
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The minibatches of all domains, together.
+
+    Attributes:
+        images: ``(n, 3, H, W)`` bytes.
+        labels: n classes.
+        ids: n sample ids; None where the dataset carries none.
+    """
+
+    images: torch.Tensor
+    labels: list[int]
+    ids: list[SampleId] | None
+
+    @classmethod
+    def gather(
+        cls, minibatches: Sequence[tuple[torch.Tensor, torch.Tensor]], pixels: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Batch:
+        """Return the domains' minibatches as one batch; ``pixels`` prepares a domain's images."""
+        images = torch.cat([pixels(x) for x, _ in minibatches])
+        labels = [int(label) for _, y in minibatches for label in y.tolist()]
+        parts = [ids_of(x) for x, _ in minibatches]
+        ids = [(int(env), int(index)) for part in parts if part is not None for env, index in part]
+        return cls(images, labels, None if any(part is None for part in parts) else ids)
 
 
 # What tasks were left with: the dictionary, and its content then. A task stays as long as its dataset, one of the

@@ -11,6 +11,7 @@ from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.preflight import is_ours
 from domainbed_reasoning.bridge.samples import ids_of
 from domainbed_reasoning.bridge.train_args import DEFAULT_HOLDOUT, job_arguments
+from domainbed_reasoning.method.schedule import Schedule
 from domainbed_reasoning.method.task import Task
 
 _SAME_HPARAMS = "Build the algorithm while its dataset lives, with the dataset's hyper-parameters or an equal copy."
@@ -66,14 +67,11 @@ def check_batch(task: Task, images: Sequence[torch.Tensor]) -> None:
         )
 
 
-def say_without_job(algorithm: Any) -> None:
-    """Print what an algorithm does outside of a job, where nobody says how long it trains and where it writes."""
-    if job_arguments() is not None:
-        return
-    name, task, hparams = type(algorithm).__name__, algorithm.task, algorithm.hparams
+def warn_outside_job(name: str, task: Task, hparams: Mapping[str, Any], schedule: Schedule) -> None:
+    """Print what an algorithm of this name does outside of a job, where nothing tells its steps and its folder."""
     print(
         f"{name}: found no arguments of a running train script in this process, as in a notebook. Default schedule of "
-        f"{algorithm.schedule.n_steps} steps, whatever --steps says; no records, no resume.",
+        f"{schedule.n_steps} steps, whatever --steps says; no records, no resume.",
         flush=True,
     )
     sizes = [len(labels) for env, labels in enumerate(task.labels) if env not in task.test_envs]

@@ -201,7 +201,7 @@ def schedule_of(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int |
 
     sources = data.domains - 1
     training = 0.8 * data.images * sources / data.domains
-    return plan_stages(algorithm.stage_epochs(hparams), math.ceil(training / (hparams["batch_size"] * sources)), steps)
+    return plan_stages(algorithm.stages(hparams), math.ceil(training / (hparams["batch_size"] * sources)), steps)
 
 
 def _memory_lines(memory: Memory, gib: float, hparams: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A job's past: what makes it the same job, and what a restart finds of it (see `replay_log`)."""
+"""A job's history: what makes it the same job, and what a restart finds of it (see `replay_log`)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from domainbed_reasoning.bridge.versions import LIBRARIES, installed, source_dig
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION
 from domainbed_reasoning.jobs.replay_log import Progress
 from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
+from domainbed_reasoning.method.schedule import Schedule
 from domainbed_reasoning.method.task import Task
 
 _MODELS = ("model", "clip_model")  # hyper-parameters that name a model
 _LIBRARIES = (*LIBRARIES, "torchvision", "pillow", "tokenizers")
 
 
-class Past:
+class History:
     """What earlier processes of this job did, and the recording of what this one does.
 
     Args:
@@ -46,7 +47,7 @@ class Past:
         if self.state is not None:
             self._earlier += self.state["records"]
             steps = self.state["steps"]
-            print(f"This job goes on after {steps} steps, which are replayed from {progress.folder}.", flush=True)
+            print(f"Resuming after {steps} steps, which are replayed from {progress.folder}.", flush=True)
 
     @property
     def replays(self) -> bool:
@@ -54,7 +55,7 @@ class Past:
         return self.progress.replays
 
     def end_of_replay(self) -> dict[str, Any] | None:
-        """Return the state to go on from, once; None where there is none or it was returned before."""
+        """Return the state to resume from, once; None where there is none or it was returned before."""
         state, self.state = self.state, None
         if state is not None:
             restore_measured(self._output_dir, self._earlier)
@@ -65,8 +66,8 @@ class Past:
         self.progress.save(steps, lambda: {**state(), "records": own_records(self._output_dir, self._args)}, now)
 
 
-def past_of(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> Past | None:
-    """Return the past of the job that runs in this process; None where none is wanted, or, said aloud, can be kept.
+def history_of(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argparse.Namespace) -> History | None:
+    """Return the history of this process's job; None where ``resume`` is off or, with a message, it cannot be kept.
 
     Records that the job has in its folder are set aside in any case: DomainBed starts at step 0 and appends.
 
@@ -77,22 +78,22 @@ def past_of(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> Pa
     progress = None
     if hparams["resume"]:
         try:
-            job = describe(task, hparams, args)
+            job = describe(task, schedule, hparams, args)
             progress = Progress(job)
             if progress.state is None:
-                _say_what_differs(job, progress)
+                _report_changes(job, progress)
         except OSError as error:
-            print(f"The progress of this job cannot be kept ({error}): if it is killed it starts over.", flush=True)
+            print(f"Cannot keep this job's progress ({error}): if killed, it starts over.", flush=True)
     try:
         earlier = set_aside(Path(args.output_dir), vars(args))
     except OSError:
         if progress is not None:
             progress.close()
         raise
-    return Past(progress, args, earlier) if progress is not None else None
+    return History(progress, args, earlier) if progress is not None else None
 
 
-def describe(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Return everything that decides the job's numbers, as JSON: a change of any of it makes another job.
 
     Images and the files of a model count by names, sizes and times, a model from the hub by its commit, chains and the
@@ -112,7 +113,7 @@ def describe(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> d
         "task": {
             "class_names": list(task.class_names),
             "subject": task.subject,
-            "schedule": asdict(task.schedule) if task.schedule is not None else None,
+            "schedule": asdict(schedule),
         },
         "chains": _digest(chains),
         "images": _digest(images),
@@ -150,7 +151,7 @@ def _files(model: str) -> Any:
     return Path(config).parent.name if isinstance(config, str) else []  # snapshots/<commit>/config.json
 
 
-def _say_what_differs(job: Mapping[str, Any], progress: Progress) -> None:
+def _report_changes(job: Mapping[str, Any], progress: Progress) -> None:
     """Say why a job begins at step 0 though its command has progress: something else than the command has changed."""
     for path in progress.folder.parent.glob("[!.]*/job.json"):
         with suppress(OSError, ValueError, RecursionError):

@@ -9,7 +9,7 @@ from tqdm import tqdm
 _EVERY_SECONDS = 60.0
 
 
-class Heartbeat:
+class ProgressLog:
     """Says how far a piece of work is, and how long the rest will take, at most once a minute.
 
     Args:

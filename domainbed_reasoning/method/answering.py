@@ -2,13 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.chains.reader import read_conclusion
 from domainbed_reasoning.method.task import SampleId, Task
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked about every image, and how chains are written and read.
+
+    Attributes:
+        q_cls: the question of the classification path.
+        q_reason: the question of the reasoning path.
+        class_names: in label order.
+        max_new_tokens: at most so many tokens a chain.
+        batch: images answered at a time.
+        exact: how conclusions are read, see `reader.read_conclusion`.
+    """
+
+    q_cls: str
+    q_reason: str
+    class_names: tuple[str, ...]
+    max_new_tokens: int
+    batch: int
+    exact: bool = False
+
+    @classmethod
+    def of(cls, task: Task, hparams: Mapping[str, Any]) -> Questions:
+        """Return what an MLLM algorithm with these hyper-parameters asks about a task."""
+        names = task.class_names
+        questions = (q_cls(names, task.subject), q_reason(names, task.subject))
+        exact = hparams["answer_matching"] == "exact"
+        return cls(*questions, names, hparams["max_new_tokens"], hparams["eval_batch"], exact)
+
+    @property
+    def both(self) -> tuple[str, str]:
+        """q_cls and q_reason."""
+        return self.q_cls, self.q_reason
+
+    @property
+    def writing(self) -> tuple[str, tuple[str, ...], int, int]:
+        """What every request for chains says: question, class names, most tokens, images at a time."""
+        return self.q_reason, self.class_names, self.max_new_tokens, self.batch
+
+
+def answer_images(
+    mllm: Any, images: torch.Tensor, questions: Questions, hparams: Mapping[str, Any], both: bool = False
+) -> tuple[torch.Tensor, list[str] | None, list[int] | None]:
+    """Return class scores, ``(n, C)``, the generated chains, and the classes that the classification path answers.
+
+    ``answer="label"``: scores are log p(name | x, q_cls) of each class. ``answer="chain"``: 1 for the class that the
+    generated chain concludes with; where it names none, the classification path's probabilities.
+
+    Args:
+        mllm: answers.
+        images: ``(n, 3, H, W)``, as it sees them.
+        questions: asked of all images, ``questions.batch`` at a time.
+        hparams: ``answer``, ``votes`` and ``vote_temperature``.
+        both: ask on both paths; otherwise chains or classes are None.
+    """
+    by_chains = hparams["answer"] == "chain"
+    asks_label, asks_chain = both or not by_chains, both or by_chains
+    voting = (hparams["votes"], hparams["vote_temperature"], questions.exact)
+    scores, chains, labels = [], [], []
+    for part in images.split(questions.batch):
+        by_label = mllm.class_scores(part, questions.q_cls, questions.class_names) if asks_label else None
+        written = answering_chains(mllm, part, *questions.writing, *voting) if asks_chain else []
+        if by_chains:
+            asked = (questions.q_cls, questions.class_names)
+            scores.append(scores_of_chains(mllm, part, *asked, written, by_label, questions.exact))
+        else:
+            scores.append(by_label)
+        chains += written
+        labels += by_label.argmax(1).tolist() if by_label is not None else []
+    return torch.cat(scores), chains if asks_chain else None, labels if asks_label else None
 
 
 def elected_chains(
@@ -22,7 +95,7 @@ def elected_chains(
     *sampling: float,
     exact: bool = False,
 ) -> list[str]:
-    """Return a chain for each image: of ``votes`` chains the first that concludes as most do (`scoring.elect`).
+    """Return a chain for each image: of ``votes`` chains the first that concludes as most do (`elect`).
 
     Args:
         mllm: writes the chains.

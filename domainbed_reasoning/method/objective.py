@@ -1,11 +1,22 @@
-"""The objective of MTCT and SARR: tensors in, tensors out (arXiv 2602.23777, eq. 1 and 2).
+"""The objective of MTCT and SARR (arXiv 2602.23777, eq. 1 and 2), and its gradient in micro-batches.
 
 L = 1/B Σ_i [ -log p(y_i | x_i, q_cls)  -  1/T_i Σ_t log p(r_{i,t} | r_{i,<t}, x_i, q_reason) ]
+
+MTCT takes the teacher's chains r and all B samples; SARR its own chains r̂ and the B' samples whose chain was kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
+
+from domainbed_reasoning.method.balance import LabelGradients
+
+# label_nll and chain_nll, (n,) each, in nats; None where samples do not have the term.
+Terms = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 def label_nll(log_likelihoods: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -32,3 +43,110 @@ def chain_nll(log_likelihoods: torch.Tensor, mask: torch.Tensor) -> torch.Tensor
         ``(n,)``.
     """
     return -(log_likelihoods * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """L = 1/B Σ_i [w_label · label_nll_i + w_chain · chain_nll_i], and its gradient.
+
+    Attributes:
+        label_weight: the paper's is 1.
+        chain_weight: the paper's is 1.
+        micro_batch: samples a forward and backward pass; the gradient is the whole batch's.
+        grad_clip: largest norm of the gradient; 0 leaves it as it is.
+        balanced: beyond the paper, scale the label term's gradient to the chain term's norm (see `balance`).
+    """
+
+    label_weight: float
+    chain_weight: float
+    micro_batch: int
+    grad_clip: float = 0.0
+    balanced: bool = False
+
+    @classmethod
+    def of(cls, hparams: Mapping[str, Any], label_path: bool, chain_path: bool) -> Objective:
+        """Return the objective of an algorithm with these hyper-parameters.
+
+        Args:
+            hparams: of the job.
+            label_path: whether it has the term of the classification path.
+            chain_path: whether it has the term of the reasoning path.
+        """
+        return cls(
+            float(hparams["label_weight"]) if label_path else 0.0,
+            float(hparams["chain_weight"]) if chain_path else 0.0,
+            hparams["micro_batch"],
+            hparams["grad_clip"],
+            label_path and chain_path and hparams["gradient_balance"] == "norm",
+        )
+
+    def backward(
+        self,
+        terms: Callable[[torch.Tensor, list[str] | None, list[str] | None], Terms],
+        images: torch.Tensor,
+        names: Sequence[str] | None,
+        chains: Sequence[str | None],
+        used: list[int],
+        parameters: Sequence[torch.Tensor],
+    ) -> dict[str, float]:
+        """Add the gradient of L over the B ``used`` samples to ``.grad``, clipped; nothing where B is 0.
+
+        Micro-batches add up to the gradient of the whole batch; they are formed of samples that have the same terms.
+
+        Args:
+            terms: returns both terms of a micro-batch, given images, class names and chains.
+            images: of the batch, ``(n, 3, H, W)``.
+            names: n names of the true classes; None without the classification path.
+            chains: n chains; None where a sample has none.
+            used: rows of the batch that L is over.
+            parameters: the trained tensors.
+
+        Returns:
+            ``loss``, ``label_loss`` and ``chain_loss`` in nats, means over the samples that have the term. With
+            ``balanced`` the label term is not in ``loss``, and its factor is ``label_scale``.
+        """
+        if not used:
+            return {"loss": 0.0}
+        sums = {"loss": 0.0, "label_loss": 0.0, "chain_loss": 0.0}
+        counts = {"label_loss": 0, "chain_loss": 0}
+        balance = LabelGradients(parameters) if self.balanced else None
+        for rows in micro_batches(used, chains, self.micro_batch):
+            texts = [str(chains[row]) for row in rows] if chains[rows[0]] is not None else None
+            label, chain = terms(images[rows], [names[row] for row in rows] if names is not None else None, texts)
+            loss = torch.zeros((), device=parameters[0].device)
+            if label is not None:
+                if balance is None:
+                    loss = loss + self.label_weight * label.sum()
+                else:
+                    balance.add(label.sum() / len(used))
+                sums["label_loss"] += float(label.detach().sum())
+                counts["label_loss"] += len(rows)
+            if chain is not None:
+                loss = loss + self.chain_weight * chain.sum()
+                sums["chain_loss"] += float(chain.detach().sum())
+                counts["chain_loss"] += len(rows)
+            if loss.requires_grad:  # not where the label term is kept apart and there is no other
+                (loss / len(used)).backward()  # type: ignore[no-untyped-call]
+            sums["loss"] += float(loss.detach())
+        scale = {} if balance is None else {"label_scale": balance.join(self.label_weight)}
+        if self.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip)
+        means = {name: sums[name] / count for name, count in counts.items() if count}
+        return {"loss": sums["loss"] / len(used), **means, **scale}
+
+
+def micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> list[list[int]]:
+    """Return the ``used`` rows in groups of at most ``size``, those with a chain apart from those without.
+
+    Args:
+        used: rows of a batch.
+        chains: of every row of the batch; None where it has none.
+        size: most rows of a group.
+    """
+    groups = []
+    for with_chain in (True, False):
+        rows = [row for row in used if (chains[row] is not None) == with_chain]
+        if with_chain:
+            rows.sort(key=lambda row: len(str(chains[row])))  # less padding
+        groups += [rows[start : start + size] for start in range(0, len(rows), size)]
+    return groups

@@ -1,16 +1,16 @@
-"""The optimiser of a stage and its learning rate: AdamW, as InternVL's own fine-tuning; the paper names none."""
+"""The optimizer of a stage and its learning rate: AdamW, as InternVL's own fine-tuning; the paper names none."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 
-def optimiser_of_stage(
-    weights: Iterable[torch.Tensor], hparams: dict[str, Any], steps: int
+def optimizer_of_stage(
+    weights: Iterable[torch.Tensor], hparams: Mapping[str, Any], steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """Return a fresh AdamW over ``weights`` and its learning-rate schedule over ``steps`` steps."""
     optimizer = torch.optim.AdamW(list(weights), lr=hparams["lr"], weight_decay=hparams["weight_decay"])

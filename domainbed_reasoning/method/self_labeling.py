@@ -18,13 +18,19 @@ Beyond the paper, a second filter may ask that a chain that concludes rightly al
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from domainbed_reasoning.chains.reader import read_conclusion
+from domainbed_reasoning.method.answering import Questions, elected_chains
+from domainbed_reasoning.method.consistency import Support
 from domainbed_reasoning.method.task import SampleId
+
+Frozen = Callable[[], AbstractContextManager[Any]]  # gives the model of the round's start for a while
 
 
 def accept(chain: str, label: int, class_names: Sequence[str], exact: bool = False) -> str | None:
@@ -42,6 +48,30 @@ def accept(chain: str, label: int, class_names: Sequence[str], exact: bool = Fal
     return reading.text if reading.answer == label else None
 
 
+def labels_of_round(frozen: Frozen, questions: Questions, hparams: Mapping[str, Any]) -> SelfLabels:
+    """Return the chains of a round that begins: none yet, to be written by the model that is frozen now.
+
+    Args:
+        frozen: gives that model for a while.
+        questions: asked of it.
+        hparams: ``sarr_votes``, ``temperature``, ``top_p`` and ``sarr_filter``.
+    """
+    names = questions.class_names
+    sampling = (hparams["sarr_votes"], hparams["temperature"], hparams["top_p"])
+    support = Support(questions.both, names) if hparams["sarr_filter"] == "consistent" else None
+
+    def write(images: torch.Tensor) -> list[str]:
+        with frozen() as mllm:
+            return elected_chains(mllm, images, *questions.writing, *sampling, exact=questions.exact)
+
+    def supports(images: torch.Tensor, chains: list[str], labels: list[int]) -> list[bool]:
+        assert support is not None
+        with frozen() as mllm:
+            return support.judge(mllm, images, chains, labels)
+
+    return SelfLabels(write, names, supports if support is not None else None, questions.exact, support=support)
+
+
 @dataclass
 class SelfLabels:
     """The chains that one round's frozen labeller has written so far.
@@ -51,6 +81,7 @@ class SelfLabels:
         class_names: of the task, in label order.
         supports: beyond the paper, says of accepted chains, given images, chains and labels, which of them are kept.
         exact: how conclusions are read, see `reader.read_conclusion`.
+        support: judges for ``supports``; its means over the round's chains are part of the state.
         written: by sample, the chain, in canonical form where it concludes with the label, and whether it was kept;
             samples without an id are not remembered.
     """
@@ -59,6 +90,7 @@ class SelfLabels:
     class_names: Sequence[str]
     supports: Callable[[torch.Tensor, list[str], list[int]], list[bool]] | None = None
     exact: bool = False
+    support: Support | None = None
     written: dict[SampleId, tuple[str, bool]] = field(default_factory=dict)
     _labelled: int = 0
     _accepted: int = 0
@@ -128,14 +160,20 @@ class SelfLabels:
         self._told = len(self.written)
         return [(env, index, chain, kept) for (env, index), (chain, kept) in new]
 
-    def restore(self, rows: Sequence[tuple[int, int, str, bool]], labelled: int, accepted_share: float) -> None:
-        """Remember what an earlier process wrote in this round.
+    def state_dict(self) -> dict[str, Any]:
+        """Return counts and means of the round so far; the chains are recorded as they are written."""
+        support = [self.support.sums, self.support.counts] if self.support is not None else []
+        return {"labelled": self._labelled, "accepted": self._accepted, "support": support}
+
+    def load_state_dict(self, state: Mapping[str, Any], rows: Sequence[tuple[int, int, str, bool]]) -> None:
+        """Restore what an earlier process wrote in this round.
 
         Args:
+            state: what `state_dict` returned.
             rows: as `newly_written` returned them.
-            labelled: the count then, which samples without an id are part of.
-            accepted_share: then.
         """
         self.written = {(env, index): (chain, kept) for env, index, chain, kept in rows}
         self._told = len(self.written)
-        self._labelled, self._accepted = labelled, round(accepted_share * labelled)
+        self._labelled, self._accepted = state["labelled"], state["accepted"]
+        if self.support is not None:
+            self.support.sums, self.support.counts = state["support"]

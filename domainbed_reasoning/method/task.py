@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from domainbed_reasoning.method.schedule import Schedule
 
 SampleId = tuple[int, int]  # (environment, index within the environment)
+
+
+def _nowhere() -> None:
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +29,8 @@ class Task:
         images: per environment, the name (path below the dataset's folder) of every index.
         chains: teacher chains of source-domain samples, by `SampleId`.
         folder: that the names in ``images`` are below; "" where the dataset draws its images.
-        schedule: the stages that the dataset laid out for the algorithm; None for a stock dataset's own steps.
+        schedule: stages that are laid out already; None leaves that to the algorithm.
+        loaded_from: returns the DomainBed dataset whose steps the algorithm lays out; None where it is gone.
     """
 
     dataset: str
@@ -37,6 +43,7 @@ class Task:
     chains: Mapping[SampleId, str] = field(default_factory=dict)
     folder: str = ""
     schedule: Schedule | None = None
+    loaded_from: Callable[[], Any] = _nowhere
 
     def __post_init__(self) -> None:
         """Refuse chains of target domains: they must never reach training."""

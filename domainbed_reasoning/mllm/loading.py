@@ -42,6 +42,12 @@ class LoraSettings:
     towers: str = "both"
     projector: bool = False
 
+    @classmethod
+    def of(cls, hparams: Mapping[str, Any]) -> LoraSettings:
+        """Return the adapters that these hyper-parameters describe."""
+        names = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_projector")
+        return cls(*(hparams[name] for name in names))
+
 
 def resolve(model: str) -> str:
     """Return a folder or hub id that transformers can load; for a hub id the files are there or can be fetched.

@@ -244,6 +244,21 @@ class MLLM(torch.nn.Module):
         a, b = (self.log_likelihoods(*each) for each in zip(encoded, questions, answers, strict=True))
         return a, b
 
+    def path_log_likelihoods(
+        self,
+        images: torch.Tensor,
+        questions: tuple[str, str],
+        answers: tuple[Sequence[str] | None, Sequence[str] | None],
+    ) -> tuple[LogLikelihoods | None, LogLikelihoods | None]:
+        """Return what `log_likelihoods` does for either question, None for one without answers; images encode once."""
+        a, b = answers
+        if a is not None and b is not None:
+            return self.two_path_log_likelihoods(images, questions, (a, b))
+        encoded = self.encode(images)
+        by_a = self.log_likelihoods(encoded, questions[0], a) if a is not None else None
+        by_b = self.log_likelihoods(encoded, questions[1], b) if b is not None else None
+        return by_a, by_b
+
     def class_scores(self, images: torch.Tensor, question: str, names: Sequence[str]) -> torch.Tensor:
         """Return log p(name, end | image, question) for every class name.
 

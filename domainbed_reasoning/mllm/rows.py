@@ -224,20 +224,3 @@ def build_trie(targets: Sequence[Sequence[int]]) -> Trie:
             depths[node] = depths[parent] + 1
         visible[node, node] = True
     return Trie(torch.tensor(tokens, dtype=torch.long), depths, visible, tuple(steps))
-
-
-def micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> list[list[int]]:
-    """Return the ``used`` rows in groups of at most ``size``, those with a chain apart from those without.
-
-    Args:
-        used: rows of a batch.
-        chains: of every row of the batch; None where it has none.
-        size: most rows of a group.
-    """
-    groups = []
-    for with_chain in (True, False):
-        rows = [row for row in used if (chains[row] is not None) == with_chain]
-        if with_chain:
-            rows.sort(key=lambda row: len(str(chains[row])))  # less padding
-        groups += [rows[start : start + size] for start in range(0, len(rows), size)]
-    return groups

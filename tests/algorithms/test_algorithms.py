@@ -198,7 +198,7 @@ def test_a_step_without_a_chain_moves_the_schedule_on():
             algorithm.task.chains.clear()
         for start in range(3):
             algorithm.update(minibatches(dataset, size=1, start=start))
-        rates.append(algorithm.lr_scheduler.get_last_lr())
+        rates.append(algorithm.run.lr_scheduler.get_last_lr())
     assert rates[0] == rates[1]
 
 
@@ -214,7 +214,7 @@ def test_a_round_trains_on_the_models_own_kept_chains_and_reports_their_share(na
     answers = [shapes.CLASS_NAMES[label if i % 2 == 0 else (label + 1) % 7] for i, label in enumerate(labels)]
     chains = [f"<CONCLUSION>{answer}</CONCLUSION>" for answer in answers]
     monkeypatch.setattr(
-        type(algorithm), "_labeller", lambda self: SelfLabels(lambda images: list(chains), self.task.class_names)
+        type(algorithm), "labeler", lambda self: SelfLabels(lambda images: list(chains), self.task.class_names)
     )
     assert "sarr1_accepted" not in algorithm.update(batch)
     trained_on = []
@@ -242,7 +242,7 @@ def test_a_round_trains_on_the_models_own_kept_chains_and_reports_their_share(na
 def test_the_labeller_of_a_round_stays_the_model_of_the_rounds_start():
     dataset, algorithm = build("RDMLDG")
     algorithm.update(minibatches(dataset))
-    labeller = algorithm._labeller()
+    labeller = algorithm.labeler()
     images = torch.cat([x for x, _ in minibatches(dataset)]).as_subclass(torch.Tensor)
     before = labeller.write(images)
     with torch.no_grad():
@@ -256,11 +256,11 @@ def test_a_labeller_without_room_for_a_copy_writes_the_same_chains(monkeypatch):
     dataset, algorithm = build("RDMLDG")
     algorithm.update(minibatches(dataset))
     images = torch.cat([x for x, _ in minibatches(dataset)]).as_subclass(torch.Tensor)
-    with_copy = algorithm._labeller().write(images)
+    with_copy = algorithm.labeler().write(images)
     monkeypatch.setattr(type(algorithm.mllm), "fits_a_copy", lambda self, *bytes: False)
     monkeypatch.setattr(type(algorithm.mllm), "copy_for_inference", lambda self: pytest.fail("a copy was made"))
-    algorithm._labels_by_copy = None
-    assert algorithm._labeller().write(images) == with_copy
+    algorithm.snapshots.labels_by_copy = None
+    assert algorithm.labeler().write(images) == with_copy
 
 
 def test_a_checkpoint_holds_adapters_alone_and_brings_the_answers_back():
@@ -341,7 +341,7 @@ def test_of_sampled_chains_the_majoritys_is_taken(name, monkeypatch):
         assert algorithm.predict(x).argmax(1).tolist() == [wug, wug]
         assert asked == [(40, 0.9)] * 3
     else:
-        chains = algorithm._labeller().chains_for(x.as_subclass(torch.Tensor), [wug, 0], None)
+        chains = algorithm.labeler().chains_for(x.as_subclass(torch.Tensor), [wug, 0], None)
         assert chains == ["<CONCLUSION>wug</CONCLUSION>", None]
         assert asked == [(40, 0.6, 0.8)] * 3
 
@@ -352,9 +352,9 @@ def test_the_consistency_filter_keeps_some_of_what_the_paper_keeps_and_nothing_e
         algorithm.update(minibatches(dataset, start=step))
     images = torch.cat([x for x, _ in minibatches(dataset, size=42)]).as_subclass(torch.Tensor)
     labels = [int(label) for _, y in minibatches(dataset, size=42) for label in y]
-    by_conclusion = algorithm._labeller().chains_for(images, labels, None)
+    by_conclusion = algorithm.labeler().chains_for(images, labels, None)
     algorithm.hparams["sarr_filter"] = "consistent"
-    consistent = algorithm._labeller().chains_for(images, labels, None)
+    consistent = algorithm.labeler().chains_for(images, labels, None)
     assert all(chain in (None, kept) for chain, kept in zip(consistent, by_conclusion, strict=True))
     kept = sum(chain is not None for chain in by_conclusion)
     assert 0 < sum(chain is not None for chain in consistent) < kept
@@ -437,13 +437,13 @@ def test_a_loss_that_is_no_number_stops_the_job_with_the_cure():
         next(iter(algorithm.mllm.adapters().values())).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"Step 1: loss is nan\. .*a smaller lr .*grad_clip 1"):
         algorithm.update(minibatches(dataset))
-    assert algorithm.steps_taken == 1
+    assert algorithm.session.steps_taken == 1
 
 
 def test_long_work_says_once_a_minute_how_far_it_is(monkeypatch, capsys):
     now = iter([0.0, 30.0, 61.0, 90.0, 122.0, 200.0])
     monkeypatch.setattr(heartbeat.time, "monotonic", lambda: next(now))
-    beat = heartbeat.Heartbeat("Evaluation after 3 of 9 updates", 100, "image")
+    beat = heartbeat.ProgressLog("Evaluation after 3 of 9 updates", 100, "image")
     for _ in range(4):
         beat.add(20, 10.0)
     beat.add(20, 10.0)  # the last: it is over

@@ -161,7 +161,7 @@ def test_an_mllm_gets_readable_names_the_subject_and_the_chains(
     assert (tmp_path / "out" / "done").exists()
     out = (tmp_path / "out" / "out.txt").read_text()
     assert "ToyReasoning, art: 3 of 9 images have a chain" in out
-    assert out.count("The model tiny has never seen a photograph") == 1
+    assert out.count("The model tiny was never trained on photographs") == 1
 
 
 def test_the_verbs_know_a_new_class_of_datasets_by_what_it_says(

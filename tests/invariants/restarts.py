@@ -120,8 +120,8 @@ def main() -> int:
             "status": status,
             "differing": differences(undisturbed, outcome(job)) if status == 0 else [log[-2000:]],
             "anew": log.count("begins at step 0"),
-            "not kept": log.count("cannot be kept"),
-            "goes on": log.count("This job goes on after 4 steps"),
+            "not kept": log.count("Cannot keep this job's progress"),
+            "goes on": log.count("Resuming after 4 steps"),
             "steps": [record["step"] for record in records],
         }
 

@@ -31,8 +31,8 @@ def test_answer_matching_says_how_answers_records_votes_and_self_labels_are_read
     )
     images = torch.stack([dataset[0][i][0] for i in range(2)])
     assert algorithm.predict(images).argmax(1).tolist() == [3 if reads else 1] * 2
-    labels = algorithm._labeller()
-    kept = labels.chains_for(algorithm._pixels(images), [3, 1], None)
+    labels = algorithm.labeler()
+    kept = labels.chains_for(algorithm.pixels(images), [3, 1], None)
     canonical = f"<CONCLUSION>{names[3]}</CONCLUSION>"
     assert kept == ([canonical, None] if reads else [None, f"<CONCLUSION>{names[1]}</CONCLUSION>"])
     args = argparse.Namespace(output_dir=".", holdout_fraction=0.2, trial_seed=0, test_envs=[3], uda_holdout_fraction=0)

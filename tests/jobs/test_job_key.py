@@ -57,7 +57,7 @@ class Job:
         (model / "snapshots" / commit / "config.json").write_text("{}")
 
     def describe(self):
-        return json.loads(json.dumps(describe(self.task, self.hparams, self.args)))
+        return json.loads(json.dumps(describe(self.task, self.task.schedule, self.hparams, self.args)))
 
     def set_task(self, **changes):
         self.task = dataclasses.replace(self.task, **changes)
@@ -168,15 +168,15 @@ def test_progress_of_the_same_command_with_other_code_is_not_used_and_said_once(
     monkeypatch.setenv("XDG_CACHE_HOME", str(job.root / "cache"))
     (job.root / "out").mkdir()
     job.set_task(folder="")  # a dataset that draws its images
-    first = resume.past_of(job.task, job.hparams, job.args)
+    first = resume.history_of(job.task, job.task.schedule, job.hparams, job.args)
     first.progress.record_step({"loss": 1.0, "stage": 0.0}, [])
     first.save(1, lambda: {}, now=True)
     first.progress.close()
-    again = resume.past_of(job.task, job.hparams, job.args)
+    again = resume.history_of(job.task, job.task.schedule, job.hparams, job.args)
     assert again.replays and "is not used" not in capsys.readouterr().out
     again.progress.close()
     job.edit("DomainBed", "algorithms.py")
-    other = resume.past_of(job.task, job.hparams, job.args)
+    other = resume.history_of(job.task, job.task.schedule, job.hparams, job.args)
     said = capsys.readouterr().out
     assert not other.replays
     assert f"{first.progress.folder} is of other code: it is not used" in said and said.count("begins at step 0") == 1
@@ -189,7 +189,7 @@ def test_a_job_that_was_not_to_be_resumed_has_its_records_in_order(job, monkeypa
     (job.root / "out").mkdir()
     record = json.dumps({"step": 0, "args": vars(job.args)}) + "\n"
     (job.root / "out" / "results.jsonl").write_text(record)
-    assert resume.past_of(job.task, job.hparams | {"resume": False}, job.args) is None
+    assert resume.history_of(job.task, job.task.schedule, job.hparams | {"resume": False}, job.args) is None
     assert (job.root / "out" / "results.jsonl").read_text() == ""
     assert (job.root / "out" / "results.earlier.jsonl").read_text() == record
     assert not (job.root / "cache").exists()
@@ -200,5 +200,5 @@ def test_records_that_cannot_be_set_aside_end_the_start_and_let_go_of_the_job(jo
     (job.root / "out" / "results.earlier.jsonl").mkdir(parents=True)
     (job.root / "out" / "results.jsonl").write_text(json.dumps({"step": 0, "args": vars(job.args)}) + "\n")
     with pytest.raises(OSError, match="results.earlier.jsonl"):
-        resume.past_of(job.task, job.hparams, job.args)
+        resume.history_of(job.task, job.task.schedule, job.hparams, job.args)
     Progress(job.describe()).close()

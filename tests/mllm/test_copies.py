@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from domainbed_reasoning.bridge.samples import Batch
 from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
 
@@ -62,7 +63,7 @@ def test_an_evaluation_keeps_the_copy_that_it_began_with(folder_of, algorithm_on
     monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, *bytes: next(room))
     for x, _ in minibatches:
         algorithm.predict(x)
-        assert algorithm._current_reader() is copies[0][0]()
+        assert algorithm.snapshots.current() is copies[0][0]()
     assert len(copies[0]) == 1
 
 
@@ -139,7 +140,7 @@ def test_what_training_needs_is_measured_before_an_evaluation_adds_its_copy(
     algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", ROUNDS, micro_batch=8, max_new_tokens=4)
     peaks = iter([1000, 5000])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(peaks))
-    algorithm._training_peak = None  # as on CUDA
+    algorithm.snapshots.training_peak = None  # as on CUDA
     asked = []
     monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, writes, beside=0: asked.append(beside) or True)
     for _ in range(3):
@@ -158,7 +159,7 @@ def test_an_evaluation_within_a_round_has_no_copy_but_its_own(folder_of, algorit
     state = copies[0][0]().frozen_state
     algorithm.predict(minibatches[0][0])
     assert [copy() is not None for copy in copies[0]] == [False, True]
-    algorithm.self_labels.written.clear()
+    algorithm.run.own_chains.written.clear()
     algorithm.update(minibatches)
     assert [copy() is not None for copy in copies[0]] == [False, False, True]
     assert copies[0][2]().frozen_state == state
@@ -177,21 +178,21 @@ def test_all_rounds_label_as_the_first(folder_of, algorithm_on, minibatches, cop
 def test_a_first_round_decides_for_a_copy_after_its_first_update(folder_of, algorithm_on, minibatches, copies):
     """Without a stage before it nobody knows what training takes: the first batch is labelled with the adapters."""
     algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", Schedule((Stage(1, 0, 2),), 3, 3), max_new_tokens=4)
-    algorithm._training_peak = None  # as on CUDA
+    algorithm.snapshots.training_peak = None  # as on CUDA
     start = {name: weight.clone() for name, weight in algorithm.mllm.adapters().items()}
     algorithm.update(minibatches)
-    assert not copies[0] and algorithm.self_labels.labelled == 8
-    algorithm._training_peak = 1000  # no chain was kept, so that it was no update
+    assert not copies[0] and algorithm.run.own_chains.labelled == 8
+    algorithm.snapshots.training_peak = 1000  # no chain was kept, so that it was no update
     with torch.no_grad():
         for weight in algorithm.mllm.adapters().values():
             weight.add_(0.1)
-    algorithm.self_labels.written.clear()
+    algorithm.run.own_chains.written.clear()
     algorithm.update(minibatches)
-    assert len(copies[0]) == 1 and algorithm.self_labels.labelled == 16
+    assert len(copies[0]) == 1 and algorithm.run.own_chains.labelled == 16
     expected = algorithm_on(folder_of("InternVL"), "RDMLDG").mllm
     expected.load_adapters(start)
-    images = algorithm._gather(minibatches).images
+    images = Batch.gather(minibatches, algorithm.pixels).images
     frozen = expected.copy_for_inference()
-    assert [chain for chain, _ in algorithm.self_labels.written.values()] == frozen.generate(
+    assert [chain for chain, _ in algorithm.run.own_chains.written.values()] == frozen.generate(
         images, algorithm.q_reason, 4
     )

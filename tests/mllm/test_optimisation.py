@@ -93,7 +93,7 @@ def test_the_rates_that_updates_use_are_the_schedules(folder_of, algorithm_on, m
     used = []
     for _ in range(7):
         built.update(minibatches)
-        used.append(built.lr_scheduler.lr_lambdas[0](built.lr_scheduler.last_epoch - 1))
+        used.append(built.run.lr_scheduler.lr_lambdas[0](built.run.lr_scheduler.last_epoch - 1))
     assert used == pytest.approx([1 / 2, 1, 3 / 4, 1 / 2, 1 / 4, 1 / 2, 1])
 
 

@@ -124,7 +124,7 @@ def test_quantised_models_train_and_answer(family_folder, algorithm_on, minibatc
     assert {tower(name) for name in moved} == {"vision", "language"}
     before = {name: weight.detach().clone() for name, weight in algorithm.mllm.adapters().items()}
     assert algorithm.update(minibatches)["sarr1_accepted"] == 0.0  # eight tokens are no chain
-    assert algorithm.self_labels.labelled == 8
+    assert algorithm.run.own_chains.labelled == 8
     assert all(torch.equal(weight, before[name]) for name, weight in algorithm.mllm.adapters().items())
     algorithm.eval()
     for answer in ("label", "chain"):

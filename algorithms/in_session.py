@@ -1,0 +1,92 @@
+"""DomainBed's calls of an algorithm, handed to the session of the job, which replays them after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from domainbed.algorithms import Algorithm
+
+from domainbed_reasoning.jobs.session import Answers, Minibatches, Session
+from domainbed_reasoning.registry import Hparam
+
+
+class SessionAlgorithm(Algorithm):  # type: ignore[misc]
+    """An algorithm that gives a step, answers and its state, see `jobs.session.Resumable`; the session does the rest.
+
+    Class attributes:
+        HPARAMS: its hyper-parameters, with defaults, samplers and sources.
+
+    Attributes:
+        session: of the job.
+        task: what is asked of every image.
+        schedule: the stages of training.
+
+    Raises:
+        ValueError: for hyper-parameters that cannot be used, before anything is trained.
+    """
+
+    HPARAMS: ClassVar[dict[str, Hparam]]
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: dict[str, Any]):
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.session = Session(type(self), num_classes, num_domains, hparams, self.stages(hparams))
+        self.task, self.schedule = self.session.task, self.session.schedule
+
+    @classmethod
+    def stages(cls, hparams: dict[str, Any]) -> list[int]:
+        """Return the epochs of every stage; [] without training."""
+        return []
+
+    def update(self, minibatches: Minibatches, unlabeled: Any = None) -> dict[str, float]:
+        """Take one step and return its values; see DomainBed's `Algorithm.update` and `step`."""
+        return self.session.update(self, minibatches)
+
+    @torch.no_grad()
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Return class scores of the images ``x``, bytes or DomainBed's floats, ``(n, num_classes)``; see `answer`."""
+        return self.session.predict(self, x)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the trained tensors alone: the base model is on disk already."""
+        return self.session.state_dict(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load trained tensors.
+
+        Raises:
+            ValueError: for tensors that do not fit this model's, naming the first.
+        """
+        self.load_adapters(state_dict)
+        return torch.nn.modules.module._IncompatibleKeys([], [])
+
+    def step(self, minibatches: Minibatches) -> dict[str, float]:
+        """Do nothing: nothing is trained, no loss is computed, the step is counted."""
+        return {"stage": 0.0}
+
+    def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
+        """Return class scores of the images ``x``, ``(n, num_classes)``, and what is recorded of them."""
+        raise NotImplementedError
+
+    def adapters(self) -> dict[str, torch.Tensor]:
+        """Return the trained tensors by name."""
+        raise NotImplementedError
+
+    def load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Load trained tensors by name."""
+        raise NotImplementedError
+
+    def training_state(self) -> dict[str, Any]:
+        """Return what, with the recorded steps, decides everything that follows; {} where nothing is trained."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Load what `training_state` returned."""
+
+    def recall(self, x: torch.Tensor, answers: Answers) -> None:
+        """Remember what an earlier process answered about the images ``x``, if that can be used."""
+
+    def new_self_labels(self) -> list[tuple[int, int, str, bool]]:
+        """Return what the last step self-labeled: environment, index, chain, whether it was kept."""
+        return []

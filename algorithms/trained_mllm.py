@@ -1,0 +1,125 @@
+"""A multimodal LLM in the session of a job: loading it, its frozen copies, and what a restart restores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from domainbed_reasoning.algorithms.in_session import SessionAlgorithm
+from domainbed_reasoning.jobs.replay_log import Answers
+from domainbed_reasoning.jobs.stage_log import StageLog
+from domainbed_reasoning.method.answering import Questions
+from domainbed_reasoning.method.schedule import Stage
+from domainbed_reasoning.method.stage_run import StageRun
+from domainbed_reasoning.mllm.loading import LoraSettings
+from domainbed_reasoning.mllm.model import load_mllm
+from domainbed_reasoning.mllm.pixels import resize, to_uint8
+from domainbed_reasoning.mllm.snapshots import Snapshots
+
+
+class TrainedMLLM(SessionAlgorithm):
+    """The state of an MLLM algorithm; a subclass gives the method.
+
+    Class attributes:
+        LABEL_PATH: whether the objective has the term of the classification path.
+        CHAIN_PATH: whether it has the term of the reasoning path.
+
+    Attributes:
+        mllm: the model, with fresh adapters if it is trained.
+        questions: q_cls, q_reason, and how chains are written and read.
+        snapshots: its frozen copies.
+        run: the stage that is being trained; None before the first step.
+        kept_by_round: share of self-labeled chains that each SARR round has kept so far, in [0, 1].
+
+    Raises:
+        ValueError: for hyper-parameters or a model that cannot be used, before anything is trained.
+    """
+
+    LABEL_PATH: ClassVar[bool] = False
+    CHAIN_PATH: ClassVar[bool] = False
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: dict[str, Any]):
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        trains = self.LABEL_PATH or self.CHAIN_PATH
+        if hparams["dtype"] == "float16" and trains:
+            raise ValueError(
+                "hparam dtype: float16 is for answering alone. Training in it loses gradients below its range unless "
+                "the loss is scaled, which is not done: use bfloat16 or float32, or quantize nf4 with bfloat16."
+            )
+        self.mllm = load_mllm(
+            hparams["model"],
+            lora=LoraSettings.of(hparams) if trains else None,
+            dtype=hparams["dtype"],
+            quantize=hparams["quantize"],
+            gradient_checkpointing=trains and hparams["gradient_checkpointing"],
+            max_tiles=hparams["max_tiles"],
+        )
+        self.questions = Questions.of(self.task, hparams)
+        asked = self.questions
+        self.snapshots = Snapshots(self.mllm, self.mllm.cache_bytes(asked.batch, asked.q_reason, asked.max_new_tokens))
+        self.log = StageLog(type(self).__name__, self.schedule)
+        self.run: StageRun | None = None
+        self.kept_by_round: dict[int, float] = {}
+        self.train()  # libraries load models for answering
+        self.session.start()
+
+    @property
+    def q_cls(self) -> str:
+        """The question of the classification path."""
+        return self.questions.q_cls
+
+    @property
+    def q_reason(self) -> str:
+        """The question of the reasoning path."""
+        return self.questions.q_reason
+
+    def begin(self, stage: Stage) -> StageRun:
+        """Begin a stage with the model as it is now."""
+        raise NotImplementedError
+
+    def pixels(self, x: torch.Tensor) -> torch.Tensor:
+        """Return images as the model sees them, ``(n, 3, H, W)`` bytes at its own resolution."""
+        return resize(to_uint8(x.as_subclass(torch.Tensor)), self.mllm.image_size)
+
+    def adapters(self) -> dict[str, torch.Tensor]:
+        """Return the trained tensors by name."""
+        return self.mllm.adapters()
+
+    def load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Load trained tensors by name."""
+        self.mllm.load_adapters(values)
+        self.snapshots.weights_change()
+
+    def training_state(self) -> dict[str, Any]:
+        """Return adapters, optimizer, schedule, and in a SARR round its labeler and filter."""
+        state = {
+            "adapters": {name: weight.detach().cpu() for name, weight in self.mllm.adapters().items()},
+            "kept_by_round": self.kept_by_round,
+            "labels_by_copy": self.snapshots.labels_by_copy,
+        }
+        return state if self.run is None else state | self.run.state_dict()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Load what `training_state` returned; a round's labeler is the model that its stage began with."""
+        if "optimizer" in state:
+            stage = self.schedule.at(self.session.steps_taken - 1)
+            self.snapshots.labels_by_copy = state["labels_by_copy"]
+            self.load_adapters(state["stage_start"] if stage.round else state["adapters"])
+            self.run = self.begin(stage)
+            self.run.load_state_dict(state, self.session.labeled(stage.round))
+            self.load_adapters(state["adapters"])
+        self.kept_by_round = state["kept_by_round"]
+
+    def recall(self, x: torch.Tensor, answers: Answers) -> None:
+        """Remember the chains that a copy of these weights wrote in an earlier process."""
+        if answers.state and answers.chains is not None:
+            asked = self.questions
+            where = (self.pixels(x), asked.q_reason, asked.max_new_tokens)
+            self.mllm.remember(bytes.fromhex(answers.state), *where, answers.chains)
+
+    def new_self_labels(self) -> list[tuple[int, int, str, bool]]:
+        """Return what the last step self-labeled: environment, index, chain, whether it was kept."""
+        own = self.run.own_chains if self.run is not None else None
+        return own.newly_written() if own is not None else []

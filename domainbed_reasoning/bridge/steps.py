@@ -1,0 +1,53 @@
+"""How DomainBed's steps and evaluations are shared among the stages of an algorithm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from domainbed_reasoning.bridge import stock
+from domainbed_reasoning.bridge.preflight import check_stock_dataset
+from domainbed_reasoning.bridge.train_args import DEFAULT_HOLDOUT, job_arguments
+from domainbed_reasoning.method.schedule import Schedule, plan_stages
+from domainbed_reasoning.method.task import Task
+
+
+def lay_out_steps(task: Task, epochs: Sequence[int], hparams: Mapping[str, Any]) -> Schedule:
+    """Return the stages of training on a task, and have DomainBed take their steps and evaluate at their ends.
+
+    An epoch is as many steps as draw as many samples as the source domains' training splits hold. DomainBed reads its
+    dataset's N_STEPS and CHECKPOINT_FREQ after it has built the algorithm. A stock dataset's own steps are shared.
+
+    Args:
+        task: with its dataset, where that is ours.
+        epochs: of each stage.
+        hparams: of the job.
+    """
+    if task.schedule is not None:
+        return task.schedule
+    args = job_arguments()
+    steps = args.steps if args else None
+    if not task.labels:
+        stock_dataset = vars(stock.datasets())[args.dataset] if args else stock.datasets().MultipleDomainDataset
+        return plan_stages(epochs, 1, steps or stock_dataset.N_STEPS)
+    holdout = args.holdout_fraction if args else DEFAULT_HOLDOUT
+    sizes = [len(labels) for env, labels in enumerate(task.labels) if env not in task.test_envs]
+    training = sum(size - int(size * holdout) for size in sizes)
+    schedule = plan_stages(epochs, math.ceil(training / (hparams["batch_size"] * max(1, len(sizes)))), steps)
+    dataset = task.loaded_from()
+    if dataset is not None:
+        dataset.N_STEPS, dataset.CHECKPOINT_FREQ = schedule.n_steps, schedule.checkpoint_freq
+    return schedule
+
+
+def task_without_names(num_classes: int) -> Task:
+    """Return the task of a stock dataset, which knows no class names and no chains.
+
+    Raises:
+        ValueError: for a stock dataset that has a reasoning twin.
+    """
+    args = job_arguments()
+    name = args.dataset if args else "Debug28"
+    check_stock_dataset(name)
+    return Task(name, tuple(f"class {index}" for index in range(num_classes)))
