@@ -62,7 +62,14 @@ def build(monkeypatch):
     def built(name, stages=(Stage(0, 0, 9),), chains=(), **changes):
         cls = registry.load(registry.ALGORITHMS[name])
         hparams = {key: hparam.default for key, hparam in cls.HPARAMS.items()}
-        hparams |= {"model": "tiny", "lr": 0.1, "weight_decay": 0.0, "lr_schedule": "constant", "warmup": 0.0, **changes}
+        hparams |= {
+            "model": "tiny",
+            "lr": 0.1,
+            "weight_decay": 0.0,
+            "lr_schedule": "constant",
+            "warmup": 0.0,
+            **changes,
+        }
         task = Task(
             dataset="ShapesReasoning",
             class_names=("cat", "dog"),
