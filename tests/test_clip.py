@@ -177,7 +177,7 @@ def test_the_stock_command_trains_answers_and_records(run_stock, tmp_path):
 
 
 def test_scores_after_an_update_are_those_of_the_new_text_features():
-    """Asked before and after an update: whatever is kept between the batches of an evaluation, it is not kept longer."""
+    """Asked before and after each update: features are kept between the batches of one evaluation and no longer."""
     dataset, algorithm = build("CLIPLoRA")
     batch = minibatches(dataset)
     x = batch[0][0]

@@ -155,7 +155,7 @@ def test_with_one_class_there_is_no_rival_and_the_words_alone_decide():
 
 
 def test_a_version_is_as_likely_as_all_its_tokens_together():
-    """Of a cat's chain and a dog's, in nats a token: cat's 4 x -1 and as a dog 1 x -3; dog's 1 x -3, as a cat 12 x -0.5.
+    """In nats a token: a cat's chain 4 x -1, as a dog's 1 x -3; a dog's chain 1 x -3, as a cat's 12 x -0.5.
 
     Sums: (-4, -3) and (-6, -3) for (cat, dog): gains (-0.5, 0.5) and (-1.5, 1.5), the round's means (-1, 1), so that
     each chain's own class gains 0.5. Means over tokens, (-1, -3) and (-0.5, -3), would have each rival gain 0.125.

@@ -1,4 +1,4 @@
-"""A round's labeller on the embedded model: the modes and the means that it judges with, and what a restart restores."""
+"""A round's labeller on the embedded model: its mode, the means that it judges with, and what a restart restores."""
 
 import io
 from types import SimpleNamespace

@@ -284,7 +284,7 @@ def test_resize_squeezes_a_batch_to_a_square_and_cuts_nothing_off():
 
 
 def banded():
-    """A picture of 96 x 48 pixels, ``(48, 96, 3)``: a red eighth on the left, a blue one on the right, green between."""
+    """A picture of 96 x 48 pixels, ``(48, 96, 3)``: its left eighth red, its right one blue, green between."""
     picture = torch.zeros(48, 96, 3, dtype=torch.uint8)
     picture[:, :12, 0] = picture[:, 84:, 2] = picture[:, 12:84, 1] = 255
     return picture

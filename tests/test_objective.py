@@ -14,6 +14,7 @@ from domainbed_reasoning.algorithms import base
 from domainbed_reasoning.samples import Task, attach_task, with_ids
 from domainbed_reasoning.stages import Schedule, Stage
 
+ONE_STAGE = (Stage(0, 0, 9),)
 CAT, DOG = "<CONCLUSION>cat</CONCLUSION>", "<CONCLUSION>dog</CONCLUSION>"
 
 
@@ -59,7 +60,7 @@ def build(monkeypatch):
     """``build(name, stages, chains, **hparams)``: an algorithm that trains the two weights at a rate of 0.1."""
     monkeypatch.setattr(base, "load_mllm", lambda *given, **named: TwoWeights())
 
-    def built(name, stages=(Stage(0, 0, 9),), chains=(), **changes):
+    def built(name, stages=ONE_STAGE, chains=(), **changes):
         cls = registry.load(registry.ALGORITHMS[name])
         hparams = {key: hparam.default for key, hparam in cls.HPARAMS.items()}
         hparams |= {
