@@ -20,10 +20,10 @@ def build(name, **changes):
     return dataset, algorithms.get_algorithm_class(name)(dataset.input_shape, dataset.num_classes, 3, hparams)
 
 
-@pytest.mark.parametrize(("weight_decay", "expected"), [(0.5, 1.9), (0.0, 2.0)])
+@pytest.mark.parametrize(("weight_decay", "expected"), [(0.5, 3.8), (0.0, 4.0)])
 def test_weight_decay_shrinks_a_weight_by_rate_times_decay_times_weight(weight_decay, expected):
-    """2 - 0.1 · 0.5 · 2, apart from the gradient (AdamW): as a part of the gradient it would be a whole step of 0.1."""
-    weight = torch.nn.Parameter(torch.tensor(2.0))
+    """4 - 0.1 · 0.5 · 4, apart from the gradient (AdamW): as a part of the gradient it would be a whole step of 0.1."""
+    weight = torch.nn.Parameter(torch.tensor(4.0))
     optimizer, _ = optimiser_of_stage([weight], OPTIMIZER | {"weight_decay": weight_decay}, steps=10)
     weight.grad = torch.tensor(0.0)
     optimizer.step()
