@@ -7,6 +7,8 @@ same name: macOS writes one, most programs the other.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -17,7 +19,10 @@ _SHOWN = 10
 
 
 def composed(name: str) -> str:
-    """Return the composed form (NFC) of a name."""
+    """Return the composed form (NFC) of a name; UTF-8 that Python took for another encoding (LC_ALL=C) is decoded."""
+    if not name.isascii():
+        with contextlib.suppress(UnicodeError):
+            name = os.fsencode(name).decode("utf-8")
     return unicodedata.normalize("NFC", name)
 
 
@@ -29,7 +34,7 @@ def faults_of_names(paths: Iterable[str]) -> Iterator[str]:
     """
     seen: dict[str, str] = {}
     for path in paths:
-        if fault_within(path):
+        if fault_within(composed(path)):
             yield f"the name {path!r} is not UTF-8. Rename it (`convmv -f latin1 -t utf8 -r --notest FOLDER` does so)."
         elif fault := check_image_path(path):
             yield f"{fault}. Rename the file or folder."

@@ -34,7 +34,7 @@ def read_config(model: str, where: str) -> Any:
         with loading(model, where):
             return transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
     except ModelError as error:
-        if "trust_remote_code" in str(error):
+        if "trust_remote_code" in f"{error} {error.__cause__}":
             raise ModelError(
                 f"model {model!r} comes with code of its own, which is not run. Use the checkpoint that is made for "
                 f"transformers: {model}-hf for InternVL3, {model}-HF for InternVL3.5."

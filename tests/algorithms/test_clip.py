@@ -1,6 +1,7 @@
 """CLIPZeroShot and CLIPLoRA, driven as DomainBed's train script drives them, on the random CLIP and on a saved one."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from domainbed import algorithms, datasets, hparams_registry
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import task_of
 from domainbed_reasoning.mllm.clip import add_clip_lora, clip_image_edge, load_clip
+from domainbed_reasoning.mllm.pixels import resize
 
 NAMES = ["CLIPZeroShot", "CLIPLoRA"]
 
@@ -173,3 +175,60 @@ def test_the_stock_command_trains_answers_and_records(run_stock, tmp_path):
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert answers["env3"]["in"]["label"] == pytest.approx(records[-1]["env3_in_acc"])
     assert answers["env3"]["in"]["chain"] is None
+
+
+def test_scores_after_an_update_are_those_of_the_new_text_features():
+    """Asked before and after each update: features are kept between the batches of one evaluation and no longer."""
+    dataset, algorithm = build("CLIPLoRA")
+    batch = minibatches(dataset)
+    x = batch[0][0]
+    with torch.no_grad():
+        for _ in range(3):
+            before = algorithm.predict(x)
+            texts = algorithm.clip.text_features(algorithm.prompts)
+            algorithm.train()
+            with torch.enable_grad():
+                algorithm.update(batch)
+            algorithm.eval()
+            fresh = algorithm.clip.text_features(algorithm.prompts)
+            assert (fresh - texts).abs().max() > 1e-4
+            expected = algorithm.clip.logit_scale * algorithm.clip.image_features(x) @ fresh.T
+            torch.testing.assert_close(algorithm.predict(x), expected)
+            assert not torch.equal(before, expected)
+
+
+def test_the_rate_falls_from_lr_to_0_along_half_a_cosine():
+    """20 steps: step t from 0 is taken at lr · (1 + cos(π t / 20)) / 2, the eleventh at half the rate."""
+    dataset, algorithm = build("CLIPLoRA", clip_epochs=1, lr=1e-2)
+    assert algorithm.schedule.n_steps == 20
+    used = []
+    algorithm.optimizer.register_step_pre_hook(lambda optimizer, *given: used.append(optimizer.param_groups[0]["lr"]))
+    batch = minibatches(dataset, size=1)
+    for _ in range(20):
+        algorithm.update(batch)
+    assert used == pytest.approx([1e-2 * (1 + math.cos(math.pi * t / 20)) / 2 for t in range(20)])
+    assert used[10] == pytest.approx(5e-3)
+
+
+def test_an_update_has_its_own_gradient_alone():
+    """The same batch again at a rate of nearly 0 has the gradient of the first time, not twice that."""
+    dataset, algorithm = build("CLIPLoRA", lr=1e-12)
+    batch, gradients = minibatches(dataset, size=2), []
+    for _ in range(2):
+        algorithm.update(batch)
+        gradients.append({name: weight.grad.clone() for name, weight in algorithm.clip.adapters().items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
+    assert max(float(gradient.abs().max()) for gradient in gradients[0].values()) > 1e-4
+
+
+def test_a_wide_image_is_seen_from_edge_to_edge():
+    """Its left quarter is white, the rest black: what CLIP sees is the same picture squeezed to its square."""
+    clip = load_clip("tiny")
+    image = torch.zeros(1, 3, 48, 96, dtype=torch.uint8)
+    image[..., :24] = 255
+    with torch.no_grad():
+        wide, square = clip.image_features(image), clip.image_features(resize(image, 48))
+        halves = [clip.image_features(half) for half in image.split(48, dim=3)]
+    torch.testing.assert_close(wide, square)
+    assert all((wide - half).abs().max() > 1e-3 for half in halves)

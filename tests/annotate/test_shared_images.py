@@ -59,7 +59,7 @@ def test_what_is_no_regular_image_file_does_not_leave(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "cut.jpg").write_bytes(save(tmp_path / "a.jpg").read_bytes()[:400])
     for name in ("eps.jpg", "pipe.jpg", "cut.jpg", "gone.jpg", "."):
-        with pytest.raises(ImageFileError, match=re.escape(name) if name != "." else "no regular file"):
+        with pytest.raises(ImageFileError, match=re.escape(name) if name != "." else "not a regular file"):
             without_metadata(tmp_path / name)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import types
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from domainbed import datasets, hparams_registry
 from PIL import Image
 
 from domainbed_reasoning import registry
+from domainbed_reasoning.bridge import steps as steps_of_domainbed
 from domainbed_reasoning.bridge.samples import ids_of, task_of
 from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.chains.store import ChainFileError
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.method.answering import misled
+from domainbed_reasoning.method.task import Task
 
 DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
 CLASSES = ["dog", "guitar"]
@@ -312,3 +315,30 @@ def test_chains_that_conclude_no_class_or_another_are_counted_and_named(pacs, ca
 def test_right_chains_are_not_warned_of(pacs, capsys):
     build(pacs)
     assert "WARNING" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "holdout", "steps"),
+    [("MTCT", {}, 0.2, 6), ("CLIPLoRA", {}, 0.2, 6), ("MTCT", {}, 0.5, 4), ("MTCT", {"batch_size": 4}, 0.2, 11)],
+)
+def test_an_epoch_is_the_sources_training_images_alone(monkeypatch, name, given, holdout, steps):
+    """Domains of 104, 50, 9 and a target of 1000 images. A fifth held out, 84 + 40 + 8 = 132 are left: 3 x 8 a step,
+    5.5 steps. With validation they would be 163 and 7 steps, with the target 932 and 30; rounded down, 5 steps.
+
+    Half held out: 52 + 25 + 5 = 82, 3.4 steps. 3 x 4 a step: 11.
+    """
+    args = types.SimpleNamespace(holdout_fraction=holdout, steps=None)
+    monkeypatch.setattr(steps_of_domainbed, "job_arguments", lambda: args)
+    algorithm = registry.load(registry.ALGORITHMS[name])
+    hparams = {key: hparam.default for key, hparam in algorithm.HPARAMS.items()} | {"batch_size": 8} | given
+    task = Task("Toy", ("a",), test_envs=(3,), labels=[[0] * size for size in (104, 50, 9, 1000)])
+    schedule = steps_of_domainbed.lay_out_steps(task, algorithm.stages(hparams), hparams)
+    epochs = sum(algorithm.stages(hparams))
+    assert schedule.n_steps == epochs * steps + 1
+
+
+def test_an_epoch_of_one_source_leaves_every_target_out(monkeypatch):
+    """Single-source generalization: 50 images, 40 of them to train on, 8 a step."""
+    monkeypatch.setattr(steps_of_domainbed, "job_arguments", lambda: None)
+    task = Task("Toy", ("a",), test_envs=(0, 2), labels=[[0] * size for size in (1000, 50, 700)])
+    assert steps_of_domainbed.lay_out_steps(task, [3], {"batch_size": 8}).n_steps == 3 * 5 + 1

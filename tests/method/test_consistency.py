@@ -152,3 +152,36 @@ def test_with_one_class_there_is_no_rival_and_the_words_alone_decide():
     support = Support(QUESTIONS, ("cat",))
     chains = [chain("whiskers", "cat"), "<CAPTION>whiskers</CAPTION><CONCLUSION>cat</CONCLUSION>"]
     assert support.judge(Reader(), images, chains, [0, 0]) == [True, False]
+
+
+def test_a_version_is_as_likely_as_all_its_tokens_together():
+    """In nats a token: a cat's chain 4 x -1, as a dog's 1 x -3; a dog's chain 1 x -3, as a cat's 12 x -0.5.
+
+    Sums: (-4, -3) and (-6, -3) for (cat, dog): gains (-0.5, 0.5) and (-1.5, 1.5), the round's means (-1, 1), so that
+    each chain's own class gains 0.5. Means over tokens, (-1, -3) and (-0.5, -3), would have each rival gain 0.125.
+    """
+
+    class Tokens(Reader):
+        def log_likelihoods(self, encoded, question, texts):
+            rows = {("look", "cat"): (4, -1.0), ("look", "dog"): (1, -3.0)}
+            rows |= {("bark", "dog"): (1, -3.0), ("bark", "cat"): (12, -0.5)}
+            keys = [("look" if "look" in text else "bark", "cat" if ">cat<" in text else "dog") for text in texts]
+            mask = torch.tensor([[index < rows[key][0] for index in range(12)] for key in keys])
+            values = torch.tensor([[rows[key][1]] * 12 for key in keys])
+            return values, mask  # what is behind the mask counts nowhere
+
+    images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
+    chains = [Chain("s", word, "r", "fine", name).render() for word, name in (("look", "cat"), ("bark", "dog"))]
+    support = Support(QUESTIONS, ("cat", "dog"))
+    assert support.judge(Tokens(), images, chains, [0, 1]) == [True, True]
+    assert support.sums.tolist() == [-2.0, 2.0] and support.counts.tolist() == [2.0, 2.0]
+
+
+def test_more_texts_than_a_pass_takes_are_judged_as_in_one(monkeypatch):
+    """Nine versions in passes of 4, 4 and 1 are those of one pass, in the same order."""
+    chains = [(chain("whiskers", "cat"), 0), (chain("barks", "cat"), 0)]
+    together = ask(*chains, (chain("barks", "dog"), 2))
+    monkeypatch.setattr("domainbed_reasoning.consistency._ROWS", 4)
+    reader = Reader()
+    assert ask(*chains, (chain("barks", "dog"), 2), reader=reader) == together == [True, False, True]
+    assert [len(images) for images in reader.shown] == [4, 4, 1]

@@ -82,3 +82,54 @@ def test_a_second_filter_judges_what_the_first_has_kept_and_nothing_else():
     assert labels.chains_for(images, [0, 0, 0], [(0, 1), (0, 2), (0, 3)]) == [None, None, chain("cat")]
     assert asked == [([0, 2], [chain("cat")] * 2, [0, 0])]
     assert labels.accepted_share == 1 / 3
+
+
+def pictures(*values):
+    return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+
+
+def test_in_a_batch_that_is_partly_known_every_chain_is_judged_by_its_own_row():
+    """Sample 1, a dog, is known. The next batch: 1 again, 5 (a cat), 6 (a dog), 5 again, 7 (a dog).
+
+    Images hold their sample's number. Three are new: written cat, dog, cat; kept are those of 5 and 6, and the second
+    filter takes 5's away. By the labels of the batch's first three rows (dog, cat, dog) none would be kept.
+    """
+    shown, asked = [], []
+
+    def write(images):
+        shown.append(images[:, 0, 0, 0].tolist())
+        return [chain({1: "dog", 5: "cat", 6: "dog", 7: "cat"}[number]) for number in shown[-1]]
+
+    def supports(images, chains, labels):
+        asked.append((images[:, 0, 0, 0].tolist(), chains, labels))
+        return [number != 5 for number in asked[-1][0]]
+
+    labels = SelfLabels(write, NAMES, supports)
+    assert labels.chains_for(pictures(1), [1], [(0, 1)]) == [chain("dog")]
+    ids = [(0, 1), (0, 5), (0, 6), (0, 5), (0, 7)]
+    found = labels.chains_for(pictures(1, 5, 6, 5, 7), [1, 0, 1, 0, 1], ids)
+    assert found == [chain("dog"), None, chain("dog"), None, None]
+    assert shown == [[1], [5, 6, 7]]
+    assert asked == [([1], [chain("dog")], [1]), ([5, 6], [chain("cat"), chain("dog")], [0, 1])]
+    assert labels.labelled == 4 and labels.accepted_share == 0.5
+    assert labels.newly_written() == [
+        (0, 1, chain("dog"), True),
+        (0, 5, chain("cat"), False),
+        (0, 6, chain("dog"), True),
+        (0, 7, chain("cat"), False),
+    ]
+
+
+def test_what_an_earlier_process_wrote_is_not_judged_or_counted_again():
+    """Three chains then, two of them kept; of a batch of one of them and a new one, the new one alone is written."""
+    labeller = Labeller("dog")
+    labels = SelfLabels(labeller, NAMES)
+    labels.restore([(0, 1, chain("cat"), True), (0, 2, chain("dog"), False)], 3, 2 / 3)
+    assert labels.chains_for(pictures(2, 1, 3), [0, 0, 1], [(0, 2), (0, 1), (0, 3)]) == [
+        None,
+        chain("cat"),
+        chain("dog"),
+    ]
+    assert labeller.seen == 1
+    assert (labels.labelled, labels.accepted_share) == (4, 3 / 4)
+    assert labels.newly_written() == [(0, 3, chain("dog"), True)]

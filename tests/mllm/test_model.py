@@ -14,7 +14,7 @@ from domainbed_reasoning.images import shapes
 from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm, loading
 from domainbed_reasoning.mllm.loading import TINY, check_memory, image_edge, lora_targets, resolve
 from domainbed_reasoning.mllm.model import checkpoint_activations
-from domainbed_reasoning.mllm.pixels import resize, to_uint8
+from domainbed_reasoning.mllm.pixels import from_picture, resize, to_uint8
 
 NAMES = shapes.CLASS_NAMES
 Q_CLS = q_cls(NAMES, "creature")
@@ -275,3 +275,82 @@ def test_what_torch_holds_and_nothing_uses_is_free_for_the_next_model(monkeypatc
     with pytest.raises(ModelError, match="too small"):
         loading.load_network("tiny", "auto", "none", torch.device("cuda"))
     assert asked == [8]
+
+
+def test_resize_squeezes_a_batch_to_a_square_and_cuts_nothing_off():
+    """Twice as wide as high: the outer eighths are red and blue, and stay eighths of the square."""
+    image = banded().permute(2, 0, 1)[None]
+    assert bands(resize(image, 48)[0]) == EIGHTHS
+
+
+def banded():
+    """A picture of 96 x 48 pixels, ``(48, 96, 3)``: its left eighth red, its right one blue, green between."""
+    picture = torch.zeros(48, 96, 3, dtype=torch.uint8)
+    picture[:, :12, 0] = picture[:, 84:, 2] = picture[:, 12:84, 1] = 255
+    return picture
+
+
+def bands(image):
+    """Columns whose red, green, blue is strongest, ``image`` being ``(3, H, W)``; all rows must agree."""
+    strongest = image.int().argmax(dim=0)
+    assert (strongest == strongest[0]).all()
+    return strongest[0].bincount(minlength=3).tolist()
+
+
+EIGHTHS = [6, 36, 6]
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_picture_is_squeezed_to_a_square_and_nothing_is_cut_off(upright):
+    """Wide or high: what lies in the outer eighths is still there, an eighth wide."""
+    from PIL import Image
+
+    picture = Image.fromarray(banded().numpy())
+    image = from_picture(48)(picture.rotate(90, expand=True) if upright else picture)
+    assert image.shape == (3, 48, 48) and image.dtype == torch.uint8
+    assert bands(image.rot90(-1, (1, 2)) if upright else image) == EIGHTHS
+
+
+def test_the_model_sees_a_wide_image_from_edge_to_edge(mllm):
+    """What the vision tower is fed is the squeezed picture, normalized, at the model's own edge."""
+    image = banded().permute(2, 0, 1)[None]
+    pixels = mllm.image_inputs(image)["pixel_values"]
+    torch.testing.assert_close(pixels, mllm.image_inputs(resize(image, 48))["pixel_values"])
+    assert bands((pixels.reshape(3, 48, 48) * 1000).int()) == EIGHTHS
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "top_p": 0.9}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("begun", [False, True], ids=["new", "begun"])
+def test_an_answer_holds_no_special_token_however_likely_the_model_finds_one(mllm, images, more, begun):
+    """Image placeholders and others get 10^4 nats more in every logit: what is written is what it was without them.
+
+    Read off the tokens and not the texts, from which decoding takes special tokens away.
+    """
+    head, tokenizer, written = mllm.base.get_output_embeddings(), mllm.tokenizer, []
+    ends = {mllm.end_token, tokenizer.eos_token_id}
+    never = sorted({*tokenizer.all_special_ids, mllm.base.config.image_token_id} - ends)
+    assert len(never) > 2
+    asked = dict(more, beginnings=["<SUMMARY>I"] * len(images) if begun else None)
+    decode = tokenizer.batch_decode
+
+    def batch_decode(rows, **given):
+        written.extend(list(map(int, row)) for row in rows)
+        return decode(rows, **given)
+
+    def prefer(module, given, out):
+        out[..., never] += 1e4
+        return out
+
+    mllm.eval()
+    torch.manual_seed(3)
+    expected = mllm.generate(images, Q_REASON, 16, **asked)
+    handle = head.register_forward_hook(prefer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "batch_decode", batch_decode)
+        torch.manual_seed(3)
+        found = mllm.generate(images, Q_REASON, 16, **asked)
+    handle.remove()
+    mllm.train()
+    assert len(written) == len(images)
+    assert not set(never) & {token for row in written for token in row} - {tokenizer.pad_token_id}
+    assert found == expected
