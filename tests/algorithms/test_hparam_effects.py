@@ -34,7 +34,7 @@ def test_weight_decay_shrinks_a_weight_by_rate_times_decay_times_weight(weight_d
 def test_the_algorithms_optimizer_has_the_rate_and_the_decay_that_are_asked_for(name):
     dataset, algorithm = build(name, lr=2e-3, weight_decay=0.07, **({"warmup": 0.0} if name == "MTCT" else {}))
     algorithm.update([torch.utils.data.default_collate([dataset[env][0]]) for env in range(3)])
-    (group,) = algorithm.optimizer.param_groups
+    (group,) = (algorithm.run if name == "MTCT" else algorithm).optimizer.param_groups
     assert (group["initial_lr"], group["weight_decay"]) == (2e-3, 0.07)
     adapters = (algorithm.mllm if name == "MTCT" else algorithm.clip).adapters()
     assert {id(weight) for weight in group["params"]} == {id(weight) for weight in adapters.values()}

@@ -221,10 +221,11 @@ def test_domains_with_other_classes_are_refused(pacs):
 
 def test_stages_are_laid_out_from_the_size_of_the_source_domains(pacs):
     """Sources 3 x 6 images, 1 held out each: 15; batches of 3 x 2 = 6: 3 steps an epoch, 9 a stage of 3 epochs."""
-    dataset, _ = build(pacs, batch_size=2)
-    assert (dataset.N_STEPS, dataset.CHECKPOINT_FREQ) == (4 * 9 + 1, 9)
-    dataset, _ = build(pacs, "MTCT", batch_size=2)
-    assert (dataset.N_STEPS, dataset.CHECKPOINT_FREQ) == (10, 9)
+    for name, steps in (("RDMLDG", 4 * 9 + 1), ("MTCT", 9 + 1)):
+        dataset, hparams = build(pacs, name, batch_size=2)
+        epochs = registry.load(registry.ALGORITHMS[name]).stages(hparams)
+        assert steps_of_domainbed.lay_out_steps(dataset.task, epochs, hparams).n_steps == steps
+        assert (dataset.N_STEPS, dataset.CHECKPOINT_FREQ) == (steps, 9)
 
 
 def test_shapes_are_the_same_images_for_baselines_and_mllms():
