@@ -110,3 +110,11 @@ def test_publishing_again_changes_nothing():
     for module in (algorithms, datasets, hparams_registry):
         register.publish(module)
     assert (algorithms.ALGORITHMS, datasets.DATASETS, hparams_registry._hparams) == before
+
+
+def test_the_registry_says_of_algorithms_what_their_classes_say():
+    """Datasets prepare chains and images for an algorithm that does not exist yet, by its name alone."""
+    classes = {name: registry.load(target) for name, target in registry.ALGORITHMS.items()}
+    chains = {name for name, cls in classes.items() if getattr(cls, "CHAIN_PATH", False)}
+    assert chains == registry.READ_CHAINS
+    assert {name for name, cls in classes.items() if "clip_model" in cls.HPARAMS} == registry.ON_CLIP

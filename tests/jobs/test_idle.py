@@ -47,8 +47,13 @@ def test_a_supervised_step_without_chains_says_so_once(capsys):
 def test_stages_that_steps_leave_out_are_named_before_training(capsys):
     dataset, algorithm, _ = build("MTCT")
     schedule = plan_stages([6, 2, 2, 2], 19, n_steps=2)
-    attach_task(algorithm.hparams, replace(algorithm.task, schedule=schedule))
-    type(algorithm)(dataset.input_shape, dataset.num_classes, 3, algorithm.hparams)
+    dataset.task = replace(algorithm.task, schedule=schedule)
+    cls, hparams = type(algorithm), algorithm.hparams
+    del algorithm
+    for environment in dataset.datasets:
+        environment.task = dataset.task
+    attach_task(hparams, dataset.task)
+    cls(dataset.input_shape, dataset.num_classes, 3, hparams)
     said = capsys.readouterr().out
     assert "WARNING: MTCT: --steps 2 leaves SARR round 2, SARR round 3 without a step: training has 4 stages" in said
 
