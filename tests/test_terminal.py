@@ -106,8 +106,8 @@ def nasty_data(tmp_path, monkeypatch):
         ["annotate", "--chains", "c\x1b[31m.jsonl"],
         ["export", "\x1b[31m.jsonl", "--format", "jsonl"], ["import", "\x1b[31m"], ["stats", "--chains", "\x1b[31m"],
         ["collect", "\x1b[31m"], ["report", "\x1b[31m"], ["plan", "--algorithm", "\x1b[31m"], ["study", "\x1b[31m"],
-        ["predict", "--job", "\x1b[31m", "x"], ["export", "--job", "\x1b[31m"], ["unfinished", "--clear", "\x1b[31m"],
-        ["analyse", "sarr-rounds", "\x1b[31m"], ["\x1b[31m"], ["check", "--\x1b[31m"],
+        ["predict", "--job", "\x1b[31m", "x"], ["export", "--job", "\x1b[31m"], ["jobs", "--clear", "\x1b[31m"],
+        ["analyze", "sarr-rounds", "\x1b[31m"], ["\x1b[31m"], ["check", "--\x1b[31m"],
     ],
     ids=lambda verb: ascii(" ".join(verb)),
 )  # fmt: skip

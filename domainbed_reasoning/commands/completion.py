@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
 
     parser = make_parser()
     verbs = parser.add_subparsers()
-    for verb in VERBS:
-        command = verbs.add_parser(verb)
+    for verb, text in VERBS.items():
+        command = verbs.add_parser(verb, help=text)  # shtab skips verbs without help
         add_command(command, verb)
         _complete_paths(command, shtab.FILE, shtab.DIRECTORY)
     parser.prog = PROGRAM

@@ -40,7 +40,12 @@ GROUPS = {
         "completion": "Print a shell completion script.",
     },
 }
-VERBS = list(dict.fromkeys(verb for group in GROUPS.values() for verb in group))
+# verb -> its lines of help
+VERBS = {
+    verb: "\n".join(verbs[verb] for verbs in GROUPS.values() if verb in verbs)
+    for group in GROUPS.values()
+    for verb in group
+}
 FORMER_VERBS = {"analyse": "analyze", "unfinished": "jobs"}
 
 
@@ -69,7 +74,7 @@ def add_command(parser: Parser, verb: str) -> ModuleType:
     """Add a verb's help and arguments to ``parser`` and return the verb's module."""
     command = load_command(verb)
     parser.prog = f"{PROGRAM} {verb}"
-    parser.description = "\n".join(verbs[verb] for verbs in GROUPS.values() if verb in verbs)
+    parser.description = VERBS[verb]
     parser.epilog = f"examples:\n{command.EXAMPLES}"
     command.add_arguments(parser)
     return command

@@ -12,7 +12,6 @@ import sys
 import pytest
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.commands import study as verb
 from domainbed_reasoning.commands import study_launch
 from domainbed_reasoning.images import catalog
 from domainbed_reasoning.mllm.loading import TINY
@@ -27,7 +26,7 @@ BASELINES_AND_CLIP = {"ERM", "CORAL", "CLIPZeroShot", "CLIPLoRA"}
 
 
 def said_by(capsys, *arguments):
-    assert verb.main(list(arguments)) == 0
+    assert cli.main(["study", *arguments]) == 0
     return capsys.readouterr().out
 
 
@@ -51,7 +50,7 @@ def test_without_a_name_all_are_listed(capsys):
 
 
 def test_a_misspelt_name_gets_the_nearest_one(capsys):
-    assert verb.main(["ablatoin"]) == 1
+    assert cli.main(["study", "ablatoin"]) == 1
     assert "Unknown study 'ablatoin'. Did you mean 'ablation'?" in capsys.readouterr().err
 
 
@@ -70,13 +69,13 @@ def test_a_misspelt_name_gets_the_nearest_one(capsys):
     ],
 )
 def test_an_error_names_the_cure(capsys, arguments, cure):
-    assert verb.main(arguments) == 1
+    assert cli.main(["study", *arguments]) == 1
     assert cure in capsys.readouterr().err
 
 
 def test_missing_chains_are_named_before_hours_are_spent(tmp_path, capsys):
     (tmp_path / catalog.STOCK["TerraIncognita"].folder).mkdir()
-    assert verb.main(["sarr_rounds", "--launch", "--data_dir", str(tmp_path)]) == 1
+    assert cli.main(["study", "sarr_rounds", "--launch", "--data_dir", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert "RDMLDG train on chains" in said and "domainbed-reasoning annotate --dataset TerraIncognita" in said
 
@@ -123,7 +122,7 @@ def test_paths_mean_the_same_in_the_jobs_which_run_elsewhere(tmp_path, monkeypat
 def test_one_chain_file_is_refused_for_several_datasets(tmp_path, capsys):
     """Jobs of all other datasets would end with images that are not theirs."""
     hparams = json.dumps({"chains": "/some.jsonl"})
-    assert verb.main(["ablation", "--launch", "--data_dir", str(tmp_path), "--hparams", hparams]) == 1
+    assert cli.main(["study", "ablation", "--launch", "--data_dir", str(tmp_path), "--hparams", hparams]) == 1
     assert "/some.jsonl: one file, and ablation has 2 datasets. Put each" in capsys.readouterr().err
 
 
