@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning import registry
 from domainbed_reasoning.commands import study_launch
 from domainbed_reasoning.images import catalog
