@@ -76,8 +76,6 @@ def _matching(jobs: Sequence[Unfinished], key: str) -> list[Unfinished]:
 
 
 def _error(key: str, found: Sequence[Unfinished]) -> str:
-    if not key.strip():
-        return "--clear: empty key (an unset shell variable?). Pass a key from `domainbed-reasoning jobs`, or `all`."
     if not found:
         return f"--clear: no interrupted job has the key {key}. Run `domainbed-reasoning jobs` to list them."
     return "\n".join([f"--clear: {len(found)} jobs have a key that starts with {key}:", *map(_line, found)])

@@ -39,7 +39,7 @@ def analyze(job, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "file", "said"),
     [
-        (["entropy", "--after", "JOB", "--images", "24"], "entropy_RDMLDG_negative_rdmldg", "that both lists of 15"),
+        (["entropy", "--after", "JOB", "--images", "24"], "entropy_RDMLDG_negative_rdmldg", "in both lists of 15"),
         (["divergence", "--dataset", "ShapesReasoning", "--encoder", "tiny", "--images", "8"],
          "divergence_ShapesReasoning_tiny_linear", "0.239"),
         (["sarr-rounds", "JOB", "--images", "8"], "sarr_rounds_RDMLDG_negative_rdmldg", "39.5%"),
@@ -144,8 +144,9 @@ def test_analyses_lie_beside_the_job_and_side_by_side(job, tmp_path, capsys):
 
 def test_a_negative_number_of_images_is_refused_by_name(capsys):
     command = ["analyze", "divergence", "--dataset", "ShapesReasoning", "--encoder", "tiny", "--images", "-8"]
-    assert cli.main(command) == 1
-    assert "--images must not be negative, not -8" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    assert "argument --images: must be non-negative; got -8" in capsys.readouterr().err
 
 
 def test_files_that_nobody_owns_are_not_written_over(tmp_path):
@@ -167,7 +168,7 @@ def test_one_bad_job_costs_no_other(job, analyze, tmp_path, capsys):
     assert len(rows_of(folder / "faithfulness_ShapesReasoning_RDMLDG_answers.csv")) == 8
     assert str(bad) in (folder / "faithfulness_ShapesReasoning_RDMLDG.txt").read_text(encoding="utf-8")
     message, _ = analyze("faithfulness", "JOB", str(tmp_path / "nowhere"), "--images", "4", code=1)
-    assert "nowhere is no folder of a job" in message
+    assert "nowhere is not a job folder" in message
 
 
 def test_steps_without_a_checkpoint_are_named_with_what_saves_them(job, tmp_path, capsys):
@@ -189,7 +190,7 @@ def test_an_encoder_that_is_a_job_takes_its_base_from_model(job, analyze, tmp_pa
     printed, folder = analyze(*words, "--encoder", str(moved), "--model", "tiny")
     assert "ShapesReasoning, RDMLDG (negative held out), linear kernel" in printed
     message, _ = analyze(*words, "--encoder", "tiny", "--model", "tiny", code=1)
-    assert "--encoder tiny is none" in message
+    assert "--encoder tiny is not a job" in message
 
 
 def test_chains_are_encoded_without_their_tags(analyze, monkeypatch):
@@ -213,9 +214,9 @@ def test_without_matplotlib_the_numbers_are_written_and_the_cure_is_named(analyz
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["token-shift", "--after", "tiny"], "no folder of a job"),
+        (["token-shift", "--after", "tiny"], "not a job folder"),
         (["token-shift", "--after", "JOB/model_step7.pkl"], "no model_step7.pkl: it has model.pkl, model_step0.pkl"),
-        (["faithfulness", "JOB", "tiny"], "tiny is no folder of a job"),
+        (["faithfulness", "JOB", "tiny"], "tiny is not a job folder"),
         (["token-shift", "--after", "JOB", "--domains", "photos"], "Did you mean 'photo'"),
         (["token-shift", "--after", "JOB", "--domains", "target"], "no image with a chain"),
         (["token-shift", "--after", "JOB", "--targets", "nowhere.jsonl"], "nowhere.jsonl"),

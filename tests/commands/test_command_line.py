@@ -122,6 +122,9 @@ def test_the_former_spelling_of_license_still_works():
         (["check"], "--dataset and --data-dir are required"),
         (["plan", "--dataset", "PACS", "--gpus", "0"], "argument --gpus: must be positive; got 0"),
         (["report", "sweep", "--examples", "x"], "argument --examples: must be an integer; got 'x'"),
+        (["plan", "--dataset", "PACS", "--hparams", "{"], "argument --hparams: invalid JSON (Expecting"),
+        (["study", "ablation", "--hparams", "lr=1"], "argument --hparams: invalid JSON (Expecting"),
+        (["study", "ablation", "--hparams", "[1]"], "argument --hparams: must be a JSON object such as"),
         (["study", "--launch"], "--launch requires the name of a study"),
     ],
 )

@@ -244,9 +244,9 @@ def test_the_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("keys", "fault"),
     [
-        ([""], "empty key"),
-        ([" "], "empty key"),
-        (["ab00", ""], "empty key"),
+        ([""], "an argument is empty"),
+        ([" "], "an argument is empty"),
+        (["ab00", ""], "an argument is empty"),
         ([], "expected at least one argument"),
         (["ab"], "2 jobs have a key that starts with ab"),
         (["ab00", "zzz"], "no interrupted job has the key zzz"),
