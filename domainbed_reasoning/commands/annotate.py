@@ -22,7 +22,7 @@ from domainbed_reasoning.annotate.teacher import (
 )
 from domainbed_reasoning.chains.image_names import NamesOnDisk
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
-from domainbed_reasoning.chains.rules import CURES, MAX_WORDS, MIN_WORDS, RULES, Rules
+from domainbed_reasoning.chains.rules import CURES, RULES, Rules
 from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record, read_records
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.commands.arguments import UsageError, counted, non_negative, positive
@@ -64,10 +64,7 @@ def add_arguments(parser: arguments.Parser) -> None:
     add("--base-url", help="of an OpenAI-compatible server (default: OpenAI's, or $OPENAI_BASE_URL)")
     add("--key-env", default="OPENAI_API_KEY", help="environment variable with the API key (default: %(default)s)")
     add("--candidates", type=positive(int), default=4, help="maximum per image (default: %(default)s)")
-    add("--unverified", action="store_true", help="accept conclusions that are not the true class")
-    add("--exact", action="store_true", help="accept only candidates in canonical form; do not normalize")
-    add("--min-words", type=non_negative(int), default=MIN_WORDS, help="per chain (default: %(default)s)")
-    add("--max-words", type=int, default=MAX_WORDS, help="per chain (default: %(default)s)")
+    arguments.add_rule_arguments(parser)
     add("--prompt", choices=("teacher", "task"), help="with or without formatting advice (default: task for self:)")
     add("--temperature", type=non_negative(float), default=1.0, help="default: %(default)s, as OpenAI's endpoint")
     add("--top-p", type=positive(float, most=1), default=1.0, help="default: %(default)s")
@@ -106,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     dataset, on_disk = arguments.open_dataset(args)
     names = arguments.class_names(dataset, on_disk)
-    rules = Rules(names, args.min_words, args.max_words, verified=not args.unverified, exact=args.exact)
+    rules = arguments.rules_of(args, names)
     if args.rejudge:
         return _rejudge(args, rules, on_disk)
     with_advice = (args.prompt or ("task" if args.teacher.startswith("self:") else "teacher")) == "teacher"
@@ -203,8 +200,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--teacher must be openai:MODEL, hf:MODEL or self:MODEL; got {args.teacher!r}")
     if args.max_cost is not None and "max_tokens" in args.omit_parameter:
         raise UsageError("--max-cost cannot be combined with --omit-parameter max_tokens: answers have no maximum cost")
-    if args.max_words < (least := max(1, args.min_words)):
-        raise UsageError(f"--max-words must be at least {least} (--min-words); got {args.max_words}")
 
 
 def _records(args: argparse.Namespace, on_disk: OnDisk) -> list[Record]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from domainbed_reasoning.chains.chain import fault_of_names
 from domainbed_reasoning.chains.image_names import require_names
+from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.images.catalog import CHAIN_FILE, ImageFolder, OnDisk, scan
 from domainbed_reasoning.images.user_datasets import find
@@ -55,6 +56,25 @@ def add_dataset_arguments(parser: argparse._ActionsContainer, *, required: bool 
     parser.add_argument("--dataset", required=required, help="PACS, VLCS, …, or your own (see `check --help`)")
     parser.add_argument("--data-dir", required=required, help="folder that contains the dataset's folder")
     parser.add_argument("--chains", type=Path, help=f"chain file (default: {CHAIN_FILE} in the dataset's folder)")
+
+
+def add_rule_arguments(parser: Parser) -> None:
+    """Add the options of the rules by which chains are accepted."""
+    parser.add_argument("--unverified", action="store_true", help="accept conclusions that are not the true class")
+    parser.add_argument("--exact", action="store_true", help="accept only chains in canonical form; do not normalize")
+    for name, default in (("--min-words", MIN_WORDS), ("--max-words", MAX_WORDS)):
+        parser.add_argument(name, type=non_negative(int), default=default, help="per chain (default: %(default)s)")
+
+
+def rules_of(args: argparse.Namespace, names: tuple[str, ...]) -> Rules:
+    """Return the rules for a dataset with these class names.
+
+    Raises:
+        UsageError: --max-words is below --min-words or 1.
+    """
+    if args.max_words < (least := max(1, args.min_words)):
+        raise UsageError(f"--max-words must be at least {least} (--min-words); got {args.max_words}")
+    return Rules(names, args.min_words, args.max_words, verified=not args.unverified, exact=args.exact)
 
 
 def positive(kind: type[int] | type[float], most: float = math.inf) -> Callable[[str], float]:

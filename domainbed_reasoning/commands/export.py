@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from domainbed_reasoning.chains.formats import FORMATS
-from domainbed_reasoning.commands.arguments import Parser, UsageError, add_dataset_arguments
+from domainbed_reasoning.annotate.stats import about_strangers, known_and_strange
+from domainbed_reasoning.chains.formats import FORMATS, export_records
+from domainbed_reasoning.chains.prompts import q_reason
+from domainbed_reasoning.chains.store import ACCEPTED, read_records
+from domainbed_reasoning.commands import arguments
+from domainbed_reasoning.images.catalog import OnDisk
+from domainbed_reasoning.images.decode import file_below, image_size, without_metadata
 
 EXAMPLES = """\
   domainbed-reasoning export pacs.parquet --format messages --dataset PACS --data-dir DATA --embed-images
@@ -26,12 +31,12 @@ PeftModel.from_pretrained; with --merge, a model and processor for AutoModelForI
 """
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: arguments.Parser) -> None:
     """Add the arguments for chains and those for models."""
     chains = parser.add_argument_group("chains")
     chains.add_argument("file", nargs="?", type=Path, help="file to write")
     chains.add_argument("--format", choices=tuple(FORMATS), help="required; see below")
-    add_dataset_arguments(chains, required=False)
+    arguments.add_dataset_arguments(chains, required=False)
     chains.add_argument("--all", action="store_true", help="include rejected candidates (default: accepted chains)")
     chains.add_argument("--domains", nargs="+", help="only these domain folders, for example without the target domain")
     chains.add_argument("--embed-images", action="store_true", help="store the images in a messages file")
@@ -45,22 +50,70 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export chains or a model."""
-    of_chains = ("file", "format", "dataset", "data_dir")
-    for_chains = (*of_chains, "chains", "all", "domains", "embed_images")
-    if args.job:
-        if unused := [name for name in for_chains if getattr(args, name)]:
-            raise UsageError(f"cannot be combined with --job: {', '.join(map(_option, unused))}")
-        from domainbed_reasoning.commands import export_model
-
-        return export_model.run(args)
-    if missing := [name for name in of_chains if not getattr(args, name)]:
-        raise UsageError(f"required: {', '.join(map(_option, missing))} (or --job to export a model)")
-    if unused := [name for name in ("output", "merge", "model", "base_model_id") if getattr(args, name)]:
-        raise UsageError(f"requires --job: {', '.join(map(_option, unused))}")
-    from domainbed_reasoning.commands import export_chains
-
-    return export_chains.run(args)
+    required = ("file", "format", "dataset", "data_dir")
+    for_chains, for_models = (
+        (*required, "chains", "all", "domains", "embed_images"),
+        ("output", "merge", "model", "base_model_id"),
+    )
+    if missing := [name for name in required if not args.job and not getattr(args, name)]:
+        raise arguments.UsageError(f"required: {', '.join(map(_option, missing))} (or --job to export a model)")
+    if unused := [name for name in (for_chains if args.job else for_models) if getattr(args, name)]:
+        conflict = "cannot be combined with" if args.job else "requires"
+        raise arguments.UsageError(f"{', '.join(map(_option, unused))} {conflict} --job")
+    return _export_model(args) if args.job else _export_chains(args)
 
 
 def _option(name: str) -> str:
     return "FILE" if name == "file" else f"--{name.replace('_', '-')}"
+
+
+def _export_model(args: argparse.Namespace) -> int:
+    from domainbed_reasoning.jobs.export import export_adapters, export_merged  # imports torch
+
+    output = args.output or Path(args.job, "merged" if args.merge else "adapter")
+    export = export_merged if args.merge else export_adapters
+    name = export(args.job, output, args.model, args.base_model_id)
+    print(f"Wrote the {'merged model' if args.merge else 'adapters'} to {output}")
+    if not args.base_model_id:
+        print(f"The base model is recorded as {name!r}; set another name with --base-model-id.")
+    return 0
+
+
+def _export_chains(args: argparse.Namespace) -> int:
+    dataset, on_disk = arguments.open_dataset(args)
+    if args.file.resolve() == args.chains.resolve():
+        raise ValueError(f"{args.file} is the chain file itself. Choose another file name.")
+    for domain in args.domains or ():
+        if domain not in on_disk.domains:
+            raise ValueError(f"{dataset.name} has no domain {domain!r}. Available: {', '.join(on_disk.domains)}.")
+    records, strangers = known_and_strange(
+        on_disk.pictures,
+        (
+            record
+            for _, record in read_records(args.chains)
+            if (args.all or record.get("verdict", ACCEPTED) == ACCEPTED)
+            and (not args.domains or record["image"].split("/")[0] in args.domains)
+        ),
+    )
+    question = q_reason(arguments.class_names(dataset, on_disk), dataset.subject)
+    count = export_records(
+        args.file,
+        args.format,
+        records,
+        question,
+        lambda image: _size_and_pixels(on_disk, image, args.embed_images),
+        args.embed_images,
+    )
+    print(f"Wrote {count:,} chains to {args.file} ({args.format}).")
+    if args.format == "messages" and not args.embed_images:
+        print(f"Image paths are relative to {on_disk.root}. Read the file from there or use --embed-images.")
+    if strangers:
+        print(f"Excluded: {about_strangers(strangers)}")
+    return 0
+
+
+def _size_and_pixels(on_disk: OnDisk, image: str, embed: bool) -> tuple[int, int, bytes]:
+    """Return an image's width, height and, to embed, its file without metadata."""
+    path = file_below(on_disk.root, image) if embed else on_disk.root / image
+    width, height = image_size(path)
+    return width, height, without_metadata(path) if embed else b""

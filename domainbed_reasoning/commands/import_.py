@@ -10,7 +10,7 @@ from pathlib import Path
 from domainbed_reasoning.chains.chain import ChainError, parse_chain
 from domainbed_reasoning.chains.formats import ExchangeError, import_records
 from domainbed_reasoning.chains.image_names import NamesOnDisk
-from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules, with_verdict
+from domainbed_reasoning.chains.rules import with_verdict
 from domainbed_reasoning.chains.store import ACCEPTED, REJECTED, ChainWriter, Record, read_records
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.files.plain import MAX_IMAGE_BYTES, read_plain
@@ -37,26 +37,14 @@ def add_arguments(parser: arguments.Parser) -> None:
     parser.add_argument(
         "--label-conditioned", choices=("yes", "no"), help="whether the teacher saw the label (default: unknown)"
     )
-    parser.add_argument(
-        "--unverified", action="store_true", help="accept chains whose conclusion is not the true class"
-    )
-    parser.add_argument("--exact", action="store_true", help="accept only chains in canonical form; do not normalize")
-    number = arguments.non_negative(int)
-    parser.add_argument("--min-words", type=number, default=MIN_WORDS, help="per chain (default: %(default)s)")
-    parser.add_argument("--max-words", type=number, default=MAX_WORDS, help="per chain (default: %(default)s)")
+    arguments.add_rule_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Import and print the number of rows by outcome."""
     dataset, on_disk = arguments.open_dataset(args)
     labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
-    rules = Rules(
-        arguments.class_names(dataset, on_disk),
-        args.min_words,
-        args.max_words,
-        verified=not args.unverified,
-        exact=args.exact,
-    )
+    rules = arguments.rules_of(args, arguments.class_names(dataset, on_disk))
     names = NamesOnDisk(labels)
     existing = list(read_records(args.chains, repair=True)) if args.chains.exists() else []
     existing = [(number, names.respelt(record)) for number, record in existing]

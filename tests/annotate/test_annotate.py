@@ -142,9 +142,7 @@ def test_nothing_to_do_within_a_limit_says_so(toy: Path, serve: Any, verb: Verb,
     verb(*command, "--limit", 2, "--candidates", 1)
     for more in ((), ("--dry-run",)):
         _, out, _ = verb(*command, "--limit", 2, "--candidates", 1, *more)
-        assert (
-            "Nothing to do: of the first 2 images (--limit), every image has" in out and "(18 images" in out
-        )
+        assert "Nothing to do: of the first 2 images (--limit), every image has" in out and "(18 images" in out
 
 
 def test_a_cost_that_is_not_known_is_not_nothing(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:

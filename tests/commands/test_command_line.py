@@ -117,8 +117,8 @@ def test_the_former_spelling_of_license_still_works():
     ("arguments", "message"),
     [
         (["export"], "required: FILE, --format, --dataset, --data-dir (or --job"),
-        (["export", "--job", "j", "--format", "jsonl"], "cannot be combined with --job: --format"),
-        (["export", "f", "--format", "jsonl", "--dataset", "PACS", "--data_dir", "d", "--merge"], "requires --job"),
+        (["export", "--job", "j", "--format", "jsonl"], "--format cannot be combined with --job"),
+        (["export", "f", "--format", "jsonl", "--dataset", "PACS", "--data_dir", "d", "--merge"], "--merge requires --job"),
         (["check"], "--dataset and --data-dir are required"),
         (["plan", "--dataset", "PACS", "--gpus", "0"], "argument --gpus: must be positive; got 0"),
         (["report", "sweep", "--examples", "x"], "argument --examples: must be an integer; got 'x'"),
