@@ -223,7 +223,7 @@ def _fixes(needed: Callable[[dict[str, Any]], float], gib: float, hparams: dict[
 
 def _without_copy(memory: Memory) -> float:
     """Return the peak in GiB without the optional merged copy."""
-    return (memory.peak - 1.1 * memory.copy) / GIB
+    return float(memory.peak - 1.1 * memory.copy) / GIB
 
 
 def _applies(change: dict[str, Any], hparams: dict[str, Any]) -> bool:

@@ -149,7 +149,7 @@ def test_a_cost_that_is_not_known_is_not_nothing(toy: Path, serve: Any, verb: Ve
     """The model test has no list price; of a mixture it is said how many have none."""
     code, out, _ = verb(*arguments(toy, serve().url, tmp_path / "c.jsonl"))
     assert code == 0 and "cost unknown." in out and "$" not in out
-    assert "$0.0300 without 3 of unknown cost." in report(Summary(accepted=5, dollars=0.03, unpriced=3), 5)
+    assert "$0.0300 plus 3 of unknown cost." in report(Summary(accepted=5, dollars=0.03, unpriced=3), 5)
     assert "$0.0000." in report(Summary(), 5)
 
 
@@ -176,14 +176,14 @@ def test_max_cost_is_never_exceeded_and_max_requests_is_exact(
     code, _, _ = verb(*arguments(toy, url, tmp_path / "d.jsonl"), "--max-requests", 7, "--concurrency", 5)
     assert code == 3 and len(lines_of(tmp_path / "d.jsonl")) == 7
     code, _, err = verb(*arguments(toy, url, chains), "--max-cost", 1)
-    assert code == 1 and "price of openai:test is not known" in err
+    assert code == 2 and "price of openai:test is unknown" in err
 
 
 def test_dry_run_sends_nothing_and_measures_once_it_can(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
     chains = tmp_path / "c.jsonl"
     server = serve()
     code, out, _ = verb(*arguments(toy, server.url, chains), "--dry-run", "--price", 1, 1)
-    assert code == 0 and "18 of 18 still need a chain" in out and "assumed" in out
+    assert code == 0 and "18 of 18 without a chain" in out and "assumed" in out
     assert not server.events() and not chains.exists()
     verb(*arguments(toy, server.url, chains), "--max-requests", 12)
     before = len(server.events())

@@ -280,7 +280,7 @@ def test_a_blemished_chain_is_imported_in_canonical_form_once(
     target = ("--dataset", "Toy", "--data_dir", toy, "--chains", tmp_path / "c.jsonl")
     assert verb("import", given, *target)[0] == 0
     code, out, _ = verb("import", given, *target)
-    assert code == 0 and "left out" in out
+    assert code == 0 and "skipped, already in the chain file" in out
     [record] = lines_of(tmp_path / "c.jsonl")
     assert record["chain"] == chain_text("mug") and record["raw"].startswith("Sure!")
     assert record["normalized"] == ["preamble", "conclusion"]

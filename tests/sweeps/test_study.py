@@ -148,7 +148,7 @@ def test_what_is_printed_has_commands_claim_and_hours(capsys):
     assert said.count("# 12 jobs: RDMLDG on TerraIncognitaReasoning") == 6
     hours = [float(hours) for hours in re.findall(r"RDMLDG \(rounds_\d\) +([\d.]+)", said)]
     assert len(hours) == 6 and hours == sorted(set(hours))
-    total = float(re.search(r"(\d+) hours in all", said)[1])
+    total = float(re.search(r"(\d+) hours in total", said)[1])
     assert total == pytest.approx(12 * sum(hours), rel=0.02)
     # With GPUs for all, a sweep ends with its longest job, and the next begins then.
     said = said_by(capsys, "sarr_rounds", "--data_dir", "/data", "--gpu", "H100", "--gpus", "100")
