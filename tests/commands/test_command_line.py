@@ -118,7 +118,10 @@ def test_the_former_spelling_of_license_still_works():
     [
         (["export"], "required: FILE, --format, --dataset, --data-dir (or --job"),
         (["export", "--job", "j", "--format", "jsonl"], "--format cannot be combined with --job"),
-        (["export", "f", "--format", "jsonl", "--dataset", "PACS", "--data_dir", "d", "--merge"], "--merge requires --job"),
+        (
+            ["export", "f", "--format", "jsonl", "--dataset", "PACS", "--data_dir", "d", "--merge"],
+            "--merge requires --job",
+        ),
         (["check"], "--dataset and --data-dir are required"),
         (["plan", "--dataset", "PACS", "--gpus", "0"], "argument --gpus: must be positive; got 0"),
         (["report", "sweep", "--examples", "x"], "argument --examples: must be an integer; got 'x'"),
