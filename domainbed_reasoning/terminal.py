@@ -104,7 +104,7 @@ def printable_streams() -> Iterator[None]:
     """Make standard output and error write only `printable` text."""
     before = sys.stdout, sys.stderr
     if not isinstance(before[0], _Printable):
-        sys.stdout, sys.stderr = (stream and _Printable(stream) for stream in before)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = (stream and _Printable(stream) for stream in before)
     try:
         yield
     finally:
