@@ -1,4 +1,4 @@
-"""Ctrl-C ends a process with one sentence in the place of a traceback."""
+"""Ctrl-C prints one sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from types import TracebackType
 
 @functools.cache
 def end_with(sentence: str) -> None:
-    """Have a KeyboardInterrupt that nobody catches print ``sentence``; the process ends by SIGINT, code 130 in a shell.
+    """Make an uncaught KeyboardInterrupt print ``sentence``. The process still ends by SIGINT, code 130 in a shell.
 
     Args:
-        sentence: what to do next.
+        sentence: what the user can do next.
     """
-    before = sys.excepthook
+    original = sys.excepthook
 
-    def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
             print(f"\n{sentence}", file=sys.stderr, flush=True)
         else:
-            before(kind, error, trace)
+            original(kind, error, trace)
 
-    sys.excepthook = say
+    sys.excepthook = excepthook

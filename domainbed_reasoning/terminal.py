@@ -1,8 +1,8 @@
-"""What reaches a terminal: text, whoever wrote it, never a command to the terminal or a character that it lacks.
+"""Safe terminal output: control characters and characters that the encoding lacks are escaped.
 
-Names of folders, classes and images, logs, chains and answers come from strangers. `printable_streams` guards whole
-commands (the verbs, the launchers); `printable` guards a single text where the streams are another program's, as in
-DomainBed's train script.
+Names of folders, classes and images, logs, chains and answers are untrusted. `printable_streams` wraps the streams of
+the verbs and the launchers; `printable` escapes a single text where another program owns the streams, as in DomainBed's
+train script.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-# Control characters, direction marks, halves of pairs, unassigned and private ones, Unicode's line separators.
-_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-_JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji are spelt with them
+# Control and format characters, surrogates, private and unassigned ones, line separators.
+_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"  # required by Persian, Indic scripts and emoji
 _BEYOND_ASCII = re.compile(r"[^\n\t\x20-\x7e]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# Our own signs, for terminals that lack them.
+# ASCII replacements for characters in our own messages.
 _PLAIN = {
     "–": "-", "—": "-", "−": "-", "…": "...", "±": "+/-", "×": "x", "→": "->", "←": "<-", "“": '"', "”": '"',
     "’": "'", "²": "^2", "√": "sqrt ", "·": ".", "≥": ">=", "≤": "<=",
@@ -30,35 +30,35 @@ _PLAIN = {
 
 
 def printable(text: str, stream: Any = None) -> str:
-    r"""Return ``text`` with what a terminal obeys, hides or lacks spelt out, as in ``\x1b``; line breaks and tabs stay.
+    r"""Return ``text`` with control and unencodable characters escaped, as in ``\x1b``; line breaks and tabs stay.
 
     Args:
-        text: whatever it holds.
-        stream: where it is to be printed, for what its encoding lacks; None spells nothing out for that.
+        text: untrusted text.
+        stream: the stream it is printed to, whose encoding decides what is unencodable; None: everything is encodable.
     """
     if text.isascii() and not _BEYOND_ASCII.search(text):
         return text
     encodings = _encodings_of(stream)
-    return _BEYOND_ASCII.sub(lambda found: _spelt(found[0], encodings), text)
+    return _BEYOND_ASCII.sub(lambda found: _escaped(found[0], encodings), text)
 
 
 def one_line(text: str, stream: Any = None) -> str:
-    """Return ``text`` as `printable` does, its line breaks and tabs spelt out too: a name that ends no line or cell."""
+    """Return ``text`` as `printable` does, with line breaks and tabs escaped as well."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], printable(text, stream))
 
 
 def json_line(value: Any, stream: Any = None) -> str:
-    """Return a value as a line of JSON whose readers find all of it and whose terminal obeys none of it."""
+    """Return ``value`` as one line of JSON without control characters; parsing it gives the value back."""
     encodings = _encodings_of(stream)
     text = json.dumps(value, ensure_ascii=False)
     return _BEYOND_ASCII.sub(
-        lambda found: found[0] if _spelt(found[0], encodings) == found[0] else json.dumps(found[0])[1:-1], text
+        lambda found: found[0] if _escaped(found[0], encodings) == found[0] else json.dumps(found[0])[1:-1], text
     ).replace("\x7f", "\\u007f")
 
 
 @functools.lru_cache(maxsize=4096)
-def _spelt(char: str, encodings: tuple[str, ...]) -> str:
-    if unicodedata.category(char) in _UNSEEN and char not in _JOINERS:
+def _escaped(char: str, encodings: tuple[str, ...]) -> str:
+    if unicodedata.category(char) in _HIDDEN and char not in _JOINERS:
         return char.encode("unicode_escape").decode()
     for encoding in encodings:
         try:
@@ -74,18 +74,18 @@ def _encodings_of(stream: Any) -> tuple[str, ...]:
     encoding = getattr(stream, "encoding", None)
     if isinstance(encoding, str):
         return (encoding,)
-    # DomainBed's own, which writes to the terminal and to a file.
+    # DomainBed's Tee, which writes to the terminal and to a file.
     return tuple({getattr(sys.__stdout__, "encoding", None) or "utf-8", locale.getpreferredencoding(False)})
 
 
 class _Printable:
-    """A text stream that writes `printable` text; all else is the stream's own."""
+    """A text stream that writes `printable` text and otherwise behaves as the wrapped stream."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write ``text``; a carriage return is a progress bar's where it begins what is written."""
+        """Write ``text``; a leading carriage return, as of a progress bar, is kept."""
         start = "\r" if text.startswith("\r") else ""
         self._stream.write(start + printable(text.removeprefix("\r"), self._stream))
         return len(text)
@@ -101,10 +101,10 @@ class _Printable:
 
 @contextmanager
 def printable_streams() -> Iterator[None]:
-    """Have standard output and error write printable text alone, of whatever encoding they are."""
+    """Make standard output and error write only `printable` text."""
     before = sys.stdout, sys.stderr
     if not isinstance(before[0], _Printable):
-        sys.stdout, sys.stderr = (stream and _Printable(stream) for stream in before)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = (stream and _Printable(stream) for stream in before)
     try:
         yield
     finally:

@@ -146,7 +146,7 @@ def test_every_verb_that_needs_domainbed_takes_the_clone_that_is_the_working_dir
     (job / "done").write_text("done")
     assert "| ERM | 50.0 |" in in_a_clone("collect", tmp_path / "sweep")
     in_a_clone("report", tmp_path / "sweep")
-    in_a_clone("analyse", "divergence", "--dataset", "ShapesReasoning", "--encoder", "tiny", "--images", 4)
+    in_a_clone("analyze", "divergence", "--dataset", "ShapesReasoning", "--encoder", "tiny", "--images", 4)
 
 
 def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone, tmp_path):

@@ -1,10 +1,9 @@
-"""`domainbed-reasoning annotate`: five-stage chains from a teacher that is not told the label."""
+"""`domainbed-reasoning annotate`: five-stage chains from a teacher that does not see the label."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -23,217 +22,201 @@ from domainbed_reasoning.annotate.teacher import (
 )
 from domainbed_reasoning.chains.image_names import NamesOnDisk
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
-from domainbed_reasoning.chains.rules import CURES, MAX_WORDS, MIN_WORDS, RULES, Rules
+from domainbed_reasoning.chains.rules import CURES, RULES, Rules
 from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record, read_records
 from domainbed_reasoning.commands import arguments
-from domainbed_reasoning.commands.arguments import counted
+from domainbed_reasoning.commands.arguments import UsageError, counted, non_negative, positive
 from domainbed_reasoning.images.catalog import OnDisk
 
-_EXAMPLES = """\
-  # What would GPT-4o cost? Nothing is sent, no key is needed.
-  domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher openai:gpt-4o --dry-run
-  # Ten dollars' worth; started again, it goes on where it was.
-  OPENAI_API_KEY=… domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher openai:gpt-4o --max-cost 10
-  # Any OpenAI-compatible server, for instance vLLM.
-  domainbed-reasoning annotate --dataset VLCS --data_dir DATA --teacher openai:Qwen/Qwen2.5-VL-7B-Instruct \\
+EXAMPLES = """\
+  # Estimate the cost of GPT-4o. Sends nothing and needs no key.
+  domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher openai:gpt-4o --dry-run
+  # Spend at most $10. Rerun the command to resume.
+  OPENAI_API_KEY=… domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher openai:gpt-4o --max-cost 10
+  # Any OpenAI-compatible server, such as vLLM.
+  domainbed-reasoning annotate --dataset VLCS --data-dir DATA --teacher openai:Qwen/Qwen2.5-VL-7B-Instruct \\
       --base-url http://localhost:8000/v1 --concurrency 64
-  # A Hugging Face model in this process; and no teacher at all: the model that is to be trained (bootstrap).
-  domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher hf:OpenGVLab/InternVL3-8B-hf --batch 32
-  domainbed-reasoning annotate --dataset PACS --data_dir DATA --teacher self:tiny
-  # Judge the stored candidates again by today's rules and options: no teacher, no cost.
-  domainbed-reasoning annotate --dataset PACS --data_dir DATA --rejudge
+  # A Hugging Face model in this process, or the model to be trained itself (bootstrap).
+  domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher hf:OpenGVLab/InternVL3-8B-hf --batch 32
+  domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher self:tiny
+  # Judge the stored candidates again with the current rules and options. Needs no teacher.
+  domainbed-reasoning annotate --dataset PACS --data-dir DATA --rejudge
 
-Thoughts, code fences, headings, lower-case or bold tags, words around the stages and a conclusion such as "A dog." are
-normalized: an accepted chain is stored in canonical form, with the text as it came (raw) and what was normalized.
+Reasoning traces, code fences, headings, lower-case or bold tags, text around the stages and conclusions such as
+"A dog." are normalized: an accepted chain is stored in canonical form, along with the raw text and a list of changes.
 
-The exit code is 0 when every image has a chain or no candidate left, 1 when images could not be read or had no answer,
-no candidate was accepted (after 30 rejections the run stops), or the teacher or the chain file failed, and 3 when the
-run ended early (a limit, Ctrl-C).
+exit codes:
+  0  every image has a chain or has used up its candidates
+  1  some images could not be read or got no answer, no candidate was accepted (the run stops after 30 rejections), or
+     the teacher or the chain file failed
+  3  the run stopped early, at a limit or on Ctrl-C
 
-rules of rejection, the first that is broken counts:
+rules for rejecting a candidate; the first violated rule is recorded:
 """ + "\n".join(f"  {rule:<19} {meaning}" for rule, meaning in RULES.items())
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of this verb."""
-    parser = arguments.make_parser("annotate", __doc__ or "", _EXAMPLES)
+def add_arguments(parser: arguments.Parser) -> None:
+    """Add the teacher, the sampling settings, the rules and the limits."""
     arguments.add_dataset_arguments(parser)
     add = parser.add_argument
-    add("--teacher", help="openai:MODEL, hf:MODEL (a folder, a hub id or 'tiny'), or self:MODEL")
-    add("--rejudge", action="store_true", help="judge the stored candidates again, without a teacher, and stop")
+    add("--teacher", help="openai:MODEL, hf:MODEL (a folder, a hub id or 'tiny') or self:MODEL")
+    add("--rejudge", action="store_true", help="only judge the stored candidates again; no teacher is used")
     add("--base-url", help="of an OpenAI-compatible server (default: OpenAI's, or $OPENAI_BASE_URL)")
-    add("--key-env", default="OPENAI_API_KEY", help="environment variable that holds the key (default: %(default)s)")
-    add("--candidates", type=int, default=4, help="drawn of an image until one is accepted (default: %(default)s)")
-    add("--unverified", action="store_true", help="do not ask that the conclusion be the true class")
-    add("--exact", action="store_true", help="accept perfectly formed candidates only: normalize nothing")
-    add("--min-words", type=int, default=MIN_WORDS, help="of a chain (default: %(default)s)")
-    add("--max-words", type=int, default=MAX_WORDS, help="of a chain (default: %(default)s)")
-    add("--prompt", choices=("teacher", "task"), help="with or without advice on form (default: task for self:)")
-    add("--temperature", type=float, default=1.0, help="default: %(default)s, that of OpenAI's endpoint")
-    add("--top-p", type=float, default=1.0, help="default: %(default)s")
-    add("--max-tokens", type=int, default=768, help="of an answer (default: %(default)s)")
-    add("--concurrency", type=int, default=8, help="requests under way at a time (default: %(default)s)")
-    add("--rpm", type=float, help="at most so many requests a minute")
+    add("--key-env", default="OPENAI_API_KEY", help="environment variable with the API key (default: %(default)s)")
+    add("--candidates", type=positive(int), default=4, help="maximum per image (default: %(default)s)")
+    arguments.add_rule_arguments(parser)
+    add("--prompt", choices=("teacher", "task"), help="with or without formatting advice (default: task for self:)")
+    add("--temperature", type=non_negative(float), default=1.0, help="default: %(default)s, as OpenAI's endpoint")
+    add("--top-p", type=positive(float, most=1), default=1.0, help="default: %(default)s")
+    add("--max-tokens", type=positive(int), default=768, help="per answer (default: %(default)s)")
+    add("--concurrency", type=positive(int), default=8, help="maximum parallel requests (default: %(default)s)")
+    add("--rpm", type=positive(float), help="maximum requests per minute")
     add(
         "--omit-parameter",
         action="append",
         default=[],
         choices=OMITTABLE,
-        help="not sent to the server; repeatable (one that a server refuses by name is left out by itself)",
+        help="do not send this parameter; repeatable (parameters that the server rejects by name are omitted anyway)",
     )
-    add("--timeout", type=float, default=120.0, help="seconds until a request is given up (default: %(default)s)")
-    add("--retries", type=int, default=6, help="of a request after faults that may pass (default: %(default)s)")
-    add("--batch", type=int, default=16, help="images at a time of a local model (default: %(default)s)")
-    add("--quantize", choices=("none", "nf4", "int8"), default="none", help="of a local model")
-    add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars per million tokens")
+    add("--timeout", type=positive(float), default=120.0, help="per request, in seconds (default: %(default)s)")
+    add("--retries", type=non_negative(int), default=6, help="after transient errors, per request (default: 6)")
+    add("--batch", type=positive(int), default=16, help="batch size of a local model (default: %(default)s)")
+    add("--quantize", choices=("none", "nf4", "int8"), default="none", help="for a local model")
+    add("--price", type=non_negative(float), nargs=2, metavar=("IN", "OUT"), help="dollars per million tokens")
     add(
         "--max-cost",
-        type=float,
-        help="dollars this run may cost at most, requests of unknown cost counted at their dearest; only a server that "
-        "bills a request for more tokens than any before it can exceed it",
+        type=positive(float),
+        help="maximum cost of this run in dollars; requests of unknown cost count with their maximum. Exceeded only if "
+        "the server bills a request for more tokens than any earlier one",
     )
-    add("--max-requests", type=int, help="candidates this run may ask for at most (retries after faults not counted)")
-    add("--limit", type=int, help="only so many images, balanced over domains and classes; those that are done count")
-    add("--dry-run", action="store_true", help="say what is to be done and what it will cost, and stop")
-    return parser
+    add("--max-requests", type=positive(int), help="maximum candidates requested in this run, retries not counted")
+    add(
+        "--limit",
+        type=positive(int),
+        help="number of images including finished ones, balanced over domains and classes",
+    )
+    add("--dry-run", action="store_true", help="only print the work left and its estimated cost")
 
 
-@arguments.ends_with_message
-def main(argv: Sequence[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> int:
     """Annotate; return 0 if every image has a chain or no candidate left, else 1 (3: stopped early)."""
-    given = make_parser().parse_args(argv)
-    _check(given)
-    dataset, on_disk = arguments.open_dataset(given)
+    _check(args)
+    dataset, on_disk = arguments.open_dataset(args)
     names = arguments.class_names(dataset, on_disk)
-    rules = Rules(names, given.min_words, given.max_words, verified=not given.unverified, exact=given.exact)
-    if given.rejudge:
-        return _rejudge(given, rules, on_disk)
-    advised = (given.prompt or ("task" if given.teacher.startswith("self:") else "teacher")) == "teacher"
-    price = tuple(given.price) if given.price else cost.price_of(given.teacher)
-    if given.max_cost is not None and price is None:
-        raise ValueError(f"--max-cost: the price of {given.teacher} is not known; give it with --price IN OUT.")
+    rules = arguments.rules_of(args, names)
+    if args.rejudge:
+        return _rejudge(args, rules, on_disk)
+    with_advice = (args.prompt or ("task" if args.teacher.startswith("self:") else "teacher")) == "teacher"
+    price = tuple(args.price) if args.price else cost.price_of(args.teacher)
+    if args.max_cost is not None and price is None:
+        raise UsageError(f"--max-cost: the price of {args.teacher} is unknown. Set it with --price IN OUT.")
     settings = Settings(
-        question=(q_teacher if advised else q_reason)(names, dataset.subject),
-        prompt_version=TEACHER_PROMPT_VERSION if advised else PROMPT_VERSION,
-        candidates=given.candidates,
-        max_tokens=given.max_tokens,
-        temperature=given.temperature,
-        top_p=given.top_p,
+        question=(q_teacher if with_advice else q_reason)(names, dataset.subject),
+        prompt_version=TEACHER_PROMPT_VERSION if with_advice else PROMPT_VERSION,
+        candidates=args.candidates,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
         price=price,
     )
-    records = _records(given, on_disk)
+    records = _records(args, on_disk)
     jobs = plan(
         on_disk.pictures,
         on_disk.classes,
         records,
-        given.teacher,
+        args.teacher,
         settings.prompt_version,
-        given.candidates,
-        given.limit,
-        given.max_tokens,
+        args.candidates,
+        args.limit,
+        args.max_tokens,
     )
-    if given.dry_run:
-        print(forecast(given, settings, jobs, records, on_disk))
+    if args.dry_run:
+        print(forecast(args, settings, jobs, records, on_disk))
         return 0
     if not jobs:
-        print(_nothing(given, on_disk))
+        print(_nothing_to_do(args, on_disk))
         if any(record.get("verdict", ACCEPTED) == ACCEPTED for record in records):
             return 0
-        print("No image has a chain. `annotate --rejudge` judges the stored candidates again.")
+        print("No image has a chain. Use `annotate --rejudge` to judge the stored candidates again.")
         return 1
-    has_accepted = _has_accepted(records, settings, given)
-    teacher = _teacher(given)  # before the chain file, of which nothing is left where there is no such teacher
-    budget = _budget(given, settings, records)
-    with ChainWriter(given.chains, leave_empty=False) as writer:
+    has_accepted = _has_accepted(records, settings, args)
+    try:
+        teacher = _teacher(args)  # before the chain file, which is not created if this fails
+    except TeacherError as error:
+        raise ValueError(str(error)) from error
+    budget = _budget(args, settings, records)
+    with ChainWriter(args.chains, leave_empty=False) as writer:
         if writer.cut_bytes:
-            print(f"{given.chains}: cut off {writer.cut_bytes} bytes of a torn last line.", file=sys.stderr)
-        summary = _annotate(given, teacher, settings, rules, budget, jobs, writer, on_disk, has_accepted)
+            print(f"{args.chains}: removed an incomplete last line ({writer.cut_bytes} bytes).", file=sys.stderr)
+        summary = _annotate(args, teacher, settings, rules, budget, jobs, writer, on_disk, has_accepted)
     has_candidates = bool(summary.accepted or summary.rejected)
     if has_candidates or summary.unknown or not summary.failed:
-        print(arguments.printable(report(summary, len(jobs))))
+        print(report(summary, len(jobs)))
     if summary.failed:
-        print(arguments.printable(summary.failed), file=sys.stderr)
+        print(summary.failed, file=sys.stderr)
         return 1
     if has_candidates:
-        print(f"Chains: {writer.path}. `domainbed-reasoning browse` with the same --dataset and --data_dir shows them.")
+        print(f"Wrote {writer.path}. View it with `domainbed-reasoning browse` and the same --dataset and --data-dir.")
     if summary.stopped and summary.stopped != NOTHING_ACCEPTED:
         return 3
     return 1 if summary.unanswered or summary.unreadable or not (summary.accepted or has_accepted) else 0
 
 
-def _rejudge(given: argparse.Namespace, rules: Rules, on_disk: OnDisk) -> int:
-    """Judge the stored candidates again and say what changed; return 1 if none is accepted."""
-    if not given.chains.exists():
-        raise ValueError(
-            f"{given.chains}: there is no such chain file, so there are no candidates to judge (--chains)."
-        )
+def _rejudge(args: argparse.Namespace, rules: Rules, on_disk: OnDisk) -> int:
+    """Judge the stored candidates again and print what changed; return 1 if none is accepted."""
+    if not args.chains.exists():
+        raise FileNotFoundError(f"Chain file {args.chains} does not exist. Pass an existing one with --chains.")
     labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
-    became = rejudge(given.chains, labels, rules, write=not given.dry_run)
-    changed = Counter({change: count for change, count in became.items() if change[0] != change[1]})
-    print(f"{given.chains}: {counted(became.total(), 'candidate')} judged again, {changed.total():,} changed.")
+    verdicts = rejudge(args.chains, labels, rules, write=not args.dry_run)
+    changed = Counter({change: count for change, count in verdicts.items() if change[0] != change[1]})
+    print(f"{args.chains}: {counted(verdicts.total(), 'candidate')} judged, {changed.total():,} changed.")
     for (before, after), count in changed.most_common():
-        print(arguments.printable(f"  {count:>7,}  {before} → {after}"))
-    accepted = sum(count for (_, after), count in became.items() if after == ACCEPTED)
+        print(f"  {count:>7,}  {before} → {after}")
+    accepted = sum(count for (_, after), count in verdicts.items() if after == ACCEPTED)
     print(f"{counted(accepted, 'image')} of {len(on_disk.pictures):,} {'has' if accepted == 1 else 'have'} a chain.")
-    if given.dry_run:
-        print("Nothing was written.")
+    if args.dry_run:
+        print("Dry run: nothing was written.")
     return 0 if accepted else 1
 
 
-def _has_accepted(records: Sequence[Record], settings: Settings, given: argparse.Namespace) -> bool:
+def _has_accepted(records: Sequence[Record], settings: Settings, args: argparse.Namespace) -> bool:
     """Return whether an earlier run accepted candidates of this teacher and prompt."""
-    asked = (given.teacher, settings.prompt_version, ACCEPTED)
+    wanted = (args.teacher, settings.prompt_version, ACCEPTED)
     return any(
-        (one.get("teacher"), one.get("prompt_version"), one.get("verdict", ACCEPTED)) == asked for one in records
+        (one.get("teacher"), one.get("prompt_version"), one.get("verdict", ACCEPTED)) == wanted for one in records
     )
 
 
-def _check(given: argparse.Namespace) -> None:
-    for name in ("temperature", "top_p", "timeout", "rpm", "max_cost", "price"):
-        for value in given.price or () if name == "price" else (getattr(given, name),):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"--{name.replace('_', '-')} must be a finite number, not {value}.")
-    if given.price and min(given.price) < 0:
-        raise ValueError(f"--price must not be negative, not {' '.join(map(str, given.price))}.")
-    if given.teacher is None and not given.rejudge:
-        raise ValueError("--teacher is required: openai:MODEL, hf:MODEL or self:MODEL (or give --rejudge).")
-    kind, _, model = (given.teacher or "").partition(":")
-    if given.teacher is not None and (kind not in ("openai", "hf", "self") or not model):
-        raise ValueError(f"--teacher must be openai:MODEL, hf:MODEL or self:MODEL, not {given.teacher!r}.")
-    for name in ("candidates", "concurrency", "batch", "max_tokens", "timeout"):
-        if getattr(given, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be more than 0, not {getattr(given, name)}.")
-    for name in ("temperature", "retries", "min_words"):
-        if getattr(given, name) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} must not be negative, not {getattr(given, name)}.")
-    for name in ("rpm", "limit", "max_requests", "max_cost"):
-        if getattr(given, name) is not None and getattr(given, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be more than 0, not {getattr(given, name)}.")
-    if given.max_cost is not None and "max_tokens" in given.omit_parameter:
-        raise ValueError(
-            "--omit-parameter max_tokens leaves the cost of an answer without a bound: not with --max-cost."
-        )
-    if given.max_words < max(1, given.min_words):
-        raise ValueError(f"--max-words must be {max(1, given.min_words)} (--min-words) or more, not {given.max_words}.")
-    if not 0 < given.top_p <= 1:
-        raise ValueError(f"--top-p must be in (0, 1], not {given.top_p}.")
+def _check(args: argparse.Namespace) -> None:
+    """Check the options that depend on each other.
+
+    Raises:
+        UsageError: naming the option and what it requires.
+    """
+    kind, _, model = (args.teacher or "").partition(":")
+    if args.teacher is None and not args.rejudge:
+        raise UsageError("--teacher is required: openai:MODEL, hf:MODEL or self:MODEL (or use --rejudge)")
+    if args.teacher is not None and (kind not in ("openai", "hf", "self") or not model):
+        raise UsageError(f"--teacher must be openai:MODEL, hf:MODEL or self:MODEL; got {args.teacher!r}")
+    if args.max_cost is not None and "max_tokens" in args.omit_parameter:
+        raise UsageError("--max-cost cannot be combined with --omit-parameter max_tokens: answers have no maximum cost")
 
 
-def _records(given: argparse.Namespace, on_disk: OnDisk) -> list[Record]:
-    if not given.chains.exists():
+def _records(args: argparse.Namespace, on_disk: OnDisk) -> list[Record]:
+    if not args.chains.exists():
         return []
     names = NamesOnDisk(picture.path for picture in on_disk.pictures)
-    # The texts are not needed: at 100,000 candidates they would be most of the memory.
-    return [{**names.respelt(record), "chain": "", "raw": ""} for _, record in read_records(given.chains, repair=True)]
+    # Texts are dropped: with 100,000 candidates they would take most of the memory.
+    return [{**names.respelt(record), "chain": "", "raw": ""} for _, record in read_records(args.chains, repair=True)]
 
 
-def _budget(given: argparse.Namespace, settings: Settings, records: Sequence[Record]) -> cost.Budget:
-    """Return the run's budget, its reservations as large as what the teacher has counted in earlier runs."""
-    model = given.teacher.partition(":")[2]
+def _budget(args: argparse.Namespace, settings: Settings, records: Sequence[Record]) -> cost.Budget:
+    """Return the run's budget, with reservations at least as large as the usage of earlier requests."""
+    model = args.teacher.partition(":")[2]
     tokens = cost.request_tokens(model, settings.question, MAX_EDGE)
-    budget = cost.Budget(settings.price, tokens, given.max_tokens, given.max_cost, given.max_requests)
+    budget = cost.Budget(settings.price, tokens, args.max_tokens, args.max_cost, args.max_requests)
     for record in records:
-        if record.get("teacher") == given.teacher and record.get("prompt_version") == settings.prompt_version:
+        if record.get("teacher") == args.teacher and record.get("prompt_version") == settings.prompt_version:
             usage, limit = record.get("usage") or {}, (record.get("sampling") or {}).get("max_tokens")
             answer = usage.get("completion_tokens", 0)
             if "prompt_tokens" in usage:
@@ -241,36 +224,36 @@ def _budget(given: argparse.Namespace, settings: Settings, records: Sequence[Rec
     return budget
 
 
-def _teacher(given: argparse.Namespace) -> Teacher:
-    kind, _, model = given.teacher.partition(":")
+def _teacher(args: argparse.Namespace) -> Teacher:
+    kind, _, model = args.teacher.partition(":")
     if kind == "openai":
         from domainbed_reasoning.annotate.openai import OpenAITeacher
 
         return OpenAITeacher(
             model,
-            base_url=given.base_url,
-            key_variable=given.key_env,
-            concurrency=given.concurrency,
-            timeout=given.timeout,
-            retries=given.retries,
-            requests_per_minute=given.rpm,
-            omitted=given.omit_parameter,
-            needs_limit=given.max_cost is not None,
-            tell=_tell,
+            base_url=args.base_url,
+            key_variable=args.key_env,
+            concurrency=args.concurrency,
+            timeout=args.timeout,
+            retries=args.retries,
+            requests_per_minute=args.rpm,
+            omitted=args.omit_parameter,
+            needs_limit=args.max_cost is not None,
+            tell=_notify,
         )
     from domainbed_reasoning.annotate.local import LocalTeacher
 
-    return LocalTeacher(model, batch=given.batch, kind=kind, quantize=given.quantize)
+    return LocalTeacher(model, batch=args.batch, kind=kind, quantize=args.quantize)
 
 
-def _tell(message: str) -> None:
+def _notify(message: str) -> None:
     from tqdm import tqdm
 
-    tqdm.write(arguments.printable(message), file=sys.stderr)
+    tqdm.write(message, file=sys.stderr)
 
 
 def _annotate(
-    given: argparse.Namespace,
+    args: argparse.Namespace,
     teacher: Teacher,
     settings: Settings,
     rules: Rules,
@@ -286,9 +269,9 @@ def _annotate(
 
         def on_record(record: Record, summary: Summary) -> None:
             bar.n = summary.accepted + summary.exhausted
-            asked = summary.accepted + summary.rejected.total()
+            judged = summary.accepted + summary.rejected.total()
             money = f", ${summary.dollars:.2f}" if settings.price and any(settings.price) else ""
-            bar.set_postfix_str(f"{summary.accepted}/{asked} accepted{money}", refresh=False)
+            bar.set_postfix_str(f"{summary.accepted}/{judged} accepted{money}", refresh=False)
             bar.update(0)
 
         run = Annotation(on_disk.root, teacher, writer, rules, settings, budget, on_record, has_accepted)
@@ -297,9 +280,8 @@ def _annotate(
         except OSError as error:
             saved = counted(run.summary.accepted + run.summary.rejected.total(), "candidate")
             run.summary.failed = (
-                f"{writer.path} cannot be written ({error.strerror or error}). It holds {saved} of this run, whole; "
-                f"{counted(run.summary.unsaved, 'answer')} could not be saved. Make room and start the same command "
-                "again, which goes on from there."
+                f"Cannot write {writer.path} ({error.strerror or error}). {saved} of this run saved, "
+                f"{counted(run.summary.unsaved, 'answer')} lost. Free disk space and rerun the command to resume."
             )
         except (TeacherError, ChainFileError) as error:
             run.summary.failed = str(error)
@@ -308,41 +290,41 @@ def _annotate(
 
 
 def forecast(
-    given: argparse.Namespace, settings: Settings, jobs: Sequence[Job], records: Sequence[Record], on_disk: OnDisk
+    args: argparse.Namespace, settings: Settings, jobs: Sequence[Job], records: Sequence[Record], on_disk: OnDisk
 ) -> str:
-    """Return what the run will take, in words."""
+    """Return the work left, the tokens, cost and time of the run as text."""
     total = len(on_disk.pictures)
     if not jobs:
-        return _nothing(given, on_disk)
-    model = given.teacher.partition(":")[2]
+        return _nothing_to_do(args, on_disk)
+    model = args.teacher.partition(":")[2]
     sample = [read_picture(on_disk.root / job.picture.path)[0] for job in jobs[:20]]
     tokens = sum(cost.image_tokens(model, *_size(image)) for image in sample) / len(sample)
-    habit = cost.habits(records, given.teacher, round(tokens + cost.text_tokens(settings.question)))
-    concurrency = given.concurrency if given.teacher.startswith("openai:") else 1
-    will = cost.estimate(
-        (settings.candidates - job.asked for job in jobs), habit, settings.price, concurrency, given.rpm
+    typical = cost.habits(records, args.teacher, round(tokens + cost.text_tokens(settings.question)))
+    concurrency = args.concurrency if args.teacher.startswith("openai:") else 1
+    expected = cost.estimate(
+        (settings.candidates - job.asked for job in jobs), typical, settings.price, concurrency, args.rpm
     )
-    known = habit.measured >= cost.ENOUGH
-    basis = f"measured on {habit.measured} of its candidates" if known else "assumed: no candidates of its own yet"
-    money = "unknown (give --price IN OUT)" if will.dollars is None else f"${will.dollars:,.2f}"
+    known = typical.measured >= cost.ENOUGH
+    basis = f"measured on {typical.measured} candidates" if known else "assumed: this teacher has no candidates yet"
+    money = "unknown (set --price IN OUT)" if expected.dollars is None else f"${expected.dollars:,.2f}"
     return "\n".join(
         [
-            f"images       {len(jobs):,} of {total:,} still need a chain",
-            f"requests     about {will.requests:,.0f} (up to {settings.candidates} candidates an image)",
-            f"tokens       about {will.prompt_tokens:,.0f} in, {will.completion_tokens:,.0f} out",
+            f"images       {len(jobs):,} of {total:,} without a chain",
+            f"requests     about {expected.requests:,.0f} (up to {settings.candidates} candidates per image)",
+            f"tokens       about {expected.prompt_tokens:,.0f} in, {expected.completion_tokens:,.0f} out",
             f"cost         {money}",
-            f"time         about {_duration(will.hours)}, {concurrency} at a time",
-            f"per request  {habit.prompt_tokens:,.0f} tokens in, {habit.completion_tokens:,.0f} out, "
-            f"{habit.seconds:.1f} s, {habit.acceptance:.0%} accepted ({basis})",
-            "Nothing was sent.",
+            f"time         about {_duration(expected.hours)}, {concurrency} in parallel",
+            f"per request  {typical.prompt_tokens:,.0f} tokens in, {typical.completion_tokens:,.0f} out, "
+            f"{typical.seconds:.1f} s, {typical.acceptance:.0%} accepted ({basis})",
+            "Dry run: nothing was sent.",
         ]
     )
 
 
-def _nothing(given: argparse.Namespace, on_disk: OnDisk) -> str:
+def _nothing_to_do(args: argparse.Namespace, on_disk: OnDisk) -> str:
     total = len(on_disk.pictures)
-    of_them = f"of the first {counted(given.limit, 'image')} (--limit) " if given.limit and given.limit < total else ""
-    return f"Nothing to do: {of_them}every image has an accepted chain or no candidate left ({total:,} in all)."
+    selection = f"of the first {counted(args.limit, 'image')} (--limit), " if args.limit and args.limit < total else ""
+    return f"Nothing to do: {selection}every image has a chain or no candidate left ({total:,} images in total)."
 
 
 def _duration(hours: float) -> str:
@@ -359,54 +341,54 @@ def _size(image: bytes) -> tuple[int, int]:
 
 
 def report(summary: Summary, jobs: int) -> str:
-    """Return what a run did, in words."""
-    asked = summary.accepted + summary.rejected.total()
-    rate = 3600 * asked / summary.seconds if summary.seconds else 0.0
-    known = asked > summary.unpriced or not (asked or summary.unknown) or summary.dollars > 0
+    """Return the summary of a run as text."""
+    judged = summary.accepted + summary.rejected.total()
+    rate = 3600 * judged / summary.seconds if summary.seconds else 0.0
+    known = judged > summary.unpriced or not (judged or summary.unknown) or summary.dollars > 0
     money = f"${summary.dollars:.4f}" if known else "cost unknown"
-    if 0 < summary.unpriced < asked:
-        money += f" without {summary.unpriced:,} of unknown cost"
+    if 0 < summary.unpriced < judged:
+        money += f" plus {summary.unpriced:,} of unknown cost"
     lines = [
-        f"{summary.accepted:,} of {counted(jobs, 'image')} got a chain; {counted(asked, 'candidate')} in "
+        f"{summary.accepted:,} of {counted(jobs, 'image')} got a chain; {counted(judged, 'candidate')} in "
         f"{summary.seconds:,.0f} s ({rate:,.0f} an hour); {summary.prompt_tokens:,} tokens in, "
         f"{summary.completion_tokens:,} out, {money}."
     ]
     if summary.unknown_dollars:
         lines.append(
-            f"{counted(summary.unknown, 'request')} without a report of tokens (time-outs, broken answers) may have "
-            f"cost up to ${summary.unknown_dollars:.4f} more; --max-cost counts that in."
+            f"{counted(summary.unknown, 'request')} without reported usage (time-outs, invalid responses) may cost "
+            f"up to ${summary.unknown_dollars:.4f} more, which counts toward --max-cost."
         )
     lines += [f"  rejected {count:>6,}  {rule}" for rule, count in summary.rejected.most_common()]
     if summary.exhausted:
         have = "has" if summary.exhausted == 1 else "have"
-        more = "" if summary.rejected["cut"] == summary.rejected.total() else "; more: a larger --candidates"
+        more = "" if summary.rejected["cut"] == summary.rejected.total() else "; increase --candidates to request more"
         lines.append(f"{counted(summary.exhausted, 'image')} {have} no candidate left{more}.")
     if summary.rejected["cut"]:
         lines.append(
-            f"{counted(summary.rejected['cut'], 'candidate')} cut at --max-tokens. Rerun with a larger --max-tokens: "
-            "cut candidates then do not count against --candidates."
+            f"{counted(summary.rejected['cut'], 'candidate')} truncated at --max-tokens. Rerun with a larger "
+            "--max-tokens; truncated candidates then do not count toward --candidates."
         )
-    for title, images in (("could not be read", summary.unreadable), ("had no answer", summary.unanswered)):
+    for title, images in (("could not be read", summary.unreadable), ("got no answer", summary.unanswered)):
         if images:
-            first = "".join(f"\n  {image}: {fault}" for image, fault in list(images.items())[:5])
-            lines.append(f"{counted(len(images), 'image')} {title}, the first of them:{first}")
+            first = "".join(f"\n  {image}: {reason}" for image, reason in list(images.items())[:5])
+            lines.append(f"{counted(len(images), 'image')} {title}:{first}")
     if summary.rejected and not summary.accepted:
         lines.append(_why_nothing(summary))
     elif summary.stopped:
-        lines.append(f"Stopped early: {summary.stopped}. The same command goes on from here.")
+        lines.append(f"Stopped early: {summary.stopped}. Rerun the command to resume.")
     return "\n".join(lines)
 
 
 def _why_nothing(summary: Summary) -> str:
-    """Return the commonest rule of a run that accepted nothing, its cure and an example."""
+    """Return the most frequent rule of a run that accepted nothing, what to do, and an example."""
     rule, count = summary.rejected.most_common(1)[0]
     example = summary.examples[rule]
     text = " ".join(example["chain"].split())
     shown = text if len(text) <= 400 else f"{text[:200]} […] {text[-200:]}"
     stopped = f"Stopped early: {summary.stopped}. " if summary.stopped else ""
     return (
-        f"{stopped}None of {counted(summary.rejected.total(), 'candidate')} was accepted. The commonest rule, {rule} "
-        f"({count:,}): {RULES[rule]}. {CURES.get(rule, 'Give another teacher')}.\n"
+        f"{stopped}None of {counted(summary.rejected.total(), 'candidate')} was accepted. Most frequent rule: {rule} "
+        f"({count:,}): {RULES[rule]}. {CURES.get(rule, 'Use another teacher')}.\n"
         f"  for example {example['image']}: {example['reason']}\n  {shown}\n"
-        "`annotate --rejudge` with other options judges these candidates again, without cost."
+        "Use `annotate --rejudge` to judge these candidates again with other options, at no cost."
     )

@@ -1,90 +1,152 @@
-"""What the data verbs share: which dataset, which chain file, and how they end on an error."""
+"""The parser of every verb, and the options and helpers that several verbs share."""
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from domainbed_reasoning.chains.chain import fault_of_names
 from domainbed_reasoning.chains.image_names import require_names
+from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.images.catalog import CHAIN_FILE, ImageFolder, OnDisk, scan
 from domainbed_reasoning.images.user_datasets import find
-from domainbed_reasoning.terminal import printable as printable  # the data verbs' name for it
 
-Main = Callable[[Sequence[str] | None], int]
-
-
-def make_parser(verb: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Return a parser whose help ends with examples."""
-    return argparse.ArgumentParser(
-        prog=f"domainbed-reasoning {verb}",
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+PROGRAM = "domainbed-reasoning"
+FORMER_OPTIONS = {"--licence": "--license"}  # still accepted, not shown
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add --dataset, --data_dir (DomainBed's spelling) and --chains."""
-    parser.add_argument("--dataset", required=required, help="PACS, VLCS, …, or one of your own (see `check --help`)")
-    parser.add_argument(
-        "--data_dir", "--data-dir", required=required, help="the folder that holds the dataset's folder"
-    )
+class UsageError(Exception):
+    """Options that cannot be combined; ends the verb with exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that accepts ``--data_dir`` for ``--data-dir`` and keeps the layout of its epilog."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse ``args``, their options spelled with hyphens or, as DomainBed's, with underscores."""
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args([*map(_hyphenated, words[:end]), *words[end:]], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message}\nRun `{self.prog} --help` for usage.\n")
+
+
+def _hyphenated(word: str) -> str:
+    name, equals, value = word.partition("=")
+    if not name.startswith("--"):
+        return word
+    name = name.replace("_", "-")
+    return FORMER_OPTIONS.get(name, name) + equals + value
+
+
+def add_dataset_arguments(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
+    """Add --dataset, --data-dir and --chains."""
+    parser.add_argument("--dataset", required=required, help="PACS, VLCS, …, or your own (see `check --help`)")
+    parser.add_argument("--data-dir", required=required, help="folder that contains the dataset's folder")
     parser.add_argument("--chains", type=Path, help=f"chain file (default: {CHAIN_FILE} in the dataset's folder)")
 
 
-def open_dataset(given: argparse.Namespace, checked: bool = True) -> tuple[ImageFolder, OnDisk]:
-    """Return the dataset and what lies on disk; set ``given.chains`` to its default.
+def add_rule_arguments(parser: Parser) -> None:
+    """Add the options of the rules by which chains are accepted."""
+    parser.add_argument("--unverified", action="store_true", help="accept conclusions that are not the true class")
+    parser.add_argument("--exact", action="store_true", help="accept only chains in canonical form; do not normalize")
+    for name, default in (("--min-words", MIN_WORDS), ("--max-words", MAX_WORDS)):
+        parser.add_argument(name, type=non_negative(int), default=default, help="per chain (default: %(default)s)")
+
+
+def rules_of(args: argparse.Namespace, names: tuple[str, ...]) -> Rules:
+    """Return the rules for a dataset with these class names.
+
+    Raises:
+        UsageError: --max-words is below --min-words or 1.
+    """
+    if args.max_words < (least := max(1, args.min_words)):
+        raise UsageError(f"--max-words must be at least {least} (--min-words); got {args.max_words}")
+    return Rules(names, args.min_words, args.max_words, verified=not args.unverified, exact=args.exact)
+
+
+def positive(kind: type[int] | type[float], most: float = math.inf) -> Callable[[str], float]:
+    """Return an argument type: a finite number above 0 and at most ``most``."""
+    interval = "positive" if most == math.inf else f"in (0, {most:g}]"
+    return _number(kind, lambda value: 0 < value <= most, interval)
+
+
+def non_negative(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """Return an argument type: a finite number, 0 or above."""
+    return _number(kind, lambda value: value >= 0, "non-negative")
+
+
+def _number(kind: type[int] | type[float], allowed: Callable[[float], bool], interval: str) -> Callable[[str], float]:
+    noun = "an integer" if kind is int else "a finite number"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if value != value or value in (math.inf, -math.inf):
+            raise argparse.ArgumentTypeError(f"must be {noun}; got {text!r}")
+        if not allowed(value):
+            raise argparse.ArgumentTypeError(f"must be {interval}; got {text}")
+        return value
+
+    return parse
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object that an option holds; an argument type."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"invalid JSON ({error}); expected, for example, '{{\"lr\": 1e-4}}'") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object such as '{{\"lr\": 1e-4}}'; got {text}")
+    return value
+
+
+def open_dataset(args: argparse.Namespace, checked: bool = True) -> tuple[ImageFolder, OnDisk]:
+    """Return the dataset and its files; set ``args.chains`` to its default.
 
     Args:
-        given: the verb's arguments.
-        checked: refuse images whose names no chain file can hold.
+        args: the verb's arguments.
+        checked: reject images whose names a chain file cannot store.
 
     Raises:
         ValueError: unknown dataset, or such a name.
-        FileNotFoundError: it is not there.
+        FileNotFoundError: its folder does not exist.
     """
-    dataset = find(given.dataset)
-    on_disk = scan(dataset, given.data_dir)
+    dataset = find(args.dataset)
+    on_disk = scan(dataset, args.data_dir)
     if checked:
         require_names(on_disk.root, (picture.path for picture in on_disk.pictures))
-    if given.chains is None:
-        given.chains = on_disk.root / CHAIN_FILE
+    if args.chains is None:
+        args.chains = on_disk.root / CHAIN_FILE
     return dataset, on_disk
 
 
 def class_names(dataset: ImageFolder, on_disk: OnDisk) -> tuple[str, ...]:
-    """Return the names of the classes for prompts, in label order.
+    """Return the class names used in prompts, in label order.
 
     Raises:
-        ValueError: for names that no answer could tell apart.
+        ValueError: if an answer could not tell two of them apart.
     """
     names = tuple(dataset.class_name(folder) for folder in on_disk.classes)
-    fault = fault_of_names(names)
-    if fault:
-        raise ValueError(f"{dataset.name}: {fault}. Rename its folders, or give them names in [class_names].")
+    problem = fault_of_names(names)
+    if problem:
+        raise ValueError(f"{dataset.name}: {problem}. Rename the class folders or set [class_names].")
     return names
-
-
-def json_object(option: str, text: str) -> dict[str, Any]:
-    """Return the JSON object that was given for an option.
-
-    Raises:
-        ValueError: for anything else, with an example.
-    """
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{option} is no JSON ({error}): write \'{{"quantize": "nf4"}}\'.') from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{option} {text}: should be a JSON object, as in '{{\"lr\": 1e-4}}'.")
-    return found
 
 
 def counted(count: int, noun: str) -> str:
@@ -93,28 +155,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically, as UTF-8; halves of character pairs become question marks."""
+    """Write ``text`` to ``path`` atomically, as UTF-8; unpaired surrogates become question marks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(text.encode("utf-8", "replace"))
-
-
-def ends_with_message(main: Main) -> Main:
-    """Print an expected error's message and return 1 instead of a traceback."""
-
-    @functools.wraps(main)
-    def wrapped(argv: Sequence[str] | None = None) -> int:
-        from domainbed_reasoning.annotate.teacher import TeacherError
-
-        try:
-            return main(argv)
-        except BrokenPipeError:  # `… | head`: the command line's to end
-            raise
-        except (ValueError, OSError, TeacherError) as error:
-            print(printable(str(error)), file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
-            return 130
-
-    return wrapped

@@ -1,9 +1,9 @@
-"""`domainbed-reasoning card`: the datasheet of a chain file, as a Hugging Face dataset card."""
+"""`domainbed-reasoning card`: a Hugging Face dataset card for a chain file."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed_reasoning.annotate.card import render_card
@@ -13,23 +13,24 @@ from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
 from domainbed_reasoning.chains.store import read_records
 from domainbed_reasoning.commands import arguments
 
-_EXAMPLES = """\
-  domainbed-reasoning card --dataset PACS --data_dir DATA
-  domainbed-reasoning card --dataset PACS --data_dir DATA --output README.md --licence cc-by-4.0
+EXAMPLES = """\
+  domainbed-reasoning card --dataset PACS --data-dir DATA
+  domainbed-reasoning card --dataset PACS --data-dir DATA --output README.md --license cc-by-4.0
 """
 
 
-@arguments.ends_with_message
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the card, or write it."""
-    parser = arguments.make_parser("card", __doc__ or "", _EXAMPLES)
+def add_arguments(parser: arguments.Parser) -> None:
+    """Add the dataset and the options of the card."""
     arguments.add_dataset_arguments(parser)
     parser.add_argument("--output", type=Path, help="file to write (default: standard output)")
-    parser.add_argument("--licence", "--license", default="other", help="of the chains (default: %(default)s)")
-    given = parser.parse_args(argv)
-    dataset, on_disk = arguments.open_dataset(given)
+    parser.add_argument("--license", default="other", help="license of the chains (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print or write the card."""
+    dataset, on_disk = arguments.open_dataset(args)
     records, strangers = known_and_strange(
-        on_disk.pictures, (record for _, record in read_records(given.chains, repair=True))
+        on_disk.pictures, (record for _, record in read_records(args.chains, repair=True))
     )
     names = arguments.class_names(dataset, on_disk)
     questions = {
@@ -37,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         TEACHER_PROMPT_VERSION: q_teacher(names, dataset.subject),
     }
     groups = count(on_disk.pictures, records)
-    card = render_card(dataset, on_disk, given.chains, records, strangers, groups, questions, given.licence)
+    card = render_card(dataset, on_disk, args.chains, records, strangers, groups, questions, args.license)
     if strangers:
         print(about_strangers(strangers), file=sys.stderr)
-    if given.output:
-        arguments.write_text(given.output, card)
-        print(f"The card is in {given.output}")
+    if args.output:
+        arguments.write_text(args.output, card)
+        print(f"Wrote {args.output}")
     else:
         print(card, end="")
     return 0

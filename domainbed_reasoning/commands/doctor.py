@@ -1,11 +1,11 @@
-"""`domainbed-reasoning doctor`: what is installed, used and registered, each fault with its cure."""
+"""`domainbed-reasoning doctor`: checks of the installation, with a fix for each problem."""
 
 from __future__ import annotations
 
 import argparse
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +15,17 @@ from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry
 from domainbed_reasoning.bridge import upstream
+from domainbed_reasoning.commands.arguments import Parser, counted
 
 DISTRIBUTION = "domainbed-reasoning"
 HOOK = "_domainbed_reasoning_hook"
+EXAMPLES = """\
+  domainbed-reasoning doctor
+  cd DomainBed && domainbed-reasoning doctor
+"""
 
-
-# The newest versions that the tests were run with; `make compat` runs them with the oldest and the newest.
-TRIED = {
+# The newest tested versions; `make compat` runs the tests with the oldest and the newest.
+TESTED = {
     "torch": "2.15.0",
     "torchvision": "0.29.2",
     "transformers": "5.24.0",
@@ -31,7 +35,7 @@ TRIED = {
     "pandas": "3.1",
 }
 
-# What training counts on beyond the libraries' best-known names: distribution, "module:attribute".
+# APIs that training requires and that a next version may drop: distribution, "module:attribute".
 INTERFACES = (
     ("torch", "torch.utils.data._utils.collate:default_collate_fn_map"),
     ("torch", "torch._C:DisableTorchFunctionSubclass"),
@@ -51,87 +55,84 @@ class Finding(NamedTuple):
     """One line of the report.
 
     Attributes:
-        what: what was found.
-        cure: what mends it; empty where nothing has to be mended.
-        stops_training: whether no training is possible before it is mended.
+        text: what was found.
+        fix: what to do; empty if nothing needs fixing.
+        fatal: whether training is impossible until it is fixed.
     """
 
-    what: str
-    cure: str = ""
-    stops_training: bool = False
+    text: str
+    fix: str = ""
+    fatal: bool = False
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report; return 1 if a fault stops training, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="domainbed-reasoning doctor",
-        description=__doc__,
-        epilog="examples:\n  domainbed-reasoning doctor\n  cd DomainBed && domainbed-reasoning doctor",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args(argv)
-    stops = 0
-    for title, examine in EXAMINATIONS.items():
+def add_arguments(parser: Parser) -> None:
+    """Add nothing: `doctor` has no options."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; return 1 if a problem prevents training."""
+    fatal = 0
+    for title, check in CHECKS.items():
         print(title)
-        for finding in examine():
-            mark = "FAULT" if finding.stops_training else "note " if finding.cure else "ok   "
-            print(f"  {mark} {finding.what}" + (f"\n        cure: {finding.cure}" if finding.cure else ""))
-            stops += finding.stops_training
-    print(f"{stops} fault(s) stop training." if stops else "Nothing stops training.")
-    return 1 if stops else 0
+        for finding in check():
+            mark = "ERROR" if finding.fatal else "note " if finding.fix else "ok   "
+            print(f"  {mark} {finding.text}" + (f"\n        fix: {finding.fix}" if finding.fix else ""))
+            fatal += finding.fatal
+    print(f"{counted(fatal, 'error')} prevent{'s' if fatal == 1 else ''} training." if fatal else "Ready for training.")
+    return 1 if fatal else 0
 
 
-def examine_plug_in() -> Iterator[Finding]:
-    """Look at the interpreter and at the hook."""
+def check_plug_in() -> Iterator[Finding]:
+    """Check the interpreter, the package and the import hook."""
     yield Finding(f"Python {platform.python_version()} ({sys.executable})")
     yield Finding(f"{DISTRIBUTION} {__version__} ({Path(registry.__file__).parent})")
     if _version(DISTRIBUTION) is None:
         yield Finding(
-            f"{DISTRIBUTION} is imported from a folder and not installed: what it requires is not known",
+            f"{DISTRIBUTION} is imported from a folder but not installed, so its requirements are unknown",
             "pip install -e . in that folder",
         )
     tiny_model = Path(registry.__file__).parent / "mllm" / "tiny_model" / "model.safetensors"
     if not tiny_model.is_file():
         yield Finding(
-            f"the embedded model is missing ({tiny_model})", f"pip install --force-reinstall {DISTRIBUTION}", True
+            f"the embedded model is missing: {tiny_model}", f"pip install --force-reinstall {DISTRIBUTION}", True
         )
     if HOOK in sys.modules:
-        yield Finding("the import hook started with the interpreter")
+        yield Finding("the import hook is active")
     else:
-        yield Finding("the import hook did not start with the interpreter", f"pip install {DISTRIBUTION}", True)
+        yield Finding("the import hook is not active: no .pth file loads it", f"pip install {DISTRIBUTION}", True)
 
 
-def examine_requirements() -> Iterator[Finding]:
-    """Compare what is installed with what the package requires, and with the newest that it was tried with."""
+def check_requirements() -> Iterator[Finding]:
+    """Compare installed packages with the requirements and with the newest tested versions."""
     for requirement, extra in _requirements():
         if extra:
             continue
-        name, wanted = requirement.name, requirement.specifier
+        name, specifier = requirement.name, requirement.specifier
         installed = _version(name)
         if installed is None:
-            yield Finding(f"{name} is missing", f'pip install "{name}{wanted}"', True)
-        elif not wanted.contains(installed, prereleases=True):
-            yield Finding(f"{name} {installed} is not {wanted}", f'pip install "{name}{wanted}"', True)
-        elif name in TRIED and Version(installed).release[:2] > Version(TRIED[name]).release[:2]:
-            cure = f'nothing, if all goes well; else pip install "{name}<={TRIED[name]}" and tell us'
-            yield Finding(f"{name} {installed} is newer than {TRIED[name]}, the newest that this was tried with", cure)
+            yield Finding(f"{name} is not installed", f'pip install "{name}{specifier}"', True)
+        elif not specifier.contains(installed, prereleases=True):
+            yield Finding(f"{name} {installed} does not satisfy {specifier}", f'pip install "{name}{specifier}"', True)
+        elif name in TESTED and Version(installed).release[:2] > Version(TESTED[name]).release[:2]:
+            fix = f'if something fails, pip install "{name}<={TESTED[name]}" and report it'
+            yield Finding(f"{name} {installed} is newer than {TESTED[name]}, the newest tested version", fix)
         else:
             yield Finding(f"{name} {installed}")
 
 
-def examine_interfaces() -> Iterator[Finding]:
-    """Look for what we need of the libraries, which their next versions may drop."""
+def check_interfaces() -> Iterator[Finding]:
+    """Check that the libraries still have the required APIs."""
     missing = list(missing_interfaces())
-    for name, fault in missing:
-        cure = f'pip install "{name}<={TRIED[name]}", or a newer {DISTRIBUTION}'
-        yield Finding(f"{name} {_version(name)} has not what we need: {fault}", cure, True)
+    for name, target in missing:
+        fix = f'pip install "{name}<={TESTED[name]}", or a newer {DISTRIBUTION}'
+        yield Finding(f"{name} {_version(name)} lacks {target}, which this package requires", fix, True)
     if not missing:
-        yield Finding(f"{len(INTERFACES)} of them are there")
+        yield Finding(f"all {len(INTERFACES)} are available")
 
 
 def missing_interfaces() -> Iterator[tuple[str, str]]:
-    """Yield (distribution, what is missing) for each interface of the libraries that we need and that is not there."""
-    if _version("torch"):  # peft would import bitsandbytes with an alarming line
+    """Yield (distribution, missing API) for each required API that is not available."""
+    if _version("torch"):  # else peft imports bitsandbytes, which prints a misleading warning
         import_module("domainbed_reasoning.mllm.sealed").import_bitsandbytes()
     for name, target in INTERFACES:
         if _version(name) is None:
@@ -147,8 +148,8 @@ def missing_interfaces() -> Iterator[tuple[str, str]]:
             yield name, f"{target} ({type(error).__name__}: {error})"
 
 
-def examine_extras() -> Iterator[Finding]:
-    """Say of each extra whether it is there."""
+def check_extras() -> Iterator[Finding]:
+    """Check which extras are installed."""
     missing: dict[str, list[str]] = {}
     for requirement, extra in _requirements():
         if extra:
@@ -160,24 +161,19 @@ def examine_extras() -> Iterator[Finding]:
             yield Finding(extra)
 
 
-def examine_domainbed() -> Iterator[Finding]:
-    """Say which DomainBed an import takes, and where it comes from."""
+def check_domainbed() -> Iterator[Finding]:
+    """Check which DomainBed is imported, and its commit."""
     folder = upstream.importable_domainbed()
     if folder is None:
-        cure = "domainbed-reasoning get-domainbed, or start from inside of your own clone"
-        yield Finding("no DomainBed is found", cure, True)
+        yield Finding("DomainBed not found", "domainbed-reasoning get-domainbed, or run inside your own clone", True)
         return
-    pinned = upstream.fault_of(folder) is None
-    cure = (
-        ""
-        if pinned
-        else "domainbed-reasoning get-domainbed, from outside of it, for the commit that we are tested with"
-    )
-    yield Finding(f"{folder} ({upstream.describe(folder)})", cure)
+    tested = upstream.fault_of(folder) is None
+    fix = "" if tested else "for the tested commit, run domainbed-reasoning get-domainbed outside this clone"
+    yield Finding(f"{folder} ({upstream.describe(folder)})", fix)
 
 
-def examine_registries() -> Iterator[Finding]:
-    """Import DomainBed's registries and look for our names."""
+def check_registries() -> Iterator[Finding]:
+    """Import DomainBed's registries and look up this package's names."""
     if upstream.importable_domainbed() is None:
         return
     for module, registry_name, ours in (
@@ -187,25 +183,24 @@ def examine_registries() -> Iterator[Finding]:
     ):
         try:
             names = getattr(import_module(module), registry_name)
-            faults = import_module("domainbed_reasoning.bridge.register").publish(sys.modules[module])
+            problems = import_module("domainbed_reasoning.bridge.register").publish(sys.modules[module])
         except Exception as error:
-            cure = "see the message; a module that is missing is installed with pip"
-            yield Finding(f"importing {module} fails: {type(error).__name__}: {error}", cure, True)
+            fix = "install the missing module with pip, or see the message"
+            yield Finding(f"importing {module} failed: {type(error).__name__}: {error}", fix, True)
             continue
         missing = [name for name in ours if name not in names]
-        for fault in faults:
-            cure = f"see the message; pip install --force-reinstall {DISTRIBUTION} restores the package's own files"
-            yield Finding(fault, cure, bool(missing))
-        if missing and not faults:
-            yield Finding(f"{module} lacks {', '.join(missing)}", f"pip install {DISTRIBUTION}, again", True)
+        for problem in problems:
+            fix = f"see the message; pip install --force-reinstall {DISTRIBUTION} restores the package's files"
+            yield Finding(problem, fix, bool(missing))
+        if missing and not problems:
+            yield Finding(f"{module} lacks {', '.join(missing)}", f"pip install --force-reinstall {DISTRIBUTION}", True)
         elif not missing:
-            yield Finding(
-                f"{module}.{registry_name} has {', '.join(ours)}, beside {len(names) - len(ours)} stock names"
-            )
+            stock = len(names) - len(ours)
+            yield Finding(f"{module}.{registry_name} has {', '.join(ours)} and {stock} stock names")
 
 
-def examine_backbones() -> Iterator[Finding]:
-    """Look for the ImageNet weights of the baselines' networks where torchvision looks for them."""
+def check_backbones() -> Iterator[Finding]:
+    """Look for the baselines' ImageNet weights in torchvision's cache."""
     try:
         import torch
         from torchvision.models import ResNet18_Weights, ResNet50_Weights
@@ -214,50 +209,47 @@ def examine_backbones() -> Iterator[Finding]:
         return
     folder = Path(torch.hub.get_dir(), "checkpoints")
     for name, weights, users in (
-        ("ResNet-50", ResNet50_Weights.IMAGENET1K_V1, "ERM and most others start from them on images of 224 pixels"),
-        ("ResNet-18", ResNet18_Weights.IMAGENET1K_V1, 'with the hparam "resnet18": true'),
+        ("ResNet-50", ResNet50_Weights.IMAGENET1K_V1, "used by ERM and most other baselines on 224-pixel images"),
+        ("ResNet-18", ResNet18_Weights.IMAGENET1K_V1, 'used with the hparam "resnet18": true'),
     ):
         file = folder / weights.url.rpartition("/")[2]
         if file.is_file():
             yield Finding(f"{name}'s ImageNet weights: {file}")
         else:
             size = weights.meta["_file_size"]
-            cure = (
-                f"nothing where {weights.url} can be reached: a job downloads {size:.0f} MB when it starts. Without "
-                f"network jobs end there: download the file elsewhere and put it into {folder}"
-            )
-            yield Finding(f"{name}'s ImageNet weights are not in {folder} ({users})", cure)
+            fix = f"none with network access (jobs download {size:.0f} MB); otherwise copy {weights.url} to {folder}"
+            yield Finding(f"{name}'s ImageNet weights are not in {folder} ({users})", fix)
 
 
-def examine_devices() -> Iterator[Finding]:
-    """Say which GPUs there are."""
+def check_devices() -> Iterator[Finding]:
+    """List the GPUs and their free memory."""
     try:
         import torch
     except ImportError as error:
         yield Finding(f"torch cannot be imported: {error}", "pip install torch torchvision", True)
         return
     if not torch.cuda.is_available():
-        yield Finding("no GPU: jobs run on the CPU, which the tiny model is made for")
+        yield Finding("no GPU: jobs run on the CPU, which suits the tiny model only")
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        yield Finding(f"GPU {index}: {name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} GiB of it free")
+        yield Finding(f"GPU {index}: {name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} GiB free")
 
 
-EXAMINATIONS: dict[str, Callable[[], Iterator[Finding]]] = {
-    "Plug-in": examine_plug_in,
-    "Packages": examine_requirements,
-    "Interfaces of the packages that we need": examine_interfaces,
-    "DomainBed": examine_domainbed,
-    "Registered": examine_registries,
-    "Weights of the baselines' networks": examine_backbones,
-    "Devices": examine_devices,
-    "Extras": examine_extras,
+CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "Plug-in": check_plug_in,
+    "Packages": check_requirements,
+    "Required APIs": check_interfaces,
+    "DomainBed": check_domainbed,
+    "Registries": check_registries,
+    "Weights of the baselines": check_backbones,
+    "Devices": check_devices,
+    "Extras": check_extras,
 }
 
 
 def _requirements() -> Iterator[tuple[Requirement, str]]:
-    """Yield what our metadata requires, with the extra that it belongs to or an empty string."""
+    """Yield the requirements in the package's metadata, each with its extra or an empty string."""
     for text in _metadata_requires():
         requirement = Requirement(text)
         marker = str(requirement.marker or "")

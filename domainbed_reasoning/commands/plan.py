@@ -1,16 +1,16 @@
-"""`domainbed-reasoning plan`: memory and hours of a job and of a sweep, before it starts."""
+"""`domainbed-reasoning plan`: estimated memory and hours of a job and of a sweep."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge import upstream
+from domainbed_reasoning.commands.arguments import Parser, json_object, positive
 from domainbed_reasoning.hparam_checks import check_values
 from domainbed_reasoning.images import catalog
 from domainbed_reasoning.images import user_datasets as custom
@@ -21,147 +21,140 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 
-_EXAMPLES = """examples:
+EXAMPLES = """\
   domainbed-reasoning plan --dataset OfficeHome --model OpenGVLab/InternVL3-8B-hf --gpu H200
   domainbed-reasoning plan --dataset PACS --gpu RTX4090 --hparams '{"quantize": "nf4", "sarr_rounds": 1}'
-  domainbed-reasoning plan --dataset TerraIncognita --gpu A100-80 --gpus 4 --n_hparams 1 --n_trials 3
+  domainbed-reasoning plan --dataset TerraIncognita --gpu A100-80 --gpus 4 --n-hparams 1 --n-trials 3
 
-Operations and bytes are counted from the model's config; what a GPU reaches of its peak is assumed.
+Operations and memory are computed from the model's config; the achieved share of the GPU's peak is assumed.
 """
 
-# What may be changed to make a job affordable, and what it gives up.
+# Changes that make a job cheaper, and their drawbacks.
 _CHEAPER: tuple[tuple[dict[str, Any], str], ...] = (
-    ({"answer": "label"}, "answers by the class names' likelihood, not by chains"),
-    ({"gradient_checkpointing": False}, "the activations fit"),
-    ({"first_evaluation": 2}, "no answers after the first update, when the model is as it came"),
-    ({"max_new_tokens": 300}, "chains longer than that name no class"),
-    ({"sarr_rounds": 1}, "one round in place of three: 70.06 against 70.65 in the paper's TerraIncognita"),
-    ({"both_answers": False}, "the other answer is not recorded at the end"),
+    ({"answer": "label"}, "answers by class-name likelihood instead of chains"),
+    ({"gradient_checkpointing": False}, "activations fit in memory"),
+    ({"first_evaluation": 2}, "skips the evaluation after the first update"),
+    ({"max_new_tokens": 300}, "longer chains are cut off and name no class"),
+    ({"sarr_rounds": 1}, "one round instead of three: 70.06 instead of 70.65 on TerraIncognita in the paper"),
+    ({"both_answers": False}, "does not record the other answer at the end"),
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the plan; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="domainbed-reasoning plan",
-        description="Memory, hours a job and hours of a sweep, from a cost model.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--dataset", required=True, help="PACS or PACSReasoning, …, or one of your own")
-    parser.add_argument("--data_dir", "--data-dir", help="count the images there, as for a dataset of your own")
+def add_arguments(parser: Parser) -> None:
+    """Add the job, the GPUs and the size of the sweep."""
+    parser.add_argument("--dataset", required=True, help="PACS or PACSReasoning, …, or your own")
+    parser.add_argument("--data-dir", help="count the images in this folder; required for your own dataset")
     parser.add_argument("--algorithm", default="RDMLDG", help="default: %(default)s")
     parser.add_argument("--model", help="folder or hub id (default: the algorithm's)")
     parser.add_argument("--gpu", default="H200", help="default: %(default)s")
-    parser.add_argument("--gpus", type=int, default=1, help="that work on the sweep side by side (default: 1)")
-    parser.add_argument("--hparams", default="{}", help="JSON, as for DomainBed")
-    parser.add_argument("--steps", type=int, help="DomainBed's --steps")
-    parser.add_argument("--n_hparams", type=int, default=20, help="of the sweep (DomainBed's default: 20)")
-    parser.add_argument("--n_trials", type=int, default=3, help="of the sweep (DomainBed's default: 3)")
-    parser.add_argument("--chain_tokens", type=int, default=250, help="mean length of a chain (the paper's: about 250)")
-    given = parser.parse_args(argv)
-    try:
-        print(plan(given))
-    except (ValueError, ImportError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    parser.add_argument("--gpus", type=positive(int), default=1, help="number of GPUs (default: %(default)s)")
+    parser.add_argument("--hparams", type=json_object, default="{}", help="JSON, as for DomainBed")
+    parser.add_argument("--steps", type=positive(int), help="DomainBed's --steps")
+    parser.add_argument("--n-hparams", type=positive(int), default=20, help="of the sweep (default: 20, as DomainBed)")
+    parser.add_argument("--n-trials", type=positive(int), default=3, help="of the sweep (default: 3, as DomainBed)")
+    parser.add_argument("--chain-tokens", type=positive(int), default=250, help="mean chain length (default: 250)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan."""
+    print(plan(args))
     return 0
 
 
-def plan(given: argparse.Namespace) -> str:
+def plan(args: argparse.Namespace) -> str:
     """Return the plan as text.
 
     Raises:
-        ValueError: for a name that is not known, or a dataset whose images are not counted.
-        FileNotFoundError: the dataset is not in the folder that was given.
-        ImportError: without DomainBed, whose subclasses hold the hyper-parameters.
+        ValueError: unknown name, or no --data-dir for a dataset without published counts.
+        FileNotFoundError: the dataset's folder does not exist.
+        ImportError: DomainBed, which the algorithms subclass, is not found.
     """
     from domainbed_reasoning.mllm.loading import said_of_experts
     from domainbed_reasoning.sweeps import costs
 
-    dataset, data = _dataset(given.dataset, given.data_dir)
-    algorithm = _algorithm(given.algorithm)
-    hparams = _hparams(algorithm, given)
-    gpu = published.gpu_named(given.gpu)
+    dataset, data = _dataset(args.dataset, args.data_dir)
+    algorithm = _algorithm(args.algorithm)
+    hparams = _hparams(algorithm, args)
+    gpu = published.gpu_named(args.gpu)
     shape = costs.shape_of(hparams["model"], hparams["max_tiles"])
-    lengths = costs.lengths_for(data.classes, given.chain_tokens)
+    lengths = costs.lengths_for(data.classes, args.chain_tokens)
 
-    def hours(changed: dict[str, Any], evaluations: int | None = None) -> Hours:
-        now = {**hparams, **changed}
-        schedule = schedule_of(algorithm, now, data, given.steps)
+    def hours(changes: dict[str, Any], evaluations: int | None = None) -> Hours:
+        values = {**hparams, **changes}
+        schedule = schedule_of(algorithm, values, data, args.steps)
         paths = (algorithm.LABEL_PATH, algorithm.CHAIN_PATH)
-        return costs.hours_of(shape, lengths, data, gpu, now, schedule, paths, evaluations)
+        return costs.hours_of(shape, lengths, data, gpu, values, schedule, paths, evaluations)
 
-    def needed(changed: dict[str, Any]) -> float:
-        return _without_copy(costs.memory_of(shape, lengths, {**hparams, **changed}))
+    def needed(changes: dict[str, Any]) -> float:
+        return _without_copy(costs.memory_of(shape, lengths, {**hparams, **changes}))
 
     memory = costs.memory_of(shape, lengths, hparams)
-    schedule = schedule_of(algorithm, hparams, data, given.steps)
+    schedule = schedule_of(algorithm, hparams, data, args.steps)
     experts = said_of_experts(shape.fused, shape.weights)
     too_large = _without_copy(memory) > gpu.gib
-    cures = _cures(needed, gpu.gib, hparams) if too_large else {}
+    fixes = _fixes(needed, gpu.gib, hparams) if too_large else {}
     head = [
-        f"{given.algorithm} on {dataset} ({data.images:,} images, {data.domains} domains, {data.classes} classes)",
-        f"with {hparams['model']} ({shape.weights / 1e9:.2f} billion weights) on {given.gpus} x {given.gpu}",
+        f"{args.algorithm} on {dataset} ({data.images:,} images, {data.domains} domains, {data.classes} classes)",
+        f"with {hparams['model']} ({shape.weights / 1e9:.2f} billion weights) on {args.gpus} x {args.gpu}",
         "",
         *_memory_lines(memory, gpu.gib, hparams),
     ]
-    if cures is None:
-        return "\n".join([*head, "  TOO LARGE for this GPU, whatever the hyper-parameters: take a smaller model."])
-    if cures:
-        head.append(f"  TOO LARGE for this GPU. It fits with --hparams '{json.dumps(cures)}'")
+    if fixes is None:
+        return "\n".join([*head, "  TOO LARGE for this GPU with any hyper-parameters: use a smaller model."])
+    if fixes:
+        head.append(f"  TOO LARGE for this GPU. Fits with --hparams '{json.dumps(fixes)}'")
         head += ["", "with these hyper-parameters"]
-        hparams = {**hparams, **cures}
+        hparams = {**hparams, **fixes}
     job = hours({})
     domains = data.domains
     pairs = math.comb(domains, 2)
-    sweep = given.n_trials * given.n_hparams
+    sweep = args.n_trials * args.n_hparams
     lines = [
         *head,
         "",
-        *([f"experts     {experts} The hours below leave them out.", ""] if experts else []),
+        *([f"experts     {experts} The hours below do not include them.", ""] if experts else []),
         *([f"stages      {shortfall}", ""] if (shortfall := schedule.shortfall()) else []),
         f"a job       {_time(job.total)}",
         f"  training    {_time(job.training)}",
-        f"  labelling   {_time(job.labelling)}   SARR's own chains, where the evaluation before has not written them",
-        f"  evaluation  {_time(job.evaluation)}   DomainBed answers every image of every split {job.evaluations} times",
+        f"  labelling   {_time(job.labelling)}   chains for SARR that the previous evaluation has not generated",
+        f"  evaluation  {_time(job.evaluation)}   DomainBed evaluates all splits {job.evaluations} times",
         "",
-        f"a table     {_time(job.total * domains / given.gpus)}   {domains} jobs: each domain once the target",
-        f"a sweep     {_time(job.total * domains * sweep / given.gpus)}   --single_test_envs: {domains * sweep} jobs, "
-        f"{given.n_trials} trials x {given.n_hparams} hparams x {domains} targets",
-        f"            {_time(job.total * (domains + pairs) * sweep / given.gpus)}   with pairs of targets as well: "
+        f"a table     {_time(job.total * domains / args.gpus)}   {domains} jobs, one per target domain",
+        f"a sweep     {_time(job.total * domains * sweep / args.gpus)}   --single_test_envs: {domains * sweep} jobs, "
+        f"{args.n_trials} trials x {args.n_hparams} hparams x {domains} targets",
+        f"            {_time(job.total * (domains + pairs) * sweep / args.gpus)}   with pairs of targets: "
         f"{(domains + pairs) * sweep} jobs",
         "",
         "cheaper",
     ]
     options = [
-        (change, said)
-        for change, said in _CHEAPER
+        (change, drawback)
+        for change, drawback in _CHEAPER
         if _applies(change, hparams) and needed(change) <= max(gpu.gib, needed({}))
     ]
-    for change, said in options:
-        lines.append(f"  {_time(hours(change).total)}   --hparams '{json.dumps(cures | change)}'   {said}")
+    for change, drawback in options:
+        lines.append(f"  {_time(hours(change).total)}   --hparams '{json.dumps(fixes | change)}'   {drawback}")
     together = {name: value for change, _ in options for name, value in change.items() if "answer" not in name}
     if together:
-        lines.append(f"  {_time(hours(together).total)}   --hparams '{json.dumps(cures | together)}'   together")
+        lines.append(f"  {_time(hours(together).total)}   --hparams '{json.dumps(fixes | together)}'   together")
     if job.evaluations > 2:
-        said = "evaluate at the start and the end alone: nothing is left to select a step from"
-        lines.append(f"  {_time(hours({}, 2).total)}   --checkpoint_freq 1000000   {said}")
-    lines.append("  a sweep with --n_hparams 1: the paper's settings are fixed, selection then chooses the step alone")
+        drawback = "evaluates only at the start and the end: no model selection over steps"
+        lines.append(f"  {_time(hours({}, 2).total)}   --checkpoint_freq 1000000   {drawback}")
+    lines.append("  a sweep with --n_hparams 1: hyper-parameters fixed as in the paper, selection over steps only")
     lines += ["", f"error       {costs.ERROR}", "assumed     " + _assumptions(costs.ASSUMED)]
     return "\n".join(lines)
 
 
 def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data]:
-    """Return a dataset's name without ``Reasoning``, and its counts: on disk or, without a folder, as published."""
+    """Return a dataset's name without ``Reasoning`` and its counts, from the folder or as published."""
     plain = registry.TWINS.get(name, name)
     if plain in published.DATA and not data_dir:
         return plain, published.DATA[plain]
     dataset = custom.find(name)
     if not data_dir:
         raise ValueError(
-            f"{dataset.name}: nobody has published how many images it has. Give --data_dir, the folder that holds "
-            f"{dataset.folder}/, where they are counted."
+            f"{dataset.name} has no published image counts. Pass --data-dir, the folder that contains "
+            f"{dataset.folder}/, to count them."
         )
     on_disk = catalog.scan(dataset, data_dir)
     return dataset.name, published.Data(len(on_disk.pictures), len(on_disk.domains), len(on_disk.classes))
@@ -175,28 +168,24 @@ def _algorithm(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name == "domainbed":
             raise ImportError(upstream.MISSING) from error
-        raise ImportError(f"{error}: `domainbed-reasoning doctor` says what is missing.") from error
+        raise
     if "model" not in algorithm.HPARAMS:
-        raise ValueError(f"{name} is no MLLM algorithm, whose cost is what this counts; CLIP's towers fit any GPU.")
+        raise ValueError(f"{name} is not an MLLM algorithm. The cost model covers only those; CLIP fits on any GPU.")
     return algorithm
 
 
-def _hparams(algorithm: Any, given: argparse.Namespace) -> dict[str, Any]:
-    try:
-        changed = json.loads(given.hparams)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'--hparams is no JSON ({error}): write \'{{"quantize": "nf4"}}\'.') from error
+def _hparams(algorithm: Any, args: argparse.Namespace) -> dict[str, Any]:
     hparams = {name: hparam.default for name, hparam in algorithm.HPARAMS.items()}
-    for name in changed:
+    for name in args.hparams:
         if name not in hparams:
-            raise registry.unknown(f"hparam of {given.algorithm}", name, hparams)
-    hparams |= {**changed, **({"model": given.model} if given.model else {})}
+            raise registry.unknown(f"hparam of {args.algorithm}", name, hparams)
+    hparams |= {**args.hparams, **({"model": args.model} if args.model else {})}
     check_values(hparams, algorithm.HPARAMS)
     return hparams
 
 
 def schedule_of(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int | None) -> Any:
-    """Lay the stages out as the dataset will: an epoch draws as many samples as the training splits hold."""
+    """Return the stages of training; an epoch draws as many samples as the training splits contain."""
     from domainbed_reasoning.method.schedule import plan_stages
 
     sources = data.domains - 1
@@ -213,16 +202,16 @@ def _memory_lines(memory: Memory, gib: float, hparams: dict[str, Any]) -> list[s
     }
     bare, whole = _without_copy(memory), memory.peak / GIB
     peak = whole if whole <= gib else bare
-    lines = [f"memory      {peak:.1f} GiB of {gib:g} GiB at the peak, 10% for fragments included"]
+    lines = [f"memory      {peak:.1f} GiB of {gib:g} GiB at the peak, including 10% for fragmentation"]
     lines += [f"  {size / GIB:7.1f} GiB  {name}" for name, size in parts.items() if size]
     if memory.copy:
-        fits = "fits" if whole <= gib else "does not fit: adapters then stay apart, which is slower"
-        lines.append(f"  {memory.copy / GIB:7.1f} GiB  merged copy that writes chains and answers: {fits}")
+        fits = "fits" if whole <= gib else "does not fit: adapters stay unmerged, which is slower"
+        lines.append(f"  {memory.copy / GIB:7.1f} GiB  merged copy for generating chains and answers: {fits}")
     return lines
 
 
-def _cures(needed: Callable[[dict[str, Any]], float], gib: float, hparams: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the first changes that fit, those that cost least time first; None where none do."""
+def _fixes(needed: Callable[[dict[str, Any]], float], gib: float, hparams: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the changes, least costly first, after which the job fits, or None."""
     changes: dict[str, Any] = {}
     for name, value in (("micro_batch", 1), ("eval_batch", 16), ("gradient_checkpointing", True), ("quantize", "nf4")):
         if name in hparams and hparams[name] != value:
@@ -233,8 +222,8 @@ def _cures(needed: Callable[[dict[str, Any]], float], gib: float, hparams: dict[
 
 
 def _without_copy(memory: Memory) -> float:
-    """Return the GiB that cannot be done without."""
-    return (memory.peak - 1.1 * memory.copy) / GIB
+    """Return the peak in GiB without the optional merged copy."""
+    return float(memory.peak - 1.1 * memory.copy) / GIB
 
 
 def _applies(change: dict[str, Any], hparams: dict[str, Any]) -> bool:

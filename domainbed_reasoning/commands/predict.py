@@ -1,70 +1,58 @@
-"""`domainbed-reasoning predict`: ask a trained model about images."""
+"""`domainbed-reasoning predict`: class, scores and chain of images, by a trained model."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
 
-from domainbed_reasoning.commands.arguments import counted
+from domainbed_reasoning.commands.arguments import Parser, counted
 from domainbed_reasoning.terminal import json_line, one_line
 
-_EXAMPLES = """examples:
+EXAMPLES = """\
   domainbed-reasoning predict --job sweep/1a2b3c... cat.jpg dog.jpg
   domainbed-reasoning predict --job sweep/1a2b3c... --answer both --json photos/*.jpg > answers.jsonl
   domainbed-reasoning predict --job exported --model ~/models/InternVL3-8B-hf cat.jpg
 
-The job is a folder that DomainBed's train or sweep wrote with an MLLM algorithm, or that
-`domainbed-reasoning export` wrote.
-An image that cannot be read is named on standard error, the others are answered, and the exit code is 1.
-From Python: domainbed_reasoning.jobs.predict.Predictor(folder)(images).
+The job is an output folder of DomainBed's train or sweep with an MLLM algorithm, or of `domainbed-reasoning export`.
+Unreadable images are reported on standard error, and the exit code is then 1.
+In Python: domainbed_reasoning.jobs.predict.Predictor(folder)(images).
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Answer, an image a line; return the exit code: 1 if an image could not be read."""
-    parser = argparse.ArgumentParser(
-        prog="domainbed-reasoning predict",
-        description="Class, scores and chain of images, by a trained model.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: Parser) -> None:
+    """Add the job, the images and the form of the answers."""
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--job", required=True, help="folder of the trained model")
-    parser.add_argument("--answer", choices=("chain", "label", "both"), help="default: the job's own")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line, with scores and chain")
-    parser.add_argument("--model", help="the base model, where it is not where the job found it")
-    parser.add_argument("--quantize", choices=("none", "nf4", "int8"), help="default: the job's own")
-    given = parser.parse_args(argv)
+    parser.add_argument("--answer", choices=("chain", "label", "both"), help="default: as in the job")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line, with scores and chain")
+    parser.add_argument("--model", help="base model, if the job's path no longer exists")
+    parser.add_argument("--quantize", choices=("none", "nf4", "int8"), help="default: as in the job")
 
-    from domainbed_reasoning.jobs.predict import Predictor  # torch loads when it is needed
+
+def run(args: argparse.Namespace) -> int:
+    """Print one answer per image; return 1 if an image could not be read."""
+    from domainbed_reasoning.jobs.predict import Predictor  # imports torch
 
     unreadable = 0
 
-    def name_it(error: ValueError) -> None:
+    def report(error: ValueError) -> None:
         nonlocal unreadable
         unreadable += 1
         print(one_line(str(error).replace("\n", " ")), file=sys.stderr, flush=True)
 
-    try:
-        predictor = Predictor(given.job, given.answer, given.model, quantize=given.quantize)
-        for prediction in predictor.answers(given.images, name_it):
-            if given.json:
-                print(json_line(dataclasses.asdict(prediction), sys.stdout), flush=True)
-                continue
-            score = prediction.scores[prediction.class_name]
-            unsaid = prediction.chain is not None and prediction.chain_class is None
-            whence = "\t(the chain names no class; by the class-name path)" if unsaid else ""
-            names = f"{one_line(prediction.image)}\t{one_line(prediction.class_name)}"
-            print(f"{names}\t{score:.3f}{whence}", flush=True)
-            if prediction.chain is not None:
-                print("\n".join(f"    {line}" for line in prediction.chain.splitlines()), flush=True)
-    except (ValueError, OSError) as error:
-        print(one_line(str(error).replace("\n", " ")), file=sys.stderr)
-        return 1
+    predictor = Predictor(args.job, args.answer, args.model, quantize=args.quantize)
+    for prediction in predictor.answers(args.images, report):
+        if args.json:
+            print(json_line(dataclasses.asdict(prediction), sys.stdout), flush=True)
+            continue
+        score = prediction.scores[prediction.class_name]
+        unparsed = prediction.chain is not None and prediction.chain_class is None
+        note = "\t(from the class-name path: the chain names no class)" if unparsed else ""
+        names = f"{one_line(prediction.image)}\t{one_line(prediction.class_name)}"
+        print(f"{names}\t{score:.3f}{note}", flush=True)
+        if prediction.chain is not None:
+            print("\n".join(f"    {line}" for line in prediction.chain.splitlines()), flush=True)
     if unreadable:
-        total = len(given.images)
-        others = "; the others are answered" if unreadable < total else ""
-        print(f"{unreadable} of {counted(total, 'image')} could not be read{others}.", file=sys.stderr)
+        print(f"{unreadable} of {counted(len(args.images), 'image')} could not be read.", file=sys.stderr)
     return 1 if unreadable else 0

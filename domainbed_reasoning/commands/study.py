@@ -1,4 +1,4 @@
-"""`domainbed-reasoning study`: the tables of the paper, each by its stock commands, printed or run."""
+"""`domainbed-reasoning study`: the tables of the paper, each with its DomainBed commands, printed or run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.commands.arguments import ends_with_message, json_object, make_parser
+from domainbed_reasoning.commands.arguments import Parser, UsageError, json_object, positive
 from domainbed_reasoning.commands.plan import schedule_of
 from domainbed_reasoning.hparam_checks import check_values
 from domainbed_reasoning.images import catalog
@@ -30,99 +30,112 @@ from domainbed_reasoning.sweeps.studies.study import (
     sweep_command,
 )
 
-_EXAMPLES = """  domainbed-reasoning study                                                       # which there are
-  domainbed-reasoning study ablation --data_dir ~/data                            # its commands, hours and claim
-  domainbed-reasoning study ablation --scale mini --launch                        # on a laptop, no data needed
-  domainbed-reasoning study ablation --data_dir ~/data --launch --launcher slurm --model ~/models/InternVL3-8B-hf
+EXAMPLES = """\
+  domainbed-reasoning study                                                       # list the studies
+  domainbed-reasoning study ablation --data-dir ~/data                            # print commands, hours and claim
+  domainbed-reasoning study ablation --scale mini --launch                        # on a laptop, needs no data
+  domainbed-reasoning study ablation --data-dir ~/data --launch --launcher slurm --model ~/models/InternVL3-8B-hf
 
-Called again it goes on: with the jobs that were not started, failed or were killed.
+Rerun a study to resume: it starts the jobs that are missing, failed or were killed. The exit code is 1 if a job has not
+completed.
 """
 _STOCK_LAUNCHERS = ("local", "multi_gpu", "dummy")
-# `make demo`: 24 jobs of all our algorithms and ERM in 420 s on 2 cores.
+# `make demo`: 24 jobs of our algorithms and ERM in 420 s on 2 cores.
 _MINI_CORE_SECONDS = 35
 _CHAIN_TOKENS = 250  # the paper's chains
 _NEED_CHAINS = frozenset({"ReasoningSFT", "MTCT", "SARR", "RDMLDG"})
 
 
-@ends_with_message
-def main(argv: Sequence[str] | None = None) -> int:
-    """List the studies, print one, or run it; return the exit code: 1 if a job did not end well."""
-    parser = make_parser("study", "Reproduce a table of the paper with DomainBed's own commands.", _EXAMPLES)
-    parser.add_argument("name", nargs="?", help="of the study; without it they are listed")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--print", action="store_true", help="its claim, commands and expected hours (the default)")
-    what.add_argument("--launch", action="store_true", help="run the commands, then collect_results")
+def add_arguments(parser: Parser) -> None:
+    """Add the study, what to do with it, and the settings of its jobs."""
+    parser.add_argument("name", nargs="?", help="name of the study (default: list the studies)")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--print", action="store_true", help="print claim, commands and expected hours (default)")
+    action.add_argument("--launch", action="store_true", help="run the commands, then collect_results")
     parser.add_argument("--scale", choices=("paper", "mini"), default="paper", help=f"mini: {EMBEDDED}, tiny model")
-    parser.add_argument("--data_dir", "--data-dir", help="the folder that holds the datasets' folders")
-    parser.add_argument("--output_dir", "--output-dir", help="default: study_output/<name>-<scale>")
+    parser.add_argument("--data-dir", help="folder that contains the datasets' folders")
+    parser.add_argument("--output-dir", help="default: study_output/<name>-<scale>")
     parser.add_argument("--launcher", default="parallel", help="parallel (default), ray, slurm, local, …")
-    parser.add_argument("--model", default="", help="folder or hub id for the algorithms on a multimodal LLM")
+    parser.add_argument("--model", default="", help="folder or hub id of the multimodal LLM")
     parser.add_argument(
-        "--hparams", default="{}", help="JSON for the same algorithms, over the study's; clip_… for those on CLIP"
+        "--hparams",
+        type=json_object,
+        default="{}",
+        help="JSON, overrides the study's for algorithms on a multimodal LLM; clip_… for those on CLIP",
     )
-    parser.add_argument("--steps", type=int, help="DomainBed's --steps, of every job")
-    parser.add_argument("--n_trials", type=int, help="seeds of the splits (default: the study's)")
+    parser.add_argument("--steps", type=positive(int), help="DomainBed's --steps, for all jobs")
+    parser.add_argument("--n-trials", type=positive(int), help="number of trial seeds (default: the study's)")
     parser.add_argument("--gpu", default="H200", help="for the expected hours (default: %(default)s)")
-    parser.add_argument("--gpus", type=int, default=1, help="that work side by side (default: 1)")
-    given = parser.parse_args(argv)
-    if given.name is None:
+    parser.add_argument("--gpus", type=positive(int), default=1, help="number of GPUs (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """List the studies, print one, or run it; return 1 if a job has not completed."""
+    if args.name is None:
+        if args.launch:
+            raise UsageError("--launch requires the name of a study")
         print(listing())
         return 0
-    study = load_study(given.name)
-    settings = _settings(study, given)
-    if not given.launch:
-        print(describe(study, given.scale, settings, given.gpu, given.gpus))
+    study = load_study(args.name)
+    settings = _settings(study, args)
+    if not args.launch:
+        print(describe(study, args.scale, settings, args.gpu, args.gpus))
         return 0
-    if given.scale == "paper":
-        _check_data(study, given.data_dir, settings)
+    if args.scale == "paper":
+        _check_data(study, args.data_dir, settings)
     from domainbed_reasoning.commands.study_launch import launch
 
-    return launch(study, given.scale, settings)
+    return launch(study, args.scale, settings)
 
 
 def listing() -> str:
-    """Return a line a study."""
+    """Return one line per study."""
     lines = [f"  {name:<22}{load_study(name).title}" for name in STUDIES]
-    return "\n".join(["studies", *lines, "", "`domainbed-reasoning study NAME` prints its claim, commands and hours."])
+    return "\n".join(["studies", *lines, "", "Run `domainbed-reasoning study NAME` for claim, commands and hours."])
 
 
-def _settings(study: Study, given: argparse.Namespace) -> Settings:
-    if given.launcher not in {*registry.LAUNCHERS, *_STOCK_LAUNCHERS}:
-        raise registry.unknown("launcher", given.launcher, {*registry.LAUNCHERS, *_STOCK_LAUNCHERS})
-    hparams = with_located(json_object("--hparams", given.hparams))
-    output = Path(given.output_dir or f"study_output/{study.name}-{given.scale}").expanduser().absolute()
-    if given.data_dir:
-        data = str(Path(given.data_dir).expanduser().absolute())
+def _settings(study: Study, args: argparse.Namespace) -> Settings:
+    if args.launcher not in {*registry.LAUNCHERS, *_STOCK_LAUNCHERS}:
+        raise registry.unknown("launcher", args.launcher, {*registry.LAUNCHERS, *_STOCK_LAUNCHERS})
+    hparams = with_located(args.hparams)
+    output = Path(args.output_dir or f"study_output/{study.name}-{args.scale}").expanduser().absolute()
+    if args.data_dir:
+        data = str(Path(args.data_dir).expanduser().absolute())
     else:
-        data = str(output) if given.scale == "mini" else "DATA_DIR"
-    return Settings(data, str(output), given.launcher, located(given.model), hparams, given.steps, given.n_trials)
+        data = str(output) if args.scale == "mini" else "DATA_DIR"
+    return Settings(data, str(output), args.launcher, located(args.model), hparams, args.steps, args.n_trials)
 
 
 def _check_data(study: Study, data_dir: str | None, settings: Settings) -> None:
-    """Refuse to start hours of jobs on data that are not there."""
+    """Check that the data exist before hours of jobs are started.
+
+    Raises:
+        ValueError: the options do not give each dataset its data and chains.
+        FileNotFoundError: a folder or a chain file is missing.
+    """
     if not data_dir:
         raise ValueError(
-            f"{study.name} at the scale of the paper needs --data_dir, the folder that holds "
-            f"{', '.join(study.datasets)}; --scale mini needs no data."
+            f"{study.name} requires --data-dir, the folder that contains {', '.join(study.datasets)}. "
+            "--scale mini needs no data."
         )
     own_chains = settings.hparams.get("chains")
     if own_chains and len(study.datasets) > 1:
         raise ValueError(
-            f"--hparams chains {own_chains}: one file, and {study.name} has {len(study.datasets)} datasets. Put each "
-            f"one's chains beside its domains, as <data_dir>/<folder>/{catalog.CHAIN_FILE}."
+            f"--hparams sets one chain file, {own_chains}, but {study.name} has {len(study.datasets)} datasets. Put "
+            f"the chains of each dataset in <data_dir>/<folder>/{catalog.CHAIN_FILE}."
         )
     for name in study.datasets:
         dataset = catalog.STOCK[registry.TWINS[name]]
         root = Path(settings.data_dir) / dataset.folder
         if not root.is_dir():
-            raise FileNotFoundError(f"{name}: there is no folder {root}. {dataset.obtain}")
+            raise FileNotFoundError(f"{name}: the folder {root} does not exist. {dataset.obtain}")
         needed = {algorithm for grid in study.grids for algorithm in grid.algorithms} & _NEED_CHAINS
         if needed and not own_chains and not (root / catalog.CHAIN_FILE).exists():
-            other = ", `--hparams '{\"chains\": …}'` names another file" if len(study.datasets) == 1 else ""
+            other = ", or set another file with --hparams '{\"chains\": …}'" if len(study.datasets) == 1 else ""
             raise FileNotFoundError(
-                f"{name}: {', '.join(sorted(needed))} train on chains, and there is no {root / catalog.CHAIN_FILE}. "
-                f"`domainbed-reasoning annotate --dataset {dataset.name} --data_dir {settings.data_dir} --teacher …` "
-                f"gets them, `import` takes others' over{other}."
+                f"{name}: {', '.join(sorted(needed))} require chains, but {root / catalog.CHAIN_FILE} does not exist. "
+                f"Run `domainbed-reasoning annotate --dataset {dataset.name} --data-dir {settings.data_dir} --teacher "
+                f"…` or `import`{other}."
             )
 
 
@@ -130,7 +143,7 @@ def describe(study: Study, scale: str, settings: Settings, gpu: str, gpus: int) 
     """Return claim, published numbers, the exact commands and the expected hours.
 
     Raises:
-        ValueError: for a GPU that is not known.
+        ValueError: unknown GPU.
     """
     datasets, grids = study.at(scale)
     lines = [f"{study.name}: {study.title}", "", *_wrapped("claim", study.claim), *_wrapped("paper", study.paper), ""]
@@ -153,7 +166,7 @@ def describe(study: Study, scale: str, settings: Settings, gpu: str, gpus: int) 
             lines += _hours_lines(study, datasets, grids, settings, gpu, gpus)
         except ModuleNotFoundError as error:
             lines.append(
-                f"{total} jobs; their hours are not known: {error}. `domainbed-reasoning doctor` says the cure."
+                f"{total} jobs of unknown duration: {error}. Run `domainbed-reasoning doctor` to see what is missing."
             )
     return "\n".join(lines)
 
@@ -189,18 +202,18 @@ def _hours_lines(
                 of_grid += (hours or 0.0) * jobs_of(study, grid, dataset, settings)
                 longest = max(longest, hours or 0.0)
         total += of_grid
-        days += max(of_grid / gpus, longest) / 24  # the next sweep starts when this one has ended
+        days += max(of_grid / gpus, longest) / 24  # sweeps run one after the other
         longest_of_all = max(longest_of_all, longest)
-    if settings.launcher == "slurm":  # all are in its queue at once
+    if settings.launcher == "slurm":  # all sweeps are queued at once
         days = max(total / gpus, longest_of_all) / 24
-    lines.append(f"{total:.0f} hours in all, {days:.1f} days on {gpus} x {gpu}; within a factor of 2, see `plan`")
+    lines.append(f"{total:.0f} hours in total, {days:.1f} days on {gpus} x {gpu}, within a factor of 2 (see `plan`)")
     if uncounted:
-        lines.append("- is not in the cost model: networks without a language model, which are far smaller")
+        lines.append("-: not in the cost model (networks without a language model, which are far smaller)")
     return lines
 
 
 def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Settings, gpu: str) -> float | None:
-    """Return the hours of one job; None for what the cost model does not know."""
+    """Return the hours of one job; None if the cost model does not cover the algorithm."""
     from domainbed_reasoning.sweeps import costs
 
     cls: Any = registry.load(registry.ALGORITHMS[algorithm]) if grid.mllm else None
@@ -218,9 +231,9 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
         schedule_of(cls, hparams, data, settings.steps),
         (cls.LABEL_PATH, cls.CHAIN_PATH),
     )
-    if study.one_source:  # the model counts all domains but one as sources
-        return (hours.training + hours.labelling) / (data.domains - 1) + hours.evaluation
-    return hours.total
+    if study.one_source:  # the cost model counts all domains but one as sources
+        return float((hours.training + hours.labelling) / (data.domains - 1) + hours.evaluation)
+    return float(hours.total)
 
 
 @functools.cache

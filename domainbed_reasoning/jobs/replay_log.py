@@ -167,7 +167,7 @@ class Progress:
     def _misfit(self, how: str) -> RuntimeError:
         return RuntimeError(
             f"The recorded progress of this job does not fit what it does now: {how}. Start it again after "
-            f"`domainbed-reasoning unfinished --clear {self.key[:8]}`, and it will begin at step 0."
+            f"`domainbed-reasoning jobs --clear {self.key[:8]}`, and it will begin at step 0."
         )
 
     def _begin_anew(self) -> None:

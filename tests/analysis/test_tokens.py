@@ -11,7 +11,7 @@ from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.analysis.target_tokens import TokenTable
 from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.chains.prompts import q_reason
-from domainbed_reasoning.commands import analyse_tokens
+from domainbed_reasoning.commands import analyze_tokens
 from domainbed_reasoning.images import shapes
 
 
@@ -180,5 +180,5 @@ def test_where_no_own_chain_is_kept_that_is_said(trained, material):
 
 def test_a_pass_over_tokens_takes_no_more_images_than_the_job_answers(checkpoint):
     small = dataclasses.replace(checkpoint.job, hparams={**checkpoint.job.hparams, "eval_batch": 3})
-    assert analyse_tokens._batch(dataclasses.replace(checkpoint, job=small)) == 3
-    assert analyse_tokens._batch(checkpoint) == 16
+    assert analyze_tokens._batch(dataclasses.replace(checkpoint, job=small)) == 3
+    assert analyze_tokens._batch(checkpoint) == 16

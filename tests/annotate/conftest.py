@@ -124,7 +124,10 @@ def verb(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
+        try:
+            code: Any = main([str(argument) for argument in arguments])
+        except SystemExit as ended:  # wrong usage
+            code = ended.code
         out, err = capfd.readouterr()
         return code, out, err
 

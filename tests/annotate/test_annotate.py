@@ -142,14 +142,14 @@ def test_nothing_to_do_within_a_limit_says_so(toy: Path, serve: Any, verb: Verb,
     verb(*command, "--limit", 2, "--candidates", 1)
     for more in ((), ("--dry-run",)):
         _, out, _ = verb(*command, "--limit", 2, "--candidates", 1, *more)
-        assert "Nothing to do: of the first 2 images (--limit) every image has" in out and "(18 in all)" in out
+        assert "Nothing to do: of the first 2 images (--limit), every image has" in out and "(18 images" in out
 
 
 def test_a_cost_that_is_not_known_is_not_nothing(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
     """The model test has no list price; of a mixture it is said how many have none."""
     code, out, _ = verb(*arguments(toy, serve().url, tmp_path / "c.jsonl"))
     assert code == 0 and "cost unknown." in out and "$" not in out
-    assert "$0.0300 without 3 of unknown cost." in report(Summary(accepted=5, dollars=0.03, unpriced=3), 5)
+    assert "$0.0300 plus 3 of unknown cost." in report(Summary(accepted=5, dollars=0.03, unpriced=3), 5)
     assert "$0.0000." in report(Summary(), 5)
 
 
@@ -160,7 +160,7 @@ def test_content_filter_is_a_refusal_and_a_bad_image_is_left_for_later(
     verb(*arguments(toy, serve("--always", "filter").url, chains), "--candidates", 1)
     assert {record["rule"] for record in lines_of(chains)} == {"refusal"}
     code, out, _ = verb(*arguments(toy, serve("--always", "bad").url, tmp_path / "d.jsonl"), "--concurrency", 16)
-    assert code == 1 and "18 images had no answer" in out and "image too large" in out
+    assert code == 1 and "18 images got no answer" in out and "image too large" in out
     assert not (tmp_path / "d.jsonl").exists() and "browse" not in out
 
 
@@ -176,14 +176,14 @@ def test_max_cost_is_never_exceeded_and_max_requests_is_exact(
     code, _, _ = verb(*arguments(toy, url, tmp_path / "d.jsonl"), "--max-requests", 7, "--concurrency", 5)
     assert code == 3 and len(lines_of(tmp_path / "d.jsonl")) == 7
     code, _, err = verb(*arguments(toy, url, chains), "--max-cost", 1)
-    assert code == 1 and "price of openai:test is not known" in err
+    assert code == 2 and "price of openai:test is unknown" in err
 
 
 def test_dry_run_sends_nothing_and_measures_once_it_can(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
     chains = tmp_path / "c.jsonl"
     server = serve()
     code, out, _ = verb(*arguments(toy, server.url, chains), "--dry-run", "--price", 1, 1)
-    assert code == 0 and "18 of 18 still need a chain" in out and "assumed" in out
+    assert code == 0 and "18 of 18 without a chain" in out and "assumed" in out
     assert not server.events() and not chains.exists()
     verb(*arguments(toy, server.url, chains), "--max-requests", 12)
     before = len(server.events())
@@ -388,21 +388,37 @@ def test_a_model_that_is_not_there_ends_with_the_cure(toy: Path, verb: Verb, tmp
     [
         (("--teacher", "gpt-4o"), "openai:MODEL, hf:MODEL or self:MODEL"),
         ((), "--teacher is required"),
-        (("--rejudge", "--chains", "missing.jsonl"), "missing.jsonl: there is no such chain file"),
-        (("--teacher", "self:tiny", "--candidates", 0), "--candidates must be more than 0"),
-        (("--teacher", "self:tiny", "--top-p", 2), "--top-p must be in (0, 1]"),
-        (("--teacher", "self:tiny", "--max-words", 0, "--min-words", 0), "--max-words must be 1 (--min-words) or more"),
-        (("--teacher", "self:tiny", "--max-words", 20, "--min-words", 30), "--max-words must be 30 (--min-words)"),
-        (("--teacher", "self:tiny", "--price", "-1", 2), "--price must not be negative, not -1.0 2.0"),
-        (("--teacher", "self:tiny", "--price", 1, "nan"), "--price must be a finite number, not nan"),
-        (("--teacher", "self:tiny", "--max-cost", "inf"), "--max-cost must be a finite number, not inf"),
-        (("--teacher", "self:tiny", "--rpm", "nan"), "--rpm must be a finite number, not nan"),
-        (("--teacher", "self:tiny", "--temperature", "nan"), "--temperature must be a finite number"),
+        (("--teacher", "self:tiny", "--candidates", 0), "argument --candidates: must be positive; got 0"),
+        (("--teacher", "self:tiny", "--top-p", 2), "argument --top-p: must be in (0, 1]; got 2"),
+        (
+            ("--teacher", "self:tiny", "--max-words", 0, "--min-words", 0),
+            "--max-words must be at least 1 (--min-words)",
+        ),
+        (
+            ("--teacher", "self:tiny", "--max-words", 20, "--min-words", 30),
+            "--max-words must be at least 30 (--min-words)",
+        ),
+        (("--teacher", "self:tiny", "--price", "-1", 2), "argument --price: must be non-negative; got -1"),
+        (("--teacher", "self:tiny", "--price", 1, "nan"), "argument --price: must be a finite number; got 'nan'"),
+        (("--teacher", "self:tiny", "--max-cost", "inf"), "argument --max-cost: must be a finite number"),
+        (("--teacher", "self:tiny", "--rpm", "nan"), "argument --rpm: must be a finite number"),
+        (("--teacher", "self:tiny", "--temperature", "nan"), "argument --temperature: must be a finite number"),
+    ],
+)
+def test_wrong_usage_is_named_with_exit_code_2(toy: Path, verb: Verb, wrong: tuple[object, ...], message: str) -> None:
+    code, _, err = verb("annotate", "--dataset", "Toy", "--data_dir", toy, *wrong)
+    assert code == 2 and message in err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--rejudge", "--chains", "missing.jsonl"), "Chain file missing.jsonl does not exist"),
         (("--teacher", "openai:m", "--base-url", "http://u:secret@localhost/v1"), "must hold no password"),
         (("--teacher", "self:tiny", "--dataset", "Tyo"), "Did you mean 'Toy'"),
     ],
 )
-def test_wrong_arguments_are_named(toy: Path, verb: Verb, wrong: tuple[object, ...], message: str) -> None:
+def test_what_does_not_exist_is_named(toy: Path, verb: Verb, wrong: tuple[object, ...], message: str) -> None:
     code, out, err = verb("annotate", "--dataset", "Toy", "--data_dir", toy, *wrong)
     assert code == 1 and message in err and "secret" not in out + err
 

@@ -130,7 +130,7 @@ def test_domains_that_are_listed_in_another_order_than_their_folders_are_refused
     file.write_text(file.read_text().replace('["A", "P"]', '["Photo", "A"]'))
     message = f"{file}: 'environments' has the order Photo, A, the sorted domain folders have art, photo"
     code, out, _ = verb("check", "--dataset", name, "--data_dir", toy, "--no-images")
-    assert code == 1 and f"FAULT {message}" in out
+    assert code == 1 and f"PROBLEM {message}" in out
     cls = next(cls for cls in make_classes(find("Toy")) if cls.__name__ == name)
     with pytest.raises(ValueError, match=re.escape(message) + ".*in the order of their folders"):
         cls(str(toy), [1], {"data_augmentation": False})

@@ -123,7 +123,7 @@ def test_chains_find_their_images_whatever_the_unicode_form(
     common = ("--dataset", "PACS", "--data_dir", pacs)
     assert "1 of 85 images have a chain" in verb("check", *common)[1]
     assert "are not in the dataset" not in verb("stats", *common)[1]
-    assert "1 chains written" in verb("export", tmp_path / "out.json", "--format", "llava", *common)[1]
+    assert "Wrote 1 chains to" in verb("export", tmp_path / "out.json", "--format", "llava", *common)[1]
     # The image has a chain already, under whichever name; into an empty file the name goes as on disk.
     code, out, err = verb("import", tmp_path / "out.json", *common)
     assert code == 0 and "rejected (second)" in out, err

@@ -151,7 +151,7 @@ def test_a_full_disk_names_the_file_and_what_is_safe(
     _, err = child.communicate()
     stored = len(images(file))
     assert child.returncode == 1 and stored and len(server.requests) == stored + 1
-    assert f"{file} cannot be written (File too large)" in err and "1 answer could not be saved" in err
+    assert f"Cannot write {file} (File too large)" in err and "1 answer lost" in err
     assert f"holds {stored} candidate" in err
     # With room again, the rest is asked for.
     code, out, err = annotate(server.url)

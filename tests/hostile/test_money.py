@@ -119,14 +119,14 @@ def test_what_may_have_been_billed_stays_reserved(kind: str, scripted: Any, anno
     assert code == 3 and "--max-cost 0.1 is reached" in out and billed[0] <= 0.1
     assert billed[0] >= 0.1 - most, "the limit is made use of"
     lost = next(turn) // 2
-    assert f"{lost} requests without a report of tokens" in out and f"${lost * most:.4f}" in out
+    assert f"{lost} requests without reported usage" in out and f"${lost * most:.4f}" in out
 
 
 def test_a_request_that_was_refused_or_never_arrived_costs_nothing(scripted: Any, annotate: Any) -> None:
     turn = itertools.count()
     server = scripted(lambda body: completion() if next(turn) % 3 == 2 else (429, {"error": {"message": "slow"}}))
     code, out = annotate(server, "--max-cost", 0.05, "--concurrency", 1)
-    assert code == 0 and "without a report" not in out and f"${8 * dollars(1000, 100):.4f}" in out
+    assert code == 0 and "without reported" not in out and f"${8 * dollars(1000, 100):.4f}" in out
 
 
 def test_what_a_time_out_may_have_cost_stays_reserved(liar: Any, annotate: Any) -> None:
@@ -135,7 +135,7 @@ def test_what_a_time_out_may_have_cost_stays_reserved(liar: Any, annotate: Any) 
     server = liar(lambda connection: ended.wait(30))
     code, out = annotate(server, "--max-cost", 0.025, "--timeout", 0.5, "--max-tokens", 1000)
     ended.set()
-    assert code == 3 and 1 <= len(server.requests) <= 2 and "without a report of tokens" in out
+    assert code == 3 and 1 <= len(server.requests) <= 2 and "without reported usage" in out
 
 
 @pytest.mark.parametrize("reported", [(9000, 100), (1000, 4000), (30_000, 4000)])
@@ -155,7 +155,7 @@ def test_a_server_that_counts_more_than_was_estimated_raises_what_is_reserved(
 def test_an_answer_that_cannot_be_used_is_counted_by_its_report(scripted: Any, annotate: Any) -> None:
     answer = completion()[1] | {"choices": []}
     code, out = annotate(scripted(lambda body: (200, answer)), "--max-cost", 0.05, "--retries", 0)
-    assert code == 1 and "8,000 tokens in, 800 out, $0.0240" in out and "8 images had no answer" in out
+    assert code == 1 and "8,000 tokens in, 800 out, $0.0240" in out and "8 images got no answer" in out
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from domainbed_reasoning.commands import unfinished as verb
+from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.jobs import resume_store as unfinished
 from domainbed_reasoning.jobs.replay_log import Answers, Progress
 from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
@@ -227,32 +227,32 @@ def test_what_a_killed_process_had_begun_to_delete_goes_at_the_next_start(tmp_pa
 def test_the_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     key = a_past(tmp_path / "domainbed-reasoning" / "unfinished").folder.name
-    assert verb.main([]) == 0
+    assert cli.main(["jobs"]) == 0
     listed = capsys.readouterr().out
     assert (
         key[:8] in listed
         and "MTCT on ShapesReasoning, targets [2], nowhere" in listed
-        and "1 unfinished jobs" in listed
+        and "1 interrupted job," in listed
     )
-    assert verb.main(["--clear", "zzz"]) == 1
-    assert "No unfinished job has the key zzz" in capsys.readouterr().err
-    assert verb.main(["--clear", key[:8]]) == 0
-    assert verb.main([]) == 0
-    assert "0 unfinished jobs, 0.0 MB" in capsys.readouterr().out
+    assert cli.main(["jobs", "--clear", "zzz"]) == 1
+    assert "no interrupted job has the key zzz" in capsys.readouterr().err
+    assert cli.main(["jobs", "--clear", key[:8]]) == 0
+    assert cli.main(["jobs"]) == 0
+    assert "0 interrupted jobs, 0.0 MB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("keys", "fault"),
     [
-        ([""], "a key is empty"),
-        ([" "], "a key is empty"),
-        (["ab00", ""], "a key is empty"),
+        ([""], "an argument is empty"),
+        ([" "], "an argument is empty"),
+        (["ab00", ""], "an argument is empty"),
         ([], "expected at least one argument"),
-        (["ab"], "2 jobs have a key that begins with ab"),
-        (["ab00", "zzz"], "No unfinished job has the key zzz"),
-        (["ALL"], "No unfinished job has the key ALL"),
-        (["*"], "No unfinished job has the key *"),
-        (["."], "No unfinished job has the key ."),
+        (["ab"], "2 jobs have a key that starts with ab"),
+        (["ab00", "zzz"], "no interrupted job has the key zzz"),
+        (["ALL"], "no interrupted job has the key ALL"),
+        (["*"], "no interrupted job has the key *"),
+        (["."], "no interrupted job has the key ."),
     ],
 )
 def test_a_key_that_names_no_job_or_several_clears_nothing(tmp_path, monkeypatch, capsys, keys, fault):
@@ -262,14 +262,14 @@ def test_a_key_that_names_no_job_or_several_clears_nothing(tmp_path, monkeypatch
     for name in ("ab00" + "0" * 28, "ab11" + "0" * 28):
         a_past(tmp_path / "made").folder.rename(root / name)
     try:
-        code = verb.main(["--clear", *keys])
+        code = cli.main(["jobs", "--clear", *keys])
     except SystemExit as exit:
         code = exit.code
     assert code and fault in capsys.readouterr().err
     assert len(list(unfinished_jobs(root))) == 2
-    assert verb.main(["--clear", "ab00", "ab00"]) == 0
+    assert cli.main(["jobs", "--clear", "ab00", "ab00"]) == 0
     assert [job.folder.name[:4] for job in unfinished_jobs(root)] == ["ab11"]
-    assert verb.main(["--clear", "all"]) == 0 and list(unfinished_jobs(root)) == []
+    assert cli.main(["jobs", "--clear", "all"]) == 0 and list(unfinished_jobs(root)) == []
 
 
 def test_a_cache_that_is_a_link_to_nowhere_is_named_and_no_other_process(tmp_path):
@@ -296,14 +296,13 @@ def test_without_locks_no_progress_is_kept_and_the_list_still_is(tmp_path, monke
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(OSError, match="Operation not supported"):
         Progress(JOB, root)
-    assert verb.main([]) == 0 and "1 unfinished jobs" in capsys.readouterr().out
-    assert verb.main(["--clear", key]) == 1 and "Operation not supported" in capsys.readouterr().err
+    assert cli.main(["jobs"]) == 0 and "1 interrupted job," in capsys.readouterr().out
+    assert cli.main(["jobs", "--clear", key]) == 1 and "Operation not supported" in capsys.readouterr().err
     assert (root / key / "state.pt").exists()
     make_room(root, keep=tmp_path)
 
 
 def test_a_user_without_a_home_has_no_cache_and_is_told(monkeypatch, capsys):
-    from domainbed_reasoning import __main__ as cli
     from domainbed_reasoning.bridge import upstream
     from domainbed_reasoning.files.cache import NoCacheFolder, cache_folder
 
@@ -318,7 +317,7 @@ def test_a_user_without_a_home_has_no_cache_and_is_told(monkeypatch, capsys):
     with pytest.raises(OSError, match="no home folder"):
         Progress(JOB)
     assert upstream.find_cached_spec() is None  # an import of a DomainBed that is nowhere fails as any other
-    for name in ("unfinished", "get-domainbed"):
+    for name in ("jobs", "get-domainbed"):
         assert cli.main([name]) == 1 and "set HOME, or XDG_CACHE_HOME" in capsys.readouterr().err
 
 

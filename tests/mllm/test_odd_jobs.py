@@ -158,7 +158,7 @@ def test_no_export_carries_the_folder_of_its_base_model(whole, capsys, tmp_path)
     for more, name in (([], "SmolVLM"), (["--base-model-id", "org/name"], "org/name")):
         output = tmp_path / f"out{len(more)}"
         assert cli.main(["export", "--job", str(whole), "--output", str(output), *more]) == 0
-        assert capsys.readouterr().out.count(f"Their base model is {name!r}") == (0 if more else 1)
+        assert capsys.readouterr().out.count(f"The base model is recorded as {name!r}") == (0 if more else 1)
         config = json.loads((output / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == name and config["peft_type"] == "LORA"
         card = (output / "README.md").read_text()

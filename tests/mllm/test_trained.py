@@ -210,7 +210,7 @@ def test_a_chain_that_names_no_class_is_said_beside_the_other_paths_answer(one_j
     monkeypatch.setattr("domainbed_reasoning.jobs.predict.answering_chains", lambda *_: texts)
     assert cli.main(["predict", "--job", str(one_job), "--answer", "chain", *files[:2]]) == 0
     first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith(tuple(files[:2])))
-    assert first.endswith("\t(the chain names no class; by the class-name path)")
+    assert first.endswith("\t(from the class-name path: the chain names no class)")
     assert second == f"{files[1]}\t{names[1]}\t1.000"
 
 
@@ -244,7 +244,7 @@ def test_unreadable_images_are_named_and_the_others_answered(one_job, files, tmp
     for path, fault in zip((absent, empty, cut), faults, strict=True):
         assert f"'{path}' is no readable image: " in fault and fault.endswith("Replace or remove it.")
     assert "No such file" in faults[0]
-    assert summary == "3 of 6 images could not be read; the others are answered."
+    assert summary == "3 of 6 images could not be read."
     assert cli.main([*command, str(empty)]) == 1
     said = capsys.readouterr()
     assert said.out == "" and said.err.endswith("1 of 1 image could not be read.\n")

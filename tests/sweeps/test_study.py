@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
+from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning import registry
-from domainbed_reasoning.commands import study as verb
 from domainbed_reasoning.commands import study_launch
 from domainbed_reasoning.images import catalog
 from domainbed_reasoning.mllm.loading import TINY
@@ -27,7 +27,7 @@ BASELINES_AND_CLIP = {"ERM", "CORAL", "CLIPZeroShot", "CLIPLoRA"}
 
 
 def said_by(capsys, *arguments):
-    assert verb.main(list(arguments)) == 0
+    assert cli.main(["study", *arguments]) == 0
     return capsys.readouterr().out
 
 
@@ -51,7 +51,7 @@ def test_without_a_name_all_are_listed(capsys):
 
 
 def test_a_misspelt_name_gets_the_nearest_one(capsys):
-    assert verb.main(["ablatoin"]) == 1
+    assert cli.main(["study", "ablatoin"]) == 1
     assert "Unknown study 'ablatoin'. Did you mean 'ablation'?" in capsys.readouterr().err
 
 
@@ -61,24 +61,22 @@ def test_a_misspelt_name_gets_the_nearest_one(capsys):
         (["ablation", "--launch"], "--scale mini needs no data"),
         (
             ["ablation", "--launch", "--data_dir", "/nowhere"],
-            "there is no folder /nowhere/office_home. DomainBed's own",
+            "the folder /nowhere/office_home does not exist. DomainBed's own",
         ),
         (["ablation", "--launcher", "slrum"], "Did you mean 'slurm'?"),
-        (["ablation", "--hparams", "lr=1"], "--hparams is no JSON"),
-        (["ablation", "--hparams", "[1]"], "should be a JSON object"),
         (["ablation", "--gpu", "T5"], "GPU 'T5' is not known"),
     ],
 )
 def test_an_error_names_the_cure(capsys, arguments, cure):
-    assert verb.main(arguments) == 1
+    assert cli.main(["study", *arguments]) == 1
     assert cure in capsys.readouterr().err
 
 
 def test_missing_chains_are_named_before_hours_are_spent(tmp_path, capsys):
     (tmp_path / catalog.STOCK["TerraIncognita"].folder).mkdir()
-    assert verb.main(["sarr_rounds", "--launch", "--data_dir", str(tmp_path)]) == 1
+    assert cli.main(["study", "sarr_rounds", "--launch", "--data_dir", str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert "RDMLDG train on chains" in said and "domainbed-reasoning annotate --dataset TerraIncognita" in said
+    assert "RDMLDG require chains" in said and "domainbed-reasoning annotate --dataset TerraIncognita" in said
 
 
 def test_grids_that_collect_results_cannot_tell_apart_have_folders_of_their_own():
@@ -123,8 +121,8 @@ def test_paths_mean_the_same_in_the_jobs_which_run_elsewhere(tmp_path, monkeypat
 def test_one_chain_file_is_refused_for_several_datasets(tmp_path, capsys):
     """Jobs of all other datasets would end with images that are not theirs."""
     hparams = json.dumps({"chains": "/some.jsonl"})
-    assert verb.main(["ablation", "--launch", "--data_dir", str(tmp_path), "--hparams", hparams]) == 1
-    assert "/some.jsonl: one file, and ablation has 2 datasets. Put each" in capsys.readouterr().err
+    assert cli.main(["study", "ablation", "--launch", "--data_dir", str(tmp_path), "--hparams", hparams]) == 1
+    assert "one chain file, /some.jsonl, but ablation has 2 datasets. Put" in capsys.readouterr().err
 
 
 def test_an_update_on_one_source_has_as_many_images_as_one_on_three():
@@ -150,7 +148,7 @@ def test_what_is_printed_has_commands_claim_and_hours(capsys):
     assert said.count("# 12 jobs: RDMLDG on TerraIncognitaReasoning") == 6
     hours = [float(hours) for hours in re.findall(r"RDMLDG \(rounds_\d\) +([\d.]+)", said)]
     assert len(hours) == 6 and hours == sorted(set(hours))
-    total = float(re.search(r"(\d+) hours in all", said)[1])
+    total = float(re.search(r"(\d+) hours in total", said)[1])
     assert total == pytest.approx(12 * sum(hours), rel=0.02)
     # With GPUs for all, a sweep ends with its longest job, and the next begins then.
     said = said_by(capsys, "sarr_rounds", "--data_dir", "/data", "--gpu", "H100", "--gpus", "100")
@@ -201,7 +199,7 @@ def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_p
     assert ran == [line for line in said_by(capsys, *arguments).splitlines() if line.startswith("python ")]
     assert done.stdout.count("Dummy launcher: ") == 24
     assert "Total records: 0" in done.stdout
-    assert "0 of 24 jobs are done." in done.stdout and "NOT STARTED: 24 jobs" in done.stdout
+    assert "0/24 jobs completed." in done.stdout and "NOT STARTED: 24 jobs" in done.stdout
     to_remove = [line.strip() for line in done.stdout.splitlines() if "sweep delete_incomplete" in line]
     assert to_remove == [line.replace("sweep launch", "sweep delete_incomplete") for line in ran if " launch " in line]
 
@@ -220,8 +218,8 @@ def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, 
         done = launched(domainbed_root, tmp_path, *arguments, before=before, **{jobs.TARGETS: "1 2 3"})
         assert done.returncode == 1, done.stdout + done.stderr
         assert f"LabelSFT: {to_launch} jobs to launch" in done.stdout
-        assert "1 of 4 jobs are done." in done.stdout
-        assert "NOT STARTED: 3 jobs\nCall this again" in done.stdout
+        assert "1/4 jobs completed." in done.stdout
+        assert "NOT STARTED: 3 jobs\nRerun the command" in done.stdout
     lines = done.stdout.splitlines()
     header = lines.index("| Algorithm | photo | cartoon | sketch | negative | Avg |")
     name, accuracy, *others = lines[header + 2].strip("| ").split(" | ")
@@ -241,10 +239,10 @@ def test_a_killed_study_goes_on_when_it_is_called_again(tmp_path, domainbed_root
     first = launched(domainbed_root, tmp_path, *arguments, before=before, **{jobs.TARGETS: "1"})
     assert first.returncode == 1, first.stdout + first.stderr
     assert "delete_incomplete" not in first.stdout
-    assert "1 of 4 jobs are done." in first.stdout and "NOT STARTED: 3 jobs" in first.stdout
+    assert "1/4 jobs completed." in first.stdout and "NOT STARTED: 3 jobs" in first.stdout
     second = launched(domainbed_root, tmp_path, *arguments, before=before, **{jobs.TARGETS: "1 2"})
     assert second.stdout.count("sweep delete_incomplete") == 1 and "About to delete 3 jobs" in second.stdout
-    assert "2 of 4 jobs are done." in second.stdout
+    assert "2/4 jobs completed." in second.stdout
     assert f"domainbed-reasoning report {out}" in second.stdout
     other = launched(domainbed_root, tmp_path, *arguments[:-2], before=before)
     assert other.returncode == 1

@@ -1,4 +1,4 @@
-"""`analyse sarr-rounds` and `analyse faithfulness`: what jobs did, and what their models do with a chain."""
+"""`analyze sarr-rounds` and `analyze faithfulness`: SARR's rounds, and how models use a chain."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from domainbed_reasoning.analysis.checkpoints import Checkpoint, open_checkpoint
 from domainbed_reasoning.analysis.cues import cues_of
 from domainbed_reasoning.analysis.settings import settings_of
 from domainbed_reasoning.analysis.tables import write_csv
-from domainbed_reasoning.commands.analyse_results import job_of, leave, material_for, plot, results_for, write
+from domainbed_reasoning.commands.analyze_results import job_of, leave, material_for, plot, results_for, write
 
-_NOT_IN_PAPER = "paper: no such analysis"
+_NOT_IN_PAPER = "paper: not reported"
 
 
-def run_rounds(given: argparse.Namespace) -> None:
-    """Tell SARR's rounds, as recorded and, of images, as the saved checkpoints answer."""
-    checkpoints, told = _jobs_of(given)
-    results = results_for(given, f"sarr_rounds_{_about(checkpoints)}", *checkpoints)
+def run_rounds(args: argparse.Namespace) -> None:
+    """Summarize SARR's rounds from the records and, on images, from the answers of the saved checkpoints."""
+    checkpoints, columns = _jobs_of(args)
+    results = results_for(args, f"sarr_rounds_{_about(checkpoints)}", *checkpoints)
     rows: list[dict[str, Any]] = []
     missing: list[str] = []
-    asked = ("images", "words", "parsed", "agreement", "chain", "label")
+    answered = ("images", "words", "parsed", "agreement", "chain", "label")
     recorded = [rounds.from_records(job_of(one).folder, job_of(one).test_envs) for one in checkpoints]
     title = f"SARR by round, {_count(checkpoints)}"
-    for checkpoint, about, found in zip(checkpoints, told, recorded, strict=True):
+    for checkpoint, about, found in zip(checkpoints, columns, recorded, strict=True):
         answers: dict[int, Any] = {}
-        if given.images:
-            material = material_for(given, checkpoint, False)
-            samples = material.draw(material.domains(given.domains), given.images)
+        if args.images:
+            material = material_for(args, checkpoint, False)
+            samples = material.draw(material.domains(args.domains), args.images)
             steps = [row["step"] for row in found]
             folder = job_of(checkpoint).folder
-            answers = rounds.from_checkpoints(folder, steps, material, samples, given.model)
+            answers = rounds.from_checkpoints(folder, steps, material, samples, args.model)
             missing += filter(None, [rounds.without_checkpoint(folder, steps, answers)])
         for row in found:
-            more = {key: answers.get(row["step"], {}).get(key) for key in asked} if given.images else {}
+            more = {key: answers.get(row["step"], {}).get(key) for key in answered} if args.images else {}
             rows.append({**about, **row, **more})
         leave(results, title, rows, "\n".join([*missing, rounds.PAPER]))
     shown = [{key: value for key, value in row.items() if key not in ("dataset", "setting")} for row in rows]
@@ -45,58 +45,58 @@ def run_rounds(given: argparse.Namespace) -> None:
     plot(results, lambda path: plots.rounds(rows, title, path))
 
 
-def run_faithfulness(given: argparse.Namespace) -> None:
-    """Measure what conclusions follow; what is measured of a job is written before the next one, which may fail."""
-    checkpoints, told = _jobs_of(given)
-    results = results_for(given, f"faithfulness_{_about(checkpoints)}", *checkpoints)
+def run_faithfulness(args: argparse.Namespace) -> None:
+    """Measure what conclusions follow. Results are written after each job, so that a failing job loses no others."""
+    checkpoints, columns = _jobs_of(args)
+    results = results_for(args, f"faithfulness_{_about(checkpoints)}", *checkpoints)
     shares: list[dict[str, Any]] = []
     answers: list[dict[str, Any]] = []
-    faults: list[str] = []
-    for number, (name, about) in enumerate(zip(given.jobs, told, strict=True), 1):
+    failures: list[str] = []
+    for number, (name, about) in enumerate(zip(args.jobs, columns, strict=True), 1):
         try:
-            found, rows = _faithfulness_of(given, name)
+            found, rows = _faithfulness_of(args, name)
         except (ValueError, OSError) as error:
-            faults.append(f"{name}: {error}")
-            print(faults[-1], file=sys.stderr, flush=True)
+            failures.append(f"{name}: {error}")
+            print(failures[-1], file=sys.stderr, flush=True)
             continue
         shares += [{**about, **row} for row in found]
         answers += [{**about, **row} for row in rows]
-        leave(results, f"Faithfulness, {number - len(faults)} of {_count(checkpoints)}", shares, _NOT_IN_PAPER)
+        leave(results, f"Faithfulness, {number - len(failures)} of {_count(checkpoints)}", shares, _NOT_IN_PAPER)
         write_csv(results.path("_answers.csv"), answers)
     if shares:
-        title = f"Faithfulness, {len(given.jobs) - len(faults)} of {_count(checkpoints)}"
+        title = f"Faithfulness, {len(args.jobs) - len(failures)} of {_count(checkpoints)}"
         pooled = faithfulness.pool(shares)
-        write(results, title, shares, [f"left out: {fault}" for fault in faults], _NOT_IN_PAPER, shown=pooled)
-        print(f"written: {results.path('_answers.csv')}")
+        write(results, title, shares, [f"excluded: {failure}" for failure in failures], _NOT_IN_PAPER, shown=pooled)
+        print(f"Wrote {results.path('_answers.csv')}")
         plot(results, lambda path: plots.faithfulness(pooled, title, path))
-    if faults:
-        raise ValueError("\n".join(["not analysed:", *faults]))
+    if failures:
+        raise ValueError(f"{len(failures)} of {_count(checkpoints)} could not be analyzed: {'; '.join(failures)}")
 
 
-def _faithfulness_of(given: argparse.Namespace, name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return a job's shares and answers; its model is gone before the next one loads."""
+def _faithfulness_of(args: argparse.Namespace, name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return a job's shares and answers; its model is freed before the next one loads."""
     checkpoint = open_checkpoint(name)
     job = job_of(checkpoint)
-    material = material_for(given, checkpoint, False)
-    samples = material.draw(material.domains(given.domains), given.images)
+    material = material_for(args, checkpoint, False)
+    samples = material.draw(material.domains(args.domains), args.images)
     print(f"{name}: {checkpoint.said}, {len(samples)} images", flush=True)
-    mllm = checkpoint.load(given.model)
+    mllm = checkpoint.load(args.model)
     max_new_tokens, batch = job.hparams["max_new_tokens"], job.hparams["eval_batch"]
     reader = faithfulness.Reader(mllm, material, max_new_tokens, batch, job.exact_answers)
     return faithfulness.measure(reader, samples, cues_of(job.dataset))
 
 
-def _jobs_of(given: argparse.Namespace) -> tuple[list[Checkpoint], list[dict[str, str]]]:
-    """Return all jobs, opened before the first is looked at and without their adapters, and what tells rows of each.
+def _jobs_of(args: argparse.Namespace) -> tuple[list[Checkpoint], list[dict[str, str]]]:
+    """Return all jobs, opened without their adapters before the first is analyzed, and columns that identify each.
 
     Raises:
-        ValueError: naming the first that is none.
+        ValueError: naming the first that is not a job.
     """
     checkpoints = []
-    for name in given.jobs:
+    for name in args.jobs:
         opened = open_checkpoint(name)
         checkpoints.append(dataclasses.replace(opened, job=dataclasses.replace(job_of(opened), adapters={})))
-    told = [
+    columns = [
         {
             "job": one.where,
             "algorithm": job_of(one).algorithm,
@@ -106,11 +106,11 @@ def _jobs_of(given: argparse.Namespace) -> tuple[list[Checkpoint], list[dict[str
         }
         for one, setting in zip(checkpoints, settings_of(checkpoints), strict=True)
     ]
-    return checkpoints, told
+    return checkpoints, columns
 
 
 def _about(checkpoints: Sequence[Checkpoint]) -> str:
-    """Return what names of files call some jobs."""
+    """Return the part of file names that stands for some jobs."""
     if len(checkpoints) == 1:
         return checkpoints[0].tag
     jobs = [job_of(one) for one in checkpoints]

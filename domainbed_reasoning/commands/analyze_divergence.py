@@ -1,0 +1,48 @@
+"""`analyze divergence`: the divergence between domains, of their images and of their chains."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from domainbed_reasoning.analysis import divergence, encoders, plots
+from domainbed_reasoning.analysis.checkpoints import open_checkpoint, words_of_file
+from domainbed_reasoning.analysis.material import build_material
+from domainbed_reasoning.chains.chain import without_tags
+from domainbed_reasoning.commands.analyze_results import plot, results_for, write
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure the divergence between each domain and the others, of images and of chains."""
+    name = args.encoder or encoders.DEFAULT
+    clip = encoders.clip_named(name)
+    checkpoint = None if clip else open_checkpoint(name)
+    trained = checkpoint.job if checkpoint else None
+    if args.model and trained is None:
+        raise ValueError(f"--model {args.model} replaces a job's base model, but --encoder {name} is not a job.")
+    hparams = args.hparams
+    if checkpoint:
+        hparams |= {"model": args.model or (trained.model if trained else name)}
+    encoded_by = checkpoint.tag if checkpoint else words_of_file(Path(name).name)
+    chains = args.chains.stem if args.chains else ""
+    named = "_".join(filter(None, ["divergence", args.dataset, words_of_file(chains), encoded_by, args.kernel]))
+    results = results_for(args, named)
+    material = build_material(args.dataset, args.data_dir, [], hparams, str(args.chains) if args.chains else True, clip)
+    encoder = encoders.load_encoder(name, args.model)
+    images, texts = [], []
+    names = material.task.environments
+    for env in range(len(names)):
+        samples = material.draw([env], args.images, chained=True)
+        images.append(encoder.images(material.pixels(samples)))
+        texts.append(encoder.texts([without_tags(material.task.chains[sample]) for sample in samples]))
+    columns = {"dataset": args.dataset, "encoder": checkpoint.where if checkpoint else name, "kernel": args.kernel}
+    rows = [{**columns, **row} for row in divergence.between_domains(images, texts, names, args.kernel)]
+    title = f"{args.dataset}, {checkpoint.said if checkpoint else Path(name).name}, {args.kernel} kernel"
+    findings = ["chains are encoded without their stage tags"]
+    means = {row["modality"]: row for row in rows if row["domain"] == "mean"}
+    for key in ("biased", "unbiased", "relative"):
+        a, b = means["images"][key], means["chains"][key]
+        change = "not lower" if a <= 0 else f"{100 * (1 - b / a):.1f}% lower" if b > 0 else "reduced to 0"
+        findings.append(f"{key}: images {a:.3f}, chains {b:.3f}: {change}")
+    write(results, title, rows, findings, divergence.PAPER)
+    plot(results, lambda path: plots.divergence(rows, title, path))

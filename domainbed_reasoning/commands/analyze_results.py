@@ -1,0 +1,71 @@
+"""What all analyses share: opening a job and its data, and writing tables, text and plot."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from domainbed_reasoning.analysis import plots
+from domainbed_reasoning.analysis.checkpoints import Checkpoint
+from domainbed_reasoning.analysis.material import Material, material_of
+from domainbed_reasoning.analysis.results import Results, results_at
+from domainbed_reasoning.analysis.tables import as_text, write_csv
+from domainbed_reasoning.commands import arguments
+from domainbed_reasoning.jobs.trained import TrainedJob
+
+
+def job_of(checkpoint: Checkpoint) -> TrainedJob:
+    """Return the job that trained a checkpoint.
+
+    Raises:
+        ValueError: if it is a base model.
+    """
+    if checkpoint.job is None:
+        raise ValueError(
+            f"{checkpoint.name} is not a job folder. Pass an output folder of DomainBed's train or sweep with an MLLM "
+            "algorithm, or a checkpoint in it."
+        )
+    return checkpoint.job
+
+
+def material_for(args: argparse.Namespace, checkpoint: Checkpoint, chains: bool | str) -> Material:
+    """Return a job's data, from --data-dir and --model if they have moved."""
+    return material_of(job_of(checkpoint), args.data_dir, chains=chains, model=args.model)
+
+
+def results_for(args: argparse.Namespace, name: str, *of: Checkpoint) -> Results:
+    """Return where files go: --output, or the folder `analysis` beside the first of the jobs ``of``."""
+    beside = job_of(of[0]).folder.resolve().parent / "analysis" if of else Path("analysis")
+    return results_at(args.output or beside, name, args.command_line)
+
+
+def write(
+    results: Results,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    findings: Sequence[str],
+    paper: str,
+    shown: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Print the table, the findings and the paper's numbers; write the rows as CSV and the rest as text."""
+    summary = "\n".join([*findings, paper])
+    print(f"\n{title}\n\n{as_text(rows if shown is None else shown)}\n\n{summary}\n")
+    leave(results, title, rows, summary)
+    print(f"Wrote {results.path('.txt')}\nWrote {results.path('.csv')}")
+
+
+def leave(results: Results, title: str, rows: Sequence[Mapping[str, Any]], summary: str) -> None:
+    """Write the rows as CSV and the rest as text."""
+    arguments.write_text(results.path(".txt"), results.text(f"{title}\n{summary}"))
+    write_csv(results.path(".csv"), rows)
+
+
+def plot(results: Results, draw: Callable[[Path], None]) -> None:
+    """Write the plot if matplotlib is installed; otherwise print how to install it."""
+    if not plots.plots_are_there():
+        print("No plot: matplotlib is not installed. Run pip install 'domainbed-reasoning[plots]'.")
+        return
+    draw(results.path(".png"))
+    print(f"Wrote {results.path('.png')}")
