@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed_reasoning.jobs.resume_store import (
-    BOUND,
+    LIMIT,
     JobIsRunning,
-    Unfinished,
+    SavedProgress,
     clear,
-    unfinished_folder,
-    unfinished_jobs,
+    list_progress,
+    progress_folder,
 )
 
 _DESCRIPTION = f"""\
 List the training jobs whose progress is kept: killed at any moment and started again with the same arguments, they go
 on where they were. A job's progress is deleted when it ends well; the oldest go when all together take more than
-${BOUND} gigabytes (default 50)."""
+${LIMIT} gigabytes (default 50)."""
 
 _EXAMPLES = """\
 examples:
@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clear", nargs="+", metavar="KEY", help="delete the progress of these jobs, or of `all`")
     arguments = parser.parse_args(argv)
     try:
-        root = unfinished_folder()
+        root = progress_folder()
     except OSError as error:
         print(f"No progress of jobs is kept: {error}.", file=sys.stderr)
         return 1
-    jobs = list(unfinished_jobs(root))
+    jobs = list(list_progress(root))
     if arguments.clear is not None:
         return _clear(jobs, arguments.clear)
     for job in jobs:
@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _clear(jobs: Sequence[Unfinished], keys: Sequence[str]) -> int:
+def _clear(jobs: Sequence[SavedProgress], keys: Sequence[str]) -> int:
     """Clear the jobs that the keys name; none where a key names none or several."""
-    chosen: dict[Path, Unfinished] = {}
+    chosen: dict[Path, SavedProgress] = {}
     faults = []
     for key in keys:
         found = list(jobs) if key == "all" else _named(jobs, key)
@@ -78,13 +78,13 @@ def _clear(jobs: Sequence[Unfinished], keys: Sequence[str]) -> int:
     return int(failed)
 
 
-def _named(jobs: Sequence[Unfinished], key: str) -> list[Unfinished]:
+def _named(jobs: Sequence[SavedProgress], key: str) -> list[SavedProgress]:
     """Return the jobs whose key is or begins with ``key``; none for an empty one."""
     whole = [job for job in jobs if job.folder.name == key]
     return whole or [job for job in jobs if key.strip() and job.folder.name.startswith(key)]
 
 
-def _fault(key: str, found: Sequence[Unfinished]) -> str:
+def _fault(key: str, found: Sequence[SavedProgress]) -> str:
     if not key.strip():
         return "--clear: a key is empty (an unset variable of the shell?). Give a key that the list shows, or all."
     if not found:
@@ -92,7 +92,7 @@ def _fault(key: str, found: Sequence[Unfinished]) -> str:
     return "\n".join([f"--clear: {len(found)} jobs have a key that begins with {key}:", *map(_line, found)])
 
 
-def _line(job: Unfinished) -> str:
+def _line(job: SavedProgress) -> str:
     args = job.args
     what = f"{args.get('algorithm', '?')} on {args.get('dataset', '?')}, targets {args.get('test_envs', '?')}"
     state = "running" if job.running else "done" if job.done else f"{(time.time() - job.changed) / 3600:.1f} h ago"

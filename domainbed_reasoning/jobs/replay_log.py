@@ -30,7 +30,8 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.files.atomic import replace_text
-from domainbed_reasoning.jobs.resume_store import JobIsRunning, delete, is_done, make_room, take, unfinished_folder
+from domainbed_reasoning.files.locks import FileLocked
+from domainbed_reasoning.jobs.resume_store import JobIsRunning, delete, is_done, lock_folder, progress_folder, prune
 from domainbed_reasoning.jobs.sealed import Damaged, check_tensors, line_of, read_lines, read_tensors, write_tensors
 
 _SHARE_OF_TIME = 0.01  # of training that may go into saving states
@@ -78,15 +79,17 @@ class Progress:
 
     def __init__(self, job: Mapping[str, Any], root: Path | None = None):
         self.key = key_of(job)
-        self.folder = (root or unfinished_folder()) / self.key
+        self.folder = (root or progress_folder()) / self.key
         self.state: dict[str, Any] | None = None
         self._log: int | None = None
-        self._lock = take(self.folder)
-        if self._lock is None:
+        self._lock: int | None = None
+        try:
+            self._lock = lock_folder(self.folder)
+        except FileLocked as error:
             raise JobIsRunning(
-                f"This job runs in another process already (its progress, {self.folder}, is locked): wait for it, or "
-                'give this one another --output_dir, or the hparam "resume": false.'
-            )
+                f"This job is already running in {error.holder}, which has locked {self.folder}. Wait for it, or "
+                'choose another --output_dir, or set the hparam "resume": false.'
+            ) from error
         try:
             self._open(job)
         except BaseException:
@@ -115,7 +118,7 @@ class Progress:
         replace_text(self.folder / "job.json", json.dumps(dict(job), indent=1) + "\n")
         self._saved_at, self._cost = time.monotonic(), 0.0
         self._saved_steps = self.state["steps"] if self.state is not None else -1
-        make_room(self.folder.parent, keep=self.folder)
+        prune(self.folder.parent, keep=self.folder)
 
     def close(self) -> None:
         """Stop recording and let go of the job."""

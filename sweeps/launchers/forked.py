@@ -28,7 +28,7 @@ from tqdm import tqdm
 from domainbed_reasoning.bridge import versions
 from domainbed_reasoning.bridge.train_args import TRAIN_SCRIPT
 from domainbed_reasoning.files.cache import NoCacheFolder
-from domainbed_reasoning.jobs.resume_store import make_room, unfinished_folder
+from domainbed_reasoning.jobs.resume_store import progress_folder, prune
 from domainbed_reasoning.sweeps.launchers.jobs import Failure, Job, chosen_jobs, report, whole_number
 from domainbed_reasoning.sweeps.launchers.parallel import JOBS
 from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm
@@ -101,8 +101,8 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
             for process in running:
                 process.join()
     with suppress(NoCacheFolder):
-        if (kept := unfinished_folder()).is_dir():
-            make_room(kept, keep=kept)  # a fork ends without what a process does at its end: forget a job that is done
+        if (kept := progress_folder()).is_dir():
+            prune(kept, keep=kept)  # a fork ends without what a process does at its end: forget a job that is done
     report(failures, len(jobs))
     return failures
 

@@ -10,7 +10,7 @@ import torch
 
 from domainbed_reasoning.jobs.replay_log import Answers, Progress
 from domainbed_reasoning.jobs.results_file import own_records, set_aside
-from domainbed_reasoning.jobs.resume_store import JobIsRunning, unfinished_jobs
+from domainbed_reasoning.jobs.resume_store import JobIsRunning, list_progress
 
 JOB = {"args": {"algorithm": "RDMLDG", "dataset": "D", "test_envs": [0], "output_dir": "nowhere"}}
 ADAPTERS = [{"lora": torch.arange(4.0) + step} for step in range(2)]
@@ -221,7 +221,7 @@ def test_a_start_that_fails_lets_go_of_the_job(kept, monkeypatch):
 )
 def test_another_jobs_damaged_description_is_in_nobodys_way(kept, text):
     (kept / "job.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    (found,) = unfinished_jobs(kept.parent)
+    (found,) = list_progress(kept.parent)
     assert found.steps == 2 and not found.done
     Progress({"args": {"output_dir": "mine"}}, kept.parent).close()
 
