@@ -130,7 +130,7 @@ def printable_streams() -> Iterator[None]:
     """Have standard output and error write printable text alone, of whatever encoding they are."""
     before = sys.stdout, sys.stderr
     if not isinstance(before[0], _Printable):
-        sys.stdout, sys.stderr = (stream and _Printable(stream) for stream in before)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = (stream and _Printable(stream) for stream in before)
     try:
         yield
     finally:

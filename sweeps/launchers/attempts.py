@@ -16,24 +16,20 @@ As a process it ends its train command when its standard input ends: when whoeve
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
-from domainbed_reasoning.files.atomic import replace_text
+from domainbed_reasoning.jobs.results_file import join_earlier, set_aside
 from domainbed_reasoning.sweeps.launchers.jobs import Job, parse_job
 from domainbed_reasoning.sweeps.launchers.processes import end, ended_by_sigterm, start
 
-RECORDS = "results.jsonl"
 RETRIES = "DOMAINBED_REASONING_RETRIES"
 DEFAULT_RETRIES = 1
 _POLL_SECONDS = 0.1
@@ -74,7 +70,7 @@ class Attempt:
         try:
             self._replace_others()
             if (folder / "done").exists():  # by the one that was replaced
-                join_records(folder)
+                join_earlier(folder)
                 return 0
             set_aside(folder)
             self.say(f"--- {self.said}, {datetime.now(UTC).isoformat(timespec='seconds')}, on {socket.gethostname()}")
@@ -82,7 +78,7 @@ class Attempt:
                 return self._run_train_command()
             finally:
                 if not self.replaced:
-                    join_records(folder)
+                    join_earlier(folder)
         finally:
             self._file.unlink(missing_ok=True)
 
@@ -140,47 +136,6 @@ class Attempt:
         self.ended = True
         if self._process is not None:
             end([self._process], grace)
-
-
-def set_aside(folder: Path) -> None:
-    """Move the records of a dead attempt out of `collect_results`' sight, into a file with a number."""
-    if (folder / RECORDS).exists():
-        number = len(_aside(folder)) + 1
-        os.replace(folder / RECORDS, folder / f"{RECORDS}.attempt-{number}")
-
-
-def join_records(folder: Path) -> None:
-    """Write the records of all attempts as those of one, atomically; leave the file alone where it is right already."""
-    records = folder / RECORDS
-    there = records.read_text(encoding="utf-8", errors="replace") if records.exists() else ""
-    lines = [
-        line for path in _aside(folder) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-    ]
-    joined = "".join(f"{line}\n" for line in without_repeats([*lines, *there.splitlines()]))
-    if joined != there:
-        replace_text(records, joined)
-
-
-def without_repeats(lines: Iterable[str]) -> list[str]:
-    """Return records in which every step stands once: one of step s replaces all earlier ones of steps from s on.
-
-    Lines that a kill cut short are dropped.
-    """
-    kept: list[tuple[int, str]] = []
-    for line in lines:
-        try:
-            step = int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        kept = [(earlier, text) for earlier, text in kept if earlier < step]
-        kept.append((step, line))
-    return [text for _, text in kept]
-
-
-def _aside(folder: Path) -> list[Path]:
-    """Return the files of earlier attempts, the first one first."""
-    found = [(re.fullmatch(rf"{RECORDS}\.attempt-(\d+)", path.name), path) for path in folder.glob(f"{RECORDS}.*")]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

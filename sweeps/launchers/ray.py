@@ -38,7 +38,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from domainbed_reasoning.sweeps.launchers.attempts import DEFAULT_RETRIES, RETRIES, join_records
+from domainbed_reasoning.jobs.results_file import join_earlier
+from domainbed_reasoning.sweeps.launchers.attempts import DEFAULT_RETRIES, RETRIES
 from domainbed_reasoning.sweeps.launchers.jobs import LOG, Failure, Job, chosen_jobs, report, say_ended, whole_number
 from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm, threads_of, visible_gpus
 from domainbed_reasoning.terminal import printable_streams
@@ -235,7 +236,7 @@ def _run_all(ray: Any, jobs: Sequence[Job], share: Share, retries: int) -> list[
                         failures.append(failure)
                         bar.write(f"FAILED: {job.name} ({failure.cause})", file=sys.stderr)
                         try:
-                            join_records(job.folder)
+                            join_earlier(job.folder)
                         except OSError as error:
                             bar.write(f"Its records stay as they are: {error}", file=sys.stderr)
                     bar.update()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from domainbed_reasoning.sweeps.launchers.attempts import join_records
+from domainbed_reasoning.jobs.results_file import join_earlier
 from domainbed_reasoning.sweeps.launchers.jobs import LOG, Failure, Job, parse_job, report
 
 _FOLDER = "slurm"
@@ -186,7 +186,7 @@ def wait_for(submitted: Mapping[str, Job]) -> list[Failure]:
                     failures.append(failure)
                     say(f"FAILED: {job.name} ({failure.cause})")
                     try:
-                        join_records(job.folder)
+                        join_earlier(job.folder)
                     except OSError as error:
                         say(f"Its records stay as they are: {error}")
             states = {identifier: state for identifier, state in states.items() if identifier in left}
