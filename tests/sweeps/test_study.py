@@ -13,14 +13,13 @@ import pytest
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.commands import study as verb
-from domainbed_reasoning.commands import study_launch
 from domainbed_reasoning.images import catalog
 from domainbed_reasoning.mllm.loading import TINY
 from domainbed_reasoning.sweeps import stock
-from domainbed_reasoning.sweeps.launchers import jobs
-from domainbed_reasoning.sweeps.launchers import restart as again
-from domainbed_reasoning.sweeps.studies import single_source
+from domainbed_reasoning.sweeps.launchers import jobs, restart
+from domainbed_reasoning.sweeps.studies import launch, single_source
 from domainbed_reasoning.sweeps.studies.study import STUDIES, Grid, Settings, jobs_of, load_study, sweep_command
+from domainbed_reasoning.sweeps.studies.train_jobs import make_job
 
 SETTINGS = Settings("/data", "/out")
 BASELINES_AND_CLIP = {"ERM", "CORAL", "CLIPZeroShot", "CLIPLoRA"}
@@ -170,15 +169,13 @@ def test_the_single_source_jobs_are_the_sweeps_but_for_their_targets(run_stock, 
     launch = sweep_command(grid, ["ShapesReasoning"], settings)[3:]
     said = run_stock(domainbed_root, "sweep", *launch, cwd=tmp_path).stdout
     stock = {line.removeprefix("Dummy launcher: ") for line in said.splitlines() if "Dummy launcher" in line}
-    theirs = [one for one in single_source._arguments(grid, "ShapesReasoning", settings)]
-    for arguments in theirs:
-        assert len(arguments["test_envs"]) == 3
-        (source,) = {0, 1, 2, 3} - set(arguments["test_envs"])
-        arguments["test_envs"] = [source]
-        names = ("ShapesReasoning", "ERM", [source], arguments["hparams_seed"], 0)
-        arguments["seed"] = single_source._seed_hash(*names)
-    monkeypatch.setattr(single_source, "_arguments", lambda *_: theirs)
-    ours = single_source.train_commands(grid, "ShapesReasoning", settings).values()
+
+    def with_one_target(sweep, dataset, algorithm, targets, **more):
+        assert len(targets) == 3
+        return make_job(sweep, dataset, algorithm, {0, 1, 2, 3} - set(targets), **more)
+
+    monkeypatch.setattr(single_source, "make_job", with_one_target)
+    ours = [job.command for job in single_source.train_jobs(grid, "ShapesReasoning", settings)]
     assert {tuple(shlex.split(one)) for one in ours} == {tuple(shlex.split(one)) for one in stock}
 
 
@@ -221,7 +218,7 @@ def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, 
         assert done.returncode == 1, done.stdout + done.stderr
         assert f"LabelSFT: {to_launch} jobs to launch" in done.stdout
         assert "1 of 4 jobs are done." in done.stdout
-        assert "NOT STARTED: 3 jobs\nCall this again" in done.stdout
+        assert "NOT STARTED: 3 jobs\nRerun this command" in done.stdout
     lines = done.stdout.splitlines()
     header = lines.index("| Algorithm | photo | cartoon | sketch | negative | Avg |")
     name, accuracy, *others = lines[header + 2].strip("| ").split(" | ")
@@ -258,12 +255,12 @@ def test_jobs_that_somebody_runs_are_not_removed(tmp_path):
     process = subprocess.Popen(sleep, cwd=tmp_path)
     try:
         with pytest.raises(ValueError, match=f"(?s)run already:.* {process.pid}  .*Wait for them"):
-            again.check_nothing_runs(tmp_path / "out")
-        again.check_nothing_runs(tmp_path / "other")
+            restart.check_nothing_runs(tmp_path / "out")
+        restart.check_nothing_runs(tmp_path / "other")
     finally:
         process.kill()
         process.wait()
-    again.check_nothing_runs(tmp_path / "out")
+    restart.check_nothing_runs(tmp_path / "out")
 
 
 @pytest.fixture
@@ -302,7 +299,7 @@ def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
     settings = Settings("/data", str(tmp_path / "out"), "parallel")
     study = dataclasses.replace(load_study("ablation"), one_source=one_source)
     with pytest.raises(ValueError) as refused:
-        study_launch._clear(study, grid, ["ShapesReasoning"], settings, tmp_path)
+        launch._clear(study, grid, ["ShapesReasoning"], settings, tmp_path)
     said = f"Slurm still has 2 jobs in {submitted}, which would be removed: 12_0 RUNNING, 12_1 PENDING. Wait for them"
     assert said in str(refused.value)
     assert "squeue --jobs=12)" in str(refused.value) and "(scancel 12)" in str(refused.value)
@@ -313,20 +310,20 @@ def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
 def test_jobs_that_slurm_has_done_with_are_in_nobodys_way(tmp_path, submitted, squeue):
     """Over, or so long ago that Slurm has forgotten them."""
     squeue("12_0 COMPLETED\n12_1 CANCELLED\n15 FAILED\n")
-    again.check_nothing_runs(submitted)
+    restart.check_nothing_runs(submitted)
     squeue("slurm_load_jobs error: Invalid job id specified\n", exit_code=1)
-    again.check_nothing_runs(submitted)
+    restart.check_nothing_runs(submitted)
 
 
 def test_where_slurm_cannot_be_asked_the_user_says_that_its_jobs_are_gone(tmp_path, submitted, squeue, monkeypatch):
     squeue("Unable to contact slurm controller (connect failure)\n", exit_code=1)
     with pytest.raises(ValueError, match="Unable to contact slurm controller"):
-        again.check_nothing_runs(submitted)
+        restart.check_nothing_runs(submitted)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match=r"there is no `squeue` here\).*say so by removing .*/out/a/slurm\.$"):
-        again.check_nothing_runs(submitted)
+        restart.check_nothing_runs(submitted)
     shutil.rmtree(submitted / "slurm")
-    again.check_nothing_runs(submitted)
+    restart.check_nothing_runs(submitted)
 
 
 def test_the_advice_to_remove_folders_spares_jobs_that_run(capsys):
@@ -336,9 +333,9 @@ def test_the_advice_to_remove_folders_spares_jobs_that_run(capsys):
 
 
 def test_a_study_is_launched_by_one_process_at_a_time(tmp_path):
-    with again.sole_launch(tmp_path / "out"):
+    with restart.sole_launch(tmp_path / "out"):
         with pytest.raises(ValueError, match=f"is being launched by process {os.getpid()}: wait"):
-            with again.sole_launch(tmp_path / "out"):
+            with restart.sole_launch(tmp_path / "out"):
                 pass
-    with again.sole_launch(tmp_path / "out"):
+    with restart.sole_launch(tmp_path / "out"):
         pass

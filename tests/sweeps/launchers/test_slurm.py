@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.sweeps.launchers import attempts, slurm_queue
-from domainbed_reasoning.sweeps.launchers import restart as again
+from domainbed_reasoning.sweeps.launchers import attempts, restart, slurm_queue
 from domainbed_reasoning.sweeps.launchers import slurm as slurm_launcher
 from domainbed_reasoning.sweeps.launchers.jobs import parse_job
 
@@ -286,12 +285,12 @@ def test_submit_and_leave(sweep, slurm, monkeypatch, capsys, names):
     identifiers = {"A": {str(number)}, "AB": {f"{number}_0", f"{number}_1"}}[names]
     assert slurm_queue.with_slurm(sweep.folder).keys() == identifiers
     with pytest.raises(ValueError, match=f"Slurm still has {len(names)} jobs in .*scancel {number}"):
-        again.check_nothing_runs(sweep.folder)
+        restart.check_nothing_runs(sweep.folder)
     (sweep.folder / "go").touch()
     for name in names:
         sweep.wait_until((sweep.folder / name / "done").exists)
     sweep.wait_until(lambda: not slurm_queue.with_slurm(sweep.folder))
-    again.check_nothing_runs(sweep.folder)
+    restart.check_nothing_runs(sweep.folder)
 
 
 def test_what_slurm_refuses_is_said_with_the_cure(sweep, slurm, monkeypatch):
@@ -421,30 +420,30 @@ def test_folders_of_dead_jobs_are_told_from_those_of_jobs_that_slurm_runs_here(s
         sweep.wait_for_attempt(alive.name, 1)
         sweep.wait_until(lambda: list(slurm_queue.with_slurm(sweep.folder).values()) == ["RUNNING"])
         monkeypatch.setenv("SQUEUE_PARTITION", "low")  # a user's own, which would hide the job
-        assert again.dead_beside_live(sweep.folder) == [dead, lost]
+        assert restart.dead_beside_live(sweep.folder) == [dead, lost]
         noted = sweep.folder / "slurm" / "jobs.jsonl"
         text = noted.read_text()
         noted.write_text(text[:-40])  # a full disk: the last line is that of a job that is over
         slurm_queue.note_submitted({"0": parse_job(commands[2])}, noted.parent)
         assert list(slurm_queue.submitted_for(sweep.folder)) == [f"{job_id(sweep)}_0", f"{job_id(sweep)}_1", "0"]
-        assert again.dead_beside_live(sweep.folder) == [dead, lost]
+        assert restart.dead_beside_live(sweep.folder) == [dead, lost]
         noted.write_text("")  # a launcher that was killed before it noted
-        assert again.dead_beside_live(sweep.folder) == []
+        assert restart.dead_beside_live(sweep.folder) == []
         noted.write_text(text.replace('"cluster": "test"', '"cluster": "other"'))
         with pytest.raises(ValueError, match="they are with the cluster other, and this is test"):
-            again.dead_beside_live(sweep.folder)
+            restart.dead_beside_live(sweep.folder)
         noted.write_text(text)
         code = "import time; print(flush=True); time.sleep(3600)"
         command = [sys.executable, "-c", code, "domainbed.scripts.sweep", "--output_dir", sweep.folder]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as by_hand:
             by_hand.stdout.readline()
             with pytest.raises(ValueError, match=f"run already:\\n    {by_hand.pid} "):
-                again.dead_beside_live(sweep.folder)
+                restart.dead_beside_live(sweep.folder)
             by_hand.kill()
     finally:
         (sweep.folder / "end").touch()
     sweep.wait_until((alive / "done").exists)
-    sweep.wait_until(lambda: again.dead_beside_live(sweep.folder) is None)
+    sweep.wait_until(lambda: restart.dead_beside_live(sweep.folder) is None)
 
 
 STUDY = """
@@ -485,7 +484,7 @@ def test_a_study_submits_all_its_sweeps_and_called_again_starts_what_died(sweep,
     finally:
         slurm("scontrol", "update", "PartitionName=main", "State=UP")
     code, said = launch("1 2 3")
-    assert code == 1 and "6 of 8 jobs are done." in said and "NOT STARTED: 2 jobs\nCall this again" in said, said
+    assert code == 1 and "6 of 8 jobs are done." in said and "NOT STARTED: 2 jobs\nRerun this command" in said, said
     assert "FAILED" not in said
     code, said = launch("1 2 3", **{slurm_launcher.WAIT: "0"})
     assert code == 1 and "6 of 8 jobs are done." in said, said  # and the tables are there

@@ -1,4 +1,4 @@
-"""`domainbed-reasoning study --launch`: a study's commands run, again and again until all its jobs are done."""
+"""Launching a study: its jobs are started, resumed on every rerun until all are done, and tabulated."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.commands.arguments import printable
 from domainbed_reasoning.results import collect
 from domainbed_reasoning.results.job_folders import read_job
 from domainbed_reasoning.results.render import markdown
 from domainbed_reasoning.results.tables import accuracy_tables, one_source_tables
 from domainbed_reasoning.sweeps import stock
-from domainbed_reasoning.sweeps.launchers import restart as again
-from domainbed_reasoning.sweeps.launchers import slurm_queue
+from domainbed_reasoning.sweeps.launchers import restart, slurm_queue
 from domainbed_reasoning.sweeps.launchers.slurm import WAIT
-from domainbed_reasoning.sweeps.studies.single_source import train_commands
+from domainbed_reasoning.sweeps.studies.single_source import train_jobs
 from domainbed_reasoning.sweeps.studies.study import Grid, Settings, Study, collect_commands, sweep_command
+from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob, remove_dead, start
+from domainbed_reasoning.terminal import printable
 
-_NEVER_RUN = "dummy"  # this launcher's jobs are yet to be started when it has ended
+_PRINTS_ONLY = "dummy"  # prints the commands of jobs, which the user then starts
 
 
 def launch(study: Study, scale: str, settings: Settings) -> int:
-    """Run the commands and print the tables; return 1 if a job is not done.
+    """Start the jobs that are not done and print the tables; return 1 if a job is not done.
 
     Raises:
         ValueError: where another process runs these jobs, or the folder holds jobs of other settings.
@@ -40,8 +40,8 @@ def launch(study: Study, scale: str, settings: Settings) -> int:
     if scale == "mini" and not settings.model:
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing of the embedded model is on the hub
     try:
-        with again.sole_launch(output):
-            again.check_settings(output, _identity(study, settings))
+        with restart.sole_launch(output):
+            restart.check_settings(output, _identity(study, settings))
             for grid in grids:
                 _clear(study, grid, datasets, settings, domainbed)
             if settings.launcher == "slurm":
@@ -51,7 +51,7 @@ def launch(study: Study, scale: str, settings: Settings) -> int:
                     _launch(study, grid, datasets, settings, domainbed)
     except (KeyboardInterrupt, SystemExit) as ended:
         if not isinstance(getattr(ended, "code", None), str):  # a signal, and no command that failed
-            print("\nEnded. Called again, the study goes on where it was.", flush=True)
+            print("\nInterrupted. Rerun this command to resume the study.", flush=True)
         raise
     return _conclude(study, datasets, grids, settings, domainbed)
 
@@ -82,19 +82,16 @@ def _identity(study: Study, settings: Settings) -> dict[str, Any]:
 def _clear(study: Study, grid: Grid, datasets: Sequence[str], settings: Settings, domainbed: Path) -> None:
     """Remove what would not be started again: the folders of a grid's jobs that were killed or failed."""
     folder = Path(settings.folder_of(grid))
-    if settings.launcher == _NEVER_RUN or not again.incomplete_in(folder):
+    if settings.launcher == _PRINTS_ONLY or not restart.incomplete_in(folder):
         return
-    dead = again.dead_beside_live(folder) if settings.launcher == "slurm" else None
+    dead = restart.dead_beside_live(folder) if settings.launcher == "slurm" else None
     if dead is not None:  # stock's own command would remove the live ones, too
         for job in dead:
             shutil.rmtree(job)
         return
-    again.check_nothing_runs(folder)
+    restart.check_nothing_runs(folder)
     if study.one_source:
-        for dataset in datasets:
-            for job in train_commands(grid, dataset, settings):
-                if job.exists() and not (job / "done").exists():
-                    shutil.rmtree(job)
+        remove_dead(_train_jobs(grid, datasets, settings))
     else:
         stock.run_command(sweep_command(grid, datasets, settings, "delete_incomplete"), domainbed, os.environ)
 
@@ -104,17 +101,14 @@ def _launch(study: Study, grid: Grid, datasets: Sequence[str], settings: Setting
     if not study.one_source:
         stock.run_command(sweep_command(grid, datasets, settings), domainbed, os.environ)
         return
-    commands = []
-    for dataset in datasets:
-        for folder, command in train_commands(grid, dataset, settings).items():
-            if not folder.exists():
-                folder.mkdir(parents=True)
-                commands.append(command)
-    print(f"{', '.join(grid.algorithms)}: {len(commands)} jobs to launch")
-    if not commands:
-        return
+    jobs = [job for job in _train_jobs(grid, datasets, settings) if not job.folder.exists()]
+    print(f"{', '.join(grid.algorithms)}: {len(jobs)} jobs to launch")
     with contextlib.chdir(domainbed):
-        registry.load(registry.LAUNCHERS[settings.launcher])(commands)
+        start(jobs, registry.load(registry.LAUNCHERS[settings.launcher]))
+
+
+def _train_jobs(grid: Grid, datasets: Sequence[str], settings: Settings) -> list[TrainJob]:
+    return [job for dataset in datasets for job in train_jobs(grid, dataset, settings)]
 
 
 def _launch_on_slurm(
@@ -130,7 +124,7 @@ def _launch_on_slurm(
             except (SystemExit, RuntimeError) as refused:
                 if not isinstance(getattr(refused, "code", ""), str) or not _with_slurm(folders):
                     raise
-                print(f"{refused}\nNot all jobs could be submitted. The study goes on with those that Slurm has.")
+                print(f"{refused}\nNot all jobs could be submitted. The study continues with those that were.")
                 break
     if os.environ.get(WAIT) != "0":
         slurm_queue.wait_for_sweeps(folders, earlier)
@@ -147,28 +141,28 @@ def _with_slurm(folders: Sequence[Path]) -> list[str]:
 def _conclude(study: Study, datasets: Sequence[str], grids: Sequence[Grid], settings: Settings, domainbed: Path) -> int:
     """Print the tables, what is not done, and what can be asked next; return 1 if a job is not done."""
     folders = sorted({Path(settings.folder_of(grid)) for grid in grids})
-    jobs = [job for folder in folders for job in again.jobs_in(folder)]
-    unfinished = [job for folder in folders for job in again.incomplete_in(folder)]
+    jobs = [job for folder in folders for job in restart.jobs_in(folder)]
+    incomplete = [job for folder in folders for job in restart.incomplete_in(folder)]
     if settings.launcher == "slurm" and (left := _with_slurm(folders)):
         arrays = ",".join(sorted({identifier.partition("_")[0] for identifier in left}))
         print(
-            f"{len(left)} of {len(jobs)} jobs are with Slurm (squeue --jobs={arrays}). When they are over, call this "
-            "again for the tables."
+            f"{len(left)} of {len(jobs)} jobs are with Slurm (squeue --jobs={arrays}). When they have ended, rerun "
+            "this command to print the tables."
         )
         return 0 if os.environ.get(WAIT) == "0" else 1
     if not study.one_source:
         for command in collect_commands(grids, settings):
             stock.run_command(command, domainbed, os.environ)
-    if (study.one_source or len(folders) > 1) and len(unfinished) < len(jobs):
+    if (study.one_source or len(folders) > 1) and len(incomplete) < len(jobs):
         print(_one_table(settings.output_dir))
-    print(f"\n{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done.")
-    if unfinished:
-        print("\n".join(_not_done(unfinished)))
-        print(_how_to_go_on(grids, datasets, settings))
-    if len(unfinished) < len(jobs):
-        print(f"More tables, and a page:\n    domainbed-reasoning collect {shlex.quote(settings.output_dir)}")
+    print(f"\n{len(jobs) - len(incomplete)} of {len(jobs)} jobs are done.")
+    if incomplete:
+        print("\n".join(_not_done(incomplete)))
+        print(_next_steps(grids, datasets, settings))
+    if len(incomplete) < len(jobs):
+        print(f"More tables, and an HTML report:\n    domainbed-reasoning collect {shlex.quote(settings.output_dir)}")
         print(f"    domainbed-reasoning report {shlex.quote(settings.output_dir)}")
-    return 1 if unfinished else 0
+    return 1 if incomplete else 0
 
 
 def _one_table(folder: str) -> str:
@@ -183,16 +177,16 @@ def _not_done(folders: Sequence[Path]) -> Iterator[str]:
     for folder in folders:
         job = read_job(folder)
         if job.args or job.last_words:
-            said = f": {printable(job.last_words)}" if job.last_words else ""
-            yield f"NOT DONE: {printable(job.name)}, {folder}{said}"
+            error = f": {printable(job.last_words)}" if job.last_words else ""
+            yield f"NOT DONE: {printable(job.name)}, {folder}{error}"
         else:
             waiting += 1
     if waiting:
         yield f"NOT STARTED: {waiting} jobs"
 
 
-def _how_to_go_on(grids: Sequence[Grid], datasets: Sequence[str], settings: Settings) -> str:
-    if settings.launcher != _NEVER_RUN:
-        return "Call this again to start them again."
+def _next_steps(grids: Sequence[Grid], datasets: Sequence[str], settings: Settings) -> str:
+    if settings.launcher != _PRINTS_ONLY:
+        return "Rerun this command to start them again."
     commands = (shlex.join(sweep_command(grid, datasets, settings, "delete_incomplete")) for grid in grids)
-    return "\n    ".join(["To launch them otherwise, remove their folders and call this again:", *commands])
+    return "\n    ".join(["To use another launcher, remove their folders and rerun this command:", *commands])
