@@ -4,8 +4,8 @@
     python -m domainbed_reasoning.sweeps.demo --targets 2       one of them
     python -m domainbed_reasoning.sweeps.demo --dataset PACSReasoning --data_dir ~/data
 
-The commands are DomainBed's own, printed so that they can be typed without this script. Called again, it goes on
-where it stopped: the sweep starts only jobs that are not there, and those that did not finish are removed first.
+It prints the stock commands that it runs. Rerun it to resume: the remains of incomplete jobs are removed, and the sweep
+starts only jobs that are missing.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.dataset != EMBEDDED and not given.data_dir:
         parser.error(f"{given.dataset} needs --data_dir (make demo DATA_DIR=…): the folder that holds its images")
-    interrupt.end_with("Interrupted. Call it again to go on.")
+    interrupt.end_with("Interrupted. Rerun this command to resume.")
     start = time.monotonic()
     domainbed = choose_domainbed(given.stand_in)
     output = Path(given.output_dir).absolute() / given.dataset

@@ -115,7 +115,7 @@ def train_arguments(job: Job) -> list[str]:
     """
     words = shlex.split(job.command)
     if words[1:3] != ["-m", TRAIN_SCRIPT]:
-        raise ValueError(f"The launcher `forked` runs `python -m {TRAIN_SCRIPT}` only, not {job.command!r}.")
+        raise ValueError(f"The launcher `forked` only runs `python -m {TRAIN_SCRIPT}`; got {job.command!r}.")
     return words[3:]
 
 
@@ -138,8 +138,8 @@ def _check_machine() -> None:
 
     if torch.cuda.is_available():
         raise RuntimeError(
-            "The launcher `forked` is for CPUs: a process that has touched CUDA cannot be forked. "
+            "The launcher `forked` runs on CPUs only: a process that has used CUDA cannot be forked. "
             "Use `--command_launcher parallel`, or set CUDA_VISIBLE_DEVICES= to stay on the CPU."
         )
     if "fork" not in multiprocessing.get_all_start_methods():
-        raise RuntimeError("The launcher `forked` needs a system that forks. Use `--command_launcher parallel`.")
+        raise RuntimeError("The launcher `forked` requires a system with fork(). Use `--command_launcher parallel`.")

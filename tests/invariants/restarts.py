@@ -119,7 +119,7 @@ def main() -> int:
         return {
             "status": status,
             "differing": differences(undisturbed, outcome(job)) if status == 0 else [log[-2000:]],
-            "anew": log.count("begins at step 0"),
+            "anew": log.count("from step 0"),
             "not kept": log.count("cannot be kept"),
             "goes on": log.count("This job goes on after 4 steps"),
             "steps": [record["step"] for record in records],

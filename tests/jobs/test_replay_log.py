@@ -67,7 +67,7 @@ def test_answers_of_the_evaluation_after_the_state_are_replayed(tmp_path):
 
 def test_a_replay_that_does_not_fit_is_refused_with_the_cure(tmp_path):
     a_past(tmp_path)
-    with pytest.raises(RuntimeError, match=r"answers are asked for where values.*unfinished --clear"):
+    with pytest.raises(RuntimeError, match=r"answers requested, values.*unfinished --clear"):
         Progress(JOB, tmp_path).next_answers(5)
 
 
@@ -90,7 +90,7 @@ def test_a_state_that_cannot_be_read_means_step_0_and_says_so(tmp_path, capsys):
     (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:500])
     again = Progress(JOB, tmp_path)
     assert again.state is None and not again.replays
-    assert "begins at step 0" in capsys.readouterr().out
+    assert "Starting from step 0" in capsys.readouterr().out
 
 
 def test_another_argument_is_another_job(tmp_path):

@@ -244,7 +244,7 @@ def test_one_process_runs_a_folder_s_jobs(tmp_path, capsys):
     """A second would remove the folders of the first's running jobs."""
     with restart.sole_launch(tmp_path):
         assert main(["--run", "--output_dir", str(tmp_path)]) == 1
-    assert f"{tmp_path} is being launched by process" in capsys.readouterr().err
+    assert f"{tmp_path} is being launched by another process" in capsys.readouterr().err
     assert not (tmp_path / "rho0").exists()
 
 

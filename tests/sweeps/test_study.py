@@ -245,7 +245,9 @@ def test_a_killed_study_goes_on_when_it_is_called_again(tmp_path, domainbed_root
     assert f"domainbed-reasoning report {out}" in second.stdout
     other = launched(domainbed_root, tmp_path, *arguments[:-2], before=before)
     assert other.returncode == 1
-    assert f'{out} holds jobs of other settings: --hparams {{"both_answers": false}} (now not given)' in other.stderr
+    assert (
+        f'{out} contains jobs with different settings (--hparams: {{"both_answers": false}} -> not set)' in other.stderr
+    )
 
 
 def test_jobs_that_somebody_runs_are_not_removed(tmp_path):
@@ -254,7 +256,7 @@ def test_jobs_that_somebody_runs_are_not_removed(tmp_path):
     sleep = [sys.executable, "-c", "import time; time.sleep(3600)", "domainbed.scripts.sweep", "--output_dir", "out"]
     process = subprocess.Popen(sleep, cwd=tmp_path)
     try:
-        with pytest.raises(ValueError, match=f"(?s)run already:.* {process.pid}  .*Wait for them"):
+        with pytest.raises(ValueError, match=f"(?s)already running:.* {process.pid}  .*Wait for them"):
             restart.check_nothing_runs(tmp_path / "out")
         restart.check_nothing_runs(tmp_path / "other")
     finally:
@@ -300,7 +302,7 @@ def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
     study = dataclasses.replace(load_study("ablation"), one_source=one_source)
     with pytest.raises(ValueError) as refused:
         launch._clear(study, grid, ["ShapesReasoning"], settings, tmp_path)
-    said = f"Slurm still has 2 jobs in {submitted}, which would be removed: 12_0 RUNNING, 12_1 PENDING. Wait for them"
+    said = f"Slurm still has 2 jobs in {submitted}, whose folders would be removed: 12_0 RUNNING, 12_1 PENDING. Wait"
     assert said in str(refused.value)
     assert "squeue --jobs=12)" in str(refused.value) and "(scancel 12)" in str(refused.value)
     assert "--jobs=12,15 " in (tmp_path / "asked").read_text()
@@ -320,7 +322,7 @@ def test_where_slurm_cannot_be_asked_the_user_says_that_its_jobs_are_gone(tmp_pa
     with pytest.raises(ValueError, match="Unable to contact slurm controller"):
         restart.check_nothing_runs(submitted)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ValueError, match=r"there is no `squeue` here\).*say so by removing .*/out/a/slurm\.$"):
+    with pytest.raises(ValueError, match=r"`squeue` was not found\).*confirm that by removing .*/out/a/slurm\.$"):
         restart.check_nothing_runs(submitted)
     shutil.rmtree(submitted / "slurm")
     restart.check_nothing_runs(submitted)
@@ -329,12 +331,12 @@ def test_where_slurm_cannot_be_asked_the_user_says_that_its_jobs_are_gone(tmp_pa
 def test_the_advice_to_remove_folders_spares_jobs_that_run(capsys):
     """A launcher is handed no jobs where all have folders: those that Slurm runs, too."""
     assert jobs.chosen_jobs([]) == []
-    assert "with Slurm or anywhere else: leave it while there are such" in capsys.readouterr().out
+    assert "but not while jobs are running" in capsys.readouterr().out
 
 
 def test_a_study_is_launched_by_one_process_at_a_time(tmp_path):
     with restart.sole_launch(tmp_path / "out"):
-        with pytest.raises(ValueError, match=f"is being launched by process {os.getpid()}: wait"):
+        with pytest.raises(ValueError, match=f"is being launched by another process .process {os.getpid()}.\\. Wait"):
             with restart.sole_launch(tmp_path / "out"):
                 pass
     with restart.sole_launch(tmp_path / "out"):
