@@ -169,7 +169,7 @@ class Progress:
 
     def _misfit(self, how: str) -> RuntimeError:
         return RuntimeError(
-            f"The recorded progress does not match this job: {how}. Run `domainbed-reasoning unfinished --clear "
+            f"The recorded progress does not match this job: {how}. Run `domainbed-reasoning jobs --clear "
             f"{self.key[:8]}` and restart the job from step 0."
         )
 

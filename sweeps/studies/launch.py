@@ -21,24 +21,23 @@ from domainbed_reasoning.sweeps.launchers.slurm import WAIT
 from domainbed_reasoning.sweeps.studies.single_source import train_jobs
 from domainbed_reasoning.sweeps.studies.study import Grid, Settings, Study, collect_commands, sweep_command
 from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob, remove_dead, start
-from domainbed_reasoning.terminal import printable
 
-_PRINTS_ONLY = "dummy"  # prints the commands of jobs, which the user then starts
+_PRINTS_ONLY = "dummy"  # this launcher prints commands and starts no jobs
 
 
 def launch(study: Study, scale: str, settings: Settings) -> int:
-    """Start the jobs that are not done and print the tables; return 1 if a job is not done.
+    """Run the commands and print the tables; return 1 if a job has not completed.
 
     Raises:
-        ValueError: where another process runs these jobs, or the folder holds jobs of other settings.
+        ValueError: another process runs these jobs, or the folder contains jobs with other settings.
     """
     output = Path(settings.output_dir)
     datasets, grids = study.at(scale)
     if study.one_source and settings.launcher not in registry.LAUNCHERS:
-        raise ValueError(f"{study.name} runs with one of the launchers {', '.join(registry.LAUNCHERS)}.")
+        raise ValueError(f"{study.name} requires one of the launchers {', '.join(registry.LAUNCHERS)}.")
     domainbed = stock.choose_domainbed()
     if scale == "mini" and not settings.model:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # nothing of the embedded model is on the hub
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the embedded model needs nothing from the hub
     try:
         with restart.sole_launch(output):
             restart.check_settings(output, _identity(study, settings))
@@ -50,15 +49,15 @@ def launch(study: Study, scale: str, settings: Settings) -> int:
                 for grid in grids:
                     _launch(study, grid, datasets, settings, domainbed)
     except (KeyboardInterrupt, SystemExit) as ended:
-        if not isinstance(getattr(ended, "code", None), str):  # a signal, and no command that failed
-            print("\nInterrupted. Rerun this command to resume the study.", flush=True)
+        if not isinstance(getattr(ended, "code", None), str):  # a signal, not a failed command
+            print("\nInterrupted. Rerun the command to resume.", flush=True)
         raise
     return _conclude(study, datasets, grids, settings, domainbed)
 
 
 @contextlib.contextmanager
 def _submitting_only() -> Iterator[None]:
-    """Have the launcher slurm wait for nothing, so that all of a study's jobs are in the queue side by side."""
+    """Keep the launcher slurm from waiting, so that all jobs of a study are queued at once."""
     chosen = os.environ.get(WAIT)
     os.environ[WAIT] = "0"
     try:
@@ -69,7 +68,7 @@ def _submitting_only() -> Iterator[None]:
 
 
 def _identity(study: Study, settings: Settings) -> dict[str, Any]:
-    """Return what makes two launches the same jobs; another launcher or number of trials does not unmake it."""
+    """Return the settings that two launches of the same jobs share; launcher and number of trials may differ."""
     return {
         "study": study.name,
         "--data_dir": settings.data_dir,
@@ -80,12 +79,12 @@ def _identity(study: Study, settings: Settings) -> dict[str, Any]:
 
 
 def _clear(study: Study, grid: Grid, datasets: Sequence[str], settings: Settings, domainbed: Path) -> None:
-    """Remove what would not be started again: the folders of a grid's jobs that were killed or failed."""
+    """Remove the folders of a grid's killed and failed jobs, which would not be restarted otherwise."""
     folder = Path(settings.folder_of(grid))
     if settings.launcher == _PRINTS_ONLY or not restart.incomplete_in(folder):
         return
     dead = restart.dead_beside_live(folder) if settings.launcher == "slurm" else None
-    if dead is not None:  # stock's own command would remove the live ones, too
+    if dead is not None:  # DomainBed's delete_incomplete would also remove running jobs
         for job in dead:
             shutil.rmtree(job)
         return
@@ -97,7 +96,7 @@ def _clear(study: Study, grid: Grid, datasets: Sequence[str], settings: Settings
 
 
 def _launch(study: Study, grid: Grid, datasets: Sequence[str], settings: Settings, domainbed: Path) -> None:
-    """Hand a grid's jobs that have no folder to the launcher."""
+    """Launch the jobs of a grid that have no folder yet."""
     if not study.one_source:
         stock.run_command(sweep_command(grid, datasets, settings), domainbed, os.environ)
         return
@@ -114,24 +113,24 @@ def _train_jobs(grid: Grid, datasets: Sequence[str], settings: Settings) -> list
 def _launch_on_slurm(
     study: Study, grids: Sequence[Grid], datasets: Sequence[str], settings: Settings, domainbed: Path
 ) -> None:
-    """Submit the jobs of all grids, then wait for all that Slurm has of them."""
+    """Submit the jobs of all grids, then wait for them."""
     folders = sorted({Path(settings.folder_of(grid)) for grid in grids})
     earlier = {identifier for folder in folders for identifier in slurm_queue.submitted_for(folder)}
     with _submitting_only():
         for grid in grids:
             try:
                 _launch(study, grid, datasets, settings, domainbed)
-            except (SystemExit, RuntimeError) as refused:
-                if not isinstance(getattr(refused, "code", ""), str) or not _with_slurm(folders):
+            except (SystemExit, RuntimeError) as error:
+                if not isinstance(getattr(error, "code", ""), str) or not _with_slurm(folders):
                     raise
-                print(f"{refused}\nNot all jobs could be submitted. The study continues with those that were.")
+                print(f"{error}\nNot all jobs could be submitted. Continuing with the submitted ones.")
                 break
     if os.environ.get(WAIT) != "0":
         slurm_queue.wait_for_sweeps(folders, earlier)
 
 
 def _with_slurm(folders: Sequence[Path]) -> list[str]:
-    """Return Slurm's ids of the jobs that it has not done with; [] where it cannot be asked."""
+    """Return Slurm's ids of queued and running jobs; [] if Slurm does not answer."""
     try:
         return [identifier for folder in folders for identifier in slurm_queue.with_slurm(folder)]
     except ConnectionError:
@@ -139,15 +138,15 @@ def _with_slurm(folders: Sequence[Path]) -> list[str]:
 
 
 def _conclude(study: Study, datasets: Sequence[str], grids: Sequence[Grid], settings: Settings, domainbed: Path) -> int:
-    """Print the tables, what is not done, and what can be asked next; return 1 if a job is not done."""
+    """Print the tables, the incomplete jobs and the next commands; return 1 if a job has not completed."""
     folders = sorted({Path(settings.folder_of(grid)) for grid in grids})
     jobs = [job for folder in folders for job in restart.jobs_in(folder)]
     incomplete = [job for folder in folders for job in restart.incomplete_in(folder)]
     if settings.launcher == "slurm" and (left := _with_slurm(folders)):
         arrays = ",".join(sorted({identifier.partition("_")[0] for identifier in left}))
         print(
-            f"{len(left)} of {len(jobs)} jobs are with Slurm (squeue --jobs={arrays}). When they have ended, rerun "
-            "this command to print the tables."
+            f"{len(left)} of {len(jobs)} jobs are queued or running (squeue --jobs={arrays}). Rerun this command when "
+            "they have completed to print the tables."
         )
         return 0 if os.environ.get(WAIT) == "0" else 1
     if not study.one_source:
@@ -155,38 +154,38 @@ def _conclude(study: Study, datasets: Sequence[str], grids: Sequence[Grid], sett
             stock.run_command(command, domainbed, os.environ)
     if (study.one_source or len(folders) > 1) and len(incomplete) < len(jobs):
         print(_one_table(settings.output_dir))
-    print(f"\n{len(jobs) - len(incomplete)} of {len(jobs)} jobs are done.")
+    print(f"\n{len(jobs) - len(incomplete)}/{len(jobs)} jobs completed.")
     if incomplete:
-        print("\n".join(_not_done(incomplete)))
-        print(_next_steps(grids, datasets, settings))
+        print("\n".join(_described(incomplete)))
+        print(_next_command(grids, datasets, settings))
     if len(incomplete) < len(jobs):
-        print(f"More tables, and an HTML report:\n    domainbed-reasoning collect {shlex.quote(settings.output_dir)}")
+        print(f"For more tables and a report, run:\n    domainbed-reasoning collect {shlex.quote(settings.output_dir)}")
         print(f"    domainbed-reasoning report {shlex.quote(settings.output_dir)}")
     return 1 if incomplete else 0
 
 
 def _one_table(folder: str) -> str:
-    """Return what stock tables lack: all of a study's folders together, a row a folder, and jobs of one source."""
+    """Return the tables that stock lacks: all folders of a study together, one row each, and single-source jobs."""
     frame = collect(folder)
     return "\n".join(map(markdown, [*one_source_tables(frame), *accuracy_tables(frame)]))
 
 
-def _not_done(folders: Sequence[Path]) -> Iterator[str]:
-    """Yield a line for every job that was started, and one for all others."""
+def _described(folders: Sequence[Path]) -> Iterator[str]:
+    """Yield one line per started job, and one for all others."""
     waiting = 0
     for folder in folders:
         job = read_job(folder)
         if job.args or job.last_words:
-            error = f": {printable(job.last_words)}" if job.last_words else ""
-            yield f"NOT DONE: {printable(job.name)}, {folder}{error}"
+            reason = f": {job.last_words}" if job.last_words else ""
+            yield f"INCOMPLETE: {job.name}, {folder}{reason}"
         else:
             waiting += 1
     if waiting:
         yield f"NOT STARTED: {waiting} jobs"
 
 
-def _next_steps(grids: Sequence[Grid], datasets: Sequence[str], settings: Settings) -> str:
+def _next_command(grids: Sequence[Grid], datasets: Sequence[str], settings: Settings) -> str:
     if settings.launcher != _PRINTS_ONLY:
-        return "Rerun this command to start them again."
+        return "Rerun the command to restart them."
     commands = (shlex.join(sweep_command(grid, datasets, settings, "delete_incomplete")) for grid in grids)
-    return "\n    ".join(["To use another launcher, remove their folders and rerun this command:", *commands])
+    return "\n    ".join(["To launch them with another launcher, remove their folders first:", *commands])

@@ -21,7 +21,7 @@ EMBEDDED = "ShapesReasoning"
 FOUR = ("PACSReasoning", "VLCSReasoning", "OfficeHomeReasoning", "TerraIncognitaReasoning")
 
 STUDIES = {
-    name: f"domainbed_reasoning.sweeps.{name}:STUDY"
+    name: f"domainbed_reasoning.sweeps.studies.{name}:STUDY"
     for name in ("main_comparison", "ablation", "sarr_rounds", "single_source", "random_search", "teacher_vs_bootstrap")
 }
 

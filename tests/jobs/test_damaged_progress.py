@@ -185,7 +185,7 @@ def test_adapters_that_go_during_the_replay_end_it_with_the_cure(kept):
     """Initial weights are never handed out for trained ones."""
     progress = Progress(JOB, kept.parent)
     (kept / "adapters-1.pt").unlink()
-    with pytest.raises(RuntimeError, match=r"adapters-1.pt is missing.*unfinished --clear"):
+    with pytest.raises(RuntimeError, match=r"adapters-1.pt is missing.*jobs --clear"):
         progress.kept("adapters-1.pt", {"lora": torch.zeros(4)}, replays=True)
     progress.close()
 

@@ -67,7 +67,7 @@ def test_answers_of_the_evaluation_after_the_state_are_replayed(tmp_path):
 
 def test_a_replay_that_does_not_fit_is_refused_with_the_cure(tmp_path):
     a_past(tmp_path)
-    with pytest.raises(RuntimeError, match=r"answers requested, values.*unfinished --clear"):
+    with pytest.raises(RuntimeError, match=r"answers requested, values.*jobs --clear"):
         Progress(JOB, tmp_path).next_answers(5)
 
 
@@ -120,7 +120,7 @@ def test_a_full_disk_stops_the_record_and_not_the_job(tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert "can no longer be kept" in capsys.readouterr().out
+    assert "can no longer be saved" in capsys.readouterr().out
     assert not list(progress.folder.glob(".state*"))
     end_process(progress)
     assert Progress(JOB, tmp_path).state["steps"] == 1

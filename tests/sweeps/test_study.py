@@ -198,7 +198,7 @@ def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_p
     assert ran == [line for line in said_by(capsys, *arguments).splitlines() if line.startswith("python ")]
     assert done.stdout.count("Dummy launcher: ") == 24
     assert "Total records: 0" in done.stdout
-    assert "0 of 24 jobs are done." in done.stdout and "NOT STARTED: 24 jobs" in done.stdout
+    assert "0/24 jobs completed." in done.stdout and "NOT STARTED: 24 jobs" in done.stdout
     to_remove = [line.strip() for line in done.stdout.splitlines() if "sweep delete_incomplete" in line]
     assert to_remove == [line.replace("sweep launch", "sweep delete_incomplete") for line in ran if " launch " in line]
 
@@ -217,8 +217,8 @@ def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, 
         done = launched(domainbed_root, tmp_path, *arguments, before=before, **{jobs.TARGETS: "1 2 3"})
         assert done.returncode == 1, done.stdout + done.stderr
         assert f"LabelSFT: {to_launch} jobs to launch" in done.stdout
-        assert "1 of 4 jobs are done." in done.stdout
-        assert "NOT STARTED: 3 jobs\nRerun this command" in done.stdout
+        assert "1/4 jobs completed." in done.stdout
+        assert "NOT STARTED: 3 jobs\nRerun the command" in done.stdout
     lines = done.stdout.splitlines()
     header = lines.index("| Algorithm | photo | cartoon | sketch | negative | Avg |")
     name, accuracy, *others = lines[header + 2].strip("| ").split(" | ")
@@ -238,10 +238,10 @@ def test_a_killed_study_goes_on_when_it_is_called_again(tmp_path, domainbed_root
     first = launched(domainbed_root, tmp_path, *arguments, before=before, **{jobs.TARGETS: "1"})
     assert first.returncode == 1, first.stdout + first.stderr
     assert "delete_incomplete" not in first.stdout
-    assert "1 of 4 jobs are done." in first.stdout and "NOT STARTED: 3 jobs" in first.stdout
+    assert "1/4 jobs completed." in first.stdout and "NOT STARTED: 3 jobs" in first.stdout
     second = launched(domainbed_root, tmp_path, *arguments, before=before, **{jobs.TARGETS: "1 2"})
     assert second.stdout.count("sweep delete_incomplete") == 1 and "About to delete 3 jobs" in second.stdout
-    assert "2 of 4 jobs are done." in second.stdout
+    assert "2/4 jobs completed." in second.stdout
     assert f"domainbed-reasoning report {out}" in second.stdout
     other = launched(domainbed_root, tmp_path, *arguments[:-2], before=before)
     assert other.returncode == 1

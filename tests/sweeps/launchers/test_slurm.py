@@ -475,19 +475,19 @@ def test_a_study_submits_all_its_sweeps_and_called_again_starts_what_died(sweep,
     slurm("scontrol", "update", "PartitionName=main", "State=DOWN")  # jobs wait
     try:
         code, said = launch("1 2", **{slurm_launcher.WAIT: "0"})
-        assert code == 0 and "4 of 8 jobs are with Slurm" in said, said
+        assert code == 0 and "4 of 8 jobs are queued or running" in said, said
         first = job_ids(type(sweep)(folder))
         assert len(first) == 2, said  # both sweeps are in the queue
         slurm("scancel", f"{first[0]}_0")
         code, said = launch("1 2 3", **{slurm_launcher.WAIT: "0"})
-        assert code == 0 and "6 of 8 jobs are with Slurm" in said, said
+        assert code == 0 and "6 of 8 jobs are queued or running" in said, said
     finally:
         slurm("scontrol", "update", "PartitionName=main", "State=UP")
     code, said = launch("1 2 3")
-    assert code == 1 and "6 of 8 jobs are done." in said and "NOT STARTED: 2 jobs\nRerun this command" in said, said
+    assert code == 1 and "6/8 jobs completed." in said and "NOT STARTED: 2 jobs\nRerun the command" in said, said
     assert "FAILED" not in said
     code, said = launch("1 2 3", **{slurm_launcher.WAIT: "0"})
-    assert code == 1 and "6 of 8 jobs are done." in said, said  # and the tables are there
+    assert code == 1 and "6/8 jobs completed." in said, said  # and the tables are there
 
 
 def test_a_controller_that_is_away_is_waited_for(sweep, slurm2, monkeypatch, capsys):
