@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import locale
+import logging
 import re
 import sys
 import unicodedata
@@ -27,6 +28,31 @@ _PLAIN = {
     "–": "-", "—": "-", "−": "-", "…": "...", "±": "+/-", "×": "x", "→": "->", "←": "<-", "“": '"', "”": '"',
     "’": "'", "²": "^2", "√": "sqrt ", "·": ".", "≥": ">=", "≤": "<=",
 }  # fmt: skip
+
+
+class _CurrentStdout(logging.StreamHandler[Any]):
+    """Writes to whatever standard output is at the moment: DomainBed's train script replaces it by its Tee."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stdout
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Return the logger ``name`` of this package, whose messages from INFO on are lines of standard output.
+
+    Jobs thereby log to DomainBed's out.txt as well. A program that configures the logger ``domainbed_reasoning`` itself
+    keeps its configuration.
+    """
+    package = logging.getLogger("domainbed_reasoning")
+    if not package.handlers and package.level == logging.NOTSET:
+        package.addHandler(_CurrentStdout())
+        package.setLevel(logging.INFO)
+        package.propagate = False
+    return logging.getLogger(name)
 
 
 def printable(text: str, stream: Any = None) -> str:
@@ -109,3 +135,8 @@ def printable_streams() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``"1 image"`` or ``"2 images"``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

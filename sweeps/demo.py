@@ -4,8 +4,8 @@
     python -m domainbed_reasoning.sweeps.demo --targets 2       one of them
     python -m domainbed_reasoning.sweeps.demo --dataset PACSReasoning --data_dir ~/data
 
-The commands are DomainBed's own, printed so that they can be typed without this script. Called again, it goes on
-where it stopped: the sweep starts only jobs that are not there, and those that did not finish are removed first.
+It prints the stock commands that it runs. Rerun it to resume: the remains of incomplete jobs are removed, and the sweep
+starts only jobs that are missing.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Run:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sweep, print tables and summary; return 1 if a job failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default=EMBEDDED, help="default: %(default)s, which needs no data")
-    parser.add_argument("--data_dir", default="", help="the folder that holds the dataset's own, as for DomainBed")
+    parser.add_argument("--dataset", default=EMBEDDED, help="default: %(default)s, which requires no data")
+    parser.add_argument("--data_dir", default="", help="DomainBed's data folder, which contains the dataset's folder")
     parser.add_argument("--targets", default="", help='target domains by number, as in "2" or "0 2" (default: all)')
     parser.add_argument("--model", default="", help="a folder or hub id (default: the embedded tiny model)")
     parser.add_argument(
@@ -78,27 +78,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--steps", type=int, help=f"of every job (default: the dataset's; {CPU_STEPS} for real images on a CPU)"
     )
     parser.add_argument("--output_dir", default="demo_output", help="default: %(default)s")
-    parser.add_argument("--stand_in", default="", help="folder to take DomainBed from where there is none")
-    given = parser.parse_args(argv)
-    if given.dataset != EMBEDDED and not given.data_dir:
-        parser.error(f"{given.dataset} needs --data_dir (make demo DATA_DIR=…): the folder that holds its images")
-    interrupt.end_with("Interrupted. Call it again to go on.")
+    parser.add_argument("--stand_in", default="", help="folder of a stand-in, used if DomainBed is missing")
+    args = parser.parse_args(argv)
+    if args.dataset != EMBEDDED and not args.data_dir:
+        parser.error(f"{args.dataset} requires --data_dir (make demo DATA_DIR=…), the folder that contains its images")
+    interrupt.end_with("Interrupted. Rerun this command to resume.")
     start = time.monotonic()
-    domainbed = choose_domainbed(given.stand_in)
-    output = Path(given.output_dir).absolute() / given.dataset
-    environment = {**os.environ, jobs.TARGETS: given.targets}
-    if not given.model:
+    domainbed = choose_domainbed(args.stand_in)
+    output = Path(args.output_dir).absolute() / args.dataset
+    environment = {**os.environ, jobs.TARGETS: args.targets}
+    if not args.model:
         environment["HF_HUB_OFFLINE"] = "1"  # nothing of the embedded model is on the hub
 
-    sweep = ["--algorithms", *ROWS, "--datasets", given.dataset, "--n_hparams", "1", "--n_trials", "1"]
+    sweep = ["--algorithms", *ROWS, "--datasets", args.dataset, "--n_hparams", "1", "--n_trials", "1"]
     sweep += ["--single_test_envs", "--command_launcher", "parallel", "--skip_confirmation"]
-    sweep += ["--data_dir", str(Path(given.data_dir or output).absolute()), "--output_dir", str(output)]
-    if given.dataset != EMBEDDED or given.model:
-        hparams: dict[str, Any] = {"model": given.model} if given.model else TINY_ON_REAL_IMAGES
-        if given.chains:
-            hparams = hparams | {"chains": given.chains}
+    sweep += ["--data_dir", str(Path(args.data_dir or output).absolute()), "--output_dir", str(output)]
+    if args.dataset != EMBEDDED or args.model:
+        hparams: dict[str, Any] = {"model": args.model} if args.model else TINY_ON_REAL_IMAGES
+        if args.chains:
+            hparams = hparams | {"chains": args.chains}
         sweep += ["--hparams", json.dumps(with_located(hparams))]
-    if steps := given.steps or choose_steps(given.dataset):
+    if steps := args.steps or choose_steps(args.dataset):
         sweep += ["--steps", str(steps)]
     if output.is_dir():
         run_stock("sweep", "delete_incomplete", *sweep, cwd=domainbed, environment=environment)
@@ -106,10 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_stock("collect_results", "--input_dir", str(output), cwd=domainbed, environment=environment)
 
     failed = sorted(log.parent for log in output.glob(f"*/{jobs.LOG}") if not (log.parent / "done").exists())
-    print_summary(list(finished_runs(output)), environment_names(given.dataset))
-    if given.dataset == EMBEDDED:
+    print_summary(list(finished_runs(output)), environment_names(args.dataset))
+    if args.dataset == EMBEDDED:
         print(ABOUT_EMBEDDED)
-    print(f"\n{time.monotonic() - start:.0f} s in all. DomainBed: {upstream.describe(domainbed)}.")
+    print(f"\nTotal time: {time.monotonic() - start:.0f} s. DomainBed: {upstream.describe(domainbed)}.")
     for folder in failed:
         print(f"FAILED: {folder / jobs.LOG}")
     return 1 if failed else 0
@@ -121,7 +121,9 @@ def choose_steps(dataset: str) -> int | None:
 
     if dataset == EMBEDDED or torch.cuda.is_available():
         return None
-    print(f"Without a GPU every job takes {CPU_STEPS} steps only: the tables show that it runs, not how good it is.")
+    print(
+        f"No GPU found: every job takes only {CPU_STEPS} steps. The tables show that it runs, not how well it performs."
+    )
     return CPU_STEPS
 
 

@@ -1,4 +1,4 @@
-"""DomainBed's own commands, printed so that they can be typed, and run from inside of its folder."""
+"""DomainBed's own commands, printed and run in its folder."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _EMBEDDED_MODEL = "tiny"
 
 
 def located(path: str) -> str:
-    """Return what is here by its absolute path, as jobs run in DomainBed's folder; a hub id and the rest unchanged."""
+    """Return an existing path as an absolute one, as jobs run in DomainBed's folder; hub ids are unchanged."""
     here = Path(path).expanduser()
     return str(here.absolute()) if path not in ("", _EMBEDDED_MODEL) and here.exists() else path
 
 
 def with_located(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Return hparams whose paths are absolute."""
+    """Return hparams with absolute paths."""
     return {
         name: located(value) if name in _PATHS and isinstance(value, str) else value for name, value in hparams.items()
     }
 
 
 def stock_command(script: str, *arguments: str) -> list[str]:
-    """Return the words of a command of DomainBed, as its users type them."""
+    """Return a command of DomainBed as a list of words."""
     return ["python", "-m", f"domainbed.scripts.{script}", *arguments]
 
 
@@ -40,16 +40,16 @@ def choose_domainbed(stand_in: str = "") -> Path:
     """Return the folder of the DomainBed that this and the stock commands use.
 
     Args:
-        stand_in: folder of the tests' stand-in, for a demonstration where there is no other; "" for none.
+        stand_in: folder of the tests' stand-in, used if DomainBed is missing; "" for none.
 
     Raises:
-        SystemExit: there is none.
+        SystemExit: DomainBed was not found.
     """
     folder = upstream.use_domainbed()
     if folder is None and stand_in:
         print(
-            "No DomainBed is here and it could not be fetched: this runs on the stand-in of the tests, a small "
-            "implementation of DomainBed's interface. `domainbed-reasoning get-domainbed` fetches the real one.\n"
+            "DomainBed was not found and could not be downloaded. Using the tests' stand-in, a small implementation of "
+            "its interface; run `domainbed-reasoning get-domainbed` to download DomainBed.\n"
         )
         os.environ[upstream.VARIABLE] = str(Path(stand_in).absolute())
         folder = upstream.use_domainbed()
@@ -59,10 +59,10 @@ def choose_domainbed(stand_in: str = "") -> Path:
 
 
 def run_stock(script: str, *arguments: str, cwd: Path, environment: Mapping[str, str]) -> None:
-    """Print and run one stock command from inside of DomainBed's folder.
+    """Print and run one stock command in DomainBed's folder.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the command failed.
     """
     run_command(stock_command(script, *arguments), cwd, environment)
 
@@ -71,7 +71,7 @@ def run_command(command: Sequence[str], cwd: Path, environment: Mapping[str, str
     """Print and run a command that starts with `python`, which means this interpreter.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the command failed.
     """
     print(f"$ {shlex.join(command)}", flush=True)
     with ended_by_sigterm():
@@ -86,4 +86,4 @@ def run_command(command: Sequence[str], cwd: Path, environment: Mapping[str, str
             process.wait()
             raise
     if exit_code:
-        raise SystemExit(f"The command above ended with exit code {exit_code}.")
+        raise SystemExit(f"The command above failed with exit code {exit_code}.")

@@ -134,7 +134,7 @@ def test_every_verb_that_needs_domainbed_takes_the_clone_that_is_the_working_dir
     assert "a job " in in_a_clone("plan", "--dataset", "PACS", "--model", "tiny")
     study = ("study", "ablation", "--scale", "mini", "--launch", "--output_dir", tmp_path / "study")
     said = in_a_clone(*study, "--launcher", "dummy", code=1)
-    assert said.count("Dummy launcher: ") == 24 and "0 of 24 jobs are done." in said
+    assert said.count("Dummy launcher: ") == 24 and "0/24 jobs completed." in said
 
     job = tmp_path / "sweep" / "job"
     job.mkdir(parents=True)

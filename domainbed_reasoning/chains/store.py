@@ -27,9 +27,9 @@ from domainbed_reasoning.chains.record import (
     check_record,
     parse_json,
 )
-from domainbed_reasoning.files.atomic import name_beside, remove_stale
-from domainbed_reasoning.files.locks import lock
-from domainbed_reasoning.files.open_files import is_in_place, lock_holder, save_copy, sync_folder
+from domainbed_reasoning.files.atomic import name_beside, remove_stale, sync_folder
+from domainbed_reasoning.files.locks import FileLocked, is_in_place, lock_in_place
+from domainbed_reasoning.files.open_files import save_copy
 from domainbed_reasoning.files.plain import open_plain
 
 __all__ = [
@@ -220,7 +220,7 @@ class ChainWriter:
         try:
             self.cut_bytes = _cut_torn_line(self._file, self.path)
             if is_new:
-                sync_folder(folder)
+                sync_folder(Path(folder))
         except BaseException:
             os.close(self._file)
             raise
@@ -349,7 +349,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, A
     finally:
         if there is not None:
             os.close(there)
-    sync_folder(os.path.dirname(os.path.abspath(target)))
+    sync_folder(Path(target).absolute().parent)
     return count
 
 
@@ -365,8 +365,7 @@ def _open_locked(path: str) -> int:
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise ChainFileError(path, None, "it is no regular file", "Give a file that chains can be added to")
-            _lock(file, path)
-            if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
+            if _lock(file, path):
                 return file
         except BaseException:
             os.close(file)
@@ -402,11 +401,10 @@ def _cut_torn_line(file: int, path: str) -> int:
     return len(last)
 
 
-def _lock(file: int, path: str) -> None:
-    """Take the file for this process until it is closed or the process ends."""
+def _lock(file: int, path: str) -> bool:
+    """Lock the file until it is closed, and return whether ``path`` still names it."""
     try:
-        lock(file)
-    except BlockingIOError as error:
-        holder = lock_holder(os.fstat(file).st_ino)
+        return lock_in_place(file, path)
+    except FileLocked as error:
         cure = "Wait until it ends, or give another file with --chains"
-        raise ChainFileError(path, None, f"another process{holder} is writing to it", cure) from error
+        raise ChainFileError(path, None, f"{error.holder} is writing to it", cure) from error

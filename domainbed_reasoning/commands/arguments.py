@@ -149,11 +149,6 @@ def class_names(dataset: ImageFolder, on_disk: OnDisk) -> tuple[str, ...]:
     return names
 
 
-def counted(count: int, noun: str) -> str:
-    """Return ``"1 image"`` or ``"2 images"``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically, as UTF-8; unpaired surrogates become question marks."""
     path.parent.mkdir(parents=True, exist_ok=True)

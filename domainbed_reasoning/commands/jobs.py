@@ -10,12 +10,12 @@ from pathlib import Path
 
 from domainbed_reasoning.commands.arguments import Parser, counted
 from domainbed_reasoning.jobs.resume_store import (
-    BOUND,
+    LIMIT,
     JobIsRunning,
-    Unfinished,
+    SavedProgress,
     clear,
-    unfinished_folder,
-    unfinished_jobs,
+    list_progress,
+    progress_folder,
 )
 
 EXAMPLES = f"""\
@@ -24,7 +24,7 @@ EXAMPLES = f"""\
   domainbed-reasoning jobs --clear all
 
 An interrupted job resumes from its saved progress when it is started with the same arguments. Progress is deleted when
-the job completes; the oldest is deleted when the total exceeds ${BOUND} GB (default 50).
+the job completes; the oldest is deleted when the total exceeds ${LIMIT} GB (default 50).
 """
 
 
@@ -35,8 +35,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List or clear; return 1 if a key is not that of exactly one job, or a job is running."""
-    root = unfinished_folder()
-    jobs = list(unfinished_jobs(root))
+    root = progress_folder()
+    jobs = list(list_progress(root))
     if args.clear is not None:
         return _clear(jobs, args.clear)
     for job in jobs:
@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _clear(jobs: Sequence[Unfinished], keys: Sequence[str]) -> int:
+def _clear(jobs: Sequence[SavedProgress], keys: Sequence[str]) -> int:
     """Clear the jobs with these keys, or none if a key does not match exactly one job."""
-    chosen: dict[Path, Unfinished] = {}
+    chosen: dict[Path, SavedProgress] = {}
     errors = []
     for key in keys:
         found = list(jobs) if key == "all" else _matching(jobs, key)
@@ -69,19 +69,19 @@ def _clear(jobs: Sequence[Unfinished], keys: Sequence[str]) -> int:
     return int(failed)
 
 
-def _matching(jobs: Sequence[Unfinished], key: str) -> list[Unfinished]:
+def _matching(jobs: Sequence[SavedProgress], key: str) -> list[SavedProgress]:
     """Return the jobs whose key is or starts with ``key``; none for an empty key."""
     exact = [job for job in jobs if job.folder.name == key]
     return exact or [job for job in jobs if key.strip() and job.folder.name.startswith(key)]
 
 
-def _error(key: str, found: Sequence[Unfinished]) -> str:
+def _error(key: str, found: Sequence[SavedProgress]) -> str:
     if not found:
         return f"--clear: no interrupted job has the key {key}. Run `domainbed-reasoning jobs` to list them."
     return "\n".join([f"--clear: {len(found)} jobs have a key that starts with {key}:", *map(_line, found)])
 
 
-def _line(job: Unfinished) -> str:
+def _line(job: SavedProgress) -> str:
     args = job.args
     what = f"{args.get('algorithm', '?')} on {args.get('dataset', '?')}, targets {args.get('test_envs', '?')}"
     state = "running" if job.running else "done" if job.done else f"{(time.time() - job.changed) / 3600:.1f} h ago"

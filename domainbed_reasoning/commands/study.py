@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.scale == "paper":
         _check_data(study, args.data_dir, settings)
-    from domainbed_reasoning.commands.study_launch import launch
+    from domainbed_reasoning.sweeps.studies.launch import launch
 
     return launch(study, args.scale, settings)
 
@@ -178,9 +178,9 @@ def _wrapped(name: str, text: str) -> list[str]:
 def _launch_commands(study: Study, grid: Grid, datasets: Sequence[str], settings: Settings) -> list[list[str]]:
     if not study.one_source:
         return [sweep_command(grid, datasets, settings)]
-    from domainbed_reasoning.sweeps.studies.single_source import train_commands
+    from domainbed_reasoning.sweeps.studies.single_source import train_jobs
 
-    return [shlex.split(one) for dataset in datasets for one in train_commands(grid, dataset, settings).values()]
+    return [shlex.split(job.command) for dataset in datasets for job in train_jobs(grid, dataset, settings)]
 
 
 def _hours_lines(

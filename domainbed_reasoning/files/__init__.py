@@ -1,1 +1,1 @@
-"""Files: written whole, read with bounds, locked; the user's cache folder."""
+"""Files: atomic writes, bounded reads, locks; the user's cache folder."""

@@ -1,6 +1,6 @@
-"""Files that are whole or not there: written beside their place, then moved into it.
+"""Atomic writes: to a temporary file in the same folder, which then replaces the target.
 
-What a killed process was writing stays beside its place, and is removed the next time that the same file is written.
+A temporary file that a killed process left is removed the next time that the same target is written.
 """
 
 from __future__ import annotations
@@ -14,27 +14,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from domainbed_reasoning.files.locks import lock, lock_in_place
 
-_NAMED = 40  # characters of the target's name that a temporary name repeats: file systems bound a name's length
+_NAME_CHARACTERS = 40  # of the target's name in a temporary name: file systems limit the length of names
+_WINDOWS = os.name == "nt"  # where open files can be neither moved nor removed
 
 
 @contextmanager
 def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``path`` when the block ends well, and leaves nothing when it does not.
+    """Open a temporary file that replaces ``path`` when the block succeeds and is removed when it fails.
 
-    The temporary file has a random name, is made new (a link that was planted there is not followed), and is locked
-    while it is written, so that it is told from one that a killed process left.
+    The temporary file has a random name, is opened exclusively (existing links are not followed), and is locked while
+    it is written, which distinguishes it from one that a killed process left.
 
     Args:
-        path: of the file, in a folder that exists.
-        durable: wait until the disk has it (fsync), so that a machine that goes down does not leave an empty file.
+        path: the target, in an existing folder.
+        durable: flush to disk (fsync), so that a system crash cannot leave an empty file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     remove_stale(path)
     part, file = _open_new(path)
@@ -44,8 +42,8 @@ def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            if fcntl is None:
-                file.close()  # Windows moves no open file; elsewhere the lock is held until it is moved
+            if _WINDOWS:
+                file.close()  # elsewhere the lock is held until the file is in place
             os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -61,28 +59,28 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def name_beside(path: Path) -> Path:
-    """Return a name for a temporary file that is to become ``path``: hidden, random, and known to `remove_stale`."""
+    """Return a hidden, random name for a temporary file that will replace ``path``, recognized by `remove_stale`."""
     return path.with_name(f"{_prefix(path)}{secrets.token_hex(8)}.part")
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what killed processes left of writing ``path``: temporary files of ours that nobody has locked.
+    """Remove temporary files of ``path`` that killed processes left, that is, those that are not locked.
 
-    What cannot be removed, or not be locked on its file system, stays.
+    Files that cannot be removed, or are on a file system without locks, are kept.
     """
-    if fcntl is None:
+    if _WINDOWS:
         return
     ours = re.compile(re.escape(_prefix(path)) + r"[0-9a-f]{16}\.part")
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             if ours.fullmatch(entry.name):
-                with suppress(OSError):  # it has gone meanwhile, is locked, or is another user's
+                with suppress(OSError):  # already removed, locked, or owned by another user
                     _remove_unlocked(Path(entry.path))
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the folder's list of names on the disk, where the system can."""
-    with suppress(OSError):  # Windows opens no folders, and some file systems do not sync them
+    """Flush the folder's directory entries to disk, where the system supports it."""
+    with suppress(OSError):  # Windows cannot open folders, and some file systems cannot sync them
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -91,35 +89,28 @@ def sync_folder(folder: Path) -> None:
 
 
 def _prefix(path: Path) -> str:
-    return f".{path.name[:_NAMED]}."
+    return f".{path.name[:_NAME_CHARACTERS]}."
 
 
 def _open_new(path: Path) -> tuple[Path, BinaryIO]:
     while True:
         part = name_beside(path)
         file = part.open("x+b")
-        if _is_locked_in_place(file, part):
+        try:
+            if lock_in_place(file.fileno(), part):
+                return part, file
+        except BlockingIOError:
+            pass
+        except OSError:  # a file system without locks, where no other process can consider it stale
             return part, file
-        file.close()  # another process took it for a stale one before it was locked
-
-
-def _is_locked_in_place(file: BinaryIO, part: Path) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(part))
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    except OSError:  # a file system without locks, where nobody can take it for a stale one either
-        return True
+        file.close()  # another process removed it as stale before it was locked
 
 
 def _remove_unlocked(part: Path) -> None:
     descriptor = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor)
             part.unlink()
     finally:
         os.close(descriptor)

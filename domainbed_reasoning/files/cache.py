@@ -1,4 +1,4 @@
-"""Where this package keeps what it can make or fetch again, one folder a user."""
+"""The user's cache folder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 class NoCacheFolder(OSError):
-    """There is no place for a cache."""
+    """The user has no home folder."""
 
 
 def cache_folder() -> Path:
-    """Return ``$XDG_CACHE_HOME/domainbed-reasoning`` or ``~/.cache/domainbed-reasoning``, there or not.
+    """Return ``$XDG_CACHE_HOME/domainbed-reasoning`` or ``~/.cache/domainbed-reasoning``, which may not exist yet.
 
     Raises:
         NoCacheFolder: this user has no home folder.

@@ -1,6 +1,6 @@
-"""Our own code on a stranger's file in a process of its own, whose memory and processor time end.
+"""Child processes with limited memory and CPU time, for reading untrusted files.
 
-For files that libraries read without bounds of their own: a small file may ask for any amount of memory or time.
+For formats whose libraries set no limits: a small file may request any amount of memory or time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ importlib.import_module(sys.argv[2]).in_child(*sys.argv[3:])
 
 @contextlib.contextmanager
 def child(module: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process that calls ``module.in_child(*arguments)``; when the block ends, so does the process.
+    """Start a process that calls ``module.in_child(*arguments)``, and kill it when the block ends.
 
     Args:
         module: of this package; its `in_child` calls `take_output`, and `limit` before it opens the file.
@@ -32,7 +32,7 @@ def child(module: str, *arguments: str, **environment: str) -> Iterator[subproce
         environment: more variables.
     """
     command = [sys.executable, "-c", _CODE, str(_PACKAGES), module, *arguments]
-    # Without network for Hugging Face's libraries, whatever a file names.
+    # No network access for Hugging Face libraries, whatever a file names.
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables
@@ -48,18 +48,18 @@ def child(module: str, *arguments: str, **environment: str) -> Iterator[subproce
 
 
 def take_output() -> BinaryIO:
-    """Return the child's way to its parent; what libraries print from now on is not said."""
+    """Return the pipe to the parent process, and discard whatever libraries print from now on."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return answers
 
 
 def limit(memory: int, seconds: int) -> None:
-    """Bound what this process may take from now on, where the system can.
+    """Limit this process from now on, where the system supports it.
 
     Args:
-        memory: bytes beyond those that it has.
-        seconds: of processor time beyond those that it has used.
+        memory: additional bytes.
+        seconds: additional CPU time.
     """
     try:
         import resource
@@ -68,7 +68,7 @@ def limit(memory: int, seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     used = resource.getrusage(resource.RUSAGE_SELF)
     _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + seconds)
-    with contextlib.suppress(OSError):  # elsewhere than on Linux the size is not told
+    with contextlib.suppress(OSError):  # Linux only
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
         _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + memory)
 

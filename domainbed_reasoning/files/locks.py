@@ -1,40 +1,92 @@
-"""Locks on open files, which the operating system gives up when their process ends, however it ends."""
+"""Locks on open files, by `filelock`; the operating system releases them when their process ends, even by SIGKILL.
+
+The lock is on the caller's own descriptor (`filelock.lock_descriptor`), not on a lock file beside it (`FileLock`): it
+follows a chain file that is renamed, never extends to another file that takes its name, and is inherited by forks.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+import filelock
 
-_BEYOND_THE_CONTENT = 1 << 40  # Windows locks bytes, and keeps others from reading those
+_PROBES = 3
+_PROBE_SECONDS = 0.01
 
 
-def lock(descriptor: int, shared: bool = False) -> None:
-    """Lock an open file for this process without waiting.
+class FileLocked(BlockingIOError):
+    """Another open file holds the lock.
+
+    Attributes:
+        holder: "another process (process 123)", without the number where the system does not tell it.
+    """
+
+    def __init__(self, holder: str):
+        super().__init__(f"locked by {holder}")
+        self.holder = holder
+
+
+def lock(descriptor: int) -> None:
+    """Lock an open file without waiting, until it is closed or this process ends.
 
     Args:
-        descriptor: of the file.
-        shared: let others take shared locks as well, where the system has such.
+        descriptor: of the file, open for writing.
 
     Raises:
-        BlockingIOError: another process has it.
-        OSError: the file system has no locks.
+        FileLocked: another process holds the lock.
+        OSError: the file system does not support locks.
     """
-    if fcntl is not None:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        return
+    if not filelock.lock_descriptor(descriptor, blocking=False):
+        raise FileLocked(_holder(os.fstat(descriptor).st_ino))
+
+
+def lock_in_place(descriptor: int, path: str | os.PathLike[str]) -> bool:
+    """Lock an open file and return whether ``path`` still names it: another process may have replaced it meanwhile.
+
+    Raises:
+        OSError: as `lock`.
+    """
+    lock(descriptor)
+    return is_in_place(descriptor, path)
+
+
+def is_locked(path: str | os.PathLike[str]) -> bool:
+    """Return whether a process holds the lock of a file; False if it is missing, unreadable or cannot be locked.
+
+    Probing takes the lock for a moment, so a lock that is released right away is taken for another probe.
+    """
     try:
-        import msvcrt
-    except ImportError:  # a system with neither: two writers are the user's to avoid
-        return
-    position = os.lseek(descriptor, 0, os.SEEK_CUR)
-    os.lseek(descriptor, _BEYOND_THE_CONTENT, os.SEEK_SET)
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
     try:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    except PermissionError as error:
-        raise BlockingIOError(error.errno, error.strerror) from error
+        for probe in range(_PROBES):
+            time.sleep(_PROBE_SECONDS * bool(probe))
+            if filelock.lock_descriptor(descriptor, blocking=False):
+                return False
+    except OSError:
+        return False
     finally:
-        os.lseek(descriptor, position, os.SEEK_SET)
+        os.close(descriptor)
+    return True
+
+
+def is_in_place(descriptor: int, path: str | os.PathLike[str]) -> bool:
+    """Return whether ``path`` names the file that is open as ``descriptor``."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
+
+
+def _holder(inode: int) -> str:
+    try:
+        with open("/proc/locks") as locks:  # Linux
+            for line in locks:
+                fields = line.split()
+                if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+                    return f"another process (process {fields[4]})"
+    except (OSError, IndexError):
+        pass
+    return "another process"

@@ -1,4 +1,4 @@
-"""What can be told of a file that is open, and saved of it, whatever has become of its name."""
+"""Copies of open files, even after their name is gone."""
 
 from __future__ import annotations
 
@@ -7,53 +7,23 @@ import shutil
 import tempfile
 
 
-def is_in_place(file: int, path: str) -> bool:
-    """Return whether ``path`` still names the file that is open as ``file``."""
-    try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
-    except OSError:
-        return False
-
-
 def save_copy(file: int, path: str) -> tuple[int, str]:
-    """Return a new open file with the content of ``file``, and its path.
+    """Copy an open file to a new one.
 
     Args:
-        file: open for reading; it may have no name any more.
-        path: that it had; the copy is made beside it, or in the folder for temporary files if its folder is gone.
+        file: descriptor, open for reading; the file may have been deleted.
+        path: its former path; the copy goes to the same folder, or to the temporary folder if that one is gone.
+
+    Returns:
+        descriptor and path of the copy.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the copy cannot be written.
     """
     folder, name = os.path.split(os.path.abspath(path))
-    copy, place = tempfile.mkstemp(".jsonl", f"{name}.rescued-", folder if os.path.isdir(folder) else None)
+    copy, copy_path = tempfile.mkstemp(".jsonl", f"{name}.rescued-", folder if os.path.isdir(folder) else None)
     with open(copy, "r+b", closefd=False) as target, open(file, "rb", closefd=False) as source:
         source.seek(0)
         shutil.copyfileobj(source, target)
     os.fsync(copy)
-    return copy, place
-
-
-def lock_holder(inode: int) -> str:
-    """Return `` (process 123)`` for the holder of the inode's lock where Linux tells, else nothing."""
-    try:
-        with open("/proc/locks") as locks:
-            for line in locks:
-                fields = line.split()
-                if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
-                    return f" (process {fields[4]})"
-    except (OSError, IndexError):
-        pass
-    return ""
-
-
-def sync_folder(folder: str) -> None:
-    """Put the folder's list of names on the disk, where the system can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return copy, copy_path

@@ -1,7 +1,7 @@
-"""Files from strangers, opened only where they are regular files and read only up to a bound.
+"""Untrusted files: opened only if they are regular files, and read up to a size limit.
 
-A path may name a FIFO that nobody writes to, a device that never ends, a socket, a folder, or a sparse file of a
-terabyte. Every reader of files that this process did not write opens them here.
+A path may name a FIFO without a writer, an endless device, a socket, a folder, or a sparse file of a terabyte. All
+files that this process did not write are opened here.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _KINDS = (
 
 
 def open_plain(path: str | os.PathLike[str], most: int | None = None) -> BinaryIO:
-    """Open a regular file for reading, without ever waiting for a writer.
+    """Open a regular file for reading, without blocking on FIFOs.
 
     Args:
-        path: of the file; a link to one counts.
-        most: bytes that it may have; None for a file that is streamed.
+        path: of the file; links are followed.
+        most: its maximum size in bytes; None for a file that is streamed.
 
     Raises:
-        OSError: it is not there, cannot be read, is no regular file or larger; ``strerror`` says which.
+        OSError: it is missing, unreadable, not a regular file, or larger; see ``strerror``.
     """
-    _require_plain(os.stat(path), path, most)  # opening a device may already do something
+    _require_plain(os.stat(path), path, most)  # opening a device may have side effects
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     try:
-        _require_plain(os.fstat(descriptor), path, most)  # another may have taken its place
+        _require_plain(os.fstat(descriptor), path, most)  # it may have been replaced
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -52,7 +52,7 @@ def open_plain(path: str | os.PathLike[str], most: int | None = None) -> BinaryI
 def open_plain_text(
     path: str | os.PathLike[str], encoding: str = "utf-8", errors: str = "strict", newline: str | None = None
 ) -> io.TextIOWrapper:
-    """Open a regular file of any size as text, to be read in bounded parts.
+    """Open a regular file of any size as text, to be read in parts.
 
     Raises:
         OSError: as `open_plain`.
@@ -67,7 +67,7 @@ def read_plain(path: str | os.PathLike[str], most: int) -> bytes:
         OSError: as `open_plain`.
     """
     with open_plain(path, most) as file:
-        data = file.read(most + 1)  # some files, as those of /proc, tell no size
+        data = file.read(most + 1)  # some files, e.g. in /proc, report no size
     if len(data) > most:
         raise _too_large(path, most)
     return data
@@ -78,13 +78,13 @@ def read_plain_text(path: str | os.PathLike[str], most: int = MAX_DESCRIPTION_BY
 
     Raises:
         OSError: as `open_plain`.
-        UnicodeDecodeError: it is not UTF-8, where ``errors`` is ``strict``.
+        UnicodeDecodeError: it is not UTF-8, if ``errors`` is ``strict``.
     """
     return read_plain(path, most).decode("utf-8", errors)
 
 
 def plain_lines(path: str | os.PathLike[str], longest: int, most: int = MAX_LOG_BYTES) -> Iterator[str]:
-    """Yield the lines of a text of at most ``most`` bytes; what a line has beyond ``longest`` bytes is left out.
+    """Yield the lines of a text of at most ``most`` bytes; lines are truncated to ``longest`` bytes.
 
     Raises:
         OSError: as `open_plain`.

@@ -1,4 +1,4 @@
-"""What a training job has done so far, kept so that the same job, started again, goes on where it was killed.
+"""The recorded progress of a training job, from which the same job resumes after it was killed.
 
 DomainBed starts every job at step 0 and does not keep the folder of an incomplete one. So the steps' values and the
 evaluations' answers are kept in the user's cache folder, under a key made of everything that decides the job's numbers.
@@ -30,8 +30,12 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.files.atomic import replace_text
-from domainbed_reasoning.jobs.resume_store import JobIsRunning, delete, is_done, make_room, take, unfinished_folder
+from domainbed_reasoning.files.locks import FileLocked
+from domainbed_reasoning.jobs.resume_store import JobIsRunning, delete, is_done, lock_folder, progress_folder, prune
 from domainbed_reasoning.jobs.sealed import Damaged, check_tensors, line_of, read_lines, read_tensors, write_tensors
+from domainbed_reasoning.terminal import get_logger
+
+_logger = get_logger(__name__)
 
 _SHARE_OF_TIME = 0.01  # of training that may go into saving states
 _FORMAT = 2
@@ -78,15 +82,17 @@ class Progress:
 
     def __init__(self, job: Mapping[str, Any], root: Path | None = None):
         self.key = key_of(job)
-        self.folder = (root or unfinished_folder()) / self.key
+        self.folder = (root or progress_folder()) / self.key
         self.state: dict[str, Any] | None = None
         self._log: int | None = None
-        self._lock = take(self.folder)
-        if self._lock is None:
+        self._lock: int | None = None
+        try:
+            self._lock = lock_folder(self.folder)
+        except FileLocked as error:
             raise JobIsRunning(
-                f"This job runs in another process already (its progress, {self.folder}, is locked): wait for it, or "
-                'give this one another --output_dir, or the hparam "resume": false.'
-            )
+                f"This job is already running in {error.holder}, which has locked {self.folder}. Wait for it, or "
+                'choose another --output_dir, or set the hparam "resume": false.'
+            ) from error
         try:
             self._open(job)
         except BaseException:
@@ -100,10 +106,7 @@ class Progress:
         try:
             self._read()
         except Damaged as fault:
-            print(
-                f"The saved progress of this job in {self.folder} cannot be used: {fault}. The job begins at step 0.",
-                flush=True,
-            )
+            _logger.info("The progress saved in %s cannot be used: %s. Starting from step 0.", self.folder, fault)
             self._begin_anew()
         for path in self.folder.iterdir():
             unfinished_part = path.name.startswith(".")  # of a file that was being written when the process was killed
@@ -115,10 +118,10 @@ class Progress:
         replace_text(self.folder / "job.json", json.dumps(dict(job), indent=1) + "\n")
         self._saved_at, self._cost = time.monotonic(), 0.0
         self._saved_steps = self.state["steps"] if self.state is not None else -1
-        make_room(self.folder.parent, keep=self.folder)
+        prune(self.folder.parent, keep=self.folder)
 
     def close(self) -> None:
-        """Stop recording and let go of the job."""
+        """Stop recording and release the lock."""
         for descriptor in (self._log, self._lock):
             if descriptor is not None:
                 os.close(descriptor)
@@ -150,7 +153,7 @@ class Progress:
         """
         answers = Answers(**self._next("answers")["answers"])
         if len(answers.classes) != count:
-            raise self._misfit(f"{len(answers.classes)} answers were recorded where {count} are asked for")
+            raise self._misfit(f"{len(answers.classes)} answers were recorded, {count} requested")
         return answers
 
     def labelled(self, round: int) -> list[tuple[int, int, str, bool]]:
@@ -161,13 +164,13 @@ class Progress:
     def _next(self, kind: str) -> dict[str, Any]:
         event = self._waiting.popleft()
         if kind not in event:
-            raise self._misfit(f"{kind} are asked for where {', '.join(event)} was recorded")
+            raise self._misfit(f"{kind} requested, {', '.join(event)} recorded")
         return event
 
     def _misfit(self, how: str) -> RuntimeError:
         return RuntimeError(
-            f"The recorded progress of this job does not fit what it does now: {how}. Start it again after "
-            f"`domainbed-reasoning jobs --clear {self.key[:8]}`, and it will begin at step 0."
+            f"The recorded progress does not match this job: {how}. Run `domainbed-reasoning jobs --clear "
+            f"{self.key[:8]}` and restart the job from step 0."
         )
 
     def _begin_anew(self) -> None:
@@ -188,11 +191,11 @@ class Progress:
         if not os.path.lexists(path):
             others = {other.name for other in self.folder.iterdir() if not other.name.startswith(".")}
             if others - {"lock", "job.json", "log.jsonl"} or self._is_logged():
-                raise Damaged("state.pt is missing: it was removed, or none had been saved yet")
+                raise Damaged("state.pt is missing")
             return
         state = read_tensors(path)
         if not isinstance(state, dict) or any(not isinstance(state.get(name), kind) for name, kind in _OF_STATE):
-            raise Damaged("state.pt holds something else than a state")
+            raise Damaged("state.pt is not a saved state")
         if state["format"] != _FORMAT:
             raise Damaged(f"state.pt has format {state['format']}, this version reads {_FORMAT}")
         for name, digest in state["kept"].items():
@@ -292,16 +295,16 @@ class Progress:
 
     def _give_up(self, error: Exception) -> None:
         """Stop recording: training is worth more than its record."""
-        print(
-            f"The progress of this job can no longer be kept in {self.folder} ({error}). It goes on; killed from now "
-            "on, it would go on from the last state that was saved.",
-            flush=True,
+        _logger.info(
+            "Progress can no longer be saved in %s (%s). Training continues; a restart uses the last saved state.",
+            self.folder,
+            error,
         )
         if self._log is not None:
             os.close(self._log)
         self._log = None
 
     def _tidy_up(self, output_dir: str | None) -> None:
-        """Forget a job that has ended well: DomainBed has written ``done``."""
+        """Delete the progress of a completed job: DomainBed has written ``done``."""
         if is_done(output_dir, self.folder):
             delete(self.folder)

@@ -1,47 +1,88 @@
-"""Records that an earlier process of the same job, killed since, left in DomainBed's ``results.jsonl``.
+"""How a restart replaces earlier records in DomainBed's ``results.jsonl``: the one place that knows.
 
-DomainBed starts at step 0 again and appends, and `collect_results` would count a step twice. The earlier records are
-therefore moved to ``results.earlier.jsonl``; what they say is written again as the job is replayed.
+DomainBed restarts a killed job at step 0 and appends, and its `collect_results` would count a step twice. Earlier
+records are therefore moved to ``results.earlier.jsonl`` before a job starts. Afterwards one rule applies: **a record of
+step s replaces all earlier ones of steps s and above**. A job that starts at step 0 thereby replaces all of them, one
+that continues after step s keeps those up to s.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.files.atomic import replacing
+from domainbed_reasoning.jobs.job_files import RESULTS
+from domainbed_reasoning.terminal import get_logger
 
-_MEASURED = ("step_time", "mem_gb")  # of a record: what was measured, not computed
+EARLIER = "results.earlier.jsonl"
+_OLD_EARLIER = re.compile(re.escape(RESULTS) + r"\.attempt-(\d+)")  # one file per attempt, from older versions
+_MEASURED = ("step_time", "mem_gb")  # values that are measured, not computed
+_log = get_logger(__name__)
 
 
-def set_aside(output_dir: Path, args: Mapping[str, Any]) -> str:
-    """Move the records of the job with these arguments, and any that were cut off, out of ``results.jsonl``.
+def add_record(run: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the records of a run with one more, which replaces those of its step and of later ones."""
+    return [*(before for before in run if before["step"] < record["step"]), record]
+
+
+def without_replaced(lines: Iterable[str]) -> list[str]:
+    """Return the lines of records that no later line replaces; truncated lines are dropped."""
+    run: list[Mapping[str, Any]] = []
+    for line in lines:
+        try:
+            run = add_record(run, {"step": int(json.loads(line)["step"]), "line": line})
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return [record["line"] for record in run]
+
+
+def set_aside(output_dir: Path, args: Mapping[str, Any] | None = None) -> str:
+    """Move records from ``results.jsonl`` to ``results.earlier.jsonl``; truncated lines are moved as well.
 
     Args:
         output_dir: of the job.
-        args: DomainBed's, as its records hold them.
+        args: DomainBed's arguments; records of jobs with other arguments are kept. None moves all records.
 
     Returns:
         the lines that were moved.
+
+    Raises:
+        OSError: the files cannot be written.
     """
-    stay, go = [], []
-    for line in _lines(output_dir):
+    results = output_dir / RESULTS
+    kept, moved = [], []
+    for line in _lines(results):
         record = _record(line)
-        (go if record is None or record.get("args") == args else stay).append(line + b"\n")
-    if go:
-        with (output_dir / "results.earlier.jsonl").open("ab") as earlier:
-            earlier.writelines(go)
-        with replacing(output_dir / "results.jsonl") as results:
-            results.writelines(stay)
-        print(f"{len(go)} earlier records of this job are now in {output_dir / 'results.earlier.jsonl'}.", flush=True)
-    return b"".join(go).decode("utf-8", "replace")
+        (moved if args is None or record is None or record.get("args") == args else kept).append(line + b"\n")
+    if moved:
+        with (output_dir / EARLIER).open("ab") as earlier:
+            earlier.writelines(moved)
+        _log.info("Moved %d earlier records of this job to %s.", len(moved), output_dir / EARLIER)
+    if kept and moved:
+        _write(results, kept)
+    elif not kept:
+        results.unlink(missing_ok=True)
+    return b"".join(moved).decode("utf-8", "replace")
+
+
+def join_earlier(output_dir: Path) -> None:
+    """Add earlier records to ``results.jsonl``, without those that have been replaced; written only if it changes."""
+    results = output_dir / RESULTS
+    old = [(int(match[1]), path) for path in output_dir.glob("*") if (match := _OLD_EARLIER.fullmatch(path.name))]
+    paths = [*(path for _, path in sorted(old)), output_dir / EARLIER, results]
+    lines = [line.decode("utf-8", "replace") for path in paths for line in _lines(path)]
+    joined = [f"{line}\n".encode() for line in without_replaced(lines)]
+    if b"".join(joined) != (results.read_bytes() if results.is_file() else b""):
+        _write(results, joined)
 
 
 def own_records(output_dir: Path, args: Mapping[str, Any]) -> str:
     """Return the lines of ``results.jsonl`` that the job with these arguments has written."""
-    own = [line + b"\n" for line in _lines(output_dir) if (_record(line) or {}).get("args") == args]
+    own = [line + b"\n" for line in _lines(output_dir / RESULTS) if (_record(line) or {}).get("args") == args]
     return b"".join(own).decode("utf-8", "replace")
 
 
@@ -50,32 +91,35 @@ def restore_measured(output_dir: Path, earlier: str) -> None:
 
     Args:
         output_dir: of the job.
-        earlier: what `own_records` and `set_aside` returned.
+        earlier: lines that `own_records` and `set_aside` returned.
     """
     known = [record for record in map(_record, earlier.encode().split(b"\n")) if record is not None]
-    there = _lines(output_dir)
-    if not known or not there:
+    replayed = _lines(output_dir / RESULTS)
+    if not known or not replayed:
         return
     lines = []
-    for line in there:
+    for line in replayed:
         record = _record(line) or {}
         for old in known:
             if _computed(old) == _computed(record):
                 line = json.dumps(old, sort_keys=True).encode()
         lines.append(line + b"\n")
-    with replacing(output_dir / "results.jsonl") as results:
-        results.writelines(lines)
+    _write(output_dir / RESULTS, lines)
 
 
 def _computed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in _MEASURED}
 
 
-def _lines(output_dir: Path) -> list[bytes]:
-    """Return the lines of ``results.jsonl``, without their ends; [] where there is none."""
-    results = output_dir / "results.jsonl"
-    lines = results.read_bytes().split(b"\n") if results.is_file() else [b""]
+def _lines(path: Path) -> list[bytes]:
+    """Return the lines of a file without their ends; [] if there is no file."""
+    lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     return lines if lines[-1] else lines[:-1]
+
+
+def _write(path: Path, lines: Iterable[bytes]) -> None:
+    with replacing(path) as file:
+        file.writelines(lines)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

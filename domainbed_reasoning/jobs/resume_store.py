@@ -1,7 +1,7 @@
-"""The folders in which unfinished jobs keep their progress: who has which, which may go.
+"""The folders that hold the saved progress of jobs: locking, listing and pruning.
 
-Jobs start and end side by side, on several machines with one home folder: whoever looks at a folder must expect that
-another process deletes it meanwhile.
+Jobs start and end side by side, on several machines that share a home folder: a folder may be deleted by another
+process at any moment.
 """
 
 from __future__ import annotations
@@ -18,34 +18,36 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.files.cache import cache_folder
-from domainbed_reasoning.files.locks import lock
+from domainbed_reasoning.files.locks import FileLocked, is_locked, lock_in_place
 from domainbed_reasoning.files.plain import read_plain_text
+from domainbed_reasoning.terminal import get_logger
 
-BOUND = "DOMAINBED_REASONING_UNFINISHED_GB"
-_DEFAULT_BOUND_GB = 50.0
-_PATIENCE = 2.0  # seconds until a lock counts as that of a running job
+LIMIT = "DOMAINBED_REASONING_UNFINISHED_GB"
+_DEFAULT_LIMIT_GB = 50.0
+_PATIENCE = 2.0  # seconds after which a held lock counts as that of a running job
+_log = get_logger(__name__)
 
 
 class JobIsRunning(RuntimeError):
-    """Another process runs the very same job."""
+    """Another process is running the same job."""
 
 
-def unfinished_folder() -> Path:
-    """Return the folder that holds the progress of jobs, there or not."""
+def progress_folder() -> Path:
+    """Return the folder that holds the progress of all jobs, which may not exist yet."""
     return cache_folder() / "unfinished"
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """A job whose progress is kept.
+class SavedProgress:
+    """The saved progress of one job.
 
     Attributes:
-        folder: of its progress; the name is the job's key.
+        folder: that holds it, named after the job's key.
         args: DomainBed's arguments of the job.
-        steps: taken and saved.
+        steps: recorded training steps.
         size: of the folder in bytes.
-        changed: when it last went on, seconds since the epoch.
-        running: whether a process has it now.
+        changed: time of the last change, seconds since the epoch.
+        running: whether a process is running the job.
     """
 
     folder: Path
@@ -57,18 +59,18 @@ class Unfinished:
 
     @property
     def done(self) -> bool:
-        """Whether DomainBed has ended the job since."""
+        """Whether the job has completed since."""
         return is_done(self.args.get("output_dir"), self.folder)
 
 
-def unfinished_jobs(root: Path | None = None) -> Iterator[Unfinished]:
-    """Yield the jobs whose progress is kept, those that went on last first.
+def list_progress(root: Path | None = None) -> Iterator[SavedProgress]:
+    """Yield the saved progress of all jobs, last changed first.
 
-    Other processes may start and end jobs meanwhile: one that ends while it is looked at is left out or incomplete.
+    A job that ends meanwhile is left out or incomplete.
     """
     sizes_and_changes = {
         folder: (sum(file.st_size for file in files), max(file.st_mtime for file in files))
-        for folder in (root or unfinished_folder()).glob("[!.]*")
+        for folder in (root or progress_folder()).glob("[!.]*")
         if (files := _files(folder))
     }
     for folder, (size, changed) in sorted(sizes_and_changes.items(), key=lambda job: job[1][1], reverse=True):
@@ -76,108 +78,93 @@ def unfinished_jobs(root: Path | None = None) -> Iterator[Unfinished]:
             args = dict(json.loads(read_plain_text(folder / "job.json"))["args"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             args = {}
-        yield Unfinished(folder, args, _steps_logged(folder), size, changed, _is_running(folder))
+        yield SavedProgress(folder, args, _steps_logged(folder), size, changed, is_locked(folder / "lock"))
 
 
-def clear(job: Unfinished) -> None:
-    """Delete the progress of a job that does not run.
-
-    Raises:
-        JobIsRunning: where it does.
-    """
-    held = take(job.folder)
-    if held is None:
-        raise JobIsRunning(f"{job.folder.name[:8]} runs: its progress is not deleted. Stop it first.")
-    delete(job.folder)
-    os.close(held)
-
-
-def make_room(root: Path, keep: Path) -> None:
-    """Delete the progress of jobs that are done, and of the oldest ones that are over the bound on disk.
+def clear(job: SavedProgress) -> None:
+    """Delete the progress of a job.
 
     Raises:
-        ValueError: where the bound, ``$DOMAINBED_REASONING_UNFINISHED_GB``, is no number.
+        JobIsRunning: a process is running it.
+        OSError: its folder cannot be locked.
     """
-    said = os.environ.get(BOUND, str(_DEFAULT_BOUND_GB))
     try:
-        bound = float(said) * 1e9
+        lock = lock_folder(job.folder)
+    except FileLocked as error:
+        raise JobIsRunning(
+            f"Job {job.folder.name[:8]} is running in {error.holder}; its progress was not deleted. Stop it first."
+        ) from error
+    delete(job.folder)
+    os.close(lock)
+
+
+def prune(root: Path, keep: Path) -> None:
+    """Delete the progress of completed jobs, and of the oldest ones beyond the disk limit.
+
+    Args:
+        root: folder of all jobs' progress.
+        keep: progress that is not deleted.
+
+    Raises:
+        ValueError: the limit, ``$DOMAINBED_REASONING_UNFINISHED_GB``, is not a number.
+    """
+    value = os.environ.get(LIMIT, str(_DEFAULT_LIMIT_GB))
+    try:
+        limit = float(value) * 1e9
     except ValueError as error:
-        raise ValueError(f"{BOUND}={said!r} should be a number of gigabytes, as in 50.") from error
+        raise ValueError(f"{LIMIT} must be a number of gigabytes, e.g. 50; got {value!r}.") from error
     total = 0
-    for job in unfinished_jobs(root):
+    for job in list_progress(root):
         total += job.size
-        if job.folder != keep and not job.running and (job.done or total > bound):
+        if job.folder != keep and not job.running and (job.done or total > limit):
             if not job.done:
                 name = f"{job.args.get('algorithm', '?')} on {job.args.get('dataset', '?')}"
-                print(f"Deleted the progress of an unfinished job ({name}): more than {said} GB ({BOUND}).", flush=True)
-            with suppress(JobIsRunning, OSError):  # since it was looked at; or it is another user's
+                _log.info("Deleted the progress of an unfinished job (%s): %s GB limit (%s).", name, value, LIMIT)
+            with suppress(JobIsRunning, OSError):  # started meanwhile, or owned by another user
                 clear(job)
                 total -= job.size
-    for rest in root.glob(".*"):  # what a process that was killed had begun to delete
+    for rest in root.glob(".*"):  # of a deletion that was killed
         shutil.rmtree(rest, ignore_errors=True)
 
 
-def take(folder: Path) -> int | None:
-    """Return a descriptor that holds the lock of a folder, made if need be; None where another process has the job.
+def lock_folder(folder: Path) -> int:
+    """Lock a folder, created if missing, and return the descriptor that holds the lock.
 
-    Whoever lists jobs holds every lock for a moment, and a folder may be deleted between the opening of its lock and
-    the locking: neither is a process that has the job, and both are over before `_PATIENCE` is.
+    Listing jobs takes each lock for a moment, and a folder may be deleted between opening and locking its lock file;
+    both are over well before `_PATIENCE` is.
 
     Raises:
-        OSError: the folder cannot be made, or its file system has no locks.
+        FileLocked: another process is running the job.
+        OSError: the folder cannot be created, or its file system does not support locks.
     """
     deadline = time.monotonic() + _PATIENCE
     while True:
-        fault = None
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o600)
-            taken = False
             try:
-                with suppress(BlockingIOError):
-                    lock(descriptor)
-                    taken = os.path.samestat(os.fstat(descriptor), os.stat(folder / "lock"))
-                    if taken:
-                        return descriptor
-            finally:
-                if not taken:
-                    os.close(descriptor)
-        except (FileNotFoundError, FileExistsError) as error:  # mkdir finds it there, and looks again when it is gone
-            fault = error
-        if time.monotonic() >= deadline:
-            if fault is not None:
-                raise _named(fault, folder)
-            return None
+                if lock_in_place(descriptor, folder / "lock"):
+                    return descriptor
+                raise FileNotFoundError(f"{folder} was deleted while it was being locked")
+            except BaseException:
+                os.close(descriptor)
+                raise
+        except (FileLocked, FileNotFoundError, FileExistsError) as error:
+            if time.monotonic() >= deadline:
+                raise _naming_dangling_link(error, folder) from error
         time.sleep(0.01)
 
 
-def _named(fault: OSError, folder: Path) -> OSError:
-    """Return the error that says why a folder cannot be made: a link to nowhere says only that it exists."""
-    for place in (folder, *folder.parents):
-        if place.is_symlink() and not place.exists():
-            return FileNotFoundError(f"{place} is a link to {os.readlink(place)}, which does not exist")
-    return fault
-
-
-def _is_running(folder: Path) -> bool:
-    """Return whether a process holds the folder's lock."""
-    try:
-        descriptor = os.open(folder / "lock", os.O_RDONLY)
-    except OSError:  # it has just gone, or is another user's
-        return False
-    try:
-        lock(descriptor, shared=True)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks: no job keeps its progress there
-        return False
-    finally:
-        os.close(descriptor)
-    return False
+def _naming_dangling_link(error: OSError, folder: Path) -> OSError:
+    """Return an error that names a dangling link, of which the system says only that it exists."""
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            return FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which does not exist")
+    return error
 
 
 def delete(folder: Path) -> None:
-    """Delete a folder whose lock is held, all at once: it is renamed first, so that nobody begins in what is left."""
+    """Delete a locked folder at once: it is renamed first, so that no job starts in its remains."""
     renamed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     with suppress(OSError):
         folder.rename(renamed)
@@ -185,7 +172,7 @@ def delete(folder: Path) -> None:
 
 
 def is_done(output_dir: Any, folder: Path) -> bool:
-    """Return whether DomainBed has written ``done`` since the job began; False where the folder is no path."""
+    """Return whether DomainBed has written ``done`` since the job began; False if ``output_dir`` is not a path."""
     try:
         return _modified(Path(output_dir) / "done") >= _modified(folder / "job.json")
     except (OSError, TypeError, ValueError):
@@ -205,7 +192,7 @@ def _steps_logged(folder: Path) -> int:
 
 
 def _files(folder: Path) -> list[os.stat_result]:
-    """Return what is known of the files of a folder that another process may be deleting, or that is another user's."""
+    """Return the status of a folder's files, of which some may be disappearing or another user's."""
     found = []
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from domainbed_reasoning.jobs.job_files import RESULTS
+from domainbed_reasoning.jobs.results_file import add_record
 from domainbed_reasoning.results.idle import idle_parts
 from domainbed_reasoning.results.job_folders import Job, Record, versions_of
 
@@ -126,16 +127,15 @@ def _unusable(job: Job) -> Problem | None:
 def _one_run(job: Job) -> tuple[Job, list[Problem]]:
     """Return the job with the records of its last complete run: a job that died and was restarted appends to them.
 
-    A record of step s takes the place of all earlier ones of steps from s on, unless the run that it belongs to ends
-    before they did.
+    A record replaces earlier ones as `results_file` says, unless its run ends before they did.
     """
     run: list[Record] = []
     chosen = run
     restarts = 0
     for record in job.records:
-        earlier = [before for before in run if before["step"] < record["step"]]
-        restarts += len(earlier) < len(run)
-        run = [*earlier, record]
+        longer = add_record(run, record)
+        restarts += len(longer) <= len(run)
+        run = longer
         if not chosen or record["step"] >= chosen[-1]["step"]:
             chosen = run
     if not restarts:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from domainbed_reasoning.bridge import versions
 from domainbed_reasoning.bridge.train_args import TRAIN_SCRIPT
 from domainbed_reasoning.files.cache import NoCacheFolder
-from domainbed_reasoning.jobs.resume_store import make_room, unfinished_folder
+from domainbed_reasoning.jobs.resume_store import progress_folder, prune
 from domainbed_reasoning.sweeps.launchers.jobs import Failure, Job, chosen_jobs, report, whole_number
 from domainbed_reasoning.sweeps.launchers.parallel import JOBS
 from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm
@@ -101,8 +101,8 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
             for process in running:
                 process.join()
     with suppress(NoCacheFolder):
-        if (kept := unfinished_folder()).is_dir():
-            make_room(kept, keep=kept)  # a fork ends without what a process does at its end: forget a job that is done
+        if (kept := progress_folder()).is_dir():
+            prune(kept, keep=kept)  # a fork ends without what a process does at its end: forget a job that is done
     report(failures, len(jobs))
     return failures
 
@@ -115,7 +115,7 @@ def train_arguments(job: Job) -> list[str]:
     """
     words = shlex.split(job.command)
     if words[1:3] != ["-m", TRAIN_SCRIPT]:
-        raise ValueError(f"The launcher `forked` runs `python -m {TRAIN_SCRIPT}` only, not {job.command!r}.")
+        raise ValueError(f"The launcher `forked` only runs `python -m {TRAIN_SCRIPT}`; got {job.command!r}.")
     return words[3:]
 
 
@@ -138,8 +138,8 @@ def _check_machine() -> None:
 
     if torch.cuda.is_available():
         raise RuntimeError(
-            "The launcher `forked` is for CPUs: a process that has touched CUDA cannot be forked. "
+            "The launcher `forked` runs on CPUs only: a process that has used CUDA cannot be forked. "
             "Use `--command_launcher parallel`, or set CUDA_VISIBLE_DEVICES= to stay on the CPU."
         )
     if "fork" not in multiprocessing.get_all_start_methods():
-        raise RuntimeError("The launcher `forked` needs a system that forks. Use `--command_launcher parallel`.")
+        raise RuntimeError("The launcher `forked` requires a system with fork(). Use `--command_launcher parallel`.")

@@ -1,4 +1,4 @@
-"""The jobs of a sweep as launchers see them: stock train commands, their folders, and which of them failed."""
+"""A sweep's jobs from a launcher's view: stock train commands, their folders and failures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What a person calls it: algorithm, dataset, targets."""
+        """A readable name: algorithm, dataset, targets."""
         first = {key: " ".join(values) for key, values in self.options.items()}
         name = f"{first.get('algorithm', '?')} on {first.get('dataset', '?')}, target {first.get('test_envs', '?')}"
         seeds = (first.get("hparams_seed", "0"), first.get("trial_seed", "0"))
@@ -38,28 +38,28 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """The folder that it writes to."""
+        """The output folder."""
         return Path(*self.options.get("output_dir", (".",)))
 
     @property
     def is_done(self) -> bool:
-        """Whether it has ended well."""
+        """Whether the job has completed."""
         return (self.folder / "done").exists()
 
     @property
     def log(self) -> Path:
-        """Where its output goes: a file in the job's own folder."""
+        """The file in the output folder that standard output and error go to."""
         return self.folder / LOG
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that did not end well.
+    """A failed job.
 
     Attributes:
-        job: it.
-        exit_code: other than 0 (negative: the signal that ended it); None where it is not known.
-        reason: what is known instead, as in "cancelled".
+        job: that failed.
+        exit_code: nonzero; negative for a signal; None if unknown.
+        reason: used in place of the exit code, e.g. "cancelled".
     """
 
     job: Job
@@ -68,7 +68,7 @@ class Failure:
 
     @property
     def cause(self) -> str:
-        """The reason, or else the exit code, in words."""
+        """The reason, or the exit code if there is none."""
         return self.reason or f"exit code {self.exit_code}"
 
 
@@ -86,44 +86,44 @@ def parse_job(command: str) -> Job:
 
 
 def chosen_jobs(commands: Sequence[str]) -> list[Job]:
-    """Return the jobs of a sweep, without those whose targets were not asked for, and say if some are left out.
+    """Return the jobs of a sweep, filtered by `DOMAINBED_REASONING_TARGETS`, and print how many are left out.
 
     Raises:
-        ValueError: for a variable of targets that does not name environments.
+        ValueError: the variable does not list environments.
     """
     jobs = within_targets([parse_job(command) for command in commands], os.environ.get(TARGETS, ""))
     if len(jobs) < len(commands):
-        print(f"{TARGETS}={os.environ[TARGETS]}: {len(jobs)} of {len(commands)} jobs are run.")
+        print(f"{TARGETS}={os.environ[TARGETS]}: {len(jobs)} of {len(commands)} jobs selected.")
     elif not jobs:
-        print("No job is to be started. `sweep delete_incomplete` removes the folders of those that died, and of those")
-        print("that still run or wait, with Slurm or anywhere else: leave it while there are such (`squeue --me`).")
+        print("No jobs to start. To retry failed ones, run `sweep delete_incomplete`, but not while jobs are running")
+        print("or queued, on Slurm (`squeue --me`) or elsewhere: it removes their folders too.")
     return jobs
 
 
 def within_targets(jobs: Sequence[Job], targets: str) -> list[Job]:
-    """Return the jobs whose target environments are all among ``targets``; all jobs where that is empty."""
+    """Return the jobs whose target environments are all in ``targets``; all jobs if that is empty."""
     wanted = set(targets.replace(",", " ").split())
     if not all(target.isdigit() for target in wanted):
-        raise ValueError(f'{TARGETS}={targets!r} should be numbers of environments, as in "2" or "0 2".')
+        raise ValueError(f'{TARGETS} must list environments by number, e.g. "2" or "0 2"; got {targets!r}.')
     return [job for job in jobs if not wanted or set(job.options.get("test_envs", ())) <= wanted]
 
 
 def whole_number(variable: str, default: int, least: int = 1) -> int:
-    """Return the environment variable's whole number, ``default`` where it is not set.
+    """Return the integer value of an environment variable, ``default`` if it is not set.
 
     Raises:
-        ValueError: for something else, or less than ``least``.
+        ValueError: it is not an integer, or less than ``least``.
     """
     chosen = os.environ.get(variable, "")
     if not chosen:
         return default
     if not (chosen.isdigit() and int(chosen) >= least):
-        raise ValueError(f"{variable}={chosen!r} should be a whole number, {least} or more.")
+        raise ValueError(f"{variable} must be an integer >= {least}; got {chosen!r}.")
     return int(chosen)
 
 
 def report(failures: Sequence[Failure], total: int) -> None:
-    """Print which jobs failed, each with its cause and the end of its log, and a summary."""
+    """Print the failed jobs, each with its cause and the end of its log, and a summary."""
     for failure in failures:
         print(f"\nFAILED: {failure.job.name} ({failure.cause}). The end of {failure.job.log}:")
         print("\n".join(f"    {line}" for line in end_of(failure.job.log)))
@@ -131,22 +131,24 @@ def report(failures: Sequence[Failure], total: int) -> None:
         print(f"\n{len(failures)} of {total} jobs FAILED:")
         for failure in failures:
             print(f"    {failure.job.name}: {failure.job.log}")
-        print("Their folders have no `done`; `sweep delete_incomplete` removes them, `sweep launch` starts them again.")
+        print("To retry them, run `sweep delete_incomplete`, then `sweep launch`.")
     else:
-        print(f"All {total} jobs ended well.")
+        print(f"{total}/{total} jobs succeeded.")
 
 
-def say_ended() -> None:
-    """Print what Ctrl-C or SIGTERM has left, and how to go on."""
-    print("\nThe jobs that ran or waited were ended. `sweep delete_incomplete` removes their folders,")
-    print("`sweep launch` starts them again.", flush=True)
+def report_interrupt() -> None:
+    """Print how to resume after Ctrl-C or SIGTERM."""
+    print(
+        "\nRunning and waiting jobs were stopped. To resume, run `sweep delete_incomplete`, then `sweep launch`.",
+        flush=True,
+    )
     interrupt.end_with("Interrupted.")
 
 
 def end_of(log: Path) -> list[str]:
-    """Return the last lines of a log, or one that says that it is not there."""
+    """Return the last lines of a log, or a note that it does not exist."""
     if not log.exists():
-        return ["(there is no log: the job did not start)"]
+        return ["(no log: the job did not start)"]
     with log.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
         text = file.read(_LOG_BYTES).decode(errors="replace")

@@ -18,7 +18,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tqdm import tqdm
 
-from domainbed_reasoning.sweeps.launchers.jobs import LOG, Failure, Job, chosen_jobs, report, say_ended, whole_number
+from domainbed_reasoning.sweeps.launchers.jobs import (
+    LOG,
+    Failure,
+    Job,
+    chosen_jobs,
+    report,
+    report_interrupt,
+    whole_number,
+)
 from domainbed_reasoning.sweeps.launchers.processes import end, ended_by_sigterm, start, threads_of, visible_gpus
 from domainbed_reasoning.terminal import printable_streams
 
@@ -50,7 +58,7 @@ def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
         with ended_by_sigterm():
             failures = _run_all(jobs, slots)
     except (KeyboardInterrupt, SystemExit):
-        say_ended()
+        report_interrupt()
         raise
     report(failures, len(jobs))
     return failures

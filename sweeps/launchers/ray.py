@@ -38,8 +38,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from domainbed_reasoning.sweeps.launchers.attempts import DEFAULT_RETRIES, RETRIES, join_records
-from domainbed_reasoning.sweeps.launchers.jobs import LOG, Failure, Job, chosen_jobs, report, say_ended, whole_number
+from domainbed_reasoning.jobs.results_file import join_earlier
+from domainbed_reasoning.sweeps.launchers.attempts import DEFAULT_RETRIES, RETRIES
+from domainbed_reasoning.sweeps.launchers.jobs import (
+    LOG,
+    Failure,
+    Job,
+    chosen_jobs,
+    report,
+    report_interrupt,
+    whole_number,
+)
 from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm, threads_of, visible_gpus
 from domainbed_reasoning.terminal import printable_streams
 
@@ -105,15 +114,15 @@ def ray_launcher(commands: Sequence[str]) -> list[Failure]:
         at_a_time = sum(share.fits(node) for node in nodes)
         where = f"{len(nodes)} node(s) of the Ray at {os.environ['RAY_ADDRESS']}" if joined else "this machine"
         if not at_a_time:
-            lacking = f"no node of this Ray has {share}: {GPUS} and {CPUS} ask for less"
+            lacking = f"no node has {share}; set {GPUS} and {CPUS} to request less"
             if not joined:
-                raise ValueError(f"No job would ever start, {lacking}.")
-            print(f"The jobs wait until a node joins, {lacking}.")
+                raise ValueError(f"No job could start: {lacking}.")
+            print(f"Waiting for a node to join: {lacking}.")
         print(f"{len(jobs)} jobs on {where}, {at_a_time} at a time, {share} each; the output of each is in its {LOG}.")
         with ended_by_sigterm():
             failures = _run_all(ray, jobs, share, retries)
     except (KeyboardInterrupt, SystemExit):
-        say_ended()
+        report_interrupt()
         raise
     finally:
         ray.shutdown()
@@ -158,17 +167,17 @@ def _check_that_it_answers(address: str) -> None:
     if address == "auto" or ("://" in address and not address.startswith("ray://")):
         return
     if not (host and colon and port.isdigit()):
-        raise ValueError(f"RAY_ADDRESS={address} should name host and port of `ray start --head`, as in head:6379.")
-    cure = "Without that variable Ray is started on this machine."
+        raise ValueError(f"RAY_ADDRESS must be the host:port of `ray start --head`, e.g. head:6379; got {address}.")
+    hint = "Unset it to start Ray on this machine."
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS) as connection:
             if not os.environ.get("RAY_USE_TLS"):
                 connection.sendall(_HELLO)
                 answer = connection.recv(9)
                 if answer[3:4] != _SETTINGS:
-                    raise ConnectionError("what answers is no Ray; its port is 6379 unless `ray start` was told")
+                    raise ConnectionError("not a Ray server; the default port of `ray start` is 6379")
     except (OSError, OverflowError) as error:
-        raise ConnectionError(f"No Ray answers at RAY_ADDRESS={address} ({error}). {cure}") from error
+        raise ConnectionError(f"No Ray answers at RAY_ADDRESS={address} ({error}). {hint}") from error
 
 
 def share_of(nodes: Sequence[Mapping[str, float]]) -> Share:
@@ -185,9 +194,9 @@ def share_of(nodes: Sequence[Mapping[str, float]]) -> Share:
     cores = (float(node["CPU"] * gpus_a_job // node["GPU"]) for node in holding)
     cpus_a_job = _number(CPUS, max(1.0, min(cores, default=1.0)))
     if gpus_a_job > 1 and gpus_a_job % 1:
-        raise ValueError(f"{GPUS}={gpus_a_job:g}: Ray shares out parts of one GPU, or whole ones.")
+        raise ValueError(f"{GPUS} must be a fraction of one GPU or a whole number; got {gpus_a_job:g}.")
     if not (cpus_a_job or gpus_a_job):
-        raise ValueError(f"{GPUS} and {CPUS} are both 0: a job takes something of a machine.")
+        raise ValueError(f"{GPUS} and {CPUS} cannot both be 0.")
     return Share(cpus_a_job, gpus_a_job)
 
 
@@ -198,7 +207,7 @@ def _number(variable: str, default: float) -> float:
     except ValueError:
         number = -1
     if not 0 <= number < float("inf"):
-        raise ValueError(f"{variable}={chosen!r} should be a number, as in 1 or 0.5.")
+        raise ValueError(f"{variable} must be a number, e.g. 1 or 0.5; got {chosen!r}.")
     return number
 
 
@@ -210,9 +219,9 @@ def _run_all(ray: Any, jobs: Sequence[Job], share: Share, retries: int) -> list[
     shown = ""
 
     def submit(job: Job, number: int) -> None:
-        said = f"attempt {number} of {retries + 1}"
+        name = f"attempt {number} of {retries + 1}"
         module = [*_GRANDCHILD, sys.executable, "-m", "domainbed_reasoning.sweeps.launchers.attempts"]
-        reference = attempt.remote([*module, "--said", said, "--command", job.command], os.getcwd(), environment)
+        reference = attempt.remote([*module, "--name", name, "--command", job.command], os.getcwd(), environment)
         running[reference] = (job, number)
 
     try:
@@ -226,7 +235,7 @@ def _run_all(ray: Any, jobs: Sequence[Job], share: Share, retries: int) -> list[
                     failure = _failure(ray, job, reference)
                     if failure and number <= retries:
                         bar.write(
-                            f"AGAIN: {job.name} ({failure.cause}), attempt {number + 1} of {retries + 1}",
+                            f"RETRYING: {job.name} ({failure.cause}), attempt {number + 1} of {retries + 1}",
                             file=sys.stderr,
                         )
                         submit(job, number + 1)
@@ -235,9 +244,9 @@ def _run_all(ray: Any, jobs: Sequence[Job], share: Share, retries: int) -> list[
                         failures.append(failure)
                         bar.write(f"FAILED: {job.name} ({failure.cause})", file=sys.stderr)
                         try:
-                            join_records(job.folder)
+                            join_earlier(job.folder)
                         except OSError as error:
-                            bar.write(f"Its records stay as they are: {error}", file=sys.stderr)
+                            bar.write(f"Its earlier records could not be joined: {error}", file=sys.stderr)
                     bar.update()
                 what_runs = _what_runs([job for job, _ in running.values()], failures)
                 if what_runs != shown or sys.stderr.isatty():  # a file gets a line a change, not a line a second

@@ -1,8 +1,8 @@
-"""A study that is launched again: with the settings of the first time, by one process, and without dead jobs.
+"""Relaunching a study: with its original settings, by one process at a time, without the remains of dead jobs.
 
-The stock sweep makes the folders of all its jobs before it starts the first, and afterwards launches only jobs without
-a folder: killed, it would start none again. Its `delete_incomplete` removes the folders without `done`, those of
-running jobs too. So it has to be known that none runs, or waits in a queue that outlives its launcher.
+The stock sweep creates the folders of all its jobs before it starts the first, and then launches only jobs without a
+folder, so a killed sweep would never start the rest. Its `delete_incomplete` removes all folders without `done`, even
+those of running jobs. Before calling it, we check that no job is running or waiting in a queue.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 
 from domainbed_reasoning.bridge.train_args import NAME_OF_JOB
 from domainbed_reasoning.files.atomic import replace_text
-from domainbed_reasoning.files.locks import lock
+from domainbed_reasoning.files.locks import FileLocked, lock
 from domainbed_reasoning.sweeps.launchers import slurm_queue
 from domainbed_reasoning.sweeps.launchers.jobs import parse_job
 
 SETTINGS = "study.json"
 _LOCK = ".launching"
 _SCRIPT = "domainbed.scripts."
-_NAMED = 5  # jobs with Slurm that an error names
+_MAX_LISTED = 5  # Slurm jobs in an error
 
 
 def jobs_in(folder: Path) -> list[Path]:
-    """Return the folders of a sweep's jobs, in order."""
+    """Return the folders of a sweep's jobs, sorted."""
     return sorted(job for job in folder.glob("*/") if NAME_OF_JOB.fullmatch(job.name))
 
 
@@ -38,14 +38,14 @@ def incomplete_in(folder: Path) -> list[Path]:
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Keep the settings in the study's folder, or compare them with those of the first time.
+    """Save the settings in the study's folder, or compare them with the saved ones.
 
     Args:
         folder: of the study.
-        settings: that decide what its jobs are, as JSON has them.
+        settings: that determine its jobs, JSON values.
 
     Raises:
-        ValueError: for others than the first time's, which would make two jobs a cell.
+        ValueError: the settings differ, which would give two jobs per cell of the table.
     """
     path = folder / SETTINGS
     try:
@@ -56,86 +56,80 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     except ValueError:
         before = None
     if not isinstance(before, dict):
-        raise ValueError(f"{path} is damaged: remove it, or give another --output_dir.")
+        raise ValueError(f"{path} is not valid JSON. Remove it, or choose another --output_dir.")
     differing = [name for name in settings if before.get(name, settings[name]) != settings[name]]
     if differing:
-        said = ", ".join(f"{name} {_said(before.get(name))} (now {_said(settings[name])})" for name in differing)
+        changes = ", ".join(f"{name}: {_shown(before.get(name))} -> {_shown(settings[name])}" for name in differing)
         raise ValueError(
-            f"{folder} holds jobs of other settings: {said}. Both would be in one table: give another --output_dir, "
-            "the same settings, or remove that folder."
+            f"{folder} contains jobs with different settings ({changes}), which would be mixed in one table. Choose "
+            "another --output_dir, use the same settings, or remove that folder."
         )
 
 
-def _said(value: Any) -> str:
-    return "not given" if value in (None, "", {}) else str(value) if isinstance(value, str) else json.dumps(value)
+def _shown(value: Any) -> str:
+    return "not set" if value in (None, "", {}) else str(value) if isinstance(value, str) else json.dumps(value)
 
 
 @contextmanager
 def sole_launch(folder: Path) -> Iterator[None]:
-    """Hold the study's folder while its jobs are launched. Forked jobs hold it as long as they run.
+    """Lock the study's folder while its jobs are launched; forked jobs keep the lock until they end.
 
     Raises:
-        ValueError: another process has it, naming that.
+        ValueError: another process holds the lock, or the file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK, "a+", encoding="utf-8") as file:
+    with open(folder / _LOCK, "ab") as file:
         try:
             lock(file.fileno())
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"{folder} is being launched by process {file.read().strip() or 'unknown'}: wait for it, or end it."
-            ) from None
+        except FileLocked as error:
+            raise ValueError(f"{folder} is being launched by {error.holder}. Wait for it, or stop it.") from None
         except OSError as error:
             raise ValueError(
-                f"{folder / _LOCK} cannot be locked ({error.strerror}): its file system has no locks. Give an "
-                "--output_dir on another one."
+                f"{folder / _LOCK} cannot be locked ({error.strerror}): its file system does not support locks. Choose "
+                "an --output_dir on another one."
             ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
         yield
 
 
 def check_nothing_runs(folder: Path) -> None:
-    """Look for processes of this machine that launch or run jobs below a folder, and for its jobs with Slurm.
+    """Check that no process of this machine launches or runs jobs below a folder, and that Slurm has none of them.
 
     Args:
         folder: of a sweep.
 
     Raises:
-        ValueError: naming them; or where jobs have been submitted to Slurm, which cannot be asked for them here.
+        ValueError: some are running or queued, or jobs were submitted to Slurm, which cannot be queried from here.
     """
     _check_no_process_runs(folder)
     states = _with_slurm(folder)
     if not states:
         return
     named = [f"{identifier} {state}" for identifier, state in sorted(states.items())]
-    named = [*named[:_NAMED], "…"] if len(named) > _NAMED else named
+    named = [*named[:_MAX_LISTED], "…"] if len(named) > _MAX_LISTED else named
     numbers = sorted({int(identifier.partition("_")[0]) for identifier in states})
     raise ValueError(
-        f"Slurm still has {len(states)} jobs in {folder}, which would be removed: {', '.join(named)}. Wait for them "
-        f"(squeue --jobs={','.join(map(str, numbers))}), end them (scancel {' '.join(map(str, numbers))}), or use the "
-        "launcher slurm, which leaves them."
+        f"Slurm still has {len(states)} jobs in {folder}, whose folders would be removed: {', '.join(named)}. Wait for "
+        f"them (squeue --jobs={','.join(map(str, numbers))}), cancel them (scancel {' '.join(map(str, numbers))}), or "
+        "use the launcher slurm, which keeps them."
     )
 
 
 def dead_beside_live(folder: Path) -> list[Path] | None:
-    """Return a sweep's folders that can go though Slurm still has some of its jobs; None where it has none.
+    """Return the job folders that can be removed while Slurm still has other jobs of the sweep; None if it has none.
 
-    These are folders of jobs that were with Slurm, and empty ones, which a sweep made for jobs that it never submitted.
+    These are folders of jobs that Slurm has finished with, and empty ones, whose jobs were never submitted.
 
     Args:
         folder: of the sweep.
 
     Raises:
-        ValueError: where Slurm cannot be asked here, or processes of this machine launch or run jobs there, too.
+        ValueError: Slurm cannot be queried from here, or processes of this machine launch or run jobs there too.
     """
     states = _with_slurm(folder)
     if not states:
         return None
     jobs = slurm_queue.submitted_for(folder)
-    if not states.keys() <= jobs.keys():  # a launcher was killed between submitting and noting: which they are is lost
+    if not states.keys() <= jobs.keys():  # a launcher was killed before it could record which jobs these are
         return []
     alive = {jobs[identifier].folder for identifier in states}
     _check_no_process_runs(folder, alive)  # Slurm may run them on this machine
@@ -148,8 +142,8 @@ def _with_slurm(folder: Path) -> dict[str, str]:
         states: dict[str, str] = slurm_queue.with_slurm(folder)
     except ConnectionError as error:
         raise ValueError(
-            f"Jobs in {folder} were submitted to Slurm, and would be removed though they may wait or run: it cannot be "
-            f"asked ({error}). Call this where Slurm's commands are; or, if you know that all are over, say so by "
+            f"Jobs in {folder} were submitted to Slurm and may still be queued or running, but Slurm cannot be queried "
+            f"({error}). Rerun this where Slurm's commands are available; if all jobs have ended, confirm that by "
             f"removing {slurm_queue.folder_of(folder)}."
         ) from error
     return states
@@ -158,13 +152,15 @@ def _with_slurm(folder: Path) -> dict[str, str]:
 def _check_no_process_runs(folder: Path, but: Collection[Path] = ()) -> None:
     found = [f"    {pid}  {' '.join(words)[:100]}" for pid, words in _stock_processes(folder, but)]
     if found:
-        raise ValueError(f"Jobs in {folder} run already:\n" + "\n".join(found) + "\nWait for them, or end them.")
+        raise ValueError(
+            f"Jobs in {folder} are already running:\n" + "\n".join(found) + "\nWait for them, or stop them."
+        )
 
 
 def _stock_processes(folder: Path, but: Collection[Path]) -> Iterator[tuple[int, Sequence[str]]]:
-    """Yield process id and command of DomainBed's scripts that write below a folder, but not below some in it.
+    """Yield process id and command of DomainBed's scripts that write below a folder, except below some in it.
 
-    Our own ancestors are left out.
+    Ancestors of this process are left out.
     """
     import psutil
 

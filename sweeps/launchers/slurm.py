@@ -62,7 +62,7 @@ _UNLIMITED = 365 * _ONE_DAY  # submitit counts minutes
 _ARRAY = 1000  # jobs of one array where Slurm does not say; its own default is 1001
 _POLL_SECONDS = 5.0
 _OURS = ("array", "output", "error", "open-mode", "signal", "wrap", "requeue", "no-requeue", "clusters")
-_LEAVE = "While they wait or run, leave `sweep delete_incomplete`: it would remove their folders."
+_LEAVE = "Do not run `sweep delete_incomplete` while they are queued or running: it removes their folders."
 _SIGNAL_SECONDS = 2  # within which SIGTERM has reached all processes of a job, the train process and this one
 
 
@@ -107,7 +107,9 @@ class TrainJob:
     def _wait_for_slurm(self) -> NoReturn:
         """Wait until Slurm requeues the job, or ends it: SIGKILL, or SIGUSR2 to submitit, comes as late as it may."""
         assert self._attempt is not None
-        self._attempt.say("--- ended by SIGTERM; waits until Slurm ends or requeues the job, or `scontrol requeue`")
+        self._attempt.write_log(
+            "--- stopped by SIGTERM; waiting until Slurm ends or requeues the job, or `scontrol requeue`"
+        )
         while True:
             time.sleep(_POLL_SECONDS)
 
@@ -139,8 +141,9 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
     """
     jobs = chosen_jobs(commands)
     if os.environ.get(_CLUSTERS):
-        said = f"{_CLUSTERS}={os.environ[_CLUSTERS]}"
-        raise ValueError(f"{said}: the launcher asks its own cluster alone what has become of jobs. Unset it.")
+        raise ValueError(
+            f"{_CLUSTERS} ({os.environ[_CLUSTERS]}) is not supported: jobs are queried on the local cluster. Unset it."
+        )
     retries = whole_number(RETRIES, DEFAULT_RETRIES, least=0)
     waits = whole_number(WAIT, 1, least=0)
     parameters = sbatch_parameters(os.environ.get(OPTIONS, ""), os.environ.get(TIME_LIMIT, ""))
@@ -150,7 +153,7 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
     folder = folder_of(jobs[0].folder.absolute().parent)
     submitted, refused = _submit(jobs, retries, parameters, folder)
     how = how_to_follow(submitted)
-    print(f"{len(submitted)} jobs were submitted to Slurm.\n{how}", flush=True)
+    print(f"{len(submitted)} jobs submitted to Slurm.\n{how}", flush=True)
     if refused:
         print(f"{len(refused)} jobs were NOT submitted. {refused[0].cause}", flush=True)
     if not waits:
@@ -159,7 +162,7 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
     try:
         failures = wait_for(submitted)
     except KeyboardInterrupt:
-        print(f"\nThe jobs go on without this command. To follow them:\n{how}")
+        print(f"\nThe jobs keep running. To follow them:\n{how}")
         print(_LEAVE)
         return refused
     report([*failures, *refused], len(jobs))
@@ -187,9 +190,9 @@ def sbatch_parameters(options: str, time_limit: str = "") -> dict[str, Any]:
         elif name and given[name] is True:
             given[name] = word
         else:
-            raise ValueError(f"{OPTIONS}: {word!r} is no long option of sbatch. Write --partition=gpu, not -p gpu.")
+            raise ValueError(f"{OPTIONS}: {word!r} is not a long option of sbatch. Use --partition=gpu, not -p gpu.")
         if name in _OURS:
-            raise ValueError(f"{OPTIONS}: --{name} is not for this launcher, which needs its own: leave it out.")
+            raise ValueError(f"{OPTIONS}: --{name} is set by this launcher. Remove it.")
     minutes = _minutes(str(given.pop("time")), f"{OPTIONS}: --time") if "time" in given else _ONE_DAY
     minutes = _minutes(time_limit, TIME_LIMIT) if time_limit else minutes
     parameters: dict[str, Any] = {"time": minutes, "job_name": given.pop("job-name", "domainbed")}
@@ -204,7 +207,7 @@ def _minutes(time_limit: str, name: str) -> int:
         return _UNLIMITED
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time_limit)
     if match is None:
-        raise ValueError(f"{name}={time_limit} should be as for sbatch: 90, 12:00:00 or 1-12:00:00.")
+        raise ValueError(f"{name} must be a time limit of sbatch, e.g. 90, 12:00:00 or 1-12:00:00; got {time_limit}.")
     days, *rest = match.groups()
     a, b, c = (int(part or 0) for part in rest)
     if days is None and rest[2] is None:  # minutes, or minutes:seconds
@@ -222,7 +225,9 @@ def _submit(
     """
     for program in ("sbatch", "srun", "squeue"):
         if shutil.which(program) is None:
-            raise FileNotFoundError(f"There is no `{program}` here: launch this sweep where Slurm's commands are.")
+            raise FileNotFoundError(
+                f"`{program}` was not found. Launch this sweep where Slurm's commands are available."
+            )
     try:
         submitit = importlib.import_module("submitit")
     except ImportError as error:
@@ -242,15 +247,15 @@ def _submit(
                 _note(taken, folder)
         except submitit.core.utils.FailedJobError as error:
             if submitted:
-                return submitted, [Failure(job, None, f"sbatch refused it: {error}") for job in jobs[first:]]
+                return submitted, [Failure(job, None, f"rejected by sbatch: {error}") for job in jobs[first:]]
             raise RuntimeError(
-                f"sbatch refused the jobs. {error}\nIts options are taken from {OPTIONS} "
-                f"({os.environ.get(OPTIONS, '')!r}). Before you launch again, call `sweep delete_incomplete`: it "
-                "removes the jobs' folders, which are there already; but those of others that are with Slurm, too."
+                f"sbatch rejected the jobs. {error}\nIts options come from {OPTIONS} "
+                f"({os.environ.get(OPTIONS, '')!r}). Before relaunching, run `sweep delete_incomplete` to remove the "
+                "jobs' folders; it also removes those of jobs that are queued or running."
             ) from error
         except KeyboardInterrupt:
             if submitted:
-                print(f"\n{len(submitted)} of {len(jobs)} jobs have been submitted:\n{how_to_follow(submitted)}")
+                print(f"\n{len(submitted)} of {len(jobs)} jobs submitted:\n{how_to_follow(submitted)}")
             raise
     return submitted, []
 
@@ -259,7 +264,7 @@ def _note(submitted: Mapping[str, Job], folder: Path) -> None:
     try:
         note_submitted(submitted, folder)
     except OSError as error:
-        print(f"Slurm has these jobs, but which is which could not be noted ({error}):\n{how_to_follow(submitted)}")
+        print(f"Jobs were submitted to Slurm, but could not be recorded ({error}):\n{how_to_follow(submitted)}")
         raise
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from domainbed_reasoning.sweeps.launchers.attempts import join_records
+from domainbed_reasoning.jobs.results_file import join_earlier
 from domainbed_reasoning.sweeps.launchers.jobs import LOG, Failure, Job, parse_job, report
 
 _FOLDER = "slurm"
@@ -105,7 +105,9 @@ def with_slurm(sweep: Path) -> dict[str, str]:
     submitted = {path.name.partition("_")[0] for path in folder_of(sweep).glob("*_submitted.pkl")}
     clusters = {noted["cluster"] for noted in _noted(sweep)} - {""}
     if clusters and (here := slurm_setting("ClusterName")) and clusters != {here}:
-        raise ConnectionError(f"they are with the cluster {', '.join(sorted(clusters - {here}))}, and this is {here}")
+        raise ConnectionError(
+            f"they were submitted to the cluster {', '.join(sorted(clusters - {here}))}, not to {here}"
+        )
     states = _all_states(submitted) if submitted else {}
     return {identifier: state for identifier, state in states.items() if state not in _OVER}
 
@@ -115,8 +117,8 @@ def how_to_follow(submitted: Mapping[str, Job]) -> str:
     arrays = sorted({int(identifier.partition("_")[0]) for identifier in submitted})
     folders = sorted({str(folder_of(job.folder.absolute().parent)) for job in submitted.values()})
     return (
-        f"    squeue --jobs={','.join(map(str, arrays))}\n    scancel {' '.join(map(str, arrays))}      ends them\n"
-        f"The output of each is in its {LOG}, what Slurm says in {', '.join(folders)}."
+        f"    squeue --jobs={','.join(map(str, arrays))}\n    scancel {' '.join(map(str, arrays))}      cancels them\n"
+        f"The output of each is in its {LOG}, Slurm's logs are in {', '.join(folders)}."
     )
 
 
@@ -144,7 +146,7 @@ def wait_for_sweeps(sweeps: Iterable[Path], earlier: Collection[str] = ()) -> li
     try:
         failures = wait_for(left)
     except KeyboardInterrupt:
-        print(f"\nThe jobs go on without this command. To follow them:\n{how_to_follow(left)}")
+        print(f"\nThe jobs keep running. To follow them:\n{how_to_follow(left)}")
         raise
     report(failures, len(left))
     return failures
@@ -172,11 +174,11 @@ def wait_for(submitted: Mapping[str, Job]) -> list[Failure]:
                 answers = True
             except ConnectionError as error:
                 if answers:
-                    say(f"Slurm does not answer ({error}); asked again until it does.")
+                    say(f"Slurm does not respond ({error}); retrying.")
                 answers = False
             for identifier, state in states.items():
                 if state == "PENDING" and before.get(identifier) in _STARTED:
-                    say(f"AGAIN: {left[identifier].name} (Slurm job {identifier} was requeued)")
+                    say(f"REQUEUED: {left[identifier].name} (Slurm job {identifier})")
                 if state not in {*_OVER, _PURGED}:
                     continue
                 job = left.pop(identifier)
@@ -186,9 +188,9 @@ def wait_for(submitted: Mapping[str, Job]) -> list[Failure]:
                     failures.append(failure)
                     say(f"FAILED: {job.name} ({failure.cause})")
                     try:
-                        join_records(job.folder)
+                        join_earlier(job.folder)
                     except OSError as error:
-                        say(f"Its records stay as they are: {error}")
+                        say(f"Its earlier records could not be joined: {error}")
             states = {identifier: state for identifier, state in states.items() if identifier in left}
             counts = Counter(state.lower() for state in states.values())
             counts.update({"failed": len(failures)} if failures else {})
@@ -222,7 +224,7 @@ def _all_states(arrays: Iterable[str]) -> dict[str, str]:
     try:
         said = subprocess.run(command, capture_output=True, text=True, env=environment)
     except FileNotFoundError as error:
-        raise ConnectionError("there is no `squeue` here") from error
+        raise ConnectionError("`squeue` was not found") from error
     if said.returncode and "Invalid job id" not in said.stderr:
         raise ConnectionError(said.stderr.strip() or f"squeue: exit code {said.returncode}")
     lines = (line.split(maxsplit=1) for line in said.stdout.splitlines() if " " in line.strip())

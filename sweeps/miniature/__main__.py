@@ -12,7 +12,6 @@ from domainbed_reasoning.sweeps.miniature.study import (
     BETTER_BASE,
     BETTER_BASE_NOISE,
     OTHER_BASE,
-    StudyJob,
     cells,
     grid_jobs,
     job_of,
@@ -20,9 +19,10 @@ from domainbed_reasoning.sweeps.miniature.study import (
     print_design,
     run,
 )
+from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob
 
 
-def _run(jobs: Iterable[StudyJob], output: Path) -> int:
+def _run(jobs: Iterable[TrainJob], output: Path) -> int:
     """Return 1 if a job failed or none could be started, saying why."""
     try:
         return int(run(jobs, output) > 0)
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_better_base(output)
     elif given.run:
         if not (output / BETTER_BASE / "config.json").exists():
-            jobs = [(arm, job) for arm, job in jobs if arm not in OTHER_BASE]
-            print("There is no second base: its rows are left out. `--base` makes it.", file=sys.stderr)
+            jobs = [(row, job) for row, job in jobs if row not in OTHER_BASE]
+            print("Skipping the rows of the second base: train it with `--base` first.", file=sys.stderr)
         return _run((job for _, job in jobs), output)
     else:
         table.write(output, Path(given.results_dir))

@@ -3,7 +3,7 @@
     python -m domainbed_reasoning.sweeps.miniature --design    what is compared with what, and how many jobs it takes
     python -m domainbed_reasoning.sweeps.miniature --choose    learning rates and label weight on source validation
     python -m domainbed_reasoning.sweeps.miniature --base      a second base, which knows the classes better
-    python -m domainbed_reasoning.sweeps.miniature --run       all jobs that are not done yet; call again to go on
+    python -m domainbed_reasoning.sweeps.miniature --run       all jobs that are not done yet; rerun to resume
     python -m domainbed_reasoning.sweeps.miniature --table     rows, tables and tests from the jobs that are done
 
 Jobs are DomainBed's own: its train script with the argument sets of its sweeps, in folders that `collect_results`
@@ -14,18 +14,17 @@ seed 0 chose, seeds 1 to 5 are compared. Seeds are the outermost loop, so that a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import shlex
-import shutil
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning.bridge import stock
+from domainbed_reasoning.sweeps.launchers.forked import forked_launcher
+from domainbed_reasoning.sweeps.launchers.restart import sole_launch
+from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob, make_job, remove_dead, start
 
 DATASET = "ShapesReasoning"
 TARGETS = (0, 1, 2, 3)
@@ -63,7 +62,7 @@ WEIGHTS_TRIED = (0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
-class Arm:
+class Row:
     """One row of the study.
 
     Attributes:
@@ -91,36 +90,36 @@ def sarr(rounds: int) -> dict[str, int]:
     return {"mtct_epochs": supervised, "sarr_epochs": a_round, "sarr_rounds": rounds}
 
 
-def cnn(name: str) -> Arm:
+def cnn(name: str) -> Row:
     """Return the row of a network without language."""
-    return Arm(name, name, OF_CNNS | {"lr": LEARNING_RATES[name]}, steps=CNN_STEPS)
+    return Row(name, name, OF_CNNS | {"lr": LEARNING_RATES[name]}, steps=CNN_STEPS)
 
 
-def mllm(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> Arm:
+def mllm(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> Row:
     """Return the row of an MLLM method."""
     of_steps = {"first_evaluation": steps, "lr": LEARNING_RATES[algorithm]}
-    return Arm(name, algorithm, OF_MLLMS | of_steps | hparams, steps)
+    return Row(name, algorithm, OF_MLLMS | of_steps | hparams, steps)
 
 
-def variant(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> Arm:
+def variant(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> Row:
     """Return a row that differs from the main table's in one thing: fewer seeds, in the regime with the cue."""
-    arm = mllm(name, algorithm, steps, **hparams)
+    row = mllm(name, algorithm, steps, **hparams)
     folder = name.replace(" ", "_").replace("=", "").replace("'", "")
-    return replace(arm, seeds=TEST_SEEDS[:3], regimes=("rho8",), folder=folder)
+    return replace(row, seeds=TEST_SEEDS[:3], regimes=("rho8",), folder=folder)
 
 
-def everywhere(arm: Arm) -> Arm:
+def everywhere(row: Row) -> Row:
     """Return a row with all seeds, in both regimes."""
-    return replace(arm, seeds=TEST_SEEDS, regimes=tuple(REGIMES))
+    return replace(row, seeds=TEST_SEEDS, regimes=tuple(REGIMES))
 
 
-def own_words(name: str, algorithm: str, **hparams: Any) -> Arm:
+def own_words(name: str, algorithm: str, **hparams: Any) -> Row:
     """Return the row of a method whose teacher writes as the model does, at the rate that was chosen for it."""
     return variant(name, algorithm, teacher="own", lr=OWN_WORDS_RATES[algorithm], **hparams)
 
 
 MAIN = (
-    Arm("MLLMZeroShot", "MLLMZeroShot", OF_MLLMS | {"first_evaluation": 0}, steps=1, seeds=TEST_SEEDS[:1]),
+    Row("MLLMZeroShot", "MLLMZeroShot", OF_MLLMS | {"first_evaluation": 0}, steps=1, seeds=TEST_SEEDS[:1]),
     mllm("LabelSFT", "LabelSFT", both_answers=False),
     mllm("ReasoningSFT", "ReasoningSFT", both_answers=False),
     mllm("MTCT", "MTCT"),
@@ -166,26 +165,26 @@ OTHER_BASE = (
 ROWS = (*MAIN, *CLAIMS, *BEYOND, *OTHER_BASE)
 
 
-def choices() -> list[Arm]:
+def choices() -> list[Row]:
     """Return the grid that learning rates are chosen from; ERM's rate is that of every network without language."""
-    tuned = [arm for arm in (*MAIN, *CLAIMS[: len(OWN_WORDS_RATES)]) if arm.algorithm != "MLLMZeroShot"]
+    tuned = [row for row in (*MAIN, *CLAIMS[: len(OWN_WORDS_RATES)]) if row.algorithm != "MLLMZeroShot"]
     return [
         replace(
-            arm, name=f"{arm.name} lr {rate:g}", hparams=arm.hparams | {"lr": rate}, seeds=(CHOICE_SEED,),
-            folder=f"lr{rate:g}", steps=CNN_CHOICE_STEPS if arm.algorithm in CNNS else arm.steps,
+            row, name=f"{row.name} lr {rate:g}", hparams=row.hparams | {"lr": rate}, seeds=(CHOICE_SEED,),
+            folder=f"lr{rate:g}", steps=CNN_CHOICE_STEPS if row.algorithm in CNNS else row.steps,
         )
-        for arm in tuned
-        if arm.algorithm == "ERM" or arm.algorithm not in CNNS
-        for rate in RATES_TRIED[arm.algorithm in CNNS]
+        for row in tuned
+        if row.algorithm == "ERM" or row.algorithm not in CNNS
+        for rate in RATES_TRIED[row.algorithm in CNNS]
     ]  # fmt: skip
 
 
-def weights() -> list[Arm]:
+def weights() -> list[Row]:
     """Return the grid that the label weight beyond the paper is chosen from, at MTCT's learning rate."""
-    arm = next(arm for arm in MAIN if arm.name == "MTCT")
+    row = next(row for row in MAIN if row.name == "MTCT")
     return [
         replace(
-            arm, name=f"MTCT weight {weight:g}", hparams=arm.hparams | {"label_weight": weight}, seeds=(CHOICE_SEED,),
+            row, name=f"MTCT weight {weight:g}", hparams=row.hparams | {"label_weight": weight}, seeds=(CHOICE_SEED,),
             folder=f"weight{weight:g}",
         )
         for weight in WEIGHTS_TRIED
@@ -193,111 +192,68 @@ def weights() -> list[Arm]:
     ]  # fmt: skip
 
 
-def cells() -> list[tuple[Arm, str, int, int]]:
+def cells() -> list[tuple[Row, str, int, int]]:
     """Return every (row, regime, target, seed) of the study in the order in which they are run."""
     mllms, cnns = MAIN[: -len(CNNS)], MAIN[-len(CNNS) :]
     variants, balanced = (*CLAIMS, *BEYOND), BEYOND[:2]
     first, second, *others = TEST_SEEDS
-    phases = [(seed, arms) for seed in (first, second) for arms in (mllms, variants, cnns)]
+    phases = [(seed, rows) for seed in (first, second) for rows in (mllms, variants, cnns)]
     phases += [(first, OTHER_BASE), *((seed, (*mllms, *balanced)) for seed in others)]
-    phases += [(seed, arms) for arms in (cnns, OTHER_BASE, variants) for seed in TEST_SEEDS]
+    phases += [(seed, rows) for rows in (cnns, OTHER_BASE, variants) for seed in TEST_SEEDS]
     order = dict.fromkeys(
-        (arm.name, regime, target, seed)
-        for seed, arms in phases
+        (row.name, regime, target, seed)
+        for seed, rows in phases
         for target in TARGETS
-        for arm in arms
+        for row in rows
         for regime in REGIMES
-        if seed in arm.seeds and regime in arm.regimes
+        if seed in row.seeds and regime in row.regimes
     )
-    by_name = {arm.name: arm for arm in ROWS}
+    by_name = {row.name: row for row in ROWS}
     return [(by_name[name], regime, target, seed) for name, regime, target, seed in order]
 
 
-@dataclass(frozen=True)
-class StudyJob:
-    """A job as DomainBed's sweep names and starts it.
-
-    Attributes:
-        arguments: of the train script, as the sweep holds them.
-        sweep: the sweep's folder.
-    """
-
-    arguments: Mapping[str, Any]
-    sweep: Path
-
-    @property
-    def folder(self) -> Path:
-        """Where the job writes: the md5 of its arguments."""
-        text = json.dumps(self.arguments, sort_keys=True)
-        return self.sweep / hashlib.md5(text.encode()).hexdigest()
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended well."""
-        return (self.folder / "done").exists()
-
-    @property
-    def command(self) -> str:
-        """The stock command, for a shell."""
-        words = ["python", "-m", "domainbed.scripts.train"]
-        for key, value in sorted({**self.arguments, "output_dir": str(self.folder)}.items()):
-            words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-        return shlex.join(words)
-
-
 def job_of(
-    arm: Arm, regime: str, target: int, seed: int, output: Path, target_per_class: int = TARGET_PER_CLASS
-) -> StudyJob:
-    """Return the job of a cell: the argument set that a stock sweep would write, and when to evaluate."""
-    misc = stock.misc()
-
-    hparams = {"rho": REGIMES[regime], "target_per_class": target_per_class} | arm.hparams
-    if arm in OTHER_BASE:
+    row: Row, regime: str, target: int, seed: int, output: Path, target_per_class: int = TARGET_PER_CLASS
+) -> TrainJob:
+    """Return the job of a cell, as a stock sweep would start it, but for when to evaluate."""
+    hparams = {"rho": REGIMES[regime], "target_per_class": target_per_class} | row.hparams
+    if row in OTHER_BASE:
         hparams["model"] = str(output / BETTER_BASE)
-    arguments = {
-        "dataset": DATASET,
-        "algorithm": arm.algorithm,
-        "test_envs": [target],
-        "holdout_fraction": 0.2,
-        "hparams_seed": 0,
-        "data_dir": str(output),
-        "task": "domain_generalization",
-        "trial_seed": seed,
-        "seed": misc.seed_hash(DATASET, arm.algorithm, [target], 0, seed),
-        "steps": arm.steps,
-        "checkpoint_freq": arm.steps,  # DomainBed evaluates after the first step and after the last
-        "hparams": json.dumps(hparams, sort_keys=True),
-    }
-    return StudyJob(arguments, output / regime / arm.folder)
+    return make_job(
+        output / regime / row.folder,
+        DATASET,
+        row.algorithm,
+        [target],
+        data_dir=str(output),
+        trial_seed=seed,
+        hparams=dict(sorted(hparams.items())),
+        steps=row.steps,
+        checkpoint_freq=row.steps,  # DomainBed evaluates after the first step and after the last
+    )
 
 
-def run(jobs: Iterable[StudyJob], output: Path) -> int:
+def run(jobs: Iterable[TrainJob], output: Path) -> int:
     """Run the jobs that are not done, in their order; return how many failed.
 
     Raises:
-        ValueError: where another process runs jobs of the folder ``output``, naming it.
+        ValueError: another process is running jobs of the folder ``output``.
     """
-    from domainbed_reasoning.sweeps.launchers.forked import forked_launcher
-    from domainbed_reasoning.sweeps.launchers.restart import sole_launch
-
+    jobs = list(jobs)
     with sole_launch(output):
-        left = [job for job in jobs if not job.done]
-        for job in left:
-            shutil.rmtree(job.folder, ignore_errors=True)  # of a run that was ended
-            job.folder.mkdir(parents=True)
-        return len(forked_launcher([job.command for job in left]))
+        remove_dead(jobs)
+        return len(start(jobs, forked_launcher))
 
 
-def grid_jobs(output: Path) -> list[StudyJob]:
+def grid_jobs(output: Path) -> list[TrainJob]:
     """Return the jobs of both grids: few images of the target, which choose nothing."""
     return [
-        job_of(arm, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)
-        for arm in (*choices(), *weights())
+        job_of(row, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)
+        for row in (*choices(), *weights())
         for regime, target in CHOICE_CELLS
     ]
 
 
-def source_validation(job: StudyJob) -> float | None:
+def source_validation(job: TrainJob) -> float | None:
     """Return the mean accuracy on the sources' validation splits after the last step; None before the job is done."""
     if not job.done:
         return None
@@ -308,22 +264,22 @@ def source_validation(job: StudyJob) -> float | None:
 
 def print_choice(output: Path) -> None:
     """Print what the grids measured and what the study uses."""
-    for arm in (*choices(), *weights()):
+    for row in (*choices(), *weights()):
         found = [
-            source_validation(job_of(arm, regime, target, CHOICE_SEED, output / "choice", target_per_class=1))
+            source_validation(job_of(row, regime, target, CHOICE_SEED, output / "choice", target_per_class=1))
             for regime, target in CHOICE_CELLS
         ]
         known = [value for value in found if value is not None]
-        print(f"{arm.name:<24}{statistics.fmean(known) if known else math.nan:>8.3f}   {found}")
+        print(f"{row.name:<24}{statistics.fmean(known) if known else math.nan:>8.3f}   {found}")
     print(f"The study uses {LEARNING_RATES} and, beyond the paper, label weight {LABEL_WEIGHT}.")
 
 
-def print_design(jobs: Sequence[tuple[Arm, StudyJob]]) -> None:
+def print_design(jobs: Sequence[tuple[Row, TrainJob]]) -> None:
     """Print the rows of the study and how many of their jobs are done."""
-    width = max(len(arm.name) for arm in ROWS) + 2
+    width = max(len(row.name) for row in ROWS) + 2
     print(f"{'row':<{width}}{'algorithm':<14}{'steps':>6}{'jobs':>6}{'done':>6}  hparams")
-    for arm in ROWS:
-        own = [job for row, job in jobs if row.name == arm.name]
+    for row in ROWS:
+        own = [job for other, job in jobs if other.name == row.name]
         done = sum(job.done for job in own)
-        print(f"{arm.name:<{width}}{arm.algorithm:<14}{arm.steps:>6}{len(own):>6}{done:>6}  {json.dumps(arm.hparams)}")
+        print(f"{row.name:<{width}}{row.algorithm:<14}{row.steps:>6}{len(own):>6}{done:>6}  {json.dumps(row.hparams)}")
     print(f"{len(jobs)} jobs. The first: {jobs[0][1].command}")

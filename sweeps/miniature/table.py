@@ -23,14 +23,8 @@ from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.sweeps.miniature import study as miniature
 from domainbed_reasoning.sweeps.miniature.paired import Cell, Comparison, Estimate, compare, estimate, holm
-from domainbed_reasoning.sweeps.miniature.study import (
-    CHOICE_CELLS,
-    CHOICE_SEED,
-    Arm,
-    StudyJob,
-    job_of,
-    source_validation,
-)
+from domainbed_reasoning.sweeps.miniature.study import CHOICE_CELLS, CHOICE_SEED, Row, job_of, source_validation
+from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob
 
 Answer = tuple[str, str]  # a row, and which of its numbers
 
@@ -127,7 +121,7 @@ ROW_FIELDS = (
     "command",
 )  # fmt: skip
 
-Row = dict[str, Any]
+Line = dict[str, Any]
 
 
 def write(output: Path, results: Path) -> None:
@@ -151,7 +145,7 @@ def write(output: Path, results: Path) -> None:
     print(f"{len(rows)} of {len(miniature.cells())} jobs are done; {results}/rows.csv and table.md hold them.")
 
 
-def row_of(arm: Arm, regime: str, job: StudyJob, output: Path) -> Row:
+def row_of(study_row: Row, regime: str, job: TrainJob, output: Path) -> Line:
     """Return the line of a finished job; accuracies are over both splits of the target domain, in [0, 1]."""
     folder = job.folder
     last = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
@@ -159,17 +153,17 @@ def row_of(arm: Arm, regime: str, job: StudyJob, output: Path) -> Row:
     images = len(shapes.CLASS_NAMES) * last["hparams"].get("target_per_class", shapes.PER_CLASS)
     held_out = int(images * last["args"]["holdout_fraction"])
     shares = {"in": (images - held_out) / images, "out": held_out / images}
-    row: Row = dict.fromkeys(ROW_FIELDS, "")
+    row: Line = dict.fromkeys(ROW_FIELDS, "")
     row |= {
         "regime": regime,
-        "row": arm.name,
-        "algorithm": arm.algorithm,
+        "row": study_row.name,
+        "algorithm": study_row.algorithm,
         "target": shapes.DOMAINS[target],
         "seed": last["args"]["trial_seed"],
         "images": images,
         "accuracy": sum(share * last[f"env{target}_{split}_acc"] for split, share in shares.items()),
         "source_validation": source_validation(job),
-        "steps": arm.steps,
+        "steps": study_row.steps,
         "lr": last["hparams"].get("lr", ""),
         "date": _ended(folder).date().isoformat(),
         "command": job.command.replace(str(output), "miniature_output"),
@@ -187,7 +181,7 @@ def row_of(arm: Arm, regime: str, job: StudyJob, output: Path) -> Row:
     return row
 
 
-def faithfulness(lines: Sequence[Mapping[str, Any]]) -> Row:
+def faithfulness(lines: Sequence[Mapping[str, Any]]) -> Line:
     """Return what the chains of a target domain say of parts and cue, as shares in [0, 1]; empty without chains.
 
     ``caption_right``: the caption names the true class's parts. ``follows_caption``: the conclusion is the class whose
@@ -197,7 +191,7 @@ def faithfulness(lines: Sequence[Mapping[str, Any]]) -> Row:
     names = list(shapes.CLASS_NAMES)
     answers = [line["chain_answer"] if line["chain"] is not None else line["label_answer"] for line in lines]
     cues = [names[(names.index(line["label"]) + shapes.MISLEADING_SHIFT) % len(names)] for line in lines]
-    found: Row = {"follows_cue": statistics.fmean(a == cue for a, cue in zip(answers, cues, strict=True))}
+    found: Line = {"follows_cue": statistics.fmean(a == cue for a, cue in zip(answers, cues, strict=True))}
     nearest = [(line, described_class(line["chain"])) for line in lines if line["chain"] is not None]
     if nearest:
         found["caption_right"] = statistics.fmean(name == line["label"] for line, name in nearest)
@@ -216,7 +210,7 @@ def described_class(text: str) -> str | None:
     return None if told is None else shapes.CLASS_NAMES[told]
 
 
-def cells_of(rows: Sequence[Row], regime: str, name: str, number: str) -> dict[Cell, float]:
+def cells_of(rows: Sequence[Line], regime: str, name: str, number: str) -> dict[Cell, float]:
     """Return a row's numbers by target domain and seed; zero-shot's one run stands for every seed."""
     own = [row for row in rows if row["regime"] == regime and row["row"] == name and row[number] not in ("", None)]
     seeds = miniature.TEST_SEEDS if name.startswith("MLLMZeroShot") else ()
@@ -227,7 +221,7 @@ def cells_of(rows: Sequence[Row], regime: str, name: str, number: str) -> dict[C
     }
 
 
-def render(rows: Sequence[Row]) -> str:
+def render(rows: Sequence[Line]) -> str:
     """Return the tables as Markdown."""
     text = [
         "<!-- written by `python -m domainbed_reasoning.sweeps.miniature --table` -->",
@@ -246,29 +240,29 @@ def render(rows: Sequence[Row]) -> str:
     return "\n".join(text) + "\n"
 
 
-def _main_table(rows: Sequence[Row], regime: str) -> list[str]:
+def _main_table(rows: Sequence[Line], regime: str) -> list[str]:
     lines = [
         "| row | cells | DomainBed's answer | label | chain | source validation | caption right | conclusion follows "
         "caption | answer follows cue | kept in rounds 1, 2, 3 |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for arm in miniature.ROWS:
-        cells = cells_of(rows, regime, arm.name, "accuracy")
+    for study_row in miniature.ROWS:
+        cells = cells_of(rows, regime, study_row.name, "accuracy")
         if not cells:
             continue
-        shown = [_plus_minus(rows, regime, arm.name, number) for number in ("accuracy", "label", "chain")]
+        shown = [_plus_minus(rows, regime, study_row.name, number) for number in ("accuracy", "label", "chain")]
         means = [
-            _mean(rows, regime, arm.name, number)
+            _mean(rows, regime, study_row.name, number)
             for number in ("source_validation", "caption_right", "follows_caption", "follows_cue")
         ]
-        kept = [_mean(rows, regime, arm.name, f"kept{k}") for k in (1, 2, 3)]
-        count = len({cell[0] for cell in cells}) if arm.name.startswith("MLLMZeroShot") else len(cells)
+        kept = [_mean(rows, regime, study_row.name, f"kept{k}") for k in (1, 2, 3)]
+        count = len({cell[0] for cell in cells}) if study_row.name.startswith("MLLMZeroShot") else len(cells)
         rounds = ", ".join(share for share in kept if share != "–") or "–"
-        lines.append(f"| {arm.name} | {count} | {' | '.join(shown)} | {' | '.join(means)} | {rounds} |")
+        lines.append(f"| {study_row.name} | {count} | {' | '.join(shown)} | {' | '.join(means)} | {rounds} |")
     return lines
 
 
-def _plus_minus(rows: Sequence[Row], regime: str, name: str, number: str) -> str:
+def _plus_minus(rows: Sequence[Line], regime: str, name: str, number: str) -> str:
     cells = cells_of(rows, regime, name, number)
     if name.startswith("MLLMZeroShot"):  # its seeds are copies of one run
         cells = {cell: value for cell, value in cells.items() if cell[1] == miniature.TEST_SEEDS[0]}
@@ -283,12 +277,12 @@ def _width(half: float) -> str:
     return "?" if half == float("inf") else f"{100 * half:.1f}"
 
 
-def _mean(rows: Sequence[Row], regime: str, name: str, number: str) -> str:
+def _mean(rows: Sequence[Line], regime: str, name: str, number: str) -> str:
     cells = cells_of(rows, regime, name, number)
     return f"{100 * estimate(cells).mean:.0f}" if cells else "–"
 
 
-def _claim_table(rows: Sequence[Row], regime: str, claims: Sequence[Any], title: str) -> list[str]:
+def _claim_table(rows: Sequence[Line], regime: str, claims: Sequence[Any], title: str) -> list[str]:
     found: list[tuple[str, Comparison]] = []
     for claim, (first, its), (second, other) in claims:
         comparison = compare(cells_of(rows, regime, first, its), cells_of(rows, regime, second, other))
@@ -318,13 +312,13 @@ def _p(value: float) -> str:
     return "<.001" if value < 0.001 else f"{value:.3f}".lstrip("0") if value < 1 else "1"
 
 
-def _choice(output: Path) -> list[Row]:
+def _choice(output: Path) -> list[Line]:
     return [
-        {"row": arm.name, "regime": regime, "target": target, "seed": CHOICE_SEED, "source_validation": found}
-        for arm in (*miniature.choices(), *miniature.weights())
+        {"row": study_row.name, "regime": regime, "target": target, "seed": CHOICE_SEED, "source_validation": found}
+        for study_row in (*miniature.choices(), *miniature.weights())
         for regime, target in CHOICE_CELLS
-        if (found := source_validation(job_of(arm, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)))
-        is not None
+        for job in [job_of(study_row, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)]
+        if (found := source_validation(job)) is not None
     ]
 
 
@@ -353,7 +347,7 @@ def _hardware() -> str:
     return f"{len(os.sched_getaffinity(0))} cores {platform.machine()}, shared; one thread a job"
 
 
-def _known_rows(path: Path) -> dict[str, Row]:
+def _known_rows(path: Path) -> dict[str, Line]:
     if not path.exists():
         return {}
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,5 +1,6 @@
 """Files that are whole or not there, what killed processes leave of them, and names that others planted."""
 
+import fcntl
 import os
 import signal
 import stat
@@ -105,7 +106,7 @@ def test_a_file_system_without_locks_is_written_to_and_not_tidied(tmp_path, monk
     def refuse(descriptor, how):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     replace_text(path, "text")
     assert path.read_text() == "text" and others(path) == [left]
 

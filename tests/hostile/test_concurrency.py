@@ -113,13 +113,13 @@ def test_a_writer_notices_that_its_file_was_replaced_while_it_opened_it(
     file.write_text("")
     lock, calls = store._lock, []
 
-    def replaced_before(handle: int, path: str) -> None:
+    def replaced_before(handle: int, path: str) -> bool:
         if not calls:
             other = tmp_path / "other"
             other.write_text("")
             os.replace(other, path)
         calls.append(path)
-        lock(handle, path)
+        return lock(handle, path)
 
     monkeypatch.setattr(store, "_lock", replaced_before)
     with ChainWriter(file) as writer:

@@ -120,9 +120,9 @@ def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
 
 
 def _progress() -> Path:
-    from domainbed_reasoning.jobs.resume_store import unfinished_folder
+    from domainbed_reasoning.jobs.resume_store import progress_folder
 
-    return unfinished_folder()
+    return progress_folder()
 
 
 def _is_saving() -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from domainbed_reasoning.jobs.replay_log import Answers, Progress
 from domainbed_reasoning.jobs.results_file import own_records, set_aside
-from domainbed_reasoning.jobs.resume_store import JobIsRunning, unfinished_jobs
+from domainbed_reasoning.jobs.resume_store import JobIsRunning, list_progress
 
 JOB = {"args": {"algorithm": "RDMLDG", "dataset": "D", "test_envs": [0], "output_dir": "nowhere"}}
 ADAPTERS = [{"lora": torch.arange(4.0) + step} for step in range(2)]
@@ -88,7 +88,7 @@ def test_a_flipped_bit_anywhere_means_step_0_or_nothing(past, tmp_path, capsys):
             (folder / name).write_bytes(data)
             replayed, said = restart(folder, capsys)
             assert replayed in (None, sound, sound[:3])
-            assert (replayed is None) == ("cannot be used" in said and "begins at step 0" in said)
+            assert (replayed is None) == ("cannot be used" in said and "Starting from step 0" in said)
             assert replayed is not None or f": {name} " in said
             begun_anew[name] = begun_anew.get(name, 0) + (replayed is None)
     assert begun_anew["state.pt"] == begun_anew["adapters-1.pt"] == 40 and begun_anew["job.json"] == 0
@@ -141,7 +141,7 @@ def test_a_file_that_is_gone_or_another_is_named_and_the_job_begins_anew(kept, c
         assert replayed is not None and len(replayed) == 4
         return
     assert replayed is None and said.count("\n") == 1
-    assert f"cannot be used: {name} " in said and "begins at step 0" in said
+    assert f"cannot be used: {name} " in said and "Starting from step 0" in said
 
 
 @pytest.mark.parametrize("line", [0, 1, 2])
@@ -169,7 +169,7 @@ def test_a_sound_file_of_another_kind_is_no_state(kept, capsys, state):
 
     write_tensors(kept / "state.pt", state)
     replayed, said = restart(kept, capsys)
-    assert replayed is None and "state.pt holds something else than a state" in said
+    assert replayed is None and "state.pt is not a saved state" in said
 
 
 def test_adapters_of_another_run_are_not_taken(kept, capsys):
@@ -185,7 +185,7 @@ def test_adapters_that_go_during_the_replay_end_it_with_the_cure(kept):
     """Initial weights are never handed out for trained ones."""
     progress = Progress(JOB, kept.parent)
     (kept / "adapters-1.pt").unlink()
-    with pytest.raises(RuntimeError, match=r"adapters-1.pt is missing.*unfinished --clear"):
+    with pytest.raises(RuntimeError, match=r"adapters-1.pt is missing.*jobs --clear"):
         progress.kept("adapters-1.pt", {"lora": torch.zeros(4)}, replays=True)
     progress.close()
 
@@ -221,7 +221,7 @@ def test_a_start_that_fails_lets_go_of_the_job(kept, monkeypatch):
 )
 def test_another_jobs_damaged_description_is_in_nobodys_way(kept, text):
     (kept / "job.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    (found,) = unfinished_jobs(kept.parent)
+    (found,) = list_progress(kept.parent)
     assert found.steps == 2 and not found.done
     Progress({"args": {"output_dir": "mine"}}, kept.parent).close()
 

@@ -24,7 +24,7 @@ def sweep(domainbed_root, run_stock, tmp_path):
         domainbed_root, "sweep", "launch", *arguments, "--command_launcher", "parallel", cwd=domainbed_root, env=env
     )
     assert "8 jobs: 0 done, 0 incomplete, 8 not launched." in launched.stdout
-    assert "All 2 jobs ended well." in launched.stdout
+    assert "2/2 jobs succeeded." in launched.stdout
     removed = run_stock(
         domainbed_root, "sweep", "delete_incomplete", *arguments, "--command_launcher", "parallel", cwd=domainbed_root
     )

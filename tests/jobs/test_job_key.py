@@ -113,7 +113,7 @@ CHANGES = {
     "the model's time": ("models", lambda job: job.touch("model/config.json")),
     "a file of the model": ("models", lambda job: (job.root / "model/adapter_config.json").write_text("{}")),
     "the hub model's commit": ("models", lambda job: job.download("0" * 40)),
-    "this package's code": ("code", lambda job: job.edit("domainbed-reasoning", "losses.py")),
+    "this package's code": ("code", lambda job: job.edit("domainbed-reasoning", "method/objective.py")),
     "a folder of this package": ("code", lambda job: job.edit("domainbed-reasoning", "mllm/model.py")),
     "the embedded model": ("code", lambda job: job.edit("domainbed-reasoning", "mllm/tiny_model/config.json")),
     "DomainBed's code": ("code", lambda job: job.edit("DomainBed", "lib/misc.py")),
@@ -190,7 +190,7 @@ def test_a_job_that_was_not_to_be_resumed_has_its_records_in_order(job, monkeypa
     record = json.dumps({"step": 0, "args": vars(job.args)}) + "\n"
     (job.root / "out" / "results.jsonl").write_text(record)
     assert resume.history_of(job.task, job.task.schedule, job.hparams | {"resume": False}, job.args) is None
-    assert (job.root / "out" / "results.jsonl").read_text() == ""
+    assert not (job.root / "out" / "results.jsonl").exists()
     assert (job.root / "out" / "results.earlier.jsonl").read_text() == record
     assert not (job.root / "cache").exists()
 

@@ -18,7 +18,7 @@ from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.jobs import resume_store as unfinished
 from domainbed_reasoning.jobs.replay_log import Answers, Progress
 from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
-from domainbed_reasoning.jobs.resume_store import JobIsRunning, clear, make_room, unfinished_jobs
+from domainbed_reasoning.jobs.resume_store import JobIsRunning, clear, list_progress, prune
 
 JOB = {"args": {"algorithm": "MTCT", "dataset": "ShapesReasoning", "test_envs": [2], "output_dir": "nowhere"}}
 
@@ -67,7 +67,7 @@ def test_answers_of_the_evaluation_after_the_state_are_replayed(tmp_path):
 
 def test_a_replay_that_does_not_fit_is_refused_with_the_cure(tmp_path):
     a_past(tmp_path)
-    with pytest.raises(RuntimeError, match=r"answers are asked for where values.*unfinished --clear"):
+    with pytest.raises(RuntimeError, match=r"answers requested, values.*jobs --clear"):
         Progress(JOB, tmp_path).next_answers(5)
 
 
@@ -90,7 +90,7 @@ def test_a_state_that_cannot_be_read_means_step_0_and_says_so(tmp_path, capsys):
     (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:500])
     again = Progress(JOB, tmp_path)
     assert again.state is None and not again.replays
-    assert "begins at step 0" in capsys.readouterr().out
+    assert "Starting from step 0" in capsys.readouterr().out
 
 
 def test_another_argument_is_another_job(tmp_path):
@@ -104,7 +104,7 @@ def test_a_job_that_runs_already_is_refused(tmp_path):
     with pytest.raises(JobIsRunning, match="another --output_dir"):
         Progress(JOB, tmp_path)
     with pytest.raises(JobIsRunning, match="Stop it first"):
-        clear(next(unfinished_jobs(tmp_path)))
+        clear(next(list_progress(tmp_path)))
 
 
 def test_a_full_disk_stops_the_record_and_not_the_job(tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_a_full_disk_stops_the_record_and_not_the_job(tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert "can no longer be kept" in capsys.readouterr().out
+    assert "can no longer be saved" in capsys.readouterr().out
     assert not list(progress.folder.glob(".state*"))
     end_process(progress)
     assert Progress(JOB, tmp_path).state["steps"] == 1
@@ -137,12 +137,12 @@ def test_the_oldest_jobs_make_room_and_finished_ones_go_first(tmp_path, monkeypa
             os.utime(path, (1000 + number, 1000 + number))
     (tmp_path / "out2" / "done").write_text("done")
     monkeypatch.setenv("DOMAINBED_REASONING_UNFINISHED_GB", str(1.5 * sum_of_sizes(folders[1]) / 1e9))
-    make_room(tmp_path / "kept", keep=tmp_path)
+    prune(tmp_path / "kept", keep=tmp_path)
     assert [folder.exists() for folder in folders] == [False, True, False]
     assert capsys.readouterr().out.count("Deleted the progress of an unfinished job") == 1
     monkeypatch.setenv("DOMAINBED_REASONING_UNFINISHED_GB", "many")
     with pytest.raises(ValueError, match="number of gigabytes"):
-        make_room(tmp_path / "kept", keep=tmp_path)
+        prune(tmp_path / "kept", keep=tmp_path)
 
 
 def sum_of_sizes(folder):
@@ -189,9 +189,9 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for_and_must_be_the_folders_
     """As somebody holds it who lists jobs; and as it is where the folder is deleted while its lock is being taken."""
     monkeypatch.setattr(unfinished, "_PATIENCE", 60)  # however busy the machine is
     folder = tmp_path / "job"
-    held = unfinished.take(folder)
+    held = unfinished.lock_folder(folder)
     threading.Timer(0.2, os.close, [held]).start()
-    again = unfinished.take(folder)
+    again = unfinished.lock_folder(folder)
     assert again is not None
     os.close(again)
     lock, replaced = fcntl.flock, []
@@ -203,7 +203,7 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for_and_must_be_the_folders_
         return lock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", deleted_meanwhile)
-    taken = unfinished.take(folder)
+    taken = unfinished.lock_folder(folder)
     assert replaced and os.path.samestat(os.fstat(taken), os.stat(folder / "lock"))
     os.close(taken)
 
@@ -213,13 +213,13 @@ def test_a_folder_of_another_kind_takes_no_job_its_progress(tmp_path, text):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "job.json").write_text(text)
     (tmp_path / "loop").symlink_to("loop")
-    assert [job.args for job in unfinished_jobs(tmp_path)] == [{}]
+    assert [job.args for job in list_progress(tmp_path)] == [{}]
     Progress(JOB, tmp_path)
 
 
 def test_what_a_killed_process_had_begun_to_delete_goes_at_the_next_start(tmp_path):
     rest = a_past(tmp_path).folder.rename(tmp_path / ".rest")
-    assert list(unfinished_jobs(tmp_path)) == []
+    assert list(list_progress(tmp_path)) == []
     Progress(JOB, tmp_path)
     assert not rest.exists()
 
@@ -266,10 +266,10 @@ def test_a_key_that_names_no_job_or_several_clears_nothing(tmp_path, monkeypatch
     except SystemExit as exit:
         code = exit.code
     assert code and fault in capsys.readouterr().err
-    assert len(list(unfinished_jobs(root))) == 2
+    assert len(list(list_progress(root))) == 2
     assert cli.main(["jobs", "--clear", "ab00", "ab00"]) == 0
-    assert [job.folder.name[:4] for job in unfinished_jobs(root)] == ["ab11"]
-    assert cli.main(["jobs", "--clear", "all"]) == 0 and list(unfinished_jobs(root)) == []
+    assert [job.folder.name[:4] for job in list_progress(root)] == ["ab11"]
+    assert cli.main(["jobs", "--clear", "all"]) == 0 and list(list_progress(root)) == []
 
 
 def test_a_cache_that_is_a_link_to_nowhere_is_named_and_no_other_process(tmp_path):
@@ -299,7 +299,7 @@ def test_without_locks_no_progress_is_kept_and_the_list_still_is(tmp_path, monke
     assert cli.main(["jobs"]) == 0 and "1 interrupted job," in capsys.readouterr().out
     assert cli.main(["jobs", "--clear", key]) == 1 and "Operation not supported" in capsys.readouterr().err
     assert (root / key / "state.pt").exists()
-    make_room(root, keep=tmp_path)
+    prune(root, keep=tmp_path)
 
 
 def test_a_user_without_a_home_has_no_cache_and_is_told(monkeypatch, capsys):

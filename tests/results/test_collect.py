@@ -174,6 +174,14 @@ def test_a_restarted_job_counts_once(write_job):
     assert kind == "repeated records" and "2 runs of the same job, 5 records" in found["fault"] and not rest
 
 
+@pytest.mark.parametrize("name", ["results.earlier.jsonl", "results.jsonl.attempt-1"])
+def test_records_that_were_set_aside_do_not_count(write_job, name):
+    """Under today's name and that of older versions."""
+    job = write_job("once", accs=(0.1, 0.2))
+    (job / name).write_text((job / "results.jsonl").read_text().replace("0.1", "0.9"))
+    assert accuracies(write_job.folder) == [0.2] and problems(write_job.folder) == {}
+
+
 def test_a_restart_that_did_not_end_does_not_replace_what_did(write_job):
     job = write_job("twice", accs=(0.1, 0.2))
     text = (job / "results.jsonl").read_text()

@@ -58,7 +58,7 @@ def test_a_forked_job_gives_the_results_of_a_process_and_a_failure_is_named(tmp_
 
 
 def test_another_command_than_the_train_script_is_refused():
-    with pytest.raises(ValueError, match="runs `python -m domainbed.scripts.train` only"):
+    with pytest.raises(ValueError, match="only runs `python -m domainbed.scripts.train`"):
         forked.train_arguments(parse_job("python other.py --algorithm ERM"))
 
 

@@ -9,7 +9,7 @@ import pytest
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.hparam_names import check_hparams
 from domainbed_reasoning.images import shapes
-from domainbed_reasoning.sweeps.launchers import restart as again
+from domainbed_reasoning.sweeps.launchers import restart
 from domainbed_reasoning.sweeps.miniature import study as miniature
 from domainbed_reasoning.sweeps.miniature import table as miniature_table
 from domainbed_reasoning.sweeps.miniature.__main__ import main
@@ -24,6 +24,7 @@ from domainbed_reasoning.sweeps.miniature.study import (
     job_of,
     weights,
 )
+from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob
 
 
 def test_every_mllm_method_takes_the_same_number_of_updates_with_the_same_batch():
@@ -103,10 +104,10 @@ def test_seeds_are_run_one_after_the_other_and_every_cell_once():
 
 def test_a_job_has_the_folder_and_the_command_of_a_stock_sweep(tmp_path, run_stock, domainbed_root):
     """Trial 0 as `sweep` launches it, and the same arguments here; the study adds when to evaluate."""
-    arm = miniature.Arm("ERM", "ERM", {"lr": 0.5}, steps=3)
+    arm = miniature.Row("ERM", "ERM", {"lr": 0.5}, steps=3)
     job = job_of(arm, "rho0", 2, 0, tmp_path)
     arguments = {key: value for key, value in job.arguments.items() if key != "checkpoint_freq"}
-    ours = miniature.StudyJob(arguments, tmp_path / "sweep")
+    ours = TrainJob(arguments, tmp_path / "sweep")
     done = run_stock(
         domainbed_root, "sweep", "launch", "--algorithms", "ERM", "--datasets", "ShapesReasoning", "--n_hparams", "1",
         "--n_trials", "1", "--single_test_envs", "--command_launcher", "dummy", "--skip_confirmation", "--steps", "3",
@@ -228,14 +229,12 @@ def test_the_design_is_printed_with_what_is_done_of_it(tmp_path, capsys, monkeyp
 
 
 def test_jobs_that_are_done_are_not_run_again_and_the_rest_of_a_dead_one_is_removed(tmp_path, monkeypatch):
-    from domainbed_reasoning.sweeps.launchers import forked
-
     done, dead, new = (job_of(arm("ERM"), "rho0", target, 1, tmp_path) for target in range(3))
     write_job(done, 0.5)
     dead.folder.mkdir(parents=True)
     (dead.folder / "results.jsonl").write_text("of a job that died")
     launched = []
-    monkeypatch.setattr(forked, "forked_launcher", lambda commands: launched.extend(commands) or [])
+    monkeypatch.setattr(miniature, "forked_launcher", lambda commands: launched.extend(commands) or [])
     assert miniature.run([done, dead, new], tmp_path) == 0
     assert launched == [dead.command, new.command]
     assert not (dead.folder / "results.jsonl").exists() and done.done
@@ -243,9 +242,9 @@ def test_jobs_that_are_done_are_not_run_again_and_the_rest_of_a_dead_one_is_remo
 
 def test_one_process_runs_a_folder_s_jobs(tmp_path, capsys):
     """A second would remove the folders of the first's running jobs."""
-    with again.sole_launch(tmp_path):
+    with restart.sole_launch(tmp_path):
         assert main(["--run", "--output_dir", str(tmp_path)]) == 1
-    assert f"{tmp_path} is being launched by process" in capsys.readouterr().err
+    assert f"{tmp_path} is being launched by another process" in capsys.readouterr().err
     assert not (tmp_path / "rho0").exists()
 
 

@@ -13,14 +13,13 @@ import pytest
 
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning import registry
-from domainbed_reasoning.commands import study_launch
 from domainbed_reasoning.images import catalog
 from domainbed_reasoning.mllm.loading import TINY
 from domainbed_reasoning.sweeps import stock
-from domainbed_reasoning.sweeps.launchers import jobs
-from domainbed_reasoning.sweeps.launchers import restart as again
-from domainbed_reasoning.sweeps.studies import single_source
+from domainbed_reasoning.sweeps.launchers import jobs, restart
+from domainbed_reasoning.sweeps.studies import launch, single_source
 from domainbed_reasoning.sweeps.studies.study import STUDIES, Grid, Settings, jobs_of, load_study, sweep_command
+from domainbed_reasoning.sweeps.studies.train_jobs import make_job
 
 SETTINGS = Settings("/data", "/out")
 BASELINES_AND_CLIP = {"ERM", "CORAL", "CLIPZeroShot", "CLIPLoRA"}
@@ -168,15 +167,13 @@ def test_the_single_source_jobs_are_the_sweeps_but_for_their_targets(run_stock, 
     launch = sweep_command(grid, ["ShapesReasoning"], settings)[3:]
     said = run_stock(domainbed_root, "sweep", *launch, cwd=tmp_path).stdout
     stock = {line.removeprefix("Dummy launcher: ") for line in said.splitlines() if "Dummy launcher" in line}
-    theirs = [one for one in single_source._arguments(grid, "ShapesReasoning", settings)]
-    for arguments in theirs:
-        assert len(arguments["test_envs"]) == 3
-        (source,) = {0, 1, 2, 3} - set(arguments["test_envs"])
-        arguments["test_envs"] = [source]
-        names = ("ShapesReasoning", "ERM", [source], arguments["hparams_seed"], 0)
-        arguments["seed"] = single_source._seed_hash(*names)
-    monkeypatch.setattr(single_source, "_arguments", lambda *_: theirs)
-    ours = single_source.train_commands(grid, "ShapesReasoning", settings).values()
+
+    def with_one_target(sweep, dataset, algorithm, targets, **more):
+        assert len(targets) == 3
+        return make_job(sweep, dataset, algorithm, {0, 1, 2, 3} - set(targets), **more)
+
+    monkeypatch.setattr(single_source, "make_job", with_one_target)
+    ours = [job.command for job in single_source.train_jobs(grid, "ShapesReasoning", settings)]
     assert {tuple(shlex.split(one)) for one in ours} == {tuple(shlex.split(one)) for one in stock}
 
 
@@ -246,7 +243,9 @@ def test_a_killed_study_goes_on_when_it_is_called_again(tmp_path, domainbed_root
     assert f"domainbed-reasoning report {out}" in second.stdout
     other = launched(domainbed_root, tmp_path, *arguments[:-2], before=before)
     assert other.returncode == 1
-    assert f'{out} holds jobs of other settings: --hparams {{"both_answers": false}} (now not given)' in other.stderr
+    assert (
+        f'{out} contains jobs with different settings (--hparams: {{"both_answers": false}} -> not set)' in other.stderr
+    )
 
 
 def test_jobs_that_somebody_runs_are_not_removed(tmp_path):
@@ -255,13 +254,13 @@ def test_jobs_that_somebody_runs_are_not_removed(tmp_path):
     sleep = [sys.executable, "-c", "import time; time.sleep(3600)", "domainbed.scripts.sweep", "--output_dir", "out"]
     process = subprocess.Popen(sleep, cwd=tmp_path)
     try:
-        with pytest.raises(ValueError, match=f"(?s)run already:.* {process.pid}  .*Wait for them"):
-            again.check_nothing_runs(tmp_path / "out")
-        again.check_nothing_runs(tmp_path / "other")
+        with pytest.raises(ValueError, match=f"(?s)already running:.* {process.pid}  .*Wait for them"):
+            restart.check_nothing_runs(tmp_path / "out")
+        restart.check_nothing_runs(tmp_path / "other")
     finally:
         process.kill()
         process.wait()
-    again.check_nothing_runs(tmp_path / "out")
+    restart.check_nothing_runs(tmp_path / "out")
 
 
 @pytest.fixture
@@ -300,8 +299,8 @@ def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
     settings = Settings("/data", str(tmp_path / "out"), "parallel")
     study = dataclasses.replace(load_study("ablation"), one_source=one_source)
     with pytest.raises(ValueError) as refused:
-        study_launch._clear(study, grid, ["ShapesReasoning"], settings, tmp_path)
-    said = f"Slurm still has 2 jobs in {submitted}, which would be removed: 12_0 RUNNING, 12_1 PENDING. Wait for them"
+        launch._clear(study, grid, ["ShapesReasoning"], settings, tmp_path)
+    said = f"Slurm still has 2 jobs in {submitted}, whose folders would be removed: 12_0 RUNNING, 12_1 PENDING. Wait"
     assert said in str(refused.value)
     assert "squeue --jobs=12)" in str(refused.value) and "(scancel 12)" in str(refused.value)
     assert "--jobs=12,15 " in (tmp_path / "asked").read_text()
@@ -311,32 +310,32 @@ def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
 def test_jobs_that_slurm_has_done_with_are_in_nobodys_way(tmp_path, submitted, squeue):
     """Over, or so long ago that Slurm has forgotten them."""
     squeue("12_0 COMPLETED\n12_1 CANCELLED\n15 FAILED\n")
-    again.check_nothing_runs(submitted)
+    restart.check_nothing_runs(submitted)
     squeue("slurm_load_jobs error: Invalid job id specified\n", exit_code=1)
-    again.check_nothing_runs(submitted)
+    restart.check_nothing_runs(submitted)
 
 
 def test_where_slurm_cannot_be_asked_the_user_says_that_its_jobs_are_gone(tmp_path, submitted, squeue, monkeypatch):
     squeue("Unable to contact slurm controller (connect failure)\n", exit_code=1)
     with pytest.raises(ValueError, match="Unable to contact slurm controller"):
-        again.check_nothing_runs(submitted)
+        restart.check_nothing_runs(submitted)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ValueError, match=r"there is no `squeue` here\).*say so by removing .*/out/a/slurm\.$"):
-        again.check_nothing_runs(submitted)
+    with pytest.raises(ValueError, match=r"`squeue` was not found\).*confirm that by removing .*/out/a/slurm\.$"):
+        restart.check_nothing_runs(submitted)
     shutil.rmtree(submitted / "slurm")
-    again.check_nothing_runs(submitted)
+    restart.check_nothing_runs(submitted)
 
 
 def test_the_advice_to_remove_folders_spares_jobs_that_run(capsys):
     """A launcher is handed no jobs where all have folders: those that Slurm runs, too."""
     assert jobs.chosen_jobs([]) == []
-    assert "with Slurm or anywhere else: leave it while there are such" in capsys.readouterr().out
+    assert "but not while jobs are running" in capsys.readouterr().out
 
 
 def test_a_study_is_launched_by_one_process_at_a_time(tmp_path):
-    with again.sole_launch(tmp_path / "out"):
-        with pytest.raises(ValueError, match=f"is being launched by process {os.getpid()}: wait"):
-            with again.sole_launch(tmp_path / "out"):
+    with restart.sole_launch(tmp_path / "out"):
+        with pytest.raises(ValueError, match=f"is being launched by another process .process {os.getpid()}.\\. Wait"):
+            with restart.sole_launch(tmp_path / "out"):
                 pass
-    with again.sole_launch(tmp_path / "out"):
+    with restart.sole_launch(tmp_path / "out"):
         pass

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from domainbed_reasoning.jobs.results_file import without_replaced
 from domainbed_reasoning.sweeps.launchers import attempts, jobs
 
 
@@ -32,13 +33,13 @@ def run(command, said="attempt 1 of 1"):
 )
 def test_a_record_replaces_those_of_its_step_and_of_later_ones(first, second, expected):
     """The letters name the attempt that a kept record is from."""
-    kept = [json.loads(line) for line in attempts.without_repeats([*lines(*first), *lines(*second, run="b")])]
+    kept = [json.loads(line) for line in without_replaced([*lines(*first), *lines(*second, run="b")])]
     assert [(record["step"], record["run"]) for record in kept] == list(expected.items())
 
 
 def test_a_line_that_a_kill_cut_short_is_dropped():
     whole = lines(0, 300)
-    assert attempts.without_repeats([*whole, whole[1][:9]]) == whole
+    assert without_replaced([*whole, whole[1][:9]]) == whole
 
 
 def test_the_second_attempt_finds_no_records_and_leaves_none_twice(sweep):
@@ -56,9 +57,20 @@ def test_the_second_attempt_finds_no_records_and_leaves_none_twice(sweep):
     assert run(command, "attempt 2 of 2") == 0
     assert sweep.steps("A") == [0, 300, 600]
     first, second = sweep.pids("A")
-    aside = (sweep.folder / "A" / "results.jsonl.attempt-1").read_text()
+    aside = (sweep.folder / "A" / "results.earlier.jsonl").read_text()
     assert str(first) in aside and str(second) not in aside
     assert [line[:18] for line in sweep.log("A").splitlines()] == ["--- attempt 1 of 2", "--- attempt 2 of 2"]
+
+
+def test_records_that_an_older_version_set_aside_come_first(sweep):
+    """It numbered its files, one an attempt; here two of them died before the third resumed."""
+    folder = sweep.folder / "A"
+    command = sweep.job("A", "record(900)")
+    folder.mkdir()
+    for number, steps in ((10, (600,)), (2, (0, 300, 600))):
+        (folder / f"results.jsonl.attempt-{number}").write_text("".join(f"{line}\n" for line in lines(*steps)))
+    assert run(command) == 0
+    assert sweep.steps("A") == [0, 300, 600, 900]
 
 
 def test_an_attempt_that_resumes_is_joined_to_the_first(sweep):

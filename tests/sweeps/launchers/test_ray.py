@@ -155,7 +155,7 @@ def test_a_cluster_is_joined_queues_the_jobs_and_is_left_as_it_was(sweep, joined
     assert ray_launcher.ray_launcher([*both, third]) == []
     said = capsys.readouterr().out
     assert f"3 jobs on 1 node(s) of the Ray at {joined}, 2 at a time, 1 CPU each" in said
-    assert "All 3 jobs ended well." in said
+    assert "3/3 jobs succeeded." in said
     assert f"me 1 {os.getcwd()}" in sweep.log("A")
     assert not ray.is_initialized()
     ray_launcher._check_that_it_answers(joined)  # it is still there
@@ -173,7 +173,7 @@ def test_a_failed_job_is_tried_again_and_then_named_with_its_end(sweep, joined, 
     failures = ray_launcher.ray_launcher([bad, sweep.job("Good", "record(0)")])
     assert [(failure.job.name, failure.exit_code) for failure in failures] == [("Bad on D, target 2", 3)]
     said, shown = capsys.readouterr()
-    assert "AGAIN: Bad on D, target 2 (exit code 3), attempt 2 of 2" in shown
+    assert "RETRYING: Bad on D, target 2 (exit code 3), attempt 2 of 2" in shown
     assert "FAILED: Bad on D, target 2 (exit code 3). The end of" in said
     assert "    what went wrong" in said
     assert said.index("1 of 2 jobs FAILED") > said.index("what went wrong")
@@ -197,8 +197,8 @@ def test_a_killed_job_is_started_again_and_no_record_stands_twice(sweep, joined,
     said = launcher.communicate(timeout=1800)[0].decode()
     assert launcher.returncode == 0
     cause = "exit code -9" if victim == "train" else "WorkerCrashedError"
-    assert f"AGAIN: A on D, target 0 ({cause}" in said
-    assert "All 1 jobs ended well." in said
+    assert f"RETRYING: A on D, target 0 ({cause}" in said
+    assert "1/1 jobs succeeded." in said
     assert not sweep.is_running(train)
     assert sweep.steps("A") == [0, 300, 600]
     assert len(sweep.pids("A")) == 2
@@ -234,8 +234,8 @@ def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice
         (sweep.folder / f"{lost}.go").touch()
         said = launcher.communicate(timeout=1800)[0].decode()
     assert f"3 jobs on 2 node(s) of the Ray at {joined}, 3 at a time" in said
-    assert f"AGAIN: {lost} on D, target 0 (" in said and said.count("AGAIN: ") == 1
-    assert "All 3 jobs ended well." in said
+    assert f"RETRYING: {lost} on D, target 0 (" in said and said.count("RETRYING: ") == 1
+    assert "3/3 jobs succeeded." in said
     assert [len(sweep.pids(name)) for name in (lost, *others)] == [2, 1, 1]
     records = (sweep.folder / lost / "results.jsonl").read_text()
     assert str(trains[lost]) not in records and str(sweep.pids(lost)[1]) in records
@@ -254,7 +254,7 @@ def test_the_end_of_the_launcher_is_the_end_of_its_jobs(sweep, joined, start_lau
     launcher.send_signal(number)
     said = launcher.communicate(timeout=1800)[0].decode()
     assert launcher.returncode != 0
-    assert ("`sweep launch` starts them again" in said) == (number != signal.SIGKILL)
+    assert ("Running and waiting jobs were stopped" in said) == (number != signal.SIGKILL)
     sweep.wait_until(lambda: not any(sweep.is_running(train) for train in trains), 20)
     time.sleep(1)
     assert len(list(sweep.folder.glob("*.attempts"))) == 2
@@ -290,14 +290,14 @@ def test_something_else_at_the_address_is_told_from_a_ray(sweep, monkeypatch):
 
         threading.Thread(target=answer, daemon=True).start()
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
-        with pytest.raises(ConnectionError, match="what answers is no Ray"):
+        with pytest.raises(ConnectionError, match="not a Ray server"):
             ray_launcher.ray_launcher([sweep.job("A", "")])
 
 
 @pytest.mark.parametrize("address", ["head", ":6379", "127.0.0.1"])
 def test_an_address_without_host_or_port_is_refused_with_an_example(sweep, monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ValueError, match=f"RAY_ADDRESS={address} should name host and port .* as in head:6379"):
+    with pytest.raises(ValueError, match=f"RAY_ADDRESS must be the host:port .*e.g. head:6379; got {address}"):
         ray_launcher.ray_launcher([sweep.job("A", "")])
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_reasoning.sweeps.launchers import attempts, slurm_queue
-from domainbed_reasoning.sweeps.launchers import restart as again
+from domainbed_reasoning.sweeps.launchers import attempts, restart, slurm_queue
 from domainbed_reasoning.sweeps.launchers import slurm as slurm_launcher
 from domainbed_reasoning.sweeps.launchers.jobs import parse_job
 
@@ -121,7 +120,7 @@ def test_sbatchs_own_time_limit_wins_as_it_does_for_sbatch():
     """A job's --time in its script does not count where SBATCH_TIMELIMIT is set; submitit is told what counts."""
     assert slurm_launcher.sbatch_parameters("--time=90", "2:00:00")["time"] == 120
     assert slurm_launcher.sbatch_parameters("", "UNLIMITED")["time"] == 525600
-    with pytest.raises(ValueError, match="^SBATCH_TIMELIMIT=tomorrow should be as for sbatch"):
+    with pytest.raises(ValueError, match="^SBATCH_TIMELIMIT must be a time limit of sbatch"):
         slurm_launcher.sbatch_parameters("--time=90", "tomorrow")
 
 
@@ -146,7 +145,7 @@ def test_jobs_are_an_array_with_a_share_of_the_cores_and_the_sweeps_environment(
     code = "record(0); print(os.environ['WHO'], os.environ['OMP_NUM_THREADS'], os.getcwd(), sys.executable); done()"
     assert slurm_launcher.slurm_launcher([sweep.job(name, code) for name in "ABC"]) == []
     said = capsys.readouterr().out
-    assert "3 jobs were submitted to Slurm." in said and "All 3 jobs ended well." in said
+    assert "3 jobs submitted to Slurm." in said and "3/3 jobs succeeded." in said
     for index, name in enumerate("ABC"):
         first, second = sweep.log(name).splitlines()
         assert first.startswith(f"--- attempt 1 of 2, Slurm job {job_id(sweep)}_{index}, requeued 0 times")
@@ -171,7 +170,7 @@ def test_a_train_process_that_is_killed_is_started_again(sweep, slurm):
     sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
     os.kill(train, signal.SIGKILL)
     said = launcher.communicate(timeout=1800)[0].decode()
-    assert "All 1 jobs ended well." in said
+    assert "1/1 jobs succeeded." in said
     assert sweep.steps("A") == [0, 300, 600]
     print(said, sweep.log("A"))
 
@@ -187,7 +186,7 @@ def test_a_requeued_job_starts_anew_and_no_record_stands_twice(sweep, slurm, how
     command = ["scancel", "--signal=USR2", number] if how == "preempt" else ["scontrol", "requeue", number]
     slurm(*command)
     said = launcher.communicate(timeout=1800)[0].decode()
-    assert f"All {len(jobs)} jobs ended well." in said
+    assert f"{len(jobs)}/{len(jobs)} jobs succeeded." in said
     assert not sweep.is_running(train)
     assert sweep.steps("A") == [0, 300, 600]
     assert len(sweep.pids("A")) == 2
@@ -204,10 +203,10 @@ def test_a_preempted_job_waits_out_its_grace_and_runs_again_though_nothing_may_f
     sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
     slurm("sbatch", "--exclusive", "--wrap=true", "--output=/dev/null")
     said = launcher.communicate(timeout=1800)[0].decode()
-    assert "All 1 jobs ended well." in said
+    assert "1/1 jobs succeeded." in said
     assert not sweep.is_running(train)
     assert sweep.steps("A") == [0, 300, 600]
-    assert sweep.log("A").count("ended by SIGTERM") == 1 and len(sweep.pids("A")) == 2
+    assert sweep.log("A").count("stopped by SIGTERM") == 1 and len(sweep.pids("A")) == 2
     print(said, sweep.log("A"))
 
 
@@ -215,7 +214,7 @@ def test_a_job_out_of_the_time_that_sbatchs_variable_gives_is_requeued_as_often_
     """submitit's signal comes 90 s before the end, of a job of a minute at once."""
     launcher = start_launcher(sweep.job("A", "attempt(); record(0); wait_for('never')"), SBATCH_TIMELIMIT="1")
     said = launcher.communicate(timeout=1800)[0].decode()
-    assert said.count("AGAIN: ") == 1
+    assert said.count("REQUEUED: ") == 1
     assert "state FAILED, Job not requeued because: timed-out too many times" in said
     assert len(sweep.pids("A")) == 2
     print(said, sweep.log("A"))
@@ -254,7 +253,7 @@ def test_an_attempt_that_sigterm_ended_has_not_failed_however_long_slurm_takes(s
     process = subprocess.Popen([sys.executable, "-c", run, sweep.job("A", code), str(retries)])
     try:
         sweep.wait_for_attempt("A", 1)
-        sweep.wait_until(lambda: "ended by SIGTERM; waits until Slurm" in sweep.log("A"))
+        sweep.wait_until(lambda: "stopped by SIGTERM; waiting until Slurm" in sweep.log("A"))
         assert process.poll() is None
     finally:
         process.kill()
@@ -268,7 +267,7 @@ def test_ctrl_c_leaves_the_jobs_running_and_says_how_to_follow_them(sweep, slurm
     launcher.send_signal(signal.SIGINT)
     said = launcher.communicate(timeout=1800)[0].decode()
     assert launcher.returncode == 0
-    assert "The jobs go on without this command." in said
+    assert "The jobs keep running." in said
     assert said.count(f"squeue --jobs={job_id(sweep)}") == 2
     assert sweep.is_running(train)
     (sweep.folder / "go").touch()
@@ -282,33 +281,33 @@ def test_submit_and_leave(sweep, slurm, monkeypatch, capsys, names):
     assert slurm_launcher.slurm_launcher([sweep.job(name, "wait_for('go'); done()") for name in names]) == []
     number = job_id(sweep)
     said = capsys.readouterr().out
-    assert f"squeue --jobs={number}" in said and "leave `sweep delete_incomplete`" in said
+    assert f"squeue --jobs={number}" in said and "Do not run `sweep delete_incomplete`" in said
     identifiers = {"A": {str(number)}, "AB": {f"{number}_0", f"{number}_1"}}[names]
     assert slurm_queue.with_slurm(sweep.folder).keys() == identifiers
     with pytest.raises(ValueError, match=f"Slurm still has {len(names)} jobs in .*scancel {number}"):
-        again.check_nothing_runs(sweep.folder)
+        restart.check_nothing_runs(sweep.folder)
     (sweep.folder / "go").touch()
     for name in names:
         sweep.wait_until((sweep.folder / name / "done").exists)
     sweep.wait_until(lambda: not slurm_queue.with_slurm(sweep.folder))
-    again.check_nothing_runs(sweep.folder)
+    restart.check_nothing_runs(sweep.folder)
 
 
 def test_what_slurm_refuses_is_said_with_the_cure(sweep, slurm, monkeypatch):
     monkeypatch.setenv(slurm_launcher.OPTIONS, "--partition=none")
-    with pytest.raises(RuntimeError, match="sbatch refused the jobs(?s:.)*invalid partition(?s:.)*delete_incomplete"):
+    with pytest.raises(RuntimeError, match="sbatch rejected the jobs(?s:.)*invalid partition(?s:.)*delete_incomplete"):
         slurm_launcher.slurm_launcher([sweep.job("A", "")])
 
 
 def test_without_slurms_commands_the_launcher_says_where_to_go(sweep, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(FileNotFoundError, match="There is no `sbatch` here"):
+    with pytest.raises(FileNotFoundError, match="`sbatch` was not found"):
         slurm_launcher.slurm_launcher([sweep.job("A", "")])
 
 
 def test_retries_are_a_number(sweep, monkeypatch):
     monkeypatch.setenv(attempts.RETRIES, "often")
-    with pytest.raises(ValueError, match=f"{attempts.RETRIES}='often' should be a whole number, 0 or more"):
+    with pytest.raises(ValueError, match=f"{attempts.RETRIES} must be an integer >= 0; got 'often'"):
         slurm_launcher.slurm_launcher([sweep.job("A", "")])
 
 
@@ -330,8 +329,8 @@ def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice
     one_machine.lose_node(slurm2.folder, lost, jobs=what_dies == "the node")
     assert sweep.is_running(train) == (what_dies != "the node")
     said = launcher.communicate(timeout=1800)[0].decode()
-    assert f"AGAIN: A on D, target 0 (Slurm job {job_id(sweep)}_0 was requeued)" in said
-    assert "All 2 jobs ended well." in said
+    assert f"REQUEUED: A on D, target 0 (Slurm job {job_id(sweep)}_0)" in said
+    assert "2/2 jobs succeeded." in said
     assert not sweep.is_running(train)
     assert len(sweep.pids("A")) == 2
     assert sweep.steps("A") == [0, 600] and sweep.steps("B") == [0]
@@ -346,8 +345,8 @@ def test_more_jobs_than_an_array_may_have_are_several_arrays(sweep, slurm2, caps
     assert slurm_launcher.slurm_launcher([sweep.job(name, "record(0); done()") for name in "ABCDE"]) == []
     first, second = job_ids(sweep)
     said = capsys.readouterr().out
-    assert f"5 jobs were submitted to Slurm.\n    squeue --jobs={first},{second}\n" in said
-    assert "All 5 jobs ended well." in said
+    assert f"5 jobs submitted to Slurm.\n    squeue --jobs={first},{second}\n" in said
+    assert "5/5 jobs succeeded." in said
 
 
 def test_arrays_that_slurm_takes_no_more_are_failures_and_the_others_run(sweep, slurm2, monkeypatch, capsys):
@@ -368,7 +367,7 @@ def test_arrays_that_slurm_takes_no_more_are_failures_and_the_others_run(sweep, 
     failures = slurm_launcher.slurm_launcher([sweep.job(name, "record(0); done()") for name in "ABCDE"])
     assert [failure.job.name[0] for failure in failures] == ["D", "E"]
     said = capsys.readouterr().out
-    assert "2 jobs were NOT submitted. sbatch refused it: sbatch: error: QOSMaxSubmitJobPerUserLimit" in said
+    assert "2 jobs were NOT submitted. rejected by sbatch: sbatch: error: QOSMaxSubmitJobPerUserLimit" in said
     assert "2 of 5 jobs FAILED" in said
     assert all((sweep.folder / name / "done").exists() for name in "ABC")
 
@@ -421,30 +420,30 @@ def test_folders_of_dead_jobs_are_told_from_those_of_jobs_that_slurm_runs_here(s
         sweep.wait_for_attempt(alive.name, 1)
         sweep.wait_until(lambda: list(slurm_queue.with_slurm(sweep.folder).values()) == ["RUNNING"])
         monkeypatch.setenv("SQUEUE_PARTITION", "low")  # a user's own, which would hide the job
-        assert again.dead_beside_live(sweep.folder) == [dead, lost]
+        assert restart.dead_beside_live(sweep.folder) == [dead, lost]
         noted = sweep.folder / "slurm" / "jobs.jsonl"
         text = noted.read_text()
         noted.write_text(text[:-40])  # a full disk: the last line is that of a job that is over
         slurm_queue.note_submitted({"0": parse_job(commands[2])}, noted.parent)
         assert list(slurm_queue.submitted_for(sweep.folder)) == [f"{job_id(sweep)}_0", f"{job_id(sweep)}_1", "0"]
-        assert again.dead_beside_live(sweep.folder) == [dead, lost]
+        assert restart.dead_beside_live(sweep.folder) == [dead, lost]
         noted.write_text("")  # a launcher that was killed before it noted
-        assert again.dead_beside_live(sweep.folder) == []
+        assert restart.dead_beside_live(sweep.folder) == []
         noted.write_text(text.replace('"cluster": "test"', '"cluster": "other"'))
-        with pytest.raises(ValueError, match="they are with the cluster other, and this is test"):
-            again.dead_beside_live(sweep.folder)
+        with pytest.raises(ValueError, match="they were submitted to the cluster other, not to test"):
+            restart.dead_beside_live(sweep.folder)
         noted.write_text(text)
         code = "import time; print(flush=True); time.sleep(3600)"
         command = [sys.executable, "-c", code, "domainbed.scripts.sweep", "--output_dir", sweep.folder]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as by_hand:
             by_hand.stdout.readline()
-            with pytest.raises(ValueError, match=f"run already:\\n    {by_hand.pid} "):
-                again.dead_beside_live(sweep.folder)
+            with pytest.raises(ValueError, match=f"already running:\\n    {by_hand.pid} "):
+                restart.dead_beside_live(sweep.folder)
             by_hand.kill()
     finally:
         (sweep.folder / "end").touch()
     sweep.wait_until((alive / "done").exists)
-    sweep.wait_until(lambda: again.dead_beside_live(sweep.folder) is None)
+    sweep.wait_until(lambda: restart.dead_beside_live(sweep.folder) is None)
 
 
 STUDY = """

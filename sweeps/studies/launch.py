@@ -1,4 +1,4 @@
-"""`domainbed-reasoning study --launch`: the commands of a study, run so that a rerun resumes."""
+"""Launching a study: its jobs are started, resumed on every rerun until all are done, and tabulated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.commands.arguments import counted
 from domainbed_reasoning.results import collect
 from domainbed_reasoning.results.job_folders import read_job
 from domainbed_reasoning.results.render import markdown
@@ -19,8 +18,10 @@ from domainbed_reasoning.results.tables import accuracy_tables, one_source_table
 from domainbed_reasoning.sweeps import stock
 from domainbed_reasoning.sweeps.launchers import restart, slurm_queue
 from domainbed_reasoning.sweeps.launchers.slurm import WAIT
-from domainbed_reasoning.sweeps.studies.single_source import train_commands
+from domainbed_reasoning.sweeps.studies.single_source import train_jobs
 from domainbed_reasoning.sweeps.studies.study import Grid, Settings, Study, collect_commands, sweep_command
+from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob, remove_dead, start
+from domainbed_reasoning.terminal import counted
 
 _PRINTS_ONLY = "dummy"  # this launcher prints commands and starts no jobs
 
@@ -90,10 +91,7 @@ def _clear(study: Study, grid: Grid, datasets: Sequence[str], settings: Settings
         return
     restart.check_nothing_runs(folder)
     if study.one_source:
-        for dataset in datasets:
-            for job in train_commands(grid, dataset, settings):
-                if job.exists() and not (job / "done").exists():
-                    shutil.rmtree(job)
+        remove_dead(_train_jobs(grid, datasets, settings))
     else:
         stock.run_command(sweep_command(grid, datasets, settings, "delete_incomplete"), domainbed, os.environ)
 
@@ -103,17 +101,14 @@ def _launch(study: Study, grid: Grid, datasets: Sequence[str], settings: Setting
     if not study.one_source:
         stock.run_command(sweep_command(grid, datasets, settings), domainbed, os.environ)
         return
-    commands = []
-    for dataset in datasets:
-        for folder, command in train_commands(grid, dataset, settings).items():
-            if not folder.exists():
-                folder.mkdir(parents=True)
-                commands.append(command)
-    print(f"{', '.join(grid.algorithms)}: {len(commands)} jobs to launch")
-    if not commands:
-        return
+    jobs = [job for job in _train_jobs(grid, datasets, settings) if not job.folder.exists()]
+    print(f"{', '.join(grid.algorithms)}: {len(jobs)} jobs to launch")
     with contextlib.chdir(domainbed):
-        registry.load(registry.LAUNCHERS[settings.launcher])(commands)
+        start(jobs, registry.load(registry.LAUNCHERS[settings.launcher]))
+
+
+def _train_jobs(grid: Grid, datasets: Sequence[str], settings: Settings) -> list[TrainJob]:
+    return [job for dataset in datasets for job in train_jobs(grid, dataset, settings)]
 
 
 def _launch_on_slurm(
