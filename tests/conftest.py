@@ -17,6 +17,7 @@ STAND_IN = Path(__file__).resolve().parent / "standin"
 if str(CHECKOUT) not in sys.path:
     sys.path.append(str(CHECKOUT))  # where the package is not installed
 
+from builders import processes  # noqa: E402
 from domainbed_reasoning.bridge import upstream  # noqa: E402
 
 
@@ -118,3 +119,22 @@ def run_stock():
 def stock_environment():
     """``stock_environment(root)`` is the environment of a stock command that takes the DomainBed in ``root``."""
     return _stock_environment
+
+
+@pytest.fixture
+def verb(capfd: pytest.CaptureFixture[str]):
+    """``verb("check", …)`` runs a verb in this process and returns exit code, standard output and error."""
+    from domainbed_reasoning.__main__ import main
+
+    def run(*arguments):
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def start_verb():
+    """``start_verb("annotate", …, OPENAI_API_KEY="…")`` starts a verb as a process."""
+    return processes.start_verb

@@ -3,13 +3,13 @@
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from builders.files import write_images
+from builders.processes import VERB, environment, run_python
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.sweeps.launchers.jobs import Failure, end_of, parse_job, report
 from domainbed_reasoning.terminal import json_line, one_line, printable, printable_streams
@@ -90,11 +90,8 @@ def nasty_data(tmp_path, monkeypatch):
     """A dataset of a user's whose domain, class and image carry commands, and non-ASCII letters."""
     (tmp_path / "toy.toml").write_text('name = "Toy"\nfolder = "toy"\nenvironments = ["a", "b"]\n')
     monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(tmp_path / "toy.toml"))
-    for domain in ("art\x1b[31m\u202e", "zé"):
-        for label in ("Bike", "Mug–\x9b1m"):
-            folder = tmp_path / "data" / "toy" / domain / label
-            folder.mkdir(parents=True)
-            Image.new("RGB", (40, 40)).save(folder / "0\x1b]0;x\x07.png")
+    domains, classes = ("art\x1b[31m\u202e", "zé"), ("Bike", "Mug–\x9b1m")
+    write_images(tmp_path / "data" / "toy", domains, classes, 1, name="{index}\x1b]0;x\x07.png")
     return tmp_path / "data"
 
 
@@ -134,19 +131,11 @@ def test_no_verb_hands_on_what_a_terminal_obeys(nasty_data, verb, encoding, tmp_
 
 def test_check_and_stats_print_on_an_ascii_terminal(nasty_data, tmp_path):
     """As processes, whose streams Python opens."""
-    code = "import sys; from domainbed_reasoning.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    variables = {
-        **os.environ,
-        "PYTHONIOENCODING": "ascii",
-        "PYTHONPATH": str(CHECKOUT),
-        "LC_ALL": "C",
-        "PYTHONUTF8": "0",
-    }
+    env = environment(PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0")
     (tmp_path / "chains.jsonl").write_text("")
     for verb, count in (("check", 2), ("stats", 2)):
-        command = [sys.executable, "-c", code, verb, "--dataset", "Toy", "--data_dir", nasty_data]
-        command += ["--chains", tmp_path / "chains.jsonl"]
-        done = subprocess.run(command, env=variables, capture_output=True)
+        options = ("--dataset", "Toy", "--data_dir", nasty_data, "--chains", tmp_path / "chains.jsonl")
+        done = run_python("-c", VERB, verb, *options, env=env, text=False)
         assert done.returncode == 0, done.stderr
         assert b"codec" not in done.stderr and done.stdout.isascii() and done.stdout.count(b"\n") > count
 

@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("openai")
 
+from builders.servers import response
 from domainbed_reasoning.annotate.connection import guarded_client
 from domainbed_reasoning.annotate.openai import OpenAITeacher
 from domainbed_reasoning.annotate.redaction import redact
@@ -92,8 +93,7 @@ def test_an_error_is_redacted_before_it_is_cut(status: int, offset: int, liar: A
     """The key stands where a bound of 80, 300 or 500 characters cuts: not even its first characters are left."""
     for fill in (offset, offset + 220, offset + 410):
         data = ("x" * fill + KEY + " and " + KEY[3:]).encode()
-        head = f"HTTP/1.1 {status} No\r\nContent-Type: text/plain\r\nContent-Length: {len(data)}\r\n"
-        whole = head.encode() + b"Connection: close\r\n\r\n" + data
+        whole = response(data, f"{status} No", "text/plain")
         server = liar(lambda connection, whole=whole: connection.sendall(whole))
         with pytest.raises((NoAnswer, TeacherError)) as error:
             ask(server.url)
@@ -128,12 +128,9 @@ def test_no_part_of_the_key_is_stored_or_printed_or_logged(
 
     def answer(connection: socket.socket) -> None:
         refused = next(turn) % 2
-        data = json.dumps({"error": {"message": part, "param": part, "code": part}} if refused else body).encode()
+        sent = {"error": {"message": part, "param": part, "code": part}} if refused else body
         reason = part.replace("\n", " ")
-        head = (
-            f"HTTP/1.1 {500 if refused else 200} {reason}\r\nX-Request-Id: {reason}\r\nContent-Length: {len(data)}\r\n"
-        )
-        connection.sendall(head.encode() + b"Connection: close\r\n\r\n" + data)
+        connection.sendall(response(sent, f"{500 if refused else 200} {reason}", X_Request_Id=reason))
 
     child = start_verb(
         "annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", "openai:m", "--base-url", liar(answer).url,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
+from builders.files import write_images
+from builders.processes import environment, run_python
 from domainbed_reasoning.images.user_datasets import DatasetFileError, custom_datasets, read_dataset
 
 HOSTILE = (
@@ -33,12 +31,7 @@ HOSTILE = (
 
 
 def make(root: Path, names: tuple[str, ...], environments: tuple[str, ...] = ("art", "photo")) -> None:
-    for domain in environments:
-        for name in names:
-            folder = root / "toy" / domain / name.replace("/", "\u2044")
-            folder.mkdir(parents=True)
-            for i in range(3):
-                Image.new("RGB", (20, 20), (80 * i, 9, 9)).save(folder / f"{i}.png")
+    write_images(root / "toy", environments, [name.replace("/", "\u2044") for name in names], 3)
 
 
 @pytest.fixture
@@ -210,12 +203,6 @@ def test_a_dataset_file_cannot_take_the_place_of_a_class(tmp_path: Path, name: s
     from domainbed import datasets
 
     (tmp_path / "x.toml").write_text(GOOD.replace("Camera", name))
-    checkout, root = Path(__file__).resolve().parents[2], Path(datasets.__file__).parents[1]
-    path = os.pathsep.join([str(checkout), str(root), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", "import _domainbed_reasoning_hook, domainbed.datasets"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "DOMAINBED_REASONING_DATASETS": str(tmp_path)},
-    )
+    env = environment(Path(datasets.__file__).parents[1], DOMAINBED_REASONING_DATASETS=str(tmp_path))
+    done = run_python("-c", "import _domainbed_reasoning_hook, domainbed.datasets", env=env)
     assert done.returncode != 0 and name in done.stderr.splitlines()[-1]

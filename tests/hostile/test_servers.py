@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import json
 import socket
 import time
 import tracemalloc
@@ -16,6 +15,8 @@ import pytest
 
 pytest.importorskip("openai")
 
+from builders import servers
+from builders.servers import response
 from domainbed_reasoning.annotate.openai import OpenAITeacher
 from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, TeacherError
 from domainbed_reasoning.chains.chain import Chain
@@ -28,15 +29,8 @@ GOOD = {"choices": [{"message": {"content": "ok"}, "finish_reason": "stop"}], "u
 Misbehave = Callable[[socket.socket], None]
 
 
-def reply(body: bytes, kind: str = "application/json", status: str = "200 OK", **headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}", "Connection: close"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
-
-
 def says(body: Any, **more: str) -> Misbehave:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return lambda connection: connection.sendall(reply(data, **more))
+    return lambda connection: connection.sendall(response(body, **more))
 
 
 def completion(**changes: Any) -> Misbehave:
@@ -44,7 +38,7 @@ def completion(**changes: Any) -> Misbehave:
 
 
 def message(content: Any, **more: Any) -> Misbehave:
-    return says({"choices": [{"message": {"content": content}, **more}]})
+    return says(servers.completion(content, **more))
 
 
 def raw(data: bytes) -> Misbehave:

@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import os
 import shutil
 
 import pytest
 import torch
 from PIL import Image
 
+from builders.files import link_to, make_folder, write
 from domainbed_reasoning import __main__ as cli
 
 
@@ -30,35 +30,13 @@ def whole(folder_of, algorithm_on, tmp_path_factory):
     return folder
 
 
-def folder_instead(path):
-    path.unlink(missing_ok=True)
-    path.mkdir()
-
-
-def link_instead(target):
-    def make(path):
-        path.unlink(missing_ok=True)
-        path.symlink_to(target)
-
-    return make
-
-
-def write(data):
-    return lambda path: path.write_bytes(data)
-
-
-def pipe(path):
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)
-
-
 ODD = {
-    "gone": lambda path: path.unlink(missing_ok=True), "folder": folder_instead, "empty": write(b""),
+    "gone": lambda path: path.unlink(missing_ok=True), "folder": make_folder, "empty": write(b""),
     "{}": write(b"{}"),
     "[]": write(b"[]"), "null": write(b"null"), "number": write(b"5"), "NaN": write(b'{"env2": NaN, "step": NaN}'),
     "text": write(b"no JSON"), "no UTF-8": write(b"\xff\xfe{}"), "NULs": write(b"\0" * 99),
     "deep": write(b"[" * 99_999),
-    "dangling": link_instead("nowhere"), "circle": link_instead("task.json"), "digits": write(b"1" * 9999),
+    "dangling": link_to("nowhere"), "circle": link_to("task.json"), "digits": write(b"1" * 9999),
     "lists": write(b'{"env2": [1], "env2_in_acc": [1], "environment": {"out": 3}, "step": "x"}'),
     "zip": write(b"PK\x03\x04" + b"\0" * 50), "half a pair": write(b'{"env2": {"out": {"label": "\\ud800"}}}'),
 }  # fmt: skip

@@ -4,15 +4,14 @@ import importlib.util
 import io
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from builders.processes import environment, run_python
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.results import collect, summarise
 from domainbed_reasoning.results.job_folders import read_jobs
@@ -66,9 +65,7 @@ def test_every_cell_and_average_is_what_stock_prints(domainbed_root, tmp_path):
     """Ties, gaps, missing trials and algorithms that DomainBed does not know included."""
     names = ["full", "gaps", "ties"]
     seeded_records(tmp_path, names)
-    path = os.pathsep.join([str(domainbed_root), str(CHECKOUT)])
-    command = [sys.executable, str(HERE / "both_tables.py"), "seen.json", *names]
-    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, check=True)
+    run_python(HERE / "both_tables.py", "seen.json", *names, cwd=tmp_path, env=environment(domainbed_root), check=True)
     compared = averages = 0
     for seen in json.loads((tmp_path / "seen.json").read_text()).values():
         for name, method, (head,), rows in tables_of(seen["stock"]):
