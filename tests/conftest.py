@@ -12,25 +12,12 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-STAND_IN = Path(__file__).resolve().parent / "standin"
 
 if str(CHECKOUT) not in sys.path:
     sys.path.append(str(CHECKOUT))  # where the package is not installed
 
 from builders import processes  # noqa: E402
-from domainbed_reasoning.bridge import upstream  # noqa: E402
-
-
-def find_upstream() -> Path | None:
-    """Return the folder of an upstream clone, None where there is none."""
-    for folder in (upstream.importable_domainbed(), upstream.cached_clone()):
-        if folder and (folder / "domainbed" / "__init__.py").is_file() and not upstream.is_stand_in(folder):
-            return folder
-    return None
-
-
-UPSTREAM = find_upstream()
-NO_UPSTREAM = "no upstream DomainBed here: `domainbed-reasoning get-domainbed` fetches it"
+from builders.domainbeds import NO_UPSTREAM, STAND_IN, UPSTREAM  # noqa: E402
 
 # In this process `domainbed` is upstream where it is found, else the stand-in.
 sys.path.insert(0, str(UPSTREAM or STAND_IN))

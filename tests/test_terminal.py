@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.files import write_images
+from builders.files import define_toy, write_images
 from builders.processes import VERB, environment, run_python
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.sweeps.launchers.jobs import Failure, end_of, parse_job, report
@@ -88,11 +88,10 @@ def test_the_end_of_a_log_is_text_and_a_long_log_is_not_read_whole(tmp_path, cap
 @pytest.fixture
 def nasty_data(tmp_path, monkeypatch):
     """A dataset of a user's whose domain, class and image carry commands, and non-ASCII letters."""
-    (tmp_path / "toy.toml").write_text('name = "Toy"\nfolder = "toy"\nenvironments = ["a", "b"]\n')
-    monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(tmp_path / "toy.toml"))
+    data_dir = define_toy(monkeypatch, tmp_path)
     domains, classes = ("art\x1b[31m\u202e", "zé"), ("Bike", "Mug–\x9b1m")
-    write_images(tmp_path / "data" / "toy", domains, classes, 1, name="{index}\x1b]0;x\x07.png")
-    return tmp_path / "data"
+    write_images(data_dir / "toy", domains, classes, 1, name="{index}\x1b]0;x\x07.png")
+    return data_dir
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])

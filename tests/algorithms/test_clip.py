@@ -7,6 +7,7 @@ import pytest
 import torch
 from domainbed import hparams_registry
 
+from builders.files import read_lines
 from builders.training import build, minibatches
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import task_of
@@ -153,7 +154,7 @@ def test_the_stock_command_trains_answers_and_records(run_stock, tmp_path):
         stand_in, "train", "--dataset", "ShapesReasoning", "--algorithm", "CLIPLoRA", "--test_envs", 3,
         "--output_dir", tmp_path, "--hparams", '{"clip_epochs": 1}', cwd=tmp_path,
     )  # fmt: skip
-    records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    records = read_lines(tmp_path / "results.jsonl")
     assert (tmp_path / "done").exists()
     assert [record["step"] for record in records] == [0, 19]
     answers = json.loads((tmp_path / "answers.json").read_text())

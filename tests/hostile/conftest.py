@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from builders.files import write_images
+from builders.files import define_toy, write_images
 from builders.servers import response
 
 
@@ -126,7 +126,6 @@ def scripted(liar: Any) -> Callable[[Script], Liar]:
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The data_dir of a dataset Toy of two domains and two classes with two images each."""
-    (tmp_path / "toy.toml").write_text('name = "Toy"\nfolder = "toy"\nenvironments = ["a", "b"]\n')
-    monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(tmp_path / "toy.toml"))
-    write_images(tmp_path / "data" / "toy", ("art", "photo"), ("Bike", "Mug"), 2)
-    return tmp_path / "data"
+    data_dir = define_toy(monkeypatch, tmp_path)
+    write_images(data_dir / "toy", ("art", "photo"), ("Bike", "Mug"), 2)
+    return data_dir

@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("openai")
 
+from builders.files import read_lines
 from domainbed_reasoning.annotate import pricing as cost
 from domainbed_reasoning.annotate.pricing import Budget, BudgetSpent
 from domainbed_reasoning.annotate.teacher import MAX_EDGE, q_teacher
@@ -35,7 +36,7 @@ def dollars(prompt_tokens: int, completion_tokens: int) -> float:
 
 
 def records(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().split("\n") if line]
+    return read_lines(file)
 
 
 @pytest.fixture

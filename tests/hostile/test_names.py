@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from builders.files import write_images
+from builders.files import define_toy, write_images
 from builders.processes import environment, run_python
 from domainbed_reasoning.images.user_datasets import DatasetFileError, custom_datasets, read_dataset
 
@@ -36,9 +36,7 @@ def make(root: Path, names: tuple[str, ...], environments: tuple[str, ...] = ("a
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "toy.toml").write_text('name = "Toy"\nfolder = "toy"\nenvironments = ["a", "b"]\n')
-    monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(tmp_path / "toy.toml"))
-    return tmp_path / "data"
+    return define_toy(monkeypatch, tmp_path)
 
 
 def test_verbs_show_hostile_names_as_text(data: Path, verb: Any, tmp_path: Path) -> None:

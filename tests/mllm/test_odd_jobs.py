@@ -1,6 +1,5 @@
 """`export --job` and `predict` on folders that are no whole job: an answer, or one line that names what is wrong."""
 
-import argparse
 import json
 import shutil
 
@@ -9,22 +8,15 @@ import torch
 from PIL import Image
 
 from builders.files import link_to, make_folder, write
+from builders.training import write_trained_job
 from domainbed_reasoning import __main__ as cli
 
 
 @pytest.fixture(scope="session")
 def whole(folder_of, algorithm_on, tmp_path_factory):
     """A job as DomainBed's train script leaves it, with adapters as they begin."""
-    from domainbed_reasoning.jobs.answers import write_task
-
-    folder = tmp_path_factory.mktemp("odd") / "job"
-    folder.mkdir()
     algorithm = algorithm_on(folder_of("SmolVLM"), "MTCT", micro_batch=8, max_new_tokens=12)
-    args = argparse.Namespace(algorithm="MTCT", dataset="PACSReasoning", test_envs=[2], output_dir=str(folder))
-    write_task(algorithm.task, algorithm.hparams, args)
-    torch.save({"model_dict": algorithm.state_dict()}, folder / "model.pkl")
-    record = {"step": 5, **{f"env{env}_{part}_acc": 0.5 for env in range(3) for part in ("in", "out")}}
-    (folder / "results.jsonl").write_text(json.dumps(record) + "\n")
+    folder = write_trained_job(algorithm, tmp_path_factory.mktemp("odd") / "job")
     answers = {"env2": {"out": {"n": 3, "label": 0.5, "chain": None, "unparsed": None}}}
     (folder / "answers.json").write_text(json.dumps(answers))
     return folder

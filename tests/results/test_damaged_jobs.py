@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from builders.files import link_to, make_folder, make_pipe, make_terabyte, write
+from builders.files import link_to, make_folder, make_pipe, make_terabyte, read_lines, write
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.results import collect
 from domainbed_reasoning.results.render import markdown
@@ -81,7 +81,7 @@ def good_rows(frame):
 
 def write_value(job, place, name, text, number=1):
     """Put a value, as it stands in JSON, into a line of the job's records."""
-    records = [json.loads(line) for line in (job / "results.jsonl").read_text().splitlines()]
+    records = read_lines(job / "results.jsonl")
     where = records[number] if place == "record" else records[number][place]
     where[name] = "@@"
     lines = [json.dumps(record).replace('"@@"', text) for record in records]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from domainbed_reasoning.chains.chain import Chain
@@ -52,6 +53,14 @@ def write_images(
                 written.append(f"{domain}/{label}/{name.format(index=index, label=label)}")
                 picture(domain_number, class_number, index).save(root / written[-1])
     return written
+
+
+def define_toy(monkeypatch: pytest.MonkeyPatch, folder: Path, more: str = "") -> Path:
+    """Let the process know a dataset Toy of two domains, and return its data_dir, still without images."""
+    file = folder / "toy.toml"
+    file.write_text(f'name = "Toy"\nfolder = "toy"\nenvironments = ["a", "b"]\n{more}', "utf-8")
+    monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(file))
+    return folder / "data"
 
 
 def write_chains(root: Path, images: Iterable[str]) -> Path:

@@ -1,12 +1,17 @@
-"""Dataset and algorithm as the train script builds them: one hparams dictionary for both."""
+"""Dataset and algorithm as the train script builds them, with one hparams dictionary for both, and what it leaves."""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from domainbed import algorithms, datasets, hparams_registry
+
+from domainbed_reasoning.jobs.answers import write_task
 
 
 def build_dataset(
@@ -39,3 +44,23 @@ def minibatches(dataset: Any, test_envs: Sequence[int] = (3,), size: int = 4, st
     collate = torch.utils.data.default_collate
     envs = [env for env in range(len(dataset)) if env not in test_envs]
     return [tuple(collate([dataset[env][start + i] for i in range(size)])) for env in envs]
+
+
+def write_trained_job(algorithm: Any, folder: Path) -> Path:
+    """Leave what DomainBed's train script leaves: checkpoint, records and our task.json."""
+    folder.mkdir(parents=True)
+    name = type(algorithm).__name__
+    args = argparse.Namespace(algorithm=name, dataset="PACSReasoning", test_envs=[2], output_dir=str(folder))
+    write_task(algorithm.task, algorithm.hparams, args)
+    checkpoint = {
+        "args": vars(args),
+        "model_input_shape": (3, 40, 40),
+        "model_num_classes": 4,
+        "model_num_domains": 2,
+        "model_hparams": algorithm.hparams,
+        "model_dict": algorithm.state_dict(),
+    }
+    torch.save(checkpoint, folder / "model.pkl")
+    record = {"step": 51, **{f"env{env}_{part}_acc": 0.5 + 0.1 * env for env in range(3) for part in ("in", "out")}}
+    (folder / "results.jsonl").write_text(json.dumps(record) + "\n" + '{"step": 5')  # killed while it wrote
+    return folder
