@@ -29,6 +29,17 @@ def pytest_report_header() -> str:
     return f"DomainBed: the stand-in{f' and upstream at {UPSTREAM}' if UPSTREAM else f' only ({NO_UPSTREAM})'}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs on upstream DomainBed and what starts Ray or Slurm, by its fixtures and its folder."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        on_either = {parameters.get("domainbed_root"), parameters.get("implementation")}
+        if "upstream" in on_either or "upstream_root" in item.fixturenames:
+            item.add_marker("upstream")
+        if "launchers" in item.path.parts:
+            item.add_marker("launchers")
+
+
 @pytest.fixture(params=["standin", "upstream"])
 def domainbed_root(request: pytest.FixtureRequest) -> Path:
     """The folder to put on PYTHONPATH: the stand-in's, then upstream's."""

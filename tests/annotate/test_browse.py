@@ -108,6 +108,7 @@ def shown(dom: str) -> dict[str, str]:
     return dict(re.findall(r'id="(\w+)"[^>]*>([^<]*)<', dom))
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("view", ["", "verdict=rejected", "view=gallery", "search=title"])
 def test_hostile_chains_are_shown_as_text_and_do_nothing(page: Path, tmp_path: Path, view: str) -> None:
     dom = in_browser(page, view, tmp_path / "browser")
@@ -123,6 +124,7 @@ def test_hostile_chains_are_shown_as_text_and_do_nothing(page: Path, tmp_path: P
         assert "&lt;img src=x onerror=" in dom and ">U+202E<" in dom
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize(
     ("view", "count"),
     [

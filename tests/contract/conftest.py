@@ -79,7 +79,6 @@ def seen(implementation: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def both() -> tuple[dict[str, Any], dict[str, Any]]:
+def both(upstream_root: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the probe saw of the stand-in, and of the real library."""
-    root_of("upstream")
     return observe("standin"), observe("upstream")

@@ -133,7 +133,7 @@ def test_a_request_that_was_refused_or_never_arrived_costs_nothing(scripted: Any
 def test_what_a_time_out_may_have_cost_stays_reserved(liar: Any, annotate: Any) -> None:
     """Nothing is ever answered: 0.01 dollars a request are all that is known."""
     ended = threading.Event()
-    server = liar(lambda connection: ended.wait(30))
+    server = liar(lambda connection: ended.wait(600))
     code, out = annotate(server, "--max-cost", 0.025, "--timeout", 0.5, "--max-tokens", 1000)
     ended.set()
     assert code == 3 and 1 <= len(server.requests) <= 2 and "without a report of tokens" in out

@@ -325,6 +325,7 @@ def test_plots_are_small_follow_the_page_and_say_what_they_show(shapes_job, writ
     assert "plot in the page" in render_markdown(report).lower()
 
 
+@pytest.mark.browser
 def test_a_real_browser_shows_it_light_and_dark(shapes_job, write_job, tmp_path):
     chromium = browser()
     (tmp_path / "page.html").write_text(render_page(read_report(write_job.folder)), "utf-8", errors="replace")
