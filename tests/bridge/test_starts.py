@@ -36,7 +36,11 @@ def start(clone, way, *more, **changes):
     return run_python(*WAYS[way], *options, cwd=clone, env=env), out
 
 
-@pytest.mark.parametrize("way", ["file", "cProfile"])
+@pytest.mark.parametrize(
+    ("domainbed_root", "way"),
+    [("standin", "file"), ("upstream", "file"), ("standin", "cProfile")],
+    indirect=["domainbed_root"],
+)
 def test_a_job_is_recognized_however_it_is_started(clone, way):
     done, out = start(clone, way)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ import pytest
 
 from builders.files import chain_text, read_lines, write_chains, write_images
 from builders.processes import environment, wait_until
-from builders.servers import completion, response
+from builders.servers import annotate_words, completion, response
 from domainbed_reasoning.chains.store import ChainFileError, ChainWriter, load_chains, write_records
 
 CHAIN = chain_text("bike", reasoning="It has parts.")
@@ -35,10 +35,8 @@ def annotator(toy: Path, liar: Any, start_verb: Any) -> Callable[[], subprocess.
     server = liar(answer)
 
     def start() -> subprocess.Popen[str]:
-        child: subprocess.Popen[str] = start_verb(
-            "annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", "openai:m", "--base-url", server.url,
-            "--chains", toy / "c.jsonl", "--candidates", 1, "--min-words", 1, "--unverified",
-        )  # fmt: skip
+        words = annotate_words(toy, server.url, toy / "c.jsonl", "--candidates", 1)
+        child: subprocess.Popen[str] = start_verb(*words)
         return child
 
     start.go, start.server = go, server  # type: ignore[attr-defined]
