@@ -135,7 +135,7 @@ def test_check_and_stats_print_on_an_ascii_terminal(nasty_data, tmp_path):
     for verb, count in (("check", 2), ("stats", 2)):
         options = ("--dataset", "Toy", "--data_dir", nasty_data, "--chains", tmp_path / "chains.jsonl")
         done = run_python("-c", VERB, verb, *options, env=env, text=False)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == (verb == "check"), done.stderr  # in this locale the names are no text: findings
         assert b"codec" not in done.stderr and done.stdout.isascii() and done.stdout.count(b"\n") > count
 
 

@@ -113,7 +113,7 @@ CHANGES = {
     "the model's time": ("models", lambda job: job.touch("model/config.json")),
     "a file of the model": ("models", lambda job: (job.root / "model/adapter_config.json").write_text("{}")),
     "the hub model's commit": ("models", lambda job: job.download("0" * 40)),
-    "this package's code": ("code", lambda job: job.edit("domainbed-reasoning", "losses.py")),
+    "this package's code": ("code", lambda job: job.edit("domainbed-reasoning", "method/objective.py")),
     "a folder of this package": ("code", lambda job: job.edit("domainbed-reasoning", "mllm/model.py")),
     "the embedded model": ("code", lambda job: job.edit("domainbed-reasoning", "mllm/tiny_model/config.json")),
     "DomainBed's code": ("code", lambda job: job.edit("DomainBed", "lib/misc.py")),
