@@ -38,7 +38,7 @@ def start(clone, way, *more, **changes):
 
 @pytest.mark.parametrize(
     ("domainbed_root", "way"),
-    [("standin", "file"), ("upstream", "file"), ("standin", "cProfile")],
+    [("standin", "file"), ("upstream", "file"), pytest.param("standin", "cProfile", marks=pytest.mark.slow)],
     indirect=["domainbed_root"],
 )
 def test_a_job_is_recognized_however_it_is_started(clone, way):

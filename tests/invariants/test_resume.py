@@ -19,8 +19,8 @@ KILLING = Path(__file__).with_name("killing.py")
     ],
     ids=lambda options: options[1],
 )
-def test_a_killed_job_goes_on_and_ends_as_if_undisturbed(domainbed_root, tmp_path, options):
-    said = run_script(domainbed_root, tmp_path, "killing.py", "--answer", "label", *options)
+def test_a_killed_job_goes_on_and_ends_as_if_undisturbed(either_domainbed, tmp_path, options):
+    said = run_script(either_domainbed, tmp_path, "killing.py", "--answer", "label", *options)
     assert said["differing"] == [] and said["left"] == []
     assert said["kills"] == int(options[3])
 
