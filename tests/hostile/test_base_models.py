@@ -102,7 +102,9 @@ TEMPLATES: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    "name", [pytest.param("loops", marks=pytest.mark.slow), *[n for n in TEMPLATES if n != "loops"]]
+)
 def test_a_hostile_chat_template_is_refused_by_its_file(model: Path, name: str) -> None:
     template, fault = TEMPLATES[name]
     (model / "chat_template.jinja").write_text(template)
