@@ -126,7 +126,10 @@ def verb(capfd: pytest.CaptureFixture[str]):
 
     def run(*arguments):
         capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as ended:  # wrong usage, or help
+            code = ended.code
         return code, *capfd.readouterr()
 
     return run

@@ -149,7 +149,7 @@ def test_jobs_whose_records_are_no_files_are_named_and_the_others_counted(odd: t
         (folder / name).symlink_to(odd[0])
     job = read_sweep_job(folder)
     assert job.records == () and job.answers is None and job.task is None and job.last_words == ""
-    assert odd[1] in "".join(job.damage)
+    assert odd[1] in job.broken[0][1]
     assert records_of(folder) == []
 
 
@@ -158,7 +158,7 @@ def test_records_and_logs_of_a_terabyte_are_not_read_whole(tmp_path: Path) -> No
         with (tmp_path / name).open("wb") as file:
             file.truncate(1 << 40)
     job = read_sweep_job(tmp_path)
-    assert job.records == () and "larger than" in "".join(job.damage) and job.answers is None
+    assert job.records == () and "larger than" in job.broken[0][1] and job.answers is None
 
 
 def test_a_file_that_tells_no_size_is_read_up_to_its_bound() -> None:

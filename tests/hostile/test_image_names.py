@@ -91,10 +91,9 @@ def test_a_job_on_such_a_name_ends_before_training(
 ) -> None:
     write_chains(pacs, all_chains(pacs))
     picture(pacs, UNUSABLE["latin-1"])
-    hparams = json.dumps({"model": "tiny", "batch_size": 2})
     done = run_stock(
         domainbed_root, "train", "--data_dir", pacs, "--dataset", "PACSReasoning", "--algorithm", "MTCT",
-        "--test_envs", "3", "--steps", "1", "--hparams", hparams, "--output_dir", tmp_path / "out",
+        "--test_envs", "3", "--steps", "1", "--hparams", '{"model": "tiny"}', "--output_dir", tmp_path / "out",
         cwd=tmp_path, check=False,
     )  # fmt: skip
     said = done.stdout + done.stderr  # the train script copies what it prints to out.txt
