@@ -1,6 +1,6 @@
 import torch
 
-from builders.files import chain_text
+from builders.files import chain_text as chain
 from domainbed_reasoning.method.self_labeling import SelfLabels, accept
 
 NAMES = ["cat", "dog"]
@@ -15,25 +15,25 @@ class Labeller:
 
     def __call__(self, images):
         self.seen += len(images)
-        return [chain_text(self.answers.pop(0)) for _ in images]
+        return [chain(self.answers.pop(0)) for _ in images]
 
 
 def test_a_chain_is_kept_when_its_conclusion_is_the_label():
-    assert accept(chain_text("Dog"), 1, NAMES) == chain_text("Dog")
-    assert accept(chain_text("cat"), 1, NAMES) is None
+    assert accept(chain("Dog"), 1, NAMES) == chain("Dog")
+    assert accept(chain("cat"), 1, NAMES) is None
     assert accept("a dog", 1, NAMES) is None
 
 
 def test_an_own_chain_with_blemishes_is_kept_and_trained_on_in_canonical_form():
-    written = f"<think>A cat?</think>\n```\n{chain_text('A dog.')}\n```"
-    assert accept(written, 1, NAMES) == chain_text("dog")
+    written = f"<think>A cat?</think>\n```\n{chain('A dog.')}\n```"
+    assert accept(written, 1, NAMES) == chain("dog")
     assert accept(written, 1, NAMES, exact=True) is None
-    assert accept(chain_text("not a dog"), 1, NAMES) is None
-    labels = SelfLabels(lambda images: [written, chain_text("a cat")], NAMES)
+    assert accept(chain("not a dog"), 1, NAMES) is None
+    labels = SelfLabels(lambda images: [written, chain("a cat")], NAMES)
     images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
-    assert labels.chains_for(images, [1, 1], [(0, 1), (0, 2)]) == [chain_text("dog"), None]
+    assert labels.chains_for(images, [1, 1], [(0, 1), (0, 2)]) == [chain("dog"), None]
     # What is resumed is what was trained on; what was rejected is kept as it was written.
-    assert labels.newly_written() == [(0, 1, chain_text("dog"), True), (0, 2, chain_text("a cat"), False)]
+    assert labels.newly_written() == [(0, 1, chain("dog"), True), (0, 2, chain("a cat"), False)]
     exact = SelfLabels(lambda images: [written], NAMES, exact=True)
     assert exact.chains_for(images[:1], [1], [(0, 1)]) == [None]
 
@@ -50,7 +50,7 @@ def test_a_sample_is_labelled_once_a_round_even_within_one_batch():
     labels = SelfLabels(labeller, NAMES)
     images = torch.zeros(3, 3, 2, 2, dtype=torch.uint8)
     first = labels.chains_for(images, [0, 0, 0], [(0, 1), (0, 2), (0, 1)])
-    assert first == [chain_text("cat"), None, chain_text("cat")]
+    assert first == [chain("cat"), None, chain("cat")]
     assert labels.chains_for(images[:1], [0], [(0, 2)]) == [None]
     assert labeller.seen == 2
     assert labels.labelled == 2
@@ -60,7 +60,7 @@ def test_a_sample_is_labelled_once_a_round_even_within_one_batch():
 def test_samples_without_ids_are_labelled_each_time():
     labels = SelfLabels(Labeller("cat", "dog", "dog"), NAMES)
     images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
-    assert labels.chains_for(images, [0, 1], None) == [chain_text("cat"), chain_text("dog")]
+    assert labels.chains_for(images, [0, 1], None) == [chain("cat"), chain("dog")]
     assert labels.chains_for(images[:1], [0], None) == [None]
     assert labels.labelled == 3
 
@@ -75,6 +75,6 @@ def test_a_second_filter_judges_what_the_first_has_kept_and_nothing_else():
 
     labels = SelfLabels(Labeller("cat", "dog", "cat"), NAMES, supports)
     images = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 2, 2)
-    assert labels.chains_for(images, [0, 0, 0], [(0, 1), (0, 2), (0, 3)]) == [None, None, chain_text("cat")]
-    assert asked == [([0, 2], [chain_text("cat")] * 2, [0, 0])]
+    assert labels.chains_for(images, [0, 0, 0], [(0, 1), (0, 2), (0, 3)]) == [None, None, chain("cat")]
+    assert asked == [([0, 2], [chain("cat")] * 2, [0, 0])]
     assert labels.accepted_share == 1 / 3
