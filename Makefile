@@ -19,7 +19,7 @@ help:
 	@echo "make demo    a stock DomainBed sweep with ERM and RD-MLDG, and its tables (about 8 minutes on 2 cores)"
 	@echo "             TARGETS=2 one target domain | DATASET=PACSReasoning DATA_DIR=... real images"
 	@echo "             CHAINS=... their chain file | MODEL=... a folder or hub id | STEPS=... | OUTPUT_DIR=$(OUTPUT_DIR)"
-	@echo "make test    all tests but the slow ones (about 10 minutes on 2 cores) | PYTEST='tests/chains -x' some of them"
+	@echo "make test    all tests but the slow ones (under 20 minutes on 2 cores) | PYTEST='tests/chains -x' some of them"
 	@echo "make test-fast  those without a model, a server or a process (under a minute on 2 cores)"
 	@echo "make test-slow  the slow ones"
 	@echo "make lint    ruff and mypy"
