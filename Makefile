@@ -4,15 +4,24 @@ PYTHON := $(VENV)/bin/python
 OUTPUT_DIR := demo_output
 STAMP := $(VENV)/.installed
 STAND_IN := tests/standin
+WORKERS := --numprocesses auto --dist loadfile
+# Together under a minute: no model beyond the tiny one, no server, hardly a process.
+FAST := $(addprefix tests/,chains method images files commands datasets \
+  $(addprefix bridge/test_,preflight.py register.py samples.py train_args.py) \
+  $(addprefix jobs/test_,damaged_progress.py job_key.py replay_log.py) annotate/test_conversations.py annotate/test_rules.py \
+  $(addprefix hostile/test_,chain_files.py clones.py images.py names.py) results/test_versions.py sweeps/test_paired.py \
+  test_imports.py test_no_times.py test_plot_styles.py test_terminal.py)
 
-.PHONY: help setup demo test lint bench compat fuzz
+.PHONY: help setup demo test test-fast test-slow lint bench compat fuzz
 
 help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
 	@echo "make demo    a stock DomainBed sweep with ERM and RD-MLDG, and its tables (about 8 minutes on 2 cores)"
 	@echo "             TARGETS=2 one target domain | DATASET=PACSReasoning DATA_DIR=... real images"
 	@echo "             CHAINS=... their chain file | MODEL=... a folder or hub id | STEPS=... | OUTPUT_DIR=$(OUTPUT_DIR)"
-	@echo "make test    the tests"
+	@echo "make test    all tests but the slow ones (under 20 minutes on 2 cores) | PYTEST='tests/chains -x' some of them"
+	@echo "make test-fast  those without a model, a server or a process (under a minute on 2 cores)"
+	@echo "make test-slow  the slow ones"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   ratios against peers on one core, and their limits (about 5 minutes) | PARTS='class_scores data_path'"
 	@echo "make compat  the tests that touch the libraries, with the oldest and newest of them | ROWS=oldest"
@@ -39,7 +48,13 @@ demo: setup
 	  $(if $(STEPS),--steps "$(STEPS)") $(if $(CHAINS),--chains "$(CHAINS)")
 
 test: setup
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(or $(PYTEST),--numprocesses auto --dist loadfile)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(or $(PYTEST),-m "not slow" $(WORKERS))
+
+test-fast: setup
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow and not upstream" $(WORKERS) $(FAST)
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m slow $(WORKERS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -12,24 +12,12 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-STAND_IN = Path(__file__).resolve().parent / "standin"
 
 if str(CHECKOUT) not in sys.path:
     sys.path.append(str(CHECKOUT))  # where the package is not installed
 
-from domainbed_reasoning.bridge import upstream  # noqa: E402
-
-
-def find_upstream() -> Path | None:
-    """Return the folder of an upstream clone, None where there is none."""
-    for folder in (upstream.importable_domainbed(), upstream.cached_clone()):
-        if folder and (folder / "domainbed" / "__init__.py").is_file() and not upstream.is_stand_in(folder):
-            return folder
-    return None
-
-
-UPSTREAM = find_upstream()
-NO_UPSTREAM = "no upstream DomainBed here: `domainbed-reasoning get-domainbed` fetches it"
+from builders import processes  # noqa: E402
+from builders.domainbeds import NO_UPSTREAM, STAND_IN, UPSTREAM  # noqa: E402
 
 # In this process `domainbed` is upstream where it is found, else the stand-in.
 sys.path.insert(0, str(UPSTREAM or STAND_IN))
@@ -39,6 +27,17 @@ import _domainbed_reasoning_hook  # noqa: E402, F401 - installs the hook where n
 def pytest_report_header() -> str:
     """Say which DomainBed the tests run on."""
     return f"DomainBed: the stand-in{f' and upstream at {UPSTREAM}' if UPSTREAM else f' only ({NO_UPSTREAM})'}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs on upstream DomainBed and what starts Ray or Slurm, by its fixtures and its folder."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        on_either = {parameters.get("domainbed_root"), parameters.get("implementation")}
+        if "upstream" in on_either or "upstream_root" in item.fixturenames:
+            item.add_marker("upstream")
+        if "launchers" in item.path.parts:
+            item.add_marker("launchers")
 
 
 @pytest.fixture(params=["standin", "upstream"])
@@ -118,3 +117,25 @@ def run_stock():
 def stock_environment():
     """``stock_environment(root)`` is the environment of a stock command that takes the DomainBed in ``root``."""
     return _stock_environment
+
+
+@pytest.fixture
+def verb(capfd: pytest.CaptureFixture[str]):
+    """``verb("check", …)`` runs a verb in this process and returns exit code, standard output and error."""
+    from domainbed_reasoning.__main__ import main
+
+    def run(*arguments):
+        capfd.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as ended:  # wrong usage, or help
+            code = ended.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def start_verb():
+    """``start_verb("annotate", …, OPENAI_API_KEY="…")`` starts a verb as a process."""
+    return processes.start_verb

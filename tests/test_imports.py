@@ -1,4 +1,20 @@
-"""The directions of the design, read from the imports: who may know whom, and what loads when."""
+"""The house by floors, read from the imports: a folder imports folders of lower floors only, and there are no circles.
+
+From the ground up:
+
+1. `files`, `registry`, `hparam_checks`, `terminal`, `interrupt`, `plot_styles`: what everything may use
+2. `chains`: the text format and its store
+3. `images`, `mllm`, `method`: side by side; the method never knows the models
+4. `bridge`: the only folder that imports `domainbed`, apart from the base classes of algorithms and datasets
+5. `jobs`: what a training job saves, resumes, records, and predicts
+6. `algorithms`, `datasets`: never each other
+7. `analysis`, `annotate`, `results`
+8. `sweeps`
+9. `commands`
+10. `__main__`
+
+`transformers`, `peft`, and `bitsandbytes` load inside functions of `mllm`: a baseline's job does not pay for them.
+"""
 
 import ast
 from pathlib import Path

@@ -3,13 +3,13 @@
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from builders.files import define_toy, write_images
+from builders.processes import environment, run_python
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.sweeps.launchers.jobs import Failure, end_of, parse_job, report
 from domainbed_reasoning.terminal import json_line, one_line, printable, printable_streams
@@ -88,14 +88,10 @@ def test_the_end_of_a_log_is_text_and_a_long_log_is_not_read_whole(tmp_path, cap
 @pytest.fixture
 def nasty_data(tmp_path, monkeypatch):
     """A dataset of a user's whose domain, class and image carry commands, and non-ASCII letters."""
-    (tmp_path / "toy.toml").write_text('name = "Toy"\nfolder = "toy"\nenvironments = ["a", "b"]\n')
-    monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(tmp_path / "toy.toml"))
-    for domain in ("art\x1b[31m\u202e", "zé"):
-        for label in ("Bike", "Mug–\x9b1m"):
-            folder = tmp_path / "data" / "toy" / domain / label
-            folder.mkdir(parents=True)
-            Image.new("RGB", (40, 40)).save(folder / "0\x1b]0;x\x07.png")
-    return tmp_path / "data"
+    data_dir = define_toy(monkeypatch, tmp_path)
+    domains, classes = ("art\x1b[31m\u202e", "zé"), ("Bike", "Mug–\x9b1m")
+    write_images(data_dir / "toy", domains, classes, 1, name="{index}\x1b]0;x\x07.png")
+    return data_dir
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
@@ -133,13 +129,12 @@ def test_no_verb_hands_on_what_a_terminal_obeys(nasty_data, verb, encoding, tmp_
 
 
 def test_check_and_stats_print_on_an_ascii_terminal(nasty_data, tmp_path):
-    """As processes, whose streams Python opens; file names are UTF-8."""
-    variables = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(CHECKOUT), "PYTHONUTF8": "1"}
+    """As processes, whose streams Python opens, in a locale that is not UTF-8 either."""
+    env = environment(PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0")
     (tmp_path / "chains.jsonl").write_text("")
     for verb in ("check", "stats"):
-        command = [sys.executable, "-m", "domainbed_reasoning", verb, "--dataset", "Toy", "--data_dir", nasty_data]
-        command += ["--chains", tmp_path / "chains.jsonl"]
-        done = subprocess.run(command, env=variables, capture_output=True)
+        options = ("--dataset", "Toy", "--data_dir", nasty_data, "--chains", tmp_path / "chains.jsonl")
+        done = run_python("-m", "domainbed_reasoning", verb, *options, env=env, text=False)
         assert done.returncode == 0, done.stderr
         assert b"codec" not in done.stderr and done.stdout.isascii() and done.stdout.count(b"\n") > 2
 

@@ -1,12 +1,15 @@
 """Every MLLM algorithm on the embedded model and benchmark, driven as DomainBed's train script drives it."""
 
+import functools
 import json
 import math
 
 import pytest
 import torch
-from domainbed import algorithms, datasets, hparams_registry
+from domainbed import hparams_registry
 
+from builders import training
+from builders.training import minibatches
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import ids_of
 from domainbed_reasoning.images import shapes
@@ -17,24 +20,7 @@ NAMES = [name for name in registry.ALGORITHMS if not name.startswith("CLIP")]
 TRAINED = [name for name in NAMES if name != "MLLMZeroShot"]
 
 
-def build(name, dataset_name="ShapesReasoning", test_envs=(3,), **changes):
-    """Build dataset and algorithm as the train script does: one hparams dictionary for both."""
-    torch.manual_seed(0)
-    hparams = hparams_registry.default_hparams(name, dataset_name) | {"max_new_tokens": 40} | changes
-    dataset = vars(datasets)[dataset_name](None, list(test_envs), hparams)
-    sources = len(dataset) - len(test_envs)
-    algorithm = algorithms.get_algorithm_class(name)(dataset.input_shape, dataset.num_classes, sources, hparams)
-    return dataset, algorithm
-
-
-def minibatches(dataset, test_envs=(3,), size=4, start=0):
-    """The first images of each source domain."""
-    loader = torch.utils.data.default_collate
-    return [
-        tuple(loader([dataset[env][start + i] for i in range(size)]))
-        for env in range(len(dataset))
-        if env not in test_envs
-    ]
+build = functools.partial(training.build, max_new_tokens=40)
 
 
 def adapters(algorithm):

@@ -6,29 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from domainbed import algorithms, datasets, hparams_registry
+from domainbed import hparams_registry
 
+from builders.files import read_lines
+from builders.training import build, minibatches
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import task_of
 from domainbed_reasoning.mllm.clip import add_clip_lora, clip_image_edge, load_clip
 from domainbed_reasoning.mllm.pixels import resize
 
 NAMES = ["CLIPZeroShot", "CLIPLoRA"]
-
-
-def build(name, dataset_name="ShapesReasoning", test_envs=(3,), **changes):
-    torch.manual_seed(0)
-    hparams = hparams_registry.default_hparams(name, dataset_name) | changes
-    dataset = vars(datasets)[dataset_name](None, list(test_envs), hparams)
-    cls = algorithms.get_algorithm_class(name)
-    return dataset, cls(dataset.input_shape, dataset.num_classes, len(dataset) - len(test_envs), hparams)
-
-
-def minibatches(dataset, test_envs=(3,), size=6):
-    collate = torch.utils.data.default_collate
-    return [
-        tuple(collate([dataset[env][i] for i in range(size)])) for env in range(len(dataset)) if env not in test_envs
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +156,7 @@ def test_the_stock_command_trains_answers_and_records(run_stock, tmp_path):
         stand_in, "train", "--dataset", "ShapesReasoning", "--algorithm", "CLIPLoRA", "--test_envs", 3,
         "--output_dir", tmp_path, "--hparams", '{"clip_epochs": 1}', cwd=tmp_path,
     )  # fmt: skip
-    records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    records = read_lines(tmp_path / "results.jsonl")
     assert (tmp_path / "done").exists()
     assert [record["step"] for record in records] == [0, 19]
     answers = json.loads((tmp_path / "answers.json").read_text())

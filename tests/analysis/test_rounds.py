@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from builders.files import read_lines
 from domainbed_reasoning.analysis import rounds
 from domainbed_reasoning.analysis.checkpoints import open_checkpoint, records_of
 from domainbed_reasoning.chains.chain import count_words
@@ -14,7 +15,7 @@ def test_stages_and_accepted_shares_are_those_of_the_records(job):
     """21 steps: MTCT takes 0-10, the round 11-20."""
     rows = rounds.from_records(job, [3])
     assert [(row["step"], row["stage"]) for row in rows] == [(0, -1), (10, 0), (20, 1)]
-    records = [json.loads(line) for line in (job / "results.jsonl").read_text().splitlines()]
+    records = read_lines(job / "results.jsonl")
     assert [row["accepted"] for row in rows] == [None, None, records[-1]["sarr1_accepted"]]
     assert rows[-1]["target"] == records[-1]["env3_in_acc"]
     assert rows[-1]["source_out"] == pytest.approx(sum(records[-1][f"env{env}_out_acc"] for env in range(3)) / 3)
@@ -37,7 +38,7 @@ def test_the_share_of_a_round_is_the_one_that_stands_after_it(tmp_path):
 
 def test_checkpoints_answer_as_the_job_recorded(job, material, checkpoint):
     """Asked about every image of the target's training split, the last checkpoint has the recorded accuracies."""
-    answered = [json.loads(line) for line in (job / "predictions.jsonl").read_text().splitlines()]
+    answered = read_lines(job / "predictions.jsonl")
     kept = [row for row in answered if row["env"] == 3 and row["split"] == "in"][:40]
     samples = [(3, row["index"]) for row in kept]
     found = rounds.from_checkpoints(job, [0, 10, 20], material, samples)

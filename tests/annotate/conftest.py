@@ -1,10 +1,7 @@
-"""What the tests of the data pipeline share: small image folders, a server, and the verbs as functions and
-processes."""
+"""What the tests of the data pipeline share: small image folders and a server."""
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image, ImageDraw
 
-from domainbed_reasoning.__main__ import main
+from builders.files import plain_picture, read_lines, write_images
+from builders.processes import environment
 from domainbed_reasoning.chains.chain import Chain
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 SERVER = Path(__file__).with_name("teacher_server.py")
 CLASSES = ("Alarm_Clock", "Bike", "Mug")
 DOMAINS = ("art", "photo")
@@ -57,14 +54,13 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(definitions))
     data_dir = tmp_path / "data"
-    for d, domain in enumerate(DOMAINS):
-        for c, label in enumerate(CLASSES):
-            folder = data_dir / "toy" / domain / label
-            folder.mkdir(parents=True)
-            for i in range(3):
-                image = Image.new("RGB", (40, 40), (90 * d, 60 * c, 50 * i))
-                ImageDraw.Draw(image).ellipse((5 + i, 5, 30, 30), fill=(200, 40 * i, 80 * c))
-                image.save(folder / f"{label}_{i}.png")
+
+    def picture(domain: int, label: int, index: int) -> Image.Image:
+        image = plain_picture(domain, label, index)
+        ImageDraw.Draw(image).ellipse((5 + index, 5, 30, 30), fill=(200, 40 * index, 80 * label))
+        return image
+
+    write_images(data_dir / "toy", DOMAINS, CLASSES, 3, picture, "{label}_{index}.png")
     return data_dir
 
 
@@ -76,7 +72,7 @@ class Server(NamedTuple):
 
     def events(self) -> list[dict[str, Any]]:
         """Return the lines of its log."""
-        return [json.loads(line) for line in self.log.read_text("utf-8").split("\n") if line]
+        return read_lines(self.log)
 
 
 @pytest.fixture
@@ -100,47 +96,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         child.stdout.close()
 
 
-def environment(**more: str) -> dict[str, str]:
-    """Return the variables of a process that finds our package."""
-    path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
-
-
-def _start_verb(*arguments: object, **variables: str) -> subprocess.Popen[str]:
-    """Start ``domainbed-reasoning …`` as a process."""
-    code = "import sys; from domainbed_reasoning.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(**variables),
-    )
-
-
-@pytest.fixture
-def verb(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """``verb("check", …)`` runs a verb in this process and returns exit code, standard output and error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        try:
-            code: Any = main([str(argument) for argument in arguments])
-        except SystemExit as ended:  # wrong usage
-            code = ended.code
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def start_verb() -> Callable[..., subprocess.Popen[str]]:
-    """``start_verb("annotate", …, OPENAI_API_KEY="…")`` starts a verb as a process."""
-    return _start_verb
-
-
 @pytest.fixture(scope="session")
 def lines_of() -> Callable[[Path], list[dict[str, Any]]]:
     """``lines_of(path)`` is what the lines of a JSON lines file say."""
-    return lambda path: [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+    return read_lines

@@ -7,13 +7,14 @@ import gzip
 import html.parser
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from builders.processes import browser
 
 Verb = Callable[..., tuple[int, str, str]]
 
@@ -96,10 +97,7 @@ def test_what_is_in_the_page_is_what_is_in_the_chain_file(page: Path, toy: Path,
 
 def in_browser(page: Path, view: str, folder: Path) -> str:
     """Return the page as a real browser has it after its script ran."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--dump-dom"]
+    command = [browser(), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--dump-dom"]
     command += ["--virtual-time-budget=10000", f"file://{page}#{view}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
     return done.stdout
@@ -110,6 +108,7 @@ def shown(dom: str) -> dict[str, str]:
     return dict(re.findall(r'id="(\w+)"[^>]*>([^<]*)<', dom))
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("view", ["", "verdict=rejected", "view=gallery", "search=title"])
 def test_hostile_chains_are_shown_as_text_and_do_nothing(page: Path, tmp_path: Path, view: str) -> None:
     dom = in_browser(page, view, tmp_path / "browser")
@@ -125,6 +124,7 @@ def test_hostile_chains_are_shown_as_text_and_do_nothing(page: Path, tmp_path: P
         assert "&lt;img src=x onerror=" in dom and ">U+202E<" in dom
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize(
     ("view", "count"),
     [

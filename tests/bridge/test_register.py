@@ -8,6 +8,7 @@ from domainbed import algorithms, datasets, hparams_registry
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge import register
+from domainbed_reasoning.bridge.hparam_names import check_hparams
 
 STOCK = [name for name in algorithms.ALGORITHMS if name not in registry.ALGORITHMS]
 IMAGE_FOLDERS = [(ours, twin) for ours, twin in registry.TWINS.items() if ours != "ShapesReasoning"]
@@ -92,17 +93,17 @@ def test_random_search_draws_what_has_a_sampler_and_nothing_else():
 
 def test_a_misspelt_hparam_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match="Unknown hparam of MTCT 'lora_rnk'. Did you mean 'lora_rank'"):
-        register.check_hparams({"lora_rnk": 4}, "MTCT")
+        check_hparams({"lora_rnk": 4}, "MTCT")
 
 
 def test_hparams_of_the_other_algorithms_in_a_sweep_are_accepted():
     """A sweep passes one ``--hparams`` to all its algorithms, so MTCT sees those of ERM and of RDMLDG."""
-    register.check_hparams({"resnet18": True, "sarr_rounds": 1, "irm_lambda": 1.0, "chains": None}, "MTCT")
+    check_hparams({"resnet18": True, "sarr_rounds": 1, "irm_lambda": 1.0, "chains": None}, "MTCT")
 
 
 def test_our_own_hparams_pass_the_check():
     for name in registry.ALGORITHMS:
-        register.check_hparams(hparams_registry.random_hparams(name, "ShapesReasoning", 5), name)
+        check_hparams(hparams_registry.random_hparams(name, "ShapesReasoning", 5), name)
 
 
 def test_publishing_again_changes_nothing():

@@ -1,13 +1,12 @@
 """However the train script is started, its job is the same: the steps asked for, and records beside the results."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
+from builders.files import read_lines
+from builders.processes import environment, run_python
 from domainbed_reasoning.bridge.versions import FILE
 
 HPARAMS = {"target_per_class": 1, "first_evaluation": 3, "answer": "label", "both_answers": False, "batch_size": 2}
@@ -32,14 +31,16 @@ def clone(domainbed_root, tmp_path):
 def start(clone, way, *more, **changes):
     """Run the job in a process of its own, and return it with its output folder."""
     out = clone / "out"
-    path = [str(clone), *filter(None, [os.environ.get("PYTHONPATH")])]
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path), "XDG_CACHE_HOME": str(clone / "cache")}
-    command = [sys.executable, *WAYS[way], *OPTIONS, json.dumps(HPARAMS | changes), "--output_dir", str(out), *more]
-    env = {**os.environ, **variables}
-    return subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, timeout=1200), out
+    options = [*OPTIONS, json.dumps(HPARAMS | changes), "--output_dir", out, *more]
+    env = environment(clone, XDG_CACHE_HOME=str(clone / "cache"))
+    return run_python(*WAYS[way], *options, cwd=clone, env=env), out
 
 
-@pytest.mark.parametrize("way", ["file", "cProfile"])
+@pytest.mark.parametrize(
+    ("domainbed_root", "way"),
+    [("standin", "file"), ("upstream", "file"), pytest.param("standin", "cProfile", marks=pytest.mark.slow)],
+    indirect=["domainbed_root"],
+)
 def test_a_job_is_recognized_however_it_is_started(clone, way):
     done, out = start(clone, way)
     assert done.returncode == 0, done.stderr
@@ -59,7 +60,7 @@ def test_a_fork_that_copies_the_hparams_trains_on_the_datasets_names_and_chains(
     assert script.read_text() != code
     done, out = start(clone, "copy")
     assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    records = read_lines(out / "results.jsonl")
     assert records[0]["chain_share"] == 1.0
     assert "class 0" not in json.loads((out / "task.json").read_text())["class_names"]
 

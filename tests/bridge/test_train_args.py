@@ -1,13 +1,11 @@
 """What a process knows of the DomainBed job that it runs, however the job was started."""
 
 import argparse
-import importlib.machinery
-import sys
-import types
 
 import pytest
 
-from domainbed_reasoning.bridge.train_args import TRAIN_SCRIPT, job_arguments, recognized_arguments
+from builders.processes import as_train_script
+from domainbed_reasoning.bridge.train_args import job_arguments, recognized_arguments
 
 ARGUMENTS = {
     "algorithm": "ERM",
@@ -29,19 +27,6 @@ def run(code, name="__main__", **given):
     module = {"__name__": name, "job_arguments": job_arguments, "namespace": namespace, **given}
     exec(code, module)
     return module["found"]
-
-
-@pytest.fixture
-def as_main(monkeypatch):
-    """Stand in for `__main__`, which is no caller where a thread asks."""
-
-    def install(**variables):
-        main = types.ModuleType("__main__")
-        main.__spec__ = importlib.machinery.ModuleSpec(TRAIN_SCRIPT, None)
-        vars(main).update(variables)
-        monkeypatch.setitem(sys.modules, "__main__", main)
-
-    return install
 
 
 @pytest.mark.parametrize("name", ["__main__", "domainbed.scripts.train_mine", "mine"])
@@ -71,13 +56,15 @@ def test_the_innermost_arguments_count():
     assert run(code).test_envs == [2]
 
 
-def test_arguments_of_the_main_module_are_found_by_a_thread(as_main):
-    as_main(args=namespace())
+def test_arguments_of_the_main_module_are_found_by_a_thread(monkeypatch):
+    as_train_script(monkeypatch, args=namespace())
     assert job_arguments().steps == 7
 
 
-def test_a_sweeps_arguments_are_no_jobs(as_main):
-    as_main(args=argparse.Namespace(algorithms=["ERM"], datasets=["Debug28"], steps=7, output_dir="out"))
+def test_a_sweeps_arguments_are_no_jobs(monkeypatch):
+    as_train_script(
+        monkeypatch, args=argparse.Namespace(algorithms=["ERM"], datasets=["Debug28"], steps=7, output_dir="out")
+    )
     assert job_arguments() is None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from builders.processes import git
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning import __version__, registry
 from domainbed_reasoning.bridge import upstream
@@ -32,9 +33,8 @@ def other_repository(tmp_path):
     folder = tmp_path / "other"
     folder.mkdir()
     (folder / "file").touch()
-    git = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e@example.org"]
     for command in (["init", "-q"], ["add", "file"], ["commit", "-qm", "first"]):
-        subprocess.run([*git, *command], check=True)
+        git(folder, *command)
     return folder
 
 

@@ -18,20 +18,16 @@ from typing import Any
 
 import pytest
 
-from domainbed_reasoning.bridge import upstream
+from builders.domainbeds import NO_UPSTREAM, STAND_IN, UPSTREAM
 
 HERE = pathlib.Path(__file__).resolve().parent
-STANDIN = HERE.parent / "standin"
 
 
 def root_of(implementation: str) -> pathlib.Path:
     """Return what to put on PYTHONPATH; skips the test where that is not there."""
     if implementation == "standin":
-        return STANDIN
-    for folder in (upstream.importable_domainbed(), upstream.cached_clone()):
-        if folder and (folder / "domainbed" / "__init__.py").is_file() and not upstream.is_stand_in(folder):
-            return folder
-    pytest.skip(f"no upstream DomainBed: set {upstream.VARIABLE} or run `domainbed-reasoning get-domainbed`")
+        return STAND_IN
+    return UPSTREAM or pytest.skip(NO_UPSTREAM)
 
 
 def run_python(implementation: str, *words: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
@@ -83,7 +79,6 @@ def seen(implementation: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def both() -> tuple[dict[str, Any], dict[str, Any]]:
+def both(upstream_root: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the probe saw of the stand-in, and of the real library."""
-    root_of("upstream")
     return observe("standin"), observe("upstream")

@@ -1,6 +1,5 @@
 """The reasoning datasets on image folders that the tests make, and on the real PACS images where they are at hand."""
 
-import json
 import random
 import types
 
@@ -10,10 +9,11 @@ import torch
 from domainbed import datasets, hparams_registry
 from PIL import Image
 
+from builders.files import chain_text, read_lines, write_chains, write_images, write_lines
+from builders.training import build_dataset
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge import steps as steps_of_domainbed
 from domainbed_reasoning.bridge.samples import ids_of, task_of
-from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.chains.store import ChainFileError
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.method.answering import misled
@@ -23,38 +23,28 @@ DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
 CLASSES = ["dog", "guitar"]
 
 
-def chain(name, caption="a thing"):
-    return Chain("I look.", caption, "It fits.", "Nothing misleads.", name).render()
-
-
 @pytest.fixture
 def pacs(tmp_path):
     """A small PACS: four domains, two classes, three images each, and a chain for every image."""
     pixels = np.random.RandomState(0)
-    lines = []
-    for domain in DOMAINS:
-        for name in CLASSES:
-            folder = tmp_path / "PACS" / domain / name
-            folder.mkdir(parents=True)
-            for index in range(3):
-                Image.fromarray(pixels.randint(0, 256, (60, 70, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-                lines.append({"image": f"{domain}/{name}/{index}.png", "chain": chain(name, f"{domain} {index}")})
-    write(tmp_path, lines)
+
+    def picture(*_):
+        return Image.fromarray(pixels.randint(0, 256, (60, 70, 3), dtype=np.uint8))
+
+    write_chains(tmp_path / "PACS", write_images(tmp_path / "PACS", DOMAINS, CLASSES, 3, picture))
     return tmp_path
 
 
 def write(data_dir, lines):
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (data_dir / "PACS" / "reasoning.jsonl").write_text(text)
+    write_lines(data_dir / "PACS" / "reasoning.jsonl", lines)
 
 
 def read(data_dir):
-    return [json.loads(line) for line in (data_dir / "PACS" / "reasoning.jsonl").read_text().splitlines()]
+    return read_lines(data_dir / "PACS" / "reasoning.jsonl")
 
 
-def build(data_dir, algorithm="RDMLDG", name="PACSReasoning", test_envs=(3,), **changes):
-    hparams = hparams_registry.default_hparams(algorithm, name) | {"model": "tiny"} | changes
-    return vars(datasets)[name](str(data_dir), list(test_envs), hparams), hparams
+def build(data_dir, algorithm="RDMLDG", name="PACSReasoning", **changes):
+    return build_dataset(algorithm, name, data_dir=data_dir, **{"model": "tiny", **changes})
 
 
 @pytest.mark.parametrize("algorithm", ["ERM", "CORAL"])
@@ -98,7 +88,7 @@ def test_an_mllm_algorithm_gets_bytes_at_its_models_resolution_that_know_their_s
     assert y == task.labels[1][4] == 1
     assert task.images[1][4] == "cartoon/guitar/1.png"
     assert task.class_names == ("dog", "guitar")
-    assert task.chains[1, 4] == chain("guitar", "cartoon 1")
+    assert task.chains[1, 4] == chain_text("guitar", "cartoon/guitar/1.png")
 
 
 def test_chains_of_target_domains_never_reach_the_task(pacs):
@@ -106,7 +96,7 @@ def test_chains_of_target_domains_never_reach_the_task(pacs):
     lines = read(pacs)
     for line in lines:
         if line["image"].startswith("sketch/"):
-            line["chain"] = chain("guitar", "POISON")
+            line["chain"] = chain_text("guitar", "POISON")
     write(pacs, lines)
     _, hparams = build(pacs, test_envs=(3,))
     chains = task_of(hparams).chains
@@ -288,7 +278,7 @@ def test_registry_and_classes_agree():
 
 def test_chains_that_all_conclude_no_class_are_refused_before_training(pacs):
     """The reader of answers finds no class in any of them: a model that learns them answers nothing."""
-    write(pacs, [{**line, "chain": chain("some animal or other")} for line in read(pacs)])
+    write(pacs, [{**line, "chain": chain_text("some animal or other")} for line in read(pacs)])
     with pytest.raises(ValueError, match=r"18 of 18 chains \(100.0%\) conclude with no class.*some animal or other"):
         build(pacs)
     build(pacs, "LabelSFT")  # learns from no chain
@@ -300,9 +290,9 @@ def test_chains_that_conclude_no_class_or_another_are_counted_and_named(pacs, ca
     for line in lines:
         domain, name, file = line["image"].split("/")
         if file == "0.png" and name == "dog":
-            line["chain"] = chain("some animal or other")
+            line["chain"] = chain_text("some animal or other")
         elif file == "0.png":
-            line["chain"] = chain("dog")
+            line["chain"] = chain_text("dog")
     write(pacs, lines)
     dataset, hparams = build(pacs)
     said = capsys.readouterr().out

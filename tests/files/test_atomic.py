@@ -4,17 +4,14 @@ import fcntl
 import os
 import signal
 import stat
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from builders.processes import run_python
 from domainbed_reasoning.chains.store import write_records
 from domainbed_reasoning.files import atomic
 from domainbed_reasoning.files.atomic import name_beside, replace_text, replacing
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 WRITE_AND_DIE = (
     "import os, sys; from pathlib import Path; from domainbed_reasoning.files.atomic import replacing\n"
     "with replacing(Path(sys.argv[1])) as file:\n"
@@ -27,9 +24,7 @@ def others(path):
 
 
 def write_and_die(path):
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", WRITE_AND_DIE, str(path)], env=variables)
-    assert done.returncode == -signal.SIGKILL
+    assert run_python("-c", WRITE_AND_DIE, path).returncode == -signal.SIGKILL
 
 
 def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path):

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from domainbed_reasoning.__main__ import main
-
-CHECKOUT = Path(__file__).resolve().parents[2]
+from builders.files import define_toy, write_images
+from builders.servers import response
 
 
 class Liar:
@@ -120,9 +115,7 @@ def scripted(liar: Any) -> Callable[[Script], Liar]:
             reply = script(json.loads(server.request.body))
             if reply is None:
                 return
-            data = json.dumps(reply[1]).encode()
-            head = f"HTTP/1.1 {reply[0]} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-            connection.sendall(head.encode() + b"Connection: close\r\n\r\n" + data)
+            connection.sendall(response(reply[1], f"{reply[0]} X"))
 
         server: Liar = liar(answer)
         return server
@@ -133,43 +126,6 @@ def scripted(liar: Any) -> Callable[[Script], Liar]:
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The data_dir of a dataset Toy of two domains and two classes with two images each."""
-    (tmp_path / "toy.toml").write_text('name = "Toy"\nfolder = "toy"\nenvironments = ["a", "b"]\n')
-    monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(tmp_path / "toy.toml"))
-    for d, domain in enumerate(("art", "photo")):
-        for c, label in enumerate(("Bike", "Mug")):
-            folder = tmp_path / "data" / "toy" / domain / label
-            folder.mkdir(parents=True)
-            for i in range(2):
-                Image.new("RGB", (40, 40), (90 * d, 60 * c, 50 * i)).save(folder / f"{i}.png")
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def verb(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """``verb("check", …)`` runs a verb in this process and returns exit code, standard output and error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Return the variables of a process that finds our package."""
-    path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
-
-
-@pytest.fixture
-def start_verb() -> Callable[..., subprocess.Popen[str]]:
-    """``start_verb("annotate", …, OPENAI_API_KEY="…")`` starts a verb as a process."""
-
-    def start(*arguments: object, **variables: str) -> subprocess.Popen[str]:
-        code = "import sys; from domainbed_reasoning.__main__ import main; sys.exit(main(sys.argv[1:]))"
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        pipe: Any = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(**variables))
-
-    return start
+    data_dir = define_toy(monkeypatch, tmp_path)
+    write_images(data_dir / "toy", ("art", "photo"), ("Bike", "Mug"), 2)
+    return data_dir

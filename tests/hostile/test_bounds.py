@@ -8,8 +8,6 @@ import os
 import pickle
 import socket
 import struct
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from builders.files import torch_bytes, write_job
+from builders.processes import run_python
 from domainbed_reasoning.analysis.checkpoints import records_of
 from domainbed_reasoning.chains.formats import ExchangeError, import_records
 from domainbed_reasoning.chains.parquet import ParquetError, read_parquet
@@ -58,22 +58,6 @@ TASK: dict[str, Any] = {
     "version": "0.1.0",
     "hparams": HPARAMS,
 }
-
-
-def write(folder: Path, task: Any, checkpoint: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "task.json").write_bytes(task if isinstance(task, bytes) else json.dumps(task).encode())
-    if isinstance(checkpoint, bytes):
-        (folder / "model.pkl").write_bytes(checkpoint)
-    else:
-        torch.save(checkpoint, folder / "model.pkl")
-    return folder
-
-
-def saved(value: Any, **more: Any) -> bytes:
-    out = io.BytesIO()
-    torch.save(value, out, **more)
-    return out.getvalue()
 
 
 # Nobody writes to the pipe: whoever opens it as a file waits for ever.
@@ -200,7 +184,7 @@ def task(rank: int) -> dict[str, Any]:
 
 def test_a_checkpoint_with_two_directories_is_refused_by_whichever_is_read(tmp_path: Path) -> None:
     """One says that the parts are stored, the other, found by parsers that trust its offset, that they are packed."""
-    sound = saved({"model_dict": {NAME: torch.ones(2, 3)}})
+    sound = torch_bytes({"model_dict": {NAME: torch.ones(2, 3)}})
     packed_path = tmp_path / "packed"
     old = zipfile.ZipFile(io.BytesIO(sound))
     with zipfile.ZipFile(packed_path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -213,12 +197,12 @@ def test_a_checkpoint_with_two_directories_is_refused_by_whichever_is_read(tmp_p
     assert end[:4] == b"PK\5\6" and length > 0
     end[16:20] = struct.pack("<L", start)
     with pytest.raises(JobError, match="cannot be read"):
-        read_job(write(tmp_path / "job", TASK, packed + sound[:-22] + bytes(end)))
+        read_job(write_job(tmp_path / "job", TASK, packed + sound[:-22] + bytes(end)))
 
 
 def test_parts_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     """A hundred names for one megabyte."""
-    whole = saved({"model_dict": {f"{NAME}{n}": torch.zeros(2, 1 << 17) for n in range(3)}})
+    whole = torch_bytes({"model_dict": {f"{NAME}{n}": torch.zeros(2, 1 << 17) for n in range(3)}})
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         parts = {part.filename: part.header_offset for part in archive.infolist()}
     first, second = (offset for name, offset in sorted(parts.items()) if name.endswith(("/data/0", "/data/1")))
@@ -227,7 +211,7 @@ def test_parts_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     assert struct.unpack_from("<L", data, directory + 42)[0] == second
     struct.pack_into("<L", data, directory + 42, first)
     with pytest.raises(JobError, match="cannot be read"):
-        read_job(write(tmp_path / "job", TASK, bytes(data)))
+        read_job(write_job(tmp_path / "job", TASK, bytes(data)))
 
 
 class Calls:
@@ -247,7 +231,7 @@ class Calls:
 )
 def test_a_checkpoint_that_asks_for_a_terabyte_is_refused_before_it_is_made(tmp_path: Path, value: Any) -> None:
     with pytest.raises(JobError, match="cannot be read"):
-        read_job(write(tmp_path / "job", TASK, {"model_dict": {NAME: value}}))
+        read_job(write_job(tmp_path / "job", TASK, {"model_dict": {NAME: value}}))
 
 
 def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path: Path) -> None:
@@ -258,12 +242,12 @@ def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", program + pickle.STOP)
     with pytest.raises(JobError, match="a key of it is neither text nor a number"):
-        read_job(write(tmp_path / "job", TASK, path.read_bytes()))
+        read_job(write_job(tmp_path / "job", TASK, path.read_bytes()))
 
 
 def test_a_rank_of_65536_makes_no_adapters_of_a_model_that_the_file_does_not_fill(tmp_path: Path) -> None:
     """The file holds one adapter of that rank; of the model's 100 each would have as much."""
-    folder = write(tmp_path / "job", task(1 << 16), {"model_dict": {NAME: torch.zeros(1 << 16, 1)}})
+    folder = write_job(tmp_path / "job", task(1 << 16), {"model_dict": {NAME: torch.zeros(1 << 16, 1)}})
     job = read_job(folder)
     made: list[int] = []
 
@@ -320,13 +304,7 @@ def test_a_few_kilobytes_of_parquet_that_stand_for_gigabytes_are_refused(tmp_pat
     pytest.importorskip("pyarrow")
     path = _parquet(tmp_path / "rows.parquet", kind)
     assert path.stat().st_size < 100_000
-    path_variable = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-c", _READ, str(path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path_variable},
-    )
+    done = run_python("-c", _READ, path)
     *said, numbers = done.stdout.splitlines()
     own, child = map(int, numbers.split())
     assert "stands for much more than its size allows" in "".join(said), done.stdout + done.stderr

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from builders.processes import run_python
 from domainbed_reasoning.chains.chain import Chain, ChainError, conclusion_of, parse_chain
 from domainbed_reasoning.chains.store import MAX_LINE_BYTES, ChainFileError, ChainWriter, load_chains, read_lines
 
@@ -175,14 +174,7 @@ except ChainFileError as error:
 """
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("memory is read from /proc")
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-        timeout=600,
-    )
+    done = run_python("-c", code)
     said = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
     assert said[0] == "1 a.jpg" and said[2] == "3 b.jpg" and len(said) == 5

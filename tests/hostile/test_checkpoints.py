@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from builders.files import torch_bytes, write_job
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION
 from domainbed_reasoning.jobs.trained import JobError, read_job
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
@@ -61,24 +62,14 @@ def adapters() -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in mllm.adapters().items()}
 
 
-def write(folder: Path, task: Any, checkpoint: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "task.json").write_bytes(task if isinstance(task, bytes) else json.dumps(task).encode())
-    if isinstance(checkpoint, bytes):
-        (folder / "model.pkl").write_bytes(checkpoint)
-    else:
-        torch.save(checkpoint, folder / "model.pkl")
-    return folder
-
-
 def test_a_file_of_the_job_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
-    folder = write(tmp_path / "job", TASK, {"model_dict": {}})
+    folder = write_job(tmp_path / "job", TASK, {"model_dict": {}})
     with pytest.raises(JobError, match=r"model.pkl is a file: give the job's folder, not a file in it"):
         read_job(folder / "model.pkl")
 
 
 def test_a_sound_job_loads(tmp_path: Path, adapters: dict[str, torch.Tensor]) -> None:
-    job = read_job(write(tmp_path / "job", TASK, {"model_dict": adapters}))
+    job = read_job(write_job(tmp_path / "job", TASK, {"model_dict": adapters}))
     assert job.load().adapters().keys() == adapters.keys()
 
 
@@ -114,7 +105,7 @@ TASKS: dict[str, tuple[Any, str]] = {
 def test_a_hostile_task_is_refused(tmp_path: Path, name: str, adapters: dict[str, torch.Tensor]) -> None:
     task, fault = TASKS[name]
     with pytest.raises(JobError, match=f"(?s)job.*{fault}") as error:
-        read_job(write(tmp_path / "job", task, {"model_dict": adapters}))
+        read_job(write_job(tmp_path / "job", task, {"model_dict": adapters}))
     assert len(str(error.value)) < 700
 
 
@@ -124,12 +115,6 @@ def packed(data: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    return out.getvalue()
-
-
-def saved(value: Any, **more: Any) -> bytes:
-    out = io.BytesIO()
-    torch.save(value, out, **more)
     return out.getvalue()
 
 
@@ -155,15 +140,15 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "code": (lambda path: {"model_dict": {NAME: Evil(path)}}, "holds more than tensors"),
     "code beside the tensors": (lambda path: {"model_dict": {}, "args": Evil(path)}, "holds more than tensors"),
     "code in the old format": (
-        lambda path: saved({"model_dict": Evil(path)}, _use_new_zipfile_serialization=False),
+        lambda path: torch_bytes({"model_dict": Evil(path)}, _use_new_zipfile_serialization=False),
         "no archive of torch.save",
     ),
     "a plain pickle of code": (lambda path: pickle.dumps(Evil(path)), "cannot be read"),
     "a bytearray of a terabyte": (lambda _: pickle.dumps((bytearray, 1)), "holds no 'model_dict'|cannot be read"),
-    "packed": (lambda _: packed(saved({"model_dict": {NAME: torch.zeros(2, 1 << 20)}})), "is packed"),
+    "packed": (lambda _: packed(torch_bytes({"model_dict": {NAME: torch.zeros(2, 1 << 20)}})), "is packed"),
     "nothing": (lambda _: b"", "cannot be read"),
     "text": (lambda _: b"not found", "cannot be read"),
-    "half an archive": (lambda _: saved({"model_dict": {NAME: torch.ones(2, 999)}})[:3000], "cannot be read"),
+    "half an archive": (lambda _: torch_bytes({"model_dict": {NAME: torch.ones(2, 999)}})[:3000], "cannot be read"),
     "zeros": (lambda _: bytes(5000), "cannot be read"),
     "opcodes of nonsense": (lambda _: b"\x80\x02" + bytes(range(256)), "cannot be read"),
 }
@@ -174,7 +159,7 @@ def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path: Path, name: 
     make, fault = CHECKPOINTS[name]
     trap = tmp_path / "owned"
     with pytest.raises(JobError, match=f"(?s)job.*({fault})") as error:
-        read_job(write(tmp_path / "job", TASK, make(trap)))
+        read_job(write_job(tmp_path / "job", TASK, make(trap)))
     assert not trap.exists() and len(str(error.value)) < 800
 
 
@@ -182,12 +167,12 @@ def test_a_checkpoint_damaged_anywhere_is_refused_or_says_the_same(
     tmp_path: Path, adapters: dict[str, torch.Tensor]
 ) -> None:
     """A byte is changed in 60 places of the file."""
-    whole = saved({"model_dict": adapters})
+    whole = torch_bytes({"model_dict": adapters})
     for place in range(0, len(whole), len(whole) // 60):
         data = bytearray(whole)
         data[place] ^= 0x41
         try:
-            job = read_job(write(tmp_path / "job", TASK, bytes(data)))
+            job = read_job(write_job(tmp_path / "job", TASK, bytes(data)))
         except JobError:
             continue
         assert all(isinstance(value, torch.Tensor) for value in job.adapters.values())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from builders.processes import git
 from domainbed_reasoning.bridge import upstream
 
 
@@ -26,9 +27,9 @@ def clone(tmp_path: Path, trap: Path) -> Path:
     (folder / "left").write_text("left\n")
     (folder / ".gitattributes").write_text("*.bin filter=own diff=own\n*.py filter=own\n")
     (folder / ".gitignore").write_text("*.pyc\n")
-    _git(folder, "init", "--quiet")
-    _git(folder, "add", ".")
-    _git(folder, "commit", "--quiet", "--message", "one")
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message", "one")
     program = tmp_path / "program"
     program.write_text(f"#!/bin/sh\necho \"$0\" >> '{trap}'\ncat\n")
     program.chmod(0o755)
@@ -66,14 +67,9 @@ def clone(tmp_path: Path, trap: Path) -> Path:
         "remote.origin.url": f"ext::{program}",
         "remote.origin.promisor": "true",
     }.items():
-        _git(folder, "config", name, str(value))
+        git(folder, "config", name, str(value))
     (folder / "data.bin").touch()  # git has to look into it again
     return folder
-
-
-def _git(folder: Path, *command: str) -> None:
-    git = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e@example.org"]
-    subprocess.run([*git, *command], check=True, capture_output=True)
 
 
 def _commit(folder: Path) -> str:
@@ -106,7 +102,7 @@ def test_a_change_of_a_clone_is_seen_and_nothing_is_run(clone: Path, trap: Path,
         (clone / "left").unlink()
     else:
         if "marked" in change:
-            _git(clone, "-c", "core.fsmonitor=false", "update-index", "--assume-unchanged", "left")
+            git(clone, "-c", "core.fsmonitor=false", "update-index", "--assume-unchanged", "left")
             trap.unlink(missing_ok=True)
         (clone / "left").write_text("here\n")
     assert upstream.is_modified(clone) is True

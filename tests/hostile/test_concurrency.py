@@ -7,19 +7,19 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from domainbed_reasoning.chains.chain import Chain
+from builders.files import chain_text, read_lines, write_chains, write_images
+from builders.processes import environment, wait_until
+from builders.servers import annotate_words, completion, response
 from domainbed_reasoning.chains.store import ChainFileError, ChainWriter, load_chains, write_records
 
-CHAIN = Chain("I look.", "A thing.", "It has parts.", "None.", "bike").render()
-BODY = json.dumps({"choices": [{"message": {"content": CHAIN}}]}).encode()
-ANSWER = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+CHAIN = chain_text("bike", reasoning="It has parts.")
+ANSWER = response(completion(CHAIN))
 
 
 @pytest.fixture
@@ -35,27 +35,17 @@ def annotator(toy: Path, liar: Any, start_verb: Any) -> Callable[[], subprocess.
     server = liar(answer)
 
     def start() -> subprocess.Popen[str]:
-        child: subprocess.Popen[str] = start_verb(
-            "annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", "openai:m", "--base-url", server.url,
-            "--chains", toy / "c.jsonl", "--candidates", 1, "--min-words", 1, "--unverified",
-        )  # fmt: skip
+        words = annotate_words(toy, server.url, toy / "c.jsonl", "--candidates", 1)
+        child: subprocess.Popen[str] = start_verb(*words)
         return child
 
     start.go, start.server = go, server  # type: ignore[attr-defined]
     return start
 
 
-def until(true: Callable[[], Any]) -> None:
-    for _ in range(12_000):
-        if true():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not come to pass in 600 seconds")
-
-
 def test_a_second_annotator_and_an_import_are_refused_and_lose_nothing(toy: Path, annotator: Any, verb: Any) -> None:
     first = annotator()
-    until(lambda: len(annotator.server.requests) == 8)
+    wait_until(lambda: len(annotator.server.requests) == 8)
     second = annotator()
     _, err = second.communicate()
     assert second.returncode == 1 and f"another process (process {first.pid}) is writing to it" in err
@@ -89,13 +79,12 @@ while done < 20:
     except ChainFileError as error:
         assert "is writing to it" in str(error), error
 """
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(n)],
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment(),
         )
         for n in range(3)
     ]
@@ -137,8 +126,7 @@ with ChainWriter({str(file)!r}, sync_records=1 << 60, sync_seconds=1e9) as write
     for i in range(1500):
         writer.append({{"image": f"{{i}}.png", "chain": long}})
 """
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
+    child = subprocess.Popen([sys.executable, "-c", code], env=environment())
     counts = [0]
     while child.poll() is None:
         chains = load_chains(file)
@@ -157,16 +145,12 @@ def test_two_jobs_on_one_folder_at_once_give_the_same_numbers_bit_for_bit(
     from PIL import Image
 
     pixels = np.random.RandomState(0)
-    lines = []
-    for domain in ("art_painting", "cartoon", "photo", "sketch"):
-        for name in ("dog", "guitar"):
-            folder = tmp_path / "data" / "PACS" / domain / name
-            folder.mkdir(parents=True)
-            for i in range(5):
-                Image.fromarray(pixels.randint(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-                chain = Chain("I look.", f"{domain} {i}", "It fits.", "None.", name).render()
-                lines.append(json.dumps({"image": f"{domain}/{name}/{i}.png", "chain": chain}) + "\n")
-    (tmp_path / "data" / "PACS" / "reasoning.jsonl").write_text("".join(lines))
+
+    def picture(*_: int) -> Any:
+        return Image.fromarray(pixels.randint(0, 256, (40, 40, 3), dtype=np.uint8))
+
+    pacs, domains = tmp_path / "data" / "PACS", ("art_painting", "cartoon", "photo", "sketch")
+    write_chains(pacs, write_images(pacs, domains, ("dog", "guitar"), 5, picture))
     hparams = {"model": "tiny", "batch_size": 2, "max_new_tokens": 12, "mtct_epochs": 1, "sarr_rounds": 1}
     hparams |= {"sarr_epochs": 1, "temperature": 1.0, "lora_dropout": 0.1, "both_answers": False, "workers": 0}
     results: dict[int, list[dict[str, Any]]] = {}
@@ -178,7 +162,7 @@ def test_two_jobs_on_one_folder_at_once_give_the_same_numbers_bit_for_bit(
             "RDMLDG", "--test_envs", 1, "--steps", 4, "--hparams", json.dumps(hparams),
             "--output_dir", folder, cwd=tmp_path,
         )  # fmt: skip
-        results[job] = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+        results[job] = read_lines(folder / "results.jsonl")
 
     threads = [threading.Thread(target=run, args=(job,)) for job in (0, 1)]
     for thread in threads:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from domainbed import datasets, hparams_registry
 from PIL import Image
 
+from builders.files import chain_text, write_images, write_lines
+from builders.training import build_dataset
 from domainbed_reasoning.annotate.pipeline import plan
 from domainbed_reasoning.bridge.samples import task_of
-from domainbed_reasoning.chains.chain import Chain, match_class
+from domainbed_reasoning.chains.chain import match_class
 from domainbed_reasoning.chains.image_names import NamesOnDisk, faults_of_names
 from domainbed_reasoning.chains.store import ChainFileError, load_chains
 from domainbed_reasoning.images.catalog import STOCK, scan
 
+LONG = "The outline is round and the parts are few; " * 5
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 NFC, NFD = "caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9")
@@ -28,11 +30,6 @@ UNUSABLE = {
     "latin-1 folder": b"photo/dog/\xfcbung/0.png",
     "backslash folder": b"photo/dog/a\\b/0.png",
 }
-
-
-def chain(name: str) -> str:
-    reasoning = "The outline is round and the parts are few; " * 5
-    return Chain("I look at the parts.", "A thing.", reasoning, "The light may mislead.", name).render()
 
 
 def picture(data: Path, path: bytes, shade: int = 0) -> None:
@@ -45,16 +42,13 @@ def picture(data: Path, path: bytes, shade: int = 0) -> None:
 @pytest.fixture
 def pacs(tmp_path: Path) -> Path:
     """A PACS of three images a domain and class, without chains."""
-    for domain in DOMAINS:
-        for name in CLASSES:
-            for index in range(3):
-                picture(tmp_path, f"{domain}/{name}/{index}.png".encode(), 80 * index)
+    write_images(tmp_path / "PACS", DOMAINS, CLASSES, 3)
     return tmp_path
 
 
 def write_chains(data: Path, images: dict[str, str]) -> None:
-    lines = [json.dumps({"image": image, "chain": chain(name)}, ensure_ascii=False) for image, name in images.items()]
-    (data / "PACS" / "reasoning.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    lines = [{"image": image, "chain": chain_text(name, reasoning=LONG)} for image, name in images.items()]
+    write_lines(data / "PACS" / "reasoning.jsonl", lines)
 
 
 def all_chains(data: Path) -> dict[str, str]:
@@ -62,8 +56,7 @@ def all_chains(data: Path) -> dict[str, str]:
 
 
 def build(data: Path, algorithm: str = "MTCT") -> tuple[Any, dict[str, Any]]:
-    hparams = hparams_registry.default_hparams(algorithm, "PACSReasoning") | {"model": "tiny"}
-    return vars(datasets)["PACSReasoning"](str(data), [3], hparams), hparams
+    return build_dataset(algorithm, "PACSReasoning", data_dir=data, model="tiny")
 
 
 @pytest.mark.parametrize("name", UNUSABLE.values(), ids=UNUSABLE)

@@ -17,13 +17,13 @@ import pytest
 
 pytest.importorskip("openai")
 
+from builders.servers import annotate_words, ask, response
 from domainbed_reasoning.annotate.connection import guarded_client
 from domainbed_reasoning.annotate.openai import OpenAITeacher
 from domainbed_reasoning.annotate.redaction import redact
-from domainbed_reasoning.annotate.teacher import NoAnswer, Request, TeacherError
+from domainbed_reasoning.annotate.teacher import NoAnswer, TeacherError
 
 KEY = "sk-proj-Zq8/vT4+wX7nB2mK9-planted_55"
-REQUEST = Request("Which?", b"jpeg", seed=1, max_tokens=9, temperature=1.0, top_p=1.0)
 RUNS = [KEY[i : i + 8] for i in range(len(KEY) - 7)]
 
 
@@ -92,23 +92,11 @@ def test_an_error_is_redacted_before_it_is_cut(status: int, offset: int, liar: A
     """The key stands where a bound of 80, 300 or 500 characters cuts: not even its first characters are left."""
     for fill in (offset, offset + 220, offset + 410):
         data = ("x" * fill + KEY + " and " + KEY[3:]).encode()
-        head = f"HTTP/1.1 {status} No\r\nContent-Type: text/plain\r\nContent-Length: {len(data)}\r\n"
-        whole = head.encode() + b"Connection: close\r\n\r\n" + data
+        whole = response(data, f"{status} No", "text/plain")
         server = liar(lambda connection, whole=whole: connection.sendall(whole))
         with pytest.raises((NoAnswer, TeacherError)) as error:
             ask(server.url)
         assert not shows_key(str(error.value)) and KEY[:5] not in str(error.value)
-
-
-def ask(url: str, **more: Any) -> Any:
-    async def once() -> Any:
-        teacher = OpenAITeacher("m", base_url=url, timeout=30, retries=0, **more)
-        try:
-            return await teacher.answer(REQUEST)
-        finally:
-            await teacher.close()
-
-    return asyncio.run(once())
 
 
 CHAIN = (
@@ -128,18 +116,12 @@ def test_no_part_of_the_key_is_stored_or_printed_or_logged(
 
     def answer(connection: socket.socket) -> None:
         refused = next(turn) % 2
-        data = json.dumps({"error": {"message": part, "param": part, "code": part}} if refused else body).encode()
+        sent = {"error": {"message": part, "param": part, "code": part}} if refused else body
         reason = part.replace("\n", " ")
-        head = (
-            f"HTTP/1.1 {500 if refused else 200} {reason}\r\nX-Request-Id: {reason}\r\nContent-Length: {len(data)}\r\n"
-        )
-        connection.sendall(head.encode() + b"Connection: close\r\n\r\n" + data)
+        connection.sendall(response(sent, f"{500 if refused else 200} {reason}", X_Request_Id=reason))
 
-    child = start_verb(
-        "annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", "openai:m", "--base-url", liar(answer).url,
-        "--chains", tmp_path / "c.jsonl", "--candidates", 1, "--retries", 1, "--min-words", 1, "--unverified",
-        OPENAI_API_KEY=KEY, OPENAI_LOG="debug",
-    )  # fmt: skip
+    words = annotate_words(toy, liar(answer).url, tmp_path / "c.jsonl", "--candidates", 1, "--retries", 1)
+    child = start_verb(*words, OPENAI_API_KEY=KEY, OPENAI_LOG="debug")
     out, err = child.communicate()
     stored = (tmp_path / "c.jsonl").read_text()
     assert "[key]" in stored and "Traceback" not in err

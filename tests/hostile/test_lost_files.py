@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("openai")
 
+from builders.servers import annotate_words
 from domainbed_reasoning.chains.store import ChainFileError, ChainWriter, read_records
 
 resource = pytest.importorskip("resource")
@@ -97,20 +98,13 @@ def test_lines_that_another_program_appends_stay(tmp_path: Path) -> None:
     assert images(file) == ["a", "other", "b"]
 
 
-def arguments(toy: Path, url: str, file: Path) -> list[object]:
-    return [
-        *("annotate", "--dataset", "Toy", "--data_dir", toy, "--chains", file, "--teacher", "openai:m"),
-        *("--base-url", url, "--min-words", 1, "--unverified", "--retries", 0),
-    ]
-
-
 @pytest.fixture
 def annotate(toy: Path, verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """``annotate(url, …)`` runs the verb and returns exit code, standard output and error."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
     def run(url: str, *more: object) -> tuple[int, str, str]:
-        return verb(*arguments(toy, url, tmp_path / "new" / "c.jsonl"), *more)
+        return verb(*annotate_words(toy, url, tmp_path / "new" / "c.jsonl", "--retries", 0), *more)
 
     return run
 
@@ -145,7 +139,7 @@ def test_a_full_disk_names_the_file_and_what_is_safe(
     server = scripted(lambda body: ANSWER)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
-        child = start_verb(*arguments(toy, server.url, file), "--concurrency", 1)
+        child = start_verb(*annotate_words(toy, server.url, file, "--retries", 0, "--concurrency", 1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     _, err = child.communicate()

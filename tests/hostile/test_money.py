@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("openai")
 
+from builders.files import read_lines
+from builders.servers import annotate_words
 from domainbed_reasoning.annotate import pricing as cost
 from domainbed_reasoning.annotate.pricing import Budget, BudgetSpent
 from domainbed_reasoning.annotate.teacher import MAX_EDGE, q_teacher
@@ -34,21 +36,14 @@ def dollars(prompt_tokens: int, completion_tokens: int) -> float:
     return (prompt_tokens * IN + completion_tokens * OUT) / 1e6
 
 
-def records(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().split("\n") if line]
-
-
 @pytest.fixture
 def annotate(toy: Path, verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
     """``annotate(server, …)`` runs the verb on the toy's 8 images and returns exit code and all output."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
     def run(server: Any, *more: object) -> tuple[int, str]:
-        code, out, err = verb(
-            "annotate", "--dataset", "Toy", "--data_dir", toy, "--chains", tmp_path / "c.jsonl",
-            "--teacher", "openai:m", "--base-url", server.url, "--price", IN, OUT, "--min-words", 1, "--unverified",
-            "--retries", 2, *more,
-        )  # fmt: skip
+        words = annotate_words(toy, server.url, tmp_path / "c.jsonl", "--price", IN, OUT, "--retries", 2, *more)
+        code, out, err = verb(*words)
         return code, out + err
 
     return run
@@ -62,7 +57,7 @@ def test_an_answer_cut_while_thinking_is_a_candidate_that_is_paid_for(
     """$0.00968 an answer: five fit into $0.05. None is asked for twice, each is stored with its tokens."""
     server = scripted(lambda body: completion(content, finish, (1000, 768)))
     code, out = annotate(server, "--max-cost", 0.05)
-    stored = records(tmp_path / "c.jsonl")
+    stored = read_lines(tmp_path / "c.jsonl")
     seeds = [body["seed"] for body in server.bodies()]
     assert code == 3 and len(seeds) == len(set(seeds)) == len(stored) == 5
     assert {record["rule"] for record in stored} == {"cut"} and {record["chain"] for record in stored} == {""}
@@ -86,7 +81,7 @@ def test_with_a_larger_max_tokens_what_was_cut_is_asked_again_under_other_seeds(
 def test_an_answer_without_text_is_judged_and_not_asked_again(scripted: Any, annotate: Any, tmp_path: Path) -> None:
     server = scripted(lambda body: completion(None))
     code, out = annotate(server, "--candidates", 1)
-    assert code in (0, 1) and len(server.bodies()) == len(records(tmp_path / "c.jsonl")) == 8
+    assert code in (0, 1) and len(server.bodies()) == len(read_lines(tmp_path / "c.jsonl")) == 8
 
 
 # What a server does of every second request: what comes of it is billed, and nobody says how much.
@@ -132,7 +127,7 @@ def test_a_request_that_was_refused_or_never_arrived_costs_nothing(scripted: Any
 def test_what_a_time_out_may_have_cost_stays_reserved(liar: Any, annotate: Any) -> None:
     """Nothing is ever answered: 0.01 dollars a request are all that is known."""
     ended = threading.Event()
-    server = liar(lambda connection: ended.wait(30))
+    server = liar(lambda connection: ended.wait(600))
     code, out = annotate(server, "--max-cost", 0.025, "--timeout", 0.5, "--max-tokens", 1000)
     ended.set()
     assert code == 3 and 1 <= len(server.requests) <= 2 and "without reported usage" in out

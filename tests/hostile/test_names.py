@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
+from builders.files import define_toy, write_images
 from domainbed_reasoning.images.user_datasets import DatasetFileError, custom_datasets, read_dataset
 
 HOSTILE = (
@@ -33,19 +30,12 @@ HOSTILE = (
 
 
 def make(root: Path, names: tuple[str, ...], environments: tuple[str, ...] = ("art", "photo")) -> None:
-    for domain in environments:
-        for name in names:
-            folder = root / "toy" / domain / name.replace("/", "\u2044")
-            folder.mkdir(parents=True)
-            for i in range(3):
-                Image.new("RGB", (20, 20), (80 * i, 9, 9)).save(folder / f"{i}.png")
+    write_images(root / "toy", environments, [name.replace("/", "\u2044") for name in names], 3)
 
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "toy.toml").write_text('name = "Toy"\nfolder = "toy"\nenvironments = ["a", "b"]\n')
-    monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(tmp_path / "toy.toml"))
-    return tmp_path / "data"
+    return define_toy(monkeypatch, tmp_path)
 
 
 def test_verbs_show_hostile_names_as_text(data: Path, verb: Any, tmp_path: Path) -> None:
@@ -202,20 +192,3 @@ def test_a_hostile_dataset_file_is_refused_by_name(tmp_path: Path, name: str) ->
     with pytest.raises(DatasetFileError, match=f"(?s)camera.toml: .*({fault})") as error:
         read_dataset(path)
     assert len(str(error.value)) < 600
-
-
-@pytest.mark.parametrize("name", ["ReasoningImageFolder"])
-def test_a_dataset_file_cannot_take_the_place_of_a_class(tmp_path: Path, name: str) -> None:
-    """In a process of its own: importing DomainBed's datasets refuses the name, and nothing is replaced."""
-    from domainbed import datasets
-
-    (tmp_path / "x.toml").write_text(GOOD.replace("Camera", name))
-    checkout, root = Path(__file__).resolve().parents[2], Path(datasets.__file__).parents[1]
-    path = os.pathsep.join([str(checkout), str(root), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", "import _domainbed_reasoning_hook, domainbed.datasets"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "DOMAINBED_REASONING_DATASETS": str(tmp_path)},
-    )
-    assert done.returncode != 0 and name in done.stderr.splitlines()[-1]

@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("openai")
 
+from builders.files import read_lines
+from builders.servers import annotate_words
 from domainbed_reasoning.annotate.parameters import Parameters
 from domainbed_reasoning.annotate.teacher import Request, TeacherError
 
@@ -111,12 +113,8 @@ def test_a_limit_that_goes_by_neither_name_is_left_out_unless_the_cost_needs_it(
 
 def annotate(server: Any, toy: Path, verb: Any, *more: object) -> tuple[int, str, str, list[dict[str, Any]]]:
     chains = toy / "c.jsonl"
-    code, out, err = verb(
-        "annotate", "--dataset", "Toy", "--data_dir", toy, "--chains", chains, "--teacher", "openai:m",
-        "--base-url", server.url, "--min-words", 1, "--unverified", "--candidates", 1, "--retries", 0, *more,
-    )  # fmt: skip
-    lines = chains.read_text().split("\n") if chains.exists() else []
-    return code, out, err, [json.loads(line) for line in lines if line]
+    code, out, err = verb(*annotate_words(toy, server.url, chains, "--candidates", 1, "--retries", 0, *more))
+    return code, out, err, read_lines(chains) if chains.exists() else []
 
 
 @pytest.mark.parametrize("status", [400, 422, 200])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,8 @@ import pytest
 
 pytest.importorskip("openai")
 
+from builders.processes import environment, run_python
+from builders.servers import response
 from domainbed_reasoning.annotate.openai import OpenAITeacher
 from domainbed_reasoning.annotate.teacher import TeacherError
 
@@ -55,27 +55,23 @@ def command_lines(secret: str) -> list[str]:
     return found
 
 
-def http(status: str, body: Any) -> bytes:
-    data = json.dumps(body).encode()
-    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-    return head.encode() + b"Connection: close\r\n\r\n" + data
-
-
 CHAIN = (
     "<SUMMARY>I look at {key}.</SUMMARY><CAPTION>A thing.</CAPTION><REASONING>It has parts.</REASONING>"
     "<REFLECTION>None.</REFLECTION><CONCLUSION>bike</CONCLUSION>"
 )
 FAULTS = {
-    "an answer that quotes it": http("200 OK", {"choices": [{"message": {"content": CHAIN.format(key=OURS)}}]}),
-    "500 that quotes it": http("500 Error", {"error": {"message": f"trouble with {OURS}"}}),
-    "401 that quotes it": http("401 No", {"error": {"message": f"bad key {OURS}", "code": OURS, "type": OURS}}),
-    "400 that quotes it in its code": http("400 Bad", {"error": {"message": "bad", "code": OURS, "param": OURS}}),
-    "429 that quotes it": http("429 Slow", {"error": {"message": OURS}}),
-    "no JSON but the key": http("200 OK", OURS),
-    "a redirect that holds it": http("307 T", {}).replace(
+    "an answer that quotes it": response({"choices": [{"message": {"content": CHAIN.format(key=OURS)}}]}),
+    "500 that quotes it": response({"error": {"message": f"trouble with {OURS}"}}, "500 Error"),
+    "401 that quotes it": response({"error": {"message": f"bad key {OURS}", "code": OURS, "type": OURS}}, "401 No"),
+    "400 that quotes it in its code": response({"error": {"message": "bad", "code": OURS, "param": OURS}}, "400 Bad"),
+    "429 that quotes it": response({"error": {"message": OURS}}, "429 Slow"),
+    "no JSON but the key": response(OURS),
+    "a redirect that holds it": response({}, "307 T").replace(
         b"Content-T", b"Location: /" + OURS.encode() + b"\r\nContent-T"
     ),
-    "a header that holds it": http("503 Busy", {}).replace(b"Content-Type", f"X-Key: {OURS}\r\nContent-Type".encode()),
+    "a header that holds it": response({}, "503 Busy").replace(
+        b"Content-Type", f"X-Key: {OURS}\r\nContent-Type".encode()
+    ),
     "no HTTP but the key": OURS.encode() + b"\r\n\r\n",
 }
 
@@ -192,7 +188,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_a_certificate_that_nobody_signed_is_refused_before_the_key_is_sent(
     certificate: Path, liar: Any, toy: Path, start_verb: Any, tmp_path: Path
 ) -> None:
-    server = liar(lambda connection: connection.sendall(http("200 OK", {})), certificate)
+    server = liar(lambda connection: connection.sendall(response({})), certificate)
     common = ("annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", "openai:m", "--base-url", server.url)
     child = start_verb(*common, "--concurrency", 1, "--chains", tmp_path / "c.jsonl", **PLANTED)
     out, err = child.communicate()
@@ -235,16 +231,9 @@ def test_nothing_is_fetched_that_nobody_asked_for(tmp_path: Path) -> None:
     """Every connection and every look-up of a name is an error; HF_HUB_OFFLINE is not set."""
     from domainbed import datasets
 
-    root = Path(datasets.__file__).parents[1]
-    path = os.pathsep.join([str(Path(__file__).parents[2]), str(root), os.environ.get("PYTHONPATH", "")])
-    kept = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
-    done = subprocess.run(
-        [sys.executable, "-c", OBSERVED + UNASKED],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**kept, "PYTHONPATH": path, "HF_HOME": str(tmp_path)},
-    )
+    variables = environment(Path(datasets.__file__).parents[1], HF_HOME=str(tmp_path))
+    env = {name: value for name, value in variables.items() if not name.endswith("_OFFLINE")}
+    done = run_python("-c", OBSERVED + UNASKED, cwd=tmp_path, env=env)
     assert done.returncode == 0 and "REACHED THE END" in done.stdout, done.stderr
     assert "CONNECTED" not in done.stdout + done.stderr and "LOOKED UP" not in done.stdout + done.stderr
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
-import json
 import socket
 import time
 import tracemalloc
@@ -16,27 +14,20 @@ import pytest
 
 pytest.importorskip("openai")
 
-from domainbed_reasoning.annotate.openai import OpenAITeacher
-from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, TeacherError
+from builders import servers
+from builders.servers import annotate_words, ask, response
+from domainbed_reasoning.annotate.teacher import NoAnswer, TeacherError
 from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.chains.store import load_chains
 
 KEY = "sk-planted-7d1f0c55e2"
-REQUEST = Request("Which?", b"jpeg", seed=1, max_tokens=9, temperature=1.0, top_p=1.0)
 GOOD = {"choices": [{"message": {"content": "ok"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 5}}
 
 Misbehave = Callable[[socket.socket], None]
 
 
-def reply(body: bytes, kind: str = "application/json", status: str = "200 OK", **headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}", "Connection: close"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
-
-
 def says(body: Any, **more: str) -> Misbehave:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return lambda connection: connection.sendall(reply(data, **more))
+    return lambda connection: connection.sendall(response(body, **more))
 
 
 def completion(**changes: Any) -> Misbehave:
@@ -44,7 +35,7 @@ def completion(**changes: Any) -> Misbehave:
 
 
 def message(content: Any, **more: Any) -> Misbehave:
-    return says({"choices": [{"message": {"content": content}, **more}]})
+    return says(servers.completion(content, **more))
 
 
 def raw(data: bytes) -> Misbehave:
@@ -202,17 +193,6 @@ SERVERS: dict[str, tuple[Misbehave, Any]] = {
 }
 
 
-def ask(url: str, timeout: float = 20, **more: Any) -> Answer:
-    async def once() -> Answer:
-        teacher = OpenAITeacher("m", base_url=url, timeout=timeout, retries=0, **more)
-        try:
-            return await teacher.answer(REQUEST)
-        finally:
-            await teacher.close()
-
-    return asyncio.run(asyncio.wait_for(once(), 600))  # a server that holds the client for ever fails the test
-
-
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -287,10 +267,7 @@ def test_a_chain_beyond_what_is_kept_is_not_accepted(liar: Any, toy: Path, verb:
     chain = Chain(*texts, "bike").render()
     chains = toy / "chains.jsonl"
     server = liar(message(chain))
-    code, _, _ = verb(
-        "annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", "openai:m", "--base-url", server.url,
-        "--chains", chains, "--candidates", 1, "--unverified", "--min-words", 3,
-    )  # fmt: skip
+    code, _, _ = verb(*annotate_words(toy, server.url, chains, "--candidates", 1, "--min-words", 3))
     assert code == 1  # nothing was accepted
     assert load_chains(chains) == {} and chains.read_text().count('"verdict":"rejected"') == 8
 

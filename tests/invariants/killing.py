@@ -139,6 +139,20 @@ def _recorded(output_dir: Path) -> int:
     return recorded
 
 
+def prepare(cache: Path) -> None:
+    """Choose the cache folder, and import and compute once what all forks of this process need."""
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    torch.set_num_threads(1)
+    import domainbed.algorithms
+    import domainbed.datasets  # noqa: F401
+    import peft  # noqa: F401
+    from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
+
+    from domainbed_reasoning.bridge.versions import source_digests
+
+    source_digests()
+
+
 def main() -> int:
     """Run both and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -151,16 +165,7 @@ def main() -> int:
     parser.add_argument("--answer", default="chain")
     parser.add_argument("--hparams", default="{}", help="JSON, over those of this file")
     options = parser.parse_args()
-    os.environ["XDG_CACHE_HOME"] = str(options.folder / "cache")
-    torch.set_num_threads(1)
-    import domainbed.algorithms
-    import domainbed.datasets  # noqa: F401
-    import peft  # noqa: F401
-    from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
-
-    from domainbed_reasoning.bridge.versions import source_digests
-
-    source_digests()  # of what all forks run
+    prepare(options.folder / "cache")
     run(options.folder / "undisturbed", options)
     killed = options.folder / "killed"
     moments = run_and_kill(killed, options)

@@ -22,8 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from killing import differences, outcome
+from killing import differences, outcome, prepare
 from stops import begin
 
 HPARAMS = {"batch_size": 2, "mtct_epochs": 1, "sarr_rounds": 1, "sarr_epochs": 1, "max_new_tokens": 16}
@@ -90,16 +89,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True)
     folder: Path = parser.parse_args().folder.resolve()
     cache, job = folder / "cache", folder / "job"
-    os.environ["XDG_CACHE_HOME"] = str(cache)
-    torch.set_num_threads(1)
-    import domainbed.algorithms
-    import domainbed.datasets  # noqa: F401
-    import peft  # noqa: F401
-    from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
-
-    from domainbed_reasoning.bridge.versions import source_digests
-
-    source_digests()  # of what all forks run
+    prepare(folder / "cache")
     ended = begin(folder / "undisturbed", None, 5, OWN, MORE)
     undisturbed = outcome(folder / "undisturbed")
     killed = begin(job, ("saved", 4), 5, OWN, MORE)

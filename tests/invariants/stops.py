@@ -18,8 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from killing import differences, outcome, start
+from killing import differences, outcome, prepare, start
 
 from domainbed_reasoning.method.schedule import plan_stages
 
@@ -79,16 +78,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, required=True)
     folder: Path = parser.parse_args().folder
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    torch.set_num_threads(1)
-    import domainbed.algorithms
-    import domainbed.datasets  # noqa: F401
-    import peft  # noqa: F401
-    from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
-
-    from domainbed_reasoning.bridge.versions import source_digests
-
-    source_digests()  # of what all forks run
+    prepare(folder / "cache")
     epochs = [STAGES["mtct_epochs"]] + [STAGES["sarr_epochs"]] * STAGES["sarr_rounds"]
     first, second = plan_stages(epochs, 1, STEPS).stages[1:]
     stops = [

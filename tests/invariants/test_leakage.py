@@ -16,8 +16,8 @@ from domainbed.lib import misc
 from domainbed.lib.fast_data_loader import InfiniteDataLoader
 from PIL import Image
 
+from builders.files import chain_text
 from domainbed_reasoning import registry
-from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.datasets.user_datasets import make_classes
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.images import user_datasets as custom
@@ -27,10 +27,6 @@ IMAGES = 5  # a class and domain: ten a domain, of which two are its validation 
 TARGET = 1
 HOLDOUT = 0.2
 FOLDERS = [name for name in registry.DATASETS if name != "ShapesReasoning"]
-
-
-def chain(name, caption):
-    return Chain("I look.", caption, "It fits.", "Nothing misleads.", name).render()
 
 
 def validation(env, size):
@@ -57,7 +53,7 @@ def write_folders(root, cls, poisoned):
                 array = pixels.randint(0, 256, (32, 32, 3), dtype=np.uint8)
                 is_poison = poisoned and (env == TARGET or label * IMAGES + index in held_out)
                 Image.fromarray(255 - array if is_poison else array).save(place / f"{index}.png")
-                text = chain(
+                text = chain_text(
                     names[1 - label] if is_poison else names[label], "POISON" if is_poison else f"{env} {index}"
                 )
                 lines.append({"image": f"domain{env:02}/{folder}/{index}.png", "chain": text})
@@ -156,7 +152,7 @@ def test_poison_changes_no_step_on_the_rendered_dataset(monkeypatch):
     )
     monkeypatch.setattr(shapes, "label", lambda d, i: (label(d, i) + (d == TARGET)) % len(shapes.CLASS_NAMES))
     monkeypatch.setattr(
-        shapes, "chain", lambda d, i, *of: chain("POISON", "POISON") if is_poison(d, i) else tell(d, i, *of)
+        shapes, "chain", lambda d, i, *of: chain_text("POISON", "POISON") if is_poison(d, i) else tell(d, i, *of)
     )
     module._picture.cache_clear()
     poisoned = trajectory(None, cls, "RDMLDG", True)

@@ -1,13 +1,12 @@
 """A job that is killed and started again ends as one that was not: bit for bit, on the CPU in float32."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from builders.processes import environment, run_python
 
 KILLING = Path(__file__).with_name("killing.py")
 
@@ -20,23 +19,16 @@ KILLING = Path(__file__).with_name("killing.py")
     ],
     ids=lambda options: options[1],
 )
-def test_a_killed_job_goes_on_and_ends_as_if_undisturbed(domainbed_root, tmp_path, options):
-    path = os.pathsep.join([str(domainbed_root), str(KILLING.parent.parent.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(KILLING), "--folder", str(tmp_path), "--answer", "label", *options]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
-    assert done.stdout, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
+def test_a_killed_job_goes_on_and_ends_as_if_undisturbed(either_domainbed, tmp_path, options):
+    said = run_script(either_domainbed, tmp_path, "killing.py", "--answer", "label", *options)
     assert said["differing"] == [] and said["left"] == []
     assert said["kills"] == int(options[3])
 
 
-def run_script(domainbed, tmp_path, name):
+def run_script(domainbed, tmp_path, name, *options):
     """Run a script of this folder and return what it prints."""
-    path = [str(domainbed), str(KILLING.parent.parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(KILLING.with_name(name)), "--folder", str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
+    script = Path(__file__).with_name(name)
+    done = run_python(script, "--folder", tmp_path, *options, env=environment(domainbed))
     assert done.stdout, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -5,24 +5,17 @@ import itertools
 
 import pytest
 import torch
-from domainbed import algorithms, datasets, hparams_registry
 
+from builders.training import build
 from domainbed_reasoning.jobs.answers import records_for
-
-
-def build(name, **changes):
-    """Dataset and algorithm with one hparams dictionary, as DomainBed's train script builds them."""
-    torch.manual_seed(0)
-    hparams = hparams_registry.default_hparams(name, "ShapesReasoning") | {"max_new_tokens": 40} | changes
-    dataset = datasets.ShapesReasoning(None, [3], hparams)
-    algorithm = algorithms.get_algorithm_class(name)(dataset.input_shape, dataset.num_classes, 3, hparams)
-    return dataset, algorithm
 
 
 @pytest.mark.parametrize(("matching", "reads"), [("tolerant", True), ("exact", False)])
 def test_answer_matching_says_how_answers_records_votes_and_self_labels_are_read(matching, reads, monkeypatch):
     """The model writes "A NAME." in lower-case tags for class 3, in two of three samples; the third names class 1."""
-    dataset, algorithm = build("SARR", answer_matching=matching, votes=3, sarr_votes=3, temperature=0.9, eval_batch=4)
+    dataset, algorithm = build(
+        "SARR", max_new_tokens=40, answer_matching=matching, votes=3, sarr_votes=3, temperature=0.9, eval_batch=4
+    )
     names = algorithm.task.class_names
     blemished = f"Sure: <conclusion>A {names[3]}.</conclusion>"
     drawn = itertools.cycle([blemished, f"<CONCLUSION>{names[1]}</CONCLUSION>", blemished])

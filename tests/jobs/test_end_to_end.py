@@ -10,6 +10,8 @@ import time
 import pytest
 import torch
 
+from builders.files import read_lines
+
 FEW = json.dumps({"max_new_tokens": 8, "batch_size": 2, "sarr_rounds": 1, "mtct_epochs": 1, "sarr_epochs": 1})
 
 
@@ -35,7 +37,7 @@ def sweep(domainbed_root, run_stock, tmp_path):
 def jobs(folder):
     found = {}
     for path in folder.glob("*/results.jsonl"):
-        records = [json.loads(line) for line in path.read_text().splitlines()]
+        records = read_lines(path)
         found[records[0]["args"]["algorithm"]] = (path.parent, records)
     return found
 
@@ -75,7 +77,7 @@ def test_a_stock_sweep_runs_ours_beside_erm_and_tabulates_both(sweep, run_stock)
 
 def check_records(job, last):
     """Both answers' files agree with DomainBed's own accuracies and its splits."""
-    rows = [json.loads(line) for line in (job / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(job / "predictions.jsonl")
     answers = json.loads((job / "answers.json").read_text())
     assert len({(row["env"], row["index"]) for row in rows}) == len(rows)
     for env in range(4):
@@ -95,7 +97,7 @@ def test_samples_held_out_for_domain_adaptation_are_neither_in_nor_out(domainbed
         "--uda_holdout_fraction", 0.3, "--hparams", hparams, "--output_dir", tmp_path / "job", cwd=domainbed_root,
     )  # fmt: skip
     record = json.loads((tmp_path / "job" / "results.jsonl").read_text().splitlines()[-1])
-    rows = [json.loads(line) for line in (tmp_path / "job" / "predictions.jsonl").read_text().splitlines()]
+    rows = read_lines(tmp_path / "job" / "predictions.jsonl")
     answers = json.loads((tmp_path / "job" / "answers.json").read_text())
     assert list(answers["env0"]) == ["in", "out", "uda"] and list(answers["env1"]) == ["in", "out"]
     for split in ("in", "out", "uda"):
@@ -112,7 +114,7 @@ def test_debug_datasets_train_through_the_stock_script(domainbed_root, run_stock
         cwd=domainbed_root,
     )  # fmt: skip
     assert (tmp_path / "job" / "done").exists()
-    records = [json.loads(line) for line in (tmp_path / "job" / "results.jsonl").read_text().splitlines()]
+    records = read_lines(tmp_path / "job" / "results.jsonl")
     assert [record["step"] for record in records] == [0, 4]
 
 

@@ -6,14 +6,14 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from builders.files import read_lines
+from builders.processes import run_python
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.jobs import resume_store as unfinished
 from domainbed_reasoning.jobs.replay_log import Answers, Progress
@@ -350,7 +350,7 @@ def test_earlier_records_are_moved_and_those_of_other_jobs_stay(tmp_path):
     replayed = [record(0, step_time=0.001), record(40, step_time=0.001, loss=0.75)]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in replayed))
     restore_measured(tmp_path, moved)
-    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    rows = read_lines(tmp_path / "results.jsonl")
     assert [row["step_time"] for row in rows] == [1.5, 0.001]
 
 
@@ -362,7 +362,5 @@ def test_set_aside_leaves_a_folder_without_records_alone(tmp_path):
 def test_a_killed_process_leaves_no_lock(tmp_path):
     code = "import sys, os; from domainbed_reasoning.jobs.replay_log import Progress; from pathlib import Path; "
     code += f"Progress({JOB!r}, Path(sys.argv[1])); print('ready', flush=True); os.kill(os.getpid(), 9)"
-    path = os.pathsep.join(sys.path)
-    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": path})
-    assert process.returncode == -9
+    assert run_python("-c", code, tmp_path).returncode == -9
     Progress(JOB, tmp_path)

@@ -1,13 +1,9 @@
 import torch
 
-from domainbed_reasoning.chains.chain import Chain
+from builders.files import chain_text as chain
 from domainbed_reasoning.method.self_labeling import SelfLabels, accept
 
 NAMES = ["cat", "dog"]
-
-
-def chain(name):
-    return Chain("s", "c", "r", "r", name).render()
 
 
 class Labeller:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import pathlib
 
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from builders import families
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import attach_task, with_ids
 from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.mllm.loading import TINY
 from domainbed_reasoning.mllm.pixels import resize
-
-_spec = importlib.util.spec_from_file_location("family_builders", pathlib.Path(__file__).with_name("builders.py"))
-builders = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(builders)
 
 
 @pytest.fixture(scope="session")
@@ -30,22 +26,36 @@ def folder_of(tmp_path_factory):
 
     def folder(name: str) -> str:
         if name not in built:
-            built[name] = str(builders.build(name, root / name))
+            built[name] = str(families.build(name, root / name))
         return built[name]
 
     return folder
 
 
-@pytest.fixture(scope="session", params=list(builders.BUILDERS))
+@pytest.fixture(scope="session", params=list(families.BUILDERS))
 def family_folder(request, folder_of) -> str:
     """Each family's folder in turn."""
     return folder_of(request.param)
 
 
 @pytest.fixture(scope="session")
+def model_31m(tmp_path_factory):
+    """InternVL's shape at 31 million parameters, in both towers."""
+    folder = tmp_path_factory.mktemp("model")
+    config = AutoConfig.from_pretrained(TINY)
+    config.text_config.update({"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 5})
+    config.text_config.update({"num_attention_heads": 8, "num_key_value_heads": 4})
+    config.text_config.update({"layer_types": ["full_attention"] * 5})
+    config.vision_config.update({"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 5})
+    AutoModelForImageTextToText.from_config(config).to(torch.float32).save_pretrained(folder)
+    AutoProcessor.from_pretrained(TINY).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def class_names() -> tuple[str, ...]:
     """Names of which one is another's beginning."""
-    return builders.CLASSES
+    return families.CLASSES
 
 
 @pytest.fixture
@@ -60,7 +70,7 @@ def _one_thread():
     torch.manual_seed(0)
 
 
-CHAIN = Chain("a look", "a thing", "it has four legs", "no", builders.CLASSES[0]).render()
+CHAIN = Chain("a look", "a thing", "it has four legs", "no", families.CLASSES[0]).render()
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +84,7 @@ def algorithm_on():
         keys = [(env, index) for env in (0, 1) for index in range(4)]
         task = Task(
             dataset="PACSReasoning",
-            class_names=builders.CLASSES,
+            class_names=families.CLASSES,
             environments=("art", "photo", "sketch"),
             test_envs=(2,),
             labels=((0,) * 4,) * 3,
@@ -84,7 +94,7 @@ def algorithm_on():
         )
         attach_task(hparams, task)
         torch.manual_seed(0)
-        return cls((3, 40, 40), len(builders.CLASSES), 2, hparams)
+        return cls((3, 40, 40), len(families.CLASSES), 2, hparams)
 
     return build
 

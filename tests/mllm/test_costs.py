@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.chains.prompts import q_cls
 from domainbed_reasoning.method.schedule import plan_stages
 from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
-from domainbed_reasoning.mllm.loading import TINY, part_of
+from domainbed_reasoning.mllm.loading import part_of
 from domainbed_reasoning.results import published
 from domainbed_reasoning.sweeps import costs
 
@@ -17,20 +16,6 @@ HPARAMS = {
     "answer": "chain", "both_answers": False, "quantize": "none", "eval_batch": 16, "max_new_tokens": 512,
     "batch_size": 10, "micro_batch": 4, "lora_rank": 8, "gradient_checkpointing": False, "sarr_epochs": 3,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model_31m(tmp_path_factory):
-    """InternVL's shape at 31 million parameters."""
-    folder = tmp_path_factory.mktemp("model")
-    config = transformers.AutoConfig.from_pretrained(TINY)
-    config.text_config.update({"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 5})
-    config.text_config.update({"num_attention_heads": 8, "num_key_value_heads": 4})
-    config.text_config.update({"layer_types": ["full_attention"] * 5})
-    config.vision_config.update({"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 5})
-    transformers.AutoModelForImageTextToText.from_config(config).to(torch.float32).save_pretrained(folder)
-    transformers.AutoProcessor.from_pretrained(TINY).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,64 +1,34 @@
 """`export --job` and `predict` on folders that are no whole job: an answer, or one line that names what is wrong."""
 
-import argparse
 import json
-import os
 import shutil
 
 import pytest
 import torch
 from PIL import Image
 
+from builders.files import link_to, make_folder, write
+from builders.training import write_trained_job
 from domainbed_reasoning import __main__ as cli
 
 
 @pytest.fixture(scope="session")
 def whole(folder_of, algorithm_on, tmp_path_factory):
     """A job as DomainBed's train script leaves it, with adapters as they begin."""
-    from domainbed_reasoning.jobs.answers import write_task
-
-    folder = tmp_path_factory.mktemp("odd") / "job"
-    folder.mkdir()
     algorithm = algorithm_on(folder_of("SmolVLM"), "MTCT", micro_batch=8, max_new_tokens=12)
-    args = argparse.Namespace(algorithm="MTCT", dataset="PACSReasoning", test_envs=[2], output_dir=str(folder))
-    write_task(algorithm.task, algorithm.hparams, args)
-    torch.save({"model_dict": algorithm.state_dict()}, folder / "model.pkl")
-    record = {"step": 5, **{f"env{env}_{part}_acc": 0.5 for env in range(3) for part in ("in", "out")}}
-    (folder / "results.jsonl").write_text(json.dumps(record) + "\n")
+    folder = write_trained_job(algorithm, tmp_path_factory.mktemp("odd") / "job")
     answers = {"env2": {"out": {"n": 3, "label": 0.5, "chain": None, "unparsed": None}}}
     (folder / "answers.json").write_text(json.dumps(answers))
     return folder
 
 
-def folder_instead(path):
-    path.unlink(missing_ok=True)
-    path.mkdir()
-
-
-def link_instead(target):
-    def make(path):
-        path.unlink(missing_ok=True)
-        path.symlink_to(target)
-
-    return make
-
-
-def write(data):
-    return lambda path: path.write_bytes(data)
-
-
-def pipe(path):
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)
-
-
 ODD = {
-    "gone": lambda path: path.unlink(missing_ok=True), "folder": folder_instead, "empty": write(b""),
+    "gone": lambda path: path.unlink(missing_ok=True), "folder": make_folder, "empty": write(b""),
     "{}": write(b"{}"),
     "[]": write(b"[]"), "null": write(b"null"), "number": write(b"5"), "NaN": write(b'{"env2": NaN, "step": NaN}'),
     "text": write(b"no JSON"), "no UTF-8": write(b"\xff\xfe{}"), "NULs": write(b"\0" * 99),
     "deep": write(b"[" * 99_999),
-    "dangling": link_instead("nowhere"), "circle": link_instead("task.json"), "digits": write(b"1" * 9999),
+    "dangling": link_to("nowhere"), "circle": link_to("task.json"), "digits": write(b"1" * 9999),
     "lists": write(b'{"env2": [1], "env2_in_acc": [1], "environment": {"out": 3}, "step": "x"}'),
     "zip": write(b"PK\x03\x04" + b"\0" * 50), "half a pair": write(b'{"env2": {"out": {"label": "\\ud800"}}}'),
 }  # fmt: skip

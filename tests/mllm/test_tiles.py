@@ -5,6 +5,7 @@ import torch
 import transformers
 from PIL import Image
 
+from builders.files import write_images
 from domainbed_reasoning import registry
 from domainbed_reasoning.chains.prompts import q_cls
 from domainbed_reasoning.mllm import ModelError, load_mllm
@@ -85,13 +86,11 @@ def test_tiles_from_image_files_to_an_update(folder_of, tmp_path, name):
     from domainbed_reasoning.datasets.image_folders import PACSReasoning
 
     generator = torch.Generator().manual_seed(0)
-    for domain in ("art_painting", "cartoon", "photo", "sketch"):
-        for label in ("dog", "elephant"):
-            folder = tmp_path / "PACS" / domain / label
-            folder.mkdir(parents=True)
-            for index in range(2):
-                pixels = torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8, generator=generator)
-                Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
+
+    def picture(*_):
+        return Image.fromarray(torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8, generator=generator).numpy())
+
+    write_images(tmp_path / "PACS", ("art_painting", "cartoon", "photo", "sketch"), ("dog", "elephant"), 2, picture)
     cls = registry.load(registry.ALGORITHMS["LabelSFT"])
     hparams = {key: hparam.default for key, hparam in {**cls.HPARAMS, **PACSReasoning.HPARAMS}.items()}
     hparams |= {"algorithm": "LabelSFT", "model": folder_of(name), "max_tiles": 4, "micro_batch": 8}

@@ -1,6 +1,5 @@
 """What a job trained, loaded again: by DomainBed's checkpoint, by plain peft, by plain transformers, by `predict`."""
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from builders.training import write_trained_job
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.jobs.export import export_adapters, export_merged
@@ -19,28 +19,6 @@ from domainbed_reasoning.jobs.predict import Predictor
 from domainbed_reasoning.jobs.trained import JobError, read_job
 from domainbed_reasoning.mllm import load_mllm
 from domainbed_reasoning.mllm.pixels import from_picture
-
-
-def write_job(algorithm, folder: pathlib.Path) -> pathlib.Path:
-    """Leave what DomainBed's train script leaves: checkpoint, records and our task.json."""
-    from domainbed_reasoning.jobs.answers import write_task
-
-    folder.mkdir(parents=True)
-    name = type(algorithm).__name__
-    args = argparse.Namespace(algorithm=name, dataset="PACSReasoning", test_envs=[2], output_dir=str(folder))
-    write_task(algorithm.task, algorithm.hparams, args)
-    checkpoint = {
-        "args": vars(args),
-        "model_input_shape": (3, 40, 40),
-        "model_num_classes": 4,
-        "model_num_domains": 2,
-        "model_hparams": algorithm.hparams,
-        "model_dict": algorithm.state_dict(),
-    }
-    torch.save(checkpoint, folder / "model.pkl")
-    record = {"step": 51, **{f"env{env}_{part}_acc": 0.5 + 0.1 * env for env in range(3) for part in ("in", "out")}}
-    (folder / "results.jsonl").write_text(json.dumps(record) + "\n" + '{"step": 5')  # killed while it wrote
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +32,7 @@ def trained(family_folder, algorithm_on, minibatches):
 
 @pytest.fixture(scope="session")
 def job(trained, family_folder, tmp_path_factory) -> pathlib.Path:
-    return write_job(trained, tmp_path_factory.mktemp("jobs") / "job")
+    return write_trained_job(trained, tmp_path_factory.mktemp("jobs") / "job")
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +118,7 @@ def test_predict_equals_the_algorithm_on_files(trained, job, files):
 def test_a_job_that_votes_predicts_by_vote(folder_of, algorithm_on, files, tmp_path, monkeypatch):
     """As the algorithm's own answers: three chains an image at the votes' temperature, the same for the same images."""
     algorithm = algorithm_on(folder_of("SmolVLM"), "MLLMZeroShot", max_new_tokens=12, votes=3, vote_temperature=0.9)
-    folder = write_job(algorithm, tmp_path / "job")
+    folder = write_trained_job(algorithm, tmp_path / "job")
     predictor = Predictor(folder)
     assert predictor(files) == predictor(files)
     asked = []
@@ -174,7 +152,7 @@ def test_exported_folders_predict_as_the_job(job, files, tmp_path):
 def one_job(folder_of, algorithm_on, minibatches, tmp_path_factory) -> pathlib.Path:
     algorithm = algorithm_on(folder_of("SmolVLM"), "MTCT", micro_batch=8, max_new_tokens=12)
     algorithm.update(minibatches)
-    return write_job(algorithm, tmp_path_factory.mktemp("jobs") / "job")
+    return write_trained_job(algorithm, tmp_path_factory.mktemp("jobs") / "job")
 
 
 def test_the_model_card_says_data_target_settings_and_accuracy(one_job, tmp_path):
@@ -296,7 +274,7 @@ def test_adapters_of_another_rank_are_refused(one_job, folder_of):
 
 def test_a_zero_shot_job_predicts_and_exports_nothing(folder_of, algorithm_on, files, tmp_path):
     algorithm = algorithm_on(folder_of("SmolVLM"), "MLLMZeroShot", max_new_tokens=12)
-    folder = write_job(algorithm, tmp_path / "zero")
+    folder = write_trained_job(algorithm, tmp_path / "zero")
     assert len(Predictor(folder, "label")(files)) == 3
     with pytest.raises(JobError, match="MLLMZeroShot has trained no adapters"):
         export_adapters(folder, tmp_path / "out")
@@ -305,7 +283,7 @@ def test_a_zero_shot_job_predicts_and_exports_nothing(folder_of, algorithm_on, f
 def test_a_quantised_job_merges_into_unquantised_weights(folder_of, algorithm_on, minibatches, files, tmp_path):
     algorithm = algorithm_on(folder_of("SmolVLM"), "MTCT", micro_batch=8, quantize="nf4")
     algorithm.update(minibatches)
-    folder = write_job(algorithm, tmp_path / "job")
+    folder = write_trained_job(algorithm, tmp_path / "job")
     assert Predictor(folder, "label").mllm.quantized
     export_merged(folder, tmp_path / "merged")
     assert not load_mllm(str(tmp_path / "merged")).quantized

@@ -4,15 +4,15 @@ import importlib.util
 import io
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from builders.files import read_lines
+from builders.processes import environment, run_python
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.results import collect, summarise
 from domainbed_reasoning.results.job_folders import read_jobs
@@ -66,9 +66,7 @@ def test_every_cell_and_average_is_what_stock_prints(domainbed_root, tmp_path):
     """Ties, gaps, missing trials and algorithms that DomainBed does not know included."""
     names = ["full", "gaps", "ties"]
     seeded_records(tmp_path, names)
-    path = os.pathsep.join([str(domainbed_root), str(CHECKOUT)])
-    command = [sys.executable, str(HERE / "both_tables.py"), "seen.json", *names]
-    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, check=True)
+    run_python(HERE / "both_tables.py", "seen.json", *names, cwd=tmp_path, env=environment(domainbed_root), check=True)
     compared = averages = 0
     for seen in json.loads((tmp_path / "seen.json").read_text()).values():
         for name, method, (head,), rows in tables_of(seen["stock"]):
@@ -267,7 +265,7 @@ def test_tables_show_hostile_names_as_they_are():
 def test_jobs_of_one_source_have_a_table_of_their_own(write_job, capsys):
     """Source 1: validation is best at step 10, whose targets have .2, .4, .6; step 20 would have .9 each."""
     job = write_job("one", "ERM", "ShapesReasoning", args={"test_envs": [0, 2, 3]}, accs=(0, 0, 0))
-    records = [json.loads(line) for line in (job / "results.jsonl").read_text().splitlines()]
+    records = read_lines(job / "results.jsonl")
     for record, source, targets in zip(
         records, (0.3, 0.8, 0.5), ((0.1,) * 3, (0.2, 0.4, 0.6), (0.9,) * 3), strict=True
     ):
@@ -373,7 +371,7 @@ def test_odd_values_of_a_job_end_no_table(write_job, odd):
 def test_what_is_measured_at_the_last_step_is_not_the_chosen_steps(write_job):
     """Step 10 is chosen; rounds, answers, time and memory are those of the whole run, which ends at step 20."""
     job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, accs=(0.1, 0.7, 0.4), hparams={"lr": 0.1})
-    records = [json.loads(line) for line in (job / "results.jsonl").read_text().splitlines()]
+    records = read_lines(job / "results.jsonl")
     for record, kept, memory, best in zip(records, (0.1, 0.3, 0.9), (1.0, 3.0, 2.0), (0.1, 0.9, 0.2), strict=True):
         record |= {"sarr1_accepted": kept, "mem_gb": memory} | {f"env{env}_out_acc": best for env in range(4)}
     records[-1]["sarr2_accepted"] = 0.8

@@ -1,13 +1,13 @@
 """One job with a bad value never ends `collect` or `report` for its sweep: it is left out and named."""
 
 import json
-import os
 import shutil
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from builders.files import link_to, make_folder, make_pipe, make_terabyte, read_lines, write
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.results import collect
 from domainbed_reasoning.results.render import markdown
@@ -81,7 +81,7 @@ def good_rows(frame):
 
 def write_value(job, place, name, text, number=1):
     """Put a value, as it stands in JSON, into a line of the job's records."""
-    records = [json.loads(line) for line in (job / "results.jsonl").read_text().splitlines()]
+    records = read_lines(job / "results.jsonl")
     where = records[number] if place == "record" else records[number][place]
     where[name] = "@@"
     lines = [json.dumps(record).replace('"@@"', text) for record in records]
@@ -164,38 +164,11 @@ def test_a_loss_that_is_no_number_is_a_result(sweep):
     assert "bad" in set(collect(bad.parent)["folder"])
 
 
-def make_fifo(path):
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)
-
-
-def make_folder(path):
-    path.unlink(missing_ok=True)
-    path.mkdir()
-
-
-def link_to(target):
-    def make(path):
-        path.unlink(missing_ok=True)
-        path.symlink_to(target)
-
-    return make
-
-
-def write(data):
-    return lambda path: path.write_bytes(data)
-
-
-def sparse(path):
-    with open(path, "wb") as file:
-        file.truncate(1 << 40)
-
-
 ODD = {
-    "folder": make_folder, "pipe": make_fifo, "empty": write(b""), "NULs": write(b"\0" * 9),
+    "folder": make_folder, "pipe": make_pipe, "empty": write(b""), "NULs": write(b"\0" * 9),
     "no UTF-8": write(b"\xff{}\n"),
     "link out": link_to("/etc/passwd"), "endless": link_to("/dev/zero"), "dangling": link_to("nowhere"),
-    "circle": link_to("results.jsonl"), "sparse": sparse, "gone": lambda path: path.unlink(missing_ok=True),
+    "circle": link_to("results.jsonl"), "sparse": make_terabyte, "gone": lambda path: path.unlink(missing_ok=True),
     "one long line": write(b"{" * (3 << 20)), "text": write(b"no JSON\n"), "nested": write(b"[" * 100_000),
 }  # fmt: skip
 FILES = ("results.jsonl", "done", "out.txt", "err.txt", "launcher.log", "predictions.jsonl", *BESIDE)

@@ -5,12 +5,12 @@ import io
 import json
 import re
 import shlex
-import shutil
 import subprocess
 
 import pytest
 from PIL import Image
 
+from builders.processes import browser
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.results import published
@@ -325,15 +325,14 @@ def test_plots_are_small_follow_the_page_and_say_what_they_show(shapes_job, writ
     assert "plot in the page" in render_markdown(report).lower()
 
 
+@pytest.mark.browser
 def test_a_real_browser_shows_it_light_and_dark(shapes_job, write_job, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
+    chromium = browser()
     (tmp_path / "page.html").write_text(render_page(read_report(write_job.folder)), "utf-8", errors="replace")
     lightness = {}
     for name, theme in (("light", "1"), ("dark", "0")):
         command = [
-            browser,
+            chromium,
             "--headless=new",
             "--no-sandbox",
             "--disable-gpu",

@@ -1,16 +1,12 @@
 """`versions.json`: what a job ran on, written once, never at the cost of the job, and mixtures named."""
 
 import argparse
-import importlib.machinery
 import json
-import subprocess
-import sys
-import types
 
 import pytest
 
+from builders.processes import as_train_script, git
 from domainbed_reasoning.bridge import upstream, versions
-from domainbed_reasoning.bridge.train_args import TRAIN_SCRIPT
 from domainbed_reasoning.results import collect
 from domainbed_reasoning.results.report.commands import versions_table as versions_beside_ours
 from domainbed_reasoning.results.tables import versions_table
@@ -22,17 +18,9 @@ def train_job(monkeypatch):
 
     def install(folder):
         names = ("algorithm", "dataset", "test_envs", "steps", "trial_seed", "holdout_fraction")
-        main = types.ModuleType("__main__")
-        main.__spec__ = importlib.machinery.ModuleSpec(TRAIN_SCRIPT, None)
-        main.args = argparse.Namespace(**dict.fromkeys(names), output_dir=str(folder))
-        monkeypatch.setitem(sys.modules, "__main__", main)
+        as_train_script(monkeypatch, args=argparse.Namespace(**dict.fromkeys(names), output_dir=str(folder)))
 
     return install
-
-
-def git(folder, *command):
-    name = ("-c", "user.name=n", "-c", "user.email=n@example.org")
-    subprocess.run(["git", *name, "-C", str(folder), *command], check=True, capture_output=True)
 
 
 def test_a_job_writes_its_versions_once(train_job, tmp_path, monkeypatch):

@@ -1,13 +1,12 @@
 """The forking launcher: equal to a process a job, failures named, what it cannot do refused."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from builders.files import read_lines
+from builders.processes import environment, run_python
 from domainbed_reasoning.sweeps.launchers import forked
 from domainbed_reasoning.sweeps.launchers.jobs import LOG, parse_job
 
@@ -25,7 +24,7 @@ def command(folder, algorithm="RDMLDG"):
 
 def records(folder):
     """The job's records without what a clock or a path says."""
-    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    lines = read_lines(folder / "results.jsonl")
     return [{key: value for key, value in line.items() if key not in ("step_time", "args")} for line in lines]
 
 
@@ -35,20 +34,13 @@ def test_a_forked_job_gives_the_results_of_a_process_and_a_failure_is_named(tmp_
         pytest.skip("once is enough: what is compared is one DomainBed with itself")
     run_stock(domainbed_root, "train", *forked.train_arguments(parse_job(command(tmp_path / "process"))), cwd=tmp_path)
     commands = [command(tmp_path / "fork"), command(tmp_path / "bad", "MTCTT")]
-    path = [str(domainbed_root), str(CHECKOUT)]
     (tmp_path / "launch.py").write_text(
         "import sys, _domainbed_reasoning_hook;"
         "from domainbed_reasoning.sweeps.launchers.forked import forked_launcher;"
         f"sys.exit(10 * len(forked_launcher({commands!r})))"
     )
-    variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, "launch.py"],
-        cwd=tmp_path,
-        env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(path)},
-        capture_output=True,
-        text=True,
-    )
+    variables = {"CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = run_python("launch.py", cwd=tmp_path, env=environment(domainbed_root, **variables))
     assert done.returncode == 10, done.stderr
     assert "FAILED: MTCTT on ShapesReasoning, target 1" in done.stdout
     assert "MTCTT" in (tmp_path / "bad" / LOG).read_text()

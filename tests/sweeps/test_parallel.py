@@ -5,14 +5,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 
+from builders.processes import environment, is_running, wait_until
 from domainbed_reasoning.sweeps.launchers import jobs, parallel
-
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -147,24 +145,10 @@ def test_a_signal_ends_the_jobs_and_their_children(command, tmp_path, number):
         """,
     )
     code = f"from domainbed_reasoning.sweeps.launchers.parallel import parallel_launcher; parallel_launcher([{job!r}])"
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    launcher = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    _wait_until((tmp_path / "pid").exists)
+    command = [sys.executable, "-c", code]
+    launcher = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, cwd=tmp_path)
+    wait_until((tmp_path / "pid").exists)
     child = int((tmp_path / "pid").read_text())
     launcher.send_signal(number)
     assert launcher.wait(600) != 0
-    _wait_until(lambda: not _is_running(child))
-
-
-def _wait_until(happened):
-    deadline = time.monotonic() + 600
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
-def _is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    wait_until(lambda: not is_running(child))

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from builders.processes import environment, run_python
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning import registry
 from domainbed_reasoning.images import catalog
@@ -180,11 +181,8 @@ def test_the_single_source_jobs_are_the_sweeps_but_for_their_targets(run_stock, 
 def launched(domainbed_root, tmp_path, *arguments, before="pass", **variables):
     """Run ``study … --scale mini --launch`` as a process of its own."""
     code = f"import sys; from domainbed_reasoning.__main__ import main; {before}; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "study", *arguments, "--scale", "mini", "--launch"]
-    path = os.pathsep.join([str(domainbed_root), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
-    command += ["--output_dir", str(tmp_path / "out")]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
+    options = ("--scale", "mini", "--launch", "--output_dir", tmp_path / "out")
+    return run_python("-c", code, "study", *arguments, *options, env=environment(domainbed_root, **variables))
 
 
 def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_path, domainbed_root, capsys):

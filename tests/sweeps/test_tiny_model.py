@@ -173,6 +173,7 @@ def test_study_names_are_few_and_mostly_beside_any_creature():
     assert 0.57 < len(far) / len(known) < 0.77
 
 
+@pytest.mark.slow
 def test_script_writes_a_folder_that_loads_and_whose_losses_fell(tmp_path, capsys):
     tiny.main(["--output", str(tmp_path), "--lessons", "64", "--vision-steps", "2", "--steps", "12"])
     losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines() if line.startswith("language")]

@@ -3,14 +3,12 @@
 import json
 import os
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 
+from builders.processes import environment, is_running, wait_until
 from domainbed_reasoning.sweeps.launchers import jobs
-
-CHECKOUT = Path(__file__).resolve().parents[3]
 
 # `record(step)` appends as train.py does; `attempt()` counts the attempts; `wait_for(name)` waits for a file.
 _TRAIN = """
@@ -66,28 +64,12 @@ class Sweep:
         self.wait_until(lambda: len(self.pids(name)) >= number, seconds)
         return self.pids(name)[number - 1]
 
-    @staticmethod
-    def wait_until(happened, seconds=1800):
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                if happened():
-                    return
-            except FileNotFoundError:
-                pass
-            assert time.monotonic() < deadline, "it did not happen"
-            time.sleep(0.05)
+    wait_until = staticmethod(wait_until)
+    is_running = staticmethod(is_running)
 
     @staticmethod
     def parent(pid):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-    @staticmethod
-    def is_running(pid):
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except FileNotFoundError:
-            return False
 
 
 @pytest.fixture
@@ -105,5 +87,4 @@ def no_variables(monkeypatch):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    path = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])

@@ -123,13 +123,13 @@ def start_node(folder: Path, name: str) -> None:
 
 def wait_until_idle(folder: Path) -> None:
     """Wait until all nodes are, or stop everything and say what their logs said."""
-    deadline = time.monotonic() + _START_SECONDS
-    while (states := _node_states(folder)) != {"idle"}:
-        if time.monotonic() > deadline:
-            logs = "\n".join(f"{path.name}:\n{path.read_text()[-2000:]}" for path in folder.glob("slurm*.log"))
-            stop(folder)
-            raise RuntimeError(f"Slurm's nodes are {states} after {_START_SECONDS} s:\n{logs}")
+    for _ in range(5 * _START_SECONDS):
+        if (states := _node_states(folder)) == {"idle"}:
+            return
         time.sleep(0.2)
+    logs = "\n".join(f"{path.name}:\n{path.read_text()[-2000:]}" for path in folder.glob("slurm*.log"))
+    stop(folder)
+    raise RuntimeError(f"Slurm's nodes are {states} after {_START_SECONDS} s:\n{logs}")
 
 
 def lose_node(folder: Path, name: str, jobs: bool = True) -> None:
@@ -165,8 +165,9 @@ def stop(folder: Path) -> None:
         if path.exists() and path.read_text().strip():
             pid = int(path.read_text())
             _kill(pid, signal.SIGTERM)
-            deadline = time.monotonic() + 100
-            while _kill(pid, 0) and time.monotonic() < deadline:
+            for _ in range(1000):
+                if not _kill(pid, 0):
+                    break
                 time.sleep(0.1)
             _kill(pid, signal.SIGKILL)
 
