@@ -15,7 +15,7 @@ from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.results import published
 from domainbed_reasoning.results.job_folders import read_jobs
-from domainbed_reasoning.results.report import commands, content, plots, read_report
+from domainbed_reasoning.results.report import commands, content, markdown, page, plots, read_report
 from domainbed_reasoning.results.report.blocks import Examples, Fold
 from domainbed_reasoning.results.report.markdown import render_markdown
 from domainbed_reasoning.results.report.page import render_page
@@ -350,3 +350,12 @@ def test_a_real_browser_shows_it_light_and_dark(shapes_job, write_job, tmp_path)
 def test_code_in_prose_is_escaped_too():
     report = content.Report("t", "l", (content.Section("s", "a", (content.Text("`x<y` & z"),)),))
     assert "<code>x&lt;y</code> &amp; z" in render_page(report)
+
+
+def test_equal_reports_give_equal_bytes_and_templates_escape_what_they_are_not_told_about(shapes_job, write_job):
+    reports = [read_report(write_job.folder) for _ in range(2)]
+    assert render_page(reports[0]) == render_page(reports[1])
+    assert render_markdown(reports[0]) == render_markdown(reports[1])
+    for module in (page, markdown):
+        escaped = module._environment().from_string("{{ text }}").render(text="<b>&`\u202e")
+        assert "<b>" not in escaped and "\u202e" not in escaped
