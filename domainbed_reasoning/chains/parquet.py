@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from domainbed_reasoning.chains.conversations import to_typed
 from domainbed_reasoning.chains.record import parse_json
 from domainbed_reasoning.files import confined
 from domainbed_reasoning.files.atomic import replacing
@@ -112,34 +113,15 @@ def to_columns(record: Mapping[str, Any]) -> Row:
     return row | {"extra": json.dumps(extra, ensure_ascii=False) if extra else None}
 
 
-def to_message_columns(row: Row) -> Row:
-    """Return a `messages` row with what has no column of its own as JSON, and with a place for each of its images."""
-    known = {"messages", "images", OWN_FIELD}
-    extra = {key: value for key, value in row.items() if key not in known}
-    own = json.dumps(row[OWN_FIELD], ensure_ascii=False)
-    extra_text = json.dumps(extra, ensure_ascii=False) if extra else None
-    roles = [str(turn.get("role", turn.get("from"))) for turn in row["messages"]]
-    roles = [_ROLES.get(role, role) for role in roles]
-    contents = [_parts(turn) for turn in row["messages"]]
-    if not any(part["type"] == "image" for parts in contents for part in parts):
-        contents[roles.index("user") if "user" in roles else 0].insert(0, {"type": "image", "text": None})
-    turns = [{"role": role, "content": parts} for role, parts in zip(roles, contents, strict=True)]
-    return {"messages": turns, "images": row["images"], OWN_FIELD: own, "extra": extra_text}
-
-
-_ROLES = {"human": "user", "gpt": "assistant"}
-
-
-def _parts(turn: Row) -> list[Row]:
-    """Return a turn's content as parts of type and text; another's row may have it as a text."""
-    content = turn.get("content", turn.get("value"))
-    found = content if isinstance(content, list) else [content]
-    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in found]
-    return [
-        {"type": str(part.get("type", "text")), "text": part["text"] if isinstance(part.get("text"), str) else None}
-        for part in parts
-        if isinstance(part, dict)
-    ]
+def to_message_columns(row: Mapping[str, Any]) -> Row:
+    """Return a `messages` row with typed turns, and what has no column of its own as JSON."""
+    extra = {key: value for key, value in row.items() if key not in _FEATURES}
+    return {
+        "messages": to_typed(row["messages"]),
+        "images": row["images"],
+        OWN_FIELD: json.dumps(row[OWN_FIELD], ensure_ascii=False),
+        "extra": json.dumps(extra, ensure_ascii=False) if extra else None,
+    }
 
 
 def write_parquet(path: Path, rows: Iterable[Row], schema: Any) -> int:
