@@ -43,7 +43,13 @@ from domainbed_reasoning.chains.parquet import (
     to_message_columns,
     write_parquet,
 )
-from domainbed_reasoning.chains.record import MAX_LINE_BYTES, check_image_path, check_record, fault_within, parse_json
+from domainbed_reasoning.chains.record import (
+    MAX_LINE_BYTES,
+    check_image_path,
+    check_json_value,
+    check_record,
+    parse_json,
+)
 from domainbed_reasoning.chains.store import Record, write_records
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.files.plain import open_plain
@@ -123,12 +129,12 @@ def export_records(
     return _write_json(path, rows, as_lines=layout.file == "lines")
 
 
-def import_records(path: Path, *, placed: bool = True) -> Iterator[tuple[int, Record]]:
+def import_records(path: Path, *, check_paths: bool = True) -> Iterator[tuple[int, Record]]:
     """Yield (row or line number from 1, record) of a file in any of the formats, each row told from its contents.
 
     Args:
         path: of the file.
-        placed: the images' paths must be below the dataset's folder; else the caller has to find out what they mean.
+        check_paths: the images' paths must be below the dataset's folder; else the caller has to find out what they mean.
 
     Raises:
         ExchangeError: a file or row that is none of them.
@@ -144,10 +150,10 @@ def import_records(path: Path, *, placed: bool = True) -> Iterator[tuple[int, Re
     for number, row in rows:
         record = row
         try:
-            if fault := fault_within(row):
+            if fault := check_json_value(row):
                 raise ValueError(f"{fault}. Leave the row out")
             record = _from_row(row)
-            if fault := check_record(record, placed=placed) or _too_long(record):
+            if fault := check_record(record, check_paths=check_paths) or _too_long(record):
                 raise ValueError(f"{fault}. Correct it, or leave the row out")
         except ValueError as error:
             raise ExchangeError(f"{path}, row {number}: {error}.") from error

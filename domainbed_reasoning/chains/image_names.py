@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from domainbed_reasoning.chains.record import check_image_path, fault_within
+from domainbed_reasoning.chains.record import check_image_path, check_json_value
 
 _SHOWN = 10
 
@@ -21,7 +21,7 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def faults_of_names(paths: Iterable[str]) -> Iterator[str]:
+def image_name_problems(paths: Iterable[str]) -> Iterator[str]:
     """Yield what is wrong with paths below a dataset's folder, one after the other, with the cure.
 
     Args:
@@ -29,7 +29,7 @@ def faults_of_names(paths: Iterable[str]) -> Iterator[str]:
     """
     seen: dict[str, str] = {}
     for path in paths:
-        if fault_within(path):
+        if check_json_value(path):
             yield f"the name {path!r} is not UTF-8. Rename it (`convmv -f latin1 -t utf8 -r --notest FOLDER` does so)."
         elif fault := check_image_path(path):
             yield f"{fault}. Rename the file or folder."
@@ -39,7 +39,7 @@ def faults_of_names(paths: Iterable[str]) -> Iterator[str]:
             seen[form] = path
 
 
-def require_names(place: object, paths: Iterable[str]) -> None:
+def require_image_names(place: object, paths: Iterable[str]) -> None:
     """Refuse images whose names could not be written down.
 
     Args:
@@ -49,13 +49,13 @@ def require_names(place: object, paths: Iterable[str]) -> None:
     Raises:
         ValueError: naming the first few.
     """
-    faults = list(faults_of_names(paths))
+    faults = list(image_name_problems(paths))
     if faults:
         more = f" And {len(faults) - _SHOWN} more." if len(faults) > _SHOWN else ""
         raise ValueError(f"{place}: {' '.join(faults[:_SHOWN])}{more}")
 
 
-class NamesOnDisk:
+class ImageLookup:
     """Finds the image that a name means: the one of that spelling, or of the same name in another Unicode form.
 
     Args:
@@ -72,6 +72,6 @@ class NamesOnDisk:
         found = self._paths.get(name)
         return found if found is not None or name.isascii() else self._forms.get(composed(name))
 
-    def respelt(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def with_path_on_disk(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return a chain's record with its image's name as on disk; as it is where there is no such image."""
         return {**record, "image": self.find(record["image"]) or record["image"]}

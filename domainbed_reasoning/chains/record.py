@@ -98,14 +98,14 @@ def _finite_number(text: str) -> float:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_number, parse_float=_finite_number)
 
 
-def check_record(record: Any, walk: bool = True, placed: bool = True) -> str | None:
+def check_record(record: Any, walk: bool = True, check_paths: bool = True) -> str | None:
     r"""Return what is wrong with a line's value, None if nothing is.
 
     Args:
         record: what the line says.
         walk: look into everything that it holds, for NULs and lone surrogates, which only a ``\u`` escape can bring
             into JSON, and for lists and objects nested deeper than `MAX_DEPTH`.
-        placed: the image's path must be one below a dataset's folder; else it may be any text.
+        check_paths: the image's path must be one below a dataset's folder; else it may be any text.
     """
     if not isinstance(record, dict):
         return f"a JSON object is wanted, not {type(record).__name__}"
@@ -117,16 +117,16 @@ def check_record(record: Any, walk: bool = True, placed: bool = True) -> str | N
     verdict = record.get("verdict", ACCEPTED)
     if verdict not in (ACCEPTED, REJECTED):
         return f"'verdict' must be {ACCEPTED!r} or {REJECTED!r}, not {verdict!r:.80}"
-    if walk and (fault := fault_within(record)):
+    if walk and (fault := check_json_value(record)):
         return fault
     return (
-        _fault_of_kinds(record, _KINDS)
-        or _fault_of_kinds(record.get("usage") or {}, _USAGE)
-        or (check_image_path(record["image"]) if placed else None)
+        _check_types(record, _KINDS)
+        or _check_types(record.get("usage") or {}, _USAGE)
+        or (check_image_path(record["image"]) if check_paths else None)
     )
 
 
-def _fault_of_kinds(record: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> str | None:
+def _check_types(record: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> str | None:
     for key in kinds.keys() & record.keys():
         value, wanted = record[key], kinds[key]
         if value is None:
@@ -148,7 +148,7 @@ def check_image_path(image: str) -> str | None:
     return None
 
 
-def fault_within(value: Any) -> str | None:
+def check_json_value(value: Any) -> str | None:
     """Return what in a JSON value no file should hold: NULs, lone surrogates, nesting deeper than `MAX_DEPTH`."""
     level = [value]
     for _ in range(MAX_DEPTH):

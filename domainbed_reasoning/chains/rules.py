@@ -16,7 +16,7 @@ from typing import Any
 from domainbed_reasoning.chains.chain import Chain, ChainError
 from domainbed_reasoning.chains.class_answer import classes_in
 from domainbed_reasoning.chains.contradiction import contradiction
-from domainbed_reasoning.chains.reader import Normal, Reading, conclude, normalize, read_chain
+from domainbed_reasoning.chains.reader import NormalizedText, Reading, conclude, normalize, read_chain
 from domainbed_reasoning.chains.record import ACCEPTED, REJECTED
 
 # In the order in which they are tried.
@@ -44,7 +44,7 @@ RULES = {
 _FORM = (
     "Look at the example: a teacher that does not write the five stages needs --prompt teacher, or give another teacher"
 )
-CURES = {
+ADVICE = {
     "cut": "Allow longer answers with --max-tokens; a model that thinks first needs thousands",
     "refusal": "Give another teacher",
     "stage_outside": _FORM,
@@ -146,7 +146,7 @@ class Rules:
     def _why_unparsable(self, text: str, error: ChainError, finish: str) -> Verdict:
         if finish == "length":
             return _no("cut", f"the token limit was reached: {error}")
-        normal = Normal(text) if self.exact else normalize(text)  # what a model thinks is no refusal
+        normal = NormalizedText(text) if self.exact else normalize(text)  # what a model thinks is no refusal
         before_stages = normal.before or normal.text.partition("<SUMMARY>")[0]
         if _REFUSAL.search(before_stages[:300]):
             return _no("refusal", before_stages.strip()[:120])

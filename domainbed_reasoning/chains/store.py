@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from domainbed_reasoning.chains.chain import ChainError, parse_chain
-from domainbed_reasoning.chains.image_names import NamesOnDisk
+from domainbed_reasoning.chains.image_names import ImageLookup
 from domainbed_reasoning.chains.record import (
     ACCEPTED,
     MAX_DEPTH,
@@ -47,8 +47,8 @@ __all__ = [
 ]
 
 # A reader that meets half a line at the end looks again so often, so many seconds apart.
-_LOOKS_AGAIN = 5
-_LOOK_SECONDS = 0.02
+_RETRIES = 5
+_RETRY_SECONDS = 0.02
 # How much of an over-long line is passed over to find the next one: a file without lines may be sparse, of terabytes.
 _MAX_SKIPPED = 1 << 30
 
@@ -78,7 +78,7 @@ def load_chains(
             twice, has a value of the wrong kind, text that no file can hold, a path out of the folder or of an unknown
             image, an accepted chain that has not its five stages, or a second accepted chain of an image.
     """
-    known = None if known_images is None else NamesOnDisk(known_images)
+    known = None if known_images is None else ImageLookup(known_images)
     chains: dict[str, str] = {}
     for line, record in read_records(path, repair=repair):
         image = record["image"] if known is None else known.find(record["image"])
@@ -108,28 +108,28 @@ def load_chains(
 
 
 def read_records(
-    path: str | os.PathLike[str], *, repair: bool = False, placed: bool = True
+    path: str | os.PathLike[str], *, repair: bool = False, check_paths: bool = True
 ) -> Iterator[tuple[int, Record]]:
     """Yield (line number from 1, record) for every line that is not blank, accepted or not, checked by `check_record`.
 
     Raises:
         ChainFileError: see `load_chains`; a chain's stages are not looked at.
     """
-    for number, record in read_lines(path, repair=repair, placed=placed):
+    for number, record in read_lines(path, repair=repair, check_paths=check_paths):
         if isinstance(record, ChainFileError):
             raise record
         yield number, record
 
 
 def read_lines(
-    path: str | os.PathLike[str], *, repair: bool = False, placed: bool = True
+    path: str | os.PathLike[str], *, repair: bool = False, check_paths: bool = True
 ) -> Iterator[tuple[int, Record | ChainFileError]]:
     """Yield (line number from 1, record or what is wrong with the line) for every line that is not blank.
 
     Args:
         path: a chain file.
         repair: leave out a torn last line.
-        placed: as of `check_record`.
+        check_paths: as of `check_record`.
 
     Raises:
         ChainFileError: the file cannot be read.
@@ -161,8 +161,8 @@ def read_lines(
             except ValueError as error:
                 if raw.endswith(b"\n"):
                     yield number, ChainFileError(path, number, f"not JSON ({error})", cure)
-                elif looks < _LOOKS_AGAIN:  # a living writer may be about to finish it
-                    time.sleep(_LOOK_SECONDS)
+                elif looks < _RETRIES:  # a living writer may be about to finish it
+                    time.sleep(_RETRY_SECONDS)
                     looks, number = looks + 1, number - 1
                     file.seek(place)
                     continue
@@ -173,7 +173,7 @@ def read_lines(
                 continue
             place += len(raw)
             walk = b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
-            fault_or_none = check_record(record, walk, placed)
+            fault_or_none = check_record(record, walk, check_paths)
             yield number, ChainFileError(path, number, fault_or_none, cure) if fault_or_none else record
 
 

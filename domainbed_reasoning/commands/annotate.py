@@ -21,13 +21,13 @@ from domainbed_reasoning.annotate.teacher import (
     q_teacher,
     read_picture,
 )
-from domainbed_reasoning.chains.image_names import NamesOnDisk
+from domainbed_reasoning.chains.image_names import ImageLookup
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
-from domainbed_reasoning.chains.rules import CURES, MAX_WORDS, MIN_WORDS, RULES, Rules
+from domainbed_reasoning.chains.rules import ADVICE, MAX_WORDS, MIN_WORDS, RULES, Rules
 from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record, read_records
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.commands.arguments import counted
-from domainbed_reasoning.images.catalog import OnDisk
+from domainbed_reasoning.images.catalog import FolderScan
 
 _EXAMPLES = """\
   # What would GPT-4o cost? Nothing is sent, no key is needed.
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if summary.unanswered or summary.unreadable or not (summary.accepted or has_accepted) else 0
 
 
-def _rejudge(given: argparse.Namespace, rules: Rules, on_disk: OnDisk) -> int:
+def _rejudge(given: argparse.Namespace, rules: Rules, on_disk: FolderScan) -> int:
     """Judge the stored candidates again and say what changed; return 1 if none is accepted."""
     if not given.chains.exists():
         raise ValueError(
@@ -219,12 +219,15 @@ def _check(given: argparse.Namespace) -> None:
         raise ValueError(f"--top-p must be in (0, 1], not {given.top_p}.")
 
 
-def _records(given: argparse.Namespace, on_disk: OnDisk) -> list[Record]:
+def _records(given: argparse.Namespace, on_disk: FolderScan) -> list[Record]:
     if not given.chains.exists():
         return []
-    names = NamesOnDisk(picture.path for picture in on_disk.pictures)
+    names = ImageLookup(picture.path for picture in on_disk.pictures)
     # The texts are not needed: at 100,000 candidates they would be most of the memory.
-    return [{**names.respelt(record), "chain": "", "raw": ""} for _, record in read_records(given.chains, repair=True)]
+    return [
+        {**names.with_path_on_disk(record), "chain": "", "raw": ""}
+        for _, record in read_records(given.chains, repair=True)
+    ]
 
 
 def _budget(given: argparse.Namespace, settings: Settings, records: Sequence[Record]) -> cost.Budget:
@@ -277,7 +280,7 @@ def _annotate(
     budget: cost.Budget,
     jobs: Sequence[Job],
     writer: ChainWriter,
-    on_disk: OnDisk,
+    on_disk: FolderScan,
     has_accepted: bool,
 ) -> Summary:
     from tqdm import tqdm
@@ -308,7 +311,7 @@ def _annotate(
 
 
 def forecast(
-    given: argparse.Namespace, settings: Settings, jobs: Sequence[Job], records: Sequence[Record], on_disk: OnDisk
+    given: argparse.Namespace, settings: Settings, jobs: Sequence[Job], records: Sequence[Record], on_disk: FolderScan
 ) -> str:
     """Return what the run will take, in words."""
     total = len(on_disk.pictures)
@@ -339,7 +342,7 @@ def forecast(
     )
 
 
-def _nothing(given: argparse.Namespace, on_disk: OnDisk) -> str:
+def _nothing(given: argparse.Namespace, on_disk: FolderScan) -> str:
     total = len(on_disk.pictures)
     of_them = f"of the first {counted(given.limit, 'image')} (--limit) " if given.limit and given.limit < total else ""
     return f"Nothing to do: {of_them}every image has an accepted chain or no candidate left ({total:,} in all)."
@@ -406,7 +409,7 @@ def _why_nothing(summary: Summary) -> str:
     stopped = f"Stopped early: {summary.stopped}. " if summary.stopped else ""
     return (
         f"{stopped}None of {counted(summary.rejected.total(), 'candidate')} was accepted. The commonest rule, {rule} "
-        f"({count:,}): {RULES[rule]}. {CURES.get(rule, 'Give another teacher')}.\n"
+        f"({count:,}): {RULES[rule]}. {ADVICE.get(rule, 'Give another teacher')}.\n"
         f"  for example {example['image']}: {example['reason']}\n  {shown}\n"
         "`annotate --rejudge` with other options judges these candidates again, without cost."
     )

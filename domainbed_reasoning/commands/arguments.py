@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning.chains.chain import fault_of_names
-from domainbed_reasoning.chains.image_names import require_names
+from domainbed_reasoning.chains.chain import check_class_names
+from domainbed_reasoning.chains.image_names import require_image_names
 from domainbed_reasoning.files.atomic import replacing
-from domainbed_reasoning.images.catalog import CHAIN_FILE, ImageFolder, OnDisk, scan
+from domainbed_reasoning.images.catalog import CHAIN_FILE, FolderScan, ImageFolder, scan
 from domainbed_reasoning.images.user_datasets import find
 from domainbed_reasoning.terminal import printable as printable  # the data verbs' name for it
 
@@ -39,7 +39,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, *, required: bool = T
     parser.add_argument("--chains", type=Path, help=f"chain file (default: {CHAIN_FILE} in the dataset's folder)")
 
 
-def open_dataset(given: argparse.Namespace, checked: bool = True) -> tuple[ImageFolder, OnDisk]:
+def open_dataset(given: argparse.Namespace, checked: bool = True) -> tuple[ImageFolder, FolderScan]:
     """Return the dataset and what lies on disk; set ``given.chains`` to its default.
 
     Args:
@@ -53,20 +53,20 @@ def open_dataset(given: argparse.Namespace, checked: bool = True) -> tuple[Image
     dataset = find(given.dataset)
     on_disk = scan(dataset, given.data_dir)
     if checked:
-        require_names(on_disk.root, (picture.path for picture in on_disk.pictures))
+        require_image_names(on_disk.root, (picture.path for picture in on_disk.pictures))
     if given.chains is None:
         given.chains = on_disk.root / CHAIN_FILE
     return dataset, on_disk
 
 
-def class_names(dataset: ImageFolder, on_disk: OnDisk) -> tuple[str, ...]:
+def class_names(dataset: ImageFolder, on_disk: FolderScan) -> tuple[str, ...]:
     """Return the names of the classes for prompts, in label order.
 
     Raises:
         ValueError: for names that no answer could tell apart.
     """
     names = tuple(dataset.class_name(folder) for folder in on_disk.classes)
-    fault = fault_of_names(names)
+    fault = check_class_names(names)
     if fault:
         raise ValueError(f"{dataset.name}: {fault}. Rename its folders, or give them names in [class_names].")
     return names

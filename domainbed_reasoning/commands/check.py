@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from domainbed_reasoning.chains.image_names import NamesOnDisk, composed, faults_of_names
+from domainbed_reasoning.chains.image_names import ImageLookup, composed, image_name_problems
 from domainbed_reasoning.chains.prompts import q_cls
 from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules
 from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, read_lines
 from domainbed_reasoning.commands import arguments
-from domainbed_reasoning.images.catalog import IMAGE_ENDINGS, STOCK, ImageFolder, OnDisk, fault_of_order
-from domainbed_reasoning.images.decode import read_rgb, truncated_images_refused
+from domainbed_reasoning.images.catalog import IMAGE_EXTENSIONS, STOCK, FolderScan, ImageFolder, check_domain_order
+from domainbed_reasoning.images.decode import read_rgb, reject_truncated_images
 from domainbed_reasoning.images.user_datasets import custom_datasets, find, other_classes
 
 _EXAMPLES = """\
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset, on_disk = arguments.open_dataset(given, checked=False)
     print(f"{dataset.name} at {arguments.printable(str(on_disk.root))}")
     faults = list(compare(dataset, on_disk))
-    names = list(faults_of_names(picture.path for picture in on_disk.pictures))
+    names = list(image_name_problems(picture.path for picture in on_disk.pictures))
     faults += _shortened(names, "names of images cannot be used")
     print_prompt(dataset, on_disk)
     print_others(on_disk, given.chains)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if faults else 0
 
 
-def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
+def compare(dataset: ImageFolder, on_disk: FolderScan) -> Iterator[str]:
     """Print the counts beside the published ones and yield what is wrong with domains, classes and counts."""
     found = on_disk.per_domain()
     width = max(map(len, [*on_disk.domains, *dataset.domains, "domain"]))
@@ -95,7 +95,7 @@ def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
     if len(on_disk.domains) != len(dataset.environments):
         names = ", ".join(on_disk.domains)
         yield f"{len(on_disk.domains)} domain folders ({names}), but {len(dataset.environments)} are known."
-    if fault := fault_of_order(dataset, on_disk.domains):
+    if fault := check_domain_order(dataset, on_disk.domains):
         yield fault
     for domain in dataset.domains:
         if domain not in on_disk.domains:
@@ -125,7 +125,7 @@ def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
         yield f"{total:,} images, {dataset.total:,} published{hint}."
 
 
-def print_prompt(dataset: ImageFolder, on_disk: OnDisk) -> None:
+def print_prompt(dataset: ImageFolder, on_disk: FolderScan) -> None:
     """Print the question that is asked of every image, and which class folder has which name in it."""
     names = [dataset.class_name(folder) for folder in on_disk.classes]
     wrapped = [f"question: {q_cls(names, dataset.subject)}"]
@@ -136,7 +136,7 @@ def print_prompt(dataset: ImageFolder, on_disk: OnDisk) -> None:
         print(arguments.printable(textwrap.fill(text, 118, initial_indent="  ", subsequent_indent="    ")))
 
 
-def print_others(on_disk: OnDisk, chains: Path) -> None:
+def print_others(on_disk: FolderScan, chains: Path) -> None:
     """Print how many files are not taken for images, by ending; hidden ones, Thumbs.db and chain files left out."""
     pictures = {picture.path for picture in on_disk.pictures}
     endings: Counter[str] = Counter()
@@ -147,7 +147,7 @@ def print_others(on_disk: OnDisk, chains: Path) -> None:
             is_chains = path.suffix == ".jsonl" or (on_disk.root / path).absolute() == chains.absolute()
             if path.as_posix() not in pictures and not hidden and not is_chains:
                 ending = path.suffix.lower() or "no ending"
-                endings[f"{ending} in no class folder" if ending in IMAGE_ENDINGS else ending] += 1
+                endings[f"{ending} in no class folder" if ending in IMAGE_EXTENSIONS else ending] += 1
     if endings:
         listed = ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common(10))
         more = ", …" if len(endings) > 10 else ""
@@ -156,12 +156,12 @@ def print_others(on_disk: OnDisk, chains: Path) -> None:
         print(arguments.printable(f"  {what}: {listed}{more}"))
 
 
-def broken_images(on_disk: OnDisk) -> list[str]:
+def broken_images(on_disk: FolderScan) -> list[str]:
     """Decode every image and return the faults, the first few by name."""
     from tqdm import tqdm
 
     paths = [on_disk.root / picture.path for picture in on_disk.pictures]
-    with truncated_images_refused(), ThreadPoolExecutor() as pool:
+    with reject_truncated_images(), ThreadPoolExecutor() as pool:
         results = list(tqdm(pool.map(_fault_of, paths), total=len(paths), unit="image", leave=False))
     faults = [fault for fault in results if fault]
     print(f"  {len(paths) - len(faults):,} of {len(paths):,} images can be decoded")
@@ -179,13 +179,13 @@ def _fault_of(path: Path) -> str:
     return ""
 
 
-def check_chains(path: Path, dataset: ImageFolder, on_disk: OnDisk) -> list[str]:
+def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[str]:
     """Print the coverage of a chain file and return what is wrong with its lines."""
     if not path.exists():
         print(f"  no chains at {path}; make them with `domainbed-reasoning annotate`")
         return []
     labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
-    names = NamesOnDisk(labels)
+    names = ImageLookup(labels)
     rules = Rules(arguments.class_names(dataset, on_disk), MIN_WORDS, MAX_WORDS, exact=True)
     faults: list[str] = []
     accepted: Counter[str] = Counter()

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _as_text(frame: pd.DataFrame, given: argparse.Namespace) -> str:
-    from domainbed_reasoning.results.frame import one_source_frame, summarise
+    from domainbed_reasoning.results.frame import one_source_frame, summarize
     from domainbed_reasoning.results.render import latex, latex_comments, markdown
     from domainbed_reasoning.results.tables import all_tables, result_tables
 
@@ -67,7 +67,7 @@ def _as_text(frame: pd.DataFrame, given: argparse.Namespace) -> str:
     if given.format == "trials":
         return str(frame.to_csv(index=False))
     if given.format == "csv":
-        return str(summarise(frame).to_csv(index=False))
+        return str(summarize(frame).to_csv(index=False))
     if given.format == "latex":
         left_out = [f"{problem['kind']}: {problem['job']}: {problem['fault']}." for problem in frame.attrs["problems"]]
         head = latex_comments(f"domainbed-reasoning collect {given.folder} --format latex", *left_out)

@@ -10,7 +10,7 @@ from domainbed_reasoning.chains.formats import FORMATS, export_records
 from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.chains.store import ACCEPTED, read_records
 from domainbed_reasoning.commands import arguments
-from domainbed_reasoning.images.catalog import OnDisk
+from domainbed_reasoning.images.catalog import FolderScan
 from domainbed_reasoning.images.decode import file_below, image_size, without_metadata
 
 _EXAMPLES = """\
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _look_at(on_disk: OnDisk, image: str, embed: bool) -> tuple[int, int, bytes]:
+def _look_at(on_disk: FolderScan, image: str, embed: bool) -> tuple[int, int, bytes]:
     """Return an image's size, and what is put into the file of it: its pixels alone, whoever made it."""
     path = file_below(on_disk.root, image) if embed else on_disk.root / image
     width, height = image_size(path)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from domainbed_reasoning.chains.chain import ChainError, parse_chain
 from domainbed_reasoning.chains.formats import ExchangeError, import_records
-from domainbed_reasoning.chains.image_names import NamesOnDisk
+from domainbed_reasoning.chains.image_names import ImageLookup
 from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules, with_verdict
 from domainbed_reasoning.chains.store import ACCEPTED, REJECTED, ChainWriter, Record, read_records
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.files.plain import MAX_IMAGE_BYTES, read_plain
-from domainbed_reasoning.images.catalog import OnDisk
+from domainbed_reasoning.images.catalog import FolderScan
 
 _EXAMPLES = """\
   domainbed-reasoning import PACS_chains.jsonl --dataset PACS --data_dir DATA --teacher gpt-4o --label-conditioned no
@@ -55,15 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         verified=not given.unverified,
         exact=given.exact,
     )
-    names = NamesOnDisk(labels)
+    names = ImageLookup(labels)
     there = list(read_records(given.chains, repair=True)) if given.chains.exists() else []
-    there = [(number, names.respelt(record)) for number, record in there]
+    there = [(number, names.with_path_on_disk(record)) for number, record in there]
     seen = {_key(record) for _, record in there}
     accepted = {record["image"] for _, record in there if record.get("verdict", ACCEPTED) == ACCEPTED}
     counts: Counter[str] = Counter()
     # Everything is read and judged before the first line is written: a bad row leaves the chain file as it was.
     records = []
-    for number, record in import_records(given.file, placed=False):
+    for number, record in import_records(given.file, check_paths=False):
         image = _path_below(record["image"], names)
         if image is None:
             raise ExchangeError(
@@ -102,7 +102,7 @@ def _key(record: Record) -> tuple[str, str, object, object]:
     return record["image"], record.get("raw") or record["chain"], record.get("teacher"), record.get("attempt")
 
 
-def _path_below(image: str, known: NamesOnDisk) -> str | None:
+def _path_below(image: str, known: ImageLookup) -> str | None:
     """Return which of the ``known`` paths below the dataset's folder ``image`` means, or None."""
     path = image.replace("\\", "/")
     if found := known.find(path):
@@ -118,7 +118,7 @@ def _path_below(image: str, known: NamesOnDisk) -> str | None:
 _KNOWN = {"yes": True, "no": False, None: None}
 
 
-def _completed(record: Record, on_disk: OnDisk, teacher: str, label_conditioned: bool | None) -> Record:
+def _completed(record: Record, on_disk: FolderScan, teacher: str, label_conditioned: bool | None) -> Record:
     """Return the record with the provenance that every chain has."""
     sha256 = record.get("sha256")
     if not sha256:

@@ -82,7 +82,7 @@ def plan(given: argparse.Namespace) -> str:
     dataset, data = _dataset(given.dataset, given.data_dir)
     algorithm = _algorithm(given.algorithm)
     hparams = _hparams(algorithm, given)
-    gpu = published.gpu_named(given.gpu)
+    gpu = published.find_gpu(given.gpu)
     shape = costs.shape_of(hparams["model"], hparams["max_tiles"])
     lengths = costs.lengths_for(data.classes, given.chain_tokens)
 

@@ -182,8 +182,8 @@ def _not_done(folders: Sequence[Path]) -> Iterator[str]:
     waiting = 0
     for folder in folders:
         job = read_job(folder)
-        if job.args or job.last_words:
-            said = f": {printable(job.last_words)}" if job.last_words else ""
+        if job.args or job.last_error:
+            said = f": {printable(job.last_error)}" if job.last_error else ""
             yield f"NOT DONE: {printable(job.name)}, {folder}{said}"
         else:
             waiting += 1

@@ -19,7 +19,7 @@ from domainbed_reasoning.chains.image_names import composed
 from domainbed_reasoning.chains.prompts import readable_name
 
 # The endings that torchvision's ImageFolder takes for pictures.
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 # Where a dataset's chains are unless the user says otherwise: <data_dir>/<folder>/reasoning.jsonl.
 CHAIN_FILE = "reasoning.jsonl"
@@ -91,7 +91,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class OnDisk:
+class FolderScan:
     """What lies in a dataset's folder.
 
     Attributes:
@@ -113,7 +113,7 @@ class OnDisk:
         return Counter(picture.domain for picture in self.pictures)
 
 
-def scan(dataset: ImageFolder, data_dir: str | os.PathLike[str]) -> OnDisk:
+def scan(dataset: ImageFolder, data_dir: str | os.PathLike[str]) -> FolderScan:
     """Return what lies in the dataset's folder below ``data_dir``.
 
     Raises:
@@ -137,10 +137,10 @@ def scan(dataset: ImageFolder, data_dir: str | os.PathLike[str]) -> OnDisk:
             if not paths:
                 missing.append((domain, label))
             pictures += [Picture(path.relative_to(root).as_posix(), domain, label) for path in paths]
-    return OnDisk(root, tuple(domains), tuple(classes), tuple(pictures), tuple(missing))
+    return FolderScan(root, tuple(domains), tuple(classes), tuple(pictures), tuple(missing))
 
 
-def fault_of_order(dataset: ImageFolder, domains: Sequence[str]) -> str | None:
+def check_domain_order(dataset: ImageFolder, domains: Sequence[str]) -> str | None:
     """Return how a user's dataset lists its domains in another order than their folders; None if it does not.
 
     Args:
@@ -167,7 +167,7 @@ def _folders(folder: Path) -> list[str]:
 def _pictures_below(folder: Path) -> Iterator[Path]:
     for place, _, names in os.walk(folder, followlinks=True):
         for name in names:
-            if name.lower().endswith(IMAGE_ENDINGS):
+            if name.lower().endswith(IMAGE_EXTENSIONS):
                 yield Path(place, name)
 
 

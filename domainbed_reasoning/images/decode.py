@@ -87,7 +87,7 @@ def without_metadata(path: str | os.PathLike[str]) -> bytes:
     Raises:
         ImageFileError: as `read_rgb`, truncated images always.
     """
-    with truncated_images_refused():
+    with reject_truncated_images():
         picture = read_rgb(path)
         with _open(path, path) as original:
             if original.format == "JPEG" and original.mode in ("L", "RGB"):
@@ -146,7 +146,7 @@ def check_header(path: str | os.PathLike[str]) -> None:
 
     Raises:
         ImageFileError: as `read_rgb`, which it spares the time of whole files; a truncated one is decoded to be sure,
-            within `truncated_images_refused`.
+            within `reject_truncated_images`.
     """
     with _open(path, path) as picture:
         mark = _END_MARKS.get(picture.format or "")
@@ -159,7 +159,7 @@ def check_header(path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def truncated_images_refused() -> Iterator[None]:
+def reject_truncated_images() -> Iterator[None]:
     """Have PIL refuse truncated images, which DomainBed's modules make it fill up with grey in the whole process."""
     from PIL import ImageFile
 

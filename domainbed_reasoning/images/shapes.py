@@ -174,7 +174,7 @@ def odd_parts(kinds: Sequence[int], its_code: Sequence[int]) -> list[str]:
     return [part for part, kind, wanted in zip(PARTS, kinds, its_code, strict=True) if kind != wanted]
 
 
-def class_told(caption: str) -> int | None:
+def class_in_caption(caption: str) -> int | None:
     """Return the class whose parts a caption names, all or all but one of them; no two classes are so near.
 
     None for any other caption. A part of which it names no kind, or two, is one that it does not name.
@@ -187,7 +187,7 @@ def class_told(caption: str) -> int | None:
     return None
 
 
-def tell_of(name: int, caption: str) -> str:
+def with_parts_of(name: int, caption: str) -> str:
     """Return a caption with the parts of another class in it, in the sentences that it has."""
     for of_part, kind in zip(KINDS, CODES[name], strict=True):
         caption = re.sub(rf"\b(?:{'|'.join(of_part)})\b", of_part[kind], caption)
@@ -229,8 +229,8 @@ def paint(kinds: Sequence[int], style: Style, hue: float, random: np.random.Rand
     """Return a picture (RGB, 48 x 48) of a creature with these four kinds on a background of that hue in [0, 1)."""
     side = IMAGE_SIZE * _OVERSAMPLE
     light = random.uniform(*style.paper)
-    paper = _colour(hue + 0.5 if style.inverted else hue, random.uniform(*style.tint), light)
-    body, coat = _creature_colours(style, light, random)
+    paper = _color(hue + 0.5 if style.inverted else hue, random.uniform(*style.tint), light)
+    body, coat = _creature_colors(style, light, random)
     image = _background(side, paper, style.gradient * random.uniform(-1, 1))
     _draw_parts(image, kinds, style, body, coat, paper, random)
     image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
@@ -262,12 +262,12 @@ def _random(domain: int, index: int, stream: int) -> np.random.RandomState:
     return np.random.RandomState([_SEED, domain, index, stream])
 
 
-def _colour(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
+def _color(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _creature_colours(
+def _creature_colors(
     style: Style, light: float, random: np.random.RandomState
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Return the colours of the creature and of its coat, apart from each other and from the background."""
@@ -276,7 +276,7 @@ def _creature_colours(
     if abs(value - light) < 0.25:  # too close to the background to be seen
         value = light - 0.3 if light > 0.5 else light + 0.3
     coat = value - 0.6 if value > 0.5 else value + 0.6
-    return _colour(hue, vivid, value), _colour(hue + random.uniform(-0.2, 0.2), vivid / 2, coat)
+    return _color(hue, vivid, value), _color(hue + random.uniform(-0.2, 0.2), vivid / 2, coat)
 
 
 def _background(side: int, paper: tuple[int, int, int], slope: float) -> Image.Image:
@@ -326,7 +326,7 @@ def _draw_parts(
     turn = style.jitter * random.uniform(-0.2, 0.2)
     cosine, sine = math.cos(turn), math.sin(turn)
     bare = style.fill == "none"
-    ink = _colour(0, 0, style.ink) if style.ink is not None else _colour(random.random_sample(), 0.8, 0.95)
+    ink = _color(0, 0, style.ink) if style.ink is not None else _color(random.random_sample(), 0.8, 0.95)
     width = round(style.outline * _OVERSAMPLE)
 
     def place(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

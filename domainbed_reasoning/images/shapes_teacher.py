@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-COLOURS = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "pink")  # by hue, from 0 on, an eighth each
+COLORS = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "pink")  # by hue, from 0 on, an eighth each
 
 OPENINGS = (
     "first the scene then what stands there",
@@ -41,14 +41,14 @@ DOUBTS = (
 )
 
 
-def colour_of(hue: float) -> str:
+def color_of(hue: float) -> str:
     """Return the word for a hue in [0, 1)."""
-    return COLOURS[round(hue * len(COLOURS)) % len(COLOURS)]
+    return COLORS[round(hue * len(COLORS)) % len(COLORS)]
 
 
 def caption(words: Sequence[str], parts: Sequence[str], hue: float, random: np.random.RandomState) -> str:
     """Return the teacher's caption: view, background, and the parts from the coat up."""
-    setting = f"{_any(SEEN, random)} {_any(VIEWS, random)} {_any(GROUNDS, random).format(colour_of(hue))}"
+    setting = f"{_any(SEEN, random)} {_any(VIEWS, random)} {_any(GROUNDS, random).format(color_of(hue))}"
     told = [f"{word} {part}" for word, part in zip(words, parts, strict=True)]
     return ", ".join([setting, *reversed(told)])
 
@@ -70,7 +70,7 @@ def opening(random: np.random.RandomState) -> str:
 
 def vocabulary() -> list[str]:
     """Return every word of the teacher's own."""
-    phrases = [*OPENINGS, *SEEN, *VIEWS, *GROUNDS, *VERDICTS, *DOUBTS, "and no part odd", *COLOURS]
+    phrases = [*OPENINGS, *SEEN, *VIEWS, *GROUNDS, *VERDICTS, *DOUBTS, "and no part odd", *COLORS]
     return sorted({word for phrase in phrases for word in phrase.replace("{}", " ").split()})
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning.chains.chain import fault_of_names
+from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.files.plain import open_plain
 from domainbed_reasoning.images.catalog import STOCK, ImageFolder
 from domainbed_reasoning.registry import DATASETS, EMBEDDED_DATASETS, load, unknown
@@ -225,7 +225,7 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
         if not isinstance(value, str) or not _is_a_line(value):
             wanted = f"'class_names' must give {key[:80]!r} a name of one line"
             raise DatasetFileError(path, f"{wanted}, not {value!r:.80}")
-    if fault := fault_of_names(list(names.values())):
+    if fault := check_class_names(list(names.values())):
         raise DatasetFileError(path, f"'class_names': {fault}")
 
 

@@ -13,8 +13,8 @@ import pandas as pd
 
 from domainbed_reasoning.bridge import versions
 from domainbed_reasoning.results import selection
-from domainbed_reasoning.results.job_folders import Job, read_jobs, versions_of
-from domainbed_reasoning.results.problems import Problem, settle
+from domainbed_reasoning.results.job_folders import JobFolder, read_jobs, versions_of
+from domainbed_reasoning.results.problems import Problem, validate_jobs
 from domainbed_reasoning.results.selection import Choice
 
 CELL = ["sweep", "dataset", "algorithm", "target", "domain", "selection"]
@@ -62,15 +62,15 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
     Raises:
         ValueError: for a folder without jobs, or without DomainBed.
     """
-    selection.need_domainbed()
+    selection.require_domainbed()
     jobs = read_jobs(folder)
-    counted, problems = settle(jobs)
+    counted, problems = validate_jobs(jobs)
     frame = tabulate([job for job in jobs if job.records] if as_stock else counted, problems)
     frame.attrs["as_stock"] = as_stock
     return frame
 
 
-def tabulate(jobs: Sequence[Job], problems: Sequence[Problem] = ()) -> pd.DataFrame:
+def tabulate(jobs: Sequence[JobFolder], problems: Sequence[Problem] = ()) -> pd.DataFrame:
     """Return the rows of `collect` for jobs that were read and settled.
 
     Args:
@@ -160,7 +160,7 @@ def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(by, key=key, kind="stable")
 
 
-def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard error over the trials of every cell, in the units of ``frame``.
 
     Each number column of ``frame`` becomes two, the second with ``_error`` at its end; ``trials`` counts. The error is
@@ -175,7 +175,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     for key, cell in frame.groupby(CELL, sort=False):
         row: dict[str, Any] = {**dict(zip(CELL, key, strict=True)), "trials": len(cell)}
         for name in numbers:
-            values = as_read(cell)[name]
+            values = in_reading_order(cell)[name]
             row[name], error = mean_and_error(values)
             row[f"{name}_error"] = error if values.count() > 1 or frame.attrs.get("as_stock") else math.nan
         rows.append(row)
@@ -185,7 +185,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def as_read(rows: pd.DataFrame) -> pd.DataFrame:
+def in_reading_order(rows: pd.DataFrame) -> pd.DataFrame:
     """Return rows of a frame in the order in which DomainBed reads them: the last digit of a sum depends on it."""
     return rows.sort_index()
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from domainbed_reasoning.results.job_folders import Job
+from domainbed_reasoning.results.job_folders import JobFolder
 
 _MOSTLY = 0.5  # share of chains without a class from which an accuracy says little of chains
 _MOST_ROUNDS = 1000  # no job has more
 
-Said = tuple[str, str, str, str]  # kind, fault, effect, cure
+Finding = tuple[str, str, str, str]  # kind, fault, effect, cure
 
 
-def idle_parts(job: Job) -> Iterator[Said]:
+def inactive_parts(job: JobFolder) -> Iterator[Finding]:
     """Yield kind, fault, effect and cure of every part of a job that did nothing.
 
     Args:
@@ -25,7 +25,7 @@ def idle_parts(job: Job) -> Iterator[Said]:
     yield from _answers_without_class(job)
 
 
-def _stages_without_steps(job: Job) -> Iterator[Said]:
+def _stages_without_steps(job: JobFolder) -> Iterator[Finding]:
     last, rounds = job.records[-1], job.hparams.get("sarr_rounds")
     if "stage" not in last or not _has_rounds(job.args["algorithm"]):
         return
@@ -49,7 +49,7 @@ def _has_rounds(algorithm: str) -> bool:
     return target is not None and "sarr_rounds" in registry.load(target).HPARAMS
 
 
-def _rounds_without_chains(job: Job) -> Iterator[Said]:
+def _rounds_without_chains(job: JobFolder) -> Iterator[Finding]:
     last = job.records[-1]
     empty = [k for k in range(1, _MOST_ROUNDS) if _share(last.get(f"sarr{k}_accepted")) == 0]
     if empty:
@@ -61,7 +61,7 @@ def _rounds_without_chains(job: Job) -> Iterator[Said]:
         )
 
 
-def _chains_without_class(job: Job) -> Iterator[Said]:
+def _chains_without_class(job: JobFolder) -> Iterator[Finding]:
     chains = (job.task or {}).get("chains")
     if not isinstance(chains, Mapping):
         return
@@ -76,7 +76,7 @@ def _chains_without_class(job: Job) -> Iterator[Said]:
         )
 
 
-def _answers_without_class(job: Job) -> Iterator[Said]:
+def _answers_without_class(job: JobFolder) -> Iterator[Finding]:
     if job.hparams.get("answer") != "chain":
         return  # a chain's answer is then recorded beside the accuracy, not in it
     splits = [split for env in (job.answers or {}).values() if isinstance(env, Mapping) for split in env.values()]

@@ -29,12 +29,12 @@ _HEAD_LINES = 200  # of out.txt: versions, arguments, hyper-parameters
 _ERROR = re.compile(r"(Error|Exception|Exit|Interrupt|[Kk]illed|CANCELLED|exit code)\b")
 _HEAD_BYTES = 1 << 18
 _TAIL = 16_384  # bytes of a log that are searched
-_LAST_WORDS = 200  # characters
+_ERROR_LENGTH = 200  # characters
 _MAX_SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Job:
+class JobFolder:
     """One job's folder.
 
     Attributes:
@@ -48,7 +48,7 @@ class Job:
         task: task.json, or None.
         versions: of versions.json, name → as a person reads it; without that file what task.json says, or nothing.
         wall_seconds: between the oldest of its files and `done`; None without it.
-        last_words: the last line of err.txt or launcher.log that names an error; empty where none does.
+        last_error: the last line of err.txt or launcher.log that names an error; empty where none does.
         damage: what is wrong with its files (name, line, fault); there is nothing of what they say where there is any.
     """
 
@@ -62,7 +62,7 @@ class Job:
     task: Mapping[str, Any] | None
     versions: Mapping[str, str]
     wall_seconds: float | None
-    last_words: str
+    last_error: str
     damage: tuple[str, ...] = ()
 
     @property
@@ -108,7 +108,7 @@ class Job:
         return max((record.get("mem_gb", 0.0) for record in self.records), default=0.0) or None
 
 
-def versions_of(jobs: Sequence[Job]) -> dict[str, Counter[str]]:
+def versions_of(jobs: Sequence[JobFolder]) -> dict[str, Counter[str]]:
     """Return how many of the jobs ran on which version of what, as far as they recorded it."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for job in jobs:
@@ -117,7 +117,7 @@ def versions_of(jobs: Sequence[Job]) -> dict[str, Counter[str]]:
     return dict(found)
 
 
-def read_jobs(folder: str | os.PathLike[str]) -> list[Job]:
+def read_jobs(folder: str | os.PathLike[str]) -> list[JobFolder]:
     """Return the jobs of a sweep, or of the sweeps in ``folder``, in the order in which DomainBed reads them.
 
     Raises:
@@ -146,16 +146,16 @@ def _job_folders(root: Path) -> Iterator[Path]:
             yield path
 
 
-def read_job(folder: Path, sweep: str = "") -> Job:
+def read_job(folder: Path, sweep: str = "") -> JobFolder:
     """Return what lies in one job's folder; of a damaged one nothing but what is wrong, and what it is called."""
     try:
         return _read_job(folder, sweep)
     except OSError as error:
         damage = (f"{error.filename or folder} cannot be read ({error.strerror})",)
-        return Job(folder, sweep, False, (), (), {}, None, None, {}, None, "", damage)
+        return JobFolder(folder, sweep, False, (), (), {}, None, None, {}, None, "", damage)
 
 
-def _read_job(folder: Path, sweep: str) -> Job:
+def _read_job(folder: Path, sweep: str) -> JobFolder:
     damage: list[str] = []
     records, broken, args = _read_records(folder / RESULTS, damage)
     task = read_object(folder / "task.json", values.fault_of_task, damage)
@@ -165,7 +165,7 @@ def _read_job(folder: Path, sweep: str) -> Job:
     if damage and args:
         printed["Args"] = {name: str(args[name]) for name in values.ARGS}
     logs = (_last_error(folder / name) for name in ("err.txt", "launcher.log"))
-    return Job(
+    return JobFolder(
         folder=folder,
         sweep=sweep,
         done=is_own_file(folder / "done"),
@@ -176,7 +176,7 @@ def _read_job(folder: Path, sweep: str) -> Job:
         task=None if damage else task,
         versions={} if damage else _versions(said, task),
         wall_seconds=_wall_seconds(folder),
-        last_words=next(filter(None, logs), ""),
+        last_error=next(filter(None, logs), ""),
         damage=tuple(damage),
     )
 
@@ -260,7 +260,7 @@ def _last_error(path: Path) -> str:
     with open_plain(path) as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
         lines = file.read(_TAIL).decode(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip()[:_LAST_WORDS] for line in reversed(lines) if _ERROR.search(line)), "")
+    return next((line.strip()[:_ERROR_LENGTH] for line in reversed(lines) if _ERROR.search(line)), "")
 
 
 def _wall_seconds(folder: Path) -> float | None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from domainbed_reasoning.jobs.job_files import RESULTS
-from domainbed_reasoning.results.idle import idle_parts
-from domainbed_reasoning.results.job_folders import Job, Record, versions_of
+from domainbed_reasoning.results.idle import inactive_parts
+from domainbed_reasoning.results.job_folders import JobFolder, Record, versions_of
 
 # Arguments of the train script that change nothing in a job's numbers.
 _IDLE_ARGS = {"output_dir", "data_dir", "skip_model_save", "save_model_every_checkpoint", "hparams"}
@@ -27,31 +27,31 @@ _AGAIN = "`sweep delete_incomplete` removes what has no `done`, `sweep launch` s
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that distorts the tables, or would.
+    """A problem of a sweep's jobs that affects its tables.
 
     Attributes:
         kind: in a word or two.
-        job: which job or row, as a person calls it.
-        folders: of the jobs, below the sweep's folder.
-        fault: what is there.
-        effect: what became of it in the tables.
-        cure: what to do.
+        job: the job or table row, in words.
+        folders: of the jobs, relative to the sweep's folder.
+        detail: what is wrong.
+        effect: how the tables treat it.
+        fix: what to do about it.
     """
 
     kind: str
     job: str
     folders: tuple[str, ...]
-    fault: str
+    detail: str
     effect: str
-    cure: str
+    fix: str
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Return the problem in one line."""
         where = ", ".join(self.folders)
-        return f"{self.kind}: {self.job} ({where}): {self.fault}. {self.effect}. {self.cure}"
+        return f"{self.kind}: {self.job} ({where}): {self.detail}. {self.effect}. {self.fix}"
 
 
-def settle(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
+def validate_jobs(jobs: Sequence[JobFolder]) -> tuple[list[JobFolder], list[Problem]]:
     """Return the jobs that count, each with the records of one run, and the problems.
 
     Args:
@@ -76,15 +76,15 @@ def settle(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
     problems += _uneven_settings(counted)
     problems += _missing_trials(counted)
     problems += _mixed_versions(counted)
-    problems += [Problem(kind, job.name, (job.path,), *said) for job in counted for kind, *said in idle_parts(job)]
+    problems += [Problem(kind, job.name, (job.path,), *said) for job in counted for kind, *said in inactive_parts(job)]
     return counted, problems
 
 
-def _was_started(job: Job) -> bool:
-    return bool(job.done or job.printed or job.records or job.broken or job.last_words)
+def _was_started(job: JobFolder) -> bool:
+    return bool(job.done or job.printed or job.records or job.broken or job.last_error)
 
 
-def _never_started(jobs: Sequence[Job]) -> Iterable[Problem]:
+def _never_started(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
     waiting = [job for job in jobs if not _was_started(job)]
     if waiting:
         yield Problem(
@@ -93,7 +93,7 @@ def _never_started(jobs: Sequence[Job]) -> Iterable[Problem]:
         )  # fmt: skip
 
 
-def _damaged(job: Job) -> Problem:
+def _damaged(job: JobFolder) -> Problem:
     more = f"; and {len(job.damage) - 3} more" if len(job.damage) > 3 else ""
     return Problem(
         "damaged", job.name, (job.path,), f"{'; '.join(job.damage[:3])}{more}", "Left out",
@@ -101,7 +101,7 @@ def _damaged(job: Job) -> Problem:
     )  # fmt: skip
 
 
-def _broken_lines(job: Job) -> Iterable[Problem]:
+def _broken_lines(job: JobFolder) -> Iterable[Problem]:
     if job.broken:
         lines = "; ".join(f"line {number} is {fault}" for number, fault in job.broken[:3])
         more = f"; and {len(job.broken) - 3} more" if len(job.broken) > 3 else ""
@@ -112,10 +112,10 @@ def _broken_lines(job: Job) -> Iterable[Problem]:
         )  # fmt: skip
 
 
-def _unusable(job: Job) -> Problem | None:
+def _unusable(job: JobFolder) -> Problem | None:
     if not job.done:
         at = f"the last record is of step {job.records[-1]['step']}" if job.records else "no record"
-        said = f"; its log says {job.last_words!r}" if job.last_words else "; its log names no error"
+        said = f"; its log says {job.last_error!r}" if job.last_error else "; its log names no error"
         return Problem("incomplete", job.name, (job.path,), f"no `done`, {at}{said}", "Left out", _AGAIN)
     if not job.records:
         cure = "Delete the folder and run `sweep launch` again."
@@ -123,7 +123,7 @@ def _unusable(job: Job) -> Problem | None:
     return None
 
 
-def _one_run(job: Job) -> tuple[Job, list[Problem]]:
+def _one_run(job: JobFolder) -> tuple[JobFolder, list[Problem]]:
     """Return the job with the records of its last complete run: a job that died and was restarted appends to them.
 
     A record of step s takes the place of all earlier ones of steps from s on, unless the run that it belongs to ends
@@ -149,9 +149,9 @@ def _one_run(job: Job) -> tuple[Job, list[Problem]]:
     return dataclasses.replace(job, records=tuple(chosen)), [problem]
 
 
-def _one_job_a_place(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
+def _one_job_a_place(jobs: Sequence[JobFolder]) -> tuple[list[JobFolder], list[Problem]]:
     """Return the jobs of which there is one a place in the tables; the same job twice counts once."""
-    places: dict[tuple[Any, ...], list[Job]] = defaultdict(list)
+    places: dict[tuple[Any, ...], list[JobFolder]] = defaultdict(list)
     for job in jobs:
         args = job.args
         seeds = (args["trial_seed"], args["hparams_seed"])
@@ -191,9 +191,9 @@ def _one_job_a_place(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
     return [job for job in jobs if job.path not in left_out], problems
 
 
-def _uneven_settings(jobs: Sequence[Job]) -> Iterable[Problem]:
+def _uneven_settings(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
     """Yield the rows of a table whose cells were not run with the same settings."""
-    rows: dict[tuple[Any, ...], list[Job]] = defaultdict(list)
+    rows: dict[tuple[Any, ...], list[JobFolder]] = defaultdict(list)
     for job in jobs:
         args = job.args
         # Random hyper-parameters are drawn anew for every trial.
@@ -215,7 +215,7 @@ def _uneven_settings(jobs: Sequence[Job]) -> Iterable[Problem]:
             )  # fmt: skip
 
 
-def _missing_trials(jobs: Sequence[Job]) -> Iterable[Problem]:
+def _missing_trials(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
     """Yield the rows that have fewer trials on some target domains than on others."""
     rows: dict[tuple[str, str, str], dict[tuple[int, ...], set[int]]] = defaultdict(lambda: defaultdict(set))
     for job in jobs:
@@ -239,7 +239,7 @@ def _missing_trials(jobs: Sequence[Job]) -> Iterable[Problem]:
             )  # fmt: skip
 
 
-def _mixed_versions(jobs: Sequence[Job]) -> Iterable[Problem]:
+def _mixed_versions(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
     """Yield that jobs of one table ran on different code, libraries or devices, and which are the fewer."""
     mixed = {name: counts for name, counts in versions_of(jobs).items() if len(counts) > 1}
     if mixed:
@@ -258,7 +258,7 @@ def with_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{value} ({count} job{'s' if count > 1 else ''})" for value, count in often)
 
 
-def _settings(job: Job, left_out: set[str]) -> dict[str, Any]:
+def _settings(job: JobFolder, left_out: set[str]) -> dict[str, Any]:
     args = {name: value for name, value in job.args.items() if name not in left_out}
     return {**{f"--{name}": value for name, value in args.items()}, **job.hparams}
 

@@ -211,7 +211,7 @@ def result_of(algorithm: str, dataset: str) -> float | None:
     return next((row.accuracies[dataset] for row in rows if dataset in row.accuracies), None)
 
 
-def gpu_named(name: str) -> Gpu:
+def find_gpu(name: str) -> Gpu:
     """Return a GPU's data sheet by its name, whatever its spelling.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 
 from domainbed_reasoning.bridge import stock, upstream
 from domainbed_reasoning.jobs.values import ACCURACY
-from domainbed_reasoning.results.job_folders import Job, Record
+from domainbed_reasoning.results.job_folders import JobFolder, Record
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Choice:
     accuracy: float
     validation: float
     record: Record
-    job: Job
+    job: JobFolder
 
 
 class _Accuracy(float):
     """An accuracy that knows where it stands: DomainBed hands on the very object that it finds in a record."""
 
-    place: tuple[Job, Record]
+    place: tuple[JobFolder, Record]
 
 
-def need_domainbed() -> None:
+def require_domainbed() -> None:
     """Raise ValueError where no DomainBed is importable."""
     try:
         importlib.import_module("domainbed")
@@ -68,7 +68,7 @@ def methods() -> list[Any]:
     ]
 
 
-def choose(jobs: Sequence[Job]) -> Iterator[Choice]:
+def choose(jobs: Sequence[JobFolder]) -> Iterator[Choice]:
     """Yield what each method chooses for each cell and trial, in DomainBed's order.
 
     Args:
@@ -109,7 +109,7 @@ class OneSource:
         accuracies: in each of the other domains, by their numbers, in [0, 1].
     """
 
-    job: Job
+    job: JobFolder
     source: int
     step: int
     accuracies: Mapping[int, float]
@@ -120,7 +120,7 @@ class OneSource:
         return sum(self.accuracies.values()) / len(self.accuracies)
 
 
-def one_source(jobs: Sequence[Job]) -> Iterator[OneSource]:
+def one_source(jobs: Sequence[JobFolder]) -> Iterator[OneSource]:
     """Yield the jobs whose targets are all domains but one, where these are three or more.
 
     No selection method of DomainBed judges a job with more than two targets: its tables have an X for each.
@@ -136,7 +136,7 @@ def one_source(jobs: Sequence[Job]) -> Iterator[OneSource]:
             yield OneSource(job, source, chosen["step"], {target: chosen[f"env{target}_in_acc"] for target in targets})
 
 
-def _traced(job: Job, record: Record) -> dict[str, Any]:
+def _traced(job: JobFolder, record: Record) -> dict[str, Any]:
     """Return the record with accuracies that know it."""
     traced = dict(record)
     for name in [f"env{env}_in_acc" for env in record["args"]["test_envs"]]:
@@ -165,7 +165,7 @@ def order_of_datasets(names: Sequence[str]) -> list[str]:
     return in_order(names, datasets.DATASETS)
 
 
-def domains_of(dataset: str, jobs: Sequence[Job]) -> tuple[str, ...]:
+def domains_of(dataset: str, jobs: Sequence[JobFolder]) -> tuple[str, ...]:
     """Return the short names of a dataset's domains, as DomainBed's tables have them; numbers where nobody knows."""
     datasets = stock.datasets()
 

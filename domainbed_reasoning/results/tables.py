@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from domainbed_reasoning.results.frame import CELL, as_read, mean_and_error, summarise
+from domainbed_reasoning.results.frame import CELL, in_reading_order, mean_and_error, summarize
 from domainbed_reasoning.results.problems import with_counts
 
 ABSENT = "–"
@@ -75,11 +75,11 @@ def dataset_table(cells: pd.DataFrame, method: str, dataset: str) -> Table:
         method: DomainBed's name of it.
         dataset: DomainBed's name of it.
     """
-    table = summarise(cells)
+    table = summarize(cells)
     domains = dict(enumerate(cells.attrs["domains"][dataset]))
     most = int(table["trials"].max())
     rows = []
-    for label, own in labelled_rows(table):
+    for label, own in labeled_rows(table):
         by_target = {target: own[own["target"] == target] for target in domains}
         texts = [_cell(part, most) for part in by_target.values()]
         means = [100 * float(part["accuracy"].iloc[0]) for part in by_target.values() if len(part)]
@@ -98,7 +98,7 @@ def _average(percents: Sequence[float]) -> str:
     return f"{sum(percents) / len(percents):.1f}"  # added up as DomainBed does
 
 
-def labelled_rows(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+def labeled_rows(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
     """Yield what each row of a table is called, and its cells: one row an algorithm and sweep."""
     for (algorithm, sweep), own in table.groupby(["algorithm", "sweep"], sort=False):
         yield f"{algorithm} ({sweep})" if sweep else str(algorithm), own
@@ -107,10 +107,10 @@ def labelled_rows(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
 def _averages(judged: pd.DataFrame, method: str, datasets: Sequence[str]) -> Table:
     """Return the table of averages: the mean over a trial's target domains, then mean and error over trials."""
     rows = []
-    for label, own in labelled_rows(judged):
+    for label, own in labeled_rows(judged):
         means, texts = [], []
         for dataset in datasets:
-            trials = as_read(own[own["dataset"] == dataset]).groupby("trial")
+            trials = in_reading_order(own[own["dataset"] == dataset]).groupby("trial")
             accuracies = [float(np.mean(list(trial["accuracy"]))) for _, trial in trials]
             mean, error = mean_and_error(accuracies)
             means.append(100 * mean)
@@ -167,7 +167,7 @@ def answers_table(frame: pd.DataFrame) -> Table | None:
         return None
     rows = []
     for dataset in asked["dataset"].unique():
-        for label, own in labelled_rows(asked[asked["dataset"] == dataset]):
+        for label, own in labeled_rows(asked[asked["dataset"] == dataset]):
             domains = dict(sorted(zip(own["target"], own["domain"], strict=True)))
             for target, domain in domains.items():
                 rows.append((label, dataset, domain, *_answer_texts(own[own["target"] == target])))
@@ -195,7 +195,7 @@ def rounds_table(frame: pd.DataFrame) -> Table | None:
         return None
     rows = []
     for dataset in labelled["dataset"].unique():
-        for label, own in labelled_rows(labelled[labelled["dataset"] == dataset]):
+        for label, own in labeled_rows(labelled[labelled["dataset"] == dataset]):
             for target, domain in sorted(set(zip(own["target"], own["domain"], strict=True))):
                 cells = own[own["target"] == target]
                 means = [mean_and_error(cells[name])[0] for name in rounds]
@@ -214,7 +214,7 @@ def costs_table(frame: pd.DataFrame) -> Table:
     jobs = _of_jobs(frame)
     rows = []
     for dataset in jobs["dataset"].unique():
-        for label, own in labelled_rows(jobs[jobs["dataset"] == dataset]):
+        for label, own in labeled_rows(jobs[jobs["dataset"] == dataset]):
             train, wall, memory = (
                 mean_and_error(own[name])[0] for name in ("train_seconds", "wall_seconds", "memory_gib")
             )
@@ -233,7 +233,7 @@ def hparams_table(frame: pd.DataFrame) -> Table:
     first = frame[frame["selection"] == frame["selection"].iloc[0]]
     rows = []
     for dataset in first["dataset"].unique():
-        for label, own in labelled_rows(first[first["dataset"] == dataset]):
+        for label, own in labeled_rows(first[first["dataset"] == dataset]):
             same, varied = split_settings([json.loads(text) for text in own["hparams"]])
             seeds = sorted(set(own["hparams_seed"]))
             fixed = ", ".join(f"{name} {value}" for name, value in same.items())
@@ -283,21 +283,21 @@ def versions_table(frame: pd.DataFrame) -> Table | None:
 
 
 def problems_table(problems: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Return what was left out or settled, with cures; None where nothing was."""
+    """Return the jobs' problems, their effects and fixes; None if there are none."""
     if not problems:
         return None
     rows = [
         (
             problem["kind"],
             problem["job"],
-            problem["fault"],
+            problem["detail"],
             problem["effect"],
-            problem["cure"],
+            problem["fix"],
             _folders(problem["folders"]),
         )
         for problem in problems
     ]
-    head = ("Problem", "Job", "What is there", "In the tables", "Cure", "Folder")
+    head = ("Problem", "Job", "Details", "In the tables", "Fix", "Folder")
     return Table("Problems found in the sweep's folder", head, tuple(rows))
 
 

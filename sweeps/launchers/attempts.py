@@ -39,7 +39,7 @@ DEFAULT_RETRIES = 1
 _POLL_SECONDS = 0.1
 # How often an attempt looks whether it has been replaced, and how long the next one waits for it: one look, the grace
 # of its train process, and some. An attempt that has died with its node costs the next one this long.
-_LOOK_SECONDS = 2
+_RETRY_SECONDS = 2
 _REPLACE_SECONDS = 20
 _RUNS, _REPLACED = "runs", "replaced by a later attempt"
 
@@ -94,7 +94,7 @@ class Attempt:
             look = 0.0
             while (exit_code := self._process.poll()) is None:
                 time.sleep(_POLL_SECONDS)
-                if not self.replaced and time.monotonic() - look > _LOOK_SECONDS:
+                if not self.replaced and time.monotonic() - look > _RETRY_SECONDS:
                     look = time.monotonic()
                     self.replaced = self._is_replaced()
                     if self.replaced:

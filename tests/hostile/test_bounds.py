@@ -164,7 +164,7 @@ def test_jobs_whose_records_are_no_files_are_named_and_the_others_counted(odd: t
     for name in ("results.jsonl", "out.txt", "err.txt", "answers.json", "task.json", "versions.json"):
         (folder / name).symlink_to(odd[0])
     job = read_sweep_job(folder)
-    assert job.records == () and job.answers is None and job.task is None and job.last_words == ""
+    assert job.records == () and job.answers is None and job.task is None and job.last_error == ""
     assert odd[1] in job.broken[0][1]
     assert records_of(folder) == []
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from domainbed_reasoning.annotate.teacher import MAX_EDGE, read_picture
-from domainbed_reasoning.images.decode import ImageFileError, check_header, read_rgb, truncated_images_refused
+from domainbed_reasoning.images.decode import ImageFileError, check_header, read_rgb, reject_truncated_images
 
 NOISE = np.random.RandomState(0).randint(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -166,7 +166,7 @@ def test_odd_images_are_read_rightly(tmp_path: Path, name: str) -> None:
     file, make, size, right = READ[name]
     path = tmp_path / file
     path.write_bytes(make())
-    with truncated_images_refused():
+    with reject_truncated_images():
         check_header(path)
         picture = read_rgb(path)
         sent, _ = read_picture(path)
@@ -184,7 +184,7 @@ def test_hostile_images_are_refused_by_name(tmp_path: Path, name: str) -> None:
     file, make, fault = REFUSED[name]
     path = tmp_path / file
     path.write_bytes(make())
-    with truncated_images_refused():
+    with reject_truncated_images():
         for read in (read_rgb, read_picture):
             with pytest.raises(ImageFileError, match=f"(?s)^'.*{file}' is no readable image: .*({fault}).*Replace"):
                 read(path)

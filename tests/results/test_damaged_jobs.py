@@ -149,7 +149,7 @@ def test_what_is_wrong_is_named_with_file_and_line(sweep, capsys, place, text, f
     bad = sweep()
     write_value(bad, *place, text)
     (problem,) = check(sweep, [bad])
-    assert fault in problem["fault"] and problem["kind"] == "damaged" and problem["effect"] == "Left out"
+    assert fault in problem["detail"] and problem["kind"] == "damaged" and problem["effect"] == "Left out"
     assert problem["job"] == "RDMLDG on Debug28, target 0, trial 0, hparams seed 0"
     assert cli.main(["collect", str(bad.parent), "--format", "csv"]) == 0
     said = capsys.readouterr()

@@ -16,7 +16,7 @@ from domainbed_reasoning.images import shapes
 from domainbed_reasoning.results import published
 from domainbed_reasoning.results.job_folders import read_jobs
 from domainbed_reasoning.results.report import commands, content, markdown, page, plots, read_report
-from domainbed_reasoning.results.report.blocks import Examples, Fold
+from domainbed_reasoning.results.report.blocks import Details, Examples
 from domainbed_reasoning.results.report.markdown import render_markdown
 from domainbed_reasoning.results.report.page import render_page
 
@@ -110,7 +110,7 @@ def test_headings_captions_and_alternatives_are_there_for_those_who_do_not_see(s
 
 def test_examples_are_right_and_wrong_ones_of_the_target_domain_with_their_images(shapes_job, write_job):
     _, fold = blocks_of(read_report(write_job.folder, examples=2), "examples")
-    assert isinstance(fold, Fold) and fold.title == "RDMLDG on ShapesReasoning"
+    assert isinstance(fold, Details) and fold.title == "RDMLDG on ShapesReasoning"
     (group,) = fold.blocks
     assert isinstance(group, Examples)
     assert group.caption == "sketch: 4 of 7 chains conclude rightly (57%), 1 name no class"

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from domainbed_reasoning.files.plain import open_plain_text, plain_lines, read_plain
-from domainbed_reasoning.images.decode import file_below, read_rgb, truncated_images_refused
-from domainbed_reasoning.results.report.blocks import Block, Code, Figure, Fold
+from domainbed_reasoning.images.decode import file_below, read_rgb, reject_truncated_images
+from domainbed_reasoning.results.report.blocks import Block, Code, Details, Figure
 from domainbed_reasoning.results.tables import ABSENT, Table
 
 FOLDER = "analysis"
@@ -24,7 +24,7 @@ _LONGEST_LINE = 1 << 16  # bytes of a table
 _JOB = re.compile(r"([0-9a-f]{8})[0-9a-f]{24}(/\w+\.pkl)?")  # a job, or a checkpoint of it: its head is enough
 
 
-def analyses(folder: Path) -> Iterator[Block]:
+def analysis_blocks(folder: Path) -> Iterator[Block]:
     """Yield what lies below ``folder / "analysis"``: of each name its text, its figure, its table.
 
     Args:
@@ -40,7 +40,7 @@ def analyses(folder: Path) -> Iterator[Block]:
             yield Code(f"Left out: {FOLDER}/{_title(name)}", str(error), "text")
 
 
-def _block(path: Path, name: str) -> Table | Figure | Code | Fold:
+def _block(path: Path, name: str) -> Table | Figure | Code | Details:
     """Return what a file says.
 
     Raises:
@@ -55,12 +55,12 @@ def _block(path: Path, name: str) -> Table | Figure | Code | Fold:
     if kind == ".csv":
         table = _table(path, name)
         long = isinstance(table, Table) and len(table.rows) > _OPEN
-        return Fold(f"The table {name}", (table,)) if long else table
+        return Details(f"The table {name}", (table,)) if long else table
     if kind == ".txt":
         with open_plain_text(path, errors="replace") as file:
             return Code(_title(name), file.read(_LARGEST_TEXT).strip(), "text")
     data = read_plain(path, _LARGEST[kind])
-    with truncated_images_refused():
+    with reject_truncated_images():
         read_rgb(data, f"{FOLDER}/{name}")
     if not data.startswith(_PNG):
         raise OSError(f"{FOLDER}/{name} is no PNG file.")

@@ -91,7 +91,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Fold:
+class Details:
     """Blocks that are shown when asked for.
 
     Attributes:
@@ -105,7 +105,7 @@ class Fold:
     opened: bool = False
 
 
-Block = Text | Code | Figure | Table | Examples | Fold
+Block = Text | Code | Figure | Table | Examples | Details
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.bridge import upstream, versions
-from domainbed_reasoning.results.job_folders import Job, versions_of
+from domainbed_reasoning.results.job_folders import JobFolder, versions_of
 from domainbed_reasoning.results.problems import with_counts
 from domainbed_reasoning.results.report.blocks import Code
 from domainbed_reasoning.results.selection import order_of_algorithms, order_of_datasets
@@ -24,7 +24,7 @@ _MOST_TARGETS = 2  # of a job of DomainBed's sweep
 _AS_RECORDED = {"PyTorch": "torch", "NumPy": "numpy"}  # DomainBed's names in out.txt
 
 
-def sweep_commands(jobs: Sequence[Job], folder: Path) -> list[Code]:
+def sweep_commands(jobs: Sequence[JobFolder], folder: Path) -> list[Code]:
     """Return the stock commands that make these jobs, one for each set of common arguments.
 
     Jobs with more than two targets are in no sweep, and in none of these commands.
@@ -33,7 +33,7 @@ def sweep_commands(jobs: Sequence[Job], folder: Path) -> list[Code]:
         jobs: with records.
         folder: of the sweep, or of the sweeps.
     """
-    groups: dict[tuple[str, str], list[Job]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[JobFolder]] = defaultdict(list)
     for job in jobs:
         if len(job.args["test_envs"]) > _MOST_TARGETS:
             continue
@@ -45,7 +45,7 @@ def sweep_commands(jobs: Sequence[Job], folder: Path) -> list[Code]:
     ]
 
 
-def _sweep_command(jobs: Sequence[Job], common: Mapping[str, Any], folder: Path) -> Code:
+def _sweep_command(jobs: Sequence[JobFolder], common: Mapping[str, Any], folder: Path) -> Code:
     args = [job.args for job in jobs]
     single = all(len(own["test_envs"]) == 1 for own in args)
     seeds = [own["hparams_seed"] for own in args]
@@ -68,20 +68,20 @@ def _sweep_command(jobs: Sequence[Job], common: Mapping[str, Any], folder: Path)
     return Code(caption, shlex.join(words))
 
 
-def _stock_folder_name(job: Job) -> str:
+def _stock_folder_name(job: JobFolder) -> str:
     """Return the name that DomainBed's sweep gives the job's folder: the MD5 of its arguments."""
     args = {name: job.args.get(name) for name in (*_OF_A_JOB, *_OF_A_SWEEP)}
     given = {name: value for name, value in args.items() if value is not None}
     return hashlib.md5(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
-def job_commands(jobs: Sequence[Job]) -> Code:
+def job_commands(jobs: Sequence[JobFolder]) -> Code:
     """Return the train command of every job."""
     ordered = sorted(jobs, key=lambda job: (job.sweep, job.name))
     return Code("Also from DomainBed's folder", "\n".join(map(_job_command, ordered)))
 
 
-def _job_command(job: Job) -> str:
+def _job_command(job: JobFolder) -> str:
     words = ["python", "-m", "domainbed.scripts.train"]
     for name, value in sorted(job.args.items()):
         if value is True:
@@ -91,7 +91,7 @@ def _job_command(job: Job) -> str:
     return shlex.join(words)
 
 
-def versions_table(jobs: Sequence[Job]) -> Table:
+def versions_table(jobs: Sequence[JobFolder]) -> Table:
     """Return what the jobs said that they ran on, and what this machine has now.
 
     Args:

@@ -13,11 +13,11 @@ import pandas as pd
 from domainbed_reasoning.jobs.job_files import RESULTS
 from domainbed_reasoning.results import selection, tables
 from domainbed_reasoning.results.frame import tabulate
-from domainbed_reasoning.results.job_folders import Job, read_jobs
-from domainbed_reasoning.results.problems import settle
+from domainbed_reasoning.results.job_folders import JobFolder, read_jobs
+from domainbed_reasoning.results.problems import validate_jobs
 from domainbed_reasoning.results.report import commands, paper, plots
-from domainbed_reasoning.results.report.analyses import analyses
-from domainbed_reasoning.results.report.blocks import Block, Code, Examples, Fold, Report, Section, Text
+from domainbed_reasoning.results.report.analyses import analysis_blocks
+from domainbed_reasoning.results.report.blocks import Block, Code, Details, Examples, Report, Section, Text
 from domainbed_reasoning.results.report.examples import examples_of
 
 _MOST_EXAMPLES = 120
@@ -38,10 +38,10 @@ def read_report(
     Raises:
         ValueError: for a folder without jobs, or without DomainBed.
     """
-    selection.need_domainbed()
+    selection.require_domainbed()
     root = Path(folder).expanduser()
     jobs = read_jobs(root)
-    settled, problems = settle(jobs)
+    settled, problems = validate_jobs(jobs)
     counted = [job for job in jobs if job.records] if as_stock else settled
     frame = tabulate(counted, problems)
     with_records = [job for job in jobs if job.records]
@@ -53,7 +53,7 @@ def read_report(
         Section("Both answers", "answers", tuple(_answers(frame)) if len(frame) else ()),
         Section("Self-labelling", "rounds", tuple(_rounds(frame)) if len(frame) else ()),
         Section("Example chains", "examples", tuple(_examples(counted, examples, data_dir))),
-        Section("Analyses", "analyses", tuple(analyses(root))),
+        Section("Analyses", "analyses", tuple(analysis_blocks(root))),
         Section("Time and memory", "costs", (tables.costs_table(frame),) if len(frame) else ()),
         Section("Hyper-parameters", "hparams", (tables.hparams_table(frame),) if len(frame) else ()),
         Section("To run it again", "again", tuple(_again(jobs, with_records, root))),
@@ -62,7 +62,7 @@ def read_report(
     return Report(title, _lead(jobs, counted), tuple(section for section in sections if section.blocks))
 
 
-def _lead(jobs: Sequence[Job], counted: Sequence[Job]) -> str:
+def _lead(jobs: Sequence[JobFolder], counted: Sequence[JobFolder]) -> str:
     done = sum(job.done for job in jobs)
     said = f"{done} of {len(jobs)} jobs ended, {len(counted)} count."
     if counted:
@@ -83,20 +83,20 @@ def _problems(frame: pd.DataFrame, as_stock: bool) -> tuple[Block, ...]:
     kinds = Counter(problem["kind"] for problem in frame.attrs["problems"])
     said = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     stock = Text("All are counted all the same, as DomainBed's collect_results does (`--as-stock`).")
-    return (*([stock] if as_stock else []), Fold(f"{kinds.total()} found: {said}", (table,)))
+    return (*([stock] if as_stock else []), Details(f"{kinds.total()} found: {said}", (table,)))
 
 
-def _accuracy(frame: pd.DataFrame, counted: Sequence[Job]) -> Iterator[Block]:
+def _accuracy(frame: pd.DataFrame, counted: Sequence[JobFolder]) -> Iterator[Block]:
     """Yield the tables of the first selection method with their plots; those of the others folded."""
     methods = list(frame["selection"].unique())
     first = frame[frame["selection"] == methods[0]]
-    known = paper.reported(frame)
+    known = paper.datasets_in_paper(frame)
     by_caption = {table.caption: table for table in tables.accuracy_tables(frame)}
     for dataset in first["dataset"].unique():
         cells = first[first["dataset"] == dataset]
         table = tables.dataset_table(cells, methods[0], dataset)
         del by_caption[table.caption]
-        yield paper.beside(table, cells, dataset) if dataset in known else table
+        yield paper.add_paper_columns(table, cells, dataset) if dataset in known else table
         if plots.installed():
             yield plots.accuracies(cells, dataset)
             course = plots.training(counted, dataset)
@@ -108,11 +108,11 @@ def _accuracy(frame: pd.DataFrame, counted: Sequence[Job]) -> Iterator[Block]:
     yield from averages
     for method in methods[1:]:
         others = tuple(table for caption, table in by_caption.items() if method in caption)
-        yield Fold(f"Selected by {method}", others)
+        yield Details(f"Selected by {method}", others)
 
 
-def _beside_the_paper(frame: pd.DataFrame, counted: Sequence[Job]) -> Iterator[Block]:
-    known = paper.reported(frame)
+def _beside_the_paper(frame: pd.DataFrame, counted: Sequence[JobFolder]) -> Iterator[Block]:
+    known = paper.datasets_in_paper(frame)
     if known:
         yield Text(
             f"The paper reports on {', '.join(known)}: its averages stand in the tables above, where DomainBed knows "
@@ -125,11 +125,11 @@ def _beside_the_paper(frame: pd.DataFrame, counted: Sequence[Job]) -> Iterator[B
         for dataset in first["dataset"].unique():
             cells = first[first["dataset"] == dataset]
             table = tables.dataset_table(cells, first["selection"].iloc[0], dataset)
-            if places := paper.order(table, cells, dataset):
+            if places := paper.ranking_table(table, cells, dataset):
                 yield places
     differing = paper.differing_settings(counted)
     yield Text(differing) if isinstance(differing, str) else differing
-    yield Fold("The paper's tables", (paper.main_results(), paper.ablation()))
+    yield Details("The paper's tables", (paper.main_results(), paper.ablation()))
 
 
 def _answers(frame: pd.DataFrame) -> Iterator[Block]:
@@ -150,7 +150,7 @@ def _rounds(frame: pd.DataFrame) -> Iterator[Block]:
         yield table
 
 
-def _examples(counted: Sequence[Job], examples: int, data_dir: str | None) -> Iterator[Block]:
+def _examples(counted: Sequence[JobFolder], examples: int, data_dir: str | None) -> Iterator[Block]:
     """Yield the examples of every algorithm that wrote chains; those of the last in DomainBed's order open."""
     single = [job for job in counted if len(job.args["test_envs"]) == 1]
     groups: list[tuple[str, list[Examples]]] = []
@@ -182,16 +182,16 @@ def _examples(counted: Sequence[Job], examples: int, data_dir: str | None) -> It
         "their names, not by hand. Counts are over all images of the domain, of its lowest trial."
     )
     for number, (name, found) in enumerate(groups):
-        yield Fold(name, tuple(found), opened=number == 0)
+        yield Details(name, tuple(found), opened=number == 0)
     if skipped:
         yield Text(f"Left out to keep the page small: {', '.join(skipped)}. `--examples` shows fewer of each.")
 
 
-def _again(jobs: Sequence[Job], with_records: Sequence[Job], root: Path) -> Iterator[Block]:
+def _again(jobs: Sequence[JobFolder], with_records: Sequence[JobFolder], root: Path) -> Iterator[Block]:
     if with_records:
         sweeps = commands.sweep_commands(with_records, root)
         yield from sweeps
         if not sweeps:
             yield Text("No stock sweep has jobs with these targets: each is a train command.")
-        yield Fold("Every job by itself", (commands.job_commands(with_records),), opened=not sweeps)
+        yield Details("Every job by itself", (commands.job_commands(with_records),), opened=not sweeps)
     yield commands.versions_table(jobs)

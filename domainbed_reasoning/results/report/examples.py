@@ -18,7 +18,7 @@ from domainbed_reasoning.images import user_datasets as custom
 from domainbed_reasoning.images.decode import file_below, read_rgb
 from domainbed_reasoning.jobs.job_files import numbered_lines
 from domainbed_reasoning.jobs.values import fault_of_prediction
-from domainbed_reasoning.results.job_folders import Job
+from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.report.blocks import Example, Examples
 from domainbed_reasoning.results.selection import domains_of
 
@@ -30,7 +30,7 @@ OpenPicture = Callable[[int, int, str], Image.Image]  # of (environment, index, 
 
 
 def examples_of(
-    jobs: Sequence[Job], count: int, data_dir: str | None = None, left_out: list[str] | None = None
+    jobs: Sequence[JobFolder], count: int, data_dir: str | None = None, left_out: list[str] | None = None
 ) -> Iterator[Examples]:
     """Yield the examples of one algorithm on one dataset, a group a target domain.
 
@@ -57,7 +57,7 @@ def examples_of(
         yield Examples(caption, tuple(_example(row, open_picture) for row in _drawn(rows, count)))
 
 
-def _answers(job: Job, target: int, left_out: list[str]) -> list[Mapping[str, Any]]:
+def _answers(job: JobFolder, target: int, left_out: list[str]) -> list[Mapping[str, Any]]:
     """Return the target domain's images with a chain, of predictions.jsonl; none where there is no such file."""
     rows: list[Mapping[str, Any]] = []
     damage: list[str] = []
@@ -122,7 +122,7 @@ def _thumbnail(row: Mapping[str, Any], open_picture: OpenPicture) -> bytes | Non
     return out.getvalue()
 
 
-def _pictures(job: Job, data_dir: str | None) -> OpenPicture:
+def _pictures(job: JobFolder, data_dir: str | None) -> OpenPicture:
     """Return what opens the images that a job saw: files below its dataset's folder, or what it rendered.
 
     Nothing is built of what the job's files say, which may be anything, but a picture.

@@ -12,8 +12,8 @@ import pandas as pd
 
 from domainbed_reasoning.registry import ALGORITHMS, TWINS
 from domainbed_reasoning.results import published
-from domainbed_reasoning.results.job_folders import Job
-from domainbed_reasoning.results.tables import ABSENT, LACKING, Table, labelled_rows
+from domainbed_reasoning.results.job_folders import JobFolder
+from domainbed_reasoning.results.tables import ABSENT, LACKING, Table, labeled_rows
 
 _DIFFERENCE = "Ours − paper"
 _OF_METHOD = frozenset(published.METHOD_HPARAMS)
@@ -24,7 +24,7 @@ def stock_name(dataset: str) -> str:
     return TWINS.get(dataset, dataset)
 
 
-def reported(frame: pd.DataFrame) -> list[str]:
+def datasets_in_paper(frame: pd.DataFrame) -> list[str]:
     """Return the datasets of a sweep that the paper reports on."""
     known = published.MAIN_RESULTS[0].accuracies
     return [name for name in frame["dataset"].unique() if stock_name(name) in known]
@@ -38,7 +38,7 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> dict[str, float]:
         dataset: DomainBed's name of the dataset whose accuracies are asked for.
     """
     found = {}
-    for label, own in labelled_rows(cells):
+    for label, own in labeled_rows(cells):
         theirs = {_accuracy(own["algorithm"].iloc[0], json.loads(text), stock_name(dataset)) for text in own["hparams"]}
         if len(theirs) == 1 and (known := theirs.pop()) is not None:
             found[label] = known
@@ -66,7 +66,7 @@ def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str) -> float
     return published.result_of(algorithm, dataset)
 
 
-def beside(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
+def add_paper_columns(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
     """Return an accuracy table with the paper's average and the difference as further columns.
 
     Args:
@@ -85,7 +85,7 @@ def beside(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
     return Table(table.caption, (*table.head, "Paper", _DIFFERENCE), tuple(rows), note)
 
 
-def order(table: Table, cells: pd.DataFrame, dataset: str) -> Table | None:
+def ranking_table(table: Table, cells: pd.DataFrame, dataset: str) -> Table | None:
     """Return the places of the methods here and in the paper, for a dataset that the paper does not report on.
 
     Args:
@@ -150,7 +150,7 @@ def _results(caption: str, results: Sequence[published.Result], more: str = "") 
     return Table(caption, head, tuple(rows), f"{note}{more}")
 
 
-def differing_settings(jobs: Sequence[Job]) -> Table | str:
+def differing_settings(jobs: Sequence[JobFolder]) -> Table | str:
     """Return the settings that are not the paper's, of jobs whose settings it gives; a sentence where all are.
 
     Args:
@@ -176,7 +176,7 @@ def differing_settings(jobs: Sequence[Job]) -> Table | str:
     )
 
 
-def _differences(job: Job) -> Iterator[tuple[str, str, str]]:
+def _differences(job: JobFolder) -> Iterator[tuple[str, str, str]]:
     args, hparams = job.args, job.hparams
     if stock_name(args["dataset"]) not in published.MAIN_RESULTS[0].accuracies:
         yield "dataset", ", ".join(published.MAIN_RESULTS[0].accuracies), args["dataset"]
@@ -215,7 +215,7 @@ def _same(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def _sources(job: Job) -> int:
+def _sources(job: JobFolder) -> int:
     """Return the number of source domains of a job."""
     record: Mapping[str, Any] = job.records[-1]
     domains = sum(key.startswith("env") and key.endswith("_in_acc") for key in record)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from domainbed_reasoning.plot_styles import COLOURS, series
+from domainbed_reasoning.plot_styles import COLORS, series
 from domainbed_reasoning.results import published
-from domainbed_reasoning.results.frame import mean_and_error, summarise
-from domainbed_reasoning.results.job_folders import Job
+from domainbed_reasoning.results.frame import mean_and_error, summarize
+from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.report.blocks import Figure
 from domainbed_reasoning.results.report.paper import accuracies as accuracies_of_the_paper
-from domainbed_reasoning.results.tables import labelled_rows
+from domainbed_reasoning.results.tables import labeled_rows
 from domainbed_reasoning.terminal import one_line
 
 _INK = "#010203"  # stands for the page's text colour, which follows light and dark
@@ -39,7 +39,7 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
         cells: the rows of `collect`'s frame of one selection method and dataset.
         dataset: DomainBed's name.
     """
-    rows = list(labelled_rows(summarise(cells)))
+    rows = list(labeled_rows(summarize(cells)))
     domains = list(cells.attrs["domains"][dataset])
     figure, axes = _canvas(1.1 + 0.42 * len(rows))
     said = []
@@ -83,7 +83,7 @@ def both_answers(frame: pd.DataFrame) -> Figure | None:
     )
     rows: list[tuple[str, float, float]] = []
     for dataset in jobs["dataset"].unique():
-        for label, own in labelled_rows(jobs[jobs["dataset"] == dataset]):
+        for label, own in labeled_rows(jobs[jobs["dataset"] == dataset]):
             by_label, by_chain = (100 * mean_and_error(own[name])[0] for name in ("label_accuracy", "chain_accuracy"))
             rows.append((label if jobs["dataset"].nunique() == 1 else f"{label}, {dataset}", by_label, by_chain))
     if not rows:
@@ -92,10 +92,10 @@ def both_answers(frame: pd.DataFrame) -> Figure | None:
     for place, (_, by_label, by_chain) in enumerate(rows):
         if not (math.isnan(by_label) or math.isnan(by_chain)):
             axes.plot([by_label, by_chain], [place, place], "-", color=_INK, lw=1, alpha=0.5)
-        axes.plot(by_label, place, "o", color="none", mec=COLOURS[0], mew=2, ms=8)
-        axes.plot(by_chain, place, "o", color=COLOURS[1], ms=8)
-    axes.plot([], [], "o", color="none", mec=COLOURS[0], mew=2, label="class name")
-    axes.plot([], [], "o", color=COLOURS[1], label="chain's conclusion")
+        axes.plot(by_label, place, "o", color="none", mec=COLORS[0], mew=2, ms=8)
+        axes.plot(by_chain, place, "o", color=COLORS[1], ms=8)
+    axes.plot([], [], "o", color="none", mec=COLORS[0], mew=2, label="class name")
+    axes.plot([], [], "o", color=COLORS[1], label="chain's conclusion")
     _name_rows(axes, [row[0] for row in rows])
     axes.set_xlabel("accuracy in the target domain at the last step, %")
     _legend(axes, 2)
@@ -137,7 +137,7 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
     return _figure(figure, f"Chains that each round kept, mean over {over}.", "; ".join(said) + ".")
 
 
-def training(jobs: Sequence[Job], dataset: str) -> Figure | None:
+def training(jobs: Sequence[JobFolder], dataset: str) -> Figure | None:
     """Return the target domain's accuracy over the steps, a line an algorithm; None where there is but one step.
 
     Args:

@@ -18,7 +18,7 @@ _CODE = re.compile("`([^`]+)`")
 def environment(escape: Callable[[str], Markup]) -> Environment:
     """Return an environment whose templates output every value through ``escape``.
 
-    A template tells the kinds of blocks apart with the tests `text`, `code`, `figure`, `table`, `examples` and `fold`.
+    A template tells the kinds of blocks apart with the tests `text`, `code`, `figure`, `table`, `examples` and `details`.
 
     Args:
         escape: of the template's language; values that are `Markup` already are left alone.
@@ -36,7 +36,7 @@ def environment(escape: Callable[[str], Markup]) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for kind in (blocks.Text, blocks.Code, blocks.Figure, Table, blocks.Examples, blocks.Fold):
+    for kind in (blocks.Text, blocks.Code, blocks.Figure, Table, blocks.Examples, blocks.Details):
         env.tests[kind.__name__.lower()] = lambda value, kind=kind: isinstance(value, kind)
     return env
 
