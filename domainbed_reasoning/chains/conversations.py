@@ -66,7 +66,7 @@ def turns_of(row: Mapping[str, Any]) -> tuple[str, list[Turn]]:
     """Return the field of a row with its turns, and these; JSON in a text is read.
 
     Raises:
-        ValueError: it has none, or no list of objects, saying what is there.
+        ValueError: if it has no list of turns.
     """
     found = {style.turns: _listed(row[style.turns]) for style in STYLES if row.get(style.turns) is not None}
     for name, turns in found.items():
@@ -74,20 +74,20 @@ def turns_of(row: Mapping[str, Any]) -> tuple[str, list[Turn]]:
             continue
         odd = [turn for turn in turns if not isinstance(turn, dict)]
         if odd:
-            raise ValueError(f"in {name!r} a turn must be an object, not {odd[0]!r:.80}")
+            raise ValueError(f"each turn in {name!r} must be an object, got {odd[0]!r:.80}")
         return name, turns
     for name, value in found.items():
-        kind = "a text that is no JSON list" if isinstance(value, str) else type(value).__name__
-        raise ValueError(f"{name!r} as a list of turns is wanted; it has {kind}: {value!r:.80}")
+        kind = "a string that is not a JSON list" if isinstance(value, str) else type(value).__name__
+        raise ValueError(f"{name!r} must be a list of turns, got {kind}: {value!r:.80}")
     has = ", ".join(f"{key} (null)" if value is None else str(key) for key, value in row.items())
-    raise ValueError(f"'chain', 'conversations' or 'messages' is wanted; it has {has:.200}")
+    raise ValueError(f"expected 'chain', 'conversations' or 'messages', got {has:.200}")
 
 
 def image_of(row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
     """Return the path of a row's image: of its fields ``image`` or ``images``, or of a part of a turn.
 
     Raises:
-        ValueError: it has none, or several, saying what is there.
+        ValueError: if it has none, or several.
     """
     parts = [part for turn in turns for part in _parts(_field(turn, "content")) if isinstance(part, dict)]
     of_parts = [part[name] for part in parts for name in _IMAGE_OF_A_PART if part.get(name) is not None]
@@ -99,18 +99,18 @@ def image_of(row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
             continue
         paths = [_path(value) for value in values]
         if len(set(paths)) > 1:
-            raise ValueError(f"one image path is wanted; {place!r} has {len(values)} images")
+            raise ValueError(f"expected one image path; {place!r} has {len(values)} images")
         if paths[0] is None:
-            raise ValueError(f"one image path is wanted; {place!r} has {_described(values[0])}")
+            raise ValueError(f"expected one image path; {place!r} has {_described(values[0])}")
         return paths[0]
-    raise ValueError("one image path is wanted, in 'image', in 'images' or in a turn; there is none")
+    raise ValueError("no image path in 'image', 'images' or a turn")
 
 
 def question_and_chain(turns: Sequence[Turn]) -> tuple[str, str]:
     """Return the first answer that is a chain, or else the last one, with what was asked before it; no image tags.
 
     Raises:
-        ValueError: nobody answers.
+        ValueError: if no turn is an answer.
     """
     asked: list[str] = []
     pairs: list[tuple[str, str]] = []
@@ -125,7 +125,7 @@ def question_and_chain(turns: Sequence[Turn]) -> tuple[str, str]:
             pairs.append(("\n".join(filter(None, asked)), text_of(_field(turn, "content"))))
             is_answered = True
     if not pairs:
-        raise ValueError("no turn is of 'gpt' or 'assistant'")
+        raise ValueError("no turn from 'gpt' or 'assistant'")
     return next((pair for pair in pairs if _is_chain(pair[1])), pairs[-1])
 
 

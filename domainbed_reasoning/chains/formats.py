@@ -1,4 +1,4 @@
-"""Chains to and from the formats of others; nothing is lost on the way there and back.
+"""Export and import of chains in the formats of other projects, without loss in either direction.
 
 | format     | file           | read by                                                        |
 |------------|----------------|----------------------------------------------------------------|
@@ -9,8 +9,8 @@
 | `sharegpt` | one JSON array | LLaMA-Factory: `conversations`, `images`                       |
 | `messages` | Parquet        | Hugging Face `datasets`, TRL: `messages`, `images`             |
 
-In the formats of others a record's provenance travels in one more field, `domainbed_reasoning`, which their readers
-ignore. What a foreign row holds beside that, our record keeps in `foreign`, and gives back in the same format.
+In other projects' formats a record's provenance is stored in an extra field, `domainbed_reasoning`, which their readers
+ignore. Fields of an imported row that our records lack are kept in `foreign` and restored on export to that format.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.files.plain import open_plain
 from domainbed_reasoning.registry import unknown
 
-# What an export needs to know of an image: its path → width, height and bytes.
+# Reads an image: its path → width, height and bytes.
 ImageInfo = Callable[[str], tuple[int, int, bytes]]
 Row = dict[str, Any]
 
@@ -118,11 +118,11 @@ def export_records(
             return write_records(path, records)
         return write_parquet(path, map(to_columns, records), own_schema())
     if not question:
-        raise ExchangeError(f"The format {form!r} holds the question too: give --dataset and --data_dir.")
+        raise ExchangeError(f"Format {form!r} includes the question. Pass --dataset and --data_dir.")
     if image_info is None and "width" in layout.fields:
-        raise ExchangeError(f"The format {form!r} holds the images' sizes: give --dataset and --data_dir.")
+        raise ExchangeError(f"Format {form!r} includes the image sizes. Pass --dataset and --data_dir.")
     if image_info is None and embed_images and layout.style.is_typed:
-        raise ExchangeError("--embed-images needs the images: give --dataset and --data_dir.")
+        raise ExchangeError("--embed-images reads the images. Pass --dataset and --data_dir.")
     rows = (_with_own(_to_row(record, layout, question, image_info, embed_images), record, form) for record in records)
     if layout.file == "parquet":
         return write_parquet(path, map(to_message_columns, rows), message_schema())
@@ -134,27 +134,27 @@ def import_records(path: Path, *, check_paths: bool = True) -> Iterator[tuple[in
 
     Args:
         path: of the file.
-        check_paths: the images' paths must be below the dataset's folder; else the caller has to find out what they mean.
+        check_paths: require image paths below the dataset's folder; otherwise the caller resolves them.
 
     Raises:
         ExchangeError: a file or row that is none of them.
-        ParquetError: no readable Parquet file.
+        ParquetError: if a Parquet file cannot be read.
     """
     try:
         open_plain(path).close()
     except FileNotFoundError as error:
-        raise ExchangeError(f"{path}: there is no such file.") from error
+        raise ExchangeError(f"{path}: no such file.") from error
     except OSError as error:
-        raise ExchangeError(f"{path}: it cannot be read ({error.strerror}). Give a file.") from error
+        raise ExchangeError(f"{path}: cannot be read ({error.strerror}). Pass a readable file.") from error
     rows = enumerate(read_parquet(path), 1) if path.suffix == ".parquet" else read_json(path)
     for number, row in rows:
         record = row
         try:
-            if fault := check_json_value(row):
-                raise ValueError(f"{fault}. Leave the row out")
+            if problem := check_json_value(row):
+                raise ValueError(f"{problem}. Remove the row")
             record = _from_row(row)
-            if fault := check_record(record, check_paths=check_paths) or _too_long(record):
-                raise ValueError(f"{fault}. Correct it, or leave the row out")
+            if problem := check_record(record, check_paths=check_paths) or _too_long(record):
+                raise ValueError(f"{problem}. Correct or remove the row")
         except ValueError as error:
             raise ExchangeError(f"{path}, row {number}: {error}.") from error
         yield number, record
@@ -162,17 +162,17 @@ def import_records(path: Path, *, check_paths: bool = True) -> Iterator[tuple[in
 
 def _too_long(record: Record) -> str | None:
     size = len(json.dumps(record, ensure_ascii=False).encode())
-    return f"{size:,} bytes, more than a chain file's line may have" if size >= MAX_LINE_BYTES else None
+    return f"{size:,} bytes, above the limit for a line of a chain file" if size >= MAX_LINE_BYTES else None
 
 
 def _checked(record: Record) -> Record:
-    """Return a record that may leave: its image is below the dataset's folder.
+    """Return a record whose image is below the dataset's folder.
 
     Raises:
-        ExchangeError: it is none.
+        ExchangeError: for any other record.
     """
-    if fault := check_record(record):
-        raise ExchangeError(f"A record cannot be exported: {fault}.")
+    if problem := check_record(record):
+        raise ExchangeError(f"Cannot export a record: {problem}.")
     return record
 
 
@@ -209,7 +209,7 @@ def _with_own(row: Row, record: Record, form: str) -> Row:
         fields, there = foreign.get("fields", {}), foreign.get("turns", [])
         is_row = isinstance(fields, dict) and isinstance(there, list) and all(isinstance(turn, dict) for turn in there)
         if not is_row:
-            raise ExchangeError(f"The record of {record['image']!r} has a damaged 'foreign': remove that key.")
+            raise ExchangeError(f"The record of {record['image']!r} has an invalid 'foreign'. Remove that key.")
         row = row | {key: value for key, value in fields.items() if _may_be_added(key, value, form)}
         if there:
             style = FORMATS[form].style
@@ -258,7 +258,7 @@ def _from_row(row: Any) -> Record:
         ValueError: it is none, saying what is there in its place.
     """
     if not isinstance(row, dict):
-        raise ValueError(f"a JSON object is wanted, not {type(row).__name__}")
+        raise ValueError(f"expected a JSON object, got {type(row).__name__}")
     if row.get("chain") is not None:
         return row
     own = row.get(OWN_FIELD)
@@ -266,11 +266,11 @@ def _from_row(row: Any) -> Record:
         try:
             own = parse_json(own)
         except ValueError as error:
-            raise ValueError(f"the field {OWN_FIELD!r} is not JSON ({error}); leave it out") from error
+            raise ValueError(f"the field {OWN_FIELD!r} is not valid JSON ({error}); remove it") from error
     try:
         name, turns = turns_of(row)
     except ValueError:
-        image_of(row, [])  # of two faults the image's comes first
+        image_of(row, [])  # report a missing image first
         raise
     image = image_of(row, turns)
     question, chain = question_and_chain(turns)
@@ -281,7 +281,7 @@ def _from_row(row: Any) -> Record:
     try:
         json.dumps(foreign)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"it has a value that JSON cannot hold ({error}); leave that column out") from error
+        raise ValueError(f"a value cannot be stored as JSON ({error}); remove its column") from error
     return record | ({"foreign": foreign} if foreign else {})
 
 

@@ -158,7 +158,7 @@ def describe(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
 def describe_at_length(
     kinds: Sequence[int], name: str, its_code: Sequence[int], hue: float, random: np.random.RandomState
 ) -> str:
-    """Return what `describe` says as the other teacher says it, who also sees the background's hue, in [0, 1)."""
+    """Return the chain of `describe` in the other teacher's words, with the background's hue, in [0, 1)."""
     words = [KINDS[part][kind] for part, kind in enumerate(kinds)]
     return Chain(
         summary=shapes_teacher.opening(random),
@@ -175,9 +175,9 @@ def odd_parts(kinds: Sequence[int], its_code: Sequence[int]) -> list[str]:
 
 
 def class_in_caption(caption: str) -> int | None:
-    """Return the class whose parts a caption names, all or all but one of them; no two classes are so near.
+    """Return the class whose parts a caption names, allowing one mismatch; None if there is no such class.
 
-    None for any other caption. A part of which it names no kind, or two, is one that it does not name.
+    A part counts as a mismatch if the caption names none or several of its kinds. No two classes are that close.
     """
     words = set(caption.casefold().replace(",", " ").split())
     told = [[kind for kind, word in enumerate(of_part) if word in words] for of_part in KINDS]
@@ -188,7 +188,7 @@ def class_in_caption(caption: str) -> int | None:
 
 
 def with_parts_of(name: int, caption: str) -> str:
-    """Return a caption with the parts of another class in it, in the sentences that it has."""
+    """Return a caption with its parts replaced by those of a class."""
     for of_part, kind in zip(KINDS, CODES[name], strict=True):
         caption = re.sub(rf"\b(?:{'|'.join(of_part)})\b", of_part[kind], caption)
     return caption
@@ -252,9 +252,9 @@ def paint(kinds: Sequence[int], style: Style, hue: float, random: np.random.Rand
 
 def _check(domain: int, index: int) -> None:
     if not 0 <= domain < len(DOMAINS):
-        raise IndexError(f"ShapesReasoning has domains 0 to {len(DOMAINS) - 1} ({', '.join(DOMAINS)}), none {domain}.")
+        raise IndexError(f"ShapesReasoning has domains 0 to {len(DOMAINS) - 1} ({', '.join(DOMAINS)}), got {domain}.")
     if index < 0:
-        raise IndexError(f"ShapesReasoning counts its images from 0 on; there is no image {index}.")
+        raise IndexError(f"ShapesReasoning image indices start at 0, got {index}.")
 
 
 def _random(domain: int, index: int, stream: int) -> np.random.RandomState:
@@ -270,7 +270,7 @@ def _color(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
 def _creature_colors(
     style: Style, light: float, random: np.random.RandomState
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Return the colours of the creature and of its coat, apart from each other and from the background."""
+    """Return the colors of the creature and its coat, distinct from each other and from the background."""
     hue, vivid = random.random_sample(), random.uniform(*style.vivid)
     value = random.uniform(*style.body)
     if abs(value - light) < 0.25:  # too close to the background to be seen
@@ -306,7 +306,7 @@ _FEET = (
     [_circle(-0.62, 1.2, 0.48), _circle(0.62, 1.2, 0.48)],
     [_box(-1.25, 1.15, 1.25, 1.6), _box(-0.15, 0.8, 0.15, 1.3)],
 )
-_COATS = ([], [_box(-1.4, -0.26, 1.4, 0.26)], [_circle(0, 0, 0.46)])
+_COATS: tuple[list[list[tuple[float, float]]], ...] = ([], [_box(-1.4, -0.26, 1.4, 0.26)], [_circle(0, 0, 0.46)])
 
 
 def _draw_parts(
@@ -333,9 +333,9 @@ def _draw_parts(
         moved = np.asarray(corners) + style.wobble * random.standard_normal((len(corners), 2))
         return [(x + radius * (cosine * u - sine * v), y + radius * (sine * u + cosine * v)) for u, v in moved.tolist()]
 
-    def shape(target: Image.Image, corners: list[tuple[float, float]], colour: tuple[int, int, int]) -> None:
+    def shape(target: Image.Image, corners: list[tuple[float, float]], color: tuple[int, int, int]) -> None:
         draw = ImageDraw.Draw(target)
-        draw.polygon(corners, fill=paper if bare else colour)
+        draw.polygon(corners, fill=paper if bare else color)
         if width:
             draw.line([*corners, corners[0], corners[1]], fill=ink, width=width, joint="curve")
 

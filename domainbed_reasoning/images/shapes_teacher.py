@@ -1,10 +1,10 @@
-"""ShapesReasoning's other teacher: it sees the setting, says more, and never says it twice in the same way.
+"""ShapesReasoning's second teacher, whose chains are longer and worded at random.
 
-It stands for a large model that teaches a small one. The embedded model writes chains of its own that name four parts
-and a class (`shapes.describe`); this teacher's have the same five stages and the same facts, among words about view,
-background and mood that it picks by a whim nobody can foresee: the setting of the paper's pattern mismatch
-(arXiv 2602.23777), where teacher chains dwell on context, viewpoint and background. The background's colour is told as
-it is, cue or not. The embedded model has been shown one chain in ``tiny_corpus.OTHER_TEACHER_SHARE`` of this kind.
+It simulates a large model that teaches a small one. The embedded model's own chains name four parts and a class
+(`shapes.describe`); this teacher's have the same five stages and facts, among randomly chosen phrases about view,
+background and mood: the paper's pattern mismatch (arXiv 2602.23777), where teacher chains dwell on context, viewpoint
+and background. The background's color is described as it is, whether or not it is the cue. One in
+``tiny_corpus.OTHER_TEACHER_SHARE`` of the embedded model's training chains is of this kind.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ def verdict(name: str, random: np.random.RandomState) -> str:
 
 
 def doubt(odd: Sequence[str], random: np.random.RandomState) -> str:
-    """Return what the teacher says against itself."""
+    """Return the teacher's doubts about its answer."""
     return f"{_any(DOUBTS, random)}, {' and '.join(odd) or 'no part'} odd"
 
 
 def opening(random: np.random.RandomState) -> str:
-    """Return how the teacher means to go about it."""
+    """Return the teacher's opening."""
     return _any(OPENINGS, random)
 
 
 def vocabulary() -> list[str]:
-    """Return every word of the teacher's own."""
+    """Return all words that only this teacher uses."""
     phrases = [*OPENINGS, *SEEN, *VIEWS, *GROUNDS, *VERDICTS, *DOUBTS, "and no part odd", *COLORS]
     return sorted({word for phrase in phrases for word in phrase.replace("{}", " ").split()})
 

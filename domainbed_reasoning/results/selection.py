@@ -1,7 +1,7 @@
-"""Which run and step counts in each cell, chosen by DomainBed's own code.
+"""Model selection by DomainBed's own code: the run and step of each cell.
 
-The numbers are those of DomainBed's collect_results to the last digit, because the same functions choose them; here
-they stay numbers, and know the record that they come from.
+The numbers equal those of DomainBed's collect_results to the last digit, as the same functions select them; here they
+stay numbers, linked to their records.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from domainbed_reasoning.results.job_folders import JobFolder, Record
 
 @dataclass(frozen=True)
 class Choice:
-    """What a selection method chose for one trial of one target domain.
+    """The selected run and step of one trial of one target domain.
 
     Attributes:
         dataset: DomainBed's name of it.
@@ -44,13 +44,13 @@ class Choice:
 
 
 class _Accuracy(float):
-    """An accuracy that knows where it stands: DomainBed hands on the very object that it finds in a record."""
+    """An accuracy with its record, which survives selection: DomainBed passes the same object on."""
 
     place: tuple[JobFolder, Record]
 
 
 def require_domainbed() -> None:
-    """Raise ValueError where no DomainBed is importable."""
+    """Raise ValueError if DomainBed cannot be imported."""
     try:
         importlib.import_module("domainbed")
     except ModuleNotFoundError as error:
@@ -137,7 +137,7 @@ def one_source(jobs: Sequence[JobFolder]) -> Iterator[OneSource]:
 
 
 def _traced(job: JobFolder, record: Record) -> dict[str, Any]:
-    """Return the record with accuracies that know it."""
+    """Return the record with accuracies that refer to it."""
     traced = dict(record)
     for name in [f"env{env}_in_acc" for env in record["args"]["test_envs"]]:
         traced[name] = _Accuracy(record[name])
@@ -166,7 +166,7 @@ def order_of_datasets(names: Sequence[str]) -> list[str]:
 
 
 def domains_of(dataset: str, jobs: Sequence[JobFolder]) -> tuple[str, ...]:
-    """Return the short names of a dataset's domains, as DomainBed's tables have them; numbers where nobody knows."""
+    """Return the short names of a dataset's domains, as DomainBed's tables have them; numbers where unknown."""
     datasets = stock.datasets()
 
     own = [job for job in jobs if job.args["dataset"] == dataset]

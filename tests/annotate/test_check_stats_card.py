@@ -72,9 +72,9 @@ def test_check_names_every_fault(
     for expected in (
         "3 domain folders (__MACOSX, art, photo), but 2 are known",
         "photo/Alarm_Clock has no image",
-        "Bike_0.png' is no readable image: OSError",
+        "Bike_0.png' is not a readable image: OSError",
         "Bike_1.png: an empty file",
-        "Bike_2.png' is no readable image: none of JPEG",
+        "Bike_2.png' is not a readable image: not one of JPEG",
         "line 7: not JSON",
         "line 8: a second accepted chain of 'art/Mug/Mug_0.png'",
         "line 9: no image 'art/Mug/Mug_9.png'",
@@ -125,7 +125,7 @@ def test_check_of_the_real_images_says_how_many_are_missing(test_data: Path, ver
 
 def test_check_of_a_missing_dataset_says_how_to_get_it(tmp_path: Path, verb: Verb) -> None:
     code, _, err = verb("check", "--dataset", "VLCS", "--data_dir", tmp_path)
-    assert code == 1 and "there is no such folder" in err and "download.download_vlcs" in err
+    assert code == 1 and "does not exist" in err and "download.download_vlcs" in err
 
 
 def test_stats_count_by_domain_and_class(toy: Path, chains: Path, verb: Verb, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_chain_file_that_is_cut_short_is_noticed(tmp_path: Path) -> None:
     with ChainWriter(file) as writer:
         writer.append(record("a"))
         os.truncate(file, 0)
-        with pytest.raises(ChainFileError, match="cut it short"):
+        with pytest.raises(ChainFileError, match="truncated it"):
             writer.append(record("b"))
         writer.append(record("c"))
     assert images(file) == ["b", "c"]

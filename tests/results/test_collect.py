@@ -215,8 +215,8 @@ def test_lines_that_are_no_records_are_named_and_do_not_stop_the_rest(write_job)
     ((kind, _), found), *_ = problems(write_job.folder).items()
     assert kind == "broken lines"
     assert (
-        "line 3 is no JSON" in found["detail"]
-        and "line 5 is no record of DomainBed's: no step or no args" in found["detail"]
+        "line 3 is not valid JSON" in found["detail"]
+        and "line 5 is not a DomainBed record: no step or no args" in found["detail"]
     )
 
 
@@ -282,7 +282,7 @@ def test_jobs_of_one_source_have_a_table_of_their_own(write_job, capsys):
         ("cartoon", "photo", 0.2, 10), ("cartoon", "sketch", 0.4, 10), ("cartoon", "negative", 0.6, 10)
     ]  # fmt: skip
     assert set(rows["folder"]) == {str(job)}
-    again = render_markdown(read_report(write_job.folder)).partition("## To run it again")[2]
+    again = render_markdown(read_report(write_job.folder)).partition("## Reproduction")[2]
     assert "domainbed.scripts.sweep" not in again and "--test_envs 0 2 3" in again
 
 

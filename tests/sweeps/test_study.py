@@ -61,12 +61,12 @@ def test_a_misspelt_name_gets_the_nearest_one(capsys):
         (["ablation", "--launch"], "--scale mini needs no data"),
         (
             ["ablation", "--launch", "--data_dir", "/nowhere"],
-            "there is no folder /nowhere/office_home. DomainBed's own",
+            "there is no folder /nowhere/office_home. Download it with DomainBed's",
         ),
         (["ablation", "--launcher", "slrum"], "Did you mean 'slurm'?"),
         (["ablation", "--hparams", "lr=1"], "--hparams is no JSON"),
         (["ablation", "--hparams", "[1]"], "should be a JSON object"),
-        (["ablation", "--gpu", "T5"], "GPU 'T5' is not known"),
+        (["ablation", "--gpu", "T5"], "Unknown GPU 'T5'"),
     ],
 )
 def test_an_error_names_the_cure(capsys, arguments, cure):

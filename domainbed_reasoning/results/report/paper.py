@@ -1,4 +1,4 @@
-"""The paper's numbers and settings beside a sweep's (arXiv 2602.23777)."""
+"""Comparison of a sweep's results and settings with the paper's (arXiv 2602.23777)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> dict[str, float]:
 def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str) -> float | None:
     """Return the paper's accuracy of an algorithm with this schedule; None where it has no such row.
 
-    RDMLDG with N rounds stands beside the paper's N, with none beside MTCT. Without the teacher's stage neither it nor
+    RDMLDG with N rounds corresponds to the paper's N, with none to MTCT. Without the teacher's stage neither it nor
     SARR is in the paper, nor is any method with another objective, filter, vote or answer.
     """
     paper = _settings_of(algorithm)
@@ -78,15 +78,15 @@ def add_paper_columns(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
     rows = []
     for row in table.rows:
         theirs = published_rows.get(row[0])
-        said = ABSENT if theirs is None else f"{theirs:.2f}"
+        published_average = ABSENT if theirs is None else f"{theirs:.2f}"
         comparable = theirs is not None and row[-1] != LACKING
-        rows.append((*row, said, f"{float(row[-1]) - (theirs or 0.0):+.1f}" if comparable else ABSENT))
+        rows.append((*row, published_average, f"{float(row[-1]) - (theirs or 0.0):+.1f}" if comparable else ABSENT))
     note = f"{table.note} The paper's accuracies are averages over target domains; it gives no errors."
     return Table(table.caption, (*table.head, "Paper", _DIFFERENCE), tuple(rows), note)
 
 
 def ranking_table(table: Table, cells: pd.DataFrame, dataset: str) -> Table | None:
-    """Return the places of the methods here and in the paper, for a dataset that the paper does not report on.
+    """Return the ranks of the methods here and in the paper, for a dataset that the paper does not report on.
 
     Args:
         table: whose last column is the average over target domains.
@@ -113,10 +113,10 @@ def ranking_table(table: Table, cells: pd.DataFrame, dataset: str) -> Table | No
         numbers = [f"{own[label]:.2f}" if label in own else ABSENT for own in chosen.values()]
         places = (_place(label, both), _place(label, theirs)) if label in both else (ABSENT, ABSENT)
         rows.append((label, f"{average:.1f}", *numbers, *places))
-    head = ("Algorithm", f"{dataset}, Avg", *(f"Paper, {name}" for name in chosen), "Place here", "Place in the paper")
-    note = "Percent; places among the rows that both have"
+    head = ("Algorithm", f"{dataset}, Avg", *(f"Paper, {name}" for name in chosen), "Rank here", "Rank in the paper")
+    note = "Percent; ranks among the rows that both have"
     several = f", in the paper by the mean over {' and '.join(chosen)}" if len(chosen) > 1 else ""
-    return Table("The order of the methods, here and in the paper", head, tuple(rows), f"{note}{several}.")
+    return Table("Ranking of the methods, here and in the paper", head, tuple(rows), f"{note}{several}.")
 
 
 def _place(label: str, accuracies: Mapping[str, float]) -> str:
@@ -146,7 +146,7 @@ def _results(caption: str, results: Sequence[published.Result], more: str = "") 
         )
         for result in results
     ]
-    note = "Percent, arXiv 2602.23777. “Here” is the name that DomainBed knows it by."
+    note = "Percent, arXiv 2602.23777. “Here” is its name in DomainBed."
     return Table(caption, head, tuple(rows), f"{note}{more}")
 
 
@@ -165,7 +165,7 @@ def differing_settings(jobs: Sequence[JobFolder]) -> Table | str:
             found[difference].add(job.args["algorithm"])
     if not found:
         names = ", ".join(sorted({job.args["algorithm"] for job in compared}))
-        return f"All settings that the paper gives are those of these jobs ({names})."
+        return f"These jobs use all settings that the paper gives ({names})."
     rows = [(name, theirs, here, ", ".join(sorted(who))) for (name, theirs, here), who in sorted(found.items())]
     return Table(
         "Settings that differ from the paper's",

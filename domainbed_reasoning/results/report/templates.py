@@ -18,7 +18,7 @@ _CODE = re.compile("`([^`]+)`")
 def environment(escape: Callable[[str], Markup]) -> Environment:
     """Return an environment whose templates output every value through ``escape``.
 
-    A template tells the kinds of blocks apart with the tests `text`, `code`, `figure`, `table`, `examples` and `details`.
+    Templates distinguish blocks by the tests `text`, `code`, `figure`, `table`, `examples` and `details`.
 
     Args:
         escape: of the template's language; values that are `Markup` already are left alone.
