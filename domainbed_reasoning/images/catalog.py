@@ -152,9 +152,9 @@ def check_domain_order(dataset: ImageFolder, domains: Sequence[str]) -> str | No
     folders = [domain.lower() for domain in domains]
     for place, name in enumerate(dataset.environments):
         if name.lower() in folders and folders[place] != name.lower():
-            listed, sorted_folders = ", ".join(dataset.environments), ", ".join(domains)
+            listed, found = ", ".join(dataset.environments), ", ".join(domains)
             return (
-                f"{dataset.file}: 'environments' lists {listed}, the sorted domain folders are {sorted_folders}: {name!r} "
+                f"{dataset.file}: 'environments' lists {listed}, the sorted domain folders are {found}: {name!r} "
                 f"would label {domains[place]!r}. List the domains in the order of their folders."
             )
     return None

@@ -148,12 +148,12 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "32-bit grey": (
         "a.tif",
         lambda: saved(Image.fromarray(np.ones((9, 9), np.int32)), "TIFF"),
-        "has no defined white level",
+        "no defined white level",
     ),
     "floats": (
         "a.tif",
         lambda: saved(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"),
-        "has no defined white level",
+        "no defined white level",
     ),
 }
 
