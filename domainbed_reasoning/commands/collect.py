@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems = frame.attrs["problems"]
     if problems and (given.output or given.format in _CSV):
         for problem in problems:
-            print(f"{problem['kind']}: {problem['job']}: {problem['fault']}. {problem['effect']}.", file=sys.stderr)
+            print(f"{problem['kind']}: {problem['job']}: {problem['detail']}. {problem['effect']}.", file=sys.stderr)
         print(f"{len(problems)} problems; --format markdown says where and what to do.", file=sys.stderr)
     return 0
 
@@ -69,7 +69,7 @@ def _as_text(frame: pd.DataFrame, given: argparse.Namespace) -> str:
     if given.format == "csv":
         return str(summarize(frame).to_csv(index=False))
     if given.format == "latex":
-        left_out = [f"{problem['kind']}: {problem['job']}: {problem['fault']}." for problem in frame.attrs["problems"]]
+        left_out = [f"{problem['kind']}: {problem['job']}: {problem['detail']}." for problem in frame.attrs["problems"]]
         head = latex_comments(f"domainbed-reasoning collect {given.folder} --format latex", *left_out)
         return "\n".join([*head, "", *map(latex, result_tables(frame))])
     return "\n".join(map(markdown, all_tables(frame)))

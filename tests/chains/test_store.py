@@ -101,7 +101,7 @@ def test_a_missing_file_says_how_to_make_one(file: Path) -> None:
 def test_a_torn_last_line_is_an_error_for_the_reader_and_cut_by_the_next_writer(file: Path, cut: int) -> None:
     whole = line("a.jpg").encode()
     file.write_bytes(whole + line("b.jpg").encode()[:cut])
-    with pytest.raises(ChainFileError, match="line 2: torn.*annotate"):
+    with pytest.raises(ChainFileError, match="line 2: incomplete.*annotate"):
         load_chains(file)
     assert list(load_chains(file, repair=True)) == ["a.jpg"]
     with ChainWriter(file) as writer:

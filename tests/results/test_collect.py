@@ -304,12 +304,12 @@ def test_the_command_writes_every_format_and_names_problems(write_job, tmp_path,
 def test_a_folder_without_jobs_is_an_error_with_its_cure(tmp_path, capsys, where):
     (tmp_path / "empty").mkdir()
     assert cli.main(["collect", str(tmp_path / where)]) == 1
-    assert "give the --output_dir of DomainBed's sweep" in capsys.readouterr().err
+    assert "Pass the --output_dir of DomainBed's sweep" in capsys.readouterr().err
 
 
 def test_a_jobs_own_folder_is_told_from_a_sweeps(write_job, capsys):
     assert cli.main(["collect", str(write_job("one"))]) == 1
-    assert "give the one above it" in capsys.readouterr().err
+    assert "pass its parent" in capsys.readouterr().err
 
 
 def test_rounds_that_took_no_step_are_named(write_job):

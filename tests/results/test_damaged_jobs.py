@@ -244,7 +244,7 @@ def test_bad_predictions_are_left_out_of_the_examples_and_named(write_job, name,
     (job / "predictions.jsonl").write_text("\n".join([json.dumps(row), *lines]) + "\n")
     page = render_page(read_report(write_job.folder, examples=30))
     assert "sketch/0" in page and "data:image/webp" in page
-    assert "Lines of predictions that are left out" in page and "one: predictions.jsonl, line 2: " in page
+    assert "Invalid lines of predictions, left out" in page and "one: predictions.jsonl, line 2: " in page
 
 
 def test_no_value_of_a_job_builds_a_dataset_or_asks_for_a_model(write_job, monkeypatch):
