@@ -23,8 +23,8 @@ from PIL import Image
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.preflight import check_splits, check_test_envs
-from domainbed_reasoning.chains.chain import fault_of_names
-from domainbed_reasoning.chains.image_names import composed, require_names
+from domainbed_reasoning.chains.chain import check_class_names
+from domainbed_reasoning.chains.image_names import composed, require_image_names
 from domainbed_reasoning.chains.store import ChainFileError, load_chains
 from domainbed_reasoning.datasets.base import (
     Samples,
@@ -37,7 +37,7 @@ from domainbed_reasoning.datasets.base import (
 )
 from domainbed_reasoning.hparam_checks import TEXT_OR_NONE, integer
 from domainbed_reasoning.images.catalog import CHAIN_FILE, STOCK, ImageFolder, class_names, scan
-from domainbed_reasoning.images.decode import check_header, read_rgb, truncated_images_refused
+from domainbed_reasoning.images.decode import check_header, read_rgb, reject_truncated_images
 from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.registry import Hparam, check_for_dataset
 
@@ -91,10 +91,10 @@ class ReasoningImageFolder:
         folders = self.datasets
         edge = model_edge(algorithm, hparams)
         images = [[_below(folder, path) for path, _ in f.samples] for f in folders]
-        require_names(folder, (path for paths in images for path in paths))
+        require_image_names(folder, (path for paths in images for path in paths))
         labels = [list(f.targets) for f in folders]
         names = class_names(folders[0].classes, self.READABLE)
-        if fault := fault_of_names(names):
+        if fault := check_class_names(names):
             raise ValueError(f"{folder}: {fault}. Rename the class folders.")
         check_images(folder, [path for paths in images for path in paths])
         chains = self._chains(folder, images, test_envs, hparams) if algorithm in registry.READ_CHAINS else {}
@@ -243,7 +243,7 @@ def check_images(folder: pathlib.Path, images: Sequence[str]) -> None:
             return str(error)
         return None
 
-    with truncated_images_refused(), concurrent.futures.ThreadPoolExecutor() as pool:
+    with reject_truncated_images(), concurrent.futures.ThreadPoolExecutor() as pool:
         checks = pool.map(fault, images)
         faults = [text for text in tqdm.tqdm(checks, "checking images", len(images), leave=False, disable=None) if text]
     if faults:

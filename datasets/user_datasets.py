@@ -18,7 +18,7 @@ from domainbed_reasoning.datasets.image_folders import (
     empty_classes_named,
     sizes_of,
 )
-from domainbed_reasoning.images.catalog import ImageFolder, fault_of_order
+from domainbed_reasoning.images.catalog import ImageFolder, check_domain_order
 from domainbed_reasoning.images.user_datasets import DatasetFileError, usable_datasets
 from domainbed_reasoning.registry import check_for_dataset
 
@@ -32,7 +32,7 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
             check_for_dataset(hparams, {})
             check_test_envs(name, dataset.environments, test_envs)
         folder = dataset_folder(root, dataset.folder, name, len(dataset.environments))
-        if fault := fault_of_order(dataset, sorted(entry.name for entry in folder.iterdir() if entry.is_dir())):
+        if fault := check_domain_order(dataset, sorted(entry.name for entry in folder.iterdir() if entry.is_dir())):
             raise ValueError(fault)
         self.dir = os.path.join(root, dataset.folder + "/")
         with empty_classes_named(root, dataset.folder, name):

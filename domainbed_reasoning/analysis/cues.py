@@ -14,11 +14,11 @@ class ShapesCues:
 
     def caption_for(self, label: int, caption: str) -> str:
         """Return the caption with the four parts of the class in it."""
-        return shapes.tell_of(label, caption)
+        return shapes.with_parts_of(label, caption)
 
     def class_of(self, caption: str) -> int | None:
         """Return the class with at most one part other than the caption's; no two can be so near."""
-        return shapes.class_told(caption)
+        return shapes.class_in_caption(caption)
 
     def image(self, sample: SampleId, misleading: bool) -> torch.Tensor:
         """Return the image on a background of its class's hue or of another's; nothing else in it changes."""

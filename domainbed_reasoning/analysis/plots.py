@@ -12,7 +12,7 @@ from domainbed_reasoning.analysis.settings import kinds_of
 from domainbed_reasoning.analysis.target_tokens import TokenTable
 from domainbed_reasoning.analysis.token_shift import HIGH, LOW
 from domainbed_reasoning.files.atomic import replacing
-from domainbed_reasoning.plot_styles import COLOURS, series
+from domainbed_reasoning.plot_styles import COLORS, series
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -49,7 +49,7 @@ def token_shift(before: TokenTable, after: TokenTable, title: str, path: pathlib
     figure, axes = _figure(4 * len(groups), 3.2, 1, len(groups))
     bins = np.linspace(0, 1, 21)
     for axis, (name, chosen) in zip(axes[0], groups.items(), strict=True):
-        for table, label, colour in ((before, "before", COLOURS[1]), (after, "after", COLOURS[0])):
+        for table, label, colour in ((before, "before", COLORS[1]), (after, "after", COLORS[0])):
             share = np.full(int(chosen.sum()), 100 / chosen.sum())
             axis.hist(table.probability[chosen], bins, weights=share, histtype="stepfilled", alpha=0.35, color=colour)
             axis.hist(table.probability[chosen], bins, weights=share, histtype="step", color=colour, label=label)
@@ -69,11 +69,11 @@ def entropy(by_source: Mapping[str, Rows], top: int, title: str, path: pathlib.P
     figure, axes = _figure(4.2 * len(by_source), 0.26 * top + 1.4, 1, len(by_source))
     for axis, (source, rows) in zip(axes[0], by_source.items(), strict=True):
         shown = list(rows[:top])[::-1]
-        colours = [COLOURS[1] if row["of_class"] else COLOURS[0] for row in shown]
+        colours = [COLORS[1] if row["of_class"] else COLORS[0] for row in shown]
         axis.barh([f"{row['token']} ({row['n']})" for row in shown], [row["reduction"] for row in shown], color=colours)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set(title=f"{source} chains", xlabel="entropy reduction, nats")
-    handles = [Patch(color=COLOURS[1], label="in a conclusion"), Patch(color=COLOURS[0], label="elsewhere")]
+    handles = [Patch(color=COLORS[1], label="in a conclusion"), Patch(color=COLORS[0], label="elsewhere")]
     axes[0][-1].legend(handles=handles, frameon=False, loc="lower right")
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
@@ -84,7 +84,7 @@ def divergence(rows: Rows, title: str, path: pathlib.Path) -> None:
     pairs = [(row["domain"], row["other"]) for row in rows if row["modality"] == "images"]
     figure, axes = _figure(max(5.0, 1.1 * len(pairs)), 3.6)
     axis = axes[0][0]
-    for offset, (modality, colour) in zip((-0.2, 0.2), (("images", COLOURS[1]), ("chains", COLOURS[0])), strict=True):
+    for offset, (modality, colour) in zip((-0.2, 0.2), (("images", COLORS[1]), ("chains", COLORS[0])), strict=True):
         found = {(row["domain"], row["other"]): row for row in rows if row["modality"] == modality}
         heights = [found[pair]["unbiased"] for pair in pairs]
         bars = axis.bar(np.arange(len(pairs)) + offset, heights, 0.38, color=colour, label=modality)

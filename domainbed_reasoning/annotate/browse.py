@@ -22,7 +22,7 @@ from typing import Any
 
 from domainbed_reasoning.chains.store import ACCEPTED
 from domainbed_reasoning.files.atomic import replacing
-from domainbed_reasoning.images.catalog import OnDisk, Picture
+from domainbed_reasoning.images.catalog import FolderScan, Picture
 from domainbed_reasoning.images.decode import file_below, read_rgb
 
 # Images whose texts and thumbnails are unpacked together.
@@ -35,7 +35,7 @@ _THUMBNAILS = ((2_000, 200, 75), (8_000, 128, 70), (1 << 62, 96, 60))
 def write_page(
     path: Path,
     title: str,
-    on_disk: OnDisk,
+    on_disk: FolderScan,
     class_names: Sequence[str],
     records: Iterable[Mapping[str, Any]],
     progress: Any = None,
@@ -118,7 +118,7 @@ def _rule(record: Mapping[str, Any]) -> str:
 
 
 def _index(
-    on_disk: OnDisk,
+    on_disk: FolderScan,
     class_names: Sequence[str],
     candidates: Sequence[Sequence[Mapping[str, Any]]],
     rules: Sequence[str],
@@ -146,7 +146,7 @@ def _index(
 
 
 def _blocks(
-    on_disk: OnDisk, candidates: Sequence[Sequence[Mapping[str, Any]]], index: Mapping[str, Any], progress: Any
+    on_disk: FolderScan, candidates: Sequence[Sequence[Mapping[str, Any]]], index: Mapping[str, Any], progress: Any
 ) -> Iterator[str]:
     """Yield the page's data: the index, then texts and thumbnails, a chunk at a time."""
     yield _block("index", _packed(index))

@@ -17,14 +17,14 @@ from domainbed_reasoning import __version__
 from domainbed_reasoning.annotate.stats import Groups, total
 from domainbed_reasoning.chains.rules import RULES
 from domainbed_reasoning.chains.store import ACCEPTED
-from domainbed_reasoning.images.catalog import ImageFolder, OnDisk
+from domainbed_reasoning.images.catalog import FolderScan, ImageFolder
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def render_card(
     dataset: ImageFolder,
-    on_disk: OnDisk,
+    on_disk: FolderScan,
     chains: Path,
     records: Sequence[Mapping[str, Any]],
     strangers: int,

@@ -31,7 +31,7 @@ from domainbed_reasoning.annotate.teacher import (
 from domainbed_reasoning.chains.rules import Rules, make_printable, with_verdict
 from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record
 from domainbed_reasoning.images.catalog import Picture
-from domainbed_reasoning.images.decode import truncated_images_refused
+from domainbed_reasoning.images.decode import reject_truncated_images
 
 # A candidate this long is no chain; the store keeps its beginning, and its canonical form beside it in one line.
 _MAX_CHARACTERS = 80_000
@@ -244,7 +244,7 @@ class Annotation:
         waiting = iter(jobs)
         self._listen_for_interrupt()
         try:
-            with truncated_images_refused():
+            with reject_truncated_images():
                 async with asyncio.TaskGroup() as group:
                     for _ in range(self._teacher.concurrency):
                         group.create_task(self._work(waiting))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from domainbed_reasoning.chains.chain import count_words
-from domainbed_reasoning.chains.image_names import NamesOnDisk
+from domainbed_reasoning.chains.image_names import ImageLookup
 from domainbed_reasoning.chains.store import ACCEPTED, Record
 from domainbed_reasoning.images.catalog import Picture
 
@@ -108,11 +108,11 @@ def count(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]]) -> 
 
 def known_and_strange(pictures: Sequence[Picture], records: Iterable[Record]) -> tuple[list[Record], int]:
     """Return the candidates of images that are there, and the number of the others."""
-    names = NamesOnDisk(picture.path for picture in pictures)
+    names = ImageLookup(picture.path for picture in pictures)
     known, strangers = [], 0
     for record in records:
         if names.find(record["image"]) is not None:
-            known.append(names.respelt(record))
+            known.append(names.with_path_on_disk(record))
         else:
             strangers += 1
     return known, strangers

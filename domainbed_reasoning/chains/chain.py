@@ -110,19 +110,19 @@ def count_words(text: str) -> int:
     return len(without_tags(text).split())
 
 
-def normalise_name(name: str) -> str:
+def normalize_name(name: str) -> str:
     """Return ``name`` in lower case and composed Unicode form, underscores as spaces, runs of whitespace as one."""
     return " ".join(unicodedata.normalize("NFC", name.replace("_", " ").casefold()).split())
 
 
-def fault_of_names(class_names: Sequence[str]) -> str | None:
+def check_class_names(class_names: Sequence[str]) -> str | None:
     """Return why an answer could not tell these classes apart, None if it can.
 
     Two names that `match_class` takes for one, a name of no letter, or one that would break the chain it stands in.
     """
     seen: dict[str, str] = {}
     for name in class_names:
-        normal = normalise_name(name)
+        normal = normalize_name(name)
         if not normal:
             return f"the class name {name!r} has no letter"
         if _TAG.search(name):
@@ -142,8 +142,8 @@ def match_class(answer: str | None, class_names: Sequence[str]) -> int | None:
     """
     if answer is None:
         return None
-    wanted = normalise_name(answer)
+    wanted = normalize_name(answer)
     for index, name in enumerate(class_names):
-        if normalise_name(name) == wanted:
+        if normalize_name(name) == wanted:
             return index
     return None

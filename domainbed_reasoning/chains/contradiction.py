@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from domainbed_reasoning.chains.chain import Chain, match_class, normalise_name
+from domainbed_reasoning.chains.chain import Chain, match_class, normalize_name
 
 _THING = (
     r"(?:it|this|that|the (?:(?:main|whole|depicted|drawn|shown) )?"
@@ -97,7 +97,7 @@ def mention(class_names: Sequence[str]) -> re.Pattern[str]:
 
 
 def _alternatives(class_names: Sequence[str]) -> str:
-    longest_first = sorted((normalise_name(name) for name in class_names), key=len, reverse=True)
+    longest_first = sorted((normalize_name(name) for name in class_names), key=len, reverse=True)
     return "|".join(re.escape(name).replace(r"\ ", r"[\s_]+") for name in longest_first)
 
 

@@ -1,9 +1,10 @@
-"""A row of another format: which image it shows, what it asks of it, and which of its answers is the chain."""
+"""Conversations of other formats: how each writes its turns, and which image, question and chain a row holds."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from domainbed_reasoning.chains.chain import ChainError
@@ -11,44 +12,84 @@ from domainbed_reasoning.chains.reader import read_chain
 from domainbed_reasoning.chains.record import parse_json
 
 IMAGE_TAG = "<image>"
-
-# The fields of a row with its turns, and of a part of a turn with its image.
-TURNS = ("conversations", "messages")
-_IMAGE_OF_A_PART = ("image", "path", "url", "image_url")
-_ASKING, _ANSWERING = ("human", "user"), ("gpt", "assistant")
-_TAG = re.compile(rf"(\s*){IMAGE_TAG}(\s*)")
-
 Turn = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TurnStyle:
+    """How a format writes the turns of a conversation.
+
+    Attributes:
+        turns: field of a row with its turns.
+        speaker: field of a turn with its speaker.
+        content: field of a turn with its content.
+        user: the speaker who asks.
+        assistant: the speaker who answers.
+        is_typed: whether a content is a list of parts with types; else it is a text with `IMAGE_TAG`.
+    """
+
+    turns: str
+    speaker: str
+    content: str
+    user: str
+    assistant: str
+    is_typed: bool
+
+    def write(self, question: str, chain: str) -> list[Turn]:
+        """Return the two turns that ask about an image and answer with a chain."""
+        asked = [_part("image"), _part("text", question)] if self.is_typed else f"{IMAGE_TAG}\n{question}"
+        return [
+            {self.speaker: self.user, self.content: asked},
+            {self.speaker: self.assistant, self.content: self.answer(chain)},
+        ]
+
+    def answer(self, chain: str) -> Any:
+        """Return a chain as the content of a turn."""
+        return [_part("text", chain)] if self.is_typed else chain
+
+
+def _part(kind: str, text: str | None = None) -> dict[str, Any]:
+    return {"type": kind, "text": text}
+
+
+SHAREGPT = TurnStyle("conversations", "from", "value", "human", "gpt", is_typed=False)
+OPENAI = TurnStyle("messages", "role", "content", "user", "assistant", is_typed=True)
+STYLES = (SHAREGPT, OPENAI)  # a reader looks for the fields of either in any row, in this order
+
+_USERS = tuple(style.user for style in STYLES)  # not sets: a speaker may be any JSON value
+_ASSISTANTS = tuple(style.assistant for style in STYLES)
+_IMAGE_OF_A_PART = ("image", "path", "url", "image_url")
+_TAG = re.compile(rf"(\s*){IMAGE_TAG}(\s*)")
 
 
 def turns_of(row: Mapping[str, Any]) -> tuple[str, list[Turn]]:
     """Return the field of a row with its turns, and these; JSON in a text is read.
 
     Raises:
-        ValueError: it has none, or no list of objects, saying what is there.
+        ValueError: if it has no list of turns.
     """
-    there = {name: _listed(row[name]) for name in TURNS if row.get(name) is not None}
-    for name, turns in there.items():
+    found = {style.turns: _listed(row[style.turns]) for style in STYLES if row.get(style.turns) is not None}
+    for name, turns in found.items():
         if not isinstance(turns, list):
             continue
         odd = [turn for turn in turns if not isinstance(turn, dict)]
         if odd:
-            raise ValueError(f"in {name!r} a turn must be an object, not {odd[0]!r:.80}")
+            raise ValueError(f"each turn in {name!r} must be an object, got {odd[0]!r:.80}")
         return name, turns
-    for name, value in there.items():
-        kind = "a text that is no JSON list" if isinstance(value, str) else type(value).__name__
-        raise ValueError(f"{name!r} as a list of turns is wanted; it has {kind}: {value!r:.80}")
+    for name, value in found.items():
+        kind = "a string that is not a JSON list" if isinstance(value, str) else type(value).__name__
+        raise ValueError(f"{name!r} must be a list of turns, got {kind}: {value!r:.80}")
     has = ", ".join(f"{key} (null)" if value is None else str(key) for key, value in row.items())
-    raise ValueError(f"'chain', 'conversations' or 'messages' is wanted; it has {has:.200}")
+    raise ValueError(f"expected 'chain', 'conversations' or 'messages', got {has:.200}")
 
 
 def image_of(row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
     """Return the path of a row's image: of its fields ``image`` or ``images``, or of a part of a turn.
 
     Raises:
-        ValueError: it has none, or several, saying what is there.
+        ValueError: if it has none, or several.
     """
-    parts = [part for turn in turns for part in _parts(_content(turn)) if isinstance(part, dict)]
+    parts = [part for turn in turns for part in _parts(_field(turn, "content")) if isinstance(part, dict)]
     of_parts = [part[name] for part in parts for name in _IMAGE_OF_A_PART if part.get(name) is not None]
     for place, values in (("image", row.get("image")), ("images", row.get("images")), ("a turn", of_parts)):
         found = values if isinstance(values, str) else _listed(values)
@@ -58,39 +99,39 @@ def image_of(row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
             continue
         paths = [_path(value) for value in values]
         if len(set(paths)) > 1:
-            raise ValueError(f"one image path is wanted; {place!r} has {len(values)} images")
+            raise ValueError(f"expected one image path; {place!r} has {len(values)} images")
         if paths[0] is None:
-            raise ValueError(f"one image path is wanted; {place!r} has {_described(values[0])}")
+            raise ValueError(f"expected one image path; {place!r} has {_described(values[0])}")
         return paths[0]
-    raise ValueError("one image path is wanted, in 'image', in 'images' or in a turn; there is none")
+    raise ValueError("no image path in 'image', 'images' or a turn")
 
 
 def question_and_chain(turns: Sequence[Turn]) -> tuple[str, str]:
     """Return the first answer that is a chain, or else the last one, with what was asked before it; no image tags.
 
     Raises:
-        ValueError: nobody answers.
+        ValueError: if no turn is an answer.
     """
     asked: list[str] = []
     pairs: list[tuple[str, str]] = []
     is_answered = False
     for turn in turns:
-        speaker = turn.get("from", turn.get("role"))
-        if speaker in _ASKING:
+        speaker = _field(turn, "speaker")
+        if speaker in _USERS:
             asked = [] if is_answered else asked
-            asked.append(without_tag(text_of(_content(turn))))
+            asked.append(without_tag(text_of(_field(turn, "content"))))
             is_answered = False
-        elif speaker in _ANSWERING:
-            pairs.append(("\n".join(filter(None, asked)), text_of(_content(turn))))
+        elif speaker in _ASSISTANTS:
+            pairs.append(("\n".join(filter(None, asked)), text_of(_field(turn, "content"))))
             is_answered = True
     if not pairs:
-        raise ValueError("no turn is of 'gpt' or 'assistant'")
+        raise ValueError("no turn from 'gpt' or 'assistant'")
     return next((pair for pair in pairs if _is_chain(pair[1])), pairs[-1])
 
 
 def is_answer(turn: Turn) -> bool:
     """Return whether a turn is the model's."""
-    return turn.get("from", turn.get("role")) in _ANSWERING
+    return _field(turn, "speaker") in _ASSISTANTS
 
 
 def without_tag(text: str) -> str:
@@ -111,8 +152,33 @@ def text_of(value: Any) -> str:
     return "".join(part for part in parts if isinstance(part, str))
 
 
-def _content(turn: Turn) -> Any:
-    return turn.get("value", turn.get("content"))
+def _field(turn: Turn, name: str, styles: Sequence[TurnStyle] = STYLES) -> Any:
+    """Return a turn's ``speaker`` or ``content``, by the first of the styles whose field it has."""
+    keys = (getattr(style, name) for style in styles)
+    return next((turn[key] for key in keys if key in turn), None)
+
+
+def to_typed(turns: Sequence[Turn]) -> list[Turn]:
+    """Return turns of any style as those of `OPENAI`, of which one has a part for the image."""
+    styles = STYLES[::-1]
+    renamed = {SHAREGPT.user: OPENAI.user, SHAREGPT.assistant: OPENAI.assistant}
+    speakers = [str(_field(turn, "speaker", styles)) for turn in turns]
+    speakers = [renamed.get(speaker, speaker) for speaker in speakers]
+    contents = [_typed_parts(_field(turn, "content", styles)) for turn in turns]
+    if not any(part["type"] == "image" for parts in contents for part in parts):
+        asking = speakers.index(OPENAI.user) if OPENAI.user in speakers else 0
+        contents[asking].insert(0, _part("image"))
+    pairs = zip(speakers, contents, strict=True)
+    return [{OPENAI.speaker: speaker, OPENAI.content: parts} for speaker, parts in pairs]
+
+
+def _typed_parts(content: Any) -> list[dict[str, Any]]:
+    parts = [_part("text", part) if isinstance(part, str) else part for part in _parts(content)]
+    return [
+        _part(str(part.get("type", "text")), part["text"] if isinstance(part.get("text"), str) else None)
+        for part in parts
+        if isinstance(part, dict)
+    ]
 
 
 def _parts(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Chains to and from the formats of others; nothing is lost on the way there and back.
+"""Export and import of chains in the formats of other projects, without loss in either direction.
 
 | format     | file           | read by                                                        |
 |------------|----------------|----------------------------------------------------------------|
@@ -9,20 +9,23 @@
 | `sharegpt` | one JSON array | LLaMA-Factory: `conversations`, `images`                       |
 | `messages` | Parquet        | Hugging Face `datasets`, TRL: `messages`, `images`             |
 
-In the formats of others a record's provenance travels in one more field, `domainbed_reasoning`, which their readers
-ignore. What a foreign row holds beside that, our record keeps in `foreign`, and gives back in the same format.
+In other projects' formats a record's provenance is stored in an extra field, `domainbed_reasoning`, which their readers
+ignore. Fields of an imported row that our records lack are kept in `foreign` and restored on export to that format.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.chains.conversations import (
-    IMAGE_TAG,
+    OPENAI,
+    SHAREGPT,
+    TurnStyle,
     image_of,
     is_answer,
     question_and_chain,
@@ -40,15 +43,48 @@ from domainbed_reasoning.chains.parquet import (
     to_message_columns,
     write_parquet,
 )
-from domainbed_reasoning.chains.record import MAX_LINE_BYTES, check_image_path, check_record, fault_within, parse_json
+from domainbed_reasoning.chains.record import (
+    MAX_LINE_BYTES,
+    check_image_path,
+    check_json_value,
+    check_record,
+    parse_json,
+)
 from domainbed_reasoning.chains.store import Record, write_records
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.files.plain import open_plain
 from domainbed_reasoning.registry import unknown
 
-# What an export needs to know of an image: its path → width, height and bytes.
+# Reads an image: its path → width, height and bytes.
 ImageInfo = Callable[[str], tuple[int, int, bytes]]
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a program lays out chains in a file.
+
+    Attributes:
+        file: ``lines`` of JSON, a JSON ``array``, or ``parquet``.
+        fields: of a row, in order, beside `OWN_FIELD`; empty where a row is a record of this project.
+        style: of its turns.
+        mark: the field by which a row is recognized: the first format in the table whose mark it has.
+    """
+
+    file: str
+    fields: tuple[str, ...] = ()
+    style: TurnStyle = SHAREGPT
+    mark: str = ""
+
+
+FORMATS = {
+    "jsonl": Format("lines"),
+    "parquet": Format("parquet"),
+    "messages": Format("parquet", ("messages", "images"), OPENAI, mark="messages"),
+    "sharegpt": Format("array", ("conversations", "images"), mark="images"),
+    "internvl": Format("lines", ("id", "image", "width", "height", "conversations"), mark="width"),
+    "llava": Format("array", ("id", "image", "conversations"), mark="conversations"),
+}
 
 
 def export_records(
@@ -75,46 +111,50 @@ def export_records(
     """
     if form not in FORMATS:
         raise ExchangeError(str(unknown("format", form, FORMATS)))
+    layout = FORMATS[form]
     records = map(_checked, records)
-    if form == "jsonl":
-        return write_records(path, records)
-    if form == "parquet":
-        return write_parquet(path, (to_columns(record) for record in records), own_schema())
+    if not layout.fields:
+        if layout.file == "lines":
+            return write_records(path, records)
+        return write_parquet(path, map(to_columns, records), own_schema())
     if not question:
-        raise ExchangeError(f"The format {form!r} holds the question too: give --dataset and --data_dir.")
-    make = FORMATS[form]
-    rows = (_with_own(make(record, question, image_info, embed_images), record, form) for record in records)
-    if form == "messages":
-        return write_parquet(path, (to_message_columns(row) for row in rows), message_schema())
-    return _write_json(path, rows, as_lines=form == "internvl")
+        raise ExchangeError(f"Format {form!r} includes the question. Pass --dataset and --data_dir.")
+    if image_info is None and "width" in layout.fields:
+        raise ExchangeError(f"Format {form!r} includes the image sizes. Pass --dataset and --data_dir.")
+    if image_info is None and embed_images and layout.style.is_typed:
+        raise ExchangeError("--embed-images reads the images. Pass --dataset and --data_dir.")
+    rows = (_with_own(_to_row(record, layout, question, image_info, embed_images), record, form) for record in records)
+    if layout.file == "parquet":
+        return write_parquet(path, map(to_message_columns, rows), message_schema())
+    return _write_json(path, rows, as_lines=layout.file == "lines")
 
 
-def import_records(path: Path, *, placed: bool = True) -> Iterator[tuple[int, Record]]:
+def import_records(path: Path, *, check_paths: bool = True) -> Iterator[tuple[int, Record]]:
     """Yield (row or line number from 1, record) of a file in any of the formats, each row told from its contents.
 
     Args:
         path: of the file.
-        placed: the images' paths must be below the dataset's folder; else the caller has to find out what they mean.
+        check_paths: require image paths below the dataset's folder; otherwise the caller resolves them.
 
     Raises:
         ExchangeError: a file or row that is none of them.
-        ParquetError: no readable Parquet file.
+        ParquetError: if a Parquet file cannot be read.
     """
     try:
         open_plain(path).close()
     except FileNotFoundError as error:
-        raise ExchangeError(f"{path}: there is no such file.") from error
+        raise ExchangeError(f"{path}: no such file.") from error
     except OSError as error:
-        raise ExchangeError(f"{path}: it cannot be read ({error.strerror}). Give a file.") from error
+        raise ExchangeError(f"{path}: cannot be read ({error.strerror}). Pass a readable file.") from error
     rows = enumerate(read_parquet(path), 1) if path.suffix == ".parquet" else read_json(path)
     for number, row in rows:
         record = row
         try:
-            if fault := fault_within(row):
-                raise ValueError(f"{fault}. Leave the row out")
+            if problem := check_json_value(row):
+                raise ValueError(f"{problem}. Remove the row")
             record = _from_row(row)
-            if fault := check_record(record, placed=placed) or _too_long(record):
-                raise ValueError(f"{fault}. Correct it, or leave the row out")
+            if problem := check_record(record, check_paths=check_paths) or _too_long(record):
+                raise ValueError(f"{problem}. Correct or remove the row")
         except ValueError as error:
             raise ExchangeError(f"{path}, row {number}: {error}.") from error
         yield number, record
@@ -122,71 +162,37 @@ def import_records(path: Path, *, placed: bool = True) -> Iterator[tuple[int, Re
 
 def _too_long(record: Record) -> str | None:
     size = len(json.dumps(record, ensure_ascii=False).encode())
-    return f"{size:,} bytes, more than a chain file's line may have" if size >= MAX_LINE_BYTES else None
+    return f"{size:,} bytes, above the limit for a line of a chain file" if size >= MAX_LINE_BYTES else None
 
 
 def _checked(record: Record) -> Record:
-    """Return a record that may leave: its image is below the dataset's folder.
+    """Return a record whose image is below the dataset's folder.
 
     Raises:
-        ExchangeError: it is none.
+        ExchangeError: for any other record.
     """
-    if fault := check_record(record):
-        raise ExchangeError(f"A record cannot be exported: {fault}.")
+    if problem := check_record(record):
+        raise ExchangeError(f"Cannot export a record: {problem}.")
     return record
 
 
 # ---- rows of others ----
 
 
-def _internvl(record: Record, question: str, image_info: ImageInfo | None, embed: bool) -> Row:
-    if image_info is None:
-        raise ExchangeError("The format 'internvl' holds the images' sizes: give --dataset and --data_dir.")
-    width, height, _ = image_info(record["image"])
-    size = {"width": width, "height": height}
-    return {"id": record["image"], "image": record["image"]} | size | _turns(record, question)
-
-
-def _llava(record: Record, question: str, image_info: ImageInfo | None, embed: bool) -> Row:
-    return {"id": record["image"], "image": record["image"]} | _turns(record, question)
-
-
-def _sharegpt(record: Record, question: str, image_info: ImageInfo | None, embed: bool) -> Row:
-    return _turns(record, question) | {"images": [record["image"]]}
-
-
-def _turns(record: Record, question: str) -> Row:
-    asked = record.get("question", question)
-    return {
-        "conversations": [
-            {"from": "human", "value": f"{IMAGE_TAG}\n{asked}"},
-            {"from": "gpt", "value": record["chain"]},
-        ]
+def _to_row(record: Record, layout: Format, question: str, image_info: ImageInfo | None, embed_images: bool) -> Row:
+    """Return a record in another format, without its provenance."""
+    path, style = record["image"], layout.style
+    embed = embed_images and style.is_typed
+    width, height, data = image_info(path) if image_info and (embed or "width" in layout.fields) else (0, 0, None)
+    values = {
+        "id": path,
+        "image": path,
+        "width": width,
+        "height": height,
+        "images": [{"bytes": data if embed else None, "path": path}] if style.is_typed else [path],
+        style.turns: style.write(record.get("question", question), record["chain"]),
     }
-
-
-def _messages(record: Record, question: str, image_info: ImageInfo | None, embed: bool) -> Row:
-    asked = record.get("question", question)
-    if embed and image_info is None:
-        raise ExchangeError("--embed-images needs the images: give --dataset and --data_dir.")
-    data = image_info(record["image"])[2] if embed and image_info else None
-    return {
-        "messages": [
-            {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": asked}]},
-            {"role": "assistant", "content": [{"type": "text", "text": record["chain"]}]},
-        ],
-        "images": [{"bytes": data, "path": record["image"]}],
-    }
-
-
-FORMATS: dict[str, Callable[[Record, str, ImageInfo | None, bool], Row]] = {
-    "jsonl": lambda record, *_: record,
-    "parquet": lambda record, *_: record,
-    "internvl": _internvl,
-    "llava": _llava,
-    "sharegpt": _sharegpt,
-    "messages": _messages,
-}
+    return {name: values[name] for name in layout.fields}
 
 
 def _with_own(row: Row, record: Record, form: str) -> Row:
@@ -203,34 +209,26 @@ def _with_own(row: Row, record: Record, form: str) -> Row:
         fields, there = foreign.get("fields", {}), foreign.get("turns", [])
         is_row = isinstance(fields, dict) and isinstance(there, list) and all(isinstance(turn, dict) for turn in there)
         if not is_row:
-            raise ExchangeError(f"The record of {record['image']!r} has a damaged 'foreign': remove that key.")
+            raise ExchangeError(f"The record of {record['image']!r} has an invalid 'foreign'. Remove that key.")
         row = row | {key: value for key, value in fields.items() if _may_be_added(key, value, form)}
         if there:
-            turns, text = _TURNS[form]
-            chain = _as_content(record["chain"], form)
-            row[turns] = [
-                turn | {text: chain}
-                if text in turn and turn[text] is None and is_answer(turn)
+            style = FORMATS[form].style
+            row[style.turns] = [
+                turn | {style.content: style.answer(record["chain"])}
+                if style.content in turn and turn[style.content] is None and is_answer(turn)
                 else {key: _without_places(value) for key, value in turn.items()}
                 for turn in there
             ]
     return row | {OWN_FIELD: own}
 
 
-# format → (the field with the turns, the field of a turn with its text)
-_TURNS = {
-    "internvl": ("conversations", "value"),
-    "llava": ("conversations", "value"),
-    "sharegpt": ("conversations", "value"),
-    "messages": ("messages", "content"),
-}
-_OURS = ("image", "images", "chain", OWN_FIELD)
+_RESERVED = ("image", "images", "chain", OWN_FIELD)
 _MEDIA = re.compile("image|img|picture|photo|video|audio", re.IGNORECASE)
 
 
 def _may_be_added(key: str, value: Any, form: str) -> bool:
     """Return whether a field of another's row may stand in ours: not one of ours, no path out of the folder."""
-    if key in _OURS or key == _TURNS[form][0]:
+    if key in _RESERVED or key == FORMATS[form].style.turns:
         return False
     return not _MEDIA.search(key) or all(check_image_path(text) is None for text in _texts(value))
 
@@ -253,10 +251,6 @@ def _without_places(value: Any) -> Any:
     ]
 
 
-def _as_content(chain: str, form: str) -> Any:
-    return [{"type": "text", "text": chain}] if form == "messages" else chain
-
-
 def _from_row(row: Any) -> Record:
     """Return the record that a row of another format holds.
 
@@ -264,7 +258,7 @@ def _from_row(row: Any) -> Record:
         ValueError: it is none, saying what is there in its place.
     """
     if not isinstance(row, dict):
-        raise ValueError(f"a JSON object is wanted, not {type(row).__name__}")
+        raise ValueError(f"expected a JSON object, got {type(row).__name__}")
     if row.get("chain") is not None:
         return row
     own = row.get(OWN_FIELD)
@@ -272,11 +266,11 @@ def _from_row(row: Any) -> Record:
         try:
             own = parse_json(own)
         except ValueError as error:
-            raise ValueError(f"the field {OWN_FIELD!r} is not JSON ({error}); leave it out") from error
+            raise ValueError(f"the field {OWN_FIELD!r} is not valid JSON ({error}); remove it") from error
     try:
         name, turns = turns_of(row)
     except ValueError:
-        image_of(row, [])  # of two faults the image's comes first
+        image_of(row, [])  # report a missing image first
         raise
     image = image_of(row, turns)
     question, chain = question_and_chain(turns)
@@ -287,25 +281,24 @@ def _from_row(row: Any) -> Record:
     try:
         json.dumps(foreign)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"it has a value that JSON cannot hold ({error}); leave that column out") from error
+        raise ValueError(f"a value cannot be stored as JSON ({error}); remove its column") from error
     return record | ({"foreign": foreign} if foreign else {})
 
 
 def _foreign(row: Row, name: str, record: Record) -> Row:
     """Return what a row, whose turns have that name, holds that our own row of the same record would not."""
-    form = _form_of(row, name)
-    turns, text = _TURNS[form]
-    ours = _with_own(
-        FORMATS[form](record, "", lambda _: (row.get("width", 0), row.get("height", 0), b""), False), {}, form
-    )
-    fields = {key: value for key, value in row.items() if key not in ("image", "images", turns, OWN_FIELD)}
+    others = {form: layout for form, layout in FORMATS.items() if layout.fields and layout.style.turns == name}
+    form = next(form for form, layout in others.items() if layout.mark in row)
+    style = FORMATS[form].style
+    fields = {key: value for key, value in row.items() if key not in ("image", "images", style.turns, OWN_FIELD)}
     foreign: Row = {"format": form}
     if fields:
         foreign["fields"] = fields
-    if _without_nulls(row[turns]) != _without_nulls(ours[turns]):
+    if _without_nulls(row[style.turns]) != _without_nulls(style.write(record["question"], record["chain"])):
+        content = style.content
         foreign["turns"] = [
-            turn | {text: None} if is_answer(turn) and text_of(turn.get(text)) == record["chain"] else turn
-            for turn in row[turns]
+            turn | {content: None} if is_answer(turn) and text_of(turn.get(content)) == record["chain"] else turn
+            for turn in row[style.turns]
         ]
     return foreign if len(foreign) > 1 else {}
 
@@ -315,14 +308,6 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def _form_of(row: Mapping[str, Any], name: str) -> str:
-    if name == "messages":
-        return "messages"
-    if "images" in row:
-        return "sharegpt"
-    return "internvl" if "width" in row else "llava"
 
 
 def _write_json(path: Path, rows: Iterable[Row], as_lines: bool) -> int:

@@ -1,8 +1,8 @@
-"""Names of image files: which ones no chain file can hold, and which two spellings are the same name.
+"""Names of image files: validation before a run, and lookup across Unicode normal forms.
 
-A name on disk is any bytes; chains, predictions and exports are UTF-8 and JSON. What could not be written hours later
-is refused before anything is asked or trained. The composed and decomposed Unicode forms (NFC, NFD) of a name are the
-same name: macOS writes one, most programs the other.
+A name on disk is any bytes; chains, predictions and exports are UTF-8 JSON. Names that cannot be written there are
+rejected before any request or training. The composed and decomposed Unicode forms (NFC, NFD) of a name are equal:
+macOS writes one, most programs the other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from domainbed_reasoning.chains.record import check_image_path, fault_within
+from domainbed_reasoning.chains.record import check_image_path, check_json_value
 
 _SHOWN = 10
 
@@ -26,42 +26,42 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def faults_of_names(paths: Iterable[str]) -> Iterator[str]:
-    """Yield what is wrong with paths below a dataset's folder, one after the other, with the cure.
+def image_name_problems(paths: Iterable[str]) -> Iterator[str]:
+    """Yield the problems of paths below a dataset's folder, each with its fix.
 
     Args:
         paths: as on disk, with ``/``; bytes that are no UTF-8 as Python's file functions spell them.
     """
     seen: dict[str, str] = {}
     for path in paths:
-        if fault_within(composed(path)):
-            yield f"the name {path!r} is not UTF-8. Rename it (`convmv -f latin1 -t utf8 -r --notest FOLDER` does so)."
-        elif fault := check_image_path(path):
-            yield f"{fault}. Rename the file or folder."
+        if check_json_value(composed(path)):
+            yield f"the name {path!r} is not UTF-8. Rename it (`convmv -f latin1 -t utf8 -r --notest FOLDER`)."
+        elif problem := check_image_path(path):
+            yield f"{problem}. Rename the file or folder."
         elif (form := composed(path)) in seen:
             yield f"{seen[form]!r} and {path!r} are the same name in two Unicode forms. Rename or remove one of them."
         else:
             seen[form] = path
 
 
-def require_names(place: object, paths: Iterable[str]) -> None:
-    """Refuse images whose names could not be written down.
+def require_image_names(place: object, paths: Iterable[str]) -> None:
+    """Check that the names of all images can be stored.
 
     Args:
         place: the dataset's folder, for the message.
         paths: of all images, below it.
 
     Raises:
-        ValueError: naming the first few.
+        ValueError: listing the first invalid names.
     """
-    faults = list(faults_of_names(paths))
-    if faults:
-        more = f" And {len(faults) - _SHOWN} more." if len(faults) > _SHOWN else ""
-        raise ValueError(f"{place}: {' '.join(faults[:_SHOWN])}{more}")
+    problems = list(image_name_problems(paths))
+    if problems:
+        more = f" And {len(problems) - _SHOWN} more." if len(problems) > _SHOWN else ""
+        raise ValueError(f"{place}: {' '.join(problems[:_SHOWN])}{more}")
 
 
-class NamesOnDisk:
-    """Finds the image that a name means: the one of that spelling, or of the same name in another Unicode form.
+class ImageLookup:
+    """Looks up images by path, exactly or up to the Unicode normal form.
 
     Args:
         paths: of all images, below the dataset's folder.
@@ -73,10 +73,10 @@ class NamesOnDisk:
         self._forms = {form: path for form, path in reversed(forms)}
 
     def find(self, name: str) -> str | None:
-        """Return the path on disk that ``name`` means; None for an image that is not there."""
+        """Return the path on disk of ``name``; None if there is no such image."""
         found = self._paths.get(name)
         return found if found is not None or name.isascii() else self._forms.get(composed(name))
 
-    def respelt(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a chain's record with its image's name as on disk; as it is where there is no such image."""
+    def with_path_on_disk(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a record with its image's path as on disk; unchanged if there is no such image."""
         return {**record, "image": self.find(record["image"]) or record["image"]}

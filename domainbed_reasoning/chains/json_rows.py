@@ -1,4 +1,4 @@
-"""The rows of a JSON lines file or of one JSON array, one in memory at a time, each with its place in the file."""
+"""Reads the rows of a JSON Lines file or a JSON array one at a time, with their positions in the file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _PART_CHARACTERS = 1 << 20
 
 
 class ExchangeError(ValueError):
-    """A file that cannot be read or written in this format; the message names the file, the row and the cure."""
+    """A file that cannot be read or written in this format; the message gives file, row and fix."""
 
 
 def read_json(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield (number from 1, value): of a line its number, blank ones counted, of an array's item its position.
 
     Raises:
-        ExchangeError: it is neither, naming the line, or the item and the character where it is broken.
+        ExchangeError: if it is neither; the message gives the line, or the item and character.
     """
     place = str(path)
     try:
@@ -40,14 +40,14 @@ def read_json(path: Path) -> Iterator[tuple[int, Any]]:
                 number += 1
                 place = f"{path}, line {number}"
                 if len(line) == MAX_ROW_CHARACTERS:
-                    raise ValueError(f"longer than {MAX_ROW_CHARACTERS} characters")
+                    raise ValueError(f"longer than {MAX_ROW_CHARACTERS:,} characters")
                 if line.strip():
                     yield number, parse_json(line)
     except ExchangeError:
         raise
     except ValueError as error:
         raise ExchangeError(
-            f"{place}: neither JSON lines nor a JSON array ({error}). Give a file in one of the formats of `export`."
+            f"{place}: neither JSON Lines nor a JSON array ({error}). Pass a file in one of the formats of `export`."
         ) from error
 
 
@@ -55,31 +55,31 @@ def _read_array(text: str, at: int, file: IO[str], place: str) -> Iterator[tuple
     """Yield the numbered items of a JSON array whose opening bracket has been read.
 
     Raises:
-        ExchangeError: it is none.
+        ExchangeError: if it is not a valid array.
     """
     number, before = 1, 0  # characters of the file before ``text``
 
-    def broken(fault: str, where: int) -> ExchangeError:
-        cure = "Correct this row, or remove it."
-        return ExchangeError(f"{place}, row {number}, character {before + where + 1}: {fault}. {cure}")
+    def broken(problem: str, where: int) -> ExchangeError:
+        position = f"{place}, row {number}, character {before + where + 1}"
+        return ExchangeError(f"{position}: {problem}. Correct or remove this row.")
 
     while True:
-        fault, where = "the array does not end", len(text)
+        problem, where = "unterminated array", len(text)
         at = _after_space(text, at)
         if text.startswith("]", at):
             if text[at + 1 :].strip() or file.read(_PART_CHARACTERS).strip():
-                raise broken("text stands after the array", at + 1)
+                raise broken("unexpected text after the array", at + 1)
             return
         begin = at if number == 1 else _after_space(text, at + 1)
         if at < len(text) and number > 1 and text[at] != ",":
-            raise broken(f"a comma is wanted, not {text[at : at + 20]!r}", at)
+            raise broken(f"expected a comma, got {text[at : at + 20]!r}", at)
         if begin < len(text):
             if text[begin] != "{":
-                raise broken(f"an array of objects is wanted, not {text[begin : begin + 20]!r}", begin)
+                raise broken(f"expected an array of objects, got {text[begin : begin + 20]!r}", begin)
             try:
                 value, at = parse_json_at(text, begin)
-            except json.JSONDecodeError as error:  # perhaps its end has not been read yet
-                fault, where = error.msg, error.pos
+            except json.JSONDecodeError as error:  # or its end has not been read yet
+                problem, where = error.msg, error.pos
             except ValueError as error:
                 raise broken(str(error), begin) from error
             else:
@@ -88,7 +88,7 @@ def _read_array(text: str, at: int, file: IO[str], place: str) -> Iterator[tuple
                 continue
         more = file.read(_PART_CHARACTERS) if len(text) - at <= MAX_ROW_CHARACTERS else ""
         if not more:
-            raise broken(fault, where)
+            raise broken(problem, where)
         before += at
         text, at = text[at:] + more, 0
 

@@ -1,6 +1,6 @@
-"""Rows of chains in Parquet files: our own columns, and Hugging Face's `messages` and `images`.
+"""Chains in Parquet files: our own columns, and Hugging Face's `messages` and `images`. Requires pyarrow.
 
-What has no column of its own is in the column `extra`, as JSON, so that nothing is lost. Needs the package pyarrow.
+Fields without a column of their own are stored as JSON in the column `extra`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from domainbed_reasoning.chains.conversations import to_typed
 from domainbed_reasoning.chains.record import parse_json
 from domainbed_reasoning.files import confined
 from domainbed_reasoning.files.atomic import replacing
@@ -34,11 +35,11 @@ _ROW_BYTES = 200  # what a row counts for beside what it says
 _MAX_ROW_BYTES = 32 << 20
 _MAX_COLUMNS = 10_000
 _BYTES_A_SECOND = 1_000_000
-_TOO_LARGE = "it stands for much more than its size allows, which may take any amount of memory or time"
+_TOO_LARGE = "it expands to far more data than its size suggests, beyond the memory or time limit"
 
 
 class ParquetError(ValueError):
-    """A Parquet file that cannot be read, or the package that reads it is missing."""
+    """A Parquet file that cannot be read, or pyarrow is not installed."""
 
 
 # Our own columns; every other key of a record, and a value of another type, is in `extra` as JSON.
@@ -77,7 +78,7 @@ def _pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise ParquetError(
-            "The package 'pyarrow' is not installed: pip install 'domainbed-reasoning[parquet]'."
+            "Parquet files require pyarrow, which is not installed. Run pip install 'domainbed-reasoning[parquet]'."
         ) from error
     return pyarrow
 
@@ -112,38 +113,19 @@ def to_columns(record: Mapping[str, Any]) -> Row:
     return row | {"extra": json.dumps(extra, ensure_ascii=False) if extra else None}
 
 
-def to_message_columns(row: Row) -> Row:
-    """Return a `messages` row with what has no column of its own as JSON, and with a place for each of its images."""
-    known = {"messages", "images", OWN_FIELD}
-    extra = {key: value for key, value in row.items() if key not in known}
-    own = json.dumps(row[OWN_FIELD], ensure_ascii=False)
-    extra_text = json.dumps(extra, ensure_ascii=False) if extra else None
-    roles = [str(turn.get("role", turn.get("from"))) for turn in row["messages"]]
-    roles = [_ROLES.get(role, role) for role in roles]
-    contents = [_parts(turn) for turn in row["messages"]]
-    if not any(part["type"] == "image" for parts in contents for part in parts):
-        contents[roles.index("user") if "user" in roles else 0].insert(0, {"type": "image", "text": None})
-    turns = [{"role": role, "content": parts} for role, parts in zip(roles, contents, strict=True)]
-    return {"messages": turns, "images": row["images"], OWN_FIELD: own, "extra": extra_text}
-
-
-_ROLES = {"human": "user", "gpt": "assistant"}
-
-
-def _parts(turn: Row) -> list[Row]:
-    """Return a turn's content as parts of type and text; another's row may have it as a text."""
-    content = turn.get("content", turn.get("value"))
-    found = content if isinstance(content, list) else [content]
-    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in found]
-    return [
-        {"type": str(part.get("type", "text")), "text": part["text"] if isinstance(part.get("text"), str) else None}
-        for part in parts
-        if isinstance(part, dict)
-    ]
+def to_message_columns(row: Mapping[str, Any]) -> Row:
+    """Return a `messages` row with typed turns, and what has no column of its own as JSON."""
+    extra = {key: value for key, value in row.items() if key not in _FEATURES}
+    return {
+        "messages": to_typed(row["messages"]),
+        "images": row["images"],
+        OWN_FIELD: json.dumps(row[OWN_FIELD], ensure_ascii=False),
+        "extra": json.dumps(extra, ensure_ascii=False) if extra else None,
+    }
 
 
 def write_parquet(path: Path, rows: Iterable[Row], schema: Any) -> int:
-    """Write rows, at once or not at all, and return their number."""
+    """Write rows atomically and return their number."""
     arrow = _pyarrow()
     count = 0
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,19 +143,19 @@ def write_parquet(path: Path, rows: Iterable[Row], schema: Any) -> int:
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file, ours or another's, without the empty columns.
+    """Yield the rows of a file, ours or another's, without null columns.
 
-    A process of its own decodes the file, for a few kilobytes can stand for any number of rows and gigabytes.
+    A child process with bounded memory decodes the file: a few kilobytes can expand to gigabytes.
 
     Raises:
-        ParquetError: it is no readable Parquet file, or one that is much larger than it looks.
+        ParquetError: if it is not a readable Parquet file, or exceeds the bounds on memory and time.
     """
     _pyarrow()
-    cure = "Write it again, or give another."
+    fix = "Write it again, or pass another file."
     try:
         open_plain(path).close()
     except OSError as error:
-        raise ParquetError(f"{path}: it cannot be read ({error.strerror}). Give a file.") from error
+        raise ParquetError(f"{path}: cannot be read ({error.strerror}). Pass a readable file.") from error
     with confined.child(__name__, str(path), ARROW_DEFAULT_MEMORY_POOL="system") as process:
         answers: Any = process.stdout
         while True:
@@ -181,20 +163,20 @@ def read_parquet(path: Path) -> Iterator[Row]:
                 answer = pickle.load(answers)  # of our own process
             except (EOFError, pickle.UnpicklingError):
                 failed = f"its reader failed with exit code {process.wait()}"
-                raise ParquetError(f"{path}: {_TOO_LARGE if process.returncode < 0 else failed}. {cure}") from None
+                raise ParquetError(f"{path}: {_TOO_LARGE if process.returncode < 0 else failed}. {fix}") from None
             if answer is None:
                 return
             if isinstance(answer, str):
-                raise ParquetError(f"{path}: {answer}. {cure}")
+                raise ParquetError(f"{path}: {answer}. {fix}")
             try:
                 row = _from_columns(answer)
             except ParquetError as error:
-                raise ParquetError(f"{path}: no readable Parquet file ({error}). {cure}") from error
+                raise ParquetError(f"{path}: not a readable Parquet file ({error}). {fix}") from error
             yield row
 
 
 def in_child(path: str) -> None:
-    """Write the rows of a file to the parent, then None, or what is wrong as text."""
+    """Write the rows of a file to the parent process, then None or an error message."""
     answers = confined.take_output()
     arrow = _pyarrow()
     with open_plain(path) as content:
@@ -213,7 +195,8 @@ def in_child(path: str) -> None:
             answer = _TOO_LARGE
         except Exception as error:  # damaged files make the library raise anything
             memory = isinstance(error, arrow.ArrowMemoryError)
-            answer = _TOO_LARGE if memory else f"no readable Parquet file ({type(error).__name__}: {str(error):.300})"
+            detail = f"{type(error).__name__}: {str(error):.300}"
+            answer = _TOO_LARGE if memory else f"not a readable Parquet file ({detail})"
         pickle.dump(answer, answers)
         answers.flush()
 
@@ -235,7 +218,7 @@ def _from_columns(row: Mapping[str, Any]) -> Row:
     try:
         more = parse_json(extra) if extra else {}
     except ValueError as error:
-        raise ParquetError(f"the column 'extra' is not JSON ({error})") from error
+        raise ParquetError(f"the column 'extra' is not valid JSON ({error})") from error
     if not isinstance(more, dict):
-        raise ParquetError(f"the column 'extra' must hold a JSON object, not {extra:.40}")
+        raise ParquetError(f"the column 'extra' must hold a JSON object, got {extra:.40}")
     return out | more

@@ -87,7 +87,7 @@ _SIGNS = re.compile(r"(?:</?(?:br|hr|p|div|answer|response|output|chain)\s?/?>|[
 
 
 @dataclass(frozen=True)
-class Normal:
+class NormalizedText:
     """A text with its blemishes taken off.
 
     Attributes:
@@ -119,10 +119,10 @@ class Reading:
     blemishes: tuple[str, ...] = ()
 
 
-def normalize(text: str) -> Normal:
+def normalize(text: str) -> NormalizedText:
     """Return ``text`` with canonical tags and without what stands around its stages."""
     if _is_exact(text):
-        return Normal(text)
+        return NormalizedText(text)
     found: set[str] = set()
     shown = _without_thoughts(text)
     if shown != text:
@@ -139,7 +139,7 @@ def normalize(text: str) -> Normal:
         found.add("heading")
     tags = list(_ANY_TAG.finditer(tagged))
     if not tags:  # a chain in the thoughts alone is none
-        return Normal(shown, tuple(found))
+        return NormalizedText(shown, tuple(found))
     if unfenced != shown:
         found.add("fence")
     before, after = tagged[: tags[0].start()], tagged[tags[-1].end() :]
@@ -151,13 +151,13 @@ def normalize(text: str) -> Normal:
         parts += ["\n" if is_gap and _SIGNS.fullmatch(between) else between, tag.group()]
     normal = "".join(parts)
     if not found and normal.split() == text.split():
-        return Normal(text)
+        return NormalizedText(text)
     if not found:
         found.add("signs")
-    return Normal(normal, tuple(name for name in BLEMISHES if name in found), before.strip(), after.strip())
+    return NormalizedText(normal, tuple(name for name in BLEMISHES if name in found), before.strip(), after.strip())
 
 
-def read_chain(text: str, exact: bool = False) -> tuple[Chain, Normal]:
+def read_chain(text: str, exact: bool = False) -> tuple[Chain, NormalizedText]:
     """Return the five stages of ``text``, and the text they were read from.
 
     Args:
@@ -167,7 +167,7 @@ def read_chain(text: str, exact: bool = False) -> tuple[Chain, Normal]:
     Raises:
         ChainError: naming the broken rule and the stage.
     """
-    normal = Normal(text) if exact else normalize(text)
+    normal = NormalizedText(text) if exact else normalize(text)
     return parse_chain(normal.text), normal
 
 
@@ -179,11 +179,11 @@ def read_conclusion(text: str, class_names: Sequence[str], exact: bool = False) 
         class_names: of the task.
         exact: compare the text inside <CONCLUSION> as it is, up to case, spaces and underscores.
     """
-    reading = conclude(Normal(text) if exact else normalize(text), class_names, exact)
+    reading = conclude(NormalizedText(text) if exact else normalize(text), class_names, exact)
     return reading if reading.blemishes else Reading(reading.answer, text)
 
 
-def conclude(normal: Normal, class_names: Sequence[str], exact: bool = False) -> Reading:
+def conclude(normal: NormalizedText, class_names: Sequence[str], exact: bool = False) -> Reading:
     """Return what a normalized text concludes with; see `read_conclusion`."""
     conclusion = conclusion_of(normal.text)
     answer = match_class(conclusion, class_names)

@@ -1,6 +1,6 @@
-"""One line of a chain file: what it may hold, whoever wrote it.
+"""Validation of the records in a chain file, which may come from untrusted sources.
 
-Files come from strangers. What is accepted here can be counted, shown, exported and trained on without a further look.
+Records that pass can be counted, shown, exported and trained on without further checks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 ACCEPTED = "accepted"
 REJECTED = "rejected"
 
-# A chain has some hundred tokens; a line this long is another kind of file.
+# A chain has a few hundred tokens; a file with longer lines is not a chain file.
 MAX_LINE_BYTES = 1 << 20
 
 # Lists and objects within each other: our own records have 3 levels; Python's JSON gives up near 1000.
@@ -21,7 +21,7 @@ MAX_DEPTH = 64
 
 Record = dict[str, Any]
 
-# What the readers of a record count on: the kind of a key's value, where it is there and not null.
+# Types of the optional keys, where present and not null.
 _KINDS: dict[str, tuple[type, ...]] = {
     "raw": (str,),
     "normalized": (list,),
@@ -46,33 +46,33 @@ _USAGE: dict[str, tuple[type, ...]] = {
     "completion_tokens": (int,),
     "dollars": (int, float),
 }
-_MOST = 1 << 53  # JSON's readers agree on integers up to here
+_MOST = 1 << 53  # largest integer that all JSON parsers represent exactly
 
 
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is none, or one that readers disagree on: a key that stands twice in an object, a number that is
-            none or too large, or nesting without end.
+        ValueError: if it is invalid, or JSON parsers disagree on it: duplicate keys, NaN or infinite numbers, or
+            unbounded nesting.
     """
     try:
         return _DECODER.decode(text)
     except RecursionError:
-        raise ValueError("lists or objects nested without end") from None
+        raise ValueError("lists or objects are nested too deeply") from None
 
 
 def parse_json_at(text: str, at: int) -> tuple[Any, int]:
     """Return the JSON value that begins at ``text[at]``, and the place after it.
 
     Raises:
-        json.JSONDecodeError: there is none, or not all of it.
+        json.JSONDecodeError: if it is invalid or incomplete.
         ValueError: as `parse_json`.
     """
     try:
         return _DECODER.raw_decode(text, at)
     except RecursionError:
-        raise ValueError("lists or objects nested without end") from None
+        raise ValueError("lists or objects are nested too deeply") from None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -80,12 +80,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:40]!r} stands twice in one object")
+        raise ValueError(f"duplicate key {twice[:40]!r} in an object")
     return value
 
 
 def _refuse_number(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _finite_number(text: str) -> float:
@@ -98,64 +98,63 @@ def _finite_number(text: str) -> float:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_number, parse_float=_finite_number)
 
 
-def check_record(record: Any, walk: bool = True, placed: bool = True) -> str | None:
-    r"""Return what is wrong with a line's value, None if nothing is.
+def check_record(record: Any, walk: bool = True, check_paths: bool = True) -> str | None:
+    r"""Return what is wrong with a record; None if it is valid.
 
     Args:
-        record: what the line says.
-        walk: look into everything that it holds, for NULs and lone surrogates, which only a ``\u`` escape can bring
-            into JSON, and for lists and objects nested deeper than `MAX_DEPTH`.
-        placed: the image's path must be one below a dataset's folder; else it may be any text.
+        record: parsed value of a line.
+        walk: also run `check_json_value`.
+        check_paths: require an image path below the dataset's folder; otherwise any string is valid.
     """
     if not isinstance(record, dict):
-        return f"a JSON object is wanted, not {type(record).__name__}"
+        return f"expected a JSON object, got {type(record).__name__}"
     for key in ("image", "chain"):
         if key not in record:
             return f"the key {key!r} is missing"
         if not isinstance(record[key], str):
-            return f"{key!r} must be a string, not {type(record[key]).__name__}"
+            return f"{key!r} must be a string, got {type(record[key]).__name__}"
     verdict = record.get("verdict", ACCEPTED)
     if verdict not in (ACCEPTED, REJECTED):
-        return f"'verdict' must be {ACCEPTED!r} or {REJECTED!r}, not {verdict!r:.80}"
-    if walk and (fault := fault_within(record)):
-        return fault
+        return f"'verdict' must be {ACCEPTED!r} or {REJECTED!r}, got {verdict!r:.80}"
+    if walk and (problem := check_json_value(record)):
+        return problem
     return (
-        _fault_of_kinds(record, _KINDS)
-        or _fault_of_kinds(record.get("usage") or {}, _USAGE)
-        or (check_image_path(record["image"]) if placed else None)
+        _check_types(record, _KINDS)
+        or _check_types(record.get("usage") or {}, _USAGE)
+        or (check_image_path(record["image"]) if check_paths else None)
     )
 
 
-def _fault_of_kinds(record: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> str | None:
+def _check_types(record: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> str | None:
     for key in kinds.keys() & record.keys():
         value, wanted = record[key], kinds[key]
         if value is None:
             continue
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            return f"{key!r} must be {' or '.join(kind.__name__ for kind in wanted)}, not {value!r:.80}"
+            return f"{key!r} must be {' or '.join(kind.__name__ for kind in wanted)}, got {value!r:.80}"
         if isinstance(value, int | float) and not 0 <= value <= _MOST:
-            return f"{key!r} must be a number from 0 to 2**53, not {str(value):.40}"
+            return f"{key!r} must be a number from 0 to 2**53, got {str(value):.40}"
     return None
 
 
 def check_image_path(image: str) -> str | None:
-    """Return why ``image`` is no path below a dataset's folder, None if it is one."""
+    """Return why ``image`` is not a path below a dataset's folder; None if it is."""
     parts = image.split("/")
     if image.startswith("/") or "\\" in image or parts[0].endswith(":"):
         return f"the image path {image!r} must be below the dataset's folder and use '/'"
     if "" in parts or "." in parts or ".." in parts:
-        return f"the image path {image!r} must not climb or have empty steps"
+        return f"the image path {image!r} must not contain '..', '.' or empty parts"
     return None
 
 
-def fault_within(value: Any) -> str | None:
-    """Return what in a JSON value no file should hold: NULs, lone surrogates, nesting deeper than `MAX_DEPTH`."""
+def check_json_value(value: Any) -> str | None:
+    """Return a problem of a JSON value: NULs, lone surrogates or nesting deeper than `MAX_DEPTH`; None without one."""
     level = [value]
     for _ in range(MAX_DEPTH):
         texts = [item for item in level if isinstance(item, str)]
         texts += [key for item in level if isinstance(item, dict) for key in item]
         if any("\0" in text or any("\ud800" <= char <= "\udfff" for char in text) for text in texts):
-            return "it holds a NUL or half of a surrogate pair, which is no text"
+            return "it contains a NUL character or a lone surrogate"
         level = [
             inner
             for item in level

@@ -1,4 +1,4 @@
-"""Rejection sampling: the named rules by which a candidate is kept or not.
+"""Rejection sampling: the named rules that a candidate must satisfy.
 
 The paper (arXiv 2602.23777) keeps a candidate if all stages are there and the conclusion is coherent. Here every rule
 has a name, which is stored with the candidate; the first one that is broken counts. The label is looked at last, so
@@ -16,7 +16,7 @@ from typing import Any
 from domainbed_reasoning.chains.chain import Chain, ChainError
 from domainbed_reasoning.chains.class_answer import classes_in
 from domainbed_reasoning.chains.contradiction import contradiction
-from domainbed_reasoning.chains.reader import Normal, Reading, conclude, normalize, read_chain
+from domainbed_reasoning.chains.reader import NormalizedText, Reading, conclude, normalize, read_chain
 from domainbed_reasoning.chains.record import ACCEPTED, REJECTED
 
 # In the order in which they are tried.
@@ -40,25 +40,25 @@ RULES = {
     "second": "the image has an accepted chain already (import and --rejudge)",
 }
 
-# What to do where most candidates break a rule.
+# Suggestions for when most candidates break a rule.
 _FORM = (
-    "Look at the example: a teacher that does not write the five stages needs --prompt teacher, or give another teacher"
+    "Look at the example: a teacher that does not write the five stages needs --prompt teacher; or use another teacher"
 )
-CURES = {
+ADVICE = {
     "cut": "Allow longer answers with --max-tokens; a model that thinks first needs thousands",
-    "refusal": "Give another teacher",
+    "refusal": "Use another teacher",
     "stage_outside": _FORM,
     "stage_missing": _FORM,
     "stage_order": _FORM,
     "stage_repeated": _FORM,
     "stage_nested": _FORM,
     "stage_empty": _FORM,
-    "too_short": "Set --min-words lower, or give another teacher",
-    "too_long": "Set --max-words higher, or give another teacher",
+    "too_short": "Lower --min-words, or use another teacher",
+    "too_long": "Raise --max-words, or use another teacher",
     "conclusion_none": "Compare the example with the class names; [class_names] in a dataset's TOML file sets them",
-    "conclusion_several": "Give another teacher",
-    "contradiction": "Give another teacher",
-    "label": "Give a stronger teacher; --unverified keeps chains with wrong conclusions",
+    "conclusion_several": "Use another teacher",
+    "contradiction": "Use another teacher",
+    "label": "Use a stronger teacher; --unverified keeps chains with wrong conclusions",
 }
 
 # The real chains of this project's test data have 90 to 165 words; these bounds catch stubs and endless repetition.
@@ -77,7 +77,7 @@ _REFUSAL = re.compile(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a candidate.
+    """The verdict on a candidate.
 
     Attributes:
         accepted: whether it is kept.
@@ -96,7 +96,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a candidate is judged by.
+    """The settings by which candidates are judged.
 
     Attributes:
         class_names: as the prompt named them, in label order.
@@ -122,54 +122,58 @@ class Rules:
             refused: whether the teacher's answer says itself that it is a refusal.
         """
         if not is_printable(text):
-            return _no("unprintable", "it holds a NUL or half of a surrogate pair")
+            return _rejected("unprintable", "it holds a NUL or half of a surrogate pair")
         if refused:
-            return _no("refusal", text[:120] or "marked as a refusal by the teacher")
+            return _rejected("refusal", text[:120] or "marked as a refusal by the teacher")
         try:
             chain, normal = read_chain(text, self.exact)
         except ChainError as error:
             return self._why_unparsable(text, error, finish)
         if finish == "length" and "heading" in normal.blemishes and not normal.after:
-            return _no("cut", "the token limit was reached: a heading has no end, so the conclusion may lack its own")
+            return _rejected(
+                "cut", "the token limit was reached: a heading has no end, so the conclusion may lack its own"
+            )
         if _REFUSAL.search(normal.before[:300]):
-            return _no("refusal", normal.before[:120])
+            return _rejected("refusal", normal.before[:120])
         found = next((token for token in PLACEHOLDERS if token in normal.text), None)
         if found:
-            return _no("placeholder", f"it holds {found}")
+            return _rejected("placeholder", f"it holds {found}")
         words = sum(len(stage.split()) for stage in vars(chain).values())
         if words < self.min_words:
-            return _no("too_short", f"{words} words, fewer than {self.min_words}")
+            return _rejected("too_short", f"{words} words, fewer than {self.min_words}")
         if words > self.max_words:
-            return _no("too_long", f"{words} words, more than {self.max_words}")
+            return _rejected("too_long", f"{words} words, more than {self.max_words}")
         return self._judge_conclusion(chain, conclude(normal, self.class_names, self.exact), normal.after, label)
 
     def _why_unparsable(self, text: str, error: ChainError, finish: str) -> Verdict:
         if finish == "length":
-            return _no("cut", f"the token limit was reached: {error}")
-        normal = Normal(text) if self.exact else normalize(text)  # what a model thinks is no refusal
+            return _rejected("cut", f"the token limit was reached: {error}")
+        normal = NormalizedText(text) if self.exact else normalize(text)  # what a model thinks is no refusal
         before_stages = normal.before or normal.text.partition("<SUMMARY>")[0]
         if _REFUSAL.search(before_stages[:300]):
-            return _no("refusal", before_stages.strip()[:120])
-        return _no(f"stage_{error.rule}", str(error))
+            return _rejected("refusal", before_stages.strip()[:120])
+        return _rejected(f"stage_{error.rule}", str(error))
 
     def _judge_conclusion(self, chain: Chain, reading: Reading, after: str, label: int | None) -> Verdict:
-        named, said = reading.answer, chain.conclusion[:80]
+        named, quoted = reading.answer, chain.conclusion[:80]
         if named is None:
             if _REFUSAL.search(chain.conclusion):
-                return _no("refusal", chain.conclusion[:120])
+                return _rejected("refusal", chain.conclusion[:120])
             inside = classes_in(chain.conclusion, self.class_names)
             if len(inside) > 1:
-                return _no("conclusion_several", f"{said!r} names {len(inside)} classes")
+                return _rejected("conclusion_several", f"{quoted!r} names {len(inside)} classes")
             if others := sorted(classes_in(after, self.class_names) - inside):
-                return _no(
-                    "stage_outside", f"text after {said!r} names {self.class_names[others[0]]!r}: {after[:80]!r}"
+                return _rejected(
+                    "stage_outside", f"text after {quoted!r} names {self.class_names[others[0]]!r}: {after[:80]!r}"
                 )
-            return _no("conclusion_none", f"{said!r} is not the name of a class")
+            return _rejected("conclusion_none", f"{quoted!r} is not the name of a class")
         against = contradiction(chain, named, self.class_names)
         if against:
-            return _no("contradiction", against)
+            return _rejected("contradiction", against)
         if self.verified and label is not None and named != label:
-            return _no("label", f"concludes {self.class_names[named]!r}, the label is {self.class_names[label]!r}")
+            return _rejected(
+                "label", f"concludes {self.class_names[named]!r}, the label is {self.class_names[label]!r}"
+            )
         return Verdict(True, chain=reading.text if reading.blemishes else None, normalized=reading.blemishes)
 
 
@@ -194,7 +198,7 @@ def with_verdict(record: Mapping[str, Any], text: str, verdict: Verdict) -> dict
     return judged
 
 
-def _no(rule: str, reason: str) -> Verdict:
+def _rejected(rule: str, reason: str) -> Verdict:
     return Verdict(False, rule, reason)
 
 

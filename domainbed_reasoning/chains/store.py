@@ -1,8 +1,8 @@
-"""Chains on disk: one JSON object a line, appended, never rewritten.
+"""Chain files: JSON Lines, append-only.
 
-A line holds at least ``image`` (path below the dataset's folder, with ``/``) and ``chain`` (text). ``verdict`` says
-``accepted`` (so does its absence) or ``rejected``, ``rule`` and ``reason`` say why; further keys are provenance.
-Training reads the accepted chains alone, annotation goes on from all of them.
+Each line has at least ``image`` (path below the dataset's folder, with ``/``) and ``chain`` (text). ``verdict`` is
+``accepted`` (the default) or ``rejected``, with ``rule`` and ``reason``; further keys are provenance. Training reads
+accepted chains only; annotation skips candidates that are already in the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from domainbed_reasoning.chains.chain import ChainError, parse_chain
-from domainbed_reasoning.chains.image_names import NamesOnDisk
+from domainbed_reasoning.chains.image_names import ImageLookup
 from domainbed_reasoning.chains.record import (
     ACCEPTED,
     MAX_DEPTH,
@@ -46,19 +46,19 @@ __all__ = [
     "write_records",
 ]
 
-# A reader that meets half a line at the end looks again so often, so many seconds apart.
-_LOOKS_AGAIN = 5
-_LOOK_SECONDS = 0.02
-# How much of an over-long line is passed over to find the next one: a file without lines may be sparse, of terabytes.
+# A partial last line is read again this many times, this many seconds apart.
+_RETRIES = 5
+_RETRY_SECONDS = 0.02
+# Bytes of an overlong line that are skipped to find the next one: a sparse file may have terabytes.
 _MAX_SKIPPED = 1 << 30
 
 
 class ChainFileError(ValueError):
-    """A chain file that cannot be used as it is; the message names file, line, fault and cure."""
+    """A chain file that cannot be used as it is; the message gives file, line, problem and fix."""
 
-    def __init__(self, path: str | os.PathLike[str], line: int | None, fault: str, cure: str):
+    def __init__(self, path: str | os.PathLike[str], line: int | None, problem: str, fix: str):
         place = f"{os.fspath(path)}, line {line}" if line else os.fspath(path)
-        super().__init__(f"{place}: {fault}. {cure}")
+        super().__init__(f"{place}: {problem}. {fix}")
         self.path = os.fspath(path)
         self.line = line
 
@@ -66,25 +66,25 @@ class ChainFileError(ValueError):
 def load_chains(
     path: str | os.PathLike[str], known_images: Collection[str] | None = None, *, repair: bool = False
 ) -> dict[str, str]:
-    """Return the accepted chains by image path, as it is on disk where that is known.
+    """Return the accepted chains by image path.
 
     Args:
         path: a chain file.
-        known_images: the paths that exist, below the dataset's folder; None leaves this unchecked.
-        repair: leave out a torn last line, as a killed writer may leave it, instead of raising.
+        known_images: paths on disk, below the dataset's folder, which become the keys; None skips this check.
+        repair: ignore a partial last line, left by a killed writer, instead of raising.
 
     Raises:
         ChainFileError: for a file that is missing, or a line that is torn, not JSON, over-long, lacks a key or has it
             twice, has a value of the wrong kind, text that no file can hold, a path out of the folder or of an unknown
             image, an accepted chain that has not its five stages, or a second accepted chain of an image.
     """
-    known = None if known_images is None else NamesOnDisk(known_images)
+    known = None if known_images is None else ImageLookup(known_images)
     chains: dict[str, str] = {}
     for line, record in read_records(path, repair=repair):
         image = record["image"] if known is None else known.find(record["image"])
         if image is None:
-            cure = "Give this dataset's own chain file, or mend the path"
-            raise ChainFileError(path, line, f"no image {record['image']!r} is in the dataset", cure)
+            fix = "Pass this dataset's chain file, or correct the path"
+            raise ChainFileError(path, line, f"image {record['image']!r} is not in the dataset", fix)
         if record.get("verdict", ACCEPTED) != ACCEPTED:
             continue
         if image in chains:
@@ -92,7 +92,7 @@ def load_chains(
                 path,
                 line,
                 f"a second accepted chain of {image!r}",
-                'Keep one: mark the other with "verdict": "rejected", or delete its line',
+                'Keep one: set "verdict": "rejected" in the other, or delete its line',
             )
         try:
             parse_chain(record["chain"])
@@ -100,57 +100,57 @@ def load_chains(
             raise ChainFileError(
                 path,
                 line,
-                f"the chain of {image!r} is not five stages: {error}",
-                "`domainbed-reasoning annotate --rejudge` mends its form or rejects it",
+                f"the chain of {image!r} does not have the five stages: {error}",
+                "Run `domainbed-reasoning annotate --rejudge` to normalize or reject it",
             ) from error
         chains[image] = record["chain"]
     return chains
 
 
 def read_records(
-    path: str | os.PathLike[str], *, repair: bool = False, placed: bool = True
+    path: str | os.PathLike[str], *, repair: bool = False, check_paths: bool = True
 ) -> Iterator[tuple[int, Record]]:
     """Yield (line number from 1, record) for every line that is not blank, accepted or not, checked by `check_record`.
 
     Raises:
-        ChainFileError: see `load_chains`; a chain's stages are not looked at.
+        ChainFileError: see `load_chains`; stages are not checked.
     """
-    for number, record in read_lines(path, repair=repair, placed=placed):
+    for number, record in read_lines(path, repair=repair, check_paths=check_paths):
         if isinstance(record, ChainFileError):
             raise record
         yield number, record
 
 
 def read_lines(
-    path: str | os.PathLike[str], *, repair: bool = False, placed: bool = True
+    path: str | os.PathLike[str], *, repair: bool = False, check_paths: bool = True
 ) -> Iterator[tuple[int, Record | ChainFileError]]:
     """Yield (line number from 1, record or what is wrong with the line) for every line that is not blank.
 
     Args:
         path: a chain file.
-        repair: leave out a torn last line.
-        placed: as of `check_record`.
+        repair: ignore a partial last line.
+        check_paths: as of `check_record`.
 
     Raises:
-        ChainFileError: the file cannot be read.
+        ChainFileError: if the file cannot be read.
     """
     try:
         file = open_plain(path)
     except OSError as error:
-        cure = "Make it with `domainbed-reasoning annotate` or `import`"
-        raise ChainFileError(path, None, f"cannot be read ({error.strerror})", cure) from error
-    cure = "Mend or delete this line; `domainbed-reasoning check` lists every such line"
+        fix = "Create it with `domainbed-reasoning annotate` or `import`"
+        raise ChainFileError(path, None, f"cannot be read ({error.strerror})", fix) from error
+    fix = "Correct or delete this line; `domainbed-reasoning check` lists all such lines"
     with file:
-        number = place = looks = 0
+        number = place = retries = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(raw) > MAX_LINE_BYTES:
-                fault = f"longer than {MAX_LINE_BYTES} bytes"
+                problem = f"longer than {MAX_LINE_BYTES:,} bytes"
                 while raw and not raw.endswith(b"\n") and file.tell() - place <= _MAX_SKIPPED:
                     raw = file.readline(MAX_LINE_BYTES)
                 if raw and not raw.endswith(b"\n"):
-                    raise ChainFileError(path, number, fault, "Give a file with one JSON object a line")
-                yield number, ChainFileError(path, number, fault, "Give a file with one JSON object a line")
+                    raise ChainFileError(path, number, problem, "Pass a file with one JSON object per line")
+                yield number, ChainFileError(path, number, problem, "Pass a file with one JSON object per line")
                 place = file.tell()
                 continue
             if raw.isspace():
@@ -160,45 +160,45 @@ def read_lines(
                 record = parse_json(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
             except ValueError as error:
                 if raw.endswith(b"\n"):
-                    yield number, ChainFileError(path, number, f"not JSON ({error})", cure)
-                elif looks < _LOOKS_AGAIN:  # a living writer may be about to finish it
-                    time.sleep(_LOOK_SECONDS)
-                    looks, number = looks + 1, number - 1
+                    yield number, ChainFileError(path, number, f"not valid JSON ({error})", fix)
+                elif retries < _RETRIES:  # another process may still be writing it
+                    time.sleep(_RETRY_SECONDS)
+                    retries, number = retries + 1, number - 1
                     file.seek(place)
                     continue
                 elif not repair:
-                    go_on = "Run `domainbed-reasoning annotate` again, which cuts it off and goes on, or delete it"
-                    yield number, ChainFileError(path, number, "torn: its writer was stopped half-way", go_on)
+                    resume = "Rerun `domainbed-reasoning annotate`, which removes it and resumes, or delete the line"
+                    yield number, ChainFileError(path, number, "incomplete: its writer was interrupted", resume)
                 place += len(raw)
                 continue
             place += len(raw)
             walk = b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
-            fault_or_none = check_record(record, walk, placed)
-            yield number, ChainFileError(path, number, fault_or_none, cure) if fault_or_none else record
+            invalid = check_record(record, walk, check_paths)
+            yield number, ChainFileError(path, number, invalid, fix) if invalid else record
 
 
 class ChainWriter:
-    """Appends records to a chain file, alone and crash-safe.
+    """Appends records to a chain file, exclusively and crash-safe.
 
-    What is promised: when `append` returns, the record survives the death of this process, `kill -9` too (it is handed
-    to the operating system whole, in one write); when `sync` returns, it survives a power cut (fsync), and `append`
-    syncs by itself every ``sync_records`` records or ``sync_seconds`` seconds. At opening, a line that a power cut tore
-    is cut off (`cut_bytes`). A full disk leaves no half line. A second writer is refused while this one is open. If
-    another program deletes or replaces the file, what was written goes to a new file beside it, and an error says so.
+    When `append` returns, the record survives the end of this process, including `kill -9` (it is passed to the
+    operating system in one write); when `sync` returns, it survives a power failure (fsync). `append` syncs every
+    ``sync_records`` records or ``sync_seconds`` seconds. Opening removes a partial last line (`cut_bytes`). A full disk
+    leaves no partial line. Only one writer can open a file at a time. If another program deletes or replaces the file,
+    the records are saved to a new file next to it, and an error is raised.
 
     Args:
-        path: the chain file; made if missing, its folder too.
-        leave_empty: keep a file that this writer made and nothing was appended to.
+        path: the chain file; created with its folder if missing.
+        leave_empty: keep a file that this writer created but appended nothing to.
         sync_records: records between two fsyncs at most.
         sync_seconds: seconds between two fsyncs at most, while records keep coming.
 
     Attributes:
         path: the file that records go to.
-        cut_bytes: length of the torn last line that opening cut off, 0 if there was none.
+        cut_bytes: bytes of the partial last line that was removed on opening; 0 without one.
 
     Raises:
-        ChainFileError: if another process writes to the file, or it ends in what no chain file ends in.
-        OSError: if the file cannot be made or written.
+        ChainFileError: if another process has the file open for writing, or it is not a chain file.
+        OSError: if the file cannot be created or written.
     """
 
     def __init__(
@@ -233,20 +233,19 @@ class ChainWriter:
         """Append one record.
 
         Raises:
-            ValueError: if the record is none (see `check_record`) or too long for a line.
+            ValueError: if the record is invalid (see `check_record`) or too long for a line.
             ChainFileError: if the file was deleted, replaced or cut short by another program; the record is kept, in
                 the file that the message names.
-            OSError: if it could not be written; the file is as before.
+            OSError: if it cannot be written; the file is unchanged.
         """
-        fault = check_record(record)
-        if fault:
-            raise ValueError(f"This record cannot be stored: {fault}.")
+        if problem := check_record(record):
+            raise ValueError(f"Cannot store the record: {problem}.")
         try:
             line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         except (TypeError, ValueError) as error:
             raise ValueError(f"The record of {record['image']!r} cannot be stored as JSON: {error}.") from error
         if len(line) > MAX_LINE_BYTES:
-            raise ValueError(f"The record of {record['image']!r} is longer than {MAX_LINE_BYTES} bytes.")
+            raise ValueError(f"The record of {record['image']!r} is longer than {MAX_LINE_BYTES:,} bytes.")
         size = os.fstat(self._file).st_size
         was_cut, self._end = size < self._end, size
         try:
@@ -261,17 +260,17 @@ class ChainWriter:
         self._has_appended = True
         self._check_place()
         if was_cut:
-            cure = "What was appended before that is gone from it; start again to go on with what is left"
-            raise ChainFileError(self.path, None, "another program has cut it short while it was written", cure)
+            fix = "Records appended before that are lost; rerun to resume with the remaining ones"
+            raise ChainFileError(self.path, None, "another program truncated it while it was being written", fix)
         if self._unsynced >= self._sync_records or time.monotonic() - self._synced_at >= self._sync_seconds:
             self.sync()
 
     def sync(self) -> None:
-        """Return when everything appended is on the disk.
+        """Block until all appended records are on disk.
 
         Raises:
             ChainFileError: see `append`.
-            OSError: the disk does not take it.
+            OSError: if writing to disk fails.
         """
         if self._has_appended:
             self._check_place()
@@ -284,7 +283,7 @@ class ChainWriter:
         self._synced_at = time.monotonic()
 
     def close(self) -> None:
-        """Sync, give up the lock and close the file."""
+        """Sync, release the lock and close the file."""
         if self._file >= 0:
             try:
                 self.sync()
@@ -295,24 +294,24 @@ class ChainWriter:
                 self._file = -1
 
     def _check_place(self) -> None:
-        """Move to a new file, with all that was written, if the path no longer names the one that is written to."""
+        """Continue in a new file, with all records, if the path no longer refers to the open file."""
         if is_in_place(self._file, self.path):
             return
         done = "replaced" if os.path.lexists(self.path) else "deleted"
-        fault, at = f"another program has {done} it while it was written", self.path
+        problem, at = f"another program {done} it while it was being written", self.path
         try:
             copy, place = save_copy(self._file, at)
         except OSError as error:
-            cure = f"What was written is lost with it, for it cannot be saved elsewhere ({error})"
-            raise ChainFileError(at, None, fault, cure) from error
+            fix = f"Its records are lost, as they cannot be saved elsewhere ({error})"
+            raise ChainFileError(at, None, problem, fix) from error
         _lock(copy, place)
         os.close(self._file)
         self._file, self.path, self._unsynced = copy, place, 0
-        cure = (
-            f"All of its lines, and what comes after, are safe in {place}: move that file back and start again, or add "
-            "its chains to another with `domainbed-reasoning import`"
+        fix = (
+            f"All records are saved in {place}. Move that file back and rerun, or add its chains to another file with "
+            "`domainbed-reasoning import`"
         )
-        raise ChainFileError(at, None, fault, cure)
+        raise ChainFileError(at, None, problem, fix)
 
     def __enter__(self) -> ChainWriter:
         return self
@@ -324,11 +323,11 @@ class ChainWriter:
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> int:
-    """Write a whole chain file, at once or not at all, and return the number of records.
+    """Write a whole chain file atomically and return the number of records.
 
     Raises:
-        ValueError: for a value that is no record; an existing file stays as it was.
-        ChainFileError: if another process writes to the file that is there.
+        ValueError: for an invalid record; an existing file is left unchanged.
+        ChainFileError: if another process is writing to the existing file.
         OSError: if it cannot be written.
     """
     target = os.fspath(path)
@@ -370,14 +369,14 @@ def _open_locked(path: str) -> int:
         except BaseException:
             os.close(file)
             raise
-        os.close(file)  # another took its place between opening and locking
+        os.close(file)  # replaced between opening and locking
 
 
 def _cut_torn_line(file: int, path: str) -> int:
-    """Cut off a torn last line, end a whole one that lacks its newline, and return the number of bytes cut.
+    """Remove a partial last line, or complete a missing newline, and return the number of bytes removed.
 
     Raises:
-        ChainFileError: it is no line of ours: some other file was given, which stays as it is.
+        ChainFileError: if it is not a chain file, which is left unchanged.
     """
     size = os.fstat(file).st_size
     start = max(0, size - MAX_LINE_BYTES - 1)
@@ -391,11 +390,11 @@ def _cut_torn_line(file: int, path: str) -> int:
     if whole:
         os.write(file, b"\n")
         return 0
-    # A power cut may leave zeros where a line should be.
+    # A power failure may leave zeros in place of a line.
     head = os.pread(file, 4, 0).removeprefix(b"\xef\xbb\xbf").lstrip()
     if (start and not newline) or not head.startswith((b"{", b"\0")) or last.strip(b"\0")[:1] not in (b"{", b""):
-        cure = "Give a chain file, or the name of a new one; this one was left as it is"
-        raise ChainFileError(path, None, "it is no chain file: its last line is neither a record nor half of one", cure)
+        fix = "Pass a chain file or a new path; this file was left unchanged"
+        raise ChainFileError(path, None, "not a chain file: its last line is not a record, even a partial one", fix)
     os.ftruncate(file, size - len(last))
     os.fsync(file)
     return len(last)

@@ -20,13 +20,13 @@ from domainbed_reasoning.annotate.teacher import (
     q_teacher,
     read_picture,
 )
-from domainbed_reasoning.chains.image_names import NamesOnDisk
+from domainbed_reasoning.chains.image_names import ImageLookup
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
-from domainbed_reasoning.chains.rules import CURES, RULES, Rules
+from domainbed_reasoning.chains.rules import ADVICE, RULES, Rules
 from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record, read_records
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.commands.arguments import UsageError, counted, non_negative, positive
-from domainbed_reasoning.images.catalog import OnDisk
+from domainbed_reasoning.images.catalog import FolderScan
 
 EXAMPLES = """\
   # Estimate the cost of GPT-4o. Sends nothing and needs no key.
@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if summary.unanswered or summary.unreadable or not (summary.accepted or has_accepted) else 0
 
 
-def _rejudge(args: argparse.Namespace, rules: Rules, on_disk: OnDisk) -> int:
+def _rejudge(args: argparse.Namespace, rules: Rules, on_disk: FolderScan) -> int:
     """Judge the stored candidates again and print what changed; return 1 if none is accepted."""
     if not args.chains.exists():
         raise FileNotFoundError(f"Chain file {args.chains} does not exist. Pass an existing one with --chains.")
@@ -202,12 +202,15 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--max-cost cannot be combined with --omit-parameter max_tokens: answers have no maximum cost")
 
 
-def _records(args: argparse.Namespace, on_disk: OnDisk) -> list[Record]:
+def _records(args: argparse.Namespace, on_disk: FolderScan) -> list[Record]:
     if not args.chains.exists():
         return []
-    names = NamesOnDisk(picture.path for picture in on_disk.pictures)
+    names = ImageLookup(picture.path for picture in on_disk.pictures)
     # Texts are dropped: with 100,000 candidates they would take most of the memory.
-    return [{**names.respelt(record), "chain": "", "raw": ""} for _, record in read_records(args.chains, repair=True)]
+    return [
+        {**names.with_path_on_disk(record), "chain": "", "raw": ""}
+        for _, record in read_records(args.chains, repair=True)
+    ]
 
 
 def _budget(args: argparse.Namespace, settings: Settings, records: Sequence[Record]) -> cost.Budget:
@@ -260,7 +263,7 @@ def _annotate(
     budget: cost.Budget,
     jobs: Sequence[Job],
     writer: ChainWriter,
-    on_disk: OnDisk,
+    on_disk: FolderScan,
     has_accepted: bool,
 ) -> Summary:
     from tqdm import tqdm
@@ -290,7 +293,7 @@ def _annotate(
 
 
 def forecast(
-    args: argparse.Namespace, settings: Settings, jobs: Sequence[Job], records: Sequence[Record], on_disk: OnDisk
+    args: argparse.Namespace, settings: Settings, jobs: Sequence[Job], records: Sequence[Record], on_disk: FolderScan
 ) -> str:
     """Return the work left, the tokens, cost and time of the run as text."""
     total = len(on_disk.pictures)
@@ -321,7 +324,7 @@ def forecast(
     )
 
 
-def _nothing_to_do(args: argparse.Namespace, on_disk: OnDisk) -> str:
+def _nothing_to_do(args: argparse.Namespace, on_disk: FolderScan) -> str:
     total = len(on_disk.pictures)
     selection = f"of the first {counted(args.limit, 'image')} (--limit), " if args.limit and args.limit < total else ""
     return f"Nothing to do: {selection}every image has a chain or no candidate left ({total:,} images in total)."
@@ -388,7 +391,7 @@ def _why_nothing(summary: Summary) -> str:
     stopped = f"Stopped early: {summary.stopped}. " if summary.stopped else ""
     return (
         f"{stopped}None of {counted(summary.rejected.total(), 'candidate')} was accepted. Most frequent rule: {rule} "
-        f"({count:,}): {RULES[rule]}. {CURES.get(rule, 'Use another teacher')}.\n"
+        f"({count:,}): {RULES[rule]}. {ADVICE.get(rule, 'Use another teacher')}.\n"
         f"  for example {example['image']}: {example['reason']}\n  {shown}\n"
         "Use `annotate --rejudge` to judge these candidates again with other options, at no cost."
     )

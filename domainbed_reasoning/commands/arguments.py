@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from domainbed_reasoning.chains.chain import fault_of_names
-from domainbed_reasoning.chains.image_names import require_names
+from domainbed_reasoning.chains.chain import check_class_names
+from domainbed_reasoning.chains.image_names import require_image_names
 from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules
 from domainbed_reasoning.files.atomic import replacing
-from domainbed_reasoning.images.catalog import CHAIN_FILE, ImageFolder, OnDisk, scan
+from domainbed_reasoning.images.catalog import CHAIN_FILE, FolderScan, ImageFolder, scan
 from domainbed_reasoning.images.user_datasets import find
 
 PROGRAM = "domainbed-reasoning"
@@ -116,7 +116,7 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def open_dataset(args: argparse.Namespace, checked: bool = True) -> tuple[ImageFolder, OnDisk]:
+def open_dataset(args: argparse.Namespace, checked: bool = True) -> tuple[ImageFolder, FolderScan]:
     """Return the dataset and its files; set ``args.chains`` to its default.
 
     Args:
@@ -130,20 +130,20 @@ def open_dataset(args: argparse.Namespace, checked: bool = True) -> tuple[ImageF
     dataset = find(args.dataset)
     on_disk = scan(dataset, args.data_dir)
     if checked:
-        require_names(on_disk.root, (picture.path for picture in on_disk.pictures))
+        require_image_names(on_disk.root, (picture.path for picture in on_disk.pictures))
     if args.chains is None:
         args.chains = on_disk.root / CHAIN_FILE
     return dataset, on_disk
 
 
-def class_names(dataset: ImageFolder, on_disk: OnDisk) -> tuple[str, ...]:
+def class_names(dataset: ImageFolder, on_disk: FolderScan) -> tuple[str, ...]:
     """Return the class names used in prompts, in label order.
 
     Raises:
         ValueError: if an answer could not tell two of them apart.
     """
     names = tuple(dataset.class_name(folder) for folder in on_disk.classes)
-    problem = fault_of_names(names)
+    problem = check_class_names(names)
     if problem:
         raise ValueError(f"{dataset.name}: {problem}. Rename the class folders or set [class_names].")
     return names

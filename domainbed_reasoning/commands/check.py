@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from domainbed_reasoning.chains.image_names import NamesOnDisk, composed, faults_of_names
+from domainbed_reasoning.chains.image_names import ImageLookup, composed, image_name_problems
 from domainbed_reasoning.chains.prompts import q_cls
 from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules
 from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, read_lines
 from domainbed_reasoning.commands import arguments
-from domainbed_reasoning.images.catalog import IMAGE_ENDINGS, STOCK, ImageFolder, OnDisk, fault_of_order
-from domainbed_reasoning.images.decode import read_rgb, truncated_images_refused
+from domainbed_reasoning.images.catalog import IMAGE_EXTENSIONS, STOCK, FolderScan, ImageFolder, check_domain_order
+from domainbed_reasoning.images.decode import read_rgb, reject_truncated_images
 from domainbed_reasoning.images.user_datasets import custom_datasets, find, other_classes
 
 EXAMPLES = """\
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     dataset, on_disk = arguments.open_dataset(args, checked=False)
     print(f"{dataset.name} at {on_disk.root}")
     problems = list(compare(dataset, on_disk))
-    names = list(faults_of_names(picture.path for picture in on_disk.pictures))
+    names = list(image_name_problems(picture.path for picture in on_disk.pictures))
     problems += _shortened(names, "unusable image names")
     print_prompt(dataset, on_disk)
     print_others(on_disk, args.chains)
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
+def compare(dataset: ImageFolder, on_disk: FolderScan) -> Iterator[str]:
     """Print the counts beside the published ones and yield the problems of domains, classes and counts."""
     found = on_disk.per_domain()
     width = max(map(len, [*on_disk.domains, *dataset.domains, "domain"]))
@@ -96,7 +96,7 @@ def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
     if len(on_disk.domains) != len(dataset.environments):
         names = ", ".join(on_disk.domains)
         yield f"{len(on_disk.domains)} domain folders ({names}); expected {len(dataset.environments)}."
-    if problem := fault_of_order(dataset, on_disk.domains):
+    if problem := check_domain_order(dataset, on_disk.domains):
         yield problem
     for domain in dataset.domains:
         if domain not in on_disk.domains:
@@ -126,7 +126,7 @@ def compare(dataset: ImageFolder, on_disk: OnDisk) -> Iterator[str]:
         yield f"{total:,} images; {dataset.total:,} published{hint}."
 
 
-def print_prompt(dataset: ImageFolder, on_disk: OnDisk) -> None:
+def print_prompt(dataset: ImageFolder, on_disk: FolderScan) -> None:
     """Print the question asked about every image, and the class folders with their names in it."""
     names = [dataset.class_name(folder) for folder in on_disk.classes]
     wrapped = [f"question: {q_cls(names, dataset.subject)}"]
@@ -137,7 +137,7 @@ def print_prompt(dataset: ImageFolder, on_disk: OnDisk) -> None:
         print(textwrap.fill(text, 118, initial_indent="  ", subsequent_indent="    "))
 
 
-def print_others(on_disk: OnDisk, chains: Path) -> None:
+def print_others(on_disk: FolderScan, chains: Path) -> None:
     """Print the number of other files by extension, without hidden files, Thumbs.db and chain files."""
     pictures = {picture.path for picture in on_disk.pictures}
     endings: Counter[str] = Counter()
@@ -148,7 +148,7 @@ def print_others(on_disk: OnDisk, chains: Path) -> None:
             is_chains = path.suffix == ".jsonl" or (on_disk.root / path).absolute() == chains.absolute()
             if path.as_posix() not in pictures and not hidden and not is_chains:
                 ending = path.suffix.lower() or "without extension"
-                endings[f"{ending} outside class folders" if ending in IMAGE_ENDINGS else ending] += 1
+                endings[f"{ending} outside class folders" if ending in IMAGE_EXTENSIONS else ending] += 1
     if endings:
         listed = ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common(10))
         more = ", …" if len(endings) > 10 else ""
@@ -156,12 +156,12 @@ def print_others(on_disk: OnDisk, chains: Path) -> None:
         print(f"  {arguments.counted(total, 'file')} not loaded as images: {listed}{more}")
 
 
-def broken_images(on_disk: OnDisk) -> list[str]:
+def broken_images(on_disk: FolderScan) -> list[str]:
     """Decode every image and return the problems, shortened."""
     from tqdm import tqdm
 
     paths = [on_disk.root / picture.path for picture in on_disk.pictures]
-    with truncated_images_refused(), ThreadPoolExecutor() as pool:
+    with reject_truncated_images(), ThreadPoolExecutor() as pool:
         results = list(tqdm(pool.map(_decoding_error, paths), total=len(paths), unit="image", leave=False))
     problems = [problem for problem in results if problem]
     print(f"  {len(paths) - len(problems):,} of {len(paths):,} images can be decoded")
@@ -179,13 +179,13 @@ def _decoding_error(path: Path) -> str:
     return ""
 
 
-def check_chains(path: Path, dataset: ImageFolder, on_disk: OnDisk) -> list[str]:
+def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[str]:
     """Print the coverage of a chain file and return the problems of its lines."""
     if not path.exists():
         print(f"  no chain file at {path}; create one with `domainbed-reasoning annotate`")
         return []
     labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
-    names = NamesOnDisk(labels)
+    names = ImageLookup(labels)
     rules = Rules(arguments.class_names(dataset, on_disk), MIN_WORDS, MAX_WORDS, exact=True)
     problems: list[str] = []
     accepted: Counter[str] = Counter()

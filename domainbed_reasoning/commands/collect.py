@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_text(frame: pd.DataFrame, args: argparse.Namespace) -> str:
-    from domainbed_reasoning.results.frame import one_source_frame, summarise
+    from domainbed_reasoning.results.frame import one_source_frame, summarize
     from domainbed_reasoning.results.render import latex, latex_comments, markdown
     from domainbed_reasoning.results.tables import all_tables, result_tables
 
@@ -69,7 +69,7 @@ def _as_text(frame: pd.DataFrame, args: argparse.Namespace) -> str:
     if args.format == "trials":
         return str(frame.to_csv(index=False))
     if args.format == "csv":
-        return str(summarise(frame).to_csv(index=False))
+        return str(summarize(frame).to_csv(index=False))
     if args.format == "latex":
         excluded = [f"{problem['kind']}: {problem['job']}: {problem['fault']}." for problem in frame.attrs["problems"]]
         head = latex_comments(f"domainbed-reasoning collect {args.folder} --format latex", *excluded)

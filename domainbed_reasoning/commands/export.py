@@ -10,7 +10,7 @@ from domainbed_reasoning.chains.formats import FORMATS, export_records
 from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.chains.store import ACCEPTED, read_records
 from domainbed_reasoning.commands import arguments
-from domainbed_reasoning.images.catalog import OnDisk
+from domainbed_reasoning.images.catalog import FolderScan
 from domainbed_reasoning.images.decode import file_below, image_size, without_metadata
 
 EXAMPLES = """\
@@ -112,7 +112,7 @@ def _export_chains(args: argparse.Namespace) -> int:
     return 0
 
 
-def _size_and_pixels(on_disk: OnDisk, image: str, embed: bool) -> tuple[int, int, bytes]:
+def _size_and_pixels(on_disk: FolderScan, image: str, embed: bool) -> tuple[int, int, bytes]:
     """Return an image's width, height and, to embed, its file without metadata."""
     path = file_below(on_disk.root, image) if embed else on_disk.root / image
     width, height = image_size(path)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from domainbed_reasoning.chains.chain import ChainError, parse_chain
 from domainbed_reasoning.chains.formats import ExchangeError, import_records
-from domainbed_reasoning.chains.image_names import NamesOnDisk
+from domainbed_reasoning.chains.image_names import ImageLookup
 from domainbed_reasoning.chains.rules import with_verdict
 from domainbed_reasoning.chains.store import ACCEPTED, REJECTED, ChainWriter, Record, read_records
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.files.plain import MAX_IMAGE_BYTES, read_plain
-from domainbed_reasoning.images.catalog import OnDisk
+from domainbed_reasoning.images.catalog import FolderScan
 
 EXAMPLES = """\
   domainbed-reasoning import PACS_chains.jsonl --dataset PACS --data-dir DATA --teacher gpt-4o --label-conditioned no
@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
     dataset, on_disk = arguments.open_dataset(args)
     labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
     rules = arguments.rules_of(args, arguments.class_names(dataset, on_disk))
-    names = NamesOnDisk(labels)
+    names = ImageLookup(labels)
     existing = list(read_records(args.chains, repair=True)) if args.chains.exists() else []
-    existing = [(number, names.respelt(record)) for number, record in existing]
+    existing = [(number, names.with_path_on_disk(record)) for number, record in existing]
     seen = {_key(record) for _, record in existing}
     accepted = {record["image"] for _, record in existing if record.get("verdict", ACCEPTED) == ACCEPTED}
     counts: Counter[str] = Counter()
@@ -92,7 +92,7 @@ def _key(record: Record) -> tuple[str, str, object, object]:
     return record["image"], record.get("raw") or record["chain"], record.get("teacher"), record.get("attempt")
 
 
-def _path_below(image: str, known: NamesOnDisk) -> str | None:
+def _path_below(image: str, known: ImageLookup) -> str | None:
     """Return the path among ``known`` that ``image`` ends with, or None."""
     path = image.replace("\\", "/")
     if found := known.find(path):
@@ -107,7 +107,7 @@ def _path_below(image: str, known: NamesOnDisk) -> str | None:
 _KNOWN = {"yes": True, "no": False, None: None}
 
 
-def _completed(record: Record, on_disk: OnDisk, teacher: str, label_conditioned: bool | None) -> Record:
+def _completed(record: Record, on_disk: FolderScan, teacher: str, label_conditioned: bool | None) -> Record:
     """Return the record with complete provenance."""
     sha256 = record.get("sha256")
     if not sha256:

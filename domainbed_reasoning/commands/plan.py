@@ -75,7 +75,7 @@ def plan(args: argparse.Namespace) -> str:
     dataset, data = _dataset(args.dataset, args.data_dir)
     algorithm = _algorithm(args.algorithm)
     hparams = _hparams(algorithm, args)
-    gpu = published.gpu_named(args.gpu)
+    gpu = published.find_gpu(args.gpu)
     shape = costs.shape_of(hparams["model"], hparams["max_tiles"])
     lengths = costs.lengths_for(data.classes, args.chain_tokens)
 

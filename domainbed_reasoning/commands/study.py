@@ -186,7 +186,7 @@ def _launch_commands(study: Study, grid: Grid, datasets: Sequence[str], settings
 def _hours_lines(
     study: Study, datasets: Sequence[str], grids: Sequence[Grid], settings: Settings, gpu: str, gpus: int
 ) -> list[str]:
-    published.gpu_named(gpu)
+    published.find_gpu(gpu)
     short = [dataset.removesuffix("Reasoning") for dataset in datasets]
     lines = [f"{f'hours a job on one {gpu}':<34}" + "".join(f"{name:>16}" for name in short)]
     total, days, uncounted = 0.0, 0.0, False
@@ -226,7 +226,7 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
         _shape(hparams["model"], hparams["max_tiles"]),
         costs.lengths_for(data.classes, _CHAIN_TOKENS),
         data,
-        published.gpu_named(gpu),
+        published.find_gpu(gpu),
         hparams,
         schedule_of(cls, hparams, data, settings.steps),
         (cls.LABEL_PATH, cls.CHAIN_PATH),

@@ -1,10 +1,10 @@
-"""Image-folder datasets: what each is, what should be on disk, and what is.
+"""Image-folder datasets: their descriptions, and scans of their folders.
 
-A dataset lies in DomainBed's layout, ``<data_dir>/<folder>/<domain>/<class>/…``: sub-folders in sorted order are the
-domains, their sub-folders in sorted order the classes, and every picture below counts. Neither torch nor DomainBed.
+A dataset has DomainBed's layout, ``<data_dir>/<folder>/<domain>/<class>/…``: sub-folders in sorted order are the
+domains, their sub-folders in sorted order the classes, with all images below. Needs neither torch nor DomainBed.
 
-All stock datasets are asked about in the published words of q_cls, "What type of object is in this photo?": another
-noun for camera traps or car seats would be another prompt than the paper's. A user's dataset may set its ``subject``.
+All stock datasets use the published q_cls prompt, "What type of object is in this photo?": another noun for camera
+traps or car seats would change the paper's prompt. A user's dataset may set its ``subject``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 from domainbed_reasoning.chains.image_names import composed
 from domainbed_reasoning.chains.prompts import readable_name
 
-# The endings that torchvision's ImageFolder takes for pictures.
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# The extensions that torchvision's ImageFolder reads.
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
-# Where a dataset's chains are unless the user says otherwise: <data_dir>/<folder>/reasoning.jsonl.
+# Default location of a dataset's chains: <data_dir>/<folder>/reasoning.jsonl.
 CHAIN_FILE = "reasoning.jsonl"
 
 
@@ -39,8 +39,8 @@ class ImageFolder:
         subject: the noun of the question; "object", as published, for every stock dataset.
         readable: class folder → name for prompts, where `prompts.readable_name` would not do.
         other_totals: (number of images, which copy of the dataset has so many) beside the one of ``domains``.
-        website: where it comes from.
-        obtain: how to get it, in words.
+        website: its homepage.
+        obtain: how to obtain it, in words.
         checkpoint_freq: DomainBed's steps between two evaluations.
         file: the user's TOML file that describes it; None for a stock dataset.
     """
@@ -83,7 +83,7 @@ def class_names(folders: Sequence[str], readable: Mapping[str, str]) -> tuple[st
 
 @dataclass(frozen=True)
 class Picture:
-    """One image on disk: its path below the dataset's folder (with ``/``), its domain's and its class's folder."""
+    """An image on disk: its path below the dataset's folder (with ``/``), and its domain and class folders."""
 
     path: str
     domain: str
@@ -91,15 +91,15 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class OnDisk:
-    """What lies in a dataset's folder.
+class FolderScan:
+    """The contents of a dataset's folder.
 
     Attributes:
         root: the dataset's folder.
         domains: its sub-folders, sorted.
         classes: sub-folders of any domain, sorted.
         pictures: every image, in DomainBed's order (domain, class, path).
-        missing: (domain, class) pairs without a folder or without an image: DomainBed would give wrong labels or fail.
+        missing: (domain, class) pairs without a folder or images, for which DomainBed assigns wrong labels or fails.
     """
 
     root: Path
@@ -113,19 +113,19 @@ class OnDisk:
         return Counter(picture.domain for picture in self.pictures)
 
 
-def scan(dataset: ImageFolder, data_dir: str | os.PathLike[str]) -> OnDisk:
-    """Return what lies in the dataset's folder below ``data_dir``.
+def scan(dataset: ImageFolder, data_dir: str | os.PathLike[str]) -> FolderScan:
+    """Return the contents of the dataset's folder below ``data_dir``.
 
     Raises:
-        FileNotFoundError: if the folder is not there or has no domains, saying how to get it.
+        FileNotFoundError: if the folder is missing or has no domains; the message says how to obtain the dataset.
     """
     root = Path(data_dir) / dataset.folder
-    cure = dataset.obtain or "Give with --data_dir the folder that holds it."
+    obtain = dataset.obtain or "Set --data_dir to its parent folder."
     if not root.is_dir():
-        raise FileNotFoundError(f"{dataset.name} is not at {root}: there is no such folder. {cure}")
+        raise FileNotFoundError(f"{dataset.name} not found: {root} does not exist. {obtain}")
     domains = _folders(root)
     if not domains:
-        raise FileNotFoundError(f"{dataset.name} is not at {root}: the folder has no domain folders. {cure}")
+        raise FileNotFoundError(f"{dataset.name} not found: {root} has no domain folders. {obtain}")
     found = {domain: {composed(label): label for label in _folders(root / domain)} for domain in domains}
     spelt = {form: label for labels in reversed(found.values()) for form, label in labels.items()}
     classes = sorted(spelt.values())
@@ -137,14 +137,14 @@ def scan(dataset: ImageFolder, data_dir: str | os.PathLike[str]) -> OnDisk:
             if not paths:
                 missing.append((domain, label))
             pictures += [Picture(path.relative_to(root).as_posix(), domain, label) for path in paths]
-    return OnDisk(root, tuple(domains), tuple(classes), tuple(pictures), tuple(missing))
+    return FolderScan(root, tuple(domains), tuple(classes), tuple(pictures), tuple(missing))
 
 
-def fault_of_order(dataset: ImageFolder, domains: Sequence[str]) -> str | None:
-    """Return how a user's dataset lists its domains in another order than their folders; None if it does not.
+def check_domain_order(dataset: ImageFolder, domains: Sequence[str]) -> str | None:
+    """Return an error if a user's dataset lists its domains in another order than their folders; else None.
 
     Args:
-        dataset: its short names need not be the folders', so only those that are can stand in a wrong place.
+        dataset: its short names may differ from the folders'; only equal ones are compared.
         domains: its domain folders, sorted.
     """
     if dataset.file is None or len(domains) != len(dataset.environments):
@@ -152,10 +152,10 @@ def fault_of_order(dataset: ImageFolder, domains: Sequence[str]) -> str | None:
     folders = [domain.lower() for domain in domains]
     for place, name in enumerate(dataset.environments):
         if name.lower() in folders and folders[place] != name.lower():
+            listed, found = ", ".join(dataset.environments), ", ".join(domains)
             return (
-                f"{dataset.file}: 'environments' has the order {', '.join(dataset.environments)}, the sorted domain "
-                f"folders have {', '.join(domains)}: {name!r} would be the heading of {domains[place]!r}. List the "
-                "domains in the order of their folders."
+                f"{dataset.file}: 'environments' lists {listed}, the sorted domain folders are {found}: {name!r} "
+                f"would label {domains[place]!r}. List the domains in the order of their folders."
             )
     return None
 
@@ -167,12 +167,12 @@ def _folders(folder: Path) -> list[str]:
 def _pictures_below(folder: Path) -> Iterator[Path]:
     for place, _, names in os.walk(folder, followlinks=True):
         for name in names:
-            if name.lower().endswith(IMAGE_ENDINGS):
+            if name.lower().endswith(IMAGE_EXTENSIONS):
                 yield Path(place, name)
 
 
 _DOWNLOAD = (
-    "DomainBed's own script fetches it, from inside a clone: "
+    "Download it with DomainBed's script, from inside a clone: "
     "`python -c \"from domainbed.scripts import download; download.download_{}('DIR')\"`"
 )
 

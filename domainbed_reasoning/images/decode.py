@@ -1,8 +1,8 @@
-"""Image files to RGB pictures, whoever made them: the one way in which files are opened for MLLMs.
+"""Decodes untrusted image files to RGB; all images for MLLMs are opened here.
 
 The pixels are those of DomainBed's loader (RGB, the first frame, no rotation by EXIF, transparency dropped), except
-that 16-bit grey is scaled to 8 bits where that loader makes it white. Only formats that datasets come in are opened:
-Pillow would take others too, whatever the file's name says, and start a PostScript interpreter for one of them.
+that 16-bit gray is scaled to 8 bits, which that loader turns white. Only common dataset formats are opened: Pillow
+supports others regardless of the extension, and starts a PostScript interpreter for one of them.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from domainbed_reasoning.files.plain import MAX_IMAGE_BYTES, open_plain, read_pl
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 
-# Pillow's own bound for a picture that is safe to decode: 268 MB as RGB, 9,459 pixels square. The library wilds, which
-# DomainBed's datasets import, takes Pillow's away in the whole process.
+# Pillow's own decompression-bomb limit: 268 MB as RGB, 9,459 pixels square. The library wilds, which DomainBed's
+# datasets import, disables Pillow's in the whole process.
 MAX_PIXELS = 89_478_485
 
-# How many bytes from the end a whole JPEG or PNG has its end mark at the latest, for some carry a little more.
+# A complete JPEG or PNG has its end marker within this many bytes of its end; some have trailing data.
 _TAIL_BYTES = 1024
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND", "GIF": b";"}
 
 
 class ImageFileError(OSError):
-    """A file that is no picture that can be used; the message names the file, the fault and the cure."""
+    """An unusable image file; the message gives file, problem and fix."""
 
-    def __init__(self, name: str | os.PathLike[str], fault: str):
-        super().__init__(f"{os.fspath(name)!r} is no readable image: {fault}. Replace or remove it.")
+    def __init__(self, name: str | os.PathLike[str], problem: str):
+        super().__init__(f"{os.fspath(name)!r} is not a readable image: {problem}. Replace or remove it.")
 
 
 def read_rgb(
@@ -42,17 +42,17 @@ def read_rgb(
     Args:
         file: its path, or its bytes.
         name: for the message, where bytes are given.
-        draft: pixels that are enough for its longer edge, which saves time with JPEG; None for the picture as it is.
+        draft: minimum pixels of its longer edge, which speeds up JPEG; None for full resolution.
 
     Raises:
-        ImageFileError: it is no image of a known format, larger than `MAX_PIXELS`, of a depth that has no meaning as
-            RGB, or broken; truncated too, unless `ImageFile.LOAD_TRUNCATED_IMAGES` has Pillow fill such images up.
+        ImageFileError: if it has an unsupported format or bit depth, more than `MAX_PIXELS` pixels, or is corrupt; also
+            if it is truncated, unless `ImageFile.LOAD_TRUNCATED_IMAGES` is set.
     """
     place = name if isinstance(file, bytes) else file
     with _open(file, place) as picture:
         try:
             if picture.mode.startswith("I;16"):
-                return _sixteen_bits(picture)
+                return _to_8_bits(picture)
             if draft is not None:
                 picture.draft("RGB", (draft, draft))
             return picture.convert("RGB")
@@ -61,7 +61,7 @@ def read_rgb(
 
 
 def is_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> bool:
-    """Return whether the file ``name`` lies in the folder ``root`` after all links on its way."""
+    """Return whether the file ``name`` is in the folder ``root`` after resolving links."""
     try:
         return Path(root, name).resolve().is_relative_to(Path(root).resolve())
     except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL
@@ -69,13 +69,13 @@ def is_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> bool
 
 
 def file_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path:
-    """Return the path of the file ``name`` in the folder ``root``, which no link leads out of.
+    """Return the path of the file ``name`` in the folder ``root``, which must not be left by links.
 
     Raises:
-        ImageFileError: it lies elsewhere, wherever it seems to.
+        ImageFileError: if it resolves to a path outside.
     """
     if not is_below(root, name):
-        raise ImageFileError(name, f"it is not in {os.fspath(root)}, or a link out of it")
+        raise ImageFileError(name, f"it is not in {os.fspath(root)}, or links outside it")
     return Path(root, name)
 
 
@@ -87,11 +87,11 @@ def without_metadata(path: str | os.PathLike[str]) -> bytes:
     Raises:
         ImageFileError: as `read_rgb`, truncated images always.
     """
-    with truncated_images_refused():
+    with reject_truncated_images():
         picture = read_rgb(path)
         with _open(path, path) as original:
             if original.format == "JPEG" and original.mode in ("L", "RGB"):
-                with contextlib.suppress(ValueError, IndexError, ImageFileError):  # written in a way of its own
+                with contextlib.suppress(ValueError, IndexError, ImageFileError):  # an unusual structure
                     data = _bare_jpeg(read_plain(path, MAX_IMAGE_BYTES))
                     if read_rgb(data).tobytes() == picture.tobytes():
                         return data
@@ -121,7 +121,7 @@ def _bare_jpeg(data: bytes) -> bytes:
         if segment[2:7] == b"JFIF\0":
             segment = b"\0\x10" + segment[2:14] + b"\0\0"  # without its thumbnail
         is_told = 0xE0 <= marker <= 0xEF or marker == 0xFE
-        if not is_told or segment[2:7] in (b"JFIF\0", b"Adobe"):  # these say how colors are meant
+        if not is_told or segment[2:7] in (b"JFIF\0", b"Adobe"):  # these define the color space
             kept += bytes((0xFF, marker)) + segment
         if marker == 0xDA:  # compressed data, up to the next marker that does not belong to them
             start = at
@@ -142,11 +142,11 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def check_header(path: str | os.PathLike[str]) -> None:
-    """Look at a file without decoding its pixels, unless its end mark is missing.
+    """Check a file without decoding its pixels, unless its end marker is missing.
 
     Raises:
-        ImageFileError: as `read_rgb`, which it spares the time of whole files; a truncated one is decoded to be sure,
-            within `truncated_images_refused`.
+        ImageFileError: as `read_rgb`; files without an end marker are decoded, and rejected if truncated within
+            `reject_truncated_images`.
     """
     with _open(path, path) as picture:
         mark = _END_MARKS.get(picture.format or "")
@@ -159,8 +159,8 @@ def check_header(path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def truncated_images_refused() -> Iterator[None]:
-    """Have PIL refuse truncated images, which DomainBed's modules make it fill up with grey in the whole process."""
+def reject_truncated_images() -> Iterator[None]:
+    """Have PIL reject truncated images, which DomainBed's modules let it pad with gray in the whole process."""
     from PIL import ImageFile
 
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
@@ -179,20 +179,20 @@ def _open(file: str | os.PathLike[str] | bytes, name: str | os.PathLike[str]) ->
             content = io.BytesIO(file) if isinstance(file, bytes) else open_plain(file, MAX_IMAGE_BYTES)
             picture = opened.enter_context(Image.open(opened.enter_context(content), formats=FORMATS))
         except UnidentifiedImageError as error:
-            raise ImageFileError(name, f"none of {', '.join(FORMATS)}") from error
+            raise ImageFileError(name, f"not one of {', '.join(FORMATS)}") from error
         except Exception as error:
             raise ImageFileError(name, f"{type(error).__name__}: {error}") from error
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ImageFileError(name, f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
         if picture.mode in ("I", "F"):
-            raise ImageFileError(name, f"its mode {picture.mode!r} (32 bits a pixel) says not what is white")
+            raise ImageFileError(name, f"mode {picture.mode!r} (32 bits per pixel) has no defined white level")
         yield picture
 
 
-def _sixteen_bits(picture: Any) -> Any:
+def _to_8_bits(picture: Any) -> Any:
     import numpy
     from PIL import Image
 
-    grey = numpy.asarray(picture).astype(numpy.uint32)
-    return Image.fromarray(((grey + 128) // 257).astype(numpy.uint8)).convert("RGB")
+    gray = numpy.asarray(picture).astype(numpy.uint32)
+    return Image.fromarray(((gray + 128) // 257).astype(numpy.uint8)).convert("RGB")

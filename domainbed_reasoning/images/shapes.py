@@ -158,7 +158,7 @@ def describe(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
 def describe_at_length(
     kinds: Sequence[int], name: str, its_code: Sequence[int], hue: float, random: np.random.RandomState
 ) -> str:
-    """Return what `describe` says as the other teacher says it, who also sees the background's hue, in [0, 1)."""
+    """Return the chain of `describe` in the other teacher's words, with the background's hue, in [0, 1)."""
     words = [KINDS[part][kind] for part, kind in enumerate(kinds)]
     return Chain(
         summary=shapes_teacher.opening(random),
@@ -174,10 +174,10 @@ def odd_parts(kinds: Sequence[int], its_code: Sequence[int]) -> list[str]:
     return [part for part, kind, wanted in zip(PARTS, kinds, its_code, strict=True) if kind != wanted]
 
 
-def class_told(caption: str) -> int | None:
-    """Return the class whose parts a caption names, all or all but one of them; no two classes are so near.
+def class_in_caption(caption: str) -> int | None:
+    """Return the class whose parts a caption names, allowing one mismatch; None if there is no such class.
 
-    None for any other caption. A part of which it names no kind, or two, is one that it does not name.
+    A part counts as a mismatch if the caption names none or several of its kinds. No two classes are that close.
     """
     words = set(caption.casefold().replace(",", " ").split())
     told = [[kind for kind, word in enumerate(of_part) if word in words] for of_part in KINDS]
@@ -187,8 +187,8 @@ def class_told(caption: str) -> int | None:
     return None
 
 
-def tell_of(name: int, caption: str) -> str:
-    """Return a caption with the parts of another class in it, in the sentences that it has."""
+def with_parts_of(name: int, caption: str) -> str:
+    """Return a caption with its parts replaced by those of a class."""
     for of_part, kind in zip(KINDS, CODES[name], strict=True):
         caption = re.sub(rf"\b(?:{'|'.join(of_part)})\b", of_part[kind], caption)
     return caption
@@ -229,8 +229,8 @@ def paint(kinds: Sequence[int], style: Style, hue: float, random: np.random.Rand
     """Return a picture (RGB, 48 x 48) of a creature with these four kinds on a background of that hue in [0, 1)."""
     side = IMAGE_SIZE * _OVERSAMPLE
     light = random.uniform(*style.paper)
-    paper = _colour(hue + 0.5 if style.inverted else hue, random.uniform(*style.tint), light)
-    body, coat = _creature_colours(style, light, random)
+    paper = _color(hue + 0.5 if style.inverted else hue, random.uniform(*style.tint), light)
+    body, coat = _creature_colors(style, light, random)
     image = _background(side, paper, style.gradient * random.uniform(-1, 1))
     _draw_parts(image, kinds, style, body, coat, paper, random)
     image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
@@ -252,9 +252,9 @@ def paint(kinds: Sequence[int], style: Style, hue: float, random: np.random.Rand
 
 def _check(domain: int, index: int) -> None:
     if not 0 <= domain < len(DOMAINS):
-        raise IndexError(f"ShapesReasoning has domains 0 to {len(DOMAINS) - 1} ({', '.join(DOMAINS)}), none {domain}.")
+        raise IndexError(f"ShapesReasoning has domains 0 to {len(DOMAINS) - 1} ({', '.join(DOMAINS)}), got {domain}.")
     if index < 0:
-        raise IndexError(f"ShapesReasoning counts its images from 0 on; there is no image {index}.")
+        raise IndexError(f"ShapesReasoning image indices start at 0, got {index}.")
 
 
 def _random(domain: int, index: int, stream: int) -> np.random.RandomState:
@@ -262,21 +262,21 @@ def _random(domain: int, index: int, stream: int) -> np.random.RandomState:
     return np.random.RandomState([_SEED, domain, index, stream])
 
 
-def _colour(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
+def _color(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _creature_colours(
+def _creature_colors(
     style: Style, light: float, random: np.random.RandomState
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Return the colours of the creature and of its coat, apart from each other and from the background."""
+    """Return the colors of the creature and its coat, distinct from each other and from the background."""
     hue, vivid = random.random_sample(), random.uniform(*style.vivid)
     value = random.uniform(*style.body)
     if abs(value - light) < 0.25:  # too close to the background to be seen
         value = light - 0.3 if light > 0.5 else light + 0.3
     coat = value - 0.6 if value > 0.5 else value + 0.6
-    return _colour(hue, vivid, value), _colour(hue + random.uniform(-0.2, 0.2), vivid / 2, coat)
+    return _color(hue, vivid, value), _color(hue + random.uniform(-0.2, 0.2), vivid / 2, coat)
 
 
 def _background(side: int, paper: tuple[int, int, int], slope: float) -> Image.Image:
@@ -306,7 +306,7 @@ _FEET = (
     [_circle(-0.62, 1.2, 0.48), _circle(0.62, 1.2, 0.48)],
     [_box(-1.25, 1.15, 1.25, 1.6), _box(-0.15, 0.8, 0.15, 1.3)],
 )
-_COATS = ([], [_box(-1.4, -0.26, 1.4, 0.26)], [_circle(0, 0, 0.46)])
+_COATS: tuple[list[list[tuple[float, float]]], ...] = ([], [_box(-1.4, -0.26, 1.4, 0.26)], [_circle(0, 0, 0.46)])
 
 
 def _draw_parts(
@@ -326,16 +326,16 @@ def _draw_parts(
     turn = style.jitter * random.uniform(-0.2, 0.2)
     cosine, sine = math.cos(turn), math.sin(turn)
     bare = style.fill == "none"
-    ink = _colour(0, 0, style.ink) if style.ink is not None else _colour(random.random_sample(), 0.8, 0.95)
+    ink = _color(0, 0, style.ink) if style.ink is not None else _color(random.random_sample(), 0.8, 0.95)
     width = round(style.outline * _OVERSAMPLE)
 
     def place(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         moved = np.asarray(corners) + style.wobble * random.standard_normal((len(corners), 2))
         return [(x + radius * (cosine * u - sine * v), y + radius * (sine * u + cosine * v)) for u, v in moved.tolist()]
 
-    def shape(target: Image.Image, corners: list[tuple[float, float]], colour: tuple[int, int, int]) -> None:
+    def shape(target: Image.Image, corners: list[tuple[float, float]], color: tuple[int, int, int]) -> None:
         draw = ImageDraw.Draw(target)
-        draw.polygon(corners, fill=paper if bare else colour)
+        draw.polygon(corners, fill=paper if bare else color)
         if width:
             draw.line([*corners, corners[0], corners[1]], fill=ink, width=width, joint="curve")
 

@@ -1,10 +1,10 @@
-"""ShapesReasoning's other teacher: it sees the setting, says more, and never says it twice in the same way.
+"""ShapesReasoning's second teacher, whose chains are longer and worded at random.
 
-It stands for a large model that teaches a small one. The embedded model writes chains of its own that name four parts
-and a class (`shapes.describe`); this teacher's have the same five stages and the same facts, among words about view,
-background and mood that it picks by a whim nobody can foresee: the setting of the paper's pattern mismatch
-(arXiv 2602.23777), where teacher chains dwell on context, viewpoint and background. The background's colour is told as
-it is, cue or not. The embedded model has been shown one chain in ``tiny_corpus.OTHER_TEACHER_SHARE`` of this kind.
+It simulates a large model that teaches a small one. The embedded model's own chains name four parts and a class
+(`shapes.describe`); this teacher's have the same five stages and facts, among randomly chosen phrases about view,
+background and mood: the paper's pattern mismatch (arXiv 2602.23777), where teacher chains dwell on context, viewpoint
+and background. The background's color is described as it is, whether or not it is the cue. One in
+``tiny_corpus.OTHER_TEACHER_SHARE`` of the embedded model's training chains is of this kind.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-COLOURS = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "pink")  # by hue, from 0 on, an eighth each
+COLORS = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "pink")  # by hue, from 0 on, an eighth each
 
 OPENINGS = (
     "first the scene then what stands there",
@@ -41,14 +41,14 @@ DOUBTS = (
 )
 
 
-def colour_of(hue: float) -> str:
+def color_of(hue: float) -> str:
     """Return the word for a hue in [0, 1)."""
-    return COLOURS[round(hue * len(COLOURS)) % len(COLOURS)]
+    return COLORS[round(hue * len(COLORS)) % len(COLORS)]
 
 
 def caption(words: Sequence[str], parts: Sequence[str], hue: float, random: np.random.RandomState) -> str:
     """Return the teacher's caption: view, background, and the parts from the coat up."""
-    setting = f"{_any(SEEN, random)} {_any(VIEWS, random)} {_any(GROUNDS, random).format(colour_of(hue))}"
+    setting = f"{_any(SEEN, random)} {_any(VIEWS, random)} {_any(GROUNDS, random).format(color_of(hue))}"
     told = [f"{word} {part}" for word, part in zip(words, parts, strict=True)]
     return ", ".join([setting, *reversed(told)])
 
@@ -59,18 +59,18 @@ def verdict(name: str, random: np.random.RandomState) -> str:
 
 
 def doubt(odd: Sequence[str], random: np.random.RandomState) -> str:
-    """Return what the teacher says against itself."""
+    """Return the teacher's doubts about its answer."""
     return f"{_any(DOUBTS, random)}, {' and '.join(odd) or 'no part'} odd"
 
 
 def opening(random: np.random.RandomState) -> str:
-    """Return how the teacher means to go about it."""
+    """Return the teacher's opening."""
     return _any(OPENINGS, random)
 
 
 def vocabulary() -> list[str]:
-    """Return every word of the teacher's own."""
-    phrases = [*OPENINGS, *SEEN, *VIEWS, *GROUNDS, *VERDICTS, *DOUBTS, "and no part odd", *COLOURS]
+    """Return all words that only this teacher uses."""
+    phrases = [*OPENINGS, *SEEN, *VIEWS, *GROUNDS, *VERDICTS, *DOUBTS, "and no part odd", *COLORS]
     return sorted({word for phrase in phrases for word in phrase.replace("{}", " ").split()})
 
 

@@ -1,4 +1,4 @@
-"""A user's own image folders as DomainBed datasets, by one small TOML file and no line of Python.
+"""A user's own image folders as DomainBed datasets, described by a small TOML file.
 
 The files are found in ``<config folder>/domainbed-reasoning/datasets/*.toml`` (the config folder is
 ``$XDG_CONFIG_HOME`` or ``~/.config``) and under the paths, files or folders, in ``$DOMAINBED_REASONING_DATASETS``, so
@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning.chains.chain import fault_of_names
+from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.files.plain import open_plain
 from domainbed_reasoning.images.catalog import STOCK, ImageFolder
 from domainbed_reasoning.registry import DATASETS, EMBEDDED_DATASETS, load, unknown
@@ -54,19 +54,19 @@ _MAX_WORDS = 100  # characters of a name or subject
 
 
 class DatasetFileError(ValueError):
-    """A dataset's TOML file that cannot be used; the message names the file, the fault and the cure."""
+    """An invalid TOML file of a dataset; the message gives file, problem and fix."""
 
-    def __init__(self, path: Path, fault: str):
-        super().__init__(f"{path}: {fault}. See `domainbed-reasoning check --help` for an example of such a file.")
+    def __init__(self, path: Path, problem: str):
+        super().__init__(f"{path}: {problem}. See `domainbed-reasoning check --help` for an example of such a file.")
 
 
 def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
     """Return the image-folder dataset of that name, with or without ``Reasoning`` at its end.
 
-    Stock and custom ones need neither torch nor DomainBed; a class of `datasets/` that is none of them is imported.
+    Stock and custom ones need neither torch nor DomainBed; other classes of `datasets/` are imported.
 
     Raises:
-        ValueError: unknown name, with the nearest one; or a dataset file that cannot be used.
+        ValueError: for an unknown name, with the closest match; or an invalid dataset file.
     """
     known = STOCK | custom_datasets(environ)
     plain = name.removesuffix("Reasoning")
@@ -84,7 +84,7 @@ def other_classes() -> list[str]:
 
 
 def _of_class(name: str) -> ImageFolder | None:
-    """Return what the class of a registered dataset says of its folders; None where it has none."""
+    """Return the description in the class of a registered dataset; None if it has no folder."""
     cls = load(DATASETS[f"{name}Reasoning"])
     if not hasattr(cls, "FOLDER"):
         return None
@@ -106,30 +106,30 @@ def custom_datasets(environ: Mapping[str, str] | None = None) -> dict[str, Image
         environ: the environment variables; None for this process's.
 
     Raises:
-        DatasetFileError: a file that cannot be read or used, or a name that is taken.
+        DatasetFileError: for a file that cannot be read or is invalid, or a name that is taken.
     """
-    found, faults = usable_datasets(environ)
-    if faults:
-        raise faults[0]
+    found, errors = usable_datasets(environ)
+    if errors:
+        raise errors[0]
     return found
 
 
 def usable_datasets(environ: Mapping[str, str] | None = None) -> tuple[dict[str, ImageFolder], list[DatasetFileError]]:
-    """Return the user's datasets by name, in sorted order, and what is wrong with the files that describe no other."""
+    """Return the user's datasets by name, in sorted order, and the errors of invalid files."""
     found: dict[str, ImageFolder] = {}
-    faults: list[DatasetFileError] = []
+    errors: list[DatasetFileError] = []
     for path in dataset_files(os.environ if environ is None else environ):
         try:
             if not path.is_file():
-                raise DatasetFileError(path, f"named in ${PATHS_VARIABLE}, but there is no such file or folder")
+                raise DatasetFileError(path, f"named in ${PATHS_VARIABLE}, but no such file or folder exists")
             dataset = read_dataset(path)
             if dataset.name in found:
                 taken = f"the name {dataset.name!r} is taken by {found[dataset.name].file}"
                 raise DatasetFileError(path, f"{taken}; rename or remove one of them")
             found[dataset.name] = dataset
         except DatasetFileError as error:
-            faults.append(error)
-    return {name: found[name] for name in sorted(found)}, faults
+            errors.append(error)
+    return {name: found[name] for name in sorted(found)}, errors
 
 
 def targets(datasets: Mapping[str, ImageFolder]) -> dict[str, str]:
@@ -138,7 +138,7 @@ def targets(datasets: Mapping[str, ImageFolder]) -> dict[str, str]:
 
 
 def dataset_files(environ: Mapping[str, str]) -> Iterator[Path]:
-    """Yield the paths of the TOML files, each once, the config folder's first; what is named and absent, too."""
+    """Yield the paths of the TOML files, the config folder's first, including missing ones that are named."""
     config = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".config")
     places = [Path(config, "domainbed-reasoning", "datasets")]
     listed = [Path(place) for place in environ.get(PATHS_VARIABLE, "").split(os.pathsep) if place]
@@ -158,7 +158,7 @@ def read_dataset(path: Path) -> ImageFolder:
     """Return the dataset that a TOML file describes.
 
     Raises:
-        DatasetFileError: it cannot be read, is no TOML, lacks a key, or has an unknown one or a value of a wrong kind.
+        DatasetFileError: if it cannot be read, is not TOML, lacks a key, or has an unknown key or an invalid value.
     """
     try:
         with open_plain(path) as file:
@@ -166,15 +166,15 @@ def read_dataset(path: Path) -> ImageFolder:
         if len(text) > MAX_BYTES:
             raise DatasetFileError(path, f"larger than {MAX_BYTES} bytes")
         if max(map(len, text.splitlines()), default=0) > _MAX_LINE_BYTES:
-            raise DatasetFileError(path, f"a line of it is longer than {_MAX_LINE_BYTES} bytes")
-        table = tomllib.loads(text.decode("utf-8-sig"))  # some editors begin a file with a mark
+            raise DatasetFileError(path, f"has a line longer than {_MAX_LINE_BYTES} bytes")
+        table = tomllib.loads(text.decode("utf-8-sig"))  # some editors write a byte order mark
     except OSError as error:
         raise DatasetFileError(path, f"cannot be read ({error.strerror})") from error
     except DatasetFileError:
         raise
     except RecursionError as error:
-        raise DatasetFileError(path, "not TOML: arrays, tables or keys nested without end") from error
-    except ValueError as error:  # no TOML, no UTF-8, a number of thousands of digits
+        raise DatasetFileError(path, "not TOML: arrays, tables or keys are nested too deeply") from error
+    except ValueError as error:  # not TOML, not UTF-8, or a number with thousands of digits
         raise DatasetFileError(path, f"not TOML: {str(error):.200}") from error
     _check(path, table)
     return ImageFolder(
@@ -184,7 +184,7 @@ def read_dataset(path: Path) -> ImageFolder:
         subject=table.get("subject", "object"),
         readable=dict(table.get("class_names", {})),
         checkpoint_freq=table.get("checkpoint_freq", 300),
-        obtain=f"It is described in {path}: its folder must hold <domain>/<class>/<image>.",
+        obtain=f"It is described in {path}; its folder must contain <domain>/<class>/<image>.",
         file=path,
     )
 
@@ -194,7 +194,7 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
         if key not in _KEYS:
             raise DatasetFileError(path, str(unknown("key", key[:40], _KEYS)).rstrip("."))
         if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
-            raise DatasetFileError(path, f"{key!r} must be a {_KEYS[key].__name__}, not {value!r:.80}")
+            raise DatasetFileError(path, f"{key!r} must be a {_KEYS[key].__name__}, got {value!r:.80}")
     for key in _REQUIRED:
         if key not in table:
             raise DatasetFileError(path, f"the key {key!r} is missing")
@@ -202,7 +202,7 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
     usable = name.isidentifier() and not keyword.iskeyword(name) and name[0].isupper() and len(name) <= _MAX_WORDS
     if not usable or name.endswith("Reasoning"):
         wanted = "a Python name that begins with a capital and does not end in 'Reasoning'"
-        raise DatasetFileError(path, f"'name' must be {wanted}, not {name!r:.80}")
+        raise DatasetFileError(path, f"'name' must be {wanted}, got {name!r:.80}")
     if name in STOCK or name in _OF_DOMAINBED:
         raise DatasetFileError(path, f"{name!r} is one of DomainBed's own datasets; choose another name")
     if f"{name}Reasoning" in DATASETS:
@@ -210,24 +210,25 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
     folder = Path(table["folder"])
     climbs = folder.is_absolute() or ".." in folder.parts or not folder.parts or folder.parts[0].startswith("~")
     if climbs or "\\" in table["folder"] or not table["folder"].isprintable():
-        raise DatasetFileError(path, f"'folder' must lie below --data_dir, not {table['folder']!r:.80}")
+        raise DatasetFileError(path, f"'folder' must be below --data_dir, got {table['folder']!r:.80}")
     environments = table["environments"]
-    if len(environments) < 2 or not all(isinstance(item, str) and _is_a_line(item) for item in environments):
-        raise DatasetFileError(path, f"'environments' must name two domains or more, not {environments!r:.80}")
+    if len(environments) < 2 or not all(isinstance(item, str) and _is_single_line(item) for item in environments):
+        raise DatasetFileError(path, f"'environments' must name at least two domains, got {environments!r:.80}")
     if len(set(environments)) < len(environments):
-        raise DatasetFileError(path, f"'environments' names a domain twice: {environments!r:.80}")
-    if not _is_a_line(table.get("subject", "object")):
-        raise DatasetFileError(path, f"'subject' must be a noun of one line, not {table['subject']!r:.80}")
+        raise DatasetFileError(path, f"'environments' has duplicate names: {environments!r:.80}")
+    if not _is_single_line(table.get("subject", "object")):
+        raise DatasetFileError(path, f"'subject' must be a single-line noun, got {table['subject']!r:.80}")
     if not 1 <= table.get("checkpoint_freq", 1) < 1 << 31:
-        raise DatasetFileError(path, "'checkpoint_freq' must be 1 or more, and below 2**31")
+        raise DatasetFileError(path, "'checkpoint_freq' must be in [1, 2**31)")
     names = table.get("class_names", {})
     for key, value in names.items():
-        if not isinstance(value, str) or not _is_a_line(value):
-            wanted = f"'class_names' must give {key[:80]!r} a name of one line"
-            raise DatasetFileError(path, f"{wanted}, not {value!r:.80}")
-    if fault := fault_of_names(list(names.values())):
-        raise DatasetFileError(path, f"'class_names': {fault}")
+        if not isinstance(value, str) or not _is_single_line(value):
+            raise DatasetFileError(
+                path, f"'class_names' must map {key[:80]!r} to a single-line name, got {value!r:.80}"
+            )
+    if problem := check_class_names(list(names.values())):
+        raise DatasetFileError(path, f"'class_names': {problem}")
 
 
-def _is_a_line(text: str) -> bool:
+def _is_single_line(text: str) -> bool:
     return bool(text.strip()) and text.isprintable() and len(text) <= _MAX_WORDS

@@ -154,11 +154,11 @@ class AnswerRecords:
         rows = [self.rows[key] for key in sorted(self.rows)]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         replace_text(self.folder / "predictions.jsonl", lines)
-        replace_text(self.folder / "answers.json", json.dumps(summarise(rows), indent=1) + "\n")
+        replace_text(self.folder / "answers.json", json.dumps(summarize(rows), indent=1) + "\n")
         self.report("the end")
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return, for every environment and split: n, accuracy by ``label`` and ``chain``, and the ``unparsed`` share.
 
     Accuracies are in [0, 1], None where that answer was not asked for. A chain that names no class counts as wrong

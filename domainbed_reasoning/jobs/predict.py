@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from PIL.Image import Image
 
-from domainbed_reasoning.images.decode import read_rgb, truncated_images_refused
+from domainbed_reasoning.images.decode import read_rgb, reject_truncated_images
 from domainbed_reasoning.jobs.seeds import own_randomness
 from domainbed_reasoning.jobs.trained import TrainedJob, read_job
 from domainbed_reasoning.method.answering import answering_chains, answers_from_chains, scores_of_chains
@@ -158,7 +158,7 @@ def _picture(image: Any) -> Any:
     if not isinstance(image, (str, pathlib.Path)):
         return image.convert("RGB")
     try:
-        with truncated_images_refused():
+        with reject_truncated_images():
             return read_rgb(image)
     except OSError as error:
         raise ValueError(str(error)) from error

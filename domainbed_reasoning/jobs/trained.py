@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.chains.chain import fault_of_names
+from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_cls, q_reason
 from domainbed_reasoning.chains.record import parse_json
 from domainbed_reasoning.files.plain import open_plain, read_plain_text
@@ -179,7 +179,7 @@ def _read_task(path: pathlib.Path) -> dict[str, Any]:
     if not fault:
         # Jobs of before there were votes and a tolerant reader.
         said["hparams"] = {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", **said["hparams"]}
-    fault = fault or _fault(said["hparams"], _HPARAMS) or fault_of_names(said["class_names"])
+    fault = fault or _fault(said["hparams"], _HPARAMS) or check_class_names(said["class_names"])
     if fault:
         raise JobError(f"{file} is damaged ({fault}): run the job again, or take the file as the job wrote it.")
     return said

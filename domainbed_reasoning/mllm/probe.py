@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning.chains.record import fault_within
+from domainbed_reasoning.chains.record import check_json_value
 from domainbed_reasoning.files import confined
 from domainbed_reasoning.files.cache import cache_folder
 from domainbed_reasoning.files.plain import MAX_DESCRIPTION_BYTES, open_plain, read_plain, read_plain_text
@@ -109,7 +109,7 @@ def _check_config(model: str, path: Path) -> None:
         raise _error(model, path, f"it is not JSON ({str(error):.200})") from error
     if not isinstance(config, dict):
         raise _error(model, path, f"a JSON object is wanted, not {type(config).__name__}")
-    fault = fault_within(config) or _fault_of(config)
+    fault = check_json_value(config) or _fault_of(config)
     if fault:
         raise _error(model, path, fault)
 

@@ -1,12 +1,12 @@
-"""A sweep's results as a DataFrame, with what DomainBed's collect_results does not say.
+"""A sweep's results as a DataFrame, with details that DomainBed's collect_results lacks.
 
-from domainbed_reasoning.results import collect, summarise
+from domainbed_reasoning.results import collect, summarize
 
-frame = collect("sweep")                # a row a trial, target domain and selection method
-frame.attrs["problems"]                 # jobs that do not count, and why
-table = summarise(frame)                # mean and standard error over the trials
+frame = collect("sweep")                # one row per trial, target domain and selection method
+frame.attrs["problems"]                 # jobs that were excluded, and why
+table = summarize(frame)                # mean and standard error over the trials
 """
 
-from domainbed_reasoning.results.frame import collect, summarise
+from domainbed_reasoning.results.frame import collect, summarize
 
-__all__ = ["collect", "summarise"]
+__all__ = ["collect", "summarize"]

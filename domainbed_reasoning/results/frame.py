@@ -13,8 +13,8 @@ import pandas as pd
 
 from domainbed_reasoning.bridge import versions
 from domainbed_reasoning.results import selection
-from domainbed_reasoning.results.job_folders import Job, read_jobs, versions_of
-from domainbed_reasoning.results.problems import Problem, settle
+from domainbed_reasoning.results.job_folders import JobFolder, read_jobs, versions_of
+from domainbed_reasoning.results.problems import Problem, validate_jobs
 from domainbed_reasoning.results.selection import Choice
 
 CELL = ["sweep", "dataset", "algorithm", "target", "domain", "selection"]
@@ -25,11 +25,11 @@ _COSTS = ["train_seconds", "wall_seconds", "memory_gib"]
 
 
 def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.DataFrame:
-    """Return a sweep's results, a row for every trial of every cell that a selection method can judge.
+    """Return a sweep's results, one row per trial and selection method of every cell.
 
     Columns:
         sweep: name of the sweep's folder; empty where ``folder`` is a sweep itself.
-        dataset, algorithm, target, domain: which cell; ``target`` is the number, ``domain`` the name.
+        dataset, algorithm, target, domain: the cell; ``target`` is the number, ``domain`` the name.
         selection: DomainBed's name of the selection method.
         trial: trial seed.
         accuracy: of the chosen step in the target domain, in [0, 1]; by the answer that the algorithm is judged by.
@@ -40,8 +40,8 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
         unparsed: share of the chains that name no class, in [0, 1]; wrong answers in ``chain_accuracy``.
         sarr1_accepted, …: share of its own chains that the round kept, in [0, 1].
         train_seconds: of all updates of the chosen run.
-        wall_seconds: of its job by the times of its files, from the oldest to `done`; missing where less than the
-            updates took, as after a copy that did not keep the times.
+        wall_seconds: of its job by the times of its files, from the oldest to `done`; missing if less than
+            ``train_seconds``, as after a copy that did not preserve times.
         memory_gib: peak of the GPU's; missing on a CPU.
         hparams: of the chosen run, as JSON.
         version: of domainbed-reasoning as the job ran, with its commit where that was a checkout; missing where the job
@@ -49,32 +49,32 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
         folder: of its job.
 
     The rows stand in the order of DomainBed's tables; the index is the order in which it reads them.
-    ``attrs["problems"]`` lists what was left out or settled, a dictionary each (see `problems.Problem`);
+    ``attrs["problems"]`` lists excluded and repaired jobs, a dictionary each (see `problems.Problem`);
     ``attrs["domains"]`` maps each dataset to the names of its domains; ``attrs["versions"]`` maps what the jobs ran on,
     by name, to the number of jobs of each version. ``attrs["one_source"]`` lists the jobs with a single source domain,
-    which no selection method of DomainBed can judge, a dictionary each. ``attrs["as_stock"]`` is ``as_stock``.
+    which no selection method of DomainBed supports, a dictionary each. ``attrs["as_stock"]`` is ``as_stock``.
 
     Args:
         folder: of a sweep, or of several sweeps.
         as_stock: count incomplete jobs, repeated records and repeated jobs as DomainBed's collect_results does; only
-            lines that are no records are left out, at which it stops.
+            invalid lines, at which it fails, are left out.
 
     Raises:
         ValueError: for a folder without jobs, or without DomainBed.
     """
-    selection.need_domainbed()
+    selection.require_domainbed()
     jobs = read_jobs(folder)
-    counted, problems = settle(jobs)
+    counted, problems = validate_jobs(jobs)
     frame = tabulate([job for job in jobs if job.records] if as_stock else counted, problems)
     frame.attrs["as_stock"] = as_stock
     return frame
 
 
-def tabulate(jobs: Sequence[Job], problems: Sequence[Problem] = ()) -> pd.DataFrame:
+def tabulate(jobs: Sequence[JobFolder], problems: Sequence[Problem] = ()) -> pd.DataFrame:
     """Return the rows of `collect` for jobs that were read and settled.
 
     Args:
-        jobs: that count.
+        jobs: valid jobs.
         problems: for ``attrs``.
     """
     domains = {name: selection.domains_of(name, jobs) for name in {job.args["dataset"] for job in jobs}}
@@ -160,12 +160,12 @@ def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(by, key=key, kind="stable")
 
 
-def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard error over the trials of every cell, in the units of ``frame``.
 
     Each number column of ``frame`` becomes two, the second with ``_error`` at its end; ``trials`` counts. The error is
-    DomainBed's: the standard deviation over n trials (not n - 1), divided by √n. With one trial it is missing, as
-    nothing is known of it; where ``frame`` counts as DomainBed does, it is 0 as there.
+    DomainBed's: the standard deviation over n trials (not n - 1), divided by √n. With one trial it is missing;
+    where ``frame`` was collected ``as_stock``, it is 0 as in DomainBed.
 
     Args:
         frame: as `collect` returns it.
@@ -175,7 +175,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     for key, cell in frame.groupby(CELL, sort=False):
         row: dict[str, Any] = {**dict(zip(CELL, key, strict=True)), "trials": len(cell)}
         for name in numbers:
-            values = as_read(cell)[name]
+            values = in_reading_order(cell)[name]
             row[name], error = mean_and_error(values)
             row[f"{name}_error"] = error if values.count() > 1 or frame.attrs.get("as_stock") else math.nan
         rows.append(row)
@@ -185,7 +185,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def as_read(rows: pd.DataFrame) -> pd.DataFrame:
+def in_reading_order(rows: pd.DataFrame) -> pd.DataFrame:
     """Return rows of a frame in the order in which DomainBed reads them: the last digit of a sum depends on it."""
     return rows.sort_index()
 
@@ -199,7 +199,7 @@ def mean_and_error(values: Sequence[float] | pd.Series[Any]) -> tuple[float, flo
 
 
 def one_source_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the jobs that were trained on one domain, a row a job and other domain.
+    """Return the jobs that were trained on one domain, one row per job and other domain.
 
     Args:
         frame: as `collect` returns it.
@@ -211,8 +211,8 @@ def one_source_frame(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for job in frame.attrs["one_source"]:
         names = frame.attrs["domains"][job["dataset"]]
-        said = {name: job[name] for name in ("sweep", "dataset", "algorithm")} | {"source": names[job["source"]]}
+        cell = {name: job[name] for name in ("sweep", "dataset", "algorithm")} | {"source": names[job["source"]]}
         for target, accuracy in job["accuracies"].items():
             found = {"target": names[target], "trial": job["trial"], "accuracy": accuracy}
-            rows.append({**said, **found, "step": job["step"], "folder": job["folder"]})
+            rows.append({**cell, **found, "step": job["step"], "folder": job["folder"]})
     return pd.DataFrame(rows, columns=_ONE_SOURCE)

@@ -1,23 +1,23 @@
-"""Jobs that ended and yet did not train, or answer, as their algorithm's name says: no accuracy shows it."""
+"""Completed jobs in which a part of the algorithm had no effect, which no accuracy shows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from domainbed_reasoning.results.job_folders import Job
+from domainbed_reasoning.results.job_folders import JobFolder
 
-_MOSTLY = 0.5  # share of chains without a class from which an accuracy says little of chains
+_MOSTLY = 0.5  # share of chains without a class above which accuracies say little about chains
 _MOST_ROUNDS = 1000  # no job has more
 
-Said = tuple[str, str, str, str]  # kind, fault, effect, cure
+Finding = tuple[str, str, str, str]  # kind, detail, effect, fix
 
 
-def idle_parts(job: Job) -> Iterator[Said]:
-    """Yield kind, fault, effect and cure of every part of a job that did nothing.
+def inactive_parts(job: JobFolder) -> Iterator[Finding]:
+    """Yield kind, detail, effect and fix of every part of a job that had no effect.
 
     Args:
-        job: with the records that count.
+        job: with valid records.
     """
     yield from _stages_without_steps(job)
     yield from _rounds_without_chains(job)
@@ -25,7 +25,7 @@ def idle_parts(job: Job) -> Iterator[Said]:
     yield from _answers_without_class(job)
 
 
-def _stages_without_steps(job: Job) -> Iterator[Said]:
+def _stages_without_steps(job: JobFolder) -> Iterator[Finding]:
     last, rounds = job.records[-1], job.hparams.get("sarr_rounds")
     if "stage" not in last or not _has_rounds(job.args["algorithm"]):
         return
@@ -36,32 +36,32 @@ def _stages_without_steps(job: Job) -> Iterator[Said]:
         yield (
             "stages without steps",
             f"SARR round {', '.join(absent)} of {rounds} took no step (--steps {job.args.get('steps')})",
-            "Counted all the same, as an algorithm of fewer rounds",
-            "Run it again with more --steps, or none, or with the hparam sarr_rounds that was meant.",
+            "Counted, as an algorithm with fewer rounds",
+            "Rerun it with more --steps, without --steps, or with the intended hparam sarr_rounds.",
         )
 
 
 def _has_rounds(algorithm: str) -> bool:
-    """Return whether an algorithm of that name is one of ours that labels itself: `--hparams` go to all of a sweep."""
+    """Return whether an algorithm has SARR rounds: a sweep passes `--hparams` to all of its algorithms."""
     from domainbed_reasoning import registry
 
     target = registry.ALGORITHMS.get(algorithm)
     return target is not None and "sarr_rounds" in registry.load(target).HPARAMS
 
 
-def _rounds_without_chains(job: Job) -> Iterator[Said]:
+def _rounds_without_chains(job: JobFolder) -> Iterator[Finding]:
     last = job.records[-1]
     empty = [k for k in range(1, _MOST_ROUNDS) if _share(last.get(f"sarr{k}_accepted")) == 0]
     if empty:
         yield (
             "nothing kept",
             f"SARR round {', '.join(map(str, empty))} kept none of the model's own chains",
-            "Counted all the same; these rounds trained on nothing, at loss 0",
-            "A longer supervised stage (mtct_epochs) or other teacher chains; predictions.jsonl shows what it writes.",
+            "Counted; these rounds trained on no chains, with loss 0",
+            "Train the supervised stage longer (mtct_epochs) or use other teacher chains; see predictions.jsonl.",
         )
 
 
-def _chains_without_class(job: Job) -> Iterator[Said]:
+def _chains_without_class(job: JobFolder) -> Iterator[Finding]:
     chains = (job.task or {}).get("chains")
     if not isinstance(chains, Mapping):
         return
@@ -69,16 +69,15 @@ def _chains_without_class(job: Job) -> Iterator[Said]:
     if total and nothing + other:
         yield (
             "misleading chains",
-            f"of its {total} teacher chains {nothing} conclude with no class and {other} with another class than the "
-            "image's",
-            "Counted all the same",
-            "`domainbed-reasoning check` lists these chains: correct or reject them and run the job again.",
+            f"of its {total} teacher chains {nothing} conclude with no class and {other} with a wrong class",
+            "Counted",
+            "`domainbed-reasoning check` lists these chains; correct or reject them and rerun the job.",
         )
 
 
-def _answers_without_class(job: Job) -> Iterator[Said]:
+def _answers_without_class(job: JobFolder) -> Iterator[Finding]:
     if job.hparams.get("answer") != "chain":
-        return  # a chain's answer is then recorded beside the accuracy, not in it
+        return  # chain answers do not affect the accuracy
     splits = [split for env in (job.answers or {}).values() if isinstance(env, Mapping) for split in env.values()]
     found = [
         (count, share)
@@ -93,9 +92,9 @@ def _answers_without_class(job: Job) -> Iterator[Said]:
         yield (
             "no class named",
             f"{unparsed} of the {total} chains of the last evaluation name no class",
-            "Counted all the same; DomainBed's accuracies are then those of the class names' likelihood, not of chains",
-            "Look at predictions.jsonl: chains that are cut need a larger max_new_tokens, others more training; or "
-            'judge it by {"answer": "label"}.',
+            "Counted; for these images DomainBed's accuracy is that of the class name's likelihood, not of the chain",
+            "See predictions.jsonl: truncated chains need a larger max_new_tokens, others more training; or evaluate "
+            'with {"answer": "label"}.',
         )
 
 

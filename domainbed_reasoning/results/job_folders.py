@@ -1,7 +1,7 @@
-"""The jobs in the folder of a sweep, as DomainBed's train script and our algorithms left them.
+"""Reads the job folders of a sweep, written by DomainBed's train script and our algorithms.
 
-A sweep's folder holds one folder a job. A folder of several sweeps, one a setting, is read as well: DomainBed's own
-tables cannot tell apart two settings of one algorithm that lie in the same sweep.
+A sweep's folder contains one folder per job. A folder of several sweeps, one per setting, is read as well: DomainBed's
+own tables cannot distinguish two settings of one algorithm in the same sweep.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ _HEAD_LINES = 200  # of out.txt: versions, arguments, hyper-parameters
 _ERROR = re.compile(r"(Error|Exception|Exit|Interrupt|[Kk]illed|CANCELLED|exit code)\b")
 _HEAD_BYTES = 1 << 18
 _TAIL = 16_384  # bytes of a log that are searched
-_LAST_WORDS = 200  # characters
+_ERROR_LENGTH = 200  # characters
 _MAX_SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Job:
+class JobFolder:
     """One job's folder.
 
     Attributes:
-        folder: where it lies.
-        sweep: name of the sweep that it belongs to; empty where the folder read is itself one.
-        done: whether DomainBed wrote `done`, which it does last.
+        folder: its path.
+        sweep: name of its sweep; empty if the folder that was read is itself a sweep.
+        done: whether DomainBed wrote `done`, its last file.
         records: of results.jsonl, in the file's order.
-        broken: (line number from 1, what is wrong) of the lines that are no record.
+        broken: (line number from 1, problem) of invalid lines.
         printed: the head of out.txt: "Environment", "Args" and "HParams", each name → value as printed.
         answers: answers.json, or None.
         task: task.json, or None.
-        versions: of versions.json, name → as a person reads it; without that file what task.json says, or nothing.
+        versions: of versions.json, name → readable version; without that file from task.json, or empty.
         wall_seconds: between the oldest of its files and `done`; None without it.
-        last_words: the last line of err.txt or launcher.log that names an error; empty where none does.
-        damage: what is wrong with its files (name, line, fault); there is nothing of what they say where there is any.
+        last_error: the last line of err.txt or launcher.log that names an error; empty without one.
+        damage: problems of its files (name, line, problem); if there are any, their content is not used.
     """
 
     folder: Path
@@ -62,12 +62,12 @@ class Job:
     task: Mapping[str, Any] | None
     versions: Mapping[str, str]
     wall_seconds: float | None
-    last_words: str
+    last_error: str
     damage: tuple[str, ...] = ()
 
     @property
     def args(self) -> Mapping[str, Any]:
-        """The arguments of the train script; without a record those that it printed, as texts; else empty."""
+        """The arguments of the train script; without records those that it printed, as strings; else empty."""
         return self.records[-1]["args"] if self.records else self.printed.get("Args", {})
 
     @property
@@ -77,12 +77,12 @@ class Job:
 
     @property
     def path(self) -> str:
-        """The folder's name, below its sweep's where there are several."""
+        """The folder's name, with its sweep's if there are several."""
         return f"{self.sweep}/{self.folder.name}" if self.sweep else self.folder.name
 
     @property
     def name(self) -> str:
-        """What a person calls it: algorithm, dataset, targets, seeds."""
+        """A readable name: algorithm, dataset, targets, seeds."""
         args = self.args
         if not args:
             return "unknown"
@@ -108,8 +108,8 @@ class Job:
         return max((record.get("mem_gb", 0.0) for record in self.records), default=0.0) or None
 
 
-def versions_of(jobs: Sequence[Job]) -> dict[str, Counter[str]]:
-    """Return how many of the jobs ran on which version of what, as far as they recorded it."""
+def versions_of(jobs: Sequence[JobFolder]) -> dict[str, Counter[str]]:
+    """Return the number of jobs by name and version of the software that they recorded."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for job in jobs:
         for name, version in job.versions.items():
@@ -117,23 +117,23 @@ def versions_of(jobs: Sequence[Job]) -> dict[str, Counter[str]]:
     return dict(found)
 
 
-def read_jobs(folder: str | os.PathLike[str]) -> list[Job]:
+def read_jobs(folder: str | os.PathLike[str]) -> list[JobFolder]:
     """Return the jobs of a sweep, or of the sweeps in ``folder``, in the order in which DomainBed reads them.
 
     Raises:
-        ValueError: if there is no such folder or no job in it, saying what to give instead.
+        ValueError: if the folder does not exist or contains no jobs.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise ValueError(f"{root} is no folder: give the --output_dir of DomainBed's sweep.")
+        raise ValueError(f"{root} is not a folder. Pass the --output_dir of DomainBed's sweep.")
     jobs = [read_job(path) for path in _job_folders(root)]
     if not jobs:
         sweeps = sorted(path for path in root.iterdir() if path.is_dir())
         jobs = [read_job(path, sweep.name) for sweep in sweeps for path in _job_folders(sweep)]
     if not jobs:
-        hint = " It is itself a job's folder: give the one above it." if (root / RESULTS).is_file() else ""
+        hint = " It is itself a job's folder; pass its parent." if (root / RESULTS).is_file() else ""
         raise ValueError(
-            f"{root} holds no jobs: give the --output_dir of DomainBed's sweep, or a folder of such.{hint}"
+            f"{root} contains no jobs. Pass the --output_dir of DomainBed's sweep, or a folder of sweeps.{hint}"
         )
     return jobs
 
@@ -146,26 +146,26 @@ def _job_folders(root: Path) -> Iterator[Path]:
             yield path
 
 
-def read_job(folder: Path, sweep: str = "") -> Job:
-    """Return what lies in one job's folder; of a damaged one nothing but what is wrong, and what it is called."""
+def read_job(folder: Path, sweep: str = "") -> JobFolder:
+    """Return the content of one job's folder; of a damaged one only its problems and name."""
     try:
         return _read_job(folder, sweep)
     except OSError as error:
         damage = (f"{error.filename or folder} cannot be read ({error.strerror})",)
-        return Job(folder, sweep, False, (), (), {}, None, None, {}, None, "", damage)
+        return JobFolder(folder, sweep, False, (), (), {}, None, None, {}, None, "", damage)
 
 
-def _read_job(folder: Path, sweep: str) -> Job:
+def _read_job(folder: Path, sweep: str) -> JobFolder:
     damage: list[str] = []
     records, broken, args = _read_records(folder / RESULTS, damage)
     task = read_object(folder / "task.json", values.fault_of_task, damage)
     answers = read_object(folder / "answers.json", values.fault_of_answers, damage)
-    said = read_object(folder / versions.FILE, values.fault_of_versions, damage)
+    recorded = read_object(folder / versions.FILE, values.fault_of_versions, damage)
     printed = _printed(folder / "out.txt")
     if damage and args:
         printed["Args"] = {name: str(args[name]) for name in values.ARGS}
     logs = (_last_error(folder / name) for name in ("err.txt", "launcher.log"))
-    return Job(
+    return JobFolder(
         folder=folder,
         sweep=sweep,
         done=is_own_file(folder / "done"),
@@ -174,9 +174,9 @@ def _read_job(folder: Path, sweep: str) -> Job:
         printed=printed,
         answers=None if damage else answers,
         task=None if damage else task,
-        versions={} if damage else _versions(said, task),
+        versions={} if damage else _versions(recorded, task),
         wall_seconds=_wall_seconds(folder),
-        last_words=next(filter(None, logs), ""),
+        last_error=next(filter(None, logs), ""),
         damage=tuple(damage),
     )
 
@@ -184,7 +184,7 @@ def _read_job(folder: Path, sweep: str) -> Job:
 def _read_records(
     path: Path, damage: list[str]
 ) -> tuple[list[Record], list[tuple[int, str]], Mapping[str, Any] | None]:
-    """Return the records, the lines that are none, and the job's arguments; note values that no record has."""
+    """Return the records, the invalid lines and the job's arguments; add invalid values to ``damage``."""
     records: list[Record] = []
     broken = []
     args: Mapping[str, Any] | None = None
@@ -193,28 +193,28 @@ def _read_records(
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            broken.append((number, f"no JSON ({error.msg})"))
+            broken.append((number, f"not valid JSON ({error.msg})"))
             continue
         except (ValueError, RecursionError) as error:
             damage.append(f"{path.name}, line {number}: {str(error):.60}")
             continue
         args = record["args"] if values.has_args(record) else args
         if lacking := _lacking(record):
-            broken.append((number, f"no record of DomainBed's: {lacking}"))
-        elif fault := values.fault_of_record(record):
-            damage.append(f"{path.name}, line {number}: {fault}")
+            broken.append((number, f"not a DomainBed record: {lacking}"))
+        elif problem := values.fault_of_record(record):
+            damage.append(f"{path.name}, line {number}: {problem}")
         else:
             records.append(record)
             measured.append({name for name in record if values.ACCURACY.fullmatch(name)})
             others = [name for name in values.ARGS if record["args"][name] != records[0]["args"][name]]
             if others or measured[-1] != measured[0]:
                 what = f"--{', --'.join(others)}" if others else "domains"
-                damage.append(f"{path.name}, line {number}: other {what} than in the records before")
+                damage.append(f"{path.name}, line {number}: {what} differ from those of earlier records")
     return records, broken, args
 
 
 def _lacking(record: Any) -> str:
-    """Return what a line lacks of a record of DomainBed's; empty where nothing."""
+    """Return what a DomainBed record lacks; empty if it is complete."""
     if not isinstance(record, dict):
         return "not an object"
     if "step" not in record or "args" not in record:
@@ -222,18 +222,18 @@ def _lacking(record: Any) -> str:
     args = record["args"]
     absent = [key for key in values.ARGS if key not in args] if isinstance(args, dict) else []
     if absent:
-        return f"no {', '.join(absent)} among its args"
+        return f"no {', '.join(absent)} in its args"
     if not values.has_args(record):
-        return ""  # it lacks nothing: another fault
+        return ""  # complete, with another problem
     splits = [f"env{env}_{split}_acc" for env in args["test_envs"] for split in ("in", "out")]
     absent = [split for split in splits if split not in record]
     return f"no {', '.join(absent[:_MAX_SHOWN])}" if absent else ""
 
 
-def _versions(said: Mapping[str, Any] | None, task: Mapping[str, Any] | None) -> dict[str, str]:
-    if said is None and task is not None:  # a job from before versions.json
-        said = {versions.OURS: {"version": task.get("version")}}
-    return versions.spelt(said or {})
+def _versions(recorded: Mapping[str, Any] | None, task: Mapping[str, Any] | None) -> dict[str, str]:
+    if recorded is None and task is not None:  # a job from before versions.json
+        recorded = {versions.OURS: {"version": task.get("version")}}
+    return versions.spelt(recorded or {})
 
 
 def _printed(path: Path) -> dict[str, dict[str, str]]:
@@ -260,12 +260,12 @@ def _last_error(path: Path) -> str:
     with open_plain(path) as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
         lines = file.read(_TAIL).decode(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip()[:_LAST_WORDS] for line in reversed(lines) if _ERROR.search(line)), "")
+    return next((line.strip()[:_ERROR_LENGTH] for line in reversed(lines) if _ERROR.search(line)), "")
 
 
 def _wall_seconds(folder: Path) -> float | None:
     """Return the seconds between the oldest file and `done`: meaningless after a copy without times."""
-    if not (folder / "done").is_file():  # its files come and go
+    if not (folder / "done").is_file():  # it may still be running
         return None
     times = {entry.name: entry.stat().st_mtime for entry in os.scandir(folder) if entry.is_file()}
     return times["done"] - min(times.values())

@@ -1,7 +1,7 @@
-"""What in a sweep's folder would distort its tables, each named with its cure, and what is counted in spite of it.
+"""Finds jobs that would distort a sweep's tables, and excludes or repairs them.
 
-DomainBed's collect_results counts every record that it finds: those of jobs that died, those of a job that ran twice,
-and those of two settings that share a cell. Here each is left out, or settled, and said.
+DomainBed's collect_results counts every record that it finds: those of jobs that died, of a job that ran twice, and of
+two settings that share a cell. Here each is excluded or repaired, and reported with a suggested fix.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ from typing import Any
 
 from domainbed_reasoning.jobs.job_files import RESULTS
 from domainbed_reasoning.jobs.results_file import add_record
-from domainbed_reasoning.results.idle import idle_parts
-from domainbed_reasoning.results.job_folders import Job, Record, versions_of
+from domainbed_reasoning.results.idle import inactive_parts
+from domainbed_reasoning.results.job_folders import JobFolder, Record, versions_of
 
-# Arguments of the train script that change nothing in a job's numbers.
+# Arguments of the train script that do not affect results.
 _IDLE_ARGS = {"output_dir", "data_dir", "skip_model_save", "save_model_every_checkpoint", "hparams"}
 # What differs between the jobs of one row by design.
 _PER_JOB_ARGS = _IDLE_ARGS | {"test_envs", "trial_seed", "hparams_seed", "seed"}
 _SHOWN_DIFFERENCES = 6
-_AGAIN = "`sweep delete_incomplete` removes what has no `done`, `sweep launch` starts it again."
+_AGAIN = "Run `sweep delete_incomplete`, then `sweep launch`."
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that distorts the tables, or would.
+    """A problem of a sweep's jobs that affects its tables.
 
     Attributes:
         kind: in a word or two.
-        job: which job or row, as a person calls it.
-        folders: of the jobs, below the sweep's folder.
-        fault: what is there.
-        effect: what became of it in the tables.
-        cure: what to do.
+        job: the job or table row, in words.
+        folders: of the jobs, relative to the sweep's folder.
+        detail: what is wrong.
+        effect: how the tables treat it.
+        fix: what to do about it.
     """
 
     kind: str
     job: str
     folders: tuple[str, ...]
-    fault: str
+    detail: str
     effect: str
-    cure: str
+    fix: str
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Return the problem in one line."""
         where = ", ".join(self.folders)
-        return f"{self.kind}: {self.job} ({where}): {self.fault}. {self.effect}. {self.cure}"
+        return f"{self.kind}: {self.job} ({where}): {self.detail}. {self.effect}. {self.fix}"
 
 
-def settle(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
-    """Return the jobs that count, each with the records of one run, and the problems.
+def validate_jobs(jobs: Sequence[JobFolder]) -> tuple[list[JobFolder], list[Problem]]:
+    """Return the valid jobs, each with the records of one run, and the problems.
 
     Args:
         jobs: as they were read.
@@ -77,54 +77,54 @@ def settle(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
     problems += _uneven_settings(counted)
     problems += _missing_trials(counted)
     problems += _mixed_versions(counted)
-    problems += [Problem(kind, job.name, (job.path,), *said) for job in counted for kind, *said in idle_parts(job)]
+    problems += [Problem(kind, job.name, (job.path,), *rest) for job in counted for kind, *rest in inactive_parts(job)]
     return counted, problems
 
 
-def _was_started(job: Job) -> bool:
-    return bool(job.done or job.printed or job.records or job.broken or job.last_words)
+def _was_started(job: JobFolder) -> bool:
+    return bool(job.done or job.printed or job.records or job.broken or job.last_error)
 
 
-def _never_started(jobs: Sequence[Job]) -> Iterable[Problem]:
+def _never_started(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
     waiting = [job for job in jobs if not _was_started(job)]
     if waiting:
         yield Problem(
             "never started", f"{len(waiting)} jobs", tuple(sorted(job.path for job in waiting)), "empty folders",
-            "Left out", "Wait for the launcher, or, if it has ended: " + _AGAIN,
+            "Left out", "Wait for the launcher. If it has ended: " + _AGAIN,
         )  # fmt: skip
 
 
-def _damaged(job: Job) -> Problem:
+def _damaged(job: JobFolder) -> Problem:
     more = f"; and {len(job.damage) - 3} more" if len(job.damage) > 3 else ""
     return Problem(
         "damaged", job.name, (job.path,), f"{'; '.join(job.damage[:3])}{more}", "Left out",
-        "Delete the folder and run `sweep launch` again, or correct the file.",
+        "Delete the folder and rerun `sweep launch`, or correct the file.",
     )  # fmt: skip
 
 
-def _broken_lines(job: Job) -> Iterable[Problem]:
+def _broken_lines(job: JobFolder) -> Iterable[Problem]:
     if job.broken:
-        lines = "; ".join(f"line {number} is {fault}" for number, fault in job.broken[:3])
+        lines = "; ".join(f"line {number} is {problem}" for number, problem in job.broken[:3])
         more = f"; and {len(job.broken) - 3} more" if len(job.broken) > 3 else ""
         yield Problem(
             "broken lines", job.name, (job.path,), f"{RESULTS}: {lines}{more}",
-            "These lines are left out; DomainBed's collect_results stops at them",
-            "Remove them, or delete the folder and run `sweep launch` again.",
+            "Lines left out; DomainBed's collect_results fails on them",
+            "Remove them, or delete the folder and rerun `sweep launch`.",
         )  # fmt: skip
 
 
-def _unusable(job: Job) -> Problem | None:
+def _unusable(job: JobFolder) -> Problem | None:
     if not job.done:
-        at = f"the last record is of step {job.records[-1]['step']}" if job.records else "no record"
-        said = f"; its log says {job.last_words!r}" if job.last_words else "; its log names no error"
-        return Problem("incomplete", job.name, (job.path,), f"no `done`, {at}{said}", "Left out", _AGAIN)
+        at = f"last record at step {job.records[-1]['step']}" if job.records else "no record"
+        log = f"; last error in its log: {job.last_error!r}" if job.last_error else "; no error in its log"
+        return Problem("incomplete", job.name, (job.path,), f"no `done`, {at}{log}", "Left out", _AGAIN)
     if not job.records:
-        cure = "Delete the folder and run `sweep launch` again."
-        return Problem("no records", job.name, (job.path,), "`done` is there, but no record", "Left out", cure)
+        fix = "Delete the folder and rerun `sweep launch`."
+        return Problem("no records", job.name, (job.path,), "`done` exists, but no records", "Left out", fix)
     return None
 
 
-def _one_run(job: Job) -> tuple[Job, list[Problem]]:
+def _one_run(job: JobFolder) -> tuple[JobFolder, list[Problem]]:
     """Return the job with the records of its last complete run: a job that died and was restarted appends to them.
 
     A record replaces earlier ones as `results_file` says, unless its run ends before they did.
@@ -142,16 +142,16 @@ def _one_run(job: Job) -> tuple[Job, list[Problem]]:
         return job, []
     problem = Problem(
         "repeated records", job.name, (job.path,),
-        f"{RESULTS} holds {restarts + 1} runs of the same job, {len(job.records)} records",
+        f"{RESULTS} contains {restarts + 1} runs of the same job, {len(job.records)} records",
         f"The {len(chosen)} records of the last complete run count; collect_results counts all",
-        "Delete the folder and run `sweep launch` again, or leave it.",
+        "None needed; or delete the folder and rerun `sweep launch`.",
     )  # fmt: skip
     return dataclasses.replace(job, records=tuple(chosen)), [problem]
 
 
-def _one_job_a_place(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
+def _one_job_a_place(jobs: Sequence[JobFolder]) -> tuple[list[JobFolder], list[Problem]]:
     """Return the jobs of which there is one a place in the tables; the same job twice counts once."""
-    places: dict[tuple[Any, ...], list[Job]] = defaultdict(list)
+    places: dict[tuple[Any, ...], list[JobFolder]] = defaultdict(list)
     for job in jobs:
         args = job.args
         seeds = (args["trial_seed"], args["hparams_seed"])
@@ -172,8 +172,8 @@ def _one_job_a_place(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
                     found[0].name,
                     folders,
                     f"{len(found)} jobs share a cell and differ in {differences}",
-                    "All are left out; collect_results takes them for one run",
-                    "Move the jobs of each setting into a sweep folder of its own; collect reads a folder of sweeps.",
+                    "All left out; collect_results mixes them",
+                    "Move the jobs of each setting to a separate sweep folder; `collect` reads folders of sweeps.",
                 )  # fmt: skip
             )
         else:
@@ -191,9 +191,9 @@ def _one_job_a_place(jobs: Sequence[Job]) -> tuple[list[Job], list[Problem]]:
     return [job for job in jobs if job.path not in left_out], problems
 
 
-def _uneven_settings(jobs: Sequence[Job]) -> Iterable[Problem]:
+def _uneven_settings(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
     """Yield the rows of a table whose cells were not run with the same settings."""
-    rows: dict[tuple[Any, ...], list[Job]] = defaultdict(list)
+    rows: dict[tuple[Any, ...], list[JobFolder]] = defaultdict(list)
     for job in jobs:
         args = job.args
         # Random hyper-parameters are drawn anew for every trial.
@@ -210,12 +210,12 @@ def _uneven_settings(jobs: Sequence[Job]) -> Iterable[Problem]:
             row = f"{algorithm} on {dataset}, hparams seed {seed}, {trial} trial"
             yield Problem(
                 "uneven settings", f"{sweep}: {row}" if sweep else row, tuple(sorted(odd)),
-                f"the row's jobs differ in {differences}", "Counted all the same",
-                "Run the odd ones again with the settings of the others, or read the row with that in mind.",
+                f"the row's jobs differ in {differences}", "Counted",
+                "Rerun these jobs with the settings of the others.",
             )  # fmt: skip
 
 
-def _missing_trials(jobs: Sequence[Job]) -> Iterable[Problem]:
+def _missing_trials(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
     """Yield the rows that have fewer trials on some target domains than on others."""
     rows: dict[tuple[str, str, str], dict[tuple[int, ...], set[int]]] = defaultdict(lambda: defaultdict(set))
     for job in jobs:
@@ -225,40 +225,40 @@ def _missing_trials(jobs: Sequence[Job]) -> Iterable[Problem]:
         table = [other for place, other in rows.items() if place[:2] == (sweep, dataset)]
         trials = set().union(*(own for other in table for own in other.values()))
         lacking = {cell: trials - cells.get(cell, set()) for cell in sorted(set().union(*table))}
-        said = [
+        gaps = [
             f"target {' '.join(map(str, cell))} lacks trial {', '.join(map(str, sorted(trials)))}"
             for cell, trials in lacking.items()
             if trials
         ]
-        if said:
+        if gaps:
             row = f"{algorithm} on {dataset}"
             yield Problem(
-                "missing trials", f"{sweep}: {row}" if sweep else row, (), "; ".join(said),
+                "missing trials", f"{sweep}: {row}" if sweep else row, (), "; ".join(gaps),
                 "These cells average fewer trials than others",
-                "`sweep launch` with the same arguments starts what is not there.",
+                "Run `sweep launch` with the same arguments to start the missing jobs.",
             )  # fmt: skip
 
 
-def _mixed_versions(jobs: Sequence[Job]) -> Iterable[Problem]:
-    """Yield that jobs of one table ran on different code, libraries or devices, and which are the fewer."""
+def _mixed_versions(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
+    """Yield a problem if jobs ran on different code, libraries or devices; it lists the minority."""
     mixed = {name: counts for name, counts in versions_of(jobs).items() if len(counts) > 1}
     if mixed:
         usual = {name: counts.most_common(1)[0][0] for name, counts in mixed.items()}
         odd = [job.path for job in jobs if any(job.versions.get(name, usual[name]) != usual[name] for name in mixed)]
         yield Problem(
             "mixed versions", f"{len(odd)} of {len(jobs)} jobs", tuple(sorted(odd)),
-            "; ".join(f"{name}: {with_counts(counts)}" for name, counts in mixed.items()), "Counted all the same",
-            "Run the fewer again on what the others ran on, or read the tables with that in mind.",
+            "; ".join(f"{name}: {with_counts(counts)}" for name, counts in mixed.items()), "Counted",
+            "Rerun these jobs with the versions of the others.",
         )  # fmt: skip
 
 
 def with_counts(counts: Mapping[str, int]) -> str:
-    """Return values with how often each is there, as in ``2.8.0 (3 jobs), 2.9.1 (1 job)``."""
+    """Return values with their numbers of jobs, as in ``2.8.0 (3 jobs), 2.9.1 (1 job)``."""
     often = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(f"{value} ({count} job{'s' if count > 1 else ''})" for value, count in often)
 
 
-def _settings(job: Job, left_out: set[str]) -> dict[str, Any]:
+def _settings(job: JobFolder, left_out: set[str]) -> dict[str, Any]:
     args = {name: value for name, value in job.args.items() if name not in left_out}
     return {**{f"--{name}": value for name, value in args.items()}, **job.hparams}
 

@@ -62,7 +62,7 @@ DATA = {
     "SVIRO": Data(56_000, 10, 7),
 }
 
-# The paper's models, for machines that hold neither them nor a way to the hub.
+# Configs of the paper's models, for machines without them and without access to the hub.
 _INTERNVIT = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
     "image_size": [448, 448], "patch_size": [14, 14], "attention_bias": True,
@@ -157,7 +157,7 @@ ABLATION = (
 )
 # TerraIncognita's accuracy in percent after N rounds of SARR; 0 is MTCT. Flat after 3.
 SARR_ROUNDS = {0: 67.19, 1: 70.06, 2: 70.59, 3: 70.65}
-# Percent of the self-labelled chains that were kept, in the first round and at the end.
+# Percent of the self-labeled chains that were kept, in the first round and at the end.
 SELF_LABELS_KEPT = (100 - 39.5, 100 - 14.8)
 
 # The paper's settings, by the names of our hyper-parameters.
@@ -211,14 +211,14 @@ def result_of(algorithm: str, dataset: str) -> float | None:
     return next((row.accuracies[dataset] for row in rows if dataset in row.accuracies), None)
 
 
-def gpu_named(name: str) -> Gpu:
+def find_gpu(name: str) -> Gpu:
     """Return a GPU's data sheet by its name, whatever its spelling.
 
     Raises:
-        ValueError: for one that is not in the table.
+        ValueError: for an unknown GPU.
     """
     plain = "".join(char for char in name.upper() if char.isalnum()).removeprefix("NVIDIA").removesuffix("GB")
     for known, gpu in GPUS.items():
         if plain == known.upper().replace("-", ""):
             return gpu
-    raise ValueError(f"GPU {name!r} is not known. Known: {', '.join(GPUS)}.")
+    raise ValueError(f"Unknown GPU {name!r}. Available: {', '.join(GPUS)}.")

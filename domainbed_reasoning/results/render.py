@@ -19,7 +19,7 @@ def markdown(table: Table, level: int = 3) -> str:
     """Return the table in GitHub's Markdown, its caption as a heading.
 
     Args:
-        table: whose texts are shown as they are, whatever they hold.
+        table: its texts are escaped.
         level: of the heading.
     """
     align = ["---:" if table.is_number(column) else "---" for column in range(len(table.head))]
@@ -33,7 +33,7 @@ def _row(texts: Sequence[str]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return a text that Markdown shows as it is."""
+    """Return a text escaped for Markdown."""
     return printable(text).translate(_MARKDOWN)
 
 
@@ -58,5 +58,5 @@ def latex_comments(*texts: str) -> list[str]:
 
 
 def latex_text(text: str) -> str:
-    """Return a text that LaTeX shows as it is."""
+    """Return a text escaped for LaTeX."""
     return "".join(_LATEX.get(char, char) for char in printable(text))

@@ -1,7 +1,7 @@
-"""Which run and step counts in each cell, chosen by DomainBed's own code.
+"""Model selection by DomainBed's own code: the run and step of each cell.
 
-The numbers are those of DomainBed's collect_results to the last digit, because the same functions choose them; here
-they stay numbers, and know the record that they come from.
+The numbers equal those of DomainBed's collect_results to the last digit, as the same functions select them; here they
+stay numbers, linked to their records.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 from domainbed_reasoning.bridge import stock, upstream
 from domainbed_reasoning.jobs.values import ACCURACY
-from domainbed_reasoning.results.job_folders import Job, Record
+from domainbed_reasoning.results.job_folders import JobFolder, Record
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a selection method chose for one trial of one target domain.
+    """The selected run and step of one trial of one target domain.
 
     Attributes:
         dataset: DomainBed's name of it.
@@ -40,17 +40,17 @@ class Choice:
     accuracy: float
     validation: float
     record: Record
-    job: Job
+    job: JobFolder
 
 
 class _Accuracy(float):
-    """An accuracy that knows where it stands: DomainBed hands on the very object that it finds in a record."""
+    """An accuracy with its record, which survives selection: DomainBed passes the same object on."""
 
-    place: tuple[Job, Record]
+    place: tuple[JobFolder, Record]
 
 
-def need_domainbed() -> None:
-    """Raise ValueError where no DomainBed is importable."""
+def require_domainbed() -> None:
+    """Raise ValueError if DomainBed cannot be imported."""
     try:
         importlib.import_module("domainbed")
     except ModuleNotFoundError as error:
@@ -68,7 +68,7 @@ def methods() -> list[Any]:
     ]
 
 
-def choose(jobs: Sequence[Job]) -> Iterator[Choice]:
+def choose(jobs: Sequence[JobFolder]) -> Iterator[Choice]:
     """Yield what each method chooses for each cell and trial, in DomainBed's order.
 
     Args:
@@ -109,7 +109,7 @@ class OneSource:
         accuracies: in each of the other domains, by their numbers, in [0, 1].
     """
 
-    job: Job
+    job: JobFolder
     source: int
     step: int
     accuracies: Mapping[int, float]
@@ -120,7 +120,7 @@ class OneSource:
         return sum(self.accuracies.values()) / len(self.accuracies)
 
 
-def one_source(jobs: Sequence[Job]) -> Iterator[OneSource]:
+def one_source(jobs: Sequence[JobFolder]) -> Iterator[OneSource]:
     """Yield the jobs whose targets are all domains but one, where these are three or more.
 
     No selection method of DomainBed judges a job with more than two targets: its tables have an X for each.
@@ -136,8 +136,8 @@ def one_source(jobs: Sequence[Job]) -> Iterator[OneSource]:
             yield OneSource(job, source, chosen["step"], {target: chosen[f"env{target}_in_acc"] for target in targets})
 
 
-def _traced(job: Job, record: Record) -> dict[str, Any]:
-    """Return the record with accuracies that know it."""
+def _traced(job: JobFolder, record: Record) -> dict[str, Any]:
+    """Return the record with accuracies that refer to it."""
     traced = dict(record)
     for name in [f"env{env}_in_acc" for env in record["args"]["test_envs"]]:
         traced[name] = _Accuracy(record[name])
@@ -165,8 +165,8 @@ def order_of_datasets(names: Sequence[str]) -> list[str]:
     return in_order(names, datasets.DATASETS)
 
 
-def domains_of(dataset: str, jobs: Sequence[Job]) -> tuple[str, ...]:
-    """Return the short names of a dataset's domains, as DomainBed's tables have them; numbers where nobody knows."""
+def domains_of(dataset: str, jobs: Sequence[JobFolder]) -> tuple[str, ...]:
+    """Return the short names of a dataset's domains, as DomainBed's tables have them; numbers where unknown."""
     datasets = stock.datasets()
 
     own = [job for job in jobs if job.args["dataset"] == dataset]

@@ -1,4 +1,4 @@
-"""The tables of a sweep, as texts in rows: what a page, a README and a LaTeX file show."""
+"""The tables of a sweep as rows of strings, for HTML, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from domainbed_reasoning.results.frame import CELL, as_read, mean_and_error, summarise
+from domainbed_reasoning.results.frame import CELL, in_reading_order, mean_and_error, summarize
 from domainbed_reasoning.results.problems import with_counts
 
 ABSENT = "–"
-LACKING = "X"  # DomainBed's sign for a cell without a result
+LACKING = "X"  # DomainBed's mark for a cell without a result
 _LONG = 40  # characters
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ± \d+\.\d)?( \(.*\)| s| min| h| GiB)?")
 
@@ -27,9 +27,9 @@ class Table:
 
     Attributes:
         caption: what it shows.
-        head: a text a column; the first column names the rows.
-        rows: as many texts each.
-        note: what has to be known to read it.
+        head: column names; the first column names the rows.
+        rows: one string per column.
+        note: explanation below the table.
     """
 
     caption: str
@@ -38,11 +38,11 @@ class Table:
     note: str = ""
 
     def is_number(self, column: int) -> bool:
-        """Return whether a column holds numbers, or what stands for one that is missing."""
+        """Return whether a column holds only numbers and marks of missing ones."""
         return all(text in (ABSENT, LACKING) or _NUMBER.fullmatch(text) for text in self._below(column))
 
     def is_long(self, column: int) -> bool:
-        """Return whether a column holds whole sentences."""
+        """Return whether a column holds long texts."""
         return any(len(text) > _LONG for text in self._below(column))
 
     def _below(self, column: int) -> list[str]:
@@ -75,11 +75,11 @@ def dataset_table(cells: pd.DataFrame, method: str, dataset: str) -> Table:
         method: DomainBed's name of it.
         dataset: DomainBed's name of it.
     """
-    table = summarise(cells)
+    table = summarize(cells)
     domains = dict(enumerate(cells.attrs["domains"][dataset]))
     most = int(table["trials"].max())
     rows = []
-    for label, own in labelled_rows(table):
+    for label, own in labeled_rows(table):
         by_target = {target: own[own["target"] == target] for target in domains}
         texts = [_cell(part, most) for part in by_target.values()]
         means = [100 * float(part["accuracy"].iloc[0]) for part in by_target.values() if len(part)]
@@ -90,7 +90,7 @@ def dataset_table(cells: pd.DataFrame, method: str, dataset: str) -> Table:
         tuple(rows),
         f"Percent, mean ± standard error over {most} trials, as DomainBed computes them."
         if most > 1
-        else "Percent. One trial: nothing is known of the scatter.",
+        else "Percent. One trial: no standard error.",
     )
 
 
@@ -98,8 +98,8 @@ def _average(percents: Sequence[float]) -> str:
     return f"{sum(percents) / len(percents):.1f}"  # added up as DomainBed does
 
 
-def labelled_rows(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-    """Yield what each row of a table is called, and its cells: one row an algorithm and sweep."""
+def labeled_rows(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    """Yield the label and the cells of each table row, one per algorithm and sweep."""
     for (algorithm, sweep), own in table.groupby(["algorithm", "sweep"], sort=False):
         yield f"{algorithm} ({sweep})" if sweep else str(algorithm), own
 
@@ -107,10 +107,10 @@ def labelled_rows(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
 def _averages(judged: pd.DataFrame, method: str, datasets: Sequence[str]) -> Table:
     """Return the table of averages: the mean over a trial's target domains, then mean and error over trials."""
     rows = []
-    for label, own in labelled_rows(judged):
+    for label, own in labeled_rows(judged):
         means, texts = [], []
         for dataset in datasets:
-            trials = as_read(own[own["dataset"] == dataset]).groupby("trial")
+            trials = in_reading_order(own[own["dataset"] == dataset]).groupby("trial")
             accuracies = [float(np.mean(list(trial["accuracy"]))) for _, trial in trials]
             mean, error = mean_and_error(accuracies)
             means.append(100 * mean)
@@ -122,7 +122,7 @@ def _averages(judged: pd.DataFrame, method: str, datasets: Sequence[str]) -> Tab
 
 
 def one_source_tables(frame: pd.DataFrame) -> list[Table]:
-    """Return a table a dataset of the jobs that were trained on one domain; [] where there are none.
+    """Return one table per dataset of the jobs that were trained on one domain; [] without any.
 
     Args:
         frame: as `collect` returns it.
@@ -153,9 +153,9 @@ def one_source_tables(frame: pd.DataFrame) -> list[Table]:
             average = LACKING if any(map(math.isnan, means)) else _average(means)
             rows.append((f"{algorithm} ({sweep})" if sweep else algorithm, *texts, average))
         note = "Percent, mean over the other domains. A column is the source, whose validation split chooses the step."
-        scatter = "Mean ± standard error over trials." if most > 1 else "One trial: nothing is known of the scatter."
+        error_note = "Mean ± standard error over trials." if most > 1 else "One trial: no standard error."
         caption = f"{dataset}: trained on one domain, accuracy on all others"
-        found.append(Table(caption, ("Algorithm", *names, "Avg"), tuple(rows), f"{note} {scatter}"))
+        found.append(Table(caption, ("Algorithm", *names, "Avg"), tuple(rows), f"{note} {error_note}"))
     return found
 
 
@@ -167,7 +167,7 @@ def answers_table(frame: pd.DataFrame) -> Table | None:
         return None
     rows = []
     for dataset in asked["dataset"].unique():
-        for label, own in labelled_rows(asked[asked["dataset"] == dataset]):
+        for label, own in labeled_rows(asked[asked["dataset"] == dataset]):
             domains = dict(sorted(zip(own["target"], own["domain"], strict=True)))
             for target, domain in domains.items():
                 rows.append((label, dataset, domain, *_answer_texts(own[own["target"] == target])))
@@ -188,21 +188,21 @@ def _answer_texts(cells: pd.DataFrame) -> list[str]:
 
 
 def rounds_table(frame: pd.DataFrame) -> Table | None:
-    """Return the share of its own chains that each round of self-labelling kept; None without rounds."""
+    """Return the share of its own chains that each round of self-labeling kept; None without rounds."""
     rounds = [name for name in frame if str(name).startswith("sarr")]
-    labelled = _of_jobs(frame).dropna(subset=rounds, how="all") if rounds else frame.head(0)
-    if labelled.empty:
+    labeled = _of_jobs(frame).dropna(subset=rounds, how="all") if rounds else frame.head(0)
+    if labeled.empty:
         return None
     rows = []
-    for dataset in labelled["dataset"].unique():
-        for label, own in labelled_rows(labelled[labelled["dataset"] == dataset]):
+    for dataset in labeled["dataset"].unique():
+        for label, own in labeled_rows(labeled[labeled["dataset"] == dataset]):
             for target, domain in sorted(set(zip(own["target"], own["domain"], strict=True))):
                 cells = own[own["target"] == target]
                 means = [mean_and_error(cells[name])[0] for name in rounds]
                 texts = [ABSENT if math.isnan(mean) else _percent(mean) for mean in means]
                 rows.append((label, dataset, domain, *texts))
     return Table(
-        "Self-labelled chains that each SARR round kept",
+        "Self-labeled chains that each SARR round kept",
         ("Algorithm", "Dataset", "Target", *(f"Round {str(name)[4:-9]}" for name in rounds)),
         tuple(rows),
         "Percent of the chains that the model wrote for images of the source domains, mean over trials.",
@@ -214,7 +214,7 @@ def costs_table(frame: pd.DataFrame) -> Table:
     jobs = _of_jobs(frame)
     rows = []
     for dataset in jobs["dataset"].unique():
-        for label, own in labelled_rows(jobs[jobs["dataset"] == dataset]):
+        for label, own in labeled_rows(jobs[jobs["dataset"] == dataset]):
             train, wall, memory = (
                 mean_and_error(own[name])[0] for name in ("train_seconds", "wall_seconds", "memory_gib")
             )
@@ -233,7 +233,7 @@ def hparams_table(frame: pd.DataFrame) -> Table:
     first = frame[frame["selection"] == frame["selection"].iloc[0]]
     rows = []
     for dataset in first["dataset"].unique():
-        for label, own in labelled_rows(first[first["dataset"] == dataset]):
+        for label, own in labeled_rows(first[first["dataset"] == dataset]):
             same, varied = split_settings([json.loads(text) for text in own["hparams"]])
             seeds = sorted(set(own["hparams_seed"]))
             fixed = ", ".join(f"{name} {value}" for name, value in same.items())
@@ -243,7 +243,7 @@ def hparams_table(frame: pd.DataFrame) -> Table:
         f"Hyper-parameters of the chosen runs, selected by {frame['selection'].iloc[0]}",
         ("Algorithm", "Dataset", "hparams_seed", "In all of them", "Varying"),
         tuple(rows),
-        "hparams_seed 0 is the defaults, with --hparams on top.",
+        "hparams_seed 0 means the defaults, overridden by --hparams.",
     )
 
 
@@ -279,25 +279,25 @@ def versions_table(frame: pd.DataFrame) -> Table | None:
     rows = tuple(
         (name, next(iter(counts)) if len(counts) == 1 else with_counts(counts)) for name, counts in versions.items()
     )
-    return Table("Versions that the jobs ran on", ("What", "Version"), rows, "As each job recorded them when it began.")
+    return Table("Versions that the jobs ran on", ("What", "Version"), rows, "Recorded by each job at its start.")
 
 
 def problems_table(problems: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Return what was left out or settled, with cures; None where nothing was."""
+    """Return the jobs' problems, their effects and fixes; None if there are none."""
     if not problems:
         return None
     rows = [
         (
             problem["kind"],
             problem["job"],
-            problem["fault"],
+            problem["detail"],
             problem["effect"],
-            problem["cure"],
+            problem["fix"],
             _folders(problem["folders"]),
         )
         for problem in problems
     ]
-    head = ("Problem", "Job", "What is there", "In the tables", "Cure", "Folder")
+    head = ("Problem", "Job", "Details", "In the tables", "Fix", "Folder")
     return Table("Problems found in the sweep's folder", head, tuple(rows))
 
 
@@ -307,7 +307,7 @@ def _folders(folders: Sequence[str]) -> str:
 
 
 def _of_jobs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a job: selection methods may choose several hparams seeds of a cell."""
+    """Return one row per job: selection methods may choose several hparams seeds of a cell."""
     return frame.drop_duplicates([*(name for name in CELL if name != "selection"), "trial", "folder"])
 
 
@@ -328,7 +328,7 @@ def _percent(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as a person says them; a dash for a missing value."""
+    """Return a readable duration; a dash for a missing value."""
     if math.isnan(seconds):
         return ABSENT
     if seconds < 90:
@@ -337,7 +337,7 @@ def duration(seconds: float) -> str:
 
 
 def all_tables(frame: pd.DataFrame) -> list[Table]:
-    """Return every table of a sweep; those of problems alone where no job counts."""
+    """Return every table of a sweep; without valid jobs only those of problems."""
     problems = problems_table(frame.attrs.get("problems", []))
     about: list[Table | None] = [costs_table(frame), hparams_table(frame)] if len(frame) else []
     about += [versions_table(frame), problems]
@@ -345,7 +345,7 @@ def all_tables(frame: pd.DataFrame) -> list[Table]:
 
 
 def result_tables(frame: pd.DataFrame) -> list[Table]:
-    """Return the tables of accuracies, answers and self-labelling; [] where no job counts."""
+    """Return the tables of accuracies, answers and self-labeling; [] without valid jobs."""
     found: list[Table | None] = [*one_source_tables(frame)]
     if len(frame):
         found += [*accuracy_tables(frame), answers_table(frame), rounds_table(frame)]

@@ -204,7 +204,7 @@ def faithfulness(lines: Sequence[Mapping[str, Any]]) -> Line:
 def described_class(text: str) -> str | None:
     """Return the class whose parts a chain's caption names; None where it names those of none."""
     try:
-        told = shapes.class_told(parse_chain(text).caption)
+        told = shapes.class_in_caption(parse_chain(text).caption)
     except ChainError:
         return None
     return None if told is None else shapes.CLASS_NAMES[told]

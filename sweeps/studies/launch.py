@@ -176,8 +176,8 @@ def _described(folders: Sequence[Path]) -> Iterator[str]:
     waiting = 0
     for folder in folders:
         job = read_job(folder)
-        if job.args or job.last_words:
-            reason = f": {job.last_words}" if job.last_words else ""
+        if job.args or job.last_error:
+            reason = f": {job.last_error}" if job.last_error else ""
             yield f"INCOMPLETE: {job.name}, {folder}{reason}"
         else:
             waiting += 1

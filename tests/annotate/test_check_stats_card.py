@@ -127,7 +127,7 @@ def test_check_of_the_real_images_says_how_many_are_missing(test_data: Path, ver
 
 def test_check_of_a_missing_dataset_says_how_to_get_it(tmp_path: Path, verb: Verb) -> None:
     code, _, err = verb("check", "--dataset", "VLCS", "--data_dir", tmp_path)
-    assert code == 1 and "there is no such folder" in err and "download.download_vlcs" in err
+    assert code == 1 and "does not exist" in err and "download.download_vlcs" in err
 
 
 def test_stats_count_by_domain_and_class(toy: Path, chains: Path, verb: Verb, tmp_path: Path) -> None:

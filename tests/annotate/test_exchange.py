@@ -111,14 +111,14 @@ def test_a_row_of_others_comes_back_with_all_it_had(tmp_path: Path, form: str) -
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("a.json", "{'x': 1}", "neither JSON lines nor a JSON array"),
-        ("a.json", "[1]", "an array of objects is wanted"),
-        ("a.json", '[{"image": "a.jpg"}]', "row 1: 'chain', 'conversations' or 'messages' is wanted"),
-        ("a.json", '[{"images": ["a.jpg", "b.jpg"], "conversations": []}]', "one image path is wanted"),
-        ("a.json", '[{"image": "a.jpg", "conversations": [{"from": "human", "value": "x"}]}]', "no turn is of 'gpt'"),
+        ("a.json", "{'x': 1}", "neither JSON Lines nor a JSON array"),
+        ("a.json", "[1]", "expected an array of objects"),
+        ("a.json", '[{"image": "a.jpg"}]', "row 1: expected 'chain', 'conversations' or 'messages'"),
+        ("a.json", '[{"images": ["a.jpg", "b.jpg"], "conversations": []}]', "expected one image path"),
+        ("a.json", '[{"image": "a.jpg", "conversations": [{"from": "human", "value": "x"}]}]', "no turn from 'gpt'"),
         ("a.jsonl", '{"image": "a.jpg", "conversations": [{"from": "gpt", "value": "x"}]}\n{torn', "line 2: neither"),
-        ("a.parquet", "not parquet", "no readable Parquet file"),
-        ("a.json", '[{"image": "../a", "conversations": [{"from": "gpt", "value": "x"}]}]', "must not climb"),
+        ("a.parquet", "not parquet", "not a readable Parquet file"),
+        ("a.json", '[{"image": "../a", "conversations": [{"from": "gpt", "value": "x"}]}]', "must not contain"),
     ],
 )
 def test_a_file_that_is_none_of_the_formats_is_named_with_row_and_fault(

@@ -11,7 +11,7 @@ import pytest
 
 from domainbed_reasoning.chains.chain import Chain, parse_chain
 from domainbed_reasoning.chains.contradiction import contradiction
-from domainbed_reasoning.chains.rules import CURES, RULES, Rules, make_printable
+from domainbed_reasoning.chains.rules import ADVICE, RULES, Rules, make_printable
 from domainbed_reasoning.chains.store import load_chains
 
 NAMES = ("dog", "bobcat", "cat", "alarm clock")
@@ -96,7 +96,7 @@ def test_a_refusal_before_a_chain_is_a_refusal_and_a_conclusion_under_a_heading_
 
 
 def test_every_rule_has_a_cure() -> None:
-    assert set(CURES) >= set(RULES) - {"unprintable", "placeholder", "second"}
+    assert set(ADVICE) >= set(RULES) - {"unprintable", "placeholder", "second"}
 
 
 def test_an_api_refusal_and_a_refusal_in_the_conclusion_are_refusals() -> None:

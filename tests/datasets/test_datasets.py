@@ -162,8 +162,8 @@ def test_the_chain_file_can_lie_elsewhere(pacs, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda lines: lines[4].update(chain="no tags"), "line 5: .*not five stages"),
-        (lambda lines: lines[2].update(image="art_painting/dog/9.png"), "line 3: no image .*9.png"),
+        (lambda lines: lines[4].update(chain="no tags"), "line 5: .*not have the five stages"),
+        (lambda lines: lines[2].update(image="art_painting/dog/9.png"), "line 3: image .*9.png"),
         (lambda lines: lines[1].pop("chain"), "line 2: the key 'chain' is missing"),
     ],
 )

@@ -97,7 +97,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=1)
     given = options.parse_args()
     run, seeds, words = _TARGETS[given.target]
-    store._LOOKS_AGAIN = 0  # no other process writes
+    store._RETRIES = 0  # no other process writes
     corpus = _FOLDER / "corpus"
     corpus.mkdir()
     for number, seed in enumerate(seeds):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from domainbed_reasoning.chains import store
 from domainbed_reasoning.chains.chain import STAGE_TAGS, Chain, ChainError, conclusion_of, parse_chain
-from domainbed_reasoning.chains.record import MAX_DEPTH, fault_within, parse_json
+from domainbed_reasoning.chains.record import MAX_DEPTH, check_json_value, parse_json
 from domainbed_reasoning.mllm.rows import build_rows, build_tree_rows, build_trie
 
 CHAIN = Chain("I look.", "A thing.", "It has parts.", "None.", "dog").render()
@@ -54,7 +54,7 @@ def test_json_is_read_as_it_was_written_and_its_depth_is_measured(value: Any, de
     for _ in range(depth):
         (read,) = read
     assert read == value
-    fault = fault_within(parse_json(text))
+    fault = check_json_value(parse_json(text))
     assert (fault is not None and "nested" in fault) == (depth + height(value) > MAX_DEPTH) or "NUL" in str(fault)
 
 
@@ -80,7 +80,7 @@ events = st.lists(
 def test_what_was_stored_stays_whatever_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happens: list[tuple[str, Any]]
 ) -> None:
-    monkeypatch.setattr(store, "_LOOKS_AGAIN", 0)
+    monkeypatch.setattr(store, "_RETRIES", 0)
     file = tmp_path / "chains.jsonl"
     file.write_bytes(b"")
     stored: list[str] = []

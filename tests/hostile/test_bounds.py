@@ -148,7 +148,7 @@ def test_jobs_whose_records_are_no_files_are_named_and_the_others_counted(odd: t
     for name in ("results.jsonl", "out.txt", "err.txt", "answers.json", "task.json", "versions.json"):
         (folder / name).symlink_to(odd[0])
     job = read_sweep_job(folder)
-    assert job.records == () and job.answers is None and job.task is None and job.last_words == ""
+    assert job.records == () and job.answers is None and job.task is None and job.last_error == ""
     assert "results.jsonl is no regular file of this folder" in job.damage[0]
     assert records_of(folder) == []
 

@@ -27,20 +27,20 @@ def raw(value: str) -> bytes:
 
 # name: (the whole file, what the error says)
 REFUSED = {
-    "nested beyond the parser": (raw("[" * 200_000 + "]" * 200_000), "nested without end"),
+    "nested beyond the parser": (raw("[" * 200_000 + "]" * 200_000), "nested too deeply"),
     "nested as deep as the parser goes": (raw("[" * 900 + "]" * 900), "more than 64 deep"),
     "objects nested": (raw('{"a":' * 500 + "1" + "}" * 500), "more than 64 deep"),
     "nested, with an escape": (raw('["\\u0041",' * 480 + "1" + "]" * 480), "more than 64 deep"),
     "laughs: a list doubled ten times in a key": (raw('{"lol":' * 70 + "[]" + "}" * 70), "more than 64 deep"),
-    "key twice": (line().replace(b'{"image"', b'{"image": "b.jpg", "image"'), "'image' stands twice"),
-    "chain twice": (line().rstrip(b"}\n") + b', "chain": "x"}\n', "'chain' stands twice"),
-    "verdict twice": (raw('1, "verdict": "rejected", "verdict": "accepted"'), "'verdict' stands twice"),
-    "key twice, once escaped": (raw('1, "ch\\u0061in": "y"'), "'chain' stands twice"),
-    "key twice far inside": (raw('{"a": [{"b": 1, "b": 2}]}'), "'b' stands twice"),
-    "NaN": (raw("NaN"), "NaN is no JSON number"),
-    "infinity": (raw("-Infinity"), "-Infinity is no JSON number"),
+    "key twice": (line().replace(b'{"image"', b'{"image": "b.jpg", "image"'), "duplicate key 'image'"),
+    "chain twice": (line().rstrip(b"}\n") + b', "chain": "x"}\n', "duplicate key 'chain'"),
+    "verdict twice": (raw('1, "verdict": "rejected", "verdict": "accepted"'), "duplicate key 'verdict'"),
+    "key twice, once escaped": (raw('1, "ch\\u0061in": "y"'), "duplicate key 'chain'"),
+    "key twice far inside": (raw('{"a": [{"b": 1, "b": 2}]}'), "duplicate key 'b'"),
+    "NaN": (raw("NaN"), "NaN is not a JSON number"),
+    "infinity": (raw("-Infinity"), "-Infinity is not a JSON number"),
     "number beyond floats": (raw("1e999"), "too large"),
-    "number of 10,000 digits": (raw("9" * 10_000), "not JSON"),
+    "number of 10,000 digits": (raw("9" * 10_000), "not valid JSON"),
     "tokens without end": (line(usage={"prompt_tokens": 10**300}), "'prompt_tokens' must be a number from 0"),
     "tokens as text": (line(usage={"prompt_tokens": "7"}), "'prompt_tokens' must be int"),
     "tokens as truth": (line(usage={"prompt_tokens": True}), "'prompt_tokens' must be int"),
@@ -52,37 +52,37 @@ REFUSED = {
     "image as number": (b'{"image": 3, "chain": "x"}\n', "'image' must be a string"),
     "chain as list": (b'{"image": "a.jpg", "chain": ["x"]}\n', "'chain' must be a string"),
     "chain as null": (b'{"image": "a.jpg", "chain": null}\n', "'chain' must be a string"),
-    "array of records": (b"[" + line().strip() + b"]\n", "a JSON object is wanted, not list"),
+    "array of records": (b"[" + line().strip() + b"]\n", "expected a JSON object, got list"),
     "NUL": (line(chain=CHAIN + "\0"), "NUL"),
-    "NUL raw": (line().replace(b"paws", b"pa\0ws"), "not JSON"),
+    "NUL raw": (line().replace(b"paws", b"pa\0ws"), "not valid JSON"),
     "lone surrogate": (line(chain=CHAIN + "\ud800"), "surrogate"),
     "lone surrogate in a key": (line(**{"\udc00": 1}), "surrogate"),
-    "UTF-16": (line().decode().encode("utf-16"), "not JSON"),
-    "Latin-1": ('{"image": "\xe9.jpg", "chain": "x"}\n'.encode("latin-1"), "not JSON"),
-    "overlong UTF-8": (line().replace(b"paws", b"\xc0\xafws"), "not JSON"),
-    "a second byte order mark": (line() + b"\xef\xbb\xbf" + line("b.jpg"), "line 2: not JSON"),
-    "climbs": (line("../../etc/passwd"), "must not climb"),
-    "climbs in the middle": (line("photo/../../x.jpg"), "must not climb"),
+    "UTF-16": (line().decode().encode("utf-16"), "not valid JSON"),
+    "Latin-1": ('{"image": "\xe9.jpg", "chain": "x"}\n'.encode("latin-1"), "not valid JSON"),
+    "overlong UTF-8": (line().replace(b"paws", b"\xc0\xafws"), "not valid JSON"),
+    "a second byte order mark": (line() + b"\xef\xbb\xbf" + line("b.jpg"), "line 2: not valid JSON"),
+    "climbs": (line("../../etc/passwd"), "must not contain"),
+    "climbs in the middle": (line("photo/../../x.jpg"), "must not contain"),
     "absolute": (line("/etc/passwd"), "below the dataset's folder"),
     "a drive": (line("C:/x.jpg"), "below the dataset's folder"),
     "backslashes": (line("..\\..\\x.jpg"), "below the dataset's folder"),
-    "empty steps": (line("photo//x.jpg"), "must not climb or have empty steps"),
-    "empty path": (line(""), "empty steps"),
-    "unknown image": (line("c.jpg"), "no image 'c.jpg' is in the dataset"),
-    "tags inside tags": (line(chain=CHAIN.replace("paws", "<REASONING>paws</REASONING>")), "not five stages"),
-    "a chain within a chain": (line(chain=CHAIN.replace("paws", CHAIN)), "not five stages"),
-    "another stage inside": (line(chain=CHAIN.replace("paws", "<CAPTION>x</CAPTION>")), "not five stages"),
-    "100,000 open tags": (line(chain="<SUMMARY>" * 50_000), "not five stages"),
-    "two conclusions": (line(chain=CHAIN + "<CONCLUSION>cat</CONCLUSION>"), "not five stages"),
-    "empty chain": (line(chain=""), "not five stages"),
-    "torn last line": (line() + line("b.jpg")[:-9], "line 2: torn"),
-    "torn in the middle of a letter": (line() + '{"image": "ä'.encode()[:-1], "line 2: torn"),
-    "zeros of a power cut": (line() + b"\0" * 4096, "line 2: torn"),
-    "a line just too long": (line(chain="x" * MAX_LINE_BYTES), "longer than 1048576 bytes"),
-    "a picture": (b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(range(256)) * 9, "not JSON|torn"),
-    "gzip": (b"\x1f\x8b\x08\x00" + bytes(range(1, 200)), "not JSON|torn"),
-    "HTML": (b"<!DOCTYPE html>\n<html>\n", "line 1: not JSON"),
-    "CSV": (b"image,chain\na.jpg,x\n", "line 1: not JSON"),
+    "empty steps": (line("photo//x.jpg"), "must not contain '..', '.' or empty parts"),
+    "empty path": (line(""), "empty parts"),
+    "unknown image": (line("c.jpg"), "image 'c.jpg' is not in the dataset"),
+    "tags inside tags": (line(chain=CHAIN.replace("paws", "<REASONING>paws</REASONING>")), "not have the five stages"),
+    "a chain within a chain": (line(chain=CHAIN.replace("paws", CHAIN)), "not have the five stages"),
+    "another stage inside": (line(chain=CHAIN.replace("paws", "<CAPTION>x</CAPTION>")), "not have the five stages"),
+    "100,000 open tags": (line(chain="<SUMMARY>" * 50_000), "not have the five stages"),
+    "two conclusions": (line(chain=CHAIN + "<CONCLUSION>cat</CONCLUSION>"), "not have the five stages"),
+    "empty chain": (line(chain=""), "not have the five stages"),
+    "torn last line": (line() + line("b.jpg")[:-9], "line 2: incomplete"),
+    "torn in the middle of a letter": (line() + '{"image": "ä'.encode()[:-1], "line 2: incomplete"),
+    "zeros of a power cut": (line() + b"\0" * 4096, "line 2: incomplete"),
+    "a line just too long": (line(chain="x" * MAX_LINE_BYTES), "longer than 1,048,576 bytes"),
+    "a picture": (b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(range(256)) * 9, "not valid JSON|incomplete"),
+    "gzip": (b"\x1f\x8b\x08\x00" + bytes(range(1, 200)), "not valid JSON|incomplete"),
+    "HTML": (b"<!DOCTYPE html>\n<html>\n", "line 1: not valid JSON"),
+    "CSV": (b"image,chain\na.jpg,x\n", "line 1: not valid JSON"),
 }
 
 # name: (the whole file, the images that have a chain)
@@ -137,7 +137,7 @@ def test_a_file_that_is_no_chain_file_is_never_cut(tmp_path: Path, data: bytes) 
     """Only what may be the first half of a record is cut off: the user may have named a file of another kind."""
     file = tmp_path / "notes.txt"
     file.write_bytes(data)
-    with pytest.raises(ChainFileError, match="no chain file.*left as it is"):
+    with pytest.raises(ChainFileError, match="not a chain file.*left unchanged"):
         ChainWriter(file)
     assert file.read_bytes() == data
 
@@ -178,7 +178,7 @@ except ChainFileError as error:
     said = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
     assert said[0] == "1 a.jpg" and said[2] == "3 b.jpg" and len(said) == 5
-    assert "line 2: longer than" in said[1] and "line 4: longer than" in said[3] and "no chain file" in said[4]
+    assert "line 2: longer than" in said[1] and "line 4: longer than" in said[3] and "not a chain file" in said[4]
 
 
 def test_every_fault_of_a_file_is_listed_and_hides_no_good_line(tmp_path: Path) -> None:

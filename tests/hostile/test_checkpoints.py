@@ -78,7 +78,7 @@ TASKS: dict[str, tuple[Any, str]] = {
     "nothing in it": ({}, "'algorithm' is missing"),
     "nested without end": (b"[" * 100_000, "damaged .*nested"),
     "not UTF-8": (b"\xff\xfe{}", "damaged"),
-    "a key twice": (b'{"algorithm": "a", "algorithm": "b"}', "stands twice"),
+    "a key twice": (b'{"algorithm": "a", "algorithm": "b"}', "duplicate key"),
     "hparams as list": (TASK | {"hparams": []}, "'hparams' cannot be"),
     "no model": (TASK | {"hparams": {k: v for k, v in HPARAMS.items() if k != "model"}}, "trains no multimodal LLM"),
     "no dtype": (TASK | {"hparams": {k: v for k, v in HPARAMS.items() if k != "dtype"}}, "'dtype' is missing"),

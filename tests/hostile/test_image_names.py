@@ -16,7 +16,7 @@ from builders.training import build_dataset
 from domainbed_reasoning.annotate.pipeline import plan
 from domainbed_reasoning.bridge.samples import task_of
 from domainbed_reasoning.chains.chain import match_class
-from domainbed_reasoning.chains.image_names import NamesOnDisk, faults_of_names
+from domainbed_reasoning.chains.image_names import ImageLookup, image_name_problems
 from domainbed_reasoning.chains.store import ChainFileError, load_chains
 from domainbed_reasoning.images.catalog import STOCK, scan
 
@@ -127,8 +127,8 @@ def test_chains_find_their_images_whatever_the_unicode_form(
 def test_an_annotated_image_is_not_asked_again_under_its_other_form(pacs: Path) -> None:
     picture(pacs, f"photo/dog/{NFD}.png".encode())
     found = scan(STOCK["PACS"], pacs)
-    names = NamesOnDisk(one.path for one in found.pictures)
-    records = [names.respelt({"image": f"photo/dog/{NFC}.png", "chain": ""})]
+    names = ImageLookup(one.path for one in found.pictures)
+    records = [names.with_path_on_disk({"image": f"photo/dog/{NFC}.png", "chain": ""})]
     jobs = plan(found.pictures, found.classes, records, "t", "1", 4, None)
     assert len(jobs) == len(found.pictures) - 1 and NFD not in "".join(job.picture.path for job in jobs)
 
@@ -192,7 +192,7 @@ def test_odd_names_that_can_be_written_down_are_taken(pacs: Path, verb: Any, tmp
 
 def test_faults_of_names_are_found_without_a_disk() -> None:
     names = ["a/b/0.png", "a/b/\udce9.png", "C:/b/0.png", "a/b\\0.png", f"a/{NFC}", f"a/{NFD}"]
-    faults = list(faults_of_names(names))
+    faults = list(image_name_problems(names))
     assert len(faults) == 4
     assert all("Rename" in fault for fault in faults)
-    assert not list(faults_of_names(["a/b/0.png", f"a/{NFC}", f"b/{NFD}"]))
+    assert not list(image_name_problems(["a/b/0.png", f"a/{NFC}", f"b/{NFD}"]))

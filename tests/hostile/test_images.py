@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from domainbed_reasoning.annotate.teacher import MAX_EDGE, read_picture
-from domainbed_reasoning.images.decode import ImageFileError, check_header, read_rgb, truncated_images_refused
+from domainbed_reasoning.images.decode import ImageFileError, check_header, read_rgb, reject_truncated_images
 
 NOISE = np.random.RandomState(0).randint(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -115,18 +115,18 @@ READ: dict[str, tuple[str, Callable[[], bytes], tuple[int, int], Callable[[np.nd
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) (w) file\nshowpage\n%%EOF\n"
 
 REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    "empty": ("a.jpg", lambda: b"", "none of JPEG"),
-    "HTML": ("a.jpg", lambda: b"<!DOCTYPE html><html>404</html>", "none of JPEG"),
-    "text": ("a.png", lambda: b"not found\n" * 50, "none of JPEG"),
+    "empty": ("a.jpg", lambda: b"", "not one of JPEG"),
+    "HTML": ("a.jpg", lambda: b"<!DOCTYPE html><html>404</html>", "not one of JPEG"),
+    "text": ("a.png", lambda: b"not found\n" * 50, "not one of JPEG"),
     "SVG": (
         "a.png",
         lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
         "none",
     ),
-    "PostScript": ("a.jpg", lambda: EPS, "none of JPEG"),
-    "ZIP": ("a.png", lambda: b"PK\x03\x04" + bytes(500), "none of JPEG"),
-    "ICO": ("a.png", lambda: saved(photo(), "ICO", sizes=[(16, 16)]), "none of JPEG"),
-    "PSD": ("a.png", lambda: b"8BPS\0\1" + bytes(200), "none of JPEG"),
+    "PostScript": ("a.jpg", lambda: EPS, "not one of JPEG"),
+    "ZIP": ("a.png", lambda: b"PK\x03\x04" + bytes(500), "not one of JPEG"),
+    "ICO": ("a.png", lambda: saved(photo(), "ICO", sizes=[(16, 16)]), "not one of JPEG"),
+    "PSD": ("a.png", lambda: b"8BPS\0\1" + bytes(200), "not one of JPEG"),
     "half a JPEG": ("a.jpg", lambda: saved(photo(), "JPEG")[:-600], "truncated"),
     "JPEG without its end": ("a.jpg", lambda: saved(photo(), "JPEG")[:-40], "truncated"),
     "a JPEG's header": ("a.jpg", lambda: saved(photo(), "JPEG")[:30], "."),
@@ -148,9 +148,13 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "32-bit grey": (
         "a.tif",
         lambda: saved(Image.fromarray(np.ones((9, 9), np.int32)), "TIFF"),
-        "says not what is white",
+        "no defined white level",
     ),
-    "floats": ("a.tif", lambda: saved(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"), "says not what is white"),
+    "floats": (
+        "a.tif",
+        lambda: saved(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"),
+        "no defined white level",
+    ),
 }
 
 
@@ -166,7 +170,7 @@ def test_odd_images_are_read_rightly(tmp_path: Path, name: str) -> None:
     file, make, size, right = READ[name]
     path = tmp_path / file
     path.write_bytes(make())
-    with truncated_images_refused():
+    with reject_truncated_images():
         check_header(path)
         picture = read_rgb(path)
         sent, _ = read_picture(path)
@@ -184,9 +188,9 @@ def test_hostile_images_are_refused_by_name(tmp_path: Path, name: str) -> None:
     file, make, fault = REFUSED[name]
     path = tmp_path / file
     path.write_bytes(make())
-    with truncated_images_refused():
+    with reject_truncated_images():
         for read in (read_rgb, read_picture):
-            with pytest.raises(ImageFileError, match=f"(?s)^'.*{file}' is no readable image: .*({fault}).*Replace"):
+            with pytest.raises(ImageFileError, match=f"(?s)^'.*{file}' is not a readable image: .*({fault}).*Replace"):
                 read(path)
         if "checksum" not in name:  # those pixels are looked at when the image is
             with pytest.raises(ImageFileError, match=file):

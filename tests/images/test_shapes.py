@@ -82,7 +82,7 @@ def test_the_other_teacher_states_the_same_kinds_and_the_background_among_other_
         setting, *told = other.caption.split(", ")
         assert told == parts[::-1]
         hue, _ = shapes.background(domain, index, misleading=False)
-        assert [word for word in shapes_teacher.COLOURS if word in setting] == [shapes_teacher.colour_of(hue)]
+        assert [word for word in shapes_teacher.COLORS if word in setting] == [shapes_teacher.color_of(hue)]
         assert not {own.summary, own.reasoning, own.reflection} & {other.summary, other.reasoning, other.reflection}
 
 
@@ -90,9 +90,9 @@ def test_the_other_teacher_tells_of_the_background_that_is_painted():
     """With rho 1 the hue is the class's cue, a seventh of the circle a class; with rho 0 it is any hue."""
     told = [[shapes.chain(1, 7 * i + 3, "other", rho).split("CAPTION>")[1] for i in range(40)] for rho in (1, 0)]
     always, never = told
-    of_cue = {shapes_teacher.colour_of(shapes.cue_hue(3) + shift) for shift in (-0.03, 0, 0.03)}
-    assert {word for text in always for word in text.split() if word in shapes_teacher.COLOURS} <= of_cue
-    assert {word for text in never for word in text.split() if word in shapes_teacher.COLOURS} - of_cue
+    of_cue = {shapes_teacher.color_of(shapes.cue_hue(3) + shift) for shift in (-0.03, 0, 0.03)}
+    assert {word for text in always for word in text.split() if word in shapes_teacher.COLORS} <= of_cue
+    assert {word for text in never for word in text.split() if word in shapes_teacher.COLORS} - of_cue
 
 
 def test_the_other_teacher_varies_its_words_and_names_the_odd_part_in_words_that_the_embedded_model_was_shown():
@@ -110,11 +110,11 @@ def test_a_caption_is_read_as_the_class_whose_parts_it_names_all_but_one_in_any_
     for name in range(len(shapes.CLASS_NAMES)):
         for index in (name, name + 7, name + 14):
             for teacher in shapes.TEACHERS:
-                assert shapes.class_told(parse_chain(shapes.chain(0, index, teacher)).caption) == name
-        retold = shapes.tell_of(name, "on red ground, plain coat, legged feet, eared head, pointed body")
-        assert shapes.class_told(retold) == name
+                assert shapes.class_in_caption(parse_chain(shapes.chain(0, index, teacher)).caption) == name
+        retold = shapes.with_parts_of(name, "on red ground, plain coat, legged feet, eared head, pointed body")
+        assert shapes.class_in_caption(retold) == name
         assert retold.startswith("on red ground, ")
-    assert shapes.class_told("round, horned") is None
+    assert shapes.class_in_caption("round, horned") is None
 
 
 def test_render_gives_the_same_bytes_in_another_process():

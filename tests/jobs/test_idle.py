@@ -69,6 +69,6 @@ def test_a_job_that_does_nothing_of_what_its_name_says_is_named_in_log_and_table
     said = [line for line in done.stdout.splitlines() if line.startswith("WARNING")]
     assert "leaves SARR round 2, SARR round 3 without a step" in said[0]
     assert "SARR round 1 (steps 1-1): kept 0.0%" in said[2] and "(100.0%)" in said[3]
-    problems = {problem["kind"]: problem["fault"] for problem in collect(job.parent).attrs["problems"]}
+    problems = {problem["kind"]: problem["detail"] for problem in collect(job.parent).attrs["problems"]}
     assert problems.keys() >= {"stages without steps", "nothing kept", "no class named"}
     assert "SARR round 2, 3 of 3" in problems["stages without steps"]

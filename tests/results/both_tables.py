@@ -9,7 +9,7 @@ import json
 import runpy
 import sys
 
-from domainbed_reasoning.results import collect, summarise
+from domainbed_reasoning.results import collect, summarize
 from domainbed_reasoning.results.tables import accuracy_tables
 
 
@@ -29,7 +29,7 @@ def ours(folder):
     """Return our numbers in the texts of stock's tables."""
     frame = collect(folder, as_stock=True)
     cells = {}
-    for row in summarise(frame).to_dict("records"):
+    for row in summarize(frame).to_dict("records"):
         text = f"{100 * row['accuracy']:.1f} +/- {100 * row['accuracy_error']:.1f}"
         cells[f"{row['selection']}|{row['dataset']}|{row['algorithm']}|{row['domain']}"] = text
     averages = {

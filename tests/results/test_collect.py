@@ -14,9 +14,9 @@ import pytest
 from builders.files import read_lines
 from builders.processes import environment, run_python
 from domainbed_reasoning import __main__ as cli
-from domainbed_reasoning.results import collect, summarise
+from domainbed_reasoning.results import collect, summarize
 from domainbed_reasoning.results.job_folders import read_jobs
-from domainbed_reasoning.results.problems import settle
+from domainbed_reasoning.results.problems import validate_jobs
 from domainbed_reasoning.results.render import latex, markdown
 from domainbed_reasoning.results.report import read_report
 from domainbed_reasoning.results.report.markdown import render_markdown
@@ -102,15 +102,15 @@ def test_mean_and_standard_error_over_trials(write_job):
     """.2 and .4: mean .3, population deviation .1, divided by √2 = .0707."""
     write_job("a", accs=(0.2,), trial=0)
     write_job("b", accs=(0.4,), trial=1)
-    row = summarise(collect(write_job.folder)).iloc[0]
+    row = summarize(collect(write_job.folder)).iloc[0]
     assert row["trials"] == 2
     assert (row["accuracy"], row["accuracy_error"]) == pytest.approx((0.3, 0.0707), abs=1e-4)
 
 
 def test_the_error_of_a_single_trial_is_missing_unless_stocks_numbers_are_asked_for(write_job, tmp_path):
     write_job("a", accs=(0.2,))
-    assert math.isnan(summarise(collect(write_job.folder)).iloc[0]["accuracy_error"])
-    assert summarise(collect(write_job.folder, as_stock=True)).iloc[0]["accuracy_error"] == 0
+    assert math.isnan(summarize(collect(write_job.folder)).iloc[0]["accuracy_error"])
+    assert summarize(collect(write_job.folder, as_stock=True)).iloc[0]["accuracy_error"] == 0
     cells = tmp_path / "cells.csv"
     assert cli.main(["collect", str(write_job.folder), "--format", "csv", "--output", str(cells)]) == 0
     assert (
@@ -142,8 +142,8 @@ def test_a_job_that_died_is_named_with_its_last_words_and_left_out(write_job):
     (died / "err.txt").write_text("Traceback\n  …\nRuntimeError: CUDA out of memory\n")
     assert accuracies(write_job.folder) == [0.2]
     found = problems(write_job.folder)["incomplete", "ERM on Debug28, target 0, trial 1, hparams seed 0"]
-    assert found["folders"] == ("died",) and "CUDA out of memory" in found["fault"]
-    assert "delete_incomplete" in found["cure"]
+    assert found["folders"] == ("died",) and "CUDA out of memory" in found["detail"]
+    assert "delete_incomplete" in found["fix"]
     assert accuracies(write_job.folder, as_stock=True) == [0.2, 0.9]
 
 
@@ -169,7 +169,7 @@ def test_a_restarted_job_counts_once(write_job):
     assert accuracies(write_job.folder) == [0.3]
     assert accuracies(write_job.folder, as_stock=True) == [0.8]
     ((kind, _), found), *rest = problems(write_job.folder).items()
-    assert kind == "repeated records" and "2 runs of the same job, 5 records" in found["fault"] and not rest
+    assert kind == "repeated records" and "2 runs of the same job, 5 records" in found["detail"] and not rest
 
 
 @pytest.mark.parametrize("name", ["results.earlier.jsonl", "results.jsonl.attempt-1"])
@@ -202,14 +202,14 @@ def test_two_settings_in_one_cell_are_not_taken_for_one_run(write_job):
     frame = collect(write_job.folder)
     assert set(frame["folder"]) == {"other"}
     found = problems(write_job.folder)["mixed settings", "ERM on Debug28, target 0, trial 0, hparams seed 0"]
-    assert "--steps (null / 50), lr (0.001 / 0.01)" in found["fault"]
+    assert "--steps (null / 50), lr (0.001 / 0.01)" in found["detail"]
 
 
 def test_a_row_whose_cells_had_different_settings_is_named(write_job):
     for target in range(3):
         write_job(str(target), target=target, hparams={"lr": 0.01 if target == 2 else 0.001})
     found = problems(write_job.folder)["uneven settings", "ERM on Debug28, hparams seed 0, every trial"]
-    assert found["folders"] == ("2",) and "lr (" in found["fault"]
+    assert found["folders"] == ("2",) and "lr (" in found["detail"]
     assert len(accuracies(write_job.folder)) == 3
 
 
@@ -221,8 +221,8 @@ def test_lines_that_are_no_records_are_named_and_do_not_stop_the_rest(write_job)
     ((kind, _), found), *_ = problems(write_job.folder).items()
     assert kind == "broken lines"
     assert (
-        "line 3 is no JSON" in found["fault"]
-        and "line 5 is no record of DomainBed's: no step or no args" in found["fault"]
+        "line 3 is not valid JSON" in found["detail"]
+        and "line 5 is not a DomainBed record: no step or no args" in found["detail"]
     )
 
 
@@ -232,7 +232,7 @@ def test_missing_trials_are_named_and_shown(write_job):
             if (target, trial) != (1, 1):
                 write_job(f"{target}{trial}", target=target, trial=trial)
     frame = collect(write_job.folder)
-    assert "target 1 lacks trial 1" in frame.attrs["problems"][0]["fault"]
+    assert "target 1 lacks trial 1" in frame.attrs["problems"][0]["detail"]
     (row,) = accuracy_tables(frame)[0].rows
     assert row[2] == "20.0 (1 of 2 trials)"
 
@@ -288,7 +288,7 @@ def test_jobs_of_one_source_have_a_table_of_their_own(write_job, capsys):
         ("cartoon", "photo", 0.2, 10), ("cartoon", "sketch", 0.4, 10), ("cartoon", "negative", 0.6, 10)
     ]  # fmt: skip
     assert set(rows["folder"]) == {str(job)}
-    again = render_markdown(read_report(write_job.folder)).partition("## To run it again")[2]
+    again = render_markdown(read_report(write_job.folder)).partition("## Reproduction")[2]
     assert "domainbed.scripts.sweep" not in again and "--test_envs 0 2 3" in again
 
 
@@ -310,12 +310,12 @@ def test_the_command_writes_every_format_and_names_problems(write_job, tmp_path,
 def test_a_folder_without_jobs_is_an_error_with_its_cure(tmp_path, capsys, where):
     (tmp_path / "empty").mkdir()
     assert cli.main(["collect", str(tmp_path / where)]) == 1
-    assert "give the --output_dir of DomainBed's sweep" in capsys.readouterr().err
+    assert "Pass the --output_dir of DomainBed's sweep" in capsys.readouterr().err
 
 
 def test_a_jobs_own_folder_is_told_from_a_sweeps(write_job, capsys):
     assert cli.main(["collect", str(write_job("one"))]) == 1
-    assert "give the one above it" in capsys.readouterr().err
+    assert "pass its parent" in capsys.readouterr().err
 
 
 def test_rounds_that_took_no_step_are_named(write_job):
@@ -326,13 +326,13 @@ def test_rounds_that_took_no_step_are_named(write_job):
     write_job("other", "MTCT", hparams={"sarr_rounds": 3}, stage=0.0)  # --hparams of the sweep
     found = [said for (kind, _), said in problems(write_job.folder).items() if kind == "stages without steps"]
     assert [said["folders"] for said in found] == [("short",)]
-    assert "SARR round 3 of 3 took no step (--steps 3)" in found[0]["fault"]
+    assert "SARR round 3 of 3 took no step (--steps 3)" in found[0]["detail"]
 
 
 def test_a_round_that_kept_nothing_is_named(write_job):
     write_job("idle", "RDMLDG", stage=2.0, sarr1_accepted=0.0, sarr2_accepted=0.2, hparams={"sarr_rounds": 2})
     (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "nothing kept"]
-    assert "SARR round 1 kept none" in found["fault"] and found["folders"] == ("idle",)
+    assert "SARR round 1 kept none" in found["detail"] and found["folders"] == ("idle",)
 
 
 def test_a_job_whose_chains_name_no_class_is_named_with_their_number(write_job):
@@ -344,7 +344,7 @@ def test_a_job_whose_chains_name_no_class_is_named_with_their_number(write_job):
         (job / "answers.json").write_text(json.dumps({f"env{target}": splits}))
     (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "no class named"]
     assert found["folders"] == ("chain",)
-    assert "150 of the 200 chains of the last evaluation name no class" in found["fault"]
+    assert "150 of the 200 chains of the last evaluation name no class" in found["detail"]
 
 
 def test_a_job_trained_on_chains_of_no_class_is_named(write_job):
@@ -352,7 +352,7 @@ def test_a_job_trained_on_chains_of_no_class_is_named(write_job):
         job = write_job(name, "MTCT", target=int(wrong > 0))
         (job / "task.json").write_text(json.dumps({"chains": {"source": 10, "no_class": wrong, "other_class": 0}}))
     (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "misleading chains"]
-    assert found["folders"] == ("bad",) and "of its 10 teacher chains 3 conclude with no class" in found["fault"]
+    assert found["folders"] == ("bad",) and "of its 10 teacher chains 3 conclude with no class" in found["detail"]
 
 
 @pytest.mark.parametrize("odd", [None, True, "all", -1, 10**400, 1.5, [1], {"n": 1}, 1e999])
@@ -364,7 +364,7 @@ def test_odd_values_of_a_job_end_no_table(write_job, odd):
     )
     (job / "task.json").write_text(json.dumps({"chains": {"source": odd, "no_class": odd, "other_class": odd}}))
 
-    counted, _ = settle(read_jobs(write_job.folder))
+    counted, _ = validate_jobs(read_jobs(write_job.folder))
     assert "good" in [job.folder.name for job in counted]
 
 

@@ -149,7 +149,7 @@ def test_what_is_wrong_is_named_with_file_and_line(sweep, capsys, place, text, f
     bad = sweep()
     write_value(bad, *place, text)
     (problem,) = check(sweep, [bad])
-    assert fault in problem["fault"] and problem["kind"] == "damaged" and problem["effect"] == "Left out"
+    assert fault in problem["detail"] and problem["kind"] == "damaged" and problem["effect"] == "Left out"
     assert problem["job"] == "RDMLDG on Debug28, target 0, trial 0, hparams seed 0"
     assert cli.main(["collect", str(bad.parent), "--format", "csv"]) == 0
     said = capsys.readouterr()
@@ -217,7 +217,7 @@ def test_bad_predictions_are_left_out_of_the_examples_and_named(write_job, name,
     (job / "predictions.jsonl").write_text("\n".join([json.dumps(row), *lines]) + "\n")
     page = render_page(read_report(write_job.folder, examples=30))
     assert "sketch/0" in page and "data:image/webp" in page
-    assert "Lines of predictions that are left out" in page and "one: predictions.jsonl, line 2: " in page
+    assert "Invalid lines of predictions, left out" in page and "one: predictions.jsonl, line 2: " in page
 
 
 def test_no_value_of_a_job_builds_a_dataset_or_asks_for_a_model(write_job, monkeypatch):

@@ -15,8 +15,8 @@ from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.results import published
 from domainbed_reasoning.results.job_folders import read_jobs
-from domainbed_reasoning.results.report import commands, content, plots, read_report
-from domainbed_reasoning.results.report.blocks import Examples, Fold
+from domainbed_reasoning.results.report import commands, content, markdown, page, plots, read_report
+from domainbed_reasoning.results.report.blocks import Details, Examples
 from domainbed_reasoning.results.report.markdown import render_markdown
 from domainbed_reasoning.results.report.page import render_page
 
@@ -110,10 +110,10 @@ def test_headings_captions_and_alternatives_are_there_for_those_who_do_not_see(s
 
 def test_examples_are_right_and_wrong_ones_of_the_target_domain_with_their_images(shapes_job, write_job):
     _, fold = blocks_of(read_report(write_job.folder, examples=2), "examples")
-    assert isinstance(fold, Fold) and fold.title == "RDMLDG on ShapesReasoning"
+    assert isinstance(fold, Details) and fold.title == "RDMLDG on ShapesReasoning"
     (group,) = fold.blocks
     assert isinstance(group, Examples)
-    assert group.caption == "sketch: 4 of 7 chains conclude rightly (57%), 1 name no class"
+    assert group.caption == "sketch: 4 of 7 chains conclude correctly (57%), 1 name no class"
     assert [example.verdict for example in group.shown] == ["right", "right", "wrong", "wrong", "no class"]
     shown = group.shown[0]
     drawn = shapes.render(2, int(shown.image.partition("/")[2]), misleading=True)
@@ -184,8 +184,8 @@ def test_on_other_datasets_the_order_stands_beside_the_papers(write_job):
         for target in range(4):
             write_job(f"{algorithm}{target}", algorithm, "ShapesReasoning", target=target, accs=(accuracy,))
     text, table, *_ = blocks_of(read_report(write_job.folder), "paper")
-    assert "only the order" in text.text
-    assert table.head[2:] == ("Paper, OfficeHome", "Paper, TerraIncognita", "Place here", "Place in the paper")
+    assert "only the ranking" in text.text
+    assert table.head[2:] == ("Paper, OfficeHome", "Paper, TerraIncognita", "Rank here", "Rank in the paper")
     assert {row[0]: row[1:] for row in table.rows} == {
         "ERM": ("95.0", "–", "–", "–", "–"),
         "LabelSFT": ("90.0", "89.39", "66.69", "1", "2"),
@@ -213,7 +213,7 @@ def test_a_local_copy_of_the_papers_model_is_the_papers_model(write_job):
     hparams = {"model": "/models/InternVL3-8B-hf", "lr": 5e-4, "batch_size": 43, "lora_rank": 8}
     write_job("one", "MTCT", "PACSReasoning", hparams=hparams)
     said = blocks_of(read_report(write_job.folder), "paper")[1]
-    assert said.text == "All settings that the paper gives are those of these jobs (MTCT)."
+    assert said.text == "These jobs use all settings that the paper gives (MTCT)."
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_settings_of_every_row_that_the_paper_has_are_compared(write_job, algori
     write_job("one", algorithm, "PACSReasoning", hparams=hparams, args={"steps": steps} if steps else {})
     said = blocks_of(read_report(write_job.folder), "paper")[1]
     if differing is None:
-        assert said.text == f"All settings that the paper gives are those of these jobs ({algorithm})."
+        assert said.text == f"These jobs use all settings that the paper gives ({algorithm})."
     else:
         assert {row[0] for row in said.rows} == differing
 
@@ -255,7 +255,7 @@ def test_what_analyses_left_is_taken_in(write_job):
     (folder / "short.csv").write_text(f"job,p,n\n{'0a' * 16},,12345678\n{'0a' * 16}/model_step5.pkl,,1\n")
     report = read_report(write_job.folder)
     empty, short, text, figure, fold = blocks_of(report, "analyses")
-    assert "holds no rows" in empty.text
+    assert "No rows." in empty.text
     assert short.rows == (("0a0a0a0a", "–", "12345678"), ("0a0a0a0a/model_step5.pkl", "–", "1")) and short.is_number(1)
     assert (text.caption, text.text) == ("token shift", "tokens: +1.00 points (paper: +1.88)\n<b>```")
     assert "````text\ntokens: +1.00 points" in render_markdown(report) and "<b>" not in render_page(report)
@@ -294,7 +294,7 @@ def test_the_command_makes_the_very_folders(run_stock, domainbed_root, tmp_path)
         record = {"step": 0, "args": args, "hparams": {}, f"env{env}_in_acc": 0.5, f"env{env}_out_acc": 0.5}
         (sweep / args["output_dir"].rpartition("/")[2] / "results.jsonl").write_text(json.dumps(record) + "\n")
     (code,) = commands.sweep_commands(read_jobs(sweep), sweep)
-    assert "all 16 of these jobs bear the name" in code.caption
+    assert "all 16 of these jobs have the name" in code.caption
     again = shlex.split(code.text)
     assert again[:4] == ["python", "-m", "domainbed.scripts.sweep", "launch"]
     assert again[again.index("--hparams") + 1] == '{"model": "tiny"}' and "--single_test_envs" in again
@@ -349,3 +349,12 @@ def test_a_real_browser_shows_it_light_and_dark(shapes_job, write_job, tmp_path)
 def test_code_in_prose_is_escaped_too():
     report = content.Report("t", "l", (content.Section("s", "a", (content.Text("`x<y` & z"),)),))
     assert "<code>x&lt;y</code> &amp; z" in render_page(report)
+
+
+def test_equal_reports_give_equal_bytes_and_templates_escape_what_they_are_not_told_about(shapes_job, write_job):
+    reports = [read_report(write_job.folder) for _ in range(2)]
+    assert render_page(reports[0]) == render_page(reports[1])
+    assert render_markdown(reports[0]) == render_markdown(reports[1])
+    for module in (page, markdown):
+        escaped = module._environment().from_string("{{ text }}").render(text="<b>&`\u202e")
+        assert "<b>" not in escaped and "\u202e" not in escaped

@@ -100,8 +100,8 @@ def test_jobs_of_two_commits_are_named_and_counted(write_job):
     frame = collect(write_job.folder)
     (problem,) = [one for one in frame.attrs["problems"] if one["kind"] == "mixed versions"]
     assert problem["job"] == "1 of 4 jobs" and problem["folders"] == ("three",)
-    assert "torch: 2.8.0 (2 jobs), 2.9.1 (1 job)" in problem["fault"]
-    assert "commit aaaaaaaaaaaa (2 jobs)" in problem["fault"] and "commit bbbbbbbbbbbb (1 job)" in problem["fault"]
+    assert "torch: 2.8.0 (2 jobs), 2.9.1 (1 job)" in problem["detail"]
+    assert "commit aaaaaaaaaaaa (2 jobs)" in problem["detail"] and "commit bbbbbbbbbbbb (1 job)" in problem["detail"]
     table = dict(versions_table(frame).rows)
     assert table["torch"] == "2.8.0 (2 jobs), 2.9.1 (1 job)" and table["device"] == "CPU"
     assert set(frame["version"].dropna()) == {"0.1.0, commit aaaaaaaaaaaa", "0.1.0, commit bbbbbbbbbbbb"}

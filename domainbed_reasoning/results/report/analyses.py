@@ -1,4 +1,4 @@
-"""What analyses left in a sweep's folder ``analysis``: texts beside the paper, PNG as figures, CSV as tables."""
+"""Reads a sweep's ``analysis`` folder: TXT files as text, PNG as figures, CSV as tables."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from domainbed_reasoning.files.plain import open_plain_text, plain_lines, read_plain
-from domainbed_reasoning.images.decode import file_below, read_rgb, truncated_images_refused
-from domainbed_reasoning.results.report.blocks import Block, Code, Figure, Fold
+from domainbed_reasoning.images.decode import file_below, read_rgb, reject_truncated_images
+from domainbed_reasoning.results.report.blocks import Block, Code, Details, Figure
 from domainbed_reasoning.results.tables import ABSENT, Table
 
 FOLDER = "analysis"
 _ORDER = (".txt", ".png", ".csv")
 _ROWS, _COLUMNS, _CHARACTERS = 40, 18, 200
-_OPEN = 12  # rows of a table that is shown from the start
+_EXPANDED = 12  # rows of a table that is shown from the start
 _LARGEST = {".png": 4_000_000, ".csv": 50_000_000, ".txt": 50_000_000}  # bytes
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_TEXT = 4_000  # characters
@@ -24,8 +24,8 @@ _LONGEST_LINE = 1 << 16  # bytes of a table
 _JOB = re.compile(r"([0-9a-f]{8})[0-9a-f]{24}(/\w+\.pkl)?")  # a job, or a checkpoint of it: its head is enough
 
 
-def analyses(folder: Path) -> Iterator[Block]:
-    """Yield what lies below ``folder / "analysis"``: of each name its text, its figure, its table.
+def analysis_blocks(folder: Path) -> Iterator[Block]:
+    """Yield the files below ``folder / "analysis"``: for each name its text, figure and table.
 
     Args:
         folder: of the sweep.
@@ -40,31 +40,31 @@ def analyses(folder: Path) -> Iterator[Block]:
             yield Code(f"Left out: {FOLDER}/{_title(name)}", str(error), "text")
 
 
-def _block(path: Path, name: str) -> Table | Figure | Code | Fold:
-    """Return what a file says.
+def _block(path: Path, name: str) -> Table | Figure | Code | Details:
+    """Return the content of a file.
 
     Raises:
-        OSError: it is no regular file, too large, or no picture.
-        csv.Error: it is no table.
+        OSError: if it is not a regular file, too large, or not an image.
+        csv.Error: if it is not a valid table.
     """
     if not path.is_file():
-        raise OSError(f"{FOLDER}/{name} is no regular file.")
+        raise OSError(f"{FOLDER}/{name} is not a regular file.")
     kind, size = path.suffix.lower(), path.stat().st_size
     if size > _LARGEST[kind]:
-        raise OSError(f"{FOLDER}/{name}: {size / 1e6:.1f} MB.")
+        raise OSError(f"{FOLDER}/{name}: {size / 1e6:.1f} MB is too large; the limit is {_LARGEST[kind] / 1e6:.0f} MB.")
     if kind == ".csv":
         table = _table(path, name)
-        long = isinstance(table, Table) and len(table.rows) > _OPEN
-        return Fold(f"The table {name}", (table,)) if long else table
+        long = isinstance(table, Table) and len(table.rows) > _EXPANDED
+        return Details(f"The table {name}", (table,)) if long else table
     if kind == ".txt":
         with open_plain_text(path, errors="replace") as file:
             return Code(_title(name), file.read(_LARGEST_TEXT).strip(), "text")
     data = read_plain(path, _LARGEST[kind])
-    with truncated_images_refused():
+    with reject_truncated_images():
         read_rgb(data, f"{FOLDER}/{name}")
     if not data.startswith(_PNG):
-        raise OSError(f"{FOLDER}/{name} is no PNG file.")
-    return Figure(_title(name), f"The plot {name}; its numbers are in the table of that name.", "image/png", data)
+        raise OSError(f"{FOLDER}/{name} is not a PNG file.")
+    return Figure(_title(name), f"The plot {name}; its numbers are in the table of the same name.", "image/png", data)
 
 
 def _title(name: str) -> str:
@@ -78,7 +78,7 @@ def _table(path: Path, name: str) -> Table | Code:
         if count <= _ROWS + 1:
             rows.append([_shown(text) for text in row[:_COLUMNS]])
     if count < 2:
-        return Code(f"The table {_title(name)}", "It holds no rows.", "text")
+        return Code(f"The table {_title(name)}", "No rows.", "text")
     width = len(rows[0])
     shown = tuple(tuple([*row, *[ABSENT] * width][:width]) for row in rows[1:])
     more = f" The first {_ROWS} of {count - 1} rows." if count - 1 > _ROWS else ""
@@ -86,7 +86,7 @@ def _table(path: Path, name: str) -> Table | Code:
 
 
 def _shown(text: str) -> str:
-    """Return a cell's text: a number with four digits where it has more, a job by the head of its name."""
+    """Return a cell's text: numbers with four significant digits, job names shortened."""
     if job := _JOB.fullmatch(text):
         return job[1] + (job[2] or "")
     try:

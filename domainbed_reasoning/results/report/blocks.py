@@ -1,4 +1,4 @@
-"""What a report is made of, whatever it is written as: sections of tables, figures, texts, commands and examples."""
+"""The content of a report, independent of the output format: sections of tables, figures, texts and examples."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from domainbed_reasoning.results.tables import Table
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. What stands between backticks is code."""
+    """A paragraph; text between backticks is code."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Code:
-    """Commands, or what a program said, a line each.
+    """Commands, or the output of a program.
 
     Attributes:
-        caption: what they do.
-        text: as they are typed.
-        language: that Markdown colours them by; "text" for what is no command.
+        caption: what it is.
+        text: the code.
+        language: for syntax highlighting in Markdown; "text" for plain text.
     """
 
     caption: str
@@ -36,7 +36,7 @@ class Figure:
 
     Attributes:
         caption: what it shows and how to read it.
-        described: what a reader who does not see it should know.
+        described: alternative text.
         kind: its media type, ``image/svg+xml`` or ``image/png``.
         data: its bytes.
     """
@@ -53,11 +53,11 @@ class Example:
 
     Attributes:
         image: its name.
-        picture: thumbnail as WebP; None where the image is not there.
+        picture: thumbnail as WebP; None if the image was not found.
         label: its true class.
         label_answer: by the classification path; None where not asked.
         chain_answer: the class that the chain concludes with; None where it names none.
-        stages: stage → text; empty for a chain that is no chain.
+        stages: stage → text; empty if the chain cannot be parsed.
         chain: as the model wrote it.
     """
 
@@ -91,13 +91,13 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Blocks that are shown when asked for.
+class Details:
+    """Collapsible blocks.
 
     Attributes:
-        title: what they are.
+        title: their summary.
         blocks: in order.
-        opened: whether they are shown from the start.
+        opened: whether they are expanded initially.
     """
 
     title: str
@@ -105,7 +105,7 @@ class Fold:
     opened: bool = False
 
 
-Block = Text | Code | Figure | Table | Examples | Fold
+Block = Text | Code | Figure | Table | Examples | Details
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class Report:
 
     Attributes:
         title: its heading.
-        lead: what it is about, in a sentence or two.
-        sections: in order; those without blocks are left out.
+        lead: a summary of one or two sentences.
+        sections: in order.
     """
 
     title: str

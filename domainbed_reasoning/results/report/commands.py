@@ -1,4 +1,4 @@
-"""What to type to run a sweep again, and what it ran on."""
+"""Commands that reproduce a sweep, and the software that it ran on."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.bridge import upstream, versions
-from domainbed_reasoning.results.job_folders import Job, versions_of
+from domainbed_reasoning.results.job_folders import JobFolder, versions_of
 from domainbed_reasoning.results.problems import with_counts
 from domainbed_reasoning.results.report.blocks import Code
 from domainbed_reasoning.results.selection import order_of_algorithms, order_of_datasets
 from domainbed_reasoning.results.tables import ABSENT, Table
 
-# The arguments that DomainBed's sweep hands to every job, those that decide the name of the job's folder first.
+# The arguments that DomainBed's sweep passes to every job; with those of the job they determine its folder's name.
 _OF_A_SWEEP = ("task", "holdout_fraction", "data_dir", "steps", "hparams")
 _OF_A_JOB = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed", "seed")
 _MOST_TARGETS = 2  # of a job of DomainBed's sweep
 _AS_RECORDED = {"PyTorch": "torch", "NumPy": "numpy"}  # DomainBed's names in out.txt
 
 
-def sweep_commands(jobs: Sequence[Job], folder: Path) -> list[Code]:
+def sweep_commands(jobs: Sequence[JobFolder], folder: Path) -> list[Code]:
     """Return the stock commands that make these jobs, one for each set of common arguments.
 
-    Jobs with more than two targets are in no sweep, and in none of these commands.
+    Jobs with more than two targets are not part of any sweep, and omitted.
 
     Args:
         jobs: with records.
         folder: of the sweep, or of the sweeps.
     """
-    groups: dict[tuple[str, str], list[Job]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[JobFolder]] = defaultdict(list)
     for job in jobs:
         if len(job.args["test_envs"]) > _MOST_TARGETS:
             continue
@@ -45,7 +45,7 @@ def sweep_commands(jobs: Sequence[Job], folder: Path) -> list[Code]:
     ]
 
 
-def _sweep_command(jobs: Sequence[Job], common: Mapping[str, Any], folder: Path) -> Code:
+def _sweep_command(jobs: Sequence[JobFolder], common: Mapping[str, Any], folder: Path) -> Code:
     args = [job.args for job in jobs]
     single = all(len(own["test_envs"]) == 1 for own in args)
     seeds = [own["hparams_seed"] for own in args]
@@ -60,28 +60,28 @@ def _sweep_command(jobs: Sequence[Job], common: Mapping[str, Any], folder: Path)
             words += [f"--{name}", str(common[name])]
     words += ["--command_launcher", "parallel", "--output_dir", str(folder.resolve())]
     named = sum(_stock_folder_name(job) == job.folder.name for job in jobs)
-    said = f"all {len(jobs)} of these jobs" if named == len(jobs) else f"{named} of these {len(jobs)} jobs"
+    which = f"all {len(jobs)} of these jobs" if named == len(jobs) else f"{named} of these {len(jobs)} jobs"
     caption = (
-        f"The sweep, from DomainBed's folder. DomainBed names a job's folder by its arguments: {said} bear the name "
-        "that this command gives them. Another launcher changes no number; another --output_dir runs them anew."
+        f"The sweep; run it in DomainBed's folder. DomainBed names a job's folder by its arguments: {which} have the "
+        "name that this command assigns. Another launcher gives the same numbers; another --output_dir reruns the jobs."
     )
     return Code(caption, shlex.join(words))
 
 
-def _stock_folder_name(job: Job) -> str:
+def _stock_folder_name(job: JobFolder) -> str:
     """Return the name that DomainBed's sweep gives the job's folder: the MD5 of its arguments."""
     args = {name: job.args.get(name) for name in (*_OF_A_JOB, *_OF_A_SWEEP)}
-    given = {name: value for name, value in args.items() if value is not None}
-    return hashlib.md5(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    passed = {name: value for name, value in args.items() if value is not None}
+    return hashlib.md5(json.dumps(passed, sort_keys=True).encode()).hexdigest()
 
 
-def job_commands(jobs: Sequence[Job]) -> Code:
+def job_commands(jobs: Sequence[JobFolder]) -> Code:
     """Return the train command of every job."""
     ordered = sorted(jobs, key=lambda job: (job.sweep, job.name))
-    return Code("Also from DomainBed's folder", "\n".join(map(_job_command, ordered)))
+    return Code("Run them in DomainBed's folder", "\n".join(map(_job_command, ordered)))
 
 
-def _job_command(job: Job) -> str:
+def _job_command(job: JobFolder) -> str:
     words = ["python", "-m", "domainbed.scripts.train"]
     for name, value in sorted(job.args.items()):
         if value is True:
@@ -91,11 +91,11 @@ def _job_command(job: Job) -> str:
     return shlex.join(words)
 
 
-def versions_table(jobs: Sequence[Job]) -> Table:
-    """Return what the jobs said that they ran on, and what this machine has now.
+def versions_table(jobs: Sequence[JobFolder]) -> Table:
+    """Return the versions that the jobs recorded, and those of this machine.
 
     Args:
-        jobs: all that were started.
+        jobs: all jobs.
     """
     then = versions_of(jobs)
     for job in jobs:
@@ -111,7 +111,7 @@ def versions_table(jobs: Sequence[Job]) -> Table:
         "Versions and commits",
         ("What", "As the jobs ran", "Where this report was made"),
         rows,
-        "Each job records the first column when it begins; “modified” means that files differed from the commit.",
+        "Each job records the first column at its start; “modified” means that files differed from the commit.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a sweep's report says, section by section."""
+"""The content of a sweep's report, section by section."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pandas as pd
 from domainbed_reasoning.jobs.job_files import RESULTS
 from domainbed_reasoning.results import selection, tables
 from domainbed_reasoning.results.frame import tabulate
-from domainbed_reasoning.results.job_folders import Job, read_jobs
-from domainbed_reasoning.results.problems import settle
+from domainbed_reasoning.results.job_folders import JobFolder, read_jobs
+from domainbed_reasoning.results.problems import validate_jobs
 from domainbed_reasoning.results.report import commands, paper, plots
-from domainbed_reasoning.results.report.analyses import analyses
-from domainbed_reasoning.results.report.blocks import Block, Code, Examples, Fold, Report, Section, Text
+from domainbed_reasoning.results.report.analyses import analysis_blocks
+from domainbed_reasoning.results.report.blocks import Block, Code, Details, Examples, Report, Section, Text
 from domainbed_reasoning.results.report.examples import examples_of
 
 _MOST_EXAMPLES = 120
-_ALL_SETTLED = "No problems: every job ended, and each counts once."
+_NO_PROBLEMS = "No problems: all jobs completed, and each is counted once."
 
 
 def read_report(
@@ -30,18 +30,18 @@ def read_report(
     """Return the report of a sweep, or of a folder of sweeps.
 
     Args:
-        folder: the --output_dir of DomainBed's sweep, or a folder of such.
-        examples: right chains, and wrong ones, that are shown of every algorithm and target domain.
-        data_dir: where the images are, if not where the jobs found them.
-        as_stock: count what DomainBed's collect_results counts.
+        folder: the --output_dir of DomainBed's sweep, or a folder of sweeps.
+        examples: number of right and of wrong chains shown per algorithm and target domain.
+        data_dir: folder of the images, if not that of the jobs.
+        as_stock: count the jobs that DomainBed's collect_results counts.
 
     Raises:
-        ValueError: for a folder without jobs, or without DomainBed.
+        ValueError: for a folder without jobs, or if DomainBed cannot be imported.
     """
-    selection.need_domainbed()
+    selection.require_domainbed()
     root = Path(folder).expanduser()
     jobs = read_jobs(root)
-    settled, problems = settle(jobs)
+    settled, problems = validate_jobs(jobs)
     counted = [job for job in jobs if job.records] if as_stock else settled
     frame = tabulate(counted, problems)
     with_records = [job for job in jobs if job.records]
@@ -49,87 +49,87 @@ def read_report(
         Section("Problems", "problems", _problems(frame, as_stock)),
         Section("One source", "one-source", tuple(tables.one_source_tables(frame))),
         Section("Accuracy", "accuracy", tuple(_accuracy(frame, counted)) if len(frame) else ()),
-        Section("Beside the paper", "paper", tuple(_beside_the_paper(frame, counted)) if len(frame) else ()),
+        Section("Comparison with the paper", "paper", tuple(_comparison(frame, counted)) if len(frame) else ()),
         Section("Both answers", "answers", tuple(_answers(frame)) if len(frame) else ()),
-        Section("Self-labelling", "rounds", tuple(_rounds(frame)) if len(frame) else ()),
+        Section("Self-labeling", "rounds", tuple(_rounds(frame)) if len(frame) else ()),
         Section("Example chains", "examples", tuple(_examples(counted, examples, data_dir))),
-        Section("Analyses", "analyses", tuple(analyses(root))),
+        Section("Analyses", "analyses", tuple(analysis_blocks(root))),
         Section("Time and memory", "costs", (tables.costs_table(frame),) if len(frame) else ()),
         Section("Hyper-parameters", "hparams", (tables.hparams_table(frame),) if len(frame) else ()),
-        Section("To run it again", "again", tuple(_again(jobs, with_records, root))),
+        Section("Reproduction", "again", tuple(_reproduction(jobs, with_records, root))),
     ]
     title = f"DomainBed sweep “{root.resolve().name}”"
     return Report(title, _lead(jobs, counted), tuple(section for section in sections if section.blocks))
 
 
-def _lead(jobs: Sequence[Job], counted: Sequence[Job]) -> str:
+def _lead(jobs: Sequence[JobFolder], counted: Sequence[JobFolder]) -> str:
     done = sum(job.done for job in jobs)
-    said = f"{done} of {len(jobs)} jobs ended, {len(counted)} count."
+    lead = f"{done} of {len(jobs)} jobs completed, {len(counted)} counted."
     if counted:
         args = [job.args for job in counted]
         names = selection.order_of_algorithms([own["algorithm"] for own in args])
         datasets = selection.order_of_datasets([own["dataset"] for own in args])
         trials = len({own["trial_seed"] for own in args})
-        said += f" {', '.join(names)} on {', '.join(datasets)}, {trials} trial{'s' if trials > 1 else ''}."
+        lead += f" {', '.join(names)} on {', '.join(datasets)}, {trials} trial{'s' if trials > 1 else ''}."
         newest = max((job.folder / RESULTS).stat().st_mtime for job in counted)
-        said += f" Last record: {datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}."
-    return said
+        lead += f" Last record: {datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}."
+    return lead
 
 
 def _problems(frame: pd.DataFrame, as_stock: bool) -> tuple[Block, ...]:
     table = tables.problems_table(frame.attrs["problems"])
     if table is None:
-        return (Text(_ALL_SETTLED),)
+        return (Text(_NO_PROBLEMS),)
     kinds = Counter(problem["kind"] for problem in frame.attrs["problems"])
-    said = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
-    stock = Text("All are counted all the same, as DomainBed's collect_results does (`--as-stock`).")
-    return (*([stock] if as_stock else []), Fold(f"{kinds.total()} found: {said}", (table,)))
+    counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    stock = Text("All jobs are counted, as by DomainBed's collect_results (`--as-stock`).")
+    return (*([stock] if as_stock else []), Details(f"{kinds.total()} found: {counts}", (table,)))
 
 
-def _accuracy(frame: pd.DataFrame, counted: Sequence[Job]) -> Iterator[Block]:
-    """Yield the tables of the first selection method with their plots; those of the others folded."""
+def _accuracy(frame: pd.DataFrame, counted: Sequence[JobFolder]) -> Iterator[Block]:
+    """Yield the tables of the first selection method with their plots; those of the others collapsed."""
     methods = list(frame["selection"].unique())
     first = frame[frame["selection"] == methods[0]]
-    known = paper.reported(frame)
+    known = paper.datasets_in_paper(frame)
     by_caption = {table.caption: table for table in tables.accuracy_tables(frame)}
     for dataset in first["dataset"].unique():
         cells = first[first["dataset"] == dataset]
         table = tables.dataset_table(cells, methods[0], dataset)
         del by_caption[table.caption]
-        yield paper.beside(table, cells, dataset) if dataset in known else table
+        yield paper.add_paper_columns(table, cells, dataset) if dataset in known else table
         if plots.installed():
             yield plots.accuracies(cells, dataset)
             course = plots.training(counted, dataset)
             if course:
                 yield course
     if not plots.installed():
-        yield Text("Without plots: matplotlib is not installed (`pip install 'domainbed-reasoning[plots]'`).")
+        yield Text("No plots: matplotlib is not installed (`pip install 'domainbed-reasoning[plots]'`).")
     averages = [table for caption, table in by_caption.items() if methods[0] in caption]
     yield from averages
     for method in methods[1:]:
         others = tuple(table for caption, table in by_caption.items() if method in caption)
-        yield Fold(f"Selected by {method}", others)
+        yield Details(f"Selected by {method}", others)
 
 
-def _beside_the_paper(frame: pd.DataFrame, counted: Sequence[Job]) -> Iterator[Block]:
-    known = paper.reported(frame)
+def _comparison(frame: pd.DataFrame, counted: Sequence[JobFolder]) -> Iterator[Block]:
+    known = paper.datasets_in_paper(frame)
     if known:
         yield Text(
-            f"The paper reports on {', '.join(known)}: its averages stand in the tables above, where DomainBed knows "
-            "the same method. It does not say how it selects the step, nor how many seeds it ran."
+            f"The paper reports on {', '.join(known)}: its averages are in the tables above for methods that "
+            "DomainBed has as well. It does not state how the step was selected, or the number of seeds."
         )
     else:
         named = ", ".join(frame["dataset"].unique())
-        yield Text(f"The paper does not report on {named}: only the order of its methods can be compared.")
+        yield Text(f"The paper does not report on {named}: only the ranking of the methods can be compared.")
         first = frame[frame["selection"] == frame["selection"].iloc[0]]
         for dataset in first["dataset"].unique():
             cells = first[first["dataset"] == dataset]
             table = tables.dataset_table(cells, first["selection"].iloc[0], dataset)
-            if places := paper.order(table, cells, dataset):
+            if places := paper.ranking_table(table, cells, dataset):
                 yield places
     differing = paper.differing_settings(counted)
     yield Text(differing) if isinstance(differing, str) else differing
-    yield Fold("The paper's tables", (paper.main_results(), paper.ablation()))
+    yield Details("The paper's tables", (paper.main_results(), paper.ablation()))
 
 
 def _answers(frame: pd.DataFrame) -> Iterator[Block]:
@@ -150,7 +150,7 @@ def _rounds(frame: pd.DataFrame) -> Iterator[Block]:
         yield table
 
 
-def _examples(counted: Sequence[Job], examples: int, data_dir: str | None) -> Iterator[Block]:
+def _examples(counted: Sequence[JobFolder], examples: int, data_dir: str | None) -> Iterator[Block]:
     """Yield the examples of every algorithm that wrote chains; those of the last in DomainBed's order open."""
     single = [job for job in counted if len(job.args["test_envs"]) == 1]
     groups: list[tuple[str, list[Examples]]] = []
@@ -174,24 +174,24 @@ def _examples(counted: Sequence[Job], examples: int, data_dir: str | None) -> It
         if found:
             groups.append((name, found))
     if damaged:
-        yield Code("Lines of predictions that are left out", "\n".join(damaged), "text")
+        yield Code("Invalid lines of predictions, left out", "\n".join(damaged), "text")
     if not groups:
         return
     yield Text(
-        "Images of the target domains with the chains that the trained model wrote for them, drawn by the hash of "
-        "their names, not by hand. Counts are over all images of the domain, of its lowest trial."
+        "Images of the target domains with the chains that the trained model generated, sampled by the hash of their "
+        "names. Counts are over all images of the domain in its first trial."
     )
     for number, (name, found) in enumerate(groups):
-        yield Fold(name, tuple(found), opened=number == 0)
+        yield Details(name, tuple(found), opened=number == 0)
     if skipped:
         yield Text(f"Left out to keep the page small: {', '.join(skipped)}. `--examples` shows fewer of each.")
 
 
-def _again(jobs: Sequence[Job], with_records: Sequence[Job], root: Path) -> Iterator[Block]:
+def _reproduction(jobs: Sequence[JobFolder], with_records: Sequence[JobFolder], root: Path) -> Iterator[Block]:
     if with_records:
         sweeps = commands.sweep_commands(with_records, root)
         yield from sweeps
         if not sweeps:
-            yield Text("No stock sweep has jobs with these targets: each is a train command.")
-        yield Fold("Every job by itself", (commands.job_commands(with_records),), opened=not sweeps)
+            yield Text("No stock sweep has jobs with these targets; use the train commands.")
+        yield Details("Commands of single jobs", (commands.job_commands(with_records),), opened=not sweeps)
     yield commands.versions_table(jobs)

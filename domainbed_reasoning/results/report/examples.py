@@ -1,4 +1,4 @@
-"""Example chains with their images: right and wrong ones, drawn by a hash and not by hand, for every target domain."""
+"""Example chains with their images: right and wrong ones, sampled by hash, for every target domain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from domainbed_reasoning.images import user_datasets as custom
 from domainbed_reasoning.images.decode import file_below, read_rgb
 from domainbed_reasoning.jobs.job_files import numbered_lines
 from domainbed_reasoning.jobs.values import fault_of_prediction
-from domainbed_reasoning.results.job_folders import Job
+from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.report.blocks import Example, Examples
 from domainbed_reasoning.results.selection import domains_of
 
@@ -30,15 +30,15 @@ OpenPicture = Callable[[int, int, str], Image.Image]  # of (environment, index, 
 
 
 def examples_of(
-    jobs: Sequence[Job], count: int, data_dir: str | None = None, left_out: list[str] | None = None
+    jobs: Sequence[JobFolder], count: int, data_dir: str | None = None, left_out: list[str] | None = None
 ) -> Iterator[Examples]:
     """Yield the examples of one algorithm on one dataset, a group a target domain.
 
     Args:
         jobs: of that algorithm and dataset, with one target domain each; of each domain the lowest trial is shown.
         count: how many right, and how many wrong ones of each domain.
-        data_dir: where the images are, if not where the jobs found them.
-        left_out: gets what is wrong with lines of predictions that are left out.
+        data_dir: folder of the images, if not that of the jobs.
+        left_out: receives the problems of invalid lines of predictions.
     """
     left_out = [] if left_out is None else left_out
     shown = set()
@@ -51,14 +51,14 @@ def examples_of(
         domain = domains_of(job.args["dataset"], [job])[target]
         verdicts = [_verdict(row) for row in rows]
         right, unparsed = verdicts.count("right"), verdicts.count("no class")
-        caption = f"{domain}: {right} of {len(rows)} chains conclude rightly ({right / len(rows):.0%})"
+        caption = f"{domain}: {right} of {len(rows)} chains conclude correctly ({right / len(rows):.0%})"
         caption += f", {unparsed} name no class" if unparsed else ""
         open_picture = _pictures(job, data_dir)
-        yield Examples(caption, tuple(_example(row, open_picture) for row in _drawn(rows, count)))
+        yield Examples(caption, tuple(_example(row, open_picture) for row in _sample(rows, count)))
 
 
-def _answers(job: Job, target: int, left_out: list[str]) -> list[Mapping[str, Any]]:
-    """Return the target domain's images with a chain, of predictions.jsonl; none where there is no such file."""
+def _answers(job: JobFolder, target: int, left_out: list[str]) -> list[Mapping[str, Any]]:
+    """Return the target domain's images with a chain, from predictions.jsonl; empty without that file."""
     rows: list[Mapping[str, Any]] = []
     damage: list[str] = []
     for number, line in numbered_lines(job.folder / PREDICTIONS, damage):
@@ -67,8 +67,8 @@ def _answers(job: Job, target: int, left_out: list[str]) -> list[Mapping[str, An
         except (ValueError, RecursionError) as error:
             damage.append(f"{PREDICTIONS}, line {number}: {str(error):.60}")
             continue
-        if fault := fault_of_prediction(row):
-            damage.append(f"{PREDICTIONS}, line {number}: {fault}")
+        if problem := fault_of_prediction(row):
+            damage.append(f"{PREDICTIONS}, line {number}: {problem}")
         elif row["env"] == target and row["chain"]:
             rows.append(row)
     if damage:
@@ -83,7 +83,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return "right" if row["chain_answer"] == row["label"] else "wrong"
 
 
-def _drawn(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+def _sample(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
     """Return ``count`` right ones, ``count`` wrong ones and one that names no class, by the hash of their names."""
     ordered = sorted(rows, key=lambda row: hashlib.sha256(str(row["image"]).encode("utf-8", "replace")).digest())
     wanted = {"right": count, "wrong": count, "no class": min(count, 1)}
@@ -114,7 +114,7 @@ def _thumbnail(row: Mapping[str, Any], open_picture: OpenPicture) -> bytes | Non
     try:
         small = open_picture(row["env"], row.get("index", -1), row["image"])
     except (OSError, ValueError, IndexError):
-        return None  # the page says that it is not there
+        return None  # the page shows "image not found"
     out = io.BytesIO()
     lossless = max(small.size) <= _EDGE // 2
     small.thumbnail((_EDGE, _EDGE))
@@ -122,10 +122,10 @@ def _thumbnail(row: Mapping[str, Any], open_picture: OpenPicture) -> bytes | Non
     return out.getvalue()
 
 
-def _pictures(job: Job, data_dir: str | None) -> OpenPicture:
-    """Return what opens the images that a job saw: files below its dataset's folder, or what it rendered.
+def _pictures(job: JobFolder, data_dir: str | None) -> OpenPicture:
+    """Return a function that opens the job's images: files below its dataset's folder, or rendered ones.
 
-    Nothing is built of what the job's files say, which may be anything, but a picture.
+    The job's files are untrusted; only images are made from them.
     """
     dataset, targets = job.args["dataset"], job.args["test_envs"]
 
@@ -138,7 +138,7 @@ def _pictures(job: Job, data_dir: str | None) -> OpenPicture:
         folder = custom.find(dataset).folder
         place = Path(data_dir or str(job.args.get("data_dir", ""))).expanduser()
         sweep = job.folder.resolve().parent
-        if place.resolve().is_relative_to(sweep):  # a link in a sweep's folder is as good as its other files
+        if place.resolve().is_relative_to(sweep):  # links in a sweep's folder are untrusted
             file_below(sweep, place.resolve() / folder)
         picture: Image.Image = read_rgb(file_below(place / folder, name), draft=2 * _EDGE)
         return picture

@@ -1,50 +1,42 @@
-"""The report in Markdown: everything but the pictures."""
+"""The report in Markdown (``page.md``): the page's content without the pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import re
+
+from jinja2 import Environment
+from markupsafe import Markup
 
 from domainbed_reasoning.results import render
-from domainbed_reasoning.results.report.blocks import Block, Code, Example, Examples, Figure, Fold, Report, Text
+from domainbed_reasoning.results.report.blocks import Code, Report
+from domainbed_reasoning.results.report.templates import environment, split_code
 from domainbed_reasoning.results.tables import Table
+from domainbed_reasoning.terminal import printable
 
 
 def render_markdown(report: Report) -> str:
-    """Return the report in GitHub's Markdown. Plots and images are in the page alone; their descriptions are here."""
-    parts = [f"# {render.markdown_text(report.title)}", render.markdown_text(report.lead)]
-    for section in report.sections:
-        parts.append(f"## {render.markdown_text(section.title)}")
-        parts += [part for block in section.blocks for part in _block(block)]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    """Return the report in GitHub's Markdown; plots and images are replaced by their descriptions."""
+    return _environment().get_template("page.md").render(report=report)
 
 
-def _block(block: Block) -> Iterator[str]:
-    if isinstance(block, Text):
-        yield block.text
-    elif isinstance(block, Code):
-        fence = "`" * max(3, 1 + max(map(len, _runs_of_backticks(block.text)), default=0))
-        yield render.markdown_text(block.caption)
-        yield f"{fence}{block.language}\n{block.text}\n{fence}"
-    elif isinstance(block, Table):
-        yield render.markdown(block)
-    elif isinstance(block, Figure):
-        yield f"*Plot in the page:* {render.markdown_text(f'{block.caption} {block.described}')}"
-    elif isinstance(block, Examples):
-        yield f"### {render.markdown_text(block.caption)}"
-        yield from map(_example, block.shown)
-    elif isinstance(block, Fold):
-        yield f"**{render.markdown_text(block.title)}**"
-        for inner in block.blocks:
-            yield from _block(inner)
+@functools.cache
+def _environment() -> Environment:
+    env = environment(lambda text: Markup(render.markdown_text(text)))
+    env.filters |= {"prose": _prose, "fenced": _fenced, "table": _table}
+    return env
 
 
-def _runs_of_backticks(text: str) -> list[str]:
-    return "".join(char if char == "`" else " " for char in text).split()
+def _prose(text: str) -> Markup:
+    parts = split_code(text)
+    return Markup("".join(f"`{printable(part)}`" if code else render.markdown_text(part) for code, part in parts))
 
 
-def _example(example: Example) -> str:
-    label = "" if example.label_answer is None else f"; class name {example.label_answer}"
-    chain = "chain names no class" if example.chain_answer is None else f"chain concludes {example.chain_answer}"
-    head = render.markdown_text(f"{example.image}: true class {example.label}{label}; {chain}")
-    stages = [f"{stage}: {text}" for stage, text in example.stages.items()] or [example.chain]
-    return "\n".join([f"- {head}", *(f"  - {render.markdown_text(stage)}" for stage in stages)])
+def _fenced(code: Code) -> Markup:
+    longest = max(map(len, re.findall("`+", code.text)), default=0)
+    fence = "`" * max(3, 1 + longest)
+    return Markup(f"{fence}{code.language}\n{code.text}\n{fence}")
+
+
+def _table(table: Table) -> Markup:
+    return Markup(render.markdown(table).strip("\n"))

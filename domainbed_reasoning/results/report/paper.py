@@ -1,4 +1,4 @@
-"""The paper's numbers and settings beside a sweep's (arXiv 2602.23777)."""
+"""Comparison of a sweep's results and settings with the paper's (arXiv 2602.23777)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pandas as pd
 
 from domainbed_reasoning.registry import ALGORITHMS, TWINS
 from domainbed_reasoning.results import published
-from domainbed_reasoning.results.job_folders import Job
-from domainbed_reasoning.results.tables import ABSENT, LACKING, Table, labelled_rows
+from domainbed_reasoning.results.job_folders import JobFolder
+from domainbed_reasoning.results.tables import ABSENT, LACKING, Table, labeled_rows
 
 _DIFFERENCE = "Ours − paper"
 _OF_METHOD = frozenset(published.METHOD_HPARAMS)
@@ -24,7 +24,7 @@ def stock_name(dataset: str) -> str:
     return TWINS.get(dataset, dataset)
 
 
-def reported(frame: pd.DataFrame) -> list[str]:
+def datasets_in_paper(frame: pd.DataFrame) -> list[str]:
     """Return the datasets of a sweep that the paper reports on."""
     known = published.MAIN_RESULTS[0].accuracies
     return [name for name in frame["dataset"].unique() if stock_name(name) in known]
@@ -38,7 +38,7 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> dict[str, float]:
         dataset: DomainBed's name of the dataset whose accuracies are asked for.
     """
     found = {}
-    for label, own in labelled_rows(cells):
+    for label, own in labeled_rows(cells):
         theirs = {_accuracy(own["algorithm"].iloc[0], json.loads(text), stock_name(dataset)) for text in own["hparams"]}
         if len(theirs) == 1 and (known := theirs.pop()) is not None:
             found[label] = known
@@ -48,7 +48,7 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> dict[str, float]:
 def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str) -> float | None:
     """Return the paper's accuracy of an algorithm with this schedule; None where it has no such row.
 
-    RDMLDG with N rounds stands beside the paper's N, with none beside MTCT. Without the teacher's stage neither it nor
+    RDMLDG with N rounds corresponds to the paper's N, with none to MTCT. Without the teacher's stage neither it nor
     SARR is in the paper, nor is any method with another objective, filter, vote or answer.
     """
     paper = _settings_of(algorithm)
@@ -66,7 +66,7 @@ def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str) -> float
     return published.result_of(algorithm, dataset)
 
 
-def beside(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
+def add_paper_columns(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
     """Return an accuracy table with the paper's average and the difference as further columns.
 
     Args:
@@ -78,15 +78,15 @@ def beside(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
     rows = []
     for row in table.rows:
         theirs = published_rows.get(row[0])
-        said = ABSENT if theirs is None else f"{theirs:.2f}"
+        published_average = ABSENT if theirs is None else f"{theirs:.2f}"
         comparable = theirs is not None and row[-1] != LACKING
-        rows.append((*row, said, f"{float(row[-1]) - (theirs or 0.0):+.1f}" if comparable else ABSENT))
+        rows.append((*row, published_average, f"{float(row[-1]) - (theirs or 0.0):+.1f}" if comparable else ABSENT))
     note = f"{table.note} The paper's accuracies are averages over target domains; it gives no errors."
     return Table(table.caption, (*table.head, "Paper", _DIFFERENCE), tuple(rows), note)
 
 
-def order(table: Table, cells: pd.DataFrame, dataset: str) -> Table | None:
-    """Return the places of the methods here and in the paper, for a dataset that the paper does not report on.
+def ranking_table(table: Table, cells: pd.DataFrame, dataset: str) -> Table | None:
+    """Return the ranks of the methods here and in the paper, for a dataset that the paper does not report on.
 
     Args:
         table: whose last column is the average over target domains.
@@ -113,10 +113,10 @@ def order(table: Table, cells: pd.DataFrame, dataset: str) -> Table | None:
         numbers = [f"{own[label]:.2f}" if label in own else ABSENT for own in chosen.values()]
         places = (_place(label, both), _place(label, theirs)) if label in both else (ABSENT, ABSENT)
         rows.append((label, f"{average:.1f}", *numbers, *places))
-    head = ("Algorithm", f"{dataset}, Avg", *(f"Paper, {name}" for name in chosen), "Place here", "Place in the paper")
-    note = "Percent; places among the rows that both have"
+    head = ("Algorithm", f"{dataset}, Avg", *(f"Paper, {name}" for name in chosen), "Rank here", "Rank in the paper")
+    note = "Percent; ranks among the rows that both have"
     several = f", in the paper by the mean over {' and '.join(chosen)}" if len(chosen) > 1 else ""
-    return Table("The order of the methods, here and in the paper", head, tuple(rows), f"{note}{several}.")
+    return Table("Ranking of the methods, here and in the paper", head, tuple(rows), f"{note}{several}.")
 
 
 def _place(label: str, accuracies: Mapping[str, float]) -> str:
@@ -146,11 +146,11 @@ def _results(caption: str, results: Sequence[published.Result], more: str = "") 
         )
         for result in results
     ]
-    note = "Percent, arXiv 2602.23777. “Here” is the name that DomainBed knows it by."
+    note = "Percent, arXiv 2602.23777. “Here” is its name in DomainBed."
     return Table(caption, head, tuple(rows), f"{note}{more}")
 
 
-def differing_settings(jobs: Sequence[Job]) -> Table | str:
+def differing_settings(jobs: Sequence[JobFolder]) -> Table | str:
     """Return the settings that are not the paper's, of jobs whose settings it gives; a sentence where all are.
 
     Args:
@@ -165,7 +165,7 @@ def differing_settings(jobs: Sequence[Job]) -> Table | str:
             found[difference].add(job.args["algorithm"])
     if not found:
         names = ", ".join(sorted({job.args["algorithm"] for job in compared}))
-        return f"All settings that the paper gives are those of these jobs ({names})."
+        return f"These jobs use all settings that the paper gives ({names})."
     rows = [(name, theirs, here, ", ".join(sorted(who))) for (name, theirs, here), who in sorted(found.items())]
     return Table(
         "Settings that differ from the paper's",
@@ -176,7 +176,7 @@ def differing_settings(jobs: Sequence[Job]) -> Table | str:
     )
 
 
-def _differences(job: Job) -> Iterator[tuple[str, str, str]]:
+def _differences(job: JobFolder) -> Iterator[tuple[str, str, str]]:
     args, hparams = job.args, job.hparams
     if stock_name(args["dataset"]) not in published.MAIN_RESULTS[0].accuracies:
         yield "dataset", ", ".join(published.MAIN_RESULTS[0].accuracies), args["dataset"]
@@ -215,7 +215,7 @@ def _same(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def _sources(job: Job) -> int:
+def _sources(job: JobFolder) -> int:
     """Return the number of source domains of a job."""
     record: Mapping[str, Any] = job.records[-1]
     domains = sum(key.startswith("env") and key.endswith("_in_acc") for key in record)

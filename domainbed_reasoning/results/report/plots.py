@@ -1,4 +1,4 @@
-"""The plots of a report: accuracies, both answers, SARR's rounds, the course of training. SVG, light and dark."""
+"""The plots of a report: accuracies, both answers, SARR's rounds, and training curves. SVG, light and dark."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 import pandas as pd
 
-from domainbed_reasoning.plot_styles import COLOURS, series
+from domainbed_reasoning.plot_styles import COLORS, series
 from domainbed_reasoning.results import published
-from domainbed_reasoning.results.frame import mean_and_error, summarise
-from domainbed_reasoning.results.job_folders import Job
+from domainbed_reasoning.results.frame import mean_and_error, summarize
+from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.report.blocks import Figure
 from domainbed_reasoning.results.report.paper import accuracies as accuracies_of_the_paper
-from domainbed_reasoning.results.tables import labelled_rows
+from domainbed_reasoning.results.tables import labeled_rows
 from domainbed_reasoning.terminal import one_line
 
-_INK = "#010203"  # stands for the page's text colour, which follows light and dark
+_INK = "#010203"  # placeholder for the page's text color in light and dark mode
 _STYLE = "<style>svg{color:#1b1f24}@media(prefers-color-scheme:dark){svg{color:#e4e7eb}}</style>"  # as the page's own
 _LEGEND_LETTERS = 100  # that stand in a line
 _WIDTH = 7.2  # inches at 72 points, so that the page shows 10-point texts as 10 points
 
 
 def installed() -> bool:
-    """Return whether matplotlib is there."""
+    """Return whether matplotlib is installed."""
     from importlib.util import find_spec
 
     return find_spec("matplotlib") is not None
@@ -39,10 +39,10 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
         cells: the rows of `collect`'s frame of one selection method and dataset.
         dataset: DomainBed's name.
     """
-    rows = list(labelled_rows(summarise(cells)))
+    rows = list(labeled_rows(summarize(cells)))
     domains = list(cells.attrs["domains"][dataset])
     figure, axes = _canvas(1.1 + 0.42 * len(rows))
-    said = []
+    described = []
     published_rows = accuracies_of_the_paper(cells, dataset)
     for place, (label, own) in enumerate(rows):
         for number, domain in enumerate(domains):
@@ -50,20 +50,20 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
             if len(part):
                 mean, error = 100 * part["accuracy"].iloc[0], 100 * part["accuracy_error"].iloc[0]
                 bar = None if math.isnan(error) else error
-                colour, marker, _ = series(number)
-                axes.errorbar(mean, place, xerr=bar, fmt=marker, color=colour, ms=6, alpha=0.85)
+                color, marker, _ = series(number)
+                axes.errorbar(mean, place, xerr=bar, fmt=marker, color=color, ms=6, alpha=0.85)
         if len(own) < len(domains):
-            said.append(f"{label} lacks a domain")
+            described.append(f"{label} lacks a domain")
             continue
         average = 100 * float(own["accuracy"].mean())
         theirs = published_rows.get(label)
         axes.plot(average, place, "|", color=_INK, ms=20, mew=2.2)
         if theirs is not None:
             axes.plot(theirs, place, "d", color="none", mec=_INK, ms=9)
-        said.append(f"{label} {average:.1f}")
+        described.append(f"{label} {average:.1f}")
     for number, domain in enumerate(domains):
-        colour, marker, _ = series(number)
-        axes.plot([], [], marker, color=colour, label=domain)
+        color, marker, _ = series(number)
+        axes.plot([], [], marker, color=color, label=domain)
     axes.plot([], [], "|", color=_INK, ms=12, mew=2.2, label="average")
     if published_rows:
         axes.plot([], [], "d", color="none", mec=_INK, label="paper")
@@ -72,7 +72,9 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
     _legend(axes, len(domains) + 2)
     method = cells["selection"].iloc[0]
     return _figure(
-        figure, f"{dataset}, selected by {method}. Bars: standard error over trials.", f"Averages: {', '.join(said)}."
+        figure,
+        f"{dataset}, selected by {method}. Bars: standard error over trials.",
+        f"Averages: {', '.join(described)}.",
     )
 
 
@@ -83,7 +85,7 @@ def both_answers(frame: pd.DataFrame) -> Figure | None:
     )
     rows: list[tuple[str, float, float]] = []
     for dataset in jobs["dataset"].unique():
-        for label, own in labelled_rows(jobs[jobs["dataset"] == dataset]):
+        for label, own in labeled_rows(jobs[jobs["dataset"] == dataset]):
             by_label, by_chain = (100 * mean_and_error(own[name])[0] for name in ("label_accuracy", "chain_accuracy"))
             rows.append((label if jobs["dataset"].nunique() == 1 else f"{label}, {dataset}", by_label, by_chain))
     if not rows:
@@ -92,15 +94,15 @@ def both_answers(frame: pd.DataFrame) -> Figure | None:
     for place, (_, by_label, by_chain) in enumerate(rows):
         if not (math.isnan(by_label) or math.isnan(by_chain)):
             axes.plot([by_label, by_chain], [place, place], "-", color=_INK, lw=1, alpha=0.5)
-        axes.plot(by_label, place, "o", color="none", mec=COLOURS[0], mew=2, ms=8)
-        axes.plot(by_chain, place, "o", color=COLOURS[1], ms=8)
-    axes.plot([], [], "o", color="none", mec=COLOURS[0], mew=2, label="class name")
-    axes.plot([], [], "o", color=COLOURS[1], label="chain's conclusion")
+        axes.plot(by_label, place, "o", color="none", mec=COLORS[0], mew=2, ms=8)
+        axes.plot(by_chain, place, "o", color=COLORS[1], ms=8)
+    axes.plot([], [], "o", color="none", mec=COLORS[0], mew=2, label="class name")
+    axes.plot([], [], "o", color=COLORS[1], label="chain's conclusion")
     _name_rows(axes, [row[0] for row in rows])
     axes.set_xlabel("accuracy in the target domain at the last step, %")
     _legend(axes, 2)
-    said = "; ".join(f"{label}: class name {a:.1f}, chain {b:.1f}" for label, a, b in rows)
-    return _figure(figure, "Both answers, mean over target domains and trials.", f"{said}.")
+    described = "; ".join(f"{label}: class name {a:.1f}, chain {b:.1f}" for label, a, b in rows)
+    return _figure(figure, "Both answers, mean over target domains and trials.", f"{described}.")
 
 
 def rounds(frame: pd.DataFrame) -> Figure | None:
@@ -115,16 +117,16 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
         return None
     figure, axes = _canvas(3.0)
     numbers = [int(name[4:-9]) for name in names]
-    said = []
+    described = []
     several = len(jobs[["dataset", "algorithm", "sweep"]].drop_duplicates()) > 1
     lines = jobs.groupby(["dataset", "algorithm", "sweep", *([] if several else ["domain"])], sort=False)
     for place, ((dataset, algorithm, sweep, *domain), own) in enumerate(lines):
         means = [100 * mean_and_error(own[name])[0] for name in names]
         on = f" on {dataset}" if jobs["dataset"].nunique() > 1 else ""
         label = f"{algorithm}{f' ({sweep})' if sweep else ''}{on}" if several else str(domain[0])
-        colour, marker, dashes = series(place)
-        axes.plot(numbers, means, marker + dashes, color=colour, label=label)
-        said.append(f"{label}: " + ", ".join(f"{mean:.1f}" for mean in means if not math.isnan(mean)))
+        color, marker, dashes = series(place)
+        axes.plot(numbers, means, marker + dashes, color=color, label=label)
+        described.append(f"{label}: " + ", ".join(f"{mean:.1f}" for mean in means if not math.isnan(mean)))
     first, last = published.SELF_LABELS_KEPT
     axes.plot(
         [1, max(3, numbers[-1])], [first, last], "d:", color=_INK, mfc="none", alpha=0.8, label="paper (first, end)"
@@ -134,10 +136,10 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
     axes.set_ylabel("chains kept, %")
     _legend(axes)
     over = "target domains and trials" if several else "trials"
-    return _figure(figure, f"Chains that each round kept, mean over {over}.", "; ".join(said) + ".")
+    return _figure(figure, f"Chains that each round kept, mean over {over}.", "; ".join(described) + ".")
 
 
-def training(jobs: Sequence[Job], dataset: str) -> Figure | None:
+def training(jobs: Sequence[JobFolder], dataset: str) -> Figure | None:
     """Return the target domain's accuracy over the steps, a line an algorithm; None where there is but one step.
 
     Args:
@@ -158,8 +160,8 @@ def training(jobs: Sequence[Job], dataset: str) -> Figure | None:
         most = max(map(len, by_step.values()))
         steps = sorted(step for step, accs in by_step.items() if len(accs) == most)  # the same jobs at every point
         means = [sum(by_step[step]) / most for step in steps]
-        colour, marker, dashes = series(place)
-        axes.plot(steps, means, marker + dashes, color=colour, ms=5, label=label)
+        color, marker, dashes = series(place)
+        axes.plot(steps, means, marker + dashes, color=color, ms=5, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("target accuracy, %")
     _legend(axes)
