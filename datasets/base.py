@@ -78,7 +78,7 @@ def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Te
     if not augment:
         return from_picture(edge)
     bicubic = transforms.InterpolationMode.BICUBIC
-    return transforms.Compose(
+    transform: Callable[[Image.Image], torch.Tensor] = transforms.Compose(
         [
             transforms.RandomResizedCrop(edge, scale=(0.7, 1.0), interpolation=bicubic),
             transforms.RandomHorizontalFlip(),
@@ -87,13 +87,15 @@ def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Te
             transforms.PILToTensor(),
         ]
     )
+    return transform
 
 
 def algorithm_class(hparams: Mapping[str, Any]) -> Any | None:
     """Return the MLLM algorithm that will run on a dataset built with these hparams; None for a baseline."""
     name = hparams.get("algorithm")
-    ours = isinstance(name, str) and name in registry.ALGORITHMS
-    return registry.load(registry.ALGORITHMS[name]) if ours else None
+    if isinstance(name, str) and name in registry.ALGORITHMS:
+        return registry.load(registry.ALGORITHMS[name])
+    return None
 
 
 def lay_out_stages(

@@ -153,7 +153,8 @@ class _Opener:
         self.paths = paths
 
     def __call__(self, index: int) -> Image.Image:
-        return read_rgb(self.paths[index])
+        picture: Image.Image = read_rgb(self.paths[index])
+        return picture
 
 
 def dataset_folder(root: str | None, folder: str, name: str, environments: int) -> pathlib.Path:

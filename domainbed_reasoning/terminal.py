@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import json
 import locale
+import logging
 import re
 import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 # Control characters, direction marks, halves of pairs, unassigned and private ones, Unicode's line separators.
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -27,6 +28,31 @@ _PLAIN = {
     "–": "-", "—": "-", "−": "-", "…": "...", "±": "+/-", "×": "x", "→": "->", "←": "<-", "“": '"', "”": '"',
     "’": "'", "²": "^2", "√": "sqrt ", "·": ".", "≥": ">=", "≤": "<=",
 }  # fmt: skip
+
+
+class _CurrentStdout(logging.StreamHandler[Any]):
+    """Writes to whatever standard output is at the moment: DomainBed's train script replaces it by its Tee."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stdout
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Return the logger ``name`` of this package, whose messages from INFO on are lines of standard output.
+
+    Jobs thereby log to DomainBed's out.txt as well. A program that configures the logger ``domainbed_reasoning`` itself
+    keeps its configuration.
+    """
+    package = logging.getLogger("domainbed_reasoning")
+    if not package.handlers and package.level == logging.NOTSET:
+        package.addHandler(_CurrentStdout())
+        package.setLevel(logging.INFO)
+        package.propagate = False
+    return logging.getLogger(name)
 
 
 def printable(text: str, stream: Any = None) -> str:
@@ -104,7 +130,7 @@ def printable_streams() -> Iterator[None]:
     """Have standard output and error write printable text alone, of whatever encoding they are."""
     before = sys.stdout, sys.stderr
     if not isinstance(before[0], _Printable):
-        sys.stdout, sys.stderr = (stream and _Printable(stream) for stream in before)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = (cast(TextIO, stream and _Printable(stream)) for stream in before)
     try:
         yield
     finally:

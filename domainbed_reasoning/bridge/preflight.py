@@ -137,7 +137,7 @@ def check_job(algorithm: str, dataset: str, ranges: Mapping[str, tuple[Any, Any]
 
     given = _given_hparams(args)
     _check_given(algorithm, given, ranges)
-    cls = vars(datasets).get(dataset)
+    cls: Any = vars(datasets).get(dataset)
     if getattr(cls, "ENVIRONMENTS", None):
         check_test_envs(dataset, cls.ENVIRONMENTS, args.test_envs)
     if ours:
@@ -149,7 +149,7 @@ def check_job(algorithm: str, dataset: str, ranges: Mapping[str, tuple[Any, Any]
         chosen = {name: pair[drawn] for name, pair in ranges.items()} | given
         with torch.random.fork_rng(devices=[]):
             made = cls(None, args.test_envs, chosen)
-        domains = list(zip(cls.ENVIRONMENTS, map(len, made), strict=True))
+        domains = list(zip(made.ENVIRONMENTS, map(len, made), strict=True))
         check_splits(dataset, domains, args.test_envs, chosen, made.N_WORKERS)
 
 

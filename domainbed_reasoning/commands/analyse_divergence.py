@@ -7,7 +7,7 @@ from pathlib import Path
 
 from domainbed_reasoning.analysis import divergence, encoders, plots
 from domainbed_reasoning.analysis.checkpoints import open_checkpoint, words_of_file
-from domainbed_reasoning.analysis.material import build_material
+from domainbed_reasoning.analysis.data import build_data
 from domainbed_reasoning.chains.chain import without_tags
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.commands.analyse_results import plot, results_for, write
@@ -28,7 +28,7 @@ def run(given: argparse.Namespace) -> None:
     chains = Path(given.chains).stem if given.chains else ""
     named = "_".join(filter(None, ["divergence", given.dataset, words_of_file(chains), encoded_by, given.kernel]))
     results = results_for(given, named)
-    material = build_material(given.dataset, given.data_dir, [], hparams, given.chains or True, clip)
+    material = build_data(given.dataset, given.data_dir, [], hparams, given.chains or True, clip)
     encoder = encoders.load_encoder(name, given.model)
     images, texts = [], []
     names = material.task.environments

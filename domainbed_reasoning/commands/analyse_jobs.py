@@ -13,7 +13,7 @@ from domainbed_reasoning.analysis.checkpoints import Checkpoint, open_checkpoint
 from domainbed_reasoning.analysis.cues import cues_of
 from domainbed_reasoning.analysis.settings import settings_of
 from domainbed_reasoning.analysis.tables import write_csv
-from domainbed_reasoning.commands.analyse_results import job_of, leave, material_for, plot, results_for, write
+from domainbed_reasoning.commands.analyse_results import data_for, job_of, leave, plot, results_for, write
 
 _NOT_IN_PAPER = "paper: no such analysis"
 
@@ -30,7 +30,7 @@ def run_rounds(given: argparse.Namespace) -> None:
     for checkpoint, about, found in zip(checkpoints, told, recorded, strict=True):
         answers: dict[int, Any] = {}
         if given.images:
-            material = material_for(given, checkpoint, False)
+            material = data_for(given, checkpoint, False)
             samples = material.draw(material.domains(given.domains), given.images)
             steps = [row["step"] for row in found]
             folder = job_of(checkpoint).folder
@@ -77,7 +77,7 @@ def _faithfulness_of(given: argparse.Namespace, name: str) -> tuple[list[dict[st
     """Return a job's shares and answers; its model is gone before the next one loads."""
     checkpoint = open_checkpoint(name)
     job = job_of(checkpoint)
-    material = material_for(given, checkpoint, False)
+    material = data_for(given, checkpoint, False)
     samples = material.draw(material.domains(given.domains), given.images)
     print(f"{name}: {checkpoint.said}, {len(samples)} images", flush=True)
     mllm = checkpoint.load(given.model)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from domainbed_reasoning.analysis import entropy, plots, target_tokens, token_shift
 from domainbed_reasoning.analysis.checkpoints import Checkpoint, open_checkpoint, words_of_file
-from domainbed_reasoning.analysis.material import Material
-from domainbed_reasoning.analysis.target_tokens import Answers, Labelling, TokenTable
-from domainbed_reasoning.commands.analyse_results import job_of, material_for, plot, results_for, write
+from domainbed_reasoning.analysis.data import AnalysisData
+from domainbed_reasoning.analysis.target_tokens import Labelling, TargetTexts, TokenTable
+from domainbed_reasoning.commands.analyse_results import data_for, job_of, plot, results_for, write
 from domainbed_reasoning.mllm import MLLM
 
 
@@ -20,13 +20,13 @@ def run_token_shift(given: argparse.Namespace) -> None:
     targets = Path(given.targets).stem
     results = results_for(given, f"token_shift_{words_of_file(targets)}_{after.tag}", after)
     chains = True if given.targets == "teacher" else False if given.targets in ("label", "own") else given.targets
-    material = material_for(given, after, chains)
+    material = data_for(given, after, chains)
     samples = material.draw(material.domains(given.domains), given.images, chained=bool(chains))
 
-    def answers_of(mllm: MLLM) -> dict[str, Answers]:
+    def answers_of(mllm: MLLM) -> dict[str, TargetTexts]:
         if given.targets == "own":
-            return {targets: target_tokens.own_answers(mllm, material, samples, _labelling(after))}
-        read = target_tokens.label_answers if given.targets == "label" else target_tokens.teacher_answers
+            return {targets: target_tokens.own_targets(mllm, material, samples, _labelling(after))}
+        read = target_tokens.label_targets if given.targets == "label" else target_tokens.teacher_targets
         return {targets: read(material, samples)}
 
     answers, tables = _first_pass(given, before, after, material, answers_of)
@@ -47,12 +47,12 @@ def run_entropy(given: argparse.Namespace) -> None:
     of_own = open_checkpoint(given.after_own) if given.after_own else after
     labelling = _labelling(of_own)
     results = results_for(given, f"entropy_{after.tag}", after)
-    material = material_for(given, after, True)
+    material = data_for(given, after, True)
     samples = material.draw(material.domains(given.domains), given.images, chained=True)
 
-    def answers_of(mllm: MLLM) -> dict[str, Answers]:
-        own = target_tokens.own_answers(mllm, material, samples, labelling)
-        return {"teacher": target_tokens.teacher_answers(material, samples), "self-generated": own}
+    def answers_of(mllm: MLLM) -> dict[str, TargetTexts]:
+        own = target_tokens.own_targets(mllm, material, samples, labelling)
+        return {"teacher": target_tokens.teacher_targets(material, samples), "self-generated": own}
 
     answers, first = _first_pass(given, before, after, material, answers_of)
     found = {}
@@ -81,9 +81,9 @@ def _first_pass(
     given: argparse.Namespace,
     before: Checkpoint,
     after: Checkpoint,
-    material: Material,
-    answers_of: Callable[[MLLM], dict[str, Answers]],
-) -> tuple[dict[str, Answers], dict[str, TokenTable]]:
+    material: AnalysisData,
+    answers_of: Callable[[MLLM], dict[str, TargetTexts]],
+) -> tuple[dict[str, TargetTexts], dict[str, TokenTable]]:
     """Return the answers by name, and what the model before training expects at their tokens; it is gone then."""
     mllm = before.load(given.model)
     answers = answers_of(mllm)
@@ -96,8 +96,8 @@ def _second_pass(
     given: argparse.Namespace,
     before: Checkpoint,
     after: Checkpoint,
-    material: Material,
-    answers: Answers,
+    material: AnalysisData,
+    answers: TargetTexts,
     first: TokenTable,
 ) -> TokenTable:
     """Return what the model after training expects at the same tokens; it is gone then."""

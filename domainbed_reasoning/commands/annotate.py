@@ -11,7 +11,14 @@ from collections.abc import Sequence
 
 from domainbed_reasoning.annotate import pricing as cost
 from domainbed_reasoning.annotate.parameters import OMITTABLE
-from domainbed_reasoning.annotate.pipeline import NOTHING_ACCEPTED, Annotation, Job, Settings, Summary, plan
+from domainbed_reasoning.annotate.pipeline import (
+    NOTHING_ACCEPTED,
+    Annotation,
+    AnnotationSettings,
+    PendingImage,
+    Summary,
+    plan,
+)
 from domainbed_reasoning.annotate.rejudge import rejudge
 from domainbed_reasoning.annotate.teacher import (
     MAX_EDGE,
@@ -112,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     price = tuple(given.price) if given.price else cost.price_of(given.teacher)
     if given.max_cost is not None and price is None:
         raise ValueError(f"--max-cost: the price of {given.teacher} is not known; give it with --price IN OUT.")
-    settings = Settings(
+    settings = AnnotationSettings(
         question=(q_teacher if advised else q_reason)(names, dataset.subject),
         prompt_version=TEACHER_PROMPT_VERSION if advised else PROMPT_VERSION,
         candidates=given.candidates,
@@ -180,7 +187,7 @@ def _rejudge(given: argparse.Namespace, rules: Rules, on_disk: OnDisk) -> int:
     return 0 if accepted else 1
 
 
-def _has_accepted(records: Sequence[Record], settings: Settings, given: argparse.Namespace) -> bool:
+def _has_accepted(records: Sequence[Record], settings: AnnotationSettings, given: argparse.Namespace) -> bool:
     """Return whether an earlier run accepted candidates of this teacher and prompt."""
     asked = (given.teacher, settings.prompt_version, ACCEPTED)
     return any(
@@ -227,7 +234,7 @@ def _records(given: argparse.Namespace, on_disk: OnDisk) -> list[Record]:
     return [{**names.respelt(record), "chain": "", "raw": ""} for _, record in read_records(given.chains, repair=True)]
 
 
-def _budget(given: argparse.Namespace, settings: Settings, records: Sequence[Record]) -> cost.Budget:
+def _budget(given: argparse.Namespace, settings: AnnotationSettings, records: Sequence[Record]) -> cost.Budget:
     """Return the run's budget, its reservations as large as what the teacher has counted in earlier runs."""
     model = given.teacher.partition(":")[2]
     tokens = cost.request_tokens(model, settings.question, MAX_EDGE)
@@ -272,10 +279,10 @@ def _tell(message: str) -> None:
 def _annotate(
     given: argparse.Namespace,
     teacher: Teacher,
-    settings: Settings,
+    settings: AnnotationSettings,
     rules: Rules,
     budget: cost.Budget,
-    jobs: Sequence[Job],
+    jobs: Sequence[PendingImage],
     writer: ChainWriter,
     on_disk: OnDisk,
     has_accepted: bool,
@@ -308,7 +315,11 @@ def _annotate(
 
 
 def forecast(
-    given: argparse.Namespace, settings: Settings, jobs: Sequence[Job], records: Sequence[Record], on_disk: OnDisk
+    given: argparse.Namespace,
+    settings: AnnotationSettings,
+    jobs: Sequence[PendingImage],
+    records: Sequence[Record],
+    on_disk: OnDisk,
 ) -> str:
     """Return what the run will take, in words."""
     total = len(on_disk.pictures)

@@ -26,7 +26,8 @@ def set_aside(output_dir: Path, args: Mapping[str, Any]) -> str:
     Returns:
         the lines that were moved.
     """
-    stay, go = [], []
+    stay: list[bytes] = []
+    go: list[bytes] = []
     for line in _lines(output_dir):
         record = _record(line)
         (go if record is None or record.get("args") == args else stay).append(line + b"\n")

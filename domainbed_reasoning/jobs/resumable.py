@@ -24,7 +24,7 @@ from domainbed_reasoning.jobs.answers import AnswerRecords, records_for
 from domainbed_reasoning.jobs.history import Past, past_of
 from domainbed_reasoning.jobs.progress import Heartbeat
 from domainbed_reasoning.jobs.replay_log import Answers
-from domainbed_reasoning.jobs.seeds import own_randomness
+from domainbed_reasoning.jobs.seeds import seeded
 from domainbed_reasoning.registry import Hparam
 
 Minibatches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -144,7 +144,7 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
             return values
         self._go_on()
         started = time.monotonic()
-        with own_randomness(self.seed, "step", self.steps_taken):
+        with seeded(self.seed, "step", self.steps_taken):
             values = self._take_step(minibatches)
         self._check_finite(values)
         self.steps_taken += 1
@@ -172,7 +172,7 @@ class ResumableAlgorithm(Algorithm):  # type: ignore[misc]
             if self.past is not None:
                 self.past.save(self.steps_taken, self._training_state, now=True)
             started = time.monotonic()
-            with own_randomness(self.seed, "answers", self.steps_taken, None if ids is None else ids[0].tolist()):
+            with seeded(self.seed, "answers", self.steps_taken, None if ids is None else ids[0].tolist()):
                 scores, answers = self._answer(x, ids)
             self._count_answers(len(x), time.monotonic() - started)
             if self.past is not None:

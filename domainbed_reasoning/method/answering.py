@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from domainbed_reasoning.chains.reader import read_conclusion
+from domainbed_reasoning.method.model import ReasoningModel
 from domainbed_reasoning.method.task import SampleId, Task
 
 
 def elected_chains(
-    mllm: Any,
+    mllm: ReasoningModel,
     images: torch.Tensor,
     question: str,
     class_names: Sequence[str],
@@ -43,7 +43,7 @@ def elected_chains(
 
 
 def answering_chains(
-    mllm: Any,
+    mllm: ReasoningModel,
     images: torch.Tensor,
     question: str,
     class_names: Sequence[str],
@@ -71,7 +71,7 @@ def answering_chains(
 
 
 def scores_of_chains(
-    mllm: Any,
+    mllm: ReasoningModel,
     images: torch.Tensor,
     question: str,
     class_names: Sequence[str],

@@ -30,6 +30,9 @@ class CLIP(torch.nn.Module):
         image_size: edge in pixels of the images that the model sees.
     """
 
+    _mean: torch.Tensor
+    _std: torch.Tensor
+
     def __init__(self, network: torch.nn.Module, tokenizer: Any):
         super().__init__()
         self.network = network
@@ -40,14 +43,16 @@ class CLIP(torch.nn.Module):
         self.register_buffer("_std", torch.tensor(_STD)[:, None, None], persistent=False)
 
     @property
-    def base(self) -> torch.nn.Module:
+    def base(self) -> Any:
         """The transformers model, adapters inside of it."""
-        return self.network.base_model.model if hasattr(self.network, "peft_config") else self.network
+        network: Any = self.network
+        return network.base_model.model if hasattr(network, "peft_config") else network
 
     @property
     def logit_scale(self) -> torch.Tensor:
         """What cosines are multiplied by, a scalar above 0."""
-        return self.base.logit_scale.exp()
+        scale: torch.Tensor = self.base.logit_scale.exp()
+        return scale
 
     def image_features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the images' unit vectors, ``(n, d)``.

@@ -57,7 +57,7 @@ def _any_edge(processor: Any) -> int:
 
     It is 16 x 16 merged patches of 28 pixels in Qwen2.5-VL and 14 x 14 of 32 in Qwen3-VL.
     """
-    size, patch = dict(processor.size), processor.patch_size * processor.merge_size
+    size, patch = dict(processor.size), int(processor.patch_size * processor.merge_size)
     most = math.isqrt(int(size["longest_edge"])) // patch * patch
     least = -(-math.isqrt(int(size["shortest_edge"])) // patch) * patch
     return max(least, min(448 // patch * patch, most))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm.families import Family, ModelError
+from domainbed_reasoning.mllm.language_model import LanguageModel
 
 LEAST_TRANSFORMERS = "5.18"
 CACHES = ("cache", "past_key_values")  # transformers 5.24 renamed what a forward pass takes its keys and values from
@@ -65,7 +66,7 @@ def _refuse(owner: Any, method: str, names: tuple[str, ...]) -> None:
 
 
 @torch.no_grad()
-def require_sight(mllm: Any) -> None:
+def require_sight(mllm: LanguageModel) -> None:
     """Refuse a model to which two different pictures are the same: two short forward passes.
 
     Args:

@@ -136,6 +136,7 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         settings["quantization_config"] = _quantization(quantize, precision)
     with loading(model, where):
         network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
+    module: Any
     for module in network.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first answer, and cannot train afterwards.
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -387,4 +388,5 @@ def adapted(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
     peft = import_peft()
     with warnings.catch_warnings():  # peft asks transformers by a name that the next major release drops
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return peft.get_peft_model(network, peft.LoraConfig(bias="none", **settings))
+        model: torch.nn.Module = peft.get_peft_model(network, peft.LoraConfig(bias="none", **settings))
+    return model

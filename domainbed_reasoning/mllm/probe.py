@@ -176,7 +176,9 @@ def in_child(place: str) -> None:
     """Say of each file that is tried its name, and what is wrong with it where something is; then None."""
     answers = confined.take_output()
     import tokenizers
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils
+
+    render: Any = chat_template_utils.render_jinja_template
 
     def say(name: str | None, fault: str | None = None) -> None:
         answers.write(pickle.dumps((name, fault)))
@@ -199,7 +201,7 @@ def in_child(place: str) -> None:
             say(name)
             confined.limit(_MEMORY, _TEMPLATE_SECONDS)
             for conversation, opens in (([_QUESTION], True), ([_QUESTION, _ANSWER], False)):
-                rendered = render_jinja_template(
+                rendered = render(
                     [conversation], chat_template=template, add_generation_prompt=opens, **_special_tokens(read)
                 )
                 if len(str(rendered)) > _MAX_RENDERED:
