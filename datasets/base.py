@@ -24,7 +24,9 @@ from domainbed_reasoning.method.answering import misled
 from domainbed_reasoning.method.schedule import Schedule, plan_stages
 from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.mllm.pixels import from_picture
-from domainbed_reasoning.terminal import printable
+from domainbed_reasoning.terminal import get_logger, printable
+
+_log = get_logger(__name__)
 
 
 class Samples(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
@@ -147,7 +149,7 @@ def report_chains(task: Task, wanted: bool) -> None:
             count = sum((env, index) in task.chains for index in range(len(labels)))
             name = task.environments[env]
             share = f"{count} of {len(labels)} images have a chain ({count / len(labels):.1%})"
-            print(printable(f"{task.dataset}, {name}: {share}", sys.stdout))
+            _log.info(printable(f"{task.dataset}, {name}: {share}", sys.stdout))
     nothing, other = misled(task)
     total = len(task.chains)
     for what, found in (("no class of the dataset", nothing), ("another class than their image's", other)):
@@ -162,7 +164,7 @@ def report_chains(task: Task, wanted: bool) -> None:
         cure = "`domainbed-reasoning check` lists them; correct their <CONCLUSION> or mark them as rejected."
         if found is nothing and len(nothing) == total:
             raise ValueError(f"{said}. A model trained on them never names a class. {cure}")
-        print(printable(f"WARNING: {said}. {cure}", sys.stdout), flush=True)
+        _log.warning(printable(f"WARNING: {said}. {cure}", sys.stdout))
 
 
 def source_chains(

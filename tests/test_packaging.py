@@ -66,16 +66,19 @@ def _names(packages):
 
 def test_the_wheel_holds_every_module_the_tiny_model_and_the_pth_file(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = {"domainbed_reasoning.pth", "_domainbed_reasoning_hook.py"}
+    expected = {"domainbed_reasoning.pth", "_domainbed_reasoning_hook.py", "domainbed_reasoning/py.typed"}
     package = CHECKOUT / "domainbed_reasoning"
     expected |= {f"domainbed_reasoning/{path.relative_to(package).as_posix()}" for path in package.rglob("*.py")}
     expected |= {
         f"domainbed_reasoning/mllm/tiny_model/{path.name}" for path in (package / "mllm" / "tiny_model").iterdir()
     }
     expected |= {f"domainbed_reasoning/annotate/{path.name}" for path in (package / "annotate").glob("browse.*")}
-    expected |= {f"domainbed_reasoning/results/report/{path.name}" for path in (package / "report").glob("page.*")}
+    expected |= {
+        f"domainbed_reasoning/results/report/{path.name}" for path in (package / "results" / "report").glob("page.*")
+    }
     for folder in IN_THE_PACKAGE:
-        expected |= {f"domainbed_reasoning/{folder}/{path.name}" for path in (CHECKOUT / folder).glob("*.py")}
+        modules = (CHECKOUT / folder).rglob("*.py")
+        expected |= {f"domainbed_reasoning/{path.relative_to(CHECKOUT).as_posix()}" for path in modules}
     assert held == expected
 
 

@@ -22,6 +22,9 @@ from domainbed_reasoning.method.consistency import Support
 from domainbed_reasoning.method.self_labeling import SelfLabels
 from domainbed_reasoning.method.task import SampleId
 from domainbed_reasoning.mllm import MLLM
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 _CONCLUSION = "<CONCLUSION>"
 KINDS = ("word", "naming", "class", "tag", "end")
@@ -142,7 +145,7 @@ def own_targets(mllm: MLLM, data: AnalysisData, samples: Sequence[SampleId], lab
     said = f"{len(kept)} of {len(samples)} chains that the model wrote itself ({labelling.said})"
     if not kept:
         raise ValueError(f"{said} would be kept by SARR: there are no tokens to look at.")
-    print(f"{said} would be kept by SARR", flush=True)
+    _log.info("%s would be kept by SARR", said)
     return TargetTexts(data.q_reason, [sample for sample, _ in kept], [chain for _, chain in kept])
 
 

@@ -14,6 +14,9 @@ import torch
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, tile_grid
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 _MAX_EDGE = 8192  # pixels of a tile; the families' have 224 to 896
 
@@ -335,7 +338,7 @@ def add_lora(
         check_adapters(adapter_shapes(network, settings), values)
     total = sum(weight.numel() for weight in network.parameters())
     if said := said_of_experts(without_adapters(network, settings.towers), total):
-        print(f"WARNING: {said}", flush=True)
+        _log.warning("WARNING: %s", said)
     return adapted(
         network,
         r=settings.rank,
