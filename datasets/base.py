@@ -163,7 +163,7 @@ def report_chains(task: Task, wanted: bool) -> None:
         )
         cure = "`domainbed-reasoning check` lists them; correct their <CONCLUSION> or mark them as rejected."
         if found is nothing and len(nothing) == total:
-            raise ValueError(f"{said}. A model trained on them never names a class. {cure}")
+            raise ValueError(f"{said}. A model trained on them would never name a class. {cure}")
         _log.warning(printable(f"WARNING: {said}. {cure}", sys.stdout))
 
 

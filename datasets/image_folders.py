@@ -132,7 +132,7 @@ class ReasoningImageFolder:
             f"LabelSFT and MLLMZeroShot need no chains. {NEEDS_NO_DATA}"
         )
         if not path.exists():
-            needed = f"there is no such file, and {hparams['algorithm']} learns from the chains in it"
+            needed = f"file not found; {hparams['algorithm']} learns from its chains"
             raise ChainFileError(path, None, needed, cure)
         known = {path for paths in images for path in paths}
         chains = source_chains(load_chains(path, known), images, test_envs)
@@ -140,7 +140,7 @@ class ReasoningImageFolder:
             raise ChainFileError(
                 path,
                 None,
-                f"it holds no accepted chain of a source domain, and {hparams['algorithm']} learns from such chains",
+                f"it has no accepted chain of a source domain, and {hparams['algorithm']} learns from such chains",
                 cure,
             )
         return chains
@@ -168,14 +168,16 @@ def dataset_folder(root: str | None, folder: str, name: str, environments: int) 
     path = pathlib.Path(root, folder)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"{name}: there is no folder {path}. Give --data_dir the folder that holds {folder}/; `domainbed-reasoning "
-            f"check --dataset {name} --data_dir {shlex.quote(str(root))}` says what should be there. {NEEDS_NO_DATA}"
+            f"{name}: folder {path} not found. --data_dir must be the folder that contains {folder}/; run "
+            f"`domainbed-reasoning check --dataset {name} --data_dir {shlex.quote(str(root))}` for "
+            f"details. {NEEDS_NO_DATA}"
         )
     domains = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
     if len(domains) != environments:
         raise FileNotFoundError(
-            f"{name}: {path} has {len(domains)} domain folders ({', '.join(domains) or 'none'}), {environments} are "
-            "wanted. Add what is missing; move other folders elsewhere, DomainBed takes each for a domain."
+            f"{name}: {path} has {len(domains)} domain folders ({', '.join(domains) or 'none'}), "
+            f"expected {environments}. Add the missing ones; move other folders elsewhere: DomainBed treats each as a "
+            "domain."
         )
     return path
 
@@ -198,7 +200,7 @@ def empty_classes_named(root: str, folder: str, name: str) -> Iterator[None]:
         ]
         more = f" and {len(places) - 5} more" if len(places) > 5 else ""
         raise FileNotFoundError(
-            f"{name}: there is no image of the class {', '.join(places[:5])}{more}. Add some, or remove the class "
+            f"{name}: no image of the class {', '.join(places[:5])}{more}. Add some, or remove the class "
             "from every domain."
         ) from error
 

@@ -157,4 +157,4 @@ def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone,
     assert "no DomainBed is found" in in_a_clone("doctor", **nowhere)
     study = ("study", "ablation", "--scale", "mini", "--launch", "--output_dir", tmp_path / "study")
     for words in (("collect", tmp_path), ("plan", "--dataset", "PACS", "--model", "tiny"), study):
-        assert "No DomainBed is found: start from inside of your own clone" in in_a_clone(*words, **nowhere)
+        assert "DomainBed was not found. Run from inside your own clone" in in_a_clone(*words, **nowhere)

@@ -73,7 +73,7 @@ class AnalysisData:
             ValueError: where there is none, or ``count`` is negative.
         """
         if count < 0:
-            raise ValueError(f"--images must not be negative, not {count}; 0 takes all.")
+            raise ValueError(f"--images must be at least 0, which uses all; got {count}.")
         drawn: list[SampleId] = []
         for position, env in enumerate(domains):
             known = [(env, index) for index in range(len(self.task.labels[env]))]

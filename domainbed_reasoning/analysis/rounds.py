@@ -60,7 +60,7 @@ def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[d
     rows = []
     for record in records:
         if "stage" not in record:
-            raise ValueError(f"{folder}: {record['args']['algorithm']} has no stages; give jobs of SARR or RDMLDG.")
+            raise ValueError(f"{folder}: {record['args']['algorithm']} has no stages; pass jobs of SARR or RDMLDG.")
         stage = _stage_of(record)
         out = [value for key, value in record.items() if key.endswith("_out_acc") and _env(key) not in test_envs]
         target = [value for key, value in record.items() if key.endswith("_in_acc") and _env(key) in test_envs]

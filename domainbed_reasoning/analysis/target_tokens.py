@@ -144,7 +144,7 @@ def own_targets(mllm: MLLM, data: AnalysisData, samples: Sequence[SampleId], lab
         kept += [(sample, chain) for sample, chain in zip(part, chains, strict=True) if chain is not None]
     said = f"{len(kept)} of {len(samples)} chains that the model wrote itself ({labelling.said})"
     if not kept:
-        raise ValueError(f"{said} would be kept by SARR: there are no tokens to look at.")
+        raise ValueError(f"{said} would be kept by SARR: there are no tokens to analyze.")
     _log.info("%s would be kept by SARR", said)
     return TargetTexts(data.q_reason, [sample for sample, _ in kept], [chain for _, chain in kept])
 
@@ -169,8 +169,8 @@ def check_same_tokens(mllm: MLLM, answers: TargetTexts, table: TokenTable, befor
     """
     if [token for text in answers.texts for token in spelt(mllm, text)] != table.token:
         raise ValueError(
-            f"{before} and {after} cut the same text into different tokens, whose probabilities cannot be compared: "
-            "give a --before of the same model family, with the same tokenizer."
+            f"{before} and {after} tokenize the same text differently, so their probabilities cannot be compared: "
+            "pass a --before of the same model family, with the same tokenizer."
         )
 
 

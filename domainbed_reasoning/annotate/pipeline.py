@@ -1,7 +1,7 @@
-"""Annotating: ask, judge, append, go on.
+"""Annotating: draw candidates from a teacher, judge each and append it to the chain file.
 
-Every answer is judged and appended before the next candidate of its image is asked for, and what the chain file holds
-is never asked again; so a run that was killed goes on by being started again.
+Every candidate is judged and appended before the next one of its image is requested, and answered candidates are
+skipped on restart: rerun a killed run to resume it.
 """
 
 from __future__ import annotations
@@ -297,8 +297,8 @@ class Annotation:
                 self._failures_in_a_row += 1
                 if self._failures_in_a_row >= max(10, 2 * self._teacher.concurrency):
                     raise TeacherError(
-                        f"{self._failures_in_a_row} images in a row had no answer from "
-                        f"{self._teacher.endpoint or self._teacher.name}; the last fault: {error}"
+                        f"{self._failures_in_a_row} consecutive images got no answer from "
+                        f"{self._teacher.endpoint or self._teacher.name}; last error: {error}"
                     ) from error
 
     async def _draw(self, job: PendingImage, image: bytes, sha256: str) -> None:

@@ -152,9 +152,9 @@ def task_of(hparams: Mapping[str, Any], domains: int | None = None) -> Task | No
     found = [task for task in found if len(task.labels) - len(task.test_envs) == domains] or found
     if len(found) > 1 and _named_by_callers(found) != [found[-1]]:
         raise ValueError(
-            f"{len(found)} datasets of this process were built with these hyper-parameters, and which of them this "
-            "algorithm belongs to cannot be known. Build each dataset and its algorithm with a dictionary of their "
-            "own (`dict(hparams)`), or delete the other datasets first."
+            f"{len(found)} datasets of this process were built with these hyper-parameters, so the algorithm's is "
+            "ambiguous. Build each dataset and its algorithm with a dictionary of their own (`dict(hparams)`), or "
+            "delete the other datasets first."
         )
     return found[-1] if found else None
 

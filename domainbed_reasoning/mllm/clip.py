@@ -106,11 +106,11 @@ class CLIP(torch.nn.Module):
         """
         odd = sorted(self.adapters().keys() ^ values.keys())
         if odd:
-            raise ValueError(f"the checkpoint's adapters do not fit this CLIP: {odd[0]!r} is on one side only.")
+            raise ValueError(f"the checkpoint's adapters do not match this CLIP: only one of them has {odd[0]!r}.")
         try:
             self.network.load_state_dict(values, strict=False)
         except RuntimeError as error:
-            raise ValueError(f"the checkpoint's adapters do not fit this CLIP ({error}).") from error
+            raise ValueError(f"the checkpoint's adapters do not match this CLIP ({error}).") from error
 
 
 def load_clip(model: str) -> CLIP:
@@ -175,7 +175,7 @@ def _config(model: str, where: str) -> Any:
     config = read_config(model, where)
     if config.model_type != "clip":
         raise ModelError(
-            f"model {model!r} is of type {config.model_type!r} and no CLIP. Use a folder or hub id of one, such as "
+            f"model {model!r} is of type {config.model_type!r}, not CLIP. Use a CLIP folder or hub id, such as "
             "'openai/clip-vit-base-patch16', or 'tiny'."
         )
     return config

@@ -113,7 +113,7 @@ class TextGenerator:
         def prefill(cache: Any) -> torch.Tensor:
             hidden = mllm.core(n, question, prompt, encoded, **mllm.keeping(cache))[0]
             if cache.get_seq_length() != length:
-                raise RuntimeError("gradient checkpointing keeps no cache in training mode: call eval() before.")
+                raise RuntimeError("gradient checkpointing disables the cache in training mode: call eval() first.")
             return head(hidden[:, -1])
 
         def step(tokens: torch.Tensor, count: int, cache: Any) -> torch.Tensor:

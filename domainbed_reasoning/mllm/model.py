@@ -49,7 +49,7 @@ def load_mllm(
         device: None takes CUDA where there is one.
 
     Raises:
-        ModelError: for a model that cannot be used, with the cure.
+        ModelError: for a model that cannot be used.
         ValueError: for ``adapters`` that do not fit it.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -234,7 +234,7 @@ class MLLM(torch.nn.Module):
         """
         rows = rows or "tree"  # the fastest wherever it was measured
         if rows not in ROWS:
-            raise ValueError(f"rows {rows!r} is none of {', '.join(ROWS)}.")
+            raise ValueError(f"rows must be one of {', '.join(ROWS)}; got {rows!r}.")
         if rows == "tree":
             return reading.tree_log_likelihoods(self, self.encode(images), questions, answers)
         encoded = [self.encode(images)]

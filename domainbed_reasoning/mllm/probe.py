@@ -43,7 +43,7 @@ _MEMORY, _SECONDS, _TEMPLATE_SECONDS = 2 << 30, 60, 20  # of memory: bytes; of t
 _MAX_RENDERED = 1 << 20  # characters of two turns
 _QUESTION = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which object is it?"}]}
 _ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]}
-_TOO_MUCH = "it takes more memory or time than such a file needs"
+_TOO_MUCH = "it exceeds the memory or time limit for such a file"
 
 
 def require_sound(model: str, folder: Path) -> None:
@@ -108,7 +108,7 @@ def _check_config(model: str, path: Path) -> None:
     except (ValueError, RecursionError) as error:
         raise _error(model, path, f"it is not JSON ({str(error):.200})") from error
     if not isinstance(config, dict):
-        raise _error(model, path, f"a JSON object is wanted, not {type(config).__name__}")
+        raise _error(model, path, f"expected a JSON object, got {type(config).__name__}")
     fault = fault_within(config) or _fault_of(config)
     if fault:
         raise _error(model, path, fault)
@@ -164,7 +164,7 @@ def _run_tokenizer_and_template(model: str, folder: Path) -> None:
             except (EOFError, pickle.UnpicklingError):
                 if process.wait() > 0:
                     raise ModelError(
-                        f"model {model!r}: {folder} could not be looked at: a process for it failed with exit code "
+                        f"model {model!r}: {folder} could not be checked: the checking process exited with code "
                         f"{process.returncode}. Run `domainbed-reasoning doctor`."
                     ) from None
                 raise _error(model, folder / (name or "config.json"), _TOO_MUCH) from None

@@ -99,7 +99,7 @@ def test_models_that_cut_text_differently_are_named_before_the_second_pass(analy
     monkeypatch.setattr(target_tokens, "read_tokens", lambda *given: passes.append(1) or read(*given))
     words = ["token-shift", "--before", str(other), "--after", "JOB", "--images", "6"]
     message, _ = analyse(*words, code=1)
-    assert "other and RDMLDG (negative held out) cut the same text into different tokens" in message
+    assert "other and RDMLDG (negative held out) tokenize the same text differently" in message
     assert len(passes) == 1
 
 
@@ -145,7 +145,7 @@ def test_analyses_lie_beside_the_job_and_side_by_side(job, tmp_path, capsys):
 def test_a_negative_number_of_images_is_refused_by_name(capsys):
     command = ["analyse", "divergence", "--dataset", "ShapesReasoning", "--encoder", "tiny", "--images", "-8"]
     assert cli.main(command) == 1
-    assert "--images must not be negative, not -8" in capsys.readouterr().err
+    assert "--images must be at least 0, which uses all; got -8" in capsys.readouterr().err
 
 
 def test_files_that_nobody_owns_are_not_written_over(tmp_path):
@@ -161,7 +161,7 @@ def test_one_bad_job_costs_no_other(job, analyse, tmp_path, capsys):
     saved["model_dict"].popitem()
     torch.save(saved, bad / "model.pkl")
     message, folder = analyse("faithfulness", "JOB", str(bad), "JOB/model_step0.pkl", "--images", "4", code=1)
-    assert f"{bad}: the checkpoint's adapters do not fit" in message
+    assert f"{bad}: the checkpoint's adapters do not match" in message
     rows = rows_of(folder / "faithfulness_ShapesReasoning_RDMLDG.csv")
     assert {row["job"] for row in rows} == {"rdmldg", "rdmldg/model_step0.pkl"}
     assert len(rows_of(folder / "faithfulness_ShapesReasoning_RDMLDG_answers.csv")) == 8
