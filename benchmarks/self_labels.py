@@ -16,7 +16,7 @@ from domainbed_reasoning.chains.chain import END_OF_CHAIN, Chain
 from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
-from domainbed_reasoning.mllm.generation_cache import Memory
+from domainbed_reasoning.mllm.generation_cache import AnswerCache
 from domainbed_reasoning.mllm.loading import add_lora
 from domainbed_reasoning.mllm.pixels import from_picture
 
@@ -66,7 +66,7 @@ class Labellers:
                     weight.normal_(std=0.005)
 
     def ours(self) -> list[str]:
-        self.mllm.memory = Memory()  # every repeat writes anew
+        self.mllm.answer_cache = AnswerCache()  # every repeat writes anew
         frozen = self.mllm.copy_for_inference()
         return [chain for part in self.images.split(BATCH) for chain in frozen.generate(part, self.question, TOKENS)]
 

@@ -23,7 +23,9 @@ from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.mllm.clip import clip_image_edge
 from domainbed_reasoning.mllm.loading import image_edge
 from domainbed_reasoning.mllm.pixels import from_picture
-from domainbed_reasoning.terminal import printable
+from domainbed_reasoning.terminal import get_logger, printable
+
+_log = get_logger(__name__)
 
 
 class Samples(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
@@ -77,7 +79,7 @@ def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Te
     if not augment:
         return from_picture(edge)
     bicubic = transforms.InterpolationMode.BICUBIC
-    return transforms.Compose(
+    transform: Callable[[Image.Image], torch.Tensor] = transforms.Compose(
         [
             transforms.RandomResizedCrop(edge, scale=(0.7, 1.0), interpolation=bicubic),
             transforms.RandomHorizontalFlip(),
@@ -86,6 +88,7 @@ def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Te
             transforms.PILToTensor(),
         ]
     )
+    return transform
 
 
 def own_algorithm(hparams: Mapping[str, Any]) -> str | None:
@@ -127,7 +130,7 @@ def report_chains(task: Task, wanted: bool) -> None:
             count = sum((env, index) in task.chains for index in range(len(labels)))
             name = task.environments[env]
             share = f"{count} of {len(labels)} images have a chain ({count / len(labels):.1%})"
-            print(printable(f"{task.dataset}, {name}: {share}", sys.stdout))
+            _log.info(printable(f"{task.dataset}, {name}: {share}", sys.stdout))
     nothing, other = misled(task)
     total = len(task.chains)
     for what, found in (("no class of the dataset", nothing), ("another class than their image's", other)):
@@ -141,8 +144,8 @@ def report_chains(task: Task, wanted: bool) -> None:
         )
         cure = "`domainbed-reasoning check` lists them; correct their <CONCLUSION> or mark them as rejected."
         if found is nothing and len(nothing) == total:
-            raise ValueError(f"{said}. A model trained on them never names a class. {cure}")
-        print(printable(f"WARNING: {said}. {cure}", sys.stdout), flush=True)
+            raise ValueError(f"{said}. A model trained on them would never name a class. {cure}")
+        _log.warning(printable(f"WARNING: {said}. {cure}", sys.stdout))
 
 
 def source_chains(

@@ -1,9 +1,9 @@
-"""DomainBed-Reasoning: DomainBed's image-folder datasets with a five-stage chain for every image.
+"""DomainBed-Reasoning: DomainBed's image-folder datasets with a five-stage reasoning chain for every image.
 
-Input: an RGB photo, drawing or painting. Label: one of the class folders. Domains: the folders of the dataset.
-Chains: ``<data_dir>/<folder>/reasoning.jsonl`` or the hparam ``chains``, one JSON object a line with ``image`` (path
-below the folder) and ``chain``. The paper's (arXiv 2602.23777) were written by GPT-4o with the label withheld; ours are
-written by ``domainbed-reasoning annotate`` or imported. Chains of target domains are never handed to training.
+Chains are read from ``<data_dir>/<folder>/reasoning.jsonl`` or the hparam ``chains``: one JSON object per line with
+``image`` (path below the folder) and ``chain``. The paper's (arXiv 2602.23777) were written by GPT-4o with the label
+withheld; write yours with ``domainbed-reasoning annotate``, or import them. Training never sees chains of target
+domains.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class ReasoningImageFolder:
             f"LabelSFT and MLLMZeroShot need no chains. {NEEDS_NO_DATA}"
         )
         if not path.exists():
-            needed = f"there is no such file, and {hparams['algorithm']} learns from the chains in it"
+            needed = f"file not found; {hparams['algorithm']} learns from its chains"
             raise ChainFileError(path, None, needed, cure)
         known = {path for paths in images for path in paths}
         chains = source_chains(load_chains(path, known), images, test_envs)
@@ -142,7 +142,7 @@ class ReasoningImageFolder:
             raise ChainFileError(
                 path,
                 None,
-                f"it holds no accepted chain of a source domain, and {hparams['algorithm']} learns from such chains",
+                f"it has no accepted chain of a source domain, and {hparams['algorithm']} learns from such chains",
                 cure,
             )
         return chains
@@ -155,7 +155,8 @@ class _Opener:
         self.paths = paths
 
     def __call__(self, index: int) -> Image.Image:
-        return read_rgb(self.paths[index])
+        picture: Image.Image = read_rgb(self.paths[index])
+        return picture
 
 
 def dataset_folder(root: str | None, folder: str, name: str, environments: int) -> pathlib.Path:
@@ -169,14 +170,16 @@ def dataset_folder(root: str | None, folder: str, name: str, environments: int) 
     path = pathlib.Path(root, folder)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"{name}: there is no folder {path}. Give --data_dir the folder that holds {folder}/; `domainbed-reasoning "
-            f"check --dataset {name} --data_dir {shlex.quote(str(root))}` says what should be there. {NEEDS_NO_DATA}"
+            f"{name}: folder {path} not found. --data_dir must be the folder that contains {folder}/; run "
+            f"`domainbed-reasoning check --dataset {name} --data_dir {shlex.quote(str(root))}` for "
+            f"details. {NEEDS_NO_DATA}"
         )
     domains = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
     if len(domains) != environments:
         raise FileNotFoundError(
-            f"{name}: {path} has {len(domains)} domain folders ({', '.join(domains) or 'none'}), {environments} are "
-            "wanted. Add what is missing; move other folders elsewhere, DomainBed takes each for a domain."
+            f"{name}: {path} has {len(domains)} domain folders ({', '.join(domains) or 'none'}), "
+            f"expected {environments}. Add the missing ones; move other folders elsewhere: DomainBed treats each as a "
+            "domain."
         )
     return path
 
@@ -199,7 +202,7 @@ def empty_classes_named(root: str, folder: str, name: str) -> Iterator[None]:
         ]
         more = f" and {len(places) - 5} more" if len(places) > 5 else ""
         raise FileNotFoundError(
-            f"{name}: there is no image of the class {', '.join(places[:5])}{more}. Add some, or remove the class "
+            f"{name}: no image of the class {', '.join(places[:5])}{more}. Add some, or remove the class "
             "from every domain."
         ) from error
 
@@ -252,38 +255,114 @@ def check_images(folder: pathlib.Path, images: Sequence[str]) -> None:
 
 
 class VLCSReasoning(ReasoningImageFolder, stock.VLCS):  # type: ignore[misc]
-    """VLCS (Fang et al., ICCV 2013): Caltech101, LabelMe, SUN09, VOC2007; 5 classes; 10,729 images."""
+    """VLCS: object classes shared by four photo collections.
+
+    Input: RGB photo. Label: 5 classes (bird, car, chair, dog, person).
+    Domains: Caltech101 (1,415 images), LabelMe (2,656), SUN09 (3,282), VOC2007 (3,376); 10,729 in all.
+    Website: https://www.mathcs.emory.edu/~torralba/research/bias/
+    License: that of the four source collections.
+    Chains: see the module's docstring.
+
+    @inproceedings{fang2013unbiased,
+      title = {Unbiased Metric Learning: On the Utilization of Multiple Datasets and Web Images for Softening Bias},
+      author = {Fang, Chen and Xu, Ye and Rockmore, Daniel N.},
+      booktitle = {ICCV}, year = {2013}}
+    """
 
     FOLDER = "VLCS"
 
 
 class PACSReasoning(ReasoningImageFolder, stock.PACS):  # type: ignore[misc]
-    """PACS (Li et al., ICCV 2017): art painting, cartoon, photo, sketch; 7 classes; 9,991 images."""
+    """PACS: objects in four styles of depiction.
+
+    Input: RGB photo, painting or drawing. Label: 7 classes (dog, elephant, giraffe, guitar, horse, house, person).
+    Domains: art_painting (2,048 images), cartoon (2,344), photo (1,670), sketch (3,929); 9,991 in all.
+    Website: https://dali-dl.github.io/project_iccv2017.html
+    License: see the website.
+    Chains: see the module's docstring.
+
+    @inproceedings{li2017deeper,
+      title = {Deeper, Broader and Artier Domain Generalization},
+      author = {Li, Da and Yang, Yongxin and Song, Yi-Zhe and Hospedales, Timothy M.},
+      booktitle = {ICCV}, year = {2017}}
+    """
 
     FOLDER = "PACS"
 
 
 class OfficeHomeReasoning(ReasoningImageFolder, stock.OfficeHome):  # type: ignore[misc]
-    """Office-Home (Venkateswara et al., CVPR 2017): art, clipart, product, real world; 65 classes; 15,588 images."""
+    """Office-Home: everyday objects of office and home.
+
+    Input: RGB photo or drawing. Label: 65 classes.
+    Domains: Art (2,427 images), Clipart (4,365), Product (4,439), Real World (4,357); 15,588 in all.
+    Website: https://www.hemanthdv.org/officeHomeDataset.html
+    License: see the website.
+    Chains: see the module's docstring.
+
+    @inproceedings{venkateswara2017deep,
+      title = {Deep Hashing Network for Unsupervised Domain Adaptation},
+      author = {Venkateswara, Hemanth and Eusebio, Jose and Chakraborty, Shayok and Panchanathan, Sethuraman},
+      booktitle = {CVPR}, year = {2017}}
+    """
 
     FOLDER = "office_home"
     READABLE = STOCK["OfficeHome"].readable
 
 
 class TerraIncognitaReasoning(ReasoningImageFolder, stock.TerraIncognita):  # type: ignore[misc]
-    """Terra Incognita (Beery et al., ECCV 2018): camera traps L100, L38, L43, L46; 10 classes; 24,788 images."""
+    """Terra Incognita: animals photographed by camera traps at four locations.
+
+    Input: RGB photo, in color by day and gray by night. Label: 10 classes (nine animals and "empty").
+    Domains: location_100 (4,741 images), location_38 (9,736), location_43 (3,970), location_46 (5,883); 24,330 in all.
+        The download that most papers report had 24,788: 4,879, 9,767, 4,020, 6,122.
+    Website: https://beerys.github.io/CaltechCameraTraps/
+    License: Community Data License Agreement, permissive (Caltech Camera Traps).
+    Chains: see the module's docstring.
+
+    @inproceedings{beery2018recognition,
+      title = {Recognition in Terra Incognita},
+      author = {Beery, Sara and Van Horn, Grant and Perona, Pietro},
+      booktitle = {ECCV}, year = {2018}}
+    """
 
     FOLDER = "terra_incognita"
 
 
 class DomainNetReasoning(ReasoningImageFolder, stock.DomainNet):  # type: ignore[misc]
-    """DomainNet (Peng et al., ICCV 2019): clipart, infograph, painting, quickdraw, real, sketch; 345 classes."""
+    """DomainNet, cleaned version: many objects in six styles of depiction.
+
+    Input: RGB photo, painting or drawing. Label: 345 classes.
+    Domains: clipart (48,129 images), infograph (51,605), painting (72,266), quickdraw (172,500), real (172,947), sketch
+        (69,128); 586,575 in all.
+    Website: https://ai.bu.edu/M3SDA/
+    License: see the website.
+    Chains: see the module's docstring.
+
+    @inproceedings{peng2019moment,
+      title = {Moment Matching for Multi-Source Domain Adaptation},
+      author = {Peng, Xingchao and Bai, Qinxun and Xia, Xide and Huang, Zijun and Saenko, Kate and Wang, Bo},
+      booktitle = {ICCV}, year = {2019}}
+    """
 
     FOLDER = "domain_net"
 
 
 class SVIROReasoning(ReasoningImageFolder, stock.SVIRO):  # type: ignore[misc]
-    """SVIRO (Cruz et al., WACV 2020): the back seats of ten cars; 7 classes; 56,000 images."""
+    """SVIRO: rendered rear seats of ten cars.
+
+    Input: synthetic RGB image of one seat. Label: 7 classes: empty seat, infant in an infant seat, child in a child
+        seat, adult, everyday object, empty infant seat, empty child seat (folders 0 to 6).
+    Domains: aclass, escape, hilux, i3, lexus, tesla, tiguan, tucson, x5, zoe; 56,000 images in all.
+    Website: https://sviro.kl.dfki.de
+    License: see the website.
+    Chains: see the module's docstring.
+
+    @inproceedings{diasdacruz2020sviro,
+      title = {{SVIRO}: Synthetic Vehicle Interior Rear Seat Occupancy Dataset and Benchmark},
+      author = {Dias Da Cruz, Steve and Wasenmüller, Oliver and Beise, Hans-Peter and Stifter, Thomas and
+        Stricker, Didier},
+      booktitle = {WACV}, year = {2020}}
+    """
 
     FOLDER = "sviro"
     READABLE = STOCK["SVIRO"].readable

@@ -1,9 +1,4 @@
-"""ShapesReasoning: the embedded benchmark, rendered on the fly; needs neither downloads nor ``data_dir``.
-
-Input: a creature made of parts, 48 x 48 pixels. Label: one of seven codes of four ternary parts. Domains: photo,
-cartoon, sketch, negative. The background's hue follows the class in source domains and misleads in target domains.
-Chains: state what is visible; written by the renderer. See `domainbed_reasoning.images.shapes`.
-"""
+"""ShapesReasoning, the embedded benchmark: rendered on the fly, without downloads or ``data_dir``."""
 
 from __future__ import annotations
 
@@ -61,7 +56,16 @@ def _picture(domain: int, index: int, misleading: bool, rho: float) -> Image.Ima
 
 
 class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
-    """Seven creatures in four styles, with a background that misleads in the target domain."""
+    """ShapesReasoning: creatures made of parts, in four styles, on a background that misleads in the target domain.
+
+    Input: RGB image of 48 x 48 pixels (28 x 28 for baselines), rendered from (domain, index) alone.
+    Label: 7 classes (blicket, dax, fep, gorp, tove, wug, zorb), each a code of four parts of three kinds; any two codes
+        differ in at least three parts, and 15% of the images have one part altered.
+    Domains: photo, cartoon, sketch, negative; 140 images each (20 per class), 560 in all. The background's hue follows
+        the class with probability ``rho`` in source domains and is another class's in target domains.
+    License: MIT, as this package.
+    Chains: written by the renderer, which describes the visible parts. See `images.shapes`.
+    """
 
     N_STEPS = 121
     CHECKPOINT_FREQ = 40

@@ -16,7 +16,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 # Control and format characters, surrogates, private and unassigned ones, line separators.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -130,7 +130,7 @@ def printable_streams() -> Iterator[None]:
     """Make standard output and error write only `printable` text."""
     before = sys.stdout, sys.stderr
     if not isinstance(before[0], _Printable):
-        sys.stdout, sys.stderr = (stream and _Printable(stream) for stream in before)
+        sys.stdout, sys.stderr = (cast(TextIO, stream and _Printable(stream)) for stream in before)
     try:
         yield
     finally:

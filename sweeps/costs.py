@@ -362,7 +362,7 @@ def seconds_to_write(shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[
     moved = (shape.language.weights + shape.head) * per_weight + batch * (prompt + steps / 2) * shape.kv_bytes
     slow = 2.0 if hparams["quantize"] != "none" else 1.0  # adapters apart, weights unpacked
     a_step = slow * max(ASSUMED["step_overhead"].value, moved / (gpu.bandwidth * ASSUMED["bandwidth"].value))
-    return _prefill(shape, prompt, gpu) * slow + steps * a_step / batch
+    return float(_prefill(shape, prompt, gpu) * slow + steps * a_step / batch)
 
 
 def seconds_to_score(shape: Shape, lengths: Lengths, classes: int, gpu: Gpu, hparams: Mapping[str, Any]) -> float:

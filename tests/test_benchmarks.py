@@ -3,7 +3,9 @@
 import json
 import socket
 
-from benchmarks import counts, measure
+import torch
+
+from benchmarks import counts, measure, roofline
 from domainbed_reasoning.sweeps.costs import Shape, Tower
 
 # 10 weights and one layer of width 1 each; 3 patches; a head of 20 weights.
@@ -30,6 +32,17 @@ def test_a_training_step_by_hand():
     assert step.language == 2 * 60 + 6 * 5 * (3 + 3)
     assert step.attention == 3 * 24
     assert step.head == 2 * 40
+
+
+def test_the_roofline_counts_a_product_by_hand():
+    """(2, 3) @ (3, 4): 2 * 2 * 3 * 4 operations; 6 + 12 read and 8 written, 2 bytes each; a view launches nothing."""
+    left, right = (torch.empty(shape, device="meta", dtype=torch.bfloat16) for shape in ((2, 3), (3, 4)))
+    with roofline.Counting() as counting:
+        counting.stage = "forward"
+        (left @ right).view(4, 2)
+    key = ("forward", "mm bfloat16")
+    assert counting.kernels == {key: 1} and counting.operations == {key: 48} and counting.bytes == {key: 52}
+    assert roofline.size_of(left[:, :1].expand(2, 100)) == 2 * 2
 
 
 def test_contenders_take_turns_and_the_first_round_is_not_counted():

@@ -66,16 +66,19 @@ def _names(packages):
 
 def test_the_wheel_holds_every_module_the_tiny_model_and_the_pth_file(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = {"domainbed_reasoning.pth", "_domainbed_reasoning_hook.py"}
+    expected = {"domainbed_reasoning.pth", "_domainbed_reasoning_hook.py", "domainbed_reasoning/py.typed"}
     package = CHECKOUT / "domainbed_reasoning"
     expected |= {f"domainbed_reasoning/{path.relative_to(package).as_posix()}" for path in package.rglob("*.py")}
     expected |= {
         f"domainbed_reasoning/mllm/tiny_model/{path.name}" for path in (package / "mllm" / "tiny_model").iterdir()
     }
     expected |= {f"domainbed_reasoning/annotate/{path.name}" for path in (package / "annotate").glob("browse.*")}
-    expected |= {f"domainbed_reasoning/results/report/{path.name}" for path in (package / "report").glob("page.*")}
+    expected |= {
+        f"domainbed_reasoning/results/report/{path.name}" for path in (package / "results" / "report").glob("page.*")
+    }
     for folder in IN_THE_PACKAGE:
-        expected |= {f"domainbed_reasoning/{folder}/{path.name}" for path in (CHECKOUT / folder).glob("*.py")}
+        modules = (CHECKOUT / folder).rglob("*.py")
+        expected |= {f"domainbed_reasoning/{path.relative_to(CHECKOUT).as_posix()}" for path in modules}
     assert held == expected
 
 
@@ -154,4 +157,4 @@ def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone,
     assert "no DomainBed is found" in in_a_clone("doctor", **nowhere)
     study = ("study", "ablation", "--scale", "mini", "--launch", "--output_dir", tmp_path / "study")
     for words in (("collect", tmp_path), ("plan", "--dataset", "PACS", "--model", "tiny"), study):
-        assert "No DomainBed is found: start from inside of your own clone" in in_a_clone(*words, **nowhere)
+        assert "DomainBed was not found. Run from inside your own clone" in in_a_clone(*words, **nowhere)

@@ -97,9 +97,12 @@ class MLLMEncoder:
         return _unit([self._text(text) for text in tqdm.tqdm(texts, "encoding texts", disable=None)])
 
     def _text(self, text: str) -> torch.Tensor:
-        ids = self.mllm.tokenizer(self.mllm.texts.escape(text), return_tensors="pt")["input_ids"].to(self.mllm.device)
+        ids = self.mllm.tokenizer(self.mllm.chat_format.escape(text), return_tensors="pt")["input_ids"].to(
+            self.mllm.device
+        )
         embedded = self.mllm.base.get_input_embeddings()(ids)
-        return self.mllm.base.model.language_model(inputs_embeds=embedded, use_cache=False)[0][0].mean(0)
+        hidden: torch.Tensor = self.mllm.base.model.language_model(inputs_embeds=embedded, use_cache=False)[0][0]
+        return hidden.mean(0)
 
 
 def _unit(vectors: list[torch.Tensor]) -> torch.Tensor:

@@ -39,7 +39,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.analysis.cues import ShapesCues
-from domainbed_reasoning.analysis.material import Material
+from domainbed_reasoning.analysis.data import AnalysisData
 from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.analysis.settings import kinds_of
 from domainbed_reasoning.analysis.tables import share_row
@@ -60,14 +60,14 @@ class Reader:
 
     Attributes:
         mllm: the model.
-        material: questions and class names.
+        data: questions and class names.
         max_new_tokens: of a chain.
         batch: images at a time.
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
 
     mllm: MLLM
-    material: Material
+    data: AnalysisData
     max_new_tokens: int
     batch: int = 64
     exact: bool = False
@@ -75,7 +75,7 @@ class Reader:
     def chains(self, pixels: torch.Tensor) -> list[str]:
         """Return the model's chain of every image, ``(n, 3, H, W)``, in canonical form where it names a class."""
         parts = pixels.split(self.batch)
-        question, names = self.material.q_reason, self.material.task.class_names
+        question, names = self.data.q_reason, self.data.task.class_names
         written = [chain for part in parts for chain in self.mllm.generate(part, question, self.max_new_tokens)]
         return [read_conclusion(chain, names, self.exact).text for chain in written]
 
@@ -85,16 +85,16 @@ class Reader:
         for start in range(0, len(pixels), self.batch):
             begun = beginnings[start : start + self.batch]
             rest = self.mllm.generate(
-                pixels[start : start + self.batch], self.material.q_reason, self.max_new_tokens, beginnings=begun
+                pixels[start : start + self.batch], self.data.q_reason, self.max_new_tokens, beginnings=begun
             )
             whole = [before + after for before, after in zip(begun, rest, strict=True)]
-            answers += answers_from_chains(whole, self.material.task.class_names, self.exact)
+            answers += answers_from_chains(whole, self.data.task.class_names, self.exact)
         return answers
 
     def labels(self, pixels: torch.Tensor) -> list[int]:
         """Return the classification path's class of every image."""
-        names = self.material.task.class_names
-        parts = [self.mllm.class_scores(part, self.material.q_cls, names) for part in pixels.split(self.batch)]
+        names = self.data.task.class_names
+        parts = [self.mllm.class_scores(part, self.data.q_cls, names) for part in pixels.split(self.batch)]
         classes: list[int] = torch.cat(parts).argmax(1).tolist()
         return classes
 
@@ -111,10 +111,10 @@ def measure(reader: Reader, samples: Sequence[SampleId], cues: ShapesCues | None
         rows with ``what``, ``n``, ``share`` and its 95% interval, of a model none of whose chains names a class the
         share that does alone; a row an image.
     """
-    pixels = reader.material.pixels(samples)
-    true = [reader.material.label(sample) for sample in samples]
+    pixels = reader.data.pixels(samples)
+    true = [reader.data.label(sample) for sample in samples]
     chains = reader.chains(pixels)
-    concluded = answers_from_chains(chains, reader.material.task.class_names, reader.exact)
+    concluded = answers_from_chains(chains, reader.data.task.class_names, reader.exact)
     by_label = reader.labels(pixels)
     rows = [
         {"env": env, "index": index, "label": y, "chain_answer": answer, "label_answer": other, "chain": chain}
@@ -276,7 +276,7 @@ def _caption_says(rows: list[Row], named: list[int], cues: ShapesCues) -> list[R
 
 def _cue_followed(reader: Reader, samples: Sequence[SampleId], rows: list[Row], cues: ShapesCues) -> list[Row]:
     """Ask about the same images with the true class's cue and with another's; nothing else differs."""
-    names = reader.material.task.class_names
+    names = reader.data.task.class_names
     for cue, misleading in (("true_cue", False), ("misleading_cue", True)):
         pixels = torch.stack([cues.image(sample, misleading) for sample in samples])
         by_chain, by_label = answers_from_chains(reader.chains(pixels), names, reader.exact), reader.labels(pixels)

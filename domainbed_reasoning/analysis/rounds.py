@@ -24,10 +24,10 @@ from typing import Any
 import tqdm
 
 from domainbed_reasoning.analysis.checkpoints import Checkpoint, records_of
-from domainbed_reasoning.analysis.material import Material
+from domainbed_reasoning.analysis.data import AnalysisData
 from domainbed_reasoning.chains.chain import count_words
 from domainbed_reasoning.chains.reader import normalize
-from domainbed_reasoning.jobs.seeds import own_randomness
+from domainbed_reasoning.jobs.seeds import seeded
 from domainbed_reasoning.jobs.trained import read_job
 from domainbed_reasoning.method.answering import answering_chains, answers_from_chains
 from domainbed_reasoning.method.task import SampleId
@@ -60,7 +60,7 @@ def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[d
     rows = []
     for record in records:
         if "stage" not in record:
-            raise ValueError(f"{folder}: {record['args']['algorithm']} has no stages; give jobs of SARR or RDMLDG.")
+            raise ValueError(f"{folder}: {record['args']['algorithm']} has no stages; pass jobs of SARR or RDMLDG.")
         stage = _stage_of(record)
         out = [value for key, value in record.items() if key.endswith("_out_acc") and _env(key) not in test_envs]
         target = [value for key, value in record.items() if key.endswith("_in_acc") and _env(key) in test_envs]
@@ -91,7 +91,7 @@ def _accepted_in(records: Sequence[Mapping[str, Any]], stage: int) -> float | No
     key = f"sarr{stage}_accepted"
     after = [record[key] for record in records if key in record and _stage_of(record) > stage]
     within = [record[key] for record in records if key in record and _stage_of(record) == stage]
-    return [None, *within, *after][-1]
+    return float(known[-1]) if (known := [*within, *after]) else None
 
 
 def _env(key: str) -> int:
@@ -101,7 +101,7 @@ def _env(key: str) -> int:
 def from_checkpoints(
     folder: str | pathlib.Path,
     steps: Sequence[int],
-    material: Material,
+    data: AnalysisData,
     samples: Sequence[SampleId],
     model: str | None = None,
 ) -> dict[int, dict[str, Any]]:
@@ -110,7 +110,7 @@ def from_checkpoints(
     Args:
         folder: of the job.
         steps: of its evaluations, in order.
-        material: whose images are asked about.
+        data: whose images are asked about.
         samples: which of them.
         model: a base model in place of the job's.
     """
@@ -120,16 +120,16 @@ def from_checkpoints(
     there = {step: file for step, file in files.items() if file.is_file()}
     found = {}
     for step, file in tqdm.tqdm(there.items(), "checkpoints", disable=None):
-        found[step] = _answers_of(path, file.name, material, samples, model)
+        found[step] = _answers_of(path, file.name, data, samples, model)
     return found
 
 
 def _answers_of(
-    folder: pathlib.Path, file: str, material: Material, samples: Sequence[SampleId], model: str | None
+    folder: pathlib.Path, file: str, data: AnalysisData, samples: Sequence[SampleId], model: str | None
 ) -> dict[str, Any]:
     """Return what one checkpoint answers; its model is gone before the next one loads."""
     job = read_job(folder, file)
-    return answer_both_ways(Checkpoint(str(folder), job).load(model), material, samples, *job.chain_settings)
+    return answer_both_ways(Checkpoint(str(folder), job).load(model), data, samples, *job.chain_settings)
 
 
 def without_checkpoint(folder: str | pathlib.Path, steps: Sequence[int], answered: Collection[int]) -> str | None:
@@ -150,7 +150,7 @@ def without_checkpoint(folder: str | pathlib.Path, steps: Sequence[int], answere
 
 def answer_both_ways(
     mllm: MLLM,
-    material: Material,
+    data: AnalysisData,
     samples: Sequence[SampleId],
     max_new_tokens: int,
     batch: int,
@@ -160,16 +160,16 @@ def answer_both_ways(
 ) -> dict[str, Any]:
     """Return a model's answers to images by both paths, as shares in [0, 1] and the mean length of a chain in words."""
     voting = (votes, vote_temperature, exact)
-    names = material.task.class_names
+    names = data.task.class_names
     words = parsed = agree = by_chain = by_label = 0
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
-        pixels = material.pixels(part)
-        with own_randomness(0, "answers", part):
-            chains = answering_chains(mllm, pixels, material.q_reason, names, max_new_tokens, batch, *voting)
+        pixels = data.pixels(part)
+        with seeded(0, "answers", part):
+            chains = answering_chains(mllm, pixels, data.q_reason, names, max_new_tokens, batch, *voting)
         concluded = answers_from_chains(chains, names, exact)
-        labels = mllm.class_scores(pixels, material.q_cls, names).argmax(1).tolist()
-        true = [material.label(sample) for sample in part]
+        labels = mllm.class_scores(pixels, data.q_cls, names).argmax(1).tolist()
+        true = [data.label(sample) for sample in part]
         words += sum(count_words(chain if exact else normalize(chain).text) for chain in chains)
         parsed += sum(answer is not None for answer in concluded)
         agree += sum(a == b for a, b in zip(concluded, labels, strict=True))

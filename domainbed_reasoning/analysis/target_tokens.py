@@ -13,23 +13,26 @@ import numpy as np
 import torch
 import tqdm
 
-from domainbed_reasoning.analysis.material import Material
+from domainbed_reasoning.analysis.data import AnalysisData
 from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.chains.chain import END_OF_CHAIN, STAGE_TAGS
-from domainbed_reasoning.jobs.seeds import own_randomness
+from domainbed_reasoning.jobs.seeds import seeded
 from domainbed_reasoning.method.answering import elected_chains
 from domainbed_reasoning.method.consistency import Support
 from domainbed_reasoning.method.self_labeling import SelfLabels
 from domainbed_reasoning.method.task import SampleId
 from domainbed_reasoning.mllm import MLLM
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 _CONCLUSION = "<CONCLUSION>"
 KINDS = ("word", "naming", "class", "tag", "end")
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Answers to one question, an image each.
+class TargetTexts:
+    """Answers to one question, an image each, whose tokens a model is to predict.
 
     Attributes:
         question: q_cls or q_reason.
@@ -62,14 +65,14 @@ class TokenTable:
     entropy: np.ndarray
 
 
-def label_answers(material: Material, samples: Sequence[SampleId]) -> Answers:
+def label_targets(data: AnalysisData, samples: Sequence[SampleId]) -> TargetTexts:
     """Return the true class names as answers of the classification path."""
-    return Answers(material.q_cls, samples, [material.name(sample) for sample in samples])
+    return TargetTexts(data.q_cls, samples, [data.name(sample) for sample in samples])
 
 
-def teacher_answers(material: Material, samples: Sequence[SampleId]) -> Answers:
-    """Return the material's chains as answers of the reasoning path; all samples must have one."""
-    return Answers(material.q_reason, samples, [material.task.chains[sample] for sample in samples])
+def teacher_targets(data: AnalysisData, samples: Sequence[SampleId]) -> TargetTexts:
+    """Return the data's chains as answers of the reasoning path; all samples must have one."""
+    return TargetTexts(data.q_reason, samples, [data.task.chains[sample] for sample in samples])
 
 
 @dataclass(frozen=True)
@@ -115,18 +118,18 @@ def labelling_of(hparams: Mapping[str, Any]) -> Labelling:
     )
 
 
-def own_answers(mllm: MLLM, material: Material, samples: Sequence[SampleId], labelling: Labelling) -> Answers:
+def own_targets(mllm: MLLM, data: AnalysisData, samples: Sequence[SampleId], labelling: Labelling) -> TargetTexts:
     """Return the chains that a model writes itself and that SARR keeps, for these images in this order.
 
     Raises:
         ValueError: where none is kept.
     """
-    names = material.task.class_names
+    names = data.task.class_names
     sampling = (labelling.temperature, labelling.top_p)
-    support = Support((material.q_cls, material.q_reason), names)
+    support = Support((data.q_cls, data.q_reason), names)
 
     def write(images: torch.Tensor) -> list[str]:
-        asked = (material.q_reason, names, labelling.max_new_tokens, labelling.batch, labelling.votes)
+        asked = (data.q_reason, names, labelling.max_new_tokens, labelling.batch, labelling.votes)
         return elected_chains(mllm, images, *asked, *sampling, exact=labelling.exact)
 
     def supports(images: torch.Tensor, chains: list[str], labels: list[int]) -> list[bool]:
@@ -136,14 +139,14 @@ def own_answers(mllm: MLLM, material: Material, samples: Sequence[SampleId], lab
     kept: list[tuple[SampleId, str]] = []
     for start in tqdm.tqdm(range(0, len(samples), labelling.batch), "writing chains", disable=None):
         part = samples[start : start + labelling.batch]
-        with own_randomness(0, "own chains", part):
-            chains = labels.chains_for(material.pixels(part), [material.label(sample) for sample in part], part)
+        with seeded(0, "own chains", part):
+            chains = labels.chains_for(data.pixels(part), [data.label(sample) for sample in part], part)
         kept += [(sample, chain) for sample, chain in zip(part, chains, strict=True) if chain is not None]
     said = f"{len(kept)} of {len(samples)} chains that the model wrote itself ({labelling.said})"
     if not kept:
-        raise ValueError(f"{said} would be kept by SARR: there are no tokens to look at.")
-    print(f"{said} would be kept by SARR", flush=True)
-    return Answers(material.q_reason, [sample for sample, _ in kept], [chain for _, chain in kept])
+        raise ValueError(f"{said} would be kept by SARR: there are no tokens to analyze.")
+    _log.info("%s would be kept by SARR", said)
+    return TargetTexts(data.q_reason, [sample for sample, _ in kept], [chain for _, chain in kept])
 
 
 def spelt(mllm: MLLM, text: str) -> list[str]:
@@ -151,7 +154,7 @@ def spelt(mllm: MLLM, text: str) -> list[str]:
     return [mllm.tokenizer.decode([token]) for token in mllm.target(text)]
 
 
-def check_same_tokens(mllm: MLLM, answers: Answers, table: TokenTable, before: str, after: str) -> None:
+def check_same_tokens(mllm: MLLM, answers: TargetTexts, table: TokenTable, before: str, after: str) -> None:
     """Refuse a model that cuts the answers into other tokens than those of a table.
 
     Args:
@@ -166,26 +169,26 @@ def check_same_tokens(mllm: MLLM, answers: Answers, table: TokenTable, before: s
     """
     if [token for text in answers.texts for token in spelt(mllm, text)] != table.token:
         raise ValueError(
-            f"{before} and {after} cut the same text into different tokens, whose probabilities cannot be compared: "
-            "give a --before of the same model family, with the same tokenizer."
+            f"{before} and {after} tokenize the same text differently, so their probabilities cannot be compared: "
+            "pass a --before of the same model family, with the same tokenizer."
         )
 
 
-def read_tokens(mllm: MLLM, material: Material, answers: Answers, batch: int = 16) -> TokenTable:
+def read_tokens(mllm: MLLM, data: AnalysisData, answers: TargetTexts, batch: int = 16) -> TokenTable:
     """Return what a model expects at every token of the answers.
 
     Args:
         mllm: the model.
-        material: whose images the answers are about.
+        data: whose images the answers are about.
         answers: n texts to one question.
         batch: images at a time.
     """
-    is_chain = answers.question == material.q_reason
+    is_chain = answers.question == data.q_reason
     numbers, tokens, kinds, probabilities, entropies = [], [], [], [], []
     for start in tqdm.tqdm(range(0, len(answers.texts), batch), "reading tokens", disable=None):
         texts = answers.texts[start : start + batch]
         with torch.no_grad():
-            encoded = mllm.encode(material.pixels(answers.samples[start : start + batch]))
+            encoded = mllm.encode(data.pixels(answers.samples[start : start + batch]))
         log_likelihood, entropy, mask = mllm.token_statistics(encoded, answers.question, texts)
         probabilities.append(log_likelihood[mask].exp().cpu().numpy())
         entropies.append(entropy[mask].cpu().numpy())
@@ -210,7 +213,7 @@ def token_kinds(mllm: MLLM, text: str, is_chain: bool) -> list[str]:
     count = len(mllm.target(text)) - 1
     if not is_chain:
         return ["class"] * count + ["end"]
-    text = mllm.texts.escape(text)
+    text = mllm.chat_format.escape(text)
     spans = mllm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     # In context a family may put a token before the answer: positions are counted from the end, where both agree.
     spans = [(0, 0)] * (count - len(spans)) + list(spans)[max(0, len(spans) - count) :]

@@ -69,7 +69,7 @@ async def _bound_body(response: Any) -> None:
     response.encoding = "utf-8"  # JSON is nothing else, and some names of encodings stand for no text at all
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise BodyRefused(f"the answer is packed as {encoding[:20]!r}, which was not asked for")
+        raise BodyRefused(f"the response has content encoding {encoding[:20]!r}, which was not requested")
     library = sys.modules[type(response).__module__.partition(".")[0]]
 
     class Bounded(library.AsyncByteStream):  # type: ignore[misc, name-defined]
@@ -81,7 +81,7 @@ async def _bound_body(response: Any) -> None:
             async for part in self.stream:
                 count += len(part)
                 if count > MAX_BODY_BYTES:
-                    raise BodyRefused(f"the answer is longer than {MAX_BODY_BYTES} bytes")
+                    raise BodyRefused(f"the response exceeds {MAX_BODY_BYTES} bytes")
                 yield part
 
         async def aclose(self) -> None:

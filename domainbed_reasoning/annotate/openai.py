@@ -87,12 +87,14 @@ class OpenAITeacher:
         url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         parts = urllib.parse.urlsplit(url)
         if parts.username or parts.password or parts.query:
-            raise TeacherError(f"The server's URL must hold no password or query; put the key into ${_DEFAULT_KEY}.")
+            raise TeacherError(
+                f"The server URL must not contain a password or query; put the key into ${_DEFAULT_KEY}."
+            )
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise TeacherError("The server's URL must begin with https:// or http:// and name a host.")
+            raise TeacherError("The server URL must start with https:// or http:// and name a host.")
         self._key = _read_key(key_variable)
         if not self._key and parts.hostname == _OPENAI:
-            raise TeacherError(f"The environment variable {key_variable} is not set; it must hold the key of {url}.")
+            raise TeacherError(f"Environment variable {key_variable} is not set. Set it to the API key of {url}.")
         unsafe = parts.scheme == "http" and not is_this_machine(parts.hostname)
         if self._key and unsafe and key_variable == _DEFAULT_KEY:
             raise TeacherError(
@@ -146,8 +148,8 @@ class OpenAITeacher:
                 await asyncio.sleep(backoff(tries - 1) if failed.wait is None else failed.wait)
         if not self._reached:
             raise TeacherError(f"{failed}. Check that the server runs, and --base-url.")
-        asked = f"{self._retries + 1} tries" if self._retries else "1 try"
-        raise NoAnswer(f"no answer after {asked}; the last fault: {failed}")
+        asked = f"{self._retries + 1} attempts" if self._retries else "1 attempt"
+        raise NoAnswer(f"no answer after {asked}; last error: {failed}")
 
     async def _ask(self, request: Request, made: Attempt, tries: int) -> Answer:
         """Ask once, and put down what is known of the cost.
@@ -169,7 +171,7 @@ class OpenAITeacher:
             return self._answer_of_status(error, sent, made, tries, time.monotonic() - began)
         except TimeoutError as error:
             self._reached = True
-            raise _Failed(f"no whole answer within {self._timeout:g} seconds") from error
+            raise _Failed(f"no complete answer within {self._timeout:g} seconds") from error
         except Exception as error:  # whatever a server's bytes make the client raise; time-outs too
             made.free = never_connected(error)
             self._give_up_on_certificate(error)
@@ -206,7 +208,7 @@ class OpenAITeacher:
         """Raise `_Refitted` if a refusal names a parameter that can be left out or sent by another name."""
         done = self._parameters.adapt(sent, refusal)
         if done:
-            self._tell(f"{self.endpoint} refuses a parameter ({fault[:300]}): {done}.")
+            self._tell(f"{self.endpoint} rejects a parameter ({fault[:300]}): {done}.")
         if done is not None:
             raise _Refitted
 
@@ -220,7 +222,7 @@ class OpenAITeacher:
         fault = f"{self.endpoint} cannot be reached ({fault})"
         if self._retries and not self._reached and not self._told:
             self._told = True
-            self._tell(f"{fault}; trying {self._retries} more times.")
+            self._tell(f"{fault}; retrying {self._retries} times.")
         return fault
 
     async def close(self) -> None:
@@ -254,8 +256,8 @@ class OpenAITeacher:
         why = certificate_fault(error)
         if why:
             raise TeacherError(
-                f"{self.endpoint} has a certificate that is not trusted ({redact(why, self._key)}); nothing was sent. "
-                "Check the URL; for a server of your own, name its certificate's file in the variable SSL_CERT_FILE."
+                f"{self.endpoint} has an untrusted certificate ({redact(why, self._key)}); nothing was sent. "
+                "Check the URL; for your own server, set SSL_CERT_FILE to its certificate file."
             ) from error
 
     def _give_up_if_hopeless(self, error: Any, fault: str) -> None:
@@ -265,17 +267,17 @@ class OpenAITeacher:
                 target = urllib.parse.urljoin(self.endpoint, error.response.headers.get("location", ""))
                 place = "{0.scheme}://{0.netloc}".format(urllib.parse.urlsplit(target))
             except ValueError:
-                place = "an address that is none"
+                place = "an invalid address"
             raise TeacherError(
                 f"{self.endpoint} redirects (HTTP {code}) to {redact(place, self._key)[:200]!r}, "
-                "which is not followed: neither key nor image goes there. If that is the server you mean, give its URL "
-                "with --base-url."
+                "which is not followed: neither key nor image is sent there. If that is the intended server, pass its "
+                "URL with --base-url."
             )
         if code == 429 and getattr(error, "code", None) == "insufficient_quota":
-            raise TeacherError(f"{self.endpoint} says that the account has no credit left ({fault}).")
+            raise TeacherError(f"{self.endpoint} reports that the account has no credit left ({fault}).")
         if code in _FATAL:
             raise TeacherError(
-                f"{self.endpoint} refuses every request ({fault}). Check the key, the model and the URL."
+                f"{self.endpoint} rejects every request ({fault}). Check the key, the model and the URL."
             )
         if code < 500 and code not in _RETRIED:
             cure = " (--omit-parameter leaves a parameter out)" if _ABOUT_PARAMETERS.search(fault) else ""
@@ -290,12 +292,12 @@ def _read_key(variable: str) -> str:
     """
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):
         raise TeacherError(
-            "--key-env wants the name of an environment variable, in capitals, not the key itself. If that was a key, "
-            "it now stands in your shell's history: replace it."
+            "--key-env takes the name of an environment variable, in capitals, not the key itself. If that was a key, "
+            "it is now in your shell history: revoke it."
         )
     key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable():
-        raise TeacherError(f"The environment variable {variable} holds what can be no key: other than printable ASCII.")
+        raise TeacherError(f"Environment variable {variable} is not a valid key: it is not printable ASCII.")
     return key
 
 
@@ -335,12 +337,12 @@ def _read(text: str, seconds: float) -> Answer:
         ended = choice.get("finish_reason")
         model = str(body.get("model") or "")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise _NotACompletion(f"the answer is no chat completion ({type(error).__name__})") from error
+        raise _NotACompletion(f"the response is not a chat completion ({type(error).__name__})") from error
     prompt_tokens, completion_tokens = reported_tokens(text)
     if content is None and (ended or refusal or completion_tokens):  # all tokens went into thinking; they are billed
         content = ""
     if not isinstance(content, str):
-        raise _NotACompletion("the answer holds no text")
+        raise _NotACompletion("the response contains no text")
     finish = str(ended or "stop")
     answer = content or str(refusal or "")
     return Answer(

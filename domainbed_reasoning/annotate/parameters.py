@@ -79,16 +79,16 @@ class Parameters:
         name = names[0]
         if name in self._sampling:
             self._sampling.remove(name)
-            return f"{name} is left out from now on"
+            return f"{name} is omitted from now on"
         self._limits.pop(0)
         if self._limits:
-            return f"{self._limits[0]} is sent in place of {name} from now on"
+            return f"{self._limits[0]} is sent instead of {name} from now on"
         if self._needs_limit:
             raise TeacherError(
                 "The server takes neither max_tokens nor max_completion_tokens, so --max-cost cannot bound what an "
                 "answer costs. Run without --max-cost, or use another server."
             )
-        return f"{name} is left out from now on, so that answers have the server's own limit"
+        return f"{name} is omitted from now on, so the server's own limit applies"
 
 
 def _word(pattern: str) -> str:

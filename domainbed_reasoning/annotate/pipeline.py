@@ -1,7 +1,7 @@
-"""Annotating: ask, judge, append, go on.
+"""Annotating: draw candidates from a teacher, judge each and append it to the chain file.
 
-Every answer is judged and appended before the next candidate of its image is asked for, and what the chain file holds
-is never asked again; so a run that was killed goes on by being started again.
+Every candidate is judged and appended before the next one of its image is requested, and answered candidates are
+skipped on restart: rerun a killed run to resume it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NOTHING_ACCEPTED = "no candidate was accepted"
 
 
 @dataclass(frozen=True)
-class Settings:
+class AnnotationSettings:
     """How candidates are drawn.
 
     Attributes:
@@ -66,7 +66,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Job:
+class PendingImage:
     """An image that needs a chain.
 
     Attributes:
@@ -138,7 +138,7 @@ def plan(
     candidates: int,
     limit: int | None = None,
     max_tokens: int = 0,
-) -> list[Job]:
+) -> list[PendingImage]:
     """Return the images that need a chain, shuffled within rounds of one image a domain and class.
 
     So a run with a limit is balanced, and the order in which a server sees the images says nothing about their labels.
@@ -167,7 +167,7 @@ def plan(
     labels = {name: index for index, name in enumerate(classes)}
     ordered = list(_interleaved(pictures))[:limit]
     return [
-        Job(picture, labels[picture.label], asked[picture.path], first[picture.path])
+        PendingImage(picture, labels[picture.label], asked[picture.path], first[picture.path])
         for picture in ordered
         if picture.path not in done and asked[picture.path] < candidates
     ]
@@ -214,7 +214,7 @@ class Annotation:
         teacher: Teacher,
         writer: ChainWriter,
         rules: Rules,
-        settings: Settings,
+        settings: AnnotationSettings,
         budget: cost.Budget,
         on_record: Callable[[Record, Summary], None] = lambda record, summary: None,
         has_accepted: bool = False,
@@ -232,7 +232,7 @@ class Annotation:
         self._failures_in_a_row = 0
         self._unwritten: OSError | ChainFileError | None = None
 
-    async def run(self, jobs: Iterable[Job]) -> Summary:
+    async def run(self, jobs: Iterable[PendingImage]) -> Summary:
         """Work through the jobs and return the summary; interrupted (Ctrl-C), finish what is under way first.
 
         Raises:
@@ -281,7 +281,7 @@ class Annotation:
         with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
             loop.add_signal_handler(signal.SIGINT, interrupted)
 
-    async def _work(self, waiting: Iterator[Job]) -> None:
+    async def _work(self, waiting: Iterator[PendingImage]) -> None:
         for job in waiting:
             if self.summary.stopped:
                 return
@@ -297,11 +297,11 @@ class Annotation:
                 self._failures_in_a_row += 1
                 if self._failures_in_a_row >= max(10, 2 * self._teacher.concurrency):
                     raise TeacherError(
-                        f"{self._failures_in_a_row} images in a row had no answer from "
-                        f"{self._teacher.endpoint or self._teacher.name}; the last fault: {error}"
+                        f"{self._failures_in_a_row} consecutive images got no answer from "
+                        f"{self._teacher.endpoint or self._teacher.name}; last error: {error}"
                     ) from error
 
-    async def _draw(self, job: Job, image: bytes, sha256: str) -> None:
+    async def _draw(self, job: PendingImage, image: bytes, sha256: str) -> None:
         """Draw candidates until one is accepted, none is left, or the budget is spent."""
         for attempt in range(job.first, job.first + self._settings.candidates - job.asked):
             if self.summary.stopped:
@@ -319,7 +319,7 @@ class Annotation:
         if not self.summary.stopped:
             self.summary.exhausted += 1
 
-    async def _ask(self, job: Job, attempt: int, request: Request, sha256: str) -> bool:
+    async def _ask(self, job: PendingImage, attempt: int, request: Request, sha256: str) -> bool:
         """Ask once, judge and append; return whether the candidate was accepted."""
         try:
             self._budget.begin_request()
@@ -348,7 +348,7 @@ class Annotation:
         return verdict.accepted
 
     def _record(
-        self, job: Job, attempt: int, request: Request, sha256: str, answer: Answer, paid: float | None
+        self, job: PendingImage, attempt: int, request: Request, sha256: str, answer: Answer, paid: float | None
     ) -> Record:
         usage = {
             "prompt_tokens": answer.prompt_tokens,

@@ -102,20 +102,20 @@ def check_splits(
     if hparams["batch_size"] > size and not hparams.get("class_balanced"):
         raise ValueError(
             f"{dataset}: the {split} split of domain {env} ({name}) has {size} images, fewer than batch_size "
-            f"{hparams['batch_size']}, and DomainBed would wait for a full batch for ever. The largest batch_size that "
+            f"{hparams['batch_size']}, and DomainBed would wait forever for a full batch. The largest batch_size that "
             f"works is {size}: --hparams '{{\"batch_size\": {size}}}'."
         )
 
 
 def check_stock_dataset(name: str) -> None:
-    """Refuse a stock dataset that has a reasoning twin, for an algorithm of ours.
+    """Refuse a stock dataset that has a reasoning twin, for an algorithm of this package.
 
     Raises:
         ValueError: naming the twin.
     """
     twin = next((ours for ours, stock in registry.TWINS.items() if stock == name and ours in registry.DATASETS), None)
     if twin is not None and not name.startswith("Debug"):
-        raise ValueError(f"{name} tells an algorithm neither class names nor images' files: use --dataset {twin}.")
+        raise ValueError(f"{name} provides neither class names nor image paths: use --dataset {twin}.")
 
 
 def check_job(algorithm: str, dataset: str, ranges: Mapping[str, tuple[Any, Any]]) -> None:
@@ -137,7 +137,7 @@ def check_job(algorithm: str, dataset: str, ranges: Mapping[str, tuple[Any, Any]
 
     given = _given_hparams(args)
     _check_given(algorithm, given, ranges)
-    cls = vars(datasets).get(dataset)
+    cls: Any = vars(datasets).get(dataset)
     if getattr(cls, "ENVIRONMENTS", None):
         check_test_envs(dataset, cls.ENVIRONMENTS, args.test_envs)
     if ours:
@@ -149,7 +149,7 @@ def check_job(algorithm: str, dataset: str, ranges: Mapping[str, tuple[Any, Any]
         chosen = {name: pair[drawn] for name, pair in ranges.items()} | given
         with torch.random.fork_rng(devices=[]):
             made = cls(None, args.test_envs, chosen)
-        domains = list(zip(cls.ENVIRONMENTS, map(len, made), strict=True))
+        domains = list(zip(made.ENVIRONMENTS, map(len, made), strict=True))
         check_splits(dataset, domains, args.test_envs, chosen, made.N_WORKERS)
 
 
@@ -171,7 +171,7 @@ def _given_hparams(args: argparse.Namespace) -> dict[str, Any]:
         value = json.loads(given)
     except (ValueError, RecursionError) as error:
         if given.lstrip().startswith("{"):
-            raise ValueError(f"--hparams is no JSON ({error}): write '{{\"batch_size\": 8}}'.") from error
+            raise ValueError(f"--hparams is not valid JSON ({error}): write '{{\"batch_size\": 8}}'.") from error
         return {}
     if not isinstance(value, dict):
         raise ValueError(f"--hparams must be a JSON object such as '{{\"batch_size\": 8}}'; got {given:.80}.")

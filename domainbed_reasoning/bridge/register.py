@@ -157,7 +157,7 @@ def _load(target: str, name: str) -> Any:
 
 
 def _clash(kind: str, name: str, where: str, there: Any) -> str:
-    return f"{where} has another {kind} {name!r} already, {_origin(there)}: rename that one to use ours"
+    return f"{where} already has another {kind} {name!r}, {_origin(there)}: rename it to use this package's"
 
 
 def _origin(thing: Any) -> str:
@@ -176,9 +176,7 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
         versions.record_for_job()  # every job of the train script asks for its hyper-parameters before all else
         if algorithm in registry.ALGORITHMS:
             if job_arguments() is not None:
-                interrupt.end_with(
-                    "Interrupted. The same command starts this job again, with the progress that is saved."
-                )
+                interrupt.end_with("Interrupted. Rerun the same command to resume from the saved progress.")
             ranges = _own_hparams(algorithm, dataset, random_seed)
         else:
             ranges = stock_hparams(algorithm, _twin(dataset), random_seed)

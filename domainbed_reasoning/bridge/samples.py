@@ -11,7 +11,7 @@ import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch.utils.data._utils import collate as _collate
@@ -44,7 +44,7 @@ class SampleTensor(torch.Tensor):
         sample_ids: long tensor on the CPU, ``(2,)`` for one image and ``(n, 2)`` for a batch of n: environment, index.
     """
 
-    sample_ids: torch.Tensor | None
+    sample_ids: torch.Tensor
 
     @classmethod
     def __torch_function__(
@@ -62,11 +62,11 @@ class SampleTensor(torch.Tensor):
             return _ids_after(name, args, kwargs or {}, out)
         return _plain(out)
 
-    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         """Pickle as a plain tensor and its ids (loaders' workers, checkpoints)."""
         return with_ids, (self.as_subclass(torch.Tensor), self.sample_ids)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override] # as torch's stub misspells it
         """Show the plain tensor and the ids."""
         return f"SampleTensor({self.as_subclass(torch.Tensor)!r}, sample_ids={ids_of(self)!r})"
 
@@ -100,22 +100,22 @@ def _ids_after(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: t
     if name in _KEEP:
         ids = ids_of(args[0])
     elif name in ("stack", "cat") and args:
-        parts = [ids_of(part) for part in args[0]]
+        parts = [part_ids for part in args[0] if (part_ids := ids_of(part)) is not None]
         along = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
-        if all(part is not None for part in parts) and along == 0:
+        if len(parts) == len(args[0]) and along == 0:
             ids = torch.stack(parts) if name == "stack" else torch.cat(parts)
-    elif name == "__getitem__" and ids_of(args[0]) is not None and ids_of(args[0]).dim() == 2:
+    elif name == "__getitem__" and (known := ids_of(args[0])) is not None and known.dim() == 2:
         index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
         if isinstance(index, (int, slice, list, torch.Tensor)) and not isinstance(index, bool):
             index = index.cpu() if isinstance(index, torch.Tensor) else index
-            ids = ids_of(args[0])[index]
+            ids = known[index]
     return with_ids(out, ids)
 
 
-def _collate_samples(batch: Sequence[torch.Tensor], *, collate_fn_map: Any = None) -> torch.Tensor:
+def _collate_samples(batch: Sequence[SampleTensor], *, collate_fn_map: Any = None) -> torch.Tensor:
     plain = [item.as_subclass(torch.Tensor) for item in batch]
     stacked = _collate.collate_tensor_fn(plain, collate_fn_map=collate_fn_map)
-    return with_ids(stacked, torch.stack([ids_of(item) for item in batch]))
+    return with_ids(stacked, torch.stack([item.sample_ids for item in batch]))
 
 
 _collate.default_collate_fn_map[SampleTensor] = _collate_samples
@@ -179,9 +179,9 @@ def task_of(hparams: Mapping[str, Any], domains: int | None = None) -> Task | No
     found = [task for task in found if len(task.labels) - len(task.test_envs) == domains] or found
     if len(found) > 1 and _named_by_callers(found) != [found[-1]]:
         raise ValueError(
-            f"{len(found)} datasets of this process were built with these hyper-parameters, and which of them this "
-            "algorithm belongs to cannot be known. Build each dataset and its algorithm with a dictionary of their "
-            "own (`dict(hparams)`), or delete the other datasets first."
+            f"{len(found)} datasets of this process were built with these hyper-parameters, so the algorithm's is "
+            "ambiguous. Build each dataset and its algorithm with a dictionary of their own (`dict(hparams)`), or "
+            "delete the other datasets first."
         )
     return found[-1] if found else None
 

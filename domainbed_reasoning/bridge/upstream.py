@@ -28,7 +28,7 @@ URL = "https://github.com/facebookresearch/DomainBed"
 VARIABLE = "DOMAINBED_REASONING_DOMAINBED"
 STAND_IN_MARK = "STANDIN = True"
 MISSING = (
-    "No DomainBed is found: start from inside of your own clone, or have `domainbed-reasoning get-domainbed` fetch one."
+    "DomainBed was not found. Run from inside your own clone, or fetch one with `domainbed-reasoning get-domainbed`."
 )
 
 
@@ -104,13 +104,13 @@ def fetch_clone(source: str = URL) -> Path:
         The clone's folder.
 
     Raises:
-        RuntimeError: naming the fault and its cure.
+        RuntimeError: git is missing or fails, or the clone is not the pinned commit.
     """
     folder = cached_clone()
     if folder.exists():
         fault = fault_of(folder)
         if fault:
-            raise RuntimeError(f"{folder} {fault}. Remove that folder and call get-domainbed again.")
+            raise RuntimeError(f"{folder} {fault}. Remove that folder and rerun get-domainbed.")
         return folder
     if shutil.which("git") is None:
         raise RuntimeError(
@@ -190,7 +190,7 @@ def is_modified(folder: Path) -> bool | None:
 def describe(folder: Path) -> str:
     """Say what the DomainBed in ``folder`` is: upstream at which commit, modified or not, or the stand-in."""
     if is_stand_in(folder):
-        return "the stand-in of domainbed-reasoning's tests, not upstream: its numbers are for trying things out"
+        return "the stand-in of domainbed-reasoning's tests, not upstream: for trying things out only"
     commit = commit_of(folder)
     if commit is None:
         return "not a git clone, so its commit is unknown"
@@ -237,8 +237,8 @@ def _ask_git(*question: str) -> str | None:
 
 def _git(*command: str, timeout: float, source: str) -> None:
     cure = (
-        "Where it cannot be reached, name a mirror or a clone that you have: `domainbed-reasoning get-domainbed --from "
-        "URL|PATH`, or start from inside of your own clone. `make demo` and `make test` do without it."
+        "If it is unreachable, pass a mirror or an existing clone: `domainbed-reasoning get-domainbed --from "
+        "URL|PATH`, or run from inside your own clone. `make demo` and `make test` work without it."
     )
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
     shown = _without_password(source)

@@ -22,6 +22,9 @@ import domainbed_reasoning
 from domainbed_reasoning.bridge import upstream
 from domainbed_reasoning.bridge.train_args import recognized_arguments
 from domainbed_reasoning.files.atomic import replace_text
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 FILE = "versions.json"
 OURS = "domainbed-reasoning"
@@ -40,7 +43,7 @@ def _record(folder: str) -> None:
     try:
         replace_text(Path(folder) / FILE, json.dumps(current(), indent=1) + "\n")
     except Exception as error:  # whatever it is, the job is worth more
-        print(f"The versions that this job runs on are not recorded: {type(error).__name__}: {error}", flush=True)
+        _log.warning("Could not record the versions of this job: %s: %s", type(error).__name__, error)
 
 
 def current() -> dict[str, Any]:

@@ -13,6 +13,9 @@ from domainbed_reasoning.bridge.samples import ids_of
 from domainbed_reasoning.bridge.train_args import DEFAULT_HOLDOUT, job_arguments
 from domainbed_reasoning.method.schedule import Schedule
 from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 _SAME_HPARAMS = "Build the algorithm while its dataset lives, with the dataset's hyper-parameters or an equal copy."
 _NOT_FOUND = (
@@ -77,10 +80,9 @@ def warn_outside_job(name: str, task: Task, hparams: Mapping[str, Any], schedule
     sizes = [len(labels) for env, labels in enumerate(task.labels) if env not in task.test_envs]
     smallest = min((size - int(size * DEFAULT_HOLDOUT) for size in sizes), default=None)
     if smallest is not None and hparams["batch_size"] > smallest and not hparams.get("class_balanced"):
-        print(
+        _log.warning(
             f"{task.dataset}: batch_size {hparams['batch_size']} is larger than a source domain's training split, of "
-            f"{smallest} images at a holdout of {DEFAULT_HOLDOUT}: DomainBed's loader would wait for a batch for ever.",
-            flush=True,
+            f"{smallest} images at a holdout of {DEFAULT_HOLDOUT}: DomainBed's loader would wait forever for a batch."
         )
 
 

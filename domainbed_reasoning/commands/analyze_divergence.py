@@ -7,7 +7,7 @@ from pathlib import Path
 
 from domainbed_reasoning.analysis import divergence, encoders, plots
 from domainbed_reasoning.analysis.checkpoints import open_checkpoint, words_of_file
-from domainbed_reasoning.analysis.material import build_material
+from domainbed_reasoning.analysis.data import build_data
 from domainbed_reasoning.chains.chain import without_tags
 from domainbed_reasoning.commands.analyze_results import plot, results_for, write
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     chains = args.chains.stem if args.chains else ""
     named = "_".join(filter(None, ["divergence", args.dataset, words_of_file(chains), encoded_by, args.kernel]))
     results = results_for(args, named)
-    material = build_material(args.dataset, args.data_dir, [], hparams, str(args.chains) if args.chains else True, clip)
+    material = build_data(args.dataset, args.data_dir, [], hparams, str(args.chains) if args.chains else True, clip)
     encoder = encoders.load_encoder(name, args.model)
     images, texts = [], []
     names = material.task.environments

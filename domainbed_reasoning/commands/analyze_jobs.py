@@ -13,7 +13,7 @@ from domainbed_reasoning.analysis.checkpoints import Checkpoint, open_checkpoint
 from domainbed_reasoning.analysis.cues import cues_of
 from domainbed_reasoning.analysis.settings import settings_of
 from domainbed_reasoning.analysis.tables import write_csv
-from domainbed_reasoning.commands.analyze_results import job_of, leave, material_for, plot, results_for, write
+from domainbed_reasoning.commands.analyze_results import data_for, job_of, leave, plot, results_for, write
 
 _NOT_IN_PAPER = "paper: not reported"
 
@@ -30,7 +30,7 @@ def run_rounds(args: argparse.Namespace) -> None:
     for checkpoint, about, found in zip(checkpoints, columns, recorded, strict=True):
         answers: dict[int, Any] = {}
         if args.images:
-            material = material_for(args, checkpoint, False)
+            material = data_for(args, checkpoint, False)
             samples = material.draw(material.domains(args.domains), args.images)
             steps = [row["step"] for row in found]
             folder = job_of(checkpoint).folder
@@ -77,7 +77,7 @@ def _faithfulness_of(args: argparse.Namespace, name: str) -> tuple[list[dict[str
     """Return a job's shares and answers; its model is freed before the next one loads."""
     checkpoint = open_checkpoint(name)
     job = job_of(checkpoint)
-    material = material_for(args, checkpoint, False)
+    material = data_for(args, checkpoint, False)
     samples = material.draw(material.domains(args.domains), args.images)
     print(f"{name}: {checkpoint.said}, {len(samples)} images", flush=True)
     mllm = checkpoint.load(args.model)

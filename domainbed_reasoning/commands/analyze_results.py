@@ -9,7 +9,7 @@ from typing import Any
 
 from domainbed_reasoning.analysis import plots
 from domainbed_reasoning.analysis.checkpoints import Checkpoint
-from domainbed_reasoning.analysis.material import Material, material_of
+from domainbed_reasoning.analysis.data import AnalysisData, data_of_job
 from domainbed_reasoning.analysis.results import Results, results_at
 from domainbed_reasoning.analysis.tables import as_text, write_csv
 from domainbed_reasoning.commands import arguments
@@ -30,9 +30,9 @@ def job_of(checkpoint: Checkpoint) -> TrainedJob:
     return checkpoint.job
 
 
-def material_for(args: argparse.Namespace, checkpoint: Checkpoint, chains: bool | str) -> Material:
+def data_for(args: argparse.Namespace, checkpoint: Checkpoint, chains: bool | str) -> AnalysisData:
     """Return a job's data, from --data-dir and --model if they have moved."""
-    return material_of(job_of(checkpoint), args.data_dir, chains=chains, model=args.model)
+    return data_of_job(job_of(checkpoint), args.data_dir, chains=chains, model=args.model)
 
 
 def results_for(args: argparse.Namespace, name: str, *of: Checkpoint) -> Results:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from domainbed_reasoning.analysis import entropy, plots, target_tokens, token_shift
 from domainbed_reasoning.analysis.checkpoints import Checkpoint, open_checkpoint, words_of_file
-from domainbed_reasoning.analysis.material import Material
+from domainbed_reasoning.analysis.data import AnalysisData
 from domainbed_reasoning.analysis.target_tokens import Answers, Labelling, TokenTable
-from domainbed_reasoning.commands.analyze_results import job_of, material_for, plot, results_for, write
+from domainbed_reasoning.commands.analyze_results import data_for, job_of, plot, results_for, write
 from domainbed_reasoning.mllm import MLLM
 
 
@@ -20,7 +20,7 @@ def run_token_shift(args: argparse.Namespace) -> None:
     targets = Path(args.targets).stem
     results = results_for(args, f"token_shift_{words_of_file(targets)}_{after.tag}", after)
     chains = True if args.targets == "teacher" else False if args.targets in ("label", "own") else args.targets
-    material = material_for(args, after, chains)
+    material = data_for(args, after, chains)
     samples = material.draw(material.domains(args.domains), args.images, chained=bool(chains))
 
     def answers_of(mllm: MLLM) -> dict[str, Answers]:
@@ -47,7 +47,7 @@ def run_entropy(args: argparse.Namespace) -> None:
     of_own = open_checkpoint(args.after_own) if args.after_own else after
     labelling = _labelling(of_own)
     results = results_for(args, f"entropy_{after.tag}", after)
-    material = material_for(args, after, True)
+    material = data_for(args, after, True)
     samples = material.draw(material.domains(args.domains), args.images, chained=True)
 
     def answers_of(mllm: MLLM) -> dict[str, Answers]:
@@ -81,7 +81,7 @@ def _first_pass(
     args: argparse.Namespace,
     before: Checkpoint,
     after: Checkpoint,
-    material: Material,
+    material: AnalysisData,
     answers_of: Callable[[MLLM], dict[str, Answers]],
 ) -> tuple[dict[str, Answers], dict[str, TokenTable]]:
     """Return the answers by name, and their tokens' statistics under the model before training, which is then freed."""
@@ -96,7 +96,7 @@ def _second_pass(
     args: argparse.Namespace,
     before: Checkpoint,
     after: Checkpoint,
-    material: Material,
+    material: AnalysisData,
     answers: Answers,
     first: TokenTable,
 ) -> TokenTable:

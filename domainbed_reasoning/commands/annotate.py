@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 from domainbed_reasoning.annotate import pricing as cost
 from domainbed_reasoning.annotate.parameters import OMITTABLE
-from domainbed_reasoning.annotate.pipeline import NOTHING_ACCEPTED, Annotation, Job, Settings, Summary, plan
+from domainbed_reasoning.annotate.pipeline import (
+    NOTHING_ACCEPTED,
+    Annotation,
+    AnnotationSettings,
+    PendingImage,
+    Summary,
+    plan,
+)
 from domainbed_reasoning.annotate.rejudge import rejudge
 from domainbed_reasoning.annotate.teacher import (
     MAX_EDGE,
@@ -110,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     price = tuple(args.price) if args.price else cost.price_of(args.teacher)
     if args.max_cost is not None and price is None:
         raise UsageError(f"--max-cost: the price of {args.teacher} is unknown. Set it with --price IN OUT.")
-    settings = Settings(
+    settings = AnnotationSettings(
         question=(q_teacher if with_advice else q_reason)(names, dataset.subject),
         prompt_version=TEACHER_PROMPT_VERSION if with_advice else PROMPT_VERSION,
         candidates=args.candidates,
@@ -179,7 +186,7 @@ def _rejudge(args: argparse.Namespace, rules: Rules, on_disk: FolderScan) -> int
     return 0 if accepted else 1
 
 
-def _has_accepted(records: Sequence[Record], settings: Settings, args: argparse.Namespace) -> bool:
+def _has_accepted(records: Sequence[Record], settings: AnnotationSettings, args: argparse.Namespace) -> bool:
     """Return whether an earlier run accepted candidates of this teacher and prompt."""
     wanted = (args.teacher, settings.prompt_version, ACCEPTED)
     return any(
@@ -213,7 +220,7 @@ def _records(args: argparse.Namespace, on_disk: FolderScan) -> list[Record]:
     ]
 
 
-def _budget(args: argparse.Namespace, settings: Settings, records: Sequence[Record]) -> cost.Budget:
+def _budget(args: argparse.Namespace, settings: AnnotationSettings, records: Sequence[Record]) -> cost.Budget:
     """Return the run's budget, with reservations at least as large as the usage of earlier requests."""
     model = args.teacher.partition(":")[2]
     tokens = cost.request_tokens(model, settings.question, MAX_EDGE)
@@ -258,10 +265,10 @@ def _notify(message: str) -> None:
 def _annotate(
     args: argparse.Namespace,
     teacher: Teacher,
-    settings: Settings,
+    settings: AnnotationSettings,
     rules: Rules,
     budget: cost.Budget,
-    jobs: Sequence[Job],
+    jobs: Sequence[PendingImage],
     writer: ChainWriter,
     on_disk: FolderScan,
     has_accepted: bool,
@@ -293,7 +300,11 @@ def _annotate(
 
 
 def forecast(
-    args: argparse.Namespace, settings: Settings, jobs: Sequence[Job], records: Sequence[Record], on_disk: FolderScan
+    args: argparse.Namespace,
+    settings: AnnotationSettings,
+    jobs: Sequence[PendingImage],
+    records: Sequence[Record],
+    on_disk: FolderScan,
 ) -> str:
     """Return the work left, the tokens, cost and time of the run as text."""
     total = len(on_disk.pictures)

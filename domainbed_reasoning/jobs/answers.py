@@ -125,7 +125,7 @@ class AnswerRecords:
             self.unparsed += sum(answer is None for answer in answers)
         if not last:
             return
-        for row, (env, index) in enumerate(ids.tolist()):
+        for row, ((env, index), answer) in enumerate(zip(ids.tolist(), answers, strict=True)):
             self.rows[env, index] = {
                 "env": env,
                 "index": index,
@@ -133,9 +133,9 @@ class AnswerRecords:
                 "split": self.splits[env, index],
                 "label": names[self.task.labels[env][index]],
                 "label_answer": names[labels[row]] if labels is not None else None,
-                "chain_answer": names[answers[row]] if answers[row] is not None else None,
+                "chain_answer": names[answer] if answer is not None else None,
                 "chain": chains[row] if chains is not None else None,
-                "parsed": answers[row] is not None if chains is not None else None,
+                "parsed": answer is not None if chains is not None else None,
             }
         if len(self.rows) == len(self.splits):
             self._write()

@@ -39,7 +39,7 @@ def export_adapters(
     name = base_model_id or public_name(model or str(job.hparams["model"]))
     card = model_card(job, False, name)
     _require_empty(output)
-    network, _ = empty_network(model or job.model)
+    network: Any = empty_network(model or job.model)[0]
     settings = job.lora()
     assert settings is not None
     try:

@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 
 from domainbed_reasoning.images.decode import read_rgb, reject_truncated_images
-from domainbed_reasoning.jobs.seeds import own_randomness
+from domainbed_reasoning.jobs.seeds import seeded
 from domainbed_reasoning.jobs.trained import TrainedJob, read_job
 from domainbed_reasoning.method.answering import answering_chains, answers_from_chains, scores_of_chains
 from domainbed_reasoning.mllm.generation_cache import digests_of
@@ -125,19 +125,20 @@ class Predictor:
 
     def _answer(self, images: Sequence[str], pixels: torch.Tensor) -> list[Prediction]:
         job, names = self.job, self.job.class_names
+        chains: Sequence[str | None] = [None] * len(images)
+        concluded: Sequence[int | None] = [None] * len(images)
         by_label = None
         if self.answer != "chain":
             by_label = self.mllm.class_scores(pixels, job.q_cls, names)
         if self.answer == "label":
             assert by_label is not None
             scores = by_label.softmax(dim=1)
-            chains, concluded = [None] * len(images), [None] * len(images)
         else:
             # A job that votes samples; the same images are answered alike.
-            with own_randomness(0, "answers", digests_of(pixels)):
-                chains = answering_chains(self.mllm, pixels, job.q_reason, names, *job.chain_settings)
-            concluded = answers_from_chains(chains, names, job.exact_answers)
-            scores = scores_of_chains(self.mllm, pixels, job.q_cls, names, chains, by_label, job.exact_answers)
+            with seeded(0, "answers", digests_of(pixels)):
+                written = answering_chains(self.mllm, pixels, job.q_reason, names, *job.chain_settings)
+            chains, concluded = written, answers_from_chains(written, names, job.exact_answers)
+            scores = scores_of_chains(self.mllm, pixels, job.q_cls, names, written, by_label, job.exact_answers)
         scores = scores.cpu()  # they are looked at one by one
         by_name = [None] * len(images) if by_label is None else [names[i] for i in by_label.argmax(1).tolist()]
         return [
@@ -146,10 +147,10 @@ class Predictor:
                 class_name=names[int(scores[row].argmax())],
                 scores={name: round(float(score), 6) for name, score in zip(names, scores[row], strict=True)},
                 label_class=by_name[row],
-                chain_class=None if concluded[row] is None else names[concluded[row]],
+                chain_class=None if answer is None else names[answer],
                 chain=chains[row],
             )
-            for row in range(len(images))
+            for row, answer in enumerate(concluded)
         ]
 
 

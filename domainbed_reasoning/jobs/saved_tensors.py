@@ -13,7 +13,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 
@@ -118,13 +118,17 @@ class _Unpickler(pickle._Unpickler):
             raise ValueError("it holds more than tensors and plain values")
         return self._storage(key, dtype, count)
 
+    # Of pickle._Unpickler, which typeshed leaves out.
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
     # What torch.save writes; other opcodes make objects, call what is no function of ours, or claim memory unread.
     _ALLOWED = (
         "PROTO EMPTY_DICT EMPTY_LIST EMPTY_TUPLE MARK GLOBAL BINPERSID BINUNICODE BININT BININT1 BININT2 "
         "LONG1 BINFLOAT NONE NEWTRUE NEWFALSE TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT BINGET LONG_BINGET REDUCE "
         "SETITEM SETITEMS APPEND APPENDS BUILD STOP"
     )
-    dispatch = {
+    dispatch: ClassVar[dict[int, Any]] = {
         code[0]: pickle._Unpickler.dispatch[code[0]] for code in (getattr(pickle, name) for name in _ALLOWED.split())
     }
 

@@ -34,7 +34,7 @@ def write_tensors(path: Path, value: Any) -> str:
     with replacing(path, durable=True) as file:
         torch.save(value, file)
         file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # BinaryIO has no readinto
         file.seek(0, os.SEEK_END)
         file.write(digest.encode())
     return digest

@@ -10,7 +10,7 @@ import torch
 
 
 @contextmanager
-def own_randomness(seed: int, *purpose: object) -> Iterator[None]:
+def seeded(seed: int, *purpose: object) -> Iterator[None]:
     """Draw torch's random numbers inside from a stream of their own, and leave the global one as it was.
 
     A step's dropout and sampling are then the same whatever was drawn before, so that a resumed job need not draw it

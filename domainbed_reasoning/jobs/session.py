@@ -24,7 +24,7 @@ from domainbed_reasoning.jobs.answers import AnswerRecords, records_for, write_t
 from domainbed_reasoning.jobs.history import History, history_of
 from domainbed_reasoning.jobs.progress import ProgressLog
 from domainbed_reasoning.jobs.replay_log import Answers
-from domainbed_reasoning.jobs.seeds import own_randomness
+from domainbed_reasoning.jobs.seeds import seeded
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
@@ -132,7 +132,7 @@ class Session:
             return values
         self._resume(algorithm)
         started = time.monotonic()
-        with own_randomness(self.seed, "step", self.steps_taken):
+        with seeded(self.seed, "step", self.steps_taken):
             values = algorithm.step(minibatches)
         self._check_finite(values)
         self.steps_taken += 1
@@ -160,7 +160,7 @@ class Session:
             if self.history is not None:
                 self.history.save(self.steps_taken, algorithm.training_state, now=True)
             started = time.monotonic()
-            with own_randomness(self.seed, "answers", self.steps_taken, None if ids is None else ids[0].tolist()):
+            with seeded(self.seed, "answers", self.steps_taken, None if ids is None else ids[0].tolist()):
                 scores, answers = algorithm.answer(x, ids)
             self._count_answers(len(x), time.monotonic() - started)
             if self.history is not None:

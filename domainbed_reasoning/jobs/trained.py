@@ -161,7 +161,7 @@ def _read_task(path: pathlib.Path) -> dict[str, Any]:
     """Return what task.json says, every value of the kind that the rest of the code counts on."""
     file = path / TASK_FILE
     try:
-        said = parse_json(read_plain_text(file))
+        said: dict[str, Any] = parse_json(read_plain_text(file))
     except FileNotFoundError as error:
         raise JobError(
             f"{path} holds no {TASK_FILE}: it is no job of an MLLM algorithm. Give the folder that DomainBed's train "

@@ -10,6 +10,7 @@ import torch
 
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.chains.reader import read_conclusion
+from domainbed_reasoning.method.model import ReasoningModel
 from domainbed_reasoning.method.task import SampleId, Task
 
 
@@ -85,7 +86,7 @@ def answer_images(
 
 
 def elected_chains(
-    mllm: Any,
+    mllm: ReasoningModel,
     images: torch.Tensor,
     question: str,
     class_names: Sequence[str],
@@ -116,7 +117,7 @@ def elected_chains(
 
 
 def answering_chains(
-    mllm: Any,
+    mllm: ReasoningModel,
     images: torch.Tensor,
     question: str,
     class_names: Sequence[str],
@@ -144,7 +145,7 @@ def answering_chains(
 
 
 def scores_of_chains(
-    mllm: Any,
+    mllm: ReasoningModel,
     images: torch.Tensor,
     question: str,
     class_names: Sequence[str],

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from domainbed_reasoning.chains.chain import ChainError, parse_chain
 from domainbed_reasoning.chains.contradiction import contradiction, mention
+from domainbed_reasoning.method.model import ReasoningModel
 
 RIVALS = 6  # classes that a chain's own is held against: those that the label path finds likeliest on the image
 _GREY = 128
@@ -61,7 +61,9 @@ class Support:
         self.sums = torch.zeros(len(self.class_names))
         self.counts = torch.zeros(len(self.class_names))
 
-    def judge(self, mllm: Any, images: torch.Tensor, chains: Sequence[str], labels: Sequence[int]) -> list[bool]:
+    def judge(
+        self, mllm: ReasoningModel, images: torch.Tensor, chains: Sequence[str], labels: Sequence[int]
+    ) -> list[bool]:
         """Return whether each chain, which concludes with its label, supports that conclusion.
 
         Args:
@@ -98,7 +100,7 @@ def _is_sound(chain: str, label: int, class_names: Sequence[str]) -> bool:
 
 
 def _rivals(
-    mllm: Any, question: str, images: torch.Tensor, labels: Sequence[int], class_names: Sequence[str]
+    mllm: ReasoningModel, question: str, images: torch.Tensor, labels: Sequence[int], class_names: Sequence[str]
 ) -> list[list[int]]:
     """Return for each image the likeliest other classes."""
     count = min(RIVALS, len(class_names) - 1)
@@ -109,7 +111,7 @@ def _rivals(
 
 
 @torch.no_grad()
-def _without_image(mllm: Any, question: str, texts: Sequence[str], like: torch.Tensor) -> torch.Tensor:
+def _without_image(mllm: ReasoningModel, question: str, texts: Sequence[str], like: torch.Tensor) -> torch.Tensor:
     """Return log p of each text after a blank image, the sum over its tokens in nats, ``(len(texts),)``."""
     parts = []
     for start in range(0, len(texts), _ROWS):

@@ -13,7 +13,7 @@ _ZERO_WIDTH = "\u200b"
 _REMEMBERED = 100_000  # answers whose tokens are kept: chains of a whole dataset, a few hundred bytes each
 
 
-class Texts:
+class ChatFormat:
     """The words of one model's conversations.
 
     Every question is asked of one image of fixed size, so all prompts of a question have the same tokens.

@@ -30,6 +30,9 @@ class CLIP(torch.nn.Module):
         image_size: edge in pixels of the images that the model sees.
     """
 
+    _mean: torch.Tensor
+    _std: torch.Tensor
+
     def __init__(self, network: torch.nn.Module, tokenizer: Any):
         super().__init__()
         self.network = network
@@ -40,14 +43,16 @@ class CLIP(torch.nn.Module):
         self.register_buffer("_std", torch.tensor(_STD)[:, None, None], persistent=False)
 
     @property
-    def base(self) -> torch.nn.Module:
+    def base(self) -> Any:
         """The transformers model, adapters inside of it."""
-        return self.network.base_model.model if hasattr(self.network, "peft_config") else self.network
+        network: Any = self.network
+        return network.base_model.model if hasattr(network, "peft_config") else network
 
     @property
     def logit_scale(self) -> torch.Tensor:
         """What cosines are multiplied by, a scalar above 0."""
-        return self.base.logit_scale.exp()
+        scale: torch.Tensor = self.base.logit_scale.exp()
+        return scale
 
     def image_features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the images' unit vectors, ``(n, d)``.
@@ -101,11 +106,11 @@ class CLIP(torch.nn.Module):
         """
         odd = sorted(self.adapters().keys() ^ values.keys())
         if odd:
-            raise ValueError(f"the checkpoint's adapters do not fit this CLIP: {odd[0]!r} is on one side only.")
+            raise ValueError(f"the checkpoint's adapters do not match this CLIP: only one of them has {odd[0]!r}.")
         try:
             self.network.load_state_dict(values, strict=False)
         except RuntimeError as error:
-            raise ValueError(f"the checkpoint's adapters do not fit this CLIP ({error}).") from error
+            raise ValueError(f"the checkpoint's adapters do not match this CLIP ({error}).") from error
 
 
 def load_clip(model: str) -> CLIP:
@@ -170,7 +175,7 @@ def _config(model: str, where: str) -> Any:
     config = read_config(model, where)
     if config.model_type != "clip":
         raise ModelError(
-            f"model {model!r} is of type {config.model_type!r} and no CLIP. Use a folder or hub id of one, such as "
+            f"model {model!r} is of type {config.model_type!r}, not CLIP. Use a CLIP folder or hub id, such as "
             "'openai/clip-vit-base-patch16', or 'tiny'."
         )
     return config

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class ModelError(ValueError):
-    """A model that cannot be used: the message names the fault and the cure."""
+    """A model that cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _any_edge(processor: Any) -> int:
 
     It is 16 x 16 merged patches of 28 pixels in Qwen2.5-VL and 14 x 14 of 32 in Qwen3-VL.
     """
-    size, patch = dict(processor.size), processor.patch_size * processor.merge_size
+    size, patch = dict(processor.size), int(processor.patch_size * processor.merge_size)
     most = math.isqrt(int(size["longest_edge"])) // patch * patch
     least = -(-math.isqrt(int(size["shortest_edge"])) // patch) * patch
     return max(least, min(448 // patch * patch, most))
@@ -141,10 +141,10 @@ def tile_grid(family: Family, max_tiles: int) -> int:
         ModelError: for less than one tile, or more than one of a family that has no tiles.
     """
     if max_tiles < 1:
-        raise ModelError(f"max_tiles {max_tiles} is less than 1.")
+        raise ModelError(f"max_tiles must be at least 1; got {max_tiles}.")
     if max_tiles > 1 and not family.tiled:
         tiled = ", ".join(row.name for row in FAMILIES.values() if row.tiled)
-        raise ModelError(f"{family.name} takes an image whole: use max_tiles 1. Families with tiles: {tiled}.")
+        raise ModelError(f"{family.name} does not tile images: set max_tiles to 1. Families with tiles: {tiled}.")
     return math.isqrt(max_tiles)
 
 

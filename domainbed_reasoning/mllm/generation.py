@@ -8,7 +8,8 @@ distribution, and a sampled one is drawn from that distribution at the temperatu
 checkpoint's generation config and transformers' own defaults are made for chat and are set aside: Qwen2.5-VL's penalty
 on repeated tokens works against a conclusion that repeats the class which the reasoning has named, and transformers'
 top_k of 50 would make self-labels at temperature 1 another distribution than the one that is trained. Two things are
-kept: the checkpoint's tokens that end a turn, and that an answer holds no other special token (`Writer.never_written`).
+kept: the checkpoint's tokens that end a turn, and that an answer holds no other special token
+(`TextGenerator.suppressed_tokens`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 from domainbed_reasoning.chains.chain import END_OF_CHAIN
 from domainbed_reasoning.chains.reader import is_thinking
+from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.tree_masks import tree_positions
 
 _LEAVE = 8  # rows leave the batch when an eighth of it has ended
@@ -41,14 +43,14 @@ _PLAIN: dict[str, Any] = {
 }
 
 
-class Writer:
+class TextGenerator:
     """Writes one model's answers.
 
     Args:
         mllm: the model.
     """
 
-    def __init__(self, mllm: Any):
+    def __init__(self, mllm: LanguageModel):
         self.mllm = mllm
 
     @functools.cached_property
@@ -66,14 +68,14 @@ class Writer:
         return {name: value for name, value in _PLAIN.items() if hasattr(known, name)}
 
     @functools.cached_property
-    def never_written(self) -> list[int]:
+    def suppressed_tokens(self) -> list[int]:
         """Tokens that a sampled chain may not hold: image placeholders and other special tokens, save the ends."""
         image = getattr(self.mllm.base.config, "image_token_id", None)
-        special = {*self.mllm.texts.special_ids, *([image] if image is not None else [])}
+        special = {*self.mllm.chat_format.special_ids, *([image] if image is not None else [])}
         return sorted(special - {*self.ends, self.mllm.tokenizer.eos_token_id})
 
     @functools.cached_property
-    def may_end(self) -> frozenset[int]:
+    def closing_tokens(self) -> frozenset[int]:
         """Tokens that end a turn or could be the last of a conclusion."""
         tokenizer = self.mllm.tokenizer
         vocabulary = self.mllm.base.get_output_embeddings().weight.shape[0]
@@ -88,7 +90,7 @@ class Writer:
         decode = self.mllm.tokenizer.decode
         return END_OF_CHAIN in decode(answer[-_END_TOKENS:]) and not is_thinking(decode(answer))
 
-    def write(self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any) -> list[str]:
+    def generate(self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any) -> list[str]:
         """Return a new answer to the question about each image.
 
         Args:
@@ -103,14 +105,15 @@ class Writer:
         mllm, n = self.mllm, len(images)
         encoded = mllm.encode(images)
         prompt = mllm.prompt(question)["input_ids"].to(mllm.device).expand(n, -1)
-        head, length = mllm.base.get_output_embeddings(), prompt.shape[1]
+        head: Callable[[torch.Tensor], torch.Tensor] = mllm.base.get_output_embeddings()
+        length = prompt.shape[1]
         plain = torch.arange(length, length + max_new_tokens, device=mllm.device)
         positions = tree_positions(mllm, plain[None], question, encoded)
 
         def prefill(cache: Any) -> torch.Tensor:
             hidden = mllm.core(n, question, prompt, encoded, **mllm.keeping(cache))[0]
             if cache.get_seq_length() != length:
-                raise RuntimeError("gradient checkpointing keeps no cache in training mode: call eval() before.")
+                raise RuntimeError("gradient checkpointing disables the cache in training mode: call eval() first.")
             return head(hidden[:, -1])
 
         def step(tokens: torch.Tensor, count: int, cache: Any) -> torch.Tensor:
@@ -125,13 +128,13 @@ class Writer:
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(self.ends),
             pad_token_id=mllm.tokenizer.pad_token_id or mllm.end_token,
-            suppress_tokens=self.never_written,
-            custom_generate=write_tokens(prefill, step, self.has_ended, self.may_end),
+            suppress_tokens=self.suppressed_tokens,
+            custom_generate=decoding_loop(prefill, step, self.has_ended, self.closing_tokens),
         )
         texts = mllm.tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [mllm.texts.unescape(text.strip()) for text in texts]
+        return [mllm.chat_format.unescape(text.strip()) for text in texts]
 
-    def write_on(
+    def generate_after(
         self, images: torch.Tensor, question: str, beginnings: Sequence[str], max_new_tokens: int, **sampling: Any
     ) -> list[str]:
         """Return what the model writes after what each answer begins with: transformers' own loop, on padded prompts.
@@ -151,11 +154,11 @@ class Writer:
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(self.ends),
             pad_token_id=mllm.tokenizer.pad_token_id or mllm.end_token,
-            suppress_tokens=self.never_written,
+            suppress_tokens=self.suppressed_tokens,
             tokenizer=mllm.tokenizer,
         )
         texts = mllm.tokenizer.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [mllm.texts.unescape(text.strip()) for text in texts]
+        return [mllm.chat_format.unescape(text.strip()) for text in texts]
 
     def _begun(self, prompt: dict[str, torch.Tensor], beginnings: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return the prompts with what each answer begins with after them, padded on the left."""
@@ -173,11 +176,11 @@ class Writer:
         return out
 
 
-def write_tokens(
+def decoding_loop(
     prefill: Callable[[Any], torch.Tensor],
     step: Callable[[torch.Tensor, int, Any], torch.Tensor],
     ended: Callable[[list[int]], bool],
-    may_end: Collection[int],
+    closing_tokens: Collection[int],
 ) -> Callable[..., list[list[int]]]:
     """Return the loop for transformers' `generate(custom_generate=…)`; it returns each row's tokens.
 
@@ -185,7 +188,7 @@ def write_tokens(
         prefill: reads the prompts into a cache; logits of the next token, ``(n, vocabulary)``.
         step: reads a token of each row, ``(m, 1)``, the so many-th after the prompt, on top of a cache; logits.
         ended: whether a row of tokens is an answer's end.
-        may_end: tokens after which `ended` is asked.
+        closing_tokens: tokens after which `ended` is asked.
     """
 
     def loop(
@@ -214,7 +217,7 @@ def write_tokens(
                 if open_rows[row]:
                     answer = written[running[row]]
                     answer.append(token)
-                    open_rows[row] = not (token in may_end and ended(answer))
+                    open_rows[row] = not (token in closing_tokens and ended(answer))
             if count + 1 == most or not any(open_rows):
                 break
             seen = torch.cat([seen, tokens], dim=1)

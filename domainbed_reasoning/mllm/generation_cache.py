@@ -17,8 +17,8 @@ _STATES = 2  # a round's labeller, and the model that is evaluated meanwhile
 Key = tuple[str, int, bytes]  # question, most tokens, the image's digest
 
 
-class Memory:
-    """Answers by state of the weights; the two states used last are kept."""
+class AnswerCache:
+    """Greedy answers by state of the weights; the two states used last are kept."""
 
     def __init__(self) -> None:
         self._answers: dict[bytes, dict[Key, str]] = {}
@@ -35,7 +35,7 @@ def state_of(weights: Iterable[torch.Tensor]) -> bytes:
     """Return a digest of all bytes of the tensors; at 8B with rank 8 they are 80 MB."""
     digest = hashlib.blake2b(digest_size=16)
     for weight in weights:
-        digest.update(weight.detach().contiguous().view(torch.uint8).cpu().numpy())
+        digest.update(weight.detach().contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.digest()
 
 

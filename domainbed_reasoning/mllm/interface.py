@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm.families import Family, ModelError
+from domainbed_reasoning.mllm.language_model import LanguageModel
 
 LEAST_TRANSFORMERS = "5.18"
 CACHES = ("cache", "past_key_values")  # transformers 5.24 renamed what a forward pass takes its keys and values from
@@ -31,7 +32,7 @@ def require_interface(network: Any, family: Family) -> None:
         family: its row.
 
     Raises:
-        ModelError: naming the method, the arguments, the installed release and the cure.
+        ModelError: with the method, the missing arguments and the release to install.
     """
     core = getattr(network, "model", network)
     _require(core, "forward", (*_FORWARD, *_FORWARD_OF_TREE[family.tree]))
@@ -58,14 +59,14 @@ def _refuse(owner: Any, method: str, names: tuple[str, ...]) -> None:
     import transformers
 
     raise ModelError(
-        f"transformers {transformers.__version__} cannot be used with {type(owner).__name__}: its {method} takes no "
-        f"{', '.join(names)}, and would drop such arguments, images among them, without an error. Install "
+        f"transformers {transformers.__version__} does not support {type(owner).__name__}: its {method} takes no "
+        f"{', '.join(names)}, and would silently ignore such arguments, images among them. Install "
         f"{LEAST_TRANSFORMERS} or newer: pip install --upgrade 'transformers>={LEAST_TRANSFORMERS}'."
     )
 
 
 @torch.no_grad()
-def require_sight(mllm: Any) -> None:
+def require_sight(mllm: LanguageModel) -> None:
     """Refuse a model to which two different pictures are the same: two short forward passes.
 
     Args:
@@ -88,7 +89,7 @@ def require_sight(mllm: Any) -> None:
             hidden.append(mllm.core(1, _QUESTION, prompt, encoded, use_cache=False)[0][:, -1])
     if torch.equal(*hidden):
         raise ModelError(
-            f"{mllm.family.name} under transformers {transformers.__version__} does not see its images: two different "
-            "pictures give the same hidden states. Install another release of transformers, or use another checkpoint: "
+            f"{mllm.family.name} under transformers {transformers.__version__} ignores its images: two different "
+            "images give the same hidden states. Install another release of transformers, or use another checkpoint: "
             "this one's vision encoder may be empty."
         )

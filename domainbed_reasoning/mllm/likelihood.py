@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.rows import Rows, TreeBranch, Trie, build_rows, build_tree_rows, build_trie
 from domainbed_reasoning.mllm.tree_masks import tree_mask, tree_positions
 
@@ -21,7 +22,7 @@ _LOGITS_AT_A_TIME = 2**27
 _TOKENS_AT_A_TIME = {"cuda": 2**15, "cpu": 2**12}
 
 
-def log_likelihoods(mllm: Any, encoded: Encoded, question: str, answers: Sequence[str]) -> LogLikelihoods:
+def log_likelihoods(mllm: LanguageModel, encoded: Encoded, question: str, answers: Sequence[str]) -> LogLikelihoods:
     """Return log p of every token of each image's answer, a row an answer; see `MLLM.log_likelihoods`."""
     rows, hidden = _read(mllm, encoded, question, answers)
     return _at_targets(mllm, hidden, rows), rows.target_mask
@@ -29,7 +30,7 @@ def log_likelihoods(mllm: Any, encoded: Encoded, question: str, answers: Sequenc
 
 @torch.no_grad()
 def token_statistics(
-    mllm: Any, encoded: Encoded, question: str, answers: Sequence[str]
+    mllm: LanguageModel, encoded: Encoded, question: str, answers: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return log-likelihoods, entropies and the mask of target tokens; see `MLLM.token_statistics`."""
     rows, hidden = _read(mllm, encoded, question, answers)
@@ -42,7 +43,7 @@ def token_statistics(
 
 
 def tree_log_likelihoods(
-    mllm: Any, encoded: Encoded, questions: tuple[str, str], answers: tuple[Sequence[str], Sequence[str]]
+    mllm: LanguageModel, encoded: Encoded, questions: tuple[str, str], answers: tuple[Sequence[str], Sequence[str]]
 ) -> tuple[LogLikelihoods, LogLikelihoods]:
     """Return what `log_likelihoods` does for two questions about each image, both of them in one row."""
     prompts = [mllm.prompt(question)["input_ids"][0].tolist() for question in questions]
@@ -52,7 +53,7 @@ def tree_log_likelihoods(
     )
     if mllm.family.tree == "windows":  # one mask for each kind of layer
         position = rows.position_ids[0]
-        seen = {"attention_mask": tree_mask(mllm, rows.mask, position, position, questions[0])}
+        seen: dict[str, Any] = {"attention_mask": tree_mask(mllm, rows.mask, position, position, questions[0])}
     else:
         seen = {"attention_mask": rows.twig_mask, "branches": rows.lengths}
     hidden = mllm.base.model(
@@ -67,7 +68,7 @@ def tree_log_likelihoods(
 
 
 @torch.no_grad()
-def class_scores(mllm: Any, images: torch.Tensor, question: str, names: Sequence[str]) -> torch.Tensor:
+def class_scores(mllm: LanguageModel, images: torch.Tensor, question: str, names: Sequence[str]) -> torch.Tensor:
     """Return log p(name, end | image, question) of every name, a bounded number of tokens at a time."""
     trie = _trie(tuple(mllm.target(name) for name in names))
     tokens = mllm.prompt(question)["input_ids"].shape[1] + len(trie.tokens)
@@ -79,7 +80,7 @@ def class_scores(mllm: Any, images: torch.Tensor, question: str, names: Sequence
 _trie = functools.lru_cache(maxsize=4)(build_trie)
 
 
-def _scores_by_trie(mllm: Any, images: torch.Tensor, question: str, trie: Trie) -> torch.Tensor:
+def _scores_by_trie(mllm: LanguageModel, images: torch.Tensor, question: str, trie: Trie) -> torch.Tensor:
     """Return the scores of a few images: one pass over image and question, one over all nodes of the trie."""
     from transformers import DynamicCache
 
@@ -109,7 +110,7 @@ def _scores_by_trie(mllm: Any, images: torch.Tensor, question: str, trie: Trie) 
     return torch.cat([scores_from_trie(trie, one, head(part)) for one, part in parts])
 
 
-def _read(mllm: Any, encoded: Encoded, question: str, answers: Sequence[str]) -> tuple[Rows, torch.Tensor]:
+def _read(mllm: LanguageModel, encoded: Encoded, question: str, answers: Sequence[str]) -> tuple[Rows, torch.Tensor]:
     """Return the rows ``question + answer``, and the last hidden states over them."""
     prompt = mllm.prompt(question)["input_ids"][0].tolist()
     targets = [mllm.target(answer) for answer in answers]
@@ -120,13 +121,15 @@ def _read(mllm: Any, encoded: Encoded, question: str, answers: Sequence[str]) ->
     return rows, hidden
 
 
-def _at_targets(mllm: Any, hidden: torch.Tensor, rows: Rows | TreeBranch) -> torch.Tensor:
+def _at_targets(mllm: LanguageModel, hidden: torch.Tensor, rows: Rows | TreeBranch) -> torch.Tensor:
     """Return log p of each target token, 0 where there is none, ``(n, T)``."""
     parts = [token_log_likelihoods(logits, targets) for logits, targets in _logits(mllm, hidden, rows)]
     return _scattered(rows, parts)
 
 
-def _logits(mllm: Any, hidden: torch.Tensor, rows: Rows | TreeBranch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _logits(
+    mllm: LanguageModel, hidden: torch.Tensor, rows: Rows | TreeBranch
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the logits that predict target tokens, ``(m, vocabulary)``, and those tokens, ``(m,)``, a bounded number.
 
     In float32 those of 64 chains, and their softmax, would be 20 GiB at 8B. With gradients all are kept anyway.

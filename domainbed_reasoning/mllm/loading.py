@@ -14,6 +14,9 @@ import torch
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, tile_grid
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 _MAX_EDGE = 8192  # pixels of a tile; the families' have 224 to 896
 
@@ -53,7 +56,7 @@ def resolve(model: str) -> str:
     """Return a folder or hub id that transformers can load; for a hub id the files are there or can be fetched.
 
     Raises:
-        ModelError: naming the fault (no such folder, hub out of reach, no such repository) and the cures.
+        ModelError: no such folder or repository, or the hub is unreachable; says what to do.
     """
     if model == "tiny":
         return str(TINY)
@@ -61,7 +64,7 @@ def resolve(model: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
-                f"model {model!r}: the folder holds no config.json, so it is no saved model of transformers."
+                f"model {model!r}: the folder has no config.json, so it is not a saved transformers model."
             )
         return str(path)
     if model.count("/") != 1 or path.is_absolute() or model.startswith("."):
@@ -80,7 +83,7 @@ def _require_hub(model: str) -> None:
 
     if isinstance(huggingface_hub.try_to_load_from_cache(model, "config.json"), str):
         return
-    cures = "Give a folder that holds the model, fetch it beforehand with `hf download`, or use 'tiny'."
+    cures = "Pass a folder with the model, download it first with `hf download`, or use 'tiny'."
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ModelError(f"model {model!r} is not in the local cache and HF_HUB_OFFLINE is set. {cures}")
     try:
@@ -124,11 +127,10 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False)
         edge = family.tile_edge(processor.image_processor)
     if not 1 <= edge <= _MAX_EDGE:
-        raise ModelError(f"model {model!r}: its preprocessor_config.json asks for images of {edge:,} pixels a side.")
+        raise ModelError(f"model {model!r}: its preprocessor_config.json requests images of {edge:,} pixels per side.")
     if not processor.chat_template:
         raise ModelError(
-            f"model {model!r} has no chat template: it was not made to answer questions. Use the version of it that "
-            "was, often called -Instruct or -it."
+            f"model {model!r} has no chat template. Use its instruction-tuned version, often named -Instruct or -it."
         )
     precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
     if device.type == "cuda" or (where != str(TINY) and pathlib.Path(where).is_dir()):
@@ -142,6 +144,7 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         settings["quantization_config"] = _quantization(quantize, precision)
     with loading(model, where):
         network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
+    module: Any
     for module in network.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first answer, and cannot train afterwards.
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -220,7 +223,7 @@ def check_memory(model: str, weights: int, dtype: torch.dtype, quantize: str, fr
         free: free bytes on the GPU.
 
     Raises:
-        ModelError: naming what is needed, what is there, and the cures.
+        ModelError: with the memory needed, the memory free, and what to do.
     """
     need = int(weights * _BYTES.get(quantize, dtype.itemsize) * 1.1)
     if need > free:
@@ -247,7 +250,7 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
         )
     if quantize == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
-    raise ModelError(f"quantize {quantize!r} is none of none, nf4, int8.")
+    raise ModelError(f"quantize must be 'none', 'nf4' or 'int8'; got {quantize!r}.")
 
 
 def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list[str]:
@@ -260,7 +263,7 @@ def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list
         ModelError: for an unknown choice of towers.
     """
     if towers not in ("both", "vision", "language"):
-        raise ModelError(f"lora_targets {towers!r} is none of both, vision, language.")
+        raise ModelError(f"lora_targets must be 'both', 'vision' or 'language'; got {towers!r}.")
     wanted = ("vision", "language") if towers == "both" else (towers,)
     names = []
     for name, module in network.named_modules():
@@ -301,8 +304,8 @@ def said_of_experts(fused: Mapping[str, int], total: int) -> str:
         return ""
     count, largest = sum(fused.values()), max(fused, key=lambda name: fused[name])
     return (
-        f"{count:,} of {total:,} weights ({count / total:.0%}) get no adapters: they are fused experts and routers, no "
-        f"Linear layers ({len(fused)} tensors, as {largest}). LoRA trains the other layers alone."
+        f"{count:,} of {total:,} weights ({count / total:.0%}) get no adapters: they are fused experts and routers, "
+        f"not Linear layers ({len(fused)} tensors, such as {largest}). LoRA trains the other layers only."
     )
 
 
@@ -340,7 +343,7 @@ def add_lora(
         check_adapters(adapter_shapes(network, settings), values)
     total = sum(weight.numel() for weight in network.parameters())
     if said := said_of_experts(without_adapters(network, settings.towers), total):
-        print(f"WARNING: {said}", flush=True)
+        _log.warning("WARNING: %s", said)
     return adapted(
         network,
         r=settings.rank,
@@ -371,12 +374,12 @@ def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, t
         ValueError: naming the first that does not fit.
     """
     for name in sorted(shapes.keys() ^ values.keys()):
-        raise ValueError(f"the checkpoint's adapters do not fit this model: {name!r:.200} is on one side only.")
+        raise ValueError(f"the checkpoint's adapters do not match this model: only one of them has {name!r:.200}.")
     for name, shape in shapes.items():
         if values[name].shape != shape:
             raise ValueError(
-                f"the checkpoint's adapters do not fit this model: {name!r} is {tuple(values[name].shape)} there and "
-                f"{tuple(shape)} here."
+                f"the checkpoint's adapters do not match this model: {name!r} has shape {tuple(values[name].shape)} "
+                f"in the checkpoint and {tuple(shape)} in the model."
             )
 
 
@@ -393,4 +396,5 @@ def adapted(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
     peft = import_peft()
     with warnings.catch_warnings():  # peft asks transformers by a name that the next major release drops
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return peft.get_peft_model(network, peft.LoraConfig(bias="none", **settings))
+        model: torch.nn.Module = peft.get_peft_model(network, peft.LoraConfig(bias="none", **settings))
+    return model

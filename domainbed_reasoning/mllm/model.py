@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm import likelihood as reading
-from domainbed_reasoning.mllm.chat_format import Texts
+from domainbed_reasoning.mllm.chat_format import ChatFormat
 from domainbed_reasoning.mllm.families import Family, tile_grid
-from domainbed_reasoning.mllm.generation import Writer
-from domainbed_reasoning.mllm.generation_cache import Key, Memory, digests_of, state_of
+from domainbed_reasoning.mllm.generation import TextGenerator
+from domainbed_reasoning.mllm.generation_cache import AnswerCache, Key, digests_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods
 from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, cached_numbers, check_adapters, load_network
@@ -49,7 +49,7 @@ def load_mllm(
         device: None takes CUDA where there is one.
 
     Raises:
-        ModelError: for a model that cannot be used, with the cure.
+        ModelError: for a model that cannot be used.
         ValueError: for ``adapters`` that do not fit it.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -86,15 +86,13 @@ class MLLM(torch.nn.Module):
         grid: tiles a side that an image is cut into.
         quantized: whether weights are bitsandbytes'.
         image_size: edge in pixels of the images that the model sees.
-        memory: what copies for inference have written.
+        answer_cache: greedy answers of copies for inference.
         frozen_state: of a copy for inference, the digest of the adapters that are merged into it; else None.
     """
 
-    def __init__(
-        self, network: torch.nn.Module, processor: Any, family: Family, grid: int = 1, quantized: bool = False
-    ):
+    def __init__(self, network: Any, processor: Any, family: Family, grid: int = 1, quantized: bool = False):
         super().__init__()
-        self.memory = Memory()
+        self.answer_cache = AnswerCache()
         self.frozen_state: bytes | None = None
         self.network = network
         self.processor = processor
@@ -104,20 +102,19 @@ class MLLM(torch.nn.Module):
         edge = family.tile_edge(processor.image_processor)
         self.image_size = edge * grid
         self._image_settings = family.image_settings(edge, grid)
-        self.texts = Texts(processor, self.image_size, self._image_settings)
+        self.chat_format = ChatFormat(processor, self.image_size, self._image_settings)
         self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
         self._cache_argument = next(name for name in CACHES if name in self._core_inputs)
         if family.tree != "windows":
             install(self.base)
         # Not the model itself: copies are large, and in a cycle they would stay until Python's collector comes.
-        self.writer = Writer(weakref.proxy(self))
+        self.generator = TextGenerator(weakref.proxy(self))
 
     @property
-    def base(self) -> torch.nn.Module:
+    def base(self) -> Any:
         """The transformers model, adapters inside of it."""
-        peft_base = getattr(self.network, "base_model", None)
-        return peft_base.model if hasattr(self.network, "get_base_model") else self.network
+        return self.network.base_model.model if hasattr(self.network, "get_base_model") else self.network
 
     @property
     def tokenizer(self) -> Any:
@@ -127,23 +124,24 @@ class MLLM(torch.nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.base.get_input_embeddings().weight.device
+        weight: torch.Tensor = self.base.get_input_embeddings().weight
+        return weight.device
 
     # -- text -----------------------------------------------------------------------------------------------------
 
     @property
     def end_token(self) -> int:
         """Token id that ends the assistant's turn."""
-        return self.texts.end_token
+        return self.chat_format.end_token
 
     def prompt(self, question: str) -> dict[str, torch.Tensor]:
         """Return the inputs of a question about one image, without the image: ``input_ids`` ``(1, P)`` and others."""
-        inputs = self.texts.prompt(question)
+        inputs = self.chat_format.prompt(question)
         return {name: value for name, value in inputs.items() if name in self._core_inputs}
 
     def target(self, answer: str) -> tuple[int, ...]:
         """Return the tokens of an answer with the token that ends it."""
-        return self.texts.target(answer)
+        return self.chat_format.target(answer)
 
     # -- images ---------------------------------------------------------------------------------------------------
 
@@ -236,7 +234,7 @@ class MLLM(torch.nn.Module):
         """
         rows = rows or "tree"  # the fastest wherever it was measured
         if rows not in ROWS:
-            raise ValueError(f"rows {rows!r} is none of {', '.join(ROWS)}.")
+            raise ValueError(f"rows must be one of {', '.join(ROWS)}; got {rows!r}.")
         if rows == "tree":
             return reading.tree_log_likelihoods(self, self.encode(images), questions, answers)
         encoded = [self.encode(images)]
@@ -303,14 +301,14 @@ class MLLM(torch.nn.Module):
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p}
         if beginnings is not None:
-            return self.writer.write_on(images, question, beginnings, max_new_tokens, **sampling)
+            return self.generator.generate_after(images, question, beginnings, max_new_tokens, **sampling)
         if temperature > 0 or self.frozen_state is None:
-            return self.writer.write(images, question, max_new_tokens, **sampling)
-        known = self.memory.of(self.frozen_state)
+            return self.generator.generate(images, question, max_new_tokens, **sampling)
+        known = self.answer_cache.of(self.frozen_state)
         pictures, keys = self._keys(images, question, max_new_tokens)
         new = {key: row for row, key in enumerate(keys) if key not in known}
         if new:
-            texts = self.writer.write(pictures[list(new.values())], question, max_new_tokens, **sampling)
+            texts = self.generator.generate(pictures[list(new.values())], question, max_new_tokens, **sampling)
             known.update(zip(new, texts, strict=True))
         return [known[key] for key in keys]
 
@@ -327,7 +325,7 @@ class MLLM(torch.nn.Module):
             answers: n greedy answers.
         """
         _, keys = self._keys(images, question, max_new_tokens)
-        self.memory.of(state).update(zip(keys, answers, strict=True))
+        self.answer_cache.of(state).update(zip(keys, answers, strict=True))
 
     def _keys(self, images: torch.Tensor, question: str, max_new_tokens: int) -> tuple[torch.Tensor, list[Key]]:
         """Return the images as the model sees them, and under what the memory keeps the answers."""
@@ -366,7 +364,7 @@ class MLLM(torch.nn.Module):
             network = network.merge_and_unload()
         network.requires_grad_(False).eval()
         frozen = MLLM(network, self.processor, self.family, self.grid, self.quantized)
-        frozen.memory = self.memory
+        frozen.answer_cache = self.answer_cache
         frozen.frozen_state = self.frozen_state or state_of(self.adapters().values())
         return frozen
 
@@ -379,7 +377,7 @@ class MLLM(torch.nn.Module):
             new_tokens: a chain's, at most.
         """
         tokens = self.prompt(question)["input_ids"].shape[1] + new_tokens
-        itemsize = next(self.network.parameters()).element_size()
+        itemsize = int(next(self.network.parameters()).element_size())
         return cached_numbers(self.base.config) * itemsize * rows * tokens
 
     def fits_a_copy(self, writes: int = 0, beside: int = 0) -> bool:
@@ -398,7 +396,7 @@ class MLLM(torch.nn.Module):
         within_reach = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
         used = torch.cuda.memory_allocated(self.device)
         left = min(within_reach - max(used, beside) - 1.5 * weights, within_reach - used - 1.1 * (weights + writes))
-        return left > 0
+        return bool(left > 0)
 
     @contextlib.contextmanager
     def with_adapters(self, values: dict[str, torch.Tensor]) -> Iterator[MLLM]:

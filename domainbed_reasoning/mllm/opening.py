@@ -36,8 +36,8 @@ def read_config(model: str, where: str) -> Any:
     except ModelError as error:
         if "trust_remote_code" in f"{error} {error.__cause__}":
             raise ModelError(
-                f"model {model!r} comes with code of its own, which is not run. Use the checkpoint that is made for "
-                f"transformers: {model}-hf for InternVL3, {model}-HF for InternVL3.5."
+                f"model {model!r} requires custom code (trust_remote_code), which is never run. Use the checkpoint "
+                f"converted for transformers: {model}-hf for InternVL3, {model}-HF for InternVL3.5."
             ) from error
         raise
 
@@ -51,7 +51,7 @@ def _folder_of(model: str, where: str) -> pathlib.Path:
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(where, allow_patterns=list(SMALL_FILES)))
     except Exception as error:  # connection, disk, permissions: whatever the library raises
-        raise ModelError(f"model {model!r}: its files cannot be fetched ({str(error):.300}).") from error
+        raise ModelError(f"model {model!r}: its files cannot be downloaded ({str(error):.300}).") from error
 
 
 @contextlib.contextmanager
@@ -67,8 +67,8 @@ def loading(model: str, where: str) -> Iterator[None]:
         except Exception as error:
             said = " ".join(str(error).split())
             raise ModelError(
-                f"model {model!r}: transformers cannot use what is in {where} ({type(error).__name__}: {said:.400}). "
-                "Fetch the model again from where it was published, or give another."
+                f"model {model!r}: transformers cannot load {where} ({type(error).__name__}: {said:.400}). "
+                "Download the model again, or use another."
             ) from error
 
 
@@ -88,9 +88,11 @@ def check_weights(model: str, where: str, count: int) -> None:
     files = [path for kind in ("*.safetensors", "*.bin") for path in pathlib.Path(where).glob(kind)]
     size = sum(path.stat().st_size for path in files)
     if not files:
-        raise ModelError(f"model {model!r}: {where} holds no weights (model.safetensors). Fetch the model whole.")
+        raise ModelError(
+            f"model {model!r}: {where} contains no weights (model.safetensors). Download the complete model."
+        )
     if count > size + (1 << 20):  # a weight has a byte or more, unless it is tied to another
         raise ModelError(
-            f"model {model!r}: {where}/config.json describes {count:,} weights, and the files of weights have "
-            f"{size:,} bytes. Fetch the model whole."
+            f"model {model!r}: {where}/config.json describes {count:,} parameters, but the weight files have "
+            f"{size:,} bytes. Download the complete model."
         )

@@ -54,4 +54,7 @@ def from_picture(edge: int) -> Callable[[Any], torch.Tensor]:
     from torchvision import transforms
 
     bicubic = transforms.InterpolationMode.BICUBIC
-    return transforms.Compose([transforms.Resize((edge, edge), bicubic), transforms.PILToTensor()])
+    transform: Callable[[Any], torch.Tensor] = transforms.Compose(
+        [transforms.Resize((edge, edge), bicubic), transforms.PILToTensor()]
+    )
+    return transform

@@ -43,7 +43,7 @@ _MEMORY, _SECONDS, _TEMPLATE_SECONDS = 2 << 30, 60, 20  # of memory: bytes; of t
 _MAX_RENDERED = 1 << 20  # characters of two turns
 _QUESTION = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which object is it?"}]}
 _ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]}
-_TOO_MUCH = "it takes more memory or time than such a file needs"
+_TOO_MUCH = "it exceeds the memory or time limit for such a file"
 
 
 def require_sound(model: str, folder: Path) -> None:
@@ -164,7 +164,7 @@ def _run_tokenizer_and_template(model: str, folder: Path) -> None:
             except (EOFError, pickle.UnpicklingError):
                 if process.wait() > 0:
                     raise ModelError(
-                        f"model {model!r}: {folder} could not be looked at: a process for it failed with exit code "
+                        f"model {model!r}: {folder} could not be checked: the checking process exited with code "
                         f"{process.returncode}. Run `domainbed-reasoning doctor`."
                     ) from None
                 raise _error(model, folder / (name or "config.json"), _TOO_MUCH) from None
@@ -176,7 +176,9 @@ def in_child(place: str) -> None:
     """Say of each file that is tried its name, and what is wrong with it where something is; then None."""
     answers = confined.take_output()
     import tokenizers
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils
+
+    render: Any = chat_template_utils.render_jinja_template
 
     def say(name: str | None, fault: str | None = None) -> None:
         answers.write(pickle.dumps((name, fault)))
@@ -199,7 +201,7 @@ def in_child(place: str) -> None:
             say(name)
             confined.limit(_MEMORY, _TEMPLATE_SECONDS)
             for conversation, opens in (([_QUESTION], True), ([_QUESTION, _ANSWER], False)):
-                rendered = render_jinja_template(
+                rendered = render(
                     [conversation], chat_template=template, add_generation_prompt=opens, **_special_tokens(read)
                 )
                 if len(str(rendered)) > _MAX_RENDERED:

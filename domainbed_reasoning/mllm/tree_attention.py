@@ -14,7 +14,7 @@ import torch
 NAME = "sdpa_branches"
 
 
-def install(network: torch.nn.Module) -> None:
+def install(network: Any) -> None:
     """Let the language model of ``network`` take rows with branches; everything else it computes as before."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -47,15 +47,17 @@ def branch_attention(
     Returns:
         ``(n, L, heads, width)``, and no weights.
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.integrations import sdpa_attention
+
+    attend: Any = sdpa_attention.sdpa_attention_forward
 
     if branches is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+        return attend(module, query, key, value, attention_mask, **more)[0], None
     prefix, trunk, _ = branches
     end = prefix + trunk
-    straight, _ = sdpa_attention_forward(
+    straight, _ = attend(
         module, query[:, :, :end], key[:, :, :end], value[:, :, :end], None, **{**more, "is_causal": True}
     )
     seen = [torch.cat([part[:, :, :prefix], part[:, :, end:]], dim=2) for part in (key, value)]
-    aside, _ = sdpa_attention_forward(module, query[:, :, end:], *seen, attention_mask, **more)
+    aside, _ = attend(module, query[:, :, end:], *seen, attention_mask, **more)
     return torch.cat([straight, aside], dim=1), None

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.mllm.language_model import LanguageModel
+
 
 def tree_mask(
-    mllm: Any, allowed: torch.Tensor, query: torch.Tensor, key: torch.Tensor, question: str
+    mllm: LanguageModel, allowed: torch.Tensor, query: torch.Tensor, key: torch.Tensor, question: str
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """Return the attention mask that the family wants for a tree of tokens.
 
@@ -40,7 +42,7 @@ def tree_mask(
     }
 
 
-def tree_positions(mllm: Any, plain: torch.Tensor, question: str, encoded: Mapping[str, Any]) -> torch.Tensor:
+def tree_positions(mllm: LanguageModel, plain: torch.Tensor, question: str, encoded: Mapping[str, Any]) -> torch.Tensor:
     """Return the positions that the family counts for rows that begin with the question's image.
 
     In Qwen's three dimensions an image counts for its edge, not for its tokens, and text is alike in all three.

@@ -94,7 +94,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> InternVLForConditionalGeneration:
     """Return the untrained model: ViT 96 x 4, Qwen2 128 x 3, tied embeddings."""
-    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    image, end, pad = (int(tokenizer.vocab[token]) for token in ("<IMG_CONTEXT>", "<|im_end|>", "<|endoftext|>"))
     text_config = {
         "model_type": "qwen2",
         "vocab_size": VOCABULARY,
@@ -122,7 +122,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> InternVLForConditionalGen
     config = InternVLConfig(
         vision_config=vision_config,
         text_config=text_config,
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_token_id=image,
         image_seq_length=IMAGE_TOKENS,
         tie_word_embeddings=True,
     )
@@ -134,7 +134,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> InternVLForConditionalGen
 
 def pixel_values(processor: InternVLProcessor, images: Sequence[Any]) -> Tensor:
     """Return the images as the processor prepares them, (batch, 3, 48, 48)."""
-    return processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+    values: Tensor = processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+    return values
 
 
 def optimise(
@@ -175,7 +176,7 @@ def see_parts(
     model: InternVLForConditionalGeneration, pixels: Tensor, kinds: Tensor, size: int, seed: int
 ) -> tuple[nn.Linear, Iterator[Tensor]]:
     """Return a throw-away head on the projector's mean token, and the losses of naming the four kinds with it."""
-    head = nn.Linear(model.config.text_config.hidden_size, 12)
+    head = nn.Linear(model.config.get_text_config().hidden_size, 12)
 
     def losses() -> Iterator[Tensor]:
         for rows in batches(len(pixels), size, seed):
@@ -203,7 +204,7 @@ class Rows:
     def prompt(self, question: str) -> list[int]:
         """Return the ids of the conversation up to the assistant's turn, image placeholders included."""
         if question not in self.prompts:
-            content = [{"type": "image"}, {"type": "text", "text": question}]
+            content: Any = [{"type": "image"}, {"type": "text", "text": question}]
             text = self.processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
@@ -338,14 +339,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     processor = build_processor(tokenizer)
     model = build_model(tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    record = {"command": "python -m domainbed_reasoning.sweeps.miniature.tiny_model " + " ".join(argv or sys.argv[1:])}
+    record: dict[str, Any] = {
+        "command": "python -m domainbed_reasoning.sweeps.miniature.tiny_model " + " ".join(argv or sys.argv[1:])
+    }
     record |= pretrain(
         model, processor, arguments.lessons, arguments.vision_steps, arguments.steps, arguments.minutes,
         arguments.study_name_noise,
     )  # fmt: skip
     model.eval()
     record["zero_shot"] = zero_shot(model, processor)
-    model.to(torch.float16).save_pretrained(arguments.output)
+    model.half().save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
     (arguments.output / "record.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -265,7 +265,7 @@ def test_a_checkpoint_holds_adapters_alone_and_brings_the_answers_back():
 def test_a_checkpoint_of_another_rank_is_refused():
     _, algorithm = build("MTCT")
     _, zero_shot = build("MLLMZeroShot")
-    with pytest.raises(ValueError, match="do not fit this model"):
+    with pytest.raises(ValueError, match="do not match this model"):
         algorithm.load_state_dict(zero_shot.state_dict())
 
 

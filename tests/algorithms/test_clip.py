@@ -81,7 +81,7 @@ def test_a_checkpoint_holds_adapters_alone_and_brings_the_scores_back():
     fresh.load_state_dict(algorithm.state_dict())
     torch.testing.assert_close(fresh.predict(x), algorithm.predict(x))
     _, other = build("CLIPLoRA", clip_lora_rank=4)
-    with pytest.raises(ValueError, match="do not fit this CLIP"):
+    with pytest.raises(ValueError, match="do not match this CLIP"):
         other.load_state_dict(algorithm.state_dict())
 
 
@@ -136,7 +136,7 @@ def test_fresh_adapters_change_no_vector():
 def test_a_model_that_is_no_clip_ends_with_the_cure(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     for use in (load_clip, clip_image_edge):
-        with pytest.raises(ValueError, match="type 'bert' and no CLIP"):
+        with pytest.raises(ValueError, match="type 'bert', not CLIP"):
             use(str(tmp_path))
 
 

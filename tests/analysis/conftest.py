@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from domainbed_reasoning.analysis.checkpoints import open_checkpoint
-from domainbed_reasoning.analysis.material import material_of
+from domainbed_reasoning.analysis.data import data_of_job
 
 SHORT = {"mtct_epochs": 1, "sarr_epochs": 1, "sarr_rounds": 1, "max_new_tokens": 40, "answer": "label"}
 
@@ -31,7 +31,7 @@ def checkpoint(job):
 @pytest.fixture(scope="session")
 def material(checkpoint):
     """What the job was given, its source domains' chains among it."""
-    return material_of(checkpoint.job, chains=True)
+    return data_of_job(checkpoint.job, chains=True)
 
 
 @pytest.fixture(scope="session")

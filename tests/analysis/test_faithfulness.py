@@ -101,7 +101,7 @@ class Scripted:
     """A real job's reader in all but its words: chains follow the image, or whatever they were begun with."""
 
     def __init__(self, material, follows):
-        self.material, self.follows, self.exact = material, follows, False
+        self.data, self.follows, self.exact = material, follows, False
         self.known = {}
 
     def chain(self, label):
@@ -111,8 +111,8 @@ class Scripted:
     def remember(self, samples):
         cues = ShapesCues()
         for sample in samples:
-            label = self.material.label(sample)
-            for image in (self.material.pixels([sample])[0], cues.image(sample, False), cues.image(sample, True)):
+            label = self.data.label(sample)
+            for image in (self.data.pixels([sample])[0], cues.image(sample, False), cues.image(sample, True)):
                 self.known[image.numpy().tobytes()] = label
         return self
 

@@ -99,7 +99,7 @@ def test_a_chain_names_its_class_by_a_word_of_its_own(base):
 
 def test_probabilities_are_those_of_the_likelihoods_and_training_makes_a_model_surer(base, trained, material):
     samples = material.draw(material.sources, 12)
-    answers = target_tokens.label_answers(material, samples)
+    answers = target_tokens.label_targets(material, samples)
     before = target_tokens.read_tokens(base, material, answers, batch=5)
     after = target_tokens.read_tokens(trained, material, answers, batch=5)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_a_jobs_base_is_the_model_that_it_was_trained_from(base, checkpoint, mat
 
 def test_own_chains_are_those_that_conclude_rightly(trained, material):
     samples = material.draw(material.sources, 20)
-    own = target_tokens.own_answers(trained, material, samples, target_tokens.Labelling(40))
+    own = target_tokens.own_targets(trained, material, samples, target_tokens.Labelling(40))
     chains = trained.generate(material.pixels(samples), q_reason(shapes.CLASS_NAMES, "creature"), 40)
     expected = [
         (sample, chain)
@@ -152,7 +152,7 @@ def test_own_chains_are_written_and_kept_as_the_jobs_rounds_do(trained, material
 
     monkeypatch.setattr(type(trained), "generate", generate)
     monkeypatch.setattr(target_tokens.Support, "judge", judge)
-    own = target_tokens.own_answers(trained, material, samples, labelling)
+    own = target_tokens.own_targets(trained, material, samples, labelling)
     assert asked == [(4, 40, 0.9, 0.8)] * 3 + [(3, 40, 0.9, 0.8)] * 3
     assert judged == [material.label(sample) for sample in samples]
     assert own.samples == [samples[i] for i in (0, 2, 4, 6)]
@@ -166,16 +166,16 @@ def test_own_chains_are_read_as_the_job_reads_them(trained, material, monkeypatc
     written = f"Sure! <conclusion>A {material.name(samples[0])}.</conclusion>"
     monkeypatch.setattr(type(trained), "generate", lambda self, images, *_: [written] * len(images))
     hparams = {"max_new_tokens": 40, "eval_batch": 4, "answer_matching": "tolerant"}
-    own = target_tokens.own_answers(trained, material, samples, target_tokens.labelling_of(hparams))
+    own = target_tokens.own_targets(trained, material, samples, target_tokens.labelling_of(hparams))
     assert own.texts == [f"<CONCLUSION>{material.name(samples[0])}</CONCLUSION>"]
     with pytest.raises(ValueError, match="0 of 1 chains"):
         exact = target_tokens.labelling_of(hparams | {"answer_matching": "exact"})
-        target_tokens.own_answers(trained, material, samples, exact)
+        target_tokens.own_targets(trained, material, samples, exact)
 
 
 def test_where_no_own_chain_is_kept_that_is_said(trained, material):
     with pytest.raises(ValueError, match=r"0 of 3 chains that the model wrote itself \(greedy\) would be kept"):
-        target_tokens.own_answers(trained, material, material.draw([0], 3), target_tokens.Labelling(1))
+        target_tokens.own_targets(trained, material, material.draw([0], 3), target_tokens.Labelling(1))
 
 
 def test_a_pass_over_tokens_takes_no_more_images_than_the_job_answers(checkpoint):

@@ -100,7 +100,7 @@ def test_a_server_that_asks_to_wait_is_not_asked_before(
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("key", "refuses every request (HTTP 401: Incorrect API key provided: [key].). Check the key"),
+        ("key", "rejects every request (HTTP 401: Incorrect API key provided: [key].). Check the key"),
         ("quota", "no credit left"),
     ],
 )
@@ -123,7 +123,7 @@ def test_the_key_is_in_no_file_and_no_output(
     chains = tmp_path / "chains" / "c.jsonl"
     server = serve("--always", "500")
     code, out, err = verb(*arguments(toy, server.url, chains), "--retries", 0)
-    assert code == 1 and "[key]" in err and "no answer after 1 try;" in err
+    assert code == 1 and "[key]" in err and "no answer after 1 attempt;" in err
     more = verb(*arguments(toy, serve("--always-key").url, chains), "--candidates", 1)
     assert "Your key is [key]." in chains.read_text("utf-8")
     assert KEY not in out + err + "".join(more[1:])

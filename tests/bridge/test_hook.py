@@ -147,7 +147,7 @@ def test_a_foreign_class_of_the_same_name_stays_and_is_named(forked):
     print(*register.publish(algorithms))
     assert algorithms.MTCT is MTCT
     """
-    assert "another algorithm 'MTCT' already, __main__.MTCT" in forked(code)
+    assert "already has another algorithm 'MTCT', __main__.MTCT" in forked(code)
 
 
 def test_a_foreign_launcher_of_the_same_name_stays_and_is_named(forked):
@@ -158,7 +158,7 @@ def test_a_foreign_launcher_of_the_same_name_stays_and_is_named(forked):
     print(*register.publish(command_launchers))
     assert command_launchers.REGISTRY["parallel"] is print
     """
-    assert "another launcher 'parallel' already, builtins.print" in forked(code)
+    assert "already has another launcher 'parallel', builtins.print" in forked(code)
 
 
 def test_a_package_that_is_gone_leaves_domainbed_alone(tmp_path):

@@ -226,7 +226,7 @@ def test_a_baselines_job_on_our_dataset_refuses_ours_that_are_wrong(algorithm, g
 
 @pytest.mark.parametrize("given", ["{bad", "[1]", "7", '{"batch_size": 8'])
 def test_hparams_that_are_no_json_object_are_refused(given):
-    with pytest.raises(ValueError, match="--hparams (is no JSON|must be a JSON object)"):
+    with pytest.raises(ValueError, match="--hparams (is not valid JSON|must be a JSON object)"):
         job(lambda: hparams_registry.default_hparams("MTCT", SHAPES), "MTCT", hparams=given)
 
 

@@ -129,15 +129,18 @@ def test_a_model_reads_hostile_names_as_words(tmp_path: Path) -> None:
     mllm = load_mllm("tiny").eval()
     images = torch.zeros(2, 3, mllm.image_size, mllm.image_size, dtype=torch.uint8)
     plain = int(
-        (mllm.prompt(q_cls(("dog",)))["input_ids"] == mllm.texts.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")).sum()
+        (
+            mllm.prompt(q_cls(("dog",)))["input_ids"]
+            == mllm.chat_format.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+        ).sum()
     )
     for question in (q_cls(names), q_reason(names)):
         ids = mllm.prompt(question)["input_ids"]
-        assert int((ids == mllm.texts.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")).sum()) == plain
+        assert int((ids == mllm.chat_format.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")).sum()) == plain
     for name in names:
         tokens = mllm.target(name)
-        assert not set(tokens[:-1]) & mllm.texts.special_ids
-        assert mllm.texts.unescape(mllm.texts.escape(name)) == name
+        assert not set(tokens[:-1]) & mllm.chat_format.special_ids
+        assert mllm.chat_format.unescape(mllm.chat_format.escape(name)) == name
     with torch.no_grad():
         scores = mllm.class_scores(images, q_cls(names), names)
         mllm.generate(images, q_reason(names), 3)

@@ -104,7 +104,7 @@ def test_a_limit_that_goes_by_neither_name_is_left_out_unless_the_cost_needs_it(
     refusal = '{"error": {"message": "unknown argument max_completion_tokens or max_tokens"}}'
     parameters, strict = Parameters("m"), Parameters("m", needs_limit=True)
     for one in (parameters, strict):
-        assert one.adapt(one.of(REQUEST), refusal) == "max_completion_tokens is sent in place of max_tokens from now on"
+        assert one.adapt(one.of(REQUEST), refusal) == "max_completion_tokens is sent instead of max_tokens from now on"
     assert "left out" in str(parameters.adapt(parameters.of(REQUEST), refusal))
     assert "max_tokens" in Parameters.omitted(parameters.of(REQUEST))
     with pytest.raises(TeacherError, match="--max-cost cannot bound"):
@@ -133,8 +133,8 @@ def test_a_run_goes_on_without_what_is_refused_and_says_so_once(
     server = scripted(answer)
     code, out, err, records = annotate(server, toy, verb, "--concurrency", 8)
     assert code == 0 and len(records) == 8, err
-    assert err.count("refuses a parameter") == len(refused)
-    assert all(f"{name} is left out" in err or f"in place of {name}" in err for name in refused)
+    assert err.count("rejects a parameter") == len(refused)
+    assert all(f"{name} is omitted" in err or f"instead of {name}" in err for name in refused)
     left_out = {*refused} - {"max_tokens"}  # sent by its other name
     assert all({*ALL} - {*record["sampling"]} == left_out for record in records)
     assert len(server.requests) <= 8 * (1 + len(refused))

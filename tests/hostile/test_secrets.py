@@ -125,7 +125,7 @@ def test_training_leaves_no_secret_anywhere(run_stock: Any, domainbed_root: Path
 
 @pytest.mark.parametrize("name", [OURS, "hf_abcDEF123", "sk-a b", "OPENAI-KEY"])
 def test_a_key_given_as_the_variables_name_is_not_repeated(name: str) -> None:
-    with pytest.raises(TeacherError, match="--key-env wants the name") as error:
+    with pytest.raises(TeacherError, match="--key-env takes the name") as error:
         OpenAITeacher("m", base_url="http://localhost:1/v1", key_variable=name)
     assert name not in str(error.value)
 
@@ -133,7 +133,7 @@ def test_a_key_given_as_the_variables_name_is_not_repeated(name: str) -> None:
 @pytest.mark.parametrize("value", ["sk-x\nX-Evil: 1", "sk-\u00e9", "sk-\x1b[2J"])
 def test_a_key_that_would_break_a_header_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", value)
-    with pytest.raises(TeacherError, match="holds what can be no key") as error:
+    with pytest.raises(TeacherError, match="is not a valid key") as error:
         OpenAITeacher("m", base_url="http://localhost:1/v1")
     assert value not in str(error.value)
 
@@ -144,11 +144,11 @@ def test_a_key_that_would_break_a_header_is_refused(value: str, monkeypatch: pyt
         ("http://teacher.example.org/v1", "not encrypted: .OPENAI_API_KEY is not sent"),
         ("http://10.0.0.7:8000/v1", "not encrypted"),
         ("http://localhost.example.org/v1", "not encrypted"),
-        ("https://user:sk-planted-a9f3e1c07b@example.org/v1", "must hold no password"),
-        ("https://example.org/v1?key=sk-planted-a9f3e1c07b", "must hold no password or query"),
-        ("ftp://example.org/v1", "must begin with https"),
-        ("file:///etc/passwd", "must begin with https"),
-        ("example.org/v1", "must begin with https"),
+        ("https://user:sk-planted-a9f3e1c07b@example.org/v1", "must not contain a password"),
+        ("https://example.org/v1?key=sk-planted-a9f3e1c07b", "must not contain a password or query"),
+        ("ftp://example.org/v1", "must start with https"),
+        ("file:///etc/passwd", "must start with https"),
+        ("example.org/v1", "must start with https"),
         ("https://", "name a host"),
     ],
 )
@@ -192,7 +192,7 @@ def test_a_certificate_that_nobody_signed_is_refused_before_the_key_is_sent(
     common = ("annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", "openai:m", "--base-url", server.url)
     child = start_verb(*common, "--concurrency", 1, "--chains", tmp_path / "c.jsonl", **PLANTED)
     out, err = child.communicate()
-    assert child.returncode == 1 and "certificate that is not trusted" in err and "SSL_CERT_FILE" in err
+    assert child.returncode == 1 and "untrusted certificate" in err and "SSL_CERT_FILE" in err
     assert server.requests == [] and server.connections == 1  # it is not tried again
     # The cure that it names works.
     child = start_verb(

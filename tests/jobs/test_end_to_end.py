@@ -121,7 +121,7 @@ def test_debug_datasets_train_through_the_stock_script(domainbed_root, run_stock
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "PACSReasoning"], r"PACSReasoning: there is no folder .*PACS.*--data_dir"),
+        (["--dataset", "PACSReasoning"], r"PACSReasoning: folder .*PACS not found.*--data_dir"),
         (["--dataset", "ShapesReasoning", "--hparams", '{"lora_rnak": 4}'], r"lora_rnak.*Did you mean 'lora_rank'"),
         (["--dataset", "ShapesReasoning", "--hparams", '{"model": "a/b/c"}'], r"neither a folder nor a hub id"),
     ],
@@ -151,5 +151,5 @@ def test_ctrl_c_ends_training_with_one_sentence(domainbed_root, stock_environmen
     out, err = child.communicate()
     assert child.returncode == -signal.SIGINT, err
     # DomainBed prints standard error on standard output, and into err.txt.
-    assert out.endswith("\nInterrupted. The same command starts this job again, with the progress that is saved.\n")
+    assert out.endswith("\nInterrupted. Rerun the same command to resume from the saved progress.\n")
     assert "Traceback" not in out + err + (tmp_path / "job" / "err.txt").read_text()

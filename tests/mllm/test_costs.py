@@ -79,7 +79,7 @@ def test_the_papers_models_have_their_published_sizes(model, billions, image_tok
 
 def test_tiles_multiply_the_image(folder_of):
     assert costs.shape_of("OpenGVLab/InternVL3-2B-hf", 4).tiles == 5
-    with pytest.raises(ModelError, match="takes an image whole"):
+    with pytest.raises(ModelError, match="does not tile images"):
         costs.shape_of(folder_of("Gemma3"), 4)
 
 

@@ -81,9 +81,13 @@ def test_generation_equals_plain_transformers(family_folder, mllm, images, class
         processor_kwargs=dict(mllm._image_settings),
     )
     inputs.pop("num_patches", None)
-    ends = sorted(mllm.writer.ends)
+    ends = sorted(mllm.generator.ends)
     out = network.generate(
-        **inputs, do_sample=False, max_new_tokens=12, suppress_tokens=mllm.writer.never_written, eos_token_id=ends
+        **inputs,
+        do_sample=False,
+        max_new_tokens=12,
+        suppress_tokens=mllm.generator.suppressed_tokens,
+        eos_token_id=ends,
     )
     text = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert mllm.generate(images[:1], q_cls(class_names), 12) == [text.strip()]
@@ -94,7 +98,7 @@ def test_sampling_is_reproducible_and_holds_no_image_token(mllm, images, class_n
     first = mllm.generate(images, q_reason(class_names), 20, temperature=5.0, top_p=1.0)
     torch.manual_seed(1)
     assert first == mllm.generate(images, q_reason(class_names), 20, temperature=5.0, top_p=1.0)
-    tokens = set(mllm.texts.special_tokens)
+    tokens = set(mllm.chat_format.special_tokens)
     assert len(set(first)) == len(first)
     assert not any(token in text for token in tokens for text in first)
 
@@ -121,8 +125,8 @@ def test_special_tokens_in_names_and_chains_are_words(mllm, images):
         target = mllm.target(chain)
         assert placeholder not in target
         assert target.index(mllm.end_token) == len(target) - 1
-        assert mllm.texts.unescape(mllm.texts.escape(chain)) == chain
-        assert mllm.texts.unescape(mllm.tokenizer.decode(target[:-1]).strip()) == chain
+        assert mllm.chat_format.unescape(mllm.chat_format.escape(chain)) == chain
+        assert mllm.chat_format.unescape(mllm.tokenizer.decode(target[:-1]).strip()) == chain
     assert mllm.class_scores(images[:2], q_cls(names), names).isfinite().all()
 
 
@@ -157,7 +161,7 @@ def test_generation_stops_at_the_conclusion(folder_of, images):
 
 
 def test_a_conclusion_within_the_models_thoughts_does_not_stop_it(mllm):
-    ended = mllm.writer.has_ended
+    ended = mllm.generator.has_ended
     assert ended(list(mllm.target(CHAIN)[:-1]))
     assert not ended(list(mllm.target(f"<think>I write {CHAIN}")[:-1]))
     assert ended(list(mllm.target(f"<think>I write {CHAIN}</think>{CHAIN}")[:-1]))
@@ -190,7 +194,7 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path: pathlib.Path):
     config["auto_map"] = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "configuration_internvl_chat.py").write_text("raise SystemExit('this code must not run')")
-    with pytest.raises(ModelError, match="code of its own, which is not run.*-hf"):
+    with pytest.raises(ModelError, match="custom code .*which is never run.*-hf"):
         load_mllm(str(tmp_path))
 
 
@@ -225,7 +229,7 @@ def test_reading_without_gradients_holds_a_bounded_number_of_logits(mllm, images
 def test_rows_that_have_ended_leave_the_batch_and_change_nothing(mllm, images, class_names, monkeypatch):
     """Five rows told to end after 3, 9, 5, 20 and 12 tokens write what each would have written alone."""
     question, lengths, sizes = q_reason(class_names), [3, 9, 5, 20, 12], []
-    monkeypatch.setattr(mllm.writer, "may_end", range(mllm.base.get_output_embeddings().weight.shape[0]))
+    monkeypatch.setattr(mllm.generator, "closing_tokens", range(mllm.base.get_output_embeddings().weight.shape[0]))
     run = mllm.base.model.forward
     monkeypatch.setattr(
         mllm.base.model, "forward", lambda **inputs: sizes.append(len(inputs["input_ids"])) or run(**inputs)
@@ -235,7 +239,7 @@ def test_rows_that_have_ended_leave_the_batch_and_change_nothing(mllm, images, c
         asked = {}  # answers in the order in which they are first asked about, which is the rows'
         wanted = [lengths[row] for row in rows]
         monkeypatch.setattr(
-            mllm.writer, "has_ended", lambda answer: len(answer) >= wanted[asked.setdefault(id(answer), len(asked))]
+            mllm.generator, "has_ended", lambda answer: len(answer) >= wanted[asked.setdefault(id(answer), len(asked))]
         )
         return mllm.generate(images[rows], question, 24)
 

@@ -15,11 +15,13 @@ def mllm(folder_of):
 @pytest.fixture
 def written(monkeypatch):
     """How many answers each call of the writing loop wrote."""
-    from domainbed_reasoning.mllm.generation import Writer
+    from domainbed_reasoning.mllm.generation import TextGenerator
 
-    counts, write = [], Writer.write
+    counts, write = [], TextGenerator.generate
     monkeypatch.setattr(
-        Writer, "write", lambda self, images, *a, **k: counts.append(len(images)) or write(self, images, *a, **k)
+        TextGenerator,
+        "generate",
+        lambda self, images, *a, **k: counts.append(len(images)) or write(self, images, *a, **k),
     )
     return counts
 

@@ -66,7 +66,7 @@ def test_gradient_checkpointing_recomputes_the_branches(folder_of, images, class
 
 def test_rows_of_another_name_are_refused(folder_of, images):
     mllm = load_mllm(folder_of("InternVL"))
-    with pytest.raises(ValueError, match="rows 'trees' is none of naive, vision, tree"):
+    with pytest.raises(ValueError, match="rows must be one of naive, vision, tree; got 'trees'"):
         mllm.two_path_log_likelihoods(images[:1], ("?", "!"), (["a"], ["b"]), "trees")
 
 

@@ -21,9 +21,9 @@ def test_the_grid_is_the_largest_square_within_max_tiles(max_tiles, grid):
 
 
 def test_families_without_tiles_refuse_more_than_one(folder_of):
-    with pytest.raises(ModelError, match="LLaVA-1.5 takes an image whole: use max_tiles 1. .*InternVL3"):
+    with pytest.raises(ModelError, match="LLaVA-1.5 does not tile images: set max_tiles to 1. .*InternVL3"):
         load_mllm(folder_of("LLaVA-1.5"), max_tiles=4)
-    with pytest.raises(ModelError, match="max_tiles 0"):
+    with pytest.raises(ModelError, match="max_tiles must be at least 1; got 0"):
         image_edge(folder_of("InternVL"), 0)
 
 

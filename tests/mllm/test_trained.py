@@ -268,7 +268,7 @@ def test_a_checkpoint_that_is_cut_short_is_named(one_job, tmp_path):
 def test_adapters_of_another_rank_are_refused(one_job, folder_of):
     job = read_job(one_job)
     job.hparams["lora_rank"] = 4
-    with pytest.raises(ValueError, match=r"do not fit this model: .* is \(8, .*and \(4, "):
+    with pytest.raises(ValueError, match=r"do not match this model: .* has shape \(8, .*and \(4, "):
         job.load()
 
 

@@ -42,7 +42,7 @@ def test_no_job_no_file(monkeypatch):
 def test_what_goes_wrong_does_not_stop_the_job(train_job, tmp_path, capsys):
     train_job(tmp_path / "nowhere")
     versions.record_for_job()
-    assert "The versions that this job runs on are not recorded: FileNotFoundError" in capsys.readouterr().out
+    assert "Could not record the versions of this job: FileNotFoundError" in capsys.readouterr().out
 
 
 def test_a_commit_is_named_and_whether_files_differ_from_it(tmp_path):

@@ -22,7 +22,7 @@ from domainbed_reasoning.method.task import SampleId, Task
 
 
 @dataclass(frozen=True)
-class Material:
+class AnalysisData:
     """A dataset with one choice of target domains.
 
     Attributes:
@@ -73,7 +73,7 @@ class Material:
             ValueError: where there is none, or ``count`` is negative.
         """
         if count < 0:
-            raise ValueError(f"--images must not be negative, not {count}; 0 takes all.")
+            raise ValueError(f"--images must be at least 0, which uses all; got {count}.")
         drawn: list[SampleId] = []
         for position, env in enumerate(domains):
             known = [(env, index) for index in range(len(self.task.labels[env]))]
@@ -104,12 +104,12 @@ class Material:
         return found
 
 
-def material_of(
+def data_of_job(
     job: TrainedJob,
     data_dir: str | None = None,
     chains: bool | str = False,
     model: str | None = None,
-) -> Material:
+) -> AnalysisData:
     """Return what a job was trained and tested on.
 
     Args:
@@ -125,17 +125,17 @@ def material_of(
     records = records_of(job.folder)
     told = records[0]["args"].get("data_dir") if records else None
     hparams = {**job.hparams, **({"model": model} if model else {})}
-    return build_material(job.dataset, data_dir or told, job.test_envs, hparams, chains)
+    return build_data(job.dataset, data_dir or told, job.test_envs, hparams, chains)
 
 
-def build_material(
+def build_data(
     dataset: str,
     data_dir: str | None,
     test_envs: Sequence[int],
     hparams: Mapping[str, Any] | None = None,
     chains: bool | str = False,
     clip: str | None = None,
-) -> Material:
+) -> AnalysisData:
     """Return a dataset as DomainBed builds it for an MLLM algorithm, no image augmented.
 
     Args:
@@ -170,4 +170,4 @@ def build_material(
     if clip is not None:
         settings |= {"algorithm": "CLIPZeroShot", "clip_model": clip}
         built = vars(datasets)[dataset](data_dir, list(test_envs), settings)
-    return Material(task, list(built))
+    return AnalysisData(task, list(built))

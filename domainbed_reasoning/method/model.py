@@ -1,0 +1,32 @@
+"""The multimodal LLM, as far as the method knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+
+class ReasoningModel(Protocol):
+    """A model that writes chains and scores texts; `mllm.MLLM` is one."""
+
+    def encode(self, images: torch.Tensor) -> dict[str, Any]:
+        """Return images, ``(n, 3, H, W)``, encoded for any number of questions."""
+        ...
+
+    def log_likelihoods(
+        self, encoded: dict[str, Any], question: str, answers: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log p of each token of the n answers, in nats, and the mask of target tokens, ``(n, T)`` each."""
+        ...
+
+    def class_scores(self, images: torch.Tensor, question: str, names: Sequence[str]) -> torch.Tensor:
+        """Return log p(name | image, question) in nats, ``(n, C)``."""
+        ...
+
+    def generate(
+        self, images: torch.Tensor, question: str, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0
+    ) -> list[str]:
+        """Return n answers of at most ``max_new_tokens`` tokens; temperature 0 is greedy."""
+        ...

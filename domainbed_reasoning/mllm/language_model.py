@@ -1,0 +1,61 @@
+"""What generation, likelihoods and tree attention use of an `MLLM`, whose class imports them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from domainbed_reasoning.mllm.chat_format import ChatFormat
+from domainbed_reasoning.mllm.families import Family
+
+
+class LanguageModel(Protocol):
+    """See `MLLM`, which has all of these.
+
+    Attributes:
+        family: its row in the table of families.
+        chat_format: its conversations as tokens.
+        image_size: edge in pixels of the images that the model sees.
+    """
+
+    family: Family
+    chat_format: ChatFormat
+    image_size: int
+
+    @property
+    def base(self) -> Any:
+        """The transformers model."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        ...
+
+    @property
+    def end_token(self) -> int:
+        """Token id that ends the assistant's turn."""
+        ...
+
+    def prompt(self, question: str) -> dict[str, torch.Tensor]:
+        """Return the tokens of a question about one image."""
+        ...
+
+    def target(self, answer: str) -> tuple[int, ...]:
+        """Return the tokens of an answer with its end token."""
+        ...
+
+    def encode(self, images: torch.Tensor) -> dict[str, Any]:
+        """Return encoded images."""
+        ...
+
+    def core(self, rows: int, question: str, fed: torch.Tensor, encoded: dict[str, Any], **more: Any) -> Any:
+        """Run the language model without its head."""
+
+    def keeping(self, cache: Any) -> dict[str, Any]:
+        """Return the arguments that make the language model use ``cache``."""
+        ...
