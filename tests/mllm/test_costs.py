@@ -164,7 +164,7 @@ def test_the_verb_says_when_a_model_is_too_large_and_what_fits(capsys, monkeypat
     assert cli.main([*plan, "--gpu", "L4"]) == 0
     said = capsys.readouterr().out
     assert (
-        "TOO LARGE for this GPU, whatever the hyper-parameters" in said and "hours" not in said and "sweep" not in said
+        "TOO LARGE for this GPU with any hyper-parameters" in said and "hours" not in said and "sweep" not in said
     )
 
 
