@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "SVG": (
         "a.png",
         lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
-        "none",
+        "not one of",
     ),
     "PostScript": ("a.jpg", lambda: EPS, "not one of JPEG"),
     "ZIP": ("a.png", lambda: b"PK\x03\x04" + bytes(500), "not one of JPEG"),
