@@ -8,7 +8,8 @@ import torch
 
 from domainbed_reasoning.algorithms.trained_mllm import TrainedMLLM
 from domainbed_reasoning.bridge.samples import Batch
-from domainbed_reasoning.jobs.session import Answers, Minibatches
+from domainbed_reasoning.jobs.replay_log import Answers
+from domainbed_reasoning.jobs.session import Minibatches
 from domainbed_reasoning.method.answering import answer_images
 from domainbed_reasoning.method.objective import Objective, Terms, chain_nll, label_nll
 from domainbed_reasoning.method.schedule import Stage

@@ -70,7 +70,7 @@ class CLIPLoRA(CLIPZeroShot):
         y = torch.cat([y for _, y in minibatches])
         loss = torch.nn.functional.cross_entropy(self.scores(x, self.clip.text_features(self.prompts)), y)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.lr_scheduler.step()
         return {"loss": float(loss.detach()), "stage": 0.0}

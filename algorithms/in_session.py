@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from domainbed.algorithms import Algorithm
 
-from domainbed_reasoning.jobs.session import Answers, Minibatches, Session
+from domainbed_reasoning.jobs.replay_log import Answers
+from domainbed_reasoning.jobs.session import Minibatches, Session
 from domainbed_reasoning.registry import Hparam
 
 

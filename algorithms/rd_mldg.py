@@ -24,4 +24,4 @@ class RDMLDG(MTCT):
     @classmethod
     def stages(cls, hparams: dict[str, Any]) -> list[int]:
         """Return the epochs of MTCT and of each SARR round."""
-        return [hparams["mtct_epochs"]] + hparams["sarr_rounds"] * [hparams["sarr_epochs"]]
+        return [hparams["mtct_epochs"], *[hparams["sarr_epochs"]] * hparams["sarr_rounds"]]

@@ -20,4 +20,4 @@ class SARR(ReasoningSFT):
     @classmethod
     def stages(cls, hparams: dict[str, Any]) -> list[int]:
         """Return the epochs of the supervised stage and of each round."""
-        return [hparams["mtct_epochs"]] + hparams["sarr_rounds"] * [hparams["sarr_epochs"]]
+        return [hparams["mtct_epochs"], *[hparams["sarr_epochs"]] * hparams["sarr_rounds"]]

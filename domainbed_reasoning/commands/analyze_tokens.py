@@ -9,7 +9,7 @@ from pathlib import Path
 from domainbed_reasoning.analysis import entropy, plots, target_tokens, token_shift
 from domainbed_reasoning.analysis.checkpoints import Checkpoint, open_checkpoint, words_of_file
 from domainbed_reasoning.analysis.data import AnalysisData
-from domainbed_reasoning.analysis.target_tokens import Answers, Labelling, TokenTable
+from domainbed_reasoning.analysis.target_tokens import Labelling, TargetTexts, TokenTable
 from domainbed_reasoning.commands.analyze_results import data_for, job_of, plot, results_for, write
 from domainbed_reasoning.mllm import MLLM
 
@@ -23,10 +23,10 @@ def run_token_shift(args: argparse.Namespace) -> None:
     material = data_for(args, after, chains)
     samples = material.draw(material.domains(args.domains), args.images, chained=bool(chains))
 
-    def answers_of(mllm: MLLM) -> dict[str, Answers]:
+    def answers_of(mllm: MLLM) -> dict[str, TargetTexts]:
         if args.targets == "own":
-            return {targets: target_tokens.own_answers(mllm, material, samples, _labelling(after))}
-        read = target_tokens.label_answers if args.targets == "label" else target_tokens.teacher_answers
+            return {targets: target_tokens.own_targets(mllm, material, samples, _labelling(after))}
+        read = target_tokens.label_targets if args.targets == "label" else target_tokens.teacher_targets
         return {targets: read(material, samples)}
 
     answers, tables = _first_pass(args, before, after, material, answers_of)
@@ -50,9 +50,9 @@ def run_entropy(args: argparse.Namespace) -> None:
     material = data_for(args, after, True)
     samples = material.draw(material.domains(args.domains), args.images, chained=True)
 
-    def answers_of(mllm: MLLM) -> dict[str, Answers]:
-        own = target_tokens.own_answers(mllm, material, samples, labelling)
-        return {"teacher": target_tokens.teacher_answers(material, samples), "self-generated": own}
+    def answers_of(mllm: MLLM) -> dict[str, TargetTexts]:
+        own = target_tokens.own_targets(mllm, material, samples, labelling)
+        return {"teacher": target_tokens.teacher_targets(material, samples), "self-generated": own}
 
     answers, first = _first_pass(args, before, after, material, answers_of)
     found = {}
@@ -82,8 +82,8 @@ def _first_pass(
     before: Checkpoint,
     after: Checkpoint,
     material: AnalysisData,
-    answers_of: Callable[[MLLM], dict[str, Answers]],
-) -> tuple[dict[str, Answers], dict[str, TokenTable]]:
+    answers_of: Callable[[MLLM], dict[str, TargetTexts]],
+) -> tuple[dict[str, TargetTexts], dict[str, TokenTable]]:
     """Return the answers by name, and their tokens' statistics under the model before training, which is then freed."""
     mllm = before.load(args.model)
     answers = answers_of(mllm)
@@ -97,7 +97,7 @@ def _second_pass(
     before: Checkpoint,
     after: Checkpoint,
     material: AnalysisData,
-    answers: Answers,
+    answers: TargetTexts,
     first: TokenTable,
 ) -> TokenTable:
     """Return the same tokens' statistics under the model after training, which is then freed."""

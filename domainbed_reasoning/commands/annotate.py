@@ -32,8 +32,9 @@ from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
 from domainbed_reasoning.chains.rules import ADVICE, RULES, Rules
 from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record, read_records
 from domainbed_reasoning.commands import arguments
-from domainbed_reasoning.commands.arguments import UsageError, counted, non_negative, positive
+from domainbed_reasoning.commands.arguments import UsageError, non_negative, positive
 from domainbed_reasoning.images.catalog import FolderScan
+from domainbed_reasoning.terminal import counted
 
 EXAMPLES = """\
   # Estimate the cost of GPT-4o. Sends nothing and needs no key.

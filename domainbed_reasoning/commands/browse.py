@@ -12,6 +12,7 @@ from domainbed_reasoning.annotate.stats import about_strangers, known_and_strang
 from domainbed_reasoning.chains.store import read_records
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.images.decode import is_below
+from domainbed_reasoning.terminal import counted
 
 EXAMPLES = """\
   domainbed-reasoning browse --dataset PACS --data-dir DATA
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     size = write_page(output, f"{dataset.name}: chains", on_disk, names, records, progress, args.only_asked)
     print(f"Wrote {output} ({size / 1e6:.1f} MB). Open it in a browser.")
     if links := sum(not is_below(on_disk.root, picture.path) for picture in on_disk.pictures):
-        print(f"{arguments.counted(links, 'image')} not shown: symbolic links that leave {on_disk.root}.")
+        print(f"{counted(links, 'image')} not shown: symbolic links that leave {on_disk.root}.")
     if strangers:
         print(about_strangers(strangers))
     return 0

@@ -19,6 +19,7 @@ from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.images.catalog import IMAGE_EXTENSIONS, STOCK, FolderScan, ImageFolder, check_domain_order
 from domainbed_reasoning.images.decode import read_rgb, reject_truncated_images
 from domainbed_reasoning.images.user_datasets import custom_datasets, find, other_classes
+from domainbed_reasoning.terminal import counted
 
 EXAMPLES = """\
   domainbed-reasoning check --dataset PACS --data-dir DATA
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"PROBLEM {problem}")
     if problems and dataset.obtain:
         print(f"To download the dataset: {dataset.obtain} Website: {dataset.website or 'unknown'}")
-    print(f"{arguments.counted(len(problems), 'problem')}." if problems else "No problems.")
+    print(f"{counted(len(problems), 'problem')}." if problems else "No problems.")
     return 1 if problems else 0
 
 
@@ -153,7 +154,7 @@ def print_others(on_disk: FolderScan, chains: Path) -> None:
         listed = ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common(10))
         more = ", …" if len(endings) > 10 else ""
         total = endings.total()
-        print(f"  {arguments.counted(total, 'file')} not loaded as images: {listed}{more}")
+        print(f"  {counted(total, 'file')} not loaded as images: {listed}{more}")
 
 
 def broken_images(on_disk: FolderScan) -> list[str]:

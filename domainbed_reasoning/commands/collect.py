@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainbed_reasoning.commands import arguments
+from domainbed_reasoning.terminal import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         for problem in problems:
             print(f"{problem['kind']}: {problem['job']}: {problem['fault']}. {problem['effect']}.", file=sys.stderr)
         print(
-            f"{arguments.counted(len(problems), 'problem')}. Use --format markdown for details and fixes.",
+            f"{counted(len(problems), 'problem')}. Use --format markdown for details and fixes.",
             file=sys.stderr,
         )
     return 0

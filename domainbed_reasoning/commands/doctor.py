@@ -15,7 +15,8 @@ from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry
 from domainbed_reasoning.bridge import upstream
-from domainbed_reasoning.commands.arguments import Parser, counted
+from domainbed_reasoning.commands.arguments import Parser
+from domainbed_reasoning.terminal import counted
 
 DISTRIBUTION = "domainbed-reasoning"
 HOOK = "_domainbed_reasoning_hook"

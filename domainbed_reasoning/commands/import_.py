@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     counts: Counter[str] = Counter()
     # All rows are read and judged before the first is written: an invalid row leaves the chain file unchanged.
     records = []
-    for number, record in import_records(args.file, placed=False):
+    for number, record in import_records(args.file, check_paths=False):
         image = _path_below(record["image"], names)
         if image is None:
             raise ExchangeError(

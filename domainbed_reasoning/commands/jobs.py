@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed_reasoning.commands.arguments import Parser, counted
+from domainbed_reasoning.commands.arguments import Parser
 from domainbed_reasoning.jobs.resume_store import (
     LIMIT,
     JobIsRunning,
@@ -17,6 +17,7 @@ from domainbed_reasoning.jobs.resume_store import (
     list_progress,
     progress_folder,
 )
+from domainbed_reasoning.terminal import counted
 
 EXAMPLES = f"""\
   domainbed-reasoning jobs                      # one line per job: key, steps, size, age, description

@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import sys
 
-from domainbed_reasoning.commands.arguments import Parser, counted
-from domainbed_reasoning.terminal import json_line, one_line
+from domainbed_reasoning.commands.arguments import Parser
+from domainbed_reasoning.terminal import counted, json_line, one_line
 
 EXAMPLES = """\
   domainbed-reasoning predict --job sweep/1a2b3c... cat.jpg dog.jpg

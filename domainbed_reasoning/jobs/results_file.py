@@ -54,7 +54,8 @@ def set_aside(output_dir: Path, args: Mapping[str, Any] | None = None) -> str:
         OSError: the files cannot be written.
     """
     results = output_dir / RESULTS
-    kept, moved = [], []
+    kept: list[bytes] = []
+    moved: list[bytes] = []
     for line in _lines(results):
         record = _record(line)
         (moved if args is None or record is None or record.get("args") == args else kept).append(line + b"\n")

@@ -71,7 +71,9 @@ def answer_images(
     by_chains = hparams["answer"] == "chain"
     asks_label, asks_chain = both or not by_chains, both or by_chains
     voting = (hparams["votes"], hparams["vote_temperature"], questions.exact)
-    scores, chains, labels = [], [], []
+    scores: list[torch.Tensor] = []
+    chains: list[str] = []
+    labels: list[int] = []
     for part in images.split(questions.batch):
         by_label = mllm.class_scores(part, questions.q_cls, questions.class_names) if asks_label else None
         written = answering_chains(mllm, part, *questions.writing, *voting) if asks_chain else []
@@ -79,6 +81,7 @@ def answer_images(
             asked = (questions.q_cls, questions.class_names)
             scores.append(scores_of_chains(mllm, part, *asked, written, by_label, questions.exact))
         else:
+            assert by_label is not None
             scores.append(by_label)
         chains += written
         labels += by_label.argmax(1).tolist() if by_label is not None else []

@@ -126,7 +126,7 @@ class Objective:
                 sums["chain_loss"] += float(chain.detach().sum())
                 counts["chain_loss"] += len(rows)
             if loss.requires_grad:  # not where the label term is kept apart and there is no other
-                (loss / len(used)).backward()  # type: ignore[no-untyped-call]
+                (loss / len(used)).backward()
             sums["loss"] += float(loss.detach())
         scale = {} if balance is None else {"label_scale": balance.join(self.label_weight)}
         if self.grad_clip > 0:

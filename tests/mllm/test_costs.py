@@ -163,9 +163,7 @@ def test_the_verb_says_when_a_model_is_too_large_and_what_fits(capsys, monkeypat
     monkeypatch.setitem(published.GPUS, "L4", published.Gpu(1, 121, 0.3e12))
     assert cli.main([*plan, "--gpu", "L4"]) == 0
     said = capsys.readouterr().out
-    assert (
-        "TOO LARGE for this GPU with any hyper-parameters" in said and "hours" not in said and "sweep" not in said
-    )
+    assert "TOO LARGE for this GPU with any hyper-parameters" in said and "hours" not in said and "sweep" not in said
 
 
 @pytest.mark.parametrize(
