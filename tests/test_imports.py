@@ -143,7 +143,7 @@ def test_the_bridge_alone_imports_domainbed(name):
 def test_language_model_libraries_load_inside_of_functions_of_the_one_adapter(name):
     """A DomainBed command that uses none of our algorithms must not pay for them."""
     loaded = {imported.partition(".")[0] for imported in imports(MODULES[name], at_import_only=True)}
-    if not name.startswith("mllm/"):
+    if not name.startswith("mllm/") and name != "sweeps/miniature/tiny_model":  # which builds the embedded model
         assert not packages(name) & {"peft", "bitsandbytes"}
         assert not loaded & HEAVY
 

@@ -99,7 +99,7 @@ def test_models_that_cut_text_differently_are_named_before_the_second_pass(analy
     monkeypatch.setattr(target_tokens, "read_tokens", lambda *given: passes.append(1) or read(*given))
     words = ["token-shift", "--before", str(other), "--after", "JOB", "--images", "6"]
     message, _ = analyze(*words, code=1)
-    assert "other and RDMLDG (negative held out) cut the same text into different tokens" in message
+    assert "other and RDMLDG (negative held out) tokenize the same text differently" in message
     assert len(passes) == 1
 
 
@@ -162,7 +162,7 @@ def test_one_bad_job_costs_no_other(job, analyze, tmp_path, capsys):
     saved["model_dict"].popitem()
     torch.save(saved, bad / "model.pkl")
     message, folder = analyze("faithfulness", "JOB", str(bad), "JOB/model_step0.pkl", "--images", "4", code=1)
-    assert f"{bad}: the checkpoint's adapters do not fit" in message
+    assert f"{bad}: the checkpoint's adapters do not match" in message
     rows = rows_of(folder / "faithfulness_ShapesReasoning_RDMLDG.csv")
     assert {row["job"] for row in rows} == {"rdmldg", "rdmldg/model_step0.pkl"}
     assert len(rows_of(folder / "faithfulness_ShapesReasoning_RDMLDG_answers.csv")) == 8

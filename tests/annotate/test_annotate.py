@@ -414,7 +414,7 @@ def test_wrong_usage_is_named_with_exit_code_2(toy: Path, verb: Verb, wrong: tup
     ("wrong", "message"),
     [
         (("--rejudge", "--chains", "missing.jsonl"), "Chain file missing.jsonl does not exist"),
-        (("--teacher", "openai:m", "--base-url", "http://u:secret@localhost/v1"), "must hold no password"),
+        (("--teacher", "openai:m", "--base-url", "http://u:secret@localhost/v1"), "must not contain a password"),
         (("--teacher", "self:tiny", "--dataset", "Tyo"), "Did you mean 'Toy'"),
     ],
 )

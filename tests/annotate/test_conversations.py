@@ -120,7 +120,7 @@ def test_a_broken_row_of_an_array_is_named_by_number_and_place(tmp_path: Path) -
     for broken, fault in (
         ('{"image": nope}', "Expecting value"),
         ('{"a": NaN}', "NaN is not a JSON number"),
-        ("7", "an array"),
+        ("7", "expected an array"),
     ):
         text = f" [{good},\n{good},\n{broken}]"
         (tmp_path / "rows.json").write_text(text)

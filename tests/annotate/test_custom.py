@@ -195,7 +195,7 @@ def test_plan_counts_a_dataset_of_the_users_own_on_disk(toy: Path, verb: Any) ->
         code, out, _ = verb("plan", "--dataset", name, "--data_dir", toy, "--model", "tiny")
         assert code == 0 and "RDMLDG on Toy (18 images, 2 domains, 3 classes)" in out
     code, _, err = verb("plan", "--dataset", "Toy", "--model", "tiny")
-    assert code == 1 and "Give --data_dir, the folder that holds toy/" in err
+    assert code == 1 and "Pass --data-dir, the folder that contains toy/" in err
 
 
 def test_the_catalogue_agrees_with_the_dataset_classes() -> None:

@@ -165,7 +165,7 @@ def test_import_judges_finds_paths_and_refuses_strangers(
     assert len(load_chains(toy / "toy" / "reasoning.jsonl")) == 1
     # Again: nothing new.
     code, out, _ = verb("import", mine, *where, "--teacher", "me", "--min-words", 10)
-    assert code == 0 and "0 written" in out
+    assert code == 0 and "wrote 0 to" in out
     for stranger in ("art/Mug/none.png", "/etc/passwd", "../art/Mug/Mug_0.png", "C:\\none.png"):
         mine.write_text(json.dumps({"image": stranger, "chain": "x"}) + "\n", "utf-8")
         code, _, err = verb("import", mine, *where)

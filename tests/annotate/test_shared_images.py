@@ -91,7 +91,7 @@ def test_an_export_with_images_has_pixels_alone_and_follows_no_link_out(
     chains.write_text(json.dumps({"image": name, "chain": chain_text("mug")}) + "\n")
     where = ("--format", "messages", "--dataset", "Toy", "--data_dir", toy, "--chains", chains)
     code, out, err = verb("export", tmp_path / "a.parquet", *where)
-    assert code == 0 and f"below {folder}: start them there, or --embed-images" in out
+    assert code == 0 and f"relative to {folder}. Read the file from there or use --embed-images" in out
     assert verb("export", tmp_path / "b.parquet", *where, "--embed-images")[0] == 0
     data = parquet.read_table(tmp_path / "b.parquet").to_pylist()[0]["images"][0]["bytes"]
     assert SECRET not in data and Image.open(io.BytesIO(data)).size == (32, 24)

@@ -207,8 +207,8 @@ def test_a_broken_class_module_leaves_the_rest_and_says_why_when_it_is_used(fork
     print(refusal(lambda: datasets.num_environments("PACSReasoning")))
     print(refusal(lambda: vars(datasets)["PACSReasoning"]("", [0], {})))
     assert not {"MTCT", "SARR"} & set(algorithms.ALGORITHMS) and "PACSReasoning" not in datasets.DATASETS
-    from domainbed_reasoning.bridge import register
-    register.check_hparams(hparams_registry.default_hparams("RDMLDG", "ShapesReasoning"), "RDMLDG")
+    from domainbed_reasoning.bridge import hparam_names
+    hparam_names.check_hparams(hparams_registry.default_hparams("RDMLDG", "ShapesReasoning"), "RDMLDG")
     registry.ALGORITHMS["MTCT"] = "domainbed_reasoning.algorithms.mtct:MTCT"
     assert register.publish(algorithms) and "MTCT" in algorithms.ALGORITHMS  # SARR's place is still empty
     """
@@ -304,7 +304,7 @@ def test_hparams_of_a_foreign_algorithm_that_knows_its_own_datasets_alone_end_no
     """It is asked on each dataset until one is known to it; one that cannot be asked has no names that we know."""
     code = """
     from domainbed import algorithms, hparams_registry
-    from domainbed_reasoning.bridge import register
+    from domainbed_reasoning.bridge import hparam_names, register
     stock = hparams_registry._hparams.stock_hparams
     def of_a_fork(algorithm, dataset, seed):
         found = stock(algorithm, dataset, seed)
@@ -316,9 +316,9 @@ def test_hparams_of_a_foreign_algorithm_that_knows_its_own_datasets_alone_end_no
     hparams_registry._hparams = register._with_ours(of_a_fork)
     algorithms.ALGORITHMS += ["Broken", "MIRO"]
     for name in ("MTCT", "RDMLDG"):
-        register.check_hparams(hparams_registry.default_hparams(name, "ShapesReasoning") | {"ld": 1}, name)
+        hparam_names.check_hparams(hparams_registry.default_hparams(name, "ShapesReasoning") | {"ld": 1}, name)
     try:
-        register.check_hparams({"ldd": 1}, "MTCT")
+        hparam_names.check_hparams({"ldd": 1}, "MTCT")
     except ValueError as error:
         print(error)
     """

@@ -100,10 +100,11 @@ def test_the_task_is_found_by_the_dictionary_and_by_any_equal_copy(copied):
 
 
 def test_a_task_that_nobody_holds_is_forgotten():
-    hparams = {"lr": 1}
+    gc.collect()
+    hparams, others = {"lr": 1}, len(samples._LEFT)
     attach_task(hparams, Task("D", ("cat", "dog")))
     gc.collect()
-    assert task_of(hparams) is None and not samples._LEFT
+    assert task_of(hparams) is None and len(samples._LEFT) <= others
 
 
 class Dataset:

@@ -307,7 +307,7 @@ def test_a_few_kilobytes_of_parquet_that_stand_for_gigabytes_are_refused(tmp_pat
     done = run_python("-c", _READ, path)
     *said, numbers = done.stdout.splitlines()
     own, child = map(int, numbers.split())
-    assert "stands for much more than its size allows" in "".join(said), done.stdout + done.stderr
+    assert "expands to far more data than its size suggests" in "".join(said), done.stdout + done.stderr
     assert own < 256 and child < 2560  # MiB
 
 

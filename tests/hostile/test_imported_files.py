@@ -47,7 +47,7 @@ REFUSED = {
     "own field takes the chain's place": (row(domainbed_reasoning={"chain": 3}), "'chain' must be a string"),
     "own field with strange usage": (row(domainbed_reasoning={"usage": {"dollars": "x"}}), "'dollars' must be"),
     "NUL in the answer": (row(conversations=[TURNS[0], {"from": "gpt", "value": "a\0"}]), "NUL"),
-    "100,000 keys": (json.dumps({f"key{i}": 1 for i in range(100_000)}).encode(), "expected one image path"),
+    "100,000 keys": (json.dumps({f"key{i}": 1 for i in range(100_000)}).encode(), "no image path"),
     "Latin-1": ('[{"image": "\xe9"}]'.encode("latin-1"), "neither JSON Lines nor a JSON array"),
     "not Parquet": (b"PAR1 but no more", "not a readable Parquet file"),
 }

@@ -70,7 +70,7 @@ def test_with_a_larger_max_tokens_what_was_cut_is_asked_again_under_other_seeds(
 ) -> None:
     server = scripted(lambda body: completion(None, "length") if body["max_tokens"] < 900 else completion())
     code, out = annotate(server, "--candidates", 2)
-    assert "16 candidates cut at --max-tokens" in out and "a larger --candidates" not in out
+    assert "16 candidates truncated at --max-tokens" in out and "a larger --candidates" not in out
     assert "Nothing to do" in annotate(server, "--candidates", 2)[1]
     code, out = annotate(server, "--candidates", 2, "--max-tokens", 900)
     assert code == 0 and "8 of 8 images got a chain" in out

@@ -105,7 +105,7 @@ def test_a_limit_that_goes_by_neither_name_is_left_out_unless_the_cost_needs_it(
     parameters, strict = Parameters("m"), Parameters("m", needs_limit=True)
     for one in (parameters, strict):
         assert one.adapt(one.of(REQUEST), refusal) == "max_completion_tokens is sent instead of max_tokens from now on"
-    assert "left out" in str(parameters.adapt(parameters.of(REQUEST), refusal))
+    assert "omitted" in str(parameters.adapt(parameters.of(REQUEST), refusal))
     assert "max_tokens" in Parameters.omitted(parameters.of(REQUEST))
     with pytest.raises(TeacherError, match="--max-cost cannot bound"):
         strict.adapt(strict.of(REQUEST), refusal)
@@ -148,7 +148,7 @@ def test_a_parameter_can_be_left_out_from_the_start(scripted: Any, toy: Path, ve
     assert all({*record["sampling"]} == {"temperature", "max_tokens"} for record in records)
     more = ("--omit-parameter", "max_tokens", "--max-cost", 1, "--price", 1, 1)
     code, _, err, _ = annotate(server, toy, verb, *more)
-    assert code == 1 and "not with --max-cost" in err
+    assert code == 2 and "--max-cost" in err
 
 
 def test_a_refusal_that_names_nothing_we_know_names_the_option(scripted: Any, toy: Path, verb: Any) -> None:

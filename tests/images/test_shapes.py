@@ -190,5 +190,5 @@ def test_every_kind_is_visible_at_28_by_28(domain, part):
 def test_unknown_domain_and_negative_index_are_refused():
     with pytest.raises(IndexError, match="0 to 3"):
         shapes.render(4, 0, misleading=False)
-    with pytest.raises(IndexError, match="no image -1"):
+    with pytest.raises(IndexError, match="indices start at 0, got -1"):
         shapes.label(0, -1)

@@ -181,7 +181,7 @@ def test_more_texts_than_a_pass_takes_are_judged_as_in_one(monkeypatch):
     """Nine versions in passes of 4, 4 and 1 are those of one pass, in the same order."""
     chains = [(chain("whiskers", "cat"), 0), (chain("barks", "cat"), 0)]
     together = ask(*chains, (chain("barks", "dog"), 2))
-    monkeypatch.setattr("domainbed_reasoning.consistency._ROWS", 4)
+    monkeypatch.setattr("domainbed_reasoning.method.consistency._ROWS", 4)
     reader = Reader()
     assert ask(*chains, (chain("barks", "dog"), 2), reader=reader) == together == [True, False, True]
     assert [len(images) for images in reader.shown] == [4, 4, 1]

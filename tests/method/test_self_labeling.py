@@ -120,7 +120,8 @@ def test_what_an_earlier_process_wrote_is_not_judged_or_counted_again():
     """Three chains then, two of them kept; of a batch of one of them and a new one, the new one alone is written."""
     labeller = Labeller("dog")
     labels = SelfLabels(labeller, NAMES)
-    labels.restore([(0, 1, chain("cat"), True), (0, 2, chain("dog"), False)], 3, 2 / 3)
+    rows = [(0, 1, chain("cat"), True), (0, 2, chain("dog"), False)]
+    labels.load_state_dict({"labelled": 3, "accepted": 2, "support": []}, rows)
     assert labels.chains_for(pictures(2, 1, 3), [0, 0, 1], [(0, 2), (0, 1), (0, 3)]) == [
         None,
         chain("cat"),

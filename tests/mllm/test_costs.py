@@ -170,7 +170,7 @@ def test_the_verb_says_when_a_model_is_too_large_and_what_fits(capsys, monkeypat
     ("arguments", "message"),
     [
         (["--dataset", "OficeHome"], "Did you mean 'OfficeHome'"),
-        (["--dataset", "PACS", "--gpu", "H2000"], "GPU 'H2000' is not known. Known: H200"),
+        (["--dataset", "PACS", "--gpu", "H2000"], "Unknown GPU 'H2000'. Available: H200"),
         (["--dataset", "PACS", "--algorithm", "MTCTT"], "Did you mean 'MTCT'"),
         (["--dataset", "PACS", "--algorithm", "CLIPLoRA"], "not an MLLM algorithm"),
         (["--dataset", "PACS", "--hparams", '{"sar_rounds": 1}'], "Did you mean 'sarr_rounds'"),

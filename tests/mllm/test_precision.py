@@ -9,7 +9,7 @@ from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.method.answering import scores_from_answers
 from domainbed_reasoning.mllm import load_mllm
-from domainbed_reasoning.mllm.generation import write_tokens
+from domainbed_reasoning.mllm.generation import decoding_loop
 from domainbed_reasoning.mllm.likelihood import scores_from_trie, token_log_likelihoods
 from domainbed_reasoning.mllm.rows import build_trie
 
@@ -50,7 +50,7 @@ def test_the_fallbacks_probabilities_keep_what_bfloat16_would_round_away():
 def test_tokens_are_chosen_from_a_float32_distribution():
     """The loop hands bfloat16 logits to temperature and top_p as float32."""
     seen = []
-    loop = write_tokens(
+    loop = decoding_loop(
         lambda cache: torch.zeros(1, 4, dtype=LOW),
         lambda tokens, count, cache: torch.zeros(1, 4, dtype=LOW),
         lambda answer: False,

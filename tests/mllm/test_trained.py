@@ -220,7 +220,7 @@ def test_unreadable_images_are_named_and_the_others_answered(one_job, files, tmp
     assert [json.loads(line)["image"] for line in said.out.splitlines()] == files
     *faults, summary = said.err.splitlines()[-4:]
     for path, fault in zip((absent, empty, cut), faults, strict=True):
-        assert f"'{path}' is no readable image: " in fault and fault.endswith("Replace or remove it.")
+        assert f"'{path}' is not a readable image: " in fault and fault.endswith("Replace or remove it.")
     assert "No such file" in faults[0]
     assert summary == "3 of 6 images could not be read."
     assert cli.main([*command, str(empty)]) == 1
@@ -238,7 +238,7 @@ def test_faults_are_named_with_their_cures(one_job, files, tmp_path, capsys):
     with pytest.raises(JobError, match="damaged"):
         read_job(tmp_path)
     (tmp_path / "no.png").write_text("no picture")
-    with pytest.raises(ValueError, match="no.png' is no readable image"):
+    with pytest.raises(ValueError, match="no.png' is not a readable image"):
         Predictor(one_job)([tmp_path / "no.png"])
     with pytest.raises(ValueError, match="answer 'loud'"):
         Predictor(one_job, "loud")

@@ -281,7 +281,7 @@ def test_jobs_of_one_source_have_a_table_of_their_own(write_job, capsys):
     assert cli.main(["collect", str(write_job.folder)]) == 0
     assert "| ERM | X | 40.0 | X | X | X |" in capsys.readouterr().out
     assert cli.main(["collect", str(write_job.folder), "--format", "csv"]) == 0
-    assert "--format single-source has them" in capsys.readouterr().err
+    assert "use --format single-source" in capsys.readouterr().err
     assert cli.main(["collect", str(write_job.folder), "--format", "single-source"]) == 0
     rows = pd.read_csv(io.StringIO(capsys.readouterr().out))
     assert list(zip(rows["source"], rows["target"], rows["accuracy"], rows["step"], strict=True)) == [

@@ -93,7 +93,7 @@ def test_every_row_is_explained_even_before_anything_has_run(capsys):
 def test_real_images_need_their_folder(capsys):
     with pytest.raises(SystemExit):
         demo.main(["--dataset", "PACSReasoning"])
-    assert "PACSReasoning needs --data_dir" in capsys.readouterr().err
+    assert "PACSReasoning requires --data" in capsys.readouterr().err
 
 
 def test_a_stock_command_that_fails_ends_the_demo(tmp_path, domainbed_root):

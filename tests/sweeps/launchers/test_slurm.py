@@ -374,7 +374,7 @@ def test_arrays_that_slurm_takes_no_more_are_failures_and_the_others_run(sweep, 
 
 def test_a_sweep_without_jobs_says_so_and_submits_nothing(sweep, capsys):
     assert slurm_launcher.slurm_launcher([]) == []
-    assert capsys.readouterr().out.startswith("No job is to be started.")
+    assert capsys.readouterr().out.startswith("No jobs to start.")
 
 
 def test_sweeps_in_the_queue_side_by_side_are_waited_for_by_another_process(sweep, slurm, capsys, monkeypatch):
