@@ -101,18 +101,10 @@ def publish() -> None:
         _running.remove("domainbed_reasoning.bridge.register")
 
 
-def _is_installed() -> bool:
-    """Return whether the package is there, and not this file alone."""
-    return hasattr(sys.modules.get("domainbed_reasoning"), "__path__")
-
-
 def _warn_unless_uninstalled(error: Exception) -> None:
     """Warn of an error in our package, unless that is gone and only this file is left."""
-    if not (
-        isinstance(error, ModuleNotFoundError)
-        and str(error.name).startswith("domainbed_reasoning")
-        and not _is_installed()
-    ):
+    missing = isinstance(error, ModuleNotFoundError) and str(error.name).startswith("domainbed_reasoning")
+    if not missing or sys.modules.get("domainbed_reasoning") is not None:
         _warn(f"it cannot be loaded: {type(error).__name__}: {error}")
 
 

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     problems = frame.attrs["problems"]
     if problems and (args.output or args.format in _CSV):
         for problem in problems:
-            print(f"{problem['kind']}: {problem['job']}: {problem['fault']}. {problem['effect']}.", file=sys.stderr)
+            print(f"{problem['kind']}: {problem['job']}: {problem['detail']}. {problem['effect']}.", file=sys.stderr)
         print(
             f"{counted(len(problems), 'problem')}. Use --format markdown for details and fixes.",
             file=sys.stderr,
@@ -72,7 +72,7 @@ def _as_text(frame: pd.DataFrame, args: argparse.Namespace) -> str:
     if args.format == "csv":
         return str(summarize(frame).to_csv(index=False))
     if args.format == "latex":
-        excluded = [f"{problem['kind']}: {problem['job']}: {problem['fault']}." for problem in frame.attrs["problems"]]
+        excluded = [f"{problem['kind']}: {problem['job']}: {problem['detail']}." for problem in frame.attrs["problems"]]
         head = latex_comments(f"domainbed-reasoning collect {args.folder} --format latex", *excluded)
         return "\n".join([*head, "", *map(latex, result_tables(frame))])
     return "\n".join(map(markdown, all_tables(frame)))

@@ -74,7 +74,7 @@ def test_check_names_every_fault(
         "photo/Alarm_Clock has no image",
         "Bike_0.png' is not a readable image: OSError",
         "Bike_1.png is empty",
-        "Bike_2.png' is not a readable image: none of JPEG",
+        "Bike_2.png' is not a readable image: not one of JPEG",
         "line 7: not JSON",
         "line 8: second accepted chain of 'art/Mug/Mug_0.png'",
         "line 9: the dataset has no image 'art/Mug/Mug_9.png'",

@@ -169,11 +169,11 @@ def test_import_judges_finds_paths_and_refuses_strangers(
     for stranger in ("art/Mug/none.png", "/etc/passwd", "../art/Mug/Mug_0.png", "C:\\none.png"):
         mine.write_text(json.dumps({"image": stranger, "chain": "x"}) + "\n", "utf-8")
         code, _, err = verb("import", mine, *where)
-        assert code == 1 and f"row 1: no image {stranger!r} is in Toy" in err
+        assert code == 1 and f"has no image {stranger!r}" in err
         llava = {"image": stranger, "conversations": [{"from": "gpt", "value": "x"}]}
         (tmp_path / "llava.json").write_text(json.dumps([llava]), "utf-8")
         code, _, err = verb("import", tmp_path / "llava.json", *where)
-        assert code == 1 and f"row 1: no image {stranger!r} is in Toy" in err
+        assert code == 1 and f"has no image {stranger!r}" in err
 
 
 def test_an_accepted_row_that_is_no_chain_is_imported_as_rejected(

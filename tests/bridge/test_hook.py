@@ -207,7 +207,7 @@ def test_a_broken_class_module_leaves_the_rest_and_says_why_when_it_is_used(fork
     print(refusal(lambda: datasets.num_environments("PACSReasoning")))
     print(refusal(lambda: vars(datasets)["PACSReasoning"]("", [0], {})))
     assert not {"MTCT", "SARR"} & set(algorithms.ALGORITHMS) and "PACSReasoning" not in datasets.DATASETS
-    from domainbed_reasoning.bridge import hparam_names
+    from domainbed_reasoning.bridge import hparam_names, register
     hparam_names.check_hparams(hparams_registry.default_hparams("RDMLDG", "ShapesReasoning"), "RDMLDG")
     registry.ALGORITHMS["MTCT"] = "domainbed_reasoning.algorithms.mtct:MTCT"
     assert register.publish(algorithms) and "MTCT" in algorithms.ALGORITHMS  # SARR's place is still empty

@@ -60,7 +60,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a vocabulary of 10**9": ({"text__vocab_size": 10**9}, "'vocab_size' is 1000000000"),
     "a vocabulary that the weights lack": (
         {"text__vocab_size": 4_000_000},
-        "describes .* parameters, but the weight files",
+        "describes .* parameters, but",
     ),
     "a width that the weights lack": ({"text__hidden_size": 1 << 16}, "describes|cannot load"),
     "a number of 400 digits": ({"text__hidden_size": 10**400}, "'hidden_size' is 1000"),
