@@ -9,6 +9,7 @@ import torch
 from domainbed import hparams_registry
 
 from builders import training
+from builders.chat import chat_inputs
 from builders.training import minibatches
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import ids_of
@@ -61,7 +62,7 @@ def test_predict_scores_every_class(name, answer):
 
 
 @pytest.mark.parametrize("dataset_name", ["Debug28", "Debug224"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", registry.ALGORITHMS)
 def test_debug_datasets_work_without_ids_names_and_chains(name, dataset_name):
     dataset, algorithm = build(name, dataset_name, test_envs=())
     batch = [
@@ -87,15 +88,7 @@ def naive_losses(algorithm, batch):
                 (algorithm.q_cls, task.class_names[label]),
                 (algorithm.q_reason, shapes.chain(env, index)),
             ):
-                content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-                inputs = mllm.processor.apply_chat_template(
-                    [{"role": "user", "content": content}],
-                    add_generation_prompt=True,
-                    tokenize=True,
-                    return_dict=True,
-                    return_tensors="pt",
-                    processor_kwargs={"crop_to_patches": False},
-                )
+                inputs = chat_inputs(mllm.processor, picture, question, crop_to_patches=False)
                 target = mllm.tokenizer(answer + "<|im_end|>", add_special_tokens=False, return_tensors="pt").input_ids
                 ids = torch.cat([inputs["input_ids"], target], dim=1)
                 logits = mllm.network(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0]

@@ -92,19 +92,6 @@ def test_every_epoch_ends_with_an_evaluation():
     assert algorithm.schedule.n_steps == 77
 
 
-@pytest.mark.parametrize("dataset_name", ["Debug28", "Debug224"])
-@pytest.mark.parametrize("name", NAMES)
-def test_debug_datasets_work_without_ids_and_names(name, dataset_name):
-    dataset, algorithm = build(name, dataset_name, test_envs=())
-    batch = [
-        (torch.stack([env[i][0] for i in range(4)]), torch.stack([env[i][1] for i in range(4)])) for env in dataset
-    ]
-    for _ in range(2):
-        assert algorithm.update(batch) is not None
-    algorithm.eval()
-    assert algorithm.predict(batch[0][0]).shape == (4, dataset.num_classes)
-
-
 def test_the_tiny_clip_is_the_same_every_time_and_leaves_the_random_stream_alone():
     torch.manual_seed(5)
     first = load_clip("tiny")

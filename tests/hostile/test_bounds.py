@@ -17,12 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from builders.files import torch_bytes, write_job
+from builders.files import HPARAMS, TASK, torch_bytes, write_job
 from builders.processes import run_python
 from domainbed_reasoning.analysis.checkpoints import records_of
 from domainbed_reasoning.chains.formats import ExchangeError, import_records
 from domainbed_reasoning.chains.parquet import ParquetError, read_parquet
-from domainbed_reasoning.chains.prompts import PROMPT_VERSION
 from domainbed_reasoning.chains.store import ChainFileError, ChainWriter, load_chains, read_lines
 from domainbed_reasoning.files.plain import open_plain, plain_lines, read_plain
 from domainbed_reasoning.images.decode import ImageFileError, check_header, image_size, read_rgb
@@ -32,32 +31,6 @@ from domainbed_reasoning.results.job_folders import read_job as read_sweep_job
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAME = "base_model.model.model.layers.0.lora_A.default.weight"
-
-HPARAMS: dict[str, Any] = {
-    "model": "tiny",
-    "dtype": "float32",
-    "quantize": "none",
-    "max_tiles": 1,
-    "answer": "label",
-    "eval_batch": 4,
-    "max_new_tokens": 4,
-    "lora_rank": 2,
-    "lora_alpha": 4,
-    "lora_dropout": 0.0,
-    "lora_targets": "both",
-    "lora_projector": False,
-}
-TASK: dict[str, Any] = {
-    "algorithm": "LabelSFT",
-    "dataset": "PACSReasoning",
-    "subject": "object",
-    "class_names": ["dog", "cat"],
-    "environments": ["art", "photo"],
-    "test_envs": [1],
-    "prompt_version": PROMPT_VERSION,
-    "version": "0.1.0",
-    "hparams": HPARAMS,
-}
 
 
 # Nobody writes to the pipe: whoever opens it as a file waits for ever.

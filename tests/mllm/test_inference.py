@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from builders.chat import chat_inputs
 from domainbed_reasoning.chains.chain import END_OF_CHAIN, Chain
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
@@ -71,15 +72,7 @@ def test_generation_equals_plain_transformers(family_folder, mllm, images, class
     processor = AutoProcessor.from_pretrained(family_folder)
     network = AutoModelForImageTextToText.from_pretrained(family_folder, dtype=torch.float32).eval()
     picture = Image.fromarray(resize(images[:1], mllm.image_size)[0].permute(1, 2, 0).numpy())
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": q_cls(class_names)}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs=dict(mllm._image_settings),
-    )
+    inputs = chat_inputs(processor, picture, q_cls(class_names), **mllm._image_settings)
     inputs.pop("num_patches", None)
     ends = sorted(mllm.generator.ends)
     out = network.generate(

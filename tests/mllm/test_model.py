@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders.chat import chat_inputs
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm, loading
@@ -46,15 +47,7 @@ def naive_log_likelihoods(mllm, images, question, answers):
     out = []
     for image, answer in zip(images, answers, strict=True):
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-        inputs = mllm.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"crop_to_patches": False},
-        )
+        inputs = chat_inputs(mllm.processor, picture, question, crop_to_patches=False)
         target = mllm.tokenizer(answer + "<|im_end|>", add_special_tokens=False, return_tensors="pt")["input_ids"]
         ids = torch.cat([inputs["input_ids"], target], dim=1)
         logits = mllm.network(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from builders.chat import chat_inputs
 from builders.training import write_trained_job
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.chains.chain import Chain
@@ -50,14 +51,8 @@ def files(tmp_path_factory) -> list[str]:
 def logits(network, folder, images):
     """Return the logits of a plain forward of one question about one image."""
     processor = AutoProcessor.from_pretrained(folder)
-    content = [{"type": "image", "image": Image.fromarray(images[0].permute(1, 2, 0).numpy())}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
+    inputs = chat_inputs(processor, picture, "What is it?")
     inputs.pop("num_patches", None)
     with torch.no_grad():
         return network.eval()(**inputs).logits

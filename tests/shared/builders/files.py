@@ -13,6 +13,34 @@ import pytest
 from PIL import Image
 
 from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.chains.prompts import PROMPT_VERSION
+
+# A sound task.json of the embedded model.
+HPARAMS: dict[str, Any] = {
+    "model": "tiny",
+    "dtype": "float32",
+    "quantize": "none",
+    "max_tiles": 1,
+    "answer": "label",
+    "eval_batch": 4,
+    "max_new_tokens": 4,
+    "lora_rank": 2,
+    "lora_alpha": 4,
+    "lora_dropout": 0.0,
+    "lora_targets": "both",
+    "lora_projector": False,
+}
+TASK: dict[str, Any] = {
+    "algorithm": "LabelSFT",
+    "dataset": "PACSReasoning",
+    "subject": "object",
+    "class_names": ["dog", "cat"],
+    "environments": ["art", "photo"],
+    "test_envs": [1],
+    "prompt_version": PROMPT_VERSION,
+    "version": "0.1.0",
+    "hparams": HPARAMS,
+}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
