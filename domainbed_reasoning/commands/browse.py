@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 from domainbed_reasoning.annotate.browse import write_page
-from domainbed_reasoning.annotate.stats import about_strangers, known_and_strange
-from domainbed_reasoning.chains.store import read_records
+from domainbed_reasoning.annotate.stats import about_strangers
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.images.decode import is_below
 from domainbed_reasoning.terminal import counted
@@ -34,9 +33,7 @@ def run(args: argparse.Namespace) -> int:
     dataset, on_disk = arguments.open_dataset(args)
     from tqdm import tqdm
 
-    records, strangers = known_and_strange(
-        on_disk.pictures, (record for _, record in read_records(args.chains, repair=True))
-    )
+    records, strangers = arguments.read_candidates(args, on_disk)
     output = args.output or Path(f"{dataset.name}_chains.html")
     names = arguments.class_names(dataset, on_disk)
     progress = functools.partial(tqdm, file=sys.stderr, unit="chunk", leave=False)

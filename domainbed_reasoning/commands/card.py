@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 from domainbed_reasoning.annotate.card import render_card
-from domainbed_reasoning.annotate.stats import about_strangers, count, known_and_strange
+from domainbed_reasoning.annotate.stats import about_strangers, count
 from domainbed_reasoning.annotate.teacher import TEACHER_PROMPT_VERSION, q_teacher
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
-from domainbed_reasoning.chains.store import read_records
 from domainbed_reasoning.commands import arguments
 
 EXAMPLES = """\
@@ -29,9 +28,7 @@ def add_arguments(parser: arguments.Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print or write the card."""
     dataset, on_disk = arguments.open_dataset(args)
-    records, strangers = known_and_strange(
-        on_disk.pictures, (record for _, record in read_records(args.chains, repair=True))
-    )
+    records, strangers = arguments.read_candidates(args, on_disk)
     names = arguments.class_names(dataset, on_disk)
     questions = {
         PROMPT_VERSION: q_reason(names, dataset.subject),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from domainbed_reasoning.annotate.stats import about_strangers, as_csv, as_table, count, known_and_strange
-from domainbed_reasoning.chains.store import read_records
+from domainbed_reasoning.annotate.stats import about_strangers, as_csv, as_table, count
 from domainbed_reasoning.commands import arguments
 
 EXAMPLES = """\
@@ -24,9 +23,7 @@ def add_arguments(parser: arguments.Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table, or write the CSV file."""
     _, on_disk = arguments.open_dataset(args)
-    records, strangers = known_and_strange(
-        on_disk.pictures, (record for _, record in read_records(args.chains, repair=True))
-    )
+    records, strangers = arguments.read_candidates(args, on_disk)
     groups = count(on_disk.pictures, records)
     if args.csv:
         arguments.write_text(args.csv, as_csv(groups))
