@@ -17,7 +17,7 @@ from domainbed_reasoning.analysis.data import AnalysisData
 from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.chains.chain import END_OF_CHAIN, STAGE_TAGS
 from domainbed_reasoning.jobs.seeds import seeded
-from domainbed_reasoning.method.answering import elected_chains
+from domainbed_reasoning.method.answering import majority_chains
 from domainbed_reasoning.method.consistency import Support
 from domainbed_reasoning.method.self_labeling import SelfLabels
 from domainbed_reasoning.method.task import SampleId
@@ -130,7 +130,7 @@ def own_targets(mllm: MLLM, data: AnalysisData, samples: Sequence[SampleId], lab
 
     def write(images: torch.Tensor) -> list[str]:
         asked = (data.q_reason, names, labelling.max_new_tokens, labelling.batch, labelling.votes)
-        return elected_chains(mllm, images, *asked, *sampling, exact=labelling.exact)
+        return majority_chains(mllm, images, *asked, *sampling, exact=labelling.exact)
 
     def supports(images: torch.Tensor, chains: list[str], labels: list[int]) -> list[bool]:
         return support.judge(mllm, images, chains, labels)

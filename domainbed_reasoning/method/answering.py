@@ -88,7 +88,7 @@ def answer_images(
     return torch.cat(scores), chains if asks_chain else None, labels if asks_label else None
 
 
-def elected_chains(
+def majority_chains(
     mllm: ReasoningModel,
     images: torch.Tensor,
     question: str,
@@ -99,7 +99,7 @@ def elected_chains(
     *sampling: float,
     exact: bool = False,
 ) -> list[str]:
-    """Return a chain for each image: of ``votes`` chains the first that concludes as most do (`elect`).
+    """Return a chain for each image: of ``votes`` chains the first that concludes as most do (`majority_chain`).
 
     Args:
         mllm: writes the chains.
@@ -115,7 +115,7 @@ def elected_chains(
     chains: list[str] = []
     for part in images.split(batch):
         rounds = [mllm.generate(part, question, max_new_tokens, *sampling) for _ in range(votes)]
-        chains += [elect(candidates, class_names, exact) for candidates in zip(*rounds, strict=True)]
+        chains += [majority_chain(candidates, class_names, exact) for candidates in zip(*rounds, strict=True)]
     return chains
 
 
@@ -144,7 +144,7 @@ def answering_chains(
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
     sampling = (vote_temperature,) if votes > 1 else ()
-    return elected_chains(mllm, images, question, class_names, max_new_tokens, batch, votes, *sampling, exact=exact)
+    return majority_chains(mllm, images, question, class_names, max_new_tokens, batch, votes, *sampling, exact=exact)
 
 
 def scores_of_chains(
@@ -199,7 +199,7 @@ def answers_from_chains(chains: Sequence[str], class_names: Sequence[str], exact
     return [read[chain] for chain in chains]
 
 
-def elect(candidates: Sequence[str], class_names: Sequence[str], exact: bool = False) -> str:
+def majority_chain(candidates: Sequence[str], class_names: Sequence[str], exact: bool = False) -> str:
     """Return the first chain that concludes with the class that most of the candidates conclude with.
 
     Self-consistency (Wang et al., 2023, arXiv 2203.11171). Chains that name no class have no vote; between classes with

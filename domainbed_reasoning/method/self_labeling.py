@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.chains.reader import read_conclusion
-from domainbed_reasoning.method.answering import Questions, elected_chains
+from domainbed_reasoning.method.answering import Questions, majority_chains
 from domainbed_reasoning.method.consistency import Support
 from domainbed_reasoning.method.task import SampleId
 
@@ -62,7 +62,7 @@ def labels_of_round(frozen: Frozen, questions: Questions, hparams: Mapping[str, 
 
     def write(images: torch.Tensor) -> list[str]:
         with frozen() as mllm:
-            return elected_chains(mllm, images, *questions.writing, *sampling, exact=questions.exact)
+            return majority_chains(mllm, images, *questions.writing, *sampling, exact=questions.exact)
 
     def supports(images: torch.Tensor, chains: list[str], labels: list[int]) -> list[bool]:
         assert support is not None

@@ -5,7 +5,7 @@ import torch
 from domainbed import algorithms, datasets, hparams_registry
 
 from domainbed_reasoning.images import shapes
-from domainbed_reasoning.method.answering import elected_chains, scores_of_chains
+from domainbed_reasoning.method.answering import majority_chains, scores_of_chains
 from domainbed_reasoning.mllm import MLLM
 
 NAMES = ("cat", "dog")
@@ -57,7 +57,7 @@ def test_votes_are_counted_for_each_image_by_itself():
             assert len(answers) == len(images)
             return [f"<CONCLUSION>{answer}</CONCLUSION>" for answer in answers]
 
-    chains = elected_chains(Writer(), pictures(1, 2, 3), "why?", NAMES, 9, 2, 3)
+    chains = majority_chains(Writer(), pictures(1, 2, 3), "why?", NAMES, 9, 2, 3)
     assert chains == [f"<CONCLUSION>{answer}</CONCLUSION>" for answer in ("cat", "dog", "dog")]
 
 

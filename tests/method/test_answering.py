@@ -1,6 +1,6 @@
 import torch
 
-from domainbed_reasoning.method.answering import answers_from_chains, elect, scores_from_answers
+from domainbed_reasoning.method.answering import answers_from_chains, majority_chain, scores_from_answers
 
 
 def test_answers_are_read_from_conclusions_after_normalization_or_exactly():
@@ -11,8 +11,8 @@ def test_answers_are_read_from_conclusions_after_normalization_or_exactly():
 
 def test_a_vote_counts_conclusions_as_they_are_read():
     cat, dog = "<CONCLUSION>cat</CONCLUSION>", "<CONCLUSION>A dog.</CONCLUSION>"
-    assert elect([cat, dog, dog], ["cat", "dog"]) == dog
-    assert elect([cat, dog, dog], ["cat", "dog"], exact=True) == cat
+    assert majority_chain([cat, dog, dog], ["cat", "dog"]) == dog
+    assert majority_chain([cat, dog, dog], ["cat", "dog"], exact=True) == cat
 
 
 def test_a_chain_without_an_answer_falls_back_to_the_classification_path():
@@ -24,6 +24,6 @@ def test_a_chain_without_an_answer_falls_back_to_the_classification_path():
 
 def test_the_class_with_most_votes_is_elected_and_the_first_named_of_equals():
     cat, dog, none = "a <CONCLUSION>cat</CONCLUSION>", "b <CONCLUSION>Dog</CONCLUSION>", "c"
-    assert elect([none, cat, dog, dog + " "], ["cat", "dog"]) == dog
-    assert elect([none, none, dog, cat], ["cat", "dog"]) == dog
-    assert elect([none, "d"], ["cat", "dog"]) == none
+    assert majority_chain([none, cat, dog, dog + " "], ["cat", "dog"]) == dog
+    assert majority_chain([none, none, dog, cat], ["cat", "dog"]) == dog
+    assert majority_chain([none, "d"], ["cat", "dog"]) == none
