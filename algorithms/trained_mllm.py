@@ -98,6 +98,7 @@ class TrainedMLLM(SessionAlgorithm):
             "adapters": {name: weight.detach().cpu() for name, weight in self.mllm.adapters().items()},
             "kept_by_round": self.kept_by_round,
             "labels_by_copy": self.snapshots.labels_by_copy,
+            "training_peak": self.snapshots.training_peak,
         }
         return state if self.run is None else state | self.run.state_dict()
 
@@ -106,6 +107,7 @@ class TrainedMLLM(SessionAlgorithm):
         if "optimizer" in state:
             stage = self.schedule.at(self.session.steps_taken - 1)
             self.snapshots.labels_by_copy = state["labels_by_copy"]
+            self.snapshots.training_peak = state["training_peak"]
             self.load_adapters(state["stage_start"] if stage.round else state["adapters"])
             self.run = self.begin(stage)
             self.run.load_state_dict(state, self.session.labeled(stage.round))

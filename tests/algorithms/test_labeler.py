@@ -94,12 +94,14 @@ def test_a_restart_within_a_round_holds_chains_against_the_means_so_far():
     algorithm.session.steps_taken = 1
     algorithm.run = algorithm.begin(ROUNDS.stages[0])
     judged(algorithm, dataset)
+    algorithm.snapshots.training_peak = 123
     before, file = means(algorithm), io.BytesIO()
     torch.save(algorithm.training_state(), file)
     file.seek(0)
     _, again = build()
     again.session.steps_taken = 1
     again.restore(torch.load(file, weights_only=True))
+    assert again.snapshots.training_peak == 123
     for restored, values in zip(means(again), before, strict=True):
         assert torch.equal(restored, values) and values.abs().sum() > 0
     verdicts = [judged(each, dataset, env=1) for each in (algorithm, again)]
