@@ -117,7 +117,7 @@ def open_checkpoint(name: str) -> Checkpoint:
 def records_of(folder: str | pathlib.Path) -> list[dict[str, Any]]:
     """Return the records of a job's results.jsonl, one a step, in order; a restarted job's newest count.
 
-    A line that was cut short, as by a job that was killed while it wrote, is left out.
+    A line that is no record, as one that a killed job has cut short, is left out.
     """
     by_step: dict[int, dict[str, Any]] = {}
     path = pathlib.Path(folder).expanduser() / "results.jsonl"
@@ -126,5 +126,6 @@ def records_of(folder: str | pathlib.Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        by_step[record["step"]] = record
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            by_step[record["step"]] = record
     return [by_step[step] for step in sorted(by_step)]

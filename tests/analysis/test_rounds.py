@@ -65,8 +65,8 @@ def test_checkpoints_of_a_job_that_votes_answer_by_vote(material, trained, monke
     assert found["chain"] == sum(material.name(sample) == "dax" for sample in samples) / 7
 
 
-def test_a_restarted_jobs_newest_records_count_and_a_torn_line_does_not(tmp_path):
-    lines = [{"step": 0, "x": 1}, {"step": 5, "x": 1}, {"step": 0, "x": 2}]
+def test_a_restarted_jobs_newest_records_count_and_what_is_no_record_does_not(tmp_path):
+    lines = [{"step": 0, "x": 1}, {"step": 5, "x": 1}, {"step": 0, "x": 2}, 7, [1], {"x": 1}, {"step": "six"}]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9')
     assert records_of(tmp_path) == [{"step": 0, "x": 2}, {"step": 5, "x": 1}]
 
