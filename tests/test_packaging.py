@@ -154,7 +154,7 @@ def test_every_verb_that_needs_domainbed_takes_the_clone_that_is_the_working_dir
 
 def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone, tmp_path):
     nowhere = {"cwd": tmp_path, "PYTHONPATH": "", upstream.VARIABLE: "", "code": 1}
-    assert "no DomainBed is found" in in_a_clone("doctor", **nowhere)
+    assert "DomainBed not found" in in_a_clone("doctor", **nowhere)
     study = ("study", "ablation", "--scale", "mini", "--launch", "--output_dir", tmp_path / "study")
     for words in (("collect", tmp_path), ("plan", "--dataset", "PACS", "--model", "tiny"), study):
         assert "DomainBed was not found. Run from inside your own clone" in in_a_clone(*words, **nowhere)

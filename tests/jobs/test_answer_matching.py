@@ -35,5 +35,5 @@ def test_answer_matching_says_how_answers_records_votes_and_self_labels_are_read
 
 
 def test_another_answer_matching_is_refused():
-    with pytest.raises(ValueError, match="hparam answer_matching: 'fuzzy' is none of tolerant, exact"):
+    with pytest.raises(ValueError, match="hparam answer_matching must be .tolerant. or .exact.; got .fuzzy."):
         build("MTCT", answer_matching="fuzzy")
