@@ -16,11 +16,11 @@ FAST := $(addprefix tests/,chains method images files commands datasets \
 
 help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
-	@echo "make demo    a stock DomainBed sweep with ERM and RD-MLDG, and its tables (about 8 minutes on 2 cores)"
+	@echo "make demo    a stock DomainBed sweep with ERM and RD-MLDG, and its tables (8 to 12 minutes on 2 cores)"
 	@echo "             TARGETS=2 one target domain | DATASET=PACSReasoning DATA_DIR=... real images"
 	@echo "             CHAINS=... their chain file | MODEL=... a folder or hub id | STEPS=... | OUTPUT_DIR=$(OUTPUT_DIR)"
 	@echo "make test    all tests but the slow ones (under 20 minutes on 2 cores) | PYTEST='tests/chains -x' some of them"
-	@echo "make test-fast  those without a model, a server or a process (under a minute on 2 cores)"
+	@echo "make test-fast  no model but the tiny one, no server, hardly a process (under a minute on 2 cores)"
 	@echo "make test-slow  the slow ones"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   ratios against peers on one core, and their limits (about 5 minutes) | PARTS='class_scores data_path'"
