@@ -5,7 +5,7 @@ L_MTCT = 1/B Σ_i [ -log p(y_i | x_i, q_cls) - 1/T_i Σ_t log p(r_{i,t} | r_{i,<
 L_SARR = the same over the B' samples whose self-generated chain r̂_i concludes with y_i                    (eq. 2)
 
 The steps of both are in `base`: `stages` and `begin` are algorithm 1, `chains_of` says where a stage's chains come
-from, `log_likelihoods` and `Objective` are the two equations, `step` is the update, `answer` the evaluation.
+from, `terms` and `Objective` are the two equations, `step` is the update, `answer` the evaluation.
 """
 
 from __future__ import annotations

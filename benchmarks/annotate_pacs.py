@@ -176,7 +176,7 @@ def main() -> None:
     log.unlink(missing_ok=True)
     log.touch()
     server = subprocess.Popen(
-        [sys.executable, str(CHECKOUT / "tests" / "data_pipeline" / "teacher_server.py")]
+        [sys.executable, str(CHECKOUT / "tests" / "annotate" / "teacher_server.py")]
         + ["--backend", "mllm", "--model", str(teacher), "--log", str(log)],
         stdout=subprocess.PIPE,
         text=True,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 # Control and format characters, surrogates, private and unassigned ones, line separators.
-_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"  # required by Persian, Indic scripts and emoji
 _BEYOND_ASCII = re.compile(r"[^\n\t\x20-\x7e]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -84,7 +84,7 @@ def json_line(value: Any, stream: Any = None) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _escaped(char: str, encodings: tuple[str, ...]) -> str:
-    if unicodedata.category(char) in _HIDDEN and char not in _JOINERS:
+    if unicodedata.category(char) in HIDDEN and char not in _JOINERS:
         return char.encode("unicode_escape").decode()
     for encoding in encodings:
         try:

@@ -18,6 +18,8 @@ from domainbed_reasoning.mllm.families import Family, family_of, tile_grid
 from domainbed_reasoning.mllm.loading import cached_numbers, config_of, part_of, without_adapters
 from domainbed_reasoning.results.published import KNOWN_CONFIGS, Data, Gpu
 
+_BYTES_PER_WEIGHT = {"none": 2.0, "nf4": 0.56, "int8": 1.03}
+
 
 @dataclass(frozen=True)
 class Assumption:
@@ -248,7 +250,7 @@ def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> Mem
             ``gradient_checkpointing``.
     """
     itemsize = 2
-    per_weight = {"none": 2.0, "nf4": 0.56, "int8": 1.03}[hparams["quantize"]]
+    per_weight = _BYTES_PER_WEIGHT[hparams["quantize"]]
     weights = (shape.weights - shape.embeddings) * per_weight + shape.embeddings * itemsize
     prefix = shape.tiles * shape.image_tokens + lengths.question
     cached = prefix + lengths.instruction + hparams["max_new_tokens"]
@@ -358,7 +360,7 @@ def seconds_to_write(shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[
     batch = hparams["eval_batch"]
     prompt = shape.tiles * shape.image_tokens + lengths.question + lengths.instruction
     steps = min(1.5 * lengths.chain, hparams["max_new_tokens"])
-    per_weight = {"none": 2.0, "nf4": 0.56, "int8": 1.03}[hparams["quantize"]]
+    per_weight = _BYTES_PER_WEIGHT[hparams["quantize"]]
     moved = (shape.language.weights + shape.head) * per_weight + batch * (prompt + steps / 2) * shape.kv_bytes
     slow = 2.0 if hparams["quantize"] != "none" else 1.0  # adapters apart, weights unpacked
     a_step = slow * max(ASSUMED["step_overhead"].value, moved / (gpu.bandwidth * ASSUMED["bandwidth"].value))

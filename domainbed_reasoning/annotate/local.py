@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from domainbed_reasoning.annotate.pricing import Budget
 from domainbed_reasoning.annotate.teacher import Answer, Request, TeacherError
+from domainbed_reasoning.images.decode import read_rgb
 
 # Requests that wait this long for others are sent as a smaller batch.
 _GATHER_SECONDS = 0.05
@@ -115,11 +115,6 @@ class LocalTeacher:
 
     def _pixels(self, image: bytes) -> Any:
         """Return an image as bytes, ``(3, H, W)``, at the model's size."""
-        import numpy
-        import torch
-        from PIL import Image
+        from domainbed_reasoning.mllm.pixels import from_picture
 
-        edge = self._mllm.image_size
-        with Image.open(io.BytesIO(image)) as picture:
-            resized = picture.convert("RGB").resize((edge, edge), Image.Resampling.BICUBIC)
-        return torch.from_numpy(numpy.array(resized)).permute(2, 0, 1)
+        return from_picture(self._mllm.image_size)(read_rgb(image))

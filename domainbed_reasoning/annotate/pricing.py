@@ -47,7 +47,9 @@ def price_of(teacher: str) -> tuple[float, float] | None:
     return PRICES[max(known, key=len)] if known else None
 
 
-def cost(price: tuple[float, float] | None, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
+def cost(
+    price: tuple[float, float] | None, prompt_tokens: float | None, completion_tokens: float | None
+) -> float | None:
     """Return the cost of one answer in dollars; None if price or tokens are unknown."""
     if price is None or prompt_tokens is None or completion_tokens is None:
         return None
@@ -168,7 +170,7 @@ def estimate(
     requests = sum((1.0 - miss**left) / habit.acceptance for left in candidates_left)
     prompt_tokens = requests * habit.prompt_tokens
     completion_tokens = requests * habit.completion_tokens
-    dollars = None if price is None else (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6
+    dollars = cost(price, prompt_tokens, completion_tokens)
     seconds = requests * habit.seconds / concurrency
     if requests_per_minute:
         seconds = max(seconds, 60.0 * requests / requests_per_minute)

@@ -127,7 +127,7 @@ def check_class_names(class_names: Sequence[str]) -> str | None:
             return f"the class name {name!r} has no letter"
         if _TAG.search(name):
             return f"the class name {name[:80]!r} holds a stage's tag"
-        if not name.isprintable() and any(char in name for char in "\n\r\0"):
+        if any(char in name for char in "\n\r\0"):
             return f"the class name {name[:80]!r} has more than one line"
         if normal in seen:
             return f"two classes are called {name[:80]!r} up to case, spaces and underscores"

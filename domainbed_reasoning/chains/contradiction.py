@@ -113,9 +113,9 @@ def _phrases(class_names: Sequence[str]) -> dict[str, re.Pattern[str]]:
         "asserted": rf"(?:{_ASSERTED}){end}|\b{name} (?:{_NAMED_FIRST}))|{best}",
         "indicated": rf"(?:{_INDICATED}){end}",
         "denied": rf"(?:{_DENIED}){end}",
-        "mentioned": rf"\b({names})\b",
     }
-    return {kind: re.compile(pattern, re.IGNORECASE) for kind, pattern in phrases.items()}
+    patterns = {kind: re.compile(pattern, re.IGNORECASE) for kind, pattern in phrases.items()}
+    return patterns | {"mentioned": mention(class_names)}
 
 
 def _stated(kind: str, text: str, class_names: Sequence[str]) -> Iterator[tuple[int, str]]:

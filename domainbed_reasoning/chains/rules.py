@@ -17,7 +17,7 @@ from domainbed_reasoning.chains.chain import Chain, ChainError
 from domainbed_reasoning.chains.class_answer import classes_in
 from domainbed_reasoning.chains.contradiction import contradiction
 from domainbed_reasoning.chains.reader import NormalizedText, Reading, conclude, normalize, read_chain
-from domainbed_reasoning.chains.record import ACCEPTED, REJECTED
+from domainbed_reasoning.chains.record import ACCEPTED, REJECTED, check_json_value
 
 # In the order in which they are tried.
 RULES = {
@@ -121,7 +121,7 @@ class Rules:
             finish: the teacher's reason to stop, ``length`` if it ran into its limit.
             refused: whether the teacher's answer says itself that it is a refusal.
         """
-        if not is_printable(text):
+        if check_json_value(text):
             return _rejected("unprintable", "it holds a NUL or half of a surrogate pair")
         if refused:
             return _rejected("refusal", text[:120] or "marked as a refusal by the teacher")
@@ -200,11 +200,6 @@ def with_verdict(record: Mapping[str, Any], text: str, verdict: Verdict) -> dict
 
 def _rejected(rule: str, reason: str) -> Verdict:
     return Verdict(False, rule, reason)
-
-
-def is_printable(text: str) -> bool:
-    """Return whether a text can be stored: no NUL, no lone surrogate."""
-    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def make_printable(text: str) -> str:

@@ -107,29 +107,24 @@ def load_chains(
     return chains
 
 
-def read_records(
-    path: str | os.PathLike[str], *, repair: bool = False, check_paths: bool = True
-) -> Iterator[tuple[int, Record]]:
+def read_records(path: str | os.PathLike[str], *, repair: bool = False) -> Iterator[tuple[int, Record]]:
     """Yield (line number from 1, record) for every line that is not blank, accepted or not, checked by `check_record`.
 
     Raises:
         ChainFileError: see `load_chains`; stages are not checked.
     """
-    for number, record in read_lines(path, repair=repair, check_paths=check_paths):
+    for number, record in read_lines(path, repair=repair):
         if isinstance(record, ChainFileError):
             raise record
         yield number, record
 
 
-def read_lines(
-    path: str | os.PathLike[str], *, repair: bool = False, check_paths: bool = True
-) -> Iterator[tuple[int, Record | ChainFileError]]:
+def read_lines(path: str | os.PathLike[str], *, repair: bool = False) -> Iterator[tuple[int, Record | ChainFileError]]:
     """Yield (line number from 1, record or what is wrong with the line) for every line that is not blank.
 
     Args:
         path: a chain file.
         repair: ignore a partial last line.
-        check_paths: as of `check_record`.
 
     Raises:
         ChainFileError: if the file cannot be read.
@@ -173,7 +168,7 @@ def read_lines(
                 continue
             place += len(raw)
             walk = b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
-            invalid = check_record(record, walk, check_paths)
+            invalid = check_record(record, walk)
             yield number, ChainFileError(path, number, invalid, fix) if invalid else record
 
 

@@ -14,6 +14,7 @@ from domainbed_reasoning.analysis.cues import cues_of
 from domainbed_reasoning.analysis.settings import settings_of
 from domainbed_reasoning.analysis.tables import write_csv
 from domainbed_reasoning.commands.analyze_results import data_for, job_of, leave, plot, results_for, write
+from domainbed_reasoning.terminal import counted
 
 _NOT_IN_PAPER = "paper: not reported"
 
@@ -119,4 +120,4 @@ def _about(checkpoints: Sequence[Checkpoint]) -> str:
 
 
 def _count(checkpoints: Sequence[Checkpoint]) -> str:
-    return f"{len(checkpoints)} job{'s' if len(checkpoints) > 1 else ''}"
+    return counted(len(checkpoints), "job")

@@ -174,7 +174,7 @@ def _rejudge(args: argparse.Namespace, rules: Rules, on_disk: FolderScan) -> int
     """Judge the stored candidates again and print what changed; return 1 if none is accepted."""
     if not args.chains.exists():
         raise FileNotFoundError(f"Chain file {args.chains} does not exist. Pass an existing one with --chains.")
-    labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
+    labels = on_disk.labels()
     verdicts = rejudge(args.chains, labels, rules, write=not args.dry_run)
     changed = Counter({change: count for change, count in verdicts.items() if change[0] != change[1]})
     print(f"{args.chains}: {counted(verdicts.total(), 'candidate')} judged, {changed.total():,} changed.")

@@ -185,7 +185,7 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[
     if not path.exists():
         print(f"  no chain file at {path}; create one with `domainbed-reasoning annotate`")
         return []
-    labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
+    labels = on_disk.labels()
     names = ImageLookup(labels)
     rules = Rules(arguments.class_names(dataset, on_disk), MIN_WORDS, MAX_WORDS, exact=True)
     problems: list[str] = []

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry
-from domainbed_reasoning.bridge import upstream
+from domainbed_reasoning.bridge import upstream, versions
 from domainbed_reasoning.commands.arguments import Parser
 from domainbed_reasoning.terminal import counted
 
@@ -87,7 +87,7 @@ def check_plug_in() -> Iterator[Finding]:
     """Check the interpreter, the package and the import hook."""
     yield Finding(f"Python {platform.python_version()} ({sys.executable})")
     yield Finding(f"{DISTRIBUTION} {__version__} ({Path(registry.__file__).parent})")
-    if _version(DISTRIBUTION) is None:
+    if versions.installed(DISTRIBUTION) is None:
         yield Finding(
             f"{DISTRIBUTION} is imported from a folder but not installed, so its requirements are unknown",
             "pip install -e . in that folder",
@@ -109,7 +109,7 @@ def check_requirements() -> Iterator[Finding]:
         if extra:
             continue
         name, specifier = requirement.name, requirement.specifier
-        installed = _version(name)
+        installed = versions.installed(name)
         if installed is None:
             yield Finding(f"{name} is not installed", f'pip install "{name}{specifier}"', True)
         elif not specifier.contains(installed, prereleases=True):
@@ -126,17 +126,17 @@ def check_interfaces() -> Iterator[Finding]:
     missing = list(missing_interfaces())
     for name, target in missing:
         fix = f'pip install "{name}<={TESTED[name]}", or a newer {DISTRIBUTION}'
-        yield Finding(f"{name} {_version(name)} lacks {target}, which this package requires", fix, True)
+        yield Finding(f"{name} {versions.installed(name)} lacks {target}, which this package requires", fix, True)
     if not missing:
         yield Finding(f"all {len(INTERFACES)} are available")
 
 
 def missing_interfaces() -> Iterator[tuple[str, str]]:
     """Yield (distribution, missing API) for each required API that is not available."""
-    if _version("torch"):  # else peft imports bitsandbytes, which prints a misleading warning
+    if versions.installed("torch"):  # else peft imports bitsandbytes, which prints a misleading warning
         import_module("domainbed_reasoning.mllm.sealed").import_bitsandbytes()
     for name, target in INTERFACES:
-        if _version(name) is None:
+        if versions.installed(name) is None:
             continue
         module, _, path = target.partition(":")
         try:
@@ -154,7 +154,7 @@ def check_extras() -> Iterator[Finding]:
     missing: dict[str, list[str]] = {}
     for requirement, extra in _requirements():
         if extra:
-            missing.setdefault(extra, []).extend([] if _version(requirement.name) else [requirement.name])
+            missing.setdefault(extra, []).extend([] if versions.installed(requirement.name) else [requirement.name])
     for extra, names in missing.items():
         if names:
             yield Finding(f"{extra}: not installed ({', '.join(names)})", f'pip install "{DISTRIBUTION}[{extra}]"')
@@ -263,10 +263,3 @@ def _metadata_requires() -> list[str]:
         return metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return []
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

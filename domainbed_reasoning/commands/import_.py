@@ -43,7 +43,7 @@ def add_arguments(parser: arguments.Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Import and print the number of rows by outcome."""
     dataset, on_disk = arguments.open_dataset(args)
-    labels = {picture.path: on_disk.classes.index(picture.label) for picture in on_disk.pictures}
+    labels = on_disk.labels()
     rules = arguments.rules_of(args, arguments.class_names(dataset, on_disk))
     names = ImageLookup(labels)
     existing = list(read_records(args.chains, repair=True)) if args.chains.exists() else []

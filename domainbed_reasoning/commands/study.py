@@ -43,7 +43,6 @@ _STOCK_LAUNCHERS = ("local", "multi_gpu", "dummy")
 # `make demo`: 24 jobs of our algorithms and ERM in 420 s on 2 cores.
 _MINI_CORE_SECONDS = 35
 _CHAIN_TOKENS = 250  # the paper's chains
-_NEED_CHAINS = frozenset({"ReasoningSFT", "MTCT", "SARR", "RDMLDG"})
 
 
 def add_arguments(parser: Parser) -> None:
@@ -129,7 +128,7 @@ def _check_data(study: Study, data_dir: str | None, settings: Settings) -> None:
         root = Path(settings.data_dir) / dataset.folder
         if not root.is_dir():
             raise FileNotFoundError(f"{name}: the folder {root} does not exist. {dataset.obtain}")
-        needed = {algorithm for grid in study.grids for algorithm in grid.algorithms} & _NEED_CHAINS
+        needed = {algorithm for grid in study.grids for algorithm in grid.algorithms} & registry.READ_CHAINS
         if needed and not own_chains and not (root / catalog.CHAIN_FILE).exists():
             other = ", or set another file with --hparams '{\"chains\": …}'" if len(study.datasets) == 1 else ""
             raise FileNotFoundError(

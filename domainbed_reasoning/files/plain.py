@@ -17,7 +17,7 @@ from typing import BinaryIO
 MAX_LOG_BYTES = 64 << 20
 # JSON that describes something: a job's task, a model's config, an export's answers.
 MAX_DESCRIPTION_BYTES = 8 << 20
-# An image file: `image_files.MAX_PIXELS` of 16 bits and four channels are 716 MB.
+# An image file: `images.decode.MAX_PIXELS` of 16 bits and four channels are 716 MB.
 MAX_IMAGE_BYTES = 1 << 30
 
 _KINDS = (

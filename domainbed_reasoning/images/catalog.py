@@ -112,6 +112,11 @@ class FolderScan:
         """Return the number of images per domain."""
         return Counter(picture.domain for picture in self.pictures)
 
+    def labels(self) -> dict[str, int]:
+        """Return the label of every image by its path."""
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        return {picture.path: numbers[picture.label] for picture in self.pictures}
+
 
 def scan(dataset: ImageFolder, data_dir: str | os.PathLike[str]) -> FolderScan:
     """Return the contents of the dataset's folder below ``data_dir``.

@@ -46,9 +46,9 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
 
 
 def records_for(
-    task: Task, args: argparse.Namespace | None, judged_by_chains: bool = False, exact: bool = False
+    task: Task, args: argparse.Namespace, judged_by_chains: bool = False, exact: bool = False
 ) -> AnswerRecords | None:
-    """Return the records of this job; None outside of a job or where samples have no ids.
+    """Return the records of this job; None where samples have no ids.
 
     Args:
         task: of the job.
@@ -56,7 +56,7 @@ def records_for(
         judged_by_chains: whether DomainBed's accuracies are those of chains.
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
-    if args is None or not task.labels:
+    if not task.labels:
         return None
     return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args), judged_by_chains, exact)
 

@@ -49,7 +49,7 @@ class Answers:
 
     Attributes:
         classes: the class of each image that DomainBed's accuracy counts.
-        chains: the generated chains; None where none were asked for, or where they play no further part.
+        chains: the generated chains; None where none were asked for.
         labels: the classification path's classes; None where not asked for.
         state: which weights wrote the chains, as the model calls it; "" where it does not remember what it wrote.
     """

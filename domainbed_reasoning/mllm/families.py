@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -40,7 +40,7 @@ class Family:
     image_tokens: Callable[[Any, int], int]
     tree: str
     example: str
-    requires: tuple[str, ...] = field(default=())
+    requires: tuple[str, ...] = ()
 
 
 def _own_edge(processor: Any) -> int:

@@ -119,7 +119,7 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     import transformers
 
     where = resolve(model)
-    family = _config_and_family(model, where)[1]
+    config, family = _config_and_family(model, where)
     for package in family.requires:
         if importlib.util.find_spec(package) is None:
             raise ModelError(f"{family.name} needs the package {package}: pip install {package}.")
@@ -134,7 +134,7 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         )
     precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
     if device.type == "cuda" or (where != str(TINY) and pathlib.Path(where).is_dir()):
-        count = sum(weight.numel() for weight in empty_network(model)[0].parameters())
+        count = sum(weight.numel() for weight in _empty(config, model, where).parameters())
         check_weights(model, where, count)
     if device.type == "cuda":
         check_memory(model, count, precision, quantize, free_memory(device))
@@ -159,11 +159,18 @@ def empty_network(model: str) -> tuple[torch.nn.Module, Family]:
     Raises:
         ModelError: for a model that is not there or not supported.
     """
+    where = resolve(model)
+    config, family = _config_and_family(model, where)
+    return _empty(config, model, where), family
+
+
+def _empty(config: Any, model: str, where: str) -> torch.nn.Module:
     import transformers
 
-    config, family = config_of(model)
-    with loading(model, resolve(model)), torch.device("meta"):
-        return transformers.AutoModelForImageTextToText.from_config(config), family
+    network: torch.nn.Module
+    with loading(model, where), torch.device("meta"):
+        network = transformers.AutoModelForImageTextToText.from_config(config)
+    return network
 
 
 def config_of(model: str) -> tuple[Any, Family]:

@@ -18,7 +18,14 @@ from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.generation_cache import AnswerCache, Key, digests_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods
-from domainbed_reasoning.mllm.loading import LoraSettings, add_lora, cached_numbers, check_adapters, load_network
+from domainbed_reasoning.mllm.loading import (
+    LoraSettings,
+    add_lora,
+    cached_numbers,
+    check_adapters,
+    free_memory,
+    load_network,
+)
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.tree_attention import install
 
@@ -290,7 +297,7 @@ class MLLM(torch.nn.Module):
             images: ``(n, 3, H, W)``.
             question: q_reason or q_cls.
             max_new_tokens: at most so many tokens.
-            temperature: 0 is greedy. See `writing` for what else shapes the distribution: nothing.
+            temperature: 0 is greedy. See `generation` for what else shapes the distribution: nothing.
             top_p: nucleus sampling in (0, 1].
             beginnings: n texts that the answers must begin with; None leaves them free.
 
@@ -349,7 +356,11 @@ class MLLM(torch.nn.Module):
 
     def merge(self) -> MLLM:
         """Return this model with its adapters merged into its own weights, for answering only; this one is used up."""
-        network = self.network.merge_and_unload() if hasattr(self.network, "get_base_model") else self.network
+        return self._merged(self.network)
+
+    def _merged(self, network: Any) -> MLLM:
+        if hasattr(network, "get_base_model"):
+            network = network.merge_and_unload()
         network.requires_grad_(False).eval()
         return MLLM(network, self.processor, self.family, self.grid, self.quantized)
 
@@ -359,11 +370,7 @@ class MLLM(torch.nn.Module):
         The adapters are merged into a copy of the weights, never into the trained ones, which would drift in bfloat16.
         Copies remember together with this model what equal weights have written.
         """
-        network = copy.deepcopy(self.network)
-        if hasattr(network, "get_base_model"):
-            network = network.merge_and_unload()
-        network.requires_grad_(False).eval()
-        frozen = MLLM(network, self.processor, self.family, self.grid, self.quantized)
+        frozen = self._merged(copy.deepcopy(self.network))
         frozen.answer_cache = self.answer_cache
         frozen.frozen_state = self.frozen_state or state_of(self.adapters().values())
         return frozen
@@ -392,10 +399,8 @@ class MLLM(torch.nn.Module):
         if self.device.type != "cuda":
             return True
         weights = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
-        # What PyTorch holds ready and nothing uses can be had as well.
-        within_reach = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
-        used = torch.cuda.memory_allocated(self.device)
-        left = min(within_reach - max(used, beside) - 1.5 * weights, within_reach - used - 1.1 * (weights + writes))
+        free, used = free_memory(self.device), torch.cuda.memory_allocated(self.device)
+        left = min(free - max(0, beside - used) - 1.5 * weights, free - 1.1 * (weights + writes))
         return bool(left > 0)
 
     @contextlib.contextmanager

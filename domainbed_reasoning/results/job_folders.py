@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,10 @@ from domainbed_reasoning.jobs import values
 from domainbed_reasoning.jobs.job_files import RESULTS, is_own_file, numbered_lines, read_object
 
 Record = Mapping[str, Any]
-_Check = Callable[[Mapping[str, Any]], str]
 
 _LEFT_BY_A_JOB = (RESULTS, "done", "out.txt", "err.txt", "launcher.log")
 _HEAD_LINES = 200  # of out.txt: versions, arguments, hyper-parameters
 _ERROR = re.compile(r"(Error|Exception|Exit|Interrupt|[Kk]illed|CANCELLED|exit code)\b")
-_HEAD_BYTES = 1 << 18
 _TAIL = 16_384  # bytes of a log that are searched
 _ERROR_LENGTH = 200  # characters
 _MAX_SHOWN = 6

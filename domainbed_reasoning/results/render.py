@@ -15,16 +15,11 @@ _LATEX = {
 _MARKDOWN = str.maketrans({char: f"\\{char}" for char in "\\`*_{}[]<>|#!~$"} | {"\n": " ", "\r": " "})
 
 
-def markdown(table: Table, level: int = 3) -> str:
-    """Return the table in GitHub's Markdown, its caption as a heading.
-
-    Args:
-        table: its texts are escaped.
-        level: of the heading.
-    """
+def markdown(table: Table) -> str:
+    """Return the table in GitHub's Markdown, escaped, its caption as a heading."""
     align = ["---:" if table.is_number(column) else "---" for column in range(len(table.head))]
     rows = [_row(table.head), "| " + " | ".join(align) + " |", *map(_row, table.rows)]
-    parts = [f"{'#' * level} {markdown_text(table.caption)}", "\n".join(rows)]
+    parts = [f"### {markdown_text(table.caption)}", "\n".join(rows)]
     return "\n\n".join([*parts, markdown_text(table.note)] if table.note else parts) + "\n"
 
 

@@ -61,12 +61,12 @@ class Attempt:
         A job that is done is not run again, whatever its queue does.
         """
         folder = self.job.folder
-        if (folder / "done").exists():
+        if self.job.is_done:
             return 0
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._replace_others()
-            if (folder / "done").exists():  # by the one that was replaced
+            if self.job.is_done:  # by the one that was replaced
                 join_earlier(folder)
                 return 0
             set_aside(folder)
@@ -130,11 +130,11 @@ class Attempt:
         with self.job.log.open("a", encoding="utf-8") as log:
             log.write(f"{line}\n")
 
-    def end(self, grace: float = 10) -> None:
-        """Stop the train process and its children: SIGTERM, then SIGKILL after ``grace`` seconds."""
+    def end(self) -> None:
+        """Stop the train process and its children."""
         self.ended = True
         if self._process is not None:
-            end([self._process], grace)
+            end([self._process])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

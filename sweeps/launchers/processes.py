@@ -39,15 +39,15 @@ def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         )
 
 
-def end(processes: Iterable[subprocess.Popen[bytes]], grace: float = _GRACE_SECONDS) -> None:
-    """End processes and their children: SIGTERM, and SIGKILL for what is still there after ``grace`` seconds.
+def end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """End processes and their children: SIGTERM, and SIGKILL for what is still there after 10 seconds.
 
     May be called from a signal's handler, which may have interrupted a wait for one of them.
     """
     left = list(processes)
     for process in left:
         _signal_group(process, signal.SIGTERM)
-    deadline = time.monotonic() + grace
+    deadline = time.monotonic() + _GRACE_SECONDS
     for process in left:
         while not _has_ended(process) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -19,10 +19,9 @@ from domainbed_reasoning import __version__
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.results.report.blocks import Report
 from domainbed_reasoning.results.report.templates import environment, split_code
+from domainbed_reasoning.terminal import HIDDEN
 
 _TEMPLATE, _STYLE = "page.html", "page.css"
-# Control and format characters, surrogates, private and unassigned code points, Unicode's line separators.
-_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def write_page(path: Path, report: Report) -> int:
@@ -73,7 +72,7 @@ def _prose(text: str) -> Markup:
 
 
 def _is_invisible(char: str) -> bool:
-    return not char.isprintable() and char not in "\n\t" and unicodedata.category(char) in _INVISIBLE
+    return not char.isprintable() and char not in "\n\t" and unicodedata.category(char) in HIDDEN
 
 
 def _base64(data: bytes) -> str:
