@@ -1,8 +1,7 @@
 """Both answers to every image at the last evaluation, written beside DomainBed's results.jsonl.
 
-``predictions.jsonl`` holds a line a sample, ``answers.json`` each split's accuracies by either answer and the share of
-chains that named no class; ``task.json`` says from the start what the job is about. DomainBed compares one answer; what
-the other would have been is asked of every MLLM method.
+``predictions.jsonl`` has a line per sample, ``answers.json`` each split's accuracy by either answer and the share of
+chains that name no class; ``task.json`` describes the job and is written at its start. DomainBed records one answer.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.method.answering import answers_from_chains, misled
 from domainbed_reasoning.method.task import SampleId, Task
 
-_MOSTLY = 0.5  # share of an evaluation's chains without a class from which its accuracies say little of chains
+_MOSTLY = 0.5  # share of chains without a class at which an evaluation's accuracy is mostly not that of chains
 
 
 def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> None:
-    """Write ``task.json`` beside results.jsonl: what an answer needs that DomainBed's checkpoint does not hold."""
+    """Write ``task.json`` beside results.jsonl: what `predict` needs beyond DomainBed's checkpoint."""
     nothing, other = misled(task)
-    said = {
+    content = {
         "algorithm": args.algorithm,
         "dataset": task.dataset,
         "subject": task.subject,
@@ -41,14 +40,14 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
         "chains": {"source": len(task.chains), "no_class": len(nothing), "other_class": len(other)},
     }
     folder = pathlib.Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)  # DomainBed's own script has made it
-    replace_text(folder / "task.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)  # exists in DomainBed's own script
+    replace_text(folder / "task.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def records_for(
     task: Task, args: argparse.Namespace, judged_by_chains: bool = False, exact: bool = False
 ) -> AnswerRecords | None:
-    """Return the records of this job; None where samples have no ids.
+    """Return the records of this job; None if samples have no ids.
 
     Args:
         task: of the job.
@@ -85,7 +84,7 @@ class AnswerRecords:
     """Collects the answers of an evaluation; writes those of the last one when every sample has been answered.
 
     Args:
-        task: what is asked.
+        task: of the job.
         folder: of the job.
         splits: of every sample.
         judged_by_chains: whether DomainBed's accuracies are those of chains.
@@ -110,7 +109,7 @@ class AnswerRecords:
         self.chains = 0
 
     def add(self, ids: torch.Tensor, chains: Sequence[str] | None, labels: Sequence[int] | None, last: bool) -> None:
-        """Take in one batch's answers.
+        """Add one batch's answers.
 
         Args:
             ids: sample ids, ``(n, 2)``.
@@ -141,13 +140,13 @@ class AnswerRecords:
             self._write()
 
     def report(self, when: str) -> None:
-        """Print how many chains of the evaluation before ``when`` named no class, and count anew."""
+        """Print how many chains of the evaluation before ``when`` named no class, and reset the counts."""
         if self.chains:
             share = self.unparsed / self.chains
-            said = f"{self.unparsed} of {self.chains} chains named no class ({share:.1%})"
-            effect = "; its accuracies are mostly or wholly the class names' likelihood, not the chains'"
+            counts = f"{self.unparsed} of {self.chains} chains named no class ({share:.1%})"
+            effect = "; its accuracies are mostly those of the class names' likelihood, not of the chains"
             loud = self.judged_by_chains and share >= _MOSTLY
-            print(f"{'WARNING: ' * loud}Evaluation before {when}: {said}{effect * loud}", flush=True)
+            print(f"{'WARNING: ' * loud}Evaluation before {when}: {counts}{effect * loud}", flush=True)
         self.unparsed = self.chains = 0
 
     def _write(self) -> None:
@@ -161,8 +160,8 @@ class AnswerRecords:
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return, for every environment and split: n, accuracy by ``label`` and ``chain``, and the ``unparsed`` share.
 
-    Accuracies are in [0, 1], None where that answer was not asked for. A chain that names no class counts as wrong
-    here; DomainBed's records, where it falls back to the classification path, may be higher.
+    Accuracies are in [0, 1], None if that answer was not computed. A chain that names no class counts as wrong here;
+    in DomainBed's records, which fall back to the classification path, accuracies may be higher.
     """
     table: dict[str, Any] = {}
     for env in sorted({row["env"] for row in rows}):

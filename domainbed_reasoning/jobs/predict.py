@@ -1,4 +1,4 @@
-"""Ask a trained model about images: class, scores, chain."""
+"""Classify images with a trained model: class, scores, chain."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Prediction:
         image: the file, or an empty string.
         class_name: the class with the highest score.
         scores: of every class, in [0, 1]: by the label the classification path's probabilities; by the chain 1 for the
-            class it concludes with, and the label's probabilities where it names none.
-        label_class: the classification path's answer; None where it was not asked.
-        chain_class: the class that the chain concludes with; None where it names none or was not asked for.
-        chain: the chain as it was generated, of several the elected one; None where it was not asked for.
+            class it concludes with, and the label's probabilities if it names none.
+        label_class: the classification path's answer; None if not computed.
+        chain_class: the class that the chain concludes with; None if it names none or was not generated.
+        chain: the generated chain, with ``votes`` above 1 that of the majority; None if not generated.
     """
 
     image: str
@@ -43,14 +43,14 @@ class Prediction:
 
 
 class Predictor:
-    """A trained model that answers as the job did: with ``votes`` above 1 the chain is elected of several sampled ones.
+    """A trained model that answers as in the job: with ``votes`` above 1, by the majority of several sampled chains.
 
     Args:
         job: folder of a DomainBed job, or what `export` made of one.
         answer: ``chain``, ``label`` or ``both`` (the class is then the chain's); None takes the job's own.
-        model: a base model in place of the job's, which may lie elsewhere on this machine.
-        dtype: in place of the job's.
-        quantize: in place of the job's.
+        model: base model, if the job's path no longer exists.
+        dtype: default: the job's.
+        quantize: default: the job's.
 
     Raises:
         ValueError: for a folder, an answer or a model that cannot be used.
@@ -74,7 +74,7 @@ class Predictor:
         self.job = job if isinstance(job, TrainedJob) else read_job(job)
         self.answer = answer or self.job.hparams["answer"]
         if self.answer not in ANSWERS:
-            raise ValueError(f"answer {self.answer!r} is none of {', '.join(ANSWERS)}.")
+            raise ValueError(f"answer must be one of {', '.join(ANSWERS)}; got {self.answer!r}.")
         mllm = self.job.load(model, dtype, quantize)
         # Nothing is trained any more: merged weights answer faster. Quantised ones would lose the adapters' precision.
         self.mllm = mllm if mllm.quantized else mllm.merge()
@@ -90,7 +90,7 @@ class Predictor:
         """Return the answer to an image, or a list of the answers to several: files or PIL pictures.
 
         Raises:
-            ValueError: for a file that is no readable image, naming it.
+            ValueError: a file is not a readable image.
         """
         if isinstance(images, (str, pathlib.Path, Image)):
             return next(self.answers([images]))
@@ -103,10 +103,10 @@ class Predictor:
 
         Args:
             images: files or PIL pictures.
-            unreadable: gets the error of each file that is no readable image, which is then left out.
+            unreadable: called with the error of each file that is not a readable image, which is then skipped.
 
         Raises:
-            ValueError: for such a file, naming it, where nobody else is to get it.
+            ValueError: a file is not a readable image, and ``unreadable`` is None.
         """
         size = self.job.hparams["eval_batch"]
         for start in range(0, len(images), size):
@@ -134,12 +134,12 @@ class Predictor:
             assert by_label is not None
             scores = by_label.softmax(dim=1)
         else:
-            # A job that votes samples; the same images are answered alike.
+            # A job with votes samples its chains; the same images get the same answers.
             with seeded(0, "answers", digests_of(pixels)):
                 written = answering_chains(self.mllm, pixels, job.q_reason, names, *job.chain_settings)
             chains, concluded = written, answers_from_chains(written, names, job.exact_answers)
             scores = scores_of_chains(self.mllm, pixels, job.q_cls, names, written, by_label, job.exact_answers)
-        scores = scores.cpu()  # they are looked at one by one
+        scores = scores.cpu()  # read one by one
         by_name = [None] * len(images) if by_label is None else [names[i] for i in by_label.argmax(1).tolist()]
         return [
             Prediction(

@@ -85,7 +85,7 @@ class Session:
         check_task(task, hparams, algorithm)
         self.task = task or task_without_names(num_classes)
         if hparams.get("model") == "tiny" and self.task.dataset != "ShapesReasoning":
-            print("The model tiny was never trained on photographs: it shows that a job runs, no more.")
+            print("The model tiny was never trained on photographs: use it only to test that a job runs.")
         self.schedule = lay_out_steps(self.task, epochs, hparams)
         self.seed = torch.initial_seed()
         self.steps_taken = 0
@@ -99,10 +99,10 @@ class Session:
             print(f"WARNING: {self.name}: {self.schedule.shortfall()}", flush=True)
 
     def start(self) -> None:
-        """Open what is written beside results.jsonl, and look for the progress of an earlier process of this job.
+        """Open the files beside results.jsonl, and look for the saved progress of an earlier process of this job.
 
         Raises:
-            JobIsRunning: where another process runs the same job.
+            JobIsRunning: another process is running the same job.
         """
         args, hparams = job_arguments(), self.hparams
         exact = hparams.get("answer_matching") == "exact"
@@ -117,7 +117,7 @@ class Session:
         return self.steps_taken >= self.schedule.n_steps
 
     def update(self, algorithm: Resumable, minibatches: Minibatches) -> dict[str, float]:
-        """Take a step, or return what it gave in an earlier process.
+        """Take a step, or return the values that an earlier process recorded for it.
 
         Raises:
             FloatingPointError: the loss is not finite; the step is not recorded.
@@ -143,7 +143,7 @@ class Session:
         return values
 
     def predict(self, algorithm: Resumable, x: torch.Tensor) -> torch.Tensor:
-        """Return class scores, ``(n, num_classes)``; in a replay, 1 for the class that was answered.
+        """Return class scores, ``(n, num_classes)``; in a replay, 1 for the recorded class.
 
         Args:
             algorithm: that answers.
@@ -180,11 +180,11 @@ class Session:
         return state
 
     def labeled(self, round: int) -> list[tuple[int, int, str, bool]]:
-        """Return what an earlier process self-labeled in a round, as `Resumable.new_self_labels` returned it."""
+        """Return the self-labels of a round from an earlier process, as `Resumable.new_self_labels` returned them."""
         return self.history.progress.labelled(round) if self.history is not None else []
 
     def _resume(self, algorithm: Resumable) -> None:
-        """Restore the saved state when everything that was recorded has been replayed."""
+        """Restore the saved state once all recorded events have been replayed."""
         state = self.history.end_of_replay() if self.history is not None else None
         if state is not None:
             algorithm.restore(state)

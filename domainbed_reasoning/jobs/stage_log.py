@@ -1,4 +1,4 @@
-"""What the log says of stages: where they begin, what their rounds kept, and steps that train on nothing."""
+"""Logs the stages of training: where they begin, what their rounds kept, and steps without training data."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.method.self_labeling import SelfLabels
 
 _ADVICE = (
-    "Chains that are cut off need a larger max_new_tokens; others a longer supervised stage (mtct_epochs) or better "
-    "teacher chains."
+    "Truncated chains need a larger max_new_tokens, others a longer supervised stage (mtct_epochs) or better teacher "
+    "chains."
 )
 
 
@@ -29,9 +29,9 @@ class StageLog:
         print(f"{self.name}: {stage} of {self.schedule.n_steps} steps", flush=True)
 
     def step(self, stage: Stage, step: int, labels: SelfLabels | None, samples: int) -> None:
-        """Report a step without samples, once a stage, and at a round's end what it kept.
+        """Report the first step of a stage without samples, and at a round's end the share of chains it kept.
 
-        A step without samples has loss 0.0 and changes no weight; no record shows why.
+        A step without samples has loss 0.0 and changes no weights, and the records do not show why.
 
         Args:
             stage: of the step.
@@ -48,15 +48,18 @@ class StageLog:
 
 def _idle(labels: SelfLabels | None) -> str:
     if labels is None:
-        return "no image of the batch has a chain, so no weight changes. Add chains: `domainbed-reasoning annotate`."
+        return (
+            "no image in the batch has a chain, so the weights do not change. Add chains with "
+            "`domainbed-reasoning annotate`."
+        )
     return (
-        f"none of its {labels.labelled} self-labelled chains so far was kept, so no weight changes. Training "
+        f"none of {labels.labelled} self-labeled chains has been kept so far, so the weights do not change. Training "
         f"continues. {_ADVICE}"
     )
 
 
 def _round(stage: Stage, labels: SelfLabels) -> str:
-    kept = f"{stage}: kept {labels.accepted_share:.1%} of {labels.labelled} self-labelled chains"
+    kept = f"{stage}: kept {labels.accepted_share:.1%} of {labels.labelled} self-labeled chains"
     if labels.accepted_share:
         return kept
-    return f"WARNING: {kept}: the round trained on nothing and left the model as it was. {_ADVICE}"
+    return f"WARNING: {kept}: the round had no training data and did not change the model. {_ADVICE}"

@@ -77,5 +77,5 @@ def test_jobs_without_stages_or_records_are_named(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"step": 0, "args": {"algorithm": "ERM"}}\n')
     with pytest.raises(ValueError, match="ERM has no stages"):
         rounds.from_records(tmp_path, [0])
-    with pytest.raises(JobError, match="no job of an MLLM algorithm"):
+    with pytest.raises(JobError, match="not a job of an MLLM algorithm"):
         open_checkpoint(str(tmp_path))

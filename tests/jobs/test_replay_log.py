@@ -139,7 +139,7 @@ def test_the_oldest_jobs_make_room_and_finished_ones_go_first(tmp_path, monkeypa
     monkeypatch.setenv("DOMAINBED_REASONING_UNFINISHED_GB", str(1.5 * sum_of_sizes(folders[1]) / 1e9))
     prune(tmp_path / "kept", keep=tmp_path)
     assert [folder.exists() for folder in folders] == [False, True, False]
-    assert capsys.readouterr().out.count("Deleted the progress of an unfinished job") == 1
+    assert capsys.readouterr().out.count("Deleted the progress of an interrupted job") == 1
     monkeypatch.setenv("DOMAINBED_REASONING_UNFINISHED_GB", "many")
     with pytest.raises(ValueError, match="number of gigabytes"):
         prune(tmp_path / "kept", keep=tmp_path)

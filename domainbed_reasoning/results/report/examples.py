@@ -17,7 +17,7 @@ from domainbed_reasoning.images import shapes
 from domainbed_reasoning.images import user_datasets as custom
 from domainbed_reasoning.images.decode import file_below, read_rgb
 from domainbed_reasoning.jobs.job_files import numbered_lines
-from domainbed_reasoning.jobs.values import fault_of_prediction
+from domainbed_reasoning.jobs.values import prediction_problem
 from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.report.blocks import Example, Examples
 from domainbed_reasoning.results.selection import domains_of
@@ -67,7 +67,7 @@ def _answers(job: JobFolder, target: int, left_out: list[str]) -> list[Mapping[s
         except (ValueError, RecursionError) as error:
             damage.append(f"{PREDICTIONS}, line {number}: {str(error):.60}")
             continue
-        if problem := fault_of_prediction(row):
+        if problem := prediction_problem(row):
             damage.append(f"{PREDICTIONS}, line {number}: {problem}")
         elif row["env"] == target and row["chain"]:
             rows.append(row)
