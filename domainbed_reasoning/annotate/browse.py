@@ -1,8 +1,8 @@
-"""One self-contained HTML page to look through images, chains, verdicts and reasons.
+"""A self-contained HTML page for browsing images, chains, verdicts and reasons.
 
-The page loads nothing and may run nothing but its own script (Content-Security-Policy with the script's hash). All
-data are base64, which cannot end a script element, and reach the page as text, never as markup. Texts are gzipped in
-chunks that the browser unpacks when they are looked at, so that 25,000 images with four candidates each stay usable.
+The page loads nothing and runs only its own script (Content-Security-Policy with the script's hash). All data are
+base64, which cannot end a script element, and are inserted as text, never as markup. Texts are gzipped in chunks that
+the browser unpacks on demand, so that 25,000 images with four candidates each remain usable.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def write_page(
         path: of the page.
         title: its heading.
         on_disk: the images.
-        class_names: as the prompts have them, one for each class folder.
-        records: of the chain file; those of images that are not there are left out.
+        class_names: as in the prompts, one per class folder.
+        records: of the chain file; those of unknown images are left out.
         progress: wraps the iteration over the images, as tqdm does.
-        only_asked: leave out images without a candidate.
+        only_asked: leave out images without candidates.
     """
     candidates = _by_image(on_disk.pictures, records)
     if only_asked:

@@ -1,7 +1,7 @@
-"""Judging stored candidates again, by today's rules and options, without a teacher.
+"""Judges stored candidates again with the current rules and options, without a teacher.
 
-Verdicts that a person wrote stay: rejections without a rule, or by one that is not ours. So do candidates of images
-that are not in the dataset, and those whose text could not be stored as it came (``unprintable``).
+Manual verdicts stay: rejections without a rule, or by an unknown one. So do candidates for images that are not in the
+dataset, and those whose text could not be stored unchanged (``unprintable``).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ class _NothingChanged(Exception):
 
 
 def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = True) -> Counter[tuple[str, str]]:
-    """Judge a chain file's candidates again, and write it anew, at once or not at all.
+    """Judge a chain file's candidates again, and replace the file atomically.
 
-    Of an image at most one candidate stays accepted: the one that was if it passes, else the first that does.
+    At most one candidate of an image stays accepted: the one that was, if it passes, else the first that does.
 
     Args:
         path: of the chain file.
         labels: class of every image of the dataset, by its path.
-        rules: today's.
-        write: whether to write it, or to say only what would change.
+        rules: the current ones.
+        write: False only counts the changes.
 
     Returns:
-        candidates by (what they were, what they are): a rule, or ``accepted``.
+        the number of candidates by (old verdict, new verdict): a rule, or ``accepted``.
 
     Raises:
-        ChainFileError: for a file that cannot be read, or that another process writes to; it stays as it was.
-        OSError: if it cannot be written; likewise.
+        ChainFileError: the file cannot be read, or another process is writing to it; it is left unchanged.
+        OSError: it cannot be written; likewise.
     """
-    became: Counter[tuple[str, str]] = Counter()
+    changes: Counter[tuple[str, str]] = Counter()
 
     def judged() -> Iterator[Record]:  # runs while the file is locked
         taken = {
@@ -56,7 +56,7 @@ def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = T
                 if verdict.accepted:
                     taken.add(record["image"])
                 new = with_verdict(record, _raw(record), verdict) | {"verified": rules.verified}
-            became[_outcome(record), _outcome(new)] += 1
+            changes[_outcome(record), _outcome(new)] += 1
             changed |= new != record
             yield new
         if not changed or not write:
@@ -66,11 +66,11 @@ def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = T
         write_records(os.path.realpath(path), judged())  # a link keeps pointing to it
     except _NothingChanged:
         pass
-    return became
+    return changes
 
 
 def _raw(record: Record) -> str:
-    """Return a candidate's text as it came."""
+    """Return a candidate's original text."""
     return str(record.get("raw") or record["chain"])
 
 

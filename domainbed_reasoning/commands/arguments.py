@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from domainbed_reasoning.annotate.stats import known_and_strange
+from domainbed_reasoning.annotate.stats import split_known
 from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.chains.image_names import require_image_names
 from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules
@@ -140,7 +140,7 @@ def open_dataset(args: argparse.Namespace, checked: bool = True) -> tuple[ImageF
 
 def read_candidates(args: argparse.Namespace, on_disk: FolderScan) -> tuple[list[Record], int]:
     """Return the chain file's candidates of images in the dataset, and the number of its other candidates."""
-    return known_and_strange(on_disk.pictures, (record for _, record in read_records(args.chains, repair=True)))
+    return split_known(on_disk.pictures, (record for _, record in read_records(args.chains, repair=True)))
 
 
 def class_names(dataset: ImageFolder, on_disk: FolderScan) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from domainbed_reasoning.annotate.browse import write_page
-from domainbed_reasoning.annotate.stats import about_strangers
+from domainbed_reasoning.annotate.stats import describe_unknown
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.images.decode import is_below
 from domainbed_reasoning.terminal import counted
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     dataset, on_disk = arguments.open_dataset(args)
     from tqdm import tqdm
 
-    records, strangers = arguments.read_candidates(args, on_disk)
+    records, unknown = arguments.read_candidates(args, on_disk)
     output = args.output or Path(f"{dataset.name}_chains.html")
     names = arguments.class_names(dataset, on_disk)
     progress = functools.partial(tqdm, file=sys.stderr, unit="chunk", leave=False)
@@ -41,6 +41,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"Wrote {output} ({size / 1e6:.1f} MB). Open it in a browser.")
     if links := sum(not is_below(on_disk.root, picture.path) for picture in on_disk.pictures):
         print(f"{counted(links, 'image')} not shown: symbolic links that leave {on_disk.root}.")
-    if strangers:
-        print(about_strangers(strangers))
+    if unknown:
+        print(describe_unknown(unknown))
     return 0

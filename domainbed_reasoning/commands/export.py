@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from domainbed_reasoning.annotate.stats import about_strangers, known_and_strange
+from domainbed_reasoning.annotate.stats import describe_unknown, split_known
 from domainbed_reasoning.chains.formats import FORMATS, export_records
 from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.chains.store import ACCEPTED, read_records
@@ -86,7 +86,7 @@ def _export_chains(args: argparse.Namespace) -> int:
     for domain in args.domains or ():
         if domain not in on_disk.domains:
             raise ValueError(f"{dataset.name} has no domain {domain!r}. Available: {', '.join(on_disk.domains)}.")
-    records, strangers = known_and_strange(
+    records, unknown = split_known(
         on_disk.pictures,
         (
             record
@@ -107,8 +107,8 @@ def _export_chains(args: argparse.Namespace) -> int:
     print(f"Wrote {count:,} chains to {args.file} ({args.format}).")
     if args.format == "messages" and not args.embed_images:
         print(f"Image paths are relative to {on_disk.root}. Read the file from there or use --embed-images.")
-    if strangers:
-        print(f"Excluded: {about_strangers(strangers)}")
+    if unknown:
+        print(f"Excluded: {describe_unknown(unknown)}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from domainbed_reasoning.annotate.stats import about_strangers, as_csv, as_table, count
+from domainbed_reasoning.annotate.stats import as_csv, as_table, count, describe_unknown
 from domainbed_reasoning.commands import arguments
 
 EXAMPLES = """\
@@ -23,13 +23,13 @@ def add_arguments(parser: arguments.Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table, or write the CSV file."""
     _, on_disk = arguments.open_dataset(args)
-    records, strangers = arguments.read_candidates(args, on_disk)
+    records, unknown = arguments.read_candidates(args, on_disk)
     groups = count(on_disk.pictures, records)
     if args.csv:
         arguments.write_text(args.csv, as_csv(groups))
         print(f"Wrote {len(groups):,} rows to {args.csv}")
     else:
         print(as_table(groups, on_disk.classes))
-    if strangers:
-        print(about_strangers(strangers))
+    if unknown:
+        print(describe_unknown(unknown))
     return 0
