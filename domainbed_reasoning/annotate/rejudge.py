@@ -52,7 +52,7 @@ def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = T
             if _is_ours(record, labels):
                 verdict = _verdict(record, labels, rules)
                 if verdict.accepted and _outcome(record) != ACCEPTED and record["image"] in taken:
-                    verdict = Verdict(False, "second", "the image has an accepted chain already")
+                    verdict = Verdict(False, "second", "the image already has an accepted chain")
                 if verdict.accepted:
                     taken.add(record["image"])
                 new = with_verdict(record, _raw(record), verdict) | {"verified": rules.verified}

@@ -74,9 +74,9 @@ def load_chains(
         repair: ignore a partial last line, left by a killed writer, instead of raising.
 
     Raises:
-        ChainFileError: for a file that is missing, or a line that is torn, not JSON, over-long, lacks a key or has it
-            twice, has a value of the wrong kind, text that no file can hold, a path out of the folder or of an unknown
-            image, an accepted chain that has not its five stages, or a second accepted chain of an image.
+        ChainFileError: the file is missing, or a line is incomplete, not JSON, too long, has missing or duplicate keys,
+            a value of the wrong type, text that cannot be encoded, a path out of the folder or of an unknown image, an
+            accepted chain without the five stages, or a second accepted chain of an image.
     """
     known = None if known_images is None else ImageLookup(known_images)
     chains: dict[str, str] = {}
@@ -329,7 +329,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, A
     remove_stale(Path(target))
     partial = os.fspath(name_beside(Path(target)))
     count = 0
-    there = _open_locked(target) if os.path.isfile(target) else None
+    existing = _open_locked(target) if os.path.isfile(target) else None
     try:
         with ChainWriter(partial, sync_records=1 << 62, sync_seconds=float("inf")) as writer:
             for record in records:
@@ -341,24 +341,24 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, A
             os.unlink(partial)
         raise
     finally:
-        if there is not None:
-            os.close(there)
+        if existing is not None:
+            os.close(existing)
     sync_folder(Path(target).absolute().parent)
     return count
 
 
 def _open_locked(path: str) -> int:
-    """Return a file, made if missing, that is this process's alone and the one that ``path`` names.
+    """Open the file at ``path``, created if missing, and lock it.
 
     Raises:
-        ChainFileError: another process writes to it.
+        ChainFileError: another process is writing to it.
         OSError: it cannot be opened.
     """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise ChainFileError(path, None, "it is no regular file", "Give a file that chains can be added to")
+                raise ChainFileError(path, None, "not a regular file", "Pass a regular file or a new path")
             if _lock(file, path):
                 return file
         except BaseException:
@@ -396,9 +396,9 @@ def _cut_torn_line(file: int, path: str) -> int:
 
 
 def _lock(file: int, path: str) -> bool:
-    """Lock the file until it is closed, and return whether ``path`` still names it."""
+    """Lock the file until it is closed, and return whether ``path`` still refers to it."""
     try:
         return lock_in_place(file, path)
     except FileLocked as error:
-        cure = "Wait until it ends, or give another file with --chains"
-        raise ChainFileError(path, None, f"{error.holder} is writing to it", cure) from error
+        fix = "Wait for it to end, or pass another file with --chains"
+        raise ChainFileError(path, None, f"{error.holder} is writing to it", fix) from error

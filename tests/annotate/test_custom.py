@@ -55,7 +55,7 @@ def test_files_are_found_in_the_config_folder_and_under_the_variables_paths(tmp_
         (GOOD.replace('["day", "night"]', '["day"]'), "at least two domains"),
         (GOOD + "checkpoint_freq = 0\n", "'checkpoint_freq' must be in"),
         (GOOD + "checkpoint_freq = true\n", "must be a int"),
-        (GOOD + '[class_names]\na = "Red  fox"\nb = "red fox"\n', "two classes are called 'red fox'"),
+        (GOOD + '[class_names]\na = "Red  fox"\nb = "red fox"\n', "two classes have the name 'red fox'"),
     ],
 )
 def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, fault: str) -> None:
