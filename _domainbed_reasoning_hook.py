@@ -93,8 +93,8 @@ def publish() -> None:
         from domainbed_reasoning.bridge import register
 
         for name in whole:
-            for fault in register.publish(sys.modules[name]):
-                _warn(fault)
+            for problem in register.publish(sys.modules[name]):
+                _warn(problem)
     except Exception as error:
         _warn_unless_uninstalled(error)
     finally:
@@ -108,12 +108,12 @@ def _warn_unless_uninstalled(error: Exception) -> None:
         _warn(f"it cannot be loaded: {type(error).__name__}: {error}")
 
 
-def _warn(fault: str) -> None:
-    """Print a fault, once a process: a warning that is turned into an error would end the import of DomainBed."""
-    if fault not in _warned and sys.stderr is not None:
-        _warned.add(fault)
-        cure = "DomainBed works without; `domainbed-reasoning doctor` says what to mend."
-        print(f"domainbed-reasoning: {fault}. {cure}", file=sys.stderr)
+def _warn(problem: str) -> None:
+    """Print a problem once per process; a warning could be turned into an error and break the import of DomainBed."""
+    if problem not in _warned and sys.stderr is not None:
+        _warned.add(problem)
+        hint = "DomainBed itself works; run `domainbed-reasoning doctor` for a fix."
+        print(f"domainbed-reasoning: {problem}. {hint}", file=sys.stderr)
 
 
 def install() -> None:

@@ -114,7 +114,7 @@ def data_of_job(
 
     Args:
         job: the job.
-        data_dir: where the data lie now; None takes what the job was told.
+        data_dir: folder of the data; None: as in the job.
         chains: whether chains are read, or a chain file in place of the job's.
         model: a base model in place of the job's, which may lie elsewhere on this machine.
 
@@ -123,9 +123,9 @@ def data_of_job(
         FileNotFoundError: where the data or chains are not there.
     """
     records = records_of(job.folder)
-    told = records[0]["args"].get("data_dir") if records else None
+    original = records[0]["args"].get("data_dir") if records else None
     hparams = {**job.hparams, **({"model": model} if model else {})}
-    return build_data(job.dataset, data_dir or told, job.test_envs, hparams, chains)
+    return build_data(job.dataset, data_dir or original, job.test_envs, hparams, chains)
 
 
 def build_data(

@@ -17,13 +17,6 @@ from domainbed_reasoning.plot_styles import COLORS, series
 Rows = Sequence[Mapping[str, Any]]
 
 
-def plots_are_there() -> bool:
-    """Return whether matplotlib is installed."""
-    import importlib.util
-
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 

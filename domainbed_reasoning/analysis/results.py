@@ -29,9 +29,9 @@ class Results:
         """Return the file with that ending, such as ``.csv`` or ``_answers.csv``."""
         return self.folder / f"{self.name}{suffix}"
 
-    def text(self, said: str) -> str:
-        """Return what the text says, and then the command."""
-        return f"{said}\n{_COMMAND}{self.command}\n"
+    def text(self, summary: str) -> str:
+        """Return the content of the text file: the summary, then the command."""
+        return f"{summary}\n{_COMMAND}{self.command}\n"
 
 
 def results_at(folder: pathlib.Path, name: str, command: str) -> Results:

@@ -56,7 +56,7 @@ def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[d
     """
     records = records_of(folder)
     if not records:
-        raise ValueError(f"{folder} has no results.jsonl with records.")
+        raise ValueError(f"{folder} has no records in results.jsonl.")
     rows = []
     for record in records:
         if "stage" not in record:

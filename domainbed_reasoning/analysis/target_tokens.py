@@ -98,15 +98,15 @@ class Labelling:
     exact: bool = False
 
     @property
-    def said(self) -> str:
-        """How it writes and keeps them, in words."""
+    def description(self) -> str:
+        """How chains are generated and filtered, in words."""
         written = f"sampled at temperature {self.temperature:g}" if self.temperature > 0 else "greedy"
-        voted = f", the majority's of {self.votes}" if self.votes > 1 else ""
-        return f"{written}{voted}{', kept if they support their conclusion' if self.consistent else ''}"
+        voted = f", majority of {self.votes}" if self.votes > 1 else ""
+        return f"{written}{voted}{', filtered by consistency' if self.consistent else ''}"
 
 
 def labelling_of(hparams: Mapping[str, Any]) -> Labelling:
-    """Return how a job labels in SARR's rounds; one that has none labels as the paper, greedily and by conclusion."""
+    """Return how a job labels in SARR's rounds; without rounds, as in the paper, greedily and by conclusion."""
     return Labelling(
         hparams["max_new_tokens"],
         hparams["eval_batch"],
@@ -119,10 +119,10 @@ def labelling_of(hparams: Mapping[str, Any]) -> Labelling:
 
 
 def own_targets(mllm: MLLM, data: AnalysisData, samples: Sequence[SampleId], labelling: Labelling) -> TargetTexts:
-    """Return the chains that a model writes itself and that SARR keeps, for these images in this order.
+    """Return the model's own chains that SARR would keep, for these images in this order.
 
     Raises:
-        ValueError: where none is kept.
+        ValueError: none is kept.
     """
     names = data.task.class_names
     sampling = (labelling.temperature, labelling.top_p)
@@ -142,35 +142,35 @@ def own_targets(mllm: MLLM, data: AnalysisData, samples: Sequence[SampleId], lab
         with seeded(0, "own chains", part):
             chains = labels.chains_for(data.pixels(part), [data.label(sample) for sample in part], part)
         kept += [(sample, chain) for sample, chain in zip(part, chains, strict=True) if chain is not None]
-    said = f"{len(kept)} of {len(samples)} chains that the model wrote itself ({labelling.said})"
+    summary = f"{len(kept)} of {len(samples)} own chains ({labelling.description}) would be kept by SARR"
     if not kept:
-        raise ValueError(f"{said} would be kept by SARR: there are no tokens to analyze.")
-    _log.info("%s would be kept by SARR", said)
+        raise ValueError(f"{summary}: there are no tokens to analyze.")
+    _log.info("%s", summary)
     return TargetTexts(data.q_reason, [sample for sample, _ in kept], [chain for _, chain in kept])
 
 
 def spelt(mllm: MLLM, text: str) -> list[str]:
-    """Return the tokens of an answer with the one that ends it, as texts."""
+    """Return the tokens of an answer as strings, including the end token."""
     return [mllm.tokenizer.decode([token]) for token in mllm.target(text)]
 
 
 def check_same_tokens(mllm: MLLM, answers: TargetTexts, table: TokenTable, before: str, after: str) -> None:
-    """Refuse a model that cuts the answers into other tokens than those of a table.
+    """Check that a model tokenizes the answers as in a table.
 
     Args:
         mllm: the model, which has not read them yet.
         answers: n texts.
-        table: what another model expected at their tokens.
+        table: another model's predictions at their tokens.
         before: the other model's name, for the message.
         after: the model's name.
 
     Raises:
-        ValueError: naming both.
+        ValueError: the tokens differ.
     """
     if [token for text in answers.texts for token in spelt(mllm, text)] != table.token:
         raise ValueError(
-            f"{before} and {after} tokenize the same text differently, so their probabilities cannot be compared: "
-            "pass a --before of the same model family, with the same tokenizer."
+            f"{before} and {after} have different tokenizers, so their probabilities cannot be compared. Pass a "
+            "--before of the same model family."
         )
 
 

@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning.chains.store import ACCEPTED
+from domainbed_reasoning.chains.record import is_accepted
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.images.catalog import FolderScan, Picture
 from domainbed_reasoning.images.decode import file_below, read_rgb
@@ -57,7 +57,7 @@ def write_page(
         asked = [(picture, own) for picture, own in zip(on_disk.pictures, candidates, strict=True) if own]
         on_disk = dataclasses.replace(on_disk, pictures=tuple(picture for picture, _ in asked))
         candidates = [own for _, own in asked]
-    rules = sorted({_rule(record) for own in candidates for record in own if not _accepted(record)})
+    rules = sorted({_rule(record) for own in candidates for record in own if not is_accepted(record)})
     template = _part("browse.html")
     style, script = _part("browse.css"), _part("browse.js")
     fields = {
@@ -109,10 +109,6 @@ def _by_image(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]])
     return candidates
 
 
-def _accepted(record: Mapping[str, Any]) -> bool:
-    return bool(record.get("verdict", ACCEPTED) == ACCEPTED)
-
-
 def _rule(record: Mapping[str, Any]) -> str:
     return str(record.get("rule") or "unnamed")
 
@@ -131,7 +127,7 @@ def _index(
             picture.path,
             domains[picture.domain],
             classes[picture.label],
-            [-1 if _accepted(record) else numbers[_rule(record)] for record in own],
+            [-1 if is_accepted(record) else numbers[_rule(record)] for record in own],
         ]
         for picture, own in zip(on_disk.pictures, candidates, strict=True)
     ]

@@ -14,8 +14,8 @@ from typing import Any
 
 from domainbed_reasoning import __version__
 from domainbed_reasoning.annotate.stats import Groups, total
+from domainbed_reasoning.chains.record import is_accepted
 from domainbed_reasoning.chains.rules import RULES
-from domainbed_reasoning.chains.store import ACCEPTED
 from domainbed_reasoning.images.catalog import FolderScan, ImageFolder
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -45,8 +45,8 @@ def render_card(
     """
     every = total(groups)["all"]
     name = f"{dataset.name}-Reasoning"
-    names = [dataset.class_name(folder) for folder in on_disk.classes]
-    accepted = [record for record in records if record.get("verdict", ACCEPTED) == ACCEPTED]
+    names = dataset.class_names(on_disk.classes)
+    accepted = [record for record in records if is_accepted(record)]
     head = {
         "pretty_name": name,
         "license": licence,

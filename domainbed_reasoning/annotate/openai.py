@@ -178,9 +178,9 @@ class OpenAITeacher:
             raise _Failed(self._why_no_response(error)) from error
         self._reached = True
         text = response.http_response.content.decode("utf-8", "replace")
-        made.prompt_tokens, made.completion_tokens = reported_tokens(text)
+        tokens = made.prompt_tokens, made.completion_tokens = reported_tokens(text)
         try:
-            answer = _read(text, time.monotonic() - began)
+            answer = _read(text, *tokens, time.monotonic() - began)
         except _NotACompletion as error:
             if '"error"' in text:  # some gateways forward errors with status 200
                 self._refit(sent, text, "HTTP 200")
@@ -322,7 +322,7 @@ class _Failed(Exception):
         self.wait = wait
 
 
-def _read(text: str, seconds: float) -> Answer:
+def _read(text: str, prompt_tokens: int | None, completion_tokens: int | None, seconds: float) -> Answer:
     """Return the answer in a chat completion's JSON.
 
     Raises:
@@ -337,7 +337,6 @@ def _read(text: str, seconds: float) -> Answer:
         model = str(body.get("model") or "")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise _NotACompletion(f"the response is not a chat completion ({type(error).__name__})") from error
-    prompt_tokens, completion_tokens = reported_tokens(text)
     if content is None and (ended or refusal or completion_tokens):  # only thinking tokens, which are billed
         content = ""
     if not isinstance(content, str):

@@ -28,6 +28,7 @@ from domainbed_reasoning.annotate.teacher import (
     read_picture,
     seed_of,
 )
+from domainbed_reasoning.chains.record import is_accepted
 from domainbed_reasoning.chains.rules import Rules, make_printable, with_verdict
 from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record
 from domainbed_reasoning.images.catalog import Picture
@@ -158,7 +159,7 @@ def plan(
     asked: Counter[str] = Counter()
     first: Counter[str] = Counter()
     for record in records:
-        if record.get("verdict", ACCEPTED) == ACCEPTED:
+        if is_accepted(record):
             done.add(record["image"])
         elif record.get("teacher") == teacher and record.get("prompt_version") == prompt_version:
             first[record["image"]] += 1

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from domainbed_reasoning.chains.record import is_accepted
 from domainbed_reasoning.chains.rules import RULES, Rules, Verdict, with_verdict
 from domainbed_reasoning.chains.store import ACCEPTED, Record, read_records, write_records
 
@@ -75,7 +76,7 @@ def _raw(record: Record) -> str:
 
 
 def _outcome(record: Record) -> str:
-    return ACCEPTED if record.get("verdict", ACCEPTED) == ACCEPTED else str(record.get("rule") or "unnamed")
+    return ACCEPTED if is_accepted(record) else str(record.get("rule") or "unnamed")
 
 
 def _is_ours(record: Record, labels: Mapping[str, int]) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 
 from domainbed_reasoning.chains.chain import count_words
 from domainbed_reasoning.chains.image_names import ImageLookup
-from domainbed_reasoning.chains.store import ACCEPTED, Record
+from domainbed_reasoning.chains.record import is_accepted
+from domainbed_reasoning.chains.store import Record
 from domainbed_reasoning.images.catalog import Picture
 
 
@@ -96,7 +97,7 @@ def count(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]]) -> 
         group.completion_tokens += usage.get("completion_tokens") or 0
         group.dollars += usage.get("dollars") or 0.0
         group.unpriced += usage.get("dollars") is None
-        if record.get("verdict", ACCEPTED) == ACCEPTED:
+        if is_accepted(record):
             group.accepted += 1
             group.chains += image not in done
             done.add(image)

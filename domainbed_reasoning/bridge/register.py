@@ -53,8 +53,8 @@ def publish_datasets(module: ModuleType) -> Iterator[str]:
     """Make our datasets attributes of `domainbed.datasets` and append them to its list in place."""
     yield from _publish_classes(module, module.DATASETS, registry.DATASETS, "dataset")
     # The user's own, each with its twin, by name.
-    own, faults = custom.usable_datasets()
-    yield from map(str, faults)
+    own, problems = custom.usable_datasets()
+    yield from map(str, problems)
     if not own:
         return
     targets = custom.targets(own)
@@ -68,8 +68,8 @@ def publish_datasets(module: ModuleType) -> Iterator[str]:
         taken = [name for name in names if not _is_free(vars(module).get(name))]
         if taken:
             assert dataset.file is not None
-            fault = f"{module.__name__} has {taken[0]!r} already; choose another name"
-            yield str(custom.DatasetFileError(dataset.file, fault))
+            problem = f"{module.__name__} has {taken[0]!r} already; choose another name"
+            yield str(custom.DatasetFileError(dataset.file, problem))
         elif dataset.name in refused:
             yield str(refused[dataset.name])
             for name in names:
@@ -194,10 +194,10 @@ def _twin(dataset: str) -> str:
     if dataset in registry.TWINS:
         return registry.TWINS[dataset]
     name = dataset.removesuffix("Reasoning")
-    own, faults = custom.usable_datasets()
+    own, problems = custom.usable_datasets()
     stock = sys.modules.get("domainbed.datasets")
-    if faults and name not in own and stock is not None and dataset not in vars(stock):
-        raise faults[0]  # the file of one of them may be the dataset's
+    if problems and name not in own and stock is not None and dataset not in vars(stock):
+        raise problems[0]  # the file of one of them may be the dataset's
     return name if name != dataset and name in own else dataset
 
 

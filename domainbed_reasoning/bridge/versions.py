@@ -129,17 +129,17 @@ def _device() -> str:
     return str(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else "CPU"
 
 
-def spelt(said: Mapping[str, Any]) -> dict[str, str]:
+def spelt(recorded: Mapping[str, Any]) -> dict[str, str]:
     """Return the versions as a person reads them, by name; what is not known, or no versions at all, is left out."""
     parts = {
-        name: part if isinstance(part := said.get(name), dict) else {} for name in (OURS, "DomainBed", "libraries")
+        name: part if isinstance(part := recorded.get(name), dict) else {} for name in (OURS, "DomainBed", "libraries")
     }
     ours, domainbed = parts[OURS], parts["DomainBed"]
     found = {
         OURS: _sentence(ours.get("version"), ours),
         "DomainBed": _sentence("stand-in" if domainbed.get("stand_in") is True else None, domainbed),
         **{str(name): _sentence(version, {}) for name, version in parts["libraries"].items()},
-        "device": _sentence(said.get("device"), {}),
+        "device": _sentence(recorded.get("device"), {}),
     }
     return {name: text for name, text in found.items() if text}
 

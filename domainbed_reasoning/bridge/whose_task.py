@@ -39,11 +39,12 @@ def check_task(task: Task | None, hparams: Mapping[str, Any], algorithm: type) -
         if _made_for_a_dataset(hparams) if args is None else is_ours(args.dataset):
             raise ValueError(f"{algorithm.__name__} {_NOT_FOUND}")
     elif args is not None and task.labels:
-        said, built = (args.dataset, sorted(args.test_envs)), (task.dataset, sorted(task.test_envs))
-        if said != built:
+        requested, built = (args.dataset, sorted(args.test_envs)), (task.dataset, sorted(task.test_envs))
+        if requested != built:
             raise ValueError(
-                f"The train script's arguments say --dataset {said[0]} --test_envs {' '.join(map(str, said[1]))}, but "
-                f"the dataset is {built[0]} with the target domains {' '.join(map(str, built[1]))}. Make them the same."
+                f"The train script's arguments are --dataset {requested[0]} --test_envs "
+                f"{' '.join(map(str, requested[1]))}, but the dataset is {built[0]} with the target domains "
+                f"{' '.join(map(str, built[1]))}. Make them the same."
             )
 
 

@@ -98,6 +98,11 @@ def _finite_number(text: str) -> float:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_number, parse_float=_finite_number)
 
 
+def is_accepted(record: Mapping[str, Any]) -> bool:
+    """Return whether a candidate is accepted, which is the default of ``verdict``."""
+    return bool(record.get("verdict", ACCEPTED) == ACCEPTED)
+
+
 def check_record(record: Any, walk: bool = True, check_paths: bool = True) -> str | None:
     r"""Return what is wrong with a record; None if it is valid.
 

@@ -25,6 +25,7 @@ from domainbed_reasoning.chains.record import (
     REJECTED,
     Record,
     check_record,
+    is_accepted,
     parse_json,
 )
 from domainbed_reasoning.files.atomic import name_beside, remove_stale, sync_folder
@@ -40,6 +41,7 @@ __all__ = [
     "ChainWriter",
     "Record",
     "check_record",
+    "is_accepted",
     "load_chains",
     "read_lines",
     "read_records",
@@ -85,7 +87,7 @@ def load_chains(
         if image is None:
             fix = "Pass this dataset's chain file, or correct the path"
             raise ChainFileError(path, line, f"image {record['image']!r} is not in the dataset", fix)
-        if record.get("verdict", ACCEPTED) != ACCEPTED:
+        if not is_accepted(record):
             continue
         if image in chains:
             raise ChainFileError(

@@ -30,7 +30,7 @@ from domainbed_reasoning.annotate.teacher import (
 from domainbed_reasoning.chains.image_names import ImageLookup
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
 from domainbed_reasoning.chains.rules import ADVICE, RULES, Rules
-from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record, read_records
+from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record, is_accepted, read_records
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.commands.arguments import UsageError, non_negative, positive
 from domainbed_reasoning.images.catalog import FolderScan
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not jobs:
         print(_nothing_to_do(args, on_disk))
-        if any(record.get("verdict", ACCEPTED) == ACCEPTED for record in records):
+        if any(is_accepted(record) for record in records):
             return 0
         print("No image has a chain. Use `annotate --rejudge` to judge the stored candidates again.")
         return 1
@@ -189,10 +189,8 @@ def _rejudge(args: argparse.Namespace, rules: Rules, on_disk: FolderScan) -> int
 
 def _has_accepted(records: Sequence[Record], settings: AnnotationSettings, args: argparse.Namespace) -> bool:
     """Return whether an earlier run accepted candidates of this teacher and prompt."""
-    wanted = (args.teacher, settings.prompt_version, ACCEPTED)
-    return any(
-        (one.get("teacher"), one.get("prompt_version"), one.get("verdict", ACCEPTED)) == wanted for one in records
-    )
+    own = (args.teacher, settings.prompt_version)
+    return any((one.get("teacher"), one.get("prompt_version")) == own and is_accepted(one) for one in records)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -149,7 +149,7 @@ def class_names(dataset: ImageFolder, on_disk: FolderScan) -> tuple[str, ...]:
     Raises:
         ValueError: if an answer could not tell two of them apart.
     """
-    names = tuple(dataset.class_name(folder) for folder in on_disk.classes)
+    names = dataset.class_names(on_disk.classes)
     problem = check_class_names(names)
     if problem:
         raise ValueError(f"{dataset.name}: {problem}. Rename the class folders or set [class_names].")

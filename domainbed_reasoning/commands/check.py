@@ -14,7 +14,7 @@ from pathlib import Path
 from domainbed_reasoning.chains.image_names import ImageLookup, composed, image_name_problems
 from domainbed_reasoning.chains.prompts import q_cls
 from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules
-from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, read_lines
+from domainbed_reasoning.chains.store import ChainFileError, is_accepted, read_lines
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.images.catalog import IMAGE_EXTENSIONS, STOCK, FolderScan, ImageFolder, check_domain_order
 from domainbed_reasoning.images.decode import read_rgb, reject_truncated_images
@@ -129,7 +129,7 @@ def compare(dataset: ImageFolder, on_disk: FolderScan) -> Iterator[str]:
 
 def print_prompt(dataset: ImageFolder, on_disk: FolderScan) -> None:
     """Print the question asked about every image, and the class folders with their names in it."""
-    names = [dataset.class_name(folder) for folder in on_disk.classes]
+    names = dataset.class_names(on_disk.classes)
     wrapped = [f"question: {q_cls(names, dataset.subject)}"]
     wrapped.append(
         "class folders: " + ", ".join(f"{folder} → {name}" for folder, name in zip(on_disk.classes, names, strict=True))
@@ -200,7 +200,7 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[
         image = names.find(record["image"])
         if image is None:
             problems.append(f"{place}: the dataset has no image {record['image']!r}.")
-        elif record.get("verdict", ACCEPTED) == ACCEPTED:
+        elif is_accepted(record):
             accepted[image] += 1
             if accepted[image] == 2:
                 problems.append(f"{place}: second accepted chain of {image!r}.")

@@ -168,7 +168,7 @@ def check_domainbed() -> Iterator[Finding]:
     if folder is None:
         yield Finding("DomainBed not found", "domainbed-reasoning get-domainbed, or run inside your own clone", True)
         return
-    tested = upstream.fault_of(folder) is None
+    tested = upstream.problem_with(folder) is None
     fix = "" if tested else "for the tested commit, run domainbed-reasoning get-domainbed outside this clone"
     yield Finding(f"{folder} ({upstream.describe(folder)})", fix)
 

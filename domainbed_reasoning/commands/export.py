@@ -8,7 +8,7 @@ from pathlib import Path
 from domainbed_reasoning.annotate.stats import describe_unknown, split_known
 from domainbed_reasoning.chains.formats import FORMATS, export_records
 from domainbed_reasoning.chains.prompts import q_reason
-from domainbed_reasoning.chains.store import ACCEPTED, read_records
+from domainbed_reasoning.chains.store import is_accepted, read_records
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.images.catalog import FolderScan
 from domainbed_reasoning.images.decode import file_below, image_size, without_metadata
@@ -91,8 +91,7 @@ def _export_chains(args: argparse.Namespace) -> int:
         (
             record
             for _, record in read_records(args.chains)
-            if (args.all or record.get("verdict", ACCEPTED) == ACCEPTED)
-            and (not args.domains or record["image"].split("/")[0] in args.domains)
+            if (args.all or is_accepted(record)) and (not args.domains or record["image"].split("/")[0] in args.domains)
         ),
     )
     question = q_reason(arguments.class_names(dataset, on_disk), dataset.subject)

@@ -65,9 +65,9 @@ class ImageFolder:
         counts = list(self.domains.values())
         return sum(filter(None, counts)) if counts and None not in counts else None
 
-    def class_name(self, folder: str) -> str:
-        """Return the name that prompts give to a class folder."""
-        return class_names([folder], self.readable)[0]
+    def class_names(self, folders: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of class folders in prompts."""
+        return class_names(folders, self.readable)
 
 
 def class_names(folders: Sequence[str], readable: Mapping[str, str]) -> tuple[str, ...]:

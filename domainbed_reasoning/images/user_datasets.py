@@ -201,8 +201,8 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
     name = table["name"]
     usable = name.isidentifier() and not keyword.iskeyword(name) and name[0].isupper() and len(name) <= _MAX_WORDS
     if not usable or name.endswith("Reasoning"):
-        wanted = "a Python name that begins with a capital and does not end in 'Reasoning'"
-        raise DatasetFileError(path, f"'name' must be {wanted}, got {name!r:.80}")
+        rule = "a Python name that begins with a capital and does not end in 'Reasoning'"
+        raise DatasetFileError(path, f"'name' must be {rule}, got {name!r:.80}")
     if name in STOCK or name in _OF_DOMAINBED:
         raise DatasetFileError(path, f"{name!r} is one of DomainBed's own datasets; choose another name")
     if f"{name}Reasoning" in DATASETS:

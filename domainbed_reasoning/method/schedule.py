@@ -95,19 +95,19 @@ def plan_stages(epochs: Sequence[int], steps_per_epoch: int, n_steps: int | None
     """
     if n_steps is not None and n_steps < 0:
         raise ValueError(f"--steps must be 1 or more; got {n_steps}.")
-    wanted = [(index, count) for index, count in enumerate(epochs) if count > 0]
-    if not wanted:
+    planned = [(index, count) for index, count in enumerate(epochs) if count > 0]
+    if not planned:
         return Schedule((Stage(0, 0, (n_steps or 1) - 1),), n_steps or 1, n_steps or 1)
-    unit = math.gcd(*(count for _, count in wanted))  # epochs between two evaluations
+    unit = math.gcd(*(count for _, count in planned))  # epochs between two evaluations
     if not n_steps:
         frequency = max(1, unit * steps_per_epoch)
-        ends = [total // unit * frequency for total in accumulate(count for _, count in wanted)]
+        ends = [total // unit * frequency for total in accumulate(count for _, count in planned)]
         n_steps = ends[-1] + 1
     else:
-        ends, frequency = _ends_within([count // unit for _, count in wanted[:n_steps]], n_steps - 1)
+        ends, frequency = _ends_within([count // unit for _, count in planned[:n_steps]], n_steps - 1)
     firsts = [0, *(end + 1 for end in ends)]
-    stages = [Stage(index, *steps) for (index, _), *steps in zip(wanted, firsts, ends, strict=False)]
-    left_out = tuple(index for index, _ in wanted[len(ends) :])
+    stages = [Stage(index, *steps) for (index, _), *steps in zip(planned, firsts, ends, strict=False)]
+    left_out = tuple(index for index, _ in planned[len(ends) :])
     return Schedule(tuple(stages), n_steps, frequency, left_out)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_reasoning.registry import ALGORITHMS
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -188,14 +190,13 @@ OTHERS_HPARAMS: dict[str, dict[str, Any]] = {
 }
 
 
-def settings_of(algorithm: str, ours: bool) -> Mapping[str, Any]:
+def settings_of(algorithm: str) -> Mapping[str, Any]:
     """Return the paper's settings of an algorithm, by the names of hyper-parameters; none where it has no such row.
 
     Args:
         algorithm: DomainBed's or our name.
-        ours: whether it is one of this package.
     """
-    if algorithm in OTHERS_HPARAMS or not ours:
+    if algorithm in OTHERS_HPARAMS or algorithm not in ALGORITHMS:
         return OTHERS_HPARAMS.get(algorithm, {})
     return PAPER_HPARAMS | ({"answer": "label"} if algorithm == "LabelSFT" else {})
 

@@ -161,7 +161,7 @@ def one_source_tables(frame: pd.DataFrame) -> list[Table]:
 
 def answers_table(frame: pd.DataFrame) -> Table | None:
     """Return both answers' accuracies in the target domains at the last step; None where no job recorded them."""
-    asked = _of_jobs(frame)
+    asked = one_row_per_job(frame)
     asked = asked[asked["label_accuracy"].notna() | asked["chain_accuracy"].notna()]
     if asked.empty:
         return None
@@ -190,7 +190,7 @@ def _answer_texts(cells: pd.DataFrame) -> list[str]:
 def rounds_table(frame: pd.DataFrame) -> Table | None:
     """Return the share of its own chains that each round of self-labeling kept; None without rounds."""
     rounds = [name for name in frame if str(name).startswith("sarr")]
-    labeled = _of_jobs(frame).dropna(subset=rounds, how="all") if rounds else frame.head(0)
+    labeled = one_row_per_job(frame).dropna(subset=rounds, how="all") if rounds else frame.head(0)
     if labeled.empty:
         return None
     rows = []
@@ -211,7 +211,7 @@ def rounds_table(frame: pd.DataFrame) -> Table | None:
 
 def costs_table(frame: pd.DataFrame) -> Table:
     """Return time and memory of the jobs, mean over targets and trials."""
-    jobs = _of_jobs(frame)
+    jobs = one_row_per_job(frame)
     rows = []
     for dataset in jobs["dataset"].unique():
         for label, own in labeled_rows(jobs[jobs["dataset"] == dataset]):
@@ -276,9 +276,7 @@ def versions_table(frame: pd.DataFrame) -> Table | None:
     versions = frame.attrs.get("versions", {})
     if not versions:
         return None
-    rows = tuple(
-        (name, next(iter(counts)) if len(counts) == 1 else with_counts(counts)) for name, counts in versions.items()
-    )
+    rows = tuple((name, with_counts(counts)) for name, counts in versions.items())
     return Table("Versions that the jobs ran on", ("What", "Version"), rows, "Recorded by each job at its start.")
 
 
@@ -306,7 +304,7 @@ def _folders(folders: Sequence[str]) -> str:
     return ", ".join(folders[:6]) + more or ABSENT
 
 
-def _of_jobs(frame: pd.DataFrame) -> pd.DataFrame:
+def one_row_per_job(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row per job: selection methods may choose several hparams seeds of a cell."""
     return frame.drop_duplicates([*(name for name in CELL if name != "selection"), "trial", "folder"])
 

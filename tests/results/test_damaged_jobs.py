@@ -63,7 +63,7 @@ BESIDE = {
 @pytest.fixture
 def sweep(write_job, monkeypatch):
     """Three good jobs, their rows, and ``bad(name)``, which writes a job for a test to damage."""
-    monkeypatch.setattr(content.plots, "installed", lambda: False)
+    monkeypatch.setattr(content.plot_styles, "has_matplotlib", lambda: False)
     for target in range(3):
         write_job(str(target), target=target, accs=(0.1, 0.2 + target / 10))
 
@@ -209,7 +209,7 @@ CHAIN = "".join(f"<{s}>dax</{s}>\n" for s in ("SUMMARY", "CAPTION", "REASONING",
 
 @pytest.mark.parametrize("name", ["env", "index", "image", "label", "label_answer", "chain_answer", "chain"])
 def test_bad_predictions_are_left_out_of_the_examples_and_named(write_job, name, monkeypatch):
-    monkeypatch.setattr(content.plots, "installed", lambda: False)
+    monkeypatch.setattr(content.plot_styles, "has_matplotlib", lambda: False)
     job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, hparams={"target_per_class": 10**9, "model": "a/b"})
     row = {"env": 2, "index": 0, "image": "sketch/0", "label": "dax", "label_answer": "fep", "chain_answer": "dax"}
     row["chain"] = CHAIN

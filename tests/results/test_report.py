@@ -303,7 +303,7 @@ def test_the_command_makes_the_very_folders(run_stock, domainbed_root, tmp_path)
 
 
 def test_the_verb_writes_page_and_markdown(shapes_job, write_job, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(content.plots, "installed", lambda: False)
+    monkeypatch.setattr(content.plot_styles, "has_matplotlib", lambda: False)
     page = tmp_path / "out" / "page.html"
     assert cli.main(["report", str(write_job.folder), "--output", str(page)]) == 0
     assert "page.md" in capsys.readouterr().out

@@ -47,6 +47,11 @@ class Figure:
     data: bytes
 
 
+def verdict(chain_answer: object, label: object) -> str:
+    """Return ``right``, ``wrong``, or ``no class`` for a chain's conclusion, None if it names no class."""
+    return "no class" if chain_answer is None else "right" if chain_answer == label else "wrong"
+
+
 @dataclass(frozen=True)
 class Example:
     """One image of a target domain with a model's answers.
@@ -72,9 +77,7 @@ class Example:
     @property
     def verdict(self) -> str:
         """``right``, ``wrong``, or ``no class``."""
-        if self.chain_answer is None:
-            return "no class"
-        return "right" if self.chain_answer == self.label else "wrong"
+        return verdict(self.chain_answer, self.label)
 
 
 @dataclass(frozen=True)

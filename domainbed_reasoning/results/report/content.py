@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from domainbed_reasoning import plot_styles
 from domainbed_reasoning.jobs.job_files import RESULTS
 from domainbed_reasoning.results import selection, tables
 from domainbed_reasoning.results.frame import tabulate
@@ -97,12 +98,12 @@ def _accuracy(frame: pd.DataFrame, counted: Sequence[JobFolder]) -> Iterator[Blo
         table = tables.dataset_table(cells, methods[0], dataset)
         del by_caption[table.caption]
         yield paper.add_paper_columns(table, cells, dataset) if dataset in known else table
-        if plots.installed():
+        if plot_styles.has_matplotlib():
             yield plots.accuracies(cells, dataset)
             course = plots.training(counted, dataset)
             if course:
                 yield course
-    if not plots.installed():
+    if not plot_styles.has_matplotlib():
         yield Text("No plots: matplotlib is not installed (`pip install 'domainbed-reasoning[plots]'`).")
     averages = [table for caption, table in by_caption.items() if methods[0] in caption]
     yield from averages
@@ -134,7 +135,7 @@ def _comparison(frame: pd.DataFrame, counted: Sequence[JobFolder]) -> Iterator[B
 
 def _answers(frame: pd.DataFrame) -> Iterator[Block]:
     table = tables.answers_table(frame)
-    figure = plots.both_answers(frame) if plots.installed() else None
+    figure = plots.both_answers(frame) if plot_styles.has_matplotlib() else None
     if figure:
         yield figure
     if table:
@@ -144,7 +145,7 @@ def _answers(frame: pd.DataFrame) -> Iterator[Block]:
 def _rounds(frame: pd.DataFrame) -> Iterator[Block]:
     table = tables.rounds_table(frame)
     if table:
-        figure = plots.rounds(frame) if plots.installed() else None
+        figure = plots.rounds(frame) if plot_styles.has_matplotlib() else None
         if figure:
             yield figure
         yield table

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from domainbed_reasoning.registry import ALGORITHMS, TWINS
+from domainbed_reasoning.registry import TWINS
 from domainbed_reasoning.results import published
 from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.tables import ABSENT, LACKING, Table, labeled_rows
@@ -51,7 +51,7 @@ def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str) -> float
     RDMLDG with N rounds corresponds to the paper's N, with none to MTCT. Without the teacher's stage neither it nor
     SARR is in the paper, nor is any method with another objective, filter, vote or answer.
     """
-    paper = _settings_of(algorithm)
+    paper = published.settings_of(algorithm)
     if any(not _same(hparams[name], paper[name]) for name in paper.keys() & hparams & _OF_METHOD):
         return None
     rounds = hparams.get("sarr_rounds", published.PAPER_HPARAMS["sarr_rounds"])
@@ -157,7 +157,7 @@ def differing_settings(jobs: Sequence[JobFolder]) -> Table | str:
         jobs: that count.
     """
     found: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-    compared = [job for job in jobs if _settings_of(job.args["algorithm"])]
+    compared = [job for job in jobs if published.settings_of(job.args["algorithm"])]
     if not compared:
         return "The paper gives no settings of these algorithms."
     for job in compared:
@@ -180,7 +180,7 @@ def _differences(job: JobFolder) -> Iterator[tuple[str, str, str]]:
     args, hparams = job.args, job.hparams
     if stock_name(args["dataset"]) not in published.MAIN_RESULTS[0].accuracies:
         yield "dataset", ", ".join(published.MAIN_RESULTS[0].accuracies), args["dataset"]
-    settings = _settings_of(args["algorithm"])
+    settings = published.settings_of(args["algorithm"])
     for name, theirs in settings.items():
         if name in hparams and not _same(hparams[name], theirs):
             yield name, json.dumps(theirs), json.dumps(hparams[name])
@@ -201,10 +201,6 @@ def _differences(job: JobFolder) -> Iterator[tuple[str, str, str]]:
         yield "images a step", str(published.PAPER_BATCH), here
     if hparams.get("data_augmentation"):
         yield "data_augmentation", "not mentioned", "DomainBed's"
-
-
-def _settings_of(algorithm: str) -> Mapping[str, Any]:
-    return published.settings_of(algorithm, algorithm in ALGORITHMS)
 
 
 def _same(ours: Any, theirs: Any) -> bool:

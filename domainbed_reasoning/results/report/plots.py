@@ -16,20 +16,13 @@ from domainbed_reasoning.results.frame import mean_and_error, summarize
 from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.report.blocks import Figure
 from domainbed_reasoning.results.report.paper import accuracies as accuracies_of_the_paper
-from domainbed_reasoning.results.tables import labeled_rows
+from domainbed_reasoning.results.tables import labeled_rows, one_row_per_job
 from domainbed_reasoning.terminal import one_line
 
 _INK = "#010203"  # placeholder for the page's text color in light and dark mode
 _STYLE = "<style>svg{color:#1b1f24}@media(prefers-color-scheme:dark){svg{color:#e4e7eb}}</style>"  # as the page's own
 _LEGEND_LETTERS = 100  # that stand in a line
 _WIDTH = 7.2  # inches at 72 points, so that the page shows 10-point texts as 10 points
-
-
-def installed() -> bool:
-    """Return whether matplotlib is installed."""
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None
 
 
 def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
@@ -111,7 +104,7 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
     A line a target domain where one algorithm labels, else a line an algorithm, its target domains averaged.
     """
     names = [str(name) for name in frame if str(name).startswith("sarr")]
-    jobs = frame.drop_duplicates(["sweep", "dataset", "algorithm", "folder"])
+    jobs = one_row_per_job(frame)
     jobs = jobs.dropna(subset=names, how="all") if names else jobs.head(0)
     if jobs.empty:
         return None
