@@ -132,7 +132,7 @@ def test_records_and_logs_of_a_terabyte_are_not_read_whole(tmp_path: Path) -> No
             file.truncate(1 << 40)
     job = read_sweep_job(tmp_path)
     assert job.records == () and job.answers is None
-    assert "results.jsonl has more than" in job.damage[0]
+    assert "results.jsonl is larger than" in job.damage[0]
 
 
 def test_a_file_that_tells_no_size_is_read_up_to_its_bound() -> None:

@@ -98,7 +98,7 @@ def test_verbs_show_hostile_records_as_text(data: Path, verb: Any, tmp_path: Pat
     [
         (("Red_Fox", "red fox"), "two classes have the name 'red fox'"),
         (("Stra\u00dfe", "STRASSE"), "two classes have the name 'stra\u00dfe'"),
-        (("___", "dog"), "no letter"),
+        (("___", "dog"), "is blank"),
     ],
 )
 def test_names_that_no_answer_could_tell_are_refused(data: Path, verb: Any, names: tuple[str, ...], fault: str) -> None:
