@@ -100,7 +100,7 @@ def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
         "source_out": "source validation accuracy",
         "accepted": "share of own chains kept",
         "agreement": "chain agrees with label path",
-        "words": "words a chain",
+        "words": "words per chain",
     }
     panels = {key: name for key, name in panels.items() if any(row.get(key) is not None for row in rows)}
     figure, axes = _figure(3.3 * len(panels), 3.2, 1, len(panels))

@@ -41,7 +41,7 @@ def publish(module: ModuleType) -> list[str]:
     try:
         return list(_PUBLISHERS[module.__name__](module))
     except Exception as error:  # a fork that has changed its registries, for one
-        return [f"nothing can be added to {module.__name__}: {type(error).__name__}: {error}"]
+        return [f"the package's names cannot be added to {module.__name__}: {type(error).__name__}: {error}"]
 
 
 def publish_algorithms(module: ModuleType) -> Iterator[str]:
@@ -68,7 +68,7 @@ def publish_datasets(module: ModuleType) -> Iterator[str]:
         taken = [name for name in names if not _is_free(vars(module).get(name))]
         if taken:
             assert dataset.file is not None
-            problem = f"{module.__name__} has {taken[0]!r} already; choose another name"
+            problem = f"{module.__name__} already has {taken[0]!r}; choose another name"
             yield str(custom.DatasetFileError(dataset.file, problem))
         elif dataset.name in refused:
             yield str(refused[dataset.name])

@@ -179,9 +179,9 @@ def task_of(hparams: Mapping[str, Any], domains: int | None = None) -> Task | No
     found = [task for task in found if len(task.labels) - len(task.test_envs) == domains] or found
     if len(found) > 1 and _named_by_callers(found) != [found[-1]]:
         raise ValueError(
-            f"{len(found)} datasets of this process were built with these hyper-parameters, so the algorithm's is "
-            "ambiguous. Build each dataset and its algorithm with a dictionary of their own (`dict(hparams)`), or "
-            "delete the other datasets first."
+            f"{len(found)} datasets in this process were built with these hyper-parameters, so the algorithm's dataset "
+            "is ambiguous. Use a separate dictionary (`dict(hparams)`) for each dataset and its algorithm, or delete "
+            "the other datasets first."
         )
     return found[-1] if found else None
 

@@ -49,10 +49,10 @@ def check_task(task: Task | None, hparams: Mapping[str, Any], algorithm: type) -
 
 
 def check_batch(task: Task, images: Sequence[torch.Tensor]) -> None:
-    """Refuse minibatches of another dataset than the task's: chains would be missing, or others' be learned.
+    """Reject minibatches of another dataset than the task's, whose chains would be missing or wrong.
 
     Raises:
-        ValueError: saying what does not fit, before anything is learned from them.
+        ValueError: the minibatches are not from the task's dataset.
     """
     ids = [ids_of(x) for x in images]
     known = [part for part in ids if part is not None]
@@ -60,14 +60,14 @@ def check_batch(task: Task, images: Sequence[torch.Tensor]) -> None:
         raise ValueError(f"The algorithm {_NOT_FOUND}")
     if task.chains and len(known) < len(ids):
         raise ValueError(
-            f"The images do not say which of {task.dataset}'s they are, so their chains cannot be found: they are "
-            "another dataset's, or were changed after loading. Pass on what the dataset's loader returns."
+            f"The images do not say which of {task.dataset}'s they are (they have no sample ids), so their chains "
+            "cannot be found: they are from another dataset or were changed after loading. Pass the loader's tensors."
         )
     envs = {env for part in known for env in part[:, 0].tolist()}
     if targets := sorted(envs & set(task.test_envs)):
         raise ValueError(
-            f"A minibatch holds images of domain {targets[0]}, a target of the task that this algorithm found: it was "
-            f"built for another dataset. {_SAME_HPARAMS}"
+            f"A minibatch contains images of domain {targets[0]}, a target of the task that this algorithm found: it "
+            f"was built for another dataset. {_SAME_HPARAMS}"
         )
 
 

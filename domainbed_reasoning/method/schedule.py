@@ -62,17 +62,17 @@ class Schedule:
         return next((stage for stage in self.stages if step <= stage.last), self.stages[-1])
 
     def shortfall(self) -> str:
-        """Return which stages get no step and what to do, as a sentence; empty where every stage gets one."""
+        """Return a message about stages without steps; empty if every stage has steps."""
         if not self.left_out:
             return ""
         return (
             f"--steps {self.n_steps} leaves {', '.join(map(name_of_stage, self.left_out))} without a step: training "
-            f"has {len(self.stages) + len(self.left_out)} stages. Use --steps of that many or more, or none."
+            f"has {len(self.stages) + len(self.left_out)} stages. Pass at least as many --steps, or omit --steps."
         )
 
 
 def plan_stages(epochs: Sequence[int], steps_per_epoch: int, n_steps: int | None = None) -> Schedule:
-    """Lay the stages out so that DomainBed's evaluations fall on their ends.
+    """Lay out the stages so that DomainBed's evaluations coincide with their ends.
 
     DomainBed evaluates after step 0, after every multiple of the checkpoint frequency, and after the last step. A stage
     therefore ends at a multiple: with an epoch of 10 steps and stages of 3 and 3 epochs, MTCT takes steps 0-30 and the

@@ -49,4 +49,4 @@ class Task:
         """Refuse chains of target domains: they must never reach training."""
         leaked = next((key for key in self.chains if key[0] in self.test_envs), None)
         if leaked is not None:
-            raise ValueError(f"a chain of target domain {leaked[0]} (sample {leaked[1]}) was handed to training")
+            raise ValueError(f"a chain of target domain {leaked[0]} (sample {leaked[1]}) was passed to training")

@@ -353,7 +353,7 @@ def test_the_consistency_filter_keeps_some_of_what_the_paper_keeps_and_nothing_e
         ({"dtype": "float8"}, "dtype must be 'auto', 'float32', 'bfloat16' or 'float16'; got 'float8'"),
         ({"gradient_balance": "on"}, "gradient_balance must be 'none' or 'norm'; got 'on'"),
         ({"votes": 2.0}, "votes must be an integer from 1 to .*; got 2.0"),
-        ({"votes": 3, "vote_temperature": 0.0}, "3 greedy chains are all alike; set vote_temperature"),
+        ({"votes": 3, "vote_temperature": 0.0}, "3 greedy chains are identical; set vote_temperature"),
         ({"rho": 1.5}, r"rho must be a number in \[0, 1\]; got 1.5"),
         ({"target_per_class": 0}, "target_per_class must be an integer from 1 to .*; got 0"),
         ({"teacher": "odd"}, "teacher must be 'own' or 'other'; got 'odd'"),
@@ -381,7 +381,7 @@ def test_zero_shot_takes_one_step_and_changes_nothing():
 
 
 def test_self_labelling_by_vote_needs_a_temperature():
-    with pytest.raises(ValueError, match="5 greedy chains are all alike; set temperature"):
+    with pytest.raises(ValueError, match="5 greedy chains are identical; set temperature"):
         build("SARR", sarr_votes=5)
 
 

@@ -275,7 +275,7 @@ def test_an_algorithm_of_other_hparams_is_refused_by_its_first_batch(hparams):
 def test_images_of_a_target_domain_or_without_their_identity_are_not_trained_on(hparams):
     dataset = datasets.ShapesReasoning(None, [3], hparams)
     algorithm = algorithm_of(dataset, hparams)
-    with pytest.raises(ValueError, match="holds images of domain 3, a target"):
+    with pytest.raises(ValueError, match="contains images of domain 3, a target"):
         algorithm.update(batches(dataset, [0, 1, 3]))
     changed = [(x.as_subclass(torch.Tensor), y) for x, y in batches(dataset, [0, 1, 2])]
     with pytest.raises(ValueError, match="chains cannot be found"):

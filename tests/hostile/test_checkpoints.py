@@ -61,7 +61,10 @@ TASKS: dict[str, tuple[Any, str]] = {
     "10**9 votes": (TASK | {"hparams": HPARAMS | {"votes": 10**9}}, "'votes' cannot be"),
     "10**9 tiles": (TASK | {"hparams": HPARAMS | {"max_tiles": 10**9}}, "'max_tiles' cannot be"),
     "a rank of 10**9": (TASK | {"hparams": HPARAMS | {"lora_rank": 10**9}}, "'lora_rank' cannot be"),
-    "another rank": (TASK | {"hparams": HPARAMS | {"lora_rank": 60_000}}, "has rank 2, but task.json has lora_rank 60000"),
+    "another rank": (
+        TASK | {"hparams": HPARAMS | {"lora_rank": 60_000}},
+        "has rank 2, but task.json has lora_rank 60000",
+    ),
     "a dropout of 2": (TASK | {"hparams": HPARAMS | {"lora_dropout": 2}}, "'lora_dropout' cannot be"),
     "no class": (TASK | {"class_names": []}, "'class_names' cannot be"),
     "a class as number": (TASK | {"class_names": ["dog", 3]}, "'class_names' cannot be"),
