@@ -68,11 +68,14 @@ def test_checkpoints_of_a_job_that_votes_answer_by_vote(material, trained, monke
 def test_a_restarted_jobs_newest_records_count_and_what_is_no_record_does_not(tmp_path):
     lines = [{"step": 0, "x": 1}, {"step": 5, "x": 1}, {"step": 0, "x": 2}, 7, [1], {"x": 1}, {"step": "six"}]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9')
-    assert records_of(tmp_path) == [{"step": 0, "x": 2}, {"step": 5, "x": 1}]
+    assert records_of(tmp_path) == [{"step": 0, "x": 2}]
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"step": 5, "x": 2}) + "\n")
+    assert records_of(tmp_path) == [{"step": 0, "x": 2}, {"step": 5, "x": 2}]
 
 
 def test_jobs_without_stages_or_records_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no results.jsonl"):
+    with pytest.raises(ValueError, match="no records in results.jsonl"):
         rounds.from_records(tmp_path, [0])
     (tmp_path / "results.jsonl").write_text('{"step": 0, "args": {"algorithm": "ERM"}}\n')
     with pytest.raises(ValueError, match="ERM has no stages"):

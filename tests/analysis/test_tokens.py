@@ -168,7 +168,7 @@ def test_own_chains_are_read_as_the_job_reads_them(trained, material, monkeypatc
     hparams = {"max_new_tokens": 40, "eval_batch": 4, "answer_matching": "tolerant"}
     own = target_tokens.own_targets(trained, material, samples, target_tokens.labelling_of(hparams))
     assert own.texts == [f"<CONCLUSION>{material.name(samples[0])}</CONCLUSION>"]
-    with pytest.raises(ValueError, match="0 of 1 chains"):
+    with pytest.raises(ValueError, match="0 of 1 own chains"):
         exact = target_tokens.labelling_of(hparams | {"answer_matching": "exact"})
         target_tokens.own_targets(trained, material, samples, exact)
 
