@@ -1,4 +1,4 @@
-"""A checkpoint of any kind: a base model, or what a job trained on one."""
+"""Checkpoints of any kind: base models and trained jobs."""
 
 from __future__ import annotations
 

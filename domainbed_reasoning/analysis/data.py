@@ -1,4 +1,4 @@
-"""What models are asked about in an analysis: a dataset's images, names and chains, as a job was given them."""
+"""The data of an analysis: a dataset's images, class names and chains, as in a job."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
     """Return a sweep's results, one row per trial and selection method of every cell.
 
     Columns:
-        sweep: name of the sweep's folder; empty where ``folder`` is a sweep itself.
+        sweep: name of the sweep's folder; empty if ``folder`` is a sweep itself.
         dataset, algorithm, target, domain: the cell; ``target`` is the number, ``domain`` the name.
         selection: DomainBed's name of the selection method.
         trial: trial seed.
@@ -36,7 +36,7 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
         validation: the accuracy by which it was chosen, in [0, 1].
         hparams_seed, step: what was chosen.
         last_step: of the chosen run, at which the next three columns were measured.
-        label_accuracy, chain_accuracy: of either answer in the target domain, in [0, 1]; missing where not asked.
+        label_accuracy, chain_accuracy: of both answers in the target domain, in [0, 1]; missing if not computed.
         unparsed: share of the chains that name no class, in [0, 1]; wrong answers in ``chain_accuracy``.
         sarr1_accepted, …: share of its own chains that the round kept, in [0, 1].
         train_seconds: of all updates of the chosen run.
@@ -44,11 +44,10 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
             ``train_seconds``, as after a copy that did not preserve times.
         memory_gib: peak of the GPU's; missing on a CPU.
         hparams: of the chosen run, as JSON.
-        version: of domainbed-reasoning as the job ran, with its commit where that was a checkout; missing where the job
-            did not record it.
+        version: of domainbed-reasoning when the job ran, with the commit of a checkout; missing if not recorded.
         folder: of its job.
 
-    The rows stand in the order of DomainBed's tables; the index is the order in which it reads them.
+    The rows are in the order of DomainBed's tables; the index is the order in which it reads them.
     ``attrs["problems"]`` lists excluded and repaired jobs, a dictionary each (see `problems.Problem`);
     ``attrs["domains"]`` maps each dataset to the names of its domains; ``attrs["versions"]`` maps what the jobs ran on,
     by name, to the number of jobs of each version. ``attrs["one_source"]`` lists the jobs with a single source domain,

@@ -191,7 +191,7 @@ OTHERS_HPARAMS: dict[str, dict[str, Any]] = {
 
 
 def settings_of(algorithm: str) -> Mapping[str, Any]:
-    """Return the paper's settings of an algorithm, by the names of hyper-parameters; none where it has no such row.
+    """Return the paper's settings of an algorithm, by the names of hyper-parameters; empty if it reports none.
 
     Args:
         algorithm: DomainBed's or our name.
@@ -202,7 +202,7 @@ def settings_of(algorithm: str) -> Mapping[str, Any]:
 
 
 def result_of(algorithm: str, dataset: str) -> float | None:
-    """Return the paper's accuracy, in percent, of an algorithm on a dataset; None where it reports none.
+    """Return the paper's accuracy of an algorithm on a dataset, in percent; None if it reports none.
 
     Args:
         algorithm: DomainBed's or our name.
@@ -213,7 +213,7 @@ def result_of(algorithm: str, dataset: str) -> float | None:
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return a GPU's data sheet by its name, whatever its spelling.
+    """Return a GPU's data sheet by its name, ignoring case and punctuation.
 
     Raises:
         ValueError: for an unknown GPU.

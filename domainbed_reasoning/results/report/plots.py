@@ -26,7 +26,7 @@ _WIDTH = 7.2  # inches at 72 points, so that the page shows 10-point texts as 10
 
 
 def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
-    """Return every row of an accuracy table as dots: one a target domain, and their average with the paper's.
+    """Return each row of an accuracy table as dots: one per target domain, their average and the paper's.
 
     Args:
         cells: the rows of `collect`'s frame of one selection method and dataset.
@@ -101,7 +101,7 @@ def both_answers(frame: pd.DataFrame) -> Figure | None:
 def rounds(frame: pd.DataFrame) -> Figure | None:
     """Return the share of chains that each SARR round kept; None without rounds.
 
-    A line a target domain where one algorithm labels, else a line an algorithm, its target domains averaged.
+    One line per target domain for a single algorithm, else one line per algorithm, averaged over target domains.
     """
     names = [str(name) for name in frame if str(name).startswith("sarr")]
     jobs = one_row_per_job(frame)
@@ -133,7 +133,7 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
 
 
 def training(jobs: Sequence[JobFolder], dataset: str) -> Figure | None:
-    """Return the target domain's accuracy over the steps, a line an algorithm; None where there is but one step.
+    """Return the target domain's accuracy over the steps, one line per algorithm; None with a single step.
 
     Args:
         jobs: that count.
