@@ -27,7 +27,7 @@ _MOSTLY = 0.5  # share of an evaluation's chains without a class from which its 
 
 def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> None:
     """Write ``task.json`` beside results.jsonl: what an answer needs that DomainBed's checkpoint does not hold."""
-    nothing, other = misled(task)
+    nothing, other = misled(task, hparams.get("answer_matching") == "exact")
     said = {
         "algorithm": args.algorithm,
         "dataset": task.dataset,
