@@ -110,7 +110,7 @@ class ReasoningImageFolder:
             folder=str(folder),
             loaded_from=weakref.ref(self),
         )
-        report_chains(task, algorithm in registry.READ_CHAINS)
+        report_chains(task, algorithm in registry.READ_CHAINS, hparams.get("answer_matching") == "exact")
         self.datasets = [
             Samples(
                 _Opener([path for path, _ in f.samples]),
@@ -174,7 +174,8 @@ def dataset_folder(root: str | None, folder: str, name: str, environments: int) 
             f"`domainbed-reasoning check --dataset {name} --data_dir {shlex.quote(str(root))}` for "
             f"details. {NEEDS_NO_DATA}"
         )
-    domains = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+    with os.scandir(path) as entries:
+        domains = sorted(entry.name for entry in entries if entry.is_dir())
     if len(domains) != environments:
         raise FileNotFoundError(
             f"{name}: {path} has {len(domains)} domain folders ({', '.join(domains) or 'none'}), "

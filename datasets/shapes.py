@@ -144,5 +144,5 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
             chains=chains,
             loaded_from=weakref.ref(self),
         )
-        report_chains(task, algorithm in registry.READ_CHAINS)
+        report_chains(task, algorithm in registry.READ_CHAINS, hparams.get("answer_matching") == "exact")
         hand_over(self, hparams, task)

@@ -166,7 +166,8 @@ def check_domain_order(dataset: ImageFolder, domains: Sequence[str]) -> str | No
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:

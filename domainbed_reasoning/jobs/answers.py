@@ -26,7 +26,7 @@ _MOSTLY = 0.5  # share of chains without a class at which an evaluation's accura
 
 def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> None:
     """Write ``task.json`` beside results.jsonl: what `predict` needs beyond DomainBed's checkpoint."""
-    nothing, other = misled(task)
+    nothing, other = misled(task, hparams.get("answer_matching") == "exact")
     content = {
         "algorithm": args.algorithm,
         "dataset": task.dataset,

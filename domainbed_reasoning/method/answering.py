@@ -178,9 +178,14 @@ def scores_of_chains(
     return scores_from_answers(answers, fallback)
 
 
-def misled(task: Task) -> tuple[list[SampleId], list[SampleId]]:
-    """Return the samples whose teacher chain concludes with no class, and those with another class than their own."""
-    answers = answers_from_chains(list(task.chains.values()), task.class_names)
+def misled(task: Task, exact: bool = False) -> tuple[list[SampleId], list[SampleId]]:
+    """Return the samples whose teacher chain concludes with no class, and those with another class than their own.
+
+    Args:
+        task: with its teacher chains.
+        exact: how conclusions are read, see `reader.read_conclusion`.
+    """
+    answers = answers_from_chains(list(task.chains.values()), task.class_names, exact)
     pairs = list(zip(task.chains, answers, strict=True))
     nothing = [key for key, answer in pairs if answer is None]
     other = [(env, i) for (env, i), answer in pairs if answer is not None and answer != task.labels[env][i]]

@@ -265,5 +265,6 @@ def _wall_seconds(folder: Path) -> float | None:
     """Return the seconds between the oldest file and `done`: meaningless after a copy without times."""
     if not (folder / "done").is_file():  # it may still be running
         return None
-    times = {entry.name: entry.stat().st_mtime for entry in os.scandir(folder) if entry.is_file()}
+    with os.scandir(folder) as entries:
+        times = {entry.name: entry.stat().st_mtime for entry in entries if entry.is_file()}
     return times["done"] - min(times.values())

@@ -1,5 +1,6 @@
 """One job with a bad value never ends `collect` or `report` for its sweep: it is left out and named."""
 
+import gc
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from builders.files import link_to, make_folder, make_pipe, make_terabyte, read_lines, write
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.results import collect
+from domainbed_reasoning.results.job_folders import read_job
 from domainbed_reasoning.results.render import markdown
 from domainbed_reasoning.results.report import content, read_report
 from domainbed_reasoning.results.report.page import render_page
@@ -227,3 +229,12 @@ def test_no_value_of_a_job_builds_a_dataset_or_asks_for_a_model(write_job, monke
     row = {"env": 2, "index": 3, "image": "sketch/3", "label": "dax", "label_answer": None, "chain_answer": "dax"}
     (job / "predictions.jsonl").write_text(json.dumps({**row, "chain": CHAIN}))
     assert "data:image/webp" in render_page(read_report(write_job.folder))
+
+
+def test_a_folder_that_cannot_be_listed_to_its_end_is_closed(write_job, recwarn):
+    """A link to itself can be neither followed nor called missing."""
+    job = write_job("one")
+    link_to("itself")(job / "itself")
+    assert "itself" in "".join(read_job(job).damage)
+    gc.collect()
+    assert not [warning for warning in recwarn if warning.category is ResourceWarning]
