@@ -12,7 +12,7 @@ import pandas as pd
 
 from domainbed_reasoning.plot_styles import COLORS, series
 from domainbed_reasoning.results import published
-from domainbed_reasoning.results.frame import mean_and_error, summarize
+from domainbed_reasoning.results.frame import is_of_round, mean_and_error, summarize
 from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.report.blocks import Figure
 from domainbed_reasoning.results.report.paper import accuracies as accuracies_of_the_paper
@@ -110,7 +110,7 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
 
     A line a target domain where one algorithm labels, else a line an algorithm, its target domains averaged.
     """
-    names = [str(name) for name in frame if str(name).startswith("sarr")]
+    names = [str(name) for name in frame if is_of_round(name, "accepted")]
     jobs = frame.drop_duplicates(["sweep", "dataset", "algorithm", "folder"])
     jobs = jobs.dropna(subset=names, how="all") if names else jobs.head(0)
     if jobs.empty:
