@@ -186,15 +186,15 @@ def launched(domainbed_root, tmp_path, *arguments, before="pass", **variables):
 
 
 def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_path, domainbed_root, capsys):
-    """With a launcher that only prints: 6 algorithms, 4 targets; no job is done, and all are named."""
+    """With a launcher that only prints: 6 algorithms and the control, 4 targets; no job is done, and all are named."""
     done = launched(domainbed_root, tmp_path, "ablation", "--launcher", "dummy")
     assert done.returncode == 1, done.stdout + done.stderr
     ran = [line.removeprefix("$ ") for line in done.stdout.splitlines() if line.startswith("$ ")]
     arguments = ["ablation", "--launcher", "dummy", "--scale", "mini", "--output_dir", str(tmp_path / "out")]
     assert ran == [line for line in said_by(capsys, *arguments).splitlines() if line.startswith("python ")]
-    assert done.stdout.count("Dummy launcher: ") == 24
+    assert done.stdout.count("Dummy launcher: ") == 28
     assert "Total records: 0" in done.stdout
-    assert "0/24 jobs completed." in done.stdout and "NOT STARTED: 24 jobs" in done.stdout
+    assert "0/28 jobs completed." in done.stdout and "NOT STARTED: 28 jobs" in done.stdout
     to_remove = [line.strip() for line in done.stdout.splitlines() if "sweep delete_incomplete" in line]
     assert to_remove == [line.replace("sweep launch", "sweep delete_incomplete") for line in ran if " launch " in line]
 
