@@ -131,6 +131,27 @@ def test_an_update_on_one_source_has_as_many_images_as_one_on_three():
         assert ours.hparams == {"batch_size": images}
 
 
+@pytest.mark.parametrize(
+    ("scale", "chosen", "epochs"),
+    [("paper", {}, 12), ("mini", {}, 12), ("mini", {"sarr_rounds": 1}, 8), ("paper", {"mtct_epochs": 1}, 10)],
+)
+def test_the_ablations_control_is_mtct_for_as_many_epochs_as_rdmldg(scale, chosen, epochs):
+    """3 + 3 x 3; on the embedded set 6 + 3 x 2. What the user sets of RDMLDG's schedule counts."""
+    settings = dataclasses.replace(SETTINGS, hparams=chosen)
+    parts, control = load_study("ablation").at(scale)[1]
+    assert control.algorithms == ("MTCT",) and "RDMLDG" in parts.algorithms and parts.folder != control.folder
+    hparams = settings.hparams_of(control)
+    rdmldg = registry.load(registry.ALGORITHMS["RDMLDG"])
+    dataset = "ShapesReasoning" if scale == "mini" else "PACSReasoning"
+    theirs = {name: row.default_on(dataset) for name, row in rdmldg.HPARAMS.items()} | settings.hparams_of(parts)
+    assert hparams["mtct_epochs"] == sum(rdmldg.stages(theirs)) == epochs
+
+
+def test_the_single_source_study_has_the_papers_averages(capsys):
+    said = said_by(capsys, "single_source", "--scale", "mini")
+    assert "average 89.37" in said and "62.03" in said
+
+
 def test_leave_one_domain_out_selection_gets_its_pairs(capsys):
     """4 targets and 6 pairs, 20 draws, 3 trials: 600 jobs an algorithm."""
     study = load_study("random_search")
