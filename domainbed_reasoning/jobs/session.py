@@ -214,7 +214,12 @@ class Session:
         """Add to DomainBed's newest record what the evaluation that it is of has shown, if that is not there yet."""
         if self.records is not None and self.records.evaluated:
             record = (self.records.folder, self._args, self.steps_taken - 1)
-            if add_to_record(*record, self.records.evaluated):
+            try:
+                added = add_to_record(*record, self.records.evaluated)
+            except OSError as error:  # the record itself is there
+                print(f"Cannot add {', '.join(self.records.evaluated)} to the record of this step: {error}", flush=True)
+                added = True
+            if added:
                 self.records.evaluated = {}
 
     def _check_finite(self, values: Mapping[str, float]) -> None:
