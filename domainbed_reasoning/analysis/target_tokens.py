@@ -6,6 +6,7 @@ p_t = p(r_t | r_<t, x, q) of each target token r_t, H_t = -Σ_v p(v | r_<t, x, q
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,8 @@ from domainbed_reasoning.analysis.data import AnalysisData
 from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.chains.chain import END_OF_CHAIN, STAGE_TAGS
 from domainbed_reasoning.jobs.seeds import seeded
-from domainbed_reasoning.method.answering import majority_chains
-from domainbed_reasoning.method.consistency import Support
-from domainbed_reasoning.method.self_labeling import SelfLabels
+from domainbed_reasoning.method.answering import Questions
+from domainbed_reasoning.method.self_labeling import labels_of_round
 from domainbed_reasoning.method.task import SampleId
 from domainbed_reasoning.mllm import MLLM
 from domainbed_reasoning.terminal import get_logger
@@ -27,6 +27,11 @@ from domainbed_reasoning.terminal import get_logger
 _log = get_logger(__name__)
 
 _CONCLUSION = "<CONCLUSION>"
+_FILTERED = {
+    "conclusion": "",
+    "well_formed": ", kept if they have five stages",
+    "consistent": ", kept if they support their conclusion",
+}
 KINDS = ("word", "naming", "class", "tag", "end")
 
 
@@ -85,7 +90,7 @@ class Labelling:
         votes: chains an image.
         temperature: at which they are sampled; 0 is greedy.
         top_p: of sampling, in (0, 1].
-        consistent: whether a chain that concludes rightly must also support its conclusion.
+        filter: which chains are kept, the hparam ``sarr_filter``.
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
 
@@ -94,7 +99,7 @@ class Labelling:
     votes: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
-    consistent: bool = False
+    filter: str = "conclusion"
     exact: bool = False
 
     @property
@@ -102,7 +107,13 @@ class Labelling:
         """How chains are generated and filtered, in words."""
         written = f"sampled at temperature {self.temperature:g}" if self.temperature > 0 else "greedy"
         voted = f", majority of {self.votes}" if self.votes > 1 else ""
-        return f"{written}{voted}{', filtered by consistency' if self.consistent else ''}"
+        return f"{written}{voted}{_FILTERED[self.filter]}"
+
+    @property
+    def hparams(self) -> dict[str, Any]:
+        """The hyper-parameters of self-labelling, by name."""
+        sampling = {"temperature": self.temperature, "top_p": self.top_p}
+        return {"sarr_votes": self.votes, "sarr_filter": self.filter, **sampling}
 
 
 def labelling_of(hparams: Mapping[str, Any]) -> Labelling:
@@ -113,7 +124,7 @@ def labelling_of(hparams: Mapping[str, Any]) -> Labelling:
         hparams.get("sarr_votes", 1),
         hparams.get("temperature", 0.0),
         hparams.get("top_p", 1.0),
-        hparams.get("sarr_filter") == "consistent",
+        hparams.get("sarr_filter", "conclusion"),
         hparams.get("answer_matching") == "exact",
     )
 
@@ -124,18 +135,8 @@ def own_targets(mllm: MLLM, data: AnalysisData, samples: Sequence[SampleId], lab
     Raises:
         ValueError: none is kept.
     """
-    names = data.task.class_names
-    sampling = (labelling.temperature, labelling.top_p)
-    support = Support((data.q_cls, data.q_reason), names)
-
-    def write(images: torch.Tensor) -> list[str]:
-        asked = (data.q_reason, names, labelling.max_new_tokens, labelling.batch, labelling.votes)
-        return majority_chains(mllm, images, *asked, *sampling, exact=labelling.exact)
-
-    def supports(images: torch.Tensor, chains: list[str], labels: list[int]) -> list[bool]:
-        return support.judge(mllm, images, chains, labels)
-
-    labels = SelfLabels(write, names, supports if labelling.consistent else None, labelling.exact)
+    asked = (data.q_cls, data.q_reason, tuple(data.task.class_names), labelling.max_new_tokens, labelling.batch)
+    labels = labels_of_round(lambda: nullcontext(mllm), Questions(*asked, labelling.exact), labelling.hparams)
     kept: list[tuple[SampleId, str]] = []
     for start in tqdm.tqdm(range(0, len(samples), labelling.batch), "writing chains", disable=None):
         part = samples[start : start + labelling.batch]

@@ -201,6 +201,16 @@ def conclude(normal: NormalizedText, class_names: Sequence[str], exact: bool = F
     return Reading(answer, text, blemishes)
 
 
+def is_well_formed(text: str, exact: bool = False) -> bool:
+    """Return whether ``text`` is a chain of five stages, in order, each closed and not empty.
+
+    Args:
+        text: what a model wrote.
+        exact: read the text as it is; otherwise blemishes are no fault.
+    """
+    return _is_exact(text if exact else normalize(text).text)
+
+
 def is_thinking(text: str) -> bool:
     """Return whether ``text`` ends in an unclosed thought."""
     depth = 0

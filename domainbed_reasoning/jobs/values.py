@@ -18,7 +18,8 @@ _MOST = 1 << 53  # JSON's readers agree on integers up to here
 
 ACCURACY = re.compile(r"env([0-9]+)_(in|out|uda)_acc")
 _ENVIRONMENT = re.compile(r"env[0-9]+")
-_ACCEPTED = re.compile(r"sarr([0-9]+)_accepted")
+_OF_ROUND = re.compile(r"sarr([0-9]+)_(accepted|well_formed)")
+_SHARES = ("well_formed", "updated")
 
 _HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, which cannot be encoded
 
@@ -106,7 +107,9 @@ def metric_problems(record: Mapping[str, Any]) -> Iterator[str]:
     for name in record:
         if name in ("step_time", "mem_gb"):
             yield from _problem(record, name, _AMOUNT)
-        elif found := ACCURACY.fullmatch(name) or _ACCEPTED.fullmatch(name):
+        elif name in _SHARES:
+            yield from _problem(record, name, _SHARE)
+        elif found := ACCURACY.fullmatch(name) or _OF_ROUND.fullmatch(name):
             if len(found[1]) > 3:
                 yield f"{name:.60} has an index of {MAX_DOMAINS} or more"
             yield from _problem(record, name, _SHARE)
@@ -122,7 +125,7 @@ def _answers_problems(answers: Mapping[str, Any]) -> Iterator[str]:
         yield from _problem(answers, env, _OBJECT_OR_NONE)
         for split in answers[env] or {}:
             yield from _problem(answers[env], split, _OBJECT_OR_NONE, f"{env}, ")
-            for name in ("label", "chain", "unparsed"):
+            for name in ("label", "chain", "chain_or_label", "unparsed", "well_formed"):
                 yield from _problem(answers[env][split] or {}, name, _SHARE_OR_NONE, f"{env}, {split:.20}, ")
 
 

@@ -2,14 +2,20 @@
 
 Stage 0 is MTCT on the teacher's chains, stage k = 1…N is SARR's round k. The paper gives them in epochs (3 each,
 N = 3); DomainBed counts steps, evaluates at fixed intervals, and lets ``--steps`` overrule everything.
+
+An epoch here is no pass over the data, but as many steps as draw as many images as the training splits of the source
+domains hold. DomainBed's loader draws with replacement, and the same number from every domain: a small domain is passed
+over more often than a large one, and some images are never drawn (`Epoch`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+
+_SOURCES = 3  # of the paper's datasets, four domains each with one left out
 
 
 def name_of_stage(index: int) -> str:
@@ -69,6 +75,57 @@ class Schedule:
             f"--steps {self.n_steps} leaves {', '.join(map(name_of_stage, self.left_out))} without a step: training "
             f"has {len(self.stages) + len(self.left_out)} stages. Pass at least as many --steps, or omit --steps."
         )
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """As many steps as draw as many images as the source domains hold, drawn with replacement, equally from each.
+
+    Attributes:
+        sources: number of training images by source domain.
+        batch_size: images that a step draws from each.
+    """
+
+    sources: Mapping[str, int]
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Number of steps, rounded up."""
+        return math.ceil(sum(self.sources.values()) / (self.batch_size * max(1, len(self.sources))))
+
+    def passes(self, source: str, steps: int) -> float:
+        """Return how often ``steps`` draw an image of the domain, on average."""
+        return steps * self.batch_size / self.sources[source]
+
+    def missed(self, source: str, steps: int) -> float:
+        """Return the share of the domain's images, in [0, 1], that ``steps`` are expected never to draw."""
+        return float((1 - 1 / self.sources[source]) ** (steps * self.batch_size))
+
+    def about(self) -> Iterator[str]:
+        """Yield what an epoch and a step are, and what to do where the default batch is not for so many sources."""
+        count, images = len(self.sources), sum(self.sources.values())
+        yield (
+            f"an epoch is {self.steps} steps of {self.batch_size} images from each of {count} source domains, drawn "
+            f"with replacement: {self.steps * self.batch_size * count:,} draws for {images:,} training images"
+        )
+        if count != _SOURCES:
+            same = max(1, round(_SOURCES * self.batch_size / count))
+            total = self.batch_size * count
+            change = f'; "batch_size": {same} makes {same * count}' if same != self.batch_size else ""
+            yield (
+                f"batch_size {self.batch_size} is per source domain: {total} images a step from {count}, where the "
+                f"paper's datasets have {_SOURCES} and {_SOURCES * self.batch_size} a step{change}"
+            )
+
+    def exposure(self, stages: Sequence[Stage]) -> Iterator[str]:
+        """Yield for every stage how often each domain is passed over, and the share of it that is never drawn."""
+        for stage in stages:
+            each = (
+                f"{source} {self.passes(source, stage.steps):.1f} ({self.missed(source, stage.steps):.0%})"
+                for source in self.sources
+            )
+            yield f"passes (never drawn) in {stage}: {', '.join(each)}"
 
 
 def plan_stages(epochs: Sequence[int], steps_per_epoch: int, n_steps: int | None = None) -> Schedule:

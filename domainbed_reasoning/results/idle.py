@@ -89,10 +89,13 @@ def _answers_without_class(job: JobFolder) -> Iterator[Finding]:
     total = sum(count for count, _ in found)
     unparsed = round(sum(count * share for count, share in found))
     if total and unparsed >= _MOSTLY * total:
+        effect = "for these images DomainBed's accuracy is that of the class name's likelihood, not of the chain"
+        if job.hparams.get("on_parse_failure") == "wrong":
+            effect = "these images are wrong answers in DomainBed's accuracy"
         yield (
             "no class named",
             f"{unparsed} of the {total} chains of the last evaluation name no class",
-            "Counted; for these images DomainBed's accuracy is that of the class name's likelihood, not of the chain",
+            f"Counted; {effect}",
             "See predictions.jsonl: truncated chains need a larger max_new_tokens, others more training; or evaluate "
             'with {"answer": "label"}.',
         )

@@ -13,6 +13,7 @@ from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.commands import analyze_tokens
 from domainbed_reasoning.images import shapes
+from domainbed_reasoning.method.consistency import Support
 
 
 def table(probability, kind=None, token=None, entropies=None, answer=None):
@@ -151,7 +152,7 @@ def test_own_chains_are_written_and_kept_as_the_jobs_rounds_do(trained, material
         return [number % 2 == 0 for number in range(len(labels))]
 
     monkeypatch.setattr(type(trained), "generate", generate)
-    monkeypatch.setattr(target_tokens.Support, "judge", judge)
+    monkeypatch.setattr(Support, "judge", judge)
     own = target_tokens.own_targets(trained, material, samples, labelling)
     assert asked == [(4, 40, 0.9, 0.8)] * 3 + [(3, 40, 0.9, 0.8)] * 3
     assert judged == [material.label(sample) for sample in samples]

@@ -146,6 +146,21 @@ def test_the_verb_says_what_evaluation_costs_and_what_is_cheaper(capsys):
         assert part in said
 
 
+def test_the_verb_says_how_often_each_domain_is_passed_over(capsys):
+    """9736 · 0.8 = 7789 images of location_38; three epochs of 108 to 119 steps draw 14,000 to 15,400 of them."""
+    assert cli.main(["plan", "--dataset", "TerraIncognita"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "epoch       with target location_46, an epoch is 115 steps of 43 images from each of 3 source domains" in said
+    )
+    assert "  location_38         9,736 images   1.9 to 2.1 (12% to 15%)" in said
+    assert "  location_43         3,970 images   3.7 to 5.0 (1% to 2%)" in said and "batch_size 43 is per" not in said
+    assert cli.main(["plan", "--dataset", "DomainNet", "--algorithm", "MTCT"]) == 0
+    assert "batch       batch_size 43 is per source domain: 215 images a step from 5" in capsys.readouterr().out
+    assert cli.main(["plan", "--dataset", "PACS", "--algorithm", "MLLMZeroShot"]) == 0
+    assert "epoch  " not in capsys.readouterr().out
+
+
 def test_the_verb_says_when_a_model_is_too_large_and_what_fits(capsys, monkeypatch):
     """The least change that fits: smaller micro-batches for the 2B model, everything for the 8B one."""
     plan = ["plan", "--dataset", "PACSReasoning", "--gpu", "RTX 4090"]

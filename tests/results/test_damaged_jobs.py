@@ -33,6 +33,8 @@ RECORD += (
     "env1_out_acc",
     "env999999999_in_acc",
     "sarr999999999_accepted",
+    "well_formed",
+    "sarr1_well_formed",
 )
 ARGS = (
     "algorithm",

@@ -12,7 +12,7 @@ import pandas as pd
 
 from domainbed_reasoning.plot_styles import COLORS, series
 from domainbed_reasoning.results import published
-from domainbed_reasoning.results.frame import mean_and_error, summarize
+from domainbed_reasoning.results.frame import is_of_round, mean_and_error, summarize
 from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.report.blocks import Figure
 from domainbed_reasoning.results.report.paper import accuracies as accuracies_of_the_paper
@@ -103,7 +103,7 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
 
     One line per target domain for a single algorithm, else one line per algorithm, averaged over target domains.
     """
-    names = [str(name) for name in frame if str(name).startswith("sarr")]
+    names = [str(name) for name in frame if is_of_round(name, "accepted")]
     jobs = one_row_per_job(frame)
     jobs = jobs.dropna(subset=names, how="all") if names else jobs.head(0)
     if jobs.empty:
