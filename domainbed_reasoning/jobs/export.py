@@ -35,10 +35,7 @@ def export_adapters(
     Raises:
         ValueError: for a job without trained adapters, or an output folder that is not empty.
     """
-    job = _trained(folder)
-    name = base_model_id or public_name(model or str(job.hparams["model"]))
-    card = model_card(job, False, name)
-    _require_empty(output)
+    job, name, card = _prepare(folder, output, model, base_model_id, merged=False)
     network: Any = empty_network(model or job.model)[0]
     settings = job.lora()
     assert settings is not None
@@ -78,10 +75,7 @@ def export_merged(
     Raises:
         ValueError: for a job without trained adapters, or an output folder that is not empty.
     """
-    job = _trained(folder)
-    name = base_model_id or public_name(model or str(job.hparams["model"]))
-    card = model_card(job, True, name)
-    _require_empty(output)
+    job, name, card = _prepare(folder, output, model, base_model_id, merged=True)
     merged = job.load(model, quantize="none").merge()
     merged.network.save_pretrained(output)
     merged.processor.save_pretrained(output)
@@ -125,10 +119,17 @@ def _trained(folder: str | pathlib.Path) -> TrainedJob:
     return job
 
 
-def _require_empty(output: pathlib.Path) -> None:
+def _prepare(
+    folder: str | pathlib.Path, output: pathlib.Path, model: str | None, base_model_id: str | None, merged: bool
+) -> tuple[TrainedJob, str, str]:
+    """Create the output folder; return the job, the base model's name and the model card."""
+    job = _trained(folder)
+    name = base_model_id or public_name(model or str(job.hparams["model"]))
+    card = model_card(job, merged, name)
     if output.is_dir() and any(output.iterdir()):
         raise JobError(f"{output} is not empty. Choose another --output, or remove the folder.")
     output.mkdir(parents=True, exist_ok=True)
+    return job, name, card
 
 
 def _accompany(job: TrainedJob, output: pathlib.Path, card: str) -> None:

@@ -103,17 +103,17 @@ def majority_chains(
     *sampling: float,
     exact: bool = False,
 ) -> list[str]:
-    """Return a chain for each image: of ``votes`` chains the first that concludes as most do (`majority_chain`).
+    """Return a chain for each image: the first of ``votes`` chains with the most frequent conclusion.
 
     Args:
-        mllm: writes the chains.
+        mllm: generates the chains.
         images: ``(n, 3, H, W)``.
         question: q_reason.
         class_names: of the task.
-        max_new_tokens: at most so many tokens a chain.
-        batch: images at a time.
-        votes: chains an image.
-        sampling: temperature and top_p; none is greedy.
+        max_new_tokens: maximum length of a chain in tokens.
+        batch: batch size.
+        votes: chains per image.
+        sampling: temperature and top_p; empty for greedy decoding.
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
     chains: list[str] = []
@@ -134,17 +134,17 @@ def answering_chains(
     vote_temperature: float,
     exact: bool = False,
 ) -> list[str]:
-    """Return the chain that answers for each image: a greedy one, or the one elected of several sampled ones.
+    """Return the answering chain of each image: greedy, or the majority of several sampled ones.
 
     Args:
-        mllm: writes the chains.
+        mllm: generates the chains.
         images: ``(n, 3, H, W)``.
         question: q_reason.
         class_names: of the task.
-        max_new_tokens: at most so many tokens a chain.
-        batch: images at a time.
-        votes: chains an image; 1 is the paper's.
-        vote_temperature: at which several are sampled.
+        max_new_tokens: maximum length of a chain in tokens.
+        batch: batch size.
+        votes: chains per image; 1 is the paper's.
+        vote_temperature: sampling temperature with several votes.
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
     sampling = (vote_temperature,) if votes > 1 else ()

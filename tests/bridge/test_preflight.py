@@ -295,7 +295,7 @@ def test_a_dataset_for_another_algorithm_or_other_targets_than_the_arguments_is_
     dataset = datasets.ShapesReasoning(None, [3], hparams)
     with pytest.raises(ValueError, match="hparam algorithm must be 'LabelSFT', the algorithm that runs; got 'MTCT'"):
         algorithm_of(dataset, hparams, "LabelSFT")
-    with pytest.raises(ValueError, match="say --dataset ShapesReasoning --test_envs 2, but .* domains 3"):
+    with pytest.raises(ValueError, match="are --dataset ShapesReasoning --test_envs 2, but .* domains 3"):
         job(lambda: algorithm_of(dataset, hparams), "MTCT", test_envs=[2])
 
 
