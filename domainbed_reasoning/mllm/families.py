@@ -152,14 +152,24 @@ def tile_grid(family: Family, max_tiles: int) -> int:
     return math.isqrt(max_tiles)
 
 
-def family_of(architecture: str) -> Family:
+def family_of(architecture: str, config: Any = None) -> Family:
     """Return the row of a model class; for one without, settings that are read from its processor and tried out.
+
+    Args:
+        architecture: name of the class.
+        config: of the model; LLaVA's class has other vision encoders than LLaVA-1.5's, too.
 
     Raises:
         ModelError: for what is no multimodal LLM of the transformers library, naming those that have a row.
     """
-    if architecture in FAMILIES:
+    vision = getattr(getattr(config, "vision_config", None), "model_type", None)
+    if architecture in FAMILIES and vision != "pixtral":
         return FAMILIES[architecture]
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{architecture} is an encoder-decoder, which reads a prompt and writes in separate parts; its answers do "
+            "not continue a conversation. Use a chat model with a decoder alone, such as those of InternVL3 or Qwen3-VL."
+        )
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     if architecture not in set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()):
@@ -178,20 +188,19 @@ def is_general(family: Family) -> bool:
 
 def _general_edge(processor: Any) -> int:
     """Return the edge of a square picture that an unknown image processor takes as one tile, as far as it says."""
-    crop, size = getattr(processor, "crop_size", None), getattr(processor, "size", None)
-    size = dict(size) if isinstance(size, Mapping) or hasattr(size, "keys") else {}
-    patch = getattr(processor, "patch_size", None)
-    merge = getattr(processor, "merge_size", None) or getattr(processor, "spatial_merge_size", None) or 1
-    if getattr(processor, "do_center_crop", False) and crop is not None:
-        return int(dict(crop)["height"])
+    size = dict(getattr(processor, "size", None) or {})
+    patch, merge = getattr(processor, "patch_size", None) or 1, getattr(processor, "merge_size", None) or 1
+    patch = patch if isinstance(patch, int) else int(dict(patch)["height"])
+    if getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None):
+        return int(dict(processor.crop_size)["height"])
     if size.get("height"):
         return int(size["height"])
-    if isinstance(patch, int) and {"shortest_edge", "longest_edge"} <= size.keys() and size["longest_edge"] > 10_000:
-        return _any_edge(processor)  # of pixels, not edges
-    most = size.get("longest_edge") or size.get("shortest_edge") or _ANY_EDGE
-    if not isinstance(patch, int):
-        return int(min(most, _ANY_EDGE))
-    return int(max(1, min(most, _ANY_EDGE) // (patch * merge)) * patch * merge)
+    if hasattr(processor, "temporal_patch_size") and {"shortest_edge", "longest_edge"} <= size.keys():
+        return _any_edge(processor)  # its sizes are numbers of pixels
+    if tokens := getattr(processor, "max_soft_tokens", None):  # as many patches as it has tokens for
+        return math.isqrt(tokens) * patch * int(processor.pooling_kernel_size)
+    most = size.get("longest_edge") or size.get("shortest_edge") or size.get("max_height") or _ANY_EDGE
+    return max(1, min(int(most), _ANY_EDGE) // (patch * merge)) * patch * merge
 
 
 _ANY_EDGE = 448

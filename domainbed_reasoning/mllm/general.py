@@ -51,7 +51,7 @@ def conversations(mllm: LanguageModel, pictures: torch.Tensor, question: str) ->
         return_tensors="pt",
         processor_kwargs=dict(chat.image_settings),
     )
-    known = accepted(mllm.base)
+    known = accepted(mllm.base) - {"labels"}
     found = {name: inputs[name] for name in inputs if name in known and isinstance(inputs[name], torch.Tensor)}
     dtype = next(mllm.base.parameters()).dtype
     return {
@@ -116,9 +116,15 @@ def encode(mllm: LanguageModel, images: torch.Tensor) -> Encoded:
 
 def image_features(mllm: LanguageModel, inputs: Mapping[str, torch.Tensor]) -> Any:
     """Return what the model makes of the images of a batch of prompts."""
-    wanted = set(inspect.signature(mllm.base.get_image_features).parameters)
+    encoder = image_encoder(mllm.base)
+    wanted = set(inspect.signature(encoder).parameters)
     vision = {name: value for name, value in inputs.items() if name in wanted and name != "input_ids"}
-    return mllm.base.get_image_features(**vision, return_dict=True)
+    return encoder(**vision, return_dict=True)
+
+
+def image_encoder(network: Any) -> Any:
+    """Return a model's ``get_image_features``, which some have below their head only."""
+    return (network if hasattr(network, "get_image_features") else network.model).get_image_features
 
 
 def log_likelihoods(mllm: LanguageModel, encoded: Encoded, question: str, answers: Sequence[str]) -> LogLikelihoods:

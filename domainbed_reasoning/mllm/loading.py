@@ -184,7 +184,7 @@ def config_of(model: str) -> tuple[Any, Family]:
 def _config_and_family(model: str, where: str) -> tuple[Any, Family]:
     config = read_config(model, where)
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-    return config, family_of(architecture)
+    return config, family_of(architecture, config)
 
 
 def image_edge(model: str, max_tiles: int = 1) -> int:

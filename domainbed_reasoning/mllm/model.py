@@ -145,7 +145,7 @@ class MLLM(torch.nn.Module):
         self.generator = TextGenerator(own) if family.tree else general.GeneralGenerator(own)
         if not family.tree:
             return
-        self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
+        self._vision_inputs = set(inspect.signature(general.image_encoder(self.base)).parameters)
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
         self._cache_argument = next(name for name in CACHES if name in self._core_inputs)
         if family.tree != "windows":
@@ -203,7 +203,7 @@ class MLLM(torch.nn.Module):
             return general.encode(self, images)
         inputs = self.image_inputs(images)
         vision = {name: value for name, value in inputs.items() if name in self._vision_inputs}
-        features = self.base.get_image_features(**vision, return_dict=True)
+        features = general.image_encoder(self.base)(**vision, return_dict=True)
         kept = {name: value for name, value in inputs.items() if name in self._core_inputs}
         kept.pop("pixel_attention_mask", None)
         return {**kept, "mm_encoder_outputs": {"image": features}}

@@ -90,11 +90,10 @@ class _Trial:
             found = batched
             if self._holds(padded := dataclasses.replace(found, padding=True)):
                 found = padded
-        forward = getattr(getattr(self.slow.base, "model", self.slow.base), "forward", None)
         reusing = dataclasses.replace(found, reuse=True)
-        if found.batch and found.padding and forward is not None and hasattr(self.slow.base, "get_image_features"):
-            named = "mm_encoder_outputs" in inspect.signature(forward).parameters  # else it might be dropped
-            found = reusing if named and self._holds(reusing) else found
+        named = "mm_encoder_outputs" in general.accepted(self.slow.base)  # else it might be dropped
+        if found.batch and found.padding and named and self._holds(reusing):
+            found = reusing
         for settings in (dataclasses.replace(found, cache=True), found):
             written = self._attempt(self._write, self._general(settings))
             if written is not None and self._is_greedy(written):
