@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.method.schedule import Schedule
-from domainbed_reasoning.mllm.families import Family, family_of, tile_grid
+from domainbed_reasoning.mllm.families import Family, ModelError, family_of, is_general, tile_grid
 from domainbed_reasoning.mllm.loading import cached_numbers, config_of, without_adapters
 from domainbed_reasoning.mllm.towers import parts_of
 from domainbed_reasoning.results.published import KNOWN_CONFIGS, Data, Gpu
@@ -124,6 +124,11 @@ def shape_of(model: str, max_tiles: int = 1) -> Shape:
     import transformers
 
     config, family = _known(model) or config_of(model)
+    if is_general(family):
+        raise ModelError(
+            f"{model}: the costs of {family.name} cannot be estimated: how many tokens an image has is known only "
+            "from its processor. Try it out with `domainbed-reasoning doctor --model`."
+        )
     with torch.device("meta"):
         network = transformers.AutoModelForImageTextToText.from_config(config)
     text, vision = config.get_text_config(), config.vision_config

@@ -14,7 +14,7 @@ import torch
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
-from domainbed_reasoning.mllm.towers import PROJECTOR, is_linear, parts_of
+from domainbed_reasoning.mllm.towers import PROJECTOR, is_linear, is_router, parts_of, said_of_convolutions
 from domainbed_reasoning.terminal import get_logger
 
 _log = get_logger(__name__)
@@ -137,8 +137,9 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         check_weights(model, where, count)
     if device.type == "cuda":
         check_memory(model, count, precision, quantize, free_memory(device))
-    settings: dict[str, Any] = {"dtype": precision, "attn_implementation": "sdpa", "device_map": {"": device}}
-    settings["trust_remote_code"] = False
+    settings: dict[str, Any] = {"dtype": precision, "device_map": {"": device}, "trust_remote_code": False}
+    if not is_general(family):  # others may have no such attention, and take what they have
+        settings["attn_implementation"] = "sdpa"
     if quantize != "none":
         settings["quantization_config"] = _quantization(quantize, precision)
     with loading(model, where):
@@ -296,7 +297,7 @@ def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str
         for name, module in network.named_modules()
         if parts(name) in wanted and not any(kind in type(module).__name__ for kind in _NO_EXPERTS)
         for key, weight in module.named_parameters(recurse=False)
-        if weight.dim() > 1 and min(weight.shape) > 1
+        if weight.dim() > (1 if is_router(module) else 2) and min(weight.shape) > 1
     }
 
 
@@ -340,8 +341,9 @@ def add_lora(
     if values:
         check_adapters(adapter_shapes(network, settings), values)
     total = sum(weight.numel() for weight in network.parameters())
-    if said := said_of_experts(without_adapters(network, settings.towers), total):
-        _log.warning("WARNING: %s", said)
+    for said in (said_of_experts(without_adapters(network, settings.towers), total), said_of_convolutions(network)):
+        if said:
+            _log.warning("WARNING: %s", said)
     return adapted(
         network,
         r=settings.rank,

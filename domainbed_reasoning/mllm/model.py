@@ -7,7 +7,6 @@ import copy
 import inspect
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ import torch
 from domainbed_reasoning.mllm import general, likelihood, trials
 from domainbed_reasoning.mllm.chat_format import ChatFormat
 from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
-from domainbed_reasoning.mllm.findings import recall, remember
 from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.generation_cache import AnswerCache, Key, digests_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
@@ -32,10 +30,6 @@ from domainbed_reasoning.mllm.loading import (
 from domainbed_reasoning.mllm.opening import small_files_digest
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.tree_attention import install
-from domainbed_reasoning.terminal import get_logger
-
-_log = get_logger(__name__)
-
 ROWS = ("naive", "vision", "tree")
 
 
@@ -70,7 +64,8 @@ def load_mllm(
     network, processor, family = load_network(model, dtype, quantize, where)
     grid = tile_grid(family, max_tiles)
     if is_general(family):
-        family = _tried(network, processor, family, (model, dtype, quantize, where))
+        digest = trials.digest_of(small_files_digest(model, resolve(model)), dtype, quantize, where)
+        family = trials.known(lambda settings: MLLM(network, processor, settings), family, digest)
     else:
         require_interface(network, family)
     if lora is not None:
@@ -87,19 +82,6 @@ def load_mllm(
     if gradient_checkpointing:
         checkpoint_activations(mllm.base)
     return mllm
-
-
-def _tried(network: Any, processor: Any, family: Family, loaded: tuple[Any, ...]) -> Family:
-    """Return the settings of an architecture without a row, with what is or becomes known of the model."""
-    model, *more = loaded
-    digest = trials.digest_of(small_files_digest(model, resolve(model)), *more)
-    found = recall(digest)
-    if found is None:
-        found = trials.try_out(lambda settings: MLLM(network, processor, settings), family)
-        remember(digest, found)
-    if found.costs:
-        _log.warning("%s: computed by the general path: %s.", family.name, "; ".join(found.costs))
-    return replace(family, tree=found.tree, findings=found)
 
 
 def checkpoint_activations(network: Any) -> None:

@@ -70,15 +70,27 @@ def is_linear(module: torch.nn.Module) -> bool:
     return type(module).forward is torch.nn.Linear.forward or type(module).__module__.startswith("bitsandbytes")
 
 
-def convolutions(network: torch.nn.Module) -> dict[str, int]:
-    """Return the convolutions of the vision tower that are blocks of it, with their numbers of weights.
+def is_router(module: torch.nn.Module) -> bool:
+    """Return whether a module chooses the experts of a mixture, by the name of its class."""
+    return any(word in type(module).__name__ for word in ("Router", "Gate", "Expert", "Moe"))
 
-    A transformer begins with one or two that cut the image into patches; a convolutional tower consists of them.
+
+def said_of_convolutions(network: torch.nn.Module) -> str:
+    """Return one line about a convolutional vision tower, which gets few adapters; empty for a transformer.
+
+    A transformer begins with one or two convolutions that cut the image into patches; a convolutional tower consists
+    of them.
     """
     part = parts_of(network)
-    found = {
-        name: sum(weight.numel() for weight in module.parameters())
-        for name, module in network.named_modules()
-        if isinstance(module, torch.nn.Conv2d) and part(name) == "vision"
-    }
-    return found if len(found) > 4 else {}
+    kinds: dict[type, list[int]] = {torch.nn.Conv2d: [], torch.nn.Linear: []}
+    for name, module in network.named_modules():
+        for kind, counts in kinds.items():
+            if isinstance(module, kind) and part(name) == "vision":
+                counts.append(sum(weight.numel() for weight in module.parameters()))
+    frozen, adapted = kinds.values()
+    if len(frozen) <= len(adapted):
+        return ""
+    return (
+        f"the vision tower has {len(frozen)} convolutions ({sum(frozen):,} weights), which stay frozen: LoRA trains its "
+        f"{len(adapted)} Linear layers only."
+    )

@@ -17,7 +17,7 @@ import torch
 
 from domainbed_reasoning.mllm import general, likelihood
 from domainbed_reasoning.mllm.families import Family, ModelError
-from domainbed_reasoning.mllm.findings import Findings
+from domainbed_reasoning.mllm.findings import Findings, recall, remember
 from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.towers import parts_of
@@ -41,6 +41,26 @@ def digest_of(small_files: str, *more: object) -> str:
 
     said = repr((1, small_files, transformers.__version__, torch.__version__, *map(str, more)))
     return hashlib.sha256(said.encode()).hexdigest()
+
+
+def known(make: Make, family: Family, digest: str) -> Family:
+    """Return the settings of an architecture without a row with what is known of the model, or found out now.
+
+    Args:
+        make: returns the model with another `Family`.
+        family: settings of its images.
+        digest: under which findings are kept, see `digest_of`.
+
+    Raises:
+        ModelError: as `try_out`.
+    """
+    found = recall(digest)
+    if found is None:
+        found = try_out(make, family)
+        remember(digest, found)
+    if found.costs:
+        _log.warning("%s: computed by the general path: %s.", family.name, "; ".join(found.costs))
+    return dataclasses.replace(family, tree=found.tree, findings=found)
 
 
 @torch.no_grad()

@@ -127,6 +127,7 @@ def test_a_step_of_mtct_equals_one_sequence_at_a_time(trained, minibatches, reco
     label, chains = algorithm.terms(images, names, [chain] * len(images))
     loss = (label + chains).mean()
     loss.backward()
+    loss = loss.detach()
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     worst = max(float((weight.grad - gradients[n]).abs().max()) for n, weight in algorithm.mllm.adapters().items())
     record_property("loss", abs(float(loss) - expected) / expected)
@@ -194,7 +195,7 @@ def test_a_job_reloads_exports_and_predicts(trained, minibatches, tmp_path):
         first = plain_log_likelihood(processor, network, algorithm.mllm, images[0], algorithm.q_cls, names[0]).sum()
     torch.testing.assert_close(first, expected[0, 0], rtol=1e-5, atol=1e-3)
     Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(tmp_path / "photo.png")
-    assert len(list(Predictor(tmp_path / "job").predict([str(tmp_path / "photo.png")]))) == 1
+    assert Predictor(tmp_path / "job")(str(tmp_path / "photo.png")).class_name in names
 
 
 @pytest.mark.slow
