@@ -54,9 +54,7 @@ def conversations(mllm: LanguageModel, pictures: torch.Tensor, question: str) ->
     known = accepted(mllm.base) - {"labels"}
     found = {name: inputs[name] for name in inputs if name in known and isinstance(inputs[name], torch.Tensor)}
     dtype = next(mllm.base.parameters()).dtype
-    return {
-        name: value.to(mllm.device, dtype if value.is_floating_point() else None) for name, value in found.items()
-    }
+    return {name: value.to(mllm.device, dtype if value.is_floating_point() else None) for name, value in found.items()}
 
 
 def accepted(network: Any) -> set[str]:

@@ -59,6 +59,11 @@ def resolve(model: str) -> str:
         return str(TINY)
     path = pathlib.Path(model).expanduser()
     if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise ModelError(
+                f"model {model!r}: the folder holds adapters, not a model. Pass their base model; `predict` takes a "
+                "job's folder or what `export --job` wrote."
+            )
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"model {model!r}: the folder has no config.json, so it is not a saved transformers model."

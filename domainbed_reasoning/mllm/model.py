@@ -30,6 +30,7 @@ from domainbed_reasoning.mllm.loading import (
 from domainbed_reasoning.mllm.opening import small_files_digest
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.tree_attention import install
+
 ROWS = ("naive", "vision", "tree")
 
 

@@ -248,11 +248,18 @@ def image_tokens(mllm: LanguageModel) -> int:
         raise refusal(family, "the image token", f"no {token!r} in the tokenizer", "Download the model again.")
     turn: list[dict[str, Any]] = [{"type": "text", "text": "?"}]
     try:
-        ids = mllm.prompt("?")["input_ids"][0].tolist()
         texts = [
             processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
             for content in (turn, [{"type": "image"}, *turn])
         ]
+        if texts[0] == texts[1]:
+            raise refusal(
+                family,
+                "its chat template with and without an image",
+                "the same text",
+                "Use the chat template that the model was published with.",
+            )
+        ids = mllm.prompt("?")["input_ids"][0].tolist()
     except (ModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a template raises its own, jinja's and the processor's
@@ -263,13 +270,6 @@ def image_tokens(mllm: LanguageModel) -> int:
             f"{type(error).__name__}: {said:.300}",
             "Use a checkpoint that was made for conversations about images.",
         ) from error
-    if texts[0] == texts[1]:
-        raise refusal(
-            family,
-            "its chat template with and without an image",
-            "the same text",
-            "Use the chat template that the model was published with.",
-        )
     config = mllm.base.config
     wanted = [getattr(owner, name, None) for owner in (config, processor) for name in _IMAGE_TOKENS]
     counts = [ids.count(token) for token in wanted if isinstance(token, int)]

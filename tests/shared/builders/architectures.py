@@ -250,10 +250,16 @@ def aya_vision() -> Built:
 
 
 def cohere2_vision() -> Built:
-    marks = {"boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>", "img_line_break_token": "<|IMG_LINE_BREAK|>"}
+    marks = {
+        "boi_token": "<|START_OF_IMG|>",
+        "eoi_token": "<|END_OF_IMG|>",
+        "img_line_break_token": "<|IMG_LINE_BREAK|>",
+    }
     words = _words("<|IMG_PATCH|>", **marks)
     processor = tf.Cohere2VisionProcessor(
-        tf.Cohere2VisionImageProcessor(size=EDGE, patch_size=2, **MEAN_AND_STD), words, chat_template=_chat("<|IMG_PATCH|>")
+        tf.Cohere2VisionImageProcessor(size=EDGE, patch_size=2, **MEAN_AND_STD),
+        words,
+        chat_template=_chat("<|IMG_PATCH|>"),
     )
     config = tf.Cohere2VisionConfig(
         vision_config=SIGLIP,
@@ -357,7 +363,9 @@ def aria() -> Built:
 
 
 def idefics2() -> Built:
-    words = _words("<image>", "<fake_token_around_image>", "<end_of_utterance>", image_boundary_token="<fake_token_around_image>")
+    words = _words(
+        "<image>", "<fake_token_around_image>", "<end_of_utterance>", image_boundary_token="<fake_token_around_image>"
+    )
     processor = tf.Idefics2Processor(
         tf.Idefics2ImageProcessor(size={"shortest_edge": 32, "longest_edge": 32}, **MEAN_AND_STD),
         words, image_seq_len=4, chat_template=_chat(),
@@ -422,7 +430,9 @@ def mllama() -> Built:
         "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]], "vision_output_dim": 128,
         "intermediate_layers_indices": [1],
     }  # fmt: skip
-    text = _decoder("mllama_text_model", words, num_hidden_layers=3, cross_attention_layers=[1], bos_token_id=words.bos_token_id)
+    text = _decoder(
+        "mllama_text_model", words, num_hidden_layers=3, cross_attention_layers=[1], bos_token_id=words.bos_token_id
+    )
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
     config = tf.MllamaConfig(vision_config=vision, text_config=text, **_ids(words, image_token_index="<|image|>"))
     model = tf.MllamaForConditionalGeneration(config)
@@ -462,7 +472,9 @@ def gemma4() -> Built:
 
 
 def kimi_k25() -> Built:
-    words = _words("<|media_pad|>", "<|media_begin|>", "<|media_content|>", "<|media_end|>", video_token="<|kimi_video|>")
+    words = _words(
+        "<|media_pad|>", "<|media_begin|>", "<|media_content|>", "<|media_end|>", video_token="<|kimi_video|>"
+    )
     processor = tf.Kimi_K25Processor(
         tf.Kimi_K25ImageProcessor(size={"max_height": 56, "max_width": 56}, **MEAN_AND_STD), words,
         tf.Kimi_K25VideoProcessor(**MEAN_AND_STD), chat_template=_chat("<|media_pad|>"),
