@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.method.schedule import Schedule
-from domainbed_reasoning.mllm.families import Family, family_of, tile_grid
-from domainbed_reasoning.mllm.loading import cached_numbers, config_of, part_of, without_adapters
+from domainbed_reasoning.mllm.families import Family, ModelError, family_of, is_general, tile_grid
+from domainbed_reasoning.mllm.loading import cached_numbers, config_of, without_adapters
+from domainbed_reasoning.mllm.towers import parts_of
 from domainbed_reasoning.results.published import KNOWN_CONFIGS, Data, Gpu
 
 _BYTES_PER_WEIGHT = {"none": 2.0, "nf4": 0.56, "int8": 1.03}
@@ -125,6 +126,11 @@ def shape_of(model: str, max_tiles: int = 1) -> Shape:
     import transformers
 
     config, family = _known(model) or config_of(model)
+    if is_general(family):
+        raise ModelError(
+            f"{model}: the costs of {family.name} cannot be estimated: how many tokens an image has is known only "
+            "from its processor. Try it out with `domainbed-reasoning doctor --model`."
+        )
     with torch.device("meta"):
         network = transformers.AutoModelForImageTextToText.from_config(config)
     text, vision = config.get_text_config(), config.vision_config
@@ -172,10 +178,11 @@ def _tile_edge(vision: Any) -> int:
 
 
 def _tower(network: torch.nn.Module, part: str, layers: int, width: int) -> Tower:
+    parts = parts_of(network)
     linear = [
         (module.in_features, module.out_features)
         for name, module in network.named_modules()
-        if isinstance(module, torch.nn.Linear) and part_of(name) == part
+        if isinstance(module, torch.nn.Linear) and parts(name) == part
     ]
     return Tower(sum(i * o for i, o in linear), sum(i for i, _ in linear), sum(o for _, o in linear), layers, width)
 

@@ -23,6 +23,7 @@ HOOK = "_domainbed_reasoning_hook"
 EXAMPLES = """\
   domainbed-reasoning doctor
   cd DomainBed && domainbed-reasoning doctor
+  domainbed-reasoning doctor --model ~/models/LFM2-VL-1.6B   # does it work, and what does it cost
 """
 
 # The newest tested versions; `make compat` runs the tests with the oldest and the newest.
@@ -67,13 +68,15 @@ class Finding(NamedTuple):
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add nothing: `doctor` has no options."""
+    """Add `doctor`'s option."""
+    parser.add_argument("--model", metavar="MODEL", help="a folder or hub id: load this model and try it out")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return 1 if a problem prevents training."""
     fatal = 0
-    for title, check in CHECKS.items():
+    checks = dict(CHECKS) if args.model is None else {f"Model {args.model}": lambda: check_model(args.model)}
+    for title, check in checks.items():
         print(title)
         for finding in check():
             mark = "ERROR" if finding.fatal else "note " if finding.fix else "ok   "
@@ -235,6 +238,20 @@ def check_devices() -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
         yield Finding(f"GPU {index}: {name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} GiB free")
+
+
+def check_model(model: str) -> Iterator[Finding]:
+    """Load a model and try out which fast ways it has, each against one plain row at a time."""
+    try:
+        from domainbed_reasoning.mllm.inspection import inspect_model
+
+        family, findings = inspect_model(model)
+    except (ImportError, ValueError) as error:
+        yield Finding(str(error), "use another model, or see the message", True)
+        return
+    yield Finding(family)
+    for tried, found, cost in findings.table():
+        yield Finding(f"{tried:<26} {found:<22} {cost}".rstrip())
 
 
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {

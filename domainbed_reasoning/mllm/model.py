@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.mllm import likelihood as reading
+from domainbed_reasoning.mllm import general, likelihood, trials
 from domainbed_reasoning.mllm.chat_format import ChatFormat
-from domainbed_reasoning.mllm.families import Family, tile_grid
+from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
 from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.generation_cache import AnswerCache, Key, digests_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
@@ -25,7 +25,9 @@ from domainbed_reasoning.mllm.loading import (
     check_adapters,
     free_memory,
     load_network,
+    resolve,
 )
+from domainbed_reasoning.mllm.opening import small_files_digest
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.tree_attention import install
 
@@ -61,12 +63,21 @@ def load_mllm(
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network, processor, family = load_network(model, dtype, quantize, where)
-    require_interface(network, family)
     grid = tile_grid(family, max_tiles)
+    if is_general(family):
+        digest = trials.digest_of(small_files_digest(model, resolve(model)), dtype, quantize, where)
+        family = trials.known(lambda settings: MLLM(network, processor, settings), family, digest)
+    else:
+        require_interface(network, family)
     if lora is not None:
         network = add_lora(network, lora, adapters)
     mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
-    require_sight(mllm)
+    if family.tree:
+        require_sight(mllm)
+    else:
+        trials.require_sight(mllm)
+    if is_general(family) and lora is not None:
+        trials.require_gradients(mllm)
     if adapters:
         mllm.load_adapters(adapters)
     if gradient_checkpointing:
@@ -110,13 +121,18 @@ class MLLM(torch.nn.Module):
         self.image_size = edge * grid
         self._image_settings = family.image_settings(edge, grid)
         self.chat_format = ChatFormat(processor, self.image_size, self._image_settings)
-        self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
+        self._core_inputs = general.accepted(self.base) - {"pixel_values"}
+        # Not the model itself: copies are large, and in a cycle they would stay until Python's collector comes.
+        own = weakref.proxy(self)
+        self.reading: Any = likelihood if family.tree else general
+        self.generator = TextGenerator(own) if family.tree else general.GeneralGenerator(own)
+        if not family.tree:
+            return
+        self._vision_inputs = set(inspect.signature(general.image_encoder(self.base)).parameters)
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
         self._cache_argument = next(name for name in CACHES if name in self._core_inputs)
         if family.tree != "windows":
             install(self.base)
-        # Not the model itself: copies are large, and in a cycle they would stay until Python's collector comes.
-        self.generator = TextGenerator(weakref.proxy(self))
 
     @property
     def base(self) -> Any:
@@ -166,9 +182,11 @@ class MLLM(torch.nn.Module):
         Args:
             images: ``(n, 3, H, W)``, bytes or DomainBed's floats.
         """
+        if not self.family.tree:
+            return general.encode(self, images)
         inputs = self.image_inputs(images)
         vision = {name: value for name, value in inputs.items() if name in self._vision_inputs}
-        features = self.base.get_image_features(**vision, return_dict=True)
+        features = general.image_encoder(self.base)(**vision, return_dict=True)
         kept = {name: value for name, value in inputs.items() if name in self._core_inputs}
         kept.pop("pixel_attention_mask", None)
         return {**kept, "mm_encoder_outputs": {"image": features}}
@@ -205,7 +223,7 @@ class MLLM(torch.nn.Module):
         Returns:
             log-likelihoods in nats, float32, ``(n, T)``, and the mask of target tokens, ``(n, T)``.
         """
-        return reading.log_likelihoods(self, encoded, question, answers)
+        return self.reading.log_likelihoods(self, encoded, question, answers)
 
     def token_statistics(
         self, encoded: dict[str, Any], question: str, answers: Sequence[str]
@@ -215,7 +233,7 @@ class MLLM(torch.nn.Module):
         Returns:
             log-likelihoods and entropies in nats, float32, ``(n, T)`` each, and the mask of target tokens, ``(n, T)``.
         """
-        return reading.token_statistics(self, encoded, question, answers)
+        return self.reading.token_statistics(self, encoded, question, answers)
 
     def two_path_log_likelihoods(
         self,
@@ -239,11 +257,12 @@ class MLLM(torch.nn.Module):
         Raises:
             ValueError: for rows of another name.
         """
-        rows = rows or "tree"  # the fastest wherever it was measured
-        if rows not in ROWS:
-            raise ValueError(f"rows must be one of {', '.join(ROWS)}; got {rows!r}.")
+        rows = rows or ("tree" if self.family.tree else "vision")  # the fastest wherever it was measured
+        known = ROWS if self.family.tree else ROWS[:2]
+        if rows not in known:
+            raise ValueError(f"rows must be one of {', '.join(known)}; got {rows!r}.")
         if rows == "tree":
-            return reading.tree_log_likelihoods(self, self.encode(images), questions, answers)
+            return self.reading.tree_log_likelihoods(self, self.encode(images), questions, answers)
         encoded = [self.encode(images)]
         encoded.append(self.encode(images) if rows == "naive" else encoded[0])
         a, b = (self.log_likelihoods(*each) for each in zip(encoded, questions, answers, strict=True))
@@ -275,7 +294,7 @@ class MLLM(torch.nn.Module):
         Returns:
             ``(n, C)``, float32, in nats.
         """
-        return reading.class_scores(self, images, question, names)
+        return self.reading.class_scores(self, images, question, names)
 
     # -- generation -----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm.families import ModelError
-from domainbed_reasoning.mllm.probe import SMALL_FILES, require_sound
+from domainbed_reasoning.mllm.probe import SMALL_FILES, digest_of, require_sound
 from domainbed_reasoning.mllm.sealed import sealed
 
 TINY = pathlib.Path(__file__).parent / "tiny_model"
@@ -40,6 +40,11 @@ def read_config(model: str, where: str) -> Any:
                 f"converted for transformers: {model}-hf for InternVL3, {model}-HF for InternVL3.5."
             ) from error
         raise
+
+
+def small_files_digest(model: str, where: str) -> str:
+    """Return a digest of all of a model's files but its weights."""
+    return digest_of(model, _folder_of(model, where))
 
 
 def _folder_of(model: str, where: str) -> pathlib.Path:

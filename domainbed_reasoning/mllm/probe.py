@@ -56,11 +56,20 @@ def require_sound(model: str, folder: Path) -> None:
     Raises:
         ModelError: it is rejected.
     """
+    _require_sound(model, folder, digest_of(model, folder))
+
+
+def digest_of(model: str, folder: Path) -> str:
+    """Return a digest of a base model's small files.
+
+    Raises:
+        ModelError: for a file that cannot be read.
+    """
     digest = hashlib.sha256(_VERSION.encode())
     for path in _files(model, folder):
         data = _read(model, path, _MAX_SMALL_BYTES)
         digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(data).digest())
-    _require_sound(model, folder, digest.hexdigest())
+    return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=64)

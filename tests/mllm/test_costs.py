@@ -8,7 +8,7 @@ from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.chains.prompts import q_cls
 from domainbed_reasoning.method.schedule import plan_stages
 from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
-from domainbed_reasoning.mllm.loading import part_of
+from domainbed_reasoning.mllm.towers import part_of
 from domainbed_reasoning.results import published
 from domainbed_reasoning.sweeps import costs
 
