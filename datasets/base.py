@@ -117,8 +117,13 @@ def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:
     attach_task(hparams, task)
 
 
-def report_chains(task: Task, wanted: bool) -> None:
+def report_chains(task: Task, wanted: bool, unverified: bool = False) -> None:
     """Print which share of the source domains' images has a chain, and how many chains conclude with another class.
+
+    Args:
+        task: of the dataset.
+        wanted: whether the algorithm reads chains.
+        unverified: whether chains that conclude with another class are wanted.
 
     Raises:
         ValueError: every chain concludes with no class: training would teach the model not to answer.
@@ -142,6 +147,9 @@ def report_chains(task: Task, wanted: bool) -> None:
             f"{task.images[env][index]!r} ({task.class_names[task.labels[env][index]]}), concludes: "
             f"{conclusion_of(task.chains[env, index])!r:.80}"
         )
+        if found is other and unverified:
+            _log.info(printable(f"{task.dataset}: {said}. They are trained on (chain_verification)", sys.stdout))
+            continue
         cure = "`domainbed-reasoning check` lists them; correct their <CONCLUSION> or mark them as rejected."
         if found is nothing and len(nothing) == total:
             raise ValueError(f"{said}. A model trained on them would never name a class. {cure}")

@@ -28,7 +28,7 @@ _MOSTLY = 0.5  # share of an evaluation's chains without a class from which its 
 def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> None:
     """Write ``task.json`` beside results.jsonl: what an answer needs that DomainBed's checkpoint does not hold."""
     nothing, other = misled(task)
-    said = {
+    said: dict[str, Any] = {
         "algorithm": args.algorithm,
         "dataset": task.dataset,
         "subject": task.subject,
@@ -40,6 +40,8 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
         "hparams": dict(hparams),
         "chains": {"source": len(task.chains), "no_class": len(nothing), "other_class": len(other)},
     }
+    if task.bundle:
+        said["chains"] |= {"bundle": task.bundle}
     folder = pathlib.Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)  # DomainBed's own script has made it
     replace_text(folder / "task.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
