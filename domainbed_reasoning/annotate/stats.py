@@ -118,10 +118,11 @@ def known_and_strange(pictures: Sequence[Picture], records: Iterable[Record]) ->
     return known, strangers
 
 
-def about_strangers(count: int) -> str:
-    """Return what is to be said of candidates of images that are not there."""
+def about_strangers(count: int, are_named: bool = True) -> str:
+    """Return what is to be said of candidates of images that are not there; ``are_named``: by `check`."""
     subject = "1 candidate is of an image that is" if count == 1 else f"{count:,} candidates are of images that are"
-    return f"{subject} not in the dataset: `check` names {'it' if count == 1 else 'them'}."
+    named = f": `check` names {'it' if count == 1 else 'them'}" if are_named else ""
+    return f"{subject} not in the dataset{named}."
 
 
 def total(groups: Groups, axis: int | None = None) -> dict[str, Group]:
