@@ -52,21 +52,20 @@ class Matches:
         """Yield a sentence about each kind of irregularity, with the first example."""
         if self.copies:
             image, copy = self.copies[0]
-            have = "file has" if len(self.copies) == 1 else "files have"
-            yield f"{len(self.copies):,} {have} the content of another and share its chain ({copy!r} and {image!r})."
+            files = "file has the content of another and shares its chain"
+            if len(self.copies) > 1:
+                files = "files have the content of others and share their chains"
+            yield f"{len(self.copies):,} {files} ({copy!r} and {image!r})."
         if self.elsewhere:
             image, name = self.elsewhere[0]
-            are = "image is" if len(self.elsewhere) == 1 else "images are"
-            yield (
-                f"{len(self.elsewhere):,} {are} in another class folder than in the bundle and get no bundled chain "
-                f"({image!r}, in the bundle {name!r})."
-            )
+            images = "image is in another class folder than in the bundle and gets"
+            if len(self.elsewhere) > 1:
+                images = "images are in other class folders than in the bundle and get"
+            yield f"{len(self.elsewhere):,} {images} no bundled chain ({image!r}, in the bundle {name!r})."
         if self.renamed:
-            have = "image has" if len(self.renamed) == 1 else "images have"
-            yield (
-                f"{len(self.renamed):,} {have} the path of another image in the bundle, and are matched by content "
-                f"alone ({self.renamed[0]!r})."
-            )
+            images = "image has" if len(self.renamed) == 1 else "images have"
+            path = f"the path of another image in the bundle, so that content alone counts ({self.renamed[0]!r})"
+            yield f"{len(self.renamed):,} {images} {path}."
 
 
 def match_images(lines: Iterable[tuple[int, Record]], images: Sequence[str], root: Path) -> Matches:

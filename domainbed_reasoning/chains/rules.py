@@ -4,6 +4,22 @@ The paper (arXiv 2602.23777) keeps a candidate if all stages are there and the c
 has a name, which is stored with the candidate; the first one that is broken counts. The label is looked at last, so
 that the other names say what is wrong with the text itself. Blemishes of form break no rule: they are taken off before
 (`reader`), save where the exact rules are asked for.
+
+Measured on a frontier model's chains for 9,472 images of PACS (the bundle PACS, one candidate an image, with default
+bounds): rejected of the 9,413 that conclude the class, found of the 59 others, and found of the 9,413 once another
+class's name is put into the conclusion. Of a chain the first rule that it breaks counts.
+
+==================  ============  ===========  ================
+rule                true          wrong        other conclusion
+==================  ============  ===========  ================
+contradiction       0             0            676 (7.2%)
+label               0             58 (98.3%)   8,737 (92.8%)
+every other rule    0             0            0
+==================  ============  ===========  ================
+
+The rules of form find nothing in chains that are whole: they are for teachers that break the format. The wrong chain
+that no rule finds is of a picture of the word ERROR and guesses its class. `domainbed-reasoning stats` prints this
+table for any chains.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import registry
+from domainbed_reasoning.chains.bundled import BUNDLED
+from domainbed_reasoning.chains.training_chains import NONE
 from domainbed_reasoning.commands.arguments import Parser, UsageError, json_object, positive
 from domainbed_reasoning.commands.plan import schedule_of
 from domainbed_reasoning.hparam_checks import check_values
