@@ -66,7 +66,7 @@ def test_the_same_lines_make_the_same_bytes_in_any_order_and_without_what_no_rea
         (lambda path: bundled.digest_path(path).write_text(""), "says nothing"),
         (lambda path: bundled.digest_path(path).unlink(), "cannot be read .*sha256"),
         (lambda path: path.unlink(), "cannot be read"),
-        (lambda path: resealed(path, b"no archive"), "cannot be decompressed"),
+        (lambda path: resealed(path, bytes(100)), "cannot be decompressed"),
         (lambda path: resealed(path, path.read_bytes()[:-20]), "truncated"),
         (lambda path: resealed(path, path.read_bytes() + path.read_bytes()), "followed by other data"),
         (lambda path: resealed(path, lzma.compress(b'{"image": "a"}\n')), "line 1: the key 'chain' is missing"),
@@ -94,10 +94,8 @@ def test_a_bundle_larger_than_the_limit_is_not_unpacked(toy, tmp_path, monkeypat
 def test_without_a_choice_the_bundle_is_used_and_the_line_says_its_coverage(toy):
     loaded = load(toy)
     assert sorted(loaded.texts) == toy[1][1:]
-    assert re.fullmatch(
-        r"7 of 8 images have a chain \(87\.5%\): 7 from the bundle toy\.jsonl\.xz \(SHA-256 [0-9a-f]{12}\)\.",
-        loaded.said,
-    )
+    digest = sha256(bundle_path(toy[2]))[:12]
+    assert loaded.said == f"7 of 8 images have a chain (87.5%): 7 from the bundle toy.jsonl.xz (SHA-256 {digest})."
     assert loaded.bundle == f"toy.jsonl.xz {sha256(bundle_path(toy[2]))}" and not loaded.warnings
 
 
