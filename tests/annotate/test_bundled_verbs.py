@@ -1,4 +1,4 @@
-"""Verbs on a dataset that brings a bundle of chains: what is matched, shown, exported, measured, and not asked again."""
+"""Verbs on a dataset that brings a bundle of chains: what is matched, shown, exported, measured, and not asked."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_check_counts_what_is_matched_by_path_by_content_and_not_at_all(bundled:
     for chains in ("bundled", None):
         code, out, _ = verb("check", *where(bundled, chains), "--no-images")
         assert code == 0 and "bundle toy.jsonl.xz (SHA-256 " in out and "16 of 18 images have a chain (88.9%)" in out
-        assert "images matched by path: 16, by SHA-256: 1, not at all: 1; 1 images of the bundle are not on disk" in out
+        assert "images matched by path: 16, by SHA-256: 1, not at all: 1; 1 image of the bundle is not on disk" in out
         assert ("no chain file at" in out) == (chains is None)
     image = bundled / "toy" / "photo" / "Mug" / "Mug_0.png"
     image.with_name("twin.png").write_bytes(image.read_bytes())
@@ -147,7 +147,7 @@ def test_the_divergence_analysis_takes_bundled_chains(test_data: Path, verb: Ver
     words = ("analyze", "divergence", "--encoder", "tiny", "--images", 2, "--output", tmp_path, "--chains", "bundled")
     code, out, err = verb(*words, "--dataset", "PACSReasoning", "--data_dir", test_data)
     assert code == 0, err
-    assert list(tmp_path.glob("divergence_PACSReasoning_bundled_*.json"))
+    assert list(tmp_path.glob("divergence_PACSReasoning_bundled_*"))
     code, _, err = verb(*words, "--dataset", "ShapesReasoning")
     assert code == 1 and "ShapesReasoning has no bundled chains." in err
 
