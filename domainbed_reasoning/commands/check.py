@@ -237,7 +237,7 @@ def check_bundle(dataset: ImageFolder, on_disk: FolderScan) -> list[str]:
     print(
         f"    images matched by path: {len(matches.by_path):,}, by SHA-256: {len(matches.by_digest):,}, not at all: "
         f"{len(labels.keys() - matches.by_path.keys() - matches.by_digest.keys()):,}; "
-        f"{counted(len(matches.absent), 'image')} of the bundle {'is' if len(matches.absent) == 1 else 'are'} not on disk"
+        f"{counted(len(matches.absent), 'image')} of the bundle not on disk"
     )
     for note in matches.notes():
         print(f"    {note}")

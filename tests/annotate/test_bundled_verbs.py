@@ -45,7 +45,7 @@ def test_check_counts_what_is_matched_by_path_by_content_and_not_at_all(bundled:
     for chains in ("bundled", None):
         code, out, _ = verb("check", *where(bundled, chains), "--no-images")
         assert code == 0 and "bundle toy.jsonl.xz (SHA-256 " in out and "16 of 18 images have a chain (88.9%)" in out
-        assert "images matched by path: 16, by SHA-256: 1, not at all: 1; 1 image of the bundle is not on disk" in out
+        assert "images matched by path: 16, by SHA-256: 1, not at all: 1; 1 image of the bundle not on disk" in out
         assert ("no chain file at" in out) == (chains is None)
     image = bundled / "toy" / "photo" / "Mug" / "Mug_0.png"
     image.with_name("twin.png").write_bytes(image.read_bytes())
