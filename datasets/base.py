@@ -117,13 +117,14 @@ def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:
     attach_task(hparams, task)
 
 
-def report_chains(task: Task, wanted: bool, exact: bool = False) -> None:
+def report_chains(task: Task, wanted: bool, exact: bool = False, unverified: bool = False) -> None:
     """Print which share of the source domains' images has a chain, and how many chains conclude with another class.
 
     Args:
         task: of the dataset.
         wanted: whether the algorithm trains on teacher chains; nothing is printed otherwise.
         exact: how the job reads conclusions, see `reader.read_conclusion`.
+        unverified: whether chains that conclude with another class are trained on.
 
     Raises:
         ValueError: every chain concludes with no class: training would teach the model not to answer.
@@ -147,6 +148,9 @@ def report_chains(task: Task, wanted: bool, exact: bool = False) -> None:
             f"{task.images[env][index]!r} ({task.class_names[task.labels[env][index]]}), concludes: "
             f"{conclusion_of(task.chains[env, index])!r:.80}"
         )
+        if found is other and unverified:
+            _log.info(printable(f"{task.dataset}: {said}. They are trained on (chain_verification)", sys.stdout))
+            continue
         cure = (
             "`domainbed-reasoning check` lists them; correct their <CONCLUSION>, normalize them with `annotate "
             "--rejudge`, or mark them as rejected."

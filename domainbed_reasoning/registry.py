@@ -24,6 +24,7 @@ ALGORITHMS = {
 
 # What a dataset prepares before its algorithm exists: teacher chains, and images at the resolution of the model.
 READ_CHAINS = frozenset({"ReasoningSFT", "MTCT", "SARR", "RDMLDG"})
+CHAINS_ALONE = frozenset({"ReasoningSFT", "SARR"})  # whose supervised stage has no label term
 ON_CLIP = frozenset({"CLIPZeroShot", "CLIPLoRA"})
 
 DATASETS = {

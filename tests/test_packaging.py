@@ -64,7 +64,7 @@ def _names(packages):
     return {path.name for path in packages.iterdir() if path.name != "__pycache__"}
 
 
-def test_the_wheel_holds_every_module_the_tiny_model_and_the_pth_file(wheel):
+def test_the_wheel_holds_every_module_the_tiny_model_the_bundled_chains_and_the_pth_file(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {"domainbed_reasoning.pth", "_domainbed_reasoning_hook.py", "domainbed_reasoning/py.typed"}
     package = CHECKOUT / "domainbed_reasoning"
@@ -72,6 +72,9 @@ def test_the_wheel_holds_every_module_the_tiny_model_and_the_pth_file(wheel):
     expected |= {
         f"domainbed_reasoning/mllm/tiny_model/{path.name}" for path in (package / "mllm" / "tiny_model").iterdir()
     }
+    bundles = package / "chains" / "bundles"
+    expected |= {f"domainbed_reasoning/chains/bundles/{path.name}" for path in bundles.iterdir()}
+    expected |= {f"domainbed_reasoning/chains/bundles/PACS{end}" for end in (".jsonl.xz", ".jsonl.xz.sha256", ".md")}
     expected |= {f"domainbed_reasoning/annotate/{path.name}" for path in (package / "annotate").glob("browse.*")}
     expected |= {
         f"domainbed_reasoning/results/report/{path.name}" for path in (package / "results" / "report").glob("page.*")

@@ -47,6 +47,8 @@ def render_card(
     name = f"{dataset.name}-Reasoning"
     names = dataset.class_names(on_disk.classes)
     accepted = [record for record in records if is_accepted(record)]
+    is_packed = chains.suffix == ".xz"
+    needed, opener, mode = ("import lzma\n", "lzma.open", ', "rt", encoding="utf-8"') if is_packed else ("", "open", "")
     head = {
         "pretty_name": name,
         "license": licence,
@@ -91,8 +93,8 @@ def render_card(
         "## Files",
         f"`{chains.name}`: one JSON object per line, {_lines(len(records), unknown)}, SHA-256 `{_sha256(chains)}`. "
         f"Keys: {', '.join(f'`{key}`' for key in _keys(records))}.",
-        "```python\nimport json\n\n"
-        f'with open("{chains.name}") as file:\n'
+        f"```python\nimport json\n{needed}\n"
+        f'with {opener}("{chains.name}"{mode}) as file:\n'
         "    records = [json.loads(line) for line in file]\n"
         'accepted = {r["image"]: r["chain"] for r in records if r.get("verdict", "accepted") == "accepted"}\n```',
     ]

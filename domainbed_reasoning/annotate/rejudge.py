@@ -45,18 +45,18 @@ def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = T
             record["image"]
             for _, record in read_records(path, repair=True)
             if _outcome(record) == ACCEPTED
-            and (not _is_ours(record, labels) or _verdict(record, labels, rules).accepted)
+            and (not _is_ours(record, labels) or judge_again(record, labels, rules).accepted)
         }
         changed = False
         for _, record in read_records(path, repair=True):
             new = record
             if _is_ours(record, labels):
-                verdict = _verdict(record, labels, rules)
+                verdict = judge_again(record, labels, rules)
                 if verdict.accepted and _outcome(record) != ACCEPTED and record["image"] in taken:
                     verdict = Verdict(False, "second", "the image already has an accepted chain")
                 if verdict.accepted:
                     taken.add(record["image"])
-                new = with_verdict(record, _raw(record), verdict) | {"verified": rules.verified}
+                new = with_verdict(record, raw_text(record), verdict) | {"verified": rules.verified}
             changes[_outcome(record), _outcome(new)] += 1
             changed |= new != record
             yield new
@@ -70,7 +70,7 @@ def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = T
     return changes
 
 
-def _raw(record: Record) -> str:
+def raw_text(record: Record) -> str:
     """Return a candidate's original text."""
     return str(record.get("raw") or record["chain"])
 
@@ -84,7 +84,8 @@ def _is_ours(record: Record, labels: Mapping[str, int]) -> bool:
     return record["image"] in labels and (outcome == ACCEPTED or (outcome in RULES and outcome != "unprintable"))
 
 
-def _verdict(record: Record, labels: Mapping[str, int], rules: Rules) -> Verdict:
+def judge_again(record: Record, labels: Mapping[str, int], rules: Rules) -> Verdict:
+    """Return the verdict of today's rules on a stored candidate of an image in ``labels``."""
     finish = record.get("finish") or "stop"
     refused = record.get("refused") is True or finish == "content_filter"
-    return rules.judge(_raw(record), labels[record["image"]], finish=finish, refused=refused)
+    return rules.judge(raw_text(record), labels[record["image"]], finish=finish, refused=refused)

@@ -119,10 +119,11 @@ def split_known(pictures: Sequence[Picture], records: Iterable[Record]) -> tuple
     return known, unknown
 
 
-def describe_unknown(count: int) -> str:
-    """Return a message about candidates for images that are not in the dataset."""
+def describe_unknown(count: int, are_listed: bool = True) -> str:
+    """Return a message about candidates for images that are not in the dataset; ``are_listed``: by `check`."""
     subject = "1 candidate is for an image that is" if count == 1 else f"{count:,} candidates are for images that are"
-    return f"{subject} not in the dataset; `check` lists {'it' if count == 1 else 'them'}."
+    listed = f"; `check` lists {'it' if count == 1 else 'them'}" if are_listed else ""
+    return f"{subject} not in the dataset{listed}."
 
 
 def total(groups: Groups, axis: int | None = None) -> dict[str, Group]:

@@ -4,6 +4,22 @@ The paper (arXiv 2602.23777) keeps a candidate if all stages are present and the
 has a name, and the first violated one is stored with the candidate. The label is checked last, so that the other rules
 describe the text itself. Deviations in format violate no rule: they are normalized first (`reader`), unless the exact
 rules are requested.
+
+Measured on a frontier model's chains for 9,472 images of PACS (the bundle PACS, one candidate an image, with default
+bounds): rejected of the 9,413 that conclude the class, found of the 59 others, and found of the 9,413 once another
+class's name is put into the conclusion. Of a chain the first rule that it breaks counts.
+
+==================  ============  ===========  ================
+rule                true          wrong        other conclusion
+==================  ============  ===========  ================
+contradiction       0             0            676 (7.2%)
+label               0             58 (98.3%)   8,737 (92.8%)
+every other rule    0             0            0
+==================  ============  ===========  ================
+
+The rules of form find nothing in chains that are whole: they are for teachers that break the format. The wrong chain
+that no rule finds is of a picture of the word ERROR and guesses its class. `domainbed-reasoning stats` prints this
+table for any chains.
 """
 
 from __future__ import annotations

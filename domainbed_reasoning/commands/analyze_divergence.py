@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
     if checkpoint:
         hparams |= {"model": args.model or (trained.model if trained else name)}
     encoded_by = checkpoint.tag if checkpoint else words_of_file(Path(name).name)
-    chains = args.chains.stem if args.chains else ""
+    chains = Path(args.chains).stem if args.chains else ""
     named = "_".join(filter(None, ["divergence", args.dataset, words_of_file(chains), encoded_by, args.kernel]))
     results = results_for(args, named)
     data = build_data(args.dataset, args.data_dir, [], hparams, str(args.chains) if args.chains else True, clip)

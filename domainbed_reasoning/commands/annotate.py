@@ -109,7 +109,8 @@ def add_arguments(parser: arguments.Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Annotate; return 0 if every image has a chain or no candidate left, else 1 (3: stopped early)."""
     _check(args)
-    dataset, on_disk = arguments.open_dataset(args)
+    uses_bundle = args.chains is None
+    dataset, on_disk = arguments.open_dataset(args, writes=True)
     names = arguments.class_names(dataset, on_disk)
     rules = arguments.rules_of(args, names)
     if args.rejudge:
@@ -128,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
         price=price,
     )
     records = _records(args, on_disk)
+    if uses_bundle and dataset.bundle is not None:
+        records += arguments.bundled_records(dataset, on_disk, args.unverified)
     jobs = plan(
         on_disk.pictures,
         on_disk.classes,

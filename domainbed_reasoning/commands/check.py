@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from domainbed_reasoning.chains.bundled import BUNDLED, bundle_path
 from domainbed_reasoning.chains.image_names import ImageLookup, composed, image_name_problems
 from domainbed_reasoning.chains.prompts import q_cls
 from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules
@@ -62,19 +63,24 @@ def run(args: argparse.Namespace) -> int:
     if not args.dataset or not args.data_dir:
         raise arguments.UsageError("--dataset and --data-dir are required (or use --list)")
     chain_file = args.chains
+    is_bundle = chain_file == BUNDLED
     dataset, on_disk = arguments.open_dataset(args, checked=False)
     print(f"{dataset.name} at {on_disk.root}")
     problems = list(compare(dataset, on_disk))
     names = list(image_name_problems(picture.path for picture in on_disk.pictures))
     problems += _shortened(names, "unusable image names")
     print_prompt(dataset, on_disk)
-    print_others(on_disk, args.chains)
+    print_others(on_disk, bundle_path(str(dataset.bundle)) if is_bundle else args.chains)
     if not args.no_images:
         problems += broken_images(on_disk)
-    if chain_file and not chain_file.exists():
+    if is_bundle:
+        problems += check_bundle(dataset, on_disk)
+    elif chain_file and not chain_file.exists():
         problems.append(f"Chain file {chain_file} does not exist (--chains).")
     else:
         problems += check_chains(args.chains, dataset, on_disk)
+        if chain_file is None and dataset.bundle is not None:
+            problems += check_bundle(dataset, on_disk)
     for problem in problems:
         print(f"PROBLEM {problem}")
     if problems and dataset.obtain:
@@ -215,6 +221,35 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[
         f"  {path}: {candidates:,} candidates; {len(accepted):,} of {len(labels):,} images have a chain ({share:.1%})"
     )
     return _shortened(problems, "invalid lines in the chain file")
+
+
+def check_bundle(dataset: ImageFolder, on_disk: FolderScan) -> list[str]:
+    """Print how the images match the dataset's bundle, and return what makes the bundle unusable."""
+    try:
+        bundle, matches = arguments.matched_bundle(dataset, on_disk)
+    except ChainFileError as error:
+        return [str(error)]
+    lines = list(matches.lines(bundle.lines))
+    accepted = {record["image"] for _, record in lines if record.get("verdict", ACCEPTED) == ACCEPTED}
+    labels = on_disk.labels()
+    share = len(accepted) / len(labels) if labels else 0.0
+    print(f"  bundle {bundle}: {len(accepted):,} of {len(labels):,} images have a chain ({share:.1%})")
+    print(
+        f"    images matched by path: {len(matches.by_path):,}, by SHA-256: {len(matches.by_digest):,}, not at all: "
+        f"{len(labels.keys() - matches.by_path.keys() - matches.by_digest.keys()):,}; "
+        f"{counted(len(matches.absent), 'image')} of the bundle not on disk"
+    )
+    for note in matches.notes():
+        print(f"    {note}")
+    rules = Rules(arguments.class_names(dataset, on_disk), MIN_WORDS, MAX_WORDS, exact=True)
+    problems = []
+    for line, record in lines:
+        if record.get("verdict", ACCEPTED) == ACCEPTED:
+            verdict = rules.judge(record["chain"], labels[record["image"]])
+            if not verdict.accepted:
+                place = f"{bundle.path}, line {line} ({record['image']})"
+                problems.append(f"{place}: accepted, but violates the rule {verdict.rule!r}: {verdict.reason}.")
+    return _shortened(problems, "invalid lines in the bundle")
 
 
 def _shortened(problems: list[str], what: str) -> list[str]:

@@ -42,7 +42,7 @@ def add_arguments(parser: arguments.Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import and print the number of rows by outcome."""
-    dataset, on_disk = arguments.open_dataset(args)
+    dataset, on_disk = arguments.open_dataset(args, writes=True)
     labels = on_disk.labels()
     rules = arguments.rules_of(args, arguments.class_names(dataset, on_disk))
     names = ImageLookup(labels)

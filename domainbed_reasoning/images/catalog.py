@@ -41,6 +41,7 @@ class ImageFolder:
         other_totals: (number of images, which copy of the dataset has so many) beside the one of ``domains``.
         website: its homepage.
         obtain: how to obtain it, in words.
+        bundle: chains that come with it, see `chains.bundled`; None without any.
         checkpoint_freq: DomainBed's steps between two evaluations.
         file: the user's TOML file that describes it; None for a stock dataset.
     """
@@ -56,6 +57,7 @@ class ImageFolder:
     other_totals: tuple[tuple[int, str], ...] = ()
     website: str = ""
     obtain: str = ""
+    bundle: str | None = None
     checkpoint_freq: int = 300
     file: Path | None = None
 
@@ -195,6 +197,7 @@ STOCK = {
         domains={"art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3929},
         classes=("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"),
         num_classes=7,
+        bundle="PACS",
         website="https://dali-dl.github.io/project_iccv2017.html",
         obtain=_DOWNLOAD.format("pacs") + "; or the Hub's copy flwrlabs/pacs, saved as PACS/<domain>/<class>/.",
     ),

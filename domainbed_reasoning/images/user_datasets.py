@@ -9,6 +9,7 @@ that every process of a sweep finds them. Each makes ``<Name>`` and ``<Name>Reas
     environments = ["day", "night"]      # one short name a domain folder, in sorted order
     subject = "animal"                   # optional, "object": "What type of animal is in this photo?"
     checkpoint_freq = 300                # optional: steps between two evaluations
+    bundle = "camera.jsonl.xz"           # optional: chains that come with it, a path from this file's folder
 
     [class_names]                        # optional: class folder = name in prompts; else "Red_Fox" is "red fox"
     Felis_catus = "house cat"
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from domainbed_reasoning.chains.bundled import ENDING
 from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.files.plain import open_plain
 from domainbed_reasoning.images.catalog import STOCK, ImageFolder
@@ -37,6 +39,7 @@ _KEYS: dict[str, type] = {
     "environments": list,
     "subject": str,
     "checkpoint_freq": int,
+    "bundle": str,
     "class_names": dict,
 }
 # DomainBed's datasets that are no image folders.
@@ -94,6 +97,7 @@ def _of_class(name: str) -> ImageFolder | None:
         environments=tuple(cls.ENVIRONMENTS),
         subject=cls.SUBJECT,
         readable=dict(cls.READABLE),
+        bundle=cls.BUNDLE,
         checkpoint_freq=cls.CHECKPOINT_FREQ,
         obtain=(cls.__doc__ or "").strip().partition("\n")[0],
     )
@@ -183,6 +187,7 @@ def read_dataset(path: Path) -> ImageFolder:
         environments=tuple(table["environments"]),
         subject=table.get("subject", "object"),
         readable=dict(table.get("class_names", {})),
+        bundle=str(path.parent / table["bundle"]) if "bundle" in table else None,
         checkpoint_freq=table.get("checkpoint_freq", 300),
         obtain=f"It is described in {path}; its folder must contain <domain>/<class>/<image>.",
         file=path,
@@ -220,6 +225,8 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
         raise DatasetFileError(path, f"'subject' must be a single-line noun, got {table['subject']!r:.80}")
     if not 1 <= table.get("checkpoint_freq", 1) < 1 << 31:
         raise DatasetFileError(path, "'checkpoint_freq' must be in [1, 2**31)")
+    if not _is_single_line(bundle := table.get("bundle", ENDING)) or not bundle.endswith(ENDING):
+        raise DatasetFileError(path, f"'bundle' must be the path of a {ENDING} file, got {bundle!r:.80}")
     names = table.get("class_names", {})
     for key, value in names.items():
         if not isinstance(value, str) or not _is_single_line(value):

@@ -29,7 +29,7 @@ _MOSTLY = 0.5  # share of chains without a class at which an evaluation's accura
 def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> None:
     """Write ``task.json`` beside results.jsonl: what `predict` needs beyond DomainBed's checkpoint."""
     nothing, other = misled(task, hparams.get("answer_matching") == "exact")
-    content = {
+    content: dict[str, Any] = {
         "algorithm": args.algorithm,
         "dataset": task.dataset,
         "subject": task.subject,
@@ -41,6 +41,8 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
         "hparams": dict(hparams),
         "chains": {"source": len(task.chains), "no_class": len(nothing), "other_class": len(other)},
     }
+    if task.bundle:
+        content["chains"] |= {"bundle": task.bundle}
     folder = pathlib.Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)  # exists in DomainBed's own script
     replace_text(folder / "task.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -97,7 +97,8 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
     """Return everything that determines the job's results, as JSON: if any of it changes, it is another job.
 
     Images and the files of a model are identified by names, sizes and times, a model from the hub by its commit, chains
-    and the source files of this package and of DomainBed by their contents.
+    and the source files of this package and of DomainBed by their contents,
+    a bundle by its name and SHA-256.
 
     Raises:
         OSError: a file cannot be read.
@@ -106,7 +107,7 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
     images: list[Any] = [task.images, task.labels]
     if task.folder:
         images.append([[_stamp(Path(task.folder, name)) for name in names] for names in task.images])
-    return {
+    described = {
         "args": {**vars(args), "output_dir": str(Path(args.output_dir).absolute())},
         "hparams": hparams,
         "models": [_files(str(hparams[name])) for name in _MODELS if name in hparams],
@@ -126,6 +127,7 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
             **{name: installed(name) for name in _LIBRARIES},
         },
     }
+    return described | ({"bundle": task.bundle} if task.bundle else {})
 
 
 def _digest(value: Any) -> str:

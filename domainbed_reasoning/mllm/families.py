@@ -6,7 +6,7 @@ Measured on tiny models of each real architecture under transformers 5.23.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
