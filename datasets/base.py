@@ -148,8 +148,8 @@ def report_chains(task: Task, wanted: bool, exact: bool = False) -> None:
             f"{conclusion_of(task.chains[env, index])!r:.80}"
         )
         cure = (
-            "`domainbed-reasoning check` lists them; correct their <CONCLUSION>, normalize them with `annotate --rejudge`, "
-            "or mark them as rejected."
+            "`domainbed-reasoning check` lists them; correct their <CONCLUSION>, normalize them with `annotate "
+            "--rejudge`, or mark them as rejected."
         )
         if found is nothing and len(nothing) == total:
             raise ValueError(f"{said}. A model trained on them would never name a class. {cure}")
