@@ -120,6 +120,26 @@ class Alignment:
             weight.data = weight.data.to(mllm.base.dtype)
             weight.requires_grad_(True)
 
+    def warm_start(self, folder: pathlib.Path) -> None:
+        """Take over a projector and adapters that were trained before.
+
+        Args:
+            folder: with files ``projector*.safetensors`` and ``lora*.safetensors``, the latter as PEFT saves adapters
+                of the language model alone.
+        """
+        from safetensors.torch import load_file
+
+        projector, adapters = (load_file(next(folder.glob(f"{part}*.safetensors"))) for part in ("projector", "lora"))
+        values = {f"projector.{name}": value for name, value in projector.items()}
+        inside = "base_model.model.model.language_model."
+        for name, value in adapters.items():
+            name = name.removeprefix("base_model.model.").replace(".weight", ".default.weight")
+            values[inside + name] = value
+        if values.keys() != self.values.keys():
+            odd = sorted(values.keys() ^ self.values.keys())[0]
+            raise ValueError(f"{folder} does not fit this model: only one of them has {odd}.")
+        self._set(values)
+
     def run(self, plan: Sequence[Stage], checkpoint: pathlib.Path) -> list[dict[str, Any]]:
         """Train all stages, resuming at ``checkpoint``, and return a record of each: steps and mean losses.
 

@@ -62,9 +62,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder of the finished model")
     parser.add_argument("--work", type=pathlib.Path, help="folder of downloads and checkpoints (OUTPUT.work)")
     parser.add_argument("--samples", default=fetch.SAMPLES, help="URL or path of the ImageNet samples' repository")
-    parser.add_argument("--regress_steps", type=int, default=400)
-    parser.add_argument("--name_steps", type=int, default=150)
-    parser.add_argument("--chain_steps", type=int, default=20)
+    parser.add_argument("--regress_steps", type=int, default=1500)
+    parser.add_argument("--name_steps", type=int, default=1000)
+    parser.add_argument("--chain_steps", type=int, default=200)
+    parser.add_argument("--warm_start", type=pathlib.Path, help="folder with a trained projector and adapters")
     parser.add_argument("--pacs", type=pathlib.Path, help="PACS's folder, to measure zero-shot accuracy by domain")
     args = parser.parse_args(argv)
     output: pathlib.Path = args.output.expanduser()
@@ -103,6 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(SEED)
     mllm = load_mllm(str(composed), lora=LORA, dtype="bfloat16", device="cpu")
     alignment = Alignment(mllm.eval(), pictures, seen, SEED)
+    if args.warm_start:
+        alignment.warm_start(args.warm_start.expanduser())
     try:
         curves = alignment.run(plan, work / "alignment.pt")
     finally:
@@ -115,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     record: dict[str, Any] = {
         "command": " ".join(["python -m examples.real_small.build", *(sys.argv[1:] if argv is None else argv)]),
         "seed": SEED,
+        "warm_start": args.warm_start is not None,
         "packages": {package.name: [package.version, package.license] for package in fetch.PACKAGES},
         "photographs": clone is not None,
         "pictures": {"trained": len(train_set), "held_out": len(held_out)},

@@ -25,7 +25,7 @@ def with_article(name: str) -> str:
 
 def options_for(name: str, picture: Picture, names: Sequence[str], count: int, rng: random.Random) -> tuple[str, ...]:
     """Return ``count`` options in random order: ``name`` and others that are not the picture's name or kind."""
-    others = rng.sample(names, count + 2)
+    others = rng.sample(names, min(count + 2, len(names)))
     wrong = [other for other in others if other not in (name, picture.name, picture.kind)][: count - 1]
     options = [name, *wrong]
     rng.shuffle(options)
