@@ -6,7 +6,8 @@
 3. *chains*: the same, with five-stage chains among the answers.
 
 Rates are small from the second stage on: at 1e-3 a projector that is trained through the language model forgets the
-image. Every step draws its pictures and questions from seed, stage and step alone, so a resumed run is an undisturbed one.
+image. Every step draws its pictures and questions from seed, stage and step alone, so a
+resumed run equals an undisturbed one.
 """
 
 from __future__ import annotations
@@ -147,7 +148,9 @@ class Alignment:
             plan: the stages in order.
             checkpoint: a file that is replaced every `SAVE_EVERY` steps.
         """
-        saved: dict[str, Any] = torch.load(checkpoint) if checkpoint.is_file() else {"stage": 0, "step": 0, "losses": []}
+        saved: dict[str, Any] = (
+            torch.load(checkpoint) if checkpoint.is_file() else {"stage": 0, "step": 0, "losses": []}
+        )
         if "values" in saved:
             self._set(saved["values"])
         losses: list[list[float]] = saved["losses"]

@@ -1,7 +1,7 @@
 """Build the model: fetch, compose, see, align, measure. Rerun to resume.
 
-    python -m pip install -r examples/real_small/requirements.txt
-    python -m examples.real_small.build --output ~/models/real-small --pacs ~/data/PACS
+python -m pip install -r examples/real_small/requirements.txt
+python -m examples.real_small.build --output ~/models/real-small --pacs ~/data/PACS
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct and EfficientNet-Lite0 as one model of transformers' FastVLM architecture.
 
-The projector between the two starts at random; `align` trains it. The vision tower has convolutions only and stays as it
-was trained on ImageNet.
+The projector between the two starts at random; `align` trains it. The vision tower has convolutions only and stays as
+it was trained on ImageNet.
 """
 
 from __future__ import annotations

@@ -56,7 +56,14 @@ TOWER = Package(
     "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
     "Apache-2.0",
 )
-OPENMOJI = Package("openmoji", "17.0.0", "npm", "openmoji-17.0.0.tgz", "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68", "CC-BY-SA-4.0")
+OPENMOJI = Package(
+    "openmoji",
+    "17.0.0",
+    "npm",
+    "openmoji-17.0.0.tgz",
+    "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
+    "CC-BY-SA-4.0",
+)
 GOOGLE = Package(
     "emoji-datasource-google",
     "16.0.0",
@@ -129,7 +136,9 @@ def clone_samples(source: str, folder: pathlib.Path) -> pathlib.Path | None:
     part = folder / "imagenet-sample-images.part"
     shutil.rmtree(part, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(["git", "clone", "--quiet", "--depth", "1", source, str(part)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "clone", "--quiet", "--depth", "1", source, str(part)], capture_output=True, text=True
+    )
     if done.returncode != 0:
         print(f"WARNING: {source} could not be cloned, building without photographs: {done.stderr.strip()}")
         return None

@@ -61,7 +61,9 @@ def zero_shot(mllm: Any, folder: pathlib.Path, rows: int = 16) -> dict[str, dict
         files = [(label, path) for label, name in enumerate(classes) for path in sorted((domain / name).iterdir())]
         answers = []
         for start in tqdm(range(0, len(files), rows), desc=domain.name, unit="batch"):
-            pixels = torch.stack([to_pixels(Image.open(path).convert("RGB")) for _, path in files[start : start + rows]])
+            pixels = torch.stack(
+                [to_pixels(Image.open(path).convert("RGB")) for _, path in files[start : start + rows]]
+            )
             answers += mllm.class_scores(pixels, q_cls(names), names).argmax(1).tolist()
         right = sum(answer == label for answer, (label, _) in zip(answers, files, strict=True))
         shares = {name: round(answers.count(at) / len(files), 3) for at, name in enumerate(names)}

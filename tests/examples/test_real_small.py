@@ -1,4 +1,4 @@
-"""The example's parts on tiny random ones: a language model, a vision tower and forty drawn pictures, nothing fetched."""
+"""The example on tiny random parts: a language model, a vision tower and forty drawn pictures; nothing is fetched."""
 
 import io
 import random
@@ -31,7 +31,9 @@ def drawn(tmp_path_factory):
         ImageDraw.Draw(picture).rectangle((at, 8, at + 20, 56), fill=(25 * (at % 10), 200 - 20 * (at % 10), 90, 255))
         path = folder / f"{at}.{'png' if at % 2 else 'JPEG'}"
         picture.convert("RGBA" if at % 2 else "RGB").save(path)
-        found.append(pictures.Picture(path, NAMES[at % 10], "cartoon", ("small",), kind="animal" if at % 10 == 0 else ""))
+        found.append(
+            pictures.Picture(path, NAMES[at % 10], "cartoon", ("small",), kind="animal" if at % 10 == 0 else "")
+        )
     return found
 
 

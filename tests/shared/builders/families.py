@@ -337,7 +337,17 @@ def fastvlm(folder: pathlib.Path) -> torch.nn.Module:
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=4,
     )
-    return _save(folder, tf.FastVlmForConditionalGeneration(config), processor)
+    model = tf.FastVlmForConditionalGeneration(config)
+    tower = model.model.vision_tower.train()
+    with torch.no_grad():  # running statistics as training leaves them: without them random features vanish
+        for module in tower.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+        tower(torch.randn(8, 3, 64, 64))
+        for weight in tower.parameters():
+            if weight.dim() > 1:
+                weight.div_(2.0)  # `_save` doubles them
+    return _save(folder, model.eval(), processor)
 
 
 def _save(
