@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pathlib
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,10 +148,17 @@ class Alignment:
         Args:
             plan: the stages in order.
             checkpoint: a file that is replaced every `SAVE_EVERY` steps.
+
+        Raises:
+            ValueError: the checkpoint belongs to another plan.
         """
-        saved: dict[str, Any] = (
-            torch.load(checkpoint) if checkpoint.is_file() else {"stage": 0, "step": 0, "losses": []}
-        )
+        saved: dict[str, Any] = {"stage": 0, "step": 0, "losses": [], "wall": 0.0, "cpu": 0.0, "plan": repr(plan)}
+        if checkpoint.is_file():
+            saved = torch.load(checkpoint)
+        if saved["plan"] != repr(plan):
+            raise ValueError(f"{checkpoint} belongs to a run with other steps. Delete it to start over.")
+        self.plan = repr(plan)
+        self._began = time.time() - saved["wall"], time.process_time() - saved["cpu"]
         if "values" in saved:
             self._set(saved["values"])
         losses: list[list[float]] = saved["losses"]
@@ -182,8 +190,14 @@ class Alignment:
         nearest = torch.cdist(means, self.targets).argmin(1)
         return float((nearest == self.target_of[chosen]).float().mean())
 
+    def seconds(self) -> tuple[float, float]:
+        """Return wall and processor seconds of the alignment so far, those before a restart included."""
+        return time.time() - self._began[0], time.process_time() - self._began[1]
+
     def _save(self, checkpoint: pathlib.Path, stage: int, step: int, losses: Any, optimizer: Any) -> None:
-        state = {"stage": stage, "step": step, "losses": losses, "values": self.values}
+        wall, cpu = self.seconds()
+        state = {"stage": stage, "step": step, "losses": losses, "values": self.values, "plan": self.plan}
+        state |= {"wall": wall, "cpu": cpu}
         with replacing(checkpoint) as file:
             torch.save({**state, "optimizer": optimizer and optimizer.state_dict()}, file)
 

@@ -99,17 +99,14 @@ def main(argv: list[str] | None = None) -> None:
     seen = features(tower.to(memory_format=torch.channels_last).forward_features, pictures, work / "features", SEED)
     clock("features", wall, cpu)
 
-    wall, cpu = time.time(), time.process_time()
     plan = stages(args.regress_steps, args.name_steps, args.chain_steps)
     torch.manual_seed(SEED)
     mllm = load_mllm(str(composed), lora=LORA, dtype="bfloat16", device="cpu")
     alignment = Alignment(mllm.eval(), pictures, seen, SEED)
     if args.warm_start:
         alignment.warm_start(args.warm_start.expanduser())
-    try:
-        curves = alignment.run(plan, work / "alignment.pt")
-    finally:
-        clock("align", wall, cpu)
+    curves = alignment.run(plan, work / "alignment.pt")
+    clock.minutes["align"] = dict(zip(("wall", "cpu"), (round(s / 60, 2) for s in alignment.seconds()), strict=True))
     save(alignment, composed, output)
 
     wall, cpu = time.time(), time.process_time()

@@ -98,6 +98,9 @@ def test_alignment_resumes_where_it_was_killed_and_saves_a_model(composed, drawn
     for name, value in whole.values.items():
         assert torch.equal(value, resumed.values[name]), name
 
+    with pytest.raises(ValueError, match="killed.pt belongs to a run with other steps. Delete it"):
+        _alignment(*composed, drawn, tmp_path / "features").run(align.stages(3, 4, 2), tmp_path / "killed.pt")
+
     build.save(whole, composed[0], tmp_path / "model")
     built = load_mllm(str(tmp_path / "model"), dtype="float32").eval()
     tower = built.base.model.vision_tower.state_dict()
