@@ -140,13 +140,13 @@ def shape_of(model: str, max_tiles: int = 1) -> Shape:
     grid = tile_grid(family, max_tiles)
     head = network.get_output_embeddings().weight.numel()
     return Shape(
-        vision=_tower(network, "vision", _layers(vision), vision.hidden_size),
+        vision=_vision(network, vision, edge, family.image_tokens(config, edge)),
         language=_tower(network, "language", text.num_hidden_layers, heads * head_width),
         weights=sum(weight.numel() for weight in network.parameters()),
         embeddings=head + network.get_input_embeddings().weight.numel(),
         head=head,
         vocabulary=text.vocab_size,
-        patches=(edge // _patch(vision)) ** 2,
+        patches=(edge // _patch(vision)) ** 2 if _layers(vision) else family.image_tokens(config, edge),
         image_tokens=family.image_tokens(config, edge),
         tiles=1 if grid == 1 else grid * grid + 1,
         kv_bytes=2 * cached_numbers(config),
@@ -165,7 +165,8 @@ def _known(model: str) -> tuple[Any, Family] | None:
 
 
 def _layers(vision: Any) -> int:
-    return int(getattr(vision, "num_hidden_layers", None) or vision.depth)
+    """Return the number of transformer blocks; 0 for a tower of convolutions, whose config names none."""
+    return int(getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", 0))
 
 
 def _patch(vision: Any) -> int:
@@ -175,6 +176,21 @@ def _patch(vision: Any) -> int:
 def _tile_edge(vision: Any) -> int:
     size = getattr(vision, "image_size", None) or 448  # Qwen accepts any size; `mllm` uses 448
     return int(size if isinstance(size, int) else size[0])
+
+
+def _vision(network: Any, vision: Any, edge: int, tokens: int) -> Tower:
+    """Return the vision tower; one of convolutions as a stack without layers that has as many operations a token.
+
+    It is frozen, so it has no adapters and keeps nothing for a backward pass.
+    """
+    if _layers(vision):
+        return _tower(network, "vision", _layers(vision), vision.hidden_size)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tower = network.model.vision_tower.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        seen = tower(torch.zeros(1, 3, edge, edge, device="meta")).last_hidden_state
+    return Tower(round(counter.get_total_flops() / 2 / seen[0, 0].numel()), 0, 0, 0, 0)
 
 
 def _tower(network: torch.nn.Module, part: str, layers: int, width: int) -> Tower:

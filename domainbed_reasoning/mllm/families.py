@@ -52,6 +52,10 @@ def _own_edge(processor: Any) -> int:
     return int(size.get("height") or size["shortest_edge"])
 
 
+def _crop_edge(processor: Any) -> int:
+    return int(dict(processor.crop_size)["height"])
+
+
 def _largest_tile(processor: Any) -> int:
     return int(dict(processor.max_image_size)["longest_edge"])
 
@@ -98,6 +102,10 @@ def _set_number(config: Any, edge: int) -> int:
     return int(config.mm_tokens_per_image)
 
 
+def _sequence_length(config: Any, edge: int) -> int:
+    return int(config.image_seq_length)
+
+
 def _nothing(edge: int, grid: int) -> dict[str, Any]:
     return {}
 
@@ -130,6 +138,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "Gemma3ForConditionalGeneration": Family(
         "Gemma 3", _own_edge, _nothing, False, _set_number, "windows", "google/gemma-3-4b-it"
+    ),
+    "FastVlmForConditionalGeneration": Family(
+        "FastVLM", _crop_edge, _nothing, False, _sequence_length, "plain", "KamilaMila/FastVLM-7B"
     ),
 }
 

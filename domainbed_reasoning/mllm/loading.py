@@ -341,6 +341,7 @@ def add_lora(
         values: what they are to hold, which must fit before any are made; None where they start anew.
 
     Raises:
+        ModelError: the chosen tower has no linear layers.
         ValueError: as `check_adapters`.
     """
     if values:
@@ -349,12 +350,18 @@ def add_lora(
     for said in (said_of_experts(without_adapters(network, settings.towers), total), said_of_convolutions(network)):
         if said:
             _log.warning("WARNING: %s", said)
+    targets = lora_targets(network, settings.towers, settings.projector)
+    if not targets:
+        raise ModelError(
+            f"{type(network).__name__} has no linear layers in its {settings.towers} tower, so LoRA has nothing to "
+            "adapt: a tower of convolutions stays frozen. Set lora_targets to 'both' or 'language'."
+        )
     return adapted(
         network,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=lora_targets(network, settings.towers, settings.projector),
+        target_modules=targets,
     )
 
 

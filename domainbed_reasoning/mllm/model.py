@@ -150,6 +150,14 @@ class MLLM(torch.nn.Module):
         weight: torch.Tensor = self.base.get_input_embeddings().weight
         return weight.device
 
+    def train(self, mode: bool = True) -> MLLM:
+        """Set the mode of all modules, save batch normalizations: they are frozen, and their statistics with them."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
     # -- text -----------------------------------------------------------------------------------------------------
 
     @property

@@ -92,3 +92,16 @@ def test_looking_changes_neither_random_state_nor_modes(folder_of):
 
     (before, modes, _), (after, checked, _) = load(False), load(True)
     assert torch.equal(before, after) and modes == checked
+
+
+def test_batch_normalization_of_a_frozen_tower_neither_learns_nor_mixes_images(folder_of, images):
+    """FastVLM's tower normalizes by running statistics: in training too, an image's features are its own."""
+    mllm = load_mllm(folder_of("FastVLM"), lora=LoraSettings(4, 8)).train()
+    buffers = {name: value.clone() for name, value in mllm.base.named_buffers() if "running" in name}
+    assert buffers and mllm.base.model.language_model.training
+    together = mllm.encode(images)["mm_encoder_outputs"]["image"].pooler_output
+    alone = mllm.encode(images[:1])["mm_encoder_outputs"]["image"].pooler_output
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5)
+    for name, value in mllm.base.named_buffers():
+        if name in buffers:
+            assert torch.equal(value, buffers[name])
