@@ -7,7 +7,7 @@ here cast the two small matrices instead, as mixed-precision training does (Mici
 forward runs.
 
 PEFT 0.21 has no such layer: `autocast_adapter_dtype=False` trains bfloat16 matrices, and a `LoraVariant` receives an
-input that is already cast. These layers enter by its dispatch of custom modules; merging, saving and loading are PEFT's.
+input that is already cast. These layers enter by its dispatch of custom modules; merging and saving are PEFT's.
 """
 
 from __future__ import annotations

@@ -43,10 +43,11 @@ def test_a_gate_that_is_made_again_gives_the_formulas_gradients():
     gate, lift, down, up = leaves((2, 5, IN), (2, 5, IN), (RANK, IN), (OUT, RANK))
     weight = leaves((OUT, IN))[0].detach()
     expected = by_hand(torch.nn.functional.silu(gate) * lift, down, up, weight, None)
-    wanted = torch.autograd.grad(expected.sin().sum(), (gate, lift, down, up))
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    wanted = torch.autograd.grad(expected, (gate, lift, down, up), gradient)
     out = GatedLowRankUpdate.apply(gate, lift, torch.nn.functional.silu, down, up, SCALING, weight, None)
-    for found, exact in zip(torch.autograd.grad(out.sin().sum(), (gate, lift, down, up)), wanted, strict=True):
-        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+    for found, exact in zip(torch.autograd.grad(out, (gate, lift, down, up), gradient), wanted, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-4)
 
 
 def test_in_bfloat16_gradients_are_float32_and_within_rounding_of_the_exact_ones():
@@ -97,7 +98,9 @@ def losses_and_gradients(mllm, images):
     (values, mask), _ = mllm.two_path_log_likelihoods(images[:2], ("What is it?", "Why?"), (["a dog"] * 2, ["b"] * 2))
     loss = -(values * mask).sum()
     loss.backward()
-    return float(loss), {name: weight.grad for name, weight in mllm.adapters().items() if weight.grad is not None}
+    return float(loss.detach()), {
+        name: weight.grad for name, weight in mllm.adapters().items() if weight.grad is not None
+    }
 
 
 def with_random_adapters(folder, dtype, **given):
