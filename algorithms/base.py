@@ -64,7 +64,7 @@ class MLLMAlgorithm(TrainedMLLM):
         stage = self.schedule.at(self.session.steps_taken)
         if self.run is None or self.run.stage is not stage:
             self.run = self.begin(stage)
-        run, batch = self.run, Batch.gather(minibatches, self.pixels)
+        run, batch = self.run, Batch.gather(minibatches, self.pixels, self.task.labels)
         chains = self.chains_of(batch, run)
         # Eq. 1 is over the B samples that have a term, eq. 2 over the B' whose own chain was kept.
         used = [i for i, chain in enumerate(chains) if chain is not None or (self.LABEL_PATH and not stage.round)]

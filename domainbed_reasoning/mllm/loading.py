@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.mllm import lora
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
@@ -404,9 +405,12 @@ def import_peft() -> Any:
 
 
 def adapted(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
-    """Return ``network`` as a PEFT model with adapters of these settings of its `LoraConfig`."""
+    """Return ``network`` as a PEFT model with adapters of these settings of its `LoraConfig`, see `lora`."""
     peft = import_peft()
+    config = peft.LoraConfig(bias="none", **settings)
+    config._register_custom_module(lora.layers())
     with warnings.catch_warnings():  # peft asks transformers by a name that the next major release drops
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        model: torch.nn.Module = peft.get_peft_model(network, peft.LoraConfig(bias="none", **settings))
+        model: torch.nn.Module = peft.get_peft_model(network, config)
+    lora.recompute_gates(model)
     return model

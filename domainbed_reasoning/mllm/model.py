@@ -13,6 +13,7 @@ import torch
 
 from domainbed_reasoning.mllm import general, likelihood, trials
 from domainbed_reasoning.mllm.chat_format import ChatFormat
+from domainbed_reasoning.mllm.embedding import embedded
 from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
 from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.generation_cache import AnswerCache, Key, digests_of, state_of
@@ -182,7 +183,9 @@ class MLLM(torch.nn.Module):
         out = self.processor.image_processor(
             images=[[p] for p in pictures], return_tensors="pt", **self._image_settings
         )
-        return {name: value.to(self.device) for name, value in out.items() if isinstance(value, torch.Tensor)}
+        used = self._vision_inputs | self._core_inputs
+        tensors = {name: value for name, value in out.items() if name in used and isinstance(value, torch.Tensor)}
+        return {name: value.to(self.device) for name, value in tensors.items()}
 
     def encode(self, images: torch.Tensor) -> dict[str, Any]:
         """Return the encoded images as inputs of the language model, for any number of questions about them.
@@ -213,8 +216,7 @@ class MLLM(torch.nn.Module):
                 continue
             value = value.to(self.device).expand(rows, -1)
             extra[name] = torch.nn.functional.pad(value, (0, fed.shape[1] - value.shape[1]))
-        vision = {**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])}
-        return self.base.model(input_ids=fed, **vision, **extra, **more)
+        return self.base.model(**embedded(self, question, fed, encoded), **extra, **more)
 
     # -- likelihood -----------------------------------------------------------------------------------------------
 

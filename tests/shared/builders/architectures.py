@@ -606,7 +606,6 @@ BUILDERS: dict[str, Callable[[], Built]] = {
     "Gemma4": gemma4,
     "Kimi-K2.5": kimi_k25,
     "Molmo2": molmo2,
-    "FastVLM": fast_vlm,
     "PerceptionLM": perception_lm,
     "Granite4Vision": granite4_vision,
 }
