@@ -149,7 +149,9 @@ def report_chains(task: Task, wanted: bool, exact: bool = False, unverified: boo
             f"{conclusion_of(task.chains[env, index])!r:.80}"
         )
         if found is other and unverified:
-            _log.info(printable(f"{task.dataset}: {said}. They are trained on (chain_verification)", sys.stdout))
+            _log.info(
+                printable(f"{task.dataset}: {said}. Trained on, as chain_verification is 'unverified'.", sys.stdout)
+            )
             continue
         cure = (
             "`domainbed-reasoning check` lists them; correct their <CONCLUSION>, normalize them with `annotate "

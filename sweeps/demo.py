@@ -71,9 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_dir", default="", help="DomainBed's data folder, which contains the dataset's folder")
     parser.add_argument("--targets", default="", help='target domains by number, as in "2" or "0 2" (default: all)')
     parser.add_argument("--model", default="", help="a folder or hub id (default: the embedded tiny model)")
-    parser.add_argument(
-        "--chains", default="", help="the chain file (default: reasoning.jsonl in the dataset's folder)"
-    )
+    parser.add_argument("--chains", default="", help="a chain file, bundled, or none (default: the dataset's own)")
     parser.add_argument(
         "--steps", type=int, help=f"of every job (default: the dataset's; {CPU_STEPS} for real images on a CPU)"
     )

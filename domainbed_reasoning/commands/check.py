@@ -25,6 +25,7 @@ from domainbed_reasoning.terminal import counted
 EXAMPLES = """\
   domainbed-reasoning check --dataset PACS --data-dir DATA
   domainbed-reasoning check --dataset TerraIncognita --data-dir DATA --no-images
+  domainbed-reasoning check --dataset PACS --data-dir DATA --chains bundled
   domainbed-reasoning check --list
 
 Define your own dataset in a TOML file in ~/.config/domainbed-reasoning/datasets/ or in a file or folder listed in
@@ -34,6 +35,7 @@ $DOMAINBED_REASONING_DATASETS. DomainBed then lists this example as Camera and C
   folder = "camera"                  # below --data-dir: camera/<domain>/<class>/<image>
   environments = ["day", "night"]    # a short name for each domain folder, in sorted order
   subject = "animal"                 # optional: "What type of animal is in this photo?"
+  bundle = "camera.jsonl.xz"         # optional: chains that come with it, relative to this file
 
   [class_names]                      # optional names for prompts; the default for Red_Fox is "red fox"
   Felis_catus = "house cat"
