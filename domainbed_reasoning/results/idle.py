@@ -8,6 +8,7 @@ from typing import Any
 from domainbed_reasoning.results.job_folders import JobFolder
 
 _MOSTLY = 0.5  # share of chains without a class above which accuracies say little about chains
+_WELL_FORMED = 0.9  # share of the kept chains below which they are no longer well formed
 _MOST_ROUNDS = 1000  # no job has more
 
 Finding = tuple[str, str, str, str]  # kind, detail, effect, fix
@@ -21,6 +22,7 @@ def inactive_parts(job: JobFolder) -> Iterator[Finding]:
     """
     yield from _stages_without_steps(job)
     yield from _rounds_without_chains(job)
+    yield from _rounds_of_broken_chains(job)
     yield from _chains_without_class(job)
     yield from _answers_without_class(job)
 
@@ -58,6 +60,19 @@ def _rounds_without_chains(job: JobFolder) -> Iterator[Finding]:
             f"SARR round {', '.join(map(str, empty))} kept none of the model's own chains",
             "Counted; these rounds trained on no chains, with loss 0",
             "Train the supervised stage longer (mtct_epochs) or use other teacher chains; see predictions.jsonl.",
+        )
+
+
+def _rounds_of_broken_chains(job: JobFolder) -> Iterator[Finding]:
+    last = job.records[-1]
+    shares = {k: _share(last.get(f"sarr{k}_well_formed")) for k in range(1, _MOST_ROUNDS)}
+    broken = [f"{share:.0%} in round {k}" for k, share in shares.items() if share is not None and share < _WELL_FORMED]
+    if broken:
+        yield (
+            "broken chains",
+            f"of the chains that SARR kept, {', '.join(broken)} are well formed, with five stages in order",
+            "Counted; these rounds trained on the broken chains, too",
+            'Rerun it with {"sarr_filter": "well_formed"}, which keeps whole chains alone.',
         )
 
 

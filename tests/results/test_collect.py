@@ -365,6 +365,13 @@ def test_a_round_that_kept_nothing_is_named(write_job):
     assert "SARR round 1 kept none" in found["detail"] and found["folders"] == ("idle",)
 
 
+def test_a_round_that_trained_on_broken_chains_is_named(write_job):
+    shares = {"sarr1_accepted": 0.6, "sarr1_well_formed": 0.95, "sarr2_accepted": 0.6, "sarr2_well_formed": 0.25}
+    write_job("broken", "RDMLDG", stage=2.0, hparams={"sarr_rounds": 2}, **shares)
+    (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "broken chains"]
+    assert "25% in round 2 are well formed" in found["detail"] and "round 1" not in found["detail"]
+
+
 def test_a_job_whose_chains_name_no_class_is_named_with_their_number(write_job):
     """150 of 200 chains: 50 of 100, and 100 of 100. Answers by the label are not judged by their chains."""
     splits = {"in": {"n": 100, "label": 0.9, "chain": 0.4, "unparsed": 0.5}}
