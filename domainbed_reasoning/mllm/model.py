@@ -233,7 +233,8 @@ class MLLM(torch.nn.Module):
         Returns:
             log-likelihoods in nats, float32, ``(n, T)``, and the mask of target tokens, ``(n, T)``.
         """
-        return self.reading.log_likelihoods(self, encoded, question, answers)
+        found: LogLikelihoods = self.reading.log_likelihoods(self, encoded, question, answers)
+        return found
 
     def token_statistics(
         self, encoded: dict[str, Any], question: str, answers: Sequence[str]
@@ -243,7 +244,10 @@ class MLLM(torch.nn.Module):
         Returns:
             log-likelihoods and entropies in nats, float32, ``(n, T)`` each, and the mask of target tokens, ``(n, T)``.
         """
-        return self.reading.token_statistics(self, encoded, question, answers)
+        found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.reading.token_statistics(
+            self, encoded, question, answers
+        )
+        return found
 
     def two_path_log_likelihoods(
         self,
@@ -272,7 +276,10 @@ class MLLM(torch.nn.Module):
         if rows not in known:
             raise ValueError(f"rows must be one of {', '.join(known)}; got {rows!r}.")
         if rows == "tree":
-            return self.reading.tree_log_likelihoods(self, self.encode(images), questions, answers)
+            found: tuple[LogLikelihoods, LogLikelihoods] = self.reading.tree_log_likelihoods(
+                self, self.encode(images), questions, answers
+            )
+            return found
         encoded = [self.encode(images)]
         encoded.append(self.encode(images) if rows == "naive" else encoded[0])
         a, b = (self.log_likelihoods(*each) for each in zip(encoded, questions, answers, strict=True))
@@ -304,7 +311,8 @@ class MLLM(torch.nn.Module):
         Returns:
             ``(n, C)``, float32, in nats.
         """
-        return self.reading.class_scores(self, images, question, names)
+        found: torch.Tensor = self.reading.class_scores(self, images, question, names)
+        return found
 
     # -- generation -----------------------------------------------------------------------------------------------
 

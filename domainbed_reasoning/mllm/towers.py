@@ -82,7 +82,7 @@ def said_of_convolutions(network: torch.nn.Module) -> str:
     of them.
     """
     part = parts_of(network)
-    kinds: dict[type, list[int]] = {torch.nn.Conv2d: [], torch.nn.Linear: []}
+    kinds: dict[type[torch.nn.Module], list[int]] = {torch.nn.Conv2d: [], torch.nn.Linear: []}
     for name, module in network.named_modules():
         for kind, counts in kinds.items():
             if isinstance(module, kind) and part(name) == "vision":
@@ -91,6 +91,6 @@ def said_of_convolutions(network: torch.nn.Module) -> str:
     if len(frozen) <= len(adapted):
         return ""
     return (
-        f"the vision tower has {len(frozen)} convolutions ({sum(frozen):,} weights), which stay frozen: LoRA trains its "
-        f"{len(adapted)} Linear layers only."
+        f"the vision tower has {len(frozen)} convolutions ({sum(frozen):,} weights), which stay frozen: LoRA trains "
+        f"its {len(adapted)} Linear layers only."
     )

@@ -192,7 +192,7 @@ class _Trial:
         for answer in ("dog axe", "axe dog"):
             tokens = self.slow.target(answer)[:2]
             first.append(general.forward(self.slow, general.continued(inputs, [tokens], 0), {}, 3)[0, 0].float())
-        if not torch.allclose(*first, rtol=0, atol=20 * self.tolerance):
+        if not torch.allclose(first[0], first[1], rtol=0, atol=20 * self.tolerance):
             self._refuse(
                 "whether an answer's tokens see only those before them",
                 "that they see later ones",

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from builders import architectures
+from builders import architectures, families
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes
@@ -108,8 +108,8 @@ def test_a_model_whose_padding_leaks_is_computed_in_rows_of_equal_length(loaded)
     assert "answers of equal length at a time" in found.costs
 
 
-def test_convolutions_stay_frozen_and_are_said_to(tmp_path, capsys):
-    network = architectures.BUILDERS["FastVLM"]()[0]
+def test_convolutions_stay_frozen_and_are_named(tmp_path):
+    network = transformers.AutoModelForImageTextToText.from_pretrained(families.build("FastVLM", tmp_path))
     assert "convolutions" in said_of_convolutions(network) and "stay frozen" in said_of_convolutions(network)
     assert not any(isinstance(network.get_submodule(n), torch.nn.Conv2d) for n in lora_targets(network, "both", False))
 
