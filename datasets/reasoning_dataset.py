@@ -1,4 +1,4 @@
-"""The base class of datasets whose images and chains come from anywhere; image folders need none, see `user_datasets`."""
+"""The base class of datasets whose images and chains come from anywhere; for image folders see `user_datasets`."""
 
 from __future__ import annotations
 
@@ -153,9 +153,7 @@ class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
             test_envs=tuple(self.test_envs),
             subject=self.SUBJECT,
             labels=labels,
-            images=[
-                [self.image_name(env, index) for index in range(len(of_env))] for env, of_env in enumerate(labels)
-            ],
+            images=[[self.image_name(env, index) for index in range(len(of_env))] for env, of_env in enumerate(labels)],
             chains=chains,
             loaded_from=weakref.ref(self),
         )

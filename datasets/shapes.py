@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -21,8 +21,7 @@ class Rendered(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     def __init__(self, domain: int, size: int, misleading: bool, rho: float):
         transform = to_floats(ShapesReasoning.INPUT_SHAPE, augment=False)
         self.items = [
-            (transform(_picture(domain, index, misleading, rho)), shapes.label(domain, index))
-            for index in range(size)
+            (transform(_picture(domain, index, misleading, rho)), shapes.label(domain, index)) for index in range(size)
         ]
 
     def __len__(self) -> int:

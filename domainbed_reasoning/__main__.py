@@ -78,7 +78,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _may_name_a_plugin(args: argparse.Namespace) -> bool:
-    """Return whether the verb asks for a dataset or an algorithm that this package does not have: plug-ins load torch."""
+    """Return whether the verb gets a dataset or an algorithm that this package does not have; plug-ins load torch."""
     known = ("dataset", {*STOCK, *registry.DATASETS}), ("algorithm", registry.ALGORITHMS)
     return any(name in vars(args) and vars(args)[name] not in names for name, names in known)
 

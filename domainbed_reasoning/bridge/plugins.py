@@ -1,8 +1,8 @@
 """Algorithms and datasets that other packages and the user's own modules add, without a fork of this one.
 
-Two sources, in this order: entry points of the groups `domainbed_reasoning.algorithms` and `domainbed_reasoning.datasets`,
-sorted by distribution; and the modules in ``$DOMAINBED_REASONING_PLUGINS``, separated by commas, whose public classes
-count. Every class is checked when it is found. One that cannot be used, or whose name is taken, is left out with a
+Two sources, in this order: entry points of the groups `domainbed_reasoning.algorithms` and
+`domainbed_reasoning.datasets`, sorted by distribution; and the modules in ``$DOMAINBED_REASONING_PLUGINS``, separated
+by commas, whose public classes count. Every class is checked when it is found. One that cannot be used, or whose name is taken, is left out with a
 reason; it never keeps DomainBed, this package or another plug-in from working.
 """
 

@@ -150,6 +150,11 @@ def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data]:
     plain = registry.TWINS.get(name, name)
     if plain in published.DATA and not data_dir:
         return plain, published.DATA[plain]
+    if name in registry.DATASETS and name not in {*registry.EMBEDDED_DATASETS, *registry.TWINS}:
+        cls = registry.load(registry.DATASETS[name])
+        if not hasattr(cls, "FOLDER"):  # a plug-in's whose images come from anywhere
+            built = cls(data_dir, [], {"data_augmentation": False, "batch_size": 1})
+            return name, published.Data(sum(map(len, built.datasets)), len(built.datasets), built.num_classes)
     dataset = custom.find(name)
     if not data_dir:
         raise ValueError(

@@ -207,7 +207,9 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
     if name in STOCK or name in _OF_DOMAINBED:
         raise DatasetFileError(path, f"{name!r} is one of DomainBed's own datasets; choose another name")
     if f"{name}Reasoning" in DATASETS:
-        raise DatasetFileError(path, f"'{name}Reasoning' is one of this package's datasets, or a plug-in's; choose another name")
+        raise DatasetFileError(
+            path, f"'{name}Reasoning' is one of this package's datasets, or a plug-in's; choose another name"
+        )
     folder = Path(table["folder"])
     climbs = folder.is_absolute() or ".." in folder.parts or not folder.parts or folder.parts[0].startswith("~")
     if climbs or "\\" in table["folder"] or not table["folder"].isprintable():
