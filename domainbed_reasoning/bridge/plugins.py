@@ -2,8 +2,8 @@
 
 Two sources, in this order: entry points of the groups `domainbed_reasoning.algorithms` and
 `domainbed_reasoning.datasets`, sorted by distribution; and the modules in ``$DOMAINBED_REASONING_PLUGINS``, separated
-by commas, whose public classes count. Every class is checked when it is found. One that cannot be used, or whose name is taken, is left out with a
-reason; it never keeps DomainBed, this package or another plug-in from working.
+by commas, whose public classes count. Every class is checked when it is found. One that cannot be used, or whose name
+is taken, is left out with a reason; it never keeps DomainBed, this package or another plug-in from working.
 """
 
 from __future__ import annotations
