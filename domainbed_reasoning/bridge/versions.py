@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import domainbed_reasoning
-from domainbed_reasoning.bridge import upstream
+from domainbed_reasoning.bridge import plugins, upstream
 from domainbed_reasoning.bridge.train_args import recognized_arguments
 from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.terminal import get_logger
@@ -35,13 +35,14 @@ def record_for_job() -> None:
     """Write the versions of the job that runs in this process; do nothing where none does, or a second time."""
     args = recognized_arguments()
     if args is not None:
-        _record(str(args.output_dir))
+        _record(str(args.output_dir), args.algorithm, args.dataset)
 
 
 @functools.cache
-def _record(folder: str) -> None:
+def _record(folder: str, algorithm: str, dataset: str) -> None:
     try:
-        replace_text(Path(folder) / FILE, json.dumps(current(), indent=1) + "\n")
+        used = plugins.code_of(algorithm, dataset)
+        replace_text(Path(folder) / FILE, json.dumps(current() | ({"plug-ins": used} if used else {}), indent=1) + "\n")
     except Exception as error:  # whatever it is, the job is worth more
         _log.warning("Could not record the versions of this job: %s: %s", type(error).__name__, error)
 

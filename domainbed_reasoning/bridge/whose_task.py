@@ -90,4 +90,4 @@ def warn_outside_job(name: str, task: Task, hparams: Mapping[str, Any], schedule
 def _made_for_a_dataset(hparams: Mapping[str, Any]) -> bool:
     """Return whether all hyper-parameters of a dataset of ours are here, as DomainBed's registry gives them for it."""
     tables = [registry.load(target).HPARAMS.keys() for target in registry.DATASETS.values()]
-    return any(table <= hparams.keys() for table in tables)
+    return any(table and table <= hparams.keys() for table in tables)

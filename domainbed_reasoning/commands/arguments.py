@@ -16,7 +16,7 @@ from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.chains.image_names import require_image_names
 from domainbed_reasoning.chains.matching import Matches, match_images
 from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules
-from domainbed_reasoning.chains.store import ACCEPTED, Record, read_records
+from domainbed_reasoning.chains.store import ACCEPTED, Record, is_accepted, read_records
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.images.catalog import CHAIN_FILE, FolderScan, ImageFolder, scan
 from domainbed_reasoning.images.user_datasets import find

@@ -232,7 +232,7 @@ def check_bundle(dataset: ImageFolder, on_disk: FolderScan) -> list[str]:
     except ChainFileError as error:
         return [str(error)]
     lines = list(matches.lines(bundle.lines))
-    accepted = {record["image"] for _, record in lines if record.get("verdict", ACCEPTED) == ACCEPTED}
+    accepted = {record["image"] for _, record in lines if is_accepted(record)}
     labels = on_disk.labels()
     share = len(accepted) / len(labels) if labels else 0.0
     print(f"  bundle {bundle}: {len(accepted):,} of {len(labels):,} images have a chain ({share:.1%})")
@@ -246,7 +246,7 @@ def check_bundle(dataset: ImageFolder, on_disk: FolderScan) -> list[str]:
     rules = Rules(arguments.class_names(dataset, on_disk), MIN_WORDS, MAX_WORDS, exact=True)
     problems = []
     for line, record in lines:
-        if record.get("verdict", ACCEPTED) == ACCEPTED:
+        if is_accepted(record):
             verdict = rules.judge(record["chain"], labels[record["image"]])
             if not verdict.accepted:
                 place = f"{bundle.path}, line {line} ({record['image']})"

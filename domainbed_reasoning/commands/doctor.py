@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry
-from domainbed_reasoning.bridge import upstream, versions
+from domainbed_reasoning.bridge import plugins, upstream, versions
 from domainbed_reasoning.commands.arguments import Parser
 from domainbed_reasoning.terminal import counted
 
@@ -192,6 +192,7 @@ def check_registries() -> Iterator[Finding]:
             fix = "install the missing module with pip, or see the message"
             yield Finding(f"importing {module} failed: {type(error).__name__}: {error}", fix, True)
             continue
+        problems = [problem for problem in problems if not problem.startswith("the plug-in ")]  # a section of their own
         missing = [name for name in ours if name not in names]
         for problem in problems:
             fix = f"see the message; pip install --force-reinstall {DISTRIBUTION} restores the package's files"
@@ -201,6 +202,17 @@ def check_registries() -> Iterator[Finding]:
         elif not missing:
             stock = len(names) - len(ours)
             yield Finding(f"{module}.{registry_name} has {', '.join(ours)} and {stock} stock names")
+
+
+def check_plugins() -> Iterator[Finding]:
+    """List the algorithms and datasets that other packages and the user's modules add."""
+    rejected = plugins.discover()
+    for plugin in plugins.found():
+        yield Finding(str(plugin))
+    for plugin, cause in rejected.items():
+        yield Finding(f"{plugin} is left out: {cause}", "mend it, or uninstall it; everything else works without it")
+    if not plugins.found() and not rejected:
+        yield Finding(f"none: no entry points, and ${plugins.VARIABLE} names no module")
 
 
 def check_backbones() -> Iterator[Finding]:
@@ -260,6 +272,7 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "Required APIs": check_interfaces,
     "DomainBed": check_domainbed,
     "Registries": check_registries,
+    "Plug-ins": check_plugins,
     "Weights of the baselines": check_backbones,
     "Devices": check_devices,
     "Extras": check_extras,

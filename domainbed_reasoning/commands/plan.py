@@ -155,6 +155,12 @@ def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data, dict
     if plain in published.DATA and not data_dir:
         sizes = catalog.STOCK[plain].domains
         return plain, published.DATA[plain], {domain: size for domain, size in sizes.items() if size is not None}
+    if name in registry.DATASETS and name not in {*registry.EMBEDDED_DATASETS, *registry.TWINS}:
+        cls = registry.load(registry.DATASETS[name])
+        if not hasattr(cls, "FOLDER"):  # a plug-in's whose images come from anywhere
+            built = cls(data_dir, [], {"data_augmentation": False, "batch_size": 1})
+            sizes = dict(zip(built.ENVIRONMENTS, map(len, built.datasets), strict=True))
+            return name, published.Data(sum(sizes.values()), len(sizes), built.num_classes), sizes
     dataset = custom.find(name)
     if not data_dir:
         raise ValueError(

@@ -75,24 +75,25 @@ def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
     plain = name.removesuffix("Reasoning")
     if plain in known:
         return known[plain]
-    if f"{plain}Reasoning" in DATASETS and (described := _of_class(plain)):
-        return described
+    for registered in (f"{plain}Reasoning", name):
+        if registered in DATASETS and (described := _of_class(registered)):
+            return described
     raise unknown("image-folder dataset", name, {*known, *other_classes()})
 
 
 def other_classes() -> list[str]:
-    """Return the names of registered datasets that are described by their class alone."""
-    names = (name.removesuffix("Reasoning") for name in DATASETS)
-    return [name for name in names if name not in STOCK and f"{name}Reasoning" not in EMBEDDED_DATASETS]
+    """Return the names of registered datasets in image folders that are described by their class alone."""
+    names = [name for name in DATASETS if name not in EMBEDDED_DATASETS and name.removesuffix("Reasoning") not in STOCK]
+    return [described.name for name in names if (described := _of_class(name))]
 
 
 def _of_class(name: str) -> ImageFolder | None:
     """Return the description in the class of a registered dataset; None if it has no folder."""
-    cls = load(DATASETS[f"{name}Reasoning"])
+    cls = load(DATASETS[name])
     if not hasattr(cls, "FOLDER"):
         return None
     return ImageFolder(
-        name=name,
+        name=name.removesuffix("Reasoning"),
         folder=cls.FOLDER,
         environments=tuple(cls.ENVIRONMENTS),
         subject=cls.SUBJECT,
@@ -211,7 +212,9 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
     if name in STOCK or name in _OF_DOMAINBED:
         raise DatasetFileError(path, f"{name!r} is one of DomainBed's own datasets; choose another name")
     if f"{name}Reasoning" in DATASETS:
-        raise DatasetFileError(path, f"'{name}Reasoning' is one of this package's datasets; choose another name")
+        raise DatasetFileError(
+            path, f"'{name}Reasoning' is one of this package's datasets, or a plug-in's; choose another name"
+        )
     folder = Path(table["folder"])
     climbs = folder.is_absolute() or ".." in folder.parts or not folder.parts or folder.parts[0].startswith("~")
     if climbs or "\\" in table["folder"] or not table["folder"].isprintable():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning import __version__
+from domainbed_reasoning.bridge import plugins
 from domainbed_reasoning.bridge.versions import LIBRARIES, installed, source_digests
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION
 from domainbed_reasoning.jobs.replay_log import Progress
@@ -97,8 +98,8 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
     """Return everything that determines the job's results, as JSON: if any of it changes, it is another job.
 
     Images and the files of a model are identified by names, sizes and times, a model from the hub by its commit, chains
-    and the source files of this package and of DomainBed by their contents,
-    a bundle by its name and SHA-256.
+    and the source files of this package, of DomainBed and of the job's plug-ins by their contents, a bundle by its name
+    and SHA-256.
 
     Raises:
         OSError: a file cannot be read.
@@ -119,7 +120,7 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
         "chains": _digest(chains),
         "images": _digest(images),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "code": source_digests(),
+        "code": source_digests() | plugins.code_of(args.algorithm, task.dataset),
         "versions": {
             "domainbed-reasoning": __version__,
             "prompts": PROMPT_VERSION,

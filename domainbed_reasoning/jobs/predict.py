@@ -1,4 +1,4 @@
-"""Classify images with a trained model: class, scores, chain."""
+"""Classify images with a trained model: class, scores, chain, and the loss of a sample."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from domainbed_reasoning.images.decode import read_rgb, reject_truncated_images
 from domainbed_reasoning.jobs.seeds import seeded
 from domainbed_reasoning.jobs.trained import TrainedJob, read_job
 from domainbed_reasoning.method.answering import answering_chains, answers_from_chains, scores_of_chains
+from domainbed_reasoning.method.objective import chain_nll, label_nll
 from domainbed_reasoning.mllm.generation_cache import digests_of
 from domainbed_reasoning.mllm.pixels import from_picture
+from domainbed_reasoning.registry import unknown
 
 ANSWERS = ("chain", "label", "both")
 
@@ -42,6 +44,19 @@ class Prediction:
     chain: str | None = None
 
 
+@dataclass(frozen=True)
+class SampleLoss:
+    """Both terms of the objective for one image, unweighted.
+
+    Attributes:
+        label: -log p(class name | image, q_cls), the sum over its tokens and the end token, in nats.
+        chain: -log p(chain | image, q_reason), the mean over its tokens, in nats; None where no chain was passed.
+    """
+
+    label: float
+    chain: float | None = None
+
+
 class Predictor:
     """A trained model that answers as in the job: with ``votes`` above 1, by the majority of several sampled chains.
 
@@ -57,9 +72,9 @@ class Predictor:
 
     Example:
         >>> predictor = Predictor("runs/1a2b3c")                        # doctest: +SKIP
-        >>> predictor("cat.jpg").class_name                             # doctest: +SKIP
+        >>> predictor.predict("cat.jpg").class_name                     # doctest: +SKIP
         'cat'
-        >>> [found.class_name for found in predictor(["cat.jpg", "dog.jpg"])]  # doctest: +SKIP
+        >>> [found.class_name for found in predictor.predict(["cat.jpg", "dog.jpg"])]  # doctest: +SKIP
         ['cat', 'dog']
     """
 
@@ -81,12 +96,12 @@ class Predictor:
         self._to_bytes = from_picture(self.mllm.image_size)
 
     @overload
-    def __call__(self, images: str | pathlib.Path | Image) -> Prediction: ...
+    def predict(self, images: str | pathlib.Path | Image) -> Prediction: ...
 
     @overload
-    def __call__(self, images: Iterable[Any]) -> list[Prediction]: ...
+    def predict(self, images: Iterable[Any]) -> list[Prediction]: ...
 
-    def __call__(self, images: Any) -> Prediction | list[Prediction]:
+    def predict(self, images: Any) -> Prediction | list[Prediction]:
         """Return the answer to an image, or a list of the answers to several: files or PIL pictures.
 
         Raises:
@@ -95,6 +110,28 @@ class Predictor:
         if isinstance(images, (str, pathlib.Path, Image)):
             return next(self.answers([images]))
         return list(self.answers(list(images)))
+
+    __call__ = predict
+
+    @torch.no_grad()
+    def loss(self, image: str | pathlib.Path | Image, class_name: str, chain: str | None = None) -> SampleLoss:
+        """Return both terms of the objective for an image of a class, as its chain's stand in equation 1.
+
+        Args:
+            image: a file or a PIL picture.
+            class_name: of the image, one of the job's classes.
+            chain: the five stages; None leaves the chain's term out.
+
+        Raises:
+            ValueError: for a class that the job does not know, or a file that is no readable image.
+        """
+        if class_name not in self.job.class_names:
+            raise unknown("class", class_name, self.job.class_names)
+        pixels = self._to_bytes(_picture(image))[None]
+        questions, answers = (self.job.q_cls, self.job.q_reason), ([class_name], None if chain is None else [chain])
+        by_label, by_chain = self.mllm.path_log_likelihoods(pixels, questions, answers)
+        assert by_label is not None
+        return SampleLoss(float(label_nll(*by_label)), None if by_chain is None else float(chain_nll(*by_chain)))
 
     def answers(
         self, images: Sequence[Any], unreadable: Callable[[ValueError], None] | None = None
@@ -152,6 +189,25 @@ class Predictor:
             )
             for row, answer in enumerate(concluded)
         ]
+
+
+def load_job(
+    folder: str | pathlib.Path,
+    answer: str | None = None,
+    model: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+) -> Predictor:
+    """Return the trained model of a job, ready to answer; arguments and errors are those of `Predictor`.
+
+    Example:
+        >>> job = load_job("sweep/1a2b3c", answer="both")               # doctest: +SKIP
+        >>> job.predict("cat.jpg").chain_class                          # doctest: +SKIP
+        'cat'
+        >>> job.loss("cat.jpg", "cat").label < job.loss("cat.jpg", "dog").label  # doctest: +SKIP
+        True
+    """
+    return Predictor(folder, answer, model, dtype, quantize)
 
 
 def _picture(image: Any) -> Any:

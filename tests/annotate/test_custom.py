@@ -50,7 +50,7 @@ def test_files_are_found_in_the_config_folder_and_under_the_variables_paths(tmp_
         (GOOD.replace("Camera", "PACS"), "one of DomainBed's own"),
         (GOOD.replace("Camera", "RotatedMNIST"), "one of DomainBed's own"),
         (GOOD.replace("Camera", "Debug28"), "one of DomainBed's own"),
-        (GOOD.replace("Camera", "Shapes"), "'ShapesReasoning' is one of this package's datasets"),
+        (GOOD.replace("Camera", "Shapes"), "'ShapesReasoning' is one of this package's datasets, or a plug-in's"),
         (GOOD.replace('"camera"', '"../camera"'), "must be below --data_dir"),
         (GOOD.replace('["day", "night"]', '["day"]'), "at least two domains"),
         (GOOD + "checkpoint_freq = 0\n", "'checkpoint_freq' must be in"),
