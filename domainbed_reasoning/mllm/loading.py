@@ -13,6 +13,7 @@ import torch
 
 from domainbed_reasoning.mllm import lora
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
+from domainbed_reasoning.mllm.mixtures import kept_by_peft
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
 from domainbed_reasoning.mllm.towers import PROJECTOR, is_linear, is_router, parts_of, said_of_convolutions
@@ -283,7 +284,7 @@ def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list
         part = parts(name)
         if is_linear(module) and (part == "projector" and projector or part in wanted):
             names.append(name)
-    return names
+    return kept_by_peft(network, names) if without_adapters(network, towers) else names
 
 
 def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str, int]:
