@@ -166,7 +166,7 @@ def _known(model: str) -> tuple[Any, Family] | None:
 
 def _layers(vision: Any) -> int:
     """Return the number of transformer blocks; 0 for a tower of convolutions, whose config names none."""
-    return int(getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", 0))
+    return int(getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 0)
 
 
 def _patch(vision: Any) -> int:

@@ -159,8 +159,8 @@ def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data, dict
         cls = registry.load(registry.DATASETS[name])
         if not hasattr(cls, "FOLDER"):  # a plug-in's whose images come from anywhere
             built = cls(data_dir, [], {"data_augmentation": False, "batch_size": 1})
-            sizes = dict(zip(built.ENVIRONMENTS, map(len, built.datasets), strict=True))
-            return name, published.Data(sum(sizes.values()), len(sizes), built.num_classes), sizes
+            counts = dict(zip(built.ENVIRONMENTS, map(len, built.datasets), strict=True))
+            return name, published.Data(sum(counts.values()), len(counts), built.num_classes), counts
     dataset = custom.find(name)
     if not data_dir:
         raise ValueError(
