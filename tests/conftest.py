@@ -10,8 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+
+# Neither a deadline per example nor a check of how long examples take to draw: both fail on a busy machine.
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("tests")
 
 if str(CHECKOUT) not in sys.path:
     sys.path.append(str(CHECKOUT))  # where the package is not installed

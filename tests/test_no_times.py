@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).resolve().parent
 FILES = sorted(path for path in TESTS.rglob("*.py") if not path.is_relative_to(TESTS / "standin"))
@@ -112,3 +113,10 @@ def test_every_spelling_is_found(code: str) -> None:
 
 def test_files_that_did_not_change_and_generous_waits_are_no_times() -> None:
     assert faults_of("before = p.stat().st_mtime_ns\nassert p.stat().st_mtime_ns == before\nchild.wait(600)") == []
+
+
+def test_hypothesis_has_no_deadline_and_no_check_of_speed() -> None:
+    """Its default lets a test fail whose example takes 200 ms, as a busy machine makes any take."""
+    assert settings.default.deadline is None and HealthCheck.too_slow in settings.default.suppress_health_check
+    own = re.compile(r"@settings\(.*(deadline|suppress_health_check)")
+    assert [path for path in FILES if own.search(path.read_text("utf-8"))] == []

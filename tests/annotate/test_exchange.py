@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -51,7 +51,7 @@ record_of = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(records=st.lists(record_of, min_size=1, max_size=5))
 def test_any_record_comes_back_as_it_was(tmp_path: Path, form: str, records: list[dict[str, Any]]) -> None:
     assert there_and_back(tmp_path, form, records) == records

@@ -100,4 +100,4 @@ def test_an_export_with_images_has_pixels_alone_and_follows_no_link_out(
     code, _, err = verb("export", tmp_path / "c.parquet", *where, "--embed-images")
     assert code == 1 and name in err and "links outside it" in err and not (tmp_path / "c.parquet").exists()
     code, out, _ = verb("browse", *where[2:], "--output", tmp_path / "page.html")
-    assert code == 0 and f"1 image not shown: links out of {folder}" in out
+    assert code == 0 and f"1 image not shown: symbolic links that leave {folder}" in out

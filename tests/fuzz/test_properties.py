@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domainbed_reasoning.chains import store
@@ -25,7 +25,7 @@ pieces = st.sampled_from(
 ) | st.text(max_size=4)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(parts=st.lists(pieces, max_size=24), at=st.integers(0, 200), cut=st.integers(0, 30))
 def test_the_parser_takes_five_stages_and_nothing_else(parts: list[str], at: int, cut: int) -> None:
     """Pieces alone, and pieces in place of a part of a good chain."""
@@ -46,7 +46,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(value=json_values, depth=st.integers(0, 2 * MAX_DEPTH))
 def test_json_is_read_as_it_was_written_and_its_depth_is_measured(value: Any, depth: int) -> None:
     text = "[" * depth + json.dumps(value) + "]" * depth
@@ -75,7 +75,7 @@ events = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(happens=events)
 def test_what_was_stored_stays_whatever_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happens: list[tuple[str, Any]]
@@ -106,7 +106,7 @@ targets = st.lists(st.lists(tokens, min_size=1, max_size=6), min_size=1, max_siz
 prompts = st.lists(tokens, min_size=1, max_size=5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(prompt=prompts, answers=targets)
 def test_rows_supervise_every_target_token_where_its_past_was_fed(prompt: list[int], answers: list[list[int]]) -> None:
     rows = build_rows(prompt, answers, 0, CPU)
@@ -119,7 +119,7 @@ def test_rows_supervise_every_target_token_where_its_past_was_fed(prompt: list[i
     assert predicted == answers
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     shared=prompts,
     ends=st.tuples(prompts, prompts),
@@ -149,7 +149,7 @@ def test_tree_rows_show_each_target_its_own_past_and_nothing_else(
         assert predicted == wanted
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(names=st.lists(st.lists(tokens, max_size=6), min_size=1, max_size=8))
 def test_a_trie_holds_every_name_and_shows_each_token_its_ancestors(names: list[list[int]]) -> None:
     ended = [[*name, 10] for name in names]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domainbed_reasoning.chains.formats import ExchangeError, import_records
@@ -119,7 +119,7 @@ rows = st.dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400)
 @given(row=rows)
 def test_any_row_is_imported_or_refused_with_a_message(tmp_path: Path, row: dict[str, Any]) -> None:
     file = tmp_path / "rows.json"

@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders.files import link_to, make_folder, make_pipe, make_terabyte, read_lines, write
@@ -194,7 +194,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(values=st.lists(st.tuples(st.sampled_from(PLACES), anything), min_size=1, max_size=12))
 def test_any_values_leave_the_other_jobs_as_they_were(sweep, values):
     jobs = []
