@@ -392,6 +392,14 @@ def test_a_job_trained_on_chains_of_no_class_is_named(write_job):
     assert found["folders"] == ("bad",) and "of its 10 teacher chains 3 conclude with no class" in found["detail"]
 
 
+def test_unverified_chains_that_conclude_another_class_are_no_finding(write_job):
+    for target, choice in enumerate(("verified", "unverified")):
+        job = write_job(choice, "MTCT", target=target, hparams={"chain_verification": choice})
+        (job / "task.json").write_text(json.dumps({"chains": {"source": 10, "no_class": 0, "other_class": 3}}))
+    (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "misleading chains"]
+    assert found["folders"] == ("verified",)
+
+
 @pytest.mark.parametrize("odd", [None, True, "all", -1, 10**400, 1.5, [1], {"n": 1}, 1e999])
 def test_odd_values_of_a_job_end_no_table(write_job, odd):
     job = write_job("odd", "RDMLDG", hparams={"sarr_rounds": odd, "answer": "chain"}, stage=1.0, sarr1_accepted=odd)
