@@ -74,13 +74,13 @@ class Tower:
         """Return the number of adapter weights on all linear layers."""
         return rank * (self.inputs + self.outputs)
 
-    def saved_bytes(self, tokens: float, itemsize: int, adapted: bool) -> float:
+    def saved_bytes(self, tokens: float, itemsize: int, dropout: float = 0.0) -> float:
         """Return what a training forward keeps for the backward pass.
 
-        Every linear layer's input and output; PEFT's adapters are float32 and keep a float32 copy of their input.
+        Every linear layer's input and output; with dropout before the adapters also their input, and its mask.
         """
-        copies = 4 * self.inputs if adapted and itemsize < 4 else 0
-        return tokens * (itemsize * (self.inputs + self.outputs) + copies)
+        dropped = (itemsize + 1) * self.inputs if dropout else 0
+        return tokens * (itemsize * (self.inputs + self.outputs) + dropped)
 
 
 @dataclass(frozen=True)
@@ -246,8 +246,8 @@ def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> Mem
     Args:
         shape: of the model.
         lengths: of the texts.
-        hparams: ``quantize``, ``eval_batch``, ``max_new_tokens``, and of training ``micro_batch``, ``lora_rank`` and
-            ``gradient_checkpointing``.
+        hparams: ``quantize``, ``eval_batch``, ``max_new_tokens``, and of training ``micro_batch``, ``lora_rank``,
+            ``lora_dropout`` and ``gradient_checkpointing``.
     """
     itemsize = 2
     per_weight = _BYTES_PER_WEIGHT[hparams["quantize"]]
@@ -261,8 +261,8 @@ def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> Mem
         shape.vision.lora_weights(hparams["lora_rank"]) + shape.language.lora_weights(hparams["lora_rank"])
     )
     row = prefix + lengths.name + lengths.instruction + lengths.chain
-    saved = shape.tiles * shape.vision.saved_bytes(shape.patches, itemsize, True)
-    saved += shape.language.saved_bytes(row, itemsize, True)
+    saved = shape.tiles * shape.vision.saved_bytes(shape.patches, itemsize, hparams.get("lora_dropout", 0.0))
+    saved += shape.language.saved_bytes(row, itemsize, hparams.get("lora_dropout", 0.0))
     if hparams["gradient_checkpointing"]:  # a block's input each, and one block whole
         layers = shape.vision.layers + shape.language.layers
         saved = saved / layers + itemsize * shape.language.layers * row * shape.language.width
