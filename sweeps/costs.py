@@ -77,13 +77,13 @@ class Tower:
         """Return the number of adapter weights on all linear layers."""
         return rank * (self.inputs + self.outputs)
 
-    def saved_bytes(self, tokens: float, itemsize: int, adapted: bool) -> float:
+    def saved_bytes(self, tokens: float, itemsize: int, dropout: float = 0.0) -> float:
         """Return the bytes that a training forward saves for the backward pass.
 
-        These are every linear layer's input and output; PEFT's float32 adapters also save a float32 copy of the input.
+        These are every linear layer's input and output; with dropout also the adapters' input and its mask.
         """
-        copies = 4 * self.inputs if adapted and itemsize < 4 else 0
-        return tokens * (itemsize * (self.inputs + self.outputs) + copies)
+        dropped = (itemsize + 1) * self.inputs if dropout else 0
+        return tokens * (itemsize * (self.inputs + self.outputs) + dropped)
 
 
 @dataclass(frozen=True)
@@ -271,8 +271,8 @@ def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> Mem
     Args:
         shape: of the model.
         lengths: of the texts.
-        hparams: ``quantize``, ``eval_batch``, ``max_new_tokens``, and of training ``micro_batch``, ``lora_rank`` and
-            ``gradient_checkpointing``.
+        hparams: ``quantize``, ``eval_batch``, ``max_new_tokens``, and of training ``micro_batch``, ``lora_rank``,
+            ``lora_dropout`` and ``gradient_checkpointing``.
     """
     itemsize = 2
     per_weight = _BYTES_PER_WEIGHT[hparams["quantize"]]
@@ -286,8 +286,8 @@ def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> Mem
         shape.vision.lora_weights(hparams["lora_rank"]) + shape.language.lora_weights(hparams["lora_rank"])
     )
     row = prefix + lengths.name + lengths.instruction + lengths.chain
-    saved = shape.tiles * shape.vision.saved_bytes(shape.patches, itemsize, True)
-    saved += shape.language.saved_bytes(row, itemsize, True)
+    saved = shape.tiles * shape.vision.saved_bytes(shape.patches, itemsize, hparams.get("lora_dropout", 0.0))
+    saved += shape.language.saved_bytes(row, itemsize, hparams.get("lora_dropout", 0.0))
     if hparams["gradient_checkpointing"]:  # the input of each block, and all of one block
         layers = shape.vision.layers + shape.language.layers
         saved = saved / layers + itemsize * shape.language.layers * row * shape.language.width

@@ -59,6 +59,7 @@ class LowRankUpdate(torch.autograd.Function):
         if base is not None:
             out = torch.addmm(_rows(base), low, b.t(), alpha=scaling)
         else:
+            assert weight is not None
             out = torch.nn.functional.linear(rows, weight, bias).addmm_(low, b.t(), alpha=scaling)
         ctx.save_for_backward(x, low, a, b, weight)
         ctx.scaling, ctx.precision = scaling, down.dtype
@@ -220,15 +221,17 @@ class RecomputedGate:
         if drops or not (gate.requires_grad and lift.requires_grad):
             out = last(self.act_fn(gate) * lift)
         else:
-            out = GatedLowRankUpdate.apply(gate, lift, self.act_fn, down, up, scaling, layer.weight, layer.bias)
+            activation = getattr(self.act_fn, "forward", self.act_fn)  # hooks on modules expect no call in backward
+            out = GatedLowRankUpdate.apply(gate, lift, activation, down, up, scaling, layer.weight, layer.bias)
         return out
 
 
 def recompute_gates(network: torch.nn.Module) -> None:
     """Have the gated MLPs of an adapted network keep less for the backward pass; others are left alone."""
     for module in network.modules():
-        if isinstance(getattr(module, "down_proj", None), InComputePrecision) and _is_gated(type(module)):
-            module.__class__ = _recomputing(type(module))
+        kind: Any = type(module)
+        if isinstance(getattr(module, "down_proj", None), InComputePrecision) and _is_gated(kind):
+            module.__class__ = _recomputing(kind)
 
 
 @functools.cache
