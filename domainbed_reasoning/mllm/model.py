@@ -134,6 +134,16 @@ class MLLM(torch.nn.Module):
         if family.tree != "windows":
             install(self.base)
 
+    def train(self, mode: bool = True) -> MLLM:
+        """Set the mode; what is frozen stays one function of its input: no batch statistics, no dropout of its own."""
+        super().train(mode)
+        if is_general(self.family):  # the families have neither
+            still = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.Dropout)
+            for name, module in self.network.named_modules():
+                if isinstance(module, still) and "lora_dropout" not in name:
+                    module.eval()
+        return self
+
     @property
     def base(self) -> Any:
         """The transformers model, adapters inside of it."""
