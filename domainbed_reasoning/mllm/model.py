@@ -138,10 +138,9 @@ class MLLM(torch.nn.Module):
         """Set the mode; what is frozen stays one function of its input: no batch statistics, no dropout of its own."""
         super().train(mode)
         if is_general(self.family):  # the families have neither
-            still = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.Dropout)
             for name, module in self.network.named_modules():
-                if isinstance(module, still) and "lora_dropout" not in name:
-                    module.eval()
+                if "lora_dropout" not in name and not getattr(module, "gradient_checkpointing", False):
+                    module.training = False
         return self
 
     @property
