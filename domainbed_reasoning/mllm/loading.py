@@ -16,7 +16,7 @@ from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fit
 from domainbed_reasoning.mllm.mixtures import kept_by_peft
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
-from domainbed_reasoning.mllm.towers import PROJECTOR, is_linear, is_router, parts_of, said_of_convolutions
+from domainbed_reasoning.mllm.towers import PROJECTOR, is_linear, is_of_mixture, parts_of, said_of_convolutions
 from domainbed_reasoning.terminal import get_logger
 
 _log = get_logger(__name__)
@@ -304,7 +304,7 @@ def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str
         for name, module in network.named_modules()
         if parts(name) in wanted and not any(kind in type(module).__name__ for kind in _NO_EXPERTS)
         for key, weight in module.named_parameters(recurse=False)
-        if weight.dim() > (1 if is_router(module) else 2) and min(weight.shape) > 1
+        if is_of_mixture(module) and weight.dim() > 1 and min(weight.shape) > 1
     }
 
 

@@ -135,6 +135,15 @@ class MLLM(torch.nn.Module):
         if family.tree != "windows":
             install(self.base)
 
+    def train(self, mode: bool = True) -> MLLM:
+        """Set the mode; what is frozen stays one function of its input: no batch statistics, no dropout of its own."""
+        super().train(mode)
+        if is_general(self.family):  # the families have neither
+            for name, module in self.network.named_modules():
+                if "lora_dropout" not in name and not getattr(module, "gradient_checkpointing", False):
+                    module.training = False
+        return self
+
     @property
     def base(self) -> Any:
         """The transformers model, adapters inside of it."""

@@ -70,8 +70,8 @@ def is_linear(module: torch.nn.Module) -> bool:
     return type(module).forward is torch.nn.Linear.forward or type(module).__module__.startswith("bitsandbytes")
 
 
-def is_router(module: torch.nn.Module) -> bool:
-    """Return whether a module chooses the experts of a mixture, by the name of its class."""
+def is_of_mixture(module: torch.nn.Module) -> bool:
+    """Return whether a module is the experts of a mixture or chooses among them, by the name of its class."""
     return any(word in type(module).__name__ for word in ("Router", "Gate", "Expert", "Moe"))
 
 
