@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders.files import HPARAMS, TASK, chain_text, define_toy, write_chains, write_images, write_job
 from PIL import Image
 
 import domainbed_reasoning
+from builders.files import HPARAMS, TASK, chain_text, define_toy, write_chains, write_images, write_job
 from domainbed_reasoning import Rules, chains_of, load_job
 
 SOURCE = Path(domainbed_reasoning.__file__)
