@@ -12,9 +12,7 @@ HPARAMS = (
 )
 
 
-def test_the_example_is_installed_and_swept_beside_erm_with_stock_scripts(
-    either_domainbed, stock_environment, tmp_path
-):
+def test_the_example_is_installed_and_swept_beside_erm(either_domainbed, stock_environment, tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     source = tmp_path / "source"
     subprocess.run(["cp", "-r", CHECKOUT / "examples" / "plugin", source], check=True)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -245,3 +246,22 @@ def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone,
     study = ("study", "ablation", "--scale", "mini", "--launch", "--output_dir", tmp_path / "study")
     for words in (("collect", tmp_path), ("plan", "--dataset", "PACS", "--model", "tiny"), study):
         assert "DomainBed was not found. Run from inside your own clone" in in_a_clone(*words, **nowhere)
+
+
+def test_the_sdist_holds_what_it_takes_to_test_itself(checkout, tmp_path):
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
+    subprocess.run(command, cwd=checkout, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "Makefile",
+        "setup.cfg",
+        "pyproject.toml",
+        "LICENSE",
+        "CITATION.cff",
+        "_domainbed_reasoning_hook.py",
+    } <= held
+    for folder in ("algorithms", "benchmarks", "datasets", "examples", "results", "sweeps", "tests"):
+        files = [path for path in (CHECKOUT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+        names = {path.relative_to(CHECKOUT).as_posix() for path in files}
+        assert {name for name in names if "/." not in name} <= held, folder

@@ -14,7 +14,7 @@ from domainbed_reasoning.mllm.findings import Findings
 
 HEAD = f"""# Architectures without settings of their own
 
-InternVL3, LLaVA-1.5, Qwen2.5-VL, Qwen3-VL, Idefics3, SmolVLM and Gemma 3 have settings of their own. Any other chat model
+InternVL3, LLaVA-1.5, Qwen2.5-VL, Qwen3-VL, Idefics3, SmolVLM, Gemma 3 and FastVLM have settings of their own. Any other chat model
 of transformers' `AutoModelForImageTextToText` is tried out when it is first loaded. These were, as tiny random models built
 from their own config classes (transformers {transformers.__version__}, CPU, float32), and trained, exported, reloaded and
 used for prediction. Deviations are those of one MTCT step from one conversation at a time through the chat template: of the loss,

@@ -219,13 +219,18 @@ def test_reading_without_gradients_holds_a_bounded_number_of_logits(mllm, images
     assert len(logits) == 1
 
 
+def _fed(inputs):
+    """Return what a forward pass reads: ids, or the embeddings that the model was handed."""
+    return inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+
+
 def test_rows_that_have_ended_leave_the_batch_and_change_nothing(mllm, images, class_names, monkeypatch):
     """Five rows told to end after 3, 9, 5, 20 and 12 tokens write what each would have written alone."""
     question, lengths, sizes = q_reason(class_names), [3, 9, 5, 20, 12], []
     monkeypatch.setattr(mllm.generator, "closing_tokens", range(mllm.base.get_output_embeddings().weight.shape[0]))
     run = mllm.base.model.forward
     monkeypatch.setattr(
-        mllm.base.model, "forward", lambda **inputs: sizes.append(len(inputs["input_ids"])) or run(**inputs)
+        mllm.base.model, "forward", lambda **inputs: sizes.append(len(_fed(inputs))) or run(**inputs)
     )
 
     def generate(rows):
@@ -258,7 +263,7 @@ def test_scores_of_345_names_and_64_images_stay_within_bounds(folder_of, images,
     def forward(**inputs):
         cache = inputs.get("cache", inputs.get("past_key_values"))  # transformers from 5.24 on, and before
         cached = cache.get_seq_length() if cache is not None else 0
-        rows, length = inputs["input_ids"].shape
+        rows, length = _fed(inputs).shape[:2]
         tokens.append(rows * (length + cached))
         return run(**inputs)
 
