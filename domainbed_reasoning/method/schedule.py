@@ -114,8 +114,8 @@ class Epoch:
             total = self.batch_size * count
             change = f'; "batch_size": {same} makes {same * count}' if same != self.batch_size else ""
             yield (
-                f"batch_size {self.batch_size} is per source domain: {total} images a step from {count}, where the "
-                f"paper's datasets have {_SOURCES} and {_SOURCES * self.batch_size} a step{change}"
+                f"batch_size {self.batch_size} is per source domain: {total} images a step from {count}, "
+                f"{_SOURCES * self.batch_size} from three as on the paper's datasets{change}"
             )
 
     def exposure(self, stages: Sequence[Stage]) -> Iterator[str]:
