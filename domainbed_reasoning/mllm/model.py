@@ -138,10 +138,13 @@ class MLLM(torch.nn.Module):
     def train(self, mode: bool = True) -> MLLM:
         """Set the mode; what is frozen stays one function of its input: no batch statistics, no dropout of its own."""
         super().train(mode)
-        if is_general(self.family):  # the families have neither
-            for name, module in self.network.named_modules():
-                if "lora_dropout" not in name and not getattr(module, "gradient_checkpointing", False):
-                    module.training = False
+        general_path = is_general(self.family)  # the families have no dropout of their own
+        for name, module in self.network.named_modules():
+            is_own = (
+                general_path and "lora_dropout" not in name and not getattr(module, "gradient_checkpointing", False)
+            )
+            if is_own or isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.training = False
         return self
 
     @property
@@ -159,14 +162,6 @@ class MLLM(torch.nn.Module):
         """Where the weights are."""
         weight: torch.Tensor = self.base.get_input_embeddings().weight
         return weight.device
-
-    def train(self, mode: bool = True) -> MLLM:
-        """Set the mode of all modules, save batch normalizations: they are frozen, and their statistics with them."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return self
 
     # -- text -----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 The reports are pytest's: `pytest tests/mllm/test_architectures.py --junitxml REPORT.xml -o junit_family=xunit1`.
 """
 
+# ruff: noqa: E501 - the lines of the page
 import re
 import sys
 from xml.etree import ElementTree

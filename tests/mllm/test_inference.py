@@ -229,9 +229,7 @@ def test_rows_that_have_ended_leave_the_batch_and_change_nothing(mllm, images, c
     question, lengths, sizes = q_reason(class_names), [3, 9, 5, 20, 12], []
     monkeypatch.setattr(mllm.generator, "closing_tokens", range(mllm.base.get_output_embeddings().weight.shape[0]))
     run = mllm.base.model.forward
-    monkeypatch.setattr(
-        mllm.base.model, "forward", lambda **inputs: sizes.append(len(_fed(inputs))) or run(**inputs)
-    )
+    monkeypatch.setattr(mllm.base.model, "forward", lambda **inputs: sizes.append(len(_fed(inputs))) or run(**inputs))
 
     def generate(rows):
         asked = {}  # answers in the order in which they are first asked about, which is the rows'
