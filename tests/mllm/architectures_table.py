@@ -3,7 +3,7 @@
 The reports are pytest's: `pytest tests/mllm/test_architectures.py --junitxml REPORT.xml -o junit_family=xunit1`.
 """
 
-# ruff: noqa: E501 - the lines of the page
+# ruff: noqa: E501
 import re
 import sys
 from xml.etree import ElementTree
@@ -15,11 +15,11 @@ from domainbed_reasoning.mllm.findings import Findings
 
 HEAD = f"""# Architectures without settings of their own
 
-InternVL3, LLaVA-1.5, Qwen2.5-VL, Qwen3-VL, Idefics3, SmolVLM, Gemma 3 and FastVLM have settings of their own. Any other chat model
-of transformers' `AutoModelForImageTextToText` is tried out when it is first loaded. These were, as tiny random models built
-from their own config classes (transformers {transformers.__version__}, CPU, float32), and trained, exported, reloaded and
-used for prediction. Deviations are those of one MTCT step from one conversation at a time through the chat template: of the loss,
-relative, and of the adapters' gradients, relative to the largest.
+InternVL3, LLaVA-1.5, Qwen2.5-VL, Qwen3-VL, Idefics3, SmolVLM, Gemma 3 and FastVLM have settings of their own. Any other chat
+model of transformers' `AutoModelForImageTextToText` is tried out when it is first loaded. These were, as tiny
+random models built from their own config classes (transformers {transformers.__version__}, CPU, float32), and
+trained, exported, reloaded and used for prediction. Deviations are those of one MTCT step from one conversation at
+a time through the chat template: of the loss, relative, and of the adapters' gradients, relative to the largest.
 
 | architecture | rows | reused features | image tokens | loss | gradients | trials |
 |---|---|---|---|---|---|---|"""
@@ -31,10 +31,10 @@ Refused:
 - **PaliGemma**: its prompt's tokens see the answer, so that its likelihood cannot be read in one pass.
 - **Florence-2** and other encoder-decoders; models without a chat template.
 
-**My model is not there.** Run `domainbed-reasoning doctor --model FOLDER`: it loads the model, tries it out, and prints what
-was found and what it costs, or why the model cannot be used. The folder must hold the whole checkpoint with its processor
-and chat template. Code of the checkpoint's own is never run: use a checkpoint converted for transformers. Findings are kept
-in the cache folder for each model and release of transformers."""
+**My model is not there.** Run `domainbed-reasoning doctor --model FOLDER`: it loads the model, tries it out, and
+prints what was found and what it costs, or why the model cannot be used. The folder must hold the whole checkpoint
+with its processor and chat template. Code of the checkpoint's own is never run: use a checkpoint converted for
+transformers. Findings are kept in the cache folder for each model and release of transformers."""
 
 
 def main(reports: list[str]) -> None:

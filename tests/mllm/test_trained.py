@@ -101,9 +101,10 @@ def test_predict_equals_the_algorithm_on_files(trained, job, files):
             torch.tensor([prediction.scores[name] for name in names]), scores[row], rtol=1e-3, atol=1e-4
         )
     one = Predictor(job, "label")
-    for image in (files[0], pathlib.Path(files[0])):
-        assert one(image) == by_label[0]
-    assert dataclasses.replace(one(Image.open(files[0])), image=files[0]) == by_label[0]
+    for image in (files[0], pathlib.Path(files[0]), Image.open(files[0])):
+        alone = one(image)
+        assert alone.scores == pytest.approx(by_label[0].scores, abs=2e-6)  # convolutions differ by the batch's size
+        assert dataclasses.replace(alone, image=files[0], scores=by_label[0].scores) == by_label[0]
     both = Predictor(job, "both")(files)
     chains = trained.mllm.generate(pixels, trained.q_reason, 12)
     assert [prediction.chain for prediction in both] == chains
