@@ -329,7 +329,7 @@ def test_an_epoch_is_the_sources_training_images_alone(monkeypatch, name, given,
 
     Half held out: 52 + 25 + 5 = 82, 3.4 steps. 3 x 4 a step: 11.
     """
-    args = types.SimpleNamespace(holdout_fraction=holdout, steps=None)
+    args = types.SimpleNamespace(algorithm=name, holdout_fraction=holdout, steps=None)
     monkeypatch.setattr(steps_of_domainbed, "job_arguments", lambda: args)
     algorithm = registry.load(registry.ALGORITHMS[name])
     hparams = {key: hparam.default for key, hparam in algorithm.HPARAMS.items()} | {"batch_size": 8} | given

@@ -88,7 +88,8 @@ def test_structure_tells_the_families_layers_apart_as_their_names_do(family_fold
     network = load_network(family_folder, "float32", "none", torch.device("cpu"))[0]
     part, layers = parts_of(network), [name for name, module in network.named_modules() if is_linear(module)]
     assert {name: part(name) for name in layers} == {name: part_of(name) for name in layers}
-    assert said_of_convolutions(network) == "" and without_adapters(network) == {}
+    assert ("convolutions" in said_of_convolutions(network)) == family_folder.endswith("FastVLM")
+    assert without_adapters(network) == {}
 
 
 def test_a_model_whose_padding_leaks_is_computed_in_rows_of_equal_length(loaded):
