@@ -158,7 +158,7 @@ def test_own_chains_are_written_and_kept_as_the_jobs_rounds_do(trained, material
     assert judged == [material.label(sample) for sample in samples]
     assert own.samples == [samples[i] for i in (0, 2, 4, 6)]
     said = labelling.description
-    assert said == "sampled at temperature 0.9, majority of 3, filtered by consistency"
+    assert said == "sampled at temperature 0.9, majority of 3, kept if they support their conclusion"
     assert target_tokens.labelling_of({"max_new_tokens": 40, "eval_batch": 4}).description == "greedy"
 
 
