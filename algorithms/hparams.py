@@ -163,10 +163,10 @@ SARR_HPARAMS = {
     "temperature": Hparam(
         0.0,
         lambda r: r.choice([0.0, 0.7, 1.0]),
-        "of self-labelling; not published; 0 is greedy, as evaluation",
+        "of self-labeling; not published; 0 is greedy, as evaluation",
         allowed=FROM_0,
     ),
-    "top_p": Hparam(1.0, None, "of self-labelling; not published; 1 leaves nothing out", allowed=ABOVE_0_TO_1),
+    "top_p": Hparam(1.0, None, "of self-labeling; not published; 1 leaves nothing out", allowed=ABOVE_0_TO_1),
     "sarr_filter": Hparam(
         "conclusion",
         None,

@@ -167,7 +167,7 @@ def print_answers(runs: Sequence[Run]) -> None:
 
 
 def print_accepted(runs: Sequence[Run], domains: Sequence[str]) -> None:
-    """Print the share of its own chains that each round of self-labelling kept."""
+    """Print the share of its own chains that each round of self-labeling kept."""
     for run in runs:
         rounds = sorted(key for key in run.last if key.startswith("sarr") and key.endswith("_accepted"))
         if rounds and run.algorithm == "RDMLDG":

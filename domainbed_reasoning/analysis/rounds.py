@@ -35,7 +35,7 @@ from domainbed_reasoning.mllm import MLLM
 _ACCEPTED = re.compile(r"sarr(\d+)_accepted")
 PAPER = (
     "paper, InternVL3-8B, TerraIncognita: target accuracy 70.06% after round 1, 70.59% after 2, 70.65% after 3;\n"
-    "of the self-labelled chains rejected: 39.5% in the first round, 14.8% at the end"
+    "of the self-labeled chains rejected: 39.5% in the first round, 14.8% at the end"
 )
 
 

@@ -111,7 +111,7 @@ class Labelling:
 
     @property
     def hparams(self) -> dict[str, Any]:
-        """The hyper-parameters of self-labelling, by name."""
+        """The hyper-parameters of self-labeling, by name."""
         sampling = {"temperature": self.temperature, "top_p": self.top_p}
         return {"sarr_votes": self.votes, "sarr_filter": self.filter, **sampling}
 

@@ -231,7 +231,7 @@ class Progress:
     # -- recording ------------------------------------------------------------------------------------------------
 
     def record_step(self, values: Mapping[str, float], labelled: Sequence[tuple[int, int, str, bool]]) -> None:
-        """Record a step's values and the chains that were self-labelled in it."""
+        """Record a step's values and the chains that were self-labeled in it."""
         self._write({"values": dict(values), "labelled": labelled})
 
     def record_answers(self, answers: Answers) -> None:

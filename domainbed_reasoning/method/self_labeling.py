@@ -1,4 +1,4 @@
-"""SARR's self-labelled chains (arXiv 2602.23777, algorithm 1).
+"""SARR's self-labeled chains (arXiv 2602.23777, algorithm 1).
 
 Round k = 1…N lets the model of the round's start write a chain for every training image with q_reason, keeps
 (x, y, r̂) where the text inside <CONCLUSION> equals y, and tunes on what was kept.

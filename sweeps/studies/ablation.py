@@ -1,4 +1,4 @@
-"""The ablation: each path alone, both, self-labelling without the label path, and all of it.
+"""The ablation: each path alone, both, self-labeling without the label path, and all of it.
 
 The paper compares 3 epochs of MTCT with the 12 of RD-MLDG. Whether rounds add more than further epochs do is told by
 the control, which it lacks: MTCT for as many epochs as RD-MLDG, in a folder of its own.

@@ -83,7 +83,7 @@ def test_epochs_over_what_was_kept_end_with_their_updates_and_surplus_steps_chan
     assert [rate / algorithm.hparams["lr"] for rate in rates[1:5]] == pytest.approx([1.0, 3 / 4, 2 / 4, 1 / 4])
     said = capsys.readouterr().out
     assert said.count("5 updates are its epochs over the 50.0% that it has kept so far") == 1
-    assert "kept 50.0% of 6 self-labelled chains, 100.0% of these well formed; 5 of its 10 steps were updates" in said
+    assert "kept 50.0% of 6 self-labeled chains, 100.0% of these well formed; 5 of its 10 steps were updates" in said
 
 
 def test_epochs_over_all_images_update_in_every_step(monkeypatch):

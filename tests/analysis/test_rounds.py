@@ -25,7 +25,7 @@ def test_stages_and_accepted_shares_are_those_of_the_records(job):
 def test_the_last_rounds_share_is_exact_and_every_record_has_the_share_of_well_formed_chains(job):
     """A share of so many chains as the log counts: a mean of shares so far would be none."""
     records, log = read_lines(job / "results.jsonl"), (job / "out.txt").read_text()
-    percent, written = re.search(r"kept ([\d.]+)% of (\d+) self-labelled chains", log).groups()
+    percent, written = re.search(r"kept ([\d.]+)% of (\d+) self-labeled chains", log).groups()
     kept = records[-1]["sarr1_accepted"] * int(written)
     assert kept == pytest.approx(round(kept), abs=1e-9) and f"{100 * kept / int(written):.1f}" == percent
     assert 0 < records[-1]["sarr1_well_formed"] <= 1

@@ -65,7 +65,7 @@ def test_stats_card_browse_and_export_read_the_bundle(bundled: Path, verb: Verb,
     code, out, _ = verb("stats", *where(bundled))
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
     assert code == 0 and rows["all"][:4] == ["18", "17", "16", "88.9%"]
-    assert "1 candidate is of an image that is not in the dataset." in out
+    assert "1 candidate is for an image that is not in the dataset." in out
     assert rows["label"][:4] == ["0", "of", "16", "(0.0%)"] and "1 of 1 (100.0%)" in out
     code, card, err = verb("card", *where(bundled))
     assert code == 0 and "`toy.jsonl.xz`: one JSON object" in card and 'lzma.open("toy.jsonl.xz", "rt"' in card

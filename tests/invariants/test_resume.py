@@ -51,7 +51,7 @@ SETTINGS = {"sarr_filter": "well_formed", "sarr_epoch_over": "kept", "on_parse_f
 
 @pytest.mark.parametrize("settings", [{}, SETTINGS], ids=["paper", "settings"])
 def test_a_job_killed_inside_sarrs_rounds_ends_as_if_undisturbed(either_domainbed, tmp_path, settings):
-    """Records, self-labelled chains, answers and every checkpoint's adapters are equal, whatever was resumed.
+    """Records, self-labeled chains, answers and every checkpoint's adapters are equal, whatever was resumed.
 
     It would not be so if a resumed round labelled with the weights of the restart, forgot its labels or what they
     support, or entered the next round when it is resumed at its end.
