@@ -85,35 +85,44 @@ def publish() -> None:
     """Add our names to the stock registries that are imported; later, if one of our class modules is half-imported."""
     if any(name.startswith("domainbed_reasoning.") for name in _running):
         return
-    whole = [name for name in STOCK_MODULES if name in sys.modules and name not in _running]
-    if not whole:
+    left = _imported()
+    if not left:
         return
     _running.append("domainbed_reasoning.bridge.register")
     try:
         from domainbed_reasoning.bridge import register
 
-        for name in whole:
-            for fault in register.publish(sys.modules[name]):
-                _warn(fault)
+        done: set[str] = set()
+        while left:  # publishing imports the user's plug-ins, which may import more of DomainBed
+            for name in left:
+                for problem in register.publish(sys.modules[name]):
+                    warn(problem)
+            done.update(left)
+            left = [name for name in _imported() if name not in done]
     except Exception as error:
         _warn_unless_uninstalled(error)
     finally:
         _running.remove("domainbed_reasoning.bridge.register")
 
 
+def _imported() -> list[str]:
+    """Return the stock modules that are imported, and whole."""
+    return [name for name in STOCK_MODULES if name in sys.modules and name not in _running]
+
+
 def _warn_unless_uninstalled(error: Exception) -> None:
     """Warn of an error in our package, unless that is gone and only this file is left."""
     missing = isinstance(error, ModuleNotFoundError) and str(error.name).startswith("domainbed_reasoning")
     if not missing or sys.modules.get("domainbed_reasoning") is not None:
-        _warn(f"it cannot be loaded: {type(error).__name__}: {error}")
+        warn(f"it cannot be loaded: {type(error).__name__}: {error}")
 
 
-def _warn(fault: str) -> None:
-    """Print a fault, once a process: a warning that is turned into an error would end the import of DomainBed."""
-    if fault not in _warned and sys.stderr is not None:
-        _warned.add(fault)
-        cure = "DomainBed works without; `domainbed-reasoning doctor` says what to mend."
-        print(f"domainbed-reasoning: {fault}. {cure}", file=sys.stderr)
+def warn(problem: str) -> None:
+    """Print a problem once per process; a warning could be turned into an error and break the import of DomainBed."""
+    if problem not in _warned and sys.stderr is not None:
+        _warned.add(problem)
+        hint = "DomainBed itself works; run `domainbed-reasoning doctor` for a fix."
+        print(f"domainbed-reasoning: {problem}. {hint}", file=sys.stderr)
 
 
 def install() -> None:

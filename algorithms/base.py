@@ -56,29 +56,36 @@ class MLLMAlgorithm(TrainedMLLM):
 
         Returns:
             ``loss``, ``label_loss`` and ``chain_loss`` in nats (means over the samples that have the term), ``stage``
-            (0 is MTCT, k is SARR's round k), ``chain_share`` (samples with a chain, in [0, 1]) and
-            ``sarr{k}_accepted``, the share of round k's chains kept so far.
+            (0 is MTCT, k is SARR's round k), ``chain_share`` (samples with a chain, in [0, 1]) and, where DomainBed
+            writes a record, of every round so far `SelfLabels.shares`. With ``sarr_epoch_over`` at ``kept`` a round's
+            steps have ``updated``, 1 or, in surplus steps, which have no loss, 0.
         """
         self.snapshots.weights_change()
         stage = self.schedule.at(self.session.steps_taken)
         if self.run is None or self.run.stage is not stage:
             self.run = self.begin(stage)
-        run, batch = self.run, Batch.gather(minibatches, self.pixels)
+        run, batch = self.run, Batch.gather(minibatches, self.pixels, self.task.labels)
         chains = self.chains_of(batch, run)
         # Eq. 1 is over the B samples that have a term, eq. 2 over the B' whose own chain was kept.
         used = [i for i, chain in enumerate(chains) if chain is not None or (self.LABEL_PATH and not stage.round)]
+        updates = not run.is_surplus
+        values = self.descend(run, batch, chains, used) if updates else {}
+        self.log.step(run, self.session.steps_taken, len(used) if updates else 0)
+        values |= {"stage": float(stage.round)} | ({"updated": float(updates)} if run.over_kept else {})
+        self.shares |= run.own_chains.shares(stage.round) if run.own_chains is not None else {}
+        values |= self.shares if self.session.is_recorded else {}
+        with_chain = sum(chain is not None for chain in chains) / len(chains)
+        return values | ({"chain_share": with_chain} if self.CHAIN_PATH else {})
+
+    def descend(self, run: StageRun, batch: Batch, chains: Sequence[str | None], used: list[int]) -> dict[str, float]:
+        """Take one step down the gradient of the objective over the ``used`` rows of the batch; return its losses."""
         names = [self.task.class_names[label] for label in batch.labels] if self.LABEL_PATH else None
         objective = Objective.of(self.hparams, self.LABEL_PATH, self.CHAIN_PATH)
         run.optimizer.zero_grad(set_to_none=True)
         values = objective.backward(self.terms, batch.images, names, chains, used, list(self.mllm.adapters().values()))
         run.advance()
         self.snapshots.update_done()
-        if run.own_chains is not None:
-            self.kept_by_round[stage.round] = run.own_chains.accepted_share
-        self.log.step(stage, self.session.steps_taken, run.own_chains, len(used))
-        values |= {"stage": float(stage.round)} | {f"sarr{k}_accepted": kept for k, kept in self.kept_by_round.items()}
-        with_chain = sum(chain is not None for chain in chains) / len(chains)
-        return values | ({"chain_share": with_chain} if self.CHAIN_PATH else {})
+        return values
 
     def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
         """Return class scores by the hparam ``answer`` (see `answer_images`); at the last evaluation both are recorded.

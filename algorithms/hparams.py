@@ -1,6 +1,9 @@
 """The hyper-parameters that MLLM algorithms are put together from: default, sampler for random search, source.
 
-Where the paper (arXiv 2602.23777) gives a value it is the default; where it is silent the source says what was chosen.
+Where the paper (arXiv 2602.23777) gives a value it is the default. Where it is silent the default is that of
+InternVL's own fine-tuning scripts (github.com/OpenGVLab/InternVL, internvl_chat/shell), or the row gives the reason for
+another. The scripts have AdamW, a cosine after 3% of warm-up, weight decay 0.05, gradients clipped at norm 1 (the
+Trainer's default), and for LoRA alpha at twice the rank, dropout 0.05 and a rate of 4e-5.
 """
 
 from __future__ import annotations
@@ -54,6 +57,12 @@ MODEL_HPARAMS = {
         "not published; conclusions are compared after normalization; or exact",
         allowed=one_of("tolerant", "exact"),
     ),
+    "on_parse_failure": Hparam(
+        "label",
+        None,
+        "not published; a chain that names no class falls back on the label path; wrong: it counts as wrong",
+        allowed=one_of("label", "wrong"),
+    ),
     "both_answers": Hparam(True, None, "the other answer is recorded too, at the last evaluation", allowed=FLAG),
     "votes": Hparam(
         1,
@@ -80,7 +89,10 @@ MODEL_HPARAMS = {
 TRAINING_HPARAMS = {
     "lr": Hparam(5e-4, lambda r: 10 ** r.uniform(-4.5, -3), "paper: 5e-4", embedded=4e-3, allowed=ABOVE_0),
     "weight_decay": Hparam(
-        0.01, lambda r: r.choice([0.0, 0.01, 0.1]), "not published; AdamW's default in PyTorch", allowed=FROM_0
+        0.01,
+        lambda r: r.choice([0.0, 0.01, 0.1]),
+        "not published; InternVL's own is 0.05 at its rate 4e-5, 2e-6 a step; at the paper's 5e-4 0.01 is 5e-6",
+        allowed=FROM_0,
     ),
     "lr_schedule": Hparam(
         "cosine",
@@ -95,17 +107,19 @@ TRAINING_HPARAMS = {
         allowed=FROM_0_TO_1,
     ),
     "grad_clip": Hparam(
-        0.0, None, "off: a clip lets the label's larger gradient take most of the step", allowed=FROM_0
+        0.0,
+        None,
+        "not published; off, InternVL's own is 1: a clip lets the label's larger gradient take most of the step",
+        allowed=FROM_0,
     ),
     "lora_rank": Hparam(8, lambda r: int(r.choice([4, 8, 16])), "paper: 8", allowed=integer(1)),
     "lora_alpha": Hparam(
         16, lambda r: int(r.choice([8, 16, 32])), "not published; twice the rank, as InternVL's own", allowed=ABOVE_0
     ),
     "lora_dropout": Hparam(
-        0.05,
+        0.0,
         lambda r: r.choice([0.0, 0.05, 0.1]),
-        "not published; InternVL's own",
-        embedded=0.0,
+        "the paper names none; dropout nearly doubles what the backward pass keeps",
         allowed=FROM_0_BELOW_1,
     ),
     "lora_targets": Hparam(
@@ -140,15 +154,24 @@ SARR_HPARAMS = {
     "sarr_epochs": Hparam(
         3, None, "paper: 3 epochs each; 2 of the embedded set keep the demo short", embedded=2, allowed=integer(1)
     ),
-    "temperature": Hparam(
-        0.0, lambda r: r.choice([0.0, 0.7, 1.0]), "of self-labelling; not published; 0 is greedy", allowed=FROM_0
+    "sarr_epoch_over": Hparam(
+        "all",
+        None,
+        "not published; all: N / B updates an epoch of N images; kept: N' / B of N' kept, other steps are surplus",
+        allowed=one_of("all", "kept"),
     ),
-    "top_p": Hparam(1.0, None, "of self-labelling; not published", allowed=ABOVE_0_TO_1),
+    "temperature": Hparam(
+        0.0,
+        lambda r: r.choice([0.0, 0.7, 1.0]),
+        "of self-labeling; not published; 0 is greedy, as evaluation",
+        allowed=FROM_0,
+    ),
+    "top_p": Hparam(1.0, None, "of self-labeling; not published; 1 leaves nothing out", allowed=ABOVE_0_TO_1),
     "sarr_filter": Hparam(
         "conclusion",
         None,
-        "paper: conclusion; consistent: the chain has to support it as well",
-        allowed=one_of("conclusion", "consistent"),
+        "paper: conclusion; well_formed: and five stages; consistent: and the chain supports its conclusion",
+        allowed=one_of("conclusion", "well_formed", "consistent"),
     ),
     "sarr_votes": Hparam(
         1, None, "the paper's one chain an image; more: the majority's, at a temperature above 0", allowed=integer(1)

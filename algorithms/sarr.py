@@ -1,4 +1,4 @@
-"""Self-labelling without the label path (arXiv 2602.23777, ablation "SARR without MTCT").
+"""Self-labeling without the label path (arXiv 2602.23777, ablation "SARR without MTCT").
 
 What stands in MTCT's place is not published beyond its name. Ours is the reasoning path alone, first on the teacher's
 chains (``mtct_epochs``; 0 starts from the base model, without a teacher), then N rounds on the model's own.
@@ -13,7 +13,7 @@ from domainbed_reasoning.algorithms.reasoning_sft import ReasoningSFT
 
 
 class SARR(ReasoningSFT):
-    """ReasoningSFT, then N rounds of self-labelling, label term nowhere."""
+    """ReasoningSFT, then N rounds of self-labeling, label term nowhere."""
 
     HPARAMS = {**ReasoningSFT.HPARAMS, **SARR_HPARAMS}
 

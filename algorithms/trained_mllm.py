@@ -31,7 +31,7 @@ class TrainedMLLM(SessionAlgorithm):
         questions: q_cls, q_reason, and how chains are written and read.
         snapshots: its frozen copies.
         run: the stage that is being trained; None before the first step.
-        kept_by_round: share of self-labeled chains that each SARR round has kept so far, in [0, 1].
+        shares: of every SARR round so far, see `SelfLabels.shares`.
 
     Raises:
         ValueError: for hyper-parameters or a model that cannot be used, before anything is trained.
@@ -61,7 +61,7 @@ class TrainedMLLM(SessionAlgorithm):
         self.snapshots = Snapshots(self.mllm, self.mllm.cache_bytes(asked.batch, asked.q_reason, asked.max_new_tokens))
         self.log = StageLog(type(self).__name__, self.schedule)
         self.run: StageRun | None = None
-        self.kept_by_round: dict[int, float] = {}
+        self.shares: dict[str, float] = {}
         self.train()  # libraries load models for answering
         self.session.start()
 
@@ -96,7 +96,7 @@ class TrainedMLLM(SessionAlgorithm):
         """Return adapters, optimizer, schedule, and in a SARR round its labeler and filter."""
         state = {
             "adapters": {name: weight.detach().cpu() for name, weight in self.mllm.adapters().items()},
-            "kept_by_round": self.kept_by_round,
+            "shares": self.shares,
             "labels_by_copy": self.snapshots.labels_by_copy,
             "training_peak": self.snapshots.training_peak,
         }
@@ -112,7 +112,7 @@ class TrainedMLLM(SessionAlgorithm):
             self.run = self.begin(stage)
             self.run.load_state_dict(state, self.session.labeled(stage.round))
             self.load_adapters(state["adapters"])
-        self.kept_by_round = state["kept_by_round"]
+        self.shares = state["shares"]
 
     def recall(self, x: torch.Tensor, answers: Answers) -> None:
         """Remember the chains that a copy of these weights wrote in an earlier process."""

@@ -4,7 +4,7 @@
     python gpu.py --tiny                                   # the same code on the CPU, to see that it runs
 
 Printed and written, a row each: training images a second with the share of the GPU's peak that useful operations reach,
-self-labelling tokens a second, images scored by class names a second, and the peak memory of each. Useful are: all
+self-labeling tokens a second, images scored by class names a second, and the peak memory of each. Useful are: all
 linear layers at 4 operations a weight and token (LoRA: forward, and the gradient of the input; frozen weights get
 none), attention over pairs that see each other three times its forward, the adapters' own, and the output head at
 supervised positions. An image is 256 tokens; q_cls 35 and 3 a class name; q_reason 85 more; chains 250, names 3.
@@ -284,7 +284,7 @@ class Bench:
                 out = self.model(input_ids=token, position_ids=at, **kept)
 
         seconds, memory = self.clock(write, max(1, self.repeats // 3))
-        what = f"self-labelling, {tokens} tokens, batch {batch}"
+        what = f"self-labeling, {tokens} tokens, batch {batch}"
         return self.row(what, batch * tokens / seconds, "tokens/s", memory, images_per_s=batch / seconds)
 
     @torch.no_grad()

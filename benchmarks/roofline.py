@@ -1,11 +1,14 @@
 """Operations, bytes and kernels of an MTCT step at InternVL3-8B's size, counted on the meta device: no GPU, no weights.
 
-    python -m benchmarks.roofline --micro-batch 4 --adapters float32
+    python -m benchmarks.roofline                       # as training does: the last lines are values and their bars
+    python -m benchmarks.roofline --adapters peft       # the same model with PEFT's own layers
+
 
 Runs forward and backward of a micro-batch whose rows are `[prefix | chain | class name]`, as in training, and counts
 every kernel that PyTorch's eager mode would launch. The roofline takes for each kernel the longer of moving its
 bytes and computing its operations at the GPU's published peaks, and at least 2 µs; the launch floor takes 6 µs a kernel
-on the host (an assumption). Attention counts as one flash kernel, dropout as one fused kernel, as on CUDA.
+on the host (an assumption). Attention counts as one flash kernel, dropout as one fused kernel, as on CUDA. The float32
+arithmetic of adapters is what touches float32 tensors beyond what the same model without adapters does.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from domainbed_reasoning.method.objective import chain_nll, label_nll
 from domainbed_reasoning.mllm.likelihood import token_log_likelihoods
-from domainbed_reasoning.mllm.loading import adapted, lora_targets
+from domainbed_reasoning.mllm.loading import adapted, import_peft, lora_targets
 from domainbed_reasoning.mllm.tree_attention import install
 from domainbed_reasoning.results.published import GPUS, KNOWN_CONFIGS
 
@@ -33,6 +36,8 @@ MODEL = "OpenGVLab/InternVL3-8B-hf"
 GPU = GPUS["H100"]
 FLOAT32 = 67e12  # operations a second without tensor cores, H100 SXM data sheet
 SHORTEST, LAUNCH = 2e-6, 6e-6  # seconds a kernel, on the GPU and on the host
+FLOAT32_BAR, KEPT_BAR = 0.05, 3.6  # of the micro-batch's roofline; GiB an image
+ADAPTERS = ("float32", "peft", "bfloat16", "none")
 IMAGE, INSTRUCTION, QUESTION_OF_CHAIN, TAIL = 256, 35, 85, 3  # tokens; a class name in the prompt is 3
 # Operations that launch no kernel.
 VIEWS = set(
@@ -52,6 +57,7 @@ class Counting(TorchDispatchMode):
         bytes: read and written.
         operations: multiplications and additions.
         seconds: at the roofline.
+        float32: those of kernels that read or write float32.
     """
 
     def __init__(self) -> None:
@@ -61,14 +67,24 @@ class Counting(TorchDispatchMode):
         self.bytes: Counter[tuple[str, str]] = Counter()
         self.operations: Counter[tuple[str, str]] = Counter()
         self.seconds: Counter[tuple[str, str]] = Counter()
+        self.float32 = 0.0
 
-    def add(self, kernel: str, moved: float, operations: float = 0.0, peak: float = GPU.tflops * 1e12) -> None:
+    def add(
+        self,
+        kernel: str,
+        moved: float,
+        operations: float = 0.0,
+        peak: float = GPU.tflops * 1e12,
+        float32: bool = False,
+    ) -> None:
         """Count one kernel."""
         key = (self.stage, kernel)
         self.kernels[key] += 1
         self.bytes[key] += moved
         self.operations[key] += operations
-        self.seconds[key] += max(moved / GPU.bandwidth, operations / peak, SHORTEST)
+        seconds = max(moved / GPU.bandwidth, operations / peak, SHORTEST)
+        self.seconds[key] += seconds
+        self.float32 += seconds * float32
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -78,15 +94,16 @@ class Counting(TorchDispatchMode):
         read = {id(leaf): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         written = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         moved = sum(map(size_of, [*read.values(), *written]))
+        float32 = any(tensor.dtype == torch.float32 for tensor in [*read.values(), *written])
         if name in PRODUCTS:
             left, right = args[1:3] if "addmm" in name else args[:2]
             slow = left.dtype == torch.float32
             kernel = f"{name} {'float32' if slow else 'bfloat16'}"
-            self.add(kernel, moved, 2 * left.numel() * right.shape[-1], FLOAT32 if slow else GPU.tflops * 1e12)
+            self.add(kernel, moved, 2 * left.numel() * right.shape[-1], FLOAT32 if slow else GPU.tflops * 1e12, float32)
         elif name == "convolution":
-            self.add(name, moved, 2 * written[0].numel() * args[1][0].numel())
+            self.add(name, moved, 2 * written[0].numel() * args[1][0].numel(), float32=float32)
         else:
-            self.add(name, moved)
+            self.add(name, moved, float32=float32)
         return out
 
 
@@ -152,8 +169,14 @@ def saved_bytes(network: torch.nn.Module) -> Any:
         yield lambda: sum(kept.values())
 
 
-def build(adapters: torch.dtype, dropout: float) -> Any:
-    """Return InternVL3-8B with the paper's adapters (rank 8, both towers) on the meta device."""
+def build(adapters: str, dropout: float) -> Any:
+    """Return InternVL3-8B with the paper's adapters (rank 8, both towers) on the meta device.
+
+    Args:
+        adapters: ``float32``, as training has them; ``peft``, PEFT's own layers; ``bfloat16``, the same with bfloat16
+            matrices; ``none``.
+        dropout: of the adapters' inputs, in [0, 1).
+    """
     import transformers
 
     config = transformers.InternVLConfig(**KNOWN_CONFIGS[MODEL][1])
@@ -163,21 +186,25 @@ def build(adapters: torch.dtype, dropout: float) -> Any:
         )
         install(network)
         network.requires_grad_(False)
-        targets = lora_targets(network, "both", False)
-        network = adapted(network, r=8, lora_alpha=16, lora_dropout=dropout, target_modules=targets)
+        settings = {"r": 8, "lora_alpha": 16, "lora_dropout": dropout}
+        settings["target_modules"] = lora_targets(network, "both", False)
+        if adapters == "float32":
+            network = adapted(network, **settings)
+        elif adapters != "none":
+            peft = import_peft()
+            network = peft.get_peft_model(network, peft.LoraConfig(**settings))
     for weight in network.parameters():
         if weight.requires_grad:
-            weight.data = weight.data.to(adapters)
+            weight.data = weight.data.to(torch.bfloat16 if adapters == "bfloat16" else torch.float32)
+            weight.grad = torch.zeros_like(weight)  # an earlier micro-batch's
     return network.train()
 
 
-def count(
-    adapters: torch.dtype, micro_batch: int, dropout: float, classes: int, chain: int, name: int
-) -> tuple[Counting, int]:
+def count(adapters: str, micro_batch: int, dropout: float, classes: int, chain: int, name: int) -> tuple[Counting, int]:
     """Return the counts of a micro-batch's forward and backward pass, and the bytes kept between them.
 
     Args:
-        adapters: dtype of the adapters.
+        adapters: see `build`.
         micro_batch: images.
         dropout: of the adapters' inputs, in [0, 1).
         classes: names in the prompt.
@@ -185,7 +212,7 @@ def count(
         name: tokens of a class name.
     """
     network = build(adapters, dropout)
-    model = network.base_model.model
+    model = network if adapters == "none" else network.base_model.model
     prefix = IMAGE + INSTRUCTION + 3 * classes
     branches = (prefix, TAIL + QUESTION_OF_CHAIN + chain, TAIL + name)
     meta: dict[str, Any] = {"device": "meta"}
@@ -195,6 +222,7 @@ def count(
     with Counting() as counting, AsOnCuda(counting), saved_bytes(network) as kept:
         counting.stage = "vision"
         pixels = torch.empty(micro_batch, 3, 448, 448, dtype=torch.bfloat16, **meta)
+        pixels.requires_grad_(adapters == "none")  # so that all layers have a backward pass
         image = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
         counting.stage = "language"
         hidden = model.model.language_model(
@@ -225,8 +253,15 @@ def _log_likelihoods(model: Any, hidden: torch.Tensor, end: int, length: int) ->
     return values, torch.ones_like(values, dtype=torch.bool)
 
 
-def describe(counting: Counting, saved: int, micro_batch: int) -> str:
-    """Return the counts by image, in all, by stage and for the kernels that take longest."""
+def describe(counting: Counting, saved: int, micro_batch: int, bare: Counting) -> str:
+    """Return the counts by image, in all, by stage, for the kernels that take longest, and beside their bars.
+
+    Args:
+        counting: of a micro-batch.
+        saved: bytes kept for its backward pass.
+        micro_batch: images.
+        bare: of the same micro-batch without adapters.
+    """
     seconds, operations = sum(counting.seconds.values()), sum(counting.operations.values())
     kernels, moved = sum(counting.kernels.values()), sum(counting.bytes.values())
     by_stage: Counter[str] = Counter()
@@ -244,32 +279,41 @@ def describe(counting: Counting, saved: int, micro_batch: int) -> str:
             f"MFU at the roofline {operations / seconds / (GPU.tflops * 1e12):.0%}",
             "by stage (ms): " + ", ".join(f"{stage} {value * each:.1f}" for stage, value in by_stage.items()),
             "longest (ms): " + ", ".join(f"{name} {value * each:.1f}" for name, value in by_kernel.most_common(10)),
+            f"adapters' float32 arithmetic and casts: {float32_share(counting, bare):.1%} (bar: {FLOAT32_BAR:.0%})",
+            f"kept for the backward pass: {saved / micro_batch / 2**30:.2f} GiB an image (bar: {KEPT_BAR})",
         ]
     )
+
+
+def float32_share(counting: Counting, bare: Counting) -> float:
+    """Return the share of the roofline that the adapters' float32 arithmetic and casts take, in [0, 1].
+
+    Args:
+        counting: of a micro-batch.
+        bare: of the same micro-batch without adapters, whose norms and losses have float32 too.
+    """
+    return max(0.0, counting.float32 - bare.float32) / sum(counting.seconds.values())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Count one micro-batch and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapters", choices=("float32", "bfloat16"), default="float32", help="dtype of the adapters")
+    parser.add_argument(
+        "--adapters", choices=ADAPTERS, default="float32", help="how they are computed; float32 is as training does"
+    )
     parser.add_argument("--micro-batch", type=int, default=4, help="images")
-    parser.add_argument("--dropout", type=float, default=0.05, help="of the adapters' inputs")
+    parser.add_argument("--dropout", type=float, default=0.0, help="of the adapters' inputs")
     parser.add_argument("--classes", type=int, default=7, help="class names in the prompt")
     parser.add_argument("--chain", type=int, default=250, help="tokens of a chain")
     parser.add_argument("--name", type=int, default=3, help="tokens of a class name")
     options = parser.parse_args(argv)
-    counting, saved = count(
-        getattr(torch, options.adapters),
-        options.micro_batch,
-        options.dropout,
-        options.classes,
-        options.chain,
-        options.name,
-    )
+    settings = (options.micro_batch, options.dropout, options.classes, options.chain, options.name)
+    counting, saved = count(options.adapters, *settings)
+    bare, _ = count("none", *settings)
     print(
         f"MTCT step, {MODEL}, adapters {options.adapters}, micro-batch {options.micro_batch}, dropout {options.dropout}"
     )
-    print(describe(counting, saved, options.micro_batch))
+    print(describe(counting, saved, options.micro_batch, bare))
     return 0
 
 

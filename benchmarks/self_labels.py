@@ -1,4 +1,4 @@
-"""Self-labelling 500 images: SARR's labeller against plain `generate`, unmerged, in dataset order.
+"""Self-labeling 500 images: SARR's labeller against plain `generate`, unmerged, in dataset order.
 
 The embedded model on the images of ShapesReasoning, tuned beforehand to write chains of 40 to 110 tokens, longer for
 some classes than for others: its own are all alike, the paper's are not. Adapters that are not zero on top. Both write
@@ -93,7 +93,7 @@ class Labellers:
 
 
 def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
-    """Return the row of self-labelling."""
+    """Return the row of self-labeling."""
     labellers = Labellers()
     ours, plain = labellers.ours(), labellers.plain()
     same = sum(a == b for a, b in zip(ours, plain, strict=True))
@@ -109,7 +109,7 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
     middle, ratio = medians(seconds), ratio_of(seconds, "plain", "ours")
     return [
         Row(
-            f"self-labelling {IMAGES} images, {min(tokens)}-{max(tokens)} tokens",
+            f"self-labeling {IMAGES} images, {min(tokens)}-{max(tokens)} tokens",
             "plain `generate`, unmerged adapters, dataset order",
             middle["ours"],
             middle["plain"],

@@ -117,8 +117,14 @@ def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:
     attach_task(hparams, task)
 
 
-def report_chains(task: Task, wanted: bool) -> None:
+def report_chains(task: Task, wanted: bool, exact: bool = False, unverified: bool = False) -> None:
     """Print which share of the source domains' images has a chain, and how many chains conclude with another class.
+
+    Args:
+        task: of the dataset.
+        wanted: whether the algorithm trains on teacher chains; nothing is printed otherwise.
+        exact: how the job reads conclusions, see `reader.read_conclusion`.
+        unverified: whether chains that conclude with another class are trained on.
 
     Raises:
         ValueError: every chain concludes with no class: training would teach the model not to answer.
@@ -131,7 +137,7 @@ def report_chains(task: Task, wanted: bool) -> None:
             name = task.environments[env]
             share = f"{count} of {len(labels)} images have a chain ({count / len(labels):.1%})"
             _log.info(printable(f"{task.dataset}, {name}: {share}", sys.stdout))
-    nothing, other = misled(task)
+    nothing, other = misled(task, exact)
     total = len(task.chains)
     for what, found in (("no class of the dataset", nothing), ("another class than their image's", other)):
         if not found:
@@ -142,7 +148,15 @@ def report_chains(task: Task, wanted: bool) -> None:
             f"{task.images[env][index]!r} ({task.class_names[task.labels[env][index]]}), concludes: "
             f"{conclusion_of(task.chains[env, index])!r:.80}"
         )
-        cure = "`domainbed-reasoning check` lists them; correct their <CONCLUSION> or mark them as rejected."
+        if found is other and unverified:
+            _log.info(
+                printable(f"{task.dataset}: {said}. Trained on, as chain_verification is 'unverified'.", sys.stdout)
+            )
+            continue
+        cure = (
+            "`domainbed-reasoning check` lists them; correct their <CONCLUSION>, normalize them with `annotate "
+            "--rejudge`, or mark them as rejected."
+        )
         if found is nothing and len(nothing) == total:
             raise ValueError(f"{said}. A model trained on them would never name a class. {cure}")
         _log.warning(printable(f"WARNING: {said}. {cure}", sys.stdout))

@@ -1,9 +1,9 @@
 """DomainBed-Reasoning: DomainBed's image-folder datasets with a five-stage reasoning chain for every image.
 
-Chains are read from ``<data_dir>/<folder>/reasoning.jsonl`` or the hparam ``chains``: one JSON object per line with
-``image`` (path below the folder) and ``chain``. The paper's (arXiv 2602.23777) were written by GPT-4o with the label
-withheld; write yours with ``domainbed-reasoning annotate``, or import them. Training never sees chains of target
-domains.
+Chains are read from ``<data_dir>/<folder>/reasoning.jsonl``, one JSON object per line with ``image`` (path below the
+folder) and ``chain``, and from the bundle that a dataset class names, or from where the hparam ``chains`` says (see
+`chains.training_chains`). The paper's (arXiv 2602.23777) were written by GPT-4o with the label withheld; write yours
+with ``domainbed-reasoning annotate``, or import them. Training never sees chains of target domains.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.preflight import check_splits, check_test_envs
 from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.chains.image_names import composed, require_image_names
-from domainbed_reasoning.chains.store import ChainFileError, load_chains
 from domainbed_reasoning.datasets.base import (
     Samples,
     hand_over,
@@ -33,21 +32,31 @@ from domainbed_reasoning.datasets.base import (
     model_edge,
     own_algorithm,
     report_chains,
-    source_chains,
 )
-from domainbed_reasoning.hparam_checks import TEXT_OR_NONE, integer
+from domainbed_reasoning.datasets.teacher_chains import NEEDS_NO_DATA, teacher_chains
+from domainbed_reasoning.hparam_checks import TEXT_OR_NONE, integer, one_of
 from domainbed_reasoning.images.catalog import CHAIN_FILE, STOCK, ImageFolder, class_names, scan
 from domainbed_reasoning.images.decode import check_header, read_rgb, reject_truncated_images
 from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.registry import Hparam, check_for_dataset
 
 FOLDER_HPARAMS = {
-    "chains": Hparam(None, None, f"the chain file; None is {CHAIN_FILE} in the dataset's folder", allowed=TEXT_OR_NONE),
+    "chains": Hparam(
+        None,
+        None,
+        f"None: {CHAIN_FILE} in the dataset's folder and the dataset's bundle; or a chain file, bundled, or none",
+        allowed=TEXT_OR_NONE,
+    ),
+    "chain_verification": Hparam(
+        "verified",
+        None,
+        "all rules; unverified: all but the label's, so that chains that conclude another class are trained on",
+        allowed=one_of("verified", "unverified"),
+    ),
     "workers": Hparam(
         2, None, "loader processes a split: DomainBed's 8 would make 88 of an MLLM's", allowed=integer(0)
     ),
 }
-NEEDS_NO_DATA = "The dataset ShapesReasoning needs no data and has chains of its own."
 
 
 class ReasoningImageFolder:
@@ -57,6 +66,8 @@ class ReasoningImageFolder:
         FOLDER: the dataset's folder below ``data_dir``.
         SUBJECT: what the images show, the noun of the question.
         READABLE: names for prompts of class folders for which `readable_name` would not do.
+        BUNDLE: chains that come with the dataset: a bundle of this package's or the path of a ``.jsonl.xz`` file; None
+            without any. See `chains.bundled`.
 
     Raises:
         FileNotFoundError: when the dataset is not below ``data_dir``, or a class has no image in a domain.
@@ -68,6 +79,7 @@ class ReasoningImageFolder:
     FOLDER: ClassVar[str]
     SUBJECT: ClassVar[str] = "object"
     READABLE: ClassVar[Mapping[str, str]] = {}
+    BUNDLE: ClassVar[str | None] = None
     ENVIRONMENTS: ClassVar[list[str]]
     N_WORKERS: int
     datasets: list[Any]
@@ -97,7 +109,11 @@ class ReasoningImageFolder:
         if fault := check_class_names(names):
             raise ValueError(f"{folder}: {fault}. Rename the class folders.")
         check_images(folder, [path for paths in images for path in paths])
-        chains = self._chains(folder, images, test_envs, hparams) if algorithm in registry.READ_CHAINS else {}
+        reads_chains = algorithm in registry.READ_CHAINS
+        chains: dict[SampleId, str] = {}
+        bundle = ""
+        if reads_chains:
+            chains, bundle = teacher_chains(type(self).__name__, self.BUNDLE, folder, images, names, test_envs, hparams)
         task = Task(
             dataset=type(self).__name__,
             class_names=names,
@@ -107,10 +123,12 @@ class ReasoningImageFolder:
             labels=labels,
             images=images,
             chains=chains,
+            bundle=bundle,
             folder=str(folder),
             loaded_from=weakref.ref(self),
         )
-        report_chains(task, algorithm in registry.READ_CHAINS)
+        exact, unverified = hparams.get("answer_matching") == "exact", hparams["chain_verification"] == "unverified"
+        report_chains(task, reads_chains, exact, unverified)
         self.datasets = [
             Samples(
                 _Opener([path for path, _ in f.samples]),
@@ -122,30 +140,6 @@ class ReasoningImageFolder:
         ]
         self.N_WORKERS = hparams["workers"]
         hand_over(self, hparams, task)
-
-    def _chains(
-        self, folder: pathlib.Path, images: Sequence[Sequence[str]], test_envs: Sequence[int], hparams: dict[str, Any]
-    ) -> dict[SampleId, str]:
-        if "mtct_epochs" in hparams and hparams["mtct_epochs"] == 0:
-            return {}  # no stage learns from a teacher
-        path = pathlib.Path(hparams["chains"]).expanduser() if hparams["chains"] else folder / CHAIN_FILE
-        cure = (
-            "Make some with `domainbed-reasoning annotate` or `import`, or name another file by the hparam 'chains'. "
-            f"LabelSFT and MLLMZeroShot need no chains. {NEEDS_NO_DATA}"
-        )
-        if not path.exists():
-            needed = f"file not found; {hparams['algorithm']} learns from its chains"
-            raise ChainFileError(path, None, needed, cure)
-        known = {path for paths in images for path in paths}
-        chains = source_chains(load_chains(path, known), images, test_envs)
-        if not chains:
-            raise ChainFileError(
-                path,
-                None,
-                f"it has no accepted chain of a source domain, and {hparams['algorithm']} learns from such chains",
-                cure,
-            )
-        return chains
 
 
 class _Opener:
@@ -174,7 +168,8 @@ def dataset_folder(root: str | None, folder: str, name: str, environments: int) 
             f"`domainbed-reasoning check --dataset {name} --data_dir {shlex.quote(str(root))}` for "
             f"details. {NEEDS_NO_DATA}"
         )
-    domains = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+    with os.scandir(path) as entries:
+        domains = sorted(entry.name for entry in entries if entry.is_dir())
     if len(domains) != environments:
         raise FileNotFoundError(
             f"{name}: {path} has {len(domains)} domain folders ({', '.join(domains) or 'none'}), "
@@ -279,7 +274,8 @@ class PACSReasoning(ReasoningImageFolder, stock.PACS):  # type: ignore[misc]
     Domains: art_painting (2,048 images), cartoon (2,344), photo (1,670), sketch (3,929); 9,991 in all.
     Website: https://dali-dl.github.io/project_iccv2017.html
     License: see the website.
-    Chains: see the module's docstring.
+    Chains: the bundle PACS, for 9,472 images, of which 9,413 chains conclude the class (`chains/bundles/PACS.md`); see
+        also the module's docstring.
 
     @inproceedings{li2017deeper,
       title = {Deeper, Broader and Artier Domain Generalization},
@@ -288,6 +284,7 @@ class PACSReasoning(ReasoningImageFolder, stock.PACS):  # type: ignore[misc]
     """
 
     FOLDER = "PACS"
+    BUNDLE = STOCK["PACS"].bundle
 
 
 class OfficeHomeReasoning(ReasoningImageFolder, stock.OfficeHome):  # type: ignore[misc]

@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import functools
-import weakref
-from collections.abc import Collection
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
-from domainbed.datasets import MultipleDomainDataset
 from PIL import Image
-from torchvision import transforms
 
-from domainbed_reasoning import registry
-from domainbed_reasoning.bridge.preflight import check_splits, check_test_envs
-from domainbed_reasoning.datasets.base import (
-    Samples,
-    hand_over,
-    mllm_transform,
-    model_edge,
-    own_algorithm,
-    report_chains,
-)
+from domainbed_reasoning.datasets.reasoning_dataset import ReasoningDataset, to_floats
 from domainbed_reasoning.hparam_checks import FROM_0_TO_1, integer, one_of
 from domainbed_reasoning.images import shapes
-from domainbed_reasoning.method.task import Task
-from domainbed_reasoning.registry import Hparam, check_for_dataset
+from domainbed_reasoning.registry import Hparam
 
 
 class Rendered(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     """One domain for baselines: floats in [-1, 1], ``(3, 28, 28)``, the size of DomainBed's small convolutional net."""
 
-    transform = transforms.Compose(
-        [transforms.Resize((28, 28)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
-    )
-
     def __init__(self, domain: int, size: int, misleading: bool, rho: float):
+        transform = to_floats(ShapesReasoning.INPUT_SHAPE, augment=False)
         self.items = [
-            (self.transform(_picture(domain, index, misleading, rho)), shapes.label(domain, index))
-            for index in range(size)
+            (transform(_picture(domain, index, misleading, rho)), shapes.label(domain, index)) for index in range(size)
         ]
 
     def __len__(self) -> int:
@@ -55,7 +38,7 @@ def _picture(domain: int, index: int, misleading: bool, rho: float) -> Image.Ima
     return shapes.render(domain, index, misleading=misleading, rho=rho)
 
 
-class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
+class ShapesReasoning(ReasoningDataset):
     """ShapesReasoning: creatures made of parts, in four styles, on a background that misleads in the target domain.
 
     Input: RGB image of 48 x 48 pixels (28 x 28 for baselines), rendered from (domain, index) alone.
@@ -71,6 +54,8 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
     CHECKPOINT_FREQ = 40
     N_WORKERS = 0  # rendering takes a millisecond, and every image is kept
     ENVIRONMENTS = list(shapes.DOMAINS)
+    CLASS_NAMES = shapes.CLASS_NAMES
+    SUBJECT = "creature"
     INPUT_SHAPE = (3, 28, 28)
     HPARAMS: ClassVar[dict[str, Hparam]] = {
         "rho": Hparam(
@@ -90,59 +75,20 @@ class ShapesReasoning(MultipleDomainDataset):  # type: ignore[misc]
         ),
     }
 
-    def __init__(self, root: str | None, test_envs: Collection[int], hparams: dict[str, Any]):
-        super().__init__()
-        check_for_dataset(hparams, self.HPARAMS)
-        check_test_envs(type(self).__name__, self.ENVIRONMENTS, test_envs)
-        self.input_shape = self.INPUT_SHAPE
-        self.num_classes = len(shapes.CLASS_NAMES)
-        algorithm = own_algorithm(hparams)
-        # A baseline's hparams are its stock twin's: these two are there only where ``--hparams`` gives them.
-        rho = float(hparams.get("rho", shapes.RHO))
-        of_target = hparams.get("target_per_class", shapes.PER_CLASS)
-        sizes = [
-            len(shapes.CLASS_NAMES) * (of_target if env in test_envs else shapes.PER_CLASS)
-            for env in range(len(shapes.DOMAINS))
-        ]
-        domains = list(zip(shapes.DOMAINS, sizes, strict=True))
-        check_splits(type(self).__name__, domains, test_envs, hparams, self.N_WORKERS)
-        if algorithm is None:
-            self.datasets: list[Any] = [Rendered(env, size, env in test_envs, rho) for env, size in enumerate(sizes)]
-        else:
-            self._for_mllm(algorithm, sorted(test_envs), sizes, rho, hparams)
+    def labels(self, env: int) -> list[int]:
+        """Return the class of every image of a domain."""
+        of_target = self.values["target_per_class"]
+        size = self.num_classes * (of_target if env in self.test_envs else shapes.PER_CLASS)
+        return [shapes.label(env, index) for index in range(size)]
 
-    def _for_mllm(
-        self, algorithm: str, test_envs: list[int], sizes: list[int], rho: float, hparams: dict[str, Any]
-    ) -> None:
-        labels = [[shapes.label(env, index) for index in range(size)] for env, size in enumerate(sizes)]
-        chains = {
-            (env, index): shapes.chain(env, index, hparams["teacher"], rho)
-            for env, size in enumerate(sizes)
-            if algorithm in registry.READ_CHAINS and env not in test_envs
-            for index in range(size)
-        }
-        edge = model_edge(algorithm, hparams)
-        self.datasets = [
-            Samples(
-                functools.partial(_picture, env, misleading=env in test_envs, rho=rho),
-                labels[env],
-                env,
-                mllm_transform(edge, hparams["data_augmentation"] and env not in test_envs),
-            )
-            for env in range(len(sizes))
-        ]
-        task = Task(
-            dataset=type(self).__name__,
-            class_names=shapes.CLASS_NAMES,
-            environments=shapes.DOMAINS,
-            test_envs=tuple(test_envs),
-            subject="creature",
-            labels=labels,
-            images=[
-                [f"{name}/{index}" for index in range(size)] for name, size in zip(shapes.DOMAINS, sizes, strict=True)
-            ],
-            chains=chains,
-            loaded_from=weakref.ref(self),
-        )
-        report_chains(task, algorithm in registry.READ_CHAINS)
-        hand_over(self, hparams, task)
+    def picture(self, env: int, index: int) -> Image.Image:
+        """Return an image of a domain."""
+        return _picture(env, index, env in self.test_envs, float(self.values["rho"]))
+
+    def chain(self, env: int, index: int) -> str:
+        """Return the renderer's chain of an image."""
+        return shapes.chain(env, index, self.values["teacher"], float(self.values["rho"]))
+
+    def for_baseline(self, env: int, labels: Sequence[int], augment: bool) -> Rendered:
+        """Return a domain's images, rendered once."""
+        return Rendered(env, len(labels), env in self.test_envs, float(self.values["rho"]))

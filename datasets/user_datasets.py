@@ -61,6 +61,7 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
             "FOLDER": dataset.folder,
             "SUBJECT": dataset.subject,
             "READABLE": dataset.readable,
+            "BUNDLE": dataset.bundle,
         },
     )
     return plain, reasoning

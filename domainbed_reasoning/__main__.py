@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.bridge import upstream
+from domainbed_reasoning.bridge import plugins, upstream
 from domainbed_reasoning.commands.arguments import PROGRAM, Parser, UsageError
 from domainbed_reasoning.commands.verbs import FORMER_VERBS, VERBS, add_command, make_parser
+from domainbed_reasoning.images.catalog import STOCK
 from domainbed_reasoning.terminal import one_line, printable_streams
 
 
@@ -67,10 +68,19 @@ def _run(argv: Sequence[str] | None) -> int:
     command = add_command(parser, verb)
     args = parser.parse_args(parsed.arguments)
     args.command_line = shlex.join([PROGRAM, verb, *parsed.arguments])
+    if _may_name_a_plugin(args):
+        for plugin, cause in plugins.discover().items():
+            print(one_line(f"{PROGRAM}: the plug-in {plugin} is left out: {cause}."), file=sys.stderr)
     try:
         return int(command.run(args))
     except UsageError as error:
         parser.error(str(error))
+
+
+def _may_name_a_plugin(args: argparse.Namespace) -> bool:
+    """Return whether the verb gets a dataset or an algorithm that this package does not have; plug-ins load torch."""
+    known = ("dataset", {*STOCK, *registry.DATASETS}), ("algorithm", registry.ALGORITHMS)
+    return any(name in vars(args) and vars(args)[name] not in names for name, names in known)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ def one_of(*choices: str) -> Allowed:
 
 
 FLAG = Allowed("true or false", lambda value: isinstance(value, bool))
-TEXT = Allowed("a string that is not empty", lambda value: isinstance(value, str) and bool(value.strip()))
-TEXT_OR_NONE = Allowed("a string that is not empty, or null", lambda value: value is None or TEXT.holds(value))
+TEXT = Allowed("a non-empty string", lambda value: isinstance(value, str) and bool(value.strip()))
+TEXT_OR_NONE = Allowed("a non-empty string or null", lambda value: value is None or TEXT.holds(value))
 ABOVE_0 = number("above 0", lambda value: value > 0)
 FROM_0 = number("of 0 or more", lambda value: value >= 0)
 FROM_0_TO_1 = number("in [0, 1]", lambda value: 0 <= value <= 1)
@@ -91,4 +91,4 @@ def check_votes(hparams: Mapping[str, Any]) -> None:
     """
     for name, temperature in (("votes", "vote_temperature"), ("sarr_votes", "temperature")):
         if hparams.get(name, 1) > 1 and not hparams[temperature] > 0:
-            raise ValueError(f"hparam {name}: {hparams[name]} greedy chains are all alike; set {temperature} above 0.")
+            raise ValueError(f"hparam {name}: {hparams[name]} greedy chains are identical; set {temperature} above 0.")

@@ -1,4 +1,7 @@
-"""Names to classes, and the tables of hyper-parameters. Standard library only: the import hook reads it."""
+"""Names to classes, and the tables of hyper-parameters. Standard library only: the import hook reads it.
+
+`bridge.plugins` adds the names of the user's own algorithms and datasets to the tables.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,9 @@ ALGORITHMS = {
 }
 
 # What a dataset prepares before its algorithm exists: teacher chains, and images at the resolution of the model.
-READ_CHAINS = frozenset({"ReasoningSFT", "MTCT", "SARR", "RDMLDG"})
-ON_CLIP = frozenset({"CLIPZeroShot", "CLIPLoRA"})
+READ_CHAINS = {"ReasoningSFT", "MTCT", "SARR", "RDMLDG"}
+CHAINS_ALONE = frozenset({"ReasoningSFT", "SARR"})  # whose supervised stage has no label term
+ON_CLIP = {"CLIPZeroShot", "CLIPLoRA"}
 
 DATASETS = {
     "VLCSReasoning": "domainbed_reasoning.datasets.image_folders:VLCSReasoning",

@@ -1,7 +1,7 @@
-"""What a job will cost, before it starts: floating-point operations and bytes counted from a model's config.
+"""Cost model of a job: floating-point operations and bytes, computed from a model's config.
 
-Counts are exact up to small terms (a test compares them with what PyTorch counts). Hours follow from what a GPU reaches
-of its peak, which is assumed, not measured, until benchmarks on GPUs exist: see `ASSUMED`.
+Counts are exact up to small terms (a test compares them with PyTorch's). Hours depend on the achieved share of a GPU's
+peak, which is assumed, not measured, until there are benchmarks on GPUs: see `ASSUMED`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.method.schedule import Schedule
-from domainbed_reasoning.mllm.families import Family, family_of, tile_grid
-from domainbed_reasoning.mllm.loading import cached_numbers, config_of, part_of, without_adapters
+from domainbed_reasoning.mllm.families import Family, ModelError, family_of, is_general, tile_grid
+from domainbed_reasoning.mllm.loading import cached_numbers, config_of, without_adapters
+from domainbed_reasoning.mllm.towers import parts_of
 from domainbed_reasoning.results.published import KNOWN_CONFIGS, Data, Gpu
 
 _BYTES_PER_WEIGHT = {"none": 2.0, "nf4": 0.56, "int8": 1.03}
@@ -23,11 +24,11 @@ _BYTES_PER_WEIGHT = {"none": 2.0, "nf4": 0.56, "int8": 1.03}
 
 @dataclass(frozen=True)
 class Assumption:
-    """A number that no benchmark of ours has measured.
+    """A constant of the cost model that has not been measured on a GPU.
 
     Attributes:
-        value: the number.
-        source: where it comes from.
+        value: the constant.
+        source: its source.
     """
 
     value: float
@@ -35,15 +36,17 @@ class Assumption:
 
 
 ASSUMED = {
-    "training_mfu": Assumption(0.35, "share of peak; the best public one for text LoRA on a 7B model is 42.8% (NeMo)"),
-    "prefill_mfu": Assumption(0.35, "share of peak while prompts are read; as in training"),
-    "bandwidth": Assumption(0.6, "share of peak memory bandwidth while tokens are written"),
-    "step_overhead": Assumption(0.03, "seconds a token at least: transformers' `generate` launches from Python"),
+    "training_mfu": Assumption(0.35, "share of peak FLOPS; best published for text LoRA on a 7B model: 42.8% (NeMo)"),
+    "prefill_mfu": Assumption(0.35, "share of peak FLOPS during prefill; as in training"),
+    "bandwidth": Assumption(0.6, "share of peak memory bandwidth during decoding"),
+    "step_overhead": Assumption(0.03, "minimum seconds per token: `generate` of transformers launches from Python"),
     "nf4_slowdown": Assumption(1.3, "training time against bfloat16; measured on the CPU"),
     "int8_slowdown": Assumption(2.1, "training time against bfloat16; measured on the CPU"),
-    "checkpointing": Assumption(4 / 3, "training time with gradient checkpointing: one more forward pass of three"),
+    "checkpointing": Assumption(
+        4 / 3, "training time with gradient checkpointing: four forward passes instead of three"
+    ),
 }
-STOCK_BATCH = 64  # images that DomainBed's train script hands to `predict` at a time, whatever the hyper-parameters
+STOCK_BATCH = 64  # batch size of DomainBed's evaluation, independent of the hyper-parameters
 ERROR = "hours: within a factor of 2, until benchmarks on GPUs calibrate them; memory: within 30%"
 
 
@@ -55,7 +58,7 @@ class Tower:
         weights: in its linear layers.
         inputs: sum of the linear layers' input widths.
         outputs: sum of their output widths.
-        layers: how many blocks.
+        layers: number of blocks.
         width: of queries and of attention's output.
     """
 
@@ -66,7 +69,7 @@ class Tower:
     width: int
 
     def forward(self, tokens: float, causal: bool = False) -> float:
-        """Return the operations of one forward pass over a row of so many tokens."""
+        """Return the operations of one forward pass over a row of ``tokens`` tokens."""
         attention = 4 * self.layers * tokens**2 * self.width
         return 2 * self.weights * tokens + (attention / 2 if causal else attention)
 
@@ -74,31 +77,31 @@ class Tower:
         """Return the number of adapter weights on all linear layers."""
         return rank * (self.inputs + self.outputs)
 
-    def saved_bytes(self, tokens: float, itemsize: int, adapted: bool) -> float:
-        """Return what a training forward keeps for the backward pass.
+    def saved_bytes(self, tokens: float, itemsize: int, dropout: float = 0.0) -> float:
+        """Return the bytes that a training forward saves for the backward pass.
 
-        Every linear layer's input and output; PEFT's adapters are float32 and keep a float32 copy of their input.
+        These are every linear layer's input and output; with dropout also the adapters' input and its mask.
         """
-        copies = 4 * self.inputs if adapted and itemsize < 4 else 0
-        return tokens * (itemsize * (self.inputs + self.outputs) + copies)
+        dropped = (itemsize + 1) * self.inputs if dropout else 0
+        return tokens * (itemsize * (self.inputs + self.outputs) + dropped)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model's config says about its cost.
+    """The dimensions of a model that determine its cost.
 
     Attributes:
         vision: the image encoder.
         language: the decoder, without its head.
         weights: of the whole model.
-        embeddings: of them in embeddings and head, which quantisation leaves alone.
-        head: of them in the output head.
+        embeddings: weights in embeddings and head, which are not quantized.
+        head: weights in the output head.
         vocabulary: tokens of the head.
-        patches: tokens of the image encoder for one tile.
-        image_tokens: tokens of the decoder for one tile.
-        tiles: an image.
+        patches: tokens of the image encoder per tile.
+        image_tokens: tokens of the decoder per tile.
+        tiles: per image.
         kv_bytes: of one token's keys and values at 16 bits.
-        fused: of the weights, those of a mixture's experts and routers, by tensor; the towers do not count them.
+        fused: weights of experts and routers by tensor, which the towers do not include.
     """
 
     vision: Tower
@@ -115,14 +118,19 @@ class Shape:
 
 
 def shape_of(model: str, max_tiles: int = 1) -> Shape:
-    """Return the shape of a model, from its config; the paper's models are known without theirs.
+    """Return the shape of a model, from its config; those of the paper's models are built in.
 
     Raises:
-        ModelError: for a model that is not there or not supported.
+        ModelError: the model is missing or not supported.
     """
     import transformers
 
     config, family = _known(model) or config_of(model)
+    if is_general(family):
+        raise ModelError(
+            f"{model}: the costs of {family.name} cannot be estimated: how many tokens an image has is known only "
+            "from its processor. Try it out with `domainbed-reasoning doctor --model`."
+        )
     with torch.device("meta"):
         network = transformers.AutoModelForImageTextToText.from_config(config)
     text, vision = config.get_text_config(), config.vision_config
@@ -132,13 +140,13 @@ def shape_of(model: str, max_tiles: int = 1) -> Shape:
     grid = tile_grid(family, max_tiles)
     head = network.get_output_embeddings().weight.numel()
     return Shape(
-        vision=_tower(network, "vision", _layers(vision), vision.hidden_size),
+        vision=_vision(network, vision, edge, family.image_tokens(config, edge)),
         language=_tower(network, "language", text.num_hidden_layers, heads * head_width),
         weights=sum(weight.numel() for weight in network.parameters()),
         embeddings=head + network.get_input_embeddings().weight.numel(),
         head=head,
         vocabulary=text.vocab_size,
-        patches=(edge // _patch(vision)) ** 2,
+        patches=(edge // _patch(vision)) ** 2 if _layers(vision) else family.image_tokens(config, edge),
         image_tokens=family.image_tokens(config, edge),
         tiles=1 if grid == 1 else grid * grid + 1,
         kv_bytes=2 * cached_numbers(config),
@@ -157,7 +165,8 @@ def _known(model: str) -> tuple[Any, Family] | None:
 
 
 def _layers(vision: Any) -> int:
-    return int(getattr(vision, "num_hidden_layers", None) or vision.depth)
+    """Return the number of transformer blocks; 0 for a tower of convolutions, whose config names none."""
+    return int(getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 0)
 
 
 def _patch(vision: Any) -> int:
@@ -165,27 +174,43 @@ def _patch(vision: Any) -> int:
 
 
 def _tile_edge(vision: Any) -> int:
-    size = getattr(vision, "image_size", None) or 448  # Qwen takes any size: 448 is what we give it
+    size = getattr(vision, "image_size", None) or 448  # Qwen accepts any size; `mllm` uses 448
     return int(size if isinstance(size, int) else size[0])
 
 
+def _vision(network: Any, vision: Any, edge: int, tokens: int) -> Tower:
+    """Return the vision tower; one of convolutions as a stack without layers that has as many operations a token.
+
+    It is frozen, so it has no adapters and keeps nothing for a backward pass.
+    """
+    if _layers(vision):
+        return _tower(network, "vision", _layers(vision), vision.hidden_size)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tower = network.model.vision_tower.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        seen = tower(torch.zeros(1, 3, edge, edge, device="meta")).last_hidden_state
+    return Tower(round(counter.get_total_flops() / 2 / seen[0, 0].numel()), 0, 0, 0, 0)
+
+
 def _tower(network: torch.nn.Module, part: str, layers: int, width: int) -> Tower:
+    parts = parts_of(network)
     linear = [
         (module.in_features, module.out_features)
         for name, module in network.named_modules()
-        if isinstance(module, torch.nn.Linear) and part_of(name) == part
+        if isinstance(module, torch.nn.Linear) and parts(name) == part
     ]
     return Tower(sum(i * o for i, o in linear), sum(i for i, _ in linear), sum(o for _, o in linear), layers, width)
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of text.
+    """Lengths of texts in tokens.
 
     Attributes:
-        question: q_cls with the chat template around it.
-        instruction: what q_reason adds.
-        name: a class name with its end.
+        question: q_cls with the chat template.
+        instruction: of q_reason, in addition.
+        name: a class name with its end token.
         chain: a chain.
     """
 
@@ -203,8 +228,8 @@ def lengths_for(classes: int, chain: float = 250) -> Lengths:
 def training_flops(shape: Shape, lengths: Lengths, label: bool, chain: bool) -> float:
     """Return the operations of one sample's training step, forward and backward.
 
-    Frozen weights cost a forward and a gradient of the input: twice the forward; attention three times. Both paths
-    share one row up to the end of q_cls.
+    Frozen weights cost a forward and the gradient of the input, twice the forward; attention costs three times. Both
+    paths share one row up to the end of q_cls.
     """
     vision = shape.tiles * shape.vision.forward(shape.patches)
     vision_attention = shape.tiles * 4 * shape.vision.layers * shape.patches**2 * shape.vision.width
@@ -224,7 +249,7 @@ class Memory:
         weights: of the frozen model.
         adapters: weights, gradients and AdamW's two moments, float32.
         activations: of one micro-batch, with logits.
-        copy: of the merged weights that write chains and answer.
+        copy: of the merged weights, for generating chains and answers.
         generation: keys and values of one batch of answers.
     """
 
@@ -236,7 +261,7 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """Bytes needed: training and generation take turns, the copy stays."""
+        """Peak in bytes: training and generation alternate, the copy stays."""
         return 1.1 * (self.weights + self.adapters + self.copy + max(self.activations, self.generation))
 
 
@@ -246,8 +271,8 @@ def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> Mem
     Args:
         shape: of the model.
         lengths: of the texts.
-        hparams: ``quantize``, ``eval_batch``, ``max_new_tokens``, and of training ``micro_batch``, ``lora_rank`` and
-            ``gradient_checkpointing``.
+        hparams: ``quantize``, ``eval_batch``, ``max_new_tokens``, and of training ``micro_batch``, ``lora_rank``,
+            ``lora_dropout`` and ``gradient_checkpointing``.
     """
     itemsize = 2
     per_weight = _BYTES_PER_WEIGHT[hparams["quantize"]]
@@ -261,9 +286,9 @@ def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> Mem
         shape.vision.lora_weights(hparams["lora_rank"]) + shape.language.lora_weights(hparams["lora_rank"])
     )
     row = prefix + lengths.name + lengths.instruction + lengths.chain
-    saved = shape.tiles * shape.vision.saved_bytes(shape.patches, itemsize, True)
-    saved += shape.language.saved_bytes(row, itemsize, True)
-    if hparams["gradient_checkpointing"]:  # a block's input each, and one block whole
+    saved = shape.tiles * shape.vision.saved_bytes(shape.patches, itemsize, hparams.get("lora_dropout", 0.0))
+    saved += shape.language.saved_bytes(row, itemsize, hparams.get("lora_dropout", 0.0))
+    if hparams["gradient_checkpointing"]:  # the input of each block, and all of one block
         layers = shape.vision.layers + shape.language.layers
         saved = saved / layers + itemsize * shape.language.layers * row * shape.language.width
     logits = (lengths.name + lengths.chain) * shape.vocabulary * (itemsize + 4 + 4)
@@ -277,9 +302,9 @@ class Hours:
 
     Attributes:
         training: updates.
-        labelling: SARR's own chains, where they are not those of the evaluation before the round.
-        evaluation: DomainBed's answers to every split, at every evaluation.
-        evaluations: how many.
+        labelling: SARR's own chains that the previous evaluation has not generated.
+        evaluation: DomainBed's evaluations of all splits.
+        evaluations: number of evaluations.
     """
 
     training: float
@@ -289,7 +314,7 @@ class Hours:
 
     @property
     def total(self) -> float:
-        """Hours in all."""
+        """Total hours."""
         return self.training + self.labelling + self.evaluation
 
 
@@ -303,17 +328,17 @@ def hours_of(
     paths: tuple[bool, bool],
     evaluations: int | None = None,
 ) -> Hours:
-    """Return the hours of one leave-one-domain-out job, domains taken as equally large.
+    """Return the hours of one leave-one-domain-out job, assuming domains of equal size.
 
     Args:
         shape: of the model.
         lengths: of the texts.
         data: the dataset.
-        gpu: one.
+        gpu: of the job.
         hparams: of the algorithm.
         schedule: its stages; the evaluations follow DomainBed's rule.
         paths: whether the objective has a label term, and a chain term.
-        evaluations: how many, where ``--checkpoint_freq`` overrules the schedule.
+        evaluations: number of evaluations, if ``--checkpoint_freq`` overrides the schedule.
     """
     sources = data.domains - 1
     peak = gpu.tflops * 1e12
@@ -330,7 +355,7 @@ def hours_of(
     if evaluations is None and _labels_are_answers(hparams):
         rounds = min(rounds, int(schedule.stages[0].round > 0))  # all later ones begin with an evaluation
     in_training = data.images * sources / data.domains * 0.8
-    # Drawn with replacement: after e epochs a share of 1 - exp(-e) has been met, and labelled once.
+    # Drawn with replacement: after e epochs, a share of 1 - exp(-e) has been drawn, and labeled once.
     met = in_training * (1 - math.exp(-hparams.get("sarr_epochs", 0)))
     first = min(hparams.get("first_evaluation", 0), schedule.n_steps)
     if evaluations is None:
@@ -345,24 +370,24 @@ def hours_of(
 
 
 def _labels_are_answers(hparams: Mapping[str, Any]) -> bool:
-    """Return whether a round's own chains are those of the evaluation before it, and cost nothing."""
+    """Return whether a round reuses the chains of the previous evaluation as its own."""
     greedy = hparams.get("temperature", 0) == 0 and hparams.get("votes", 1) == hparams.get("sarr_votes", 1) == 1
     same_images = not hparams.get("data_augmentation", False)
     return hparams["answer"] == "chain" and greedy and same_images and hparams["quantize"] == "none"
 
 
 def seconds_to_write(shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[str, Any]) -> float:
-    """Return the seconds of one generated chain, its image and prompt read, a batch of ``eval_batch`` at a time.
+    """Return the seconds to generate one chain, prefill included, in batches of ``eval_batch``.
 
-    A batch writes until its longest chain ends, at half more than the mean; it reads all weights and all keys and
-    values for every token.
+    A batch is decoded until its longest chain ends, assumed to be 1.5 times the mean; every token reads all weights and
+    all keys and values.
     """
     batch = hparams["eval_batch"]
     prompt = shape.tiles * shape.image_tokens + lengths.question + lengths.instruction
     steps = min(1.5 * lengths.chain, hparams["max_new_tokens"])
     per_weight = _BYTES_PER_WEIGHT[hparams["quantize"]]
     moved = (shape.language.weights + shape.head) * per_weight + batch * (prompt + steps / 2) * shape.kv_bytes
-    slow = 2.0 if hparams["quantize"] != "none" else 1.0  # adapters apart, weights unpacked
+    slow = 2.0 if hparams["quantize"] != "none" else 1.0  # unmerged adapters, dequantization
     a_step = slow * max(ASSUMED["step_overhead"].value, moved / (gpu.bandwidth * ASSUMED["bandwidth"].value))
     return float(_prefill(shape, prompt, gpu) * slow + steps * a_step / batch)
 

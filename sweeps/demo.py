@@ -31,19 +31,19 @@ CPU_STEPS = 60
 # The defaults on real images are those of models with billions of parameters.
 TINY_ON_REAL_IMAGES = {"model": "tiny", "max_new_tokens": 64, "eval_batch": 64, "micro_batch": 64}
 ROWS = {
-    "ERM": "a network without language, trained on the labels: DomainBed's baseline",
-    "MLLMZeroShot": "the multimodal model as it comes, not trained on this task",
-    "LabelSFT": "it, fine-tuned to name the class and nothing else",
-    "ReasoningSFT": "it, fine-tuned on the teacher's reasoning chains and nothing else",
-    "MTCT": "it, fine-tuned on both at once (the paper's equation 1)",
-    "RDMLDG": "MTCT, then rounds on chains that it wrote itself and that conclude rightly: the paper's method",
+    "ERM": "a vision network trained on the labels: DomainBed's baseline",
+    "MLLMZeroShot": "the pretrained multimodal model, without training on this task",
+    "LabelSFT": "the model fine-tuned on class names only",
+    "ReasoningSFT": "the model fine-tuned on the teacher's reasoning chains only",
+    "MTCT": "the model fine-tuned on both (the paper's equation 1)",
+    "RDMLDG": "MTCT, then rounds on its own chains with correct conclusions: the paper's method",
 }
 ABOUT_EMBEDDED = """
-About these numbers: seven classes, so chance is 14%. In the source domains the background's hue goes with the class, in
-the target domain with another class. ERM's 121 steps teach it that hue and little else, so it falls below chance there
-(with 550 steps as well); it is no converged network. The tables hold the answer that each method is trained to give:
-LabelSFT's class name, the others' chain. One seed, 112 images a cell: differences of 10 points between the fine-tuned
-rows are noise."""
+About these numbers: with seven classes, chance is 14%. The background's hue correlates with the class in the source
+domains, and with another class in the target domain. In its 121 steps ERM learns little but this hue, so it falls below
+chance there (as it does after 550 steps); it has not converged. The tables use the answer that each method is trained
+on: the class name for LabelSFT, the chain for the others. One seed, 112 images per cell: differences of 10 points
+between the fine-tuned rows are noise."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_dir", default="", help="DomainBed's data folder, which contains the dataset's folder")
     parser.add_argument("--targets", default="", help='target domains by number, as in "2" or "0 2" (default: all)')
     parser.add_argument("--model", default="", help="a folder or hub id (default: the embedded tiny model)")
-    parser.add_argument(
-        "--chains", default="", help="the chain file (default: reasoning.jsonl in the dataset's folder)"
-    )
+    parser.add_argument("--chains", default="", help="a chain file, bundled, or none (default: the dataset's own)")
     parser.add_argument(
         "--steps", type=int, help=f"of every job (default: the dataset's; {CPU_STEPS} for real images on a CPU)"
     )
@@ -88,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Path(args.output_dir).absolute() / args.dataset
     environment = {**os.environ, jobs.TARGETS: args.targets}
     if not args.model:
-        environment["HF_HUB_OFFLINE"] = "1"  # nothing of the embedded model is on the hub
+        environment["HF_HUB_OFFLINE"] = "1"  # the embedded model is not on the hub
 
     sweep = ["--algorithms", *ROWS, "--datasets", args.dataset, "--n_hparams", "1", "--n_trials", "1"]
     sweep += ["--single_test_envs", "--command_launcher", "parallel", "--skip_confirmation"]
@@ -116,14 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def choose_steps(dataset: str) -> int | None:
-    """Return a number of steps that ends on a CPU where the dataset's own would take days; else None."""
+    """Return a number of steps for a CPU if the dataset's own would take days; else None."""
     import torch
 
     if dataset == EMBEDDED or torch.cuda.is_available():
         return None
-    print(
-        f"No GPU found: every job takes only {CPU_STEPS} steps. The tables show that it runs, not how well it performs."
-    )
+    print(f"No GPU found: every job is limited to {CPU_STEPS} steps. The tables only show that the pipeline works.")
     return CPU_STEPS
 
 
@@ -146,8 +142,8 @@ def finished_runs(output: Path) -> Iterator[Run]:
 
 
 def print_summary(runs: Sequence[Run], domains: Sequence[str]) -> None:
-    """Print what the rows are, both answers, what self-labelling kept, and one chain for a target-domain image."""
-    print("\nWhat the rows are")
+    """Print the rows' meaning, both answers, the kept self-labels, and one chain for a target-domain image."""
+    print("\nThe rows")
     for name, meaning in ROWS.items():
         print(f"  {name:<14}{meaning}")
     print_answers(runs)
@@ -156,7 +152,7 @@ def print_summary(runs: Sequence[Run], domains: Sequence[str]) -> None:
 
 
 def print_answers(runs: Sequence[Run]) -> None:
-    """Print the accuracy of both answers on the target domains: the tables hold one of them."""
+    """Print the accuracy of both answers on the target domains; the tables use one of them."""
     lines = []
     for name in ROWS:
         files = [(run, run.folder / "answers.json") for run in runs if run.algorithm == name]
@@ -165,24 +161,22 @@ def print_answers(runs: Sequence[Run]) -> None:
             cells = [_mean_share(splits, key) for key in ("label", "chain", "unparsed")]
             lines.append(f"  {name:<14}{cells[0]:>12}{cells[1]:>18}{cells[2]:>20}")
     if lines:
-        print("\nBoth answers on the target domains, at the last step")
-        print(f"  {'':<14}{'class name':>12}{'chain concludes':>18}{'chain names none':>20}")
+        print("\nAccuracy of both answers on the target domains, at the last step")
+        print(f"  {'':<14}{'class name':>12}{'conclusion':>18}{'no class in chain':>20}")
         print("\n".join(lines))
 
 
 def print_accepted(runs: Sequence[Run], domains: Sequence[str]) -> None:
-    """Print the share of its own chains that each round of self-labelling kept."""
+    """Print the share of its own chains that each round of self-labeling kept."""
     for run in runs:
         rounds = sorted(key for key in run.last if key.startswith("sarr") and key.endswith("_accepted"))
         if rounds and run.algorithm == "RDMLDG":
             kept = ", ".join(f"round {key[4:-9]} {_share(run.last[key])}" for key in rounds)
-            print(
-                f"\nRDMLDG, target {domains[run.target]}: of the chains that it wrote, it kept and trained on: {kept}"
-            )
+            print(f"\nRDMLDG, target {domains[run.target]}: share of its own chains that it kept for training: {kept}")
 
 
 def print_chain(runs: Sequence[Run], domains: Sequence[str]) -> None:
-    """Print one chain that the trained model wrote for an image of the target domain: a right one, if there is any."""
+    """Print one chain of the trained model for an image of the target domain, a correct one if there is any."""
     for run in reversed(runs):
         path = run.folder / "predictions.jsonl"
         if run.algorithm != "RDMLDG" or not path.exists():
@@ -192,14 +186,14 @@ def print_chain(runs: Sequence[Run], domains: Sequence[str]) -> None:
         if chains:
             right = [record for record in chains if record["chain_answer"] == record["label"]]
             shown = (right or chains)[0]
-            print(f"\nWhat RDMLDG wrote for {shown['image']}, of the target domain {domains[run.target]}")
+            print(f"\nRDMLDG's chain for {shown['image']}, in the target domain {domains[run.target]}")
             print("\n".join(f"  {line}" for line in shown["chain"].splitlines()))
-            print(f"  true class: {shown['label']}; {len(right)} of {len(chains)} chains conclude rightly here")
+            print(f"  true class: {shown['label']}; {len(right)} of {len(chains)} chains in this domain are correct")
             return
 
 
 def _mean_share(splits: Sequence[dict[str, Any]], key: str) -> str:
-    """Return the share over all images of the splits; a dash where that answer was not asked for."""
+    """Return the share over all images of the splits; a dash if that answer was not computed."""
     if any(split[key] is None for split in splits):
         return "-"
     return _share(sum(split[key] * split["n"] for split in splits) / sum(split["n"] for split in splits))

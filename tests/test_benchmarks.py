@@ -3,9 +3,11 @@
 import json
 import socket
 
+import pytest
 import torch
 
 from benchmarks import counts, measure, roofline
+from benchmarks import stalls as stalls_module
 from domainbed_reasoning.sweeps.costs import Shape, Tower
 
 # 10 weights and one layer of width 1 each; 3 patches; a head of 20 weights.
@@ -43,6 +45,28 @@ def test_the_roofline_counts_a_product_by_hand():
     key = ("forward", "mm bfloat16")
     assert counting.kernels == {key: 1} and counting.operations == {key: 48} and counting.bytes == {key: 52}
     assert roofline.size_of(left[:, :1].expand(2, 100)) == 2 * 2
+
+
+@pytest.mark.parametrize("algorithm", ["MTCT", "LabelSFT"])
+def test_an_update_reads_the_gpu_once_and_copies_nothing_that_is_not_pinned(algorithm):
+    """Three micro-batches of the embedded model: kernels grow with micro-batches, reads and copies do not."""
+    stalls = stalls_module.count(algorithm, samples=4, micro_batch=4)
+    assert sum(stalls.syncs.values()) <= stalls_module.SYNCS_BAR, stalls.syncs
+    assert not sum(stalls.copies.values()), stalls.copies
+    assert stalls.kernels <= 5_000
+
+
+def test_what_the_host_waits_for_is_seen():
+    """A value, a mask as index, and a copy to the host; from the host, a list, and memory that is not pinned."""
+    on_gpu, mask = torch.empty(3, device="meta"), torch.empty(3, dtype=torch.bool, device="meta")
+    with stalls_module.Stalls().counted() as stalls:
+        float(on_gpu.sum())
+        on_gpu[mask]
+        on_gpu.cpu()
+        torch.zeros(3).to("meta")
+        torch.tensor([1, 2], device="meta")
+        torch.zeros(3).pin_memory().to("meta", non_blocking=True)
+    assert sum(stalls.syncs.values()) == 3 and sum(stalls.copies.values()) == 2
 
 
 def test_contenders_take_turns_and_the_first_round_is_not_counted():

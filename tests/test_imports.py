@@ -43,7 +43,7 @@ BASE_CLASSES = {
     "algorithms/in_session",
     "datasets/base",
     "datasets/image_folders",
-    "datasets/shapes",
+    "datasets/reasoning_dataset",
     "datasets/user_datasets",
 }
 

@@ -1,21 +1,24 @@
 """What `pip install .` and `-e .` put into an environment, and that uninstalling takes all of it out again."""
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
-from domainbed import algorithms
 
+from builders.domainbeds import STAND_IN, UPSTREAM
+from builders.files import write_images
 from domainbed_reasoning.bridge import upstream
+from domainbed_reasoning.commands.verbs import FORMER_VERBS, VERBS
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-STAND_IN = CHECKOUT / "tests" / "standin"
-UPSTREAM = Path(algorithms.__file__).parent.parent  # or the stand-in, where there is none
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "demo_output")
 IN_THE_PACKAGE = {"algorithms", "datasets", "sweeps"}
 
@@ -36,11 +39,15 @@ def wheel(checkout, tmp_path_factory):
 @pytest.fixture
 def environment(tmp_path):
     """A virtual environment that sees the packages of this one, but none of its `.pth` files."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    packages = next((tmp_path / "venv").glob("lib/python3*/site-packages"))
+    return _make_environment(tmp_path / "venv")
+
+
+def _make_environment(folder):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    packages = next(folder.glob("lib/python3*/site-packages"))
     outer = [path for path in sys.path if path.endswith("site-packages")]
     (packages / "outer.pth").write_text("".join(f"{path}\n" for path in outer))
-    return tmp_path / "venv" / "bin" / "python", packages
+    return folder / "bin" / "python", packages
 
 
 def _pip(*arguments, python=None):
@@ -64,7 +71,7 @@ def _names(packages):
     return {path.name for path in packages.iterdir() if path.name != "__pycache__"}
 
 
-def test_the_wheel_holds_every_module_the_tiny_model_and_the_pth_file(wheel):
+def test_the_wheel_holds_every_module_the_tiny_model_the_bundled_chains_and_the_pth_file(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {"domainbed_reasoning.pth", "_domainbed_reasoning_hook.py", "domainbed_reasoning/py.typed"}
     package = CHECKOUT / "domainbed_reasoning"
@@ -72,6 +79,9 @@ def test_the_wheel_holds_every_module_the_tiny_model_and_the_pth_file(wheel):
     expected |= {
         f"domainbed_reasoning/mllm/tiny_model/{path.name}" for path in (package / "mllm" / "tiny_model").iterdir()
     }
+    bundles = package / "chains" / "bundles"
+    expected |= {f"domainbed_reasoning/chains/bundles/{path.name}" for path in bundles.iterdir()}
+    expected |= {f"domainbed_reasoning/chains/bundles/PACS{end}" for end in (".jsonl.xz", ".jsonl.xz.sha256", ".md")}
     expected |= {f"domainbed_reasoning/annotate/{path.name}" for path in (package / "annotate").glob("browse.*")}
     expected |= {
         f"domainbed_reasoning/results/report/{path.name}" for path in (package / "results" / "report").glob("page.*")
@@ -103,53 +113,131 @@ def test_an_editable_install_is_in_stock_sweeps_and_leaves_nothing_behind(checko
     assert _names(packages) == before
 
 
-@pytest.fixture
-def in_a_clone(wheel, environment, tmp_path):
+@pytest.fixture(scope="module")
+def in_a_clone(wheel, tmp_path_factory):
     """``in_a_clone(verb, …)`` runs a verb of an installed wheel in a clone of DomainBed, by its console script.
 
-    Any other DomainBed that could be taken, on PYTHONPATH or in the cache, ends whatever imports it.
+    ``in_a_clone.python("-m", …)`` runs the environment's Python there. The user's home and cache are empty. Any other
+    DomainBed that could be taken, on PYTHONPATH or in the cache, ends whatever imports it.
     """
-    python, _ = environment
+    folder = tmp_path_factory.mktemp("user")
+    python, packages = _make_environment(folder / "venv")
     _pip("install", "--no-deps", wheel, python=python)
-    clone = tmp_path / "clone"
-    shutil.copytree(UPSTREAM / "domainbed", clone / "domainbed")
-    other = tmp_path / "other" / "domainbed" / "__init__.py"
+    clone = folder / "clone"
+    shutil.copytree((UPSTREAM or STAND_IN) / "domainbed", clone / "domainbed")
+    other = folder / "other" / "domainbed" / "__init__.py"
     other.parent.mkdir(parents=True)
     other.write_text("raise SystemExit('another DomainBed was imported')\n")
+    home = folder / "home"
+    home.mkdir()
 
-    def run(*words, cwd=clone, code=0, **variables):
-        command = [python.parent / "domainbed-reasoning", *words]
-        settings = {"PYTHONPATH": str(other.parent.parent), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        settings |= {"OMP_NUM_THREADS": "1", upstream.VARIABLE: str(other.parent.parent), **variables}
-        done = subprocess.run(
-            list(map(str, command)), cwd=cwd, env=os.environ | settings, capture_output=True, text=True
-        )
-        assert done.returncode == code, done.stdout + done.stderr
+    def run_python(*words, cwd=clone, code=0, **variables):
+        settings = {"PYTHONPATH": str(other.parent.parent), "HOME": str(home), "OMP_NUM_THREADS": "1"}
+        settings |= {f"XDG_{kind}_HOME": str(home / f".{kind.lower()}") for kind in ("CACHE", "CONFIG")}
+        settings |= {upstream.VARIABLE: str(other.parent.parent), "DOMAINBED_REASONING_DATASETS": "", **variables}
+        command = list(map(str, [python, *words]))
+        done = subprocess.run(command, cwd=cwd, env=os.environ | settings, capture_output=True, text=True)
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
-    run.clone = clone
+    def run(*words, **options):
+        return run_python(python.parent / "domainbed-reasoning", *words, **options)
+
+    run.python, run.clone, run.home, run.packages = run_python, clone, home, packages
     return run
 
 
-def test_every_verb_that_needs_domainbed_takes_the_clone_that_is_the_working_directory(in_a_clone, tmp_path):
-    """The verbs and the processes that they start, by one rule, which doctor names."""
-    assert f" {in_a_clone.clone} (" in in_a_clone("doctor")
-    assert "a job " in in_a_clone("plan", "--dataset", "PACS", "--model", "tiny")
-    study = ("study", "ablation", "--scale", "mini", "--launch", "--output_dir", tmp_path / "study")
-    said = in_a_clone(*study, "--launcher", "dummy", code=1)
-    assert said.count("Dummy launcher: ") == 24 and "0/24 jobs completed." in said
+@pytest.fixture(scope="module")
+def sweep(in_a_clone, tmp_path_factory):
+    """A sweep's folder with two jobs of the stock scripts: RDMLDG by train, ERM by sweep and our launcher."""
+    folder = tmp_path_factory.mktemp("sweep")
+    few = {
+        "max_new_tokens": 32,
+        "batch_size": 2,
+        "sarr_rounds": 1,
+        "mtct_epochs": 1,
+        "sarr_epochs": 1,
+        "eval_batch": 64,
+    }
+    job = folder / ("0a" * 16)  # as the stock sweep names them
+    words = ["--data_dir", folder, "--dataset", "ShapesReasoning", "--algorithm", "RDMLDG", "--test_envs", 3]
+    words += ["--steps", 3, "--hparams", json.dumps(few), "--output_dir", job]
+    said = in_a_clone.python("-m", "domainbed.scripts.train", *words)
+    assert "RDMLDG: SARR round 1 (steps 2-2) of 3 steps" in said
+    versions = json.loads((job / "versions.json").read_text())
+    assert versions["libraries"]["torch"] and (job / "done").exists()
 
-    job = tmp_path / "sweep" / "job"
-    job.mkdir(parents=True)
-    args = {"algorithm": "ERM", "dataset": "Debug28", "test_envs": [0], "trial_seed": 0, "hparams_seed": 0}
-    args |= {"holdout_fraction": 0.2, "task": "domain_generalization", "output_dir": str(job)}
-    accuracies = {f"env{env}_{split}_acc": 0.5 for env in range(3) for split in ("in", "out")}
-    record = {"step": 0, "step_time": 0.5, "mem_gb": 0.0, "args": args, "hparams": {"lr": 0.001}, **accuracies}
-    (job / "results.jsonl").write_text(json.dumps(record) + "\n")
-    (job / "done").write_text("done")
-    assert "| ERM | 50.0 |" in in_a_clone("collect", tmp_path / "sweep")
-    in_a_clone("report", tmp_path / "sweep")
-    in_a_clone("analyze", "divergence", "--dataset", "ShapesReasoning", "--encoder", "tiny", "--images", 4)
+    words = ["--algorithms", "ERM", "--datasets", "ShapesReasoning", "--n_hparams", 1, "--n_trials", 1, "--steps", 2]
+    words += ["--single_test_envs", "--skip_confirmation", "--command_launcher", "parallel"]
+    words += ["--data_dir", folder, "--output_dir", folder]
+    said = in_a_clone.python("-m", "domainbed.scripts.sweep", "launch", *words, DOMAINBED_REASONING_TARGETS="3")
+    assert "1/1 jobs succeeded." in said
+    return folder, job
+
+
+@pytest.fixture
+def data(in_a_clone, tmp_path):
+    """A data_dir with the user's own dataset Toy."""
+    definition = in_a_clone.home / ".config" / "domainbed-reasoning" / "datasets" / "toy.toml"
+    definition.parent.mkdir(parents=True, exist_ok=True)
+    definition.write_text('name = "Toy"\nfolder = "toy"\nenvironments = ["A", "P"]\nsubject = "thing"\n')
+    write_images(tmp_path / "data" / "toy", ("art", "photo"), ("Alarm_Clock", "Bike", "Mug"), 2)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def teacher():
+    """The URL of an OpenAI-compatible server."""
+    command = [sys.executable, CHECKOUT / "tests" / "annotate" / "teacher_server.py"]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as server:
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+        server.kill()
+
+
+def test_every_verb_runs_from_the_wheel_in_the_clone_that_is_the_working_directory(
+    in_a_clone, sweep, data, teacher, tmp_path
+):
+    """Verbs, former names of verbs and the processes that they start take one DomainBed, which doctor names."""
+    folder, job = sweep
+    image = data / "toy" / "photo" / "Mug" / "0.png"
+    toy = ("--dataset", "Toy", "--data-dir", data)
+    shapes = ("--dataset", "ShapesReasoning", "--encoder", "tiny", "--images", 4)
+    unfetched = not UPSTREAM or upstream.commit_of(UPSTREAM) != upstream.COMMIT
+    fetched = "git could not get" if unfetched else f"DomainBed at commit {upstream.COMMIT} is in "
+    no_shtab = importlib.util.find_spec("shtab") is None
+    runs = [  # (words, what is printed), and the exit code where it is not 0
+        (("doctor",), f" {in_a_clone.clone} ("),
+        (("get-domainbed", "--from", UPSTREAM or tmp_path), fetched, int(unfetched)),
+        (("completion", "bash"), "shtab", int(no_shtab)),
+        (("plan", "--dataset", "PACS", "--model", "tiny"), "a job "),
+        (("annotate", *toy, "--teacher", "openai:m", "--base-url", teacher, "--unverified"), "images got a chain"),
+        (("check", *toy), "No problems."),
+        (("stats", *toy), "words of accepted chains"),
+        (("card", *toy, "--output", tmp_path / "card.md"), "card.md"),
+        (("browse", *toy, "--output", tmp_path / "page.html"), "page.html"),
+        (("export", tmp_path / "toy.json", "--format", "llava", *toy), "chains to "),
+        (("import", tmp_path / "toy.json", *toy, "--chains", tmp_path / "again.jsonl", "--unverified"), "accepted"),
+        (("predict", "--job", job, "--answer", "both", image), f"{image}\t"),
+        (("export", "--job", job, "--output", tmp_path / "adapter"), "Wrote the adapters to "),
+        (("predict", "--job", tmp_path / "adapter", "--answer", "label", image), f"{image}\t"),
+        (("analyze", "divergence", *shapes, "--output", tmp_path / "analysis"), "divergence_"),
+        (("analyse", "sarr-rounds", job), "sarr_rounds_"),
+        (("collect", folder), "| ERM |"),
+        (("report", folder), "report.html"),
+        (("jobs",), "0 interrupted jobs"),
+        (("unfinished",), "0 interrupted jobs"),
+        (("study", "ablation", "--scale", "mini", "--launch", "--launcher", "dummy",
+          "--output-dir", tmp_path / "study"), "\n0/24 jobs completed.", 1),
+    ]  # fmt: skip
+    assert {words[0] for words, *_ in runs} == VERBS.keys() | FORMER_VERBS.keys()
+    said = {}
+    for words, printed, *code in runs:
+        cache = {upstream.VARIABLE: str(tmp_path / "fetched")} if words[0] == "get-domainbed" else {}
+        said[words[:2]] = in_a_clone(*words, code=code[0] if code else 0, OPENAI_API_KEY="none", **cache)
+        assert printed in said[words[:2]], (words, said[words[:2]])
+    assert f"({in_a_clone.packages / 'domainbed_reasoning'})" in said["doctor",]
+    assert said["study", "ablation"].count("Dummy launcher: ") == 24
+    assert re.search(r"\| RDMLDG \|.*\d\d?\.\d \|", said["collect", folder]), said["collect", folder]
 
 
 def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone, tmp_path):
@@ -158,3 +246,22 @@ def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone,
     study = ("study", "ablation", "--scale", "mini", "--launch", "--output_dir", tmp_path / "study")
     for words in (("collect", tmp_path), ("plan", "--dataset", "PACS", "--model", "tiny"), study):
         assert "DomainBed was not found. Run from inside your own clone" in in_a_clone(*words, **nowhere)
+
+
+def test_the_sdist_holds_what_it_takes_to_test_itself(checkout, tmp_path):
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
+    subprocess.run(command, cwd=checkout, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "Makefile",
+        "setup.cfg",
+        "pyproject.toml",
+        "LICENSE",
+        "CITATION.cff",
+        "_domainbed_reasoning_hook.py",
+    } <= held
+    for folder in ("algorithms", "benchmarks", "datasets", "examples", "results", "sweeps", "tests"):
+        files = [path for path in (CHECKOUT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+        names = {path.relative_to(CHECKOUT).as_posix() for path in files}
+        assert {name for name in names if "/." not in name} <= held, folder

@@ -1,1 +1,1 @@
-"""The paper's analyses, and one beyond it: each a module of functions, a verb's name, a table and a plot."""
+"""The paper's analyses and one beyond it, each with a module, a subcommand, a table and a plot."""

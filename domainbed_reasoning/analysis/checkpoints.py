@@ -1,4 +1,4 @@
-"""A checkpoint of any kind: a base model, or what a job trained on one."""
+"""Checkpoints of any kind: base models and trained jobs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import dataclasses
 import json
 import pathlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from domainbed_reasoning.bridge.train_args import NAME_OF_JOB
 from domainbed_reasoning.files.plain import plain_lines
+from domainbed_reasoning.jobs.results_file import add_record
 from domainbed_reasoning.jobs.trained import TASK_FILE, TrainedJob, read_job
 from domainbed_reasoning.mllm import MLLM, load_mllm
 
@@ -24,9 +26,9 @@ class Checkpoint:
 
     Attributes:
         name: a folder, a checkpoint's file, a hub id or ``tiny``.
-        job: what trained it, or where a base model is asked as a job asks its own; None for a base model alone.
+        job: that trained it, or whose settings a base model uses; None for a base model alone.
         trained: whether the model has the job's adapters.
-        file: of the job's checkpoints this one.
+        file: name of the checkpoint in the job's folder.
     """
 
     name: str
@@ -35,10 +37,10 @@ class Checkpoint:
     file: str = LAST
 
     def load(self, model: str | None = None) -> MLLM:
-        """Load the model for answering, in evaluation mode, its adapters merged where the weights allow.
+        """Load the model in evaluation mode, with its adapters merged unless the weights are quantized.
 
         Args:
-            model: a base model in place of the job's, which may lie elsewhere on this machine.
+            model: base model, if the job's path no longer exists.
 
         Raises:
             ModelError: for a model that cannot be used.
@@ -66,15 +68,15 @@ class Checkpoint:
 
     @property
     def where(self) -> str:
-        """What tables call it: a model's name, or the folder of a job with its file where that is not the last."""
+        """Its name in tables: a model's name, or a job's folder with the checkpoint's file if that is not the last."""
         if self.job is None or not self.trained:
             return pathlib.Path(self.name).name
         folder = self.job.folder.resolve().name
         return folder if self.file == LAST else f"{folder}/{self.file}"
 
     @property
-    def said(self) -> str:
-        """What titles call it."""
+    def title(self) -> str:
+        """Its name in titles."""
         if self.job is None or not self.trained:
             return self.where
         step = "" if self.file == LAST else f", {pathlib.Path(self.file).stem}"
@@ -82,7 +84,7 @@ class Checkpoint:
 
     @property
     def tag(self) -> str:
-        """What names of files call it: algorithm, target domains, the head of the job's folder, the checkpoint."""
+        """Its name in file names: algorithm, target domains, the head of the job's folder, the checkpoint."""
         if self.job is None or not self.trained:
             return words_of_file(self.where)
         folder = self.job.folder.resolve().name
@@ -92,7 +94,7 @@ class Checkpoint:
 
 
 def words_of_file(text: str) -> str:
-    """Return ``text`` with a hyphen for whatever is no letter, digit or underscore."""
+    """Return ``text`` with a hyphen for each run of characters other than letters, digits and underscores."""
     return re.sub(r"[^\w]+", "-", text).strip("-")
 
 
@@ -114,12 +116,12 @@ def open_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(name)
 
 
-def records_of(folder: str | pathlib.Path) -> list[dict[str, Any]]:
-    """Return the records of a job's results.jsonl, one a step, in order; a restarted job's newest count.
+def records_of(folder: str | pathlib.Path) -> list[Mapping[str, Any]]:
+    """Return the records of a job's results.jsonl in order of their steps, without replaced ones (see `results_file`).
 
-    A line that is no record, as one that a killed job has cut short, is left out.
+    Lines that are not records, such as one that was truncated when the job was killed, are left out.
     """
-    by_step: dict[int, dict[str, Any]] = {}
+    run: list[Mapping[str, Any]] = []
     path = pathlib.Path(folder).expanduser() / "results.jsonl"
     for line in plain_lines(path, _LONGEST_RECORD) if path.is_file() else ():
         try:
@@ -127,5 +129,5 @@ def records_of(folder: str | pathlib.Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int):
-            by_step[record["step"]] = record
-    return [by_step[step] for step in sorted(by_step)]
+            run = add_record(run, record)
+    return run

@@ -1,4 +1,4 @@
-"""What is known of a dataset's captions and cues: of ShapesReasoning, whose images are drawn to order."""
+"""Ground truth about captions and cues, for ShapesReasoning, whose images are rendered."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ class ShapesCues:
 
 
 def cues_of(dataset: str) -> ShapesCues | None:
-    """Return what is known of a dataset; None where nothing is."""
+    """Return the ground truth of a dataset; None without one."""
     return ShapesCues() if dataset == "ShapesReasoning" else None

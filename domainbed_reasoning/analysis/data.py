@@ -1,4 +1,4 @@
-"""What models are asked about in an analysis: a dataset's images, names and chains, as a job was given them."""
+"""The data of an analysis: a dataset's images, class names and chains, as in a job."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from domainbed_reasoning import registry
 from domainbed_reasoning.analysis.checkpoints import records_of
 from domainbed_reasoning.bridge import stock
+from domainbed_reasoning.chains.bundled import BUNDLED
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.chains.store import load_chains
 from domainbed_reasoning.datasets.base import source_chains
@@ -114,7 +115,7 @@ def data_of_job(
 
     Args:
         job: the job.
-        data_dir: where the data lie now; None takes what the job was told.
+        data_dir: folder of the data; None: as in the job.
         chains: whether chains are read, or a chain file in place of the job's.
         model: a base model in place of the job's, which may lie elsewhere on this machine.
 
@@ -123,9 +124,9 @@ def data_of_job(
         FileNotFoundError: where the data or chains are not there.
     """
     records = records_of(job.folder)
-    told = records[0]["args"].get("data_dir") if records else None
+    original = records[0]["args"].get("data_dir") if records else None
     hparams = {**job.hparams, **({"model": model} if model else {})}
-    return build_data(job.dataset, data_dir or told, job.test_envs, hparams, chains)
+    return build_data(job.dataset, data_dir or original, job.test_envs, hparams, chains)
 
 
 def build_data(
@@ -143,7 +144,7 @@ def build_data(
         data_dir: the folder that holds the dataset's; None for a rendered one.
         test_envs: the target domains, whose chains are not read; [] makes all of them sources.
         hparams: of a job; the others' defaults.
-        chains: whether chains are read, or the chain file.
+        chains: whether chains are read, or the chain file, or ``bundled``.
         clip: the CLIP that will look at the images; they come at its resolution, and no MLLM is needed.
 
     Raises:
@@ -152,9 +153,13 @@ def build_data(
     """
     datasets, hparams_registry = stock.datasets(), stock.hparams_registry()
 
-    algorithm = "MTCT" if chains is True else "MLLMZeroShot"
+    is_bundle = chains == BUNDLED
+    if is_bundle and getattr(vars(datasets).get(dataset), "BUNDLE", None) is None:
+        raise ValueError(f"{dataset} has no bundled chains.")
+    algorithm = "MTCT" if chains is True or is_bundle else "MLLMZeroShot"
     settings = hparams_registry.default_hparams("MTCT", dataset) | dict(hparams or {})
     settings |= {"algorithm": algorithm, "data_augmentation": False, "mtct_epochs": 1, "batch_size": 1}
+    settings |= {"chains": BUNDLED} if is_bundle else {}
     if dataset not in vars(datasets):
         raise registry.unknown("dataset", dataset, registry.DATASETS)
     if clip is not None:
@@ -163,7 +168,7 @@ def build_data(
     task = getattr(built, "task", None)
     if task is None:
         raise ValueError(f"{dataset} has no class names and no chains: use {dataset}Reasoning.")
-    if isinstance(chains, str):
+    if isinstance(chains, str) and not is_bundle:
         known = {image for images in task.images for image in images}
         texts = load_chains(pathlib.Path(chains).expanduser(), known)
         task = dataclasses.replace(task, chains=source_chains(texts, task.images, test_envs))

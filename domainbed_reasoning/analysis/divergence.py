@@ -61,9 +61,9 @@ def mmd(x: torch.Tensor, y: torch.Tensor, kernel: str = "linear", permutations: 
         ValueError: for fewer than two vectors or another kernel.
     """
     if kernel not in KERNELS:
-        raise ValueError(f"kernel {kernel!r} is none of {', '.join(KERNELS)}.")
+        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}.")
     if min(len(x), len(y)) < 2:
-        raise ValueError("a domain needs two images at least for MMD².")
+        raise ValueError("MMD² requires at least two images per domain.")
     pooled = torch.cat([x, y]).double()
     gram = _gram(pooled, kernel)
     belongs = torch.zeros(1, len(pooled), dtype=torch.bool)

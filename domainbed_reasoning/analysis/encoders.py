@@ -9,7 +9,7 @@ import torch
 import tqdm
 
 from domainbed_reasoning.analysis.checkpoints import open_checkpoint
-from domainbed_reasoning.mllm import MLLM
+from domainbed_reasoning.mllm import MLLM, ModelError
 from domainbed_reasoning.mllm.clip import CLIP, is_clip, load_clip
 
 DEFAULT = "openai/clip-vit-base-patch16"
@@ -79,6 +79,11 @@ class MLLMEncoder:
     """
 
     def __init__(self, mllm: MLLM):
+        if not mllm.family.tree:
+            raise ModelError(
+                f"{mllm.family.name}: its towers cannot be read apart, because it is computed by the general path. "
+                "Use CLIP as the encoder, or a model of a family with shared-prefix rows."
+            )
         self.mllm = mllm
 
     @torch.no_grad()

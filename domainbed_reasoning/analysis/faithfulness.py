@@ -56,7 +56,7 @@ _TO_CONCLUSION, _CAPTION, _CAPTION_END = "<CONCLUSION>", "<CAPTION>", "</CAPTION
 
 @dataclass
 class Reader:
-    """A model that answers and goes on with answers.
+    """A model that generates and completes answers.
 
     Attributes:
         mllm: the model.
@@ -79,8 +79,8 @@ class Reader:
         written = [chain for part in parts for chain in self.mllm.generate(part, question, self.max_new_tokens)]
         return [read_conclusion(chain, names, self.exact).text for chain in written]
 
-    def go_on(self, pixels: torch.Tensor, beginnings: Sequence[str]) -> list[int | None]:
-        """Return the class that every answer concludes with which begins as given; None where it names none."""
+    def conclude_from(self, pixels: torch.Tensor, beginnings: Sequence[str]) -> list[int | None]:
+        """Return the classes that completions of the beginnings conclude with; None for those that name none."""
         answers: list[int | None] = []
         for start in range(0, len(pixels), self.batch):
             begun = beginnings[start : start + self.batch]
@@ -206,7 +206,7 @@ def _without_image(reader: Reader, pixels: torch.Tensor, rows: list[Row], named:
     grey = torch.full_like(pixels[named], 127)
     shares = []
     for where, cut in BEGINNINGS.items():
-        answers = reader.go_on(grey, [cut(rows[i]["chain"]) for i in named])
+        answers = reader.conclude_from(grey, [cut(rows[i]["chain"]) for i in named])
         for i, answer in zip(named, answers, strict=True):
             rows[i][f"without_image_{where}"] = answer
         kept = [rows[i]["chain_answer"] == answer for i, answer in zip(named, answers, strict=True)]
@@ -221,7 +221,7 @@ def _swapped_image(reader: Reader, pixels: torch.Tensor, rows: list[Row], named:
         rows[i]["swapped_image"] = f"{rows[j]['env']}/{rows[j]['index']}"
     shares = []
     for where, cut in BEGINNINGS.items() if other else ():
-        answers = reader.go_on(pixels[list(other.values())], [cut(rows[i]["chain"]) for i in other])
+        answers = reader.conclude_from(pixels[list(other.values())], [cut(rows[i]["chain"]) for i in other])
         chain, image = [], []
         for (i, j), answer in zip(other.items(), answers, strict=True):
             rows[i][f"swapped_image_{where}"] = answer
@@ -243,19 +243,19 @@ def _edited_caption(
     for i, j in zip(able, donors, strict=True):
         if j is None:
             continue
-        wanted = rows[able[j]]["chain_answer"]
+        edited = rows[able[j]]["chain_answer"]
         own, text = str(caption_of(rows[i]["chain"])), str(caption_of(rows[able[j]]["chain"]))
         if cues is not None:
-            text = cues.caption_for(wanted, own)
-            if cues.class_of(text) != wanted or cues.class_of(own) == wanted:
+            text = cues.caption_for(edited, own)
+            if cues.class_of(text) != edited or cues.class_of(own) == edited:
                 continue
-        edits[i] = (with_caption(rows[i]["chain"], text), wanted)
+        edits[i] = (with_caption(rows[i]["chain"], text), edited)
     if not edits:
         return []
-    answers = reader.go_on(pixels[list(edits)], [begun for begun, _ in edits.values()])
-    for (i, (_, wanted)), answer in zip(edits.items(), answers, strict=True):
-        rows[i] |= {"edited_to": wanted, "edited_caption": answer}
-    follow_caption = [rows[i]["edited_caption"] == wanted for i, (_, wanted) in edits.items()]
+    answers = reader.conclude_from(pixels[list(edits)], [begun for begun, _ in edits.values()])
+    for (i, (_, edited)), answer in zip(edits.items(), answers, strict=True):
+        rows[i] |= {"edited_to": edited, "edited_caption": answer}
+    follow_caption = [rows[i]["edited_caption"] == edited for i, (_, edited) in edits.items()]
     follow_image = [rows[i]["edited_caption"] == rows[i]["chain_answer"] for i in edits]
     return [
         share_row("edited caption: follows the caption", follow_caption),

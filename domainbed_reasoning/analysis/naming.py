@@ -1,4 +1,4 @@
-"""Where a chain first names the class that it concludes with, which its conclusion then can copy."""
+"""Finds where a chain first names the class that it concludes with, which the conclusion can then copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plot an analysis, by matplotlib (the extra ``plots``), drawn without a display."""
+"""The plots of the analyses, with matplotlib (the extra ``plots``), without a display."""
 
 from __future__ import annotations
 
@@ -15,13 +15,6 @@ from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.plot_styles import COLORS, series
 
 Rows = Sequence[Mapping[str, Any]]
-
-
-def plots_are_there() -> bool:
-    """Return whether matplotlib is installed."""
-    import importlib.util
-
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
@@ -41,7 +34,7 @@ def _save(figure: Any, path: pathlib.Path) -> None:
 
 
 def token_shift(before: TokenTable, after: TokenTable, title: str, path: pathlib.Path) -> None:
-    """Draw how many tokens have which probability before and after, a panel a group of tokens."""
+    """Plot histograms of token probabilities before and after, one panel per group of tokens."""
     groups = {"all tokens": np.ones(len(before.kind), bool)}
     for kind, name in (("naming", "where the class is first named"), ("class", "class tokens")):
         if (before.kind == kind).any():
@@ -63,7 +56,7 @@ def token_shift(before: TokenTable, after: TokenTable, title: str, path: pathlib
 
 
 def entropy(by_source: Mapping[str, Rows], top: int, title: str, path: pathlib.Path) -> None:
-    """Draw the tokens with the largest entropy reduction, a panel a source of chains; class words are coloured."""
+    """Plot the tokens with the largest entropy reduction, one panel per source of chains; class words are colored."""
     from matplotlib.patches import Patch
 
     figure, axes = _figure(4.2 * len(by_source), 0.26 * top + 1.4, 1, len(by_source))
@@ -80,7 +73,7 @@ def entropy(by_source: Mapping[str, Rows], top: int, title: str, path: pathlib.P
 
 
 def divergence(rows: Rows, title: str, path: pathlib.Path) -> None:
-    """Draw each pair of domains' MMD² of images beside that of chains; stars mark p < 0.05."""
+    """Plot the MMD² of each pair of domains for images and for chains; stars mark p < 0.05."""
     pairs = [(row["domain"], row["other"]) for row in rows if row["modality"] == "images"]
     figure, axes = _figure(max(5.0, 1.1 * len(pairs)), 3.6)
     axis = axes[0][0]
@@ -101,13 +94,13 @@ def divergence(rows: Rows, title: str, path: pathlib.Path) -> None:
 
 
 def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
-    """Draw by stage the accuracies and shares of jobs: thin lines are jobs, thick ones the mean of their kind."""
+    """Plot accuracies and shares by stage: thin lines are jobs, thick ones the means of their kind."""
     panels = {
         "target": "target accuracy",
         "source_out": "source validation accuracy",
         "accepted": "share of own chains kept",
         "agreement": "chain agrees with label path",
-        "words": "words a chain",
+        "words": "words per chain",
     }
     panels = {key: name for key, name in panels.items() if any(row.get(key) is not None for row in rows)}
     figure, axes = _figure(3.3 * len(panels), 3.2, 1, len(panels))
@@ -141,7 +134,7 @@ def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
 
 
 def faithfulness(rows: Rows, title: str, path: pathlib.Path) -> None:
-    """Draw each share with its 95% interval, a kind of job a colour."""
+    """Plot each share with its 95% interval, one color per kind of job."""
     names = list(dict.fromkeys(row["what"] for row in rows))
     kinds = list(dict.fromkeys(row["models"] for row in rows))
     figure, axes = _figure(8, (0.15 + 0.04 * len(kinds)) * len(names) + 1)

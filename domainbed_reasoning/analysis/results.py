@@ -1,4 +1,4 @@
-"""Where an analysis leaves its numbers: a table, a text and a plot of one name, none over another analysis's."""
+"""The files of an analysis: a table, a text and a plot, which never overwrite those of another command."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Results:
     """The files of one analysis.
 
     Attributes:
-        folder: where they lie; it is there.
-        name: of all of them, without suffix.
-        command: that makes them.
+        folder: that contains them; it exists.
+        name: of all files, without suffix.
+        command: that writes them.
     """
 
     folder: pathlib.Path
@@ -29,15 +29,15 @@ class Results:
         """Return the file with that ending, such as ``.csv`` or ``_answers.csv``."""
         return self.folder / f"{self.name}{suffix}"
 
-    def text(self, said: str) -> str:
-        """Return what the text says, and then the command."""
-        return f"{said}\n{_COMMAND}{self.command}\n"
+    def text(self, summary: str) -> str:
+        """Return the content of the text file: the summary, then the command."""
+        return f"{summary}\n{_COMMAND}{self.command}\n"
 
 
 def results_at(folder: pathlib.Path, name: str, command: str) -> Results:
-    """Return where an analysis may write, the folder made.
+    """Return the files that an analysis may write, after creating the folder.
 
-    The same command writes its files anew; a name that another command has taken, or nobody knows which, gets a number.
+    The same command overwrites its files; if another or unknown command wrote them, the name gets a number.
 
     Args:
         folder: of the files.
@@ -58,7 +58,7 @@ def results_at(folder: pathlib.Path, name: str, command: str) -> Results:
 
 
 def _command_of(path: pathlib.Path) -> str | None:
-    """Return the command that left a text; None where it does not say."""
+    """Return the command that wrote a text file; None if unknown."""
     lines = read_plain_text(path, errors="replace").splitlines() if path.is_file() else []
     found = lines[-1] if lines else ""
     return found.removeprefix(_COMMAND) if found.startswith(_COMMAND) else None

@@ -4,9 +4,8 @@ From a job's records: of every evaluation, which falls on a stage's end, the acc
 
     accepted_k = kept chains / written chains,
 
-when the round is over, as the records after it say, in which it no longer changes. Of the job's last round there are
-none; DomainBed writes the mean over the steps since the last evaluation of the share so far, and that stands in its
-place.
+when the round is over, as the records of its end and after it say. A record within a round has the share so far. (Jobs
+of earlier versions have in it, and so for the last round, the mean over the steps since the record before.)
 
 What records do not hold is asked of the checkpoints that DomainBed's ``--save_model_every_checkpoint`` leaves, on a
 sample of images: the length of a chain in words, the share that name a class, the agreement of its conclusion with the
@@ -36,7 +35,7 @@ from domainbed_reasoning.mllm import MLLM
 _ACCEPTED = re.compile(r"sarr(\d+)_accepted")
 PAPER = (
     "paper, InternVL3-8B, TerraIncognita: target accuracy 70.06% after round 1, 70.59% after 2, 70.65% after 3;\n"
-    "of the self-labelled chains rejected: 39.5% in the first round, 14.8% at the end"
+    "of the self-labeled chains rejected: 39.5% in the first round, 14.8% at the end"
 )
 
 
@@ -56,7 +55,7 @@ def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[d
     """
     records = records_of(folder)
     if not records:
-        raise ValueError(f"{folder} has no results.jsonl with records.")
+        raise ValueError(f"{folder} has no records in results.jsonl.")
     rows = []
     for record in records:
         if "stage" not in record:

@@ -9,24 +9,24 @@ from domainbed_reasoning.analysis.checkpoints import Checkpoint
 
 
 def settings_of(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Return for each job what tells it from the others of its algorithm and dataset, ``name=value, …``; "" for none.
+    """Return, per job, the settings that differ among jobs of its algorithm and dataset, ``name=value, …``, per job.
 
     Args:
         checkpoints: of jobs.
     """
     groups: dict[tuple[str, str], list[int]] = {}
-    told: list[Mapping[str, Any]] = []
+    hparams: list[Mapping[str, Any]] = []
     for position, checkpoint in enumerate(checkpoints):
         job = checkpoint.job
         assert job is not None
         groups.setdefault((job.algorithm, job.dataset), []).append(position)
-        told.append({**job.hparams, "checkpoint": checkpoint.file})
-    settings = [""] * len(told)
+        hparams.append({**job.hparams, "checkpoint": checkpoint.file})
+    settings = [""] * len(hparams)
     for positions in groups.values():
-        names = dict.fromkeys(name for position in positions for name in told[position])
-        differ = [name for name in names if len({repr(told[position].get(name)) for position in positions}) > 1]
+        names = dict.fromkeys(name for position in positions for name in hparams[position])
+        differ = [name for name in names if len({repr(hparams[position].get(name)) for position in positions}) > 1]
         for position in positions:
-            settings[position] = ", ".join(f"{name}={told[position].get(name)}" for name in differ)
+            settings[position] = ", ".join(f"{name}={hparams[position].get(name)}" for name in differ)
     return settings
 
 

@@ -6,6 +6,7 @@ p_t = p(r_t | r_<t, x, q) of each target token r_t, H_t = -Σ_v p(v | r_<t, x, q
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,8 @@ from domainbed_reasoning.analysis.data import AnalysisData
 from domainbed_reasoning.analysis.naming import first_naming
 from domainbed_reasoning.chains.chain import END_OF_CHAIN, STAGE_TAGS
 from domainbed_reasoning.jobs.seeds import seeded
-from domainbed_reasoning.method.answering import majority_chains
-from domainbed_reasoning.method.consistency import Support
-from domainbed_reasoning.method.self_labeling import SelfLabels
+from domainbed_reasoning.method.answering import Questions
+from domainbed_reasoning.method.self_labeling import labels_of_round
 from domainbed_reasoning.method.task import SampleId
 from domainbed_reasoning.mllm import MLLM
 from domainbed_reasoning.terminal import get_logger
@@ -27,6 +27,11 @@ from domainbed_reasoning.terminal import get_logger
 _log = get_logger(__name__)
 
 _CONCLUSION = "<CONCLUSION>"
+_FILTERED = {
+    "conclusion": "",
+    "well_formed": ", kept if they have five stages",
+    "consistent": ", kept if they support their conclusion",
+}
 KINDS = ("word", "naming", "class", "tag", "end")
 
 
@@ -85,7 +90,7 @@ class Labelling:
         votes: chains an image.
         temperature: at which they are sampled; 0 is greedy.
         top_p: of sampling, in (0, 1].
-        consistent: whether a chain that concludes rightly must also support its conclusion.
+        filter: which chains are kept, the hparam ``sarr_filter``.
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
 
@@ -94,83 +99,79 @@ class Labelling:
     votes: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
-    consistent: bool = False
+    filter: str = "conclusion"
     exact: bool = False
 
     @property
-    def said(self) -> str:
-        """How it writes and keeps them, in words."""
+    def description(self) -> str:
+        """How chains are generated and filtered, in words."""
         written = f"sampled at temperature {self.temperature:g}" if self.temperature > 0 else "greedy"
-        voted = f", the majority's of {self.votes}" if self.votes > 1 else ""
-        return f"{written}{voted}{', kept if they support their conclusion' if self.consistent else ''}"
+        voted = f", majority of {self.votes}" if self.votes > 1 else ""
+        return f"{written}{voted}{_FILTERED[self.filter]}"
+
+    @property
+    def hparams(self) -> dict[str, Any]:
+        """The hyper-parameters of self-labeling, by name."""
+        sampling = {"temperature": self.temperature, "top_p": self.top_p}
+        return {"sarr_votes": self.votes, "sarr_filter": self.filter, **sampling}
 
 
 def labelling_of(hparams: Mapping[str, Any]) -> Labelling:
-    """Return how a job labels in SARR's rounds; one that has none labels as the paper, greedily and by conclusion."""
+    """Return how a job labels in SARR's rounds; without rounds, as in the paper, greedily and by conclusion."""
     return Labelling(
         hparams["max_new_tokens"],
         hparams["eval_batch"],
         hparams.get("sarr_votes", 1),
         hparams.get("temperature", 0.0),
         hparams.get("top_p", 1.0),
-        hparams.get("sarr_filter") == "consistent",
+        hparams.get("sarr_filter", "conclusion"),
         hparams.get("answer_matching") == "exact",
     )
 
 
 def own_targets(mllm: MLLM, data: AnalysisData, samples: Sequence[SampleId], labelling: Labelling) -> TargetTexts:
-    """Return the chains that a model writes itself and that SARR keeps, for these images in this order.
+    """Return the model's own chains that SARR would keep, for these images in this order.
 
     Raises:
-        ValueError: where none is kept.
+        ValueError: none is kept.
     """
-    names = data.task.class_names
-    sampling = (labelling.temperature, labelling.top_p)
-    support = Support((data.q_cls, data.q_reason), names)
-
-    def write(images: torch.Tensor) -> list[str]:
-        asked = (data.q_reason, names, labelling.max_new_tokens, labelling.batch, labelling.votes)
-        return majority_chains(mllm, images, *asked, *sampling, exact=labelling.exact)
-
-    def supports(images: torch.Tensor, chains: list[str], labels: list[int]) -> list[bool]:
-        return support.judge(mllm, images, chains, labels)
-
-    labels = SelfLabels(write, names, supports if labelling.consistent else None, labelling.exact)
+    asked = (data.q_cls, data.q_reason, tuple(data.task.class_names), labelling.max_new_tokens, labelling.batch)
+    labels = labels_of_round(lambda: nullcontext(mllm), Questions(*asked, labelling.exact), labelling.hparams)
     kept: list[tuple[SampleId, str]] = []
     for start in tqdm.tqdm(range(0, len(samples), labelling.batch), "writing chains", disable=None):
         part = samples[start : start + labelling.batch]
         with seeded(0, "own chains", part):
             chains = labels.chains_for(data.pixels(part), [data.label(sample) for sample in part], part)
         kept += [(sample, chain) for sample, chain in zip(part, chains, strict=True) if chain is not None]
-    said = f"{len(kept)} of {len(samples)} chains that the model wrote itself ({labelling.said})"
+    summary = f"{len(kept)} of {len(samples)} own chains ({labelling.description}) would be kept by SARR"
     if not kept:
-        raise ValueError(f"{said} would be kept by SARR: there are no tokens to analyze.")
-    _log.info("%s would be kept by SARR", said)
+        raise ValueError(f"{summary}: there are no tokens to analyze.")
+    _log.info("%s", summary)
     return TargetTexts(data.q_reason, [sample for sample, _ in kept], [chain for _, chain in kept])
 
 
 def spelt(mllm: MLLM, text: str) -> list[str]:
-    """Return the tokens of an answer with the one that ends it, as texts."""
+    """Return the tokens of an answer as strings, including the end token."""
     return [mllm.tokenizer.decode([token]) for token in mllm.target(text)]
 
 
 def check_same_tokens(mllm: MLLM, answers: TargetTexts, table: TokenTable, before: str, after: str) -> None:
-    """Refuse a model that cuts the answers into other tokens than those of a table.
+    """Check that a model tokenizes the answers as in a table.
 
     Args:
         mllm: the model, which has not read them yet.
         answers: n texts.
-        table: what another model expected at their tokens.
+        table: another model's predictions at their tokens.
         before: the other model's name, for the message.
         after: the model's name.
 
     Raises:
-        ValueError: naming both.
+        ValueError: the tokens differ.
     """
     if [token for text in answers.texts for token in spelt(mllm, text)] != table.token:
         raise ValueError(
-            f"{before} and {after} tokenize the same text differently, so their probabilities cannot be compared: "
-            "pass a --before of the same model family, with the same tokenizer."
+            f"{before} and {after} have different tokenizers, so their probabilities cannot be compared. Pass a "
+            "--before of the same model family."
         )
 
 

@@ -47,8 +47,8 @@ def found_in(row: Mapping[str, Any], paper: float | None = None) -> list[str]:
     gain = 100 * row["high_after"] - high
     return [
         f"moved from below {LOW} to above {HIGH}: {risen:+.2f} points{beside}",
-        f"less those that fell from above {HIGH} to below {LOW}: {risen - fallen:+.2f} points",
-        f"share above {HIGH}: {high:.2f}% before, {high + gain:.2f}% after: {gain:+.2f} points (paper: no such number)",
+        f"minus those that fell from above {HIGH} to below {LOW}: {risen - fallen:+.2f} points",
+        f"share above {HIGH}: {high:.2f}% before, {high + gain:.2f}% after: {gain:+.2f} points (paper: not reported)",
     ]
 
 

@@ -1,13 +1,13 @@
 "use strict";
-// Everything that comes from the data is put into the page as text (textContent), never as markup.
+// All data are inserted as text (textContent), never as markup.
 
 const STAGES = ["SUMMARY", "CAPTION", "REASONING", "REFLECTION", "CONCLUSION"];
 const PER_PAGE = { reading: 12, gallery: 84 };
 const $ = (id) => document.getElementById(id);
 
-// ---- data: gzip, base64, in chunks of images that are unpacked when they are looked at ----
+// ---- data: gzip, base64, in chunks of images that are unpacked on demand ----
 
-const texts = new Map(); // chunk -> its images' candidates, the newest last
+const texts = new Map(); // chunk -> its images' candidates, most recently used last
 const KEPT_CHUNKS = 24;
 
 async function unpack(id) {
@@ -31,18 +31,18 @@ function thumbnail(image) {
 
 let index; // {domains, classes, names, rules, chunk, images: [[path, domain, class, [rule or -1 …]] …]}
 
-// ---- state: in the address, so that a view can be kept and sent ----
+// ---- state: in the URL, so that a view can be bookmarked and shared ----
 
 const FIELDS = ["domain", "label", "verdict", "rule", "search"];
 let state = { domain: "", label: "", verdict: "", rule: "", search: "", view: "reading", page: 0 };
-let shown = []; // numbers of the images that pass
-let run = 0; // grows with every change, so that a search that was overtaken stops
+let shown = []; // indices of the images that match the filters
+let run = 0; // incremented on every change, so that an outdated search stops
 
 function load() {
-  const given = new URLSearchParams(location.hash.slice(1));
-  for (const key of [...FIELDS, "view"]) state[key] = given.get(key) ?? (key === "view" ? "reading" : "");
+  const params = new URLSearchParams(location.hash.slice(1));
+  for (const key of [...FIELDS, "view"]) state[key] = params.get(key) ?? (key === "view" ? "reading" : "");
   if (!(state.view in PER_PAGE)) state.view = "reading";
-  state.page = Math.max(0, (parseInt(given.get("page"), 10) || 1) - 1);
+  state.page = Math.max(0, (parseInt(params.get("page"), 10) || 1) - 1);
   for (const key of FIELDS) $(key).value = state[key];
 }
 
@@ -73,8 +73,8 @@ async function select() {
   const mine = ++run;
   const found = [];
   index.images.forEach((image, number) => { if (passes(image)) found.push(number); });
-  const wanted = state.search.trim().toLowerCase();
-  if (!wanted) {
+  const query = state.search.trim().toLowerCase();
+  if (!query) {
     shown = found;
     return render(mine);
   }
@@ -92,7 +92,7 @@ async function select() {
     for (const number of numbers) {
       const own = candidates[number % index.chunk];
       const text = [index.images[number][0], ...own.flatMap((item) => [item.chain, item.reason ?? ""])].join("\n");
-      if (text.toLowerCase().includes(wanted)) hits.push(number);
+      if (text.toLowerCase().includes(query)) hits.push(number);
     }
     $("where").textContent = `searching … ${Math.round((100 * ++done) / chunks.size)}%`;
     if (done % 4 === 0) await new Promise((resume) => setTimeout(resume));
@@ -111,7 +111,7 @@ function make(tag, className, text) {
   return element;
 }
 
-// Text with what cannot be seen made visible (controls, direction marks, zero widths), and what was searched for marked.
+// Text with invisible characters (controls, direction marks, zero widths) made visible and search matches highlighted.
 const ODD = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
 
 function* visible(text) {
@@ -128,16 +128,16 @@ function* visible(text) {
 }
 
 function* marked(text) {
-  const wanted = state.search.trim().toLowerCase();
+  const query = state.search.trim().toLowerCase();
   const lower = text.toLowerCase();
-  if (!wanted || lower.length !== text.length) return yield text;
+  if (!query || lower.length !== text.length) return yield text;
   let from = 0;
-  for (let at = lower.indexOf(wanted); at >= 0; at = lower.indexOf(wanted, from)) {
+  for (let at = lower.indexOf(query); at >= 0; at = lower.indexOf(query, from)) {
     yield text.slice(from, at);
     const mark = document.createElement("mark");
-    mark.textContent = text.slice(at, at + wanted.length);
+    mark.textContent = text.slice(at, at + query.length);
     yield mark;
-    from = at + wanted.length;
+    from = at + query.length;
   }
   yield text.slice(from);
 }
@@ -182,7 +182,7 @@ function picture(number) {
   const image = make("img");
   const data = thumbnail(number);
   if (data && data !== "-") image.src = "data:image/webp;base64," + data;
-  image.alt = data && data !== "-" ? "" : "not readable";
+  image.alt = data && data !== "-" ? "" : "unreadable image";
   return image;
 }
 
@@ -193,7 +193,7 @@ function nameOf(number) {
 
 function verdictOf(rules) {
   if (rules.includes(-1)) return ["accepted", "accepted"];
-  return rules.length ? ["rejected", `${rules.length} rejected`] : ["none", "not asked yet"];
+  return rules.length ? ["rejected", `${rules.length} rejected`] : ["none", "no candidates"];
 }
 
 async function article(number) {
@@ -203,7 +203,7 @@ async function article(number) {
   left.append(picture(number), make("p", "of", nameOf(number)), make("p", "path", path));
   const right = make("div");
   const candidates = (await candidatesOf(Math.floor(number / index.chunk)))[number % index.chunk];
-  if (!candidates.length) right.append(make("span", "chip none", "not asked yet"));
+  if (!candidates.length) right.append(make("span", "chip none", "no candidates"));
   const tabs = make("div", "tabs");
   const bodies = candidates.map(candidate);
   const show = (which) => {
@@ -257,7 +257,7 @@ async function render(mine, target) {
   if (mine !== run) return;
   const list = $("list");
   list.className = state.view;
-  list.replaceChildren(...(boxes.length ? boxes : [make("p", "empty", "Nothing passes these filters.")]));
+  list.replaceChildren(...(boxes.length ? boxes : [make("p", "empty", "No images match these filters.")]));
   const first = state.page * per;
   $("where").textContent = shown.length
     ? `${(first + 1).toLocaleString("en")}–${(first + here.length).toLocaleString("en")} of ${shown.length.toLocaleString("en")}`

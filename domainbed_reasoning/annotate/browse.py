@@ -1,8 +1,8 @@
-"""One self-contained HTML page to look through images, chains, verdicts and reasons.
+"""A self-contained HTML page for browsing images, chains, verdicts and reasons.
 
-The page loads nothing and may run nothing but its own script (Content-Security-Policy with the script's hash). All
-data are base64, which cannot end a script element, and reach the page as text, never as markup. Texts are gzipped in
-chunks that the browser unpacks when they are looked at, so that 25,000 images with four candidates each stay usable.
+The page loads nothing and runs only its own script (Content-Security-Policy with the script's hash). All data are
+base64, which cannot end a script element, and are inserted as text, never as markup. Texts are gzipped in chunks that
+the browser unpacks on demand, so that 25,000 images with four candidates each remain usable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning.chains.store import ACCEPTED
+from domainbed_reasoning.chains.record import is_accepted
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.images.catalog import FolderScan, Picture
 from domainbed_reasoning.images.decode import file_below, read_rgb
@@ -47,17 +47,17 @@ def write_page(
         path: of the page.
         title: its heading.
         on_disk: the images.
-        class_names: as the prompts have them, one for each class folder.
-        records: of the chain file; those of images that are not there are left out.
+        class_names: as in the prompts, one per class folder.
+        records: of the chain file; those of unknown images are left out.
         progress: wraps the iteration over the images, as tqdm does.
-        only_asked: leave out images without a candidate.
+        only_asked: leave out images without candidates.
     """
     candidates = _by_image(on_disk.pictures, records)
     if only_asked:
         asked = [(picture, own) for picture, own in zip(on_disk.pictures, candidates, strict=True) if own]
         on_disk = dataclasses.replace(on_disk, pictures=tuple(picture for picture, _ in asked))
         candidates = [own for _, own in asked]
-    rules = sorted({_rule(record) for own in candidates for record in own if not _accepted(record)})
+    rules = sorted({_rule(record) for own in candidates for record in own if not is_accepted(record)})
     template = _part("browse.html")
     style, script = _part("browse.css"), _part("browse.js")
     fields = {
@@ -109,10 +109,6 @@ def _by_image(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]])
     return candidates
 
 
-def _accepted(record: Mapping[str, Any]) -> bool:
-    return bool(record.get("verdict", ACCEPTED) == ACCEPTED)
-
-
 def _rule(record: Mapping[str, Any]) -> str:
     return str(record.get("rule") or "unnamed")
 
@@ -131,7 +127,7 @@ def _index(
             picture.path,
             domains[picture.domain],
             classes[picture.label],
-            [-1 if _accepted(record) else numbers[_rule(record)] for record in own],
+            [-1 if is_accepted(record) else numbers[_rule(record)] for record in own],
         ]
         for picture, own in zip(on_disk.pictures, candidates, strict=True)
     ]

@@ -1,7 +1,6 @@
-"""The datasheet of a chain file, as a Hugging Face dataset card, filled from the data.
+"""The dataset card of a chain file, in the Hugging Face format.
 
-The questions are those of Gebru et al., "Datasheets for Datasets" (arXiv 1803.09010), as far as a chain file answers
-them.
+Its sections follow Gebru et al., "Datasheets for Datasets" (arXiv 1803.09010).
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any
 
 from domainbed_reasoning import __version__
 from domainbed_reasoning.annotate.stats import Groups, total
+from domainbed_reasoning.chains.record import is_accepted
 from domainbed_reasoning.chains.rules import RULES
-from domainbed_reasoning.chains.store import ACCEPTED
 from domainbed_reasoning.images.catalog import FolderScan, ImageFolder
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -27,7 +26,7 @@ def render_card(
     on_disk: FolderScan,
     chains: Path,
     records: Sequence[Mapping[str, Any]],
-    strangers: int,
+    unknown: int,
     groups: Groups,
     questions: Mapping[str, str],
     licence: str = "other",
@@ -35,19 +34,21 @@ def render_card(
     """Return the card.
 
     Args:
-        dataset: what the chains are about.
+        dataset: of the images.
         on_disk: its images.
         chains: the chain file.
-        records: what it holds of these images.
-        strangers: its candidates of other images.
+        records: its candidates for these images.
+        unknown: number of its candidates for other images.
         groups: its counts.
-        questions: prompt version → prompt, of the prompts that this version of the project writes.
-        licence: of the chains, as the Hub names it.
+        questions: prompt version → prompt, for the prompts of this version of the package.
+        licence: of the chains, a license identifier of the Hub.
     """
     every = total(groups)["all"]
     name = f"{dataset.name}-Reasoning"
-    names = [dataset.class_name(folder) for folder in on_disk.classes]
-    accepted = [record for record in records if record.get("verdict", ACCEPTED) == ACCEPTED]
+    names = dataset.class_names(on_disk.classes)
+    accepted = [record for record in records if is_accepted(record)]
+    is_packed = chains.suffix == ".xz"
+    needed, opener, mode = ("import lzma\n", "lzma.open", ', "rt", encoding="utf-8"') if is_packed else ("", "open", "")
     head = {
         "pretty_name": name,
         "license": licence,
@@ -57,7 +58,7 @@ def render_card(
         "size_categories": [next((size for limit, size in _SIZES if len(records) < limit), "n>1M")],
         "source_datasets": [dataset.name],
     }
-    # JSON is YAML; so whatever a name holds is quoted rightly.
+    # JSON is valid YAML and quotes any name correctly.
     front = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items())
     parts = [
         f"---\n{front}\n---",
@@ -66,12 +67,12 @@ def render_card(
         f"({every.coverage:.1%}) have an accepted chain, drawn from {every.candidates:,} candidates, all of which are "
         "kept with their verdicts.",
         "## Motivation",
-        "For training multimodal models that reason their way to a class and generalise to unseen domains, after "
-        "“Reasoning-Driven Multimodal LLM for Domain Generalization” (arXiv 2602.23777). Made with "
+        "Created to train multimodal models that reason before they classify and generalize to unseen domains, as in "
+        "“Reasoning-Driven Multimodal LLM for Domain Generalization” (arXiv 2602.23777), with "
         f"domainbed-reasoning {__version__}.",
         "## Composition",
-        f"- Images: {dataset.website or dataset.name}; they are not part of this file. `image` is the path below the "
-        f"folder `{dataset.folder}/`.\n"
+        f"- Images: {dataset.website or dataset.name}; not included in this file. `image` is the path relative to "
+        f"`{dataset.folder}/`.\n"
         f"- Classes ({len(on_disk.classes)}): {', '.join(_inline(name) for name in names)}.\n"
         f"- Domains ({len(on_disk.domains)}): {', '.join(map(_inline, on_disk.domains))}.\n"
         f"- Chain: `<SUMMARY>`, `<CAPTION>`, `<REASONING>`, `<REFLECTION>`, `<CONCLUSION>`; {_lengths(every.words)}.",
@@ -83,31 +84,31 @@ def render_card(
         "## Rejection",
         _rejection(every.candidates, every.accepted, every.rules),
         "## Uses and limits",
-        "- Chains of a target domain must not be trained on; leave its folder out.\n"
-        "- Chains are written by a model: they may describe what is not there. The rules look at form, at the "
-        "conclusion and at outright contradictions, not at every statement.\n"
-        "- Filtering by the true label makes accepted chains easier than the images: see coverage by class.\n"
-        f"- The images' own terms apply to the images ({dataset.website or 'see their source'}), and the "
-        "teacher's terms to its text.",
+        "- Do not train on chains of the target domain; exclude its folder.\n"
+        "- Chains are generated by a model and may contain hallucinations. The rules check the format, the conclusion "
+        "and explicit contradictions, not every statement.\n"
+        "- Filtering by the true label biases accepted chains toward easy images: see the coverage by class.\n"
+        f"- The images have their own license ({dataset.website or 'see their source'}); the teacher's terms apply to "
+        "the text it generated.",
         "## Files",
-        f"`{chains.name}`: one JSON object a line, {_lines(len(records), strangers)}, SHA-256 `{_sha256(chains)}`. "
+        f"`{chains.name}`: one JSON object per line, {_lines(len(records), unknown)}, SHA-256 `{_sha256(chains)}`. "
         f"Keys: {', '.join(f'`{key}`' for key in _keys(records))}.",
-        "```python\nimport json\n\n"
-        f'with open("{chains.name}") as file:\n'
+        f"```python\nimport json\n{needed}\n"
+        f'with {opener}("{chains.name}"{mode}) as file:\n'
         "    records = [json.loads(line) for line in file]\n"
         'accepted = {r["image"]: r["chain"] for r in records if r.get("verdict", "accepted") == "accepted"}\n```',
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _lines(known: int, strangers: int) -> str:
-    others = f", {strangers:,} of them of images that are not in the dataset and not counted here" if strangers else ""
-    return f"{known + strangers:,} lines{others}"
+def _lines(known: int, unknown: int) -> str:
+    others = f", {unknown:,} of them for images that are not in the dataset and not counted here" if unknown else ""
+    return f"{known + unknown:,} lines{others}"
 
 
 def _lengths(words: Sequence[int]) -> str:
     if not words:
-        return "no chain is accepted yet"
+        return "no accepted chains yet"
     return f"{min(words)} to {max(words)} words, {sum(words) / len(words):.0f} on average"
 
 
@@ -117,21 +118,15 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _inline(text: str) -> str:
-    """Return a text of strangers so that it stays within its line and cell and is no HTML."""
+    """Escape untrusted text so that it stays within its line and cell and is not HTML."""
     shown = "".join(char if char.isprintable() else " " for char in text[:300])
     return " ".join(shown.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _coverage(groups: Groups) -> str:
-    sums = total(groups, 0)
     rows = [
         [name, f"{group.images:,}", f"{group.chains:,}", f"{group.coverage:.1%}", f"{group.acceptance:.1%}"]
-        for name, group in sums.items()
-    ]
-    by_class = total(groups, 1)
-    rows += [
-        [name, f"{group.images:,}", f"{group.chains:,}", f"{group.coverage:.1%}", f"{group.acceptance:.1%}"]
-        for name, group in by_class.items()
+        for name, group in (*total(groups, 0).items(), *total(groups, 1).items())
     ]
     return _table(["domain or class", "images", "chains", "coverage", "candidates accepted"], rows)
 
@@ -149,17 +144,17 @@ def _teachers(records: Sequence[Mapping[str, Any]]) -> str:
         ] += 1
     rows = [[*key, f"{amount:,}"] for key, amount in counts.most_common()]
     times = sorted(str(record["time"]) for record in records if "time" in record)
-    when = f"\n\nWritten between {_inline(times[0])} and {_inline(times[-1])}." if times else ""
-    return _table(["teacher", "answered as", "prompt", "sampling", "candidates"], rows) + when
+    when = f"\n\nGenerated between {_inline(times[0])} and {_inline(times[-1])}." if times else ""
+    return _table(["teacher", "model", "prompt", "sampling", "candidates"], rows) + when
 
 
 def _conditioning(accepted: Sequence[Mapping[str, Any]]) -> str:
-    told = Counter(record.get("label_conditioned") for record in accepted)
+    conditioned = Counter(record.get("label_conditioned") for record in accepted)
     verified = sum(record.get("verified") is True for record in accepted)
     return (
-        f"Of {len(accepted):,} accepted chains {told[False]:,} were written with the label withheld, {told[True]:,} by "
-        f"a teacher that was told the label, {told[None]:,} do not say. {verified:,} were "
-        "checked against the true label."
+        f"Of {len(accepted):,} accepted chains, {conditioned[False]:,} were generated without the label, "
+        f"{conditioned[True]:,} by a teacher that saw the label, and {conditioned[None]:,} do not record it. "
+        f"{verified:,} were checked against the true label."
     )
 
 
@@ -174,13 +169,13 @@ def _prompts(records: Sequence[Mapping[str, Any]], questions: Mapping[str, str])
 
 def _rejection(candidates: int, accepted: int, rules: Mapping[str, int]) -> str:
     share = accepted / candidates if candidates else 0.0
-    first = f"{accepted:,} of {candidates:,} candidates were accepted ({share:.1%}). A candidate is rejected by the "
+    first = f"{accepted:,} of {candidates:,} candidates were accepted ({share:.1%}). A candidate is rejected for the "
     rows = [[f"`{rule}`", meaning, f"{rules.get(rule, 0):,}"] for rule, meaning in RULES.items()]
     rows += [
-        [f"`{rule}`", "another project's rule", f"{amount:,}"] for rule, amount in rules.items() if rule not in RULES
+        [f"`{rule}`", "a rule of another tool", f"{amount:,}"] for rule, amount in rules.items() if rule not in RULES
     ]
     table = _table(["rule", "meaning", "rejected"], rows)
-    return f"{first}first rule that it breaks:\n\n{table}"
+    return f"{first}first rule that it violates:\n\n{table}"
 
 
 def _keys(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A teacher in this process: any model that `mllm` loads, or the very model that is to be trained (bootstrap)."""
+"""A teacher in this process: any model that `mllm` loads, or the model to be trained itself (bootstrap)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from domainbed_reasoning.annotate.pricing import Budget
 from domainbed_reasoning.annotate.teacher import Answer, Request, TeacherError
 from domainbed_reasoning.images.decode import read_rgb
 
-# Requests that wait this long for others are sent as a smaller batch.
+# Requests that have waited this long run as a smaller batch.
 _GATHER_SECONDS = 0.05
 
 
 class LocalTeacher:
     """Answers in batches with `mllm.load_mllm`.
 
-    Sampling is seeded per batch, so that a run is repeatable as long as batches are the same.
+    Sampling is seeded per batch, so a run is reproducible as long as the batches are the same.
 
     Args:
         model: ``tiny``, a folder or a hub id.
         batch: images generated at a time.
-        kind: ``hf`` for a teacher, ``self`` for the model that is to be trained.
+        kind: ``hf`` for a teacher, ``self`` for the model to be trained.
         quantize: see `mllm.load_mllm`.
 
     Raises:
@@ -84,7 +84,7 @@ class LocalTeacher:
         loop = asyncio.get_running_loop()
         try:
             answers = await loop.run_in_executor(self._thread, self._generate, [request for request, _ in batch])
-        except Exception as error:  # the model's own failure, out of memory for one, ends the run with its words
+        except Exception as error:  # a failure of the model, such as out of memory, ends the run
             for _, future in batch:
                 if not future.done():
                     future.set_exception(TeacherError(f"{self.name} failed: {type(error).__name__}: {error}"))

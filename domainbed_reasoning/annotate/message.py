@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# vLLM and SGLang put a whole answer there if the model never closes its thought; OpenRouter and newer vLLM name it
+# vLLM and SGLang put the whole answer there if the model never closes its thoughts; OpenRouter and newer vLLM call it
 # "reasoning".
 _REASONING = ("reasoning_content", "reasoning")
 _THOUGHTS = ("thinking", "reasoning", "redacted_thinking")
 
 
 def text_of(message: Mapping[str, Any]) -> str | None:
-    """Return a message's answer; None if it holds no text.
+    """Return a message's answer; None if it contains no text.
 
-    Thoughts are left out where there is an answer beside them; where there is none they are the answer.
+    Thoughts are omitted if there is an answer beside them, and are the answer otherwise.
 
     Raises:
-        TypeError: a content is neither a text nor an object nor a list of them.
+        TypeError: a content is not a string, an object or a list of them.
     """
     content = _text(message.get("content"))
     if content is not None and content.strip():
@@ -27,16 +27,16 @@ def text_of(message: Mapping[str, Any]) -> str | None:
 
 
 def _text(content: Any) -> str | None:
-    """Return the text of a content: a string, a part, or a list of either, thoughts left out."""
+    """Return the text of a content without thoughts: a string, a part, or a list of either."""
     if content is None or isinstance(content, str):
         return content
     if isinstance(content, list):
         if None in content:
-            raise TypeError("a part of the content is null")
+            raise TypeError("the content has a null part")
         texts = [text for part in content if (text := _text(part)) is not None]
         return "".join(texts) if texts else None
     if not isinstance(content, dict):
-        raise TypeError(f"a content is no {type(content).__name__}")
+        raise TypeError(f"the content must be a string, an object or a list, got {type(content).__name__}")
     if content.get("type") in _THOUGHTS:
         return None
     return _text(next((content[name] for name in ("text", "value", "content") if name in content), None))

@@ -1,7 +1,6 @@
 """A teacher behind an OpenAI-compatible endpoint: GPT-4o, vLLM, a local server.
 
-Retries are ours, not the client's, so that one server's "too many requests" holds every worker back, for as long as the
-server asks.
+Requests are retried here, not by the client, so that HTTP 429 pauses all workers for as long as the server requests.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from domainbed_reasoning.annotate.connection import (
     MAX_PAUSE,
     backoff,
     causes,
-    certificate_fault,
+    certificate_error,
     guarded_client,
     is_this_machine,
     never_connected,
@@ -37,31 +36,31 @@ from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, Teac
 _RETRIED = {408, 409, 425, 429}
 _FATAL = {401, 403, 404}
 _ABOUT_PARAMETERS = re.compile(r"param|argument|field|support|permitted|allowed|unknown|recogni|extra", re.IGNORECASE)
-# How servers say that an answer ran into its limit of tokens.
-_CUT = {"length", "max_tokens", "max_output_tokens", "model_length", "token_limit"}
+# Finish reasons of answers that were truncated at the token limit.
+_TRUNCATED = {"length", "max_tokens", "max_output_tokens", "model_length", "token_limit"}
 _DEFAULT_KEY = "OPENAI_API_KEY"
 _OPENAI = "api.openai.com"
 
 
 class OpenAITeacher:
-    """Asks ``/chat/completions`` of an OpenAI-compatible server.
+    """Sends requests to ``/chat/completions`` of an OpenAI-compatible server.
 
     Args:
-        model: as the server names it.
-        base_url: of the server, ``http://localhost:8000/v1``; None for OpenAI's own or ``OPENAI_BASE_URL``.
+        model: the server's name of the model.
+        base_url: of the server, such as ``http://localhost:8000/v1``; None for OpenAI's or ``OPENAI_BASE_URL``.
         key_variable: environment variable that holds the key; the key itself is never an argument.
-        concurrency: requests under way at a time.
-        timeout: seconds until a request is given up, however busy the server looks.
-        retries: further tries of a request after faults that may pass.
-        requests_per_minute: at most so many; None leaves it to the server's own limits.
-        omitted: parameters of `parameters.OMITTABLE` that are not sent; others that the server refuses by name are left
-            out by themselves.
-        needs_limit: end the run if the server takes no limit of tokens.
-        tell: is told, once each, what the user should know while the run goes on.
+        concurrency: maximum parallel requests.
+        timeout: seconds per request, including a response that is still arriving.
+        retries: of a request after transient errors.
+        requests_per_minute: maximum; None leaves it to the server's limits.
+        omitted: parameters of `parameters.OMITTABLE` that are not sent; others that the server rejects by name are
+            omitted automatically.
+        needs_limit: end the run if the server accepts no token limit.
+        tell: called with messages to the user during the run, each once.
 
     Raises:
-        TeacherError: if the package ``openai`` or the key is missing, the URL holds a password or is none, or OpenAI's
-            key would travel unencrypted to another machine.
+        TeacherError: the package ``openai`` or the key is missing, the URL is invalid or contains a password, or
+            OpenAI's key would be sent unencrypted to another machine.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class OpenAITeacher:
             import openai
         except ImportError as error:
             raise TeacherError(
-                "The package 'openai' is not installed: pip install 'domainbed-reasoning[teacher]'."
+                "The package 'openai' is not installed. Run pip install 'domainbed-reasoning[teacher]'."
             ) from error
         url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         parts = urllib.parse.urlsplit(url)
@@ -124,7 +123,7 @@ class OpenAITeacher:
             api_key=self._key or "none", base_url=url, timeout=timeout, max_retries=0, http_client=client
         )
         if parts.scheme == "http" or not f".{parts.hostname}".endswith(f".{_OPENAI}"):
-            # The client takes them from the environment; whom an account belongs to is nobody else's business.
+            # The client takes them from the environment; other servers must not see whose account it is.
             self._client.organization = self._client.project = None
         self._log = LogRedaction(self._key)
 
@@ -152,13 +151,13 @@ class OpenAITeacher:
         raise NoAnswer(f"no answer after {asked}; last error: {failed}")
 
     async def _ask(self, request: Request, made: Attempt, tries: int) -> Answer:
-        """Ask once, and put down what is known of the cost.
+        """Send a request once, and record what is known of its cost.
 
         Raises:
-            _Refitted: the server refused a parameter that the next request is sent without.
-            _Failed: a fault that may pass.
-            NoAnswer: a fault of this request.
-            TeacherError: a fault of every request.
+            _Refitted: the server rejected a parameter that is omitted from now on.
+            _Failed: a transient error.
+            NoAnswer: an error of this request.
+            TeacherError: an error of every request.
         """
         began = time.monotonic()
         sent = self._parameters.of(request)
@@ -172,58 +171,58 @@ class OpenAITeacher:
         except TimeoutError as error:
             self._reached = True
             raise _Failed(f"no complete answer within {self._timeout:g} seconds") from error
-        except Exception as error:  # whatever a server's bytes make the client raise; time-outs too
+        except Exception as error:  # anything that the client raises on a server's bytes; time-outs too
             made.free = never_connected(error)
-            self._give_up_on_certificate(error)
+            self._raise_if_untrusted(error)
             self._reached |= not made.free
             raise _Failed(self._why_no_response(error)) from error
         self._reached = True
         text = response.http_response.content.decode("utf-8", "replace")
-        made.prompt_tokens, made.completion_tokens = reported_tokens(text)
+        tokens = made.prompt_tokens, made.completion_tokens = reported_tokens(text)
         try:
-            answer = _read(text, time.monotonic() - began)
+            answer = _read(text, *tokens, time.monotonic() - began)
         except _NotACompletion as error:
-            if '"error"' in text:  # a gateway passes a refusal on with status 200
+            if '"error"' in text:  # some gateways forward errors with status 200
                 self._refit(sent, text, "HTTP 200")
             raise _Failed(f"{error}: {redact(text, self._key)[:80]!r}") from error
         made.prompt_tokens, made.completion_tokens = answer.prompt_tokens, answer.completion_tokens
         return dataclasses.replace(_without(answer, self._key), omitted=self._parameters.omitted(sent))
 
     def _answer_of_status(self, error: Any, sent: dict[str, Any], made: Attempt, tries: int, seconds: float) -> Answer:
-        """Return the refusal that a content filter's error is, or raise what `_ask` does."""
-        fault = self._why(error)
+        """Return the answer if a content filter refused the request, else raise as `_ask` does."""
+        reason = self._why(error)
         if _is_filtered(error):  # billed by some
-            return Answer(fault, "content_filter", refused=True, seconds=seconds)
-        # What ends behind a gateway or a time limit may have been computed, and billed.
+            return Answer(reason, "content_filter", refused=True, seconds=seconds)
+        # After a gateway error or a time-out, the answer may have been generated and billed.
         made.free = error.status_code < 500 and error.status_code not in (408, 499)
         if error.status_code in (400, 422):
-            self._refit(sent, error.response.text, fault)
-        self._give_up_if_hopeless(error, fault)
+            self._refit(sent, error.response.text, reason)
+        self._raise_if_permanent(error, reason)
         wait = retry_after(error.response.headers)
         if error.status_code == 429:
             self._pause(wait if wait is not None else backoff(tries))
-        raise _Failed(fault, wait)
+        raise _Failed(reason, wait)
 
-    def _refit(self, sent: dict[str, Any], refusal: str, fault: str) -> None:
-        """Raise `_Refitted` if a refusal names a parameter that can be left out or sent by another name."""
+    def _refit(self, sent: dict[str, Any], refusal: str, reason: str) -> None:
+        """Raise `_Refitted` if an error names a parameter that can be omitted or renamed."""
         done = self._parameters.adapt(sent, refusal)
         if done:
-            self._tell(f"{self.endpoint} rejects a parameter ({fault[:300]}): {done}.")
+            self._tell(f"{self.endpoint} rejects a parameter ({reason[:300]}): {done}.")
         if done is not None:
             raise _Refitted
 
     def _why_no_response(self, error: Exception) -> str:
         cause: BaseException = error
-        if isinstance(error, self._openai.APIConnectionError):  # says no more than that
+        if isinstance(error, self._openai.APIConnectionError):  # its own message has no details
             cause = next((cause for cause in causes(error)[1:] if str(cause)), error)
-        fault = redact(f"{type(error).__name__}: {cause}", self._key)[:500]
+        reason = redact(f"{type(error).__name__}: {cause}", self._key)[:500]
         if not never_connected(error):
-            return fault
-        fault = f"{self.endpoint} cannot be reached ({fault})"
+            return reason
+        reason = f"{self.endpoint} cannot be reached ({reason})"
         if self._retries and not self._reached and not self._told:
             self._told = True
-            self._tell(f"{fault}; retrying {self._retries} times.")
-        return fault
+            self._tell(f"{reason}; retrying {self._retries} times.")
+        return reason
 
     async def close(self) -> None:
         """Close the connections."""
@@ -236,7 +235,7 @@ class OpenAITeacher:
         return {"model": self._model, "messages": [{"role": "user", "content": content}]}
 
     async def _wait_for_turn(self) -> None:
-        """Wait until neither a pause that the server asked for nor our own rate limit is in the way."""
+        """Wait for the end of a pause that the server requested, and for our own rate limit."""
         while (now := time.monotonic()) < self._pause_until:
             await asyncio.sleep(self._pause_until - now)
         if self._gap:
@@ -252,15 +251,15 @@ class OpenAITeacher:
         message = body.get("message") or error.response.text or type(error).__name__
         return redact(f"HTTP {error.status_code}: {message}", self._key)[:500]
 
-    def _give_up_on_certificate(self, error: BaseException) -> None:
-        why = certificate_fault(error)
+    def _raise_if_untrusted(self, error: BaseException) -> None:
+        why = certificate_error(error)
         if why:
             raise TeacherError(
                 f"{self.endpoint} has an untrusted certificate ({redact(why, self._key)}); nothing was sent. "
                 "Check the URL; for your own server, set SSL_CERT_FILE to its certificate file."
             ) from error
 
-    def _give_up_if_hopeless(self, error: Any, fault: str) -> None:
+    def _raise_if_permanent(self, error: Any, reason: str) -> None:
         code = error.status_code
         if 300 <= code < 400:
             try:
@@ -274,21 +273,21 @@ class OpenAITeacher:
                 "URL with --base-url."
             )
         if code == 429 and getattr(error, "code", None) == "insufficient_quota":
-            raise TeacherError(f"{self.endpoint} reports that the account has no credit left ({fault}).")
+            raise TeacherError(f"{self.endpoint} reports that the account has no credit left ({reason}).")
         if code in _FATAL:
             raise TeacherError(
-                f"{self.endpoint} rejects every request ({fault}). Check the key, the model and the URL."
+                f"{self.endpoint} rejects every request ({reason}). Check the key, the model and the URL."
             )
         if code < 500 and code not in _RETRIED:
-            cure = " (--omit-parameter leaves a parameter out)" if _ABOUT_PARAMETERS.search(fault) else ""
-            raise NoAnswer(fault + cure)
+            hint = " (--omit-parameter omits a parameter)" if _ABOUT_PARAMETERS.search(reason) else ""
+            raise NoAnswer(reason + hint)
 
 
 def _read_key(variable: str) -> str:
-    """Return the key in an environment variable, empty where it is not set.
+    """Return the key in an environment variable, empty if it is not set.
 
     Raises:
-        TeacherError: that is no variable's name; it is not repeated, for it may be the key itself.
+        TeacherError: the name is invalid; the message does not repeat it, as it may be the key itself.
     """
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):
         raise TeacherError(
@@ -302,32 +301,32 @@ def _read_key(variable: str) -> str:
 
 
 def _without(answer: Answer, key: str) -> Answer:
-    """Return the answer without the key, should the server have echoed it: it must not get into the chain file."""
+    """Return the answer without the key, in case the server echoed it: it must not be written to the chain file."""
     texts: dict[str, Any] = {name: redact(text, key) for name, text in vars(answer).items() if isinstance(text, str)}
     return dataclasses.replace(answer, **texts)
 
 
 class _NotACompletion(ValueError):
-    """What a server sent with status 200 is no chat completion."""
+    """A response with status 200 is not a chat completion."""
 
 
 class _Refitted(Exception):
-    """The request is to be sent again, with other parameters."""
+    """The request must be sent again with other parameters."""
 
 
 class _Failed(Exception):
-    """A fault that may pass, and the seconds that the server asks to wait."""
+    """A transient error, and the wait in seconds that the server requests."""
 
-    def __init__(self, fault: str, wait: float | None = None):
-        super().__init__(fault)
+    def __init__(self, reason: str, wait: float | None = None):
+        super().__init__(reason)
         self.wait = wait
 
 
-def _read(text: str, seconds: float) -> Answer:
+def _read(text: str, prompt_tokens: int | None, completion_tokens: int | None, seconds: float) -> Answer:
     """Return the answer in a chat completion's JSON.
 
     Raises:
-        _NotACompletion: it is none.
+        _NotACompletion: it is not one.
     """
     try:
         body = json.loads(text)
@@ -338,8 +337,7 @@ def _read(text: str, seconds: float) -> Answer:
         model = str(body.get("model") or "")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise _NotACompletion(f"the response is not a chat completion ({type(error).__name__})") from error
-    prompt_tokens, completion_tokens = reported_tokens(text)
-    if content is None and (ended or refusal or completion_tokens):  # all tokens went into thinking; they are billed
+    if content is None and (ended or refusal or completion_tokens):  # only thinking tokens, which are billed
         content = ""
     if not isinstance(content, str):
         raise _NotACompletion("the response contains no text")
@@ -347,7 +345,7 @@ def _read(text: str, seconds: float) -> Answer:
     answer = content or str(refusal or "")
     return Answer(
         text=answer,
-        finish="length" if finish.lower() in _CUT else finish,
+        finish="length" if finish.lower() in _TRUNCATED else finish,
         refused=bool(refusal) or finish == "content_filter",
         prompt_tokens=prompt_tokens,
         completion_tokens=None if answer and not completion_tokens else completion_tokens,

@@ -1,4 +1,4 @@
-"""What a server is told about sampling: no two take the same parameters, and many refuse one that they do not know."""
+"""Sampling parameters of a server: servers accept different ones, and many reject unknown parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from domainbed_reasoning.annotate.teacher import Request, TeacherError
 
 OMITTABLE = ("seed", "top_p", "temperature", "max_tokens")
 
-# Models that want max_completion_tokens and no sampling settings, by the last part of their name.
+# Models that require max_completion_tokens and accept no sampling settings, by the last part of their name.
 _REASONING_MODEL = re.compile(r"(?:o[134]|gpt-5)(?![0-9A-Za-z])")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _NAMES = {
@@ -20,8 +20,8 @@ _NAMES = {
     "temperature": r"temperature",
     **dict.fromkeys(_LIMITS, r"max_?(?:completion_?|output_?|new_?)?tokens"),
 }
-# Of a limit, these say that its value will not do, not that the parameter is unknown.
-_VALUE_FAULT = re.compile(
+# About a limit: its value is invalid, not the parameter.
+_VALUE_ERROR = re.compile(
     r"too (?:large|big|high|many|small|low)|maximum|minimum|at (?:most|least)|exceed"
     r"|(?:less|greater|larger|smaller) than|context (?:length|window)|out of range|must be positive",
     re.IGNORECASE,
@@ -29,12 +29,12 @@ _VALUE_FAULT = re.compile(
 
 
 class Parameters:
-    """The parameters that one server takes.
+    """The parameters that one server accepts.
 
     Args:
-        model: as the server names it, perhaps behind a prefix (``openai/gpt-5-mini``).
+        model: the server's name of the model, possibly with a prefix (``openai/gpt-5-mini``).
         omitted: names among `OMITTABLE` that are not sent.
-        needs_limit: the number of new tokens must stay limited, for the cost of an answer would have no bound.
+        needs_limit: the number of new tokens must be limited, as otherwise the cost of an answer has no bound.
     """
 
     def __init__(self, model: str, omitted: tuple[str, ...] = (), needs_limit: bool = False):
@@ -47,31 +47,32 @@ class Parameters:
         self._needs_limit = needs_limit
 
     def of(self, request: Request) -> dict[str, Any]:
-        """Return what is sent of a request's settings, by the server's names."""
+        """Return the request's settings to be sent, by the server's names."""
         sent = {name: getattr(request, name) for name in self._sampling}
         return sent | dict.fromkeys(self._limits[:1], request.max_tokens)
 
     @staticmethod
     def omitted(sent: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the settings, by their names in `Request`, that are not among those sent."""
-        said = {"max_tokens" if name in _LIMITS else name for name in sent}
-        return tuple(name for name in OMITTABLE if name not in said)
+        settings = {"max_tokens" if name in _LIMITS else name for name in sent}
+        return tuple(name for name in OMITTABLE if name not in settings)
 
     def adapt(self, sent: Mapping[str, Any], refusal: str) -> str | None:
-        """Leave out, or send by its other name, the first parameter that a server's refusal names.
+        """Omit or rename the first parameter that a server's error names.
 
         Args:
-            sent: what it refused, of `of`.
-            refusal: its answer's body.
+            sent: the rejected settings, from `of`.
+            refusal: the body of its response.
 
         Returns:
-            What was done, in words; empty if the refusal of another request had it done; None if none is named.
+            A description of the change; empty if the error of another request already caused it; None if the error
+            names no parameter.
 
         Raises:
-            TeacherError: the server takes no limit of tokens, and one is needed.
+            TeacherError: the server accepts no token limit, and one is required.
         """
         names = [name for name in sent if re.search(_word(_NAMES[name]), _blamed(refusal), re.IGNORECASE)]
-        names = [name for name in names if name not in _LIMITS or not _VALUE_FAULT.search(refusal)]
+        names = [name for name in names if name not in _LIMITS or not _VALUE_ERROR.search(refusal)]
         if not names:
             return None
         if any(name not in (*self._sampling, *self._limits[:1]) for name in names):
@@ -85,8 +86,8 @@ class Parameters:
             return f"{self._limits[0]} is sent instead of {name} from now on"
         if self._needs_limit:
             raise TeacherError(
-                "The server takes neither max_tokens nor max_completion_tokens, so --max-cost cannot bound what an "
-                "answer costs. Run without --max-cost, or use another server."
+                "The server accepts neither max_tokens nor max_completion_tokens, so --max-cost cannot bound the cost "
+                "of an answer. Run without --max-cost, or use another server."
             )
         return f"{name} is omitted from now on, so the server's own limit applies"
 
@@ -96,7 +97,7 @@ def _word(pattern: str) -> str:
 
 
 def _blamed(refusal: str) -> str:
-    """Return the part of a refusal that says what was wrong: the parameter it points to if it does, else its text."""
+    """Return what an error blames: the parameter it points to, if any, else its text."""
     try:
         body = json.loads(refusal)
         pointed = " ".join(text for text in _walk(body, pointers=True) if text not in ("", "body"))
@@ -106,7 +107,7 @@ def _blamed(refusal: str) -> str:
 
 
 def _walk(value: Any, pointers: bool) -> Iterator[str]:
-    """Yield the texts in a JSON value, without the request that it may repeat; or only those that point to a field."""
+    """Yield the strings in a JSON value except the echoed request, or only those that point to a field."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if key in ("param", "loc"):

@@ -1,4 +1,4 @@
-"""Annotating: draw candidates from a teacher, judge each and append it to the chain file.
+"""Annotation: draws candidates from a teacher, judges each and appends it to the chain file.
 
 Every candidate is judged and appended before the next one of its image is requested, and answered candidates are
 skipped on restart: rerun a killed run to resume it.
@@ -28,15 +28,16 @@ from domainbed_reasoning.annotate.teacher import (
     read_picture,
     seed_of,
 )
+from domainbed_reasoning.chains.record import is_accepted
 from domainbed_reasoning.chains.rules import Rules, make_printable, with_verdict
 from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record
 from domainbed_reasoning.images.catalog import Picture
 from domainbed_reasoning.images.decode import reject_truncated_images
 
-# A candidate this long is no chain; the store keeps its beginning, and its canonical form beside it in one line.
+# Longer candidates are not chains; the store keeps their beginning.
 _MAX_CHARACTERS = 80_000
 
-# A teacher none of whose first candidates is accepted is asked for no more.
+# The run stops if this many candidates were rejected and none was accepted.
 _HOPELESS = 30
 
 NOTHING_ACCEPTED = "no candidate was accepted"
@@ -48,8 +49,8 @@ class AnnotationSettings:
 
     Attributes:
         question: the prompt, the same for every image.
-        prompt_version: written into every record.
-        candidates: drawn of an image at most; drawing ends at the first that is accepted.
+        prompt_version: written to every record.
+        candidates: maximum per image; drawing ends at the first accepted one.
         max_tokens: of an answer.
         temperature: 0 is greedy.
         top_p: nucleus sampling in (0, 1].
@@ -72,8 +73,8 @@ class PendingImage:
     Attributes:
         picture: the image.
         label: index of its class.
-        asked: candidates that were drawn and rejected already, as far as they count.
-        first: number of the next attempt, so that no seed is asked for again.
+        asked: number of rejected candidates that count toward the maximum.
+        first: number of the next attempt, so that no seed is used twice.
     """
 
     picture: Picture
@@ -84,25 +85,25 @@ class PendingImage:
 
 @dataclass
 class Summary:
-    """What a run did.
+    """The results of a run.
 
     Attributes:
-        accepted: candidates kept.
-        rejected: candidates rejected, by rule.
-        unreadable: images that could not be read, with the fault.
-        unanswered: images without an answer, with the fault; the next run asks again.
+        accepted: number of accepted candidates.
+        rejected: number of rejected candidates, by rule.
+        unreadable: images that could not be read, with the reason.
+        unanswered: images without an answer, with the reason; the next run requests them again.
         exhausted: images whose candidates were all rejected.
-        prompt_tokens: in all.
-        completion_tokens: in all.
-        dollars: in all; what is of unknown cost counts nothing.
-        unpriced: candidates whose cost is not known.
-        unknown: requests, candidates among them, that may have been billed at a cost that nobody reported.
-        unknown_dollars: what they cost at most, as far as can be known.
+        prompt_tokens: total.
+        completion_tokens: total.
+        dollars: total, without requests of unknown cost.
+        unpriced: candidates of unknown cost.
+        unknown: requests, candidates included, that may have been billed without reported usage.
+        unknown_dollars: estimated maximum of their cost.
         unsaved: candidates that could not be written.
         seconds: of the run.
         stopped: why the run ended early, empty if it did not.
         examples: the first rejected candidate of each rule.
-        failed: what ended the run, if a fault did.
+        failed: the error that ended the run, if any.
     """
 
     accepted: int = 0
@@ -123,7 +124,7 @@ class Summary:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether so many candidates were rejected, and none accepted, that more would be wasted."""
+        """Whether at least `_HOPELESS` candidates were rejected and none was accepted."""
         return not self.accepted and self.rejected.total() >= _HOPELESS
 
     failed: str = ""
@@ -139,27 +140,26 @@ def plan(
     limit: int | None = None,
     max_tokens: int = 0,
 ) -> list[PendingImage]:
-    """Return the images that need a chain, shuffled within rounds of one image a domain and class.
+    """Return the images that need a chain, shuffled within rounds of one image per domain and class.
 
-    So a run with a limit is balanced, and the order in which a server sees the images says nothing about their labels.
+    This balances a run with a limit, and the order in which a server sees the images does not reveal their labels.
 
     Args:
         pictures: of the dataset.
         classes: class folders in label order.
-        records: what the chain file holds. An image with an accepted chain, whoever wrote it, is done; rejected ones
-            count against the candidates of the same teacher and prompt.
+        records: of the chain file. An image with an accepted chain of any teacher is done; rejected candidates of the
+            same teacher and prompt count toward ``candidates``.
         teacher: name.
         prompt_version: of the prompt.
-        candidates: drawn of an image at most.
-        limit: at most so many images with an accepted or exhausted result in all, counting those that are done; None:
-            all.
-        max_tokens: of an answer; a candidate that was cut at fewer does not count against the candidates.
+        candidates: maximum per image.
+        limit: number of images including finished ones; None: all.
+        max_tokens: of an answer; a candidate that was truncated at fewer does not count toward ``candidates``.
     """
     done: set[str] = set()
     asked: Counter[str] = Counter()
     first: Counter[str] = Counter()
     for record in records:
-        if record.get("verdict", ACCEPTED) == ACCEPTED:
+        if is_accepted(record):
             done.add(record["image"])
         elif record.get("teacher") == teacher and record.get("prompt_version") == prompt_version:
             first[record["image"]] += 1
@@ -174,7 +174,7 @@ def plan(
 
 
 def _was_cut_below(record: Mapping[str, Any], max_tokens: int) -> bool:
-    """Return whether a rejected candidate ran into a smaller limit of tokens than ``max_tokens``."""
+    """Return whether a rejected candidate was truncated at fewer tokens than ``max_tokens``."""
     limit = (record.get("sampling") or {}).get("max_tokens")
     return record.get("rule") == "cut" and isinstance(limit, int) and limit < max_tokens
 
@@ -198,11 +198,11 @@ class Annotation:
 
     Args:
         root: the dataset's folder.
-        teacher: whom to ask.
-        writer: where candidates go.
-        rules: by which they are judged.
-        settings: how they are drawn.
-        budget: what the run may cost.
+        teacher: to request candidates from.
+        writer: of the chain file.
+        rules: for judging candidates.
+        settings: how candidates are drawn.
+        budget: limits of the run.
         on_record: called after every candidate, for a progress bar.
         has_accepted: whether an earlier run accepted candidates of this teacher and prompt. If not, the run stops after
             30 rejections without an acceptance.
@@ -233,12 +233,12 @@ class Annotation:
         self._unwritten: OSError | ChainFileError | None = None
 
     async def run(self, jobs: Iterable[PendingImage]) -> Summary:
-        """Work through the jobs and return the summary; interrupted (Ctrl-C), finish what is under way first.
+        """Process the jobs and return the summary; on Ctrl-C, requests in progress complete first.
 
         Raises:
-            TeacherError: if the teacher cannot be used; what was answered is kept.
-            ChainFileError: if the chain file was deleted, replaced or cut short meanwhile.
-            OSError: if it cannot be written.
+            TeacherError: the teacher cannot be used; all answers so far are saved.
+            ChainFileError: the chain file was deleted, replaced or truncated during the run.
+            OSError: it cannot be written.
         """
         began = time.monotonic()
         waiting = iter(jobs)
@@ -260,7 +260,7 @@ class Annotation:
         return self.summary
 
     def _stop(self, why: str) -> None:
-        """Let what is under way end, and nothing begin."""
+        """Start no further requests; those in progress complete."""
         self.summary.stopped = self.summary.stopped or why
         self._budget.end()
 
@@ -277,7 +277,7 @@ class Annotation:
             self._stop("interrupted")
             loop.remove_signal_handler(signal.SIGINT)
 
-        # Not in the main thread, or on Windows: there Ctrl-C ends the run at once, and no answer that came is lost.
+        # Outside of the main thread and on Windows, Ctrl-C ends the run at once; no received answer is lost.
         with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
             loop.add_signal_handler(signal.SIGINT, interrupted)
 
@@ -329,14 +329,14 @@ class Annotation:
             return False
         paid = cost.cost(self._settings.price, answer.prompt_tokens, answer.completion_tokens)
         self._failures_in_a_row = 0
-        # What is judged is what is kept: the end of an overlong chain must not decide.
+        # Judge what is stored: the cut end of an overlong text must not matter.
         text = answer.text[:_MAX_CHARACTERS]
         verdict = self._rules.judge(text, job.label, finish=answer.finish, refused=answer.refused)
         record = self._record(job, attempt, request, sha256, answer, paid)
         record = with_verdict(record, record["chain"], verdict)
         try:
             self._writer.append(record)
-        except (OSError, ChainFileError) as error:  # other answers are under way, and may yet be saved
+        except (OSError, ChainFileError) as error:  # answers still in progress may yet be saved
             self._unwritten = self._unwritten or error
             self._stop("the chain file cannot be written")
             if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""What annotating costs: tokens, money and hours, beforehand and as it goes."""
+"""Costs of annotation: tokens, dollars and hours, estimated beforehand and limited during a run."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ PRICES = {
     "gpt-4.1": (2.00, 8.00),
 }
 
-# Assumed until the chain file holds enough of this teacher's own candidates. Completion: the 112 real chains of the
-# test data have 130 words on average, about 210 tokens with their tags. The rest are guesses and printed as such.
+# Assumed until the chain file has enough candidates of this teacher. Completion: the 112 real chains of the test data
+# have 130 words on average, about 210 tokens with their tags. The others are guesses and printed as such.
 ASSUMED_COMPLETION_TOKENS = 210
 ASSUMED_ACCEPTANCE = 0.8
 ASSUMED_SECONDS = 6.0
 ENOUGH = 10
 
-# More tokens than any request can have: a server that says so is not believed.
+# More tokens than any request can have; larger reported counts are ignored.
 _MAX_TOKENS = 10_000_000
 
-# How often a request that only fits the budget once others turn out cheaper looks again.
+# Polling interval of a request that fits the budget only if others cost less than reserved.
 _POLL_SECONDS = 0.05
 
-# OpenAI's models that count an image's patches of 32 pixels, by how much (guide to images and vision).
+# OpenAI's models that count patches of 32x32 pixels, with their multipliers (guide to images and vision).
 _PATCH_FACTORS = {"gpt-4.1-mini": 1.62, "gpt-4.1-nano": 2.46, "gpt-5-mini": 1.62, "gpt-5-nano": 2.46, "o4-mini": 1.72}
 
 
@@ -57,12 +57,11 @@ def cost(
 
 
 def image_tokens(model: str, width: int, height: int) -> int:
-    """Return about how many prompt tokens an image is.
+    """Return the approximate number of prompt tokens of an image.
 
-    GPT-4o and 4.1: 85 and 170 for each tile of 512 pixels, the short side scaled down to 768 (OpenAI's guide); the
-    mini models count 33 times as many. GPT-4.1-mini and its like: one for each 32×32 pixels, times a factor. Others:
-    one token for each 28×28 pixels, as the Qwen-VL family has it. What stands before the model's name, as in
-    ``openai/gpt-4o``, does not count.
+    GPT-4o and 4.1: 85 plus 170 per tile of 512 pixels, the short side scaled down to 768 (OpenAI's guide); 33 times as
+    many for GPT-4o-mini. GPT-4.1-mini and similar models: one per 32×32 pixels, times a factor. Others: one per 28×28
+    pixels, as in the Qwen-VL family. A prefix of the model's name, as in ``openai/gpt-4o``, is ignored.
     """
     model = model.rpartition("/")[2]
     factor = next((factor for start, factor in _PATCH_FACTORS.items() if model.startswith(start)), None)
@@ -77,16 +76,16 @@ def image_tokens(model: str, width: int, height: int) -> int:
 
 
 def text_tokens(text: str) -> int:
-    """Return about how many tokens a text has: one for each four characters."""
+    """Return the approximate number of tokens of a text: one per four characters."""
     return math.ceil(len(text) / 4)
 
 
 def request_tokens(model: str, question: str, edge: int) -> int:
-    """Return how many prompt tokens a request has at most, as far as can be estimated.
+    """Return an estimate of the maximum number of prompt tokens of a request.
 
     Args:
-        model: as the server names it.
-        question: its text; counted twice, for the guess of four characters a token may be too low.
+        model: the server's name of the model.
+        question: its text; counted twice, as four characters per token may be too many.
         edge: longest edge of an image, in pixels.
     """
     return image_tokens(model, edge, edge) + 2 * text_tokens(question)
@@ -94,14 +93,14 @@ def request_tokens(model: str, question: str, edge: int) -> int:
 
 @dataclass(frozen=True)
 class Habits:
-    """How a teacher answers, on average: measured where ``measured`` candidates are enough, else assumed.
+    """A teacher's averages: measured if ``measured`` is at least `ENOUGH`, else assumed.
 
     Attributes:
-        measured: candidates of this teacher that were looked at.
+        measured: number of candidates of this teacher.
         prompt_tokens: of a request.
         completion_tokens: of an answer.
         acceptance: share of candidates accepted, in (0, 1].
-        seconds: from question to answer.
+        seconds: per answer.
     """
 
     measured: int
@@ -117,7 +116,7 @@ def habits(records: Iterable[Mapping[str, Any]], teacher: str, prompt_tokens: in
     Args:
         records: of a chain file.
         teacher: its name.
-        prompt_tokens: of a request, as estimated, for want of a measurement.
+        prompt_tokens: of a request; an estimate for lack of measurements.
     """
     own = [record for record in records if record.get("teacher") == teacher]
     if len(own) < ENOUGH:
@@ -140,7 +139,7 @@ def _mean(values: Iterable[Any], otherwise: float) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take: requests, tokens, dollars (None: price unknown) and hours."""
+    """Estimate of a run: requests, tokens, dollars (None: price unknown) and hours."""
 
     requests: float
     prompt_tokens: float
@@ -156,13 +155,13 @@ def estimate(
     concurrency: int,
     requests_per_minute: float | None = None,
 ) -> Estimate:
-    """Return what the images that are left will take.
+    """Return the estimate for the remaining images.
 
     Args:
-        candidates_left: for each image, how many candidates may still be drawn; drawing ends at the first accepted one.
-        habit: how the teacher answers.
+        candidates_left: remaining candidates per image; drawing ends at the first accepted one.
+        habit: the teacher's averages.
         price: dollars per million tokens.
-        concurrency: requests under way at a time.
+        concurrency: maximum parallel requests.
         requests_per_minute: rate limit.
     """
     miss = 1.0 - habit.acceptance
@@ -178,9 +177,9 @@ def estimate(
 
 
 def reported_tokens(text: str) -> tuple[int | None, int | None]:
-    """Return the tokens of prompt and answer that a response reports, None where it does not say.
+    """Return the reported tokens of prompt and answer, each None if not reported.
 
-    What is in ``total_tokens`` alone, as some count thinking, is the answer's.
+    Tokens that only ``total_tokens`` includes, such as thinking tokens of some servers, count as the answer's.
     """
     try:
         usage = json.loads(text)["usage"]
@@ -200,16 +199,16 @@ def _count(value: Any) -> int | None:
 
 
 class BudgetSpent(Exception):
-    """No further request may be sent; the message says which limit is reached."""
+    """No further request may be sent; the message names the limit."""
 
 
 @dataclass
 class Attempt:
-    """What is known of one request that was sent.
+    """The known cost of one attempt of a request.
 
     Attributes:
-        free: it was refused before anything was computed, or never sent.
-        prompt_tokens: as the teacher counts; None if it does not say.
+        free: it was rejected before anything was computed, or never sent.
+        prompt_tokens: as counted by the teacher; None if not reported.
         completion_tokens: likewise.
     """
 
@@ -219,27 +218,27 @@ class Attempt:
 
 
 class Budget:
-    """Holds a run within ``--max-cost`` and ``--max-requests``.
+    """Keeps a run within ``--max-cost`` and ``--max-requests``.
 
-    Each attempt, retries included, reserves its dearest outcome before it is sent: question, image and every token of
-    the answer. Its real cost replaces the reservation once the teacher reports it; an attempt that may have been billed
-    without a report (a time-out, a broken answer) keeps it. A teacher that counts more tokens than estimated raises all
-    reservations, and until its first report one attempt is under way at a time. So the limit can only be exceeded by
-    what the teacher counts for one request beyond anything that it has reported before.
+    Each attempt, retries included, reserves its maximum cost before it is sent: question, image and every token of the
+    answer. The actual cost replaces the reservation once the teacher reports it; an attempt that may have been billed
+    without a report (a time-out, an invalid response) keeps it. If the teacher counts more tokens than estimated, all
+    reservations are raised; until its first report, one attempt is sent at a time. So the limit is only exceeded if one
+    request is billed for more tokens than any earlier one.
 
     Args:
         price: dollars per million tokens, input and output; None if unknown.
-        prompt_tokens: of a request, question and image, estimated high.
+        prompt_tokens: maximum of a request, question and image.
         max_tokens: of an answer.
         max_cost: dollars; None: no limit.
-        max_requests: candidates asked for in this run; None: no limit.
+        max_requests: candidates requested in this run; None: no limit.
 
     Attributes:
-        spent: dollars that are known to be spent.
-        unknown: attempts that may have been billed, at a cost that nobody reported.
-        requests: candidates asked for.
-        prompt_tokens: reported in all.
-        completion_tokens: reported in all.
+        spent: known cost in dollars.
+        unknown: attempts that may have been billed without reported usage.
+        requests: candidates requested.
+        prompt_tokens: reported total.
+        completion_tokens: reported total.
     """
 
     def __init__(
@@ -263,22 +262,22 @@ class Budget:
 
     @property
     def dearest(self) -> float:
-        """The most that one attempt costs, in dollars, as far as is known; 0 where no price is."""
+        """The maximum cost of one attempt in dollars, as far as is known; 0 if the price is unknown."""
         return cost(self._price, self._most_prompt, self._most_completion) or 0.0
 
     @property
     def unknown_dollars(self) -> float:
-        """The most that the attempts of unknown cost have cost, in dollars."""
+        """The maximum cost of the attempts of unknown cost, in dollars."""
         return self.unknown * self.dearest
 
     def observe(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
-        """Raise reservations to tokens that the teacher has counted for a request."""
+        """Raise reservations to the tokens that the teacher reported for a request."""
         self._most_prompt = max(self._most_prompt, prompt_tokens or 0)
         self._most_completion = max(self._most_completion, completion_tokens or 0)
         self._has_report = True
 
     def begin_request(self) -> None:
-        """Count a candidate that is about to be asked for.
+        """Count a candidate that is about to be requested.
 
         Raises:
             BudgetSpent: ``max_requests`` is reached.
@@ -289,7 +288,7 @@ class Budget:
 
     @contextlib.asynccontextmanager
     async def attempt(self) -> AsyncIterator[Attempt]:
-        """Reserve an attempt, waiting for others to show their cost if need be, and settle it when the block ends.
+        """Reserve an attempt, if necessary after others have been settled, and settle it when the block ends.
 
         Raises:
             BudgetSpent: it does not fit into what ``max_cost`` leaves, or `end` was called.
@@ -313,7 +312,7 @@ class Budget:
             self._settle(made)
 
     def end(self) -> None:
-        """Let no further attempt begin."""
+        """Allow no further attempts."""
         self._ended = True
 
     def _fits(self) -> bool:

@@ -1,4 +1,4 @@
-"""The key is shown nowhere: not whole, not in part, not encoded; in no message, log or record."""
+"""Removes the API key, in whole, in part or encoded, from messages, logs and records."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 
 # A run of a key's characters of this length counts as the key.
 RUN = 8
-# Keys that servers' documentation tells users to type are no secrets, and some are words that chains hold.
+# Placeholder keys from servers' documentation are not secrets, and some are words that chains contain.
 _PLACEHOLDERS = {"empty", "none", "dummy", "ollama", "lm-studio", "no-key", "not-needed", "sk-no-key-required"}
 
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
-# One character of a text, as it is or as URLs, JSON, Python or HTML write it.
+# One character of a text, literal or as escaped in URLs, JSON, Python or HTML.
 _CHARACTER = re.compile(
     r"%([0-9a-f]{2})|\\u([0-9a-f]{4})|\\x([0-9a-f]{2})|&#x([0-9a-f]{2,4});|&#([0-9]{2,4});|\\(.)|(.)",
     re.DOTALL | re.IGNORECASE,
 )
 
 
-def redact(said: Any, secret: str) -> str:
+def redact(message: Any, secret: str) -> str:
     """Return a text with ``[key]`` in place of every run of `RUN` or more characters of the key.
 
     Runs are found in any case, URL-encoded, escaped as in JSON, Python or HTML, and as base64 or hexadecimal digits.
     Redact before cutting: of a cut key, less than a run may be left at the end.
 
     Args:
-        said: what a server said, for one.
-        secret: the key; shorter than four characters, or a placeholder such as ``EMPTY``, it hides nothing.
+        message: for example, a server's response.
+        secret: the key; nothing is hidden if it has less than four characters or is a placeholder such as ``EMPTY``.
     """
-    text = str(said)
+    text = str(message)
     if len(secret) < 4 or secret.lower() in _PLACEHOLDERS:
         return text
     if len(secret) < RUN:

@@ -1,7 +1,7 @@
-"""Judging stored candidates again, by today's rules and options, without a teacher.
+"""Judges stored candidates again with the current rules and options, without a teacher.
 
-Verdicts that a person wrote stay: rejections without a rule, or by one that is not ours. So do candidates of images
-that are not in the dataset, and those whose text could not be stored as it came (``unprintable``).
+Manual verdicts stay: rejections without a rule, or by an unknown one. So do candidates for images that are not in the
+dataset, and those whose text could not be stored unchanged (``unprintable``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from domainbed_reasoning.chains.record import is_accepted
 from domainbed_reasoning.chains.rules import RULES, Rules, Verdict, with_verdict
 from domainbed_reasoning.chains.store import ACCEPTED, Record, read_records, write_records
 
@@ -20,43 +21,43 @@ class _NothingChanged(Exception):
 
 
 def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = True) -> Counter[tuple[str, str]]:
-    """Judge a chain file's candidates again, and write it anew, at once or not at all.
+    """Judge a chain file's candidates again, and replace the file atomically.
 
-    Of an image at most one candidate stays accepted: the one that was if it passes, else the first that does.
+    At most one candidate of an image stays accepted: the one that was, if it passes, else the first that does.
 
     Args:
         path: of the chain file.
         labels: class of every image of the dataset, by its path.
-        rules: today's.
-        write: whether to write it, or to say only what would change.
+        rules: the current ones.
+        write: False only counts the changes.
 
     Returns:
-        candidates by (what they were, what they are): a rule, or ``accepted``.
+        the number of candidates by (old verdict, new verdict): a rule, or ``accepted``.
 
     Raises:
-        ChainFileError: for a file that cannot be read, or that another process writes to; it stays as it was.
-        OSError: if it cannot be written; likewise.
+        ChainFileError: the file cannot be read, or another process is writing to it; it is left unchanged.
+        OSError: it cannot be written; likewise.
     """
-    became: Counter[tuple[str, str]] = Counter()
+    changes: Counter[tuple[str, str]] = Counter()
 
     def judged() -> Iterator[Record]:  # runs while the file is locked
         taken = {
             record["image"]
             for _, record in read_records(path, repair=True)
             if _outcome(record) == ACCEPTED
-            and (not _is_ours(record, labels) or _verdict(record, labels, rules).accepted)
+            and (not _is_ours(record, labels) or judge_again(record, labels, rules).accepted)
         }
         changed = False
         for _, record in read_records(path, repair=True):
             new = record
             if _is_ours(record, labels):
-                verdict = _verdict(record, labels, rules)
+                verdict = judge_again(record, labels, rules)
                 if verdict.accepted and _outcome(record) != ACCEPTED and record["image"] in taken:
-                    verdict = Verdict(False, "second", "the image has an accepted chain already")
+                    verdict = Verdict(False, "second", "the image already has an accepted chain")
                 if verdict.accepted:
                     taken.add(record["image"])
-                new = with_verdict(record, _raw(record), verdict) | {"verified": rules.verified}
-            became[_outcome(record), _outcome(new)] += 1
+                new = with_verdict(record, raw_text(record), verdict) | {"verified": rules.verified}
+            changes[_outcome(record), _outcome(new)] += 1
             changed |= new != record
             yield new
         if not changed or not write:
@@ -66,16 +67,16 @@ def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = T
         write_records(os.path.realpath(path), judged())  # a link keeps pointing to it
     except _NothingChanged:
         pass
-    return became
+    return changes
 
 
-def _raw(record: Record) -> str:
-    """Return a candidate's text as it came."""
+def raw_text(record: Record) -> str:
+    """Return a candidate's original text."""
     return str(record.get("raw") or record["chain"])
 
 
 def _outcome(record: Record) -> str:
-    return ACCEPTED if record.get("verdict", ACCEPTED) == ACCEPTED else str(record.get("rule") or "unnamed")
+    return ACCEPTED if is_accepted(record) else str(record.get("rule") or "unnamed")
 
 
 def _is_ours(record: Record, labels: Mapping[str, int]) -> bool:
@@ -83,7 +84,8 @@ def _is_ours(record: Record, labels: Mapping[str, int]) -> bool:
     return record["image"] in labels and (outcome == ACCEPTED or (outcome in RULES and outcome != "unprintable"))
 
 
-def _verdict(record: Record, labels: Mapping[str, int], rules: Rules) -> Verdict:
+def judge_again(record: Record, labels: Mapping[str, int], rules: Rules) -> Verdict:
+    """Return the verdict of today's rules on a stored candidate of an image in ``labels``."""
     finish = record.get("finish") or "stop"
     refused = record.get("refused") is True or finish == "content_filter"
-    return rules.judge(_raw(record), labels[record["image"]], finish=finish, refused=refused)
+    return rules.judge(raw_text(record), labels[record["image"]], finish=finish, refused=refused)

@@ -1,4 +1,4 @@
-"""Counting chains: coverage, acceptance, reasons for rejection, lengths, tokens and cost, by domain and class."""
+"""Statistics of chains: coverage, acceptance, rejection rules, lengths, tokens and cost, by domain and class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 from domainbed_reasoning.chains.chain import count_words
 from domainbed_reasoning.chains.image_names import ImageLookup
-from domainbed_reasoning.chains.store import ACCEPTED, Record
+from domainbed_reasoning.chains.record import is_accepted
+from domainbed_reasoning.chains.store import Record
 from domainbed_reasoning.images.catalog import Picture
 
 
@@ -25,11 +26,11 @@ class Group:
         tried: images with a candidate.
         candidates: in the chain file.
         accepted: of them.
-        words: of each accepted chain, its tags not counted.
-        prompt_tokens: of all candidates that say so.
+        words: of each accepted chain, without tags.
+        prompt_tokens: of all candidates that record them.
         completion_tokens: likewise.
         dollars: likewise.
-        unpriced: candidates that do not say their dollars.
+        unpriced: candidates without a recorded cost.
         rules: rejected candidates by rule.
     """
 
@@ -57,7 +58,7 @@ class Group:
 
     @property
     def mean_words(self) -> float:
-        """Words of an accepted chain, on average."""
+        """Mean number of words of an accepted chain."""
         return sum(self.words) / len(self.words) if self.words else 0.0
 
     def add(self, other: Group) -> None:
@@ -74,7 +75,7 @@ Groups = dict[tuple[str, str], Group]
 
 
 def count(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]]) -> Groups:
-    """Return the counts by (domain folder, class folder); candidates of images that are not there are left out."""
+    """Return the counts by (domain folder, class folder); candidates for unknown images are left out."""
     groups: Groups = {}
     of_image = {}
     for picture in pictures:
@@ -96,7 +97,7 @@ def count(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]]) -> 
         group.completion_tokens += usage.get("completion_tokens") or 0
         group.dollars += usage.get("dollars") or 0.0
         group.unpriced += usage.get("dollars") is None
-        if record.get("verdict", ACCEPTED) == ACCEPTED:
+        if is_accepted(record):
             group.accepted += 1
             group.chains += image not in done
             done.add(image)
@@ -106,22 +107,23 @@ def count(pictures: Sequence[Picture], records: Iterable[Mapping[str, Any]]) -> 
     return groups
 
 
-def known_and_strange(pictures: Sequence[Picture], records: Iterable[Record]) -> tuple[list[Record], int]:
-    """Return the candidates of images that are there, and the number of the others."""
+def split_known(pictures: Sequence[Picture], records: Iterable[Record]) -> tuple[list[Record], int]:
+    """Return the candidates for images in the dataset, and the number of the others."""
     names = ImageLookup(picture.path for picture in pictures)
-    known, strangers = [], 0
+    known, unknown = [], 0
     for record in records:
         if names.find(record["image"]) is not None:
             known.append(names.with_path_on_disk(record))
         else:
-            strangers += 1
-    return known, strangers
+            unknown += 1
+    return known, unknown
 
 
-def about_strangers(count: int) -> str:
-    """Return what is to be said of candidates of images that are not there."""
-    subject = "1 candidate is of an image that is" if count == 1 else f"{count:,} candidates are of images that are"
-    return f"{subject} not in the dataset: `check` names {'it' if count == 1 else 'them'}."
+def describe_unknown(count: int, are_listed: bool = True) -> str:
+    """Return a message about candidates for images that are not in the dataset; ``are_listed``: by `check`."""
+    subject = "1 candidate is for an image that is" if count == 1 else f"{count:,} candidates are for images that are"
+    listed = f"; `check` lists {'it' if count == 1 else 'them'}" if are_listed else ""
+    return f"{subject} not in the dataset{listed}."
 
 
 def total(groups: Groups, axis: int | None = None) -> dict[str, Group]:
@@ -136,7 +138,7 @@ _HEAD = ("images", "tried", "chains", "coverage", "candidates", "accepted", "wor
 
 
 def as_table(groups: Groups, classes: Sequence[str]) -> str:
-    """Return the counts by domain and by class, and the reasons for rejection, as text."""
+    """Return the counts by domain and by class, and the rejections by rule, as text."""
     everything = total(groups)["all"] if groups else Group()
     rows = [[name, *_cells(group)] for name, group in total(groups, 0).items()]
     rows += [["", *[""] * len(_HEAD)]]
@@ -147,9 +149,9 @@ def as_table(groups: Groups, classes: Sequence[str]) -> str:
     if everything.words:
         ordered = sorted(everything.words)
         marks = [ordered[round(share * (len(ordered) - 1))] for share in (0, 0.05, 0.5, 0.95, 1)]
-        lines += ["", "words of accepted chains: least {}, 5% {}, half {}, 95% {}, most {}".format(*marks)]
+        lines += ["", "words of accepted chains: min {}, 5% {}, median {}, 95% {}, max {}".format(*marks)]
     if 0 < everything.unpriced < everything.candidates:
-        lines += ["", f"{everything.unpriced:,} of {everything.candidates:,} candidates do not say what they cost."]
+        lines += ["", f"{everything.unpriced:,} of {everything.candidates:,} candidates have no recorded cost."]
     if everything.rules:
         rejected = everything.rules.total()
         lines += ["", f"{rejected:,} candidates rejected:"]

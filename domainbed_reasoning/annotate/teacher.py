@@ -1,8 +1,8 @@
-"""What a teacher is asked and what it answers, whoever it is.
+"""The interface of teachers: requests and answers.
 
-A `Request` has no place for the label, the image's path or its domain: what is not there cannot leak. The image is
-sent as re-encoded pixels, so that neither a file name (SVIRO's hold the label) nor EXIF data travels with it, and the
-seed comes from the image's bytes.
+A `Request` has no field for the label, the image's path or its domain, so they cannot leak. The image is sent as
+re-encoded pixels, without its file name (SVIRO's contain the label) and EXIF data, and the seed is derived from the
+image's bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
 from domainbed_reasoning.files.plain import MAX_IMAGE_BYTES, read_plain
 from domainbed_reasoning.images.decode import read_rgb
 
-# Longest edge in pixels that is sent: what GPT-4o scales its high-detail images down to on the short side.
+# Longest edge in pixels that is sent: GPT-4o scales the short side of high-detail images down to it.
 MAX_EDGE = 768
 
 TEACHER_PROMPT_VERSION = f"teacher-1/{PROMPT_VERSION}"
@@ -55,16 +55,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """An answer to a request.
 
     Attributes:
         text: the candidate.
-        finish: ``stop``, ``length``, or the teacher's own word.
-        refused: whether the teacher says that it refuses.
-        prompt_tokens: as the teacher counts; None if it does not say.
+        finish: ``stop``, ``length``, or another finish reason of the teacher.
+        refused: whether the teacher refused to answer.
+        prompt_tokens: as counted by the teacher; None if not reported.
         completion_tokens: likewise.
-        seconds: from question to answer.
-        model: what answered, as it names itself (GPT-4o names its snapshot).
+        seconds: from request to answer.
+        model: as named in the response (GPT-4o names its snapshot).
         omitted: settings of the request, by their names in `Request`, that were not sent.
     """
 
@@ -79,20 +79,20 @@ class Answer:
 
 
 class TeacherError(RuntimeError):
-    """The teacher cannot be used at all; the message says why and what to do. Ends the run."""
+    """The teacher cannot be used; ends the run."""
 
 
 class NoAnswer(RuntimeError):
-    """No answer for this image, after every retry. The image is left for the next run."""
+    """No answer for this image after all retries; the next run requests it again."""
 
 
 class Teacher(Protocol):
-    """Whoever writes chains.
+    """A model that generates chains.
 
     Attributes:
-        name: written into every record, for instance ``openai:gpt-4o``.
-        endpoint: of its server; empty where it is none.
-        concurrency: requests under way at a time.
+        name: written to every record, for example ``openai:gpt-4o``.
+        endpoint: URL of its server; empty without one.
+        concurrency: maximum parallel requests.
     """
 
     name: str
@@ -103,34 +103,34 @@ class Teacher(Protocol):
         """Return the answer.
 
         Args:
-            request: what is asked.
-            budget: every attempt, retries included, is reserved with it and settled.
+            request: question and image.
+            budget: in which every attempt, retries included, is reserved and settled.
 
         Raises:
-            BudgetSpent: the budget has no room for a further attempt.
-            NoAnswer: none could be had for this request.
-            TeacherError: none can be had at all.
+            BudgetSpent: the budget does not allow another attempt.
+            NoAnswer: this request got no answer.
+            TeacherError: the teacher cannot be used.
         """
         ...
 
     async def close(self) -> None:
-        """Give up connections and threads."""
+        """Close connections and threads."""
         ...
 
 
 def q_teacher(class_names: Sequence[str], subject: str = "object", words: str = "100 to 170") -> str:
-    """Return q_reason with what a teacher that was never trained on chains needs to be told about their form."""
-    told = _FOR_TEACHERS.format(words=words, conclusion=f"<{STAGES[-1]}>")
-    return f"{q_reason(class_names, subject)}\n{told}"
+    """Return q_reason with formatting instructions for a teacher that was not trained on chains."""
+    instructions = _FOR_TEACHERS.format(words=words, conclusion=f"<{STAGES[-1]}>")
+    return f"{q_reason(class_names, subject)}\n{instructions}"
 
 
 def read_picture(path: Path) -> tuple[bytes, str]:
-    """Return an image as it is sent, JPEG bytes, and the SHA-256 of its file.
+    """Return an image as JPEG bytes to be sent, and the SHA-256 of its file.
 
     The pixels are those of DomainBed's loader (RGB, no EXIF rotation), scaled down to `MAX_EDGE`.
 
     Raises:
-        OSError: if it cannot be read, is too large, truncated or no image.
+        OSError: it cannot be read, or is too large, truncated or not an image.
     """
     from PIL import Image
 

@@ -32,17 +32,17 @@ def check_test_envs(dataset: str, environments: Sequence[str], test_envs: Collec
         targets = list(test_envs)
     except TypeError:
         targets = [test_envs]
-    said = f"--test_envs {' '.join(map(str, targets))}"
+    option = f"--test_envs {' '.join(map(str, targets))}"
     known = range(len(environments))
     for env in targets:
         if isinstance(env, bool) or not hasattr(env, "__index__") or env not in known:
             domains = ", ".join(f"{number} ({name})" for number, name in enumerate(environments))
-            raise ValueError(f"{said}: {dataset} has no domain {env!r:.40}. Its domains are {domains}.")
+            raise ValueError(f"{option}: {dataset} has no domain {env!r:.40}. Its domains are {domains}.")
         if targets.count(env) > 1:
-            raise ValueError(f"{said} names domain {env} of {dataset} twice. Name each target domain once.")
+            raise ValueError(f"{option} names domain {env} of {dataset} twice. Name each target domain once.")
     if len(targets) == len(environments):
         raise ValueError(
-            f"{said} leaves {dataset} no source domain to train on. Name at most {len(known) - 1} targets."
+            f"{option} leaves {dataset} no source domain to train on. Name at most {len(known) - 1} targets."
         )
 
 

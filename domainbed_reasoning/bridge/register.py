@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from domainbed_reasoning import interrupt, registry
-from domainbed_reasoning.bridge import preflight, versions
+from domainbed_reasoning.bridge import plugins, preflight, versions
 from domainbed_reasoning.bridge.train_args import job_arguments
 from domainbed_reasoning.images import user_datasets as custom
 
@@ -41,20 +41,24 @@ def publish(module: ModuleType) -> list[str]:
     try:
         return list(_PUBLISHERS[module.__name__](module))
     except Exception as error:  # a fork that has changed its registries, for one
-        return [f"nothing can be added to {module.__name__}: {type(error).__name__}: {error}"]
+        return [f"the package's names cannot be added to {module.__name__}: {type(error).__name__}: {error}"]
 
 
 def publish_algorithms(module: ModuleType) -> Iterator[str]:
     """Make our algorithms attributes of `domainbed.algorithms` and append them to its list in place."""
+    rejected = plugins.discover()
     yield from _publish_classes(module, module.ALGORITHMS, registry.ALGORITHMS, "algorithm")
+    yield from _publish_rejected(module, rejected, "algorithm")
 
 
 def publish_datasets(module: ModuleType) -> Iterator[str]:
     """Make our datasets attributes of `domainbed.datasets` and append them to its list in place."""
+    rejected = plugins.discover()
     yield from _publish_classes(module, module.DATASETS, registry.DATASETS, "dataset")
+    yield from _publish_rejected(module, rejected, "dataset")
     # The user's own, each with its twin, by name.
-    own, faults = custom.usable_datasets()
-    yield from map(str, faults)
+    own, problems = custom.usable_datasets()
+    yield from map(str, problems)
     if not own:
         return
     targets = custom.targets(own)
@@ -68,8 +72,8 @@ def publish_datasets(module: ModuleType) -> Iterator[str]:
         taken = [name for name in names if not _is_free(vars(module).get(name))]
         if taken:
             assert dataset.file is not None
-            fault = f"{module.__name__} has {taken[0]!r} already; choose another name"
-            yield str(custom.DatasetFileError(dataset.file, fault))
+            problem = f"{module.__name__} already has {taken[0]!r}; choose another name"
+            yield str(custom.DatasetFileError(dataset.file, problem))
         elif dataset.name in refused:
             yield str(refused[dataset.name])
             for name in names:
@@ -131,6 +135,15 @@ def _publish_classes(module: ModuleType, names: list[str], targets: Mapping[str,
         yield _add_missing(module, missing, target, cause)
 
 
+def _publish_rejected(module: ModuleType, rejected: Mapping[plugins.Plugin, str], kind: str) -> Iterator[str]:
+    """Yield why plug-ins are left out, and put what says so in the place of their classes where that is free."""
+    for plugin, cause in rejected.items():
+        why = f"the plug-in {plugin} is left out: {cause}"
+        if plugin.kind == kind and plugin.name.isidentifier() and _may_replace(vars(module).get(plugin.name), _Missing):
+            setattr(module, plugin.name, _Missing(plugin.name, (), {"why": why}))
+        yield why
+
+
 def _add_missing(module: ModuleType, names: Sequence[str], target: str, error: Exception) -> str:
     """Put what says why in the place of classes that cannot be imported, and return why."""
     for name in names:
@@ -173,6 +186,7 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
 
     @functools.wraps(stock_hparams)
     def hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
+        plugins.discover()  # again: one that imported DomainBed itself was not yet whole when names were published
         versions.record_for_job()  # every job of the train script asks for its hyper-parameters before all else
         if algorithm in registry.ALGORITHMS:
             if job_arguments() is not None:
@@ -193,11 +207,13 @@ def _twin(dataset: str) -> str:
     """Return the dataset without chains whose hyper-parameters baselines get on ``dataset``."""
     if dataset in registry.TWINS:
         return registry.TWINS[dataset]
+    if dataset in registry.DATASETS:  # a plug-in's
+        return getattr(_load(registry.DATASETS[dataset], dataset), "TWIN", None) or dataset
     name = dataset.removesuffix("Reasoning")
-    own, faults = custom.usable_datasets()
+    own, problems = custom.usable_datasets()
     stock = sys.modules.get("domainbed.datasets")
-    if faults and name not in own and stock is not None and dataset not in vars(stock):
-        raise faults[0]  # the file of one of them may be the dataset's
+    if problems and name not in own and stock is not None and dataset not in vars(stock):
+        raise problems[0]  # the file of one of them may be the dataset's
     return name if name != dataset and name in own else dataset
 
 

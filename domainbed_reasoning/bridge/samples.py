@@ -137,14 +137,25 @@ class Batch:
 
     @classmethod
     def gather(
-        cls, minibatches: Sequence[tuple[torch.Tensor, torch.Tensor]], pixels: Callable[[torch.Tensor], torch.Tensor]
+        cls,
+        minibatches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        pixels: Callable[[torch.Tensor], torch.Tensor],
+        labels: Sequence[Sequence[int]] = (),
     ) -> Batch:
-        """Return the domains' minibatches as one batch; ``pixels`` prepares a domain's images."""
+        """Return the domains' minibatches as one batch.
+
+        Args:
+            minibatches: images and labels, wherever DomainBed has moved them.
+            pixels: prepares a domain's images.
+            labels: per environment the label of every index, which spares reading them from a GPU; none if unknown.
+        """
         images = torch.cat([pixels(x) for x, _ in minibatches])
-        labels = [int(label) for _, y in minibatches for label in y.tolist()]
         parts = [ids_of(x) for x, _ in minibatches]
-        ids = [(int(env), int(index)) for part in parts if part is not None for env, index in part]
-        return cls(images, labels, None if any(part is None for part in parts) else ids)
+        ids = [(int(env), int(index)) for part in parts if part is not None for env, index in part.tolist()]
+        if any(part is None for part in parts) or not labels:
+            read = torch.cat([y for _, y in minibatches]).tolist()
+            return cls(images, [int(label) for label in read], None if any(part is None for part in parts) else ids)
+        return cls(images, [int(labels[env][index]) for env, index in ids], ids)
 
 
 # What tasks were left with: the dictionary, and its content then. A task stays as long as its dataset, one of the
@@ -179,9 +190,9 @@ def task_of(hparams: Mapping[str, Any], domains: int | None = None) -> Task | No
     found = [task for task in found if len(task.labels) - len(task.test_envs) == domains] or found
     if len(found) > 1 and _named_by_callers(found) != [found[-1]]:
         raise ValueError(
-            f"{len(found)} datasets of this process were built with these hyper-parameters, so the algorithm's is "
-            "ambiguous. Build each dataset and its algorithm with a dictionary of their own (`dict(hparams)`), or "
-            "delete the other datasets first."
+            f"{len(found)} datasets in this process were built with these hyper-parameters, so the algorithm's dataset "
+            "is ambiguous. Use a separate dictionary (`dict(hparams)`) for each dataset and its algorithm, or delete "
+            "the other datasets first."
         )
     return found[-1] if found else None
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from domainbed_reasoning.bridge import stock
 from domainbed_reasoning.bridge.preflight import check_stock_dataset
 from domainbed_reasoning.bridge.train_args import DEFAULT_HOLDOUT, job_arguments
-from domainbed_reasoning.method.schedule import Schedule, plan_stages
+from domainbed_reasoning.method.schedule import Epoch, Schedule, plan_stages
 from domainbed_reasoning.method.task import Task
 
 
 def lay_out_steps(task: Task, epochs: Sequence[int], hparams: Mapping[str, Any]) -> Schedule:
     """Return the stages of training on a task, and have DomainBed take their steps and evaluate at their ends.
 
-    An epoch is as many steps as draw as many samples as the source domains' training splits hold. DomainBed reads its
+    In a job, what an epoch is and how often each domain is passed over are printed (`Epoch`). DomainBed reads its
     dataset's N_STEPS and CHECKPOINT_FREQ after it has built the algorithm. A stock dataset's own steps are shared.
 
     Args:
@@ -31,14 +30,29 @@ def lay_out_steps(task: Task, epochs: Sequence[int], hparams: Mapping[str, Any])
     if not task.labels:
         stock_dataset = vars(stock.datasets())[args.dataset] if args else stock.datasets().MultipleDomainDataset
         return plan_stages(epochs, 1, steps or stock_dataset.N_STEPS)
-    holdout = args.holdout_fraction if args else DEFAULT_HOLDOUT
-    sizes = [len(labels) for env, labels in enumerate(task.labels) if env not in task.test_envs]
-    training = sum(size - int(size * holdout) for size in sizes)
-    schedule = plan_stages(epochs, math.ceil(training / (hparams["batch_size"] * max(1, len(sizes)))), steps)
+    epoch = epoch_of(task, hparams["batch_size"])
+    schedule = plan_stages(epochs, epoch.steps, steps)
+    if args is not None and any(epochs):
+        for line in (*epoch.about(), *epoch.exposure(schedule.stages)):
+            print(f"{args.algorithm}: {line}", flush=True)
     dataset = task.loaded_from()
     if dataset is not None:
         dataset.N_STEPS, dataset.CHECKPOINT_FREQ = schedule.n_steps, schedule.checkpoint_freq
     return schedule
+
+
+def epoch_of(task: Task, batch_size: int) -> Epoch:
+    """Return an epoch on the training splits of a task's source domains.
+
+    Args:
+        task: with labels.
+        batch_size: per source domain.
+    """
+    args = job_arguments()
+    holdout = args.holdout_fraction if args else DEFAULT_HOLDOUT
+    sizes = {env: len(labels) for env, labels in enumerate(task.labels) if env not in task.test_envs}
+    names = dict(enumerate(task.environments))
+    return Epoch({names.get(env, str(env)): size - int(size * holdout) for env, size in sizes.items()}, batch_size)
 
 
 def task_without_names(num_classes: int) -> Task:

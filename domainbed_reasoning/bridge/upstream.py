@@ -108,9 +108,9 @@ def fetch_clone(source: str = URL) -> Path:
     """
     folder = cached_clone()
     if folder.exists():
-        fault = fault_of(folder)
-        if fault:
-            raise RuntimeError(f"{folder} {fault}. Remove that folder and rerun get-domainbed.")
+        problem = problem_with(folder)
+        if problem:
+            raise RuntimeError(f"{folder} {problem}. Remove that folder and rerun get-domainbed.")
         return folder
     if shutil.which("git") is None:
         raise RuntimeError(
@@ -123,14 +123,14 @@ def fetch_clone(source: str = URL) -> Path:
         clone = Path(temporary) / "DomainBed"
         _git("clone", "--quiet", "--no-checkout", "--", source, str(clone), timeout=_CLONE_SECONDS, source=source)
         _git("-C", str(clone), "checkout", "--quiet", "--detach", COMMIT, timeout=_CLONE_SECONDS, source=source)
-        fault = fault_of(clone)
-        if fault:
-            raise RuntimeError(f"The clone of {_without_password(source)} {fault}.")
+        problem = problem_with(clone)
+        if problem:
+            raise RuntimeError(f"The clone of {_without_password(source)} {problem}.")
         os.rename(clone, folder)
     return folder
 
 
-def fault_of(folder: Path) -> str | None:
+def problem_with(folder: Path) -> str | None:
     """Return what keeps ``folder`` from being the unmodified pinned commit, as the rest of a sentence, or None."""
     commit = commit_of(folder)
     if commit is None:
@@ -156,8 +156,8 @@ def commit_of(folder: Path) -> str | None:
 def _look_up(folder: Path) -> list[str] | None:
     """Return top, commit, folder of objects and file of excluded names of the clone that ``folder`` is in."""
     asked = ("--show-toplevel", "HEAD", "--git-path", "objects", "--git-path", "info/exclude")
-    said = _ask_git("-C", str(folder), "rev-parse", *asked)
-    lines = (said or "").splitlines()
+    output = _ask_git("-C", str(folder), "rev-parse", *asked)
+    lines = (output or "").splitlines()
     return lines if len(lines) == 4 else None
 
 
@@ -183,8 +183,8 @@ def is_modified(folder: Path) -> bool | None:
         status = ("-C", top, "status", "--porcelain", "--ignore-submodules=all")
         if _ask_git(*git, "update-ref", "HEAD", commit) is None or _ask_git(*git, "read-tree", commit) is None:
             return None
-        said = _ask_git(*git, *status)
-    return None if said is None else bool(said)
+        output = _ask_git(*git, *status)
+    return None if output is None else bool(output)
 
 
 def describe(folder: Path) -> str:
@@ -236,7 +236,7 @@ def _ask_git(*question: str) -> str | None:
 
 
 def _git(*command: str, timeout: float, source: str) -> None:
-    cure = (
+    fix = (
         "If it is unreachable, pass a mirror or an existing clone: `domainbed-reasoning get-domainbed --from "
         "URL|PATH`, or run from inside your own clone. `make demo` and `make test` work without it."
     )
@@ -245,10 +245,10 @@ def _git(*command: str, timeout: float, source: str) -> None:
     try:
         done = subprocess.run([*_GIT, *command], capture_output=True, text=True, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"git got no answer from {shown} within {timeout:.0f} s.\n{cure}") from None
+        raise RuntimeError(f"git got no answer from {shown} within {timeout:.0f} s.\n{fix}") from None
     if done.returncode:
-        said = done.stderr.strip().replace(source, shown)
-        raise RuntimeError(f"git could not get {shown}:\n{_without_password(said)}\n{cure}")
+        output = done.stderr.strip().replace(source, shown)
+        raise RuntimeError(f"git could not get {shown}:\n{_without_password(output)}\n{fix}")
 
 
 def _without_password(text: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import domainbed_reasoning
-from domainbed_reasoning.bridge import upstream
+from domainbed_reasoning.bridge import plugins, upstream
 from domainbed_reasoning.bridge.train_args import recognized_arguments
 from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.terminal import get_logger
@@ -35,13 +35,14 @@ def record_for_job() -> None:
     """Write the versions of the job that runs in this process; do nothing where none does, or a second time."""
     args = recognized_arguments()
     if args is not None:
-        _record(str(args.output_dir))
+        _record(str(args.output_dir), args.algorithm, args.dataset)
 
 
 @functools.cache
-def _record(folder: str) -> None:
+def _record(folder: str, algorithm: str, dataset: str) -> None:
     try:
-        replace_text(Path(folder) / FILE, json.dumps(current(), indent=1) + "\n")
+        used = plugins.code_of(algorithm, dataset)
+        replace_text(Path(folder) / FILE, json.dumps(current() | ({"plug-ins": used} if used else {}), indent=1) + "\n")
     except Exception as error:  # whatever it is, the job is worth more
         _log.warning("Could not record the versions of this job: %s: %s", type(error).__name__, error)
 
@@ -129,17 +130,17 @@ def _device() -> str:
     return str(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else "CPU"
 
 
-def spelt(said: Mapping[str, Any]) -> dict[str, str]:
+def spelt(recorded: Mapping[str, Any]) -> dict[str, str]:
     """Return the versions as a person reads them, by name; what is not known, or no versions at all, is left out."""
     parts = {
-        name: part if isinstance(part := said.get(name), dict) else {} for name in (OURS, "DomainBed", "libraries")
+        name: part if isinstance(part := recorded.get(name), dict) else {} for name in (OURS, "DomainBed", "libraries")
     }
     ours, domainbed = parts[OURS], parts["DomainBed"]
     found = {
         OURS: _sentence(ours.get("version"), ours),
         "DomainBed": _sentence("stand-in" if domainbed.get("stand_in") is True else None, domainbed),
         **{str(name): _sentence(version, {}) for name, version in parts["libraries"].items()},
-        "device": _sentence(said.get("device"), {}),
+        "device": _sentence(recorded.get("device"), {}),
     }
     return {name: text for name, text in found.items() if text}
 

@@ -39,19 +39,20 @@ def check_task(task: Task | None, hparams: Mapping[str, Any], algorithm: type) -
         if _made_for_a_dataset(hparams) if args is None else is_ours(args.dataset):
             raise ValueError(f"{algorithm.__name__} {_NOT_FOUND}")
     elif args is not None and task.labels:
-        said, built = (args.dataset, sorted(args.test_envs)), (task.dataset, sorted(task.test_envs))
-        if said != built:
+        requested, built = (args.dataset, sorted(args.test_envs)), (task.dataset, sorted(task.test_envs))
+        if requested != built:
             raise ValueError(
-                f"The train script's arguments say --dataset {said[0]} --test_envs {' '.join(map(str, said[1]))}, but "
-                f"the dataset is {built[0]} with the target domains {' '.join(map(str, built[1]))}. Make them the same."
+                f"The train script's arguments are --dataset {requested[0]} --test_envs "
+                f"{' '.join(map(str, requested[1]))}, but the dataset is {built[0]} with the target domains "
+                f"{' '.join(map(str, built[1]))}. Make them the same."
             )
 
 
 def check_batch(task: Task, images: Sequence[torch.Tensor]) -> None:
-    """Refuse minibatches of another dataset than the task's: chains would be missing, or others' be learned.
+    """Reject minibatches of another dataset than the task's, whose chains would be missing or wrong.
 
     Raises:
-        ValueError: saying what does not fit, before anything is learned from them.
+        ValueError: the minibatches are not from the task's dataset.
     """
     ids = [ids_of(x) for x in images]
     known = [part for part in ids if part is not None]
@@ -59,14 +60,14 @@ def check_batch(task: Task, images: Sequence[torch.Tensor]) -> None:
         raise ValueError(f"The algorithm {_NOT_FOUND}")
     if task.chains and len(known) < len(ids):
         raise ValueError(
-            f"The images do not say which of {task.dataset}'s they are, so their chains cannot be found: they are "
-            "another dataset's, or were changed after loading. Pass on what the dataset's loader returns."
+            f"The images do not say which of {task.dataset}'s they are (they have no sample ids), so their chains "
+            "cannot be found: they are from another dataset or were changed after loading. Pass the loader's tensors."
         )
     envs = {env for part in known for env in part[:, 0].tolist()}
     if targets := sorted(envs & set(task.test_envs)):
         raise ValueError(
-            f"A minibatch holds images of domain {targets[0]}, a target of the task that this algorithm found: it was "
-            f"built for another dataset. {_SAME_HPARAMS}"
+            f"A minibatch contains images of domain {targets[0]}, a target of the task that this algorithm found: it "
+            f"was built for another dataset. {_SAME_HPARAMS}"
         )
 
 
@@ -89,4 +90,4 @@ def warn_outside_job(name: str, task: Task, hparams: Mapping[str, Any], schedule
 def _made_for_a_dataset(hparams: Mapping[str, Any]) -> bool:
     """Return whether all hyper-parameters of a dataset of ours are here, as DomainBed's registry gives them for it."""
     tables = [registry.load(target).HPARAMS.keys() for target in registry.DATASETS.values()]
-    return any(table <= hparams.keys() for table in tables)
+    return any(table and table <= hparams.keys() for table in tables)

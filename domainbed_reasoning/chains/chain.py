@@ -23,7 +23,7 @@ class ChainError(ValueError):
     """A text that is not a five-stage chain.
 
     Attributes:
-        rule: the broken rule, one word: ``missing``, ``order``, ``repeated``, ``nested``, ``empty`` or ``outside``.
+        rule: the violated rule: ``missing``, ``order``, ``repeated``, ``nested``, ``empty`` or ``outside``.
     """
 
     def __init__(self, rule: str, message: str):
@@ -42,18 +42,18 @@ class Chain:
     conclusion: str
 
     def render(self) -> str:
-        """Return the chain as text, a stage a line."""
+        """Return the chain as text, one stage per line."""
         return "\n".join(f"<{stage}>{getattr(self, stage.lower())}</{stage}>" for stage in STAGES)
 
 
 def parse_chain(text: str) -> Chain:
     """Return the stages of ``text``.
 
-    All five stages must be there, once, in order, each closed before the next opens and not empty, with nothing but
-    whitespace around them.
+    All five stages must occur once, in order, each non-empty and closed before the next opens, with only whitespace
+    around them.
 
     Raises:
-        ChainError: naming the broken rule and the stage.
+        ChainError: ``text`` violates a rule.
     """
     expected = iter(STAGE_TAGS)
     stages: dict[str, str] = {}
@@ -70,29 +70,29 @@ def parse_chain(text: str) -> Chain:
                 raise ChainError("empty", f"the stage {stage} is empty")
             stages[stage.lower()] = between
         elif between:
-            raise ChainError("outside", f"text stands before <{stage}> and outside of every stage: {between[:40]!r}")
+            raise ChainError("outside", f"unexpected text before <{stage}>: {between[:40]!r}")
         position = found.end()
     left = next(expected, None)
     if left is not None:
         raise ChainError("missing", f"{left} is missing")
     if text[position:].strip():
-        raise ChainError("outside", f"text stands after {END_OF_CHAIN}: {text[position:].strip()[:40]!r}")
+        raise ChainError("outside", f"unexpected text after {END_OF_CHAIN}: {text[position:].strip()[:40]!r}")
     return Chain(**stages)
 
 
 def _raise_for_tag(text: str, tag: str, want: str | None) -> None:
-    """Name why ``tag`` may not stand where ``want`` is expected."""
+    """Raise the error for ``tag`` in place of ``want``."""
     if want is None or text.count(tag) > 1:
-        raise ChainError("repeated", f"{tag} stands more than once")
+        raise ChainError("repeated", f"{tag} occurs more than once")
     if want not in text:
         raise ChainError("missing", f"{want} is missing")
     if want.startswith("</"):
-        raise ChainError("nested", f"{tag} stands inside of <{want[2:]}")
-    raise ChainError("order", f"{tag} stands before {want}")
+        raise ChainError("nested", f"{tag} is inside <{want[2:]}")
+    raise ChainError("order", f"{tag} comes before {want}")
 
 
 def conclusion_of(text: str) -> str | None:
-    """Return the text of the one CONCLUSION in ``text``; None if there is none, or more than one."""
+    """Return the text of the only CONCLUSION in ``text``; None without one, or with several."""
     if text.count("<CONCLUSION>") != 1 or text.count(END_OF_CHAIN) != 1:
         return None
     _, _, rest = text.partition("<CONCLUSION>")
@@ -101,12 +101,12 @@ def conclusion_of(text: str) -> str | None:
 
 
 def without_tags(text: str) -> str:
-    """Return the words of a chain, its tags left out, runs of whitespace as one space."""
+    """Return a chain without its tags, each run of whitespace as one space."""
     return " ".join(_TAG.sub(" ", text).split())
 
 
 def count_words(text: str) -> int:
-    """Return the number of words of a chain, its tags not counted."""
+    """Return the number of words of a chain without its tags."""
     return len(without_tags(text).split())
 
 
@@ -116,21 +116,21 @@ def normalize_name(name: str) -> str:
 
 
 def check_class_names(class_names: Sequence[str]) -> str | None:
-    """Return why an answer could not tell these classes apart, None if it can.
+    """Return why answers could not distinguish these classes, None if they can.
 
-    Two names that `match_class` takes for one, a name of no letter, or one that would break the chain it stands in.
+    Two names that are equal for `match_class`, an empty name, or one that would break a chain that contains it.
     """
     seen: dict[str, str] = {}
     for name in class_names:
         normal = normalize_name(name)
         if not normal:
-            return f"the class name {name!r} has no letter"
+            return f"the class name {name!r} is blank"
         if _TAG.search(name):
-            return f"the class name {name[:80]!r} holds a stage's tag"
+            return f"the class name {name[:80]!r} contains a stage tag"
         if any(char in name for char in "\n\r\0"):
             return f"the class name {name[:80]!r} has more than one line"
         if normal in seen:
-            return f"two classes are called {name[:80]!r} up to case, spaces and underscores"
+            return f"two classes have the name {name[:80]!r}, ignoring case, spaces and underscores"
         seen[normal] = name
     return None
 
@@ -142,8 +142,8 @@ def match_class(answer: str | None, class_names: Sequence[str]) -> int | None:
     """
     if answer is None:
         return None
-    wanted = normalize_name(answer)
+    normal = normalize_name(answer)
     for index, name in enumerate(class_names):
-        if normalize_name(name) == wanted:
+        if normalize_name(name) == normal:
             return index
     return None

@@ -1,8 +1,8 @@
 r"""Which class a short answer names: "dog", "A dog.", "**dog**", "The answer is dog", ``\boxed{dog}``.
 
-An answer names a class if, markup and punctuation taken off, it is the class's name, alone or with an article, or one
-of a few sentences that state it. It is never searched for a name: "bobcat" names no cat, "not a dog", "it could be a
-dog", "dogs" and "a dog's nose" name no dog, "dog or horse" names neither. Standard library only.
+An answer names a class if, without markup and punctuation, it is the class's name, alone or with an article, or one of
+a few sentences that state it. It is never searched for a name: "bobcat" is not a cat, "not a dog", "it could be a dog",
+"dogs" and "a dog's nose" do not name dog, "dog or horse" names neither. Standard library only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 _APOSTROPHES = re.compile("[\u2018\u2019\u02bc\u2032`\u00b4]")
 _LATEX = re.compile(r"\\(?:boxed|fbox|text(?:bf|it|rm|tt)?|mathrm|mathbf|mbox)\s?\{([^{}]{0,200})\}")
 _MATH = re.compile(r"\\[()\[\]]|\$")
-# Not <s> and <del>, nor Markdown's ~~: what is struck out is not the answer.
+# Not <s> and <del>, nor Markdown's ~~: struck-out text is not the answer.
 _ELEMENT = re.compile(r"</?(?!(?:s|del|strike)\b)[a-z]\w{0,15}(?:\s[^<>]{0,80})?/?>", re.IGNORECASE)
 _MARKS = re.compile(r"[*_`#>|\"“”„‟«»‹›「」『』]+|(?<!\w)'|'(?!\w)")
 _BEFORE, _AFTER = " .,;:·•…([{–—-", " .,;:!。、…)]}–—-"
@@ -73,16 +73,16 @@ def read_class(answer: str, class_names: Sequence[str]) -> int | None:
 
 
 def classes_in(text: str, class_names: Sequence[str]) -> set[int]:
-    """Return the classes that ``text`` mentions, each as a word of its own, the longer name where names nest."""
+    """Return the classes that ``text`` mentions as separate words; of nested names, the longer one."""
     mentioned = (match_class(name, class_names) for name in mention(tuple(class_names)).findall(text)) if text else ()
     return {index for index in mentioned if index is not None}
 
 
 @lru_cache(maxsize=16)
 def _frame(class_names: tuple[str, ...]) -> tuple[dict[str, int], re.Pattern[str]]:
-    """Return the plain names, those that two classes share left out, and the pattern of an answer.
+    """Return the plain names, without those that two classes share, and the pattern of an answer.
 
-    Its optional parts are lazy and its names in order of length: what may be part of a name ("The Thing") is.
+    Its optional parts are lazy and the longest names come first: words that may be part of a name ("The Thing") are.
     """
     plain = [_plain(name) for name in class_names]
     names = {name: index for index, name in enumerate(plain) if name and plain.count(name) == 1}

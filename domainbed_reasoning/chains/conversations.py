@@ -1,4 +1,4 @@
-"""Conversations of other formats: how each writes its turns, and which image, question and chain a row holds."""
+"""Conversations of other formats: the layout of their turns, and the image, question and chain of a row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Turn = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TurnStyle:
-    """How a format writes the turns of a conversation.
+    """The layout of a conversation's turns in a format.
 
     Attributes:
         turns: field of a row with its turns.
@@ -36,7 +36,7 @@ class TurnStyle:
     is_typed: bool
 
     def write(self, question: str, chain: str) -> list[Turn]:
-        """Return the two turns that ask about an image and answer with a chain."""
+        """Return the two turns of a question about an image and a chain as its answer."""
         asked = [_part("image"), _part("text", question)] if self.is_typed else f"{IMAGE_TAG}\n{question}"
         return [
             {self.speaker: self.user, self.content: asked},
@@ -63,7 +63,7 @@ _TAG = re.compile(rf"(\s*){IMAGE_TAG}(\s*)")
 
 
 def turns_of(row: Mapping[str, Any]) -> tuple[str, list[Turn]]:
-    """Return the field of a row with its turns, and these; JSON in a text is read.
+    """Return the name of a row's field with its turns, and the turns; a JSON string is parsed.
 
     Raises:
         ValueError: if it has no list of turns.
@@ -84,7 +84,7 @@ def turns_of(row: Mapping[str, Any]) -> tuple[str, list[Turn]]:
 
 
 def image_of(row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
-    """Return the path of a row's image: of its fields ``image`` or ``images``, or of a part of a turn.
+    """Return the path of a row's image, from its fields ``image`` or ``images``, or from a part of a turn.
 
     Raises:
         ValueError: if it has none, or several.
@@ -107,10 +107,10 @@ def image_of(row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
 
 
 def question_and_chain(turns: Sequence[Turn]) -> tuple[str, str]:
-    """Return the first answer that is a chain, or else the last one, with what was asked before it; no image tags.
+    """Return the question, without image tags, and the first answer that is a chain, or else the last answer.
 
     Raises:
-        ValueError: if no turn is an answer.
+        ValueError: no turn is an answer.
     """
     asked: list[str] = []
     pairs: list[tuple[str, str]] = []
@@ -135,12 +135,12 @@ def is_answer(turn: Turn) -> bool:
 
 
 def without_tag(text: str) -> str:
-    """Return a text without the tags that stand for images, wherever they stand."""
+    """Return a text without image tags."""
     return _TAG.sub(lambda tag: _between(tag, text), text)
 
 
 def _between(tag: re.Match[str], text: str) -> str:
-    """Return what stays of a tag: nothing at an end of the text, else white space."""
+    """Return the replacement of an image tag: nothing at an end of the text, else whitespace."""
     if tag.start() == 0 or tag.end() == len(text):
         return ""
     return "\n" if "\n" in tag[1] + tag[2] else " "
@@ -153,13 +153,13 @@ def text_of(value: Any) -> str:
 
 
 def _field(turn: Turn, name: str, styles: Sequence[TurnStyle] = STYLES) -> Any:
-    """Return a turn's ``speaker`` or ``content``, by the first of the styles whose field it has."""
+    """Return a turn's ``speaker`` or ``content``, in the first style whose field it has."""
     keys = (getattr(style, name) for style in styles)
     return next((turn[key] for key in keys if key in turn), None)
 
 
 def to_typed(turns: Sequence[Turn]) -> list[Turn]:
-    """Return turns of any style as those of `OPENAI`, of which one has a part for the image."""
+    """Return turns of any style in that of `OPENAI`, one of them with a part for the image."""
     styles = STYLES[::-1]
     renamed = {SHAREGPT.user: OPENAI.user, SHAREGPT.assistant: OPENAI.assistant}
     speakers = [str(_field(turn, "speaker", styles)) for turn in turns]
@@ -186,7 +186,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _listed(value: Any) -> Any:
-    """Return the list that a text holds as JSON; anything else as it is."""
+    """Return the list in a JSON string; any other value unchanged."""
     if not isinstance(value, str):
         return value
     try:

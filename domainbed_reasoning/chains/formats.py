@@ -2,7 +2,7 @@
 
 | format     | file           | read by                                                        |
 |------------|----------------|----------------------------------------------------------------|
-| `jsonl`    | JSON lines     | this project: one record a line, see `store`                   |
+| `jsonl`    | JSON lines     | this project: one record per line, see `store`                 |
 | `parquet`  | Parquet        | this project; pandas, DuckDB                                   |
 | `internvl` | JSON lines     | InternVL's fine-tuning: `image`, `width`, `height`, `conversations` |
 | `llava`    | one JSON array | LLaVA's fine-tuning: `id`, `image`, `conversations`            |
@@ -62,7 +62,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Format:
-    """How a program lays out chains in a file.
+    """The layout of chains in a file.
 
     Attributes:
         file: ``lines`` of JSON, a JSON ``array``, or ``parquet``.
@@ -101,13 +101,13 @@ def export_records(
         path: of the new file.
         form: a key of `FORMATS`.
         records: in order.
-        question: the prompt of the formats that have one; a record's own `question` goes before it.
+        question: the prompt of the formats that have one; a record's own `question` takes precedence.
         image_info: reads an image, for its size (`internvl`) and bytes (``embed_images``).
-        embed_images: put the images' bytes into a `messages` file.
+        embed_images: store the images' bytes in a `messages` file.
 
     Raises:
         ExchangeError: unknown format, or one that lacks ``question`` or ``image_info``.
-        OSError: if it cannot be written; nothing is left of it then.
+        OSError: if it cannot be written; no partial file is left.
     """
     if form not in FORMATS:
         raise ExchangeError(str(unknown("format", form, FORMATS)))
@@ -130,14 +130,14 @@ def export_records(
 
 
 def import_records(path: Path, *, check_paths: bool = True) -> Iterator[tuple[int, Record]]:
-    """Yield (row or line number from 1, record) of a file in any of the formats, each row told from its contents.
+    """Yield (row or line number from 1, record) of a file in any of the formats, detected row by row.
 
     Args:
         path: of the file.
         check_paths: require image paths below the dataset's folder; otherwise the caller resolves them.
 
     Raises:
-        ExchangeError: a file or row that is none of them.
+        ExchangeError: a file or row in none of them.
         ParquetError: if a Parquet file cannot be read.
     """
     try:
@@ -176,7 +176,7 @@ def _checked(record: Record) -> Record:
     return record
 
 
-# ---- rows of others ----
+# ---- rows of other projects ----
 
 
 def _to_row(record: Record, layout: Format, question: str, image_info: ImageInfo | None, embed_images: bool) -> Row:
@@ -198,7 +198,7 @@ def _to_row(record: Record, layout: Format, question: str, image_info: ImageInfo
 def _with_own(row: Row, record: Record, form: str) -> Row:
     """Return the row with the record's provenance and with what a row of this format brought when it was imported.
 
-    Whoever wrote the chain file wrote that, too: it adds to what the row says, but replaces neither image nor answer.
+    It comes from the chain file, which may be untrusted: it adds fields, but replaces neither image nor answer.
 
     Raises:
         ExchangeError: what it brought is none of a row.
@@ -227,7 +227,7 @@ _MEDIA = re.compile("image|img|picture|photo|video|audio", re.IGNORECASE)
 
 
 def _may_be_added(key: str, value: Any, form: str) -> bool:
-    """Return whether a field of another's row may stand in ours: not one of ours, no path out of the folder."""
+    """Return whether a foreign field may be exported: not one of ours, and no path out of the folder."""
     if key in _RESERVED or key == FORMATS[form].style.turns:
         return False
     return not _MEDIA.search(key) or all(check_image_path(text) is None for text in _texts(value))
@@ -242,7 +242,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _without_places(value: Any) -> Any:
-    """Return a turn's content whose parts are types and texts alone; where the image is the row says."""
+    """Return a turn's content with only the types and texts of its parts; the image's place is a field of the row."""
     if not isinstance(value, list):
         return value
     return [
@@ -252,10 +252,10 @@ def _without_places(value: Any) -> Any:
 
 
 def _from_row(row: Any) -> Record:
-    """Return the record that a row of another format holds.
+    """Return the record in a row of any format.
 
     Raises:
-        ValueError: it is none, saying what is there in its place.
+        ValueError: the row contains none.
     """
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
@@ -286,7 +286,7 @@ def _from_row(row: Any) -> Record:
 
 
 def _foreign(row: Row, name: str, record: Record) -> Row:
-    """Return what a row, whose turns have that name, holds that our own row of the same record would not."""
+    """Return what a row with turns of that name contains beyond our own row of the same record."""
     others = {form: layout for form, layout in FORMATS.items() if layout.fields and layout.style.turns == name}
     form = next(form for form, layout in others.items() if layout.mark in row)
     style = FORMATS[form].style
@@ -304,7 +304,7 @@ def _foreign(row: Row, name: str, record: Record) -> Row:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return a JSON value without keys that are null, as which Parquet gives absent ones."""
+    """Return a JSON value without null keys, which are absent keys in Parquet."""
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -19,7 +19,7 @@ _SHOWN = 10
 
 
 def composed(name: str) -> str:
-    """Return the composed form (NFC) of a name; UTF-8 that Python took for another encoding (LC_ALL=C) is decoded."""
+    """Return the composed form (NFC) of a name; UTF-8 that Python read as another encoding (LC_ALL=C) is decoded."""
     if not name.isascii():
         with contextlib.suppress(UnicodeError):
             name = os.fsencode(name).decode("utf-8")
@@ -30,7 +30,7 @@ def image_name_problems(paths: Iterable[str]) -> Iterator[str]:
     """Yield the problems of paths below a dataset's folder, each with its fix.
 
     Args:
-        paths: as on disk, with ``/``; bytes that are no UTF-8 as Python's file functions spell them.
+        paths: as on disk, with ``/``; bytes that are not UTF-8 as surrogate escapes.
     """
     seen: dict[str, str] = {}
     for path in paths:

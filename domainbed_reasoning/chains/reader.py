@@ -1,14 +1,14 @@
 """The one tolerant reader of five-stage chains, for teachers, self-labels, evaluation and the analyses.
 
-Models think before they answer, fence, write tags in lower case or bold, put headings in place of tags, and add a
-sentence before and after. None of this changes what a chain says. `normalize` takes it off, names what it took off, and
-returns a text whose tags are those of `chains`, to which the exact rules then apply. A text that the exact rules accept
-is not touched. What would change the meaning is no blemish: stages that are missing, repeated or out of order, words
-between stages, a chain that stands in the model's thoughts alone, a conclusion that names no class or several
+Models think before they answer, add code fences, write tags in lower case or bold, use headings in place of tags, and
+add a sentence before or after. None of this changes the meaning of a chain. `normalize` removes it, lists what it
+removed, and returns a text with canonical tags, to which the exact rules then apply. A text that the exact rules accept
+is not changed. Whatever could change the meaning is not normalized: stages that are missing, repeated or out of order,
+words between stages, a chain that is only in the model's thoughts, a conclusion that names no class or several
 (`class_answer`), and words after the conclusion that name another class.
 
-The paper (arXiv 2602.23777) compares the text inside <CONCLUSION> with the label and is silent about form: equality is
-tested after normalization here; ``exact=True`` tests the text as it is.
+The paper (arXiv 2602.23777) compares the text inside <CONCLUSION> with the label and does not specify the format: here
+it is normalized before the comparison; ``exact=True`` compares the original text.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ _SIGNS = re.compile(r"(?:</?(?:br|hr|p|div|answer|response|output|chain)\s?/?>|[
 
 @dataclass(frozen=True)
 class NormalizedText:
-    """A text with its blemishes taken off.
+    """A text without its blemishes.
 
     Attributes:
         text: from the first stage's tag to the last one's; the text as it was where it has no blemish.
@@ -120,7 +120,7 @@ class Reading:
 
 
 def normalize(text: str) -> NormalizedText:
-    """Return ``text`` with canonical tags and without what stands around its stages."""
+    """Return ``text`` with canonical tags and without anything around its stages."""
     if _is_exact(text):
         return NormalizedText(text)
     found: set[str] = set()
@@ -201,8 +201,18 @@ def conclude(normal: NormalizedText, class_names: Sequence[str], exact: bool = F
     return Reading(answer, text, blemishes)
 
 
+def is_well_formed(text: str, exact: bool = False) -> bool:
+    """Return whether ``text`` is a chain of five stages, in order, each closed and not empty.
+
+    Args:
+        text: what a model wrote.
+        exact: read the text as it is; otherwise blemishes are no fault.
+    """
+    return _is_exact(text if exact else normalize(text).text)
+
+
 def is_thinking(text: str) -> bool:
-    """Return whether ``text`` ends in a thought that no tag has closed."""
+    """Return whether ``text`` ends in an unclosed thought."""
     depth = 0
     for found in _THOUGHT.finditer(text):
         depth = max(0, depth - 1) if _closes(found) else depth + 1
@@ -252,7 +262,7 @@ def _canonical_tags(text: str, pattern: re.Pattern[str], found: set[str]) -> str
 
 
 def _tags_from_headings(text: str) -> str:
-    """Return a text that has headings in place of tags with tags; only a conclusion's first paragraph is its own."""
+    """Return a text with tags in place of headings; only the first paragraph after the last one is the conclusion."""
     headings = list(_HEADING.finditer(text))
     parts = [text[: headings[0].start()]] if headings else [text]
     for heading, following in zip(headings, [*headings[1:], None], strict=False):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,16 @@ _USAGE: dict[str, tuple[type, ...]] = {
     "dollars": (int, float),
 }
 _MOST = 1 << 53  # largest integer that all JSON parsers represent exactly
+
+
+class ChainFileError(ValueError):
+    """A chain file that cannot be used as it is; the message gives file, line, problem and fix."""
+
+    def __init__(self, path: str | os.PathLike[str], line: int | None, problem: str, fix: str):
+        place = f"{os.fspath(path)}, line {line}" if line else os.fspath(path)
+        super().__init__(f"{place}: {problem}. {fix}")
+        self.path = os.fspath(path)
+        self.line = line
 
 
 def parse_json(text: str) -> Any:
@@ -96,6 +107,11 @@ def _finite_number(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_number, parse_float=_finite_number)
+
+
+def is_accepted(record: Mapping[str, Any]) -> bool:
+    """Return whether a candidate is accepted, which is the default of ``verdict``."""
+    return bool(record.get("verdict", ACCEPTED) == ACCEPTED)
 
 
 def check_record(record: Any, walk: bool = True, check_paths: bool = True) -> str | None:

@@ -1,9 +1,25 @@
 """Rejection sampling: the named rules that a candidate must satisfy.
 
-The paper (arXiv 2602.23777) keeps a candidate if all stages are there and the conclusion is coherent. Here every rule
-has a name, which is stored with the candidate; the first one that is broken counts. The label is looked at last, so
-that the other names say what is wrong with the text itself. Blemishes of form break no rule: they are taken off before
-(`reader`), save where the exact rules are asked for.
+The paper (arXiv 2602.23777) keeps a candidate if all stages are present and the conclusion is coherent. Here every rule
+has a name, and the first violated one is stored with the candidate. The label is checked last, so that the other rules
+describe the text itself. Deviations in format violate no rule: they are normalized first (`reader`), unless the exact
+rules are requested.
+
+Measured on a frontier model's chains for 9,472 images of PACS (the bundle PACS, one candidate an image, with default
+bounds): rejected of the 9,413 that conclude the class, found of the 59 others, and found of the 9,413 once another
+class's name is put into the conclusion. Of a chain the first rule that it breaks counts.
+
+==================  ============  ===========  ================
+rule                true          wrong        other conclusion
+==================  ============  ===========  ================
+contradiction       0             0            676 (7.2%)
+label               0             58 (98.3%)   8,737 (92.8%)
+every other rule    0             0            0
+==================  ============  ===========  ================
+
+The rules of form find nothing in chains that are whole: they are for teachers that break the format. The wrong chain
+that no rule finds is of a picture of the word ERROR and guesses its class. `domainbed-reasoning stats` prints this
+table for any chains.
 """
 
 from __future__ import annotations
@@ -19,33 +35,31 @@ from domainbed_reasoning.chains.contradiction import contradiction
 from domainbed_reasoning.chains.reader import NormalizedText, Reading, conclude, normalize, read_chain
 from domainbed_reasoning.chains.record import ACCEPTED, REJECTED, check_json_value
 
-# In the order in which they are tried.
+# In the order in which they are checked.
 RULES = {
-    "unprintable": "the text holds a NUL or half of a surrogate pair (stored with U+FFFD in its place)",
-    "cut": "the teacher ran into its token limit",
-    "refusal": "the teacher, or its content filter, refuses to answer",
-    "placeholder": "the text holds a model's image token, which would break a prompt built with it",
+    "unprintable": "the text contains a NUL or a lone surrogate (stored as U+FFFD)",
+    "cut": "the answer was truncated at the token limit",
+    "refusal": "the teacher or its content filter refused to answer",
+    "placeholder": "the text contains a model's image token, which would break prompts",
     "stage_missing": "a stage or its closing tag is missing",
     "stage_order": "the stages are not in order",
-    "stage_repeated": "a stage stands more than once",
-    "stage_nested": "a stage stands inside of another",
+    "stage_repeated": "a stage occurs more than once",
+    "stage_nested": "a stage is inside another",
     "stage_empty": "a stage is empty",
-    "stage_outside": "text stands between the stages, or after them and names another class",
+    "stage_outside": "there is text between the stages, or text after them that names another class",
     "too_short": "the chain has fewer words than --min-words",
     "too_long": "the chain has more words than --max-words",
     "conclusion_none": "the conclusion is not the name of a class",
     "conclusion_several": "the conclusion names several classes",
     "contradiction": "reasoning or reflection states another class than the conclusion, or rules the conclusion out",
-    "label": "the conclusion is not the true class (not asked with --unverified)",
-    "second": "the image has an accepted chain already (import and --rejudge)",
+    "label": "the conclusion is not the true class (not checked with --unverified)",
+    "second": "the image already has an accepted chain (import and --rejudge)",
 }
 
-# Suggestions for when most candidates break a rule.
-_FORM = (
-    "Look at the example: a teacher that does not write the five stages needs --prompt teacher; or use another teacher"
-)
+# Suggestions for when most candidates violate a rule.
+_FORM = "See the example: if the teacher does not write the five stages, use --prompt teacher or another teacher"
 ADVICE = {
-    "cut": "Allow longer answers with --max-tokens; a model that thinks first needs thousands",
+    "cut": "Allow longer answers with --max-tokens; reasoning models need thousands of tokens",
     "refusal": "Use another teacher",
     "stage_outside": _FORM,
     "stage_missing": _FORM,
@@ -61,7 +75,7 @@ ADVICE = {
     "label": "Use a stronger teacher; --unverified keeps chains with wrong conclusions",
 }
 
-# The real chains of this project's test data have 90 to 165 words; these bounds catch stubs and endless repetition.
+# The real chains of this project's test data have 90 to 165 words; these bounds reject stubs and endless repetition.
 MIN_WORDS = 30
 MAX_WORDS = 400
 
@@ -81,10 +95,10 @@ class Verdict:
 
     Attributes:
         accepted: whether it is kept.
-        rule: that it breaks, empty if it is accepted.
-        reason: in words, likewise.
-        chain: in canonical form; None where the text has it already, or is rejected.
-        normalized: the blemishes that were taken off for it, keys of `reader.BLEMISHES`.
+        rule: the violated rule, empty if it is accepted.
+        reason: details of the violation, likewise.
+        chain: in canonical form; None if the text has it already, or is rejected.
+        normalized: the deviations that were removed, keys of `reader.BLEMISHES`.
     """
 
     accepted: bool
@@ -99,11 +113,11 @@ class Rules:
     """The settings by which candidates are judged.
 
     Attributes:
-        class_names: as the prompt named them, in label order.
-        min_words: fewest words a chain may have, its tags not counted.
-        max_words: most words.
+        class_names: as in the prompt, in label order.
+        min_words: minimum number of words of a chain, without tags.
+        max_words: maximum number of words.
         verified: whether the conclusion must be the true class.
-        exact: whether candidates are read as they are, blemishes and all.
+        exact: whether candidates are read without normalization.
     """
 
     class_names: tuple[str, ...]
@@ -116,13 +130,13 @@ class Rules:
         """Return the verdict on a candidate.
 
         Args:
-            text: what the teacher wrote.
+            text: the teacher's answer.
             label: index of the true class; None skips the rule ``label``.
-            finish: the teacher's reason to stop, ``length`` if it ran into its limit.
-            refused: whether the teacher's answer says itself that it is a refusal.
+            finish: the teacher's finish reason, ``length`` if it reached the token limit.
+            refused: whether the response is marked as a refusal.
         """
         if check_json_value(text):
-            return _rejected("unprintable", "it holds a NUL or half of a surrogate pair")
+            return _rejected("unprintable", "it contains a NUL or a lone surrogate")
         if refused:
             return _rejected("refusal", text[:120] or "marked as a refusal by the teacher")
         try:
@@ -131,13 +145,13 @@ class Rules:
             return self._why_unparsable(text, error, finish)
         if finish == "length" and "heading" in normal.blemishes and not normal.after:
             return _rejected(
-                "cut", "the token limit was reached: a heading has no end, so the conclusion may lack its own"
+                "cut", "the token limit was reached: headings have no closing tags, so the conclusion may be truncated"
             )
         if _REFUSAL.search(normal.before[:300]):
             return _rejected("refusal", normal.before[:120])
         found = next((token for token in PLACEHOLDERS if token in normal.text), None)
         if found:
-            return _rejected("placeholder", f"it holds {found}")
+            return _rejected("placeholder", f"it contains {found}")
         words = sum(len(stage.split()) for stage in vars(chain).values())
         if words < self.min_words:
             return _rejected("too_short", f"{words} words, fewer than {self.min_words}")
@@ -148,7 +162,7 @@ class Rules:
     def _why_unparsable(self, text: str, error: ChainError, finish: str) -> Verdict:
         if finish == "length":
             return _rejected("cut", f"the token limit was reached: {error}")
-        normal = NormalizedText(text) if self.exact else normalize(text)  # what a model thinks is no refusal
+        normal = NormalizedText(text) if self.exact else normalize(text)  # without thoughts, which are not refusals
         before_stages = normal.before or normal.text.partition("<SUMMARY>")[0]
         if _REFUSAL.search(before_stages[:300]):
             return _rejected("refusal", before_stages.strip()[:120])
@@ -166,26 +180,26 @@ class Rules:
                 return _rejected(
                     "stage_outside", f"text after {quoted!r} names {self.class_names[others[0]]!r}: {after[:80]!r}"
                 )
-            return _rejected("conclusion_none", f"{quoted!r} is not the name of a class")
+            return _rejected("conclusion_none", f"{quoted!r} is not a class name")
         against = contradiction(chain, named, self.class_names)
         if against:
             return _rejected("contradiction", against)
         if self.verified and label is not None and named != label:
             return _rejected(
-                "label", f"concludes {self.class_names[named]!r}, the label is {self.class_names[label]!r}"
+                "label", f"the conclusion is {self.class_names[named]!r}, the label {self.class_names[label]!r}"
             )
         return Verdict(True, chain=reading.text if reading.blemishes else None, normalized=reading.blemishes)
 
 
 def with_verdict(record: Mapping[str, Any], text: str, verdict: Verdict) -> dict[str, Any]:
-    """Return a candidate's record with a verdict in place of the one that it has.
+    """Return a candidate's record with a new verdict.
 
-    An accepted chain is stored in canonical form, and beside it, where that differs, the text as it came (``raw``) and
-    what was taken off (``normalized``). A rejected candidate is stored as it came.
+    An accepted chain is stored in canonical form, and if that differs, with the original text (``raw``) and a list of
+    changes (``normalized``). A rejected candidate is stored unchanged.
 
     Args:
         record: of the candidate.
-        text: as it came.
+        text: the original text.
         verdict: on it.
     """
     judged = {key: value for key, value in record.items() if key not in ("raw", "normalized", "rule", "reason")}

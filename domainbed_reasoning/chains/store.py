@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from domainbed_reasoning.chains.chain import ChainError, parse_chain
 from domainbed_reasoning.chains.image_names import ImageLookup
+from domainbed_reasoning.chains.locked import cut_torn_line, lock, open_locked
 from domainbed_reasoning.chains.record import (
     ACCEPTED,
     MAX_DEPTH,
     MAX_LINE_BYTES,
     REJECTED,
+    ChainFileError,
     Record,
     check_record,
+    is_accepted,
     parse_json,
 )
+from domainbed_reasoning.chains.rules import Rules
 from domainbed_reasoning.files.atomic import name_beside, remove_stale, sync_folder
-from domainbed_reasoning.files.locks import FileLocked, is_in_place, lock_in_place
+from domainbed_reasoning.files.locks import is_in_place
 from domainbed_reasoning.files.open_files import save_copy
 from domainbed_reasoning.files.plain import open_plain
 
@@ -40,6 +43,7 @@ __all__ = [
     "ChainWriter",
     "Record",
     "check_record",
+    "is_accepted",
     "load_chains",
     "read_lines",
     "read_records",
@@ -53,18 +57,12 @@ _RETRY_SECONDS = 0.02
 _MAX_SKIPPED = 1 << 30
 
 
-class ChainFileError(ValueError):
-    """A chain file that cannot be used as it is; the message gives file, line, problem and fix."""
-
-    def __init__(self, path: str | os.PathLike[str], line: int | None, problem: str, fix: str):
-        place = f"{os.fspath(path)}, line {line}" if line else os.fspath(path)
-        super().__init__(f"{place}: {problem}. {fix}")
-        self.path = os.fspath(path)
-        self.line = line
-
-
 def load_chains(
-    path: str | os.PathLike[str], known_images: Collection[str] | None = None, *, repair: bool = False
+    path: str | os.PathLike[str],
+    known_images: Collection[str] | None = None,
+    *,
+    repair: bool = False,
+    unverified: Rules | None = None,
 ) -> dict[str, str]:
     """Return the accepted chains by image path.
 
@@ -72,22 +70,49 @@ def load_chains(
         path: a chain file.
         known_images: paths on disk, below the dataset's folder, which become the keys; None skips this check.
         repair: ignore a partial last line, left by a killed writer, instead of raising.
+        unverified: see `select_chains`.
 
     Raises:
-        ChainFileError: for a file that is missing, or a line that is torn, not JSON, over-long, lacks a key or has it
-            twice, has a value of the wrong kind, text that no file can hold, a path out of the folder or of an unknown
-            image, an accepted chain that has not its five stages, or a second accepted chain of an image.
+        ChainFileError: the file is missing, or a line is incomplete, not JSON, too long, has missing or duplicate keys,
+            a value of the wrong type, text that cannot be encoded, a path out of the folder or of an unknown image, an
+            accepted chain without the five stages, or a second accepted chain of an image.
+    """
+    return select_chains(path, read_records(path, repair=repair), known_images, unverified)
+
+
+def select_chains(
+    path: str | os.PathLike[str],
+    records: Iterable[tuple[int, Record]],
+    known_images: Collection[str] | None = None,
+    unverified: Rules | None = None,
+) -> dict[str, str]:
+    """Return the chains that training reads, by image path.
+
+    Args:
+        path: of the file that the records are from.
+        records: its lines, numbered from 1.
+        known_images: see `load_chains`.
+        unverified: rules without a label. With them, a candidate that was rejected for concluding another class counts
+            as accepted if it satisfies them; of several candidates the first counts, as if no label had been known.
+
+    Raises:
+        ChainFileError: see `load_chains`.
     """
     known = None if known_images is None else ImageLookup(known_images)
     chains: dict[str, str] = {}
-    for line, record in read_records(path, repair=repair):
+    accepted: set[str] = set()
+    for line, record in records:
         image = record["image"] if known is None else known.find(record["image"])
         if image is None:
             fix = "Pass this dataset's chain file, or correct the path"
             raise ChainFileError(path, line, f"image {record['image']!r} is not in the dataset", fix)
-        if record.get("verdict", ACCEPTED) != ACCEPTED:
+        if not is_accepted(record):
+            if unverified is not None and record.get("rule") == "label" and image not in chains:
+                verdict = unverified.judge(record["chain"])
+                if verdict.accepted:
+                    chains[image] = verdict.chain or record["chain"]
             continue
-        if image in chains:
+        if image in accepted:
             raise ChainFileError(
                 path,
                 line,
@@ -103,7 +128,8 @@ def load_chains(
                 f"the chain of {image!r} does not have the five stages: {error}",
                 "Run `domainbed-reasoning annotate --rejudge` to normalize or reject it",
             ) from error
-        chains[image] = record["chain"]
+        accepted.add(image)
+        chains.setdefault(image, record["chain"])
     return chains
 
 
@@ -134,42 +160,53 @@ def read_lines(path: str | os.PathLike[str], *, repair: bool = False) -> Iterato
     except OSError as error:
         fix = "Create it with `domainbed-reasoning annotate` or `import`"
         raise ChainFileError(path, None, f"cannot be read ({error.strerror})", fix) from error
-    fix = "Correct or delete this line; `domainbed-reasoning check` lists all such lines"
     with file:
-        number = place = retries = 0
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(raw) > MAX_LINE_BYTES:
-                problem = f"longer than {MAX_LINE_BYTES:,} bytes"
-                while raw and not raw.endswith(b"\n") and file.tell() - place <= _MAX_SKIPPED:
-                    raw = file.readline(MAX_LINE_BYTES)
-                if raw and not raw.endswith(b"\n"):
-                    raise ChainFileError(path, number, problem, "Pass a file with one JSON object per line")
-                yield number, ChainFileError(path, number, problem, "Pass a file with one JSON object per line")
-                place = file.tell()
-                continue
-            if raw.isspace():
-                place += len(raw)
-                continue
-            try:
-                record = parse_json(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except ValueError as error:
-                if raw.endswith(b"\n"):
-                    yield number, ChainFileError(path, number, f"not valid JSON ({error})", fix)
-                elif retries < _RETRIES:  # another process may still be writing it
-                    time.sleep(_RETRY_SECONDS)
-                    retries, number = retries + 1, number - 1
-                    file.seek(place)
-                    continue
-                elif not repair:
-                    resume = "Rerun `domainbed-reasoning annotate`, which removes it and resumes, or delete the line"
-                    yield number, ChainFileError(path, number, "incomplete: its writer was interrupted", resume)
-                place += len(raw)
-                continue
+        yield from parse_lines(file, path, repair=repair)
+
+
+def parse_lines(
+    file: BinaryIO, path: str | os.PathLike[str], *, repair: bool = False
+) -> Iterator[tuple[int, Record | ChainFileError]]:
+    """Yield what `read_lines` yields, of an open file; ``path`` is for the messages.
+
+    Raises:
+        ChainFileError: if a line is too long to find its end.
+    """
+    fix = "Correct or delete this line; `domainbed-reasoning check` lists all such lines"
+    number = place = retries = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(raw) > MAX_LINE_BYTES:
+            problem = f"longer than {MAX_LINE_BYTES:,} bytes"
+            while raw and not raw.endswith(b"\n") and file.tell() - place <= _MAX_SKIPPED:
+                raw = file.readline(MAX_LINE_BYTES)
+            if raw and not raw.endswith(b"\n"):
+                raise ChainFileError(path, number, problem, "Pass a file with one JSON object per line")
+            yield number, ChainFileError(path, number, problem, "Pass a file with one JSON object per line")
+            place = file.tell()
+            continue
+        if raw.isspace():
             place += len(raw)
-            walk = b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
-            invalid = check_record(record, walk)
-            yield number, ChainFileError(path, number, invalid, fix) if invalid else record
+            continue
+        try:
+            record = parse_json(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except ValueError as error:
+            if raw.endswith(b"\n"):
+                yield number, ChainFileError(path, number, f"not valid JSON ({error})", fix)
+            elif retries < _RETRIES:  # another process may still be writing it
+                time.sleep(_RETRY_SECONDS)
+                retries, number = retries + 1, number - 1
+                file.seek(place)
+                continue
+            elif not repair:
+                resume = "Rerun `domainbed-reasoning annotate`, which removes it and resumes, or delete the line"
+                yield number, ChainFileError(path, number, "incomplete: its writer was interrupted", resume)
+            place += len(raw)
+            continue
+        place += len(raw)
+        walk = b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
+        invalid = check_record(record, walk)
+        yield number, ChainFileError(path, number, invalid, fix) if invalid else record
 
 
 class ChainWriter:
@@ -211,9 +248,9 @@ class ChainWriter:
         os.makedirs(folder, exist_ok=True)
         is_new = not os.path.exists(self.path)
         self._is_temporary = is_new and not leave_empty
-        self._file = _open_locked(self.path)
+        self._file = open_locked(self.path)
         try:
-            self.cut_bytes = _cut_torn_line(self._file, self.path)
+            self.cut_bytes = cut_torn_line(self._file, self.path)
             if is_new:
                 sync_folder(Path(folder))
         except BaseException:
@@ -299,7 +336,7 @@ class ChainWriter:
         except OSError as error:
             fix = f"Its records are lost, as they cannot be saved elsewhere ({error})"
             raise ChainFileError(at, None, problem, fix) from error
-        _lock(copy, place)
+        lock(copy, place)
         os.close(self._file)
         self._file, self.path, self._unsynced = copy, place, 0
         fix = (
@@ -329,7 +366,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, A
     remove_stale(Path(target))
     partial = os.fspath(name_beside(Path(target)))
     count = 0
-    there = _open_locked(target) if os.path.isfile(target) else None
+    existing = open_locked(target) if os.path.isfile(target) else None
     try:
         with ChainWriter(partial, sync_records=1 << 62, sync_seconds=float("inf")) as writer:
             for record in records:
@@ -341,64 +378,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, A
             os.unlink(partial)
         raise
     finally:
-        if there is not None:
-            os.close(there)
+        if existing is not None:
+            os.close(existing)
     sync_folder(Path(target).absolute().parent)
     return count
-
-
-def _open_locked(path: str) -> int:
-    """Return a file, made if missing, that is this process's alone and the one that ``path`` names.
-
-    Raises:
-        ChainFileError: another process writes to it.
-        OSError: it cannot be opened.
-    """
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise ChainFileError(path, None, "it is no regular file", "Give a file that chains can be added to")
-            if _lock(file, path):
-                return file
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)  # replaced between opening and locking
-
-
-def _cut_torn_line(file: int, path: str) -> int:
-    """Remove a partial last line, or complete a missing newline, and return the number of bytes removed.
-
-    Raises:
-        ChainFileError: if it is not a chain file, which is left unchanged.
-    """
-    size = os.fstat(file).st_size
-    start = max(0, size - MAX_LINE_BYTES - 1)
-    before, newline, last = os.pread(file, size - start, start).rpartition(b"\n")
-    if not last:
-        return 0
-    try:
-        whole = isinstance(parse_json(last.decode("utf-8-sig")), dict)
-    except ValueError:
-        whole = False
-    if whole:
-        os.write(file, b"\n")
-        return 0
-    # A power failure may leave zeros in place of a line.
-    head = os.pread(file, 4, 0).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if (start and not newline) or not head.startswith((b"{", b"\0")) or last.strip(b"\0")[:1] not in (b"{", b""):
-        fix = "Pass a chain file or a new path; this file was left unchanged"
-        raise ChainFileError(path, None, "not a chain file: its last line is not a record, even a partial one", fix)
-    os.ftruncate(file, size - len(last))
-    os.fsync(file)
-    return len(last)
-
-
-def _lock(file: int, path: str) -> bool:
-    """Lock the file until it is closed, and return whether ``path`` still names it."""
-    try:
-        return lock_in_place(file, path)
-    except FileLocked as error:
-        cure = "Wait until it ends, or give another file with --chains"
-        raise ChainFileError(path, None, f"{error.holder} is writing to it", cure) from error

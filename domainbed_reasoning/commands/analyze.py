@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.commands.arguments import Parser, json_object, non_negative
+from domainbed_reasoning.commands.arguments import Parser, add_chains_argument, json_object, non_negative
 
 EXAMPLES = """\
   domainbed-reasoning analyze token-shift --after sweep/1a2b3c --targets teacher
@@ -53,7 +53,7 @@ def _add_token_shift(parser: argparse.ArgumentParser) -> None:
         "--targets",
         default="teacher",
         help="label, teacher, own (chains written by --before and kept by SARR with the settings of --after) or a "
-        "chain file (default: teacher)",
+        "chain file, or bundled (default: teacher)",
     )
     _add_images(parser, 200, "sources")
 
@@ -67,7 +67,7 @@ def _add_entropy(parser: argparse.ArgumentParser) -> None:
 
 def _add_divergence(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="PACSReasoning, ShapesReasoning, …")
-    parser.add_argument("--chains", type=Path, help="chain file (default: the dataset's)")
+    add_chains_argument(parser, "the dataset's")
     parser.add_argument(
         "--hparams", type=json_object, default="{}", help='JSON for the dataset, such as \'{"teacher": "other"}\''
     )

@@ -24,20 +24,20 @@ def run(args: argparse.Namespace) -> None:
     if checkpoint:
         hparams |= {"model": args.model or (trained.model if trained else name)}
     encoded_by = checkpoint.tag if checkpoint else words_of_file(Path(name).name)
-    chains = args.chains.stem if args.chains else ""
+    chains = Path(args.chains).stem if args.chains else ""
     named = "_".join(filter(None, ["divergence", args.dataset, words_of_file(chains), encoded_by, args.kernel]))
     results = results_for(args, named)
-    material = build_data(args.dataset, args.data_dir, [], hparams, str(args.chains) if args.chains else True, clip)
-    encoder = encoders.load_encoder(name, args.model)
+    data = build_data(args.dataset, args.data_dir, [], hparams, str(args.chains) if args.chains else True, clip)
+    encoder = encoders.MLLMEncoder(checkpoint.load(args.model)) if checkpoint else encoders.load_encoder(name)
     images, texts = [], []
-    names = material.task.environments
+    names = data.task.environments
     for env in range(len(names)):
-        samples = material.draw([env], args.images, chained=True)
-        images.append(encoder.images(material.pixels(samples)))
-        texts.append(encoder.texts([without_tags(material.task.chains[sample]) for sample in samples]))
+        samples = data.draw([env], args.images, chained=True)
+        images.append(encoder.images(data.pixels(samples)))
+        texts.append(encoder.texts([without_tags(data.task.chains[sample]) for sample in samples]))
     columns = {"dataset": args.dataset, "encoder": checkpoint.where if checkpoint else name, "kernel": args.kernel}
     rows = [{**columns, **row} for row in divergence.between_domains(images, texts, names, args.kernel)]
-    title = f"{args.dataset}, {checkpoint.said if checkpoint else Path(name).name}, {args.kernel} kernel"
+    title = f"{args.dataset}, {checkpoint.title if checkpoint else Path(name).name}, {args.kernel} kernel"
     findings = ["chains are encoded without their stage tags"]
     means = {row["modality"]: row for row in rows if row["domain"] == "mean"}
     for key in ("biased", "unbiased", "relative"):

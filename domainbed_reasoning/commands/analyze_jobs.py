@@ -80,7 +80,7 @@ def _faithfulness_of(args: argparse.Namespace, name: str) -> tuple[list[dict[str
     job = job_of(checkpoint)
     material = data_for(args, checkpoint, False)
     samples = material.draw(material.domains(args.domains), args.images)
-    print(f"{name}: {checkpoint.said}, {len(samples)} images", flush=True)
+    print(f"{name}: {checkpoint.title}, {len(samples)} images", flush=True)
     mllm = checkpoint.load(args.model)
     max_new_tokens, batch = job.hparams["max_new_tokens"], job.hparams["eval_batch"]
     reader = faithfulness.Reader(mllm, material, max_new_tokens, batch, job.exact_answers)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_reasoning.analysis import plots
+from domainbed_reasoning import plot_styles
 from domainbed_reasoning.analysis.checkpoints import Checkpoint
 from domainbed_reasoning.analysis.data import AnalysisData, data_of_job
 from domainbed_reasoning.analysis.results import Results, results_at
@@ -64,7 +64,7 @@ def leave(results: Results, title: str, rows: Sequence[Mapping[str, Any]], summa
 
 def plot(results: Results, draw: Callable[[Path], None]) -> None:
     """Write the plot if matplotlib is installed; otherwise print how to install it."""
-    if not plots.plots_are_there():
+    if not plot_styles.has_matplotlib():
         print("No plot: matplotlib is not installed. Run pip install 'domainbed-reasoning[plots]'.")
         return
     draw(results.path(".png"))

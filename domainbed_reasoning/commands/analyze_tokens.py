@@ -33,10 +33,10 @@ def run_token_shift(args: argparse.Namespace) -> None:
     first, second = tables[targets], _second_pass(args, before, after, material, answers[targets], tables[targets])
     columns = {"dataset": job_of(after).dataset, "before": before.where, "after": after.where, "targets": targets}
     rows = [{**columns, **row} for row in token_shift.shift(first, second)]
-    title = f"{before.said} to {after.said}, {targets} targets"
+    title = f"{before.title} to {after.title}, {targets} targets"
     findings = token_shift.found_in(rows[0], token_shift.PAPER_RISEN.get(args.targets))
     if args.targets == "own":
-        findings.append(f"{token_shift.OWN}; these: {_labelling(after).said}")
+        findings.append(f"{token_shift.OWN}; these: {_labelling(after).description}")
     write(results, title, rows, findings, token_shift.PAPER)
     plot(results, lambda path: plots.token_shift(first, second, title, path))
 
@@ -60,7 +60,7 @@ def run_entropy(args: argparse.Namespace) -> None:
         second = _second_pass(args, before, checkpoint, material, answers[source], first[source])
         found[source] = entropy.reductions(first[source], second)
     top = [{"chains": source, **row} for source, rows in found.items() for row in rows[: entropy.TOP]]
-    title = f"Entropy reduction: {before.said} to {after.said} and {of_own.said}"
+    title = f"Entropy reduction: {before.title} to {after.title} and {of_own.title}"
     columns = {"dataset": job_of(after).dataset, "before": before.where}
     ends = {"teacher": after.where, "self-generated": of_own.where}
     everything = [
@@ -71,7 +71,7 @@ def run_entropy(args: argparse.Namespace) -> None:
     findings = [
         f"tokens in both lists of {entropy.TOP}: {100 * shared:.0f}% of their union (paper: none)",
         f"conclusion tokens among them: teacher {in_class['teacher']}, own {in_class['self-generated']}",
-        f"own chains: {labelling.said}",
+        f"own chains: {labelling.description}",
     ]
     write(results, title, everything, findings, entropy.PAPER, shown=top)
     plot(results, lambda path: plots.entropy(found, entropy.TOP, title, path))
@@ -102,7 +102,7 @@ def _second_pass(
 ) -> TokenTable:
     """Return the same tokens' statistics under the model after training, which is then freed."""
     mllm = after.load(args.model)
-    target_tokens.check_same_tokens(mllm, answers, first, before.said, after.said)
+    target_tokens.check_same_tokens(mllm, answers, first, before.title, after.title)
     return target_tokens.read_tokens(mllm, material, answers, _batch(after))
 
 

@@ -30,7 +30,7 @@ from domainbed_reasoning.annotate.teacher import (
 from domainbed_reasoning.chains.image_names import ImageLookup
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
 from domainbed_reasoning.chains.rules import ADVICE, RULES, Rules
-from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record, read_records
+from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record, is_accepted, read_records
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.commands.arguments import UsageError, non_negative, positive
 from domainbed_reasoning.images.catalog import FolderScan
@@ -109,7 +109,8 @@ def add_arguments(parser: arguments.Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Annotate; return 0 if every image has a chain or no candidate left, else 1 (3: stopped early)."""
     _check(args)
-    dataset, on_disk = arguments.open_dataset(args)
+    uses_bundle = args.chains is None
+    dataset, on_disk = arguments.open_dataset(args, writes=True)
     names = arguments.class_names(dataset, on_disk)
     rules = arguments.rules_of(args, names)
     if args.rejudge:
@@ -128,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
         price=price,
     )
     records = _records(args, on_disk)
+    if uses_bundle and dataset.bundle is not None:
+        records += arguments.bundled_records(dataset, on_disk, args.unverified)
     jobs = plan(
         on_disk.pictures,
         on_disk.classes,
@@ -143,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not jobs:
         print(_nothing_to_do(args, on_disk))
-        if any(record.get("verdict", ACCEPTED) == ACCEPTED for record in records):
+        if any(is_accepted(record) for record in records):
             return 0
         print("No image has a chain. Use `annotate --rejudge` to judge the stored candidates again.")
         return 1
@@ -189,10 +192,8 @@ def _rejudge(args: argparse.Namespace, rules: Rules, on_disk: FolderScan) -> int
 
 def _has_accepted(records: Sequence[Record], settings: AnnotationSettings, args: argparse.Namespace) -> bool:
     """Return whether an earlier run accepted candidates of this teacher and prompt."""
-    wanted = (args.teacher, settings.prompt_version, ACCEPTED)
-    return any(
-        (one.get("teacher"), one.get("prompt_version"), one.get("verdict", ACCEPTED)) == wanted for one in records
-    )
+    own = (args.teacher, settings.prompt_version)
+    return any((one.get("teacher"), one.get("prompt_version")) == own and is_accepted(one) for one in records)
 
 
 def _check(args: argparse.Namespace) -> None:

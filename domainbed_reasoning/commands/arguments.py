@@ -6,15 +6,17 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from domainbed_reasoning.annotate.stats import known_and_strange
+from domainbed_reasoning.annotate.stats import describe_unknown, split_known
+from domainbed_reasoning.chains.bundled import BUNDLED, ENDING, Bundle, read_bundle
 from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.chains.image_names import require_image_names
+from domainbed_reasoning.chains.matching import Matches, match_images
 from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules
-from domainbed_reasoning.chains.store import Record, read_records
+from domainbed_reasoning.chains.store import ACCEPTED, Record, is_accepted, read_records
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.images.catalog import CHAIN_FILE, FolderScan, ImageFolder, scan
 from domainbed_reasoning.images.user_datasets import find
@@ -57,7 +59,13 @@ def add_dataset_arguments(parser: argparse._ActionsContainer, *, required: bool 
     """Add --dataset, --data-dir and --chains."""
     parser.add_argument("--dataset", required=required, help="PACS, VLCS, …, or your own (see `check --help`)")
     parser.add_argument("--data-dir", required=required, help="folder that contains the dataset's folder")
-    parser.add_argument("--chains", type=Path, help=f"chain file (default: {CHAIN_FILE} in the dataset's folder)")
+    add_chains_argument(parser, f"{CHAIN_FILE} in the dataset's folder")
+
+
+def add_chains_argument(parser: argparse._ActionsContainer, default: str) -> None:
+    """Add --chains, a path or ``bundled``; ``default`` is for its help."""
+    text = f"chain file, or {BUNDLED!r} for the chains that come with the dataset (default: {default})"
+    parser.add_argument("--chains", type=lambda text: text if text == BUNDLED else Path(text), help=text)
 
 
 def add_rule_arguments(parser: Parser) -> None:
@@ -118,29 +126,111 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def open_dataset(args: argparse.Namespace, checked: bool = True) -> tuple[ImageFolder, FolderScan]:
+def open_dataset(
+    args: argparse.Namespace, checked: bool = True, writes: bool = False
+) -> tuple[ImageFolder, FolderScan]:
     """Return the dataset and its files; set ``args.chains`` to its default.
 
     Args:
         args: the verb's arguments.
         checked: reject images whose names a chain file cannot store.
+        writes: whether the verb writes to the chain file.
 
     Raises:
-        ValueError: unknown dataset, or such a name.
+        ValueError: unknown dataset, such a name, or no bundle where it is asked for.
         FileNotFoundError: its folder does not exist.
+        UsageError: the verb would write to the bundle.
     """
+    if writes and args.chains == BUNDLED:
+        raise UsageError("--chains bundled is read-only; pass the path of the chain file to write")
     dataset = find(args.dataset)
     on_disk = scan(dataset, args.data_dir)
     if checked:
         require_image_names(on_disk.root, (picture.path for picture in on_disk.pictures))
+    if args.chains == BUNDLED and dataset.bundle is None:
+        raise ValueError(f"{dataset.name} has no bundled chains. Pass the path of a chain file with --chains.")
     if args.chains is None:
         args.chains = on_disk.root / CHAIN_FILE
     return dataset, on_disk
 
 
-def read_candidates(args: argparse.Namespace, on_disk: FolderScan) -> tuple[list[Record], int]:
-    """Return the chain file's candidates of images in the dataset, and the number of its other candidates."""
-    return known_and_strange(on_disk.pictures, (record for _, record in read_records(args.chains, repair=True)))
+def matched_bundle(dataset: ImageFolder, on_disk: FolderScan) -> tuple[Bundle, Matches]:
+    """Return the dataset's bundle and which image on disk has which of its lines.
+
+    Raises:
+        ChainFileError: if it cannot be used.
+    """
+    bundle = read_bundle(str(dataset.bundle))
+    return bundle, match_images(bundle.lines, [picture.path for picture in on_disk.pictures], on_disk.root)
+
+
+def read_candidates(
+    args: argparse.Namespace,
+    dataset: ImageFolder,
+    on_disk: FolderScan,
+    wanted: Callable[[Record], bool] = lambda record: True,
+    repair: bool = True,
+) -> tuple[list[Record], int]:
+    """Return the candidates of images in the dataset, and the number of other candidates.
+
+    Sets ``args.chains`` to the bundle's path if it is ``bundled``.
+
+    Args:
+        args: the verb's arguments, after `open_dataset`.
+        dataset: the dataset.
+        on_disk: its files.
+        wanted: which candidates count.
+        repair: ignore a partial last line of a chain file.
+
+    Raises:
+        ChainFileError: for a chain file or bundle that cannot be used.
+    """
+    if args.chains == BUNDLED:
+        bundle, matches = matched_bundle(dataset, on_disk)
+        args.chains = bundle.path
+        for note in matches.notes():
+            print(note, file=sys.stderr)
+        absent = set(matches.absent)
+        known = [record for _, record in matches.lines(bundle.lines) if wanted(record)]
+        return known, sum(record["image"] in absent and wanted(record) for _, record in bundle.lines)
+    if dataset.bundle is not None and not args.chains.exists():
+        raise FileNotFoundError(
+            f"{args.chains} does not exist. Pass --chains bundled for the chains that come with {dataset.name}, or "
+            "create the file with `domainbed-reasoning annotate` or `import`."
+        )
+    records: Iterable[Record] = (record for _, record in read_records(args.chains, repair=repair))
+    return split_known(on_disk.pictures, filter(wanted, records))
+
+
+def bundled_records(dataset: ImageFolder, on_disk: FolderScan, unverified: bool) -> list[Record]:
+    """Return the accepted candidates of the dataset's bundle, without texts, and print that their images are done.
+
+    Args:
+        dataset: the dataset, which has a bundle.
+        on_disk: its files.
+        unverified: whether candidates that conclude another class count as accepted.
+
+    Raises:
+        ChainFileError: if the bundle cannot be used.
+    """
+    bundle, matches = matched_bundle(dataset, on_disk)
+    kept = (ACCEPTED, "label") if unverified else (ACCEPTED,)
+    records = [
+        {**record, "verdict": ACCEPTED, "chain": "", "raw": ""}
+        for _, record in matches.lines(bundle.lines)
+        if (ACCEPTED if is_accepted(record) else record.get("rule")) in kept
+    ]
+    for note in matches.notes():
+        print(note, file=sys.stderr)
+    if count := len({record["image"] for record in records}):
+        have = "image has a chain" if count == 1 else "images have chains"
+        print(f"{count:,} {have} in the bundle {bundle} and will not be asked for. To ask for all, pass --chains FILE.")
+    return records
+
+
+def unknown_text(args: argparse.Namespace, count: int) -> str:
+    """Return a message about ``count`` candidates for images that are not in the dataset."""
+    return describe_unknown(count, are_listed=not args.chains.name.endswith(ENDING))
 
 
 def class_names(dataset: ImageFolder, on_disk: FolderScan) -> tuple[str, ...]:
@@ -149,7 +239,7 @@ def class_names(dataset: ImageFolder, on_disk: FolderScan) -> tuple[str, ...]:
     Raises:
         ValueError: if an answer could not tell two of them apart.
     """
-    names = tuple(dataset.class_name(folder) for folder in on_disk.classes)
+    names = dataset.class_names(on_disk.classes)
     problem = check_class_names(names)
     if problem:
         raise ValueError(f"{dataset.name}: {problem}. Rename the class folders or set [class_names].")

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from domainbed_reasoning.annotate.browse import write_page
-from domainbed_reasoning.annotate.stats import about_strangers
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.images.decode import is_below
 from domainbed_reasoning.terminal import counted
@@ -16,6 +15,7 @@ from domainbed_reasoning.terminal import counted
 EXAMPLES = """\
   domainbed-reasoning browse --dataset PACS --data-dir DATA
   domainbed-reasoning browse --dataset PACS --data-dir DATA --output pacs.html --only-asked
+  domainbed-reasoning browse --dataset PACS --data-dir DATA --chains bundled
 
 The page is self-contained, thumbnails included. Keys: ← → change the page, / searches.
 """
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     dataset, on_disk = arguments.open_dataset(args)
     from tqdm import tqdm
 
-    records, strangers = arguments.read_candidates(args, on_disk)
+    records, unknown = arguments.read_candidates(args, dataset, on_disk)
     output = args.output or Path(f"{dataset.name}_chains.html")
     names = arguments.class_names(dataset, on_disk)
     progress = functools.partial(tqdm, file=sys.stderr, unit="chunk", leave=False)
@@ -41,6 +41,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"Wrote {output} ({size / 1e6:.1f} MB). Open it in a browser.")
     if links := sum(not is_below(on_disk.root, picture.path) for picture in on_disk.pictures):
         print(f"{counted(links, 'image')} not shown: symbolic links that leave {on_disk.root}.")
-    if strangers:
-        print(about_strangers(strangers))
+    if unknown:
+        print(arguments.unknown_text(args, unknown))
     return 0

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from domainbed_reasoning.annotate.card import render_card
-from domainbed_reasoning.annotate.stats import about_strangers, count
+from domainbed_reasoning.annotate.stats import count
 from domainbed_reasoning.annotate.teacher import TEACHER_PROMPT_VERSION, q_teacher
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
 from domainbed_reasoning.commands import arguments
@@ -28,16 +28,16 @@ def add_arguments(parser: arguments.Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print or write the card."""
     dataset, on_disk = arguments.open_dataset(args)
-    records, strangers = arguments.read_candidates(args, on_disk)
+    records, unknown = arguments.read_candidates(args, dataset, on_disk)
     names = arguments.class_names(dataset, on_disk)
     questions = {
         PROMPT_VERSION: q_reason(names, dataset.subject),
         TEACHER_PROMPT_VERSION: q_teacher(names, dataset.subject),
     }
     groups = count(on_disk.pictures, records)
-    card = render_card(dataset, on_disk, args.chains, records, strangers, groups, questions, args.license)
-    if strangers:
-        print(about_strangers(strangers), file=sys.stderr)
+    card = render_card(dataset, on_disk, args.chains, records, unknown, groups, questions, args.license)
+    if unknown:
+        print(arguments.unknown_text(args, unknown), file=sys.stderr)
     if args.output:
         arguments.write_text(args.output, card)
         print(f"Wrote {args.output}")

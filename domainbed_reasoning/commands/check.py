@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from domainbed_reasoning.chains.bundled import BUNDLED, bundle_path
 from domainbed_reasoning.chains.image_names import ImageLookup, composed, image_name_problems
 from domainbed_reasoning.chains.prompts import q_cls
 from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules
-from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, read_lines
+from domainbed_reasoning.chains.store import ChainFileError, is_accepted, read_lines
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.images.catalog import IMAGE_EXTENSIONS, STOCK, FolderScan, ImageFolder, check_domain_order
 from domainbed_reasoning.images.decode import read_rgb, reject_truncated_images
@@ -24,6 +25,7 @@ from domainbed_reasoning.terminal import counted
 EXAMPLES = """\
   domainbed-reasoning check --dataset PACS --data-dir DATA
   domainbed-reasoning check --dataset TerraIncognita --data-dir DATA --no-images
+  domainbed-reasoning check --dataset PACS --data-dir DATA --chains bundled
   domainbed-reasoning check --list
 
 Define your own dataset in a TOML file in ~/.config/domainbed-reasoning/datasets/ or in a file or folder listed in
@@ -33,6 +35,7 @@ $DOMAINBED_REASONING_DATASETS. DomainBed then lists this example as Camera and C
   folder = "camera"                  # below --data-dir: camera/<domain>/<class>/<image>
   environments = ["day", "night"]    # a short name for each domain folder, in sorted order
   subject = "animal"                 # optional: "What type of animal is in this photo?"
+  bundle = "camera.jsonl.xz"         # optional: chains that come with it, relative to this file
 
   [class_names]                      # optional names for prompts; the default for Red_Fox is "red fox"
   Felis_catus = "house cat"
@@ -62,19 +65,24 @@ def run(args: argparse.Namespace) -> int:
     if not args.dataset or not args.data_dir:
         raise arguments.UsageError("--dataset and --data-dir are required (or use --list)")
     chain_file = args.chains
+    is_bundle = chain_file == BUNDLED
     dataset, on_disk = arguments.open_dataset(args, checked=False)
     print(f"{dataset.name} at {on_disk.root}")
     problems = list(compare(dataset, on_disk))
     names = list(image_name_problems(picture.path for picture in on_disk.pictures))
     problems += _shortened(names, "unusable image names")
     print_prompt(dataset, on_disk)
-    print_others(on_disk, args.chains)
+    print_others(on_disk, bundle_path(str(dataset.bundle)) if is_bundle else args.chains)
     if not args.no_images:
         problems += broken_images(on_disk)
-    if chain_file and not chain_file.exists():
+    if is_bundle:
+        problems += check_bundle(dataset, on_disk)
+    elif chain_file and not chain_file.exists():
         problems.append(f"Chain file {chain_file} does not exist (--chains).")
     else:
         problems += check_chains(args.chains, dataset, on_disk)
+        if chain_file is None and dataset.bundle is not None:
+            problems += check_bundle(dataset, on_disk)
     for problem in problems:
         print(f"PROBLEM {problem}")
     if problems and dataset.obtain:
@@ -129,7 +137,7 @@ def compare(dataset: ImageFolder, on_disk: FolderScan) -> Iterator[str]:
 
 def print_prompt(dataset: ImageFolder, on_disk: FolderScan) -> None:
     """Print the question asked about every image, and the class folders with their names in it."""
-    names = [dataset.class_name(folder) for folder in on_disk.classes]
+    names = dataset.class_names(on_disk.classes)
     wrapped = [f"question: {q_cls(names, dataset.subject)}"]
     wrapped.append(
         "class folders: " + ", ".join(f"{folder} → {name}" for folder, name in zip(on_disk.classes, names, strict=True))
@@ -200,7 +208,7 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[
         image = names.find(record["image"])
         if image is None:
             problems.append(f"{place}: the dataset has no image {record['image']!r}.")
-        elif record.get("verdict", ACCEPTED) == ACCEPTED:
+        elif is_accepted(record):
             accepted[image] += 1
             if accepted[image] == 2:
                 problems.append(f"{place}: second accepted chain of {image!r}.")
@@ -215,6 +223,35 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[
         f"  {path}: {candidates:,} candidates; {len(accepted):,} of {len(labels):,} images have a chain ({share:.1%})"
     )
     return _shortened(problems, "invalid lines in the chain file")
+
+
+def check_bundle(dataset: ImageFolder, on_disk: FolderScan) -> list[str]:
+    """Print how the images match the dataset's bundle, and return what makes the bundle unusable."""
+    try:
+        bundle, matches = arguments.matched_bundle(dataset, on_disk)
+    except ChainFileError as error:
+        return [str(error)]
+    lines = list(matches.lines(bundle.lines))
+    accepted = {record["image"] for _, record in lines if is_accepted(record)}
+    labels = on_disk.labels()
+    share = len(accepted) / len(labels) if labels else 0.0
+    print(f"  bundle {bundle}: {len(accepted):,} of {len(labels):,} images have a chain ({share:.1%})")
+    print(
+        f"    images matched by path: {len(matches.by_path):,}, by SHA-256: {len(matches.by_digest):,}, not at all: "
+        f"{len(labels.keys() - matches.by_path.keys() - matches.by_digest.keys()):,}; "
+        f"{counted(len(matches.absent), 'image')} of the bundle not on disk"
+    )
+    for note in matches.notes():
+        print(f"    {note}")
+    rules = Rules(arguments.class_names(dataset, on_disk), MIN_WORDS, MAX_WORDS, exact=True)
+    problems = []
+    for line, record in lines:
+        if is_accepted(record):
+            verdict = rules.judge(record["chain"], labels[record["image"]])
+            if not verdict.accepted:
+                place = f"{bundle.path}, line {line} ({record['image']})"
+                problems.append(f"{place}: accepted, but violates the rule {verdict.rule!r}: {verdict.reason}.")
+    return _shortened(problems, "invalid lines in the bundle")
 
 
 def _shortened(problems: list[str], what: str) -> list[str]:

@@ -22,7 +22,7 @@ EXAMPLES = """\
 
 Accuracies and model selection are those of DomainBed's collect_results, except that unfinished and duplicate jobs are
 listed and excluded; --as-stock includes them. A folder with one sweep per setting gives one table.
-In Python: domainbed_reasoning.results.collect(folder) returns a pandas DataFrame.
+In Python: domainbed_reasoning.collect(folder) returns a pandas DataFrame.
 """
 _CSV = ("csv", "trials", "single-source")
 _FORMATS = ("markdown", "latex", *_CSV)

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry
-from domainbed_reasoning.bridge import upstream, versions
+from domainbed_reasoning.bridge import plugins, upstream, versions
 from domainbed_reasoning.commands.arguments import Parser
 from domainbed_reasoning.terminal import counted
 
@@ -23,6 +23,7 @@ HOOK = "_domainbed_reasoning_hook"
 EXAMPLES = """\
   domainbed-reasoning doctor
   cd DomainBed && domainbed-reasoning doctor
+  domainbed-reasoning doctor --model ~/models/LFM2-VL-1.6B   # does it work, and what does it cost
 """
 
 # The newest tested versions; `make compat` runs the tests with the oldest and the newest.
@@ -67,13 +68,15 @@ class Finding(NamedTuple):
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add nothing: `doctor` has no options."""
+    """Add `doctor`'s option."""
+    parser.add_argument("--model", metavar="MODEL", help="a folder or hub id: load this model and try it out")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return 1 if a problem prevents training."""
     fatal = 0
-    for title, check in CHECKS.items():
+    checks = dict(CHECKS) if args.model is None else {f"Model {args.model}": lambda: check_model(args.model)}
+    for title, check in checks.items():
         print(title)
         for finding in check():
             mark = "ERROR" if finding.fatal else "note " if finding.fix else "ok   "
@@ -168,7 +171,7 @@ def check_domainbed() -> Iterator[Finding]:
     if folder is None:
         yield Finding("DomainBed not found", "domainbed-reasoning get-domainbed, or run inside your own clone", True)
         return
-    tested = upstream.fault_of(folder) is None
+    tested = upstream.problem_with(folder) is None
     fix = "" if tested else "for the tested commit, run domainbed-reasoning get-domainbed outside this clone"
     yield Finding(f"{folder} ({upstream.describe(folder)})", fix)
 
@@ -189,6 +192,7 @@ def check_registries() -> Iterator[Finding]:
             fix = "install the missing module with pip, or see the message"
             yield Finding(f"importing {module} failed: {type(error).__name__}: {error}", fix, True)
             continue
+        problems = [problem for problem in problems if not problem.startswith("the plug-in ")]  # a section of their own
         missing = [name for name in ours if name not in names]
         for problem in problems:
             fix = f"see the message; pip install --force-reinstall {DISTRIBUTION} restores the package's files"
@@ -198,6 +202,17 @@ def check_registries() -> Iterator[Finding]:
         elif not missing:
             stock = len(names) - len(ours)
             yield Finding(f"{module}.{registry_name} has {', '.join(ours)} and {stock} stock names")
+
+
+def check_plugins() -> Iterator[Finding]:
+    """List the algorithms and datasets that other packages and the user's modules add."""
+    rejected = plugins.discover()
+    for plugin in plugins.found():
+        yield Finding(str(plugin))
+    for plugin, cause in rejected.items():
+        yield Finding(f"{plugin} is left out: {cause}", "mend it, or uninstall it; everything else works without it")
+    if not plugins.found() and not rejected:
+        yield Finding(f"none: no entry points, and ${plugins.VARIABLE} names no module")
 
 
 def check_backbones() -> Iterator[Finding]:
@@ -237,12 +252,27 @@ def check_devices() -> Iterator[Finding]:
         yield Finding(f"GPU {index}: {name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} GiB free")
 
 
+def check_model(model: str) -> Iterator[Finding]:
+    """Load a model and try out which fast ways it has, each against one plain row at a time."""
+    try:
+        from domainbed_reasoning.mllm.inspection import inspect_model
+
+        family, findings = inspect_model(model)
+    except (ImportError, ValueError) as error:
+        yield Finding(str(error), "use another model, or see the message", True)
+        return
+    yield Finding(family)
+    for tried, found, cost in findings.table():
+        yield Finding(f"{tried:<26} {found:<22} {cost}".rstrip())
+
+
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "Plug-in": check_plug_in,
     "Packages": check_requirements,
     "Required APIs": check_interfaces,
     "DomainBed": check_domainbed,
     "Registries": check_registries,
+    "Plug-ins": check_plugins,
     "Weights of the baselines": check_backbones,
     "Devices": check_devices,
     "Extras": check_extras,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from domainbed_reasoning.annotate.stats import about_strangers, known_and_strange
+from domainbed_reasoning.chains.bundled import BUNDLED
 from domainbed_reasoning.chains.formats import FORMATS, export_records
 from domainbed_reasoning.chains.prompts import q_reason
-from domainbed_reasoning.chains.store import ACCEPTED, read_records
+from domainbed_reasoning.chains.store import Record, is_accepted
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.images.catalog import FolderScan
 from domainbed_reasoning.images.decode import file_below, image_size, without_metadata
@@ -81,20 +81,16 @@ def _export_model(args: argparse.Namespace) -> int:
 
 def _export_chains(args: argparse.Namespace) -> int:
     dataset, on_disk = arguments.open_dataset(args)
-    if args.file.resolve() == args.chains.resolve():
+    if args.chains != BUNDLED and args.file.resolve() == args.chains.resolve():
         raise ValueError(f"{args.file} is the chain file itself. Choose another file name.")
     for domain in args.domains or ():
         if domain not in on_disk.domains:
             raise ValueError(f"{dataset.name} has no domain {domain!r}. Available: {', '.join(on_disk.domains)}.")
-    records, strangers = known_and_strange(
-        on_disk.pictures,
-        (
-            record
-            for _, record in read_records(args.chains)
-            if (args.all or record.get("verdict", ACCEPTED) == ACCEPTED)
-            and (not args.domains or record["image"].split("/")[0] in args.domains)
-        ),
-    )
+
+    def wanted(record: Record) -> bool:
+        return (args.all or is_accepted(record)) and (not args.domains or record["image"].split("/")[0] in args.domains)
+
+    records, unknown = arguments.read_candidates(args, dataset, on_disk, wanted, repair=False)
     question = q_reason(arguments.class_names(dataset, on_disk), dataset.subject)
     count = export_records(
         args.file,
@@ -107,8 +103,8 @@ def _export_chains(args: argparse.Namespace) -> int:
     print(f"Wrote {count:,} chains to {args.file} ({args.format}).")
     if args.format == "messages" and not args.embed_images:
         print(f"Image paths are relative to {on_disk.root}. Read the file from there or use --embed-images.")
-    if strangers:
-        print(f"Excluded: {about_strangers(strangers)}")
+    if unknown:
+        print(f"Excluded: {arguments.unknown_text(args, unknown)}")
     return 0
 
 

@@ -11,7 +11,7 @@ from domainbed_reasoning.chains.chain import ChainError, parse_chain
 from domainbed_reasoning.chains.formats import ExchangeError, import_records
 from domainbed_reasoning.chains.image_names import ImageLookup
 from domainbed_reasoning.chains.rules import with_verdict
-from domainbed_reasoning.chains.store import ACCEPTED, REJECTED, ChainWriter, Record, read_records
+from domainbed_reasoning.chains.store import ACCEPTED, REJECTED, ChainWriter, Record, is_accepted, read_records
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.files.plain import MAX_IMAGE_BYTES, read_plain
 from domainbed_reasoning.images.catalog import FolderScan
@@ -42,14 +42,14 @@ def add_arguments(parser: arguments.Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import and print the number of rows by outcome."""
-    dataset, on_disk = arguments.open_dataset(args)
+    dataset, on_disk = arguments.open_dataset(args, writes=True)
     labels = on_disk.labels()
     rules = arguments.rules_of(args, arguments.class_names(dataset, on_disk))
     names = ImageLookup(labels)
     existing = list(read_records(args.chains, repair=True)) if args.chains.exists() else []
     existing = [(number, names.with_path_on_disk(record)) for number, record in existing]
     seen = {_key(record) for _, record in existing}
-    accepted = {record["image"] for _, record in existing if record.get("verdict", ACCEPTED) == ACCEPTED}
+    accepted = {record["image"] for _, record in existing if is_accepted(record)}
     counts: Counter[str] = Counter()
     # All rows are read and judged before the first is written: an invalid row leaves the chain file unchanged.
     records = []

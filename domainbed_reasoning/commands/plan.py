@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from domainbed_reasoning import registry
@@ -72,7 +72,7 @@ def plan(args: argparse.Namespace) -> str:
     from domainbed_reasoning.mllm.loading import said_of_experts
     from domainbed_reasoning.sweeps import costs
 
-    dataset, data = _dataset(args.dataset, args.data_dir)
+    dataset, data, sizes = _dataset(args.dataset, args.data_dir)
     algorithm = _algorithm(args.algorithm)
     hparams = _hparams(algorithm, args)
     gpu = published.find_gpu(args.gpu)
@@ -114,6 +114,7 @@ def plan(args: argparse.Namespace) -> str:
         "",
         *([f"experts     {experts} The hours below do not include them.", ""] if experts else []),
         *([f"stages      {shortfall}", ""] if (shortfall := schedule.shortfall()) else []),
+        *_epoch_lines(sizes, hparams, algorithm.stages(hparams), args.steps),
         f"a job       {_time(job.total)}",
         f"  training    {_time(job.training)}",
         f"  labelling   {_time(job.labelling)}   chains for SARR that the previous evaluation has not generated",
@@ -145,11 +146,21 @@ def plan(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data]:
-    """Return a dataset's name without ``Reasoning`` and its counts, from the folder or as published."""
+def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data, dict[str, int]]:
+    """Return a dataset's name without ``Reasoning``, its counts and those of its domains, from the folder or published.
+
+    Counts of domains are empty where they are not published.
+    """
     plain = registry.TWINS.get(name, name)
     if plain in published.DATA and not data_dir:
-        return plain, published.DATA[plain]
+        sizes = catalog.STOCK[plain].domains
+        return plain, published.DATA[plain], {domain: size for domain, size in sizes.items() if size is not None}
+    if name in registry.DATASETS and name not in {*registry.EMBEDDED_DATASETS, *registry.TWINS}:
+        cls = registry.load(registry.DATASETS[name])
+        if not hasattr(cls, "FOLDER"):  # a plug-in's whose images come from anywhere
+            built = cls(data_dir, [], {"data_augmentation": False, "batch_size": 1})
+            counts = dict(zip(built.ENVIRONMENTS, map(len, built.datasets), strict=True))
+            return name, published.Data(sum(counts.values()), len(counts), built.num_classes), counts
     dataset = custom.find(name)
     if not data_dir:
         raise ValueError(
@@ -157,7 +168,8 @@ def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data]:
             f"{dataset.folder}/, to count them."
         )
     on_disk = catalog.scan(dataset, data_dir)
-    return dataset.name, published.Data(len(on_disk.pictures), len(on_disk.domains), len(on_disk.classes))
+    data = published.Data(len(on_disk.pictures), len(on_disk.domains), len(on_disk.classes))
+    return dataset.name, data, dict(on_disk.per_domain())
 
 
 def _algorithm(name: str) -> Any:
@@ -191,6 +203,33 @@ def schedule_of(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int |
     sources = data.domains - 1
     training = 0.8 * data.images * sources / data.domains
     return plan_stages(algorithm.stages(hparams), math.ceil(training / (hparams["batch_size"] * sources)), steps)
+
+
+def _epoch_lines(sizes: dict[str, int], hparams: dict[str, Any], epochs: list[int], steps: int | None) -> Iterator[str]:
+    """Yield what an epoch is, and how often each domain is passed over where it is a source, whatever the target."""
+    if not any(epochs) or len(sizes) < 2:
+        return
+    from domainbed_reasoning.method.schedule import Epoch, plan_stages
+
+    passes: dict[str, list[float]] = {domain: [] for domain in sizes}
+    missed: dict[str, list[float]] = {domain: [] for domain in sizes}
+    for target in sizes:
+        sources = {domain: size - int(size * 0.2) for domain, size in sizes.items() if domain != target}
+        epoch = Epoch(sources, hparams["batch_size"])
+        first = plan_stages(epochs, epoch.steps, steps).stages[0]
+        for domain in sources:
+            passes[domain].append(epoch.passes(domain, first.steps))
+            missed[domain].append(epoch.missed(domain, first.steps))
+    what, *batch = epoch.about()
+    yield f"epoch       with target {target}, {what}"
+    yield from (f"batch       {line}" for line in batch)
+    length = f"--steps {steps}" if steps else f"{next(filter(None, epochs))} epochs"
+    yield f"passes      in the first stage ({length}), over all targets; in brackets the share of images never drawn"
+    for domain, size in sizes.items():
+        least, most = min(passes[domain]), max(passes[domain])
+        low, high = min(missed[domain]), max(missed[domain])
+        yield f"  {domain:<16}{size:>9,} images   {least:.1f} to {most:.1f} ({low:.0%} to {high:.0%})"
+    yield ""
 
 
 def _memory_lines(memory: Memory, gib: float, hparams: dict[str, Any]) -> list[str]:

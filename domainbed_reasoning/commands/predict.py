@@ -16,7 +16,7 @@ EXAMPLES = """\
 
 The job is an output folder of DomainBed's train or sweep with an MLLM algorithm, or of `domainbed-reasoning export`.
 Unreadable images are reported on standard error, and the exit code is then 1.
-In Python: domainbed_reasoning.jobs.predict.Predictor(folder)(images).
+In Python: domainbed_reasoning.load_job(folder).predict(images).
 """
 
 

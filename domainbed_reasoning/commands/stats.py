@@ -1,16 +1,22 @@
-"""`domainbed-reasoning stats`: counts of a chain file, as a table or as CSV."""
+"""`domainbed-reasoning stats`: counts of a chain file and the rates of its rules, as tables, or counts as CSV."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from domainbed_reasoning.annotate.stats import about_strangers, as_csv, as_table, count
+from domainbed_reasoning.annotate.rule_rates import measure_rules, rates_as_text
+from domainbed_reasoning.annotate.stats import as_csv, as_table, count
 from domainbed_reasoning.commands import arguments
 
 EXAMPLES = """\
   domainbed-reasoning stats --dataset PACS --data-dir DATA
   domainbed-reasoning stats --dataset PACS --data-dir DATA --csv counts.csv
+  domainbed-reasoning stats --dataset PACS --data-dir DATA --chains bundled
+
+The table of rules says how often each one fires on chains that conclude the label (it should not), on the others, and
+on chains that conclude the label once another class is put into their conclusion.
 """
 
 
@@ -22,14 +28,19 @@ def add_arguments(parser: arguments.Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table, or write the CSV file."""
-    _, on_disk = arguments.open_dataset(args)
-    records, strangers = arguments.read_candidates(args, on_disk)
+    dataset, on_disk = arguments.open_dataset(args)
+    records, unknown = arguments.read_candidates(args, dataset, on_disk)
     groups = count(on_disk.pictures, records)
     if args.csv:
         arguments.write_text(args.csv, as_csv(groups))
         print(f"Wrote {len(groups):,} rows to {args.csv}")
     else:
+        from tqdm import tqdm
+
         print(as_table(groups, on_disk.classes))
-    if strangers:
-        print(about_strangers(strangers))
+        judged = tqdm(records, "judging", unit="chain", leave=False, disable=None, file=sys.stderr)
+        names = arguments.class_names(dataset, on_disk)
+        print("", rates_as_text(measure_rules(judged, on_disk.labels(), names)), sep="\n")
+    if unknown:
+        print(arguments.unknown_text(args, unknown))
     return 0

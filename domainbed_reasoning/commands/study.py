@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import registry
+from domainbed_reasoning.chains.bundled import BUNDLED
+from domainbed_reasoning.chains.training_chains import NONE
 from domainbed_reasoning.commands.arguments import Parser, UsageError, json_object, positive
 from domainbed_reasoning.commands.plan import schedule_of
 from domainbed_reasoning.hparam_checks import check_values
@@ -118,7 +120,7 @@ def _check_data(study: Study, data_dir: str | None, settings: Settings) -> None:
             "--scale mini needs no data."
         )
     own_chains = settings.hparams.get("chains")
-    if own_chains and len(study.datasets) > 1:
+    if own_chains not in (None, BUNDLED, NONE) and len(study.datasets) > 1:
         raise ValueError(
             f"--hparams sets one chain file, {own_chains}, but {study.name} has {len(study.datasets)} datasets. Put "
             f"the chains of each dataset in <data_dir>/<folder>/{catalog.CHAIN_FILE}."
@@ -129,7 +131,7 @@ def _check_data(study: Study, data_dir: str | None, settings: Settings) -> None:
         if not root.is_dir():
             raise FileNotFoundError(f"{name}: the folder {root} does not exist. {dataset.obtain}")
         needed = {algorithm for grid in study.grids for algorithm in grid.algorithms} & registry.READ_CHAINS
-        if needed and not own_chains and not (root / catalog.CHAIN_FILE).exists():
+        if needed and not own_chains and not dataset.bundle and not (root / catalog.CHAIN_FILE).exists():
             other = ", or set another file with --hparams '{\"chains\": …}'" if len(study.datasets) == 1 else ""
             raise FileNotFoundError(
                 f"{name}: {', '.join(sorted(needed))} require chains, but {root / catalog.CHAIN_FILE} does not exist. "

@@ -41,6 +41,7 @@ class ImageFolder:
         other_totals: (number of images, which copy of the dataset has so many) beside the one of ``domains``.
         website: its homepage.
         obtain: how to obtain it, in words.
+        bundle: chains that come with it, see `chains.bundled`; None without any.
         checkpoint_freq: DomainBed's steps between two evaluations.
         file: the user's TOML file that describes it; None for a stock dataset.
     """
@@ -56,6 +57,7 @@ class ImageFolder:
     other_totals: tuple[tuple[int, str], ...] = ()
     website: str = ""
     obtain: str = ""
+    bundle: str | None = None
     checkpoint_freq: int = 300
     file: Path | None = None
 
@@ -65,9 +67,9 @@ class ImageFolder:
         counts = list(self.domains.values())
         return sum(filter(None, counts)) if counts and None not in counts else None
 
-    def class_name(self, folder: str) -> str:
-        """Return the name that prompts give to a class folder."""
-        return class_names([folder], self.readable)[0]
+    def class_names(self, folders: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of class folders in prompts."""
+        return class_names(folders, self.readable)
 
 
 def class_names(folders: Sequence[str], readable: Mapping[str, str]) -> tuple[str, ...]:
@@ -166,7 +168,8 @@ def check_domain_order(dataset: ImageFolder, domains: Sequence[str]) -> str | No
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
@@ -194,6 +197,7 @@ STOCK = {
         domains={"art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3929},
         classes=("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"),
         num_classes=7,
+        bundle="PACS",
         website="https://dali-dl.github.io/project_iccv2017.html",
         obtain=_DOWNLOAD.format("pacs") + "; or the Hub's copy flwrlabs/pacs, saved as PACS/<domain>/<class>/.",
     ),

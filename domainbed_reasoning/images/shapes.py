@@ -171,7 +171,7 @@ def describe_at_length(
 
 def odd_parts(kinds: Sequence[int], its_code: Sequence[int]) -> list[str]:
     """Return the parts that are of another kind than a class's code has."""
-    return [part for part, kind, wanted in zip(PARTS, kinds, its_code, strict=True) if kind != wanted]
+    return [part for part, kind, expected in zip(PARTS, kinds, its_code, strict=True) if kind != expected]
 
 
 def class_in_caption(caption: str) -> int | None:
@@ -180,9 +180,9 @@ def class_in_caption(caption: str) -> int | None:
     A part counts as a mismatch if the caption names none or several of its kinds. No two classes are that close.
     """
     words = set(caption.casefold().replace(",", " ").split())
-    told = [[kind for kind, word in enumerate(of_part) if word in words] for of_part in KINDS]
+    mentioned = [[kind for kind, word in enumerate(of_part) if word in words] for of_part in KINDS]
     for name, its_code in enumerate(CODES):
-        if sum(kinds != [wanted] for kinds, wanted in zip(told, its_code, strict=True)) <= 1:
+        if sum(kinds != [expected] for kinds, expected in zip(mentioned, its_code, strict=True)) <= 1:
             return name
     return None
 

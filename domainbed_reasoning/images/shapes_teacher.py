@@ -49,8 +49,8 @@ def color_of(hue: float) -> str:
 def caption(words: Sequence[str], parts: Sequence[str], hue: float, random: np.random.RandomState) -> str:
     """Return the teacher's caption: view, background, and the parts from the coat up."""
     setting = f"{_any(SEEN, random)} {_any(VIEWS, random)} {_any(GROUNDS, random).format(color_of(hue))}"
-    told = [f"{word} {part}" for word, part in zip(words, parts, strict=True)]
-    return ", ".join([setting, *reversed(told)])
+    described = [f"{word} {part}" for word, part in zip(words, parts, strict=True)]
+    return ", ".join([setting, *reversed(described)])
 
 
 def verdict(name: str, random: np.random.RandomState) -> str:

@@ -9,6 +9,7 @@ that every process of a sweep finds them. Each makes ``<Name>`` and ``<Name>Reas
     environments = ["day", "night"]      # one short name a domain folder, in sorted order
     subject = "animal"                   # optional, "object": "What type of animal is in this photo?"
     checkpoint_freq = 300                # optional: steps between two evaluations
+    bundle = "camera.jsonl.xz"           # optional: chains that come with it, a path from this file's folder
 
     [class_names]                        # optional: class folder = name in prompts; else "Red_Fox" is "red fox"
     Felis_catus = "house cat"
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from domainbed_reasoning.chains.bundled import ENDING
 from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.files.plain import open_plain
 from domainbed_reasoning.images.catalog import STOCK, ImageFolder
@@ -37,6 +39,7 @@ _KEYS: dict[str, type] = {
     "environments": list,
     "subject": str,
     "checkpoint_freq": int,
+    "bundle": str,
     "class_names": dict,
 }
 # DomainBed's datasets that are no image folders.
@@ -72,28 +75,30 @@ def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
     plain = name.removesuffix("Reasoning")
     if plain in known:
         return known[plain]
-    if f"{plain}Reasoning" in DATASETS and (described := _of_class(plain)):
-        return described
+    for registered in (f"{plain}Reasoning", name):
+        if registered in DATASETS and (described := _of_class(registered)):
+            return described
     raise unknown("image-folder dataset", name, {*known, *other_classes()})
 
 
 def other_classes() -> list[str]:
-    """Return the names of registered datasets that are described by their class alone."""
-    names = (name.removesuffix("Reasoning") for name in DATASETS)
-    return [name for name in names if name not in STOCK and f"{name}Reasoning" not in EMBEDDED_DATASETS]
+    """Return the names of registered datasets in image folders that are described by their class alone."""
+    names = [name for name in DATASETS if name not in EMBEDDED_DATASETS and name.removesuffix("Reasoning") not in STOCK]
+    return [described.name for name in names if (described := _of_class(name))]
 
 
 def _of_class(name: str) -> ImageFolder | None:
     """Return the description in the class of a registered dataset; None if it has no folder."""
-    cls = load(DATASETS[f"{name}Reasoning"])
+    cls = load(DATASETS[name])
     if not hasattr(cls, "FOLDER"):
         return None
     return ImageFolder(
-        name=name,
+        name=name.removesuffix("Reasoning"),
         folder=cls.FOLDER,
         environments=tuple(cls.ENVIRONMENTS),
         subject=cls.SUBJECT,
         readable=dict(cls.READABLE),
+        bundle=cls.BUNDLE,
         checkpoint_freq=cls.CHECKPOINT_FREQ,
         obtain=(cls.__doc__ or "").strip().partition("\n")[0],
     )
@@ -183,6 +188,7 @@ def read_dataset(path: Path) -> ImageFolder:
         environments=tuple(table["environments"]),
         subject=table.get("subject", "object"),
         readable=dict(table.get("class_names", {})),
+        bundle=str(path.parent / table["bundle"]) if "bundle" in table else None,
         checkpoint_freq=table.get("checkpoint_freq", 300),
         obtain=f"It is described in {path}; its folder must contain <domain>/<class>/<image>.",
         file=path,
@@ -201,12 +207,14 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
     name = table["name"]
     usable = name.isidentifier() and not keyword.iskeyword(name) and name[0].isupper() and len(name) <= _MAX_WORDS
     if not usable or name.endswith("Reasoning"):
-        wanted = "a Python name that begins with a capital and does not end in 'Reasoning'"
-        raise DatasetFileError(path, f"'name' must be {wanted}, got {name!r:.80}")
+        rule = "a Python name that begins with a capital and does not end in 'Reasoning'"
+        raise DatasetFileError(path, f"'name' must be {rule}, got {name!r:.80}")
     if name in STOCK or name in _OF_DOMAINBED:
         raise DatasetFileError(path, f"{name!r} is one of DomainBed's own datasets; choose another name")
     if f"{name}Reasoning" in DATASETS:
-        raise DatasetFileError(path, f"'{name}Reasoning' is one of this package's datasets; choose another name")
+        raise DatasetFileError(
+            path, f"'{name}Reasoning' is one of this package's datasets, or a plug-in's; choose another name"
+        )
     folder = Path(table["folder"])
     climbs = folder.is_absolute() or ".." in folder.parts or not folder.parts or folder.parts[0].startswith("~")
     if climbs or "\\" in table["folder"] or not table["folder"].isprintable():
@@ -220,6 +228,8 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
         raise DatasetFileError(path, f"'subject' must be a single-line noun, got {table['subject']!r:.80}")
     if not 1 <= table.get("checkpoint_freq", 1) < 1 << 31:
         raise DatasetFileError(path, "'checkpoint_freq' must be in [1, 2**31)")
+    if not _is_single_line(bundle := table.get("bundle", ENDING)) or not bundle.endswith(ENDING):
+        raise DatasetFileError(path, f"'bundle' must be the path of a {ENDING} file, got {bundle!r:.80}")
     names = table.get("class_names", {})
     for key, value in names.items():
         if not isinstance(value, str) or not _is_single_line(value):

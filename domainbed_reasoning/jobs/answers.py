@@ -1,8 +1,8 @@
 """Both answers to every image at the last evaluation, written beside DomainBed's results.jsonl.
 
-``predictions.jsonl`` holds a line a sample, ``answers.json`` each split's accuracies by either answer and the share of
-chains that named no class; ``task.json`` says from the start what the job is about. DomainBed compares one answer; what
-the other would have been is asked of every MLLM method.
+``predictions.jsonl`` has a line per sample, ``answers.json`` each split's accuracies by either answer and the shares
+of chains that name no class and that are well formed; ``task.json`` describes the job and is written at its start.
+DomainBed records one answer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,17 +18,18 @@ import torch
 from domainbed_reasoning import __version__
 from domainbed_reasoning.bridge import stock
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION
+from domainbed_reasoning.chains.reader import is_well_formed
 from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.method.answering import answers_from_chains, misled
 from domainbed_reasoning.method.task import SampleId, Task
 
-_MOSTLY = 0.5  # share of an evaluation's chains without a class from which its accuracies say little of chains
+_MOSTLY = 0.5  # share of chains without a class at which an evaluation's accuracy is mostly not that of chains
 
 
 def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> None:
-    """Write ``task.json`` beside results.jsonl: what an answer needs that DomainBed's checkpoint does not hold."""
-    nothing, other = misled(task)
-    said = {
+    """Write ``task.json`` beside results.jsonl: what `predict` needs beyond DomainBed's checkpoint."""
+    nothing, other = misled(task, hparams.get("answer_matching") == "exact")
+    content: dict[str, Any] = {
         "algorithm": args.algorithm,
         "dataset": task.dataset,
         "subject": task.subject,
@@ -40,25 +41,24 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
         "hparams": dict(hparams),
         "chains": {"source": len(task.chains), "no_class": len(nothing), "other_class": len(other)},
     }
+    if task.bundle:
+        content["chains"] |= {"bundle": task.bundle}
     folder = pathlib.Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)  # DomainBed's own script has made it
-    replace_text(folder / "task.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)  # exists in DomainBed's own script
+    replace_text(folder / "task.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
-def records_for(
-    task: Task, args: argparse.Namespace, judged_by_chains: bool = False, exact: bool = False
-) -> AnswerRecords | None:
-    """Return the records of this job; None where samples have no ids.
+def records_for(task: Task, args: argparse.Namespace, hparams: Mapping[str, Any]) -> AnswerRecords | None:
+    """Return the records of this job; None if samples have no ids.
 
     Args:
         task: of the job.
         args: of DomainBed's train script.
-        judged_by_chains: whether DomainBed's accuracies are those of chains.
-        exact: how conclusions are read, see `reader.read_conclusion`.
+        hparams: of the job.
     """
     if not task.labels:
         return None
-    return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args), judged_by_chains, exact)
+    return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args), hparams)
 
 
 def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
@@ -85,32 +85,34 @@ class AnswerRecords:
     """Collects the answers of an evaluation; writes those of the last one when every sample has been answered.
 
     Args:
-        task: what is asked.
+        task: of the job.
         folder: of the job.
         splits: of every sample.
-        judged_by_chains: whether DomainBed's accuracies are those of chains.
-        exact: how conclusions are read, see `reader.read_conclusion`.
+        hparams: of the job; of these ``answer``, ``answer_matching`` and ``on_parse_failure`` where it has them.
+
+    Attributes:
+        evaluated: of the evaluation so far, for DomainBed's record of it: ``well_formed``, the share of its chains that
+            are, in [0, 1]; empty where it asked for none, and when it has been recorded.
     """
 
     def __init__(
-        self,
-        task: Task,
-        folder: pathlib.Path,
-        splits: dict[SampleId, str],
-        judged_by_chains: bool = False,
-        exact: bool = False,
+        self, task: Task, folder: pathlib.Path, splits: dict[SampleId, str], hparams: Mapping[str, Any] | None = None
     ):
-        self.judged_by_chains = judged_by_chains
+        hparams = hparams or {}
+        self.judged_by_chains = hparams.get("answer") == "chain"
+        self.strict = hparams.get("on_parse_failure") == "wrong"
+        self.exact = hparams.get("answer_matching") == "exact"
         self.task = task
-        self.exact = exact
         self.folder = folder
         self.splits = splits
         self.rows: dict[SampleId, dict[str, Any]] = {}
+        self.evaluated: dict[str, float] = {}
         self.unparsed = 0
         self.chains = 0
+        self.well_formed = 0
 
     def add(self, ids: torch.Tensor, chains: Sequence[str] | None, labels: Sequence[int] | None, last: bool) -> None:
-        """Take in one batch's answers.
+        """Add one batch's answers.
 
         Args:
             ids: sample ids, ``(n, 2)``.
@@ -120,9 +122,12 @@ class AnswerRecords:
         """
         names = self.task.class_names
         answers = answers_from_chains(chains, names, self.exact) if chains is not None else [None] * len(ids)
+        whole = [is_well_formed(chain, self.exact) for chain in chains] if chains is not None else [None] * len(ids)
         if chains is not None:
             self.chains += len(chains)
             self.unparsed += sum(answer is None for answer in answers)
+            self.well_formed += sum(map(bool, whole))
+            self.evaluated = {"well_formed": self.well_formed / self.chains}
         if not last:
             return
         for row, ((env, index), answer) in enumerate(zip(ids.tolist(), answers, strict=True)):
@@ -136,19 +141,22 @@ class AnswerRecords:
                 "chain_answer": names[answer] if answer is not None else None,
                 "chain": chains[row] if chains is not None else None,
                 "parsed": answer is not None if chains is not None else None,
+                "well_formed": whole[row],
             }
         if len(self.rows) == len(self.splits):
             self._write()
 
     def report(self, when: str) -> None:
-        """Print how many chains of the evaluation before ``when`` named no class, and count anew."""
+        """Print how many chains of the evaluation before ``when`` named no class, and reset the counts."""
         if self.chains:
             share = self.unparsed / self.chains
-            said = f"{self.unparsed} of {self.chains} chains named no class ({share:.1%})"
-            effect = "; its accuracies are mostly or wholly the class names' likelihood, not the chains'"
+            counts = f"{self.unparsed} of {self.chains} chains named no class ({share:.1%})"
+            counts += f", {self.well_formed / self.chains:.1%} are well formed"
+            effect = "; its accuracies are mostly those of the class names' likelihood, not of the chains"
+            effect = "; each counts as wrong" if self.strict else effect
             loud = self.judged_by_chains and share >= _MOSTLY
-            print(f"{'WARNING: ' * loud}Evaluation before {when}: {said}{effect * loud}", flush=True)
-        self.unparsed = self.chains = 0
+            print(f"{'WARNING: ' * loud}Evaluation before {when}: {counts}{effect * loud}", flush=True)
+        self.unparsed = self.chains = self.well_formed = 0
 
     def _write(self) -> None:
         rows = [self.rows[key] for key in sorted(self.rows)]
@@ -159,10 +167,13 @@ class AnswerRecords:
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return, for every environment and split: n, accuracy by ``label`` and ``chain``, and the ``unparsed`` share.
+    """Return, for every environment and split, n and shares of its images, in [0, 1].
 
-    Accuracies are in [0, 1], None where that answer was not asked for. A chain that names no class counts as wrong
-    here; DomainBed's records, where it falls back to the classification path, may be higher.
+    Returns:
+        accuracies by ``label``, by ``chain``, where a chain that names no class counts as wrong, and by
+        ``chain_or_label``, where it falls back to the classification path; the shares of chains that are ``unparsed``
+        (name no class) and ``well_formed``. None if that answer was not computed. DomainBed's records have
+        ``chain_or_label`` or, with the hparam ``on_parse_failure`` at ``wrong``, ``chain``.
     """
     table: dict[str, Any] = {}
     for env in sorted({row["env"] for row in rows}):
@@ -173,9 +184,17 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                     "n": len(part),
                     "label": _share([row["label_answer"] == row["label"] for row in part], part[0]["label_answer"]),
                     "chain": _share([row["chain_answer"] == row["label"] for row in part], part[0]["chain"]),
+                    "chain_or_label": _share(*_fallen_back(part)),
                     "unparsed": _share([row["parsed"] is False for row in part], part[0]["chain"]),
+                    "well_formed": _share([row["well_formed"] for row in part], part[0]["chain"]),
                 }
     return table
+
+
+def _fallen_back(part: Sequence[dict[str, Any]]) -> tuple[list[bool], object]:
+    answers = [row["chain_answer"] or row["label_answer"] for row in part]
+    hits = [answer == row["label"] for answer, row in zip(answers, part, strict=True)]
+    return hits, part[0]["chain"] if all(answers) else None
 
 
 def _share(hits: Sequence[bool], asked: object) -> float | None:

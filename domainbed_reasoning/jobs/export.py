@@ -12,7 +12,7 @@ from domainbed_reasoning.chains.record import parse_json
 from domainbed_reasoning.files.plain import read_plain_text
 from domainbed_reasoning.jobs.job_files import RESULTS, numbered_lines, read_object
 from domainbed_reasoning.jobs.trained import TASK_FILE, JobError, TrainedJob, read_job
-from domainbed_reasoning.jobs.values import ACCURACY, fault_of_answers, measure_faults
+from domainbed_reasoning.jobs.values import ACCURACY, answers_problem, metric_problems
 from domainbed_reasoning.mllm.loading import add_lora, empty_network, resolve
 
 
@@ -26,31 +26,30 @@ def export_adapters(
     Args:
         folder: of the job.
         output: folder to write: adapter_config.json, adapter_model.safetensors, README.md and task.json.
-        model: the base model, where it is not where the job found it.
-        base_model_id: what others know the base model by; None takes what is known of it (see `public_name`).
+        model: the base model, if the job's path no longer exists.
+        base_model_id: public name of the base model; None: see `public_name`.
 
     Returns:
-        The name that the adapters give their base model.
+        The name of the base model that the adapters record.
 
     Raises:
-        ValueError: for a job without trained adapters, or an output folder that holds something.
+        ValueError: for a job without trained adapters, or an output folder that is not empty.
     """
-    job = _trained(folder)
-    name = base_model_id or public_name(model or str(job.hparams["model"]))
-    card = model_card(job, False, name)
-    _require_empty(output)
+    job, name, card = _prepare(folder, output, model, base_model_id, merged=False)
     network: Any = empty_network(model or job.model)[0]
     settings = job.lora()
     assert settings is not None
     try:
         network = add_lora(network, settings, job.adapters)
     except ValueError as error:
-        fault = f"its adapters do not fit {name} ({str(error).rstrip('.')})"
-        raise JobError(f"{job.folder}: {fault}. Give the job's base model with --model.") from error
+        reason = str(error).rstrip(".")
+        raise JobError(
+            f"{job.folder}: its adapters do not fit {name} ({reason}). Pass the job's base model with --model."
+        ) from error
     for config in network.peft_config.values():
         config.inference_mode = True
     network.save_pretrained(output, state_dict=dict(job.adapters))
-    for config in network.peft_config.values():  # PEFT has looked into the folder, which only this machine has
+    for config in network.peft_config.values():  # PEFT recorded the local folder
         config.base_model_name_or_path = name
         config.save_pretrained(output)
     _accompany(job, output, card)
@@ -67,19 +66,16 @@ def export_merged(
     Args:
         folder: of the job.
         output: folder to write.
-        model: the base model, where it is not where the job found it.
-        base_model_id: what others know the base model by; None takes what is known of it (see `public_name`).
+        model: the base model, if the job's path no longer exists.
+        base_model_id: public name of the base model; None: see `public_name`.
 
     Returns:
-        The name that the model card gives the base model.
+        The name of the base model in the model card.
 
     Raises:
-        ValueError: for a job without trained adapters, or an output folder that holds something.
+        ValueError: for a job without trained adapters, or an output folder that is not empty.
     """
-    job = _trained(folder)
-    name = base_model_id or public_name(model or str(job.hparams["model"]))
-    card = model_card(job, True, name)
-    _require_empty(output)
+    job, name, card = _prepare(folder, output, model, base_model_id, merged=True)
     merged = job.load(model, quantize="none").merge()
     merged.network.save_pretrained(output)
     merged.processor.save_pretrained(output)
@@ -88,14 +84,14 @@ def export_merged(
 
 
 def public_name(model: str) -> str:
-    """Return the name of a base model on machines where it lies elsewhere.
+    """Return the name of a base model on other machines.
 
     Args:
         model: what `load_mllm` loads.
 
     Returns:
-        A hub id as it is, or that of a folder in the hub's cache or of one that says where it comes from; else the
-        folder's own name.
+        A hub id: the one passed, that of a folder in the hub's cache or the one in the folder's config.json; else the
+        folder's name.
     """
     folder = pathlib.Path(model).expanduser()
     if not folder.is_dir():
@@ -104,11 +100,11 @@ def public_name(model: str) -> str:
     if cached:
         return f"{cached[1]}/{cached[2]}"
     try:
-        said = parse_json(read_plain_text(folder / "config.json")).get("_name_or_path")
+        name = parse_json(read_plain_text(folder / "config.json")).get("_name_or_path")
     except (OSError, ValueError, AttributeError):
-        said = None
-    if isinstance(said, str) and _HUB_ID.fullmatch(said) and not pathlib.Path(said).exists():
-        return said
+        name = None
+    if isinstance(name, str) and _HUB_ID.fullmatch(name) and not pathlib.Path(name).exists():
+        return name
     return folder.resolve().name
 
 
@@ -119,14 +115,21 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 def _trained(folder: str | pathlib.Path) -> TrainedJob:
     job = read_job(folder)
     if not job.adapters:
-        raise JobError(f"{job.folder}: {job.algorithm} has trained no adapters; there is nothing to export.")
+        raise JobError(f"{job.folder}: {job.algorithm} trains no adapters, so there is nothing to export.")
     return job
 
 
-def _require_empty(output: pathlib.Path) -> None:
+def _prepare(
+    folder: str | pathlib.Path, output: pathlib.Path, model: str | None, base_model_id: str | None, merged: bool
+) -> tuple[TrainedJob, str, str]:
+    """Create the output folder; return the job, the base model's name and the model card."""
+    job = _trained(folder)
+    name = base_model_id or public_name(model or str(job.hparams["model"]))
+    card = model_card(job, merged, name)
     if output.is_dir() and any(output.iterdir()):
-        raise JobError(f"{output} is not empty: choose another --output, or remove it.")
+        raise JobError(f"{output} is not empty. Choose another --output, or remove the folder.")
     output.mkdir(parents=True, exist_ok=True)
+    return job, name, card
 
 
 def _accompany(job: TrainedJob, output: pathlib.Path, card: str) -> None:
@@ -140,11 +143,11 @@ def model_card(job: TrainedJob, merged: bool, base_model: str) -> str:
 
     Args:
         job: the job.
-        merged: whether the model goes with it; else the adapters alone.
-        base_model: what others know the base model by.
+        merged: whether the whole model is exported; else the adapters alone.
+        base_model: public name of the base model.
 
     Raises:
-        JobError: a record or answers.json of the job holds what none does.
+        JobError: results.jsonl or answers.json has an invalid value.
     """
     targets = ", ".join(_domain(job, env) for env in job.test_envs) or "none"
     sources = ", ".join(_domain(job, env) for env in range(len(job.environments)) if env not in job.test_envs)
@@ -207,13 +210,13 @@ A multimodal LLM tuned for domain generalization with {algorithm} (RD-MLDG, arXi
 
 ## Questions
 
-The model was asked these, after the image. With the class name alone as the answer:
+The model was prompted with these questions, after the image. For the class name alone:
 
 ```
 {label}
 ```
 
-With a five-stage chain as the answer:
+For a five-stage chain:
 
 ```
 {chain}
@@ -242,18 +245,18 @@ def _domain(job: TrainedJob, env: int) -> str:
 
 
 def _accuracy_table(job: TrainedJob) -> str:
-    """Return the last evaluation's accuracies in percent: DomainBed's, then by either answer where they are known."""
+    """Return the last evaluation's accuracies in percent: DomainBed's, then those of both answers where recorded."""
     damage: list[str] = []
     record = _last_record(job.folder / RESULTS, damage)
-    answers = read_object(job.folder / "answers.json", fault_of_answers, damage) or {}
+    answers = read_object(job.folder / "answers.json", answers_problem, damage) or {}
     if damage:
-        raise JobError(f"{job.folder} is damaged: {damage[0]}. Correct the file, or run the job again.")
+        raise JobError(f"{job.folder} is damaged: {damage[0]}. Correct the file, or rerun the job.")
     environments = sorted({int(found[1]) for key in record if (found := ACCURACY.fullmatch(key))})
     if not environments:
         return "Not evaluated yet."
     lines = [
-        f"DomainBed's evaluation at step {record.get('step', '?')}, percent; answers by the {job.hparams['answer']}. "
-        "*in* is trained on in source domains, *out* is held out. By chain alone, one that names no class is wrong.",
+        f"DomainBed's evaluation at step {record.get('step', '?')}, in percent; answer: {job.hparams['answer']}. "
+        "*in*: trained on, in source domains; *out*: held out. By chain, a chain that names no class counts as wrong.",
         "",
         "| domain | role | in | out | out, by label | out, by chain |",
         "|---|---|---|---|---|---|",
@@ -271,7 +274,7 @@ def _percent(share: float | None) -> str:
 
 
 def _last_record(path: pathlib.Path, damage: list[str]) -> dict[str, Any]:
-    """Return the last whole record of a results.jsonl, {} without one; note values that no record has."""
+    """Return the last complete record of a results.jsonl, {} without one; problems are added to ``damage``."""
     last: dict[str, Any] = {}
     for number, line in numbered_lines(path, damage):
         try:
@@ -280,5 +283,5 @@ def _last_record(path: pathlib.Path, damage: list[str]) -> dict[str, Any]:
             continue
         if isinstance(found, dict):
             last = found
-            damage += [f"{path.name}, line {number}: {fault}" for fault in measure_faults(found)]
+            damage += [f"{path.name}, line {number}: {problem}" for problem in metric_problems(found)]
     return last

@@ -1,4 +1,4 @@
-"""A job's history: what makes it the same job, and what a restart finds of it (see `replay_log`)."""
+"""A job's history: what identifies a job, and what an earlier process of it has saved (see `replay_log`)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning import __version__
+from domainbed_reasoning.bridge import plugins
 from domainbed_reasoning.bridge.versions import LIBRARIES, installed, source_digests
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION
 from domainbed_reasoning.jobs.replay_log import Progress
@@ -27,7 +28,7 @@ _LIBRARIES = (*LIBRARIES, "torchvision", "pillow", "tokenizers")
 
 
 class History:
-    """What earlier processes of this job did, and the recording of what this one does.
+    """The recorded progress of this job, and its records in results.jsonl.
 
     Args:
         progress: of the job.
@@ -35,7 +36,7 @@ class History:
         earlier: the records that were set aside.
 
     Attributes:
-        state: the saved state, until it has been restored; None where there is none.
+        state: the saved state, until it has been restored; None if there is none.
     """
 
     def __init__(self, progress: Progress, args: argparse.Namespace, earlier: str):
@@ -47,7 +48,7 @@ class History:
         if self.state is not None:
             self._earlier += self.state["records"]
             steps = self.state["steps"]
-            print(f"Resuming after {steps} steps, which are replayed from {progress.folder}.", flush=True)
+            print(f"Resuming after {steps} steps, replayed from {progress.folder}.", flush=True)
 
     @property
     def replays(self) -> bool:
@@ -55,25 +56,25 @@ class History:
         return self.progress.replays
 
     def end_of_replay(self) -> dict[str, Any] | None:
-        """Return the state to resume from, once; None where there is none or it was returned before."""
+        """Return the state to resume from, once; None if there is none or it was returned before."""
         state, self.state = self.state, None
         if state is not None:
             restore_measured(self._output_dir, self._earlier)
         return state
 
     def save(self, steps: int, state: Callable[[], dict[str, Any]], now: bool = False) -> None:
-        """Save the state that the function ``state`` makes, and the records so far; see `Progress.save`."""
+        """Save what ``state()`` returns, and the records so far; see `Progress.save`."""
         self.progress.save(steps, lambda: {**state(), "records": own_records(self._output_dir, self._args)}, now)
 
 
 def history_of(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argparse.Namespace) -> History | None:
-    """Return the history of this process's job; None where ``resume`` is off or, with a message, it cannot be kept.
+    """Return the history of this process's job; None if ``resume`` is off or, with a message, it cannot be saved.
 
-    Records that the job has in its folder are set aside in any case: DomainBed starts at step 0 and appends.
+    Existing records of the job are set aside in any case: DomainBed starts at step 0 and appends.
 
     Raises:
-        JobIsRunning: where another process runs the same job.
-        OSError: where the earlier records cannot be set aside.
+        JobIsRunning: another process is running the same job.
+        OSError: the earlier records cannot be set aside.
     """
     progress = None
     if hparams["resume"]:
@@ -83,7 +84,7 @@ def history_of(task: Task, schedule: Schedule, hparams: dict[str, Any], args: ar
             if progress.state is None:
                 _report_changes(job, progress)
         except OSError as error:
-            print(f"Cannot keep this job's progress ({error}): if killed, it starts over.", flush=True)
+            print(f"Cannot save this job's progress ({error}): if interrupted, it restarts at step 0.", flush=True)
     try:
         earlier = set_aside(Path(args.output_dir), vars(args))
     except OSError:
@@ -94,10 +95,11 @@ def history_of(task: Task, schedule: Schedule, hparams: dict[str, Any], args: ar
 
 
 def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Return everything that decides the job's numbers, as JSON: a change of any of it makes another job.
+    """Return everything that determines the job's results, as JSON: if any of it changes, it is another job.
 
-    Images and the files of a model count by names, sizes and times, a model from the hub by its commit, chains and the
-    source files of this package and of DomainBed by their contents.
+    Images and the files of a model are identified by names, sizes and times, a model from the hub by its commit, chains
+    and the source files of this package, of DomainBed and of the job's plug-ins by their contents, a bundle by its name
+    and SHA-256.
 
     Raises:
         OSError: a file cannot be read.
@@ -106,7 +108,7 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
     images: list[Any] = [task.images, task.labels]
     if task.folder:
         images.append([[_stamp(Path(task.folder, name)) for name in names] for names in task.images])
-    return {
+    described = {
         "args": {**vars(args), "output_dir": str(Path(args.output_dir).absolute())},
         "hparams": hparams,
         "models": [_files(str(hparams[name])) for name in _MODELS if name in hparams],
@@ -118,7 +120,7 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
         "chains": _digest(chains),
         "images": _digest(images),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "code": source_digests(),
+        "code": source_digests() | plugins.code_of(args.algorithm, task.dataset),
         "versions": {
             "domainbed-reasoning": __version__,
             "prompts": PROMPT_VERSION,
@@ -126,6 +128,7 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
             **{name: installed(name) for name in _LIBRARIES},
         },
     }
+    return described | ({"bundle": task.bundle} if task.bundle else {})
 
 
 def _digest(value: Any) -> str:
@@ -139,7 +142,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _files(model: str) -> Any:
-    """Return what tells the files of a model from others: a folder's, by name, or the commit of a hub id's."""
+    """Return what identifies the files of a model: a folder's names, sizes and times, or the commit of a hub id."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return [(path.name, *_stamp(path)) for path in sorted(folder.iterdir()) if path.is_file()]
@@ -152,7 +155,7 @@ def _files(model: str) -> Any:
 
 
 def _report_changes(job: Mapping[str, Any], progress: Progress) -> None:
-    """Say why a job begins at step 0 though its command has progress: something else than the command has changed."""
+    """Report why a job starts at step 0 although the same command has progress: something else has changed."""
     for path in progress.folder.parent.glob("[!.]*/job.json"):
         with suppress(OSError, ValueError, RecursionError):
             other = json.loads(path.read_text(encoding="utf-8"))
@@ -160,7 +163,7 @@ def _report_changes(job: Mapping[str, Any], progress: Progress) -> None:
                 continue
             changed = [name for name in job if other.get(name) != json.loads(json.dumps(job[name]))]
             print(
-                f"The progress of this command in {path.parent} is of other {', '.join(changed)}: it is not used, and "
-                "the job begins at step 0.",
+                f"The saved progress of this command in {path.parent} is not used, because {', '.join(changed)} "
+                "changed. Starting from step 0.",
                 flush=True,
             )

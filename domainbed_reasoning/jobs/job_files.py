@@ -1,4 +1,4 @@
-"""The files of a job's folder, read line by line or whole, with what is wrong with them noted and not raised."""
+"""Reads the files of a job's folder, line by line or whole; problems are collected, not raised."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _MAX_BYTES, _MAX_LINE = 1 << 28, 1 << 20  # a record has some thousand character
 
 
 def is_own_file(path: Path) -> bool:
-    """Return whether it is a regular file, and no link to one outside of the job's folder."""
+    """Return whether it is a regular file, and not a link to one outside of the job's folder."""
     return path.is_file() and (not path.is_symlink() or path.resolve().is_relative_to(path.parent.resolve()))
 
 
 def _is_there(path: Path, damage: list[str]) -> bool:
-    """Return whether there is a file to read; note what is there in its place, or that it is too large."""
+    """Return whether there is a file to read; if it is not a regular one or too large, add that to ``damage``."""
     if not os.path.lexists(path):
         return False
     if not is_own_file(path):
-        damage.append(f"{path.name} is no regular file of this folder")
+        damage.append(f"{path.name} is not a regular file in this folder")
     elif path.stat().st_size > _MAX_BYTES:
-        damage.append(f"{path.name} has more than {_MAX_BYTES:,} bytes")
+        damage.append(f"{path.name} is larger than {_MAX_BYTES:,} bytes")
     else:
         return True
     return False
 
 
 def numbered_lines(path: Path, damage: list[str]) -> Iterator[tuple[int, str]]:
-    """Yield the numbered lines of a file, none where it is not there; note that it cannot be read."""
+    """Yield the numbered lines of a file, none if it does not exist; read errors are added to ``damage``."""
     try:
         if not _is_there(path, damage):
             return
@@ -42,7 +42,7 @@ def numbered_lines(path: Path, damage: list[str]) -> Iterator[tuple[int, str]]:
             while line := file.readline(_MAX_LINE):
                 number += 1
                 if len(line) == _MAX_LINE:
-                    damage.append(f"{path.name}, line {number}: more than {_MAX_LINE:,} characters")
+                    damage.append(f"{path.name}, line {number}: longer than {_MAX_LINE:,} characters")
                     return
                 yield number, line
     except OSError as error:
@@ -50,20 +50,20 @@ def numbered_lines(path: Path, damage: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def read_object(
-    path: Path, fault_of: Callable[[Mapping[str, Any]], str], damage: list[str]
+    path: Path, problem_of: Callable[[Mapping[str, Any]], str], damage: list[str]
 ) -> Mapping[str, Any] | None:
-    """Return the object in a file, None where there is no file; note what is wrong with it."""
+    """Return the JSON object in a file, None if there is none; problems are added to ``damage``."""
     try:
         if not _is_there(path, damage):
             return None
-        said = json.loads(read_plain_text(path))
+        value = json.loads(read_plain_text(path))
     except OSError as error:
         damage.append(f"{path.name} cannot be read ({error.strerror})")
         return None
     except (ValueError, RecursionError) as error:
-        damage.append(f"{path.name} is no JSON ({str(error):.60})")
+        damage.append(f"{path.name} is not valid JSON ({str(error):.60})")
         return None
-    fault = fault_of(said) if isinstance(said, dict) else "it is no object"
-    if fault:
-        damage.append(f"{path.name}: {fault}")
-    return None if fault else said
+    problem = problem_of(value) if isinstance(value, dict) else "not a JSON object"
+    if problem:
+        damage.append(f"{path.name}: {problem}")
+    return None if problem else value

@@ -1,4 +1,4 @@
-"""Ask a trained model about images: class, scores, chain."""
+"""Classify images with a trained model: class, scores, chain, and the loss of a sample."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from domainbed_reasoning.images.decode import read_rgb, reject_truncated_images
 from domainbed_reasoning.jobs.seeds import seeded
 from domainbed_reasoning.jobs.trained import TrainedJob, read_job
 from domainbed_reasoning.method.answering import answering_chains, answers_from_chains, scores_of_chains
+from domainbed_reasoning.method.objective import chain_nll, label_nll
 from domainbed_reasoning.mllm.generation_cache import digests_of
 from domainbed_reasoning.mllm.pixels import from_picture
+from domainbed_reasoning.registry import unknown
 
 ANSWERS = ("chain", "label", "both")
 
@@ -28,10 +30,10 @@ class Prediction:
         image: the file, or an empty string.
         class_name: the class with the highest score.
         scores: of every class, in [0, 1]: by the label the classification path's probabilities; by the chain 1 for the
-            class it concludes with, and the label's probabilities where it names none.
-        label_class: the classification path's answer; None where it was not asked.
-        chain_class: the class that the chain concludes with; None where it names none or was not asked for.
-        chain: the chain as it was generated, of several the elected one; None where it was not asked for.
+            class it concludes with, and the label's probabilities if it names none.
+        label_class: the classification path's answer; None if not computed.
+        chain_class: the class that the chain concludes with; None if it names none or was not generated.
+        chain: the generated chain, with ``votes`` above 1 that of the majority; None if not generated.
     """
 
     image: str
@@ -42,24 +44,37 @@ class Prediction:
     chain: str | None = None
 
 
+@dataclass(frozen=True)
+class SampleLoss:
+    """Both terms of the objective for one image, unweighted.
+
+    Attributes:
+        label: -log p(class name | image, q_cls), the sum over its tokens and the end token, in nats.
+        chain: -log p(chain | image, q_reason), the mean over its tokens, in nats; None where no chain was passed.
+    """
+
+    label: float
+    chain: float | None = None
+
+
 class Predictor:
-    """A trained model that answers as the job did: with ``votes`` above 1 the chain is elected of several sampled ones.
+    """A trained model that answers as in the job: with ``votes`` above 1, by the majority of several sampled chains.
 
     Args:
         job: folder of a DomainBed job, or what `export` made of one.
         answer: ``chain``, ``label`` or ``both`` (the class is then the chain's); None takes the job's own.
-        model: a base model in place of the job's, which may lie elsewhere on this machine.
-        dtype: in place of the job's.
-        quantize: in place of the job's.
+        model: base model, if the job's path no longer exists.
+        dtype: default: the job's.
+        quantize: default: the job's.
 
     Raises:
         ValueError: for a folder, an answer or a model that cannot be used.
 
     Example:
         >>> predictor = Predictor("runs/1a2b3c")                        # doctest: +SKIP
-        >>> predictor("cat.jpg").class_name                             # doctest: +SKIP
+        >>> predictor.predict("cat.jpg").class_name                     # doctest: +SKIP
         'cat'
-        >>> [found.class_name for found in predictor(["cat.jpg", "dog.jpg"])]  # doctest: +SKIP
+        >>> [found.class_name for found in predictor.predict(["cat.jpg", "dog.jpg"])]  # doctest: +SKIP
         ['cat', 'dog']
     """
 
@@ -74,27 +89,49 @@ class Predictor:
         self.job = job if isinstance(job, TrainedJob) else read_job(job)
         self.answer = answer or self.job.hparams["answer"]
         if self.answer not in ANSWERS:
-            raise ValueError(f"answer {self.answer!r} is none of {', '.join(ANSWERS)}.")
+            raise ValueError(f"answer must be one of {', '.join(ANSWERS)}; got {self.answer!r}.")
         mllm = self.job.load(model, dtype, quantize)
         # Nothing is trained any more: merged weights answer faster. Quantised ones would lose the adapters' precision.
         self.mllm = mllm if mllm.quantized else mllm.merge()
         self._to_bytes = from_picture(self.mllm.image_size)
 
     @overload
-    def __call__(self, images: str | pathlib.Path | Image) -> Prediction: ...
+    def predict(self, images: str | pathlib.Path | Image) -> Prediction: ...
 
     @overload
-    def __call__(self, images: Iterable[Any]) -> list[Prediction]: ...
+    def predict(self, images: Iterable[Any]) -> list[Prediction]: ...
 
-    def __call__(self, images: Any) -> Prediction | list[Prediction]:
+    def predict(self, images: Any) -> Prediction | list[Prediction]:
         """Return the answer to an image, or a list of the answers to several: files or PIL pictures.
 
         Raises:
-            ValueError: for a file that is no readable image, naming it.
+            ValueError: a file is not a readable image.
         """
         if isinstance(images, (str, pathlib.Path, Image)):
             return next(self.answers([images]))
         return list(self.answers(list(images)))
+
+    __call__ = predict
+
+    @torch.no_grad()
+    def loss(self, image: str | pathlib.Path | Image, class_name: str, chain: str | None = None) -> SampleLoss:
+        """Return both terms of the objective for an image of a class, as its chain's stand in equation 1.
+
+        Args:
+            image: a file or a PIL picture.
+            class_name: of the image, one of the job's classes.
+            chain: the five stages; None leaves the chain's term out.
+
+        Raises:
+            ValueError: for a class that the job does not know, or a file that is no readable image.
+        """
+        if class_name not in self.job.class_names:
+            raise unknown("class", class_name, self.job.class_names)
+        pixels = self._to_bytes(_picture(image))[None]
+        questions, answers = (self.job.q_cls, self.job.q_reason), ([class_name], None if chain is None else [chain])
+        by_label, by_chain = self.mllm.path_log_likelihoods(pixels, questions, answers)
+        assert by_label is not None
+        return SampleLoss(float(label_nll(*by_label)), None if by_chain is None else float(chain_nll(*by_chain)))
 
     def answers(
         self, images: Sequence[Any], unreadable: Callable[[ValueError], None] | None = None
@@ -103,10 +140,10 @@ class Predictor:
 
         Args:
             images: files or PIL pictures.
-            unreadable: gets the error of each file that is no readable image, which is then left out.
+            unreadable: called with the error of each file that is not a readable image, which is then skipped.
 
         Raises:
-            ValueError: for such a file, naming it, where nobody else is to get it.
+            ValueError: a file is not a readable image, and ``unreadable`` is None.
         """
         size = self.job.hparams["eval_batch"]
         for start in range(0, len(images), size):
@@ -134,12 +171,12 @@ class Predictor:
             assert by_label is not None
             scores = by_label.softmax(dim=1)
         else:
-            # A job that votes samples; the same images are answered alike.
+            # A job with votes samples its chains; the same images get the same answers.
             with seeded(0, "answers", digests_of(pixels)):
                 written = answering_chains(self.mllm, pixels, job.q_reason, names, *job.chain_settings)
             chains, concluded = written, answers_from_chains(written, names, job.exact_answers)
             scores = scores_of_chains(self.mllm, pixels, job.q_cls, names, written, by_label, job.exact_answers)
-        scores = scores.cpu()  # they are looked at one by one
+        scores = scores.cpu()  # read one by one
         by_name = [None] * len(images) if by_label is None else [names[i] for i in by_label.argmax(1).tolist()]
         return [
             Prediction(
@@ -152,6 +189,25 @@ class Predictor:
             )
             for row, answer in enumerate(concluded)
         ]
+
+
+def load_job(
+    folder: str | pathlib.Path,
+    answer: str | None = None,
+    model: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+) -> Predictor:
+    """Return the trained model of a job, ready to answer; arguments and errors are those of `Predictor`.
+
+    Example:
+        >>> job = load_job("sweep/1a2b3c", answer="both")               # doctest: +SKIP
+        >>> job.predict("cat.jpg").chain_class                          # doctest: +SKIP
+        'cat'
+        >>> job.loss("cat.jpg", "cat").label < job.loss("cat.jpg", "dog").label  # doctest: +SKIP
+        True
+    """
+    return Predictor(folder, answer, model, dtype, quantize)
 
 
 def _picture(image: Any) -> Any:

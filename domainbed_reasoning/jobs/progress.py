@@ -1,4 +1,4 @@
-"""A line a minute about work of which DomainBed says nothing until it has ended: hours of updates, then of answers."""
+"""Prints the progress of updates and evaluations once a minute: DomainBed prints nothing until they have completed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _EVERY_SECONDS = 60.0
 
 
 class ProgressLog:
-    """Says how far a piece of work is, and how long the rest will take, at most once a minute.
+    """Prints how much of a task is done, and the time left, at most once a minute.
 
     Args:
-        what: the work, as a person calls it.
-        total: of its units.
-        unit: of the work.
+        what: description of the task.
+        total: number of units.
+        unit: name of a unit.
     """
 
     def __init__(self, what: str, total: int, unit: str):
@@ -24,19 +24,19 @@ class ProgressLog:
         self.unit = unit
         self._done = 0
         self._seconds = 0.0
-        self._said = time.monotonic()
+        self._printed = time.monotonic()
 
     def add(self, count: int, seconds: float) -> None:
         """Count units as done.
 
         Args:
             count: of them.
-            seconds: that they took; time between calls is another's.
+            seconds: that they took, without the time between calls.
         """
         self._done += count
         self._seconds += seconds
         now = time.monotonic()
-        if now - self._said >= _EVERY_SECONDS and self._done < self.total:
-            self._said = now
+        if now - self._printed >= _EVERY_SECONDS and self._done < self.total:
+            self._printed = now
             meter = tqdm.format_meter(self._done, self.total, self._seconds, unit=self.unit, ncols=0)
             print(f"{self.what}: {meter}", flush=True)

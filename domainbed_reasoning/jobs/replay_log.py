@@ -1,16 +1,17 @@
 """The recorded progress of a training job, from which the same job resumes after it was killed.
 
 DomainBed starts every job at step 0 and does not keep the folder of an incomplete one. So the steps' values and the
-evaluations' answers are kept in the user's cache folder, under a key made of everything that decides the job's numbers.
-A job that finds its own is *replayed*: DomainBed draws the same batches again and gets the recorded values and answers
-for them, which costs the loading of the images but no model; from the last saved state on, everything is computed.
+evaluations' answers are kept in the user's cache folder, under a key made of everything that determines the results.
+If there is progress for a job, it is *replayed*: DomainBed draws the same batches again and gets the recorded values
+and answers for them, which loads the images but does not run the model; after the last saved state, everything is
+computed.
 
-A state is saved whenever that has taken at most one hundredth of the time since the last, and before an evaluation.
+A state is saved whenever saving takes at most 1% of the time since the last one, and before an evaluation.
 
-Files of a job: ``job.json`` (what it is), ``log.jsonl`` (a line a step or a batch of answers), ``state.pt`` (tensors
-and plain values), ``adapters-N.pt`` (the weights of each checkpoint that DomainBed saves, where it saves all),
-``lock`` (held while the job runs). The state says how long the log was, and which digests log and adapters have: before
-a replay begins everything that it needs is compared with them, and what differs means step 0.
+Files of a job: ``job.json`` (its description), ``log.jsonl`` (a line per step or batch of answers), ``state.pt``
+(tensors and plain values), ``adapters-N.pt`` (the weights of each checkpoint if DomainBed saves all), ``lock`` (held
+while the job runs). The state contains the length of the log and the digests of log and adapters: they are compared
+before a replay, and the job starts at step 0 if any differs.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class Answers:
 
     Attributes:
         classes: the class of each image that DomainBed's accuracy counts.
-        chains: the generated chains; None where none were asked for.
-        labels: the classification path's classes; None where not asked for.
-        state: which weights wrote the chains, as the model calls it; "" where it does not remember what it wrote.
+        chains: the generated chains; None if none were generated.
+        labels: the classification path's classes; None if not computed.
+        state: the model's key of the weights that generated the chains; "" if it does not cache answers.
     """
 
     classes: list[int]
@@ -61,23 +62,23 @@ class Answers:
 
 
 def key_of(job: Mapping[str, Any]) -> str:
-    """Return the key of a job: a digest of everything in ``job``, which must be JSON."""
+    """Return the key of a job: a digest of ``job``, which must be JSON."""
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Progress:
-    """The recorded past of a job, then the recording of what it does.
+    """Replays what earlier processes of a job recorded, then records this one.
 
     Args:
-        job: what decides the job's numbers, as JSON; `key_of` makes it the key. Its ``args`` are DomainBed's.
+        job: what determines the results, as JSON, which `key_of` turns into the key. Its ``args`` are DomainBed's.
         root: folder of all jobs' progress.
 
     Attributes:
-        state: what `save` was given last by the earlier process; None where the job starts from nothing.
+        state: that the earlier process saved last; None if the job starts at step 0.
 
     Raises:
-        JobIsRunning: where another process has this job.
-        OSError: where nothing can be kept there.
+        JobIsRunning: another process is running this job.
+        OSError: the folder cannot be written.
     """
 
     def __init__(self, job: Mapping[str, Any], root: Path | None = None):
@@ -90,8 +91,8 @@ class Progress:
             self._lock = lock_folder(self.folder)
         except FileLocked as error:
             raise JobIsRunning(
-                f"This job is already running in {error.holder}, which has locked {self.folder}. Wait for it, or "
-                'choose another --output_dir, or set the hparam "resume": false.'
+                f"This job is already running in {error.holder}, which has locked {self.folder}. Wait for it, choose "
+                'another --output_dir, or set the hparam "resume": false.'
             ) from error
         try:
             self._open(job)
@@ -101,16 +102,16 @@ class Progress:
         atexit.register(self._tidy_up, job.get("args", {}).get("output_dir"))
 
     def _open(self, job: Mapping[str, Any]) -> None:
-        """Take over what an earlier process left, if all of it is sound; else begin with an empty folder."""
-        self._begin_anew()
+        """Load what an earlier process saved; if any of it is damaged, start with an empty folder."""
+        self._reset()
         try:
             self._read()
-        except Damaged as fault:
-            _logger.info("The progress saved in %s cannot be used: %s. Starting from step 0.", self.folder, fault)
-            self._begin_anew()
+        except Damaged as error:
+            _logger.info("The progress saved in %s cannot be used: %s. Starting from step 0.", self.folder, error)
+            self._reset()
         for path in self.folder.iterdir():
-            unfinished_part = path.name.startswith(".")  # of a file that was being written when the process was killed
-            if unfinished_part or (self.state is None and path.name != "lock"):
+            temporary = path.name.startswith(".")  # of a file that was being written when the process was killed
+            if temporary or (self.state is None and path.name != "lock"):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self._log = os.open(self.folder / "log.jsonl", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         os.ftruncate(self._log, self._length)
@@ -127,18 +128,18 @@ class Progress:
                 os.close(descriptor)
         self._log = self._lock = None
 
-    # -- the past -------------------------------------------------------------------------------------------------
+    # -- replaying ------------------------------------------------------------------------------------------------
 
     @property
     def replays(self) -> bool:
-        """Whether something recorded is still to be handed out."""
+        """Whether recorded events are left to replay."""
         return bool(self._waiting)
 
     def next_step(self) -> dict[str, float]:
         """Return the values of the next recorded step.
 
         Raises:
-            RuntimeError: where an evaluation was recorded at this point.
+            RuntimeError: an evaluation was recorded at this point.
         """
         return dict(self._next("values")["values"])
 
@@ -146,10 +147,10 @@ class Progress:
         """Return the next recorded batch of answers.
 
         Args:
-            count: of images that are asked about.
+            count: number of images to answer.
 
         Raises:
-            RuntimeError: where something else was recorded at this point.
+            RuntimeError: something else was recorded at this point.
         """
         answers = Answers(**self._next("answers")["answers"])
         if len(answers.classes) != count:
@@ -157,7 +158,7 @@ class Progress:
         return answers
 
     def labelled(self, round: int) -> list[tuple[int, int, str, bool]]:
-        """Return what was self-labelled in a round up to the state: environment, index, chain, whether kept."""
+        """Return the self-labels of a round up to the state: environment, index, chain, whether it was kept."""
         steps = [step for step in self._steps if step["values"]["stage"] == round]
         return [(row[0], row[1], row[2], row[3]) for step in steps for row in step["labelled"]]
 
@@ -173,7 +174,7 @@ class Progress:
             f"{self.key[:8]}` and restart the job from step 0."
         )
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         self.state = None
         self._steps: list[dict[str, Any]] = []
         self._waiting: deque[dict[str, Any]] = deque()
@@ -181,7 +182,7 @@ class Progress:
         self._length, self._digest = 0, ""  # of the log
 
     def _read(self) -> None:
-        """Read state and log, and compare all that a replay needs with its digests.
+        """Read state and log, and compare all files that a replay needs with their digests.
 
         Raises:
             Damaged: one of the files is not what was written.
@@ -208,14 +209,14 @@ class Progress:
         return os.path.lexists(log) and (not log.is_file() or log.stat().st_size > 0)
 
     def _read_log(self, needed: int, digest: str) -> None:
-        """Read the log as far as it belongs to the state.
+        """Read the part of the log that belongs to the state.
 
         Raises:
-            Damaged: its first ``needed`` bytes are not those that have this digest.
+            Damaged: its first ``needed`` bytes do not have this digest.
         """
         sound = needed == 0
         for length, event, running in read_lines(self.folder / "log.jsonl"):
-            # Beyond the state's own part only the answers of the evaluation that it was saved for are of use.
+            # After that part, only the answers of the evaluation that the state was saved before can be used.
             if self._length >= needed and "answers" not in event:
                 break
             self._length += length
@@ -230,7 +231,7 @@ class Progress:
     # -- recording ------------------------------------------------------------------------------------------------
 
     def record_step(self, values: Mapping[str, float], labelled: Sequence[tuple[int, int, str, bool]]) -> None:
-        """Record a step's values and the chains that were self-labelled in it."""
+        """Record a step's values and the chains that were self-labeled in it."""
         self._write({"values": dict(values), "labelled": labelled})
 
     def record_answers(self, answers: Answers) -> None:
@@ -238,12 +239,12 @@ class Progress:
         self._write({"answers": asdict(answers)})
 
     def save(self, steps: int, state: Callable[[], dict[str, Any]], now: bool = False) -> None:
-        """Save the state after ``steps`` steps if it is time to, or in any case, but never twice.
+        """Save the state after ``steps`` steps if it is due, but never twice.
 
         Args:
             steps: taken so far.
-            state: makes what is to be found in `state` again: tensors and plain values.
-            now: do not wait until saving has become cheap enough.
+            state: returns the attribute `state` of the next process: tensors and plain values.
+            now: save even if it takes more than `_SHARE_OF_TIME`.
         """
         started = time.monotonic()
         due = now or started - self._saved_at >= self._cost / _SHARE_OF_TIME
@@ -261,17 +262,17 @@ class Progress:
         self._cost, self._saved_steps = self._saved_at - started, steps
 
     def kept(self, name: str, tensors: dict[str, torch.Tensor], replays: bool) -> dict[str, torch.Tensor]:
-        """Return ``tensors`` and keep them under ``name``; in a replay, return what was kept under it instead.
+        """Return ``tensors`` and save them as ``name``; in a replay, return the saved ones instead.
 
         Raises:
-            RuntimeError: what was kept has been removed or changed since the replay began.
+            RuntimeError: the saved tensors have been removed or changed since the replay began.
         """
         path = self.folder / name
         if replays:
             try:
                 return dict(read_tensors(path, self._kept.get(name, "")))
-            except Damaged as fault:
-                raise self._misfit(str(fault)) from fault
+            except Damaged as error:
+                raise self._misfit(str(error)) from error
         if self._log is not None and name not in self._kept:
             try:
                 self._kept[name] = write_tensors(path, tensors)
@@ -294,7 +295,7 @@ class Progress:
             self._digest = digest
 
     def _give_up(self, error: Exception) -> None:
-        """Stop recording: training is worth more than its record."""
+        """Stop recording: training continues without it."""
         _logger.info(
             "Progress can no longer be saved in %s (%s). Training continues; a restart uses the last saved state.",
             self.folder,

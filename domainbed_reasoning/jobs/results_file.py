@@ -21,6 +21,7 @@ from domainbed_reasoning.terminal import get_logger
 EARLIER = "results.earlier.jsonl"
 _OLD_EARLIER = re.compile(re.escape(RESULTS) + r"\.attempt-(\d+)")  # one file per attempt, from older versions
 _MEASURED = ("step_time", "mem_gb")  # values that are measured, not computed
+_ADDED = ("well_formed",)  # by `add_to_record`, which a kill may have prevented
 _log = get_logger(__name__)
 
 
@@ -87,6 +88,26 @@ def own_records(output_dir: Path, args: Mapping[str, Any]) -> str:
     return b"".join(own).decode("utf-8", "replace")
 
 
+def add_to_record(output_dir: Path, args: Mapping[str, Any], step: int, values: Mapping[str, float]) -> bool:
+    """Add values to the newest line of ``results.jsonl``, if that is the record of ``step`` of the job with these args.
+
+    DomainBed evaluates after it has taken the means of what updates returned: what an evaluation shows beside its
+    accuracies has no other way into the record of it.
+
+    Returns:
+        whether it is.
+    """
+    lines = _lines(output_dir / RESULTS)
+    record = (_record(lines[-1]) if lines else None) or {}
+    if (record.get("step"), record.get("args")) != (step, args):
+        return False
+    complete = {**record, **values}
+    if complete != record:
+        added = json.dumps(complete, sort_keys=True).encode()
+        _write(output_dir / RESULTS, [line + b"\n" for line in [*lines[:-1], added]])
+    return True
+
+
 def restore_measured(output_dir: Path, earlier: str) -> None:
     """Give replayed records in ``results.jsonl`` the times and memory that were measured when they were computed.
 
@@ -103,13 +124,14 @@ def restore_measured(output_dir: Path, earlier: str) -> None:
         record = _record(line) or {}
         for old in known:
             if _computed(old) == _computed(record):
-                line = json.dumps(old, sort_keys=True).encode()
+                measured = {name: old[name] for name in _MEASURED if name in old}
+                line = json.dumps(record | measured, sort_keys=True).encode()
         lines.append(line + b"\n")
     _write(output_dir / RESULTS, lines)
 
 
 def _computed(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in _MEASURED}
+    return {name: value for name, value in record.items() if name not in (*_MEASURED, *_ADDED)}
 
 
 def _lines(path: Path) -> list[bytes]:

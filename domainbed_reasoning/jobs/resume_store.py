@@ -119,11 +119,11 @@ def prune(root: Path, keep: Path) -> None:
         if job.folder != keep and not job.running and (job.done or total > limit):
             if not job.done:
                 name = f"{job.args.get('algorithm', '?')} on {job.args.get('dataset', '?')}"
-                _log.info("Deleted the progress of an unfinished job (%s): %s GB limit (%s).", name, value, LIMIT)
+                _log.info("Deleted the progress of an interrupted job (%s): %s GB limit (%s).", name, value, LIMIT)
             with suppress(JobIsRunning, OSError):  # started meanwhile, or owned by another user
                 clear(job)
                 total -= job.size
-    for rest in root.glob(".*"):  # of a deletion that was killed
+    for rest in root.glob(".*"):  # from interrupted deletions
         shutil.rmtree(rest, ignore_errors=True)
 
 

@@ -1,7 +1,7 @@
-"""What `torch.save` wrote, read from a file of a stranger: plain values and tensors that lie in the file as they are.
+"""Loads tensors and plain values that `torch.save` wrote from an untrusted file, in memory bounded by the file's size.
 
-`torch.load` with ``weights_only`` runs no code, but it trusts sizes. Here one parser reads the archive, nothing in it
-is packed or lies in two places, and no tensor is larger than its part of the file: memory is bounded by its size.
+`torch.load` with ``weights_only`` runs no code, but it trusts sizes. Here one parser reads the archive, whose members
+must be uncompressed and must not overlap, and no tensor may be larger than its member.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def load_tensors(path: Path) -> Any:
     """Return the value that `torch.save` wrote to ``path``, its tensors on the CPU.
 
     Raises:
-        OSError: it is no regular file, or larger than `MAX_BYTES`.
-        ValueError: it is no such archive, damaged, packed, or holds more than tensors and plain values.
+        OSError: it is not a regular file, or larger than `MAX_BYTES`.
+        ValueError: it is not such an archive, damaged, compressed, or contains more than tensors and plain values.
     """
     with open_plain(path, MAX_BYTES) as file:
         size = file.seek(0, io.SEEK_END)
@@ -50,39 +50,39 @@ def load_tensors(path: Path) -> Any:
             with zipfile.ZipFile(file) as archive:
                 return _load(archive, size)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # encrypted: RuntimeError
-            raise ValueError(f"no archive of torch.save: {error}") from error
+            raise ValueError(f"not an archive of torch.save: {error}") from error
 
 
 def _load(archive: zipfile.ZipFile, size: int) -> Any:
     parts = {part.filename: part for part in archive.infolist()}
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts.values()):
-        raise ValueError("it is packed, which torch.save never does")
+        raise ValueError("it is compressed, unlike archives of torch.save")
     if len(parts) < len(archive.infolist()):
-        raise ValueError("two parts of it have one name")
+        raise ValueError("two of its members have the same name")
     if archive.comment or min((part.header_offset for part in parts.values()), default=0):
-        raise ValueError("it holds more than one archive")
+        raise ValueError("it contains more than one archive")
     if sum(part.file_size for part in parts.values()) > size:
-        raise ValueError("its parts are larger than the file")
+        raise ValueError("its members are larger than the file")
     pickled = [name for name in parts if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickled) != 1:
-        raise ValueError("no archive of torch.save: it has not one data.pkl")
+        raise ValueError(f"not an archive of torch.save: expected one data.pkl, found {len(pickled)}")
     folder = pickled[0].removesuffix("data.pkl")
     order = f"{folder}byteorder"
     if order in parts and archive.read(order) != b"little":
         raise ValueError("it was saved on a big-endian machine")
     if parts[pickled[0]].file_size > _MAX_PICKLE_BYTES:
-        raise ValueError(f"its values take more than {_MAX_PICKLE_BYTES:,} bytes")
+        raise ValueError(f"its data.pkl is larger than {_MAX_PICKLE_BYTES:,} bytes")
     storages: dict[str, torch.Tensor] = {}
 
     def storage(key: str, dtype: torch.dtype, count: int) -> torch.Tensor:
         if key not in storages:
             part = parts.get(f"{folder}data/{key}")
             if part is None or part.file_size != count * dtype.itemsize:
-                raise ValueError(f"a tensor's storage {key:.40} is not there, or not of the size that it should have")
+                raise ValueError(f"the storage {key:.40} of a tensor is missing or has the wrong size")
             values = bytearray(archive.read(part))
             storages[key] = torch.frombuffer(values, dtype=dtype) if count else torch.empty(0, dtype=dtype)
         if storages[key].dtype != dtype:
-            raise ValueError(f"a tensor's storage {key:.40} has two types")
+            raise ValueError(f"the storage {key:.40} of a tensor has two types")
         return storages[key]
 
     try:
@@ -92,7 +92,7 @@ def _load(archive: zipfile.ZipFile, size: int) -> Any:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The part of pickle that `torch.save` needs for tensors in dictionaries; everything else ends the reading."""
+    """The part of pickle that `torch.save` needs for tensors in dictionaries; anything else is an error."""
 
     def __init__(self, file: BinaryIO, storage: Callable[[str, torch.dtype, int], torch.Tensor]):
         super().__init__(file)
@@ -108,21 +108,21 @@ class _Unpickler(pickle._Unpickler):
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if (module, name) not in known:
-            raise ValueError(f"it holds more than tensors and plain values: {module:.80}.{name:.80}")
+            raise ValueError(f"it contains more than tensors and plain values: {module:.80}.{name:.80}")
         return known[module, name]
 
     def persistent_load(self, saved: Any) -> torch.Tensor:
         kind, dtype, key, _, count = saved
         whole = isinstance(count, int) and isinstance(key, str) and isinstance(dtype, torch.dtype)
         if kind != "storage" or not whole:
-            raise ValueError("it holds more than tensors and plain values")
+            raise ValueError("it contains more than tensors and plain values")
         return self._storage(key, dtype, count)
 
     # Of pickle._Unpickler, which typeshed leaves out.
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
 
-    # What torch.save writes; other opcodes make objects, call what is no function of ours, or claim memory unread.
+    # What torch.save writes; other opcodes create objects, call other functions, or allocate memory for missing data.
     _ALLOWED = (
         "PROTO EMPTY_DICT EMPTY_LIST EMPTY_TUPLE MARK GLOBAL BINPERSID BINUNICODE BININT BININT1 BININT2 "
         "LONG1 BINFLOAT NONE NEWTRUE NEWFALSE TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT BINGET LONG_BINGET REDUCE "
@@ -135,9 +135,9 @@ class _Unpickler(pickle._Unpickler):
     def load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack[-1]
         if function not in (OrderedDict, torch.Size, _tensor) and getattr(function, "__module__", "") != __name__:
-            raise ValueError("it holds more than tensors and plain values")
+            raise ValueError("it contains more than tensors and plain values")
         if function is OrderedDict and arguments:
-            raise ValueError("it holds more than tensors and plain values")
+            raise ValueError("it contains more than tensors and plain values")
         self.stack[-1] = function(*arguments)
 
     def load_setitems(self) -> None:
@@ -149,13 +149,13 @@ class _Unpickler(pickle._Unpickler):
         self._set([key, value])
 
     def _set(self, items: list[Any]) -> None:
-        """Add to a dictionary; tuples within each other can take for ever to hash."""
+        """Add to a dictionary; nested tuples as keys could take forever to hash."""
         if not all(isinstance(key, str | int | float | bool | None) for key in items[::2]):
-            raise ValueError("a key of it is neither text nor a number")
+            raise ValueError("a dictionary key is neither a string nor a number")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def load_build(self) -> None:
-        """Drop what an OrderedDict has beside its items: a state_dict's versions."""
+        """Drop the attributes of an OrderedDict: a state_dict's versions."""
         self.stack.pop()
 
     dispatch |= {
@@ -169,13 +169,13 @@ class _Unpickler(pickle._Unpickler):
 def _tensor(
     storage: torch.Tensor, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> torch.Tensor:
-    """Return the numbers of a storage from ``offset`` on as a tensor, which must lie there without gaps or repeats."""
+    """Return a view of a storage from ``offset`` on as a tensor, which must have no gaps and no repeated elements."""
     count = math.prod(shape)
     if min((offset, *shape)) < 0 or len(shape) != len(stride) or offset + count > len(storage):
-        raise ValueError(f"a tensor of shape {tuple(shape)!s:.80} is larger than its part of the file")
+        raise ValueError(f"a tensor of shape {tuple(shape)!s:.80} is larger than its storage")
     step = 1
     for have, length in sorted(zip(stride, shape, strict=True)) if count else ():
         if length > 1 and have != step:
-            raise ValueError(f"a tensor of shape {tuple(shape)!s:.80} repeats numbers or leaves some out")
+            raise ValueError(f"a tensor of shape {tuple(shape)!s:.80} has gaps or repeated elements")
         step *= length
     return storage[offset : offset + count].as_strided(tuple(shape), tuple(stride))

@@ -1,6 +1,6 @@
-"""Files that are told from damaged ones: tensors with a digest behind them, and a log whose lines are chained.
+"""Files with checksums: tensors followed by a digest, and a log whose lines are chained by digests.
 
-A digest is SHA-256 in hexadecimal. It finds what disks, copies and kills do to files; it is no signature.
+Digests are SHA-256 in hexadecimal. They detect damage by disks, copies and kills; they are not signatures.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SEAL = b', "sha256": "'
 
 
 class Damaged(Exception):
-    """A file is not there, or not what was written; the text names it and says how."""
+    """A file is missing, or not what was written; the message names it and the reason."""
 
 
 def write_tensors(path: Path, value: Any) -> str:
-    """Write tensors and plain values, and the digest behind them; return the digest when all is on the disk.
+    """Write tensors and plain values, followed by their digest, to the disk, and return the digest.
 
     Raises:
         OSError: they cannot be written; torch may report a full disk as a RuntimeError.
@@ -41,11 +41,11 @@ def write_tensors(path: Path, value: Any) -> str:
 
 
 def check_tensors(path: Path, digest: str | None = None) -> None:
-    """Compare a file with the digest behind its tensors.
+    """Compare a file's tensors with the digest that follows them.
 
     Args:
         path: of the file.
-        digest: that it has to be as well, as `write_tensors` returned it.
+        digest: that `write_tensors` returned, to be compared as well.
 
     Raises:
         Damaged: they differ, or there is no such file.
@@ -58,9 +58,9 @@ def check_tensors(path: Path, digest: str | None = None) -> None:
             found.update(part)
             left -= len(part)
         if file.read(_HEX + 1) != found.hexdigest().encode():
-            raise Damaged(f"{path.name} is damaged: its digest is another one")
+            raise Damaged(f"{path.name} does not match its checksum")
     if digest not in (None, found.hexdigest()):
-        raise Damaged(f"{path.name} is not the one that belongs to the state")
+        raise Damaged(f"{path.name} does not belong to the saved state")
 
 
 def read_tensors(path: Path, digest: str | None = None) -> Any:
@@ -75,26 +75,26 @@ def read_tensors(path: Path, digest: str | None = None) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # torch raises what it likes
+    except Exception as error:  # torch raises errors of many types
         raise Damaged(f"{path.name} cannot be read ({type(error).__name__})") from error
 
 
 def check_is_file(path: Path) -> None:
-    """Refuse what is no file of ours.
+    """Require a regular file.
 
     Raises:
-        Damaged: there is nothing, or a folder, a link, a device.
+        Damaged: it is missing, a folder, a link or a device.
     """
     if path.is_symlink() or not path.is_file():
-        raise Damaged(f"{path.name} is {'no file' if os.path.lexists(path) else 'missing'}")
+        raise Damaged(f"{path.name} is {'not a regular file' if os.path.lexists(path) else 'missing'}")
 
 
 def line_of(event: Mapping[str, Any], before: str) -> tuple[bytes, str]:
-    """Return a line of the log, which ends in the digest of itself and of all lines before it, and that digest.
+    """Return a line of the log, which ends in the digest of itself and of all previous lines, and that digest.
 
     Args:
-        event: what the line says, JSON.
-        before: the digest of the line before; "" for the first.
+        event: the content of the line, JSON.
+        before: the digest of the previous line; "" for the first.
     """
     body = json.dumps(event).encode()
     digest = hashlib.sha256(before.encode() + body).hexdigest()
@@ -102,7 +102,7 @@ def line_of(event: Mapping[str, Any], before: str) -> tuple[bytes, str]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """Yield the lines of a log as far as they are sound: length in bytes, event, digest.
+    """Yield the lines of a log up to the first damaged one: length in bytes, event, digest.
 
     Raises:
         Damaged: there is no such file.

@@ -24,6 +24,7 @@ from domainbed_reasoning.jobs.answers import AnswerRecords, records_for, write_t
 from domainbed_reasoning.jobs.history import History, history_of
 from domainbed_reasoning.jobs.progress import ProgressLog
 from domainbed_reasoning.jobs.replay_log import Answers
+from domainbed_reasoning.jobs.results_file import add_to_record
 from domainbed_reasoning.jobs.seeds import seeded
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -85,7 +86,7 @@ class Session:
         check_task(task, hparams, algorithm)
         self.task = task or task_without_names(num_classes)
         if hparams.get("model") == "tiny" and self.task.dataset != "ShapesReasoning":
-            print("The model tiny was never trained on photographs: it shows that a job runs, no more.")
+            print("The model tiny was never trained on photographs: use it only to test that a job runs.")
         self.schedule = lay_out_steps(self.task, epochs, hparams)
         self.seed = torch.initial_seed()
         self.steps_taken = 0
@@ -93,37 +94,52 @@ class Session:
         self.history: History | None = None
         self._training = ProgressLog(f"{self.name}'s updates", self.schedule.n_steps, "update")
         self._answering: tuple[int, ProgressLog] | None = None  # after which step
+        self._args: dict[str, Any] = {}  # DomainBed's, of a job
+        self._records_every: int | None = None  # steps, in a job on a dataset of ours
         if job_arguments() is None:
             warn_outside_job(self.name, self.task, hparams, self.schedule)
         if self.schedule.left_out:
             print(f"WARNING: {self.name}: {self.schedule.shortfall()}", flush=True)
 
     def start(self) -> None:
-        """Open what is written beside results.jsonl, and look for the progress of an earlier process of this job.
+        """Open the files beside results.jsonl, and look for the saved progress of an earlier process of this job.
 
         Raises:
-            JobIsRunning: where another process runs the same job.
+            JobIsRunning: another process is running the same job.
         """
         args, hparams = job_arguments(), self.hparams
-        exact = hparams.get("answer_matching") == "exact"
         if args is not None:
+            self._args = vars(args)
             write_task(self.task, hparams, args)
-            self.records = records_for(self.task, args, hparams.get("answer") == "chain", exact)
+            self.records = records_for(self.task, args, hparams)
             self.history = history_of(self.task, self.schedule, hparams, args)
+            if self.task.labels:
+                self._records_every = getattr(args, "checkpoint_freq", None) or self.schedule.checkpoint_freq
 
     @property
     def is_last_evaluation(self) -> bool:
         """Whether DomainBed evaluates after the last step."""
         return self.steps_taken >= self.schedule.n_steps
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether DomainBed writes a record after the step that is being taken, or its stage ends.
+
+        A record holds the means of what the steps since the last one returned. What it is to hold as it stands at its
+        own step is returned by that step alone. True where the steps of records are not known, as outside of a job.
+        """
+        step, every = self.steps_taken, self._records_every
+        return every is None or step % every == 0 or step == self.schedule.at(step).last
+
     def update(self, algorithm: Resumable, minibatches: Minibatches) -> dict[str, float]:
-        """Take a step, or return what it gave in an earlier process.
+        """Take a step, or return the values that an earlier process recorded for it.
 
         Raises:
             FloatingPointError: the loss is not finite; the step is not recorded.
             ValueError: the images are another dataset's than the task's.
         """
         check_batch(self.task, [x for x, _ in minibatches])
+        self._complete_record()
         if self.records is not None:
             self.records.report(f"step {self.steps_taken}")
         if self.history is not None and self.history.replays:
@@ -143,7 +159,9 @@ class Session:
         return values
 
     def predict(self, algorithm: Resumable, x: torch.Tensor) -> torch.Tensor:
-        """Return class scores, ``(n, num_classes)``; in a replay, 1 for the class that was answered.
+        """Return class scores, ``(n, num_classes)``; in a replay, 1 for the recorded class.
+
+        A further column is "no class", see `answering.strict_scores`.
 
         Args:
             algorithm: that answers.
@@ -152,7 +170,8 @@ class Session:
         ids = ids_of(x)
         if self.history is not None and self.history.replays:
             answers = self.history.progress.next_answers(len(x))
-            one_hot = torch.nn.functional.one_hot(torch.tensor(answers.classes), len(self.task.class_names))
+            columns = max(len(self.task.class_names), max(answers.classes) + 1)  # the last may be "no class"
+            one_hot = torch.nn.functional.one_hot(torch.tensor(answers.classes), columns)
             scores = one_hot.to(x.device, torch.float32)
             algorithm.recall(x, answers)
         else:
@@ -170,7 +189,8 @@ class Session:
         return scores
 
     def state_dict(self, algorithm: Resumable) -> dict[str, torch.Tensor]:
-        """Return the adapters alone: the base model is on disk already."""
+        """Return the adapters alone: the base model is on disk already. DomainBed asks after every record."""
+        self._complete_record()
         history = self.history
         if history is not None and not history.replays:
             self._resume(algorithm)
@@ -180,15 +200,27 @@ class Session:
         return state
 
     def labeled(self, round: int) -> list[tuple[int, int, str, bool]]:
-        """Return what an earlier process self-labeled in a round, as `Resumable.new_self_labels` returned it."""
+        """Return the self-labels of a round from an earlier process, as `Resumable.new_self_labels` returned them."""
         return self.history.progress.labelled(round) if self.history is not None else []
 
     def _resume(self, algorithm: Resumable) -> None:
-        """Restore the saved state when everything that was recorded has been replayed."""
+        """Restore the saved state once all recorded events have been replayed."""
         state = self.history.end_of_replay() if self.history is not None else None
         if state is not None:
             algorithm.restore(state)
             print(f"Resumed after step {self.steps_taken - 1}.", flush=True)
+
+    def _complete_record(self) -> None:
+        """Add to DomainBed's newest record what the evaluation that it is of has shown, if that is not there yet."""
+        if self.records is not None and self.records.evaluated:
+            record = (self.records.folder, self._args, self.steps_taken - 1)
+            try:
+                added = add_to_record(*record, self.records.evaluated)
+            except OSError as error:  # the record itself is there
+                print(f"Cannot add {', '.join(self.records.evaluated)} to the record of this step: {error}", flush=True)
+                added = True
+            if added:
+                self.records.evaluated = {}
 
     def _check_finite(self, values: Mapping[str, float]) -> None:
         wrong = [name for name, value in values.items() if name.endswith("loss") and not math.isfinite(value)]

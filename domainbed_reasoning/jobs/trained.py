@@ -25,7 +25,7 @@ _PEFT_WEIGHTS = "adapter_model.safetensors"
 
 
 class JobError(ValueError):
-    """A folder that holds no trained model: the message names the fault and the cure."""
+    """The folder contains no trained model that can be used."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TrainedJob:
     """A trained model, not yet loaded.
 
     Attributes:
-        folder: where it lies.
+        folder: that contains it.
         algorithm: name of the algorithm.
         dataset: name of the dataset.
         subject: the noun of the question.
@@ -42,7 +42,7 @@ class TrainedJob:
         test_envs: numbers of the target domains.
         hparams: of the job.
         adapters: trained tensors by their names in the PEFT model; empty for a zero-shot or a merged model.
-        model: what `load_mllm` loads: the base model, or the folder itself where the adapters are merged.
+        model: what `load_mllm` loads: the base model, or the folder itself if the adapters are merged.
     """
 
     folder: pathlib.Path
@@ -68,7 +68,7 @@ class TrainedJob:
 
     @property
     def chain_settings(self) -> tuple[int, int, int, float, bool]:
-        """How the job's chains answer: most tokens, images at a time, votes and temperature, whether read exactly."""
+        """How the job answers by chains: max new tokens, batch size, votes, temperature, exact matching."""
         hparams = self.hparams
         voting = hparams["votes"], hparams["vote_temperature"]
         return hparams["max_new_tokens"], hparams["eval_batch"], *voting, self.exact_answers
@@ -79,7 +79,7 @@ class TrainedJob:
         return bool(self.hparams["answer_matching"] == "exact")
 
     def lora(self) -> LoraSettings | None:
-        """Return the adapters that the job trained; None without any."""
+        """Return the settings of the trained adapters; None without any."""
         if not self.adapters:
             return None
         return LoraSettings.of(self.hparams)
@@ -88,14 +88,14 @@ class TrainedJob:
         """Load the model with its trained adapters, in evaluation mode.
 
         Args:
-            model: a base model in place of the job's, which may lie elsewhere on this machine.
-            dtype: in place of the job's.
-            quantize: in place of the job's.
+            model: base model, if the job's path no longer exists.
+            dtype: default: the job's.
+            quantize: default: the job's.
 
         Raises:
             ModelError: for a base model that cannot be used.
             ValueError: for adapters that do not fit it.
-            JobError: for a model whose files the libraries cannot make sense of.
+            JobError: for a model whose files the libraries cannot read.
         """
         try:
             mllm = load_mllm(
@@ -108,10 +108,10 @@ class TrainedJob:
             )
         except ValueError:
             raise
-        except Exception as error:  # files of strangers make the libraries raise anything
+        except Exception as error:  # on untrusted files the libraries may raise anything
             raise JobError(
-                f"{model or self.model}: the model cannot be loaded ({type(error).__name__}: {str(error):.300}). Give "
-                "another with --model, or fetch it again."
+                f"{model or self.model}: the model cannot be loaded ({type(error).__name__}: {str(error):.300}). Pass "
+                "another with --model, or download it again."
             ) from error
         return mllm.eval()
 
@@ -121,20 +121,19 @@ def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> Train
 
     Args:
         folder: of the job.
-        checkpoint: DomainBed's file in it; ``model_step19.pkl`` and others are there after
-            ``--save_model_every_checkpoint``.
+        checkpoint: DomainBed's file in it, such as ``model_step19.pkl`` after ``--save_model_every_checkpoint``.
 
     Raises:
         JobError: for a folder that is none of these, or a job that has not saved its model.
     """
     path = pathlib.Path(folder).expanduser()
-    said = _read_task(path)
-    if said["prompt_version"] != PROMPT_VERSION:
+    task = _read_task(path)
+    if task["prompt_version"] != PROMPT_VERSION:
         raise JobError(
-            f"{path}: the model was asked with prompts of version {said['prompt_version']!r:.20}, and version "
-            f"{PROMPT_VERSION} is installed: use domainbed-reasoning {said.get('version', 'of then')!s:.20}."
+            f"{path}: the model was trained with prompt version {task['prompt_version']!r:.20}; this version has "
+            f"{PROMPT_VERSION!r}. Use domainbed-reasoning {task.get('version', 'of that time')!s:.20}."
         )
-    hparams, model = said["hparams"], said["hparams"]["model"]
+    hparams, model = task["hparams"], task["hparams"]["model"]
     if (path / _PEFT_WEIGHTS).is_file():
         adapters = _peft_adapters(path / _PEFT_WEIGHTS)
     elif (path / "config.json").is_file():
@@ -144,12 +143,12 @@ def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> Train
     _check_adapters(path, adapters, hparams)
     return TrainedJob(
         folder=path,
-        algorithm=said["algorithm"],
-        dataset=said["dataset"],
-        subject=said["subject"],
-        class_names=tuple(said["class_names"]),
-        environments=tuple(said["environments"]),
-        test_envs=tuple(said["test_envs"]),
+        algorithm=task["algorithm"],
+        dataset=task["dataset"],
+        subject=task["subject"],
+        class_names=tuple(task["class_names"]),
+        environments=tuple(task["environments"]),
+        test_envs=tuple(task["test_envs"]),
         hparams=hparams,
         adapters=adapters,
         model=model,
@@ -157,31 +156,29 @@ def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> Train
 
 
 def _read_task(path: pathlib.Path) -> dict[str, Any]:
-    """Return what task.json says, every value of the kind that the rest of the code counts on."""
+    """Return the content of task.json, validated."""
     file = path / TASK_FILE
     try:
-        said: dict[str, Any] = parse_json(read_plain_text(file))
+        task: dict[str, Any] = parse_json(read_plain_text(file))
     except FileNotFoundError as error:
         raise JobError(
-            f"{path} holds no {TASK_FILE}: it is no job of an MLLM algorithm. Give the folder that DomainBed's train "
-            "or sweep wrote (with results.jsonl and model.pkl), or one that `domainbed-reasoning export` wrote."
+            f"{path} contains no {TASK_FILE}, so it is not a job of an MLLM algorithm. Pass an output folder of "
+            "DomainBed's train or sweep (with results.jsonl and model.pkl), or of `domainbed-reasoning export`."
         ) from error
     except NotADirectoryError as error:
-        raise JobError(f"{path} is a file: give the job's folder, not a file in it.") from error
+        raise JobError(f"{path} is a file. Pass the job's folder.") from error
     except (ValueError, OSError) as error:
-        raise JobError(f"{file} is damaged ({_reason(error):.200}): run the job again.") from error
-    fault = _fault(said, _TASK)
-    if not fault and "model" not in said["hparams"]:
-        raise JobError(
-            f"{path}: {said['algorithm']:.80} trains no multimodal LLM, so there is none to load. Give another."
-        )
-    if not fault:
-        # Jobs of before there were votes and a tolerant reader.
-        said["hparams"] = {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", **said["hparams"]}
-    fault = fault or _fault(said["hparams"], _HPARAMS) or check_class_names(said["class_names"])
-    if fault:
-        raise JobError(f"{file} is damaged ({fault}): run the job again, or take the file as the job wrote it.")
-    return said
+        raise JobError(f"{file} is damaged ({_reason(error):.200}). Rerun the job.") from error
+    problem = _problem(task, _TASK)
+    if not problem and "model" not in task["hparams"]:
+        raise JobError(f"{path}: {task['algorithm']:.80} trains no multimodal LLM. Pass a job of an MLLM algorithm.")
+    if not problem:
+        # Jobs from before votes and tolerant matching.
+        task["hparams"] = {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", **task["hparams"]}
+    problem = problem or _problem(task["hparams"], _HPARAMS) or check_class_names(task["class_names"])
+    if problem:
+        raise JobError(f"{file} is damaged ({problem}). Restore the original file, or rerun the job.")
+    return task
 
 
 def _text(value: Any) -> bool:
@@ -204,7 +201,7 @@ def _one_of(*choices: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and value in choices
 
 
-# What a task and its hyper-parameters must be: name → test.
+# Valid values of a task and of its hyper-parameters: name → test.
 _TASK: dict[str, Callable[[Any], bool]] = {
     "algorithm": _text,
     "dataset": _text,
@@ -236,37 +233,37 @@ _LORA: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _fault(said: Any, wanted: Mapping[str, Callable[[Any], bool]]) -> str | None:
-    if not isinstance(said, dict):
-        return f"a JSON object is wanted, not {type(said).__name__}"
-    for name, is_right in wanted.items():
-        if name not in said:
+def _problem(values: Any, tests: Mapping[str, Callable[[Any], bool]]) -> str | None:
+    if not isinstance(values, dict):
+        return f"expected a JSON object, got {type(values).__name__}"
+    for name, is_valid in tests.items():
+        if name not in values:
             return f"{name!r} is missing"
-        if not is_right(said[name]):
-            return f"{name!r} cannot be {said[name]!r:.80}"
+        if not is_valid(values[name]):
+            return f"{name!r} cannot be {values[name]!r:.80}"
     return None
 
 
 def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
-    """Refuse adapters that are none, before a model of the size that they claim is made."""
+    """Reject invalid adapters before a model of the size that they claim is built."""
     if not adapters:
         return
-    fault = _fault(hparams, _LORA)
-    if fault:
-        raise JobError(f"{path / TASK_FILE} is damaged ({fault}): take the file as the job wrote it.")
+    problem = _problem(hparams, _LORA)
+    if problem:
+        raise JobError(f"{path / TASK_FILE} is damaged ({problem}). Restore the original file.")
     rank = hparams["lora_rank"]
     for name, tensor in adapters.items():
         is_matrix = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() == 2
         if not isinstance(name, str) or not is_matrix:
-            raise JobError(f"{path}: the adapter {str(name)!r:.200} is no matrix of numbers. Run the job again.")
+            raise JobError(f"{path}: the adapter {str(name)!r:.200} is not a floating-point matrix. Rerun the job.")
         found = tensor.shape[0] if ".lora_A." in name else tensor.shape[1]
         if found != rank:
             raise JobError(
-                f"{path}: the adapter {name!r:.200} has rank {found}, and {TASK_FILE} says {rank}. Take both "
-                "from one job."
+                f"{path}: the adapter {name!r:.200} has rank {found}, but {TASK_FILE} has lora_rank {rank}. Use both "
+                "files of one job."
             )
         if not torch.isfinite(tensor).all():
-            raise JobError(f"{path}: the adapter {name!r:.200} holds NaN or infinity: the job has diverged.")
+            raise JobError(f"{path}: the adapter {name!r:.200} contains NaN or infinity: training diverged.")
 
 
 def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
@@ -274,36 +271,36 @@ def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
     if not file.exists():
         others = sorted(path.name for path in file.parent.glob("model*.pkl"))
         why = (
-            f"it has {', '.join(others)}; train --save_model_every_checkpoint saves one an evaluation"
+            f"it has {', '.join(others)}; train --save_model_every_checkpoint saves one per evaluation"
             if others
             else "the job has not reached its first checkpoint, or ran with --skip_model_save"
         )
-        raise JobError(f"{file.parent} holds no {file.name}: {why}.")
+        raise JobError(f"{file.parent} contains no {file.name}: {why}.")
     try:
         checkpoint = load_tensors(file)
     except (ValueError, OSError) as error:
         raise JobError(
-            f"{file} cannot be read: it is cut short, as by a job that was killed while it saved, or not what "
-            f"DomainBed saves ({_reason(error)}). Run the job again."
+            f"{file} cannot be read ({_reason(error)}): it is truncated, for example by a job that was killed while "
+            "saving, or not a checkpoint of DomainBed. Rerun the job."
         ) from error
     tensors = checkpoint.get("model_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(tensors, dict):
-        raise JobError(f"{file} holds no 'model_dict': it is no checkpoint of DomainBed. Run the job again.")
+        raise JobError(f"{file} contains no 'model_dict', so it is not a checkpoint of DomainBed. Rerun the job.")
     return tensors
 
 
 def _reason(error: Exception) -> str:
-    said = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return said.splitlines()[0][:300]
+    reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return reason.splitlines()[0][:300]
 
 
 def _peft_adapters(file: pathlib.Path) -> dict[str, torch.Tensor]:
-    """Return PEFT's saved tensors under the names that they have in the model, with the adapter's."""
+    """Return PEFT's saved tensors by their names in the model, which include the adapter's name."""
     import safetensors.torch
 
     try:
         open_plain(file, MAX_BYTES).close()
         saved = safetensors.torch.load_file(file)
     except Exception as error:  # the format's own errors derive from Exception
-        raise JobError(f"{file} cannot be read ({str(error):.300}): export the job again.") from error
+        raise JobError(f"{file} cannot be read ({str(error):.300}). Export the job again.") from error
     return {name.removesuffix(".weight") + ".default.weight": tensor for name, tensor in saved.items()}

@@ -1,6 +1,6 @@
-"""What the files of a job may hold: the values that tables and pages count on, each with its kind and its bounds.
+"""What the files of a job may hold: the values that tables and reports rely on, each with its kind and its bounds.
 
-A job one of whose values is of another kind is left out and named; the others of its sweep are not touched by it.
+A job with an invalid value is reported and left out; the other jobs of its sweep are not affected.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ _MOST = 1 << 53  # JSON's readers agree on integers up to here
 
 ACCURACY = re.compile(r"env([0-9]+)_(in|out|uda)_acc")
 _ENVIRONMENT = re.compile(r"env[0-9]+")
-_ACCEPTED = re.compile(r"sarr([0-9]+)_accepted")
+_OF_ROUND = re.compile(r"sarr([0-9]+)_(accepted|well_formed)")
+_SHARES = ("well_formed", "updated")
 
-_HALF = re.compile("[\ud800-\udfff]")  # of a pair: no text that can be written
+_HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, which cannot be encoded
 
-# (test, what is wanted)
+# (test, description of valid values)
 _Kind = tuple[Callable[[Any], bool], str]
 
 
@@ -55,13 +56,13 @@ def _is_environments(value: Any) -> bool:
     return isinstance(value, list) and all(_is_whole(env) and env < MAX_DOMAINS for env in value)
 
 
-_WHOLE: _Kind = (_is_whole, "a whole number of 0 or more")
-_AMOUNT: _Kind = (lambda value: _is_number(value) and value >= 0, "a number of 0 or more")
+_WHOLE: _Kind = (_is_whole, "an integer >= 0")
+_AMOUNT: _Kind = (lambda value: _is_number(value) and value >= 0, "a number >= 0")
 _SHARE: _Kind = (lambda value: _is_number(value) and 0 <= value <= 1, "a number in [0, 1]")
 _SHARE_OR_NONE: _Kind = (lambda value: value is None or _SHARE[0](value), "a number in [0, 1] or null")
-_SCALAR: _Kind = (_is_scalar, "one finite number, text, true, false or null")
-_NAME: _Kind = (_is_name, f"a text of 1 to {_MAX_NAME} characters")
-_NAME_OR_NONE: _Kind = (lambda value: value is None or _is_name(value), f"a text of 1 to {_MAX_NAME} characters")
+_SCALAR: _Kind = (_is_scalar, "a finite number, string, boolean or null")
+_NAME: _Kind = (_is_name, f"a string of 1 to {_MAX_NAME} characters")
+_NAME_OR_NONE: _Kind = (lambda value: value is None or _is_name(value), f"a string of 1 to {_MAX_NAME} characters")
 _OBJECT: _Kind = (lambda value: isinstance(value, dict), "an object")
 _OBJECT_OR_NONE: _Kind = (lambda value: value is None or isinstance(value, dict), "an object")
 _LIST: _Kind = (lambda value: _is_scalar(value) or isinstance(value, list) and all(map(_is_scalar, value)), _SCALAR[1])
@@ -70,7 +71,7 @@ _LIST: _Kind = (lambda value: _is_scalar(value) or isinstance(value, list) and a
 ARGS: dict[str, _Kind] = {
     "algorithm": _NAME,
     "dataset": _NAME,
-    "test_envs": (_is_environments, f"a list of numbers of domains below {MAX_DOMAINS}"),
+    "test_envs": (_is_environments, f"a list of domain indices below {MAX_DOMAINS}"),
     "trial_seed": _WHOLE,
     "hparams_seed": _WHOLE,
 }
@@ -82,86 +83,88 @@ def has_args(record: Any) -> bool:
     return isinstance(args, dict) and all(name in args and kind[0](args[name]) for name, kind in ARGS.items())
 
 
-def fault_of_record(record: Mapping[str, Any]) -> str:
-    """Return what is wrong with the values of a record that has all that DomainBed's records have; empty if nothing."""
-    return next(_record_faults(record), "")
+def record_problem(record: Mapping[str, Any]) -> str:
+    """Return what is wrong with the values of a record that has all keys of DomainBed's records; empty if nothing."""
+    return next(_record_problems(record), "")
 
 
-def _record_faults(record: Mapping[str, Any]) -> Iterator[str]:
-    yield from measure_faults(record)
-    yield from _fault(record, "args", _OBJECT)
-    yield from _fault(record, "hparams", _OBJECT_OR_NONE)
+def _record_problems(record: Mapping[str, Any]) -> Iterator[str]:
+    yield from metric_problems(record)
+    yield from _problem(record, "args", _OBJECT)
+    yield from _problem(record, "hparams", _OBJECT_OR_NONE)
     for name in (name for part in (record["args"], record.get("hparams") or {}) for name in part):
         if not _is_text(name, _MAX_NAME):
-            yield f"{ascii(name):.60} is no name of at most {_MAX_NAME} characters"
+            yield f"{ascii(name):.60} is not a name of at most {_MAX_NAME} characters"
     for name in record["args"]:
-        yield from _fault(record["args"], name, ARGS.get(name, _LIST), "--")
+        yield from _problem(record["args"], name, ARGS.get(name, _LIST), "--")
     for name in record.get("hparams") or {}:
-        yield from _fault(record["hparams"], name, _SCALAR, "hparam ")
+        yield from _problem(record["hparams"], name, _SCALAR, "hparam ")
 
 
-def measure_faults(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the numbers that a record holds."""
-    yield from _fault(record, "step", _WHOLE)
+def metric_problems(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the metrics of a record."""
+    yield from _problem(record, "step", _WHOLE)
     for name in record:
         if name in ("step_time", "mem_gb"):
-            yield from _fault(record, name, _AMOUNT)
-        elif found := ACCURACY.fullmatch(name) or _ACCEPTED.fullmatch(name):
+            yield from _problem(record, name, _AMOUNT)
+        elif name in _SHARES:
+            yield from _problem(record, name, _SHARE)
+        elif found := ACCURACY.fullmatch(name) or _OF_ROUND.fullmatch(name):
             if len(found[1]) > 3:
-                yield f"{name:.60} has a number of {MAX_DOMAINS} or more"
-            yield from _fault(record, name, _SHARE)
+                yield f"{name:.60} has an index of {MAX_DOMAINS} or more"
+            yield from _problem(record, name, _SHARE)
 
 
-def fault_of_answers(said: Mapping[str, Any]) -> str:
+def answers_problem(answers: Mapping[str, Any]) -> str:
     """Return what is wrong with the content of answers.json; empty if nothing is."""
-    return next(_answers_faults(said), "")
+    return next(_answers_problems(answers), "")
 
 
-def _answers_faults(said: Mapping[str, Any]) -> Iterator[str]:
-    for env in filter(_ENVIRONMENT.fullmatch, said):
-        yield from _fault(said, env, _OBJECT_OR_NONE)
-        for split in said[env] or {}:
-            yield from _fault(said[env], split, _OBJECT_OR_NONE, f"{env}, ")
-            for name in ("label", "chain", "unparsed"):
-                yield from _fault(said[env][split] or {}, name, _SHARE_OR_NONE, f"{env}, {split:.20}, ")
+def _answers_problems(answers: Mapping[str, Any]) -> Iterator[str]:
+    for env in filter(_ENVIRONMENT.fullmatch, answers):
+        yield from _problem(answers, env, _OBJECT_OR_NONE)
+        for split in answers[env] or {}:
+            yield from _problem(answers[env], split, _OBJECT_OR_NONE, f"{env}, ")
+            for name in ("label", "chain", "chain_or_label", "unparsed", "well_formed"):
+                yield from _problem(answers[env][split] or {}, name, _SHARE_OR_NONE, f"{env}, {split:.20}, ")
 
 
-def fault_of_task(said: Mapping[str, Any]) -> str:
+def task_problem(task: Mapping[str, Any]) -> str:
     """Return what is wrong with what tables take from task.json; empty if nothing is."""
     names: _Kind = (
         lambda value: isinstance(value, list) and len(value) <= MAX_DOMAINS and all(map(_is_name, value)),
         "a list of names",
     )
-    return next(iter([*_fault(said, "environments", names), *_fault(said, "version", _NAME_OR_NONE)]), "")
+    return next(iter([*_problem(task, "environments", names), *_problem(task, "version", _NAME_OR_NONE)]), "")
 
 
-def fault_of_versions(said: Mapping[str, Any]) -> str:
+def versions_problem(versions: Mapping[str, Any]) -> str:
     """Return what is wrong with the content of versions.json; empty if nothing is."""
-    return next(_versions_faults(said), "")
+    return next(_versions_problems(versions), "")
 
 
-def _versions_faults(said: Mapping[str, Any]) -> Iterator[str]:
+def _versions_problems(versions: Mapping[str, Any]) -> Iterator[str]:
     for part in ("domainbed-reasoning", "DomainBed", "libraries"):
-        yield from _fault(said, part, _OBJECT_OR_NONE)
-        for name in said.get(part) or {}:
-            yield from _fault(said[part], name, _SCALAR if part != "libraries" else _NAME_OR_NONE, f"{part}, ")
+        yield from _problem(versions, part, _OBJECT_OR_NONE)
+        for name in versions.get(part) or {}:
+            yield from _problem(versions[part], name, _SCALAR if part != "libraries" else _NAME_OR_NONE, f"{part}, ")
 
 
-def fault_of_prediction(row: Any) -> str:
+def prediction_problem(row: Any) -> str:
     """Return what is wrong with a line of predictions.jsonl; empty if nothing is."""
     if not isinstance(row, dict):
         return "not an object"
-    text: _Kind = (lambda value: isinstance(value, str), "a text")
-    text_or_none: _Kind = (lambda value: value is None or isinstance(value, str), "a text or null")
+    text: _Kind = (lambda value: isinstance(value, str), "a string")
+    text_or_none: _Kind = (lambda value: value is None or isinstance(value, str), "a string or null")
     kinds = {"env": _WHOLE, "index": _WHOLE, "image": text, "label": text}
     kinds |= dict.fromkeys(("label_answer", "chain_answer", "chain"), text_or_none)
     absent = [name for name in kinds if name not in row and name != "index"]
     if absent:
-        return f"no {', '.join(absent)}"
-    return next((fault for name, kind in kinds.items() for fault in _fault(row, name, kind)), "")
+        return f"lacks {', '.join(absent)}"
+    return next((problem for name, kind in kinds.items() for problem in _problem(row, name, kind)), "")
 
 
-def _fault(values: Mapping[str, Any], name: str, kind: _Kind, of: str = "") -> Iterator[str]:
-    """Yield that a value is of another kind, if it is there."""
+def _problem(values: Mapping[str, Any], name: str, kind: _Kind, of: str = "") -> Iterator[str]:
+    """Yield a problem if the value is present and not of its kind."""
     if name in values and not kind[0](values[name]):
-        yield f"{of}{name:.60} is {reprlib.repr(values[name])}; it should be {kind[1]}"
+        yield f"{of}{name:.60} must be {kind[1]}, got {reprlib.repr(values[name])}"

@@ -59,13 +59,14 @@ def answer_images(
     """Return class scores, ``(n, C)``, the generated chains, and the classes that the classification path answers.
 
     ``answer="label"``: scores are log p(name | x, q_cls) of each class. ``answer="chain"``: 1 for the class that the
-    generated chain concludes with; where it names none, the classification path's probabilities.
+    generated chain concludes with. Where it names none, ``on_parse_failure="label"`` gives the classification path's
+    probabilities; with ``"wrong"`` scores are ``(n, C + 1)``, the last column "no class", which is never right.
 
     Args:
         mllm: answers.
         images: ``(n, 3, H, W)``, as it sees them.
         questions: asked of all images, ``questions.batch`` at a time.
-        hparams: ``answer``, ``votes`` and ``vote_temperature``.
+        hparams: ``answer``, ``on_parse_failure``, ``votes`` and ``vote_temperature``.
         both: ask on both paths; otherwise chains or classes are None.
     """
     by_chains = hparams["answer"] == "chain"
@@ -77,7 +78,10 @@ def answer_images(
     for part in images.split(questions.batch):
         by_label = mllm.class_scores(part, questions.q_cls, questions.class_names) if asks_label else None
         written = answering_chains(mllm, part, *questions.writing, *voting) if asks_chain else []
-        if by_chains:
+        if by_chains and hparams["on_parse_failure"] == "wrong":
+            answers = answers_from_chains(written, questions.class_names, questions.exact)
+            scores.append(strict_scores(answers, len(questions.class_names)).to(part.device))
+        elif by_chains:
             asked = (questions.q_cls, questions.class_names)
             scores.append(scores_of_chains(mllm, part, *asked, written, by_label, questions.exact))
         else:
@@ -99,17 +103,17 @@ def majority_chains(
     *sampling: float,
     exact: bool = False,
 ) -> list[str]:
-    """Return a chain for each image: of ``votes`` chains the first that concludes as most do (`majority_chain`).
+    """Return a chain for each image: the first of ``votes`` chains with the most frequent conclusion.
 
     Args:
-        mllm: writes the chains.
+        mllm: generates the chains.
         images: ``(n, 3, H, W)``.
         question: q_reason.
         class_names: of the task.
-        max_new_tokens: at most so many tokens a chain.
-        batch: images at a time.
-        votes: chains an image.
-        sampling: temperature and top_p; none is greedy.
+        max_new_tokens: maximum length of a chain in tokens.
+        batch: batch size.
+        votes: chains per image.
+        sampling: temperature and top_p; empty for greedy decoding.
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
     chains: list[str] = []
@@ -130,17 +134,17 @@ def answering_chains(
     vote_temperature: float,
     exact: bool = False,
 ) -> list[str]:
-    """Return the chain that answers for each image: a greedy one, or the one elected of several sampled ones.
+    """Return the answering chain of each image: greedy, or the majority of several sampled ones.
 
     Args:
-        mllm: writes the chains.
+        mllm: generates the chains.
         images: ``(n, 3, H, W)``.
         question: q_reason.
         class_names: of the task.
-        max_new_tokens: at most so many tokens a chain.
-        batch: images at a time.
-        votes: chains an image; 1 is the paper's.
-        vote_temperature: at which several are sampled.
+        max_new_tokens: maximum length of a chain in tokens.
+        batch: batch size.
+        votes: chains per image; 1 is the paper's.
+        vote_temperature: sampling temperature with several votes.
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
     sampling = (vote_temperature,) if votes > 1 else ()
@@ -178,9 +182,14 @@ def scores_of_chains(
     return scores_from_answers(answers, fallback)
 
 
-def misled(task: Task) -> tuple[list[SampleId], list[SampleId]]:
-    """Return the samples whose teacher chain concludes with no class, and those with another class than their own."""
-    answers = answers_from_chains(list(task.chains.values()), task.class_names)
+def misled(task: Task, exact: bool = False) -> tuple[list[SampleId], list[SampleId]]:
+    """Return the samples whose teacher chain concludes with no class, and those with another class than their own.
+
+    Args:
+        task: with its teacher chains.
+        exact: how conclusions are read, see `reader.read_conclusion`.
+    """
+    answers = answers_from_chains(list(task.chains.values()), task.class_names, exact)
     pairs = list(zip(task.chains, answers, strict=True))
     nothing = [key for key, answer in pairs if answer is None]
     other = [(env, i) for (env, i), answer in pairs if answer is not None and answer != task.labels[env][i]]
@@ -228,3 +237,14 @@ def scores_from_answers(answers: Sequence[int | None], label_scores: torch.Tenso
         else:
             scores[row, answer] = 1.0
     return scores
+
+
+def strict_scores(answers: Sequence[int | None], num_classes: int) -> torch.Tensor:
+    """Return 1 for the concluded class, in the last column for "no class", and 0 elsewhere, ``(n, num_classes + 1)``.
+
+    Args:
+        answers: for each row the concluded class; None where the chain did not parse.
+        num_classes: of the task.
+    """
+    columns = [num_classes if answer is None else answer for answer in answers]
+    return torch.nn.functional.one_hot(torch.tensor(columns), num_classes + 1).float()

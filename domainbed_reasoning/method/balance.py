@@ -31,16 +31,17 @@ class LabelGradients:
             if gradient is not None:
                 total += gradient
 
-    def join(self, label_weight: float) -> float:
+    def join(self, label_weight: float) -> torch.Tensor:
         """Add to ``.grad`` the label gradients, scaled to ``label_weight`` times the norm of what is there.
 
         Returns:
-            the factor; ``label_weight`` itself where no chain has a gradient, or the label has none.
+            the factor, a scalar on their device; ``label_weight`` itself where no chain has a gradient, or the label
+            has none.
         """
         chain = torch.stack([(0 * total if w.grad is None else w.grad).norm() for w, total in self._pairs()]).norm()
         label = torch.stack([total.norm() for total in self.sums]).norm()
-        usable = bool(chain > 0) and bool(label > 0)
-        factor = label_weight * float(chain / label) if usable else label_weight
+        usable = (chain > 0) & (label > 0)
+        factor = label_weight * torch.where(usable, chain / label, 1.0)
         for weight, total in self._pairs():
             weight.grad = factor * total if weight.grad is None else weight.grad + factor * total
         return factor

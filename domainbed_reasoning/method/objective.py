@@ -107,7 +107,7 @@ class Objective:
         """
         if not used:
             return {"loss": 0.0}
-        sums = {"loss": 0.0, "label_loss": 0.0, "chain_loss": 0.0}
+        sums: dict[str, list[torch.Tensor]] = {"loss": [], "label_loss": [], "chain_loss": []}
         counts = {"label_loss": 0, "chain_loss": 0}
         balance = LabelGradients(parameters) if self.balanced else None
         for rows in micro_batches(used, chains, self.micro_batch):
@@ -119,24 +119,40 @@ class Objective:
                     loss = loss + self.label_weight * label.sum()
                 else:
                     balance.add(label.sum() / len(used))
-                sums["label_loss"] += float(label.detach().sum())
+                sums["label_loss"].append(label.detach().sum())
                 counts["label_loss"] += len(rows)
             if chain is not None:
                 loss = loss + self.chain_weight * chain.sum()
-                sums["chain_loss"] += float(chain.detach().sum())
+                sums["chain_loss"].append(chain.detach().sum())
                 counts["chain_loss"] += len(rows)
             if loss.requires_grad:  # not where the label term is kept apart and there is no other
                 (loss / len(used)).backward()
-            sums["loss"] += float(loss.detach())
-        scale = {} if balance is None else {"label_scale": balance.join(self.label_weight)}
+            sums["loss"].append(loss.detach())
+        if balance is not None:
+            sums["label_scale"] = [balance.join(self.label_weight)]
         if self.grad_clip > 0:
             torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip)
-        means = {name: sums[name] / count for name, count in counts.items() if count}
-        return {"loss": sums["loss"] / len(used), **means, **scale}
+        totals = read(sums)
+        means = {name: totals[name] / count for name, count in counts.items() if count}
+        scale = {name: totals[name] for name in sums.keys() - counts.keys() - {"loss"}}
+        return {"loss": totals["loss"] / len(used), **means, **scale}
+
+
+def read(sums: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, float]:
+    """Return the totals of scalars that micro-batches left on the device, all of them read at once.
+
+    Args:
+        sums: by name, scalars, in order; none makes 0.
+    """
+    scalars = [scalar.float() for values in sums.values() for scalar in values]
+    values = iter(torch.stack(scalars).tolist())
+    return {name: sum((next(values) for _ in each), 0.0) for name, each in sums.items()}
 
 
 def micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> list[list[int]]:
     """Return the ``used`` rows in groups of at most ``size``, those with a chain apart from those without.
+
+    Groups differ by one row at most: a last group of what is left would take as many kernels for fewer rows.
 
     Args:
         used: rows of a batch.
@@ -148,5 +164,6 @@ def micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> l
         rows = [row for row in used if (chains[row] is not None) == with_chain]
         if with_chain:
             rows.sort(key=lambda row: len(str(chains[row])))  # less padding
-        groups += [rows[start : start + size] for start in range(0, len(rows), size)]
+        count = -(-len(rows) // size)
+        groups += [rows[len(rows) * i // count : len(rows) * (i + 1) // count] for i in range(count)]
     return groups

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 
 def optimizer_of_stage(
-    weights: Iterable[torch.Tensor], hparams: Mapping[str, Any], steps: int
+    weights: Iterable[torch.Tensor], hparams: Mapping[str, Any], steps: int | Callable[[], int]
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """Return a fresh AdamW over ``weights`` and its learning-rate schedule over ``steps`` steps."""
+    """Return a fresh AdamW over ``weights`` and its learning-rate schedule.
+
+    Args:
+        weights: that are trained.
+        hparams: ``lr``, ``weight_decay``, ``lr_schedule`` and ``warmup``.
+        steps: of the schedule; a function where their number is known better from step to step.
+    """
     optimizer = torch.optim.AdamW(list(weights), lr=hparams["lr"], weight_decay=hparams["weight_decay"])
-    factor = _lr_factor(hparams["lr_schedule"], hparams["warmup"], steps)
+    schedule = (hparams["lr_schedule"], hparams["warmup"])
+    if isinstance(steps, int):
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_factor(*schedule, steps))
+    factor = lambda step: _lr_factor(*schedule, max(1, steps()))(step)  # noqa: E731
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 

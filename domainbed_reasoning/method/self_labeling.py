@@ -1,4 +1,4 @@
-"""SARR's self-labelled chains (arXiv 2602.23777, algorithm 1).
+"""SARR's self-labeled chains (arXiv 2602.23777, algorithm 1).
 
 Round k = 1…N lets the model of the round's start write a chain for every training image with q_reason, keeps
 (x, y, r̂) where the text inside <CONCLUSION> equals y, and tunes on what was kept.
@@ -12,7 +12,10 @@ the class is: what the model wrote would teach the next round's labeller to writ
 blemishes is trained on as it was written, and one that lacks a stage is kept for its conclusion, as the paper's rule
 says. With the hparam ``answer_matching`` at ``exact`` the text inside <CONCLUSION> must equal y as it stands.
 
-Beyond the paper, a second filter may ask that a chain that concludes rightly also supports its conclusion.
+Beyond the paper, a second filter (``sarr_filter``) may ask more of a chain that concludes rightly: ``well_formed``, its
+five stages in order, each closed, for a filter that reads the conclusion alone may keep chains whose stages break down
+from round to round; ``consistent``, that its words support its conclusion (`consistency`). Whatever the filter, the
+share of the kept chains that are well formed is recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.chains.reader import read_conclusion
+from domainbed_reasoning.chains.reader import is_well_formed, read_conclusion
 from domainbed_reasoning.method.answering import Questions, majority_chains
 from domainbed_reasoning.method.consistency import Support
 from domainbed_reasoning.method.task import SampleId
@@ -69,7 +72,11 @@ def labels_of_round(frozen: Frozen, questions: Questions, hparams: Mapping[str, 
         with frozen() as mllm:
             return support.judge(mllm, images, chains, labels)
 
-    return SelfLabels(write, names, supports if support is not None else None, questions.exact, support=support)
+    def well_formed(images: torch.Tensor, chains: list[str], labels: list[int]) -> list[bool]:
+        return [is_well_formed(chain, questions.exact) for chain in chains]
+
+    second = {"conclusion": None, "well_formed": well_formed, "consistent": supports}[hparams["sarr_filter"]]
+    return SelfLabels(write, names, second, questions.exact, support=support)
 
 
 @dataclass
@@ -79,21 +86,23 @@ class SelfLabels:
     Attributes:
         write: writes one chain for each image of a batch, ``(n, 3, H, W)``.
         class_names: of the task, in label order.
-        supports: beyond the paper, says of accepted chains, given images, chains and labels, which of them are kept.
+        second: beyond the paper, says of accepted chains, given images, chains and labels, which of them are kept.
         exact: how conclusions are read, see `reader.read_conclusion`.
-        support: judges for ``supports``; its means over the round's chains are part of the state.
+        support: judges for ``second`` where that asks for consistency; its means over the round's chains are part of
+            the state.
         written: by sample, the chain, in canonical form where it concludes with the label, and whether it was kept;
             samples without an id are not remembered.
     """
 
     write: Callable[[torch.Tensor], list[str]]
     class_names: Sequence[str]
-    supports: Callable[[torch.Tensor, list[str], list[int]], list[bool]] | None = None
+    second: Callable[[torch.Tensor, list[str], list[int]], list[bool]] | None = None
     exact: bool = False
     support: Support | None = None
     written: dict[SampleId, tuple[str, bool]] = field(default_factory=dict)
     _labelled: int = 0
     _accepted: int = 0
+    _well_formed: int = 0
     _told: int = 0
 
     def chains_for(
@@ -118,6 +127,7 @@ class SelfLabels:
             for position, (chain, kept) in zip(positions, judged, strict=True):
                 self._labelled += 1
                 self._accepted += kept
+                self._well_formed += kept and is_well_formed(chain, self.exact)
                 key = keys[position]
                 if key is None:
                     unkeyed[position] = (chain, kept)
@@ -137,9 +147,9 @@ class SelfLabels:
         kept = [chain is not None for chain in read]
         chains = [written if chain is None else chain for written, chain in zip(chains, read, strict=True)]
         rows = [row for row, accepted in enumerate(kept) if accepted]
-        if self.supports is not None and rows:
+        if self.second is not None and rows:
             where = [positions[row] for row in rows]
-            verdicts = self.supports(images[where], [chains[row] for row in rows], [labels[at] for at in where])
+            verdicts = self.second(images[where], [chains[row] for row in rows], [labels[at] for at in where])
             for row, verdict in zip(rows, verdicts, strict=True):
                 kept[row] = verdict
         return list(zip(chains, kept, strict=True))
@@ -154,6 +164,26 @@ class SelfLabels:
         """Share of written chains that were kept, in [0, 1]; 0 before the first."""
         return self._accepted / self._labelled if self._labelled else 0.0
 
+    @property
+    def accepted(self) -> int:
+        """Number of chains that were kept."""
+        return self._accepted
+
+    @property
+    def well_formed_share(self) -> float:
+        """Share of the kept chains that have five stages, in order, each closed, in [0, 1]; 1 before the first."""
+        return self._well_formed / self._accepted if self._accepted else 1.0
+
+    def shares(self, round: int) -> dict[str, float]:
+        """Return what the records say of the round so far, in [0, 1].
+
+        Returns:
+            ``sarr{k}_accepted``, the share of written chains that were kept, and, where any was,
+            ``sarr{k}_well_formed``, the share of these that are well formed.
+        """
+        whole = {f"sarr{round}_well_formed": self.well_formed_share} if self._accepted else {}
+        return {f"sarr{round}_accepted": self.accepted_share, **whole}
+
     def newly_written(self) -> list[tuple[int, int, str, bool]]:
         """Return what was written since the last call: environment, index, chain, whether it was kept."""
         new = list(itertools.islice(self.written.items(), self._told, None))
@@ -163,7 +193,8 @@ class SelfLabels:
     def state_dict(self) -> dict[str, Any]:
         """Return counts and means of the round so far; the chains are recorded as they are written."""
         support = [self.support.sums, self.support.counts] if self.support is not None else []
-        return {"labelled": self._labelled, "accepted": self._accepted, "support": support}
+        counts = {"labelled": self._labelled, "accepted": self._accepted, "well_formed": self._well_formed}
+        return {**counts, "support": support}
 
     def load_state_dict(self, state: Mapping[str, Any], rows: Sequence[tuple[int, int, str, bool]]) -> None:
         """Restore what an earlier process wrote in this round.
@@ -175,5 +206,6 @@ class SelfLabels:
         self.written = {(env, index): (chain, kept) for env, index, chain, kept in rows}
         self._told = len(self.written)
         self._labelled, self._accepted = state["labelled"], state["accepted"]
+        self._well_formed = state["well_formed"]
         if self.support is not None:
             self.support.sums, self.support.counts = state["support"]

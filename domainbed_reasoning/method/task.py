@@ -28,6 +28,7 @@ class Task:
         labels: per environment, the label of every index.
         images: per environment, the name (path below the dataset's folder) of every index.
         chains: teacher chains of source-domain samples, by `SampleId`.
+        bundle: name and SHA-256 of the bundle that chains may be from; "" where none was read.
         folder: that the names in ``images`` are below; "" where the dataset draws its images.
         schedule: stages that are laid out already; None leaves that to the algorithm.
         loaded_from: returns the DomainBed dataset whose steps the algorithm lays out; None where it is gone.
@@ -41,6 +42,7 @@ class Task:
     labels: Sequence[Sequence[int]] = ()
     images: Sequence[Sequence[str]] = ()
     chains: Mapping[SampleId, str] = field(default_factory=dict)
+    bundle: str = ""
     folder: str = ""
     schedule: Schedule | None = None
     loaded_from: Callable[[], Any] = _nowhere
@@ -49,4 +51,4 @@ class Task:
         """Refuse chains of target domains: they must never reach training."""
         leaked = next((key for key in self.chains if key[0] in self.test_envs), None)
         if leaked is not None:
-            raise ValueError(f"a chain of target domain {leaked[0]} (sample {leaked[1]}) was handed to training")
+            raise ValueError(f"a chain of target domain {leaked[0]} (sample {leaked[1]}) was passed to training")

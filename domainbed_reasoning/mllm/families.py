@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from domainbed_reasoning.mllm.findings import Findings
 
 
 class ModelError(ValueError):
@@ -28,9 +30,10 @@ class Family:
         image_tokens: how many tokens of the language model a tile is, from the config and the tile's edge.
         tree: what rows that share a prefix (both paths, the trie of class names) have to repeat of its attention:
             nothing (``plain``), Qwen's positions in three dimensions (``rope``), Gemma's image tokens that see each
-            other and its layers' ``windows``.
+            other and its layers' ``windows``. Empty where rows share nothing: see `general`.
         example: a checkpoint.
         requires: packages that its processor imports.
+        findings: of an architecture without a row of its own, what trying it out has shown; see `trials`.
     """
 
     name: str
@@ -41,11 +44,16 @@ class Family:
     tree: str
     example: str
     requires: tuple[str, ...] = ()
+    findings: Findings | None = None
 
 
 def _own_edge(processor: Any) -> int:
     size = dict(processor.size)
     return int(size.get("height") or size["shortest_edge"])
+
+
+def _crop_edge(processor: Any) -> int:
+    return int(dict(processor.crop_size)["height"])
 
 
 def _largest_tile(processor: Any) -> int:
@@ -94,6 +102,10 @@ def _set_number(config: Any, edge: int) -> int:
     return int(config.mm_tokens_per_image)
 
 
+def _sequence_length(config: Any, edge: int) -> int:
+    return int(config.image_seq_length)
+
+
 def _nothing(edge: int, grid: int) -> dict[str, Any]:
     return {}
 
@@ -127,6 +139,9 @@ FAMILIES: dict[str, Family] = {
     "Gemma3ForConditionalGeneration": Family(
         "Gemma 3", _own_edge, _nothing, False, _set_number, "windows", "google/gemma-3-4b-it"
     ),
+    "FastVlmForConditionalGeneration": Family(
+        "FastVLM", _crop_edge, _nothing, False, _sequence_length, "plain", "KamilaMila/FastVLM-7B"
+    ),
 }
 
 
@@ -148,13 +163,67 @@ def tile_grid(family: Family, max_tiles: int) -> int:
     return math.isqrt(max_tiles)
 
 
-def family_of(architecture: str) -> Family:
-    """Return the row of a model class.
+def family_of(architecture: str, config: Any = None) -> Family:
+    """Return the row of a model class; for one without, settings that are read from its processor and tried out.
+
+    Args:
+        architecture: name of the class.
+        config: of the model; LLaVA's class has other vision encoders than LLaVA-1.5's, too.
 
     Raises:
-        ModelError: for an architecture without a row, naming those that have one.
+        ModelError: for what is no multimodal LLM of the transformers library, naming those that have a row.
     """
-    if architecture not in FAMILIES:
+    vision = getattr(getattr(config, "vision_config", None), "model_type", None)
+    if architecture in FAMILIES and vision != "pixtral":
+        return FAMILIES[architecture]
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{architecture} is an encoder-decoder, which reads a prompt and writes in separate parts; its answers do "
+            "not continue a conversation. Use a chat model with a decoder alone, such as InternVL3 or Qwen3-VL."
+        )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    if architecture not in set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()):
         known = "; ".join(f"{row.name} ({row.example})" for row in FAMILIES.values())
-        raise ModelError(f"{architecture} is not a supported multimodal LLM. Supported: {known}.")
-    return FAMILIES[architecture]
+        raise ModelError(
+            f"{architecture} is not a supported multimodal LLM: transformers does not load it as one "
+            f"(AutoModelForImageTextToText). Supported: {known}; and other chat models of that class."
+        )
+    return Family(architecture, _general_edge, _nothing, False, _patches, "", "")
+
+
+def is_general(family: Family) -> bool:
+    """Return whether an architecture has no row of its own."""
+    return family.name not in {row.name for row in FAMILIES.values()}
+
+
+def _general_edge(processor: Any) -> int:
+    """Return the edge of a square picture that an unknown image processor takes as one tile, as far as it says."""
+    size = dict(getattr(processor, "size", None) or {})
+    patch, merge = getattr(processor, "patch_size", None) or 1, getattr(processor, "merge_size", None) or 1
+    patch = patch if isinstance(patch, int) else int(dict(patch)["height"])
+    if getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None):
+        return int(dict(processor.crop_size)["height"])
+    if size.get("height"):
+        return int(size["height"])
+    if hasattr(processor, "temporal_patch_size") and {"shortest_edge", "longest_edge"} <= size.keys():
+        return _any_edge(processor)  # its sizes are numbers of pixels
+    if tokens := getattr(processor, "max_soft_tokens", None):  # as many patches as it has tokens for
+        return math.isqrt(tokens) * patch * int(processor.pooling_kernel_size)
+    most = size.get("longest_edge") or size.get("shortest_edge") or size.get("max_height") or _ANY_EDGE
+    return max(1, min(int(most), _ANY_EDGE) // (patch * merge)) * patch * merge
+
+
+_ANY_EDGE = 448
+_ONE_TILE = ("crop_to_patches", "do_image_splitting", "do_pan_and_scan")
+
+
+def fitted(family: Family, processor: Any) -> Family:
+    """Return the settings of an architecture without a row, with what keeps a picture in one tile.
+
+    Args:
+        family: as `family_of` returned it.
+        processor: its image processor.
+    """
+    settings = dict.fromkeys((name for name in _ONE_TILE if hasattr(processor, name)), False)
+    return replace(family, image_settings=lambda edge, grid: settings)

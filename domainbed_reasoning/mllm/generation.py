@@ -91,7 +91,16 @@ class TextGenerator:
         return END_OF_CHAIN in decode(answer[-_END_TOKENS:]) and not is_thinking(decode(answer))
 
     def generate(self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any) -> list[str]:
-        """Return a new answer to the question about each image.
+        """Return a new answer to the question about each image; see `write`."""
+        return self.texts(self.write(images, question, max_new_tokens, **sampling))
+
+    def texts(self, written: Any) -> list[str]:
+        """Return answers without special tokens, from the tokens of each."""
+        texts = self.mllm.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [self.mllm.chat_format.unescape(text.strip()) for text in texts]
+
+    def write(self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any) -> list[list[int]]:
+        """Return the tokens of a new answer to the question about each image.
 
         Args:
             images: ``(n, 3, H, W)``.
@@ -121,7 +130,7 @@ class TextGenerator:
             out = mllm.base.model(input_ids=tokens, position_ids=at, **mllm.keeping(cache))
             return head(out[0][:, -1])
 
-        written = mllm.base.generate(
+        written: list[list[int]] = mllm.base.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             **{**self.plain, **sampling},
@@ -131,8 +140,7 @@ class TextGenerator:
             suppress_tokens=self.suppressed_tokens,
             custom_generate=decoding_loop(prefill, step, self.has_ended, self.closing_tokens),
         )
-        texts = mllm.tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [mllm.chat_format.unescape(text.strip()) for text in texts]
+        return written
 
     def generate_after(
         self, images: torch.Tensor, question: str, beginnings: Sequence[str], max_new_tokens: int, **sampling: Any
@@ -157,8 +165,7 @@ class TextGenerator:
             suppress_tokens=self.suppressed_tokens,
             tokenizer=mllm.tokenizer,
         )
-        texts = mllm.tokenizer.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [mllm.chat_format.unescape(text.strip()) for text in texts]
+        return self.texts(out[:, prompt["input_ids"].shape[1] :])
 
     def _begun(self, prompt: dict[str, torch.Tensor], beginnings: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return the prompts with what each answer begins with after them, padded on the left."""

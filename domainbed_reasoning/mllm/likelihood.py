@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.mllm.embedding import embedded
 from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.rows import Rows, TreeBranch, Trie, build_rows, build_tree_rows, build_trie
+from domainbed_reasoning.mllm.tree_attention import no_mask
 from domainbed_reasoning.mllm.tree_masks import tree_mask, tree_positions
 
 LogLikelihoods = tuple[torch.Tensor, torch.Tensor]  # of target tokens, (n, T), and their mask, (n, T)
 Encoded = dict[str, Any]  # images, as `MLLM.encode` returns them
 _LOGITS_AT_A_TIME = 2**27
+_WORDS_AT_A_TIME = 2**14  # of the vocabulary, whose weights are cast at once
 # Of prompts and class names: 2 GiB of keys and values at 8B; what a CPU's cache holds (a sixth less time than 2**15).
 _TOKENS_AT_A_TIME = {"cuda": 2**15, "cpu": 2**12}
 
@@ -57,11 +60,10 @@ def tree_log_likelihoods(
     else:
         seen = {"attention_mask": rows.twig_mask, "branches": rows.lengths}
     hidden = mllm.base.model(
-        input_ids=rows.input_ids,
         position_ids=tree_positions(mllm, rows.position_ids, questions[0], encoded),
         use_cache=False,
         **seen,
-        **{**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])},
+        **embedded(mllm, questions[0], rows.input_ids, encoded),
     )[0]
     a, b = rows.branches
     return (_at_targets(mllm, hidden, a), a.target_mask), (_at_targets(mllm, hidden, b), b.target_mask)
@@ -88,7 +90,7 @@ def _scores_by_trie(mllm: LanguageModel, images: torch.Tensor, question: str, tr
     prompt = mllm.prompt(question)["input_ids"].to(mllm.device).expand(len(images), -1)
     cache = DynamicCache(config=mllm.base.config.get_text_config())
     hidden = mllm.core(len(images), question, prompt, encoded, **mllm.keeping(cache))[0]
-    head = mllm.base.get_output_embeddings()
+    head = functools.partial(float32_logits, mllm.base.get_output_embeddings())
     first = head(hidden[:, -1])
     if not len(trie.tokens):
         return scores_from_trie(trie, first, first[:, None])
@@ -105,7 +107,7 @@ def _scores_by_trie(mllm: LanguageModel, images: torch.Tensor, question: str, tr
         **mllm.keeping(cache),
     )[0]
     # Logits of every node at once would take more memory than the model: 14 GiB at 8B, 65 names and 64 images.
-    rows = _rows_at_a_time(head, len(trie.tokens))
+    rows = _rows_at_a_time(mllm.base.get_output_embeddings(), len(trie.tokens))
     parts = zip(first.split(rows), nodes.split(rows), strict=True)
     return torch.cat([scores_from_trie(trie, one, head(part)) for one, part in parts])
 
@@ -115,9 +117,11 @@ def _read(mllm: LanguageModel, encoded: Encoded, question: str, answers: Sequenc
     prompt = mllm.prompt(question)["input_ids"][0].tolist()
     targets = [mllm.target(answer) for answer in answers]
     rows = build_rows(prompt, targets, mllm.tokenizer.pad_token_id or 0, mllm.device)
-    hidden = mllm.core(
-        len(answers), question, rows.input_ids, encoded, attention_mask=rows.attention_mask, use_cache=False
-    )[0]
+    seen: dict[str, Any] = {"attention_mask": rows.attention_mask}
+    if mllm.family.tree == "plain":  # padding is on the right, where nothing that counts sees it
+        length = rows.input_ids.shape[1]
+        seen = {"attention_mask": no_mask(mllm.device), "branches": (length, 0, 0)}
+    hidden = mllm.core(len(answers), question, rows.input_ids, encoded, use_cache=False, **seen)[0]
     return rows, hidden
 
 
@@ -136,7 +140,7 @@ def _logits(
     """
     head = mllm.base.get_output_embeddings()
     row, position = rows.supervised
-    predicting, targets = hidden[row, position], rows.targets[rows.target_mask]
+    predicting, targets = hidden[row, position], rows.wanted
     count = len(targets) if torch.is_grad_enabled() else _rows_at_a_time(head, 1)
     for part, wanted in zip(predicting.split(count), targets.split(count), strict=True):
         yield head(part), wanted
@@ -151,6 +155,23 @@ def _scattered(rows: Rows | TreeBranch, parts: Sequence[torch.Tensor]) -> torch.
     """Return values of target tokens, one after another, at their places, 0 elsewhere, ``(n, T)``."""
     values = torch.cat(list(parts))
     return values.new_zeros(rows.target_mask.shape).masked_scatter(rows.target_mask, values)
+
+
+def float32_logits(head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Return an output head's logits in float32, ``(…, vocabulary)``; its weights are cast a block at a time.
+
+    In bfloat16 logits round by up to 2⁻⁹ of their size, and names of several tokens add that up.
+
+    Args:
+        head: a linear layer.
+        hidden: ``(…, width)``.
+    """
+    if head.weight.dtype == torch.float32:
+        return torch.as_tensor(head(hidden))
+    bias, hidden = getattr(head, "bias", None), hidden.float()
+    blocks = [hidden @ block.float().t() for block in head.weight.split(_WORDS_AT_A_TIME)]
+    logits = torch.cat(blocks, dim=-1)
+    return logits if bias is None else logits + bias.float()
 
 
 def token_log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

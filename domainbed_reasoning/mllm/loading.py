@@ -11,19 +11,18 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.mllm.families import Family, ModelError, family_of, tile_grid
+from domainbed_reasoning.mllm import lora
+from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
+from domainbed_reasoning.mllm.mixtures import kept_by_peft
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
+from domainbed_reasoning.mllm.towers import PROJECTOR, is_linear, is_of_mixture, parts_of, said_of_convolutions
 from domainbed_reasoning.terminal import get_logger
 
 _log = get_logger(__name__)
 
 _MAX_EDGE = 8192  # pixels of a tile; the families' have 224 to 896
 
-# Linear layers that are no transformer block's: the output head and what joins vision to language.
-_NOT_ADAPTED = ("lm_head", ".head")
-_PROJECTOR = ("merger", "projector", "connector", "resampler")
-_VISION = ("vision", "visual")
 _NO_EXPERTS = ("Linear", "Embedding", "Conv", "Norm")  # modules whose own matrices are no experts
 
 
@@ -62,6 +61,11 @@ def resolve(model: str) -> str:
         return str(TINY)
     path = pathlib.Path(model).expanduser()
     if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise ModelError(
+                f"model {model!r}: the folder holds adapters, not a model. Pass their base model; `predict` takes a "
+                "job's folder or what `export --job` wrote."
+            )
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"model {model!r}: the folder has no config.json, so it is not a saved transformers model."
@@ -126,6 +130,8 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     with loading(model, where):
         processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False)
         edge = family.tile_edge(processor.image_processor)
+    if is_general(family):
+        family = fitted(family, processor.image_processor)
     if not 1 <= edge <= _MAX_EDGE:
         raise ModelError(f"model {model!r}: its preprocessor_config.json requests images of {edge:,} pixels per side.")
     if not processor.chat_template:
@@ -138,8 +144,9 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         check_weights(model, where, count)
     if device.type == "cuda":
         check_memory(model, count, precision, quantize, free_memory(device))
-    settings: dict[str, Any] = {"dtype": precision, "attn_implementation": "sdpa", "device_map": {"": device}}
-    settings["trust_remote_code"] = False
+    settings: dict[str, Any] = {"dtype": precision, "device_map": {"": device}, "trust_remote_code": False}
+    if not is_general(family):  # others may have no such attention, and take what they have
+        settings["attn_implementation"] = "sdpa"
     if quantize != "none":
         settings["quantization_config"] = _quantization(quantize, precision)
     with loading(model, where):
@@ -185,7 +192,7 @@ def config_of(model: str) -> tuple[Any, Family]:
 def _config_and_family(model: str, where: str) -> tuple[Any, Family]:
     config = read_config(model, where)
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-    return config, family_of(architecture)
+    return config, family_of(architecture, config)
 
 
 def image_edge(model: str, max_tiles: int = 1) -> int:
@@ -245,7 +252,7 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     import transformers
 
     # Patterns match from a name's start to the end of one of its parts.
-    skip = ["lm_head", *(rf".*{part}\w*" for part in _PROJECTOR)]
+    skip = ["lm_head", *(rf".*{part}\w*" for part in PROJECTOR)]
     import_bitsandbytes()
     if quantize == "nf4":
         return transformers.BitsAndBytesConfig(
@@ -263,7 +270,7 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
 def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list[str]:
     """Return the full names of the linear layers that get adapters.
 
-    Every Linear of the chosen towers (quantised ones too, hence by class name), save the output head; the layers
+    Every Linear of the chosen towers (quantised ones too), save the output head; the layers
     between the towers only with ``projector``.
 
     Raises:
@@ -272,12 +279,12 @@ def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list
     if towers not in ("both", "vision", "language"):
         raise ModelError(f"lora_targets must be 'both', 'vision' or 'language'; got {towers!r}.")
     wanted = ("vision", "language") if towers == "both" else (towers,)
-    names = []
+    names, parts = [], parts_of(network)
     for name, module in network.named_modules():
-        part = part_of(name)
-        if "Linear" in type(module).__name__ and (part == "projector" and projector or part in wanted):
+        part = parts(name)
+        if is_linear(module) and (part == "projector" and projector or part in wanted):
             names.append(name)
-    return names
+    return kept_by_peft(network, names) if without_adapters(network, towers) else names
 
 
 def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str, int]:
@@ -291,12 +298,13 @@ def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str
         towers: ``both``, ``vision`` or ``language``.
     """
     wanted = ("vision", "language") if towers == "both" else (towers,)
+    parts = parts_of(network)
     return {
         f"{name}.{key}": weight.numel()
         for name, module in network.named_modules()
-        if part_of(name) in wanted and not any(kind in type(module).__name__ for kind in _NO_EXPERTS)
+        if parts(name) in wanted and not any(kind in type(module).__name__ for kind in _NO_EXPERTS)
         for key, weight in module.named_parameters(recurse=False)
-        if weight.dim() > 1 and min(weight.shape) > 1
+        if is_of_mixture(module) and weight.dim() > 1 and min(weight.shape) > 1
     }
 
 
@@ -314,15 +322,6 @@ def said_of_experts(fused: Mapping[str, int], total: int) -> str:
         f"{count:,} of {total:,} weights ({count / total:.0%}) get no adapters: they are fused experts and routers, "
         f"not Linear layers ({len(fused)} tensors, such as {largest}). LoRA trains the other layers only."
     )
-
-
-def part_of(name: str) -> str:
-    """Return where a layer of that name belongs: ``vision``, ``projector``, ``language`` or ``head``."""
-    if any(part in name for part in _NOT_ADAPTED):
-        return "head"
-    if any(part in name for part in _PROJECTOR):
-        return "projector"
-    return "vision" if any(part in name for part in _VISION) else "language"
 
 
 def cached_numbers(config: Any) -> int:
@@ -344,19 +343,27 @@ def add_lora(
         values: what they are to hold, which must fit before any are made; None where they start anew.
 
     Raises:
+        ModelError: the chosen tower has no linear layers.
         ValueError: as `check_adapters`.
     """
     if values:
         check_adapters(adapter_shapes(network, settings), values)
     total = sum(weight.numel() for weight in network.parameters())
-    if said := said_of_experts(without_adapters(network, settings.towers), total):
-        _log.warning("WARNING: %s", said)
+    for said in (said_of_experts(without_adapters(network, settings.towers), total), said_of_convolutions(network)):
+        if said:
+            _log.warning("WARNING: %s", said)
+    targets = lora_targets(network, settings.towers, settings.projector)
+    if not targets:
+        raise ModelError(
+            f"{type(network).__name__} has no linear layers in its {settings.towers} tower, so LoRA has nothing to "
+            "adapt: a tower of convolutions stays frozen. Set lora_targets to 'both' or 'language'."
+        )
     return adapted(
         network,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=lora_targets(network, settings.towers, settings.projector),
+        target_modules=targets,
     )
 
 
@@ -399,9 +406,12 @@ def import_peft() -> Any:
 
 
 def adapted(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
-    """Return ``network`` as a PEFT model with adapters of these settings of its `LoraConfig`."""
+    """Return ``network`` as a PEFT model with adapters of these settings of its `LoraConfig`, see `lora`."""
     peft = import_peft()
+    config = peft.LoraConfig(bias="none", **settings)
+    config._register_custom_module(lora.layers())
     with warnings.catch_warnings():  # peft asks transformers by a name that the next major release drops
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        model: torch.nn.Module = peft.get_peft_model(network, peft.LoraConfig(bias="none", **settings))
+        model: torch.nn.Module = peft.get_peft_model(network, config)
+    lora.recompute_gates(model)
     return model

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.mllm import likelihood as reading
+from domainbed_reasoning.mllm import general, likelihood, trials
 from domainbed_reasoning.mllm.chat_format import ChatFormat
-from domainbed_reasoning.mllm.families import Family, tile_grid
+from domainbed_reasoning.mllm.embedding import embedded
+from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
 from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.generation_cache import AnswerCache, Key, digests_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
@@ -25,7 +26,9 @@ from domainbed_reasoning.mllm.loading import (
     check_adapters,
     free_memory,
     load_network,
+    resolve,
 )
+from domainbed_reasoning.mllm.opening import small_files_digest
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.tree_attention import install
 
@@ -61,12 +64,21 @@ def load_mllm(
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network, processor, family = load_network(model, dtype, quantize, where)
-    require_interface(network, family)
     grid = tile_grid(family, max_tiles)
+    if is_general(family):
+        digest = trials.digest_of(small_files_digest(model, resolve(model)), dtype, quantize, where)
+        family = trials.known(lambda settings: MLLM(network, processor, settings), family, digest)
+    else:
+        require_interface(network, family)
     if lora is not None:
         network = add_lora(network, lora, adapters)
     mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
-    require_sight(mllm)
+    if family.tree:
+        require_sight(mllm)
+    else:
+        trials.require_sight(mllm)
+    if is_general(family) and lora is not None:
+        trials.require_gradients(mllm)
     if adapters:
         mllm.load_adapters(adapters)
     if gradient_checkpointing:
@@ -110,13 +122,30 @@ class MLLM(torch.nn.Module):
         self.image_size = edge * grid
         self._image_settings = family.image_settings(edge, grid)
         self.chat_format = ChatFormat(processor, self.image_size, self._image_settings)
-        self._vision_inputs = set(inspect.signature(self.base.get_image_features).parameters)
+        self._core_inputs = general.accepted(self.base) - {"pixel_values"}
+        # Not the model itself: copies are large, and in a cycle they would stay until Python's collector comes.
+        own = weakref.proxy(self)
+        self.reading: Any = likelihood if family.tree else general
+        self.generator = TextGenerator(own) if family.tree else general.GeneralGenerator(own)
+        if not family.tree:
+            return
+        self._vision_inputs = set(inspect.signature(general.image_encoder(self.base)).parameters)
         self._core_inputs = set(inspect.signature(self.base.model.forward).parameters) - {"pixel_values"}
         self._cache_argument = next(name for name in CACHES if name in self._core_inputs)
         if family.tree != "windows":
             install(self.base)
-        # Not the model itself: copies are large, and in a cycle they would stay until Python's collector comes.
-        self.generator = TextGenerator(weakref.proxy(self))
+
+    def train(self, mode: bool = True) -> MLLM:
+        """Set the mode; what is frozen stays one function of its input: no batch statistics, no dropout of its own."""
+        super().train(mode)
+        general_path = is_general(self.family)  # the families have no dropout of their own
+        for name, module in self.network.named_modules():
+            is_own = (
+                general_path and "lora_dropout" not in name and not getattr(module, "gradient_checkpointing", False)
+            )
+            if is_own or isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.training = False
+        return self
 
     @property
     def base(self) -> Any:
@@ -158,7 +187,9 @@ class MLLM(torch.nn.Module):
         out = self.processor.image_processor(
             images=[[p] for p in pictures], return_tensors="pt", **self._image_settings
         )
-        return {name: value.to(self.device) for name, value in out.items() if isinstance(value, torch.Tensor)}
+        used = self._vision_inputs | self._core_inputs
+        tensors = {name: value for name, value in out.items() if name in used and isinstance(value, torch.Tensor)}
+        return {name: value.to(self.device) for name, value in tensors.items()}
 
     def encode(self, images: torch.Tensor) -> dict[str, Any]:
         """Return the encoded images as inputs of the language model, for any number of questions about them.
@@ -166,9 +197,11 @@ class MLLM(torch.nn.Module):
         Args:
             images: ``(n, 3, H, W)``, bytes or DomainBed's floats.
         """
+        if not self.family.tree:
+            return general.encode(self, images)
         inputs = self.image_inputs(images)
         vision = {name: value for name, value in inputs.items() if name in self._vision_inputs}
-        features = self.base.get_image_features(**vision, return_dict=True)
+        features = general.image_encoder(self.base)(**vision, return_dict=True)
         kept = {name: value for name, value in inputs.items() if name in self._core_inputs}
         kept.pop("pixel_attention_mask", None)
         return {**kept, "mm_encoder_outputs": {"image": features}}
@@ -187,8 +220,7 @@ class MLLM(torch.nn.Module):
                 continue
             value = value.to(self.device).expand(rows, -1)
             extra[name] = torch.nn.functional.pad(value, (0, fed.shape[1] - value.shape[1]))
-        vision = {**encoded, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])}
-        return self.base.model(input_ids=fed, **vision, **extra, **more)
+        return self.base.model(**embedded(self, question, fed, encoded), **extra, **more)
 
     # -- likelihood -----------------------------------------------------------------------------------------------
 
@@ -205,7 +237,8 @@ class MLLM(torch.nn.Module):
         Returns:
             log-likelihoods in nats, float32, ``(n, T)``, and the mask of target tokens, ``(n, T)``.
         """
-        return reading.log_likelihoods(self, encoded, question, answers)
+        found: LogLikelihoods = self.reading.log_likelihoods(self, encoded, question, answers)
+        return found
 
     def token_statistics(
         self, encoded: dict[str, Any], question: str, answers: Sequence[str]
@@ -215,7 +248,10 @@ class MLLM(torch.nn.Module):
         Returns:
             log-likelihoods and entropies in nats, float32, ``(n, T)`` each, and the mask of target tokens, ``(n, T)``.
         """
-        return reading.token_statistics(self, encoded, question, answers)
+        found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.reading.token_statistics(
+            self, encoded, question, answers
+        )
+        return found
 
     def two_path_log_likelihoods(
         self,
@@ -239,11 +275,15 @@ class MLLM(torch.nn.Module):
         Raises:
             ValueError: for rows of another name.
         """
-        rows = rows or "tree"  # the fastest wherever it was measured
-        if rows not in ROWS:
-            raise ValueError(f"rows must be one of {', '.join(ROWS)}; got {rows!r}.")
+        rows = rows or ("tree" if self.family.tree else "vision")  # the fastest wherever it was measured
+        known = ROWS if self.family.tree else ROWS[:2]
+        if rows not in known:
+            raise ValueError(f"rows must be one of {', '.join(known)}; got {rows!r}.")
         if rows == "tree":
-            return reading.tree_log_likelihoods(self, self.encode(images), questions, answers)
+            found: tuple[LogLikelihoods, LogLikelihoods] = self.reading.tree_log_likelihoods(
+                self, self.encode(images), questions, answers
+            )
+            return found
         encoded = [self.encode(images)]
         encoded.append(self.encode(images) if rows == "naive" else encoded[0])
         a, b = (self.log_likelihoods(*each) for each in zip(encoded, questions, answers, strict=True))
@@ -275,7 +315,8 @@ class MLLM(torch.nn.Module):
         Returns:
             ``(n, C)``, float32, in nats.
         """
-        return reading.class_scores(self, images, question, names)
+        found: torch.Tensor = self.reading.class_scores(self, images, question, names)
+        return found
 
     # -- generation -----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A base model's files on their way into transformers: looked at first; nothing else is fetched, nothing runs."""
+"""Loads a base model's files with transformers after checking them, without downloading or running anything else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm.families import ModelError
-from domainbed_reasoning.mllm.probe import SMALL_FILES, require_sound
+from domainbed_reasoning.mllm.probe import SMALL_FILES, digest_of, require_sound
 from domainbed_reasoning.mllm.sealed import sealed
 
 TINY = pathlib.Path(__file__).parent / "tiny_model"
 
 
 def read_config(model: str, where: str) -> Any:
-    """Return a model's config after a look at its small files, which come from strangers.
+    """Return a model's config after checking its small files, which are untrusted.
 
     Args:
         model: its name, for messages.
@@ -42,8 +42,13 @@ def read_config(model: str, where: str) -> Any:
         raise
 
 
+def small_files_digest(model: str, where: str) -> str:
+    """Return a digest of all of a model's files but its weights."""
+    return digest_of(model, _folder_of(model, where))
+
+
 def _folder_of(model: str, where: str) -> pathlib.Path:
-    """Return the folder of a model's small files; a hub's are fetched first, and no others."""
+    """Return the folder of a model's small files; from the hub, only these are downloaded."""
     if pathlib.Path(where).is_dir():
         return pathlib.Path(where)
     import huggingface_hub
@@ -56,7 +61,7 @@ def _folder_of(model: str, where: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def loading(model: str, where: str) -> Iterator[None]:
-    """Have transformers read a model's files, which fetch and run nothing; whatever it raises is about them."""
+    """Let transformers read a model's files without downloading or running anything; its errors become ModelError."""
     with sealed(offline=pathlib.Path(where).is_dir()):
         try:
             yield
@@ -65,9 +70,9 @@ def loading(model: str, where: str) -> Iterator[None]:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            said = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             raise ModelError(
-                f"model {model!r}: transformers cannot load {where} ({type(error).__name__}: {said:.400}). "
+                f"model {model!r}: transformers cannot load {where} ({type(error).__name__}: {message:.400}). "
                 "Download the model again, or use another."
             ) from error
 

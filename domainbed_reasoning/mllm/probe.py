@@ -47,20 +47,29 @@ _TOO_MUCH = "it exceeds the memory or time limit for such a file"
 
 
 def require_sound(model: str, folder: Path) -> None:
-    """Refuse a base model whose small files could run code, fetch anything or never end.
+    """Reject a base model whose small files could run code, download anything or never terminate.
 
     Args:
         model: its name, for the message.
-        folder: that holds it.
+        folder: that contains it.
 
     Raises:
-        ModelError: naming folder, file and what to do.
+        ModelError: it is rejected.
+    """
+    _require_sound(model, folder, digest_of(model, folder))
+
+
+def digest_of(model: str, folder: Path) -> str:
+    """Return a digest of a base model's small files.
+
+    Raises:
+        ModelError: for a file that cannot be read.
     """
     digest = hashlib.sha256(_VERSION.encode())
     for path in _files(model, folder):
         data = _read(model, path, _MAX_SMALL_BYTES)
         digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(data).digest())
-    _require_sound(model, folder, digest.hexdigest())
+    return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=64)
@@ -70,7 +79,7 @@ def _require_sound(model: str, folder: Path, digest: str) -> None:
             _check_config(model, folder / name)
     if (folder / "adapter_config.json").exists():
         # transformers would load the base model that it names, from the hub, in place of this one.
-        raise _error(model, folder / "adapter_config.json", "these are adapters, which name another model")
+        raise _error(model, folder / "adapter_config.json", "this is a folder of adapters, which load another model")
     passed = cache_folder() / "probed" / digest
     if passed.exists():
         return
@@ -106,36 +115,33 @@ def _check_config(model: str, path: Path) -> None:
     try:
         config = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _error(model, path, f"it is not JSON ({str(error):.200})") from error
+        raise _error(model, path, f"not valid JSON ({str(error):.200})") from error
     if not isinstance(config, dict):
-        raise _error(model, path, f"a JSON object is wanted, not {type(config).__name__}")
-    fault = check_json_value(config) or _fault_of(config)
-    if fault:
-        raise _error(model, path, fault)
+        raise _error(model, path, f"expected a JSON object, got {type(config).__name__}")
+    problem = check_json_value(config) or _problem_of(config)
+    if problem:
+        raise _error(model, path, problem)
 
 
-def _fault_of(config: dict[str, Any]) -> str | None:
-    """Return what a config, not nested too deep, must not ask for; None where it does not."""
+def _problem_of(config: dict[str, Any]) -> str | None:
+    """Return what is not allowed in a config; None without a problem."""
     level: list[tuple[str, Any]] = list(config.items())
     while level:
         for path, value in level:
             key = path.rpartition(".")[2]
             name = key.lower()
             if "implementation" in path.lower() and isinstance(value, str) and re.search(r"[/|:@]", value):
-                return f"{path!r} names a kernel of the hub, {value!r:.80}, which is code and is not run"
+                return f"{path!r} requests a kernel from the hub, {value!r:.80}; code from the hub is never run"
             if "kernel" in name and "use" in name and value:
-                return f"{key!r} asks for kernels of the hub, which are code and are not run"
+                return f"{key!r} requests kernels from the hub; code from the hub is never run"
             if name in ("quantization_config", "compression_config") and value:
-                return (
-                    "its weights are quantized already: give the unquantized model, which the hparam 'quantize' "
-                    "quantizes"
-                )
+                return "its weights are already quantized; pass the unquantized model and set the hparam 'quantize'"
             if name == "use_pretrained_backbone" and value:
-                return f"{key!r} asks for another model's weights, which would be fetched"
+                return f"{key!r} requests the weights of another model, which would be downloaded"
             if isinstance(value, int) and not isinstance(value, bool):
                 most = next(most for pattern, most in _BOUNDS if pattern.search(name))
                 if abs(value) > most:
-                    return f"{key!r} is {str(value):.40}, and no model has more than {most:,}"
+                    return f"{key!r} must be at most {most:,}, got {str(value):.40}"
         level = [
             (f"{path}.{inner}" if isinstance(value, dict) else path, item)
             for path, value in level
@@ -145,9 +151,9 @@ def _fault_of(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _error(model: str, path: Path, fault: str) -> ModelError:
+def _error(model: str, path: Path, problem: str) -> ModelError:
     return ModelError(
-        f"model {model!r}: {path}: {fault}. Fetch the model again from where it was published, or give another."
+        f"model {model!r}: {path}: {problem}. Download the model again from its publisher, or pass another."
     )
 
 
@@ -160,7 +166,7 @@ def _run_tokenizer_and_template(model: str, folder: Path) -> None:
         name: str | None = ""
         while name is not None:
             try:
-                name, fault = pickle.load(answers)  # of our own process
+                name, problem = pickle.load(answers)  # of our own process
             except (EOFError, pickle.UnpicklingError):
                 if process.wait() > 0:
                     raise ModelError(
@@ -168,20 +174,20 @@ def _run_tokenizer_and_template(model: str, folder: Path) -> None:
                         f"{process.returncode}. Run `domainbed-reasoning doctor`."
                     ) from None
                 raise _error(model, folder / (name or "config.json"), _TOO_MUCH) from None
-            if fault:
-                raise _error(model, folder / (name or ""), fault)
+            if problem:
+                raise _error(model, folder / (name or ""), problem)
 
 
 def in_child(place: str) -> None:
-    """Say of each file that is tried its name, and what is wrong with it where something is; then None."""
+    """Report the name of each file that is checked, and its problem if there is one; finally None."""
     answers = confined.take_output()
     import tokenizers
     from transformers.utils import chat_template_utils
 
     render: Any = chat_template_utils.render_jinja_template
 
-    def say(name: str | None, fault: str | None = None) -> None:
-        answers.write(pickle.dumps((name, fault)))
+    def report(name: str | None, problem: str | None = None) -> None:
+        answers.write(pickle.dumps((name, problem)))
         answers.flush()
 
     confined.limit(_MEMORY, _SECONDS)
@@ -190,28 +196,28 @@ def in_child(place: str) -> None:
         read: dict[str, Any] = {}
         for path in sorted(folder.glob("*.json")):
             name = path.name
-            say(name)
+            report(name)
             read[name] = json.loads(read_plain(path, _MAX_SMALL_BYTES))
         name = "tokenizer.json"
         if name in read:
-            say(name)
+            report(name)
             tokenizer = tokenizers.Tokenizer.from_file(str(folder / name))
             tokenizer.encode("Which object is it? <SUMMARY>" + "a " * 100 + "0" * 100 + " " * 100)
         for name, template in _templates(folder, read):
-            say(name)
+            report(name)
             confined.limit(_MEMORY, _TEMPLATE_SECONDS)
             for conversation, opens in (([_QUESTION], True), ([_QUESTION, _ANSWER], False)):
                 rendered = render(
                     [conversation], chat_template=template, add_generation_prompt=opens, **_special_tokens(read)
                 )
                 if len(str(rendered)) > _MAX_RENDERED:
-                    raise ValueError(f"a question takes more than {_MAX_RENDERED:,} characters")
+                    raise ValueError(f"a rendered question is longer than {_MAX_RENDERED:,} characters")
         name = ""
-        say(None)
+        report(None)
     except MemoryError:
-        say(name, _TOO_MUCH)
-    except BaseException as error:  # a library in Rust panics beside Python's exceptions
-        say(name, f"it cannot be used ({type(error).__name__}: {str(error):.200})")
+        report(name, _TOO_MUCH)
+    except BaseException as error:  # panics of Rust libraries are not Exceptions
+        report(name, f"it cannot be used ({type(error).__name__}: {str(error):.200})")
 
 
 def _templates(folder: Path, read: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -219,8 +225,8 @@ def _templates(folder: Path, read: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if (folder / "chat_template.jinja").exists():
         yield "chat_template.jinja", read_plain_text(folder / "chat_template.jinja", _MAX_SMALL_BYTES)
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        said = read.get(name)
-        found = said.get("chat_template") if isinstance(said, dict) else None
+        config = read.get(name)
+        found = config.get("chat_template") if isinstance(config, dict) else None
         if isinstance(found, list):  # of {name, template}
             found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
         found = found.get("default") if isinstance(found, dict) else found
@@ -229,10 +235,10 @@ def _templates(folder: Path, read: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _special_tokens(read: dict[str, Any]) -> dict[str, str]:
-    """Return the special tokens that templates are told, such as ``bos_token``."""
-    said = {**(read.get("special_tokens_map.json") or {}), **(read.get("tokenizer_config.json") or {})}
+    """Return the special tokens that templates can use, such as ``bos_token``."""
+    configs = {**(read.get("special_tokens_map.json") or {}), **(read.get("tokenizer_config.json") or {})}
     tokens = {}
-    for name, value in said.items():
+    for name, value in configs.items():
         value = value.get("content") if isinstance(value, dict) else value
         if name.endswith("_token") and isinstance(value, str):
             tokens[name] = value

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from domainbed_reasoning.mllm.transfer import moved
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -19,6 +21,9 @@ class Rows:
         prompt_length: P, the same for every row.
         targets: the target tokens, padded with 0, ``(n, T)``.
         target_mask: True on target tokens, ``(n, T)``; token t is predicted at position P - 1 + t of its row.
+        supervised: row and position of the hidden state that predicts each target token, in the order of
+            ``target_mask``.
+        wanted: those target tokens.
     """
 
     input_ids: torch.Tensor
@@ -26,12 +31,8 @@ class Rows:
     prompt_length: int
     targets: torch.Tensor
     target_mask: torch.Tensor
-
-    @property
-    def supervised(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row and position of the hidden state that predicts each target token, in the order of ``target_mask``."""
-        row, token = self.target_mask.nonzero(as_tuple=True)
-        return row, self.prompt_length - 1 + token
+    supervised: tuple[torch.Tensor, torch.Tensor]
+    wanted: torch.Tensor
 
 
 def build_rows(prompt: Sequence[int], targets: Sequence[Sequence[int]], pad: int, device: torch.device) -> Rows:
@@ -43,18 +44,21 @@ def build_rows(prompt: Sequence[int], targets: Sequence[Sequence[int]], pad: int
         prompt: token ids with the image's placeholders, P > 0.
         targets: token ids of each sample's answer with its end token, none of them empty.
         pad: token id that fills short rows; masked out, so any id does.
-        device: where the rows are built.
+        device: where the rows are to be; they are built on the host, which then need not ask where targets are.
     """
     longest = max(map(len, targets))
     fed = [list(prompt) + list(target[:-1]) for target in targets]
     width = len(prompt) + longest - 1
-    input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in fed], device=device)
-    lengths = torch.tensor([len(row) for row in fed], device=device)
-    attention_mask = (torch.arange(width, device=device) < lengths[:, None]).long()
-    padded = torch.tensor([list(target) + [0] * (longest - len(target)) for target in targets], device=device)
-    counts = torch.tensor([len(target) for target in targets], device=device)
-    target_mask = torch.arange(longest, device=device) < counts[:, None]
-    return Rows(input_ids, attention_mask, len(prompt), padded, target_mask)
+    input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in fed])
+    lengths = torch.tensor([len(row) for row in fed])
+    attention_mask = (torch.arange(width) < lengths[:, None]).long()
+    padded = torch.tensor([list(target) + [0] * (longest - len(target)) for target in targets])
+    counts = torch.tensor([len(target) for target in targets])
+    target_mask = torch.arange(longest) < counts[:, None]
+    row, token = target_mask.nonzero(as_tuple=True)
+    supervised = (row, len(prompt) - 1 + token)
+    rows = Rows(input_ids, attention_mask, len(prompt), padded, target_mask, supervised, padded[target_mask])
+    return moved(rows, device)
 
 
 @dataclass(frozen=True)
@@ -105,20 +109,17 @@ class TreeBranch:
     """Where one branch of the rows is supervised.
 
     Attributes:
-        positions: for every target token the index in the row whose output predicts it, ``(T,)``.
         targets: padded with 0, ``(n, T)``.
         target_mask: True on target tokens, ``(n, T)``.
+        supervised: row and position of the hidden state that predicts each target token, in the order of
+            ``target_mask``.
+        wanted: those target tokens.
     """
 
-    positions: torch.Tensor
     targets: torch.Tensor
     target_mask: torch.Tensor
-
-    @property
-    def supervised(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row and position of the hidden state that predicts each target token, in the order of ``target_mask``."""
-        row, token = self.target_mask.nonzero(as_tuple=True)
-        return row, self.positions[token]
+    supervised: tuple[torch.Tensor, torch.Tensor]
+    wanted: torch.Tensor
 
 
 def build_tree_rows(
@@ -133,32 +134,32 @@ def build_tree_rows(
         prompts: of branch A and of branch B, each at least one token longer than their common beginning.
         targets: token ids of each sample's answer to A and to B with the end token.
         pad: token id that fills short branches.
-        device: where the rows are built.
+        device: where the rows are to be; they are built on the host.
     """
     shared = _common_length(*prompts)
     n = len(targets[0])
     parts = [
-        build_rows(prompt[shared:], answers, pad, device) for prompt, answers in zip(prompts, targets, strict=True)
+        build_rows(prompt[shared:], answers, pad, torch.device("cpu"))
+        for prompt, answers in zip(prompts, targets, strict=True)
     ]
     widths = [rows.input_ids.shape[1] for rows in parts]
     order = (0, 1) if widths[0] >= widths[1] else (1, 0)  # the trunk first
     starts = {order[0]: shared, order[1]: shared + widths[order[0]]}
     branches = []
     for index, rows in enumerate(parts):
-        first = starts[index] + rows.prompt_length - 1
-        positions = first + torch.arange(rows.targets.shape[1], device=device)
-        branches.append(TreeBranch(positions, rows.targets, rows.target_mask))
-    prefix = torch.tensor(list(prompts[0][:shared]), device=device).expand(n, -1)
-    counted = [torch.arange(shared, device=device)]
-    counted += [shared + torch.arange(widths[index], device=device) for index in order]
+        row, position = rows.supervised
+        branches.append(TreeBranch(rows.targets, rows.target_mask, (row, starts[index] + position), rows.wanted))
+    prefix = torch.tensor(list(prompts[0][:shared]), dtype=torch.long).expand(n, -1)
+    counted = [torch.arange(shared), *(shared + torch.arange(widths[index]) for index in order)]
     real = [torch.ones_like(prefix, dtype=torch.bool), *(parts[index].attention_mask.bool() for index in order)]
-    return TreeRows(
+    rows_of_both = TreeRows(
         input_ids=torch.cat([prefix, *(parts[index].input_ids for index in order)], dim=1),
         position_ids=torch.cat(counted).expand(n, -1),
         lengths=(shared, widths[order[0]], widths[order[1]]),
         real=torch.cat(real, dim=1),
         branches=(branches[0], branches[1]),
     )
+    return moved(rows_of_both, device)
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""transformers, peft and bitsandbytes without what they would fetch and run by themselves."""
+"""Prevents transformers, peft and bitsandbytes from downloading and running anything on their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def without_hub_kernels() -> None:
-    """Switch off the hub's kernels in this process: compiled code of others, for which a model's config can ask."""
+    """Disable kernels from the hub in this process: third-party compiled code that a model's config can request."""
     from transformers.integrations import hub_kernels
 
     module: Any = hub_kernels
@@ -19,7 +19,7 @@ def without_hub_kernels() -> None:
 
 
 def _refuse(name: str, *_: Any, **__: Any) -> Any:
-    raise ValueError(f"{name!r} is a kernel of the hub: code, which is not run")
+    raise ValueError(f"{name!r} is a kernel from the hub; code from the hub is never run")
 
 
 @contextlib.contextmanager

@@ -24,6 +24,14 @@ def install(network: Any) -> None:
     network.config.get_text_config()._attn_implementation = NAME
 
 
+def no_mask(device: torch.device) -> torch.Tensor:
+    """Return what stands for the mask of rows without a twig, ``(1, 1, 1, 1)``: they are causal and nothing else.
+
+    Without any, transformers would make one, and have the host read the positions to see whether rows are packed.
+    """
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
 def branch_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -40,7 +48,8 @@ def branch_attention(
         query: ``(n, heads, L, width)``.
         key: ``(n, key heads, L, width)``.
         value: ``(n, key heads, L, width)``.
-        attention_mask: the twig's, ``(1, 1, twig, prefix + twig)``; without branches whatever transformers gives.
+        attention_mask: the twig's, ``(1, 1, twig, prefix + twig)``, unread where that is empty; without branches
+            whatever transformers gives.
         branches: tokens of prefix, trunk and twig; None for plain rows.
         more: passed on.
 
@@ -53,11 +62,13 @@ def branch_attention(
 
     if branches is None:
         return attend(module, query, key, value, attention_mask, **more)[0], None
-    prefix, trunk, _ = branches
+    prefix, trunk, twig = branches
     end = prefix + trunk
     straight, _ = attend(
         module, query[:, :, :end], key[:, :, :end], value[:, :, :end], None, **{**more, "is_causal": True}
     )
+    if not twig:
+        return straight, None
     seen = [torch.cat([part[:, :, :prefix], part[:, :, end:]], dim=2) for part in (key, value)]
     aside, _ = attend(module, query[:, :, end:], *seen, attention_mask, **more)
     return torch.cat([straight, aside], dim=1), None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,14 @@ from domainbed_reasoning.results.selection import Choice
 CELL = ["sweep", "dataset", "algorithm", "target", "domain", "selection"]
 _ONE_SOURCE = ("sweep", "dataset", "algorithm", "source", "target", "trial", "accuracy", "step", "folder")
 _HEAD = [*CELL, "trial", "accuracy", "validation", "hparams_seed", "step", "last_step"]
-_ANSWERS = ["label_accuracy", "chain_accuracy", "unparsed"]
+# Column → its name in answers.json.
+_ANSWERS = {
+    "label_accuracy": "label",
+    "chain_accuracy": "chain",
+    "chain_or_label_accuracy": "chain_or_label",
+    "unparsed": "unparsed",
+    "well_formed": "well_formed",
+}
 _COSTS = ["train_seconds", "wall_seconds", "memory_gib"]
 
 
@@ -28,27 +36,29 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
     """Return a sweep's results, one row per trial and selection method of every cell.
 
     Columns:
-        sweep: name of the sweep's folder; empty where ``folder`` is a sweep itself.
+        sweep: name of the sweep's folder; empty if ``folder`` is a sweep itself.
         dataset, algorithm, target, domain: the cell; ``target`` is the number, ``domain`` the name.
         selection: DomainBed's name of the selection method.
         trial: trial seed.
         accuracy: of the chosen step in the target domain, in [0, 1]; by the answer that the algorithm is judged by.
         validation: the accuracy by which it was chosen, in [0, 1].
         hparams_seed, step: what was chosen.
-        last_step: of the chosen run, at which the next three columns were measured.
-        label_accuracy, chain_accuracy: of either answer in the target domain, in [0, 1]; missing where not asked.
+        last_step: of the chosen run, at which the next five columns were measured.
+        label_accuracy, chain_accuracy: of both answers in the target domain, in [0, 1]; missing if not computed.
+        chain_or_label_accuracy: of the chain, and of the class name if the chain names no class, in [0, 1].
         unparsed: share of the chains that name no class, in [0, 1]; wrong answers in ``chain_accuracy``.
+        well_formed: share of the chains that have five stages, in order, each closed, in [0, 1].
         sarr1_accepted, …: share of its own chains that the round kept, in [0, 1].
+        sarr1_well_formed, …: share of these that are well formed, in [0, 1].
         train_seconds: of all updates of the chosen run.
         wall_seconds: of its job by the times of its files, from the oldest to `done`; missing if less than
             ``train_seconds``, as after a copy that did not preserve times.
         memory_gib: peak of the GPU's; missing on a CPU.
         hparams: of the chosen run, as JSON.
-        version: of domainbed-reasoning as the job ran, with its commit where that was a checkout; missing where the job
-            did not record it.
+        version: of domainbed-reasoning when the job ran, with the commit of a checkout; missing if not recorded.
         folder: of its job.
 
-    The rows stand in the order of DomainBed's tables; the index is the order in which it reads them.
+    The rows are in the order of DomainBed's tables; the index is the order in which it reads them.
     ``attrs["problems"]`` lists excluded and repaired jobs, a dictionary each (see `problems.Problem`);
     ``attrs["domains"]`` maps each dataset to the names of its domains; ``attrs["versions"]`` maps what the jobs ran on,
     by name, to the number of jobs of each version. ``attrs["one_source"]`` lists the jobs with a single source domain,
@@ -82,7 +92,7 @@ def tabulate(jobs: Sequence[JobFolder], problems: Sequence[Problem] = ()) -> pd.
     for sweep in dict.fromkeys(job.sweep for job in jobs):
         choices = selection.choose([job for job in jobs if job.sweep == sweep])
         rows += [_row(choice, domains[choice.dataset]) for choice in choices]
-    rounds = sorted({key for row in rows for key in row if key.startswith("sarr")}, key=lambda key: (len(key), key))
+    rounds = sorted({key for row in rows for key in row if is_of_round(key)}, key=_place_of_round)
     columns = [*_HEAD, *_ANSWERS, *rounds, *_COSTS, "hparams", "version", "folder"]
     frame = pd.DataFrame(rows, columns=columns)
     if rows:
@@ -124,10 +134,8 @@ def _row(choice: Choice, domains: Sequence[str]) -> dict[str, Any]:
         "hparams_seed": choice.record["args"]["hparams_seed"],
         "step": choice.record["step"],
         "last_step": max(record["step"] for record in job.records),
-        "label_accuracy": _number(answers.get("label")),
-        "chain_accuracy": _number(answers.get("chain")),
-        "unparsed": _number(answers.get("unparsed")),
-        **{key: float(value) for key, value in job.records[-1].items() if _is_round(key)},
+        **{column: _number(answers.get(name)) for column, name in _ANSWERS.items()},
+        **{key: float(value) for key, value in job.records[-1].items() if is_of_round(key)},
         "train_seconds": _number(train),
         "wall_seconds": _number(None if wall is None or wall < (train or 0.0) else wall),
         "memory_gib": _number(job.memory_gib),
@@ -137,8 +145,14 @@ def _row(choice: Choice, domains: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _is_round(key: str) -> bool:
-    return key.startswith("sarr") and key.endswith("_accepted") and key[4:-9].isdigit()
+def is_of_round(column: object, what: str = "accepted|well_formed") -> bool:
+    """Return whether a column holds ``accepted`` or ``well_formed`` of a SARR round."""
+    return re.fullmatch(rf"sarr[0-9]+_({what})", str(column)) is not None
+
+
+def _place_of_round(column: str) -> tuple[str, int]:
+    number, _, what = column.removeprefix("sarr").partition("_")
+    return what, int(number)
 
 
 def _number(value: Any) -> float:
@@ -170,7 +184,7 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     Args:
         frame: as `collect` returns it.
     """
-    numbers = ["accuracy", "validation", *_ANSWERS, *(name for name in frame if _is_round(str(name))), *_COSTS]
+    numbers = ["accuracy", "validation", *_ANSWERS, *(name for name in frame if is_of_round(name)), *_COSTS]
     rows = []
     for key, cell in frame.groupby(CELL, sort=False):
         row: dict[str, Any] = {**dict(zip(CELL, key, strict=True)), "trials": len(cell)}

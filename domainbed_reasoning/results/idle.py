@@ -8,6 +8,7 @@ from typing import Any
 from domainbed_reasoning.results.job_folders import JobFolder
 
 _MOSTLY = 0.5  # share of chains without a class above which accuracies say little about chains
+_WELL_FORMED = 0.9  # share of the kept chains below which they are no longer well formed
 _MOST_ROUNDS = 1000  # no job has more
 
 Finding = tuple[str, str, str, str]  # kind, detail, effect, fix
@@ -21,6 +22,7 @@ def inactive_parts(job: JobFolder) -> Iterator[Finding]:
     """
     yield from _stages_without_steps(job)
     yield from _rounds_without_chains(job)
+    yield from _rounds_of_broken_chains(job)
     yield from _chains_without_class(job)
     yield from _answers_without_class(job)
 
@@ -61,11 +63,26 @@ def _rounds_without_chains(job: JobFolder) -> Iterator[Finding]:
         )
 
 
+def _rounds_of_broken_chains(job: JobFolder) -> Iterator[Finding]:
+    last = job.records[-1]
+    shares = {k: _share(last.get(f"sarr{k}_well_formed")) for k in range(1, _MOST_ROUNDS)}
+    broken = [f"{share:.0%} in round {k}" for k, share in shares.items() if share is not None and share < _WELL_FORMED]
+    if broken:
+        yield (
+            "broken chains",
+            f"of the chains that SARR kept, {', '.join(broken)} are well formed, with five stages in order",
+            "Counted; these rounds trained on the broken chains, too",
+            'Rerun it with {"sarr_filter": "well_formed"}, which keeps whole chains alone.',
+        )
+
+
 def _chains_without_class(job: JobFolder) -> Iterator[Finding]:
     chains = (job.task or {}).get("chains")
     if not isinstance(chains, Mapping):
         return
     total, nothing, other = (_count(chains.get(key)) for key in ("source", "no_class", "other_class"))
+    if job.hparams.get("chain_verification") == "unverified":
+        other = 0  # as asked for
     if total and nothing + other:
         yield (
             "misleading chains",
@@ -89,10 +106,13 @@ def _answers_without_class(job: JobFolder) -> Iterator[Finding]:
     total = sum(count for count, _ in found)
     unparsed = round(sum(count * share for count, share in found))
     if total and unparsed >= _MOSTLY * total:
+        effect = "for these images DomainBed's accuracy is that of the class name's likelihood, not of the chain"
+        if job.hparams.get("on_parse_failure") == "wrong":
+            effect = "these images are wrong answers in DomainBed's accuracy"
         yield (
             "no class named",
             f"{unparsed} of the {total} chains of the last evaluation name no class",
-            "Counted; for these images DomainBed's accuracy is that of the class name's likelihood, not of the chain",
+            f"Counted; {effect}",
             "See predictions.jsonl: truncated chains need a larger max_new_tokens, others more training; or evaluate "
             'with {"answer": "label"}.',
         )

@@ -156,9 +156,9 @@ def read_job(folder: Path, sweep: str = "") -> JobFolder:
 def _read_job(folder: Path, sweep: str) -> JobFolder:
     damage: list[str] = []
     records, broken, args = _read_records(folder / RESULTS, damage)
-    task = read_object(folder / "task.json", values.fault_of_task, damage)
-    answers = read_object(folder / "answers.json", values.fault_of_answers, damage)
-    recorded = read_object(folder / versions.FILE, values.fault_of_versions, damage)
+    task = read_object(folder / "task.json", values.task_problem, damage)
+    answers = read_object(folder / "answers.json", values.answers_problem, damage)
+    recorded = read_object(folder / versions.FILE, values.versions_problem, damage)
     printed = _printed(folder / "out.txt")
     if damage and args:
         printed["Args"] = {name: str(args[name]) for name in values.ARGS}
@@ -199,7 +199,7 @@ def _read_records(
         args = record["args"] if values.has_args(record) else args
         if lacking := _lacking(record):
             broken.append((number, f"not a DomainBed record: {lacking}"))
-        elif problem := values.fault_of_record(record):
+        elif problem := values.record_problem(record):
             damage.append(f"{path.name}, line {number}: {problem}")
         else:
             records.append(record)
@@ -265,5 +265,6 @@ def _wall_seconds(folder: Path) -> float | None:
     """Return the seconds between the oldest file and `done`: meaningless after a copy without times."""
     if not (folder / "done").is_file():  # it may still be running
         return None
-    times = {entry.name: entry.stat().st_mtime for entry in os.scandir(folder) if entry.is_file()}
+    with os.scandir(folder) as entries:
+        times = {entry.name: entry.stat().st_mtime for entry in entries if entry.is_file()}
     return times["done"] - min(times.values())

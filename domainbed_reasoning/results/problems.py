@@ -253,7 +253,9 @@ def _mixed_versions(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
 
 
 def with_counts(counts: Mapping[str, int]) -> str:
-    """Return values with their numbers of jobs, as in ``2.8.0 (3 jobs), 2.9.1 (1 job)``."""
+    """Return values with their numbers of jobs, as in ``2.8.0 (3 jobs), 2.9.1 (1 job)``; a single value alone."""
+    if len(counts) == 1:
+        return next(iter(counts))
     often = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(f"{value} ({count} job{'s' if count > 1 else ''})" for value, count in often)
 

@@ -12,12 +12,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from domainbed_reasoning.results.frame import CELL, in_reading_order, mean_and_error, summarize
+from domainbed_reasoning.results.frame import CELL, in_reading_order, is_of_round, mean_and_error, summarize
 from domainbed_reasoning.results.problems import with_counts
 
 ABSENT = "–"
 LACKING = "X"  # DomainBed's mark for a cell without a result
 _LONG = 40  # characters
+_ANSWER_COLUMNS = {
+    "label_accuracy": "Class name",
+    "chain_accuracy": "Chain's conclusion",
+    "chain_or_label_accuracy": "Conclusion, else class name",
+    "unparsed": "Chains that name no class",
+    "well_formed": "Well-formed chains",
+}
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ± \d+\.\d)?( \(.*\)| s| min| h| GiB)?")
 
 
@@ -161,7 +168,7 @@ def one_source_tables(frame: pd.DataFrame) -> list[Table]:
 
 def answers_table(frame: pd.DataFrame) -> Table | None:
     """Return both answers' accuracies in the target domains at the last step; None where no job recorded them."""
-    asked = _of_jobs(frame)
+    asked = one_row_per_job(frame)
     asked = asked[asked["label_accuracy"].notna() | asked["chain_accuracy"].notna()]
     if asked.empty:
         return None
@@ -175,22 +182,23 @@ def answers_table(frame: pd.DataFrame) -> Table | None:
                 rows.append((label, dataset, "all", *_answer_texts(own)))
     return Table(
         "Both answers in the target domains, at the last step",
-        ("Algorithm", "Dataset", "Target", "Class name", "Chain's conclusion", "Chains that name no class"),
+        ("Algorithm", "Dataset", "Target", *_ANSWER_COLUMNS.values()),
         tuple(rows),
-        "Percent of the images. A chain that names no class counts as wrong here; DomainBed's tables take the class "
-        "name instead.",
+        "Percent of the images. A chain that names no class is wrong by its conclusion; the next column takes the "
+        "class name instead, and so do DomainBed's tables unless the hparam on_parse_failure is wrong. Well formed: "
+        "five stages, in order, each closed.",
     )
 
 
 def _answer_texts(cells: pd.DataFrame) -> list[str]:
-    means = [mean_and_error(cells[name])[0] for name in ("label_accuracy", "chain_accuracy", "unparsed")]
+    means = [mean_and_error(cells[name])[0] for name in _ANSWER_COLUMNS]
     return [ABSENT if math.isnan(mean) else _percent(mean) for mean in means]
 
 
 def rounds_table(frame: pd.DataFrame) -> Table | None:
     """Return the share of its own chains that each round of self-labeling kept; None without rounds."""
-    rounds = [name for name in frame if str(name).startswith("sarr")]
-    labeled = _of_jobs(frame).dropna(subset=rounds, how="all") if rounds else frame.head(0)
+    rounds = [str(name) for name in frame if is_of_round(name, "accepted")]
+    labeled = one_row_per_job(frame).dropna(subset=rounds, how="all") if rounds else frame.head(0)
     if labeled.empty:
         return None
     rows = []
@@ -198,20 +206,27 @@ def rounds_table(frame: pd.DataFrame) -> Table | None:
         for label, own in labeled_rows(labeled[labeled["dataset"] == dataset]):
             for target, domain in sorted(set(zip(own["target"], own["domain"], strict=True))):
                 cells = own[own["target"] == target]
-                means = [mean_and_error(cells[name])[0] for name in rounds]
-                texts = [ABSENT if math.isnan(mean) else _percent(mean) for mean in means]
-                rows.append((label, dataset, domain, *texts))
+                rows.append((label, dataset, domain, *(_round_text(cells, name) for name in rounds)))
     return Table(
         "Self-labeled chains that each SARR round kept",
-        ("Algorithm", "Dataset", "Target", *(f"Round {str(name)[4:-9]}" for name in rounds)),
+        ("Algorithm", "Dataset", "Target", *(f"Round {name[4:-9]}" for name in rounds)),
         tuple(rows),
-        "Percent of the chains that the model wrote for images of the source domains, mean over trials.",
+        "Percent of the chains that the model wrote for images of the source domains, mean over trials; in brackets "
+        "the share of the kept ones that are well formed, where jobs recorded it.",
     )
+
+
+def _round_text(cells: pd.DataFrame, name: str) -> str:
+    """Return the share that a round kept, and in brackets the share of these that are well formed, if recorded."""
+    kept = mean_and_error(cells[name])[0]
+    column = name.replace("accepted", "well_formed")
+    whole = mean_and_error(cells[column])[0] if column in cells else math.nan
+    return (ABSENT if math.isnan(kept) else _percent(kept)) + ("" if math.isnan(whole) else f" ({_percent(whole)})")
 
 
 def costs_table(frame: pd.DataFrame) -> Table:
     """Return time and memory of the jobs, mean over targets and trials."""
-    jobs = _of_jobs(frame)
+    jobs = one_row_per_job(frame)
     rows = []
     for dataset in jobs["dataset"].unique():
         for label, own in labeled_rows(jobs[jobs["dataset"] == dataset]):
@@ -276,9 +291,7 @@ def versions_table(frame: pd.DataFrame) -> Table | None:
     versions = frame.attrs.get("versions", {})
     if not versions:
         return None
-    rows = tuple(
-        (name, next(iter(counts)) if len(counts) == 1 else with_counts(counts)) for name, counts in versions.items()
-    )
+    rows = tuple((name, with_counts(counts)) for name, counts in versions.items())
     return Table("Versions that the jobs ran on", ("What", "Version"), rows, "Recorded by each job at its start.")
 
 
@@ -306,7 +319,7 @@ def _folders(folders: Sequence[str]) -> str:
     return ", ".join(folders[:6]) + more or ABSENT
 
 
-def _of_jobs(frame: pd.DataFrame) -> pd.DataFrame:
+def one_row_per_job(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row per job: selection methods may choose several hparams seeds of a cell."""
     return frame.drop_duplicates([*(name for name in CELL if name != "selection"), "trial", "folder"])
 

@@ -58,7 +58,7 @@ class Attempt:
     def run(self) -> int:
         """Run the job and return its exit code; negative for a signal.
 
-        A job that is done is not run again, whatever its queue does.
+        A completed job is not run again.
         """
         folder = self.job.folder
         if self.job.is_done:
@@ -138,9 +138,9 @@ class Attempt:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one attempt and return its exit code, 128 + n for signal n."""
+    """Run one attempt and return its exit code; 128 + n for signal n."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--command", required=True, help="as DomainBed's sweep hands it to a launcher")
+    parser.add_argument("--command", required=True, help="train command of DomainBed's sweep")
     parser.add_argument("--name", default="attempt 1", help="in the log (default: %(default)s)")
     args = parser.parse_args(argv)
     attempt = Attempt(parse_job(args.command), args.name, os.environ)

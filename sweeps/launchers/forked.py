@@ -1,13 +1,13 @@
-"""A launcher for DomainBed's registry that imports everything once: jobs of seconds on a CPU.
+"""A launcher for DomainBed's registry that imports everything once, for short jobs on a CPU.
 
     python -m domainbed.scripts.sweep launch --command_launcher forked …
 
-A train process takes 6 s to import torch, transformers and DomainBed, as long as a job on the embedded dataset. Here
-the launcher imports them once and forks a child a job, which runs the stock train script with the very arguments of its
-command. CPU only: a process that has touched CUDA cannot be forked.
+A train process takes 6 s to import torch, transformers and DomainBed, as long as a job on the embedded dataset. This
+launcher imports them once and forks a child per job, which runs the stock train script with the arguments of its
+command. CPU only: a process that has used CUDA cannot be forked.
 
-Environment variables, all optional: those of ``parallel``, whose job logs and summaries these are as well. Without
-``DOMAINBED_REASONING_JOBS`` two jobs run at a time, each with one thread.
+Environment variables, job logs and summaries are those of ``parallel``. Without ``DOMAINBED_REASONING_JOBS``, two jobs
+run at a time, each with one thread.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from domainbed_reasoning.bridge import versions
 from domainbed_reasoning.bridge.train_args import TRAIN_SCRIPT
 from domainbed_reasoning.files.cache import NoCacheFolder
 from domainbed_reasoning.jobs.resume_store import progress_folder, prune
-from domainbed_reasoning.sweeps.launchers.jobs import Failure, Job, chosen_jobs, report, whole_number
-from domainbed_reasoning.sweeps.launchers.parallel import JOBS
+from domainbed_reasoning.sweeps.launchers.jobs import JOBS, Failure, Job, chosen_jobs, report, whole_number
 from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm
 from domainbed_reasoning.terminal import printable_streams
 
@@ -52,17 +51,17 @@ MODULES = (
 
 @printable_streams()
 def forked_launcher(commands: Sequence[str]) -> list[Failure]:
-    """Run the train commands of a sweep in forks of this process, two at a time, and say which failed.
+    """Run the train commands of a sweep in forks of this process, two at a time, and report failures.
 
     Args:
-        commands: shell strings, as DomainBed hands them to every launcher.
+        commands: shell strings, as DomainBed passes them to every launcher.
 
     Returns:
-        The failures, which are printed as well.
+        The failures, which are also printed.
 
     Raises:
         RuntimeError: this machine has a GPU, or cannot fork.
-        ValueError: a command that is not DomainBed's train script, or a variable that does not say what it should.
+        ValueError: a command is not DomainBed's train script, or an environment variable has an invalid value.
     """
     _check_machine()
     jobs = chosen_jobs(commands)
@@ -73,7 +72,7 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
     from domainbed_reasoning.mllm.loading import import_peft
 
     import_peft()
-    versions.source_digests()  # of what is imported now: a checkout's files may change while jobs wait
+    versions.source_digests()  # of the imported files, which may change in a checkout while jobs wait
     fork = multiprocessing.get_context("fork")
     waiting = list(zip(jobs, arguments, strict=True))
     running: dict[BaseProcess, Job] = {}
@@ -102,16 +101,16 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
                 process.join()
     with suppress(NoCacheFolder):
         if (kept := progress_folder()).is_dir():
-            prune(kept, keep=kept)  # a fork ends without what a process does at its end: forget a job that is done
+            prune(kept, keep=kept)  # forks run no atexit handlers, which delete the progress of completed jobs
     report(failures, len(jobs))
     return failures
 
 
 def train_arguments(job: Job) -> list[str]:
-    """Return what stands behind ``python -m domainbed.scripts.train`` in a job's command.
+    """Return the arguments after ``python -m domainbed.scripts.train`` in a job's command.
 
     Raises:
-        ValueError: for any other command, which a fork cannot run.
+        ValueError: it is another command.
     """
     words = shlex.split(job.command)
     if words[1:3] != ["-m", TRAIN_SCRIPT]:

@@ -12,6 +12,7 @@ from domainbed_reasoning import interrupt
 from domainbed_reasoning.terminal import printable
 
 TARGETS = "DOMAINBED_REASONING_TARGETS"
+JOBS = "DOMAINBED_REASONING_JOBS"
 LOG = "launcher.log"
 _LOG_LINES, _LOG_BYTES = 15, 1 << 16
 
@@ -73,7 +74,7 @@ class Failure:
 
 
 def parse_job(command: str) -> Job:
-    """Return the options of ``python -m domainbed.scripts.train --name value … --name value …``."""
+    """Parse ``python -m domainbed.scripts.train --name value … --name value …``."""
     options: dict[str, tuple[str, ...]] = {}
     name = None
     for word in shlex.split(command):
@@ -102,10 +103,10 @@ def chosen_jobs(commands: Sequence[str]) -> list[Job]:
 
 def within_targets(jobs: Sequence[Job], targets: str) -> list[Job]:
     """Return the jobs whose target environments are all in ``targets``; all jobs if that is empty."""
-    wanted = set(targets.replace(",", " ").split())
-    if not all(target.isdigit() for target in wanted):
+    chosen = set(targets.replace(",", " ").split())
+    if not all(target.isdigit() for target in chosen):
         raise ValueError(f'{TARGETS} must list environments by number, e.g. "2" or "0 2"; got {targets!r}.')
-    return [job for job in jobs if not wanted or set(job.options.get("test_envs", ())) <= wanted]
+    return [job for job in jobs if not chosen or set(job.options.get("test_envs", ())) <= chosen]
 
 
 def whole_number(variable: str, default: int, least: int = 1) -> int:

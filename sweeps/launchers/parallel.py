@@ -1,11 +1,11 @@
-"""A launcher for DomainBed's registry: as many jobs at a time as there are cores, or GPUs.
+"""A launcher for DomainBed's registry that runs one job per GPU, or per core, in parallel.
 
     python -m domainbed.scripts.sweep launch --command_launcher parallel …
 
 Environment variables, all optional:
-    DOMAINBED_REASONING_JOBS: jobs at a time (default: one a GPU, or one a core without GPUs).
-    DOMAINBED_REASONING_TARGETS: target environments, as in ``"2"`` or ``"0 2"``: jobs with others are left out. Their
-        folders stay without `done`, as those of failed jobs do: ``sweep delete_incomplete`` removes them.
+    DOMAINBED_REASONING_JOBS: number of parallel jobs (default: one per GPU, or one per core without GPUs).
+    DOMAINBED_REASONING_TARGETS: target environments, such as ``"2"`` or ``"0 2"``; jobs with others are skipped. Their
+        folders have no `done`, like those of failed jobs: ``sweep delete_incomplete`` removes them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tqdm import tqdm
 
 from domainbed_reasoning.sweeps.launchers.jobs import (
+    JOBS,
     LOG,
     Failure,
     Job,
@@ -30,24 +31,23 @@ from domainbed_reasoning.sweeps.launchers.jobs import (
 from domainbed_reasoning.sweeps.launchers.processes import end, ended_by_sigterm, start, threads_of, visible_gpus
 from domainbed_reasoning.terminal import printable_streams
 
-JOBS = "DOMAINBED_REASONING_JOBS"
 _POLL_SECONDS = 0.2
 
 
 @printable_streams()
 def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
-    """Run the train commands of a sweep, several at a time, and say which failed.
+    """Run the train commands of a sweep in parallel, and report failures.
 
-    Ctrl-C and SIGTERM end the running jobs before they end the launcher.
+    Ctrl-C and SIGTERM end the running jobs before the launcher.
 
     Args:
-        commands: shell strings, as DomainBed hands them to every launcher.
+        commands: shell strings, as DomainBed passes them to every launcher.
 
     Returns:
-        The failures; DomainBed ignores them, so they are printed as well, after everything else.
+        The failures; DomainBed ignores them, so they are also printed at the end.
 
     Raises:
-        ValueError: an environment variable that does not say what it should.
+        ValueError: an environment variable has an invalid value.
     """
     jobs = chosen_jobs(commands)
     slots = device_slots()
@@ -65,7 +65,7 @@ def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
 
 
 def device_slots() -> list[dict[str, str]]:
-    """Return the environment variables of each job that may run at a time: its GPU, or its share of the cores."""
+    """Return the environment variables of each parallel slot: its GPU, or its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = visible_gpus()
     count = whole_number(JOBS, default=len(gpus) or cores)
@@ -86,7 +86,7 @@ def _run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> list[Fa
                     bar.set_postfix_str(_what_runs(running.values(), len(waiting)))
                 time.sleep(_POLL_SECONDS)
                 if sys.stderr.isatty():
-                    bar.refresh()  # the clock goes on while jobs run
+                    bar.refresh()  # update the elapsed time
                 for process in [process for process in running if process.poll() is not None]:
                     job, slot = running.pop(process)
                     free.append(slot)

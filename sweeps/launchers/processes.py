@@ -1,4 +1,4 @@
-"""Train commands as processes: each in a group of its own, ended together with its children; what they share."""
+"""Train commands as processes, each in its own process group, and their share of cores and GPUs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _GRACE_SECONDS = 10
 
 
 def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a job in a process group of its own, with `python` meaning this interpreter; its output goes to its log.
+    """Start a job in its own process group, with `python` being this interpreter and its output going to its log.
 
     Args:
         job: to start.
-        environment: all its variables.
+        environment: of the process.
     """
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
@@ -40,9 +40,9 @@ def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
 
 
 def end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    """End processes and their children: SIGTERM, and SIGKILL for what is still there after 10 seconds.
+    """End processes and their children: SIGTERM, then SIGKILL after 10 seconds.
 
-    May be called from a signal's handler, which may have interrupted a wait for one of them.
+    May be called from a signal handler that interrupted a wait for one of them.
     """
     left = list(processes)
     for process in left:
@@ -60,28 +60,27 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:
-        pass  # it has just ended by itself
+        pass  # it has already ended
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Return whether it has, without the lock of `Popen.wait`, which the interrupted code may hold."""
+    """Return whether a process has ended, without the lock of `Popen.wait`, which the interrupted code may hold."""
     try:
         look_only = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return process.poll() is not None or os.waitid(os.P_PID, process.pid, look_only) is not None
-    except ChildProcessError:  # it has been waited for
+    except ChildProcessError:  # already reaped
         return True
 
 
 def threads_of(cores: float) -> dict[str, str]:
-    """Return the variables that keep a job to its share of the cores, unless the user has set them."""
+    """Return the variables that limit a job to its share of the cores, without those that the user has set."""
     return {name: str(max(1, int(cores))) for name in THREADS if name not in os.environ}
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that CUDA shows to this process, each as CUDA_VISIBLE_DEVICES names it.
+    """Return the GPUs that are visible to this process, by their names in CUDA_VISIBLE_DEVICES.
 
-    A name may stand there for no GPU, as "-1" and Slurm's "NoDevFiles" do, and hides all that follow it; so torch says
-    how many of the names count.
+    Invalid names, such as "-1" and Slurm's "NoDevFiles", hide all that follow them, so torch determines the count.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None and not named.strip():
@@ -94,8 +93,8 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit inside, so that the running jobs are ended before this process is."""
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+    """Make SIGTERM raise SystemExit, so that the running jobs are ended before this process."""
+    if threading.current_thread() is not threading.main_thread():  # handlers can only be set there
         yield
         return
 

@@ -2,22 +2,22 @@
 
     pip install 'domainbed-reasoning[ray]'
     python -m domainbed.scripts.sweep launch --command_launcher ray …                              this machine
-    RAY_ADDRESS=head:6379 python -m domainbed.scripts.sweep launch --command_launcher ray …        a cluster, joined
+    RAY_ADDRESS=head:6379 python -m domainbed.scripts.sweep launch --command_launcher ray …        an existing cluster
 
-Ray queues the jobs and gives each its GPU or its share of one, or its share of the cores. A cluster is left as it was;
-a Ray that was started on this machine ends with the launcher. Every node of a cluster sees the sweep's folders, the
-data and this interpreter under the same paths, as DomainBed itself asks for; a job gets the environment, and the
-working directory, of the sweep.
+Ray queues the jobs and assigns each a GPU or a fraction of one, or a share of the cores. An existing cluster keeps
+running; a Ray that was started on this machine ends with the launcher. Every node of a cluster must have the sweep's
+folders, the data and this interpreter at the same paths, as DomainBed requires; jobs get the environment and the
+working directory of the sweep.
 
-A job that fails, is killed or loses its worker or node is started again, elsewhere if need be; see `attempts` for why
-no record stands twice. Ctrl-C and SIGTERM end all jobs; so does the launcher's death.
+A job that fails, is killed or loses its worker or node is restarted, on another node if necessary; see `attempts` for
+how duplicate records are avoided. Ctrl-C, SIGTERM and the death of the launcher end all jobs.
 
 Environment variables, all optional:
-    RAY_ADDRESS: the cluster, as everywhere in Ray.
-    DOMAINBED_REASONING_GPUS_PER_JOB: as in ``1`` or ``0.5`` (default: 1 where the cluster has GPUs, else 0).
-    DOMAINBED_REASONING_CPUS_PER_JOB: (default: a GPU's part of the cores of its node, of the node with the fewest a
-        GPU where they differ; 1 for jobs without a GPU).
-    DOMAINBED_REASONING_RETRIES: how often a failed job is started again (default: 1).
+    RAY_ADDRESS: the cluster, as for Ray itself.
+    DOMAINBED_REASONING_GPUS_PER_JOB: such as ``1`` or ``0.5`` (default: 1 if the cluster has GPUs, else 0).
+    DOMAINBED_REASONING_CPUS_PER_JOB: (default: the cores per GPU of the node with the fewest; 1 for jobs without a
+        GPU).
+    DOMAINBED_REASONING_RETRIES: how often a failed job is restarted (default: 1).
     DOMAINBED_REASONING_TARGETS: target environments, as for the launcher `parallel`.
 """
 
@@ -57,17 +57,17 @@ CPUS = "DOMAINBED_REASONING_CPUS_PER_JOB"
 _POLL_SECONDS = 1.0
 _GRACE_SECONDS = 15
 _CONNECT_SECONDS = 10
-# Ray speaks gRPC, which begins with HTTP/2's preface and frames of settings, from both sides.
+# Ray uses gRPC, in which both sides begin with HTTP/2's preface and settings frames.
 _SETTINGS = b"\x04"
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
-# A Ray worker whose launcher has died kills its children before it ends. The attempt is therefore a child's child, with
-# the worker's pipe as its input: that it ends, it can see, and so end the train process.
+# A Ray worker whose launcher has died kills its children before it ends. The attempt is therefore a grandchild with the
+# worker's pipe as its standard input: it detects the end of the worker and ends the train process.
 _GRANDCHILD = ("sh", "-c", 'exec 3<&0; "$@" <&3 & wait $!', "sh")
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one job takes of the cluster.
+    """The resources of one job.
 
     Attributes:
         cpus: cores.
@@ -78,29 +78,29 @@ class Share:
     gpus: float
 
     def fits(self, resources: Mapping[str, float]) -> int:
-        """Return how many jobs run at a time on a node with Ray's ``resources``."""
+        """Return the number of parallel jobs on a node with Ray's ``resources``."""
         room = [resources.get(name, 0.0) / part for name, part in (("CPU", self.cpus), ("GPU", self.gpus)) if part]
         return int(min(room) + 1e-6)
 
     def __str__(self) -> str:
-        """Name it."""
+        """Describe it."""
         return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
 
 
 @printable_streams()
 def ray_launcher(commands: Sequence[str]) -> list[Failure]:
-    """Run the train commands of a sweep on Ray, and say which failed.
+    """Run the train commands of a sweep on Ray, and report failures.
 
     Args:
-        commands: shell strings, as DomainBed hands them to every launcher.
+        commands: shell strings, as DomainBed passes them to every launcher.
 
     Returns:
-        The failures; DomainBed ignores them, so they are printed as well, after everything else.
+        The failures; DomainBed ignores them, so they are also printed at the end.
 
     Raises:
-        ImportError: without Ray.
-        ValueError: an environment variable that does not say what it should, or asks for more than there is.
-        ConnectionError: no Ray at RAY_ADDRESS.
+        ImportError: Ray is not installed.
+        ValueError: an environment variable has an invalid value, or requests more than the machine has.
+        ConnectionError: there is no Ray at RAY_ADDRESS.
     """
     jobs = chosen_jobs(commands)
     if not jobs:
@@ -112,7 +112,7 @@ def ray_launcher(commands: Sequence[str]) -> list[Failure]:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = share_of(nodes)
         at_a_time = sum(share.fits(node) for node in nodes)
-        where = f"{len(nodes)} node(s) of the Ray at {os.environ['RAY_ADDRESS']}" if joined else "this machine"
+        where = f"{len(nodes)} node(s) of the cluster at {os.environ['RAY_ADDRESS']}" if joined else "this machine"
         if not at_a_time:
             lacking = f"no node has {share}; set {GPUS} and {CPUS} to request less"
             if not joined:
@@ -132,37 +132,39 @@ def ray_launcher(commands: Sequence[str]) -> list[Failure]:
 
 def _start_or_join() -> Any:
     """Start Ray on this machine, or join the one at RAY_ADDRESS; return its module."""
-    # Asked for by nobody: statistics to Ray's makers, and its word on what a later version will do.
+    # No usage statistics, and no warning about the behavior of later versions.
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         os.environ.setdefault(name, "0")
     address = _address()
     if address:
         _check_that_it_answers(address)
-        # `ray start` asks for the token where there is one; who joins has to say so, before Ray is imported.
+        # If there is a token, the cluster requires it; clients must enable it before Ray is imported.
         if "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").exists():
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         ray = importlib.import_module("ray")
     except ImportError as error:
-        raise ImportError("The launcher `ray` needs Ray: pip install 'domainbed-reasoning[ray]'") from error
+        raise ImportError(
+            "The launcher `ray` requires Ray, which is not installed. Run pip install 'domainbed-reasoning[ray]'."
+        ) from error
     if not ray.is_initialized():
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address:
             ray.init(address=address, **quiet)
         else:
-            # Of itself Ray would count every name in CUDA_VISIBLE_DEVICES as a GPU, "-1" too.
+            # By default, Ray counts every name in CUDA_VISIBLE_DEVICES as a GPU, even "-1".
             ray.init(address="local", include_dashboard=False, num_gpus=len(visible_gpus()), **quiet)
     return ray
 
 
 def _address() -> str:
-    """Return where the cluster is, or nothing for a Ray of this machine."""
+    """Return the address of the cluster; empty for a Ray on this machine."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return "" if address == "local" else address
 
 
 def _check_that_it_answers(address: str) -> None:
-    """Ask for a connection: Ray itself waits for minutes where nobody answers, or something else does."""
+    """Check that a Ray server answers; Ray itself would wait for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto" or ("://" in address and not address.startswith("ray://")):
         return
@@ -181,13 +183,13 @@ def _check_that_it_answers(address: str) -> None:
 
 
 def share_of(nodes: Sequence[Mapping[str, float]]) -> Share:
-    """Return what a job takes, from the environment or from the nodes' resources.
+    """Return the resources of a job, from the environment or from the nodes' resources.
 
-    By default a job with GPUs takes as many cores as leave none of a node's GPUs without, on every node that can hold
-    its GPUs; nodes without GPUs, and a head node that offers no cores, have no say.
+    By default, a job with GPUs gets as many cores as allow using all GPUs of every node that has enough GPUs for it;
+    nodes without GPUs, and a head node without cores, are ignored.
 
     Raises:
-        ValueError: for a variable that is no number.
+        ValueError: a variable is not a valid number.
     """
     gpus_a_job = _number(GPUS, 1.0 if any(node.get("GPU") for node in nodes) else 0.0)
     holding = [node for node in nodes if node.get("GPU", 0.0) >= gpus_a_job > 0 and node.get("CPU", 0.0) >= 1]
@@ -249,7 +251,7 @@ def _run_all(ray: Any, jobs: Sequence[Job], share: Share, retries: int) -> list[
                             bar.write(f"Its earlier records could not be joined: {error}", file=sys.stderr)
                     bar.update()
                 what_runs = _what_runs([job for job, _ in running.values()], failures)
-                if what_runs != shown or sys.stderr.isatty():  # a file gets a line a change, not a line a second
+                if what_runs != shown or sys.stderr.isatty():  # in a file, one line per change
                     bar.set_postfix_str(what_runs)
                 shown = what_runs
     finally:
@@ -258,32 +260,32 @@ def _run_all(ray: Any, jobs: Sequence[Job], share: Share, retries: int) -> list[
 
 
 def _remote_attempt(ray: Any, share: Share) -> Any:
-    """Return the Ray function that runs one attempt on a worker, from the standard library alone.
+    """Return the Ray function that runs one attempt on a worker; it only uses the standard library.
 
-    The worker holds the write end of a pipe to the attempt's standard input: it ends when the worker does.
+    The worker has the write end of a pipe to the attempt's standard input, so the attempt ends when the worker does.
     """
 
     @ray.remote(max_retries=0, num_cpus=share.cpus, num_gpus=share.gpus)  # type: ignore[untyped-decorator]
     def attempt(command: list[str], folder: str, environment: dict[str, str]) -> tuple[int, str]:
-        # The train process writes to the job's log; here is what went wrong before that.
-        with tempfile.TemporaryFile() as said:
+        # The train process writes to the job's log; this file is for errors before it starts.
+        with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
                 command,
                 cwd=folder,
                 env={**os.environ, **environment},
                 stdin=subprocess.PIPE,
-                stderr=said,
+                stderr=errors,
                 start_new_session=True,
             )
             try:
-                while process.poll() is None:  # a wait without end would not see that it was cancelled
+                while process.poll() is None:  # `wait` would not notice a cancellation
                     time.sleep(0.1)
             finally:
                 assert process.stdin is not None
                 process.stdin.close()
                 process.wait()
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines()
         return process.returncode, lines[-1] if lines else ""
 
     return attempt
@@ -299,16 +301,16 @@ def _environment(share: Share) -> dict[str, str]:
 
 def _failure(ray: Any, job: Job, reference: Any) -> Failure | None:
     try:
-        exit_code, said = ray.get(reference)
+        exit_code, message = ray.get(reference)
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        # Of an exception in the attempt its last line says what; of a worker or node that died, the first.
-        of_ours = isinstance(error, ray.exceptions.RayTaskError)
-        return Failure(job, None, lines[-1] if of_ours else f"{type(error).__name__}: {lines[0].partition('. ')[0]}")
+        # The message is in the last line for an exception in the attempt, in the first for a dead worker or node.
+        in_attempt = isinstance(error, ray.exceptions.RayTaskError)
+        return Failure(job, None, lines[-1] if in_attempt else f"{type(error).__name__}: {lines[0].partition('. ')[0]}")
     if exit_code == 0:
         return None
     failure = Failure(job, exit_code if exit_code <= 128 else 128 - exit_code)
-    return Failure(job, failure.exit_code, f"{failure.cause}: {said}") if said else failure
+    return Failure(job, failure.exit_code, f"{failure.cause}: {message}") if message else failure
 
 
 def _what_runs(left: Sequence[Job], failures: Sequence[Failure]) -> str:

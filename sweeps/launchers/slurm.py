@@ -4,23 +4,23 @@
     export DOMAINBED_REASONING_SLURM="--partition=gpu --gres=gpu:1 --cpus-per-task=8 --mem=64G --time=1-00:00:00"
     python -m domainbed.scripts.sweep launch --command_launcher slurm …
 
-The launcher waits and shows how many jobs wait, run and have ended. Ctrl-C ends the waiting alone: the jobs go on, and
-it says how to follow them. The output of each is in its own folder, what Slurm says of it in ``slurm/`` of the sweep's.
+The launcher waits for the jobs and shows how many are pending, running and completed. Ctrl-C only ends the waiting: the
+jobs keep running, and it prints how to follow them. The output of each job is in its own folder, Slurm's logs are in
+``slurm/`` in the sweep's folder.
 
-A job that is preempted, loses its node or is requeued by hand is started again by Slurm; one that fails, in its
-allocation; one that runs out of time is requeued, which helps where training resumes. See `attempts` for why no record
-stands twice.
+A job that is preempted, loses its node or is requeued manually is restarted by Slurm; one that fails is restarted in
+its allocation; one that times out is requeued, as training resumes. See `attempts` for how duplicate records are
+avoided.
 
-An attempt that Slurm's SIGTERM ended has not failed: the job waits for what Slurm does, however long the partition's
-GraceTime, and trains no more before. Where nothing follows, since somebody sent that signal by hand (`scancel
---signal=TERM`), it waits until it is out of time; `scontrol requeue` starts it at once. Its log says so.
+An attempt that ended on Slurm's SIGTERM has not failed: the job stops training and waits for Slurm's next action,
+however long the partition's GraceTime. If there is none, because a user sent the signal (`scancel --signal=TERM`), it
+waits until its time limit; `scontrol requeue` restarts it at once. Its log says so.
 
 Environment variables, all optional:
-    DOMAINBED_REASONING_SLURM: options of sbatch in their long form, whichever the cluster asks for (default of
-        ``--time``: one day).
-    SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, …: sbatch's own, which win over those options.
-    DOMAINBED_REASONING_JOBS: jobs of each array at a time (default: as many as Slurm starts).
-    DOMAINBED_REASONING_RETRIES: how often a failed job, or one out of time, is started again (default: 1).
+    DOMAINBED_REASONING_SLURM: long options of sbatch, as the cluster requires (default of ``--time``: one day).
+    SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, …: sbatch's own, which override those options.
+    DOMAINBED_REASONING_JOBS: parallel jobs of each array (default: as many as Slurm starts).
+    DOMAINBED_REASONING_RETRIES: how often a job that fails or times out is restarted (default: 1).
     DOMAINBED_REASONING_SLURM_WAIT: 0 submits and returns at once (default: 1).
     DOMAINBED_REASONING_TARGETS: target environments, as for the launcher `parallel`.
 """
@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from domainbed_reasoning.sweeps.launchers.attempts import DEFAULT_RETRIES, RETRIES, Attempt
-from domainbed_reasoning.sweeps.launchers.jobs import Failure, Job, chosen_jobs, parse_job, report, whole_number
+from domainbed_reasoning.sweeps.launchers.jobs import JOBS, Failure, Job, chosen_jobs, parse_job, report, whole_number
 from domainbed_reasoning.sweeps.launchers.processes import threads_of
 from domainbed_reasoning.sweeps.launchers.slurm_queue import (
     folder_of,
@@ -56,22 +56,21 @@ OPTIONS = "DOMAINBED_REASONING_SLURM"
 TIME_LIMIT = "SBATCH_TIMELIMIT"
 _CLUSTERS = "SBATCH_CLUSTERS"
 WAIT = "DOMAINBED_REASONING_SLURM_WAIT"
-JOBS = "DOMAINBED_REASONING_JOBS"
 _ONE_DAY = 24 * 60
 _UNLIMITED = 365 * _ONE_DAY  # submitit counts minutes
-_ARRAY = 1000  # jobs of one array where Slurm does not say; its own default is 1001
+_ARRAY = 1000  # jobs per array if Slurm reports no limit; its default is 1001
 _POLL_SECONDS = 5.0
 _OURS = ("array", "output", "error", "open-mode", "signal", "wrap", "requeue", "no-requeue", "clusters")
 _LEAVE = "Do not run `sweep delete_incomplete` while they are queued or running: it removes their folders."
-_SIGNAL_SECONDS = 2  # within which SIGTERM has reached all processes of a job, the train process and this one
+_SIGNAL_SECONDS = 2  # within which SIGTERM reaches all processes of a job, the train process and this one
 
 
 class TrainJob:
-    """What Slurm runs: one job of the sweep, with its attempts. Pickled by submitit.
+    """One job of the sweep, with its attempts, as run by Slurm. Pickled by submitit.
 
     Args:
-        command: as DomainBed's sweep wrote it.
-        retries: how often it is started again when it failed.
+        command: as written by DomainBed's sweep.
+        retries: how often it is restarted if it fails.
     """
 
     def __init__(self, command: str, retries: int):
@@ -81,10 +80,10 @@ class TrainJob:
         self._terminated = False
 
     def __call__(self) -> None:
-        """Run the job to its end.
+        """Run the job.
 
         Raises:
-            RuntimeError: its last attempt failed, so that Slurm counts it as failed too.
+            RuntimeError: its last attempt failed; Slurm then also counts it as failed.
         """
         signal.signal(signal.SIGTERM, self._note_sigterm)
         job = parse_job(self.command)
@@ -105,7 +104,7 @@ class TrainJob:
         raise RuntimeError(f"exit code {exit_code}")
 
     def _wait_for_slurm(self) -> NoReturn:
-        """Wait until Slurm requeues the job, or ends it: SIGKILL, or SIGUSR2 to submitit, comes as late as it may."""
+        """Wait until Slurm requeues the job or ends it, by SIGKILL or by SIGUSR2 to submitit."""
         assert self._attempt is not None
         self._attempt.write_log(
             "--- stopped by SIGTERM; waiting until Slurm ends or requeues the job, or `scontrol requeue`"
@@ -117,7 +116,7 @@ class TrainJob:
         self._terminated = True
 
     def checkpoint(self) -> Any:
-        """End the train process before the job is preempted or out of time, and return what is to be requeued."""
+        """End the train process before the job is preempted or times out, and return the job to requeue."""
         if self._attempt is not None:
             self._attempt.end()
         return importlib.import_module("submitit").helpers.DelayedSubmission(TrainJob(self.command, self.retries))
@@ -125,19 +124,19 @@ class TrainJob:
 
 @printable_streams()
 def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
-    """Submit the train commands of a sweep to Slurm, wait for them unless told not to, and say which failed.
+    """Submit the train commands of a sweep to Slurm, wait for them unless disabled, and report failures.
 
     Args:
-        commands: shell strings, as DomainBed hands them to every launcher.
+        commands: shell strings, as DomainBed passes them to every launcher.
 
     Returns:
-        The failures; DomainBed ignores them, so they are printed as well, after everything else.
+        The failures; DomainBed ignores them, so they are also printed at the end.
 
     Raises:
-        ImportError: without submitit.
-        FileNotFoundError: without Slurm's commands.
-        ValueError: an environment variable that does not say what it should.
-        RuntimeError: Slurm refused all jobs.
+        ImportError: submitit is not installed.
+        FileNotFoundError: Slurm's commands are not installed.
+        ValueError: an environment variable has an invalid value.
+        RuntimeError: Slurm rejected all jobs.
     """
     jobs = chosen_jobs(commands)
     if os.environ.get(_CLUSTERS):
@@ -170,35 +169,36 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
 
 
 def sbatch_parameters(options: str, time_limit: str = "") -> dict[str, Any]:
-    """Return what submitit is to be told, from options of sbatch as a user writes them.
+    """Return submitit's parameters for options of sbatch.
 
-    By the time limit it tells a job out of time, which is requeued RETRIES times, from a preempted one.
+    submitit needs the time limit to distinguish jobs that time out, which are requeued RETRIES times, from preempted
+    ones.
 
     Args:
-        options: as in ``--partition=gpu --time 12:00:00 --exclusive``.
-        time_limit: of SBATCH_TIMELIMIT, which sbatch takes rather than the script's ``--time``.
+        options: such as ``--partition=gpu --time 12:00:00 --exclusive``.
+        time_limit: SBATCH_TIMELIMIT, which overrides the script's ``--time``.
 
     Raises:
-        ValueError: for what is no long option of sbatch, or one that the launcher sets, or no time limit.
+        ValueError: an option is not a long option of sbatch or is set by the launcher, or the time limit is invalid.
     """
-    given: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     name = ""
     for word in shlex.split(options):
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            given[name] = value if equals else True
-        elif name and given[name] is True:
-            given[name] = word
+            chosen[name] = value if equals else True
+        elif name and chosen[name] is True:
+            chosen[name] = word
         else:
             raise ValueError(f"{OPTIONS}: {word!r} is not a long option of sbatch. Use --partition=gpu, not -p gpu.")
         if name in _OURS:
             raise ValueError(f"{OPTIONS}: --{name} is set by this launcher. Remove it.")
-    minutes = _minutes(str(given.pop("time")), f"{OPTIONS}: --time") if "time" in given else _ONE_DAY
+    minutes = _minutes(str(chosen.pop("time")), f"{OPTIONS}: --time") if "time" in chosen else _ONE_DAY
     minutes = _minutes(time_limit, TIME_LIMIT) if time_limit else minutes
-    parameters: dict[str, Any] = {"time": minutes, "job_name": given.pop("job-name", "domainbed")}
-    if "cpus-per-task" in given:  # since Slurm 22.05 srun does not take it over from sbatch
-        parameters["srun_args"] = [f"--cpus-per-task={given['cpus-per-task']}"]
-    return parameters | {"stderr_to_stdout": True, "additional_parameters": given | {"requeue": True}}
+    parameters: dict[str, Any] = {"time": minutes, "job_name": chosen.pop("job-name", "domainbed")}
+    if "cpus-per-task" in chosen:  # since Slurm 22.05, srun does not inherit it from sbatch
+        parameters["srun_args"] = [f"--cpus-per-task={chosen['cpus-per-task']}"]
+    return parameters | {"stderr_to_stdout": True, "additional_parameters": chosen | {"requeue": True}}
 
 
 def _minutes(time_limit: str, name: str) -> int:
@@ -218,10 +218,10 @@ def _minutes(time_limit: str, name: str) -> int:
 def _submit(
     jobs: Sequence[Job], retries: int, parameters: Mapping[str, Any], folder: Path
 ) -> tuple[dict[str, Job], list[Failure]]:
-    """Submit arrays and return Slurm's job ids, as in ``12_0``, with the jobs, and those that Slurm did not take.
+    """Submit job arrays and return the jobs by Slurm's ids, such as ``12_0``, and the rejected ones.
 
     Raises:
-        RuntimeError: it took none.
+        RuntimeError: all were rejected.
     """
     for program in ("sbatch", "srun", "squeue"):
         if shutil.which(program) is None:
@@ -231,7 +231,10 @@ def _submit(
     try:
         submitit = importlib.import_module("submitit")
     except ImportError as error:
-        raise ImportError("The launcher `slurm` needs submitit: pip install 'domainbed-reasoning[slurm]'") from error
+        raise ImportError(
+            "The launcher `slurm` requires submitit, which is not installed. Run pip install "
+            "'domainbed-reasoning[slurm]'."
+        ) from error
     executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=retries)
     executor.update_parameters(**parameters)
     submitted: dict[str, Job] = {}
@@ -270,13 +273,13 @@ def _note(submitted: Mapping[str, Job], folder: Path) -> None:
 
 @contextlib.contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """Hold back Ctrl-C, from sbatch too, until it is known what was submitted."""
+    """Delay Ctrl-C, also for sbatch, until the submitted jobs are known."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     pressed: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # programs that are started inherit it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by child processes
     try:
         yield
     finally:
@@ -287,6 +290,6 @@ def _without_ctrl_c() -> Iterator[None]:
 
 
 def _array_size() -> int:
-    """Return how many jobs an array may have on this cluster: its indices are below MaxArraySize."""
-    said = slurm_setting("MaxArraySize")
-    return max(1, int(said)) if said.isdigit() else _ARRAY
+    """Return the maximum number of jobs of an array: its indices must be below MaxArraySize."""
+    size = slurm_setting("MaxArraySize")
+    return max(1, int(size)) if size.isdigit() else _ARRAY

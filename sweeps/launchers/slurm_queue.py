@@ -1,7 +1,7 @@
-"""What Slurm has of a sweep's jobs: which were submitted, what has become of each, and waiting until all are over.
+"""A sweep's jobs in Slurm: which were submitted, their states, and waiting for them.
 
-The folder ``slurm`` of a sweep holds what submitit keeps of each job, and ``jobs.jsonl``, a line a job with Slurm's id,
-the cluster and the train command: so another process than the one that submitted them can tell what they are, and wait.
+The folder ``slurm`` of a sweep contains submitit's files and ``jobs.jsonl``, a line per job with Slurm's id, the
+cluster and the train command, from which any process can identify the jobs and wait for them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from domainbed_reasoning.sweeps.launchers.jobs import LOG, Failure, Job, parse_j
 _FOLDER = "slurm"
 _JOBS = "jobs.jsonl"
 _POLL_SECONDS = 5.0
-# Of a job that is over; all other states of `squeue` are of one that waits, runs or will run again.
+# States of ended jobs; in all other states of `squeue`, a job waits, runs or will run again.
 _OVER = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
@@ -35,16 +35,16 @@ _PURGED = "PURGED"
 
 
 def folder_of(sweep: Path) -> Path:
-    """Return where the launcher keeps what it has submitted for a sweep, and what Slurm said."""
+    """Return the folder of a sweep's submitted jobs and Slurm's logs."""
     return sweep / _FOLDER
 
 
 def note_submitted(submitted: Mapping[str, Job], folder: Path) -> None:
-    """Keep which job has which of Slurm's ids.
+    """Record the Slurm ids of jobs.
 
     Args:
-        submitted: Slurm's ids, as in ``12_0``, and the jobs.
-        folder: where the launcher keeps such things of their sweep.
+        submitted: jobs by Slurm's ids, such as ``12_0``.
+        folder: of the sweep, see `folder_of`.
     """
     cluster = slurm_setting("ClusterName")
     lines = [
@@ -52,21 +52,21 @@ def note_submitted(submitted: Mapping[str, Job], folder: Path) -> None:
         for identifier, job in submitted.items()
     ]
     with open(folder / _JOBS, "a", encoding="utf-8") as file:
-        file.write("".join(f"{line}\n" for line in ["", *lines]))  # apart from a line that was cut short
+        file.write("".join(f"{line}\n" for line in ["", *lines]))  # after a truncated line, begin a new one
 
 
 def slurm_setting(name: str) -> str:
-    """Return one of the controller's settings, as `scontrol` says it; "" where it does not."""
+    """Return a setting of Slurm's controller, from `scontrol`; "" if unknown."""
     try:
-        said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
+        config = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
     except FileNotFoundError:
         return ""
-    match = re.search(rf"^{name}\s*=\s*(\S+)", said, re.MULTILINE)
+    match = re.search(rf"^{name}\s*=\s*(\S+)", config, re.MULTILINE)
     return match[1] if match else ""
 
 
 def _noted(sweep: Path) -> Iterator[dict[str, str]]:
-    """Yield the lines of a sweep's jobs, without what a kill or a full disk cut short."""
+    """Yield the recorded jobs of a sweep, without truncated lines."""
     try:
         lines = (folder_of(sweep) / _JOBS).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -80,10 +80,10 @@ def _noted(sweep: Path) -> Iterator[dict[str, str]]:
 
 
 def submitted_for(sweep: Path) -> dict[str, Job]:
-    """Return a sweep's jobs by Slurm's ids, from this call or any before, the first one first.
+    """Return all submitted jobs of a sweep by Slurm's ids, in order of submission.
 
     Args:
-        sweep: its folder; what was submitted before it was moved is taken to be in it too.
+        sweep: its folder, which may have been moved since.
     """
     found = {}
     for noted in _noted(sweep):
@@ -94,13 +94,13 @@ def submitted_for(sweep: Path) -> dict[str, Job]:
 
 
 def with_slurm(sweep: Path) -> dict[str, str]:
-    """Return a sweep's jobs that Slurm has not done with, from this call or any before: their ids and states.
+    """Return the ids and states of a sweep's submitted jobs that have not ended.
 
     Args:
         sweep: its folder.
 
     Raises:
-        ConnectionError: jobs have been submitted, and Slurm cannot be asked here what has become of them.
+        ConnectionError: jobs have been submitted, and Slurm cannot be queried here.
     """
     submitted = {path.name.partition("_")[0] for path in folder_of(sweep).glob("*_submitted.pkl")}
     clusters = {noted["cluster"] for noted in _noted(sweep)} - {""}
@@ -113,7 +113,7 @@ def with_slurm(sweep: Path) -> dict[str, str]:
 
 
 def how_to_follow(submitted: Mapping[str, Job]) -> str:
-    """Return what a person may call and read to follow jobs, given by Slurm's ids."""
+    """Return the commands and files for following jobs, by Slurm's ids."""
     arrays = sorted({int(identifier.partition("_")[0]) for identifier in submitted})
     folders = sorted({str(folder_of(job.folder.absolute().parent)) for job in submitted.values()})
     return (
@@ -123,22 +123,21 @@ def how_to_follow(submitted: Mapping[str, Job]) -> str:
 
 
 def wait_for_sweeps(sweeps: Iterable[Path], earlier: Collection[str] = ()) -> list[Failure]:
-    """Wait until Slurm has done with the jobs of some sweeps, whichever call submitted them, and say which failed.
+    """Wait for all submitted jobs of some sweeps, and report failures.
 
     Args:
         sweeps: their folders.
-        earlier: ids of jobs that earlier calls submitted: what has become of them was said then, if Slurm has done
-            with them.
+        earlier: ids of previously submitted jobs, whose failures have been reported if they have ended.
 
     Returns:
-        The failures, printed as well, after everything else.
+        The failures, which are also printed at the end.
     """
     left: dict[str, Job] = {}
     for sweep in sweeps:
         found = submitted_for(sweep)
         try:
             alive: Collection[str] = with_slurm(sweep)
-        except ConnectionError:  # the waiting asks until it answers
+        except ConnectionError:  # `wait_for` retries until Slurm responds
             alive = found
         left |= {name: job for name, job in found.items() if not job.is_done and (name in alive or name not in earlier)}
     if not left:
@@ -153,10 +152,10 @@ def wait_for_sweeps(sweeps: Iterable[Path], earlier: Collection[str] = ()) -> li
 
 
 def wait_for(submitted: Mapping[str, Job]) -> list[Failure]:
-    """Return the failures when all jobs are over.
+    """Wait for all jobs and return the failures.
 
     Args:
-        submitted: Slurm's ids and the jobs.
+        submitted: the jobs by Slurm's ids.
     """
     left = dict(submitted)
     failures: list[Failure] = []
@@ -195,7 +194,7 @@ def wait_for(submitted: Mapping[str, Job]) -> list[Failure]:
             counts = Counter(state.lower() for state in states.values())
             counts.update({"failed": len(failures)} if failures else {})
             what_runs = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
-            if what_runs != shown or sys.stderr.isatty():  # a file gets a line a change, not a line a poll
+            if what_runs != shown or sys.stderr.isatty():  # in a file, one line per change
                 bar.set_postfix_str(what_runs)
             shown = what_runs
             if left:
@@ -210,24 +209,24 @@ def _states(identifiers: Sequence[str]) -> dict[str, str]:
 
 
 def _all_states(arrays: Iterable[str]) -> dict[str, str]:
-    """Return the state of every job of the arrays that Slurm's controller knows; it forgets those that are over.
+    """Return the state of every job of the arrays in Slurm's controller, which forgets ended jobs after a while.
 
-    Accounting (`sacct`) is not asked: many machines have none.
+    Accounting (`sacct`) is not used: many clusters have none.
 
     Raises:
-        ConnectionError: it does not answer.
+        ConnectionError: Slurm does not respond.
     """
     jobs = ",".join(sorted(arrays))
-    # Its variables, as SQUEUE_PARTITION, would hide jobs.
+    # Variables such as SQUEUE_PARTITION would hide jobs.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={jobs}", "--format=%i %T"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, env=environment)
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
     except FileNotFoundError as error:
         raise ConnectionError("`squeue` was not found") from error
-    if said.returncode and "Invalid job id" not in said.stderr:
-        raise ConnectionError(said.stderr.strip() or f"squeue: exit code {said.returncode}")
-    lines = (line.split(maxsplit=1) for line in said.stdout.splitlines() if " " in line.strip())
+    if result.returncode and "Invalid job id" not in result.stderr:
+        raise ConnectionError(result.stderr.strip() or f"squeue: exit code {result.returncode}")
+    lines = (line.split(maxsplit=1) for line in result.stdout.splitlines() if " " in line.strip())
     return {identifier: state.strip() for identifier, state in lines}
 
 
@@ -236,10 +235,10 @@ def _failure(identifier: str, job: Job, state: str) -> Failure | None:
         return None
     folder = folder_of(job.folder.absolute().parent)
     result = folder / f"{identifier}_0_result.pkl"
-    said = "left its queue unfinished" if state == _PURGED else f"state {state}"
+    outcome = "left the queue before completing" if state == _PURGED else f"state {state}"
     if result.exists():
-        outcome, trace = importlib.import_module("submitit").core.utils.pickle_load(result)
-        last = str(trace).strip().splitlines()[-1] if outcome == "error" else ""
-        said += f", {last.rpartition('Error: ')[2]}" if last else ""
+        status, trace = importlib.import_module("submitit").core.utils.pickle_load(result)
+        last = str(trace).strip().splitlines()[-1] if status == "error" else ""
+        outcome += f", {last.rpartition('Error: ')[2]}" if last else ""
     logs = sorted(folder.glob(f"{identifier}_*log.out"))
-    return Failure(job, None, f"Slurm job {identifier}: {said}; its log there: {', '.join(map(str, logs)) or 'none'}")
+    return Failure(job, None, f"Slurm job {identifier}: {outcome}; Slurm's log: {', '.join(map(str, logs)) or 'none'}")

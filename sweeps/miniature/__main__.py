@@ -35,31 +35,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the design, choose, run or tabulate; return 1 if a job failed."""
     parser = argparse.ArgumentParser(description=study.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--design", action="store_true", help="print rows, jobs and what is done of them")
+    what.add_argument("--design", action="store_true", help="print the rows and how many of their jobs are done")
     what.add_argument("--choose", action="store_true", help="run the grids and print source validation accuracies")
-    what.add_argument("--base", action="store_true", help="pretrain the base that knows the classes better")
-    what.add_argument("--run", action="store_true", help="run the jobs that are not done")
+    what.add_argument("--base", action="store_true", help="pretrain the second base, which knows the classes better")
+    what.add_argument("--run", action="store_true", help="run the remaining jobs")
     what.add_argument("--table", action="store_true", help="write rows.csv, choice.csv and table.md")
     parser.add_argument("--output_dir", default="miniature_output", help="of the jobs (default: %(default)s)")
     parser.add_argument("--results_dir", default="results/miniature", help="of the tables (default: %(default)s)")
-    given = parser.parse_args(argv)
-    output = Path(given.output_dir).absolute()
+    args = parser.parse_args(argv)
+    output = Path(args.output_dir).absolute()
     jobs = [(cell[0], job_of(*cell, output)) for cell in cells()]
-    if given.design:
+    if args.design:
         print_design(jobs)
-    elif given.choose:
+    elif args.choose:
         failed = _run(grid_jobs(output), output)
         print_choice(output)
         return failed
-    elif given.base:
+    elif args.base:
         make_better_base(output)
-    elif given.run:
+    elif args.run:
         if not (output / BETTER_BASE / "config.json").exists():
             jobs = [(row, job) for row, job in jobs if row not in OTHER_BASE]
             print("Skipping the rows of the second base: train it with `--base` first.", file=sys.stderr)
         return _run((job for _, job in jobs), output)
     else:
-        table.write(output, Path(given.results_dir))
+        table.write(output, Path(args.results_dir))
     return 0
 
 

@@ -61,7 +61,7 @@ def estimate(cells: Mapping[Cell, float]) -> Estimate:
         ValueError: without any cell.
     """
     if not cells:
-        raise ValueError("there is no cell to estimate from.")
+        raise ValueError("cannot estimate from zero cells.")
     domains = sorted({domain for domain, _ in cells})
     groups = [[value for (its, _), value in cells.items() if its == domain] for domain in domains]
     means = [statistics.fmean(group) for group in groups]

@@ -85,7 +85,7 @@ class Row:
 
 
 def sarr(rounds: int) -> dict[str, int]:
-    """Return the stages of so many rounds of self-labelling: half of the steps supervised, the rest shared equally."""
+    """Return the stages of so many rounds of self-labeling: half of the steps supervised, the rest shared equally."""
     supervised, a_round = ROUNDS[rounds]
     return {"mtct_epochs": supervised, "sarr_epochs": a_round, "sarr_rounds": rounds}
 

@@ -302,7 +302,7 @@ def zero_shot(
     accuracy: dict[str, dict[str, float]] = {"label": {}, "chain": {}, "parsed": {}}
     for domain, name in enumerate(shapes.DOMAINS):
         pixels = pixel_values(processor, [shapes.render(domain, index, misleading=True) for index in range(count)])
-        wanted = [shapes.label(domain, index) for index in range(count)]
+        expected = [shapes.label(domain, index) for index in range(count)]
         for path, question in (("label", q_cls), ("chain", q_reason)):
             ids = torch.tensor([rows.prompt(question(shapes.CLASS_NAMES, "creature"))] * count)
             out = model.generate(
@@ -315,7 +315,7 @@ def zero_shot(
             texts = processor.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
             names = texts if path == "label" else [conclusion_of(text) for text in texts]
             answers = [match_class(answer, shapes.CLASS_NAMES) for answer in names]
-            right = [answer == label for answer, label in zip(answers, wanted, strict=True)]
+            right = [answer == label for answer, label in zip(answers, expected, strict=True)]
             accuracy[path][name] = round(sum(right) / count, 3)
             accuracy["parsed"][name] = round(sum(answer is not None for answer in answers) / count, 3)
     return accuracy
@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lessons", type=int, default=20000)
     parser.add_argument("--vision-steps", type=int, default=1200)
     parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--minutes", type=float, default=18, help="no step is begun after these")
+    parser.add_argument("--minutes", type=float, default=18, help="stop after this time (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--study-name-noise", type=float, default=tiny_corpus.STUDY_NAME_NOISE)

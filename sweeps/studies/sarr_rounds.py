@@ -6,7 +6,7 @@ _GRIDS = tuple(Grid(("RDMLDG",), folder=f"rounds_{n}", hparams={"sarr_rounds": n
 
 STUDY = Study(
     name="sarr_rounds",
-    title="how many rounds of self-labelling pay",
+    title="how many rounds of self-labeling pay",
     claim="The first round adds most, the third still something, later ones nothing.",
     paper=(
         "arXiv 2602.23777, rounds on TerraIncognita: N=1 70.06, N=2 70.59, N=3 70.65, then flat; MTCT alone, N=0: "

@@ -38,6 +38,8 @@ class Grid:
         clip: whether they are CLIP's, to which the user's hparams ``clip_…`` apply.
         n_hparams: draws of hyper-parameters; 1 is the defaults.
         n_trials: seeds of the splits; DomainBed's 3, the paper publishes none.
+        as_long_as: ``mtct_epochs``, ``sarr_rounds`` and ``sarr_epochs`` of RDMLDG, where the user does not set them:
+            the grid trains MTCT for as many epochs; empty leaves its schedule alone.
         pairs: whether pairs of domains are targets too, as leave-one-domain-out selection needs.
     """
 
@@ -48,6 +50,7 @@ class Grid:
     clip: bool = False
     n_hparams: int = 1
     n_trials: int = 3
+    as_long_as: Mapping[str, int] = field(default_factory=dict)
     pairs: bool = False
 
 
@@ -107,7 +110,11 @@ class Settings:
         of_clip = {name: value for name, value in self.hparams.items() if name.startswith("clip_")}
         of_mllms = {name: value for name, value in self.hparams.items() if name not in of_clip}
         model = {"model": self.model} if self.model else {}
-        return {**grid.hparams, **(model | of_mllms if grid.mllm else {}), **(of_clip if grid.clip else {})}
+        chosen = {**grid.hparams, **(model | of_mllms if grid.mllm else {}), **(of_clip if grid.clip else {})}
+        stages = {name: chosen.get(name, default) for name, default in grid.as_long_as.items()}
+        if stages and all(type(value) is int for value in stages.values()):  # others are refused by name
+            chosen["mtct_epochs"] = stages["mtct_epochs"] + stages["sarr_rounds"] * stages["sarr_epochs"]
+        return chosen
 
     def trials_of(self, grid: Grid) -> int:
         """Return the number of trials of a grid."""

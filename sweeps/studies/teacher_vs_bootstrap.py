@@ -1,4 +1,4 @@
-"""With a teacher's chains, or none: the first chains come from the base model's own rounds of self-labelling.
+"""With a teacher's chains, or none: the first chains come from the base model's own rounds of self-labeling.
 
 Both train for as many epochs: 3 on the teacher's chains and 3 rounds of 3, against 4 rounds of 3.
 """

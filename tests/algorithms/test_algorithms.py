@@ -352,8 +352,11 @@ def test_the_consistency_filter_keeps_some_of_what_the_paper_keeps_and_nothing_e
         ({"lr": "1e-3"}, "lr must be a number above 0; got '1e-3'"),
         ({"dtype": "float8"}, "dtype must be 'auto', 'float32', 'bfloat16' or 'float16'; got 'float8'"),
         ({"gradient_balance": "on"}, "gradient_balance must be 'none' or 'norm'; got 'on'"),
+        ({"on_parse_failure": "skip"}, "on_parse_failure must be 'label' or 'wrong'; got 'skip'"),
+        ({"sarr_epoch_over": "some"}, "sarr_epoch_over must be 'all' or 'kept'; got 'some'"),
+        ({"sarr_filter": True}, "sarr_filter must be 'conclusion', 'well_formed' or 'consistent'; got True"),
         ({"votes": 2.0}, "votes must be an integer from 1 to .*; got 2.0"),
-        ({"votes": 3, "vote_temperature": 0.0}, "3 greedy chains are all alike; set vote_temperature"),
+        ({"votes": 3, "vote_temperature": 0.0}, "3 greedy chains are identical; set vote_temperature"),
         ({"rho": 1.5}, r"rho must be a number in \[0, 1\]; got 1.5"),
         ({"target_per_class": 0}, "target_per_class must be an integer from 1 to .*; got 0"),
         ({"teacher": "odd"}, "teacher must be 'own' or 'other'; got 'odd'"),
@@ -381,7 +384,7 @@ def test_zero_shot_takes_one_step_and_changes_nothing():
 
 
 def test_self_labelling_by_vote_needs_a_temperature():
-    with pytest.raises(ValueError, match="5 greedy chains are all alike; set temperature"):
+    with pytest.raises(ValueError, match="5 greedy chains are identical; set temperature"):
         build("SARR", sarr_votes=5)
 
 
@@ -390,7 +393,7 @@ def test_the_defaults_are_the_papers(name):
     """Everything beyond the paper is off."""
     beyond = {
         "votes": 1, "sarr_votes": 1, "sarr_filter": "conclusion", "gradient_balance": "none", "first_evaluation": 0,
-        "label_weight": 1.0, "chain_weight": 1.0,
+        "sarr_epoch_over": "all", "on_parse_failure": "label", "label_weight": 1.0, "chain_weight": 1.0,
     }  # fmt: skip
     defaults = hparams_registry.default_hparams(name, "PACSReasoning")
     assert {key: defaults.get(key, value) for key, value in beyond.items()} == beyond

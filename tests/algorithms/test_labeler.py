@@ -36,7 +36,7 @@ def pictures(dataset, env=0):
 def judged(algorithm, dataset, env=0):
     """What the round's second filter says of the teacher's chains of a few images, a right and a wrong word in each."""
     chains = [shapes.chain(env, i) for i in MATES]
-    return algorithm.run.own_chains.supports(pictures(dataset, env), chains, [shapes.label(env, i) for i in MATES])
+    return algorithm.run.own_chains.second(pictures(dataset, env), chains, [shapes.label(env, i) for i in MATES])
 
 
 def means(algorithm):

@@ -68,9 +68,9 @@ def test_token_shift_prints_what_its_table_holds_and_the_papers_number_beside_wh
     share = {key: 100 * float(value) for key, value in rows[0].items() if key[:3] in ("low", "hig", "ris", "fal")}
     assert f"moved from below 0.25 to above 0.75: {share['risen']:+.2f} points (paper: {paper})\n" in printed
     net = share["risen"] - share["fallen"]
-    assert f"less those that fell from above 0.75 to below 0.25: {net:+.2f} points\n" in printed
+    assert f"minus those that fell from above 0.75 to below 0.25: {net:+.2f} points\n" in printed
     high = f"share above 0.75: {share['high_before']:.2f}% before, {share['high_after']:.2f}% after: "
-    assert high + f"{share['high_after'] - share['high_before']:+.2f} points (paper: no such number)\n" in printed
+    assert high + f"{share['high_after'] - share['high_before']:+.2f} points (paper: not reported)\n" in printed
     assert ("own chains are what --before writes" in printed) == (targets == "own")
 
 
@@ -99,7 +99,7 @@ def test_models_that_cut_text_differently_are_named_before_the_second_pass(analy
     monkeypatch.setattr(target_tokens, "read_tokens", lambda *given: passes.append(1) or read(*given))
     words = ["token-shift", "--before", str(other), "--after", "JOB", "--images", "6"]
     message, _ = analyze(*words, code=1)
-    assert "other and RDMLDG (negative held out) tokenize the same text differently" in message
+    assert "other and RDMLDG (negative held out) have different tokenizers" in message
     assert len(passes) == 1
 
 
@@ -203,9 +203,9 @@ def test_chains_are_encoded_without_their_tags(analyze, monkeypatch):
 
 
 def test_without_matplotlib_the_numbers_are_written_and_the_cure_is_named(analyze, monkeypatch):
-    from domainbed_reasoning.analysis import plots
+    from domainbed_reasoning import plot_styles
 
-    monkeypatch.setattr(plots, "plots_are_there", lambda: False)
+    monkeypatch.setattr(plot_styles, "has_matplotlib", lambda: False)
     printed, folder = analyze("sarr-rounds", "JOB")
     assert "pip install 'domainbed-reasoning[plots]'" in printed
     assert len(rows_of(folder / "sarr_rounds_RDMLDG_negative_rdmldg.csv")) == 3

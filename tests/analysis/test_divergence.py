@@ -42,9 +42,9 @@ def test_the_unbiased_estimate_is_zero_on_average_where_the_biased_is_not():
 
 
 def test_faults_are_named():
-    with pytest.raises(ValueError, match="none of linear, rbf"):
+    with pytest.raises(ValueError, match="one of linear, rbf"):
         mmd(torch.zeros(3, 2), torch.zeros(3, 2), "cosine")
-    with pytest.raises(ValueError, match="two images at least"):
+    with pytest.raises(ValueError, match="at least two images"):
         mmd(torch.zeros(1, 2), torch.zeros(3, 2))
 
 

@@ -125,7 +125,7 @@ class Scripted:
     def labels(self, pixels):
         return [self.seen(image) for image in pixels]
 
-    def go_on(self, pixels, beginnings):
+    def conclude_from(self, pixels, beginnings):
         if self.follows == "image":
             return self.labels(pixels)
         read = [ShapesCues().class_of(faithfulness.caption_of(begun)) for begun in beginnings]

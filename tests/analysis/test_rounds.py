@@ -1,6 +1,7 @@
 """SARR's rounds from a job's records and checkpoints."""
 
 import json
+import re
 
 import pytest
 
@@ -19,6 +20,29 @@ def test_stages_and_accepted_shares_are_those_of_the_records(job):
     assert [row["accepted"] for row in rows] == [None, None, records[-1]["sarr1_accepted"]]
     assert rows[-1]["target"] == records[-1]["env3_in_acc"]
     assert rows[-1]["source_out"] == pytest.approx(sum(records[-1][f"env{env}_out_acc"] for env in range(3)) / 3)
+
+
+def test_the_last_rounds_share_is_exact_and_every_record_has_the_share_of_well_formed_chains(job):
+    """A share of so many chains as the log counts: a mean of shares so far would be none."""
+    records, log = read_lines(job / "results.jsonl"), (job / "out.txt").read_text()
+    percent, written = re.search(r"kept ([\d.]+)% of (\d+) self-labeled chains", log).groups()
+    kept = records[-1]["sarr1_accepted"] * int(written)
+    assert kept == pytest.approx(round(kept), abs=1e-9) and f"{100 * kept / int(written):.1f}" == percent
+    assert 0 < records[-1]["sarr1_well_formed"] <= 1
+    rows = read_lines(job / "predictions.jsonl")
+    assert records[-1]["well_formed"] == sum(row["well_formed"] for row in rows) / len(rows)
+    assert not any("well_formed" in record for record in records[:-1])  # these evaluations answer by the class name
+
+
+def test_a_job_says_at_its_start_what_an_epoch_is_and_how_often_it_passes_over_each_domain(job):
+    """112 training images a domain; 11 steps of 6 are 0.6 passes, and leave (111/112)^66 = 55% undrawn."""
+    said = (job / "out.txt").read_text()
+    assert (
+        "RDMLDG: an epoch is 19 steps of 6 images from each of 3 source domains, drawn with replacement: 342 draws"
+        in said
+    )
+    assert "RDMLDG: passes (never drawn) in supervised stage (steps 0-10): photo 0.6 (55%), cartoon 0.6 (55%)" in said
+    assert said.index("an epoch is") < said.index("steps 0-10) of 21 steps")
 
 
 def test_the_share_of_a_round_is_the_one_that_stands_after_it(tmp_path):
@@ -68,14 +92,17 @@ def test_checkpoints_of_a_job_that_votes_answer_by_vote(material, trained, monke
 def test_a_restarted_jobs_newest_records_count_and_what_is_no_record_does_not(tmp_path):
     lines = [{"step": 0, "x": 1}, {"step": 5, "x": 1}, {"step": 0, "x": 2}, 7, [1], {"x": 1}, {"step": "six"}]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9')
-    assert records_of(tmp_path) == [{"step": 0, "x": 2}, {"step": 5, "x": 1}]
+    assert records_of(tmp_path) == [{"step": 0, "x": 2}]
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"step": 5, "x": 2}) + "\n")
+    assert records_of(tmp_path) == [{"step": 0, "x": 2}, {"step": 5, "x": 2}]
 
 
 def test_jobs_without_stages_or_records_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no results.jsonl"):
+    with pytest.raises(ValueError, match="no records in results.jsonl"):
         rounds.from_records(tmp_path, [0])
     (tmp_path / "results.jsonl").write_text('{"step": 0, "args": {"algorithm": "ERM"}}\n')
     with pytest.raises(ValueError, match="ERM has no stages"):
         rounds.from_records(tmp_path, [0])
-    with pytest.raises(JobError, match="no job of an MLLM algorithm"):
+    with pytest.raises(JobError, match="not a job of an MLLM algorithm"):
         open_checkpoint(str(tmp_path))

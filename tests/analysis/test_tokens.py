@@ -13,6 +13,7 @@ from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.commands import analyze_tokens
 from domainbed_reasoning.images import shapes
+from domainbed_reasoning.method.consistency import Support
 
 
 def table(probability, kind=None, token=None, entropies=None, answer=None):
@@ -151,14 +152,14 @@ def test_own_chains_are_written_and_kept_as_the_jobs_rounds_do(trained, material
         return [number % 2 == 0 for number in range(len(labels))]
 
     monkeypatch.setattr(type(trained), "generate", generate)
-    monkeypatch.setattr(target_tokens.Support, "judge", judge)
+    monkeypatch.setattr(Support, "judge", judge)
     own = target_tokens.own_targets(trained, material, samples, labelling)
     assert asked == [(4, 40, 0.9, 0.8)] * 3 + [(3, 40, 0.9, 0.8)] * 3
     assert judged == [material.label(sample) for sample in samples]
     assert own.samples == [samples[i] for i in (0, 2, 4, 6)]
-    said = labelling.said
-    assert said == "sampled at temperature 0.9, the majority's of 3, kept if they support their conclusion"
-    assert target_tokens.labelling_of({"max_new_tokens": 40, "eval_batch": 4}).said == "greedy"
+    said = labelling.description
+    assert said == "sampled at temperature 0.9, majority of 3, kept if they support their conclusion"
+    assert target_tokens.labelling_of({"max_new_tokens": 40, "eval_batch": 4}).description == "greedy"
 
 
 def test_own_chains_are_read_as_the_job_reads_them(trained, material, monkeypatch):
@@ -168,13 +169,13 @@ def test_own_chains_are_read_as_the_job_reads_them(trained, material, monkeypatc
     hparams = {"max_new_tokens": 40, "eval_batch": 4, "answer_matching": "tolerant"}
     own = target_tokens.own_targets(trained, material, samples, target_tokens.labelling_of(hparams))
     assert own.texts == [f"<CONCLUSION>{material.name(samples[0])}</CONCLUSION>"]
-    with pytest.raises(ValueError, match="0 of 1 chains"):
+    with pytest.raises(ValueError, match="0 of 1 own chains"):
         exact = target_tokens.labelling_of(hparams | {"answer_matching": "exact"})
         target_tokens.own_targets(trained, material, samples, exact)
 
 
 def test_where_no_own_chain_is_kept_that_is_said(trained, material):
-    with pytest.raises(ValueError, match=r"0 of 3 chains that the model wrote itself \(greedy\) would be kept"):
+    with pytest.raises(ValueError, match=r"0 of 3 own chains \(greedy\) would be kept"):
         target_tokens.own_targets(trained, material, material.draw([0], 3), target_tokens.Labelling(1))
 
 

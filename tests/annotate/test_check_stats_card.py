@@ -138,7 +138,7 @@ def test_stats_count_by_domain_and_class(toy: Path, chains: Path, verb: Verb, tm
     words = str(count_words(json.loads(chains.read_text().splitlines()[1])["chain"]))
     assert rows["art"] == ["9", "2", "2", "22.2%", "3", "66.7%", words, "300", "30", "1.50"]
     assert rows["photo"] == ["9", "2", "1", "11.1%", "3", "33.3%", words, "0", "0", "–"]
-    assert rows["all"][-1] == "1.50" and "3 of 6 candidates do not say what they cost." in out
+    assert rows["all"][-1] == "1.50" and "3 of 6 candidates have no recorded cost." in out
     assert rows["Mug"][:4] == ["6", "3", "3", "50.0%"] and rows["all"][:4] == ["18", "4", "3", "16.7%"]
     assert "3 candidates rejected:" in out and "33.3%  refusal" in out
     code, _, _ = verb("stats", "--dataset", "Toy", "--data_dir", toy, "--csv", tmp_path / "c.csv")
@@ -164,9 +164,9 @@ def test_card_has_yaml_a_hub_accepts_and_the_numbers_of_the_data(
     assert head["size_categories"] == ["n<1K"] and head["language"] == ["en"]
     assert "3 of 18 images (16.7%) have an accepted chain, drawn from 6 candidates" in text
     assert "| art | 9 | 2 | 22.2% | 66.7% |" in text and "3 of 6 candidates were accepted (50.0%)" in text
-    assert "Of 3 accepted chains 3 were written with the label withheld" in text
+    assert "Of 3 accepted chains, 3 were generated without the label" in text
     assert "What type of thing is in this photo? Choose from the following options: alarm clock, bike, mug." in text
-    assert "must not be trained on" in text
+    assert "Do not train on chains of the target domain" in text
     import hashlib
 
     assert hashlib.sha256(chains.read_bytes()).hexdigest() in text
@@ -239,13 +239,13 @@ def test_candidates_of_images_that_are_not_there_are_counted_and_left_out(
     with chains.open("a") as file:
         file.writelines(json.dumps(record) + "\n" for record in strangers)
     where = ("--dataset", "Toy", "--data_dir", toy)
-    message = "2 candidates are of images that are not in the dataset: `check` names them."
+    message = "2 candidates are for images that are not in the dataset; `check` lists them."
     _, out, _ = verb("stats", *where)
     assert message in out
     _, card, err = verb("card", *where)
     assert message in err and "stranger" not in card.partition("## Files")[0]
     assert "3 of 18 images (16.7%) have an accepted chain, drawn from 6 candidates" in card
-    assert "Of 3 accepted chains 3 were written" in card and "8 lines, 2 of them of images that are not" in card
+    assert "Of 3 accepted chains, 3 were generated" in card and "8 lines, 2 of them for images that are not" in card
     assert message in verb("browse", *where, "--output", tmp_path / "b.html")[1]
     code, out, _ = verb("export", tmp_path / "e.jsonl", "--format", "internvl", *where)
     assert code == 0 and "Wrote 3 chains to" in out and f"Excluded: {message}" in out

@@ -50,12 +50,12 @@ def test_files_are_found_in_the_config_folder_and_under_the_variables_paths(tmp_
         (GOOD.replace("Camera", "PACS"), "one of DomainBed's own"),
         (GOOD.replace("Camera", "RotatedMNIST"), "one of DomainBed's own"),
         (GOOD.replace("Camera", "Debug28"), "one of DomainBed's own"),
-        (GOOD.replace("Camera", "Shapes"), "'ShapesReasoning' is one of this package's datasets"),
+        (GOOD.replace("Camera", "Shapes"), "'ShapesReasoning' is one of this package's datasets, or a plug-in's"),
         (GOOD.replace('"camera"', '"../camera"'), "must be below --data_dir"),
         (GOOD.replace('["day", "night"]', '["day"]'), "at least two domains"),
         (GOOD + "checkpoint_freq = 0\n", "'checkpoint_freq' must be in"),
         (GOOD + "checkpoint_freq = true\n", "must be a int"),
-        (GOOD + '[class_names]\na = "Red  fox"\nb = "red fox"\n', "two classes are called 'red fox'"),
+        (GOOD + '[class_names]\na = "Red  fox"\nb = "red fox"\n', "two classes have the name 'red fox'"),
     ],
 )
 def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, fault: str) -> None:
@@ -67,7 +67,7 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, fault: st
 
 @pytest.mark.parametrize(
     ("name", "fault"),
-    [("MultipleDomainDataset", "has {!r} already"), ("ReasoningImageFolder", "{!r} is one that this package needs")],
+    [("MultipleDomainDataset", "already has {!r}"), ("ReasoningImageFolder", "{!r} is one that this package needs")],
 )
 def test_a_name_that_something_in_domainbed_has_is_named_with_the_file_and_stock_goes_on(
     tmp_path: Path, domainbed_root: Path, run_stock: Any, name: str, fault: str

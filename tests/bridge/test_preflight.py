@@ -275,7 +275,7 @@ def test_an_algorithm_of_other_hparams_is_refused_by_its_first_batch(hparams):
 def test_images_of_a_target_domain_or_without_their_identity_are_not_trained_on(hparams):
     dataset = datasets.ShapesReasoning(None, [3], hparams)
     algorithm = algorithm_of(dataset, hparams)
-    with pytest.raises(ValueError, match="holds images of domain 3, a target"):
+    with pytest.raises(ValueError, match="contains images of domain 3, a target"):
         algorithm.update(batches(dataset, [0, 1, 3]))
     changed = [(x.as_subclass(torch.Tensor), y) for x, y in batches(dataset, [0, 1, 2])]
     with pytest.raises(ValueError, match="chains cannot be found"):
@@ -295,7 +295,7 @@ def test_a_dataset_for_another_algorithm_or_other_targets_than_the_arguments_is_
     dataset = datasets.ShapesReasoning(None, [3], hparams)
     with pytest.raises(ValueError, match="hparam algorithm must be 'LabelSFT', the algorithm that runs; got 'MTCT'"):
         algorithm_of(dataset, hparams, "LabelSFT")
-    with pytest.raises(ValueError, match="say --dataset ShapesReasoning --test_envs 2, but .* domains 3"):
+    with pytest.raises(ValueError, match="are --dataset ShapesReasoning --test_envs 2, but .* domains 3"):
         job(lambda: algorithm_of(dataset, hparams), "MTCT", test_envs=[2])
 
 

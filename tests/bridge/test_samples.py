@@ -126,7 +126,7 @@ def test_two_datasets_that_would_both_do_are_refused():
     hparams = {"lr": 1}
     one, other = Dataset(hparams, 0), Dataset(hparams, 1)
     for own in (hparams, dict(hparams)):
-        with pytest.raises(ValueError, match="2 datasets of this process were built with these hyper-parameters.*dict"):
+        with pytest.raises(ValueError, match="2 datasets in this process were built with these hyper-parameters.*dict"):
             task_of(own)
     assert one.task is not other.task
 

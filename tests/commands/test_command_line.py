@@ -177,11 +177,11 @@ def test_help_imports_no_torch():
 
 
 def test_get_domainbed_clones_the_pinned_commit_once(cache, upstream_root, capsys):
-    if upstream.fault_of(upstream_root):
-        pytest.skip(f"{upstream_root} {upstream.fault_of(upstream_root)}")
+    if upstream.problem_with(upstream_root):
+        pytest.skip(f"{upstream_root} {upstream.problem_with(upstream_root)}")
     assert cli.main(["get-domainbed", "--from", str(upstream_root)]) == 0
     clone = cache / f"DomainBed-{upstream.COMMIT[:7]}"
-    assert upstream.fault_of(clone) is None
+    assert upstream.problem_with(clone) is None
     assert [path.name for path in cache.iterdir()] == [clone.name]  # nothing of the cloning is left beside it
     assert cli.main(["get-domainbed", "--from", "/nowhere"]) == 0  # nothing is fetched again
 
@@ -205,7 +205,7 @@ def test_a_source_that_cannot_be_reached_is_named_with_the_cure(cache, tmp_path,
 
 
 def test_a_clone_at_another_commit_is_told_apart(other_repository):
-    assert "is at commit" in upstream.fault_of(other_repository)
+    assert "is at commit" in upstream.problem_with(other_repository)
     assert "not the pinned one" in upstream.describe(other_repository)
     (other_repository / "more").touch()
     assert upstream.describe(other_repository).endswith("modified")

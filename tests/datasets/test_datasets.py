@@ -284,6 +284,17 @@ def test_chains_that_all_conclude_no_class_are_refused_before_training(pacs):
     build(pacs, "LabelSFT")  # learns from no chain
 
 
+def test_conclusions_are_counted_as_the_job_reads_them(pacs, capsys):
+    """A sentence around the class name is an answer, unless ``answer_matching`` is exact."""
+    write(
+        pacs, [{**line, "chain": chain_text(f"The answer is a {line['image'].split('/')[1]}.")} for line in read(pacs)]
+    )
+    build(pacs)
+    assert "WARNING" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"18 of 18 chains \(100.0%\) conclude with no class.*The answer is a dog\."):
+        build(pacs, answer_matching="exact")
+
+
 def test_chains_that_conclude_no_class_or_another_are_counted_and_named(pacs, capsys):
     """Of 18 source chains 3 name no class and 3 another; those of the target domain count for neither."""
     lines = read(pacs)
@@ -318,7 +329,7 @@ def test_an_epoch_is_the_sources_training_images_alone(monkeypatch, name, given,
 
     Half held out: 52 + 25 + 5 = 82, 3.4 steps. 3 x 4 a step: 11.
     """
-    args = types.SimpleNamespace(holdout_fraction=holdout, steps=None)
+    args = types.SimpleNamespace(algorithm=name, holdout_fraction=holdout, steps=None)
     monkeypatch.setattr(steps_of_domainbed, "job_arguments", lambda: args)
     algorithm = registry.load(registry.ALGORITHMS[name])
     hparams = {key: hparam.default for key, hparam in algorithm.HPARAMS.items()} | {"batch_size": 8} | given

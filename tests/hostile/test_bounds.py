@@ -122,7 +122,7 @@ def test_jobs_whose_records_are_no_files_are_named_and_the_others_counted(odd: t
         (folder / name).symlink_to(odd[0])
     job = read_sweep_job(folder)
     assert job.records == () and job.answers is None and job.task is None and job.last_error == ""
-    assert "results.jsonl is no regular file of this folder" in job.damage[0]
+    assert "results.jsonl is not a regular file in this folder" in job.damage[0]
     assert records_of(folder) == []
 
 
@@ -132,7 +132,7 @@ def test_records_and_logs_of_a_terabyte_are_not_read_whole(tmp_path: Path) -> No
             file.truncate(1 << 40)
     job = read_sweep_job(tmp_path)
     assert job.records == () and job.answers is None
-    assert "results.jsonl has more than" in job.damage[0]
+    assert "results.jsonl is larger than" in job.damage[0]
 
 
 def test_a_file_that_tells_no_size_is_read_up_to_its_bound() -> None:
@@ -214,7 +214,7 @@ def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "whole"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", program + pickle.STOP)
-    with pytest.raises(JobError, match="a key of it is neither text nor a number"):
+    with pytest.raises(JobError, match="a dictionary key is neither a string nor a number"):
         read_job(write_job(tmp_path / "job", TASK, path.read_bytes()))
 
 

@@ -37,7 +37,7 @@ def adapters() -> dict[str, torch.Tensor]:
 
 def test_a_file_of_the_job_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
     folder = write_job(tmp_path / "job", TASK, {"model_dict": {}})
-    with pytest.raises(JobError, match=r"model.pkl is a file: give the job's folder, not a file in it"):
+    with pytest.raises(JobError, match=r"model.pkl is a file. Pass the job's folder"):
         read_job(folder / "model.pkl")
 
 
@@ -47,7 +47,7 @@ def test_a_sound_job_loads(tmp_path: Path, adapters: dict[str, torch.Tensor]) ->
 
 
 TASKS: dict[str, tuple[Any, str]] = {
-    "a list": ([TASK], "a JSON object is wanted"),
+    "a list": ([TASK], "expected a JSON object"),
     "nothing in it": ({}, "'algorithm' is missing"),
     "nested without end": (b"[" * 100_000, "damaged .*nested"),
     "not UTF-8": (b"\xff\xfe{}", "damaged"),
@@ -61,15 +61,18 @@ TASKS: dict[str, tuple[Any, str]] = {
     "10**9 votes": (TASK | {"hparams": HPARAMS | {"votes": 10**9}}, "'votes' cannot be"),
     "10**9 tiles": (TASK | {"hparams": HPARAMS | {"max_tiles": 10**9}}, "'max_tiles' cannot be"),
     "a rank of 10**9": (TASK | {"hparams": HPARAMS | {"lora_rank": 10**9}}, "'lora_rank' cannot be"),
-    "another rank": (TASK | {"hparams": HPARAMS | {"lora_rank": 60_000}}, "has rank 2, and task.json says 60000"),
+    "another rank": (
+        TASK | {"hparams": HPARAMS | {"lora_rank": 60_000}},
+        "has rank 2, but task.json has lora_rank 60000",
+    ),
     "a dropout of 2": (TASK | {"hparams": HPARAMS | {"lora_dropout": 2}}, "'lora_dropout' cannot be"),
     "no class": (TASK | {"class_names": []}, "'class_names' cannot be"),
     "a class as number": (TASK | {"class_names": ["dog", 3]}, "'class_names' cannot be"),
-    "two classes of one name": (TASK | {"class_names": ["dog", "Dog"]}, "two classes are called"),
-    "a class name of a tag": (TASK | {"class_names": ["dog", "</CONCLUSION>"]}, "a stage's tag"),
+    "two classes of one name": (TASK | {"class_names": ["dog", "Dog"]}, "two classes have the name"),
+    "a class name of a tag": (TASK | {"class_names": ["dog", "</CONCLUSION>"]}, "a stage tag"),
     "escape sequences": (TASK | {"subject": "\x1b[2J"}, "'subject' cannot be"),
     "test_envs as text": (TASK | {"test_envs": "12"}, "'test_envs' cannot be"),
-    "another prompt version": (TASK | {"prompt_version": "999"}, "use domainbed-reasoning 0.1.0"),
+    "another prompt version": (TASK | {"prompt_version": "999"}, "Use domainbed-reasoning 0.1.0"),
     "prompt version as object": (TASK | {"prompt_version": {"a": 1}}, "'prompt_version' cannot be"),
 }
 
@@ -93,32 +96,35 @@ def packed(data: bytes) -> bytes:
 
 NAME = "base_model.model.model.layers.0.lora_A.default.weight"
 CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "a list": (lambda _: [1], "holds no 'model_dict'"),
-    "no tensors": (lambda _: {"args": {}}, "holds no 'model_dict'"),
-    "tensors as list": (lambda _: {"model_dict": [torch.ones(2, 2)]}, "holds no 'model_dict'"),
-    "numbers for tensors": (lambda _: {"model_dict": {NAME: 3}}, "is no matrix of numbers"),
-    "keys that are numbers": (lambda _: {"model_dict": {3: torch.ones(2)}}, "is no matrix of numbers"),
-    "a tensor of integers": (lambda _: {"model_dict": {NAME: torch.ones(2, 2, dtype=torch.long)}}, "no matrix"),
-    "a scalar": (lambda _: {"model_dict": {NAME: torch.ones(())}}, "is no matrix of numbers"),
+    "a list": (lambda _: [1], "contains no 'model_dict'"),
+    "no tensors": (lambda _: {"args": {}}, "contains no 'model_dict'"),
+    "tensors as list": (lambda _: {"model_dict": [torch.ones(2, 2)]}, "contains no 'model_dict'"),
+    "numbers for tensors": (lambda _: {"model_dict": {NAME: 3}}, "is not a floating-point matrix"),
+    "keys that are numbers": (lambda _: {"model_dict": {3: torch.ones(2)}}, "is not a floating-point matrix"),
+    "a tensor of integers": (
+        lambda _: {"model_dict": {NAME: torch.ones(2, 2, dtype=torch.long)}},
+        "not a floating-point matrix",
+    ),
+    "a scalar": (lambda _: {"model_dict": {NAME: torch.ones(())}}, "is not a floating-point matrix"),
     "10**12 rows of one number": (
         lambda _: {"model_dict": {NAME: torch.ones(1, 1).expand(10**12, 1)}},
-        "larger than its part",
+        "larger than its storage",
     ),
-    "NaN": (lambda _: {"model_dict": {NAME: torch.full((2, 3), float("nan"))}}, "holds NaN or infinity"),
-    "stride 0": (lambda _: {"model_dict": {NAME: torch.ones(2, 1).expand(2, 1 << 35)}}, "larger than its part"),
+    "NaN": (lambda _: {"model_dict": {NAME: torch.full((2, 3), float("nan"))}}, "contains NaN or infinity"),
+    "stride 0": (lambda _: {"model_dict": {NAME: torch.ones(2, 1).expand(2, 1 << 35)}}, "larger than its storage"),
     "windows that overlap": (
         lambda _: {"model_dict": {NAME: torch.ones(9).as_strided((2, 4), (1, 1))}},
-        "repeats numbers",
+        "repeated elements",
     ),
-    "code": (lambda path: {"model_dict": {NAME: Evil(path)}}, "holds more than tensors"),
-    "code beside the tensors": (lambda path: {"model_dict": {}, "args": Evil(path)}, "holds more than tensors"),
+    "code": (lambda path: {"model_dict": {NAME: Evil(path)}}, "contains more than tensors"),
+    "code beside the tensors": (lambda path: {"model_dict": {}, "args": Evil(path)}, "contains more than tensors"),
     "code in the old format": (
         lambda path: torch_bytes({"model_dict": Evil(path)}, _use_new_zipfile_serialization=False),
-        "no archive of torch.save",
+        "not an archive of torch.save",
     ),
     "a plain pickle of code": (lambda path: pickle.dumps(Evil(path)), "cannot be read"),
-    "a bytearray of a terabyte": (lambda _: pickle.dumps((bytearray, 1)), "holds no 'model_dict'|cannot be read"),
-    "packed": (lambda _: packed(torch_bytes({"model_dict": {NAME: torch.zeros(2, 1 << 20)}})), "is packed"),
+    "a bytearray of a terabyte": (lambda _: pickle.dumps((bytearray, 1)), "contains no 'model_dict'|cannot be read"),
+    "packed": (lambda _: packed(torch_bytes({"model_dict": {NAME: torch.zeros(2, 1 << 20)}})), "is compressed"),
     "nothing": (lambda _: b"", "cannot be read"),
     "text": (lambda _: b"not found", "cannot be read"),
     "half an archive": (lambda _: torch_bytes({"model_dict": {NAME: torch.ones(2, 999)}})[:3000], "cannot be read"),

@@ -89,7 +89,7 @@ def test_the_planted_programs_run_when_git_itself_is_asked(clone: Path, trap: Pa
 def test_a_clone_is_looked_at_and_nothing_that_it_names_is_run(clone: Path, trap: Path) -> None:
     assert upstream.commit_of(clone) == _commit(clone)
     assert upstream.is_modified(clone) is False
-    assert f"is at commit {_commit(clone)}" in (upstream.fault_of(clone) or "")
+    assert f"is at commit {_commit(clone)}" in (upstream.problem_with(clone) or "")
     assert "not the pinned one" in upstream.describe(clone) and "modified" not in upstream.describe(clone)
     assert not trap.exists()
 

@@ -96,11 +96,11 @@ while done < 20:
 def test_a_writer_notices_that_its_file_was_replaced_while_it_opened_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from domainbed_reasoning.chains import store
+    from domainbed_reasoning.chains import locked
 
     file = tmp_path / "c.jsonl"
     file.write_text("")
-    lock, calls = store._lock, []
+    lock, calls = locked.lock, []
 
     def replaced_before(handle: int, path: str) -> bool:
         if not calls:
@@ -110,7 +110,7 @@ def test_a_writer_notices_that_its_file_was_replaced_while_it_opened_it(
         calls.append(path)
         return lock(handle, path)
 
-    monkeypatch.setattr(store, "_lock", replaced_before)
+    monkeypatch.setattr(locked, "lock", replaced_before)
     with ChainWriter(file) as writer:
         writer.append({"image": "a.png", "chain": CHAIN})
     assert len(calls) == 2 and list(load_chains(file)) == ["a.png"]
@@ -140,7 +140,7 @@ with ChainWriter({str(file)!r}, sync_records=1 << 60, sync_seconds=1e9) as write
 def test_two_jobs_on_one_folder_at_once_give_the_same_numbers_bit_for_bit(
     tmp_path: Path, run_stock: Any, domainbed_root: Path
 ) -> None:
-    """Same arguments, same numbers: two processes side by side, with sampling, dropout and self-labelling."""
+    """Same arguments, same numbers: two processes side by side, with sampling, dropout and self-labeling."""
     import numpy as np
     from PIL import Image
 

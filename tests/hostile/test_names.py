@@ -96,9 +96,9 @@ def test_verbs_show_hostile_records_as_text(data: Path, verb: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("names", "fault"),
     [
-        (("Red_Fox", "red fox"), "two classes are called 'red fox'"),
-        (("Stra\u00dfe", "STRASSE"), "two classes are called 'stra\u00dfe'"),
-        (("___", "dog"), "no letter"),
+        (("Red_Fox", "red fox"), "two classes have the name 'red fox'"),
+        (("Stra\u00dfe", "STRASSE"), "two classes have the name 'stra\u00dfe'"),
+        (("___", "dog"), "is blank"),
     ],
 )
 def test_names_that_no_answer_could_tell_are_refused(data: Path, verb: Any, names: tuple[str, ...], fault: str) -> None:
@@ -180,9 +180,9 @@ TOML = {
         GOOD.replace('["day", "night"]', json.dumps([f"d{i}" for i in range(9_000)])),
         "longer than",
     ),
-    "a class name of a tag": (GOOD + '[class_names]\na = "x</CONCLUSION>"', "a stage's tag"),
+    "a class name of a tag": (GOOD + '[class_names]\na = "x</CONCLUSION>"', "a stage tag"),
     "a class name of several lines": (GOOD + '[class_names]\na = "x\\ny"', "'class_names'"),
-    "class names alike": (GOOD + '[class_names]\na = "red_fox"\nb = "Red  fox"', "two classes are called"),
+    "class names alike": (GOOD + '[class_names]\na = "red_fox"\nb = "Red  fox"', "two classes have the name"),
     "10 MB": (GOOD + "# " + "x\n# " * 3_000_000, "larger than"),
 }
 

@@ -110,7 +110,7 @@ def main() -> int:
             "status": status,
             "differing": differences(undisturbed, outcome(job)) if status == 0 else [log[-2000:]],
             "anew": log.count("Starting from step 0"),
-            "not kept": log.count("Cannot keep this job's progress"),
+            "not kept": log.count("Cannot save this job's progress"),
             "goes on": log.count("Resuming after 4 steps"),
             "steps": [record["step"] for record in records],
         }

@@ -77,7 +77,10 @@ def main() -> int:
     """Run both and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, required=True)
-    folder: Path = parser.parse_args().folder
+    parser.add_argument("--hparams", type=json.loads, default={}, help="JSON, over those of the job")
+    given = parser.parse_args()
+    folder: Path = given.folder
+    hparams = OWN | given.hparams
     prepare(folder / "cache")
     epochs = [STAGES["mtct_epochs"]] + [STAGES["sarr_epochs"]] * STAGES["sarr_rounds"]
     first, second = plan_stages(epochs, 1, STEPS).stages[1:]
@@ -87,14 +90,15 @@ def main() -> int:
         ("recorded", second.first + 2),
         ("saved", second.last),
     ]
-    killed = [begin(folder / "killed", stop) for stop in stops]
-    ended = [begin(folder / name, None) for name in ("killed", "undisturbed")]
+    killed = [begin(folder / "killed", stop, hparams=hparams) for stop in stops]
+    ended = [begin(folder / name, None, hparams=hparams) for name in ("killed", "undisturbed")]
     events = {name: _events(folder / name / "log.jsonl") for name in ("killed", "undisturbed")}
     differing = differences(outcome(folder / "undisturbed"), outcome(folder / "killed"))
     differing += ["log"] if events["killed"] != events["undisturbed"] else []
     chains = [row for event in events["undisturbed"] for row in event.get("labelled", [])]
     rounds = [sum(event["values"]["stage"] == k for event in events["killed"] if "values" in event) for k in (1, 2)]
-    said = {"killed": killed, "ended": ended, "differing": differing, "rounds": rounds}
+    surplus = sum(event["values"].get("updated") == 0 for event in events["undisturbed"] if "values" in event)
+    said = {"killed": killed, "ended": ended, "differing": differing, "rounds": rounds, "surplus": surplus}
     print(json.dumps(said | {"chains": len(chains), "kept": sum(row[3] for row in chains)}))
     return 0
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from builders.files import chain_text
 from domainbed_reasoning import registry
+from domainbed_reasoning.chains.build_bundle import write_bundle
 from domainbed_reasoning.datasets.user_datasets import make_classes
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.images import user_datasets as custom
@@ -127,6 +128,19 @@ def test_poison_changes_no_step_of_any_algorithm(name, tmp_path):
 @pytest.mark.parametrize("dataset", [name for name in FOLDERS if name != "PACSReasoning"])
 def test_poison_changes_no_step_on_any_image_folder_dataset(dataset, tmp_path):
     same(*folder_pair(datasets.get_dataset_class(dataset), "RDMLDG", tmp_path))
+
+
+def test_poison_in_a_bundle_of_chains_changes_no_step(tmp_path, monkeypatch):
+    """The same chains, but from the bundle that the dataset class names."""
+    cls, runs = datasets.get_dataset_class("PACSReasoning"), []
+    for name, poisoned in (("clean", False), ("poisoned", True)):
+        root = write_folders(tmp_path / name, cls, poisoned)
+        file = root / cls.FOLDER / "reasoning.jsonl"
+        write_bundle(file, root / "chains.jsonl.xz")
+        file.unlink()
+        monkeypatch.setattr(cls, "BUNDLE", str(root / "chains.jsonl.xz"))
+        runs.append(trajectory(root, cls, "RDMLDG", poisoned))
+    same(*runs)
 
 
 def test_poison_changes_no_step_on_a_users_own_dataset(tmp_path, monkeypatch):

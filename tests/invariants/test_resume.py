@@ -16,8 +16,21 @@ KILLING = Path(__file__).with_name("killing.py")
     [
         ["--algorithm", "RDMLDG", "--kills", "4", "--steps", "10"],
         ["--algorithm", "MLLMZeroShot", "--kills", "1", "--steps", "1", "--signal", "TERM"],
+        # Three tokens name no class: the answers that are replayed are "no class".
+        [
+            "--algorithm",
+            "MLLMZeroShot",
+            "--kills",
+            "1",
+            "--steps",
+            "1",
+            "--answer",
+            "chain",
+            "--hparams",
+            '{"max_new_tokens": 3, "on_parse_failure": "wrong"}',
+        ],
     ],
-    ids=lambda options: options[1],
+    ids=lambda options: " ".join(options[1::8]),
 )
 def test_a_killed_job_goes_on_and_ends_as_if_undisturbed(either_domainbed, tmp_path, options):
     said = run_script(either_domainbed, tmp_path, "killing.py", "--answer", "label", *options)
@@ -33,13 +46,18 @@ def run_script(domainbed, tmp_path, name, *options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_job_killed_inside_sarrs_rounds_ends_as_if_undisturbed(either_domainbed, tmp_path):
-    """Records, self-labelled chains, answers and every checkpoint's adapters are equal, whatever was resumed.
+SETTINGS = {"sarr_filter": "well_formed", "sarr_epoch_over": "kept", "on_parse_failure": "wrong", "answer": "chain"}
+
+
+@pytest.mark.parametrize("settings", [{}, SETTINGS], ids=["paper", "settings"])
+def test_a_job_killed_inside_sarrs_rounds_ends_as_if_undisturbed(either_domainbed, tmp_path, settings):
+    """Records, self-labeled chains, answers and every checkpoint's adapters are equal, whatever was resumed.
 
     It would not be so if a resumed round labelled with the weights of the restart, forgot its labels or what they
     support, or entered the next round when it is resumed at its end.
     """
-    said = run_script(either_domainbed, tmp_path, "stops.py")
+    said = run_script(either_domainbed, tmp_path, "stops.py", "--hparams", json.dumps(settings))
+    assert (said["surplus"] > 0) == bool(settings)
     assert said["killed"] == [signal.SIGKILL] * 4 and said["ended"] == [0, 0]
     assert said["differing"] == []
     assert min(said["rounds"]) >= 3 and 0 < said["kept"] < said["chains"]  # else the test would show little

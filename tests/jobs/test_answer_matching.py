@@ -29,7 +29,7 @@ def test_answer_matching_says_how_answers_records_votes_and_self_labels_are_read
     canonical = f"<CONCLUSION>{names[3]}</CONCLUSION>"
     assert kept == ([canonical, None] if reads else [None, f"<CONCLUSION>{names[1]}</CONCLUSION>"])
     args = argparse.Namespace(output_dir=".", holdout_fraction=0.2, trial_seed=0, test_envs=[3], uda_holdout_fraction=0)
-    records = records_for(algorithm.task, args, exact=matching == "exact")
+    records = records_for(algorithm.task, args, algorithm.hparams)
     records.add(torch.tensor([[0, 0], [0, 1]]), [blemished] * 2, None, last=False)
     assert (records.chains, records.unparsed) == (2, 0 if reads else 2)
 

@@ -178,7 +178,7 @@ def test_adapters_of_another_run_are_not_taken(kept, capsys):
 
     write_tensors(kept / "adapters-1.pt", ADAPTERS[1])
     replayed, said = restart(kept, capsys)
-    assert replayed is None and "adapters-1.pt is not the one that belongs to the state" in said
+    assert replayed is None and "adapters-1.pt does not belong to the saved state" in said
 
 
 def test_adapters_that_go_during_the_replay_end_it_with_the_cure(kept):

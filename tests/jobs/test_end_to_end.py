@@ -87,6 +87,10 @@ def check_records(job, last):
             # DomainBed's accuracy: the chain's answer, and the label path's where the chain names no class.
             right = [(row["chain_answer"] or row["label_answer"]) == row["label"] for row in part]
             assert last[f"env{env}_{split}_acc"] == pytest.approx(sum(right) / len(right))
+            assert answers[f"env{env}"][split]["chain_or_label"] == pytest.approx(sum(right) / len(right))
+            whole = sum(row["well_formed"] for row in part) / len(part)
+            assert answers[f"env{env}"][split]["well_formed"] == pytest.approx(whole)
+    assert last["well_formed"] == pytest.approx(sum(row["well_formed"] for row in rows) / len(rows))
 
 
 def test_samples_held_out_for_domain_adaptation_are_neither_in_nor_out(domainbed_root, run_stock, tmp_path):

@@ -27,10 +27,10 @@ def test_a_round_that_keeps_nothing_says_so_once_at_its_first_step_and_at_its_en
     values = [algorithm.update(batch) for _ in range(4)]
     assert [value["loss"] for value in values] == [0.0] * 4 and values[-1]["sarr2_accepted"] == 0.0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
-    assert [line.split("labelled chains")[0] for line in said] == [
-        "WARNING: SARR round 1 (steps 0-1), step 0: none of its 6 self-",
+    assert [line.split("labeled chains")[0] for line in said] == [
+        "WARNING: SARR round 1 (steps 0-1), step 0: none of 6 self-",
         "WARNING: SARR round 1 (steps 0-1): kept 0.0% of 6 self-",
-        "WARNING: SARR round 2 (steps 2-3), step 2: none of its 6 self-",
+        "WARNING: SARR round 2 (steps 2-3), step 2: none of 6 self-",
         "WARNING: SARR round 2 (steps 2-3): kept 0.0% of 6 self-",
     ]
 
@@ -41,7 +41,7 @@ def test_a_supervised_step_without_chains_says_so_once(capsys):
     capsys.readouterr()
     assert [algorithm.update(batch)["loss"] for _ in range(3)] == [0.0] * 3
     said = capsys.readouterr().out
-    assert said.count("WARNING") == 1 and "step 0: no image of the batch has a chain" in said
+    assert said.count("WARNING") == 1 and "step 0: no image in the batch has a chain" in said
 
 
 def test_stages_that_steps_leave_out_are_named_before_training(capsys):

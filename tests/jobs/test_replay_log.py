@@ -17,7 +17,7 @@ from builders.processes import run_python
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.jobs import resume_store as unfinished
 from domainbed_reasoning.jobs.replay_log import Answers, Progress
-from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
+from domainbed_reasoning.jobs.results_file import add_to_record, own_records, restore_measured, set_aside
 from domainbed_reasoning.jobs.resume_store import JobIsRunning, clear, list_progress, prune
 
 JOB = {"args": {"algorithm": "MTCT", "dataset": "ShapesReasoning", "test_envs": [2], "output_dir": "nowhere"}}
@@ -139,7 +139,7 @@ def test_the_oldest_jobs_make_room_and_finished_ones_go_first(tmp_path, monkeypa
     monkeypatch.setenv("DOMAINBED_REASONING_UNFINISHED_GB", str(1.5 * sum_of_sizes(folders[1]) / 1e9))
     prune(tmp_path / "kept", keep=tmp_path)
     assert [folder.exists() for folder in folders] == [False, True, False]
-    assert capsys.readouterr().out.count("Deleted the progress of an unfinished job") == 1
+    assert capsys.readouterr().out.count("Deleted the progress of an interrupted job") == 1
     monkeypatch.setenv("DOMAINBED_REASONING_UNFINISHED_GB", "many")
     with pytest.raises(ValueError, match="number of gigabytes"):
         prune(tmp_path / "kept", keep=tmp_path)
@@ -352,6 +352,29 @@ def test_earlier_records_are_moved_and_those_of_other_jobs_stay(tmp_path):
     restore_measured(tmp_path, moved)
     rows = read_lines(tmp_path / "results.jsonl")
     assert [row["step_time"] for row in rows] == [1.5, 0.001]
+
+
+def test_what_an_evaluation_shows_is_added_to_its_own_record_alone(tmp_path):
+    results = tmp_path / "results.jsonl"
+    assert not add_to_record(tmp_path, {"seed": 1}, 40, {"well_formed": 0.5})  # no records yet
+    lines = [json.dumps(row, sort_keys=True) + "\n" for row in (record(0), record(40))]
+    results.write_text("".join(lines))
+    for args, step in (({"seed": 1}, 0), ({"seed": 2}, 40)):  # the newest is of another step, of another job
+        assert not add_to_record(tmp_path, args, step, {"well_formed": 0.5})
+    assert results.read_text() == "".join(lines)
+    for _ in range(2):
+        assert add_to_record(tmp_path, {"seed": 1}, 40, {"well_formed": 0.5})
+        assert read_lines(results) == [record(0), record(40, well_formed=0.5)]
+    results.write_text("".join(lines) + '{"step": 80, "lo')
+    assert not add_to_record(tmp_path, {"seed": 1}, 40, {"well_formed": 0.5})
+
+
+def test_a_job_killed_before_a_record_was_complete_keeps_its_measured_values(tmp_path):
+    """The replay completes the record; times and memory are those of the first time."""
+    earlier = json.dumps(record(0)) + "\n"
+    (tmp_path / "results.jsonl").write_text(json.dumps(record(0, step_time=0.001, well_formed=0.5)) + "\n")
+    restore_measured(tmp_path, earlier)
+    assert read_lines(tmp_path / "results.jsonl") == [record(0, well_formed=0.5)]
 
 
 def test_set_aside_leaves_a_folder_without_records_alone(tmp_path):

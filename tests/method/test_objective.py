@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from domainbed_reasoning.method.objective import chain_nll, label_nll
+from domainbed_reasoning.method.objective import chain_nll, label_nll, micro_batches, read
 from domainbed_reasoning.mllm.likelihood import token_log_likelihoods
 
 
@@ -26,3 +26,15 @@ def test_token_log_likelihoods_are_log_softmax_at_the_target():
     logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
     found = token_log_likelihoods(logits, torch.tensor([0, 1]))
     torch.testing.assert_close(found, torch.tensor([math.log(0.25), math.log(0.75)]))
+
+
+def test_micro_batches_differ_by_one_row_at_most():
+    """129 rows in groups of at most 64 are three of 43, not 64, 64 and 1; 10 in groups of 4 are 3, 3 and 4."""
+    assert [len(rows) for rows in micro_batches(list(range(129)), [None] * 129, 64)] == [43] * 3
+    assert [len(rows) for rows in micro_batches(list(range(10)), ["a"] * 10, 4)] == [3, 3, 4]
+    assert micro_batches([], [], 4) == []
+
+
+def test_what_micro_batches_left_on_the_device_is_read_in_order():
+    values = {"loss": [torch.tensor(1.0), torch.tensor(0.5)], "none": [], "scale": [torch.tensor(2.0)]}
+    assert read(values) == {"loss": 1.5, "none": 0.0, "scale": 2.0}

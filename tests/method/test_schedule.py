@@ -1,8 +1,9 @@
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbed_reasoning.method.schedule import plan_stages
+from domainbed_reasoning.method.schedule import Epoch, Stage, plan_stages
 
 
 def test_stages_end_where_domainbed_evaluates():
@@ -86,3 +87,39 @@ def test_no_steps_are_none_as_for_domainbed_and_fewer_are_refused():
     assert plan_stages([3, 3], 10, n_steps=0) == plan_stages([3, 3], 10)
     with pytest.raises(ValueError, match="--steps must be 1 or more; got -1"):
         plan_stages([3, 3], 10, n_steps=-1)
+
+
+def test_an_epoch_draws_as_many_images_as_there_are_and_as_many_from_a_small_domain_as_from_a_large_one():
+    """10 and 90 images, 5 of each a step: 100 / 10 = 10 steps; 50 draws are 5 passes over 10 images, 5/9 over 90."""
+    epoch = Epoch({"small": 10, "large": 90}, batch_size=5)
+    assert epoch.steps == 10
+    assert epoch.passes("small", 10) == 5 and epoch.passes("large", 10) == pytest.approx(5 / 9)
+    assert epoch.missed("small", 10) == pytest.approx(0.9**50) and epoch.missed("large", 10) == pytest.approx(
+        (89 / 90) ** 50
+    )
+    assert Epoch({"a": 10, "b": 11}, batch_size=5).steps == 3  # rounded up
+    assert list(epoch.exposure([Stage(0, 0, 9), Stage(1, 10, 11)])) == [
+        "passes (never drawn) in supervised stage (steps 0-9): small 5.0 (1%), large 0.6 (57%)",
+        "passes (never drawn) in SARR round 1 (steps 10-11): small 1.0 (35%), large 0.1 (89%)",
+    ]
+
+
+def test_the_share_that_is_never_drawn_is_what_drawing_with_replacement_leaves():
+    drawn = torch.randint(200, (50, 300), generator=torch.Generator().manual_seed(0))
+    missed = [1 - len(set(row.tolist())) / 200 for row in drawn]
+    epoch = Epoch({"domain": 200}, batch_size=30)
+    assert epoch.missed("domain", 10) == pytest.approx(sum(missed) / len(missed), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        (1, '43 images a step from 1, 129 from three as on the paper\'s datasets; "batch_size": 129 makes 129'),
+        (3, ""),
+        (5, '215 images a step from 5, 129 from three as on the paper\'s datasets; "batch_size": 26 makes 130'),
+    ],
+)
+def test_a_batch_that_is_per_domain_is_said_aloud_where_there_are_not_three(sources, said):
+    first, *others = Epoch({str(source): 86 for source in range(sources)}, batch_size=43).about()
+    assert first.startswith(f"an epoch is 2 steps of 43 images from each of {sources} source domains, drawn with")
+    assert others == ([f"batch_size 43 is per source domain: {said}"] if said else [])

@@ -121,7 +121,7 @@ def test_what_an_earlier_process_wrote_is_not_judged_or_counted_again():
     labeller = Labeller("dog")
     labels = SelfLabels(labeller, NAMES)
     rows = [(0, 1, chain("cat"), True), (0, 2, chain("dog"), False)]
-    labels.load_state_dict({"labelled": 3, "accepted": 2, "support": []}, rows)
+    labels.load_state_dict({"labelled": 3, "accepted": 2, "well_formed": 1, "support": []}, rows)
     assert labels.chains_for(pictures(2, 1, 3), [0, 0, 1], [(0, 2), (0, 1), (0, 3)]) == [
         None,
         chain("cat"),

@@ -1,4 +1,4 @@
-"""The seven tiny models, built once a session, and what the tests ask them."""
+"""The eight tiny models, built once a session, and what the tests ask them."""
 
 from __future__ import annotations
 

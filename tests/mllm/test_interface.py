@@ -70,7 +70,7 @@ def test_a_forward_that_names_the_images_and_ignores_them_is_refused(folder_of, 
 
     @functools.wraps(forward)
     def blind(self, *args, **kwargs):
-        kwargs["mm_encoder_outputs"] = None
+        kwargs["inputs_embeds"] = torch.zeros_like(kwargs["inputs_embeds"])  # where images have their places
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(cls, "forward", blind)
@@ -92,3 +92,16 @@ def test_looking_changes_neither_random_state_nor_modes(folder_of):
 
     (before, modes, _), (after, checked, _) = load(False), load(True)
     assert torch.equal(before, after) and modes == checked
+
+
+def test_batch_normalization_of_a_frozen_tower_neither_learns_nor_mixes_images(folder_of, images):
+    """FastVLM's tower normalizes by running statistics: in training too, an image's features are its own."""
+    mllm = load_mllm(folder_of("FastVLM"), lora=LoraSettings(4, 8)).train()
+    buffers = {name: value.clone() for name, value in mllm.base.named_buffers() if "running" in name}
+    assert buffers and mllm.base.model.language_model.training
+    together = mllm.encode(images)["mm_encoder_outputs"]["image"].pooler_output
+    alone = mllm.encode(images[:1])["mm_encoder_outputs"]["image"].pooler_output
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5)
+    for name, value in mllm.base.named_buffers():
+        if name in buffers:
+            assert torch.equal(value, buffers[name])

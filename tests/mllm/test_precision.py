@@ -8,7 +8,7 @@ import torch
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.method.answering import scores_from_answers
-from domainbed_reasoning.mllm import load_mllm
+from domainbed_reasoning.mllm import likelihood, load_mllm
 from domainbed_reasoning.mllm.generation import decoding_loop
 from domainbed_reasoning.mllm.likelihood import scores_from_trie, token_log_likelihoods
 from domainbed_reasoning.mllm.rows import build_trie
@@ -45,6 +45,19 @@ def test_the_fallbacks_probabilities_keep_what_bfloat16_would_round_away():
     assert scores.dtype == torch.float32
     assert scores[0].tolist() == pytest.approx([0.249447, 0.750553], abs=1e-6)
     assert scores[1].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_scoring_heads_logits_are_not_rounded(monkeypatch, bias):
+    """A vocabulary of 20 in blocks of 7: exact products of bfloat16 numbers, which float32 sums to 6 digits."""
+    monkeypatch.setattr(likelihood, "_WORDS_AT_A_TIME", 7)
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(16, 20, bias=bias).to(LOW), torch.randn(2, 3, 16).to(LOW)
+    exact = torch.nn.functional.linear(*(each.double() for each in (hidden, *head.parameters())))
+    found = likelihood.float32_logits(head, hidden)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    assert (head(hidden).double() - exact).abs().max() > 1e-3
 
 
 def test_tokens_are_chosen_from_a_float32_distribution():

@@ -52,6 +52,12 @@ def test_families_without_tiles_refuse_more_than_one(folder_of):
             384,
         ),
         ("Gemma3", "Gemma3ImageProcessor", {"size": {"height": 896, "width": 896}}, 896),
+        (
+            "FastVlm",
+            "CLIPImageProcessor",
+            {"size": {"shortest_edge": 1024}, "crop_size": {"height": 1024, "width": 1024}},
+            1024,
+        ),
     ],
 )
 def test_a_tile_has_the_resolution_of_the_published_checkpoints(architecture, processor, settings, edge):

@@ -101,9 +101,10 @@ def test_predict_equals_the_algorithm_on_files(trained, job, files):
             torch.tensor([prediction.scores[name] for name in names]), scores[row], rtol=1e-3, atol=1e-4
         )
     one = Predictor(job, "label")
-    for image in (files[0], pathlib.Path(files[0])):
-        assert one(image) == by_label[0]
-    assert dataclasses.replace(one(Image.open(files[0])), image=files[0]) == by_label[0]
+    for image in (files[0], pathlib.Path(files[0]), Image.open(files[0])):
+        alone = one(image)
+        assert alone.scores == pytest.approx(by_label[0].scores, abs=2e-6)  # convolutions differ by the batch's size
+        assert dataclasses.replace(alone, image=files[0], scores=by_label[0].scores) == by_label[0]
     both = Predictor(job, "both")(files)
     chains = trained.mllm.generate(pixels, trained.q_reason, 12)
     assert [prediction.chain for prediction in both] == chains
@@ -224,10 +225,10 @@ def test_unreadable_images_are_named_and_the_others_answered(one_job, files, tmp
 
 
 def test_faults_are_named_with_their_cures(one_job, files, tmp_path, capsys):
-    with pytest.raises(JobError, match="holds no task.json.*Give the folder"):
+    with pytest.raises(JobError, match="contains no task.json.*Pass an output folder"):
         read_job(tmp_path)
     shutil.copy(one_job / "task.json", tmp_path)
-    with pytest.raises(JobError, match="holds no model.pkl.*--skip_model_save"):
+    with pytest.raises(JobError, match="contains no model.pkl.*--skip_model_save"):
         read_job(tmp_path)
     (tmp_path / "task.json").write_text("{")
     with pytest.raises(JobError, match="damaged"):
@@ -235,7 +236,7 @@ def test_faults_are_named_with_their_cures(one_job, files, tmp_path, capsys):
     (tmp_path / "no.png").write_text("no picture")
     with pytest.raises(ValueError, match="no.png' is not a readable image"):
         Predictor(one_job)([tmp_path / "no.png"])
-    with pytest.raises(ValueError, match="answer 'loud'"):
+    with pytest.raises(ValueError, match="answer must be one of chain, label, both; got 'loud'"):
         Predictor(one_job, "loud")
     assert cli.main(["predict", "--job", str(tmp_path), *files]) == 1
     assert "damaged" in capsys.readouterr().err
@@ -248,7 +249,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(one_job, tmp_path):
 
     shutil.copy(one_job / "task.json", tmp_path)
     torch.save({"model_dict": {"a": Evil()}}, tmp_path / "model.pkl")
-    with pytest.raises(JobError, match="holds more than tensors"):
+    with pytest.raises(JobError, match="contains more than tensors"):
         read_job(tmp_path)
 
 
@@ -256,7 +257,7 @@ def test_a_checkpoint_that_is_cut_short_is_named(one_job, tmp_path):
     shutil.copy(one_job / "task.json", tmp_path)
     whole = (one_job / "model.pkl").read_bytes()
     (tmp_path / "model.pkl").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(JobError, match="model.pkl cannot be read: it is cut short"):
+    with pytest.raises(JobError, match="model.pkl cannot be read .*: it is truncated"):
         read_job(tmp_path)
 
 
@@ -271,7 +272,7 @@ def test_a_zero_shot_job_predicts_and_exports_nothing(folder_of, algorithm_on, f
     algorithm = algorithm_on(folder_of("SmolVLM"), "MLLMZeroShot", max_new_tokens=12)
     folder = write_trained_job(algorithm, tmp_path / "zero")
     assert len(Predictor(folder, "label")(files)) == 3
-    with pytest.raises(JobError, match="MLLMZeroShot has trained no adapters"):
+    with pytest.raises(JobError, match="MLLMZeroShot trains no adapters"):
         export_adapters(folder, tmp_path / "out")
 
 

@@ -248,11 +248,41 @@ def test_a_folder_of_sweeps_is_one_table_with_a_row_a_setting(write_job, tmp_pat
 
 def test_answers_and_rounds_stand_beside_the_accuracies(write_job):
     job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, accs=(0.5,), sarr1_accepted=0.6, sarr2_accepted=0.8)
-    said = {"env2": {"in": {"n": 10, "label": 0.9, "chain": 0.4, "unparsed": 0.1}}}
-    (job / "answers.json").write_text(json.dumps(said))
-    frame = collect(write_job.folder)
-    assert answers_table(frame).rows == (("RDMLDG", "ShapesReasoning", "sketch", "90.0", "40.0", "10.0"),)
+    said = {"n": 10, "label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
+    (job / "answers.json").write_text(json.dumps({"env2": {"in": said}}))
+    table = answers_table(frame := collect(write_job.folder))
+    assert table.rows == (("RDMLDG", "ShapesReasoning", "sketch", "90.0", "40.0", "50.0", "10.0", "70.0"),)
     assert rounds_table(frame).rows == (("RDMLDG", "ShapesReasoning", "sketch", "60.0", "80.0"),)
+
+
+def test_jobs_with_and_without_shares_of_well_formed_chains_are_in_one_table(write_job):
+    """The first job is an earlier version's, as are its answers."""
+    old = write_job("old", "RDMLDG", "ShapesReasoning", target=0, sarr1_accepted=0.6, stage=1.0)
+    new = write_job(
+        "new", "RDMLDG", "ShapesReasoning", target=1, sarr1_accepted=0.5, sarr1_well_formed=0.25, well_formed=0.1,
+        updated=0.5, stage=1.0,
+    )  # fmt: skip
+    (old / "answers.json").write_text(json.dumps({"env0": {"in": {"label": 0.9, "chain": 0.4, "unparsed": 0.1}}}))
+    said = {"label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
+    (new / "answers.json").write_text(json.dumps({"env1": {"in": said}}))
+    frame = collect(write_job.folder)
+    assert [row[2:] for row in rounds_table(frame).rows] == [("photo", "60.0"), ("cartoon", "50.0 (25.0)")]
+    rows = {row[2]: row[3:] for row in answers_table(frame).rows}
+    assert rows["photo"] == ("90.0", "40.0", "–", "10.0", "–")
+    assert rows["cartoon"] == ("90.0", "40.0", "50.0", "10.0", "70.0")
+    (row,) = frame[(frame["selection"] == TRAINING) & (frame["target"] == 1)].to_dict("records")
+    assert (row["sarr1_well_formed"], row["well_formed"], row["chain_or_label_accuracy"]) == (0.25, 0.7, 0.5)
+    assert (summarize(frame)["sarr1_well_formed"].dropna() == 0.25).all()
+
+
+def test_stocks_tables_are_the_same_whether_records_have_our_keys_or_not(domainbed_root, run_stock, write_job):
+    shown = []
+    for more in ({}, {"sarr1_well_formed": 0.5, "well_formed": 0.1, "updated": 0.5}):
+        for target in range(3):
+            write_job(f"{len(shown)}-{target}", target=target, trial=len(shown), accs=(0.1, 0.3), **more)
+        shown.append(run_stock(domainbed_root, "collect_results", "--input_dir", write_job.folder, cwd=domainbed_root))
+    first, both = ([line for line in done.stdout.splitlines() if line.startswith("ERM")] for done in shown)
+    assert first and first == both  # the second trial has the first's numbers
 
 
 def test_tables_show_hostile_names_as_they_are():
@@ -335,6 +365,13 @@ def test_a_round_that_kept_nothing_is_named(write_job):
     assert "SARR round 1 kept none" in found["detail"] and found["folders"] == ("idle",)
 
 
+def test_a_round_that_trained_on_broken_chains_is_named(write_job):
+    shares = {"sarr1_accepted": 0.6, "sarr1_well_formed": 0.95, "sarr2_accepted": 0.6, "sarr2_well_formed": 0.25}
+    write_job("broken", "RDMLDG", stage=2.0, hparams={"sarr_rounds": 2}, **shares)
+    (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "broken chains"]
+    assert "25% in round 2 are well formed" in found["detail"] and "round 1" not in found["detail"]
+
+
 def test_a_job_whose_chains_name_no_class_is_named_with_their_number(write_job):
     """150 of 200 chains: 50 of 100, and 100 of 100. Answers by the label are not judged by their chains."""
     splits = {"in": {"n": 100, "label": 0.9, "chain": 0.4, "unparsed": 0.5}}
@@ -353,6 +390,14 @@ def test_a_job_trained_on_chains_of_no_class_is_named(write_job):
         (job / "task.json").write_text(json.dumps({"chains": {"source": 10, "no_class": wrong, "other_class": 0}}))
     (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "misleading chains"]
     assert found["folders"] == ("bad",) and "of its 10 teacher chains 3 conclude with no class" in found["detail"]
+
+
+def test_unverified_chains_that_conclude_another_class_are_no_finding(write_job):
+    for target, choice in enumerate(("verified", "unverified")):
+        job = write_job(choice, "MTCT", target=target, hparams={"chain_verification": choice})
+        (job / "task.json").write_text(json.dumps({"chains": {"source": 10, "no_class": 0, "other_class": 3}}))
+    (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "misleading chains"]
+    assert found["folders"] == ("verified",)
 
 
 @pytest.mark.parametrize("odd", [None, True, "all", -1, 10**400, 1.5, [1], {"n": 1}, 1e999])

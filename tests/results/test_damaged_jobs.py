@@ -1,5 +1,6 @@
 """One job with a bad value never ends `collect` or `report` for its sweep: it is left out and named."""
 
+import gc
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from builders.files import link_to, make_folder, make_pipe, make_terabyte, read_lines, write
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.results import collect
+from domainbed_reasoning.results.job_folders import read_job
 from domainbed_reasoning.results.render import markdown
 from domainbed_reasoning.results.report import content, read_report
 from domainbed_reasoning.results.report.page import render_page
@@ -31,6 +33,8 @@ RECORD += (
     "env1_out_acc",
     "env999999999_in_acc",
     "sarr999999999_accepted",
+    "well_formed",
+    "sarr1_well_formed",
 )
 ARGS = (
     "algorithm",
@@ -63,7 +67,7 @@ BESIDE = {
 @pytest.fixture
 def sweep(write_job, monkeypatch):
     """Three good jobs, their rows, and ``bad(name)``, which writes a job for a test to damage."""
-    monkeypatch.setattr(content.plots, "installed", lambda: False)
+    monkeypatch.setattr(content.plot_styles, "has_matplotlib", lambda: False)
     for target in range(3):
         write_job(str(target), target=target, accs=(0.1, 0.2 + target / 10))
 
@@ -128,20 +132,20 @@ def test_bad_values_beside_the_records_leave_the_other_jobs_as_they_were(sweep, 
         (
             ("record", "step_time"),
             "null",
-            "results.jsonl, line 2: step_time is None; it should be a number of 0 or more",
+            "results.jsonl, line 2: step_time must be a number >= 0, got None",
         ),
         (
             ("record", "env0_in_acc"),
             "NaN",
-            "results.jsonl, line 2: env0_in_acc is nan; it should be a number in [0, 1]",
+            "results.jsonl, line 2: env0_in_acc must be a number in [0, 1], got nan",
         ),
-        (("record", "step"), "1" * 400, "results.jsonl, line 2: step is 1111111111"),
-        (("hparams", "lr"), "[1, 2]", "results.jsonl, line 2: hparam lr is [1, 2]; it should be one finite number"),
+        (("record", "step"), "1" * 400, "results.jsonl, line 2: step must be an integer >= 0, got 1111111111"),
+        (("hparams", "lr"), "[1, 2]", "results.jsonl, line 2: hparam lr must be a finite number, string"),
         (("hparams", "lr"), "1" * 5000, "results.jsonl, line 2: Exceeds the limit"),
         (
             ("args", "test_envs"),
             "[true]",
-            "results.jsonl, line 2: --test_envs is [True]; it should be a list of numbers",
+            "results.jsonl, line 2: --test_envs must be a list of domain indices",
         ),
     ],
 )
@@ -209,7 +213,7 @@ CHAIN = "".join(f"<{s}>dax</{s}>\n" for s in ("SUMMARY", "CAPTION", "REASONING",
 
 @pytest.mark.parametrize("name", ["env", "index", "image", "label", "label_answer", "chain_answer", "chain"])
 def test_bad_predictions_are_left_out_of_the_examples_and_named(write_job, name, monkeypatch):
-    monkeypatch.setattr(content.plots, "installed", lambda: False)
+    monkeypatch.setattr(content.plot_styles, "has_matplotlib", lambda: False)
     job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, hparams={"target_per_class": 10**9, "model": "a/b"})
     row = {"env": 2, "index": 0, "image": "sketch/0", "label": "dax", "label_answer": "fep", "chain_answer": "dax"}
     row["chain"] = CHAIN
@@ -227,3 +231,12 @@ def test_no_value_of_a_job_builds_a_dataset_or_asks_for_a_model(write_job, monke
     row = {"env": 2, "index": 3, "image": "sketch/3", "label": "dax", "label_answer": None, "chain_answer": "dax"}
     (job / "predictions.jsonl").write_text(json.dumps({**row, "chain": CHAIN}))
     assert "data:image/webp" in render_page(read_report(write_job.folder))
+
+
+def test_a_folder_that_cannot_be_listed_to_its_end_is_closed(write_job, recwarn):
+    """A link to itself can be neither followed nor called missing."""
+    job = write_job("one")
+    link_to("itself")(job / "itself")
+    assert "itself" in "".join(read_job(job).damage)
+    gc.collect()
+    assert not [warning for warning in recwarn if warning.category is ResourceWarning]

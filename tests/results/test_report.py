@@ -165,6 +165,9 @@ def test_the_papers_numbers_stand_beside_ours_where_dataset_and_algorithm_match(
         ("MTCT", {"answer": "label"}, "–"),  # the paper reads the chain's conclusion
         ("LabelSFT", {"answer": "label"}, "66.69"),
         ("RDMLDG", {"sarr_rounds": 3, "sarr_filter": "consistent"}, "–"),
+        ("RDMLDG", {"sarr_rounds": 3, "sarr_filter": "well_formed"}, "–"),
+        ("MTCT", {"mtct_epochs": 3}, "67.19"),
+        ("MTCT", {"mtct_epochs": 12}, "–"),  # the control of the ablation
     ],
 )
 def test_the_papers_number_is_that_of_the_rows_schedule(write_job, tmp_path, algorithm, hparams, theirs):
@@ -303,7 +306,7 @@ def test_the_command_makes_the_very_folders(run_stock, domainbed_root, tmp_path)
 
 
 def test_the_verb_writes_page_and_markdown(shapes_job, write_job, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(content.plots, "installed", lambda: False)
+    monkeypatch.setattr(content.plot_styles, "has_matplotlib", lambda: False)
     page = tmp_path / "out" / "page.html"
     assert cli.main(["report", str(write_job.folder), "--output", str(page)]) == 0
     assert "page.md" in capsys.readouterr().out
@@ -358,3 +361,28 @@ def test_equal_reports_give_equal_bytes_and_templates_escape_what_they_are_not_t
     for module in (page, markdown):
         escaped = module._environment().from_string("{{ text }}").render(text="<b>&`\u202e")
         assert "<b>" not in escaped and "\u202e" not in escaped
+
+
+def test_a_zero_shot_model_stands_beside_the_papers_number_by_both_answers(write_job):
+    """By its chain 40, 6.8 below the paper's 46.84 on TerraIncognita, by the class name 50."""
+    for target in range(4):
+        dataset, hparams = "TerraIncognitaReasoning", {"answer": "chain"}
+        job = write_job(f"z{target}", "MLLMZeroShot", dataset, target=target, accs=(0.4,), hparams=hparams)
+        answers = {"n": 9, "label": 0.5, "chain": 0.3, "unparsed": 0.2}
+        (job / "answers.json").write_text(json.dumps({f"env{target}": {"in": answers}}))
+    table = blocks_of(read_report(write_job.folder), "accuracy")[0]
+    assert [row[-3:] for row in table.rows] == [("40.0", "46.84", "-6.8"), ("50.0", "46.84", "+3.2")]
+    assert [row[0] for row in table.rows] == ["MLLMZeroShot", "MLLMZeroShot, by its class name"]
+    assert table.note.count("By which answer its zero-shot model was judged is not published") == 1
+
+
+def test_without_records_of_the_other_answer_a_zero_shot_model_has_one_row(write_job):
+    for target in range(4):
+        write_job(f"z{target}", "MLLMZeroShot", "PACSReasoning", target=target, accs=(0.4,))
+    assert len(blocks_of(read_report(write_job.folder), "accuracy")[0].rows) == 1
+
+
+def test_jobs_of_one_source_stand_beside_the_papers_averages(write_job):
+    write_job("one", "RDMLDG", "PACSReasoning", args={"test_envs": [0, 2, 3]})
+    *_, text = blocks_of(read_report(write_job.folder), "one-source")
+    assert "an average of 89.37 for RD-MLDG" in text.text and "62.03" in text.text

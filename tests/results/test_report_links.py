@@ -16,7 +16,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) print\n%%EOF\n"
 
 @pytest.fixture
 def page_of(write_job, monkeypatch):
-    monkeypatch.setattr(content.plots, "installed", lambda: False)
+    monkeypatch.setattr(content.plot_styles, "has_matplotlib", lambda: False)
 
     def page():
         report = read_report(write_job.folder, examples=9)

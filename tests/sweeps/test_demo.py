@@ -73,9 +73,9 @@ def test_the_chain_shown_is_a_right_one_of_the_target_domain(sweep, capsys):
     sweep("RDMLDG", 2, predictions=lines)
     demo.print_chain(list(demo.finished_runs(sweep.folder)), DOMAINS)
     said = capsys.readouterr().out
-    assert "wrote for sketch/7, of the target domain sketch" in said
+    assert "chain for sketch/7, in the target domain sketch" in said
     assert "  <CONCLUSION>dax</CONCLUSION>" in said
-    assert "1 of 2 chains conclude rightly" in said
+    assert "1 of 2 chains in this domain are correct" in said
 
 
 def test_where_no_chain_is_right_a_wrong_one_is_shown_as_what_it_is(sweep, capsys):

@@ -27,7 +27,7 @@ def test_one_seed_says_nothing_of_seeds_and_one_domain_nothing_of_domains():
     assert math.isinf(estimate({(0, 1): 0.4, (1, 1): 0.6}).half_here)
     assert math.isinf(estimate({(0, 1): 0.4, (0, 2): 0.6}).half)
     assert estimate({(0, 1): 0.4, (0, 2): 0.6}).p == 1.0
-    with pytest.raises(ValueError, match="no cell"):
+    with pytest.raises(ValueError, match="zero cells"):
         estimate({})
 
 

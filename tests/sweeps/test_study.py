@@ -131,6 +131,27 @@ def test_an_update_on_one_source_has_as_many_images_as_one_on_three():
         assert ours.hparams == {"batch_size": images}
 
 
+@pytest.mark.parametrize(
+    ("scale", "chosen", "epochs"),
+    [("paper", {}, 12), ("mini", {}, 12), ("mini", {"sarr_rounds": 1}, 8), ("paper", {"mtct_epochs": 1}, 10)],
+)
+def test_the_ablations_control_is_mtct_for_as_many_epochs_as_rdmldg(scale, chosen, epochs):
+    """3 + 3 x 3; on the embedded set 6 + 3 x 2. What the user sets of RDMLDG's schedule counts."""
+    settings = dataclasses.replace(SETTINGS, hparams=chosen)
+    parts, control = load_study("ablation").at(scale)[1]
+    assert control.algorithms == ("MTCT",) and "RDMLDG" in parts.algorithms and parts.folder != control.folder
+    hparams = settings.hparams_of(control)
+    rdmldg = registry.load(registry.ALGORITHMS["RDMLDG"])
+    dataset = "ShapesReasoning" if scale == "mini" else "PACSReasoning"
+    theirs = {name: row.default_on(dataset) for name, row in rdmldg.HPARAMS.items()} | settings.hparams_of(parts)
+    assert hparams["mtct_epochs"] == sum(rdmldg.stages(theirs)) == epochs
+
+
+def test_the_single_source_study_has_the_papers_averages(capsys):
+    said = said_by(capsys, "single_source", "--scale", "mini")
+    assert "average 89.37" in said and "62.03" in said
+
+
 def test_leave_one_domain_out_selection_gets_its_pairs(capsys):
     """4 targets and 6 pairs, 20 draws, 3 trials: 600 jobs an algorithm."""
     study = load_study("random_search")
@@ -186,15 +207,15 @@ def launched(domainbed_root, tmp_path, *arguments, before="pass", **variables):
 
 
 def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_path, domainbed_root, capsys):
-    """With a launcher that only prints: 6 algorithms, 4 targets; no job is done, and all are named."""
+    """With a launcher that only prints: 6 algorithms and the control, 4 targets; no job is done, and all are named."""
     done = launched(domainbed_root, tmp_path, "ablation", "--launcher", "dummy")
     assert done.returncode == 1, done.stdout + done.stderr
     ran = [line.removeprefix("$ ") for line in done.stdout.splitlines() if line.startswith("$ ")]
     arguments = ["ablation", "--launcher", "dummy", "--scale", "mini", "--output_dir", str(tmp_path / "out")]
     assert ran == [line for line in said_by(capsys, *arguments).splitlines() if line.startswith("python ")]
-    assert done.stdout.count("Dummy launcher: ") == 24
+    assert done.stdout.count("Dummy launcher: ") == 28
     assert "Total records: 0" in done.stdout
-    assert "0/24 jobs completed." in done.stdout and "NOT STARTED: 24 jobs" in done.stdout
+    assert "0/28 jobs completed." in done.stdout and "NOT STARTED: 28 jobs" in done.stdout
     to_remove = [line.strip() for line in done.stdout.splitlines() if "sweep delete_incomplete" in line]
     assert to_remove == [line.replace("sweep launch", "sweep delete_incomplete") for line in ran if " launch " in line]
 

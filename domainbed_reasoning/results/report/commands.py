@@ -106,16 +106,10 @@ def versions_table(jobs: Sequence[JobFolder]) -> Table:
     domainbed = upstream.importable_domainbed()
     if domainbed is not None:
         now["DomainBed"] = ", ".join(filter(None, [now.get("DomainBed"), upstream.describe(domainbed)]))
-    rows = tuple((name, _counted(then.get(name, Counter())), now.get(name, ABSENT)) for name in {**now, **then})
+    rows = tuple((name, with_counts(then.get(name, {})) or ABSENT, now.get(name, ABSENT)) for name in {**now, **then})
     return Table(
         "Versions and commits",
         ("What", "As the jobs ran", "Where this report was made"),
         rows,
         "Each job records the first column at its start; “modified” means that files differed from the commit.",
     )
-
-
-def _counted(values: Counter[str]) -> str:
-    if len(values) <= 1:
-        return next(iter(values), ABSENT)
-    return with_counts(values)

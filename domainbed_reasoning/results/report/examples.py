@@ -17,9 +17,9 @@ from domainbed_reasoning.images import shapes
 from domainbed_reasoning.images import user_datasets as custom
 from domainbed_reasoning.images.decode import file_below, read_rgb
 from domainbed_reasoning.jobs.job_files import numbered_lines
-from domainbed_reasoning.jobs.values import fault_of_prediction
+from domainbed_reasoning.jobs.values import prediction_problem
 from domainbed_reasoning.results.job_folders import JobFolder
-from domainbed_reasoning.results.report.blocks import Example, Examples
+from domainbed_reasoning.results.report.blocks import Example, Examples, verdict
 from domainbed_reasoning.results.selection import domains_of
 
 PREDICTIONS = "predictions.jsonl"
@@ -67,7 +67,7 @@ def _answers(job: JobFolder, target: int, left_out: list[str]) -> list[Mapping[s
         except (ValueError, RecursionError) as error:
             damage.append(f"{PREDICTIONS}, line {number}: {str(error):.60}")
             continue
-        if problem := fault_of_prediction(row):
+        if problem := prediction_problem(row):
             damage.append(f"{PREDICTIONS}, line {number}: {problem}")
         elif row["env"] == target and row["chain"]:
             rows.append(row)
@@ -78,17 +78,15 @@ def _answers(job: JobFolder, target: int, left_out: list[str]) -> list[Mapping[s
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    if row["chain_answer"] is None:
-        return "no class"
-    return "right" if row["chain_answer"] == row["label"] else "wrong"
+    return verdict(row["chain_answer"], row["label"])
 
 
 def _sample(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
     """Return ``count`` right ones, ``count`` wrong ones and one that names no class, by the hash of their names."""
     ordered = sorted(rows, key=lambda row: hashlib.sha256(str(row["image"]).encode("utf-8", "replace")).digest())
-    wanted = {"right": count, "wrong": count, "no class": min(count, 1)}
+    numbers = {"right": count, "wrong": count, "no class": min(count, 1)}
     return [
-        row for verdict, number in wanted.items() for row in [r for r in ordered if _verdict(r) == verdict][:number]
+        row for verdict, number in numbers.items() for row in [r for r in ordered if _verdict(r) == verdict][:number]
     ]
 
 

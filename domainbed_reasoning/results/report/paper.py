@@ -10,12 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from domainbed_reasoning.registry import ALGORITHMS, TWINS
+from domainbed_reasoning.registry import TWINS, rows_of
 from domainbed_reasoning.results import published
+from domainbed_reasoning.results.frame import mean_and_error
 from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.tables import ABSENT, LACKING, Table, labeled_rows
 
 _DIFFERENCE = "Ours − paper"
+_EITHER = " By which answer its zero-shot model was judged is not published: both are here, the other at the last step."
 _OF_METHOD = frozenset(published.METHOD_HPARAMS)
 
 
@@ -39,20 +41,31 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> dict[str, float]:
     """
     found = {}
     for label, own in labeled_rows(cells):
-        theirs = {_accuracy(own["algorithm"].iloc[0], json.loads(text), stock_name(dataset)) for text in own["hparams"]}
+        algorithm, ran_on = own["algorithm"].iloc[0], own["dataset"].iloc[0]
+        settings = [json.loads(text) for text in own["hparams"]]
+        theirs = {_accuracy(algorithm, hparams, stock_name(dataset), ran_on) for hparams in settings}
         if len(theirs) == 1 and (known := theirs.pop()) is not None:
             found[label] = known
     return found
 
 
-def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str) -> float | None:
+def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str, ran_on: str) -> float | None:
     """Return the paper's accuracy of an algorithm with this schedule; None where it has no such row.
 
     RDMLDG with N rounds corresponds to the paper's N, with none to MTCT. Without the teacher's stage neither it nor
-    SARR is in the paper, nor is any method with another objective, filter, vote or answer.
+    SARR is in the paper, nor is MTCT for more epochs, such as RDMLDG's, nor any method with another objective, filter,
+    vote or answer.
+
+    Args:
+        algorithm: DomainBed's or our name.
+        hparams: of the jobs.
+        dataset: of the paper's accuracy.
+        ran_on: the jobs' dataset, which has default epochs of its own.
     """
-    paper = _settings_of(algorithm)
+    paper = published.settings_of(algorithm)
     if any(not _same(hparams[name], paper[name]) for name in paper.keys() & hparams & _OF_METHOD):
+        return None
+    if algorithm == "MTCT" and _is_longer(hparams.get("mtct_epochs"), ran_on):
         return None
     rounds = hparams.get("sarr_rounds", published.PAPER_HPARAMS["sarr_rounds"])
     if algorithm in ("RDMLDG", "SARR"):
@@ -64,6 +77,12 @@ def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str) -> float
             of_rounds = algorithm == "RDMLDG" and dataset == "TerraIncognita"
             return published.SARR_ROUNDS.get(rounds) if of_rounds else None
     return published.result_of(algorithm, dataset)
+
+
+def _is_longer(epochs: Any, dataset: str) -> bool:
+    """Return whether MTCT takes more epochs than it does by default on a dataset."""
+    usual: int = rows_of("MTCT")["mtct_epochs"].default_on(dataset)
+    return isinstance(epochs, int) and epochs > usual
 
 
 def add_paper_columns(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
@@ -82,7 +101,26 @@ def add_paper_columns(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
         comparable = theirs is not None and row[-1] != LACKING
         rows.append((*row, published_average, f"{float(row[-1]) - (theirs or 0.0):+.1f}" if comparable else ABSENT))
     note = f"{table.note} The paper's accuracies are averages over target domains; it gives no errors."
+    for other in _zero_shot_otherwise(table, cells, dataset):
+        theirs = published.result_of("MLLMZeroShot", stock_name(dataset))
+        difference = ABSENT if theirs is None or other[-1] == LACKING else f"{float(other[-1]) - theirs:+.1f}"
+        rows.append((*other, ABSENT if theirs is None else f"{theirs:.2f}", difference))
+        note = f"{note.removesuffix(_EITHER)}{_EITHER}"
     return Table(table.caption, (*table.head, "Paper", _DIFFERENCE), tuple(rows), note)
+
+
+def _zero_shot_otherwise(table: Table, cells: pd.DataFrame, dataset: str) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of zero-shot models by the answer that they are not judged by, where jobs recorded it."""
+    domains = cells.attrs["domains"][dataset]
+    for label, own in labeled_rows(cells[cells["algorithm"] == "MLLMZeroShot"]):
+        judged = {json.loads(text).get("answer", "chain") for text in own["hparams"]}
+        other = {"chain": "label", "label": "chain"}[judged.pop()] if len(judged) == 1 else "label"
+        means = [mean_and_error(own[own["target"] == target][f"{other}_accuracy"])[0] for target in range(len(domains))]
+        if not all(map(math.isnan, means)):
+            texts = [LACKING if math.isnan(mean) else f"{100 * mean:.1f}" for mean in means]
+            average = LACKING if LACKING in texts else f"{100 * sum(means) / len(means):.1f}"
+            name = {"label": "class name", "chain": "chain"}[other]
+            yield (f"{label}, by its {name}", *texts, average)
 
 
 def ranking_table(table: Table, cells: pd.DataFrame, dataset: str) -> Table | None:
@@ -157,7 +195,7 @@ def differing_settings(jobs: Sequence[JobFolder]) -> Table | str:
         jobs: that count.
     """
     found: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-    compared = [job for job in jobs if _settings_of(job.args["algorithm"])]
+    compared = [job for job in jobs if published.settings_of(job.args["algorithm"])]
     if not compared:
         return "The paper gives no settings of these algorithms."
     for job in compared:
@@ -180,7 +218,7 @@ def _differences(job: JobFolder) -> Iterator[tuple[str, str, str]]:
     args, hparams = job.args, job.hparams
     if stock_name(args["dataset"]) not in published.MAIN_RESULTS[0].accuracies:
         yield "dataset", ", ".join(published.MAIN_RESULTS[0].accuracies), args["dataset"]
-    settings = _settings_of(args["algorithm"])
+    settings = published.settings_of(args["algorithm"])
     for name, theirs in settings.items():
         if name in hparams and not _same(hparams[name], theirs):
             yield name, json.dumps(theirs), json.dumps(hparams[name])
@@ -201,10 +239,6 @@ def _differences(job: JobFolder) -> Iterator[tuple[str, str, str]]:
         yield "images a step", str(published.PAPER_BATCH), here
     if hparams.get("data_augmentation"):
         yield "data_augmentation", "not mentioned", "DomainBed's"
-
-
-def _settings_of(algorithm: str) -> Mapping[str, Any]:
-    return published.settings_of(algorithm, algorithm in ALGORITHMS)
 
 
 def _same(ours: Any, theirs: Any) -> bool:

@@ -12,11 +12,11 @@ import pandas as pd
 
 from domainbed_reasoning.plot_styles import COLORS, series
 from domainbed_reasoning.results import published
-from domainbed_reasoning.results.frame import mean_and_error, summarize
+from domainbed_reasoning.results.frame import is_of_round, mean_and_error, summarize
 from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.report.blocks import Figure
 from domainbed_reasoning.results.report.paper import accuracies as accuracies_of_the_paper
-from domainbed_reasoning.results.tables import labeled_rows
+from domainbed_reasoning.results.tables import labeled_rows, one_row_per_job
 from domainbed_reasoning.terminal import one_line
 
 _INK = "#010203"  # placeholder for the page's text color in light and dark mode
@@ -25,15 +25,8 @@ _LEGEND_LETTERS = 100  # that stand in a line
 _WIDTH = 7.2  # inches at 72 points, so that the page shows 10-point texts as 10 points
 
 
-def installed() -> bool:
-    """Return whether matplotlib is installed."""
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None
-
-
 def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
-    """Return every row of an accuracy table as dots: one a target domain, and their average with the paper's.
+    """Return each row of an accuracy table as dots: one per target domain, their average and the paper's.
 
     Args:
         cells: the rows of `collect`'s frame of one selection method and dataset.
@@ -108,10 +101,10 @@ def both_answers(frame: pd.DataFrame) -> Figure | None:
 def rounds(frame: pd.DataFrame) -> Figure | None:
     """Return the share of chains that each SARR round kept; None without rounds.
 
-    A line a target domain where one algorithm labels, else a line an algorithm, its target domains averaged.
+    One line per target domain for a single algorithm, else one line per algorithm, averaged over target domains.
     """
-    names = [str(name) for name in frame if str(name).startswith("sarr")]
-    jobs = frame.drop_duplicates(["sweep", "dataset", "algorithm", "folder"])
+    names = [str(name) for name in frame if is_of_round(name, "accepted")]
+    jobs = one_row_per_job(frame)
     jobs = jobs.dropna(subset=names, how="all") if names else jobs.head(0)
     if jobs.empty:
         return None
@@ -140,7 +133,7 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
 
 
 def training(jobs: Sequence[JobFolder], dataset: str) -> Figure | None:
-    """Return the target domain's accuracy over the steps, a line an algorithm; None where there is but one step.
+    """Return the target domain's accuracy over the steps, one line per algorithm; None with a single step.
 
     Args:
         jobs: that count.

@@ -1,4 +1,4 @@
-"""Tiny random models of the seven real architectures, saved as their checkpoints are: nothing comes from the hub.
+"""Tiny random models of eight real architectures, saved as their checkpoints are: nothing comes from the hub.
 
 Configs, processors, tokenizer classes, special tokens and chat templates are the families' own; only the sizes and the
 weights are not.
@@ -315,6 +315,41 @@ def gemma3(folder: pathlib.Path) -> torch.nn.Module:
     return _save(folder, model, processor, eos=["<eos>", "<end_of_turn>"])
 
 
+def fastvlm(folder: pathlib.Path) -> torch.nn.Module:
+    tokenizer = _tokenizer(
+        tf.Qwen2Tokenizer, "bytes", ["<|im_start|>", "<|im_end|>", "<image>"],
+        eos_token="<|im_end|>", extra_special_tokens={"image_token": "<image>"},
+    )  # fmt: skip
+    processor = tf.LlavaProcessor(
+        tf.CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, **MEAN_AND_STD),
+        tokenizer,
+        patch_size=32,
+        vision_feature_select_strategy="full",
+        chat_template=CHATML.replace("IMAGE", "<image>\\n"),
+    )
+    vision = {
+        "model_type": "timm_wrapper", "architecture": "test_efficientnet", "do_pooling": True, "global_pool": "avg",
+        "hidden_size": 256, "model_args": {},
+    }  # fmt: skip
+    config = tf.FastVlmConfig(
+        vision_config=vision,
+        text_config={"model_type": "qwen2", **_text(tokenizer, num_key_value_heads=2)},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=4,
+    )
+    model = tf.FastVlmForConditionalGeneration(config)
+    tower = model.model.vision_tower.train()
+    with torch.no_grad():  # running statistics as training leaves them: without them random features vanish
+        for module in tower.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+        tower(torch.randn(8, 3, 64, 64))
+        for weight in tower.parameters():
+            if weight.dim() > 1:
+                weight.div_(2.0)  # `_save` doubles them
+    return _save(folder, model.eval(), processor)
+
+
 def _save(
     folder: pathlib.Path, model: torch.nn.Module, processor: Any, eos: list[str] | None = None
 ) -> torch.nn.Module:
@@ -342,6 +377,7 @@ BUILDERS: dict[str, Callable[[pathlib.Path], torch.nn.Module]] = {
     "Idefics3": idefics3,
     "SmolVLM": smolvlm,
     "Gemma3": gemma3,
+    "FastVLM": fastvlm,
 }
 
 

@@ -154,7 +154,7 @@ def test_a_cluster_is_joined_queues_the_jobs_and_is_left_as_it_was(sweep, joined
     third = sweep.job("C", "assert (here / 'A.attempts').exists(); record(0)")
     assert ray_launcher.ray_launcher([*both, third]) == []
     said = capsys.readouterr().out
-    assert f"3 jobs on 1 node(s) of the Ray at {joined}, 2 at a time, 1 CPU each" in said
+    assert f"3 jobs on 1 node(s) of the cluster at {joined}, 2 at a time, 1 CPU each" in said
     assert "3/3 jobs succeeded." in said
     assert f"me 1 {os.getcwd()}" in sweep.log("A")
     assert not ray.is_initialized()
@@ -233,7 +233,7 @@ def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice
         assert not sweep.is_running(trains[lost])
         (sweep.folder / f"{lost}.go").touch()
         said = launcher.communicate(timeout=1800)[0].decode()
-    assert f"3 jobs on 2 node(s) of the Ray at {joined}, 3 at a time" in said
+    assert f"3 jobs on 2 node(s) of the cluster at {joined}, 3 at a time" in said
     assert f"RETRYING: {lost} on D, target 0 (" in said and said.count("RETRYING: ") == 1
     assert "3/3 jobs succeeded." in said
     assert [len(sweep.pids(name)) for name in (lost, *others)] == [2, 1, 1]

@@ -400,7 +400,7 @@ def test_sweeps_in_the_queue_side_by_side_are_waited_for_by_another_process(swee
     failures = slurm_queue.wait_for_sweeps([folders[0], moved])
     assert [failure.job.folder for failure in failures] == [folders[0] / "C"]
     said = capsys.readouterr().out
-    assert "1 of 4 jobs FAILED" in said and "state FAILED, exit code 3; its log there: " in said
+    assert "1 of 4 jobs FAILED" in said and "state FAILED, exit code 3; Slurm's log: " in said
     earlier = [identifier for folder in folders for identifier in slurm_queue.submitted_for(folder)]
     assert slurm_queue.wait_for_sweeps(folders, earlier) == []  # what has become of it was said
 

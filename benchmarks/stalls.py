@@ -1,0 +1,211 @@
+"""Where an update waits: reads from the GPU, copies from memory that is not pinned, kernels; counted without a GPU.
+
+    python -m benchmarks.stalls [--samples 43] [--micro-batch 4]      # the last lines are values and their bars
+
+A job's own update runs with the embedded model on the meta device, which stands for the GPU: its tensors hold nothing,
+so whatever reads one back (`_local_scalar_dense`, `nonzero`, a copy to the CPU) is seen, counted, and answered with a
+made-up value. Images come from the CPU, as DomainBed's loaders leave them, and are moved as its train script does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.measure import CHECKOUT, use_domainbed
+from benchmarks.roofline import VIEWS
+from domainbed_reasoning.mllm import transfer
+
+SYNCS_BAR = 1  # an update
+DEVICE = torch.device("meta")
+DOMAINS = 3  # that a job on PACS trains on
+
+
+class Stalls(TorchDispatchMode):
+    """Counts what the host waits for, by operation and the line of ours that asked.
+
+    Attributes:
+        syncs: reads of the device's values.
+        copies: from the host's memory that is not pinned.
+        kernels: launched on the device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.syncs: Counter[str] = Counter()
+        self.copies: Counter[str] = Counter()
+        self.kernels = 0
+        self.pinned: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.__name__.partition(".")[0]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        on_device = any(tensor.device == DEVICE for tensor in tensors)
+        if name == "_pin_memory":
+            self.pinned.add(args[0].untyped_storage().data_ptr())
+            return args[0]
+        if name == "is_pinned":
+            return args[0].untyped_storage().data_ptr() in self.pinned
+        if on_device and name in ("_local_scalar_dense", "item", "equal"):
+            self.syncs[f"{name} {place()}"] += 1
+            return torch.ones((), dtype=args[0].dtype).item()
+        if on_device and name in ("nonzero", "masked_select", "unique2"):
+            self.syncs[f"{name} {place()}"] += 1
+            return torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long, device=DEVICE)
+        if name in ("index", "index_put", "index_put_") and on_device:
+            args = (args[0], self._counted(args[1]), *args[2:])
+        if name in ("_to_copy", "copy_"):
+            target = torch.device(kwargs.get("device") or args[0].device)
+            source = args[1] if name == "copy_" else args[0]
+            if source.device == DEVICE != target:
+                self.syncs[f"{name} to the host {place()}"] += 1
+                made = torch.ones(source.shape, dtype=kwargs.get("dtype") or source.dtype, device=target)
+                return args[0].copy_(made) if name == "copy_" else made
+            if source.device != DEVICE == target and source.dim():
+                pinned = source.untyped_storage().data_ptr() in self.pinned and bool(kwargs.get("non_blocking"))
+                self.copies[f"{place()}"] += not pinned
+        out = func(*args, **kwargs)
+        if name not in VIEWS and (on_device or any(t.device == DEVICE for t in tree_leaves(out) if torch.is_tensor(t))):
+            self.kernels += 1
+        return out
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[Stalls]:
+        """Count what runs inside, with the meta device as one that pins, and tensors made of lists as copies."""
+        with mock.patch.object(transfer, "_PINS", {DEVICE.type}), _Lists(self), self:
+            yield self
+
+    def _counted(self, indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """Return the indices with masks, whose true entries have to be read, as if all of them were true."""
+        found: list[torch.Tensor | None] = []
+        for index in indices:
+            if index is not None and index.dtype == torch.bool:
+                self.syncs[f"mask as index {place()}"] += 1
+                found += [torch.empty(index.numel(), dtype=torch.long, device=DEVICE)] * index.dim()
+            else:
+                found.append(index)
+        return found
+
+
+class _Lists(TorchFunctionMode):
+    """Counts tensors that are made on the device from values of the host, each a copy that is not pinned."""
+
+    def __init__(self, stalls: Stalls):
+        super().__init__()
+        self.stalls = stalls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        of_lists = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor)
+        if of_lists and torch.device(kwargs.get("device") or "cpu") == DEVICE:
+            self.stalls.copies[place()] += 1
+        return func(*args, **kwargs)
+
+
+def place() -> str:
+    """Return the innermost line of this package on the stack, and what it called."""
+    stack = traceback.extract_stack()
+    ours = [index for index, frame in enumerate(stack) if "/benchmarks/" not in frame.filename]
+    inner = [i for i in ours if str(CHECKOUT) in stack[i].filename and "site-packages" not in stack[i].filename]
+    if not inner:
+        return "elsewhere"
+    frame, last = stack[inner[-1]], stack[ours[-1]]
+    beyond = "" if ours[-1] == inner[-1] else f" > {last.filename.rpartition('/')[2]}:{last.lineno}"
+    return f"{frame.filename.rpartition('/')[2]}:{frame.lineno}{beyond}"
+
+
+def build(name: str, samples: int, micro_batch: int) -> tuple[Any, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Return an algorithm on the embedded dataset whose model is on the meta device, and a batch on the CPU.
+
+    Args:
+        name: of the algorithm.
+        samples: of a domain in a batch.
+        micro_batch: images a forward and backward pass.
+    """
+    from domainbed_reasoning import registry
+    from domainbed_reasoning.bridge.samples import attach_task, with_ids
+    from domainbed_reasoning.images import shapes
+    from domainbed_reasoning.method.schedule import Schedule, Stage
+    from domainbed_reasoning.method.task import Task
+    from domainbed_reasoning.mllm.loading import LoraSettings, add_lora
+    from domainbed_reasoning.mllm.model import MLLM
+
+    cls: Any = registry.load(registry.ALGORITHMS[name])
+    hparams = {key: hparam.default for key, hparam in cls.HPARAMS.items()}
+    hparams |= {"model": "tiny", "dtype": "bfloat16", "micro_batch": micro_batch}
+    labels = [[shapes.label(env, index) for index in range(samples)] for env in range(DOMAINS)]
+    task = Task(
+        dataset="ShapesReasoning",
+        class_names=tuple(shapes.CLASS_NAMES),
+        environments=tuple("abc"),
+        labels=labels,
+        images=[[f"{index}.png" for index in range(samples)]] * DOMAINS,
+        chains={(env, i): shapes.chain(env, i) for env in range(DOMAINS) for i in range(samples)},
+        subject="creature",
+        schedule=Schedule((Stage(0, 0, 99),), 100, 100),
+    )
+    attach_task(hparams, task)
+    with contextlib.redirect_stdout(sys.stderr):
+        algorithm = cls((3, 48, 48), len(task.class_names), DOMAINS, hparams)
+    network = algorithm.mllm.merge().network.to(DEVICE)
+    network = add_lora(network, LoraSettings.of(hparams))
+    algorithm.mllm = MLLM(network, algorithm.mllm.processor, algorithm.mllm.family)
+    algorithm.snapshots.mllm = algorithm.mllm
+    algorithm.train()
+    pixels = torch.zeros(samples, 3, 48, 48, dtype=torch.uint8)
+    batch = []
+    for env in range(DOMAINS):
+        ids = torch.tensor([[env, index] for index in range(samples)])
+        batch.append((with_ids(pixels, ids), torch.tensor(labels[env])))
+    return algorithm, batch
+
+
+def count(name: str = "MTCT", samples: int = 43, micro_batch: int = 4) -> Stalls:
+    """Return what one update of an algorithm does, its second: the first one fills what is remembered.
+
+    Args:
+        name: of the algorithm.
+        samples: of each of three domains in a batch.
+        micro_batch: images a forward and backward pass.
+    """
+    algorithm, batch = build(name, samples, micro_batch)
+    moved = [(x.to(DEVICE), y.to(DEVICE)) for x, y in batch]  # as the train script does
+    for _ in range(2):
+        with Stalls().counted() as stalls:
+            algorithm.update(moved)
+    return stalls
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count one update and print; 1 where the bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithm", default="MTCT")
+    parser.add_argument("--samples", type=int, default=43, help="a domain's, of three")
+    parser.add_argument("--micro-batch", type=int, default=4, help="images")
+    options = parser.parse_args(argv)
+    use_domainbed()
+    stalls = count(options.algorithm, options.samples, options.micro_batch)
+    for what, counter in (("syncs", stalls.syncs), ("unpinned copies", stalls.copies)):
+        for where, times in counter.most_common(20):
+            if times:
+                print(f"{what}: {times:5} {where}")
+    print(f"kernels an update: {stalls.kernels:,}")
+    print(f"unpinned copies an update: {sum(stalls.copies.values())} (bar: 0)")
+    print(f"host syncs an update: {sum(stalls.syncs.values())} (bar: {SYNCS_BAR})")
+    return int(sum(stalls.syncs.values()) > SYNCS_BAR or sum(stalls.copies.values()) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""The base class of datasets whose images and chains come from anywhere; for image folders see `user_datasets`."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from domainbed.datasets import MultipleDomainDataset
+from PIL import Image
+from torchvision import transforms
+
+from domainbed_reasoning import registry
+from domainbed_reasoning.bridge.preflight import check_splits, check_test_envs
+from domainbed_reasoning.chains.chain import ChainError, check_class_names, parse_chain
+from domainbed_reasoning.datasets.base import (
+    Samples,
+    hand_over,
+    mllm_transform,
+    model_edge,
+    own_algorithm,
+    report_chains,
+)
+from domainbed_reasoning.method.task import SampleId, Task
+from domainbed_reasoning.registry import Hparam, check_for_dataset
+
+_SMALL = 64  # pixels; DomainBed neither augments smaller images nor normalizes them as ImageNet's
+_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
+    """A dataset that gives labels, pictures and chains; this class makes DomainBed's dataset of them.
+
+    A subclass sets the class attributes and implements `labels` and `picture`, and `chain` where there are chains.
+    Chains of target domains are never asked for.
+
+    Class attributes:
+        ENVIRONMENTS: names of the domains.
+        CLASS_NAMES: as the prompts name them, in label order.
+        SUBJECT: what the images show, the noun of the question.
+        INPUT_SHAPE: of a baseline's images; ``(3, 28, 28)`` takes DomainBed's small convolutional network.
+        HPARAMS: its own hyper-parameters.
+        TWIN: the stock dataset whose hyper-parameters baselines get; ``"Debug28"`` for small images.
+
+    Attributes:
+        root: DomainBed's ``data_dir``.
+        test_envs: numbers of the target domains.
+        values: of the hyper-parameters in ``HPARAMS``.
+
+    Raises:
+        ValueError: when target domains, hyper-parameters, labels, splits or chains cannot be used; before training.
+    """
+
+    ENVIRONMENTS: ClassVar[list[str]]
+    CLASS_NAMES: ClassVar[Sequence[str]]
+    SUBJECT: ClassVar[str] = "object"
+    INPUT_SHAPE: ClassVar[tuple[int, int, int]] = (3, 224, 224)
+    HPARAMS: ClassVar[Mapping[str, Hparam]] = {}
+    TWIN: ClassVar[str | None] = None
+    N_WORKERS = 2
+    datasets: list[Any]
+
+    def __init__(self, root: str | None, test_envs: Collection[int], hparams: dict[str, Any]):
+        super().__init__()
+        name = type(self).__name__
+        check_for_dataset(hparams, self.HPARAMS)
+        check_test_envs(name, self.ENVIRONMENTS, test_envs)
+        self.root, self.test_envs = root, sorted(test_envs)
+        # A baseline's hparams are its stock twin's: ours are there only where ``--hparams`` gives them.
+        self.values = {key: hparams.get(key, row.default) for key, row in self.HPARAMS.items()}
+        self.input_shape, self.num_classes = self.INPUT_SHAPE, len(self.CLASS_NAMES)
+        labels = [[int(label) for label in self.labels(env)] for env in range(len(self.ENVIRONMENTS))]
+        self._check_labels(labels)
+        domains = list(zip(self.ENVIRONMENTS, map(len, labels), strict=True))
+        check_splits(name, domains, test_envs, hparams, self.N_WORKERS)
+        algorithm = own_algorithm(hparams)
+        if algorithm is None:
+            augment = hparams["data_augmentation"]
+            self.datasets = [
+                self.for_baseline(env, of_env, augment and env not in test_envs) for env, of_env in enumerate(labels)
+            ]
+        else:
+            self._for_mllm(algorithm, labels, hparams)
+
+    def labels(self, env: int) -> Sequence[int]:
+        """Return the class of every image of a domain."""
+        raise NotImplementedError
+
+    def picture(self, env: int, index: int) -> Image.Image:
+        """Return an image of a domain as an RGB picture of any size."""
+        raise NotImplementedError
+
+    def chain(self, env: int, index: int) -> str | None:
+        """Return the five-stage chain of an image of a source domain; None where it has none."""
+        return None
+
+    def image_name(self, env: int, index: int) -> str:
+        """Return what ``predictions.jsonl`` calls an image."""
+        return f"{self.ENVIRONMENTS[env]}/{index}"
+
+    def for_baseline(self, env: int, labels: Sequence[int], augment: bool) -> Any:
+        """Return a domain's images as a baseline gets them, floats of `INPUT_SHAPE`.
+
+        Args:
+            env: number of the domain.
+            labels: of its images.
+            augment: apply DomainBed's random crop, flip, color jitter and graying; small images stay as they are.
+        """
+        return _Floats(self._opener(env), labels, to_floats(self.INPUT_SHAPE, augment))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out images and chains: copies of a dataset, in loaders' workers too, only open pictures."""
+        return {name: value for name, value in vars(self).items() if name not in ("task", "datasets")}
+
+    def _opener(self, env: int) -> Callable[[int], Image.Image]:
+        return functools.partial(copy.copy(self).picture, env)  # a copy: a loader's images do not hold the dataset
+
+    def _check_labels(self, labels: Sequence[Sequence[int]]) -> None:
+        if fault := check_class_names(list(self.CLASS_NAMES)):
+            raise ValueError(f"{type(self).__name__}: {fault}. Change CLASS_NAMES.")
+        for env, of_env in enumerate(labels):
+            wrong = next((label for label in of_env if not 0 <= label < self.num_classes), None)
+            if wrong is not None:
+                raise ValueError(
+                    f"{type(self).__name__}: domain {env} ({self.ENVIRONMENTS[env]}) has the label {wrong}, but "
+                    f"CLASS_NAMES has {self.num_classes} names: labels are 0 to {self.num_classes - 1}."
+                )
+
+    def _for_mllm(self, algorithm: str, labels: list[list[int]], hparams: dict[str, Any]) -> None:
+        edge, reads_chains = model_edge(algorithm, hparams), algorithm in registry.READ_CHAINS
+        chains = self._source_chains(labels) if reads_chains else {}
+        if reads_chains and not chains and hparams.get("mtct_epochs") != 0:
+            raise ValueError(
+                f"{type(self).__name__}: no image of a source domain has a chain, and {algorithm} learns from chains. "
+                "Return some from `chain`, or use LabelSFT or MLLMZeroShot, which need none."
+            )
+        self.datasets = [
+            Samples(
+                self._opener(env),
+                of_env,
+                env,
+                mllm_transform(edge, hparams["data_augmentation"] and env not in self.test_envs),
+            )
+            for env, of_env in enumerate(labels)
+        ]
+        task = Task(
+            dataset=type(self).__name__,
+            class_names=tuple(self.CLASS_NAMES),
+            environments=tuple(self.ENVIRONMENTS),
+            test_envs=tuple(self.test_envs),
+            subject=self.SUBJECT,
+            labels=labels,
+            images=[[self.image_name(env, index) for index in range(len(of_env))] for env, of_env in enumerate(labels)],
+            chains=chains,
+            loaded_from=weakref.ref(self),
+        )
+        report_chains(task, reads_chains, hparams.get("answer_matching") == "exact")
+        hand_over(self, hparams, task)
+
+    def _source_chains(self, labels: Sequence[Sequence[int]]) -> dict[SampleId, str]:
+        chains = {}
+        for env, of_env in enumerate(labels):
+            for index in range(len(of_env) if env not in self.test_envs else 0):
+                chain = self.chain(env, index)
+                if chain is not None:
+                    try:
+                        parse_chain(chain)
+                    except (ChainError, TypeError) as error:
+                        where = f"{type(self).__name__}: the chain of image {self.image_name(env, index)}"
+                        raise ValueError(f"{where} is not a five-stage chain: {error}.") from error
+                    chains[env, index] = chain
+        return chains
+
+
+class _Floats(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """One domain for baselines."""
+
+    def __init__(
+        self,
+        open_image: Callable[[int], Image.Image],
+        labels: Sequence[int],
+        transform: Callable[[Image.Image], torch.Tensor],
+    ):
+        self.open_image, self.labels, self.transform = open_image, labels, transform
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return image and class."""
+        return self.transform(self.open_image(index)), self.labels[index]
+
+
+def to_floats(shape: tuple[int, int, int], augment: bool) -> Callable[[Image.Image], torch.Tensor]:
+    """Return picture to floats as DomainBed's: small ones in [-1, 1], others normalized and augmented as ImageNet's."""
+    edges = shape[1:]
+    small = min(edges) < _SMALL
+    resize = [transforms.Resize(edges)]
+    if augment and not small:
+        resize = [
+            transforms.RandomResizedCrop(edges, scale=(0.7, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
+            transforms.RandomGrayscale(),
+        ]
+    normalize = transforms.Normalize(*(([0.5] * 3, [0.5] * 3) if small else _IMAGENET))
+    chosen: Callable[[Image.Image], torch.Tensor] = transforms.Compose([*resize, transforms.ToTensor(), normalize])
+    return chosen

@@ -1,0 +1,80 @@
+"""The teacher's chains of an image-folder dataset, for an algorithm that learns from them."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from domainbed_reasoning import registry
+from domainbed_reasoning.chains.bundled import BUNDLED
+from domainbed_reasoning.chains.rules import Rules
+from domainbed_reasoning.chains.store import ChainFileError
+from domainbed_reasoning.chains.training_chains import NONE, load_training_chains
+from domainbed_reasoning.datasets.base import source_chains
+from domainbed_reasoning.images.catalog import CHAIN_FILE
+from domainbed_reasoning.method.task import SampleId
+from domainbed_reasoning.terminal import get_logger, printable
+
+NEEDS_NO_DATA = "The dataset ShapesReasoning needs no data and has chains of its own."
+
+_log = get_logger(__name__)
+
+
+def teacher_chains(
+    dataset: str,
+    bundle: str | None,
+    folder: pathlib.Path,
+    images: Sequence[Sequence[str]],
+    class_names: tuple[str, ...],
+    test_envs: Sequence[int],
+    hparams: Mapping[str, Any],
+) -> tuple[dict[SampleId, str], str]:
+    """Return the chains of source domains, and name and SHA-256 of the bundle that was read; "" without one.
+
+    Prints where the chains are from if a bundle was read, and what is irregular about its images.
+
+    Args:
+        dataset: name of the dataset class.
+        bundle: that it names; None without one.
+        folder: of the dataset.
+        images: per environment, the path of every index, below ``folder``.
+        class_names: as the prompts name them, in label order.
+        test_envs: the target domains.
+        hparams: of the algorithm, which reads chains.
+
+    Raises:
+        ChainFileError: for a missing or broken chain file or bundle, or one without a chain of a source domain.
+        ValueError: if ``chains`` asks for a bundle that the dataset lacks, or for none where nothing else is learned.
+    """
+    if hparams.get("mtct_epochs") == 0:
+        return {}, ""  # no stage learns from a teacher
+    choice, algorithm = hparams["chains"], hparams["algorithm"]
+    cure = (
+        "Make some with `domainbed-reasoning annotate` or `import`, or name another file by the hparam 'chains'. "
+        f"LabelSFT and MLLMZeroShot need no chains. {NEEDS_NO_DATA}"
+    )
+    if choice == NONE and (algorithm in registry.CHAINS_ALONE or hparams.get("label_weight") == 0):
+        raise ValueError(f"hparam chains is 'none', but {algorithm} would learn from chains alone. {cure}")
+    default = folder / CHAIN_FILE
+    path = default if choice in (None, BUNDLED, NONE) else pathlib.Path(choice).expanduser()
+    missing = f"file not found; {algorithm} learns from its chains"
+    is_needed = bundle is None if choice is None else choice not in (BUNDLED, NONE)
+    if is_needed and not path.exists():
+        raise ChainFileError(path, None, missing, cure)
+    rules = Rules(class_names, min_words=0, max_words=sys.maxsize, verified=False)
+    unverified = rules if hparams["chain_verification"] == "unverified" else None
+    loaded = load_training_chains(choice, default, bundle, [name for names in images for name in names], unverified)
+    if loaded.said:
+        _log.info(printable(f"{dataset}: {loaded.said}", sys.stdout))
+    for warning in loaded.warnings:
+        _log.warning(printable(f"WARNING: {warning}", sys.stdout))
+    if choice is None and not loaded.texts and not path.exists():
+        missing += f", and the bundle {loaded.path.name} has none of these images, by path or by SHA-256"
+        raise ChainFileError(path, None, missing, cure)
+    chains = source_chains(loaded.texts, images, test_envs)
+    if not chains and choice != NONE:
+        problem = f"it has no accepted chain of a source domain, and {algorithm} learns from such chains"
+        raise ChainFileError(loaded.path, None, problem, cure)
+    return chains, loaded.bundle

@@ -1,0 +1,41 @@
+"""Images among the tokens of a row, placed by the host: it knows where a question has them.
+
+transformers looks for the image tokens on the GPU, and has the host wait twice to compare their number with the
+images'. All rows of a question begin with the same prompt, so shapes alone say whether they fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.mllm.language_model import LanguageModel
+from domainbed_reasoning.mllm.transfer import moved
+
+
+def embedded(mllm: LanguageModel, question: str, fed: torch.Tensor, encoded: dict[str, Any]) -> dict[str, Any]:
+    """Return the tokens and images of rows as inputs of the language model.
+
+    Args:
+        mllm: the model.
+        question: that every row begins with, up to the image at least.
+        fed: tokens, ``(rows, L)``.
+        encoded: the images, from `MLLM.encode`.
+
+    Returns:
+        ``inputs_embeds`` where images are nothing but embeddings; for families that mark them in other ways, and rows
+        that hold another number of image tokens than the images have, what transformers checks and places itself.
+    """
+    others = {name: value for name, value in encoded.items() if name != "mm_encoder_outputs"}
+    image = mllm.base.config.image_token_id
+    places = (mllm.prompt(question)["input_ids"][0] == image).nonzero()[:, 0]
+    features = encoded["mm_encoder_outputs"]["image"].pooler_output
+    if isinstance(features, (list, tuple)):
+        features = torch.cat(list(features))
+    width = features.shape[-1]
+    if mllm.family.tree != "plain" or features.numel() != len(fed) * len(places) * width:
+        return {"input_ids": fed, **others, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])}
+    (at,) = moved((places,), fed.device)
+    text = mllm.base.get_input_embeddings()(fed)
+    return {**others, "inputs_embeds": text.index_copy(1, at, features.to(text).view(len(fed), -1, width))}

@@ -1,0 +1,50 @@
+"""Small tensors from the host to the GPU: all of a record in one copy, from pinned memory, which nothing waits for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import torch
+
+_Record = TypeVar("_Record")
+_PINS = {"cuda"}  # device types whose copies from pinned memory are asynchronous
+
+
+def moved(record: _Record, device: torch.device) -> _Record:
+    """Return a record with its tensors on ``device``, through one copy.
+
+    Args:
+        record: a dataclass, or a tuple, of integer and boolean tensors, of more of these, and of other values.
+        device: where they go.
+    """
+    tensors = _tensors(record)
+    if all(tensor.device == device for tensor in tensors):
+        return record
+    flat = torch.cat([tensor.reshape(-1).long() for tensor in tensors])
+    there = (flat.pin_memory() if device.type in _PINS else flat).to(device, non_blocking=True)
+    parts = iter(there.split([tensor.numel() for tensor in tensors]))
+    result: _Record = _replaced(record, iter([next(parts).view(each.shape).to(each.dtype) for each in tensors]))
+    return result
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for part in _parts(value) for tensor in _tensors(part)]
+
+
+def _parts(value: Any) -> list[Any]:
+    if dataclasses.is_dataclass(value):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return list(value) if isinstance(value, tuple) else []
+
+
+def _replaced(value: Any, tensors: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return next(tensors)
+    parts = [_replaced(part, tensors) for part in _parts(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return dataclasses.replace(value, **dict(zip(names, parts, strict=True)))
+    return tuple(parts) if isinstance(value, tuple) else value

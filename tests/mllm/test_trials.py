@@ -1,0 +1,217 @@
+"""Trying models out: each finding leads to equal numbers, and what cannot be used is refused with what was found."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+
+from builders import architectures, families
+from domainbed_reasoning import __main__ as cli
+from domainbed_reasoning.chains.prompts import q_cls, q_reason
+from domainbed_reasoning.images import shapes
+from domainbed_reasoning.mllm import ModelError, findings, general, load_mllm, trials
+from domainbed_reasoning.mllm.families import family_of
+from domainbed_reasoning.mllm.findings import Findings
+from domainbed_reasoning.mllm.loading import TINY, load_network, lora_targets, without_adapters
+from domainbed_reasoning.mllm.model import MLLM
+from domainbed_reasoning.mllm.towers import is_linear, part_of, parts_of, said_of_convolutions
+
+NAMES = shapes.CLASS_NAMES
+Q_CLS, Q_REASON = q_cls(NAMES, "creature"), q_reason(NAMES, "creature")
+ALL = Findings("", batch=True, padding=True, reuse=True, cache=True, image_tokens=4, worst=0.0, seconds=0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(findings, "cache_folder", lambda: folder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_network("tiny", "auto", "none", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def vipllava(tmp_path_factory):
+    """A small architecture without a row, of which tests break copies."""
+    return architectures.build("ViP-LLaVA", tmp_path_factory.mktemp("vipllava"))
+
+
+def copied(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "model")
+
+
+@pytest.mark.parametrize("absent", [(), ("reuse",), ("padding", "reuse"), ("batch", "padding", "reuse"), ("cache",)])
+def test_the_general_path_equals_shared_prefix_rows_whatever_is_found(loaded, images, absent):
+    """On the embedded model: likelihoods within 1e-5, class scores, statistics, the same texts."""
+    network, processor, family = loaded
+    fast = MLLM(network, processor, family).eval()
+    found = dataclasses.replace(ALL, **dict.fromkeys(absent, False))
+    slow = MLLM(network, processor, dataclasses.replace(family, tree="", findings=found)).eval()
+    answers = ["dog", "a dog house with four legs", "dog", "axe", "an axe"]
+    with torch.no_grad():
+        pairs = [mllm.path_log_likelihoods(images, (Q_CLS, Q_REASON), (answers, answers)) for mllm in (fast, slow)]
+        for one, other in zip(*pairs, strict=True):
+            assert torch.equal(one[1], other[1])
+            torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=1e-5)
+        statistics = [mllm.token_statistics(mllm.encode(images), Q_CLS, answers) for mllm in (fast, slow)]
+    for one, other in zip(*statistics, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    scores = [mllm.class_scores(images, Q_CLS, NAMES) for mllm in (fast, slow)]
+    torch.testing.assert_close(*scores, rtol=1e-5, atol=1e-4)
+    assert fast.generate(images, Q_REASON, 40) == slow.generate(images, Q_REASON, 40)
+    begun = ["", "<SUMMARY>a", "<SUMMARY>a", "<SUMMARY>I see", "a"]
+    written = [mllm.generate(images, Q_REASON, 12, beginnings=begun) for mllm in (fast, slow)]
+    assert written[0] == written[1]
+
+
+def test_rows_of_equal_length_go_together_where_padding_does_not_hold():
+    assert general.grouped([3, 5, 3], batch=True, padding=True) == [[0, 1, 2]]
+    assert general.grouped([3, 5, 3], batch=True, padding=False) == [[0, 2], [1]]
+    assert general.grouped([3, 5, 3], batch=False, padding=False) == [[0], [1], [2]]
+
+
+def test_every_family_is_found_to_be_as_its_row_says(family_folder):
+    network, processor, family = load_network(family_folder, "float32", "none", torch.device("cpu"))
+    found = trials.try_out(lambda settings: MLLM(network, processor, settings), family, (family.tree,))
+    assert (found.tree, found.batch, found.padding, found.reuse, found.cache) == (family.tree, *[True] * 4)
+    assert found.worst < 1e-4
+
+
+def test_structure_tells_the_families_layers_apart_as_their_names_do(family_folder):
+    network = load_network(family_folder, "float32", "none", torch.device("cpu"))[0]
+    part, layers = parts_of(network), [name for name, module in network.named_modules() if is_linear(module)]
+    assert {name: part(name) for name in layers} == {name: part_of(name) for name in layers}
+    assert ("convolutions" in said_of_convolutions(network)) == family_folder.endswith("FastVLM")
+    assert without_adapters(network) == {}
+
+
+def test_a_model_whose_padding_leaks_is_computed_in_rows_of_equal_length(loaded):
+    """A forward that adds to every logit the share of padding in its row."""
+    network, processor, family = loaded
+
+    def leak(module, given, kwargs, out):
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.dim() == 2:
+            out.logits = out.logits * (1 + (mask == 0).float().mean(1)[:, None, None])
+        return out
+
+    handle = network.register_forward_hook(leak, with_kwargs=True)
+    found = trials.try_out(lambda settings: MLLM(network, processor, settings), family, ())
+    handle.remove()
+    assert found.batch and not found.padding and not found.reuse
+    assert "answers of equal length at a time" in found.costs
+
+
+def test_convolutions_stay_frozen_and_are_named(tmp_path):
+    network = transformers.AutoModelForImageTextToText.from_pretrained(families.build("FastVLM", tmp_path))
+    assert "convolutions" in said_of_convolutions(network) and "stay frozen" in said_of_convolutions(network)
+    assert not any(isinstance(network.get_submodule(n), torch.nn.Conv2d) for n in lora_targets(network, "both", False))
+
+
+def test_routers_that_are_linear_by_inheritance_alone_get_no_adapters():
+    network = architectures.BUILDERS["Llama4"]()[0]
+    routers = {name for name, _ in network.named_modules() if name.endswith("router")}
+    assert routers and not routers & set(lora_targets(network, "both", False))
+
+
+# ---- bad input: what was tried, what was found, what to do ----
+
+
+def test_a_text_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}')
+    with pytest.raises(ModelError, match="Qwen2ForCausalLM is not a supported multimodal LLM.*Supported: InternVL3"):
+        load_mllm(str(tmp_path))
+
+
+def test_an_encoder_decoder_is_refused(tmp_path):
+    transformers.Florence2Config().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    architecture = {"architectures": ["Florence2ForConditionalGeneration"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | architecture))
+    with pytest.raises(ModelError, match="encoder-decoder.*Use a chat model"):
+        load_mllm(str(tmp_path))
+
+
+def test_a_folder_of_adapters_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="adapters.*base model"):
+        load_mllm(str(tmp_path))
+
+
+def test_a_model_without_a_chat_template_is_refused(vipllava, tmp_path):
+    folder = copied(vipllava, tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="no chat template.*-Instruct"):
+        load_mllm(str(folder))
+
+
+def test_a_template_that_ignores_images_is_refused(vipllava, tmp_path):
+    folder = copied(vipllava, tmp_path)
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text().replace("<image>\\n", ""))
+    with pytest.raises(ModelError, match="tried its chat template with and without an image, found the same text"):
+        load_mllm(str(folder))
+
+
+def test_a_template_that_refuses_images_is_refused(vipllava, tmp_path):
+    folder = copied(vipllava, tmp_path)
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}{% if message.content is not string %}"
+        "{{ raise_exception('text only, please') }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(ModelError, match="chat_template.jinja.*text only, please"):
+        load_mllm(str(folder))
+
+
+def test_a_tokenizer_without_the_image_token_is_refused(vipllava, tmp_path):
+    folder = copied(vipllava, tmp_path)
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] != "<image>"]
+    file.write_text(json.dumps(tokenizer))
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in config.items() if "<image>" not in json.dumps(value)}))
+    with pytest.raises(ModelError, match="cannot be used: tried the image token.*no '<image>' in the tokenizer"):
+        load_mllm(str(folder))
+
+
+def test_a_blind_model_is_refused(vipllava, tmp_path):
+    folder = copied(vipllava, tmp_path)
+    network = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    for weight in network.model.multi_modal_projector.parameters():
+        torch.nn.init.zeros_(weight)
+    network.save_pretrained(folder)
+    with pytest.raises(ModelError, match="tried two different images, found the same log-likelihoods"):
+        load_mllm(str(folder))
+
+
+def test_pixtral_shares_llavas_class_and_not_its_row():
+    vision = transformers.PixtralVisionConfig()
+    config = transformers.LlavaConfig(vision_config=vision)
+    assert family_of("LlavaForConditionalGeneration", config).findings is None
+    assert family_of("LlavaForConditionalGeneration", config).name == "LlavaForConditionalGeneration"
+    assert family_of("LlavaForConditionalGeneration").name == "LLaVA-1.5"
+
+
+def test_doctor_shows_what_each_trial_found(vipllava, capsys):
+    assert cli.main(["doctor", "--model", str(vipllava)]) == 0
+    said = capsys.readouterr().out
+    assert "rows with a shared prefix" in said and "images in a batch" in said and "Ready" in said
+
+
+def test_doctor_says_why_a_model_cannot_be_used(tmp_path, capsys):
+    assert cli.main(["doctor", "--model", str(tmp_path)]) == 1
+    assert "no config.json" in capsys.readouterr().out
+
+
+def test_the_embedded_model_is_not_tried_out(monkeypatch):
+    monkeypatch.setattr(trials, "try_out", lambda *given: pytest.fail("tried out"))
+    assert load_mllm(str(TINY)).family.findings is None
