@@ -227,7 +227,7 @@ def test_every_verb_runs_from_the_wheel_in_the_clone_that_is_the_working_directo
         (("jobs",), "0 interrupted jobs"),
         (("unfinished",), "0 interrupted jobs"),
         (("study", "ablation", "--scale", "mini", "--launch", "--launcher", "dummy",
-          "--output-dir", tmp_path / "study"), "\n0/24 jobs completed.", 1),
+          "--output-dir", tmp_path / "study"), "\n0/28 jobs completed.", 1),
     ]  # fmt: skip
     assert {words[0] for words, *_ in runs} == VERBS.keys() | FORMER_VERBS.keys()
     said = {}
@@ -236,7 +236,7 @@ def test_every_verb_runs_from_the_wheel_in_the_clone_that_is_the_working_directo
         said[words[:2]] = in_a_clone(*words, code=code[0] if code else 0, OPENAI_API_KEY="none", **cache)
         assert printed in said[words[:2]], (words, said[words[:2]])
     assert f"({in_a_clone.packages / 'domainbed_reasoning'})" in said["doctor",]
-    assert said["study", "ablation"].count("Dummy launcher: ") == 24
+    assert said["study", "ablation"].count("Dummy launcher: ") == 28
     assert re.search(r"\| RDMLDG \|.*\d\d?\.\d \|", said["collect", folder]), said["collect", folder]
 
 

@@ -75,7 +75,7 @@ def test_chains_of_a_dataset_and_their_verdicts(tmp_path, monkeypatch):
     rules = Rules(("dog", "cat"), min_words=1)
     assert rules.judge(chains["a/dog/0.png"], label=0).accepted
     verdict = rules.judge(chains["a/dog/0.png"], label=1)
-    assert (verdict.rule, verdict.reason) == ("label", "concludes 'dog', the label is 'cat'")
+    assert (verdict.rule, verdict.reason) == ("label", "the conclusion is 'dog', the label 'cat'")
     with pytest.raises(FileNotFoundError):
         chains_of("Toy", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="Unknown image-folder dataset"):
