@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.mllm.families import is_general
 from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.transfer import moved
 
@@ -24,18 +25,22 @@ def embedded(mllm: LanguageModel, question: str, fed: torch.Tensor, encoded: dic
         encoded: the images, from `MLLM.encode`.
 
     Returns:
-        ``inputs_embeds`` where images are nothing but embeddings; for families that mark them in other ways, and rows
-        that hold another number of image tokens than the images have, what transformers checks and places itself.
+        ``inputs_embeds`` where images are nothing but embeddings, as in families of our own table with plain rows; for
+        other models, and rows that hold another number of image tokens than the images have, what transformers checks
+        and places itself.
     """
     others = {name: value for name, value in encoded.items() if name != "mm_encoder_outputs"}
+    placed_by_transformers = {"input_ids": fed, **others, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])}
+    if mllm.family.tree != "plain" or is_general(mllm.family):
+        return placed_by_transformers
     image = mllm.base.config.image_token_id
     places = (mllm.prompt(question)["input_ids"][0] == image).nonzero()[:, 0]
     features = encoded["mm_encoder_outputs"]["image"].pooler_output
     if isinstance(features, (list, tuple)):
         features = torch.cat(list(features))
     width = features.shape[-1]
-    if mllm.family.tree != "plain" or features.numel() != len(fed) * len(places) * width:
-        return {"input_ids": fed, **others, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])}
+    if features.numel() != len(fed) * len(places) * width:
+        return placed_by_transformers
     (at,) = moved((places,), fed.device)
     text = mllm.base.get_input_embeddings()(fed)
     return {**others, "inputs_embeds": text.index_copy(1, at, features.to(text).view(len(fed), -1, width))}
