@@ -89,7 +89,7 @@ class TwinNames(Colors):
         (BadChain, "BadChain: the chain of image dark/0 is not a five-stage chain: <CAPTION> is missing"),
         (NumberForAChain, "the chain of image dark/0 is not a five-stage chain"),
         (NoChain, "NoChain: no image of a source domain has a chain, and MTCT learns from chains"),
-        (TwinNames, "two classes are called 'Red'"),
+        (TwinNames, "two classes have the name 'Red'"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_training(cls, cause):
