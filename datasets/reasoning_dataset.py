@@ -25,10 +25,10 @@ from domainbed_reasoning.datasets.base import (
     report_chains,
 )
 from domainbed_reasoning.method.task import SampleId, Task
+from domainbed_reasoning.mllm.pixels import IMAGENET_MEAN, IMAGENET_STD
 from domainbed_reasoning.registry import Hparam, check_for_dataset
 
 _SMALL = 64  # pixels; DomainBed neither augments smaller images nor normalizes them as ImageNet's
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
@@ -207,6 +207,6 @@ def to_floats(shape: tuple[int, int, int], augment: bool) -> Callable[[Image.Ima
             transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
             transforms.RandomGrayscale(),
         ]
-    normalize = transforms.Normalize(*(([0.5] * 3, [0.5] * 3) if small else _IMAGENET))
+    normalize = transforms.Normalize(*(([0.5] * 3, [0.5] * 3) if small else (IMAGENET_MEAN, IMAGENET_STD)))
     chosen: Callable[[Image.Image], torch.Tensor] = transforms.Compose([*resize, transforms.ToTensor(), normalize])
     return chosen
