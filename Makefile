@@ -12,7 +12,7 @@ FAST := $(addprefix tests/,chains method images files commands datasets \
   $(addprefix hostile/test_,chain_files.py clones.py images.py names.py) results/test_versions.py sweeps/test_paired.py \
   test_imports.py test_no_times.py test_plot_styles.py test_terminal.py)
 
-.PHONY: help setup demo test test-fast test-slow lint bench compat fuzz
+.PHONY: help setup demo test test-fast test-slow lint docs bench compat fuzz
 
 help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-fast  no model but the tiny one, no server, hardly a process (under a minute on 2 cores)"
 	@echo "make test-slow  the slow ones"
 	@echo "make lint    ruff and mypy"
+	@echo "make docs    the documentation as a website in site/ | SERVE=1 at http://127.0.0.1:8000, rebuilt on changes"
 	@echo "make bench   ratios against peers on one core, and their limits (about 5 minutes) | PARTS='class_scores data_path'"
 	@echo "make compat  the tests that touch the libraries, with the oldest and newest of them | ROWS=oldest"
 	@echo "make fuzz    10 minutes of coverage-guided fuzzing of chain parser and store (Python 3.11 to 3.13)"
@@ -60,6 +61,11 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(STAMP)
+	$(PYTHON) -m pip install --quiet --progress-bar off -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs $(if $(SERVE),serve,build --quiet) --strict
+	@$(if $(SERVE),:,echo "Open site/index.html in a browser. Search needs a server: make docs SERVE=1.")
 
 bench: setup
 	$(PYTHON) -m pip install --quiet --progress-bar off -e ".[bench]"

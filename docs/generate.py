@@ -1,0 +1,197 @@
+"""Writes the reference pages from the code when the site is built: commands, hyper-parameters, algorithms, datasets, API.
+
+`mkdocs build` calls `on_files`. Everything else here needs neither mkdocs nor the site.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import inspect
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import domainbed_reasoning
+from domainbed_reasoning import registry
+from domainbed_reasoning.commands.arguments import PROGRAM, Parser
+from domainbed_reasoning.commands.verbs import GROUPS, VERBS, add_command, make_parser
+from domainbed_reasoning.registry import Hparam
+
+# The classes below are DomainBed's children. Where it is not found, the tests' stand-in does for their docstrings.
+if importlib.util.find_spec("domainbed") is None:
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "standin"))
+
+# What public functions return: documented with them.
+RETURNED = ("jobs.predict.Predictor", "jobs.predict.Prediction", "jobs.predict.SampleLoss", "chains.rules.Verdict")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages to the site's files."""
+    from mkdocs.structure.files import File
+
+    for path, page in pages().items():
+        files.append(File.generated(config, path, content=page))
+    return files
+
+
+def pages() -> dict[str, str]:
+    """Return the generated pages: path below docs/ → Markdown."""
+    return {
+        "reference/commands.md": commands_page(),
+        "reference/hparams.md": hparams_page(),
+        "reference/algorithms.md": algorithms_page(),
+        "reference/datasets.md": datasets_page(),
+        "reference/api.md": api_page(),
+    }
+
+
+def commands_page() -> str:
+    """Return a section per verb with its options, by the verb's own parser, and its examples."""
+    lines = ["# Commands", ""]
+    lines += [f"`{PROGRAM} VERB …` runs one of these verbs, and `{PROGRAM} VERB --help` prints what this page says of it."]
+    lines += ["Options can be spelled `--data-dir` or, as DomainBed does, `--data_dir`.", ""]
+    for title, verbs in GROUPS.items():
+        lines += [f"**{title.capitalize()}**: " + ", ".join(f"[{verb}](#{verb})" for verb in verbs) + "  "]
+    lines += ["", "| Option of the program | Description |", "|---|---|", *_rows(make_parser()), ""]
+    for verb in VERBS:
+        parser = Parser()
+        examples = add_command(parser, verb).EXAMPLES
+        lines += [f"## {verb}", "", VERBS[verb].replace("\n", "  \n"), ""]
+        named = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        lines += _table(parser) if not named else []
+        for name, one in ((name, one) for action in named for name, one in action.choices.items()):
+            lines += [f"### {verb} {name}", "", f"{_text(one.description or '')}.", "", *_table(one)]
+        lines += ["```text", examples.rstrip("\n"), "```", ""]
+    return "\n".join(lines)
+
+
+def _table(parser: argparse.ArgumentParser) -> list[str]:
+    return ["| Argument | Description |", "|---|---|", *_rows(parser), ""]
+
+
+def _rows(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
+            continue
+        formatter = argparse.HelpFormatter(parser.prog)
+        options, value = list(action.option_strings), formatter._format_args(action, action.dest.upper())
+        names = [f"{option} {value}".strip() for option in options] or [action.metavar or action.dest]
+        described = formatter._expand_help(action) if action.help else ""
+        described = "required" + (f"; {described}" if described else "") if options and action.required else described
+        yield f"| {', '.join(f'`{_text(str(name))}`' for name in names)} | {_text(described)} |"
+
+
+def hparams_page() -> str:
+    """Return a table of every hyper-parameter: default, values, source, and which algorithms or datasets have it."""
+    groups: dict[tuple[str, ...], dict[str, Hparam]] = defaultdict(dict)
+    for name, row, owners in hparam_rows():
+        groups[owners][name] = row
+    lines = ["# Hyper-parameters", ""]
+    lines += ["Pass them as JSON: `--hparams '{\"sarr_rounds\": 1}'`. A misspelled name or a value that is not allowed"]
+    lines += ["is an error before training starts. *Embedded* is the default on the embedded datasets"]
+    lines += [f"({', '.join(sorted(registry.EMBEDDED_DATASETS))}) with the tiny model; *searched* means that random search"]
+    lines += ["(`--n_hparams` above 1) draws it.", ""]
+    for owners, rows in sorted(groups.items(), key=lambda group: (group[0][0] not in registry.ALGORITHMS, -len(group[0]))):
+        lines += [f"## {_heading(owners)}", ""]
+        lines += ["| Name | Default | Embedded | Values | Searched | Source |", "|---|---|---|---|---|---|"]
+        for name, row in rows.items():
+            embedded = f"`{json.dumps(row.embedded)}`" if row.embedded is not None else ""
+            searched = "yes" if row.sample is not None else ""
+            values = _text(row.allowed.words.replace("2147483647", "2³¹ - 1"))
+            cells = (f"`{name}`", f"`{_text(json.dumps(row.default))}`", embedded, values, searched, _text(row.source))
+            lines += [f"| {' | '.join(cells)} |"]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _heading(owners: tuple[str, ...]) -> str:
+    if owners == tuple(registry.ALGORITHMS):
+        return "All algorithms"
+    modules = {registry.DATASETS.get(owner, "").partition(":")[0] for owner in owners}
+    folders = len(owners) > 1 and modules == {"domainbed_reasoning.datasets.image_folders"}
+    return "Image-folder datasets" if folders else ", ".join(owners)
+
+
+def hparam_rows() -> Iterator[tuple[str, Hparam, tuple[str, ...]]]:
+    """Yield each hyper-parameter with the algorithms or datasets whose row is the same."""
+    for table in (registry.ALGORITHMS, registry.DATASETS):
+        owners: dict[tuple[str, int], list[str]] = defaultdict(list)
+        rows: dict[tuple[str, int], Hparam] = {}
+        for owner, target in table.items():
+            for name, row in registry.load(target).HPARAMS.items():
+                owners[name, id(row)].append(owner)
+                rows[name, id(row)] = row
+        for (name, identity), row in rows.items():
+            yield name, row, tuple(owners[name, identity])
+    for dataset, baseline_rows in registry.BASELINE_HPARAMS.items():
+        for name, row in baseline_rows.items():
+            yield name, row, (f"Baselines on {dataset}",)
+
+
+def algorithms_page() -> str:
+    """Return a page with the docstring of every algorithm's module, which has the equation, and of its class."""
+    lines = ["# Algorithms", ""]
+    for name, target in registry.ALGORITHMS.items():
+        module = target.partition(":")[0]
+        parts = _parts(importlib.import_module(module).__doc__)
+        lines += [f"## {name}", "", *(_fenced(part) if re.match(r"L\S* = ", part) else part + "\n" for part in parts)]
+        lines += [f"::: {module}.{name}", "    options:", "      heading_level: 3", "      show_root_toc_entry: false"]
+        lines += ["      members: [stages, step]", ""]
+    return "\n".join(lines)
+
+
+def datasets_page() -> str:
+    """Return a page with the data sheet, which is the docstring, of every dataset."""
+    lines = ["# Datasets", ""]
+    for name, target in registry.DATASETS.items():
+        lines += [f"## {name}", ""]
+        for part in _parts(registry.load(target).__doc__):
+            facts = re.sub(r"^(\w+): ", r"- **\1**: ", part, flags=re.MULTILINE)
+            lines += [_fenced(part, "bibtex") if part.startswith("@") else facts + "\n"]
+    return "\n".join(lines)
+
+
+def api_page() -> str:
+    """Return a page with every public name of the package."""
+    lines = ["# Python API", ""]
+    lines += ["`from domainbed_reasoning import …`: these names are stable, and so is what their docstrings say. Each is"]
+    lines += ["imported when it is first used, so that `import domainbed_reasoning` does not load torch.", ""]
+    for name in domainbed_reasoning.__all__:
+        value = getattr(domainbed_reasoning, name)
+        unseen = value.__module__.startswith("domainbed_reasoning.datasets.")
+        lines += _class(value) if unseen else [f"::: domainbed_reasoning.{name}\n"]
+    lines += ["## What they return", ""]
+    lines += [f"::: domainbed_reasoning.{name}\n    options:\n      heading_level: 3\n" for name in RETURNED]
+    return "\n".join(lines)
+
+
+def _class(cls: type) -> list[str]:
+    """Return a class as mkdocstrings would, which does not see `datasets/`: the folder has no ``__init__.py``."""
+    lines = [f"## {cls.__name__}", "", _fenced(f"class {cls.__name__}({cls.__base__.__name__})", "python")]
+    for part in _parts(cls.__doc__):
+        title, _, rest = part.partition("\n")
+        listed = re.sub(r"^ {4}(\w+): ", r"- **`\1`**: ", rest, flags=re.MULTILINE)
+        lines += [f"**{title}**\n\n{listed}\n" if title.endswith(":") and rest else part + "\n"]
+    for name, method in vars(cls).items():
+        if inspect.isfunction(method) and not name.startswith("_"):
+            lines += [f"### {name}", "", _fenced(f"{name}{inspect.signature(method)}", "python")]
+            lines += [*_parts(method.__doc__), ""]
+    return lines
+
+
+def _parts(docstring: str | None) -> list[str]:
+    return inspect.cleandoc(docstring or "").split("\n\n")
+
+
+def _fenced(text: str, language: str = "text") -> str:
+    return f"```{language}\n{text}\n```\n"
+
+
+def _text(text: str) -> str:
+    """Return text for a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
