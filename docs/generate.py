@@ -79,10 +79,13 @@ def _rows(parser: argparse.ArgumentParser) -> Iterator[str]:
         if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
             continue
         formatter = argparse.HelpFormatter(parser.prog)
-        options, value = list(action.option_strings), formatter._format_args(action, action.dest.upper())
-        names = [f"{option} {value}".strip() for option in options] or [action.metavar or action.dest]
         described = formatter._expand_help(action) if action.help else ""
-        described = "required" + (f"; {described}" if described else "") if options and action.required else described
+        value, facts = formatter._format_args(action, action.dest.upper()), [described]
+        if action.choices:
+            value, facts = "", [*facts, f"one of {', '.join(map(str, action.choices))}"]
+        options = action.option_strings
+        names = [f"{option} {value}".strip() for option in options] or [action.metavar or action.dest]
+        described = "; ".join(filter(None, ["required" if options and action.required else "", *facts]))
         yield f"| {', '.join(f'`{_text(str(name))}`' for name in names)} | {_text(described)} |"
 
 
@@ -98,13 +101,13 @@ def hparams_page() -> str:
     lines += ["(`--n_hparams` above 1) draws it.", ""]
     for owners, rows in sorted(groups.items(), key=lambda group: (group[0][0] not in registry.ALGORITHMS, -len(group[0]))):
         lines += [f"## {_heading(owners)}", ""]
-        lines += ["| Name | Default | Embedded | Values | Searched | Source |", "|---|---|---|---|---|---|"]
+        lines += ["| Name | Default | Values | Source of the default |", "|---|---|---|---|"]
         for name, row in rows.items():
-            embedded = f"`{json.dumps(row.embedded)}`" if row.embedded is not None else ""
-            searched = "yes" if row.sample is not None else ""
+            default = f"`{_text(json.dumps(row.default))}`"
+            default += f"; embedded: `{_text(json.dumps(row.embedded))}`" if row.embedded is not None else ""
             values = _text(row.allowed.words.replace("2147483647", "2³¹ - 1"))
-            cells = (f"`{name}`", f"`{_text(json.dumps(row.default))}`", embedded, values, searched, _text(row.source))
-            lines += [f"| {' | '.join(cells)} |"]
+            values += "; searched" if row.sample is not None else ""
+            lines += [f"| `{name}` | {default} | {values} | {_text(row.source)} |"]
         lines += [""]
     return "\n".join(lines)
 
