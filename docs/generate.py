@@ -53,7 +53,7 @@ def pages() -> dict[str, str]:
 def commands_page() -> str:
     """Return a section per verb with its options, by the verb's own parser, and its examples."""
     lines = ["# Commands", ""]
-    lines += [f"`{PROGRAM} VERB …` runs one of these verbs, and `{PROGRAM} VERB --help` prints what this page says of it."]
+    lines += [f"The verbs of `{PROGRAM}`. `{PROGRAM} VERB --help` prints the same options and examples."]
     lines += ["Options can be spelled `--data-dir` or, as DomainBed does, `--data_dir`.", ""]
     for title, verbs in GROUPS.items():
         lines += [f"**{title.capitalize()}**: " + ", ".join(f"[{verb}](#{verb})" for verb in verbs) + "  "]
