@@ -1,6 +1,6 @@
-"""Writes the reference pages from the code when the site is built: commands, hyper-parameters, algorithms, datasets, API.
+"""Writes the pages in reference/ from the code when the site is built.
 
-`mkdocs build` calls `on_files`. Everything else here needs neither mkdocs nor the site.
+`mkdocs build` calls `on_files`. `pages` needs no mkdocs.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from domainbed_reasoning.commands.arguments import PROGRAM, Parser
 from domainbed_reasoning.commands.verbs import GROUPS, VERBS, add_command, make_parser
 from domainbed_reasoning.registry import Hparam
 
-# The classes below are DomainBed's children. Where it is not found, the tests' stand-in does for their docstrings.
+# The classes below subclass DomainBed's. If it is not installed, the stand-in of the tests is enough to import them.
 if importlib.util.find_spec("domainbed") is None:
     sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "standin"))
 
-# What public functions return: documented with them.
+# What public functions return, documented with them.
 RETURNED = ("jobs.predict.Predictor", "jobs.predict.Prediction", "jobs.predict.SampleLoss", "chains.rules.Verdict")
 
 
@@ -90,19 +90,21 @@ def _rows(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def hparams_page() -> str:
-    """Return a table of every hyper-parameter: default, values, source, and which algorithms or datasets have it."""
+    """Return a table of every hyper-parameter, in sections by which algorithms or datasets have it."""
     groups: dict[tuple[str, ...], dict[str, Hparam]] = defaultdict(dict)
     for name, row, owners in hparam_rows():
         groups[owners][name] = row
-    lines = ["# Hyper-parameters", ""]
-    lines += ["Pass them as JSON: `--hparams '{\"sarr_rounds\": 1}'`. A misspelled name or a value that is not allowed"]
-    lines += ["is an error before training starts. *Embedded* is the default on the embedded datasets"]
-    lines += [f"({', '.join(sorted(registry.EMBEDDED_DATASETS))}) with the tiny model; *searched* means that random search"]
-    lines += ["(`--n_hparams` above 1) draws it.", ""]
-    for owners, rows in sorted(groups.items(), key=lambda group: (group[0][0] not in registry.ALGORITHMS, -len(group[0]))):
+    embedded = ", ".join(sorted(registry.EMBEDDED_DATASETS))
+    lines = [
+        "# Hyper-parameters\n",
+        "Pass them as JSON: `--hparams '{\"sarr_rounds\": 1}'`. A misspelled name or a value that is not allowed is an",
+        f"error before training starts. *Embedded* is the default on the embedded datasets ({embedded}) with the tiny",
+        "model; *searched* means that random search (`--n_hparams` above 1) draws it.\n",
+    ]
+    for owners in sorted(groups, key=lambda owners: (owners[0] not in registry.ALGORITHMS, -len(owners))):
         lines += [f"## {_heading(owners)}", ""]
         lines += ["| Name | Default | Values | Source of the default |", "|---|---|---|---|"]
-        for name, row in rows.items():
+        for name, row in groups[owners].items():
             default = f"`{_text(json.dumps(row.default))}`"
             default += f"; embedded: `{_text(json.dumps(row.embedded))}`" if row.embedded is not None else ""
             values = _text(row.allowed.words.replace("2147483647", "2³¹ - 1"))
@@ -143,8 +145,8 @@ def algorithms_page() -> str:
         module = target.partition(":")[0]
         parts = _parts(importlib.import_module(module).__doc__)
         lines += [f"## {name}", "", *(_fenced(part) if re.match(r"L\S* = ", part) else part + "\n" for part in parts)]
-        lines += [f"::: {module}.{name}", "    options:", "      heading_level: 3", "      show_root_toc_entry: false"]
-        lines += ["      members: [stages, step]", ""]
+        lines += [f"::: {module}.{name}", "    options:", "      heading_level: 2", "      show_root_heading: false"]
+        lines += ["      show_root_toc_entry: false", "      members: false", ""]
     return "\n".join(lines)
 
 
@@ -154,7 +156,9 @@ def datasets_page() -> str:
     for name, target in registry.DATASETS.items():
         lines += [f"## {name}", ""]
         for part in _parts(registry.load(target).__doc__):
-            facts = re.sub(r"^(\w+): ", r"- **\1**: ", part, flags=re.MULTILINE)
+            facts = re.sub(r"^(Input|Label|Domains|Website|License|Chains): ", r"- **\1**: ", part, flags=re.MULTILINE)
+            facts = re.sub(r"(https?://\S+)", r"<\1>", facts)
+            facts = re.sub(r"see\s+(also )?the module's docstring", r"see \1[Chains](../guides/chains.md)", facts)
             lines += [_fenced(part, "bibtex") if part.startswith("@") else facts + "\n"]
     return "\n".join(lines)
 
@@ -162,7 +166,7 @@ def datasets_page() -> str:
 def api_page() -> str:
     """Return a page with every public name of the package."""
     lines = ["# Python API", ""]
-    lines += ["`from domainbed_reasoning import …`: these names are stable, and so is what their docstrings say. Each is"]
+    lines += ["`from domainbed_reasoning import …`: these names and what they do are stable. Each is"]
     lines += ["imported when it is first used, so that `import domainbed_reasoning` does not load torch.", ""]
     for name in domainbed_reasoning.__all__:
         value = getattr(domainbed_reasoning, name)

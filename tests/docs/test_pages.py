@@ -1,4 +1,4 @@
-"""The pages in docs/ and README.md: their commands, links and claims, and the reference that is generated from the code."""
+"""The pages in docs/ and README.md: commands, links and claims, and the reference that is generated from the code."""
 
 import argparse
 import ast
@@ -189,5 +189,6 @@ def test_the_readme_is_one_page_and_says_what_was_never_tried():
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert len(readme.splitlines()) <= 110
     for page in ("index", "tutorial", "faq", "results/speed", "guides/small-gpu", "guides/several-gpus"):
-        assert re.search("never run on cuda|run on CUDA yet", (DOCS / f"{page}.md").read_text(), re.IGNORECASE), page
+        text = " ".join((DOCS / f"{page}.md").read_text(encoding="utf-8").split())
+        assert "Never run on CUDA" in text or "nothing has been run on CUDA yet" in text, page
     assert "Never run on CUDA" in readme
