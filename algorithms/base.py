@@ -24,20 +24,20 @@ class MLLMAlgorithm(TrainedMLLM):
     """
 
     def begin(self, stage: Stage) -> StageRun:
-        """Begin a stage with a fresh optimizer and, in a SARR round, with the model as it is now as the labeler.
+        """Begin a stage with a fresh optimizer and, in a SARR round, a frozen copy of the current model as the labeler.
 
-        The paper does not say whether the optimizer's state outlives a stage; stages are runs of their own here.
+        The paper does not say whether optimizer state carries over between stages; here each stage starts a new run.
         """
         self.log.begin(stage)
-        self.run = None  # the last round's labeler makes room
+        self.run = None  # free the previous round's labeler
         return StageRun(stage, self.mllm.adapters(), self.hparams, self.labeler() if stage.round else None)
 
     def labeler(self) -> SelfLabels:
-        """Return the chains that the model as it is now writes for a round, and which of them are kept."""
+        """Return a round's self-generated chains, written by the current model, and which of them are kept."""
         return labels_of_round(self.snapshots.freeze(), self.questions, self.hparams)
 
     def chains_of(self, batch: Batch, run: StageRun) -> Sequence[str | None]:
-        """Return each sample's chain: the teacher's, or in a SARR round the model's own where it was kept."""
+        """Return each sample's chain: the teacher's, or in a SARR round the model's own if it was kept."""
         if not self.CHAIN_PATH:
             return [None] * len(batch.labels)
         if run.own_chains is not None:
@@ -45,20 +45,20 @@ class MLLMAlgorithm(TrainedMLLM):
         return [self.task.chains.get(sample) for sample in batch.ids or [(-1, -1)] * len(batch.labels)]
 
     def terms(self, images: torch.Tensor, names: list[str] | None, chains: list[str] | None) -> Terms:
-        """Return both terms of each image, ``(n,)`` in nats, None for one that it does not have; it is encoded once."""
+        """Return both terms per image, ``(n,)`` in nats; None for a missing term. Each image is encoded once."""
         by_label, by_chain = self.mllm.path_log_likelihoods(images, self.questions.both, (names, chains))
         label = label_nll(*by_label) if by_label is not None else None
         chain = chain_nll(*by_chain) if by_chain is not None else None
         return label, chain
 
     def step(self, minibatches: Minibatches) -> dict[str, float]:
-        """Take one update: find the batch its chains, and descend the objective over the samples that it is over.
+        """Take one update: look up the batch's chains and take a gradient step on the objective.
 
         Returns:
             ``loss``, ``label_loss`` and ``chain_loss`` in nats (means over the samples that have the term), ``stage``
-            (0 is MTCT, k is SARR's round k), ``chain_share`` (samples with a chain, in [0, 1]) and, where DomainBed
-            writes a record, of every round so far `SelfLabels.shares`. With ``sarr_epoch_over`` at ``kept`` a round's
-            steps have ``updated``, 1 or, in surplus steps, which have no loss, 0.
+            (0 is MTCT, k is SARR's round k), ``chain_share`` (share of samples with a chain, in [0, 1]) and, at steps
+            that DomainBed records, `SelfLabels.shares` of every round so far. With ``sarr_epoch_over="kept"``, the
+            steps of a round also report ``updated``: 1, or 0 for surplus steps, which have no loss.
         """
         self.snapshots.weights_change()
         stage = self.schedule.at(self.session.steps_taken)
@@ -66,7 +66,7 @@ class MLLMAlgorithm(TrainedMLLM):
             self.run = self.begin(stage)
         run, batch = self.run, Batch.gather(minibatches, self.pixels, self.task.labels)
         chains = self.chains_of(batch, run)
-        # Eq. 1 is over the B samples that have a term, eq. 2 over the B' whose own chain was kept.
+        # Eq. 1 averages over the B samples that have a term, eq. 2 over the B' whose own chain was kept.
         used = [i for i, chain in enumerate(chains) if chain is not None or (self.LABEL_PATH and not stage.round)]
         updates = not run.is_surplus
         values = self.descend(run, batch, chains, used) if updates else {}
@@ -78,7 +78,7 @@ class MLLMAlgorithm(TrainedMLLM):
         return values | ({"chain_share": with_chain} if self.CHAIN_PATH else {})
 
     def descend(self, run: StageRun, batch: Batch, chains: Sequence[str | None], used: list[int]) -> dict[str, float]:
-        """Take one step down the gradient of the objective over the ``used`` rows of the batch; return its losses."""
+        """Take one gradient step on the objective over the ``used`` rows of the batch; return its losses."""
         names = [self.task.class_names[label] for label in batch.labels] if self.LABEL_PATH else None
         objective = Objective.of(self.hparams, self.LABEL_PATH, self.CHAIN_PATH)
         run.optimizer.zero_grad(set_to_none=True)
@@ -88,11 +88,11 @@ class MLLMAlgorithm(TrainedMLLM):
         return values
 
     def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
-        """Return class scores by the hparam ``answer`` (see `answer_images`); at the last evaluation both are recorded.
+        """Return class scores by the hparam ``answer`` (see `answer_images`); the last evaluation records both answers.
 
         Args:
             x: images, ``(n, c, H, W)``.
-            ids: their sample ids, ``(n, 2)``.
+            ids: sample ids of the images, ``(n, 2)``.
         """
         hparams, last = self.hparams, self.session.is_last_evaluation
         if self.session.steps_taken < hparams["first_evaluation"] and not last:

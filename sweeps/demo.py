@@ -176,7 +176,7 @@ def print_accepted(runs: Sequence[Run], domains: Sequence[str]) -> None:
 
 
 def print_chain(runs: Sequence[Run], domains: Sequence[str]) -> None:
-    """Print one chain of the trained model for an image of the target domain, a correct one if there is any."""
+    """Print one chain of the trained model for a target-domain image, a correct one if possible."""
     for run in reversed(runs):
         path = run.folder / "predictions.jsonl"
         if run.algorithm != "RDMLDG" or not path.exists():

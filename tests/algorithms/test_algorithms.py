@@ -369,7 +369,7 @@ def test_hparams_that_cannot_be_used_end_before_training_with_the_cure(changes, 
 
 def test_float16_answers_and_does_not_train():
     """No loss is scaled. A job that is only asked trains nothing."""
-    with pytest.raises(ValueError, match="float16 is for answering alone.*bfloat16 or float32, or quantize nf4"):
+    with pytest.raises(ValueError, match="float16 is for evaluation only.*bfloat16 or float32, or quantize nf4"):
         build("MTCT", dtype="float16")
     assert build("MLLMZeroShot", dtype="float16")[1].mllm.base.dtype == torch.float16
 

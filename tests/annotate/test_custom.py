@@ -67,7 +67,7 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, fault: st
 
 @pytest.mark.parametrize(
     ("name", "fault"),
-    [("MultipleDomainDataset", "already has {!r}"), ("ReasoningImageFolder", "{!r} is one that this package needs")],
+    [("MultipleDomainDataset", "already has {!r}"), ("ReasoningImageFolder", "{!r} is used by this package")],
 )
 def test_a_name_that_something_in_domainbed_has_is_named_with_the_file_and_stock_goes_on(
     tmp_path: Path, domainbed_root: Path, run_stock: Any, name: str, fault: str

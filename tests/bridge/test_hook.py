@@ -262,7 +262,7 @@ def test_a_dataset_file_with_a_fault_takes_nothing_but_its_own_dataset(forked, t
     for file in ("1.toml", "3.toml", "4.toml"):
         assert sum(file in line for line in lines if line.startswith("domainbed-reasoning: ")) == 1, lines
     assert "DatasetFileError: " in lines[-2] and "1.toml" in lines[-2]
-    assert "ImportError: " in lines[-1] and "3.toml" in lines[-1] and "is one that this package needs" in lines[-1]
+    assert "ImportError: " in lines[-1] and "3.toml" in lines[-1] and "is used by this package" in lines[-1]
 
 
 def test_a_system_without_file_locks_and_forks_has_every_name(forked):

@@ -81,9 +81,9 @@ def test_none_leaves_labels_alone_and_is_refused_where_nothing_else_is_learned(p
     _, hparams = build(pacs, chains="none")
     assert task_of(hparams).chains == {} and "no teacher chains (hparam chains is 'none')" in capsys.readouterr().out
     for algorithm in ("ReasoningSFT", "SARR"):
-        with pytest.raises(ValueError, match=f"chains is 'none', but {algorithm} would learn from chains alone"):
+        with pytest.raises(ValueError, match=f"chains is 'none', but {algorithm} trains on chains only"):
             build(pacs, algorithm, chains="none")
-    with pytest.raises(ValueError, match="MTCT would learn from chains alone"):
+    with pytest.raises(ValueError, match="MTCT trains on chains only"):
         build(pacs, "MTCT", chains="none", label_weight=0.0)
     build(pacs, "SARR", chains="none", mtct_epochs=0)
 
@@ -97,10 +97,10 @@ def test_images_that_the_bundle_does_not_know_end_the_job_with_what_to_do(pacs):
     for number, image in enumerate((pacs / "PACS").rglob("*.png")):
         image.write_bytes(image.read_bytes() + b"changed")
         image.rename(image.with_name(f"new{number}.png"))
-    message = r"reasoning.jsonl: file not found; MTCT learns from its chains, and the bundle small.jsonl.xz has none of"
+    message = r"reasoning.jsonl: file not found, but MTCT trains on chains, and the bundle small.jsonl.xz has none of"
     with pytest.raises(ChainFileError, match=message):
         build(pacs, "MTCT")
-    with pytest.raises(ChainFileError, match=r"small.jsonl.xz: it has no accepted chain of a source domain, and MTCT"):
+    with pytest.raises(ChainFileError, match=r"small.jsonl.xz: it has no accepted chain of a source domain, but MTCT"):
         build(pacs, "MTCT", chains="bundled")
     build(pacs, "LabelSFT")
 

@@ -128,7 +128,7 @@ def test_a_chain_file_without_a_chain_of_a_source_domain_is_refused_by_what_lear
         if not line["image"].startswith("sketch/"):
             line["verdict"] = "rejected"
     write(pacs, lines)
-    message = rf"reasoning.jsonl: it has no accepted chain of a source domain, and {algorithm} .*annotate.*'chains'"
+    message = rf"reasoning.jsonl: it has no accepted chain of a source domain, but {algorithm} .*annotate.*'chains'"
     with pytest.raises(ChainFileError, match=message):
         build(pacs, algorithm)
     write(pacs, [])
@@ -144,11 +144,11 @@ def test_a_chain_file_without_a_chain_of_a_source_domain_is_refused_by_what_lear
 @pytest.mark.parametrize("chains", [None, "nowhere.jsonl"])
 def test_without_a_chain_file_it_is_said_which_hparam_names_one_and_what_runs_at_once(pacs, chains):
     (pacs / "PACS" / "reasoning.jsonl").unlink()
-    with pytest.raises(ValueError, match="file not found; RDMLDG learns") as error:
+    with pytest.raises(ValueError, match="file not found, but RDMLDG trains") as error:
         build(pacs, "RDMLDG", chains=chains)
-    for word in ("the hparam 'chains'", "`domainbed-reasoning annotate`", "LabelSFT", "ShapesReasoning needs no data"):
+    for word in ("the hparam 'chains'", "`domainbed-reasoning annotate`", "LabelSFT", "ShapesReasoning requires no"):
         assert word in str(error.value)
-    with pytest.raises(FileNotFoundError, match="ShapesReasoning needs no data"):
+    with pytest.raises(FileNotFoundError, match="ShapesReasoning requires no data"):
         build(pacs / "elsewhere", "RDMLDG")
 
 
@@ -309,7 +309,7 @@ def test_chains_that_conclude_no_class_or_another_are_counted_and_named(pacs, ca
     said = capsys.readouterr().out
     assert "WARNING: 3 of 18 chains (16.7%) conclude with no class of the dataset" in said
     assert "of 'art_painting/dog/0.png' (dog), concludes: 'some animal or other'" in said
-    assert "WARNING: 3 of 18 chains (16.7%) conclude with another class than their image's" in said
+    assert "WARNING: 3 of 18 chains (16.7%) conclude with a class other than their image's" in said
     nothing, other = misled(task_of(hparams))
     assert (len(nothing), len(other)) == (3, 3)
 

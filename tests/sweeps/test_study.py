@@ -163,7 +163,7 @@ def test_leave_one_domain_out_selection_gets_its_pairs(capsys):
 def test_what_is_printed_has_commands_claim_and_hours(capsys):
     """TerraIncognita, rounds 0 to 5: 4 targets x 3 trials each; a further round costs hours."""
     said = said_by(capsys, "sarr_rounds", "--data_dir", "/data", "--output_dir", "/out", "--gpu", "H100")
-    assert "claim   The first round adds most" in said
+    assert "claim   The first round helps most" in said
     commands = [line for line in said.splitlines() if line.startswith("python -m domainbed.scripts.sweep launch")]
     assert [json.loads(shlex.split(one)[-1]) for one in commands] == [{"sarr_rounds": n} for n in range(6)]
     assert said.count("# 12 jobs: RDMLDG on TerraIncognitaReasoning") == 6
