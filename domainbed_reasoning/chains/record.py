@@ -115,7 +115,7 @@ def is_accepted(record: Mapping[str, Any]) -> bool:
 
 
 def check_record(record: Any, walk: bool = True, check_paths: bool = True) -> str | None:
-    r"""Return what is wrong with a record; None if it is valid.
+    r"""Return a record's problem; None if it is valid.
 
     Args:
         record: parsed value of a line.

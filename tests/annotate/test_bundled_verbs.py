@@ -50,7 +50,7 @@ def test_check_counts_what_is_matched_by_path_by_content_and_not_at_all(bundled:
     image = bundled / "toy" / "photo" / "Mug" / "Mug_0.png"
     image.with_name("twin.png").write_bytes(image.read_bytes())
     _, out, _ = verb("check", *where(bundled), "--no-images")
-    assert out.count("1 file has the content of another and shares its chain ('photo/Mug/twin.png' and") == 1
+    assert out.count("1 file is a copy of another and shares its chain ('photo/Mug/twin.png' and") == 1
 
 
 def test_check_names_a_bundle_whose_digest_is_wrong(bundled: Path, verb: Verb, tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_files_of_the_same_content_share_a_chain_within_their_class_and_are_repo
     loaded = load(toy, images=named)
     assert loaded.texts["b/dog/copy.png"] == loaded.texts[images[1]] and "a/horse/copy.png" not in loaded.texts
     assert [warning.split(" (")[0] for warning in loaded.warnings] == [
-        "1 file has the content of another and shares its chain",
+        "1 file is a copy of another and shares its chain",
         "1 image is in another class folder than in the bundle and gets no bundled chain",
     ]
 

@@ -114,9 +114,9 @@ def test_the_share_that_is_never_drawn_is_what_drawing_with_replacement_leaves()
 @pytest.mark.parametrize(
     ("sources", "said"),
     [
-        (1, '43 images a step from 1, 129 from three as on the paper\'s datasets; "batch_size": 129 makes 129'),
+        (1, '43 images per step from 1, 129 from three as on the paper\'s datasets; "batch_size": 129 makes 129'),
         (3, ""),
-        (5, '215 images a step from 5, 129 from three as on the paper\'s datasets; "batch_size": 26 makes 130'),
+        (5, '215 images per step from 5, 129 from three as on the paper\'s datasets; "batch_size": 26 makes 130'),
     ],
 )
 def test_a_batch_that_is_per_domain_is_said_aloud_where_there_are_not_three(sources, said):

@@ -157,7 +157,7 @@ def test_the_verb_says_how_often_each_domain_is_passed_over(capsys):
     assert "  location_38         9,736 images   1.9 to 2.1 (12% to 15%)" in said
     assert "  location_43         3,970 images   3.7 to 5.0 (1% to 2%)" in said and "batch_size 43 is per" not in said
     assert cli.main(["plan", "--dataset", "DomainNet", "--algorithm", "MTCT"]) == 0
-    assert "batch       batch_size 43 is per source domain: 215 images a step from 5" in capsys.readouterr().out
+    assert "batch       batch_size 43 is per source domain: 215 images per step from 5" in capsys.readouterr().out
     assert cli.main(["plan", "--dataset", "PACS", "--algorithm", "MLLMZeroShot"]) == 0
     assert "epoch  " not in capsys.readouterr().out
 
