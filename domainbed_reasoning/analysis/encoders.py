@@ -81,8 +81,8 @@ class MLLMEncoder:
     def __init__(self, mllm: MLLM):
         if not mllm.family.tree:
             raise ModelError(
-                f"{mllm.family.name}: its towers cannot be read apart, because it is computed by the general path. "
-                "Use CLIP as the encoder, or a model of a family with shared-prefix rows."
+                f"{mllm.family.name} runs on the general path, which cannot encode with separate towers. Use CLIP as "
+                "the encoder, or a model of a family with shared-prefix rows."
             )
         self.mllm = mllm
 

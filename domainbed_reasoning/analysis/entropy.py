@@ -34,8 +34,8 @@ def reductions(before: TokenTable, after: TokenTable, least: int = LEAST) -> lis
         least: minimum number of positions of a token.
 
     Returns:
-        Rows with ``token``, ``n`` (number of positions), ``before``, ``after`` and ``reduction`` in nats, and ``of_class``:
-        whether the token occurs in a conclusion.
+        Rows with ``token``, ``n`` (number of positions), ``before``, ``after`` and ``reduction`` in nats, and
+        ``of_class``: whether the token occurs in a conclusion.
     """
     places: dict[str, list[int]] = {}
     for position, (token, kind) in enumerate(zip(before.token, before.kind, strict=True)):

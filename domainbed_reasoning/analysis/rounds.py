@@ -142,7 +142,8 @@ def without_checkpoint(folder: str | pathlib.Path, steps: Sequence[int], answere
     missing = ", ".join(str(step) for step in steps if step not in answered)
     if not missing:
         return None
-    return f"{pathlib.Path(folder).name}: no checkpoint of step {missing}; train with --save_model_every_checkpoint to save them"
+    name = pathlib.Path(folder).name
+    return f"{name}: no checkpoint of step {missing}; train with --save_model_every_checkpoint to save them"
 
 
 def answer_both_ways(

@@ -1,4 +1,4 @@
-"""A job's history: what identifies a job, and what an earlier process of it has saved (see `replay_log`)."""
+"""A job's history: its identity, and the progress that an earlier process has saved (see `replay_log`)."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _files(model: str) -> Any:
-    """Return what identifies the files of a model: a folder's names, sizes and times, or the commit of a hub id."""
+    """Return the identity of a model's files: a folder's names, sizes and times, or the commit of a hub id."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return [(path.name, *_stamp(path)) for path in sorted(folder.iterdir()) if path.is_file()]
@@ -155,7 +155,7 @@ def _files(model: str) -> Any:
 
 
 def _report_changes(job: Mapping[str, Any], progress: Progress) -> None:
-    """Report why a job starts at step 0 although the same command has progress: something else has changed."""
+    """Report why a job starts at step 0 although the same command has progress: what else has changed."""
     for path in progress.folder.parent.glob("[!.]*/job.json"):
         with suppress(OSError, ValueError, RecursionError):
             other = json.loads(path.read_text(encoding="utf-8"))

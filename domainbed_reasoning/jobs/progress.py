@@ -10,7 +10,7 @@ _EVERY_SECONDS = 60.0
 
 
 class ProgressLog:
-    """Prints how much of a task is done, and the time left, at most once a minute.
+    """Prints the progress of a task and the remaining time, at most once a minute.
 
     Args:
         what: description of the task.
@@ -27,11 +27,11 @@ class ProgressLog:
         self._printed = time.monotonic()
 
     def add(self, count: int, seconds: float) -> None:
-        """Count units as done.
+        """Count completed units.
 
         Args:
-            count: of them.
-            seconds: that they took, without the time between calls.
+            count: number of units.
+            seconds: time that they took, excluding time between calls.
         """
         self._done += count
         self._seconds += seconds

@@ -82,7 +82,7 @@ def test_epochs_over_what_was_kept_end_with_their_updates_and_surplus_steps_chan
     # Linear, over five updates, the first two warm-up; the first step's rate was set before anything was kept.
     assert [rate / algorithm.hparams["lr"] for rate in rates[1:5]] == pytest.approx([1.0, 3 / 4, 2 / 4, 1 / 4])
     said = capsys.readouterr().out
-    assert said.count("5 updates are its epochs over the 50.0% that it has kept so far") == 1
+    assert said.count("5 updates complete its epochs over the 50.0% of chains kept so far") == 1
     assert "kept 50.0% of 6 self-labeled chains, 100.0% of these well formed; 5 of its 10 steps were updates" in said
 
 

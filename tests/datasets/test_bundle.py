@@ -71,7 +71,7 @@ def test_unverified_trains_on_the_chain_that_concludes_another_class(pacs, capsy
     _, hparams = build(pacs, chain_verification="unverified")
     assert task_of(hparams).chains[0, 0] == chain_text("guitar")
     said = capsys.readouterr().out
-    assert "1 of 18 chains (5.6%) conclude with another class" in said and "WARNING" not in said
+    assert "1 of 18 chains (5.6%) conclude with a class other" in said and "WARNING" not in said
     with pytest.raises(ValueError, match="chain_verification must be 'verified' or 'unverified'; got 'no'"):
         build(pacs, chain_verification="no")
 

@@ -207,8 +207,8 @@ def test_the_papers_averages_are_those_of_its_tables():
 def test_settings_that_differ_from_the_papers_are_listed(shapes_job, write_job):
     differing = next(block for block in blocks_of(read_report(write_job.folder), "paper") if hasattr(block, "rows"))
     settings = {row[0]: row[1:3] for row in differing.rows}
-    assert settings.keys() == {"dataset", "images a step", "length of training", "lr", "model"}
-    assert settings["images a step"] == ("128", "18 (6 from each of 3 sources)")
+    assert settings.keys() == {"dataset", "images per step", "length of training", "lr", "model"}
+    assert settings["images per step"] == ("128", "18 (6 from each of 3 sources)")
     assert settings["lr"] == ("0.0005", "0.004")
 
 
@@ -216,7 +216,7 @@ def test_a_local_copy_of_the_papers_model_is_the_papers_model(write_job):
     hparams = {"model": "/models/InternVL3-8B-hf", "lr": 5e-4, "batch_size": 43, "lora_rank": 8}
     write_job("one", "MTCT", "PACSReasoning", hparams=hparams)
     said = blocks_of(read_report(write_job.folder), "paper")[1]
-    assert said.text == "These jobs use all settings that the paper gives (MTCT)."
+    assert said.text == "These jobs use all settings that the paper reports (MTCT)."
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_settings_of_every_row_that_the_paper_has_are_compared(write_job, algori
     write_job("one", algorithm, "PACSReasoning", hparams=hparams, args={"steps": steps} if steps else {})
     said = blocks_of(read_report(write_job.folder), "paper")[1]
     if differing is None:
-        assert said.text == f"These jobs use all settings that the paper gives ({algorithm})."
+        assert said.text == f"These jobs use all settings that the paper reports ({algorithm})."
     else:
         assert {row[0] for row in said.rows} == differing
 
@@ -243,7 +243,7 @@ def test_settings_of_every_row_that_the_paper_has_are_compared(write_job, algori
 def test_of_methods_that_the_paper_lacks_no_settings_are_compared(write_job):
     write_job("one", "ERM", "PACSReasoning", hparams={"resnet18": True})
     assert blocks_of(read_report(write_job.folder), "paper")[1].text == (
-        "The paper gives no settings of these algorithms."
+        "The paper reports no settings for these algorithms."
     )
 
 
@@ -373,7 +373,7 @@ def test_a_zero_shot_model_stands_beside_the_papers_number_by_both_answers(write
     table = blocks_of(read_report(write_job.folder), "accuracy")[0]
     assert [row[-3:] for row in table.rows] == [("40.0", "46.84", "-6.8"), ("50.0", "46.84", "+3.2")]
     assert [row[0] for row in table.rows] == ["MLLMZeroShot", "MLLMZeroShot, by its class name"]
-    assert table.note.count("By which answer its zero-shot model was judged is not published") == 1
+    assert table.note.count("The paper does not state which answer its zero-shot model uses") == 1
 
 
 def test_without_records_of_the_other_answer_a_zero_shot_model_has_one_row(write_job):
