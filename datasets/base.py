@@ -143,7 +143,7 @@ def report_chains(task: Task, wanted: bool, exact: bool = False, unverified: boo
         if not found:
             continue
         env, index = found[0]
-        said = (
+        message = (
             f"{len(found)} of {total} chains ({len(found) / total:.1%}) conclude with {what}. The first, of "
             f"{task.images[env][index]!r} ({task.class_names[task.labels[env][index]]}), concludes: "
             f"{conclusion_of(task.chains[env, index])!r:.80}"
@@ -151,17 +151,17 @@ def report_chains(task: Task, wanted: bool, exact: bool = False, unverified: boo
         if found is other and unverified:
             _log.info(
                 printable(
-                    f"{task.dataset}: {said}. They are used anyway (chain_verification 'unverified').", sys.stdout
+                    f"{task.dataset}: {message}. They are used anyway (chain_verification 'unverified').", sys.stdout
                 )
             )
             continue
-        cure = (
+        fix = (
             "`domainbed-reasoning check` lists them; correct their <CONCLUSION>, normalize them with `annotate "
             "--rejudge`, or mark them as rejected."
         )
         if found is nothing and len(nothing) == total:
-            raise ValueError(f"{said}. A model trained on them would never name a class. {cure}")
-        _log.warning(printable(f"WARNING: {said}. {cure}", sys.stdout))
+            raise ValueError(f"{message}. A model trained on them would never name a class. {fix}")
+        _log.warning(printable(f"WARNING: {message}. {fix}", sys.stdout))
 
 
 def source_chains(

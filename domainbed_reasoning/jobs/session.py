@@ -201,7 +201,7 @@ class Session:
 
     def labeled(self, round: int) -> list[tuple[int, int, str, bool]]:
         """Return an earlier process's self-labels of a round, from `Resumable.new_self_labels`."""
-        return self.history.progress.labelled(round) if self.history is not None else []
+        return self.history.progress.labeled(round) if self.history is not None else []
 
     def _resume(self, algorithm: Resumable) -> None:
         """Restore the saved state once all recorded events have been replayed."""

@@ -34,7 +34,7 @@ def rename(text: str, name: str, other: str) -> str:
 
 
 @dataclass
-class Support:
+class ConsistencyFilter:
     """Judges the chains of one round, using the previous ones to estimate each class name's prior.
 
     A chain must have its five stages, must not contradict its conclusion (`contradiction`), and must support its class

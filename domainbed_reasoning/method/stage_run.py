@@ -56,7 +56,7 @@ class StageRun:
         chains so far; the remaining, surplus steps label images without an update.
         """
         own = self.own_chains
-        if not self.over_kept or own is None or not own.labelled:
+        if not self.over_kept or own is None or not own.labeled:
             return self.stage.steps
         return math.ceil(round(own.accepted_share * self.stage.steps, 9))  # 0.07 * 100 is slightly more than 7
 
