@@ -19,7 +19,7 @@ NASTY = "a\x1b]0;TAKEN\x07\x9b31m\u202etxt.exe\u2066\x7f\ud800\u2028z"
 OBEYED = set("\x1b\x07\x9b\u202e\u2066\x7f\ud800\u2028")
 
 
-def test_what_a_terminal_obeys_is_spelt_out_and_all_else_stays():
+def test_control_characters_are_escaped_and_the_rest_is_unchanged():
     assert printable(NASTY) == r"a\x1b]0;TAKEN\x07\x9b31m\u202etxt.exe\u2066\x7f\ud800\u2028z"
     for kept in (
         "plain\n\ttext",
@@ -107,7 +107,7 @@ def nasty_data(tmp_path, monkeypatch):
     ],
     ids=lambda verb: ascii(" ".join(verb)),
 )  # fmt: skip
-def test_no_verb_hands_on_what_a_terminal_obeys(nasty_data, verb, encoding, tmp_path, monkeypatch):
+def test_no_verb_prints_control_characters(nasty_data, verb, encoding, tmp_path, monkeypatch):
     """Whatever the verb says of these names, on a terminal of either encoding."""
     if verb[0] in ("check", "stats", "card", "browse", "annotate", "import", "export", "plan") and "--job" not in verb:
         verb = [*verb, "--dataset", "Toy", *(["--data_dir", str(nasty_data)] if verb[0] != "plan" else [])]

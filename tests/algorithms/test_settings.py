@@ -128,7 +128,7 @@ def test_the_filter_for_well_formed_chains_asks_for_five_stages_besides_the_conc
     assert again.shares(2) == shares
 
 
-def test_a_round_whose_kept_chains_are_no_longer_well_formed_says_so_once(monkeypatch, capsys):
+def test_round_with_malformed_kept_chains_is_reported_once(monkeypatch, capsys):
     """Each of four steps keeps six. Those of the first are whole, those of the others broken."""
     dataset, algorithm = build("RDMLDG", max_new_tokens=8)
     algorithm.schedule = Schedule((Stage(1, 0, 3),), 4, 1)

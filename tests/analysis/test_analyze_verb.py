@@ -112,7 +112,7 @@ def test_models_that_cut_text_differently_are_named_before_the_second_pass(analy
         ["faithfulness", "JOB", "JOB/model_step10.pkl"],
     ],
 )
-def test_a_model_is_gone_before_the_next_one_loads(words, analyze, monkeypatch):
+def test_model_is_freed_before_the_next_one_loads(words, analyze, monkeypatch):
     load, loaded = Checkpoint.load, []
 
     def counted(self, model=None):
@@ -126,7 +126,7 @@ def test_a_model_is_gone_before_the_next_one_loads(words, analyze, monkeypatch):
     assert len(loaded) > 1
 
 
-def test_analyses_lie_beside_the_job_and_side_by_side(job, tmp_path, capsys):
+def test_analyses_are_written_beside_the_job_without_collisions(job, tmp_path, capsys):
     """Of the same command the files are written anew, of another one under a number; old ones stay."""
     sweep = tmp_path / "sweep"
     shutil.copytree(job, sweep / ("0a" * 16))
@@ -149,13 +149,13 @@ def test_a_negative_number_of_images_is_refused_by_name(capsys):
     assert "argument --images: must be non-negative; got -8" in capsys.readouterr().err
 
 
-def test_files_that_nobody_owns_are_not_written_over(tmp_path):
+def test_files_of_unknown_origin_are_not_overwritten(tmp_path):
     (tmp_path / "entropy_x.csv").write_text("old")
     assert results_at(tmp_path, "entropy_x", "a").path(".csv") == tmp_path / "entropy_x-2.csv"
     assert results_at(tmp_path, "entropy_y", "a").path(".csv") == tmp_path / "entropy_y.csv"
 
 
-def test_one_bad_job_costs_no_other(job, analyze, tmp_path, capsys):
+def test_failing_job_does_not_affect_others(job, analyze, tmp_path, capsys):
     """The second job's adapters are of another model; a job that is none is refused before the first is looked at."""
     bad = shutil.copytree(job, tmp_path / "bad")
     saved = torch.load(bad / "model.pkl", weights_only=True)
@@ -171,7 +171,7 @@ def test_one_bad_job_costs_no_other(job, analyze, tmp_path, capsys):
     assert "nowhere is not a job folder" in message
 
 
-def test_steps_without_a_checkpoint_are_named_with_what_saves_them(job, tmp_path, capsys):
+def test_steps_without_a_checkpoint_are_reported_with_a_fix(job, tmp_path, capsys):
     bare = shutil.copytree(job, tmp_path / "bare", ignore=shutil.ignore_patterns("model_step*"))
     assert cli.main(["analyze", "sarr-rounds", str(bare), "--images", "4"]) == 0
     printed = "bare: no checkpoint of step 0, 10; train with --save_model_every_checkpoint to save them"
@@ -202,7 +202,7 @@ def test_chains_are_encoded_without_their_tags(analyze, monkeypatch):
     assert not any("<" in text or "\n" in text for text in seen)
 
 
-def test_without_matplotlib_the_numbers_are_written_and_the_cure_is_named(analyze, monkeypatch):
+def test_without_matplotlib_numbers_are_written_and_the_fix_is_printed(analyze, monkeypatch):
     from domainbed_reasoning import plot_styles
 
     monkeypatch.setattr(plot_styles, "has_matplotlib", lambda: False)
@@ -224,7 +224,7 @@ def test_without_matplotlib_the_numbers_are_written_and_the_cure_is_named(analyz
         (["divergence", "--dataset", "ShapesReasoning", "--encoder", "none"], "neither a folder nor a hub id"),
     ],
 )
-def test_faults_end_with_a_message(arguments, message, analyze):
+def test_errors_end_with_a_message(arguments, message, analyze):
     assert message in analyze(*arguments, code=1)[0]
 
 

@@ -41,7 +41,7 @@ def test_the_unbiased_estimate_is_zero_on_average_where_the_biased_is_not():
     assert abs(sum(one.unbiased for one in found) / 200) < 0.06
 
 
-def test_faults_are_named():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(ValueError, match="one of linear, rbf"):
         mmd(torch.zeros(3, 2), torch.zeros(3, 2), "cosine")
     with pytest.raises(ValueError, match="at least two images"):

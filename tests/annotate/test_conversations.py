@@ -77,7 +77,7 @@ def test_an_image_is_found_in_a_turn_as_hugging_face_writes_it(tmp_path: Path, p
         ),
     ],
 )
-def test_what_is_wrong_is_said_of_what_is_there(tmp_path: Path, fields: dict[str, Any], failure: str) -> None:
+def test_errors_describe_the_actual_values(tmp_path: Path, fields: dict[str, Any], failure: str) -> None:
     with pytest.raises(ExchangeError, match=f"row 1: .*{failure}"):
         read(tmp_path, {"conversations": [ASKED, answer("dog")], **fields})
 
@@ -115,7 +115,7 @@ def test_a_file_may_hold_own_rows_and_others_in_either_order(tmp_path: Path, ord
         assert [record["chain"] for record in found] == ["x", "dog"][::order]
 
 
-def test_a_broken_row_of_an_array_is_named_by_number_and_place(tmp_path: Path) -> None:
+def test_invalid_array_row_error_gives_number_and_position(tmp_path: Path) -> None:
     good = json.dumps({"image": PATH, "conversations": [ASKED, answer("x" * 700_000)]})
     for broken, failure in (
         ('{"image": nope}', "Expecting value"),
@@ -129,7 +129,7 @@ def test_a_broken_row_of_an_array_is_named_by_number_and_place(tmp_path: Path) -
             list(import_records(tmp_path / "rows.json"))
 
 
-def test_a_row_that_no_chain_file_could_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_unstorable_row_is_rejected_before_writing(tmp_path: Path) -> None:
     with pytest.raises(ExchangeError, match="row 1: .*above the limit for a line of a chain file"):
         read(tmp_path, {"image": PATH, "conversations": [ASKED, answer("x" * (2 << 20))]})
 
@@ -191,7 +191,7 @@ def test_foreign_values_of_any_kind_end_in_a_row_or_a_message(
         assert f"'{PATH}' has an invalid 'foreign'" in str(error)
 
 
-def test_a_record_whose_image_climbs_is_not_exported(tmp_path: Path) -> None:
+def test_record_with_a_path_outside_the_folder_is_not_exported(tmp_path: Path) -> None:
     for form in ("jsonl", "parquet", "llava", "sharegpt", "internvl", "messages"):
         with pytest.raises(ValueError, match="must not contain"):
             export_records(tmp_path / "x", form, [{"image": "../x", "chain": "c"}], "q", lambda _: (1, 1, b""))

@@ -64,7 +64,7 @@ def test_a_good_chain_is_accepted_with_case_and_underscores_as_they_come() -> No
     assert Rules(NAMES, verified=False).judge(GOOD, 2).accepted
 
 
-def test_the_exact_rules_refuse_what_the_tolerant_reader_mends() -> None:
+def test_exact_rules_reject_what_the_tolerant_reader_normalizes() -> None:
     exact = Rules(NAMES, exact=True)
     assert exact.judge(GOOD, 1).accepted
     for text, rule in (("Sure! " + GOOD, "stage_outside"), (chain(conclusion="a bobcat"), "conclusion_none")):
@@ -95,7 +95,7 @@ def test_a_refusal_before_a_chain_is_a_refusal_and_a_conclusion_under_a_heading_
     assert RULE.judge(headed + "\n\nI hope th", 1, finish="length").accepted
 
 
-def test_every_rule_has_a_cure() -> None:
+def test_every_rule_has_advice() -> None:
     assert set(ADVICE) >= set(RULES) - {"unprintable", "placeholder", "second"}
 
 

@@ -183,7 +183,7 @@ def test_files_of_the_same_content_share_a_chain_within_their_class_and_are_repo
     ]
 
 
-def test_a_subset_or_strange_images_leave_lines_absent_and_images_without_a_chain(toy):
+def test_subset_or_unknown_images_leave_lines_absent_and_images_without_a_chain(toy):
     root, images, bundle = toy
     (root / "a/dog/strange.png").write_bytes(b"other")
     matches = match_images(read_bundle(bundle).lines, [images[1], "a/dog/strange.png", "a/dog/gone.png"], root)
@@ -191,7 +191,7 @@ def test_a_subset_or_strange_images_leave_lines_absent_and_images_without_a_chai
     assert len(matches.absent) == 7 and not list(matches.notes())
 
 
-def test_the_bundle_of_pacs_is_sound_and_its_card_counts_it():
+def test_the_bundle_of_pacs_is_valid_and_matches_its_card():
     """Every accepted line passes every rule, and the card's table is of these lines."""
     bundle = read_bundle("PACS")
     records = [record for _, record in bundle.lines]

@@ -108,7 +108,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_blemishes_of_form_change_nothing_and_are_recorded(name):
+def test_format_deviations_are_normalized_and_recorded(name):
     text, blemishes = SAME[name]
     verdict = RULES.judge(text, 0)
     assert verdict.accepted, verdict
@@ -146,7 +146,7 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_what_is_no_chain_is_rejected_by_the_name_of_its_rule(name):
+def test_invalid_chain_is_rejected_under_its_rule(name):
     text, rule = REJECTED[name]
     assert RULES.judge(text, 0).rule == rule
 
@@ -236,7 +236,7 @@ def test_a_thought_is_open_until_its_tag_closes():
     assert not is_thinking(GOOD) and not is_thinking("<think>a</think>" + GOOD) and not is_thinking("a</think>")
 
 
-def test_every_blemish_is_met_in_the_table():
+def test_every_deviation_is_covered_by_the_table():
     assert set(" ".join(blemishes for _, blemishes in SAME.values()).split()) == set(BLEMISHES)
 
 
@@ -276,6 +276,6 @@ def test_hostile_repetition_is_read_in_the_end(piece):
     RULES.judge(f"{GOOD}{text}", 0)
 
 
-def test_real_chains_are_read_without_any_blemish(test_data):
+def test_real_chains_need_no_normalization(test_data):
     for text in load_chains(test_data / "PACS_chains.jsonl").values():
         assert normalize(text).blemishes == () and normalize(text).text == text

@@ -196,7 +196,7 @@ def test_a_repository_without_the_pinned_commit_is_refused_and_leaves_nothing(ca
     assert list(cache.iterdir()) == []
 
 
-def test_a_source_that_cannot_be_reached_is_named_with_the_cure(cache, tmp_path, capsys):
+def test_unreachable_source_error_suggests_a_fix(cache, tmp_path, capsys):
     assert cli.main(["get-domainbed", "--from", str(tmp_path / "nowhere")]) == 1
     errors = capsys.readouterr().err
     assert f"could not get {tmp_path / 'nowhere'}" in errors
@@ -248,7 +248,7 @@ def test_doctor_compares_versions_with_what_the_package_requires(monkeypatch):
     )
 
 
-def test_a_reader_that_leaves_early_is_no_error_to_show():
+def test_broken_pipe_is_not_an_error():
     """`domainbed-reasoning doctor | head -1`: the pipe is closed before anything is written."""
     command = [
         sys.executable,
@@ -291,7 +291,7 @@ def test_doctor_names_a_package_that_is_newer_than_tested(monkeypatch):
     assert 'pip install "torch<=1.0"' in finding.fix and not finding.fatal
 
 
-def test_doctor_names_an_interface_that_is_gone(monkeypatch):
+def test_doctor_reports_a_missing_api(monkeypatch):
     assert list(doctor.missing_interfaces()) == []
     monkeypatch.setattr(doctor, "INTERFACES", (("torch", "torch.nn:NoSuchLayer"), ("torch", "torch.gone:thing")))
     gone, broken = doctor.check_interfaces()

@@ -346,7 +346,7 @@ def test_local_launcher_runs_every_command_in_order_whatever_fails(seen: Seen) -
     assert seen["local_launcher"] == "first\nthird\n"
 
 
-def test_the_stand_in_names_a_batch_that_no_environment_can_fill(python: Run, tmp_path: Path) -> None:
+def test_the_stand_in_rejects_a_batch_larger_than_every_environment(python: Run, tmp_path: Path) -> None:
     """Where the real library would wait for ever: 13 images, batches of 14."""
     words = ["--dataset", "Debug28", "--data_dir", "x", "--hparams", '{"batch_size": 14}']
     result = python("standin", "-m", "domainbed.scripts.train", *words, cwd=tmp_path)

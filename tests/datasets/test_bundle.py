@@ -76,7 +76,7 @@ def test_unverified_trains_on_the_chain_that_concludes_another_class(pacs, capsy
         build(pacs, chain_verification="no")
 
 
-def test_none_leaves_labels_alone_and_is_refused_where_nothing_else_is_learned(pacs, capsys):
+def test_chains_none_trains_on_labels_only_and_is_rejected_without_a_label_path(pacs, capsys):
     write_lines(pacs / "PACS" / "reasoning.jsonl", [{"image": "cartoon/dog/0.png", "chain": chain_text("dog")}])
     _, hparams = build(pacs, chains="none")
     assert task_of(hparams).chains == {} and "no teacher chains (hparam chains is 'none')" in capsys.readouterr().out
@@ -88,12 +88,12 @@ def test_none_leaves_labels_alone_and_is_refused_where_nothing_else_is_learned(p
     build(pacs, "SARR", chains="none", mtct_epochs=0)
 
 
-def test_what_learns_from_chains_alone_has_no_label_path():
+def test_algorithms_that_require_chains_have_no_label_path():
     for name in registry.READ_CHAINS:
         assert registry.load(registry.ALGORITHMS[name]).LABEL_PATH == (name not in registry.CHAINS_ALONE)
 
 
-def test_images_that_the_bundle_does_not_know_end_the_job_with_what_to_do(pacs):
+def test_images_unknown_to_the_bundle_raise_with_advice(pacs):
     for number, image in enumerate((pacs / "PACS").rglob("*.png")):
         image.write_bytes(image.read_bytes() + b"changed")
         image.rename(image.with_name(f"new{number}.png"))
@@ -105,7 +105,7 @@ def test_images_that_the_bundle_does_not_know_end_the_job_with_what_to_do(pacs):
     build(pacs, "LabelSFT")
 
 
-def test_a_damaged_bundle_stops_what_reads_it_and_no_baseline(pacs):
+def test_damaged_bundle_fails_mllm_jobs_but_not_baselines(pacs):
     with open(pacs / "small.jsonl.xz", "ab") as file:
         file.write(b"x")
     with pytest.raises(ChainFileError, match=r"its SHA-256 is .*Reinstall the package, or rebuild"):

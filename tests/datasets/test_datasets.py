@@ -121,7 +121,7 @@ def test_methods_without_a_reasoning_path_need_no_chain_file(pacs):
 
 
 @pytest.mark.parametrize("algorithm", ["ReasoningSFT", "MTCT", "SARR", "RDMLDG"])
-def test_a_chain_file_without_a_chain_of_a_source_domain_is_refused_by_what_learns_from_it(pacs, algorithm):
+def test_chain_file_without_source_chains_is_rejected_by_algorithms_that_train_on_chains(pacs, algorithm):
     """Rejected ones of sources and accepted ones of the target alone: it would train on nothing, loss 0."""
     lines = read(pacs)
     for line in lines:
@@ -142,7 +142,7 @@ def test_a_chain_file_without_a_chain_of_a_source_domain_is_refused_by_what_lear
 
 
 @pytest.mark.parametrize("chains", [None, "nowhere.jsonl"])
-def test_without_a_chain_file_it_is_said_which_hparam_names_one_and_what_runs_at_once(pacs, chains):
+def test_missing_chain_file_error_names_the_hparam_and_alternatives(pacs, chains):
     (pacs / "PACS" / "reasoning.jsonl").unlink()
     with pytest.raises(ValueError, match="file not found, but RDMLDG trains") as error:
         build(pacs, "RDMLDG", chains=chains)
@@ -152,7 +152,7 @@ def test_without_a_chain_file_it_is_said_which_hparam_names_one_and_what_runs_at
         build(pacs / "elsewhere", "RDMLDG")
 
 
-def test_the_chain_file_can_lie_elsewhere(pacs, tmp_path):
+def test_chain_file_can_be_elsewhere(pacs, tmp_path):
     elsewhere = tmp_path / "mine.jsonl"
     (pacs / "PACS" / "reasoning.jsonl").rename(elsewhere)
     _, hparams = build(pacs, chains=str(elsewhere))
@@ -167,7 +167,7 @@ def test_the_chain_file_can_lie_elsewhere(pacs, tmp_path):
         (lambda lines: lines[1].pop("chain"), "line 2: the key 'chain' is missing"),
     ],
 )
-def test_a_broken_chain_file_ends_the_job_before_training_naming_the_line(pacs, spoil, message):
+def test_invalid_chain_file_fails_before_training_and_names_the_line(pacs, spoil, message):
     lines = read(pacs)
     spoil(lines)
     write(pacs, lines)
@@ -182,7 +182,7 @@ def test_an_unreadable_image_is_named_before_training(pacs):
         build(pacs)
 
 
-def test_a_data_dir_without_the_dataset_is_named_with_the_cure(tmp_path):
+def test_missing_dataset_error_suggests_a_fix(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"VLCSReasoning: folder .*VLCS not found.*check --dataset VLCSR"):
         build(tmp_path, name="VLCSReasoning")
 
@@ -314,7 +314,7 @@ def test_chains_that_conclude_no_class_or_another_are_counted_and_named(pacs, ca
     assert (len(nothing), len(other)) == (3, 3)
 
 
-def test_right_chains_are_not_warned_of(pacs, capsys):
+def test_correct_chains_cause_no_warning(pacs, capsys):
     build(pacs)
     assert "WARNING" not in capsys.readouterr().out
 

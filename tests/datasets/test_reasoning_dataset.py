@@ -92,6 +92,6 @@ class TwinNames(Colors):
         (TwinNames, "two classes have the name 'Red'"),
     ],
 )
-def test_what_cannot_be_used_is_refused_before_training(cls, cause):
+def test_invalid_datasets_are_rejected_before_training(cls, cause):
     with pytest.raises(ValueError, match=cause):
         build("MTCT", cls)

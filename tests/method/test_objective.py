@@ -35,6 +35,6 @@ def test_micro_batches_differ_by_one_row_at_most():
     assert micro_batches([], [], 4) == []
 
 
-def test_what_micro_batches_left_on_the_device_is_read_in_order():
+def test_micro_batch_scalars_are_read_in_order():
     values = {"loss": [torch.tensor(1.0), torch.tensor(0.5)], "none": [], "scale": [torch.tensor(2.0)]}
     assert read(values) == {"loss": 1.5, "none": 0.0, "scale": 2.0}

@@ -20,7 +20,7 @@ def test_unequal_stages_are_evaluated_at_their_common_measure():
     assert schedule.checkpoint_freq == 10
 
 
-def test_given_steps_are_shared_in_proportion():
+def test_steps_option_is_divided_in_proportion():
     schedule = plan_stages([3, 3, 3, 3], steps_per_epoch=1000, n_steps=41)
     assert [(s.first, s.last) for s in schedule.stages] == [(0, 10), (11, 20), (21, 30), (31, 40)]
 
@@ -57,7 +57,7 @@ def test_fewer_steps_than_stages_go_to_the_first_ones_and_the_others_are_named(n
 
 @pytest.mark.parametrize("epochs", [[6, 2, 2, 2], [3, 3, 3, 3], [1, 5, 5], [0, 2, 2], [1] * 10])
 @pytest.mark.parametrize("n_steps", [4, 5, 7, 10, 12, 14, 20, 21, 23, 50, 333])
-def test_given_steps_leave_no_stage_out_where_there_is_one_for_each(epochs, n_steps):
+def test_steps_option_omits_no_stage_if_there_are_enough_steps(epochs, n_steps):
     """Every stage has its share by largest remainder, moved at either end by half an interval between evaluations."""
     schedule = plan_stages(epochs, 10, n_steps)
     stages = [index for index, count in enumerate(epochs) if count]
@@ -119,7 +119,7 @@ def test_the_share_that_is_never_drawn_is_what_drawing_with_replacement_leaves()
         (5, '215 images per step from 5, 129 from three as on the paper\'s datasets; "batch_size": 26 makes 130'),
     ],
 )
-def test_a_batch_that_is_per_domain_is_said_aloud_where_there_are_not_three(sources, expected):
+def test_batch_size_per_domain_is_explained_unless_there_are_three_sources(sources, expected):
     first, *others = Epoch({str(source): 86 for source in range(sources)}, batch_size=43).about()
     assert first.startswith(f"an epoch is 2 steps of 43 images from each of {sources} source domains, drawn with")
     assert others == ([f"batch_size 43 is per source domain: {expected}"] if expected else [])

@@ -160,7 +160,7 @@ def test_a_conclusion_within_the_models_thoughts_does_not_stop_it(mllm):
     assert ended(list(mllm.target(f"<think>I write {CHAIN}</think>{CHAIN}")[:-1]))
 
 
-def test_an_unsupported_architecture_is_refused_by_name(tmp_path: pathlib.Path):
+def test_unsupported_architecture_is_rejected_by_name(tmp_path: pathlib.Path):
     from transformers import CLIPConfig
 
     CLIPConfig(architectures=["CLIPModel"]).save_pretrained(tmp_path)
@@ -244,7 +244,7 @@ def test_rows_that_have_ended_leave_the_batch_and_change_nothing(mllm, images, c
     assert together == [generate([row])[0] for row in range(5)]
 
 
-def test_answers_use_no_name_that_the_library_gives_up(mllm, images, class_names):
+def test_generation_uses_no_deprecated_name(mllm, images, class_names):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*past_key_values.*", FutureWarning)
         mllm.class_scores(images, q_cls(class_names), class_names)

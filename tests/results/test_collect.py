@@ -136,7 +136,7 @@ def test_latex_is_tables_to_include_and_no_document(write_job, capsys):
     assert latex(table).splitlines()[:4] == ["% two", "% lines\\end", "% note", "% more"]
 
 
-def test_a_job_that_died_is_named_with_its_last_words_and_left_out(write_job):
+def test_dead_job_is_reported_with_its_last_error_and_excluded(write_job):
     write_job("good", accs=(0.2,))
     died = write_job("died", accs=(0.9,), trial=1, done=False)
     (died / "err.txt").write_text("Traceback\n  …\nRuntimeError: CUDA out of memory\n")
@@ -147,7 +147,7 @@ def test_a_job_that_died_is_named_with_its_last_words_and_left_out(write_job):
     assert accuracies(write_job.folder, as_stock=True) == [0.2, 0.9]
 
 
-def test_jobs_that_never_started_are_named_together(write_job):
+def test_jobs_that_never_started_are_reported_together(write_job):
     write_job("good")
     for digit in "ab":
         (write_job.folder / (digit * 32)).mkdir()
@@ -195,7 +195,7 @@ def test_the_same_job_in_two_folders_counts_once(write_job):
     assert kind == "repeated job" and found["folders"] == ("one", "two")
 
 
-def test_two_settings_in_one_cell_are_not_taken_for_one_run(write_job):
+def test_two_settings_in_one_cell_are_not_mixed(write_job):
     write_job("one", hparams={"lr": 0.001})
     write_job("two", hparams={"lr": 0.01}, args={"steps": 50})
     write_job("other", target=1)
@@ -213,7 +213,7 @@ def test_a_row_whose_cells_had_different_settings_is_named(write_job):
     assert len(accuracies(write_job.folder)) == 3
 
 
-def test_lines_that_are_no_records_are_named_and_do_not_stop_the_rest(write_job):
+def test_invalid_lines_are_reported_and_the_rest_is_used(write_job):
     job = write_job("one", accs=(0.2, 0.3))
     with open(job / "results.jsonl", "a") as file:
         file.write('{"step": 20, "args": {"algor\n[1, 2]\n{"step": 30}\n')
@@ -337,7 +337,7 @@ def test_the_command_writes_every_format_and_names_problems(write_job, tmp_path,
 
 
 @pytest.mark.parametrize("where", ["nowhere", "empty"])
-def test_a_folder_without_jobs_is_an_error_with_its_cure(tmp_path, capsys, where):
+def test_folder_without_jobs_error_suggests_a_fix(tmp_path, capsys, where):
     (tmp_path / "empty").mkdir()
     assert cli.main(["collect", str(tmp_path / where)]) == 1
     assert "Pass the --output_dir of DomainBed's sweep" in capsys.readouterr().err
@@ -401,7 +401,7 @@ def test_unverified_chains_that_conclude_another_class_are_no_finding(write_job)
 
 
 @pytest.mark.parametrize("odd", [None, True, "all", -1, 10**400, 1.5, [1], {"n": 1}, 1e999])
-def test_odd_values_of_a_job_end_no_table(write_job, odd):
+def test_invalid_values_of_a_job_do_not_break_tables(write_job, odd):
     job = write_job("odd", "RDMLDG", hparams={"sarr_rounds": odd, "answer": "chain"}, stage=1.0, sarr1_accepted=odd)
     write_job("good", "RDMLDG", target=1)
     (job / "answers.json").write_text(

@@ -247,7 +247,7 @@ def test_of_methods_that_the_paper_lacks_no_settings_are_compared(write_job):
     )
 
 
-def test_what_analyses_left_is_taken_in(write_job):
+def test_report_includes_analysis_files(write_job):
     write_job("one")
     folder = write_job.folder / "analysis"
     folder.mkdir()
@@ -269,7 +269,7 @@ def test_what_analyses_left_is_taken_in(write_job):
     assert figure.kind == "image/png" and figure.data.startswith(b"\x89PNG")
 
 
-def test_the_command_makes_the_very_folders(run_stock, domainbed_root, tmp_path):
+def test_sweep_command_reproduces_the_job_folders(run_stock, domainbed_root, tmp_path):
     """Folders and arguments of a stock sweep; from them its command, which names the same folders again."""
     sweep = tmp_path / "sweep"
     words = [

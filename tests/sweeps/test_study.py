@@ -50,7 +50,7 @@ def test_without_a_name_all_are_listed(capsys):
     assert [name for name in STUDIES if f"  {name} " not in printed] == []
 
 
-def test_a_misspelt_name_gets_the_nearest_one(capsys):
+def test_a_misspelled_name_gets_the_nearest_one(capsys):
     assert cli.main(["study", "ablatoin"]) == 1
     assert "Unknown study 'ablatoin'. Did you mean 'ablation'?" in capsys.readouterr().err
 
@@ -176,7 +176,7 @@ def test_what_is_printed_has_commands_claim_and_hours(capsys):
     assert float(re.search(r"([\d.]+) days on", printed)[1]) == pytest.approx(sum(hours) / 24, abs=0.06)
 
 
-def test_the_output_folder_may_be_given_with_a_hyphen(capsys):
+def test_output_folder_option_accepts_a_hyphen(capsys):
     given = ("sarr_rounds", "--data_dir", "/data")
     printed = [printed_by(capsys, *given, option, "/out") for option in ("--output_dir", "--output-dir")]
     assert printed[0] == printed[1] and "/out" in printed[0]
@@ -221,7 +221,7 @@ def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_p
 
 
 @pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
-def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, domainbed_root):
+def test_single_source_study_runs_end_to_end_and_resumes(tmp_path, domainbed_root):
     """One source of four, the label path, one step: a job, a table, the three others named and launched again."""
     before = (
         "import dataclasses; from domainbed_reasoning.sweeps.studies import single_source, study;"
@@ -243,7 +243,7 @@ def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, 
 
 
 @pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
-def test_a_killed_study_goes_on_when_it_is_called_again(tmp_path, domainbed_root):
+def test_killed_study_resumes_on_rerun(tmp_path, domainbed_root):
     """Four jobs: one is run, as if the others had been killed; then one more is."""
     before = (
         "import dataclasses; from domainbed_reasoning.sweeps.studies import ablation, study;"
@@ -267,7 +267,7 @@ def test_a_killed_study_goes_on_when_it_is_called_again(tmp_path, domainbed_root
     )
 
 
-def test_jobs_that_somebody_runs_are_not_removed(tmp_path):
+def test_running_jobs_are_not_removed(tmp_path):
     """A sweep typed by hand, its folder given relative to where it was started; others' folders are their own."""
     (tmp_path / "out").mkdir()
     sleep = [sys.executable, "-c", "import time; time.sleep(3600)", "domainbed.scripts.sweep", "--output_dir", "out"]
@@ -309,9 +309,7 @@ def submitted(tmp_path):
 
 
 @pytest.mark.parametrize("one_source", [False, True])
-def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
-    tmp_path, submitted, squeue, monkeypatch, one_source
-):
+def test_slurm_jobs_keep_their_folders_with_any_next_launcher(tmp_path, submitted, squeue, monkeypatch, one_source):
     """One waits, one runs, one is over; `squeue` is asked for the array and the single job."""
     squeue("12_0 RUNNING\n12_1 PENDING\n15 FAILED\n")
     grid = Grid(("ERM",), "a", mllm=False)
@@ -326,7 +324,7 @@ def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
     assert (submitted / ("0" * 32)).exists()
 
 
-def test_jobs_that_slurm_has_done_with_are_in_nobodys_way(tmp_path, submitted, squeue):
+def test_finished_slurm_jobs_do_not_block_a_launch(tmp_path, submitted, squeue):
     """Over, or so long ago that Slurm has forgotten them."""
     squeue("12_0 COMPLETED\n12_1 CANCELLED\n15 FAILED\n")
     restart.check_nothing_runs(submitted)
@@ -334,7 +332,7 @@ def test_jobs_that_slurm_has_done_with_are_in_nobodys_way(tmp_path, submitted, s
     restart.check_nothing_runs(submitted)
 
 
-def test_where_slurm_cannot_be_asked_the_user_says_that_its_jobs_are_gone(tmp_path, submitted, squeue, monkeypatch):
+def test_unavailable_slurm_requires_confirmation_that_jobs_have_ended(tmp_path, submitted, squeue, monkeypatch):
     squeue("Unable to contact slurm controller (connect failure)\n", exit_code=1)
     with pytest.raises(ValueError, match="Unable to contact slurm controller"):
         restart.check_nothing_runs(submitted)

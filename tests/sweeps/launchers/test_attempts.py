@@ -82,7 +82,7 @@ def test_an_attempt_that_resumes_is_joined_to_the_first(sweep):
     assert sweep.steps("A") == [0, 300, 600, 900]
 
 
-def test_a_failed_job_leaves_no_half_line(sweep):
+def test_failed_job_leaves_no_partial_line(sweep):
     """Stock `collect_results` reads every line of every job, and ends at one that is no JSON."""
     command = sweep.job("A", "record(0); (folder / 'results.jsonl').open('a').write('{\"step\": 30'); sys.exit(1)")
     assert run(command) == 1
@@ -114,7 +114,7 @@ def test_the_end_of_input_ends_the_train_process_and_its_children(sweep):
     sweep.wait_until(lambda: not sweep.is_running(train) and not sweep.is_running(child))
 
 
-def test_an_attempt_that_lives_on_elsewhere_ends_when_the_next_one_starts(sweep):
+def test_attempt_still_running_elsewhere_ends_when_the_next_one_starts(sweep):
     """A node that its queue has given up may run its job to the end, and write into the same folder all the while."""
     code = """
     number = attempt()
