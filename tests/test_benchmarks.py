@@ -56,7 +56,7 @@ def test_an_update_reads_the_gpu_once_and_copies_nothing_that_is_not_pinned(algo
     assert stalls.kernels <= 5_000
 
 
-def test_what_the_host_waits_for_is_seen():
+def test_host_synchronizations_are_detected():
     """A value, a mask as index, and a copy to the host; from the host, a list, and memory that is not pinned."""
     on_gpu, mask = torch.empty(3, device="meta"), torch.empty(3, dtype=torch.bool, device="meta")
     with stalls_module.Stalls().counted() as stalls:

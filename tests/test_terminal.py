@@ -44,7 +44,7 @@ def test_every_encoding_can_print_all(encoding):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_json_says_the_same_to_its_readers(encoding):
+def test_json_output_is_equivalent(encoding):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     value = {NASTY: [NASTY, "é\U0001f415\n"]}
     line = json_line(value, stream)

@@ -58,7 +58,7 @@ def test_every_pair_of_domains_and_a_mean_for_each_modality():
 
 
 @pytest.mark.parametrize(("name", "kind"), [("tiny", MLLMEncoder), ("tiny-clip", ClipEncoder)])
-def test_encoders_give_unit_vectors_and_tell_domains_images_apart(name, kind, material):
+def test_encoders_return_unit_vectors_that_separate_domains(name, kind, material):
     encoder = load_encoder(name)
     assert isinstance(encoder, kind)
     vectors = [encoder.images(material.pixels(material.draw([env], 20))) for env in (0, 2)]

@@ -136,7 +136,7 @@ def test_a_missing_key_for_openai_itself_is_named(toy: Path, verb: Verb) -> None
     assert not (toy / "toy" / "reasoning.jsonl").exists()
 
 
-def test_nothing_to_do_within_a_limit_says_so(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
+def test_nothing_to_do_within_a_limit_is_reported(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
     """Two images are done, sixteen are not."""
     command = arguments(toy, serve("--always-key").url, tmp_path / "c.jsonl")
     verb(*command, "--limit", 2, "--candidates", 1)
@@ -259,7 +259,7 @@ def test_a_request_has_no_field_that_could_hold_a_label_or_a_path() -> None:
     }
 
 
-def test_what_is_sent_does_not_depend_on_the_label(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
+def test_requests_do_not_depend_on_the_label(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
     """The same pixels in every class folder and domain, with the label in file name, EXIF and comment: one request.
 
     Each class folder gets a copy under a name that tells its label. If anything of a request followed from the label,
@@ -312,7 +312,7 @@ def test_the_order_of_requests_does_not_follow_the_labels() -> None:
     assert len({tuple(job.picture.path for job in plan(pictures, "xyz", [], "t", "1", 4)) for _ in range(2)}) == 1
 
 
-def test_plan_leaves_out_what_is_done_and_counts_what_was_asked() -> None:
+def test_plan_skips_finished_images_and_counts_earlier_candidates() -> None:
     pictures = [Picture(f"a/x/{i}.jpg", "a", "x") for i in range(4)]
     records = [
         {"image": "a/x/0.jpg"},

@@ -83,7 +83,7 @@ def test_check_reports_every_problem(
         assert sum(expected in failure for failure in failures) == 1, expected
 
 
-def test_check_names_a_class_name_of_no_folder(toy: Path, verb: Verb, tmp_path: Path) -> None:
+def test_check_reports_class_names_without_a_folder(toy: Path, verb: Verb, tmp_path: Path) -> None:
     with (tmp_path / "definitions" / "toy.toml").open("a") as file:
         file.write('[class_names]\nBike = "bicycle"\nAlarmClock = "clock"\n')
     code, out, _ = verb("check", "--dataset", "Toy", "--data_dir", toy)
@@ -117,7 +117,7 @@ def test_check_counts_other_files_by_extension(toy: Path, chains: Path, verb: Ve
     assert "1 .heic" in out and "1 without extension" in out and "1 .png outside class folders" in out
 
 
-def test_check_of_the_real_images_says_how_many_are_missing(test_data: Path, verb: Verb) -> None:
+def test_check_of_the_real_images_reports_missing_counts(test_data: Path, verb: Verb) -> None:
     where = ("--dataset", "PACS", "--data_dir", test_data, "--chains", test_data / "PACS_chains.jsonl")
     code, out, _ = verb("check", *where)
     assert code == 1 and "1,120 of 1,120 images can be decoded" in out
@@ -125,7 +125,7 @@ def test_check_of_the_real_images_says_how_many_are_missing(test_data: Path, ver
     assert "112 of 1,120 images have a chain (10.0%)" in out and "download_pacs" in out
 
 
-def test_check_of_a_missing_dataset_says_how_to_get_it(tmp_path: Path, verb: Verb) -> None:
+def test_check_of_a_missing_dataset_says_how_to_obtain_it(tmp_path: Path, verb: Verb) -> None:
     code, _, err = verb("check", "--dataset", "VLCS", "--data_dir", tmp_path)
     assert code == 1 and "does not exist" in err and "download.download_vlcs" in err
 

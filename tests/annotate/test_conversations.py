@@ -89,7 +89,7 @@ def test_errors_describe_the_actual_values(tmp_path: Path, fields: dict[str, Any
         ("Look <image> here", "Look here"), ("Look:\n<image>\nWhat?", "Look:\nWhat?"), ("What?", "What?"),
     ],
 )  # fmt: skip
-def test_the_image_tag_may_stand_anywhere(tmp_path: Path, text: str, question: str) -> None:
+def test_image_tag_may_be_anywhere(tmp_path: Path, text: str, question: str) -> None:
     turns = [{"from": "human", "value": text}, answer("dog")]
     (record,) = read(tmp_path, {"image": PATH, "conversations": turns})
     assert record["question"] == question
@@ -97,7 +97,7 @@ def test_the_image_tag_may_stand_anywhere(tmp_path: Path, text: str, question: s
     assert json.loads((tmp_path / "again.json").read_text())[0]["conversations"] == turns
 
 
-def test_a_chain_goes_with_the_question_of_its_own_turn(tmp_path: Path, chain_text: Callable[..., str]) -> None:
+def test_chain_is_paired_with_the_question_of_its_turn(tmp_path: Path, chain_text: Callable[..., str]) -> None:
     chain = chain_text("mug")
     turns = [ASKED, answer("A mug."), {"from": "human", "value": "Why?"}, answer(chain)]
     turns += [{"from": "human", "value": "Sure?"}, answer("Yes.")]
@@ -151,7 +151,7 @@ def export(folder: Path, form: str, foreign: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", ["internvl", "llava", "sharegpt", "messages"])
-def test_foreign_fields_replace_nothing_of_ours_and_name_no_file_elsewhere(tmp_path: Path, form: str) -> None:
+def test_foreign_fields_neither_replace_ours_nor_name_outside_files(tmp_path: Path, form: str) -> None:
     climb = "../../../../etc/passwd"
     fields = {
         "image": climb,
@@ -216,7 +216,7 @@ def test_hugging_face_reads_a_messages_file_as_images_and_turns(tmp_path: Path) 
     assert ready[0]["content"][0]["image"].size == (8, 6)
 
 
-def test_the_features_stand_in_the_file_for_readers_that_are_not_here(tmp_path: Path) -> None:
+def test_features_are_stored_in_the_file_metadata(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     foreign = {"format": "messages", "turns": [{"role": "user", "content": "What?"}, {"from": "gpt", "content": None}]}
     record = {"image": PATH, "chain": "dog", "foreign": foreign}

@@ -208,7 +208,7 @@ def test_the_112_real_chains_go_through_every_format_and_come_back_byte_for_byte
         }
 
 
-def test_others_can_read_what_we_write(test_data: Path, verb: Verb, tmp_path: Path, lines_of: Any) -> None:
+def test_other_libraries_read_our_exports(test_data: Path, verb: Verb, tmp_path: Path, lines_of: Any) -> None:
     """pandas reads both Parquet files, images decode from their bytes, InternVL rows have sizes and one image tag."""
     import io
 

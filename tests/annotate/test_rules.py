@@ -51,7 +51,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "second"])
-def test_every_rule_rejects_its_case_under_its_own_name(rule: str) -> None:
+def test_every_rule_rejects_its_case_under_its_name(rule: str) -> None:
     text, more = BROKEN[rule]
     verdict = RULE.judge(text, **{"label": 1, **more})
     assert (verdict.accepted, verdict.rule) == (False, rule)
@@ -71,7 +71,7 @@ def test_exact_rules_reject_what_the_tolerant_reader_normalizes() -> None:
         assert RULE.judge(text, 1).accepted and exact.judge(text, 1).rule == rule
 
 
-def test_words_are_bounded_inclusively_and_tags_are_no_words() -> None:
+def test_word_limits_are_inclusive_and_exclude_tags() -> None:
     """The chain has 9 + 15 + 20 + 11 + 1 = 56 words; with each tag a word apart they would be 66."""
     spaced = GOOD.replace(">", "> ").replace("<", " <")
     for text in (GOOD, spaced):
@@ -99,7 +99,7 @@ def test_every_rule_has_advice() -> None:
     assert set(ADVICE) >= set(RULES) - {"unprintable", "placeholder", "second"}
 
 
-def test_an_api_refusal_and_a_refusal_in_the_conclusion_are_refusals() -> None:
+def test_api_refusals_and_refusals_in_the_conclusion_are_detected() -> None:
     assert RULE.judge("", 1, refused=True).rule == "refusal"
     assert RULE.judge(chain(conclusion="I cannot determine the class."), 1).rule == "refusal"
 
@@ -145,7 +145,7 @@ def test_an_api_refusal_and_a_refusal_in_the_conclusion_are_refusals() -> None:
         ("The long muzzle indicates a dog.", True),
     ],
 )
-def test_contradiction_tells_statements_from_comparisons(reflection: str, rejected: bool) -> None:
+def test_contradiction_distinguishes_statements_from_comparisons(reflection: str, rejected: bool) -> None:
     assert (RULE.judge(chain(reflection=reflection), 1).rule == "contradiction") == rejected
 
 

@@ -115,7 +115,7 @@ class Dataset:
         attach_task(hparams, self.task)
 
 
-def test_the_dictionary_itself_tells_datasets_of_equal_hparams_apart():
+def test_dictionary_identity_distinguishes_datasets_with_equal_hparams():
     first, second = {"lr": 1}, {"lr": 1}
     datasets = [Dataset(first, 0), Dataset(second, 1)]
     assert task_of(first) is datasets[0].task

@@ -223,7 +223,7 @@ def test_evaluation_reads_a_conclusion_alone_but_never_from_thoughts_or_from_two
     assert (exact.answer, exact.text) == (0, "thinking… <CONCLUSION> dog </CONCLUSION>")
 
 
-def test_names_that_differ_in_signs_alone_are_told_apart_exactly_or_not_at_all():
+def test_names_that_differ_only_in_punctuation_match_exactly_or_not_at_all():
     names = ("C#", "C", "a dog", "dog", "not a toy", "toy")
     assert [read_class(answer, names) for answer in ("C#", "c", "a dog", "dog", "**C**")] == [0, 1, 2, 3, None]
     assert read_class("It is a dog", names) == 2  # the longer name
@@ -248,7 +248,7 @@ _PIECES = (
 
 
 @given(st.lists(st.sampled_from([*_PIECES, GOOD, OTHER]), max_size=12).map("".join))
-def test_whatever_is_read_is_canonical_and_reading_it_again_changes_nothing(text):
+def test_reading_is_canonical_and_idempotent(text):
     try:
         chain, normal = read_chain(text)
     except ChainError:
@@ -268,7 +268,7 @@ def test_whatever_is_read_is_canonical_and_reading_it_again_changes_nothing(text
 
 @pytest.mark.parametrize("piece", ["<", "< ", "*", "`", "\n#", "\n        ", "<SUMMARY>", "<summary ", "<think>", "1. ",
                                    "## Summary\n", "&lt;", "\\boxed{", "dog ", "not "])  # fmt: skip
-def test_hostile_repetition_is_read_in_the_end(piece):
+def test_hostile_repetition_terminates(piece):
     """Every repetition in the patterns is bounded: 80,000 characters end at once, not in hours."""
     text = piece * (80_000 // len(piece))
     assert not RULES.judge(text, 0).accepted

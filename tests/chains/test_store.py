@@ -43,7 +43,7 @@ def test_load_returns_accepted_chains_byte_for_byte(file: Path) -> None:
     assert load_chains(file, {"a.jpg", "b.jpg", "c.jpg"}) == {"a.jpg": CHAIN, "b.jpg": odd}
 
 
-def test_a_whole_last_line_needs_no_newline_and_the_file_may_begin_with_a_byte_order_mark(file: Path) -> None:
+def test_last_newline_is_optional_and_a_byte_order_mark_is_accepted(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf" + (line("a.jpg") + line("b.jpg")).rstrip("\n").encode())
     assert list(load_chains(file)) == ["a.jpg", "b.jpg"]
 

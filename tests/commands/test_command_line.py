@@ -55,7 +55,7 @@ def test_help_lists_the_verbs_in_groups(capsys):
     assert all(len(line) < 100 for line in listed) and {f"{group}:" for group in GROUPS} <= set(lines)
 
 
-def test_an_unknown_verb_is_answered_with_the_nearest(capsys):
+def test_unknown_verb_suggests_the_nearest(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["doktor"])
     assert ended.value.code == 2
@@ -204,7 +204,7 @@ def test_unreachable_source_error_suggests_a_fix(cache, tmp_path, capsys):
     assert not cache.exists()
 
 
-def test_a_clone_at_another_commit_is_told_apart(other_repository):
+def test_clone_at_another_commit_is_detected(other_repository):
     assert "is at commit" in upstream.problem_with(other_repository)
     assert "not the pinned one" in upstream.describe(other_repository)
     (other_repository / "more").touch()
@@ -216,7 +216,7 @@ def test_a_folder_inside_of_another_repository_is_not_a_clone(other_repository):
     assert upstream.commit_of(other_repository / "inside") is None
 
 
-def test_the_stand_in_is_told_apart_from_upstream():
+def test_stand_in_is_distinguished_from_upstream():
     assert upstream.is_stand_in(CHECKOUT / "tests" / "standin")
     assert "stand-in" in upstream.describe(CHECKOUT / "tests" / "standin")
 

@@ -246,7 +246,7 @@ def test_training_writes_records_of_the_documented_shape(seen: Seen) -> None:
     assert files == ["done", "err.txt", "model.pkl", "out.txt", "results.jsonl"]
 
 
-def test_training_reports_what_update_returned_and_every_split(seen: Seen) -> None:
+def test_training_reports_update_values_and_every_split(seen: Seen) -> None:
     """IRM's three values; unlabelled halves (6 of 13) of the test environments in domain adaptation."""
     pair, adapt = seen["training"]["pair"], seen["training"]["adapt"]
     assert [record["step"] for record in pair["records"]] == [0, 1]

@@ -46,7 +46,7 @@ def build(data_dir, algorithm="RDMLDG", test_envs=(3,), **changes):
     return build_dataset(algorithm, "PACSReasoning", test_envs, data_dir, **{"model": "tiny", **changes})
 
 
-def test_the_bundle_is_trained_on_without_any_chain_file_and_one_line_says_so(pacs, capsys):
+def test_bundle_is_used_without_a_chain_file_and_reported_in_one_line(pacs, capsys):
     _, hparams = build(pacs)
     task = task_of(hparams)
     assert len(task.chains) == 17 and (0, 0) not in task.chains

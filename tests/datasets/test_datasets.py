@@ -295,7 +295,7 @@ def test_conclusions_are_counted_as_the_job_reads_them(pacs, capsys):
         build(pacs, answer_matching="exact")
 
 
-def test_chains_that_conclude_no_class_or_another_are_counted_and_named(pacs, capsys):
+def test_chains_that_conclude_no_class_or_a_wrong_one_are_reported(pacs, capsys):
     """Of 18 source chains 3 name no class and 3 another; those of the target domain count for neither."""
     lines = read(pacs)
     for line in lines:

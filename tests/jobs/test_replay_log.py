@@ -39,7 +39,7 @@ def write_progress(root, steps=3, job=JOB):
     return progress
 
 
-def test_a_restart_replays_what_belongs_to_the_state_and_nothing_more(tmp_path):
+def test_restart_replays_only_events_before_the_state(tmp_path):
     write_progress(tmp_path)
     again = Progress(JOB, tmp_path)
     assert [again.next_step()["loss"] for _ in range(3)] == [0.0, 1 / 7, 2 / 7]
@@ -93,13 +93,13 @@ def test_unreadable_state_restarts_at_step_0_with_a_message(tmp_path, capsys):
     assert "Starting from step 0" in capsys.readouterr().out
 
 
-def test_another_argument_is_another_job(tmp_path):
+def test_different_arguments_are_a_different_job(tmp_path):
     write_progress(tmp_path)
     other = {"args": {**JOB["args"], "test_envs": [3]}}
     assert Progress(other, tmp_path).state is None
 
 
-def test_a_job_that_runs_already_is_refused(tmp_path):
+def test_running_job_cannot_be_started_again(tmp_path):
     Progress(JOB, tmp_path)
     with pytest.raises(JobIsRunning, match="another --output_dir"):
         Progress(JOB, tmp_path)
@@ -185,7 +185,7 @@ def test_concurrent_clearing_does_not_interfere(tmp_path, monkeypatch):
         list(pool.map(start_and_be_killed, range(6)))
 
 
-def test_a_lock_that_is_held_for_a_moment_is_waited_for_and_must_be_the_folders_own(tmp_path, monkeypatch):
+def test_briefly_held_lock_is_waited_for_and_must_belong_to_the_folder(tmp_path, monkeypatch):
     """As somebody holds it who lists jobs; and as it is where the folder is deleted while its lock is being taken."""
     monkeypatch.setattr(resume_store, "_PATIENCE", 60)  # however busy the machine is
     folder = tmp_path / "job"
@@ -224,7 +224,7 @@ def test_interrupted_deletions_complete_at_the_next_start(tmp_path):
     assert not rest.exists()
 
 
-def test_the_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
+def test_jobs_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     key = write_progress(tmp_path / "domainbed-reasoning" / "unfinished").folder.name
     assert cli.main(["jobs"]) == 0
@@ -255,7 +255,7 @@ def test_the_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
         (["."], "no interrupted job has the key ."),
     ],
 )
-def test_a_key_that_names_no_job_or_several_clears_nothing(tmp_path, monkeypatch, capsys, keys, failure):
+def test_unknown_or_ambiguous_key_clears_nothing(tmp_path, monkeypatch, capsys, keys, failure):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     root = tmp_path / "domainbed-reasoning" / "unfinished"
     root.mkdir(parents=True)
@@ -369,7 +369,7 @@ def test_evaluation_values_are_added_only_to_their_own_record(tmp_path):
     assert not add_to_record(tmp_path, {"seed": 1}, 40, {"well_formed": 0.5})
 
 
-def test_a_job_killed_before_a_record_was_complete_keeps_its_measured_values(tmp_path):
+def test_job_killed_before_a_complete_record_keeps_its_measured_values(tmp_path):
     """The replay completes the record; times and memory are those of the first time."""
     earlier = json.dumps(record(0)) + "\n"
     (tmp_path / "results.jsonl").write_text(json.dumps(record(0, step_time=0.001, well_formed=0.5)) + "\n")

@@ -14,7 +14,7 @@ def test_label_term_sums_and_chain_term_averages_over_a_rows_own_tokens():
     torch.testing.assert_close(chain_nll(log_likelihoods, mask), torch.tensor([1.0, 1.0]) * math.log(2))
 
 
-def test_a_long_chain_weighs_what_a_short_one_does():
+def test_long_and_short_chains_have_equal_weight():
     """The same chain said twice has the same term."""
     once = torch.tensor([[-1.0, -3.0]])
     twice = once.repeat(1, 2)

@@ -25,7 +25,7 @@ def test_steps_option_is_divided_in_proportion():
     assert [(s.first, s.last) for s in schedule.stages] == [(0, 10), (11, 20), (21, 30), (31, 40)]
 
 
-def test_zero_epochs_leave_a_stage_out_and_no_epochs_make_one_step():
+def test_zero_epochs_omit_a_stage_and_no_epochs_give_one_step():
     assert [s.round for s in plan_stages([0, 3], 5).stages] == [1]
     zero_shot = plan_stages([], 5)
     assert zero_shot.n_steps == 1 and len(zero_shot.stages) == 1
@@ -83,7 +83,7 @@ def test_six_steps_of_four_stages_are_shared_by_largest_remainder():
     assert [stage.steps for stage in plan_stages([6, 2, 2, 2], 19, n_steps=4).stages] == [1, 1, 1, 1]
 
 
-def test_no_steps_are_none_as_for_domainbed_and_fewer_are_refused():
+def test_zero_steps_mean_unset_and_negative_ones_are_rejected():
     assert plan_stages([3, 3], 10, n_steps=0) == plan_stages([3, 3], 10)
     with pytest.raises(ValueError, match="--steps must be 1 or more; got -1"):
         plan_stages([3, 3], 10, n_steps=-1)
@@ -104,7 +104,7 @@ def test_an_epoch_draws_as_many_images_as_there_are_and_as_many_from_a_small_dom
     ]
 
 
-def test_the_share_that_is_never_drawn_is_what_drawing_with_replacement_leaves():
+def test_share_never_drawn_matches_sampling_with_replacement():
     drawn = torch.randint(200, (50, 300), generator=torch.Generator().manual_seed(0))
     missed = [1 - len(set(row.tolist())) / 200 for row in drawn]
     epoch = Epoch({"domain": 200}, batch_size=30)

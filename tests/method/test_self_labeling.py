@@ -65,7 +65,7 @@ def test_samples_without_ids_are_labeled_each_time():
     assert labels.labeled == 3
 
 
-def test_a_second_filter_judges_what_the_first_has_kept_and_nothing_else():
+def test_second_filter_only_judges_what_the_first_kept():
     """Written: cat, dog, cat for a cat, a cat, a cat. The filter sees the two cats and keeps the second."""
     asked = []
 

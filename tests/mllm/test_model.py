@@ -92,7 +92,7 @@ def test_class_scores_by_trie_equal_one_row_a_name(mllm, images):
     torch.testing.assert_close(mllm.class_scores(images, question, names), by_rows, rtol=1e-4, atol=1e-4)
 
 
-def test_a_copy_answers_as_the_model_did_whatever_is_trained_afterwards(mllm, images):
+def test_copy_is_not_affected_by_later_training(mllm, images):
     before = mllm.class_scores(images, Q_CLS, NAMES)
     copy = mllm.copy_for_inference()
     own = {name: weight.detach().clone() for name, weight in mllm.adapters().items()}
@@ -118,7 +118,7 @@ def test_sampling_never_writes_an_image_token(mllm, images):
         mllm.log_likelihoods(mllm.encode(images[:1]), Q_REASON, [text or "x"])  # can be trained on
 
 
-def test_a_checkpoints_generation_config_does_not_shape_what_is_written(images, tmp_path):
+def test_checkpoint_generation_config_is_ignored(images, tmp_path):
     """Qwen2.5-VL's comes with a penalty on repetition, top_k, top_p and a temperature; this one with all there is."""
     folder = shutil.copytree(TINY, tmp_path / "model")
     file = folder / "generation_config.json"
@@ -164,7 +164,7 @@ def test_checkpointing_uses_no_deprecated_name():
     assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def test_checkpointing_is_asked_for_by_its_old_name_where_there_is_no_other():
+def test_checkpointing_uses_the_old_name_if_necessary():
     """transformers before 5.24."""
     asked = []
     checkpoint_activations(SimpleNamespace(gradient_checkpointing_enable=asked.append))

@@ -151,7 +151,7 @@ def one_job(folder_of, algorithm_on, minibatches, tmp_path_factory) -> pathlib.P
     return write_trained_job(algorithm, tmp_path_factory.mktemp("jobs") / "job")
 
 
-def test_the_model_card_says_data_target_settings_and_accuracy(one_job, tmp_path):
+def test_model_card_has_data_target_settings_and_accuracy(one_job, tmp_path):
     export_adapters(one_job, tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "# MTCT on PACSReasoning, target domain: sketch" in card
@@ -161,7 +161,7 @@ def test_the_model_card_says_data_target_settings_and_accuracy(one_job, tmp_path
     assert "library_name: peft" in card
 
 
-def test_the_verbs_export_and_predict(one_job, files, tmp_path, capsys):
+def test_export_and_predict_verbs(one_job, files, tmp_path, capsys):
     output = tmp_path / "out"
     assert cli.main(["export", "--job", str(one_job), "--output", str(output)]) == 0
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {p.name for p in output.iterdir()}

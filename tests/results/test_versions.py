@@ -76,7 +76,7 @@ def test_versions_are_read_from_any_file_content():
     assert printed == {"domainbed-reasoning": "0.1.0, commit 0123456789ab, modified", "DomainBed": "stand-in"}
 
 
-def test_two_codes_without_a_commit_are_told_apart_by_their_files():
+def test_codes_without_a_commit_are_distinguished_by_their_files():
     """As of wheels, or of two states of a checkout with changes; a commit alone says it where nothing differs."""
 
     def spelt(**printed):

@@ -220,7 +220,7 @@ def test_faithfulness_counts_captions_conclusions_and_the_misleading_cue():
     assert miniature_table.faithfulness(label_only) == {"follows_cue": 1.0}
 
 
-def test_the_design_is_printed_with_what_is_done_of_it(tmp_path, capsys, monkeypatch):
+def test_design_is_printed_with_completed_jobs(tmp_path, capsys, monkeypatch):
     write_job(job_of(arm("MTCT"), "rho8", 0, 1, tmp_path), 0.5)
     assert main(["--design", "--output_dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

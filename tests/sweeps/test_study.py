@@ -32,7 +32,7 @@ def printed_by(capsys, *arguments):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_knows_its_name_its_claim_and_where_the_papers_numbers_stand(name):
+def test_studies_have_name_claim_and_source_of_the_paper_numbers(name):
     study = load_study(name)
     assert study.name == name
     assert study.claim and "arXiv" in study.paper
@@ -50,7 +50,7 @@ def test_without_a_name_all_are_listed(capsys):
     assert [name for name in STUDIES if f"  {name} " not in printed] == []
 
 
-def test_a_misspelled_name_gets_the_nearest_one(capsys):
+def test_misspelled_name_suggests_the_nearest_one(capsys):
     assert cli.main(["study", "ablatoin"]) == 1
     assert "Unknown study 'ablatoin'. Did you mean 'ablation'?" in capsys.readouterr().err
 
@@ -79,7 +79,7 @@ def test_missing_chains_are_named_before_hours_are_spent(tmp_path, capsys):
     assert "RDMLDG require chains" in printed and "domainbed-reasoning annotate --dataset TerraIncognita" in printed
 
 
-def test_grids_that_collect_results_cannot_tell_apart_have_folders_of_their_own():
+def test_grids_that_collect_results_cannot_distinguish_have_separate_folders():
     """It reads neither `--hparams` nor anything else but names and seeds."""
     for name in STUDIES:
         for scale in ("mini", "paper"):
@@ -160,7 +160,7 @@ def test_leave_one_domain_out_selection_gets_its_pairs(capsys):
     assert "--single_test_envs" in sweep_command(load_study("ablation").grids[0], ["PACSReasoning"], SETTINGS)
 
 
-def test_what_is_printed_has_commands_claim_and_hours(capsys):
+def test_printed_study_has_commands_claim_and_hours(capsys):
     """TerraIncognita, rounds 0 to 5: 4 targets x 3 trials each; a further round costs hours."""
     printed = printed_by(capsys, "sarr_rounds", "--data_dir", "/data", "--output_dir", "/out", "--gpu", "H100")
     assert "claim   The first round helps most" in printed

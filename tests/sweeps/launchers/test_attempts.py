@@ -42,7 +42,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped():
     assert without_replaced([*whole, whole[1][:9]]) == whole
 
 
-def test_the_second_attempt_finds_no_records_and_leaves_none_twice(sweep):
+def test_second_attempt_finds_no_records_and_leaves_no_duplicates(sweep):
     """While it runs, `collect_results` sees its records alone."""
     code = """
     number = attempt()
@@ -139,7 +139,7 @@ def test_attempt_still_running_elsewhere_ends_when_the_next_one_starts(sweep):
     assert not list((sweep.folder / "A").glob("*.running"))
 
 
-def test_an_attempt_that_died_with_its_node_is_waited_for_no_longer_than_it_would_take_to_end(sweep, monkeypatch):
+def test_attempt_that_died_with_its_node_is_only_waited_for_briefly(sweep, monkeypatch):
     monkeypatch.setattr(attempts, "_REPLACE_SECONDS", 0.5)
     command = sweep.job("A", "record(0); done()")
     (sweep.folder / "A").mkdir()

@@ -277,7 +277,7 @@ def test_unreachable_ray_error_suggests_a_fix(sweep, monkeypatch):
         ray_launcher.ray_launcher([sweep.job("A", "")])
 
 
-def test_something_else_at_the_address_is_told_from_a_ray(sweep, monkeypatch):
+def test_other_server_at_the_address_is_distinguished_from_ray(sweep, monkeypatch):
     """The dashboard's port, say, where Ray would wait for minutes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -299,7 +299,7 @@ def test_an_address_without_host_or_port_is_refused_with_an_example(sweep, monke
         ray_launcher.ray_launcher([sweep.job("A", "")])
 
 
-def test_a_sweep_without_jobs_says_so_and_starts_nothing(monkeypatch, capsys):
+def test_sweep_without_jobs_reports_it_and_starts_nothing(monkeypatch, capsys):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert ray_launcher.ray_launcher([]) == []
     assert capsys.readouterr().out.startswith("No job is to be started.")

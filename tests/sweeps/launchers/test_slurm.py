@@ -299,7 +299,7 @@ def test_rejected_submission_error_suggests_a_fix(sweep, slurm, monkeypatch):
         slurm_launcher.slurm_launcher([sweep.job("A", "")])
 
 
-def test_without_slurms_commands_the_launcher_says_where_to_go(sweep, monkeypatch):
+def test_missing_slurm_commands_are_reported_with_a_fix(sweep, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(FileNotFoundError, match="`sbatch` was not found"):
         slurm_launcher.slurm_launcher([sweep.job("A", "")])
@@ -349,7 +349,7 @@ def test_more_jobs_than_an_array_may_have_are_several_arrays(sweep, slurm2, caps
     assert "5/5 jobs succeeded." in printed
 
 
-def test_arrays_that_slurm_takes_no_more_are_failures_and_the_others_run(sweep, slurm2, monkeypatch, capsys):
+def test_rejected_arrays_are_failures_and_the_others_run(sweep, slurm2, monkeypatch, capsys):
     """Sites bound the jobs of a user. The advice to remove folders must not come while some of them run."""
     from submitit.core.utils import FailedJobError
     from submitit.slurm.slurm import SlurmExecutor
@@ -372,7 +372,7 @@ def test_arrays_that_slurm_takes_no_more_are_failures_and_the_others_run(sweep, 
     assert all((sweep.folder / name / "done").exists() for name in "ABC")
 
 
-def test_a_sweep_without_jobs_says_so_and_submits_nothing(sweep, capsys):
+def test_sweep_without_jobs_reports_it_and_submits_nothing(sweep, capsys):
     assert slurm_launcher.slurm_launcher([]) == []
     assert capsys.readouterr().out.startswith("No jobs to start.")
 
@@ -405,7 +405,7 @@ def test_sweeps_in_the_queue_side_by_side_are_waited_for_by_another_process(swee
     assert slurm_queue.wait_for_sweeps(folders, earlier) == []  # what has become of it was said
 
 
-def test_folders_of_dead_jobs_are_told_from_those_of_jobs_that_slurm_runs_here(sweep, slurm, monkeypatch):
+def test_folders_of_dead_jobs_are_distinguished_from_running_slurm_jobs(sweep, slurm, monkeypatch):
     """A sweep typed by hand is in the way, as everywhere; a job that Slurm runs on this machine is not."""
     monkeypatch.setenv(slurm_launcher.WAIT, "0")
     monkeypatch.setenv(attempts.RETRIES, "0")

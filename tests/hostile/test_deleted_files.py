@@ -130,7 +130,7 @@ def test_run_with_a_deleted_chain_file_ends_with_every_answer_saved(
     assert str(saved) in err and len(images(saved)) == len(server.requests) <= 4
 
 
-def test_a_full_disk_names_the_file_and_what_is_safe(
+def test_full_disk_error_names_the_file_and_saved_records(
     scripted: Any, annotate: Any, start_verb: Any, toy: Path, tmp_path: Path
 ) -> None:
     """A file may have 2,000 bytes: three records of some 700."""

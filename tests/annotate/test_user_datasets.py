@@ -164,7 +164,7 @@ def test_an_mllm_gets_readable_names_the_subject_and_the_chains(
     assert out.count("The model tiny was never trained on photographs") == 1
 
 
-def test_the_verbs_know_a_new_class_of_datasets_by_what_it_says(
+def test_verbs_support_new_dataset_classes(
     toy: Path, verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As CONTRIBUTING has it: one class, one line in the table of names; no TOML file, no entry in the catalog."""

@@ -133,7 +133,7 @@ def test_the_bytes_of_written_chains_are_those_of_the_cache(folder_of, images, m
     assert 0 < new <= 6 and mllm.cache_bytes(rows, "Which?", new) == held
 
 
-def test_what_training_needs_is_measured_before_an_evaluation_adds_its_copy(
+def test_training_memory_is_measured_before_an_evaluation_adds_its_copy(
     folder_of, algorithm_on, minibatches, monkeypatch
 ):
     """DomainBed evaluates after the first step, the first round begins later."""
