@@ -1,6 +1,6 @@
 """Chains in Parquet files: our own columns, and Hugging Face's `messages` and `images`. Requires pyarrow.
 
-Fields without a column of their own are stored as JSON in the column `extra`.
+Fields without a column are stored as JSON in the column `extra`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def to_columns(record: Mapping[str, Any]) -> Row:
 
 
 def to_message_columns(row: Mapping[str, Any]) -> Row:
-    """Return a `messages` row with typed turns, and what has no column of its own as JSON."""
+    """Return a `messages` row with typed turns, and fields without a column as JSON."""
     extra = {key: value for key, value in row.items() if key not in _FEATURES}
     return {
         "messages": to_typed(row["messages"]),
@@ -220,5 +220,5 @@ def _from_columns(row: Mapping[str, Any]) -> Row:
     except ValueError as error:
         raise ParquetError(f"the column 'extra' is not valid JSON ({error})") from error
     if not isinstance(more, dict):
-        raise ParquetError(f"the column 'extra' must hold a JSON object, got {extra:.40}")
+        raise ParquetError(f"the column 'extra' must contain a JSON object, got {extra:.40}")
     return out | more

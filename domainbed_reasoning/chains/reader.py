@@ -1,7 +1,7 @@
 """The tolerant reader of five-stage chains, used for teachers, self-labels, evaluation and the analyses.
 
 Models think before they answer, add code fences, write tags in lower case or bold, use headings in place of tags, and
-add a sentence before or after. None of this changes the meaning of a chain. `normalize` removes it, lists what it
+add a sentence before or after. None of this affects the meaning of a chain. `normalize` removes it, lists what it
 removed, and returns a text with canonical tags, to which the exact rules then apply. A text that the exact rules accept
 is not changed. Whatever could change the meaning is not normalized: stages that are missing, repeated or out of order,
 words between stages, a chain that is only in the model's thoughts, a conclusion that names no class or several

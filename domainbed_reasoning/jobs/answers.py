@@ -27,7 +27,7 @@ _MOSTLY = 0.5  # share of chains without a class above which an evaluation's acc
 
 
 def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> None:
-    """Write ``task.json`` beside results.jsonl: what `predict` needs beyond DomainBed's checkpoint."""
+    """Write ``task.json`` beside results.jsonl, which `predict` needs in addition to DomainBed's checkpoint."""
     nothing, other = misled(task, hparams.get("answer_matching") == "exact")
     content: dict[str, Any] = {
         "algorithm": args.algorithm,

@@ -1,4 +1,4 @@
-"""The folders that hold the saved progress of jobs: locking, listing and pruning.
+"""The folders of jobs' saved progress: locking, listing and pruning.
 
 Jobs start and end concurrently, possibly on several machines that share a home folder: another process may delete a
 folder at any time.
@@ -33,7 +33,7 @@ class JobIsRunning(RuntimeError):
 
 
 def progress_folder() -> Path:
-    """Return the folder that holds the progress of all jobs, which may not exist yet."""
+    """Return the folder of all jobs' progress, which may not exist yet."""
     return cache_folder() / "unfinished"
 
 
@@ -42,7 +42,7 @@ class SavedProgress:
     """The saved progress of one job.
 
     Attributes:
-        folder: that holds it, named after the job's key.
+        folder: its folder, named after the job's key.
         args: DomainBed's arguments of the job.
         steps: recorded training steps.
         size: of the folder in bytes.

@@ -34,7 +34,7 @@ class Problem:
         kind: in a word or two.
         job: the job or table row, in words.
         folders: of the jobs, relative to the sweep's folder.
-        detail: what is wrong.
+        detail: description of the problem.
         effect: how the tables treat it.
         fix: what to do about it.
     """
@@ -253,7 +253,7 @@ def _mixed_versions(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
 
 
 def with_counts(counts: Mapping[str, int]) -> str:
-    """Return values with their numbers of jobs, as in ``2.8.0 (3 jobs), 2.9.1 (1 job)``; a single value alone."""
+    """Return values with their numbers of jobs, as in ``2.8.0 (3 jobs), 2.9.1 (1 job)``, or the only one."""
     if len(counts) == 1:
         return next(iter(counts))
     often = sorted(counts.items(), key=lambda item: -item[1])
