@@ -22,6 +22,9 @@ from domainbed_reasoning.chains.reader import is_well_formed
 from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.method.answering import answers_from_chains, misled
 from domainbed_reasoning.method.task import SampleId, Task
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 _MOSTLY = 0.5  # share of chains without a class above which an evaluation's accuracy says little about chains
 
@@ -155,7 +158,7 @@ class AnswerRecords:
             effect = "; its accuracies mostly reflect class-name likelihoods, not chains"
             effect = "; each of these counts as wrong" if self.strict else effect
             loud = self.judged_by_chains and share >= _MOSTLY
-            print(f"{'WARNING: ' * loud}Evaluation before {when}: {counts}{effect * loud}", flush=True)
+            _log.info(f"{'WARNING: ' * loud}Evaluation before {when}: {counts}{effect * loud}")
         self.unparsed = self.chains = self.well_formed = 0
 
     def _write(self) -> None:

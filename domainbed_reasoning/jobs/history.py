@@ -22,6 +22,9 @@ from domainbed_reasoning.jobs.replay_log import Progress
 from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
 from domainbed_reasoning.method.schedule import Schedule
 from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 _MODELS = ("model", "clip_model")  # hyper-parameters that name a model
 _LIBRARIES = (*LIBRARIES, "torchvision", "pillow", "tokenizers")
@@ -48,7 +51,7 @@ class History:
         if self.state is not None:
             self._earlier += self.state["records"]
             steps = self.state["steps"]
-            print(f"Resuming after {steps} steps, replayed from {progress.folder}.", flush=True)
+            _log.info(f"Resuming after {steps} steps, replayed from {progress.folder}.")
 
     @property
     def replays(self) -> bool:
@@ -84,7 +87,7 @@ def history_of(task: Task, schedule: Schedule, hparams: dict[str, Any], args: ar
             if progress.state is None:
                 _report_changes(job, progress)
         except OSError as error:
-            print(f"Cannot save this job's progress ({error}): if interrupted, it restarts at step 0.", flush=True)
+            _log.warning(f"Cannot save this job's progress ({error}): if interrupted, it restarts at step 0.")
     try:
         earlier = set_aside(Path(args.output_dir), vars(args))
     except OSError:
@@ -162,8 +165,7 @@ def _report_changes(job: Mapping[str, Any], progress: Progress) -> None:
             if path.parent == progress.folder or not isinstance(other, dict) or other.get("args") != job["args"]:
                 continue
             changed = [name for name in job if other.get(name) != json.loads(json.dumps(job[name]))]
-            print(
+            _log.info(
                 f"The saved progress of this command in {path.parent} is not used, because {', '.join(changed)} "
-                "changed. Starting from step 0.",
-                flush=True,
+                "changed. Starting from step 0."
             )

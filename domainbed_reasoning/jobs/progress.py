@@ -6,6 +6,10 @@ import time
 
 from tqdm import tqdm
 
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
+
 _EVERY_SECONDS = 60.0
 
 
@@ -39,4 +43,4 @@ class ProgressLog:
         if now - self._printed >= _EVERY_SECONDS and self._done < self.total:
             self._printed = now
             meter = tqdm.format_meter(self._done, self.total, self._seconds, unit=self.unit, ncols=0)
-            print(f"{self.what}: {meter}", flush=True)
+            _log.info(f"{self.what}: {meter}")

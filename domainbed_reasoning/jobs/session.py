@@ -26,6 +26,9 @@ from domainbed_reasoning.jobs.progress import ProgressLog
 from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.results_file import add_to_record
 from domainbed_reasoning.jobs.seeds import seeded
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
@@ -86,7 +89,7 @@ class Session:
         check_task(task, hparams, algorithm)
         self.task = task or task_without_names(num_classes)
         if hparams.get("model") == "tiny" and self.task.dataset != "ShapesReasoning":
-            print("The model tiny was never trained on photographs: use it only to test that a job runs.")
+            _log.info("The model tiny was never trained on photographs: use it only to test that a job runs.")
         self.schedule = lay_out_steps(self.task, epochs, hparams)
         self.seed = torch.initial_seed()
         self.steps_taken = 0
@@ -99,7 +102,7 @@ class Session:
         if job_arguments() is None:
             warn_outside_job(self.name, self.task, hparams, self.schedule)
         if self.schedule.left_out:
-            print(f"WARNING: {self.name}: {self.schedule.shortfall()}", flush=True)
+            _log.warning(f"WARNING: {self.name}: {self.schedule.shortfall()}")
 
     def start(self) -> None:
         """Open the files beside results.jsonl, and look for the saved progress of an earlier process of this job.
@@ -208,7 +211,7 @@ class Session:
         state = self.history.end_of_replay() if self.history is not None else None
         if state is not None:
             algorithm.restore(state)
-            print(f"Resumed after step {self.steps_taken - 1}.", flush=True)
+            _log.info(f"Resumed after step {self.steps_taken - 1}.")
 
     def _complete_record(self) -> None:
         """Add the last evaluation's further values to DomainBed's record of it, if not present yet."""
@@ -217,7 +220,7 @@ class Session:
             try:
                 added = add_to_record(*record, self.records.evaluated)
             except OSError as error:  # the record itself is complete
-                print(f"Cannot add {', '.join(self.records.evaluated)} to the record of this step: {error}", flush=True)
+                _log.warning(f"Cannot add {', '.join(self.records.evaluated)} to the record of this step: {error}")
                 added = True
             if added:
                 self.records.evaluated = {}

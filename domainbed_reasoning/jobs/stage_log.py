@@ -5,6 +5,9 @@ from __future__ import annotations
 from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.method.self_labeling import SelfLabels
 from domainbed_reasoning.method.stage_run import StageRun
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 _ADVICE = (
     "Truncated chains need a larger max_new_tokens, others a longer supervised stage (mtct_epochs) or better teacher "
@@ -28,7 +31,7 @@ class StageLog:
 
     def begin(self, stage: Stage) -> None:
         """Report the start of a stage, also after a restart."""
-        print(f"{self.name}: {stage} of {self.schedule.n_steps} steps", flush=True)
+        _log.info(f"{self.name}: {stage} of {self.schedule.n_steps} steps")
 
     def step(self, run: StageRun, step: int, samples: int) -> None:
         """Report, once per stage, problems that records do not show and, at a round's end, the share of kept chains.
@@ -51,12 +54,12 @@ class StageLog:
         if run.is_surplus and step < stage.last:
             self._once("surplus", stage, f"{stage}, step {step}: {_surplus(run, labels)}")
         if step == stage.last:
-            print(_round(run, labels), flush=True)
+            _log.info(_round(run, labels))
 
     def _once(self, kind: str, stage: Stage, message: str) -> None:
         if self._reported.get(kind) is not stage:
             self._reported[kind] = stage
-            print(message, flush=True)
+            _log.info(message)
 
 
 def _idle(labels: SelfLabels | None) -> str:
