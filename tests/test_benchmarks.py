@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic; how fast anything is, no test asks."""
+"""The benchmarks' arithmetic; no test measures speed."""
 
 import json
 import socket
