@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib.util
+import itertools
 import json
 import re
 import shlex
@@ -139,6 +140,17 @@ def test_every_command_in_the_pages_is_one_that_the_program_takes(page, tmp_path
             check(words)
         except SystemExit:
             pytest.fail(f"{name_of(page)}: {shlex.join(words)}")
+
+
+@pytest.mark.parametrize("page", ["tutorial", "guides/small-gpu"])
+def test_quoted_output_of_plan_is_what_it_prints(page, verb):
+    """A text block after a `plan` command has lines of its output; `...` stands for lines that are left out."""
+    blocks = FENCE.findall((DOCS / f"{page}.md").read_text(encoding="utf-8"))
+    quoted = [(first, text) for (_, first), (language, text) in itertools.pairwise(blocks) if language == "text"]
+    assert quoted
+    for command, text in quoted:
+        code, printed, _ = verb(*shlex.split(command)[1:])
+        assert code == 0 and set(text.splitlines()) - {"", "..."} <= set(printed.splitlines())
 
 
 def test_every_claim_has_a_test_or_a_command_that_exists():
