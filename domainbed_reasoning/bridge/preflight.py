@@ -135,7 +135,7 @@ def check_job(algorithm: str, dataset: str, ranges: Mapping[str, tuple[Any, Any]
         return
     from domainbed import datasets
 
-    given = _given_hparams(args)
+    given = given_hparams(args)
     _check_given(algorithm, given, ranges)
     cls: Any = vars(datasets).get(dataset)
     if getattr(cls, "ENVIRONMENTS", None):
@@ -158,7 +158,7 @@ def is_ours(dataset: str) -> bool:
     return dataset in registry.DATASETS or dataset in custom.targets(custom.custom_datasets())
 
 
-def _given_hparams(args: argparse.Namespace) -> dict[str, Any]:
+def given_hparams(args: argparse.Namespace) -> dict[str, Any]:
     """Return ``--hparams``; {} where a fork has them in another form than DomainBed's JSON.
 
     Raises:
