@@ -91,7 +91,8 @@ class Follower:
         """Log a stage at the first record after its end: its means and its examples."""
         tracker.log(step, {f"stage_{key}": value for key, value in _numbers(stage["values"]).items()})
         if stage["examples"]:
-            tracker.table(step, f"chains/{stage['name']}", _EXAMPLE_COLUMNS, _cells(stage["examples"], _EXAMPLE_COLUMNS))
+            rows = _cells(stage["examples"], _EXAMPLE_COLUMNS)
+            tracker.table(step, f"chains/{stage['name']}", _EXAMPLE_COLUMNS, rows)
         self._mark(stage["name"])
 
     def _log_answers(self, tracker: Tracker) -> None:
