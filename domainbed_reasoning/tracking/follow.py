@@ -56,9 +56,14 @@ class Follower:
         key = json.dumps([str(folder), args], sort_keys=True)
         self.id = hashlib.sha256(key.encode()).hexdigest()[:12]
         self.state = self._read_state()
+        self._unsaved: list[tuple[float, str]] = []  # when it was logged, and the state then
 
     def catch_up(self) -> None:
-        """Log new records and stages."""
+        """Log new records and stages, and save as logged what would survive a kill."""
+        self._log_new()
+        self._save_flushed()
+
+    def _log_new(self) -> None:
         run: list[Mapping[str, Any]] = []
         for record in self._objects(RESULTS):
             if record.get("args") == self.args and isinstance(record.get("step"), int):
@@ -86,6 +91,8 @@ class Follower:
             if finished:
                 self._log_answers(self.tracker)
             self.tracker.close(finished)
+            self.tracker = None
+        self._save_flushed()
 
     def _log_stage(self, tracker: Tracker, step: int, stage: Mapping[str, Any]) -> None:
         """Log a stage at the first record after its end: its means and its examples."""
@@ -139,7 +146,15 @@ class Follower:
         self._save()
 
     def _save(self) -> None:
-        replace_text(self.folder / STATE, json.dumps(self.state) + "\n")
+        self._unsaved.append((time.monotonic(), json.dumps(self.state)))
+
+    def _save_flushed(self) -> None:
+        """Save the newest state that the tracker has flushed: a killed process logs the rest again."""
+        seconds = self.tracker.FLUSH_SECONDS if self.tracker is not None else 0.0
+        limit = time.monotonic() - seconds
+        if flushed := [state for logged, state in self._unsaved if logged <= limit]:
+            self._unsaved = self._unsaved[len(flushed) :]
+            replace_text(self.folder / STATE, flushed[-1] + "\n")
 
     def _read_state(self) -> dict[str, Any]:
         new: dict[str, Any] = {"id": self.id, "tool": self.tool, "attempt": 1, "logged": {}, "tables": []}

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 PROJECT = "domainbed-reasoning"
 _PARAMETERS = 100  # that MLflow takes in one call
@@ -42,7 +42,13 @@ class Run:
 
 
 class Tracker(Protocol):
-    """What is asked of a tracker."""
+    """What is asked of a tracker.
+
+    Class attributes:
+        FLUSH_SECONDS: after so many seconds what was logged survives a kill.
+    """
+
+    FLUSH_SECONDS: ClassVar[float]
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log metrics of a step; a step may be logged in several parts, in ascending order of steps."""
@@ -57,14 +63,15 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in ``<job>/tensorboard/<run>``; ``tensorboard --logdir SWEEP`` shows all jobs of a sweep."""
 
+    FLUSH_SECONDS: ClassVar[float] = 0.0
+
     def __init__(self, run: Run):
         writer = importlib.import_module("tensorboard.summary.writer.event_file_writer")
         self.events = importlib.import_module("tensorboard.compat.proto.event_pb2")
         self.summaries = importlib.import_module("tensorboard.compat.proto.summary_pb2")
         self.tensors = importlib.import_module("tensorboard.compat.proto.tensor_pb2")
         name = re.sub(r"[^\w.,-]+", "-", run.name)
-        # Without buffering a killed process loses nothing that was logged.
-        self.writer = writer.EventFileWriter(str(run.folder / "tensorboard" / name), flush_secs=1)
+        self.writer = writer.EventFileWriter(str(run.folder / "tensorboard" / name))
         self.table(0, "config", ["name", "value"], [[name, json.dumps(value)] for name, value in run.config.items()])
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -98,6 +105,8 @@ def _cell(text: str) -> str:
 class WeightsAndBiases:
     """Runs in ``<job>/wandb``, which ``wandb sync`` uploads; ``WANDB_MODE=online`` uploads at once."""
 
+    FLUSH_SECONDS: ClassVar[float] = 20.0
+
     def __init__(self, run: Run):
         self.wandb = importlib.import_module("wandb")
         self.run = self.wandb.init(
@@ -127,6 +136,8 @@ class WeightsAndBiases:
 
 class MLflow:
     """Runs of the experiment that has the sweep's name, in ``<sweep>/mlruns`` unless ``MLFLOW_TRACKING_URI`` is set."""
+
+    FLUSH_SECONDS: ClassVar[float] = 0.0
 
     def __init__(self, run: Run):
         if "MLFLOW_TRACKING_URI" not in os.environ:
@@ -163,6 +174,8 @@ class MLflow:
 
 class Trackio:
     """Runs of the project that has the sweep's name, in Trackio's own folder; ``trackio show`` shows them."""
+
+    FLUSH_SECONDS: ClassVar[float] = 5.0
 
     def __init__(self, run: Run):
         self.trackio = importlib.import_module("trackio")
