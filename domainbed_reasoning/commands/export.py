@@ -93,7 +93,9 @@ def _export_chains(args: argparse.Namespace) -> int:
             raise ValueError(f"{dataset.name} has no domain {domain!r}. Available: {', '.join(on_disk.domains)}.")
 
     def wanted(record: Record) -> bool:
-        return (args.all or args.format == DATASET or is_accepted(record)) and (not args.domains or record["image"].split("/")[0] in args.domains)
+        return (args.all or args.format == DATASET or is_accepted(record)) and (
+            not args.domains or record["image"].split("/")[0] in args.domains
+        )
 
     records, unknown = arguments.read_candidates(args, dataset, on_disk, wanted, repair=False)
     if args.format == DATASET:

@@ -78,6 +78,7 @@ class Follower:
             if new:
                 self._open(record).log(step, new)
                 known |= new
+                self.state["rows"] += 1
                 self._save()
             for stage in stages:
                 if stage["last"] <= step and stage["name"] not in self.state["tables"]:
@@ -121,7 +122,7 @@ class Follower:
             name = f"{args['algorithm']} {args['dataset']} {targets} {seeds}{again}"
             config = {**args, **{f"hparams/{name}": value for name, value in dict(record.get("hparams") or {}).items()}}
             config.pop("hparams", None)
-            run = Run(f"{self.id}{again}", name, self.sweep.name, self.folder, self.sweep, config)
+            run = Run(f"{self.id}{again}", name, self.sweep.name, self.folder, self.sweep, config, self.state["rows"])
             self.tracker = TRACKERS[self.tool](run)
         assert self.tracker is not None
         return self.tracker
@@ -129,20 +130,19 @@ class Follower:
     def _differs(self, record: Mapping[str, Any]) -> bool:
         known = self.state["logged"].get(str(record["step"]), {})
         values = _numbers(record)
-        return any(
-            name in values and repr(values[name]) != repr(known[name]) for name in known if name not in MEASURED
-        )
+        return any(name in values and repr(values[name]) != repr(known[name]) for name in known if name not in MEASURED)
 
     def _restart(self) -> None:
         """Begin another run."""
         if self.tracker is not None:
             self.tracker.close(False)
             self.tracker = None
-        self.state |= {"attempt": self.state["attempt"] + 1, "logged": {}, "tables": []}
+        self.state |= {"attempt": self.state["attempt"] + 1, "rows": 0, "logged": {}, "tables": []}
         self._save()
 
     def _mark(self, table: str) -> None:
         self.state["tables"].append(table)
+        self.state["rows"] += 2  # at most: means and table
         self._save()
 
     def _save(self) -> None:
@@ -157,7 +157,7 @@ class Follower:
             replace_text(self.folder / STATE, flushed[-1] + "\n")
 
     def _read_state(self) -> dict[str, Any]:
-        new: dict[str, Any] = {"id": self.id, "tool": self.tool, "attempt": 1, "logged": {}, "tables": []}
+        new: dict[str, Any] = {"id": self.id, "tool": self.tool, "attempt": 1, "rows": 0, "logged": {}, "tables": []}
         with contextlib.suppress(OSError, ValueError, RecursionError):
             state = parse_json(read_plain_text(self.folder / STATE))
             if isinstance(state, dict) and all(type(state.get(name)) is type(value) for name, value in new.items()):

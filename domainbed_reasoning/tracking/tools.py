@@ -31,6 +31,7 @@ class Run:
         folder: of the job.
         sweep: folder that contains the sweep's jobs; the job's own for one outside of a sweep.
         config: arguments and hyper-parameters.
+        rows: that were logged before it was resumed.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Run:
     folder: Path
     sweep: Path
     config: Mapping[str, Any]
+    rows: int
 
 
 class Tracker(Protocol):
@@ -120,14 +122,18 @@ class WeightsAndBiases:
             resume="allow",
             settings=self.wandb.Settings(console="off", silent=True, x_disable_stats=True),
         )
+        # Its own steps are rows: it keeps back a row until the next, and drops what is added to an earlier one.
+        self.run.define_metric("*", step_metric="step")
+        self.rows = run.rows
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Log metrics."""
-        self.run.log(dict(values), step=step)
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log metrics as a row, with their step."""
+        self.run.log({"step": step, **values}, step=self.rows, commit=True)
+        self.rows += 1
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Log a table."""
-        self.run.log({name: self.wandb.Table(columns=list(columns), data=[list(row) for row in rows])}, step=step)
+        self.log(step, {name: self.wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def close(self, finished: bool) -> None:
         """Finish the run; an interrupted one is shown as failed until it is resumed."""

@@ -54,14 +54,12 @@ def read_wandb(sweep):
                 continue
             record, whole = proto.Record.FromString(whole), b""
             ids |= {record.run.run_id} if record.run.run_id else set()
-            step = record.history.step.num
-            for item in record.history.item:
-                name = item.key or "/".join(item.nested_key)
-                value = json.loads(item.value_json)
+            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            for name, value in row.items():
                 if isinstance(value, dict):
                     tables.add(name)
                 else:
-                    found.setdefault(name, []).append((step, value))
+                    found.setdefault(name, []).append((row["step"], value))
     return found, tables, len(ids)
 
 
@@ -168,9 +166,7 @@ def test_a_tracker_that_fails_is_one_warning_and_the_job_ends_well(either_domain
     (tmp_path / "broken" / "trackio").mkdir(parents=True)
     (tmp_path / "broken" / "trackio" / "__init__.py").write_text("raise RuntimeError('no space left')")
     path = os.pathsep.join([str(tmp_path / "broken"), stock_environment(either_domainbed)["PYTHONPATH"]])
-    output = ended_well(
-        train(either_domainbed, tmp_path / "job", "ERM", "trackio", stock_environment, PYTHONPATH=path)
-    )
+    output = ended_well(train(either_domainbed, tmp_path / "job", "ERM", "trackio", stock_environment, PYTHONPATH=path))
     assert output.count("WARNING: tracking with trackio failed (RuntimeError: no space left). The job continues") == 1
     assert (tmp_path / "job" / "done").exists()
 
