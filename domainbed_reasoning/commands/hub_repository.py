@@ -38,15 +38,16 @@ def without_token() -> Iterator[None]:
     """Raise errors of the Hub as one line without the access token.
 
     Raises:
-        OSError: any error of the Hub's client.
+        OSError: any error of the Hub's client; others pass.
     """
     import huggingface_hub
+    from huggingface_hub.utils import logging
 
-    huggingface_hub.utils.logging.set_verbosity_error()
+    logging.set_verbosity_error()
     try:
         yield
-    except ValueError:
-        raise
-    except Exception as error:  # its client raises those of its HTTP library
+    except Exception as error:  # its client raises those of its HTTP library, among others
+        if not type(error).__module__.startswith(("huggingface_hub.", "http")):
+            raise
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise OSError(f"The Hub: {redact(message, huggingface_hub.get_token() or '')[:600]}") from None

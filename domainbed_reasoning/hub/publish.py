@@ -1,7 +1,7 @@
 """What `push` uploads: the files of an export that are known, each listed before anything is sent.
 
-Three kinds of folder are known: adapters and merged models, as ``export --job`` writes them, and a dataset of chains, as
-``export --format dataset`` does. Pickles, logs, links and files of any other name stay where they are.
+Three kinds of folder are known: adapters and merged models, as ``export --job`` writes them, and a dataset of chains,
+as ``export --format dataset`` does. Pickles, logs, links and files of any other name stay where they are.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from domainbed_reasoning.chains.record import parse_json
 from domainbed_reasoning.files.plain import MAX_DESCRIPTION_BYTES, read_plain_text
@@ -128,7 +129,7 @@ def push(upload: Upload, repo_id: str, public: bool) -> str:
         raise HubError("No access token for the Hub. Set HF_TOKEN, or run `hf auth login`.")
     try:
         private = api.repo_info(repo_id, repo_type=upload.repo_type).private
-    except huggingface_hub.errors.RepositoryNotFoundError:
+    except RepositoryNotFoundError:
         api.create_repo(repo_id, private=not public, repo_type=upload.repo_type)
         private = not public
     if not private and not public:

@@ -54,12 +54,13 @@ def read_wandb(sweep):
                 continue
             record, whole = proto.Record.FromString(whole), b""
             ids |= {record.run.run_id} if record.run.run_id else set()
-            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            for name, value in row.items():
-                if isinstance(value, dict):
+            names = [tuple(item.nested_key) or (item.key,) for item in record.history.item]
+            row = {name: json.loads(item.value_json) for name, item in zip(names, record.history.item, strict=True)}
+            for (name, *nested), value in row.items():
+                if nested or isinstance(value, dict):
                     tables.add(name)
                 else:
-                    found.setdefault(name, []).append((row["step"], value))
+                    found.setdefault(name, []).append((row["step",], value))
     return found, tables, len(ids)
 
 
