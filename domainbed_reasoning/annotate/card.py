@@ -49,7 +49,7 @@ def render_card(
     accepted = [record for record in records if is_accepted(record)]
     is_packed, is_parquet = chains.suffix == ".xz", chains.suffix == ".parquet"
     needed, opener, mode = ("import lzma\n", "lzma.open", ', "rt", encoding="utf-8"') if is_packed else ("", "open", "")
-    head = {
+    head: dict[str, Any] = {
         "pretty_name": name,
         "license": licence,
         "language": ["en"],

@@ -43,7 +43,7 @@ def without_token() -> Iterator[None]:
     import huggingface_hub
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     except Exception as error:  # its client raises those of its HTTP library, among others

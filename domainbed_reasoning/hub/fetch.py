@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 
@@ -54,7 +55,7 @@ def list_files(repo_id: str, repo_type: str, revision: str | None, wanted: Calla
         HubError: none is.
         OSError: there is no such repository, or the Hub cannot be reached.
     """
-    info = huggingface_hub.HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision, files_metadata=True)
+    info: Any = huggingface_hub.HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision, files_metadata=True)
     files = tuple(
         RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
         for file in info.siblings or ()

@@ -38,7 +38,7 @@ _ALIASES = {
     "TerraIncognita": {f"{start}{number}": f"location_{number}" for number in (38, 43, 46, 100) for start in ("", "l")},
 }
 # Images by domain, in the order of the classes.
-_PER_CLASS = {
+_PER_CLASS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "PACS": {
         "art_painting": (379, 255, 285, 184, 201, 295, 449),
         "cartoon": (389, 457, 346, 135, 324, 288, 405),
@@ -187,7 +187,7 @@ def count_problems(dataset: ImageFolder, on_disk: FolderScan) -> Iterator[str]:
     if len(on_disk.pictures) in dict(dataset.other_totals):
         return
     found = Counter((picture.domain, picture.label) for picture in on_disk.pictures)
-    published: Mapping[str, tuple[int, ...]] = _PER_CLASS.get(dataset.name, {})
+    published = _PER_CLASS.get(dataset.name, {})
     for domain, total in dataset.domains.items():
         count = on_disk.per_domain()[domain]
         if total is not None and count != total:

@@ -108,7 +108,7 @@ def _of_tar(path: Path) -> Iterator[SourceImage]:
             for entry in archive:
                 count, total = count + 1, total + entry.size
                 _check(path, count, total)
-                archive.members = []  # of entries that have been read nothing is needed
+                archive.members = []  # type: ignore[attr-defined]  # of entries that have been read nothing is needed
                 if entry.isreg() and _is_image(entry.name):
                     yield SourceImage(entry.name, entry.size, _tar_reader(path, archive, entry))
     except (tarfile.TarError, lzma.LZMAError, EOFError, zlib.error) as error:

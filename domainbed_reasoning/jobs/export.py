@@ -11,7 +11,8 @@ from domainbed_reasoning.chains.record import parse_json
 from domainbed_reasoning.files.plain import read_plain_text
 from domainbed_reasoning.jobs.model_card import HUB_ID, model_card
 from domainbed_reasoning.jobs.trained import TASK_FILE, JobError, TrainedJob, read_job
-from domainbed_reasoning.mllm.loading import add_lora, empty_network, loading, resolve
+from domainbed_reasoning.mllm.loading import add_lora, empty_network, resolve
+from domainbed_reasoning.mllm.opening import loading
 
 
 def export_adapters(

@@ -65,9 +65,9 @@ class Follower:
 
     def _log_new(self) -> None:
         run: list[Mapping[str, Any]] = []
-        for record in self._objects(RESULTS):
-            if record.get("args") == self.args and isinstance(record.get("step"), int):
-                run = add_record(run, record)
+        for found in self._objects(RESULTS):
+            if found.get("args") == self.args and isinstance(found.get("step"), int):
+                run = add_record(run, found)
         if any(self._differs(record) for record in run):
             self._restart()
         stages = list(self._objects(STAGES))
