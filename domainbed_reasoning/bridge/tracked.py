@@ -18,7 +18,7 @@ from pathlib import Path
 
 import domainbed_reasoning
 from domainbed_reasoning import registry
-from domainbed_reasoning.bridge.preflight import given_hparams, is_ours
+from domainbed_reasoning.bridge.preflight import parse_hparams, is_ours
 from domainbed_reasoning.bridge.train_args import NAME_OF_JOB, recognized_arguments
 from domainbed_reasoning.terminal import get_logger
 
@@ -44,7 +44,7 @@ def start_for_job(algorithm: str, dataset: str) -> None:
     if args is None or (args.algorithm, args.dataset) != (algorithm, dataset):
         return
     if algorithm in registry.ALGORITHMS or is_ours(dataset):
-        tool = given_hparams(args).get("track", "none")
+        tool = parse_hparams(args).get("track", "none")
         if tool in TRACKERS:
             _start(str(Path(args.output_dir).absolute()), json.dumps(vars(args), sort_keys=True), tool, os.getpid())
 
