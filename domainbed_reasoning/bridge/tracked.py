@@ -18,7 +18,7 @@ from pathlib import Path
 
 import domainbed_reasoning
 from domainbed_reasoning import registry
-from domainbed_reasoning.bridge.preflight import parse_hparams, is_ours
+from domainbed_reasoning.bridge.preflight import is_ours, parse_hparams
 from domainbed_reasoning.bridge.train_args import NAME_OF_JOB, recognized_arguments
 from domainbed_reasoning.terminal import get_logger
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ class StageFile:
     Args:
         task: of the job.
         schedule: its stages.
-        folder: of the job; lines of an earlier process are replaced, as its steps are replayed.
+        folder: of the job; the file of an earlier process is removed, as its steps are replayed.
     """
 
     def __init__(self, task: Task, schedule: Schedule, folder: Path):
         self.task, self.schedule, self.path = task, schedule, folder / STAGES
         self._sums: dict[str, list[float]] = {}
         self._lines: list[str] = []
+        with suppress(OSError):  # then the first stage's end fails, and says so
+            self.path.unlink(missing_ok=True)
 
     def add(self, step: int, values: Mapping[str, float], own_chains: Sequence[SelfLabel]) -> None:
         """Add a step.
