@@ -14,7 +14,7 @@ EXAMPLES = """\
   domainbed-reasoning push pacs_reasoning me/PACS-Reasoning --public
 
 The folder is what `export --job` or `export --format dataset` wrote. Its files are listed first; files of other names
-are not uploaded, and neither are files that contain a local path or an access token. A new repository is private
+are not uploaded, and an export that contains a local path or an access token is refused. A new repository is private
 unless --public is set; chains without a license in their README.md cannot be public. The token is HF_TOKEN or that of
 `hf auth login`.
 """

@@ -12,7 +12,7 @@ from domainbed_reasoning.commands.arguments import PROGRAM, Parser
 # The verbs in the order of use, with one line of help each.
 GROUPS = {
     "data": {
-        "get-data": "Write a dataset's folders from the Hub, a folder or an archive, and check its counts.",
+        "get-data": "Write a dataset's folders from the Hub, a folder or an archive.",
         "check": "Check a dataset's folders, images and chains.",
         "annotate": "Generate five-stage chains with a teacher that does not see the label.",
         "stats": "Count chains: coverage, acceptance, lengths, tokens, cost.",
