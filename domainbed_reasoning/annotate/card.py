@@ -93,7 +93,7 @@ def render_card(
         f"- The images have their own license ({dataset.website or 'see their source'}); the teacher's terms apply to "
         "the text it generated.",
         "## Files",
-        _described(chains, "one row per candidate" if is_parquet else "one JSON object per line", records, unknown),
+        _described(chains, "rows" if is_parquet else "lines", records, unknown),
         _READ_PARQUET.format(name=chains.name)
         if is_parquet
         else f"```python\nimport json\n{needed}\n"
@@ -115,14 +115,16 @@ Other keys are JSON in the column `extra`. To train on the chains, `domainbed-re
 --data-dir DIR`."""
 
 
-def _described(chains: Path, layout: str, records: Sequence[Mapping[str, Any]], unknown: int) -> str:
+def _described(chains: Path, units: str, records: Sequence[Mapping[str, Any]], unknown: int) -> str:
     keys = ", ".join(f"`{key}`" for key in _keys(records))
-    return f"`{chains.name}`: {layout}, {_lines(len(records), unknown)}, SHA-256 `{_sha256(chains)}`. Keys: {keys}."
+    layout = "one row per candidate" if units == "rows" else "one JSON object per line"
+    counted = _counted(len(records), unknown, units)
+    return f"`{chains.name}`: {layout}, {counted}, SHA-256 `{_sha256(chains)}`. Keys: {keys}."
 
 
-def _lines(known: int, unknown: int) -> str:
+def _counted(known: int, unknown: int, units: str) -> str:
     others = f", {unknown:,} of them for images that are not in the dataset and not counted here" if unknown else ""
-    return f"{known + unknown:,} lines{others}"
+    return f"{known + unknown:,} {units}{others}"
 
 
 def _lengths(words: Sequence[int]) -> str:
