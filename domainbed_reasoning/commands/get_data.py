@@ -20,7 +20,8 @@ EXAMPLES = """\
 
 The source is a dataset on the Hub (Parquet files with columns for image, domain and class; requires pyarrow), a folder,
 or a zip or tar archive. Its paths name a domain and a class, as in anything/photo/dog/1.jpg; what else it contains is
-ignored. Image files are copied byte for byte, so that bundled chains match.
+ignored. Image files are copied byte for byte; `check --chains bundled` shows how many of them bundled chains match, for
+some copies are encoded anew.
 
 The dataset appears in DATA once its images per domain and class are those published; with --any-counts in any case.
 Rerun the command to resume. Mind the dataset's license.

@@ -47,7 +47,8 @@ def without_token() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # its client raises those of its HTTP library, among others
-        if not type(error).__module__.startswith(("huggingface_hub.", "http")):
-            raise
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise OSError(f"The Hub: {redact(message, huggingface_hub.get_token() or '')[:600]}") from None
+        shown = redact(message, huggingface_hub.get_token() or "")
+        if shown == message and not type(error).__module__.startswith(("huggingface_hub.", "http")):
+            raise
+        raise OSError(f"The Hub: {shown[:600]}") from None
