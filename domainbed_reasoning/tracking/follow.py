@@ -56,11 +56,15 @@ class Follower:
         key = json.dumps([str(folder), args], sort_keys=True)
         self.id = hashlib.sha256(key.encode()).hexdigest()[:12]
         self.state = self._read_state()
+        self._stamps: list[tuple[int, int]] = []  # of the files as they were last read
         self._unsaved: list[tuple[float, str]] = []  # when it was logged, and the state then
 
     def catch_up(self) -> None:
         """Log new records and stages, and save as logged what would survive a kill."""
-        self._log_new()
+        stamps = [_stamp(self.folder / name) for name in (RESULTS, STAGES)]
+        if stamps != self._stamps:
+            self._log_new()
+            self._stamps = stamps
         self._save_flushed()
 
     def _log_new(self) -> None:
@@ -171,6 +175,15 @@ class Follower:
                 value = json.loads(line)
                 if line.endswith("\n") and isinstance(value, dict):
                     yield value
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return a file's size in bytes and time of change in nanoseconds; zeros if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
