@@ -27,8 +27,18 @@ RESUME_HPARAMS = {
     ),
 }
 
+TRACK_HPARAMS = {
+    "track": Hparam(
+        "none",
+        None,
+        "an experiment tracker that is fed from the job's records, offline unless its own variables say otherwise",
+        allowed=one_of("none", "tensorboard", "wandb", "mlflow", "trackio"),
+    ),
+}
+
 MODEL_HPARAMS = {
     **RESUME_HPARAMS,
+    **TRACK_HPARAMS,
     "model": Hparam("OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded="tiny", allowed=TEXT),
     "dtype": Hparam(
         "auto",

@@ -183,6 +183,7 @@ _DOWNLOAD = (
     "Download it with DomainBed's script, from inside a clone: "
     "`python -c \"from domainbed.scripts import download; download.download_{}('DIR')\"`"
 )
+_GET = "`domainbed-reasoning get-data {} --from hub:{} --data-dir DIR`."
 
 # Counts: the totals of PACS, VLCS, OfficeHome, TerraIncognita (the older 24,788) and DomainNet are those that surveys
 # of domain generalization list; OfficeHome 15,588 also the Hub's copies. TerraIncognita per domain: khanrc/miro issue
@@ -199,7 +200,7 @@ STOCK = {
         num_classes=7,
         bundle="PACS",
         website="https://dali-dl.github.io/project_iccv2017.html",
-        obtain=_DOWNLOAD.format("pacs") + "; or the Hub's copy flwrlabs/pacs, saved as PACS/<domain>/<class>/.",
+        obtain=_DOWNLOAD.format("pacs") + "; or the Hub's copy: " + _GET.format("PACS", "flwrlabs/pacs"),
     ),
     "VLCS": ImageFolder(
         name="VLCS",
@@ -219,7 +220,9 @@ STOCK = {
         num_classes=65,
         readable={"TV": "TV", "Flipflops": "flip-flops", "Postit_Notes": "post-it notes", "ToothBrush": "toothbrush"},
         website="https://www.hemanthdv.org/officeHomeDataset.html",
-        obtain=_DOWNLOAD.format("office_home") + "; or the Hub's copy flwrlabs/office-home.",
+        obtain=_DOWNLOAD.format("office_home")
+        + "; or the Hub's copy: "
+        + _GET.format("OfficeHome", "flwrlabs/office-home"),
     ),
     "TerraIncognita": ImageFolder(
         name="TerraIncognita",

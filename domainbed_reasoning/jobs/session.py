@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,7 @@ from domainbed_reasoning.jobs.progress import ProgressLog
 from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.results_file import add_to_record
 from domainbed_reasoning.jobs.seeds import seeded
+from domainbed_reasoning.jobs.stage_file import SelfLabel, StageFile
 from domainbed_reasoning.terminal import get_logger
 
 _log = get_logger(__name__)
@@ -99,6 +101,8 @@ class Session:
         self._answering: tuple[int, ProgressLog] | None = None  # (step, log) of the current evaluation
         self._args: dict[str, Any] = {}  # DomainBed's arguments of a job
         self._records_every: int | None = None  # steps, in a job on one of our datasets
+        self._stages: StageFile | None = None  # of a tracked job
+        self._own_chains: list[SelfLabel] = []  # that this process has self-labeled in the stage
         if job_arguments() is None:
             warn_outside_job(self.name, self.task, hparams, self.schedule)
         if self.schedule.left_out:
@@ -116,6 +120,8 @@ class Session:
             write_task(self.task, hparams, args)
             self.records = records_for(self.task, args, hparams)
             self.history = history_of(self.task, self.schedule, hparams, args)
+            if self.task.labels and hparams.get("track", "none") != "none":
+                self._stages = StageFile(self.task, self.schedule, Path(args.output_dir))
             if self.task.labels:
                 self._records_every = getattr(args, "checkpoint_freq", None) or self.schedule.checkpoint_freq
 
@@ -148,6 +154,7 @@ class Session:
         if self.history is not None and self.history.replays:
             values = self.history.progress.next_step()
             self.steps_taken += 1
+            self._describe_stage(values, [])
             return values
         self._resume(algorithm)
         started = time.monotonic()
@@ -156,9 +163,11 @@ class Session:
         self._check_finite(values)
         self.steps_taken += 1
         self._training.add(1, time.monotonic() - started)
+        new = algorithm.new_self_labels() if self.history is not None or self._stages is not None else []
         if self.history is not None:
-            self.history.progress.record_step(values, algorithm.new_self_labels())
+            self.history.progress.record_step(values, new)
             self.history.save(self.steps_taken, algorithm.training_state)
+        self._describe_stage(values, new)
         return values
 
     def predict(self, algorithm: Resumable, x: torch.Tensor) -> torch.Tensor:
@@ -224,6 +233,22 @@ class Session:
                 added = True
             if added:
                 self.records.evaluated = {}
+
+    def _describe_stage(self, values: Mapping[str, float], new: Sequence[SelfLabel]) -> None:
+        """Add the step that was taken to the description of its stage, if the job is tracked."""
+        if self._stages is None:
+            return
+        step = self.steps_taken - 1
+        stage = self.schedule.at(step)
+        self._own_chains = [*self._own_chains, *new]
+        own = [*self.labeled(stage.round), *self._own_chains] if step == stage.last else []
+        try:
+            self._stages.add(step, values, own)
+        except OSError as error:
+            _log.warning(f"WARNING: cannot write {self._stages.path} ({error}): stages are not tracked.")
+            self._stages = None
+        if step == stage.last:
+            self._own_chains = []
 
     def _check_finite(self, values: Mapping[str, float]) -> None:
         wrong = [name for name, value in values.items() if name.endswith("loss") and not math.isfinite(value)]
