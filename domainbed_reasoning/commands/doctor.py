@@ -103,7 +103,7 @@ def check_plug_in() -> Iterator[Finding]:
     if HOOK in sys.modules:
         yield Finding("the import hook is active")
     else:
-        yield Finding("the import hook is not active: no .pth file loads it", f"pip install {DISTRIBUTION}", True)
+        yield Finding("the import hook is not active: no startup file loads it", f"pip install {DISTRIBUTION}", True)
 
 
 def check_requirements() -> Iterator[Finding]:
