@@ -194,7 +194,7 @@ def test_a_conclusion_is_read_as_the_job_read_it(one_job, files, tmp_path, monke
     texts = [f"Sure! <conclusion>**A {job.class_names[1]}.**</conclusion>"]
     monkeypatch.setattr("domainbed_reasoning.jobs.predict.answering_chains", lambda *_: texts)
     said = json.loads((one_job / "task.json").read_text())
-    assert said["hparams"].pop("answer_matching") == "tolerant"
+    assert said.pop("format_version") == 2 and said["hparams"].pop("answer_matching") == "tolerant"
     earlier = tmp_path / "earlier"
     shutil.copytree(one_job, earlier)
     (earlier / "task.json").write_text(json.dumps(said))
