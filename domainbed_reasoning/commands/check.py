@@ -171,7 +171,8 @@ def broken_images(on_disk: FolderScan) -> list[str]:
 
     paths = [on_disk.root / picture.path for picture in on_disk.pictures]
     with reject_truncated_images(), ThreadPoolExecutor() as pool:
-        results = list(tqdm(pool.map(_decoding_error, paths), total=len(paths), unit="image", leave=False))
+        decoded = pool.map(_decoding_error, paths)
+        results = list(tqdm(decoded, total=len(paths), unit="image", leave=False, disable=None))
     problems = [problem for problem in results if problem]
     print(f"  {len(paths) - len(problems):,} of {len(paths):,} images can be decoded")
     return _shortened(problems, "undecodable images")

@@ -37,6 +37,9 @@ TESTED = {
     "pandas": "3.1",
 }
 
+# Required packages that this one runs without, and what they are for.
+OPTIONAL = {"bitsandbytes": 'the hparam "quantize"'}
+
 # APIs that training requires and that a next version may drop: distribution, "module:attribute".
 INTERFACES = (
     ("torch", "torch.utils.data._utils.collate:default_collate_fn_map"),
@@ -114,7 +117,9 @@ def check_requirements() -> Iterator[Finding]:
         name, specifier = requirement.name, requirement.specifier
         installed = versions.installed(name)
         if installed is None:
-            yield Finding(f"{name} is not installed", f'pip install "{name}{specifier}"', True)
+            only = OPTIONAL.get(name)
+            what = f"{name} is not installed{f' (only for {only})' if only else ''}"
+            yield Finding(what, f'pip install "{name}{specifier}"', only is None)
         elif not specifier.contains(installed, prereleases=True):
             yield Finding(f"{name} {installed} does not satisfy {specifier}", f'pip install "{name}{specifier}"', True)
         elif name in TESTED and Version(installed).release[:2] > Version(TESTED[name]).release[:2]:

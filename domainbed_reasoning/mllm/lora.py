@@ -257,13 +257,15 @@ def _is_gated(kind: type) -> bool:
 def layers() -> dict[type, type]:
     """Return what PEFT's dispatch takes: the layer that adapts each kind of frozen layer, quantized kinds first."""
     from peft.tuners import lora
-    from peft.tuners.lora import bnb as quantized
 
     found: dict[type, type] = {}
+    try:
+        import bitsandbytes
+        from peft.tuners.lora import bnb as quantized
+    except Exception:  # absent, or broken in any way: no layer is quantized
+        quantized = None
     for kind in ("Linear4bit", "Linear8bitLt"):
         if hasattr(quantized, kind):
-            import bitsandbytes
-
             found[getattr(bitsandbytes.nn, kind)] = type(kind, (InComputePrecision, getattr(quantized, kind)), {})
     found[torch.nn.Linear] = type("Linear", (InComputePrecision, lora.Linear), {})
     return found

@@ -44,17 +44,23 @@ def import_bitsandbytes() -> None:
 
 @contextlib.contextmanager
 def sealed(offline: bool) -> Iterator[None]:
-    """Load a model without the hub's kernels and, of a folder, without the network.
+    """Load a model without the hub's kernels, without progress bars in log files and, of a folder, without the network.
 
     Args:
         offline: whether nothing may be fetched.
     """
     from huggingface_hub import constants
+    from transformers.utils import logging as transformers_logging
 
     without_hub_kernels()
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or offline
+    hide_bars = transformers_logging.is_progress_bar_enabled() and not (sys.stderr and sys.stderr.isatty())
+    if hide_bars:
+        transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
+        if hide_bars:
+            transformers_logging.enable_progress_bar()
         constants.HF_HUB_OFFLINE = before
