@@ -212,7 +212,9 @@ def test_the_112_real_chains_load() -> None:
 
 
 def test_lines_without_a_version_are_version_1_and_are_written_back_with_the_current_one(file: Path) -> None:
-    file.write_text(line("a.jpg", teacher="t") + line("b.jpg", format_version=1) + line("c.jpg", format_version=2), "utf-8")
+    file.write_text(
+        line("a.jpg", teacher="t") + line("b.jpg", format_version=1) + line("c.jpg", format_version=2), "utf-8"
+    )
     records = [record for _, record in read_records(file)]
     assert [sorted(record) for record in records] == [["chain", "image", "teacher"], *[["chain", "image"]] * 2]
     write_records(file, records)

@@ -224,11 +224,17 @@ def test_a_job_without_a_version_is_upgraded_by_export_and_a_newer_one_is_refuse
         safetensors.torch.save_file(tensors, weights, metadata)
         again = read_job(tmp_path / "adapter").adapters
         assert again.keys() == adapters.keys() and all(torch.equal(again[name], adapters[name]) for name in again)
-    for version, reason in (("3", "version 3, .* up to version 2. Upgrade with `pip"), ("x", "must be a number; got 'x'")):
+    for version, reason in (
+        ("3", "version 3, .* up to version 2. Upgrade with `pip"),
+        ("x", "must be a number; got 'x'"),
+    ):
         safetensors.torch.save_file(tensors, weights, {"domainbed_reasoning.format_version": version})
         with pytest.raises(JobError, match=f"adapter_model.safetensors: .*{reason}"):
             read_job(tmp_path / "adapter")
-    for version, reason in ((3, "version 3, .* up to version 2. Upgrade with `pip"), (0, "'format_version' cannot be 0")):
+    for version, reason in (
+        (3, "version 3, .* up to version 2. Upgrade with `pip"),
+        (0, "'format_version' cannot be 0"),
+    ):
         (old / "task.json").write_text(json.dumps(task | {"format_version": version}))
         with pytest.raises(JobError, match=f"task.json.*{reason}"):
             read_job(old)
