@@ -59,9 +59,11 @@ def for_report(table: Table, columns: int | None = None) -> Table:
     def footnoted(text: str) -> str:
         if not (found := _FEWER_TRIALS.search(text)):
             return text
-        if found[1] not in marks and len(marks) == len(FOOTNOTES):
-            return text
-        return text.replace(found[0], marks.setdefault(found[1], FOOTNOTES[len(marks)]))
+        if found[1] not in marks:
+            if len(marks) == len(FOOTNOTES):
+                return text
+            marks[found[1]] = FOOTNOTES[len(marks)]
+        return text.replace(found[0], marks[found[1]])
 
     rows = tuple((row[0], *map(footnoted, row[1:])) for row in table.rows)
     note = " ".join(filter(None, [table.note, *(f"{mark} {trials}." for trials, mark in marks.items())]))
