@@ -19,11 +19,13 @@ class Results:
         folder: that contains them; it exists.
         name: of all files, without suffix.
         command: that writes them.
+        as_json: whether the verb prints JSON.
     """
 
     folder: pathlib.Path
     name: str
     command: str
+    as_json: bool = False
 
     def path(self, suffix: str) -> pathlib.Path:
         """Return the file with that ending, such as ``.csv`` or ``_answers.csv``."""

@@ -15,7 +15,7 @@ from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry
 from domainbed_reasoning.bridge import plugins, upstream, versions
-from domainbed_reasoning.commands.arguments import Parser
+from domainbed_reasoning.commands.arguments import Parser, add_json, print_json
 from domainbed_reasoning.terminal import counted
 
 DISTRIBUTION = "domainbed-reasoning"
@@ -72,13 +72,20 @@ class Finding(NamedTuple):
 
 def add_arguments(parser: Parser) -> None:
     """Add `doctor`'s option."""
+    add_json(parser)
     parser.add_argument("--model", metavar="MODEL", help="a folder or hub id: load this model and try it out")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return 1 if a problem prevents training."""
-    fatal = 0
     checks = dict(CHECKS) if args.model is None else {f"Model {args.model}": lambda: check_model(args.model)}
+    if args.json:
+        found = {title: list(check()) for title, check in checks.items()}
+        ready = not any(finding.fatal for findings in found.values() for finding in findings)
+        listed = {title: [finding._asdict() for finding in findings] for title, findings in found.items()}
+        print_json({"ready": ready, "checks": listed})
+        return int(not ready)
+    fatal = 0
     for title, check in checks.items():
         print(title)
         for finding in check():

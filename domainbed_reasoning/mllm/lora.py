@@ -259,6 +259,7 @@ def layers() -> dict[type, type]:
     from peft.tuners import lora
 
     found: dict[type, type] = {}
+    quantized: Any
     try:
         import bitsandbytes
         from peft.tuners.lora import bnb as quantized

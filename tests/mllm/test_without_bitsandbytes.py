@@ -1,4 +1,4 @@
-"""bitsandbytes is installed with the package, and needed by quantized models alone: there are no wheels for every machine."""
+"""bitsandbytes is installed with the package, and only quantized models need it."""
 
 from builders.processes import run_python
 
@@ -19,7 +19,8 @@ for quantize in ("nf4", "int8"):
     except ValueError as error:
         print(error)
 from domainbed_reasoning.commands import doctor
-doctor.versions.installed = lambda name, known=doctor.versions.installed: None if name == "bitsandbytes" else known(name)
+known = doctor.versions.installed
+doctor.versions.installed = lambda name: None if name == "bitsandbytes" else known(name)
 print([finding for finding in doctor.check_requirements() if "bitsandbytes" in finding.text])
 print(list(doctor.missing_interfaces()))
 """
