@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from domainbed_reasoning.terminal import is_terminal
+
 
 def without_hub_kernels() -> None:
     """Disable kernels from the hub in this process: third-party compiled code that a model's config can request."""
@@ -55,7 +57,7 @@ def sealed(offline: bool) -> Iterator[None]:
     without_hub_kernels()
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or offline
-    hide_bars = transformers_logging.is_progress_bar_enabled() and not (sys.stderr and sys.stderr.isatty())
+    hide_bars = transformers_logging.is_progress_bar_enabled() and not is_terminal(sys.stderr)
     if hide_bars:
         transformers_logging.disable_progress_bar()
     try:
