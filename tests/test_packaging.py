@@ -1,5 +1,6 @@
 """What `pip install .` and `-e .` put into an environment, and that uninstalling takes all of it out again."""
 
+import email
 import importlib.util
 import json
 import os
@@ -91,6 +92,20 @@ def test_the_wheel_holds_every_module_the_tiny_model_the_bundled_chains_and_the_
         modules = (CHECKOUT / folder).rglob("*.py")
         expected |= {f"domainbed_reasoning/{path.relative_to(CHECKOUT).as_posix()}" for path in modules}
     assert held == expected
+
+
+def test_the_metadata_names_the_license_the_python_versions_and_what_is_optional(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    assert (metadata["Author"], metadata["License-Expression"]) == ("the domainbed-reasoning developers", "MIT")
+    required = [text for text in metadata.get_all("Requires-Dist") if "extra ==" not in text]
+    assert any(text.startswith("bitsandbytes") for text in required)
+    of_domainbed = {text.split(";")[0] for text in metadata.get_all("Requires-Dist") if 'extra == "domainbed"' in text}
+    assert of_domainbed == {"backpack-for-pytorch", "gdown", "imageio", "parameterized", "timm", "wilds"}
+    assert not of_domainbed & set(required)
+    versions = {text.rpartition(" :: ")[2] for text in metadata.get_all("Classifier") if "Python :: 3." in text}
+    assert versions == {"3.11", "3.12", "3.13", "3.14"} and metadata.get_all("Project-URL") is None
 
 
 def test_an_installed_package_is_in_stock_sweeps_and_leaves_nothing_behind(wheel, environment, tmp_path):

@@ -201,7 +201,7 @@ def check_registries() -> Iterator[Finding]:
             names = getattr(import_module(module), registry_name)
             problems = import_module("domainbed_reasoning.bridge.register").publish(sys.modules[module])
         except Exception as error:
-            fix = "install the missing module with pip, or see the message"
+            fix = f'pip install "{DISTRIBUTION}[domainbed]" has what DomainBed imports; otherwise see the message'
             yield Finding(f"importing {module} failed: {type(error).__name__}: {error}", fix, True)
             continue
         problems = [problem for problem in problems if not problem.startswith("the plug-in ")]  # a section of their own
