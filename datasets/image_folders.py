@@ -13,6 +13,7 @@ import contextlib
 import os
 import pathlib
 import shlex
+import sys
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -39,6 +40,7 @@ from domainbed_reasoning.images.catalog import CHAIN_FILE, STOCK, ImageFolder, c
 from domainbed_reasoning.images.decode import check_header, read_rgb, reject_truncated_images
 from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.registry import Hparam, check_for_dataset
+from domainbed_reasoning.terminal import is_terminal
 
 FOLDER_HPARAMS = {
     "chains": Hparam(
@@ -243,9 +245,9 @@ def check_images(folder: pathlib.Path, images: Sequence[str]) -> None:
 
     with reject_truncated_images(), concurrent.futures.ThreadPoolExecutor() as pool:
         checks = pool.map(problem, images)
-        problems = [
-            text for text in tqdm.tqdm(checks, "checking images", len(images), leave=False, disable=None) if text
-        ]
+        hidden = not is_terminal(sys.stderr)
+        checks = tqdm.tqdm(checks, "checking images", len(images), leave=False, disable=hidden)
+        problems = [text for text in checks if text]
     if problems:
         more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError(f"{len(problems)} unreadable images: {' '.join(problems[:10])}{more}")

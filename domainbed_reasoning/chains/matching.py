@@ -8,6 +8,7 @@ content takes precedence.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from pathlib import Path
 from domainbed_reasoning.chains.image_names import ImageLookup, composed
 from domainbed_reasoning.chains.record import Record
 from domainbed_reasoning.files.plain import open_plain
+from domainbed_reasoning.terminal import is_terminal
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,11 @@ def _digests(root: Path, images: Sequence[str]) -> list[str]:
 
     with ThreadPoolExecutor() as pool:
         digests = pool.map(_digest, [root / image for image in images])
-        return list(tqdm(digests, "matching images", len(images), unit="image", leave=False, disable=None))
+        return list(
+            tqdm(
+                digests, "matching images", len(images), unit="image", leave=False, disable=not is_terminal(sys.stderr)
+            )
+        )
 
 
 def _digest(path: Path) -> str:

@@ -13,7 +13,7 @@ from domainbed_reasoning.analysis.checkpoints import Checkpoint, open_checkpoint
 from domainbed_reasoning.analysis.cues import cues_of
 from domainbed_reasoning.analysis.settings import settings_of
 from domainbed_reasoning.analysis.tables import write_csv
-from domainbed_reasoning.commands.analyze_results import data_for, job_of, leave, plot, results_for, write
+from domainbed_reasoning.commands.analyze_results import data_for, job_of, leave, note, plot, results_for, write
 from domainbed_reasoning.terminal import counted
 
 _NOT_IN_PAPER = "paper: not reported"
@@ -68,7 +68,7 @@ def run_faithfulness(args: argparse.Namespace) -> None:
         title = f"Faithfulness, {len(args.jobs) - len(failures)} of {_count(checkpoints)}"
         pooled = faithfulness.pool(shares)
         write(results, title, shares, [f"excluded: {failure}" for failure in failures], _NOT_IN_PAPER, shown=pooled)
-        print(f"Wrote {results.path('_answers.csv')}")
+        note(results, f"Wrote {results.path('_answers.csv')}")
         plot(results, lambda path: plots.faithfulness(pooled, title, path))
     if failures:
         raise ValueError(f"{len(failures)} of {_count(checkpoints)} could not be analyzed: {'; '.join(failures)}")
@@ -80,7 +80,9 @@ def _faithfulness_of(args: argparse.Namespace, name: str) -> tuple[list[dict[str
     job = job_of(checkpoint)
     material = data_for(args, checkpoint, False)
     samples = material.draw(material.domains(args.domains), args.images)
-    print(f"{name}: {checkpoint.title}, {len(samples)} images", flush=True)
+    print(
+        f"{name}: {checkpoint.title}, {len(samples)} images", file=sys.stderr if args.json else sys.stdout, flush=True
+    )
     mllm = checkpoint.load(args.model)
     max_new_tokens, batch = job.hparams["max_new_tokens"], job.hparams["eval_batch"]
     reader = faithfulness.Reader(mllm, material, max_new_tokens, batch, job.exact_answers)

@@ -277,7 +277,7 @@ def _annotate(
 ) -> Summary:
     from tqdm import tqdm
 
-    with tqdm(total=len(jobs), unit="image", smoothing=0.05, file=sys.stderr, dynamic_ncols=True) as bar:
+    with tqdm(total=len(jobs), unit="image", smoothing=0.05, file=sys.stderr, dynamic_ncols=True, disable=None) as bar:
 
         def on_record(record: Record, summary: Summary) -> None:
             bar.n = summary.accepted + summary.exhausted

@@ -15,7 +15,7 @@ from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry
 from domainbed_reasoning.bridge import plugins, upstream, versions
-from domainbed_reasoning.commands.arguments import Parser
+from domainbed_reasoning.commands.arguments import Parser, add_json, print_json
 from domainbed_reasoning.terminal import counted
 
 DISTRIBUTION = "domainbed-reasoning"
@@ -36,6 +36,9 @@ TESTED = {
     "numpy": "2.4",
     "pandas": "3.1",
 }
+
+# Required packages that this one runs without, and what they are for.
+OPTIONAL = {"bitsandbytes": 'the hparam "quantize"'}
 
 # APIs that training requires and future versions may drop: distribution, "module:attribute".
 INTERFACES = (
@@ -69,13 +72,20 @@ class Finding(NamedTuple):
 
 def add_arguments(parser: Parser) -> None:
     """Add `doctor`'s option."""
+    add_json(parser)
     parser.add_argument("--model", metavar="MODEL", help="a folder or hub id: load and test this model")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return 1 if a problem prevents training."""
-    fatal = 0
     checks = dict(CHECKS) if args.model is None else {f"Model {args.model}": lambda: check_model(args.model)}
+    if args.json:
+        found = {title: list(check()) for title, check in checks.items()}
+        ready = not any(finding.fatal for findings in found.values() for finding in findings)
+        listed = {title: [finding._asdict() for finding in findings] for title, findings in found.items()}
+        print_json({"ready": ready, "checks": listed})
+        return int(not ready)
+    fatal = 0
     for title, check in checks.items():
         print(title)
         for finding in check():
@@ -103,7 +113,7 @@ def check_plug_in() -> Iterator[Finding]:
     if HOOK in sys.modules:
         yield Finding("the import hook is active")
     else:
-        yield Finding("the import hook is not active: no .pth file loads it", f"pip install {DISTRIBUTION}", True)
+        yield Finding("the import hook is not active: no startup file loads it", f"pip install {DISTRIBUTION}", True)
 
 
 def check_requirements() -> Iterator[Finding]:
@@ -114,7 +124,9 @@ def check_requirements() -> Iterator[Finding]:
         name, specifier = requirement.name, requirement.specifier
         installed = versions.installed(name)
         if installed is None:
-            yield Finding(f"{name} is not installed", f'pip install "{name}{specifier}"', True)
+            only = OPTIONAL.get(name)
+            what = f"{name} is not installed{f' (only for {only})' if only else ''}"
+            yield Finding(what, f'pip install "{name}{specifier}"', only is None)
         elif not specifier.contains(installed, prereleases=True):
             yield Finding(f"{name} {installed} does not satisfy {specifier}", f'pip install "{name}{specifier}"', True)
         elif name in TESTED and Version(installed).release[:2] > Version(TESTED[name]).release[:2]:
@@ -189,7 +201,7 @@ def check_registries() -> Iterator[Finding]:
             names = getattr(import_module(module), registry_name)
             problems = import_module("domainbed_reasoning.bridge.register").publish(sys.modules[module])
         except Exception as error:
-            fix = "install the missing module with pip, or see the message"
+            fix = f'pip install "{DISTRIBUTION}[domainbed]" has what DomainBed imports; otherwise see the message'
             yield Finding(f"importing {module} failed: {type(error).__name__}: {error}", fix, True)
             continue
         problems = [problem for problem in problems if not problem.startswith("the plug-in ")]  # in a separate section

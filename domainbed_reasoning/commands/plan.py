@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge import upstream
-from domainbed_reasoning.commands.arguments import Parser, json_object, positive
+from domainbed_reasoning.commands.arguments import Parser, add_json, json_object, positive, print_json
 from domainbed_reasoning.hparam_checks import check_values
 from domainbed_reasoning.images import catalog
 from domainbed_reasoning.images import user_datasets as custom
@@ -52,17 +52,27 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--steps", type=positive(int), help="DomainBed's --steps")
     parser.add_argument("--n-hparams", type=positive(int), default=20, help="of the sweep (default: 20, as DomainBed)")
     parser.add_argument("--n-trials", type=positive(int), default=3, help="of the sweep (default: 3, as DomainBed)")
+    add_json(parser)
     parser.add_argument("--chain-tokens", type=positive(int), default=250, help="mean chain length (default: 250)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
-    print(plan(args))
+    text, numbers = plan_and_numbers(args)
+    if args.json:
+        print_json(numbers)
+    else:
+        print(text)
     return 0
 
 
 def plan(args: argparse.Namespace) -> str:
-    """Return the plan as text.
+    """Return the plan as text, see `plan_and_numbers`."""
+    return plan_and_numbers(args)[0]
+
+
+def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return the plan as text, and its numbers (GiB and hours) for --json.
 
     Raises:
         ValueError: unknown name, or no --data-dir for a dataset without published counts.
@@ -99,12 +109,22 @@ def plan(args: argparse.Namespace) -> str:
         "",
         *_memory_lines(memory, gpu.gib, hparams),
     ]
+    numbers: dict[str, Any] = {
+        **{"algorithm": args.algorithm, "dataset": dataset, "images": data.images, "domains": data.domains},
+        **{"classes": data.classes, "weights": shape.weights, "gpu": args.gpu, "gpus": args.gpus},
+        "memory_gib": {name: size / GIB for name, size in vars(memory).items()} | {"gpu": gpu.gib},
+        "fits": not too_large,
+        "fixes": fixes,
+        "hparams": hparams,
+    }
     if fixes is None:
-        return "\n".join([*head, "  TOO LARGE for this GPU with any hyper-parameters: use a smaller model."])
+        text = "\n".join([*head, "  TOO LARGE for this GPU with any hyper-parameters: use a smaller model."])
+        return text, numbers
     if fixes:
         head.append(f"  TOO LARGE for this GPU. Fits with --hparams '{json.dumps(fixes)}'")
         head += ["", "with these hyper-parameters"]
         hparams = {**hparams, **fixes}
+        numbers["hparams"] = hparams
     job = hours({})
     domains = data.domains
     pairs = math.comb(domains, 2)
@@ -143,7 +163,18 @@ def plan(args: argparse.Namespace) -> str:
         lines.append(f"  {_time(hours({}, 2).total)}   --checkpoint_freq 1000000   {drawback}")
     lines.append("  a sweep with --n_hparams 1: hyper-parameters fixed as in the paper, selection over steps only")
     lines += ["", f"error       {costs.ERROR}", "assumed     " + _assumptions(costs.ASSUMED)]
-    return "\n".join(lines)
+    numbers["hours"] = {
+        **vars(job),
+        "job": job.total,
+        "table": job.total * domains / args.gpus,
+        "sweep": job.total * domains * sweep / args.gpus,
+        "sweep_with_pairs": job.total * (domains + pairs) * sweep / args.gpus,
+    }
+    numbers["jobs"] = {"table": domains, "sweep": domains * sweep, "sweep_with_pairs": (domains + pairs) * sweep}
+    numbers["cheaper"] = [
+        {"hparams": fixes | change, "hours": hours(change).total, "drawback": drawback} for change, drawback in options
+    ]
+    return "\n".join(lines), numbers
 
 
 def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data, dict[str, int]]:

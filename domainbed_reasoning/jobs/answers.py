@@ -19,7 +19,9 @@ from domainbed_reasoning import __version__
 from domainbed_reasoning.bridge import stock
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION
 from domainbed_reasoning.chains.reader import is_well_formed
+from domainbed_reasoning.files import format_version
 from domainbed_reasoning.files.atomic import replace_text
+from domainbed_reasoning.jobs.values import TASK_VERSION
 from domainbed_reasoning.method.answering import answers_from_chains, misled
 from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.terminal import get_logger
@@ -33,6 +35,7 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
     """Write ``task.json`` beside results.jsonl, which `predict` needs in addition to DomainBed's checkpoint."""
     nothing, other = misled(task, hparams.get("answer_matching") == "exact")
     content: dict[str, Any] = {
+        format_version.KEY: TASK_VERSION,
         "algorithm": args.algorithm,
         "dataset": task.dataset,
         "subject": task.subject,

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
-import shutil
 from typing import Any
 
 from domainbed_reasoning.chains.record import parse_json
 from domainbed_reasoning.files.plain import read_plain_text
 from domainbed_reasoning.jobs.model_card import HUB_ID, model_card
-from domainbed_reasoning.jobs.trained import TASK_FILE, JobError, TrainedJob, read_job
+from domainbed_reasoning.jobs.trained import (
+    ADAPTERS_KEY,
+    ADAPTERS_VERSION,
+    PEFT_WEIGHTS,
+    TASK_FILE,
+    JobError,
+    TrainedJob,
+    read_job,
+    read_task,
+)
 from domainbed_reasoning.mllm.loading import add_lora, empty_network, resolve
 from domainbed_reasoning.mllm.opening import loading
 
@@ -48,6 +57,7 @@ def export_adapters(
     for config in network.peft_config.values():
         config.inference_mode = True
     network.save_pretrained(output, state_dict=dict(job.adapters))
+    _write_version(output / PEFT_WEIGHTS)
     for config in network.peft_config.values():  # PEFT recorded the local folder
         config.base_model_name_or_path = name
         config.save_pretrained(output)
@@ -135,7 +145,16 @@ def _prepare(
 def _accompany(job: TrainedJob, output: pathlib.Path, card: str) -> None:
     """Add the model card, and the task, which `predict` needs."""
     (output / "README.md").write_text(card, encoding="utf-8")
-    shutil.copyfile(job.folder / TASK_FILE, output / TASK_FILE)
+    task = read_task(job.folder)
+    (output / TASK_FILE).write_text(json.dumps(task, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_version(weights: pathlib.Path) -> None:
+    """Add the version of the format to the metadata of exported adapters."""
+    import safetensors.torch
+
+    metadata = {"format": "pt", ADAPTERS_KEY: str(ADAPTERS_VERSION)}
+    safetensors.torch.save_file(safetensors.torch.load_file(weights), weights, metadata)
 
 
 def _save_processor(model: str, output: pathlib.Path) -> None:

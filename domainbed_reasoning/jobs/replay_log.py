@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.files import format_version
 from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.files.locks import FileLocked
 from domainbed_reasoning.jobs.resume_store import JobIsRunning, delete, is_done, lock_folder, progress_folder, prune
@@ -38,7 +39,7 @@ from domainbed_reasoning.terminal import get_logger
 _logger = get_logger(__name__)
 
 _SHARE_OF_TIME = 0.01  # share of the training time for saving states
-_FORMAT = 2
+_FORMAT = 2  # of state.pt, see `format_version`
 # The keys that `Progress` adds to a state, and their types.
 _OF_STATE = (("format", int), ("steps", int), ("kept", dict), ("log_bytes", int), ("log_digest", str))
 
@@ -77,6 +78,7 @@ class Progress:
 
     Raises:
         JobIsRunning: another process is running this job.
+        RuntimeError: a newer version of this package saved the progress.
         OSError: the folder cannot be written.
     """
 
@@ -185,6 +187,7 @@ class Progress:
 
         Raises:
             Damaged: a file does not match its digest.
+            RuntimeError: a newer version of this package wrote it.
             OSError: a file cannot be read.
         """
         path = self.folder / "state.pt"
@@ -194,6 +197,11 @@ class Progress:
                 raise Damaged("state.pt is missing")
             return
         state = read_tensors(path)
+        if isinstance(state, dict) and (newer := format_version.newer_than(_FORMAT, state.get("format"))):
+            raise RuntimeError(
+                f"{path}: {newer}. {format_version.UPGRADE}, or run `domainbed-reasoning jobs --clear {self.key[:8]}` "
+                "to discard it and restart the job from step 0."
+            )
         if not isinstance(state, dict) or any(not isinstance(state.get(name), kind) for name, kind in _OF_STATE):
             raise Damaged("state.pt is not a saved state")
         if state["format"] != _FORMAT:

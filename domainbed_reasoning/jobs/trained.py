@@ -16,12 +16,18 @@ import torch
 from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_cls, q_reason
 from domainbed_reasoning.chains.record import parse_json
+from domainbed_reasoning.files import format_version
 from domainbed_reasoning.files.plain import open_plain, read_plain_text
 from domainbed_reasoning.jobs.saved_tensors import MAX_BYTES, load_tensors
+from domainbed_reasoning.jobs.values import TASK_VERSION
 from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
 
 TASK_FILE = "task.json"
-_PEFT_WEIGHTS = "adapter_model.safetensors"
+ADAPTERS_VERSION = 2  # of an exported adapter_model.safetensors, in its metadata under `ADAPTERS_KEY`
+ADAPTERS_KEY = f"domainbed_reasoning.{format_version.KEY}"
+# What jobs of version 1 of task.json had before there were these hyper-parameters.
+_VERSION_1 = {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact"}
+PEFT_WEIGHTS = "adapter_model.safetensors"
 
 
 class JobError(ValueError):
@@ -127,15 +133,15 @@ def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> Train
         JobError: if it is neither, or the job has not saved its model.
     """
     path = pathlib.Path(folder).expanduser()
-    task = _read_task(path)
+    task = read_task(path)
     if task["prompt_version"] != PROMPT_VERSION:
         raise JobError(
             f"{path}: the model was trained with prompt version {task['prompt_version']!r:.20}; this version has "
             f"{PROMPT_VERSION!r}. Use domainbed-reasoning {task.get('version', 'of that time')!s:.20}."
         )
     hparams, model = task["hparams"], task["hparams"]["model"]
-    if (path / _PEFT_WEIGHTS).is_file():
-        adapters = _peft_adapters(path / _PEFT_WEIGHTS)
+    if (path / PEFT_WEIGHTS).is_file():
+        adapters = _peft_adapters(path / PEFT_WEIGHTS)
     elif (path / "config.json").is_file():
         adapters, model, hparams = {}, str(path), {**hparams, "quantize": "none"}
     else:
@@ -155,8 +161,12 @@ def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> Train
     )
 
 
-def _read_task(path: pathlib.Path) -> dict[str, Any]:
-    """Return the content of task.json, validated."""
+def read_task(path: pathlib.Path) -> dict[str, Any]:
+    """Return the content of a folder's task.json, validated and upgraded to the current version of its format.
+
+    Raises:
+        JobError: if the file is missing or damaged, or a newer version of this package wrote it.
+    """
     file = path / TASK_FILE
     try:
         task: dict[str, Any] = parse_json(read_plain_text(file))
@@ -169,12 +179,15 @@ def _read_task(path: pathlib.Path) -> dict[str, Any]:
         raise JobError(f"{path} is a file. Pass the job's folder.") from error
     except (ValueError, OSError) as error:
         raise JobError(f"{file} is damaged ({_reason(error):.200}). Rerun the job.") from error
+    if isinstance(task, dict):
+        task = {format_version.KEY: 1, **task}
+        if newer := format_version.newer_than(TASK_VERSION, task[format_version.KEY]):
+            raise JobError(f"{file}: {newer}. {format_version.UPGRADE}.")
     problem = _problem(task, _TASK)
     if not problem and "model" not in task["hparams"]:
         raise JobError(f"{path}: {task['algorithm']:.80} trains no multimodal LLM. Pass a job of an MLLM algorithm.")
-    if not problem:
-        # Jobs from before votes and tolerant matching.
-        task["hparams"] = {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", **task["hparams"]}
+    if not problem and task[format_version.KEY] == 1:
+        task |= {format_version.KEY: TASK_VERSION, "hparams": {**_VERSION_1, **task["hparams"]}}
     problem = problem or _problem(task["hparams"], _HPARAMS) or check_class_names(task["class_names"])
     if problem:
         raise JobError(f"{file} is damaged ({problem}). Restore the original file, or rerun the job.")
@@ -203,6 +216,7 @@ def _one_of(*choices: str) -> Callable[[Any], bool]:
 
 # Valid values of a task and of its hyper-parameters: name → test.
 _TASK: dict[str, Callable[[Any], bool]] = {
+    format_version.KEY: _whole(1, TASK_VERSION),
     "algorithm": _text,
     "dataset": _text,
     "subject": _text,
@@ -301,6 +315,12 @@ def _peft_adapters(file: pathlib.Path) -> dict[str, torch.Tensor]:
     try:
         open_plain(file, MAX_BYTES).close()
         saved = safetensors.torch.load_file(file)
+        with safetensors.safe_open(file, "pt") as opened:
+            version = (opened.metadata() or {}).get(ADAPTERS_KEY, "1")
     except Exception as error:  # the format's own errors derive from Exception
         raise JobError(f"{file} cannot be read ({str(error):.300}). Export the job again.") from error
+    if not version.isdecimal() or len(version) > 9:
+        raise JobError(f"{file}: {ADAPTERS_KEY} in its metadata must be a number; got {version!r:.80}.")
+    if newer := format_version.newer_than(ADAPTERS_VERSION, int(version)):
+        raise JobError(f"{file}: {newer}. {format_version.UPGRADE}.")
     return {name.removesuffix(".weight") + ".default.weight": tensor for name, tensor in saved.items()}

@@ -251,6 +251,13 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     # Patterns match from the start of a module name to the end of one of its components.
     skip = ["lm_head", *(rf".*{part}\w*" for part in PROJECTOR)]
     import_bitsandbytes()
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception as error:  # absent, or broken in any way
+        raise ModelError(
+            f"quantize {quantize!r} requires bitsandbytes, which cannot be imported ({type(error).__name__}: "
+            f"{str(error):.200}). Run `pip install bitsandbytes`, or use quantize 'none'."
+        ) from error
     if quantize == "nf4":
         return transformers.BitsAndBytesConfig(
             load_in_4bit=True,

@@ -257,13 +257,16 @@ def _is_gated(kind: type) -> bool:
 def layers() -> dict[type, type]:
     """Return the mapping for PEFT's dispatch, from frozen to adapting layer classes, quantized ones first."""
     from peft.tuners import lora
-    from peft.tuners.lora import bnb as quantized
 
     found: dict[type, type] = {}
+    quantized: Any
+    try:
+        import bitsandbytes
+        from peft.tuners.lora import bnb as quantized
+    except Exception:  # absent, or broken in any way: no layer is quantized
+        quantized = None
     for kind in ("Linear4bit", "Linear8bitLt"):
         if hasattr(quantized, kind):
-            import bitsandbytes
-
             found[getattr(bitsandbytes.nn, kind)] = type(kind, (InComputePrecision, getattr(quantized, kind)), {})
     found[torch.nn.Linear] = type("Linear", (InComputePrecision, lora.Linear), {})
     return found

@@ -77,7 +77,8 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
     waiting = list(zip(jobs, arguments, strict=True))
     running: dict[BaseProcess, Job] = {}
     failures = []
-    with ended_by_sigterm(), tqdm(total=len(jobs), unit="job", dynamic_ncols=True, file=sys.stderr) as bar:
+    progress = tqdm(total=len(jobs), unit="job", dynamic_ncols=True, file=sys.stderr, disable=None)
+    with ended_by_sigterm(), progress as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < at_a_time:
