@@ -78,6 +78,9 @@ class SessionAlgorithm(Algorithm):  # type: ignore[misc]
         """Load trained tensors by name."""
         raise NotImplementedError
 
+    def before_answers(self) -> None:
+        """Do nothing: called before the images of an evaluation are answered, for each batch of them."""
+
     def training_state(self) -> dict[str, Any]:
         """Return what, with the recorded steps, decides everything that follows; {} where nothing is trained."""
         return {}

@@ -22,6 +22,7 @@ from domainbed_reasoning.jobs.replay_log import Progress
 from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
 from domainbed_reasoning.method.schedule import Schedule
 from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.mllm.adapter_files import adapter_digest
 
 _MODELS = ("model", "clip_model")  # hyper-parameters that name a model
 _LIBRARIES = (*LIBRARIES, "torchvision", "pillow", "tokenizers")
@@ -98,8 +99,8 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
     """Return everything that determines the job's results, as JSON: if any of it changes, it is another job.
 
     Images and the files of a model are identified by names, sizes and times, a model from the hub by its commit, chains
-    and the source files of this package, of DomainBed and of the job's plug-ins by their contents, a bundle by its name
-    and SHA-256.
+    an adapter to start from and the source files of this package, of DomainBed and of the job's plug-ins by their
+    contents, a bundle by its name and SHA-256.
 
     Raises:
         OSError: a file cannot be read.
@@ -128,6 +129,8 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
             **{name: installed(name) for name in _LIBRARIES},
         },
     }
+    if hparams.get("init_adapter"):
+        described["init_adapter"] = adapter_digest(str(hparams["init_adapter"]))
     return described | ({"bundle": task.bundle} if task.bundle else {})
 
 

@@ -42,6 +42,9 @@ class Resumable(Protocol):
     def adapters(self) -> dict[str, torch.Tensor]:
         """Return the trained tensors by name."""
 
+    def before_answers(self) -> None:
+        """Prepare an evaluation: called for each batch of its images, before the state is saved."""
+
     def training_state(self) -> dict[str, Any]:
         """Return what, with the recorded steps, decides everything that follows: tensors and plain values."""
 
@@ -176,6 +179,7 @@ class Session:
             algorithm.recall(x, answers)
         else:
             self._resume(algorithm)
+            algorithm.before_answers()
             if self.history is not None:
                 self.history.save(self.steps_taken, algorithm.training_state, now=True)
             started = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,14 @@ from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fit
 from domainbed_reasoning.mllm.mixtures import kept_by_peft
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
-from domainbed_reasoning.mllm.towers import PROJECTOR, is_linear, is_of_mixture, parts_of, said_of_convolutions
+from domainbed_reasoning.mllm.towers import (
+    PROJECTOR,
+    is_linear,
+    is_of_mixture,
+    layers_named,
+    parts_of,
+    said_of_convolutions,
+)
 from domainbed_reasoning.terminal import get_logger
 
 _log = get_logger(__name__)
@@ -36,6 +43,11 @@ class LoraSettings:
         dropout: of the adapter's input, in [0, 1).
         towers: ``both`` (the paper's), ``vision`` or ``language``.
         projector: whether the layers between the towers get adapters too.
+        variant: ``lora``, ``rslora`` (scaled by alpha / √r, arXiv 2312.03732) or ``dora`` (arXiv 2402.09353). All leave
+            the base weights as they are.
+        modules: names of layers, matched as PEFT's ``target_modules`` at the end of a layer's full name, to which the
+            choice of towers is restricted; None takes all.
+        start: adapter folder that training starts from; None starts anew.
     """
 
     rank: int
@@ -43,12 +55,20 @@ class LoraSettings:
     dropout: float = 0.0
     towers: str = "both"
     projector: bool = False
+    variant: str = "lora"
+    modules: Sequence[str] | None = None
+    start: str | None = None
 
     @classmethod
     def of(cls, hparams: Mapping[str, Any]) -> LoraSettings:
         """Return the adapters that these hyper-parameters describe."""
         names = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_projector")
-        return cls(*(hparams[name] for name in names))
+        return cls(
+            *(hparams[name] for name in names),
+            variant=hparams.get("lora_variant", "lora"),  # older jobs have none of these
+            modules=hparams.get("lora_target_modules"),
+            start=hparams.get("init_adapter"),
+        )
 
 
 def resolve(model: str) -> str:
@@ -267,14 +287,17 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     raise ModelError(f"quantize must be 'none', 'nf4' or 'int8'; got {quantize!r}.")
 
 
-def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list[str]:
+def lora_targets(
+    network: torch.nn.Module, towers: str, projector: bool, modules: Sequence[str] | None = None
+) -> list[str]:
     """Return the full names of the linear layers that get adapters.
 
     Every Linear of the chosen towers (quantised ones too), save the output head; the layers
-    between the towers only with ``projector``.
+    between the towers only with ``projector``. With ``modules`` those among them of these names.
 
     Raises:
         ModelError: for an unknown choice of towers.
+        ValueError: for a name that no such layer has.
     """
     if towers not in ("both", "vision", "language"):
         raise ModelError(f"lora_targets must be 'both', 'vision' or 'language'; got {towers!r}.")
@@ -284,7 +307,8 @@ def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list
         part = parts(name)
         if is_linear(module) and (part == "projector" and projector or part in wanted):
             names.append(name)
-    return kept_by_peft(network, names) if without_adapters(network, towers) else names
+    names = kept_by_peft(network, names) if without_adapters(network, towers) else names
+    return names if modules is None else layers_named(names, modules)
 
 
 def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str, int]:
@@ -352,29 +376,51 @@ def add_lora(
     for said in (said_of_experts(without_adapters(network, settings.towers), total), said_of_convolutions(network)):
         if said:
             _log.warning("WARNING: %s", said)
-    targets = lora_targets(network, settings.towers, settings.projector)
+    targets = lora_targets(network, settings.towers, settings.projector, settings.modules)
     if not targets:
         raise ModelError(
             f"{type(network).__name__} has no linear layers in its {settings.towers} tower, so LoRA has nothing to "
             "adapt: a tower of convolutions stays frozen. Set lora_targets to 'both' or 'language'."
         )
+    if settings.variant == "dora":
+        _log.info("lora_variant 'dora' trains PEFT's own layers, which compute in the adapters' float32: more memory.")
     return adapted(
         network,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=targets,
+        use_dora=settings.variant == "dora",
+        use_rslora=settings.variant == "rslora",
     )
 
 
 def adapter_shapes(network: torch.nn.Module, settings: LoraSettings) -> dict[str, tuple[int, ...]]:
     """Return the shapes that `add_lora` would give the adapters, by their names in the PEFT model."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name in lora_targets(network, settings.towers, settings.projector):
+    for name in lora_targets(network, settings.towers, settings.projector, settings.modules):
         layer: Any = network.get_submodule(name)
         shapes[f"base_model.model.{name}.lora_A.default.weight"] = (settings.rank, layer.in_features)
         shapes[f"base_model.model.{name}.lora_B.default.weight"] = (layer.out_features, settings.rank)
+        if settings.variant == "dora":
+            shapes[f"base_model.model.{name}.lora_magnitude_vector.default.weight"] = (layer.out_features,)
     return shapes
+
+
+def shapes_of_sum(
+    shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of as many summed adapters as ``values`` holds: their A stacked, their B side by side."""
+    first = next((name for name in shapes if ".lora_A." in name and name in values), "")
+    count = max(1, values[first].shape[0] // shapes[first][0]) if first else 1
+    axis = {".lora_A.": 0, ".lora_B.": 1}
+    return {
+        name: tuple(
+            size * (count if axis.get(next((part for part in axis if part in name), "")) == place else 1)
+            for place, size in enumerate(shape)
+        )
+        for name, shape in shapes.items()
+    }
 
 
 def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]) -> None:

@@ -1,0 +1,124 @@
+"""Adapter folders of PEFT: their tensors, and the start of training from one (the hparam ``init_adapter``)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.chains.record import parse_json
+from domainbed_reasoning.files.plain import MAX_DESCRIPTION_BYTES, open_plain, read_plain_text
+from domainbed_reasoning.mllm.families import ModelError
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+_MAX_BYTES = 4 << 30
+
+
+def peft_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Return PEFT's saved tensors by their names in the model, which include the adapter's name.
+
+    Raises:
+        ModelError: the file is missing, or not one of safetensors.
+    """
+    import safetensors.torch
+
+    try:
+        open_plain(file, _MAX_BYTES).close()
+        saved = safetensors.torch.load_file(file)
+    except Exception as error:  # the format's own errors derive from Exception
+        raise ModelError(f"{file} cannot be read ({str(error):.300})") from error
+    return {name.removesuffix(".weight") + ".default.weight": tensor for name, tensor in saved.items()}
+
+
+def initial_adapter(
+    folder: str, rank: int, alpha: float, variant: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, torch.Tensor]:
+    """Return the adapter that training starts from.
+
+    Args:
+        folder: that PEFT or ``domainbed-reasoning export`` wrote.
+        rank: of the job's adapters.
+        alpha: theirs.
+        variant: theirs, ``lora``, ``rslora`` or ``dora``.
+        shapes: theirs, by their names in the PEFT model.
+
+    Raises:
+        ModelError: the folder holds no LoRA adapter, or one that does not fit; the message gives both values.
+    """
+    path = Path(folder).expanduser()
+    said = f"init_adapter {folder!r:.300}"
+    config = _config(path, said)
+    found = {"lora_rank": config.get("r"), "lora_alpha": config.get("lora_alpha"), "lora_variant": _variant(config)}
+    for name, own in (("lora_rank", rank), ("lora_alpha", alpha), ("lora_variant", variant)):
+        if found[name] != own:
+            raise ModelError(f"{said}: it has {name} {found[name]!r:.80}, this job {own!r}. Set {name} to the same.")
+    for name in ("rank_pattern", "alpha_pattern"):
+        if config.get(name):
+            raise ModelError(f"{said}: its {name} gives layers ranks or scales of their own. Pass one without.")
+    try:
+        values = peft_tensors(path / PEFT_WEIGHTS)
+    except ModelError as error:
+        raise ModelError(f"{said}: {error}. Pass an adapter that was saved as safetensors.") from error
+    theirs, ours = (sorted({name.partition(".lora_")[0] for name in names}) for names in (values, shapes))
+    if theirs != ours:
+        odd = sorted(set(theirs) ^ set(ours))[0]
+        who = "only the adapter" if odd in theirs else "only this job"
+        raise ModelError(
+            f"{said}: it adapts {len(theirs)} layers, this job {len(ours)}; {who} has {_shown(odd)!r:.200}. Set "
+            "lora_targets, lora_projector and lora_target_modules as it was trained."
+        )
+    for name, shape in shapes.items():
+        tensor = values.get(name)
+        if tensor is None or tuple(tensor.shape) != tuple(shape):
+            has = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+            raise ModelError(
+                f"{said}: {name!r:.200} is {has}, and this model's has shape {tuple(shape)}. Pass the adapter of this "
+                "base model."
+            )
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise ModelError(f"{said}: {name!r:.200} contains NaN, infinity or no floating-point numbers.")
+    if extra := sorted(values.keys() - shapes.keys()):
+        raise ModelError(f"{said}: it has {extra[0]!r:.200}, which plain LoRA adapters of this job lack.")
+    return values
+
+
+def adapter_digest(folder: str) -> str:
+    """Return the SHA-256 of an adapter folder's settings and tensors.
+
+    Raises:
+        OSError: one of the files cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in (PEFT_CONFIG, PEFT_WEIGHTS):
+        with open_plain(Path(folder).expanduser() / name, _MAX_BYTES) as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def _config(path: Path, said: str) -> dict[str, Any]:
+    try:
+        config = parse_json(read_plain_text(path / PEFT_CONFIG, MAX_DESCRIPTION_BYTES))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{said}: no {PEFT_CONFIG} found there. Pass a folder that PEFT wrote; `domainbed-reasoning export --job` "
+            "makes one of a job."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{said}: {PEFT_CONFIG} cannot be read ({str(error):.200}).") from error
+    if not isinstance(config, dict) or config.get("peft_type", "LORA") != "LORA":
+        raise ModelError(f"{said}: not a LoRA adapter. Pass one of peft_type LORA.")
+    return config
+
+
+def _variant(config: Mapping[str, Any]) -> str:
+    kinds = [kind for kind, key in (("dora", "use_dora"), ("rslora", "use_rslora")) if config.get(key)]
+    return "+".join(kinds) or "lora"
+
+
+def _shown(name: str) -> str:
+    return name.removeprefix("base_model.model.")
