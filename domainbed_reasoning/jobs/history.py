@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -106,9 +107,6 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
         OSError: a file cannot be read.
     """
     chains = sorted([*key, chain] for key, chain in task.chains.items())
-    images: list[Any] = [task.images, task.labels]
-    if task.folder:
-        images.append([[_stamp(Path(task.folder, name)) for name in names] for names in task.images])
     described = {
         "args": {**vars(args), "output_dir": str(Path(args.output_dir).absolute())},
         "hparams": hparams,
@@ -119,7 +117,7 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
             "schedule": asdict(schedule),
         },
         "chains": _digest(chains),
-        "images": _digest(images),
+        "images": _images_digest(task),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "code": source_digests() | plugins.code_of(args.algorithm, task.dataset),
         "versions": {
@@ -138,9 +136,20 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _images_digest(task: Task) -> str:
+    """Return the digest of names and labels and, where there are files, of their sizes and times, image by image."""
+    digest = hashlib.sha256()
+    for names, labels in zip(task.images, task.labels, strict=True):
+        digest.update(f"{len(names)}\0".encode())
+        for name, label in zip(names, labels, strict=True):
+            stamp = _stamp(f"{task.folder}{os.sep}{name}") if task.folder else ()
+            digest.update(f"{name}\0{label}\0{stamp}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _stamp(path: str | Path) -> tuple[int, int]:
     """Return size in bytes and time of the last change in nanoseconds."""
-    stat = path.stat()
+    stat = os.stat(path)
     return stat.st_size, stat.st_mtime_ns
 
 

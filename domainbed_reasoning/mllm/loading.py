@@ -62,9 +62,12 @@ class LoraSettings:
     @classmethod
     def of(cls, hparams: Mapping[str, Any]) -> LoraSettings:
         """Return the adapters that these hyper-parameters describe."""
-        names = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_projector")
         return cls(
-            *(hparams[name] for name in names),
+            rank=hparams["lora_rank"],
+            alpha=hparams["lora_alpha"],
+            dropout=hparams["lora_dropout"],
+            towers=hparams["lora_targets"],
+            projector=hparams["lora_projector"],
             variant=hparams.get("lora_variant", "lora"),  # older jobs have none of these
             modules=hparams.get("lora_target_modules"),
             start=hparams.get("init_adapter"),
