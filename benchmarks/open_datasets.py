@@ -63,7 +63,9 @@ def write_chains(root: pathlib.Path, count: int) -> None:
     with (root / "chains.jsonl").open("w") as file:
         for index in range(count):
             domain, label = DOMAINS[index % 6], f"class_{index // 6 % CLASSES:03d}"
-            chain = Chain("I look.", "A thing.", "It fits. " * 40, "Nothing misleads.", label.replace("_", " ")).render()
+            chain = Chain(
+                "I look.", "A thing.", "It fits. " * 40, "Nothing misleads.", label.replace("_", " ")
+            ).render()
             file.write(json.dumps({"image": f"{domain}/{label}/{domain}_{index:07d}.jpg", "chain": chain}) + "\n")
 
 

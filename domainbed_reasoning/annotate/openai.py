@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from domainbed_reasoning.annotate.connection import (
+    MAX_BODY_BYTES,
     MAX_PAUSE,
     backoff,
     causes,
@@ -31,7 +32,7 @@ from domainbed_reasoning.annotate.message import text_of
 from domainbed_reasoning.annotate.parameters import Parameters
 from domainbed_reasoning.annotate.pricing import Attempt, Budget, reported_tokens
 from domainbed_reasoning.annotate.redaction import LogRedaction, redact
-from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, TeacherError
+from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, TeacherError, Unreachable
 
 _RETRIED = {408, 409, 425, 429}
 _FATAL = {401, 403, 404}
@@ -56,6 +57,7 @@ class OpenAITeacher:
         omitted: parameters of `parameters.OMITTABLE` that are not sent; others that the server rejects by name are
             omitted automatically.
         needs_limit: end the run if the server accepts no token limit.
+        most_bytes: of a response.
         tell: called with messages to the user during the run, each once.
 
     Raises:
@@ -75,6 +77,7 @@ class OpenAITeacher:
         requests_per_minute: float | None = None,
         omitted: Sequence[str] = (),
         needs_limit: bool = False,
+        most_bytes: int = MAX_BODY_BYTES,
         tell: Callable[[str], None] = lambda message: print(message, file=sys.stderr),
     ):
         try:
@@ -116,7 +119,7 @@ class OpenAITeacher:
         self._reached = self._told = False
         self._openai = openai
         try:
-            client = guarded_client(openai, timeout, url)
+            client = guarded_client(openai, timeout, url, most_bytes)
         except ValueError as error:
             raise TeacherError(str(error)) from error
         self._client = openai.AsyncOpenAI(
@@ -127,8 +130,14 @@ class OpenAITeacher:
             self._client.organization = self._client.project = None
         self._log = LogRedaction(self._key)
 
-    async def answer(self, request: Request, budget: Budget | None = None) -> Answer:
-        """Return the server's answer; see `Teacher.answer`."""
+    async def answer(self, request: Request, budget: Budget | None = None, patient: bool = True) -> Answer:
+        """Return the server's answer; see `Teacher.answer`.
+
+        Args:
+            request: as there.
+            budget: as there.
+            patient: retry a server that cannot be connected to; else `Unreachable` is raised at once.
+        """
         budget = budget or Budget()
         failed = _Failed("")
         tries = 0
@@ -136,11 +145,13 @@ class OpenAITeacher:
             await self._wait_for_turn()
             try:
                 async with budget.attempt() as made:
-                    return await self._ask(request, made, tries)
+                    return await self._ask(request, made, tries, quiet=not patient)
             except _Refitted:
                 continue
             except _Failed as error:
                 failed = error
+                if error.unsent and not patient:
+                    raise Unreachable(str(error)) from error
             tries += 1
             if tries <= self._retries:
                 self.retried += 1
@@ -150,7 +161,7 @@ class OpenAITeacher:
         asked = f"{self._retries + 1} attempts" if self._retries else "1 attempt"
         raise NoAnswer(f"no answer after {asked}; last error: {failed}")
 
-    async def _ask(self, request: Request, made: Attempt, tries: int) -> Answer:
+    async def _ask(self, request: Request, made: Attempt, tries: int, quiet: bool = False) -> Answer:
         """Send a request once, and record what is known of its cost.
 
         Raises:
@@ -175,7 +186,7 @@ class OpenAITeacher:
             made.free = never_connected(error)
             self._raise_if_untrusted(error)
             self._reached |= not made.free
-            raise _Failed(self._why_no_response(error)) from error
+            raise _Failed(self._why_no_response(error, quiet=quiet), unsent=made.free) from error
         self._reached = True
         text = response.http_response.content.decode("utf-8", "replace")
         tokens = made.prompt_tokens, made.completion_tokens = reported_tokens(text)
@@ -211,7 +222,7 @@ class OpenAITeacher:
         if done is not None:
             raise _Refitted
 
-    def _why_no_response(self, error: Exception) -> str:
+    def _why_no_response(self, error: Exception, quiet: bool = False) -> str:
         cause: BaseException = error
         if isinstance(error, self._openai.APIConnectionError):  # its own message has no details
             cause = next((cause for cause in causes(error)[1:] if str(cause)), error)
@@ -219,7 +230,7 @@ class OpenAITeacher:
         if not never_connected(error):
             return reason
         reason = f"{self.endpoint} cannot be reached ({reason})"
-        if self._retries and not self._reached and not self._told:
+        if self._retries and not self._reached and not self._told and not quiet:
             self._told = True
             self._tell(f"{reason}; retrying {self._retries} times.")
         return reason
@@ -315,11 +326,11 @@ class _Refitted(Exception):
 
 
 class _Failed(Exception):
-    """A transient error, and the wait in seconds that the server requests."""
+    """A transient error, the wait in seconds that the server requests, and whether nothing was sent."""
 
-    def __init__(self, reason: str, wait: float | None = None):
+    def __init__(self, reason: str, wait: float | None = None, unsent: bool = False):
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.unsent = wait, unsent
 
 
 def _read(text: str, prompt_tokens: int | None, completion_tokens: int | None, seconds: float) -> Answer:
