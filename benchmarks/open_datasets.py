@@ -149,8 +149,9 @@ def main(argv: list[str] | None = None) -> int:
             missed += not passed
             print(
                 f"{case:<16} {count:>9,} images: {found['seconds']:5.1f} s to open, {found['identified']:4.1f} s to "
-                f"identify ({slow:.1f} µs an image, limit {MICROSECONDS}; {found['clock']:.0f} s by the clock); peak {found['peak'] / 1e6:,.0f} MB, stays "
-                f"{found['stays'] / 1e6:,.0f} MB ({large:.0f} bytes an image at the peak, limit {BYTES}); "
+                f"identify ({slow:.1f} µs an image, limit {MICROSECONDS}; {found['clock']:.0f} s by the clock); "
+                f"peak {found['peak'] / 1e6:,.0f} MB ({large:.0f} bytes an image, limit {BYTES}), stays "
+                f"{found['stays'] / 1e6:,.0f} MB; "
                 f"{found['opened']:,} files opened; {'pass' if passed else 'MISSED'}",
                 flush=True,
             )

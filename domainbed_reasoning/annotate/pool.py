@@ -56,7 +56,7 @@ class TeacherPool:
                     self._set_aside(teacher, f"{_FAILURES} requests in a row got no answer ({error})")
                 raise
             except TeacherError as error:
-                if is_last or len(self._live) == 1:
+                if self._live == [teacher]:
                     raise
                 self._set_aside(teacher, str(error))
             else:

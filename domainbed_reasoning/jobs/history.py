@@ -139,11 +139,13 @@ def _digest(value: Any) -> str:
 def _images_digest(task: Task) -> str:
     """Return the digest of names and labels and, where there are files, of their sizes and times, image by image."""
     digest = hashlib.sha256()
-    for names, labels in zip(task.images, task.labels, strict=True):
+    for names in task.images:
         digest.update(f"{len(names)}\0".encode())
-        for name, label in zip(names, labels, strict=True):
+        for name in names:
             stamp = _stamp(f"{task.folder}{os.sep}{name}") if task.folder else ()
-            digest.update(f"{name}\0{label}\0{stamp}\0".encode("utf-8", "surrogateescape"))
+            digest.update(f"{name}\0{stamp}\0".encode("utf-8", "surrogateescape"))
+    for labels in task.labels:
+        digest.update(json.dumps(list(labels)).encode())
     return digest.hexdigest()
 
 

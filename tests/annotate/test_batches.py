@@ -111,7 +111,7 @@ def test_a_content_filters_refusal_is_a_rejected_candidate(
 ) -> None:
     chains, server = tmp_path / "chains.jsonl", serve("--batch-faults", "1", "--batch-kinds", "filter")
     verb(*arguments(toy, server.url, chains), *BATCH, "--candidates", 1)
-    assert [(record["rule"], record["refused"]) for record in lines_of(chains)] == [("refused", True)] * 18
+    assert [(record["rule"], record["refused"]) for record in lines_of(chains)] == [("refusal", True)] * 18
 
 
 @pytest.mark.parametrize("moment", ["before the reply", "while it waits"])
