@@ -188,7 +188,7 @@ class BatchAnnotation(Annotation):
             if not draw.failures:
                 self._budget.begin_request()
         except cost.BudgetSpent as spent:
-            self._budget.settle(cost.Attempt(free=True))
+            self._budget.settle(cost.AttemptCost(free=True))
             self.summary.stopped = str(spent)
             return False
         return True
@@ -234,7 +234,7 @@ class BatchAnnotation(Annotation):
         return True
 
     def _settle(self, result: Result) -> None:
-        made = cost.Attempt(free=not result.billed)
+        made = cost.AttemptCost(free=not result.billed)
         if result.answer is not None:
             made.prompt_tokens, made.completion_tokens = result.answer.prompt_tokens, result.answer.completion_tokens
         self._budget.settle(made)

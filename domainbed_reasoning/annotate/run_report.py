@@ -55,7 +55,7 @@ def forecast(
 
 
 def nothing_to_do(args: argparse.Namespace, on_disk: FolderScan) -> str:
-    """Return why no image is asked for."""
+    """Return why no image is requested."""
     total = len(on_disk.pictures)
     selection = f"of the first {counted(args.limit, 'image')} (--limit), " if args.limit and args.limit < total else ""
     return f"Nothing to do: {selection}every image has a chain or no candidate left ({total:,} images in total)."
@@ -122,5 +122,5 @@ def _why_nothing(summary: Summary) -> str:
         f"{stopped}None of {counted(summary.rejected.total(), 'candidate')} was accepted. Most frequent rule: {rule} "
         f"({count:,}): {RULES[rule]}. {ADVICE.get(rule, 'Use another teacher')}.\n"
         f"  for example {example['image']}: {example['reason']}\n  {shown}\n"
-        "Use `annotate --rejudge` to judge these candidates again with other options, at no cost."
+        "Use `annotate --rejudge` to re-evaluate these candidates with other options, at no cost."
     )

@@ -59,7 +59,7 @@ EXAMPLES = """\
   # A Hugging Face model in this process, or the model to be trained itself (bootstrap).
   domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher hf:OpenGVLab/InternVL3-8B-hf --batch 32
   domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher self:tiny
-  # Judge the stored candidates again with the current rules and options. Needs no teacher.
+  # Re-evaluate the stored candidates with the current rules and options. Needs no teacher.
   domainbed-reasoning annotate --dataset PACS --data-dir DATA --rejudge
 
 Reasoning traces, code fences, headings, lower-case or bold tags, text around the stages and conclusions such as
@@ -80,7 +80,7 @@ def add_arguments(parser: arguments.Parser) -> None:
     arguments.add_dataset_arguments(parser)
     add = parser.add_argument
     add("--teacher", help="openai:MODEL, hf:MODEL (a folder, a hub id or 'tiny') or self:MODEL")
-    add("--rejudge", action="store_true", help="only judge the stored candidates again; no teacher is used")
+    add("--rejudge", action="store_true", help="only re-evaluate the stored candidates, without a teacher")
     add(
         "--base-url",
         nargs="+",
@@ -189,7 +189,7 @@ def run(args: argparse.Namespace) -> int:
         print(nothing_to_do(args, on_disk))
         if any(is_accepted(record) for record in records):
             return 0
-        print("No image has a chain. Use `annotate --rejudge` to judge the stored candidates again.")
+        print("No image has a chain. Use `annotate --rejudge` to re-evaluate the stored candidates.")
         return 1
     has_accepted = _has_accepted(records, settings, args)
     try:
@@ -232,7 +232,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rejudge(args: argparse.Namespace, rules: Rules, on_disk: FolderScan) -> int:
-    """Judge the stored candidates again and print what changed; return 1 if none is accepted."""
+    """Re-evaluate the stored candidates and print the changes; return 1 if none is accepted."""
     if not args.chains.exists():
         raise FileNotFoundError(f"Chain file {args.chains} does not exist. Pass an existing one with --chains.")
     labels = on_disk.labels()
