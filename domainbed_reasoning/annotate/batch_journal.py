@@ -97,17 +97,18 @@ class Journal:
         """Images with a request in an open batch."""
         return {asked.image for batch in self.batches for asked in batch.requests}
 
-    def require(self, teacher: str, endpoint: str) -> None:
-        """Refuse batches of another teacher or provider.
+    def require(self, teacher: str, endpoint: str, prompt_version: str) -> None:
+        """Refuse batches of another teacher, provider or prompt.
 
         Raises:
             JournalError: naming it.
         """
         for batch in self.batches:
-            if (batch.teacher, batch.endpoint) != (teacher, endpoint):
+            if (batch.teacher, batch.endpoint, batch.prompt_version) != (teacher, endpoint, prompt_version):
                 raise JournalError(
-                    f"{self.path}: {len(batch.requests):,} requests to {batch.teacher} at {batch.endpoint} are open. "
-                    "Rerun with that --teacher and --base-url to collect them, or delete the file to forget them."
+                    f"{self.path}: {len(batch.requests):,} requests to {batch.teacher} at {batch.endpoint} with prompt "
+                    f"{batch.prompt_version} are open. Rerun with that --teacher, --base-url and --prompt to collect "
+                    "them, or delete the file to forget them."
                 )
 
     def save(self) -> None:

@@ -210,7 +210,9 @@ class BatchAnnotation(Annotation):
             self._settle(result)
             draw = draws.pop((asked.image, asked.attempt), None)
             if (asked.image, asked.attempt) in self._answered:
-                continue  # collected before the last run was killed
+                if draw is not None:  # collected and rejected before the last run was killed
+                    self._next(draw, waiting)
+                continue
             if draw is None:
                 self.summary.unanswered[asked.image] = "it has a chain by now, or is gone: its answer is left out"
                 continue

@@ -205,7 +205,7 @@ def run(args: argparse.Namespace) -> int:
         )
         if isinstance(teacher, BatchTeacher):
             journal = Journal(args.chains)
-            journal.require(teacher.name, teacher.endpoint)
+            journal.require(teacher.name, teacher.endpoint, settings.prompt_version)
             make = functools.partial(
                 BatchAnnotation,
                 *(on_disk.root, teacher, writer, rules, settings, budget),
