@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from domainbed_reasoning.annotate.batch_journal import OpenBatch
 from domainbed_reasoning.annotate.connection import backoff, never_connected, retry_after
-from domainbed_reasoning.annotate.openai import OpenAITeacher, _NotACompletion, _read, _without
+from domainbed_reasoning.annotate.openai import FILTERED, NotACompletion, OpenAITeacher, read_completion, without_key
 from domainbed_reasoning.annotate.pricing import reported_tokens
 from domainbed_reasoning.annotate.redaction import redact
 from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, TeacherError
@@ -29,7 +29,6 @@ MAX_RESULT_BYTES = 512 << 20
 _ENDED = {"completed", "failed", "expired", "cancelled"}
 _URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 _METADATA = "domainbed_reasoning"
-_FILTERED = ("content_filter", "content_policy_violation", "moderation_blocked")
 _LISTED = 1000  # batches that are searched for a token
 
 
@@ -161,14 +160,14 @@ class BatchTeacher(OpenAITeacher):
             error = body.get("error") if isinstance(body, dict) else None
             error = error if isinstance(error, dict) else {}
             reason = redact(f"HTTP {status}: {error.get('message') or text}", self._key)[:300]
-            if status == 400 and error.get("code") in _FILTERED:
+            if status == 400 and error.get("code") in FILTERED:
                 return Result(index, Answer(reason, "content_filter", refused=True, omitted=omitted), billed=True)
             return Result(index, problem=reason, refusal=text if status in (400, 422) else "")
         try:
-            answer = _read(text, *reported_tokens(text), 0.0)
-        except _NotACompletion as error:
+            answer = read_completion(text, *reported_tokens(text), 0.0)
+        except NotACompletion as error:
             return Result(index, problem=str(error), billed=True)
-        return Result(index, dataclasses.replace(_without(answer, self._key), omitted=omitted), billed=True)
+        return Result(index, dataclasses.replace(without_key(answer, self._key), omitted=omitted), billed=True)
 
     async def _call(
         self, make: Callable[[], Awaitable[Any]], instead: Callable[[], Awaitable[Any]] | None = None

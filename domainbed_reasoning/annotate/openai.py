@@ -41,6 +41,8 @@ _ABOUT_PARAMETERS = re.compile(r"param|argument|field|support|permitted|allowed|
 _TRUNCATED = {"length", "max_tokens", "max_output_tokens", "model_length", "token_limit"}
 _DEFAULT_KEY = "OPENAI_API_KEY"
 _OPENAI = "api.openai.com"
+# Error codes of requests that a content filter refuses.
+FILTERED = ("content_filter", "content_policy_violation", "moderation_blocked")
 
 
 class OpenAITeacher:
@@ -191,13 +193,13 @@ class OpenAITeacher:
         text = response.http_response.content.decode("utf-8", "replace")
         tokens = made.prompt_tokens, made.completion_tokens = reported_tokens(text)
         try:
-            answer = _read(text, *tokens, time.monotonic() - began)
-        except _NotACompletion as error:
+            answer = read_completion(text, *tokens, time.monotonic() - began)
+        except NotACompletion as error:
             if '"error"' in text:  # some gateways forward errors with status 200
                 self._refit(sent, text, "HTTP 200")
             raise _Failed(f"{error}: {redact(text, self._key)[:80]!r}") from error
         made.prompt_tokens, made.completion_tokens = answer.prompt_tokens, answer.completion_tokens
-        return dataclasses.replace(_without(answer, self._key), omitted=self._parameters.omitted(sent))
+        return dataclasses.replace(without_key(answer, self._key), omitted=self._parameters.omitted(sent))
 
     def _answer_of_status(
         self, error: Any, sent: dict[str, Any], made: AttemptCost, tries: int, seconds: float
@@ -313,13 +315,13 @@ def _read_key(variable: str) -> str:
     return key
 
 
-def _without(answer: Answer, key: str) -> Answer:
+def without_key(answer: Answer, key: str) -> Answer:
     """Return the answer without the key, in case the server echoed it: it must not be written to the chain file."""
     texts: dict[str, Any] = {name: redact(text, key) for name, text in vars(answer).items() if isinstance(text, str)}
     return dataclasses.replace(answer, **texts)
 
 
-class _NotACompletion(ValueError):
+class NotACompletion(ValueError):
     """A response with status 200 is not a chat completion."""
 
 
@@ -335,11 +337,11 @@ class _Failed(Exception):
         self.wait, self.unsent = wait, unsent
 
 
-def _read(text: str, prompt_tokens: int | None, completion_tokens: int | None, seconds: float) -> Answer:
+def read_completion(text: str, prompt_tokens: int | None, completion_tokens: int | None, seconds: float) -> Answer:
     """Return the answer in a chat completion's JSON.
 
     Raises:
-        _NotACompletion: it is not one.
+        NotACompletion: it is not one.
     """
     try:
         body = json.loads(text)
@@ -349,11 +351,11 @@ def _read(text: str, prompt_tokens: int | None, completion_tokens: int | None, s
         ended = choice.get("finish_reason")
         model = str(body.get("model") or "")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise _NotACompletion(f"the response is not a chat completion ({type(error).__name__})") from error
+        raise NotACompletion(f"the response is not a chat completion ({type(error).__name__})") from error
     if content is None and (ended or refusal or completion_tokens):  # only thinking tokens, which are billed
         content = ""
     if not isinstance(content, str):
-        raise _NotACompletion("the response contains no text")
+        raise NotACompletion("the response contains no text")
     finish = str(ended or "stop")
     answer = content or str(refusal or "")
     return Answer(
@@ -369,4 +371,4 @@ def _read(text: str, prompt_tokens: int | None, completion_tokens: int | None, s
 
 def _is_filtered(error: Any) -> bool:
     code = str(getattr(error, "code", None) or "")
-    return error.status_code == 400 and code in ("content_filter", "content_policy_violation", "moderation_blocked")
+    return error.status_code == 400 and code in FILTERED
