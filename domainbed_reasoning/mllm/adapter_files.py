@@ -1,4 +1,4 @@
-"""Adapter folders of PEFT: their tensors, and the start of training from one (the hparam ``init_adapter``)."""
+"""Adapters' tensors: read from PEFT's folders, to start training from (hparam ``init_adapter``), and their shapes."""
 
 from __future__ import annotations
 
@@ -84,6 +84,42 @@ def initial_adapter(
     if extra := sorted(values.keys() - shapes.keys()):
         raise ModelError(f"{said}: it has {extra[0]!r:.200}, which plain LoRA adapters of this job lack.")
     return values
+
+
+def shapes_of_sum(
+    shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of as many summed adapters as ``values`` holds: their A stacked, their B side by side."""
+    first = next((name for name in shapes if ".lora_A." in name and name in values), "")
+    count = max(1, values[first].shape[0] // shapes[first][0]) if first else 1
+    axis = {".lora_A.": 0, ".lora_B.": 1}
+    return {
+        name: tuple(
+            size * (count if axis.get(next((part for part in axis if part in name), "")) == place else 1)
+            for place, size in enumerate(shape)
+        )
+        for name, shape in shapes.items()
+    }
+
+
+def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]) -> None:
+    """Reject adapter values that do not match a model.
+
+    Args:
+        shapes: of the model's adapters by name.
+        values: of a checkpoint by name.
+
+    Raises:
+        ValueError: naming the first tensor that does not match.
+    """
+    for name in sorted(shapes.keys() ^ values.keys()):
+        raise ValueError(f"the checkpoint's adapters do not match this model: only one of them has {name!r:.200}.")
+    for name, shape in shapes.items():
+        if values[name].shape != shape:
+            raise ValueError(
+                f"the checkpoint's adapters do not match this model: {name!r} has shape {tuple(values[name].shape)} "
+                f"in the checkpoint and {tuple(shape)} in the model."
+            )
 
 
 def adapter_digest(folder: str) -> str:

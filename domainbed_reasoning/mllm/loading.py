@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm import lora
+from domainbed_reasoning.mllm.adapter_files import check_adapters
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
 from domainbed_reasoning.mllm.mixtures import kept_by_peft
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
@@ -406,42 +407,6 @@ def adapter_shapes(network: torch.nn.Module, settings: LoraSettings) -> dict[str
         if settings.variant == "dora":
             shapes[f"base_model.model.{name}.lora_magnitude_vector.default.weight"] = (layer.out_features,)
     return shapes
-
-
-def shapes_of_sum(
-    shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]
-) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of as many summed adapters as ``values`` holds: their A stacked, their B side by side."""
-    first = next((name for name in shapes if ".lora_A." in name and name in values), "")
-    count = max(1, values[first].shape[0] // shapes[first][0]) if first else 1
-    axis = {".lora_A.": 0, ".lora_B.": 1}
-    return {
-        name: tuple(
-            size * (count if axis.get(next((part for part in axis if part in name), "")) == place else 1)
-            for place, size in enumerate(shape)
-        )
-        for name, shape in shapes.items()
-    }
-
-
-def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]) -> None:
-    """Reject adapter values that do not match a model.
-
-    Args:
-        shapes: of the model's adapters by name.
-        values: of a checkpoint by name.
-
-    Raises:
-        ValueError: naming the first tensor that does not match.
-    """
-    for name in sorted(shapes.keys() ^ values.keys()):
-        raise ValueError(f"the checkpoint's adapters do not match this model: only one of them has {name!r:.200}.")
-    for name, shape in shapes.items():
-        if values[name].shape != shape:
-            raise ValueError(
-                f"the checkpoint's adapters do not match this model: {name!r} has shape {tuple(values[name].shape)} "
-                f"in the checkpoint and {tuple(shape)} in the model."
-            )
 
 
 def import_peft() -> Any:

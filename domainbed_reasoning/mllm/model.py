@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm import general, likelihood, trials
-from domainbed_reasoning.mllm.adapter_files import initial_adapter
+from domainbed_reasoning.mllm.adapter_files import check_adapters, initial_adapter, shapes_of_sum
 from domainbed_reasoning.mllm.chat_format import ChatFormat
 from domainbed_reasoning.mllm.embedding import embedded
 from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
@@ -25,11 +25,9 @@ from domainbed_reasoning.mllm.loading import (
     adapter_shapes,
     add_lora,
     cached_numbers,
-    check_adapters,
     free_memory,
     load_network,
     resolve,
-    shapes_of_sum,
 )
 from domainbed_reasoning.mllm.opening import small_files_digest
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
