@@ -245,6 +245,24 @@ def test_a_saved_average_loads_into_a_fresh_algorithm(tmp_path):
     torch.testing.assert_close(fresh.eval().predict(x), scores, rtol=1e-4, atol=1e-3)
 
 
+def test_a_restored_state_goes_on_with_the_same_average():
+    """What a restart restores after four updates: the fifth update and its evaluation end in the same average."""
+    dataset, algorithm, _, _, _ = evaluated(average_adapters=True)
+    state = algorithm.training_state()
+    _, fresh = build("MTCT", **QUICK, lora_rank=2, lora_alpha=8, average_adapters=True)
+    fresh.schedule, fresh.session.steps_taken = algorithm.schedule, algorithm.session.steps_taken
+    fresh.restore(state)
+    before = algorithm.state_dict()
+    assert all(torch.equal(weight, before[name]) for name, weight in fresh.state_dict().items())
+    x = minibatches(dataset)[0][0]
+    for each in (algorithm, fresh):
+        each.train().update(minibatches(dataset))
+        each.eval().predict(x)
+    after = algorithm.state_dict()
+    assert {weight.shape[0] for name, weight in after.items() if ".lora_A." in name} == {8}
+    assert all(torch.equal(weight, after[name]) for name, weight in fresh.state_dict().items())
+
+
 def test_an_average_of_dora_is_refused_and_so_is_a_rank_that_is_no_multiple(tmp_path):
     with pytest.raises(ValueError, match="average of DoRA's weights is no adapter"):
         build("MTCT", average_adapters=True, lora_variant="dora")
