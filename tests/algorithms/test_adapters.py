@@ -1,5 +1,6 @@
 """Variants of LoRA, chosen layers, adapters to start from, and averages of adapters, as the algorithms train them."""
 
+import copy
 import json
 import shutil
 
@@ -248,7 +249,7 @@ def test_a_saved_average_loads_into_a_fresh_algorithm(tmp_path):
 def test_a_restored_state_goes_on_with_the_same_average():
     """What a restart restores after four updates: the fifth update and its evaluation end in the same average."""
     dataset, algorithm, _, _, _ = evaluated(average_adapters=True)
-    state = algorithm.training_state()
+    state = copy.deepcopy(algorithm.training_state())  # as a file has it
     _, fresh = build("MTCT", **QUICK, lora_rank=2, lora_alpha=8, average_adapters=True)
     fresh.schedule, fresh.session.steps_taken = algorithm.schedule, algorithm.session.steps_taken
     fresh.restore(state)
