@@ -98,7 +98,7 @@ class MLLMAlgorithm(TrainedMLLM):
         if self.session.steps_taken < hparams["first_evaluation"] and not last:
             return torch.zeros(len(x), len(self.task.class_names), device=x.device), Answers([0] * len(x), None, None)
         both = self.session.records is not None and ids is not None and last and hparams["both_answers"]
-        mllm = self.snapshots.current()
-        scores, chains, labels = answer_images(mllm, self.pixels(x), self.questions, hparams, both)
+        with self.snapshots.answering(self.average.adapters() if self.average is not None else None) as mllm:
+            scores, chains, labels = answer_images(mllm, self.pixels(x), self.questions, hparams, both)
         state = mllm.frozen_state.hex() if mllm.frozen_state is not None and hparams["votes"] == 1 else ""
         return scores, Answers(scores.argmax(1).tolist(), chains, labels, state)

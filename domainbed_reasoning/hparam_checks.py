@@ -51,6 +51,13 @@ def one_of(*choices: str) -> Allowed:
 FLAG = Allowed("true or false", lambda value: isinstance(value, bool))
 TEXT = Allowed("a non-empty string", lambda value: isinstance(value, str) and bool(value.strip()))
 TEXT_OR_NONE = Allowed("a non-empty string or null", lambda value: value is None or TEXT.holds(value))
+NAMES_OR_NONE = Allowed(
+    "a list of different names or null",
+    lambda value: (
+        value is None
+        or (isinstance(value, list) and bool(value) and all(map(TEXT.holds, value)) and len(set(value)) == len(value))
+    ),
+)
 ABOVE_0 = number("above 0", lambda value: value > 0)
 FROM_0 = number("of 0 or more", lambda value: value >= 0)
 FROM_0_TO_1 = number("in [0, 1]", lambda value: 0 <= value <= 1)

@@ -70,13 +70,17 @@ class Matches:
             yield f"{len(self.renamed):,} {images} {path}."
 
 
-def match_images(lines: Iterable[tuple[int, Record]], images: Sequence[str], root: Path) -> Matches:
+def match_images(
+    lines: Iterable[tuple[int, Record]], images: Sequence[str], root: Path, by_folder: bool = True
+) -> Matches:
     """Match the bundle's lines to images on disk.
 
     Args:
         lines: of the bundle.
         images: paths on disk, below the dataset's folder.
         root: the dataset's folder.
+        by_folder: whether paths are ``<domain>/<class>/…``, so that equal files of other classes can be told. Where a
+            table names the classes, the content alone counts.
     """
     digests: dict[str, str] = {}  # name in the bundle → SHA-256
     for _, record in lines:
@@ -94,7 +98,7 @@ def match_images(lines: Iterable[tuple[int, Record]], images: Sequence[str], roo
         name = named.get(hashed[image])
         if name is None:
             continue
-        if _class_of(image) != _class_of(name):
+        if by_folder and _class_of(image) != _class_of(name):
             elsewhere.append((image, name))
             continue
         holder = held.get(name)

@@ -192,7 +192,8 @@ def matched_bundle(dataset: ImageFolder, on_disk: FolderScan) -> tuple[Bundle, M
         ChainFileError: if the bundle cannot be used.
     """
     bundle = read_bundle(str(dataset.bundle))
-    return bundle, match_images(bundle.lines, [picture.path for picture in on_disk.pictures], on_disk.root)
+    images = [picture.path for picture in on_disk.pictures]
+    return bundle, match_images(bundle.lines, images, on_disk.root, by_folder=dataset.table is None)
 
 
 def read_candidates(

@@ -39,6 +39,12 @@ $DOMAINBED_REASONING_DATASETS. DomainBed then lists this example as Camera and C
   environments = ["day", "night"]    # a short name for each domain folder, in sorted order
   subject = "animal"                 # optional: "What type of animal is in this photo?"
   bundle = "camera.jsonl.xz"         # optional: chains that come with it, relative to this file
+  table = "images.csv"               # optional, in the folder: a row an image, with path, label, domain and any split,
+                                     # as CSV, TSV, JSON Lines or Parquet; no class folders are needed then
+  splits = ["train"]                 # optional, with a table: rows of these splits alone
+
+  [columns]                          # optional, with a table: what its columns are called
+  path = "file"
 
   [class_names]                      # optional names for prompts; the default for Red_Fox is "red fox"
   Felis_catus = "house cat"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,14 +67,41 @@ def records_for(task: Task, args: argparse.Namespace, hparams: Mapping[str, Any]
     return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args), hparams)
 
 
-def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
+class Splits:
+    """The split (``in``, ``out`` or ``uda``) of every sample, a byte each.
+
+    Args:
+        sizes: number of images of each environment.
+    """
+
+    NAMES = ("in", "out", "uda")
+
+    def __init__(self, sizes: Sequence[int]):
+        self._of = [bytearray(size) for size in sizes]
+
+    def assign(self, env: int, name: str, indices: Iterable[int]) -> None:
+        """Put samples of an environment into the split of that name."""
+        of, number = self._of[env], self.NAMES.index(name)
+        for index in indices:
+            of[index] = number
+
+    def __getitem__(self, sample: SampleId) -> str:
+        """Return the name of a sample's split."""
+        return self.NAMES[self._of[sample[0]][sample[1]]]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return sum(map(len, self._of))
+
+
+def _splits(task: Task, args: argparse.Namespace) -> Splits:
     """Return the split (``in``, ``out`` or ``uda``) of every sample, as the train script draws it.
 
     With ``--uda_holdout_fraction``, a share of a target domain's ``in`` is held out for domain adaptation, as ``uda``.
     """
     misc = stock.misc()
 
-    splits = {}
+    splits = Splits([len(labels) for labels in task.labels])
     for env, labels in enumerate(task.labels):
         held_out = int(len(labels) * args.holdout_fraction)
         seed = misc.seed_hash(args.trial_seed, env)
@@ -83,7 +110,8 @@ def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
         if env in args.test_envs:
             unlabeled = int(len(kept) * getattr(args, "uda_holdout_fraction", 0))
             parts["uda"], parts["in"] = misc.split_dataset(kept, unlabeled, seed)
-        splits.update({(env, int(part[i])): name for name, part in parts.items() for i in range(len(part))})
+        for name, part in parts.items():
+            splits.assign(env, name, (int(part[i]) for i in range(len(part))))
     return splits
 
 
@@ -102,7 +130,11 @@ class AnswerRecords:
     """
 
     def __init__(
-        self, task: Task, folder: pathlib.Path, splits: dict[SampleId, str], hparams: Mapping[str, Any] | None = None
+        self,
+        task: Task,
+        folder: pathlib.Path,
+        splits: Splits | Mapping[SampleId, str],
+        hparams: Mapping[str, Any] | None = None,
     ):
         hparams = hparams or {}
         self.judged_by_chains = hparams.get("answer") == "chain"

@@ -10,16 +10,8 @@ from typing import Any
 from domainbed_reasoning.chains.record import parse_json
 from domainbed_reasoning.files.plain import read_plain_text
 from domainbed_reasoning.jobs.model_card import HUB_ID, model_card
-from domainbed_reasoning.jobs.trained import (
-    ADAPTERS_KEY,
-    ADAPTERS_VERSION,
-    PEFT_WEIGHTS,
-    TASK_FILE,
-    JobError,
-    TrainedJob,
-    read_job,
-    read_task,
-)
+from domainbed_reasoning.jobs.trained import TASK_FILE, JobError, TrainedJob, read_job, read_task
+from domainbed_reasoning.mllm.adapter_files import PEFT_WEIGHTS, VERSION, VERSION_KEY
 from domainbed_reasoning.mllm.loading import add_lora, empty_network, resolve
 from domainbed_reasoning.mllm.opening import loading
 
@@ -153,7 +145,7 @@ def _write_version(weights: pathlib.Path) -> None:
     """Add the version of the format to the metadata of exported adapters."""
     import safetensors.torch
 
-    metadata = {"format": "pt", ADAPTERS_KEY: str(ADAPTERS_VERSION)}
+    metadata = {"format": "pt", VERSION_KEY: str(VERSION)}
     safetensors.torch.save_file(safetensors.torch.load_file(weights), weights, metadata)
 
 

@@ -47,6 +47,9 @@ class Resumable(Protocol):
     def adapters(self) -> dict[str, torch.Tensor]:
         """Return the trained tensors by name."""
 
+    def before_answers(self) -> None:
+        """Prepare an evaluation: called for each batch of its images, before the state is saved."""
+
     def training_state(self) -> dict[str, Any]:
         """Return the state from which training resumes, given the recorded steps: tensors and plain values."""
 
@@ -188,6 +191,7 @@ class Session:
             algorithm.recall(x, answers)
         else:
             self._resume(algorithm)
+            algorithm.before_answers()
             if self.history is not None:
                 self.history.save(self.steps_taken, algorithm.training_state, now=True)
             started = time.monotonic()

@@ -6,6 +6,8 @@ writes: PEFT adapters and a merged model.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,17 +19,17 @@ from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_cls, q_reason
 from domainbed_reasoning.chains.record import parse_json
 from domainbed_reasoning.files import format_version
-from domainbed_reasoning.files.plain import open_plain, read_plain_text
-from domainbed_reasoning.jobs.saved_tensors import MAX_BYTES, load_tensors
+from domainbed_reasoning.files.plain import read_plain_text
+from domainbed_reasoning.jobs.saved_tensors import load_tensors
 from domainbed_reasoning.jobs.values import TASK_VERSION
-from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
+from domainbed_reasoning.mllm import MLLM, LoraSettings, ModelError, load_mllm
+from domainbed_reasoning.mllm.adapter_files import PEFT_WEIGHTS, peft_tensors, version_problem
 
 TASK_FILE = "task.json"
-ADAPTERS_VERSION = 2  # of an exported adapter_model.safetensors, in its metadata under `ADAPTERS_KEY`
-ADAPTERS_KEY = f"domainbed_reasoning.{format_version.KEY}"
 # What jobs of version 1 of task.json had before there were these hyper-parameters.
-_VERSION_1 = {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact"}
-PEFT_WEIGHTS = "adapter_model.safetensors"
+_VERSION_1 = {
+    "votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", "lora_variant": "lora", "lora_target_modules": None
+}  # fmt: skip
 
 
 class JobError(ValueError):
@@ -88,7 +90,11 @@ class TrainedJob:
         """Return the settings of the trained adapters; None without any."""
         if not self.adapters:
             return None
-        return LoraSettings.of(self.hparams)
+        settings = LoraSettings.of(self.hparams)
+        if (count := summed_adapters(self.adapters, settings.rank)) == 1:
+            return settings
+        grown = math.sqrt(count) if settings.variant == "rslora" else count  # alpha / rank, or / √rank, stays
+        return dataclasses.replace(settings, rank=count * settings.rank, alpha=grown * settings.alpha)
 
     def load(self, model: str | None = None, dtype: str | None = None, quantize: str | None = None) -> MLLM:
         """Load the model with its trained adapters, in evaluation mode.
@@ -244,6 +250,8 @@ _LORA: dict[str, Callable[[Any], bool]] = {
     "lora_dropout": _number(0, 0.999),
     "lora_targets": _one_of("both", "vision", "language"),
     "lora_projector": lambda value: isinstance(value, bool),
+    "lora_variant": _one_of("lora", "rslora", "dora"),
+    "lora_target_modules": lambda value: value is None or (_texts(value) and bool(value)),
 }
 
 
@@ -265,19 +273,30 @@ def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Ma
     problem = _problem(hparams, _LORA)
     if problem:
         raise JobError(f"{path / TASK_FILE} is damaged ({problem}). Restore the original file.")
-    rank = hparams["lora_rank"]
+    rank, count = hparams["lora_rank"], 1
+    if hparams.get("average_adapters") is True:
+        count = summed_adapters(adapters, rank)
     for name, tensor in adapters.items():
-        is_matrix = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() == 2
+        is_magnitude = isinstance(name, str) and ".lora_magnitude_vector." in name
+        dimensions = 1 if is_magnitude and hparams["lora_variant"] == "dora" else 2
+        is_matrix = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() == dimensions
         if not isinstance(name, str) or not is_matrix:
             raise JobError(f"{path}: the adapter {str(name)!r:.200} is not a floating-point matrix. Rerun the job.")
-        found = tensor.shape[0] if ".lora_A." in name else tensor.shape[1]
-        if found != rank:
+        found = tensor.shape[0] if ".lora_A." in name else tensor.shape[-1]
+        if dimensions == 2 and found != count * rank:
             raise JobError(
                 f"{path}: the adapter {name!r:.200} has rank {found}, but {TASK_FILE} has lora_rank {rank}. Use both "
                 "files of one job."
             )
         if not torch.isfinite(tensor).all():
             raise JobError(f"{path}: the adapter {name!r:.200} contains NaN or infinity: training diverged.")
+
+
+def summed_adapters(adapters: Mapping[str, Any], rank: int) -> int:
+    """Return how many adapters of a rank are summed in one, as in the average of `method.average`; 1 for another."""
+    ranks = {tensor.shape[0] for name, tensor in adapters.items() if ".lora_A." in str(name) and tensor.dim() == 2}
+    largest = max(ranks, default=rank)
+    return largest // rank if len(ranks) == 1 and largest % rank == 0 else 1
 
 
 def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
@@ -310,17 +329,10 @@ def _reason(error: Exception) -> str:
 
 def _peft_adapters(file: pathlib.Path) -> dict[str, torch.Tensor]:
     """Return PEFT's saved tensors by their names in the model, which include the adapter's name."""
-    import safetensors.torch
-
     try:
-        open_plain(file, MAX_BYTES).close()
-        saved = safetensors.torch.load_file(file)
-        with safetensors.safe_open(file, "pt") as opened:
-            version = (opened.metadata() or {}).get(ADAPTERS_KEY, "1")
-    except Exception as error:  # the format's own errors derive from Exception
-        raise JobError(f"{file} cannot be read ({str(error):.300}). Export the job again.") from error
-    if not version.isdecimal() or len(version) > 9:
-        raise JobError(f"{file}: {ADAPTERS_KEY} in its metadata must be a number; got {version!r:.80}.")
-    if newer := format_version.newer_than(ADAPTERS_VERSION, int(version)):
-        raise JobError(f"{file}: {newer}. {format_version.UPGRADE}.")
-    return {name.removesuffix(".weight") + ".default.weight": tensor for name, tensor in saved.items()}
+        tensors = peft_tensors(file)
+    except ModelError as error:
+        raise JobError(f"{error}. Export the job again.") from error
+    if problem := version_problem(file):
+        raise JobError(problem)
+    return tensors

@@ -5,18 +5,26 @@ from __future__ import annotations
 import importlib.util
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from domainbed_reasoning.mllm import lora
+from domainbed_reasoning.mllm.adapter_files import check_adapters
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
 from domainbed_reasoning.mllm.mixtures import kept_by_peft
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
-from domainbed_reasoning.mllm.towers import PROJECTOR, convolutions_note, is_linear, is_of_mixture, parts_of
+from domainbed_reasoning.mllm.towers import (
+    PROJECTOR,
+    convolutions_note,
+    is_linear,
+    is_of_mixture,
+    layers_named,
+    parts_of,
+)
 from domainbed_reasoning.terminal import get_logger
 
 _log = get_logger(__name__)
@@ -36,6 +44,11 @@ class LoraSettings:
         dropout: of the adapter's input, in [0, 1).
         towers: ``both`` (the paper's), ``vision`` or ``language``.
         projector: whether the layers between the towers get adapters too.
+        variant: ``lora``, ``rslora`` (scaled by alpha / √r, arXiv 2312.03732) or ``dora`` (arXiv 2402.09353). All leave
+            the base weights as they are.
+        modules: names of layers, matched as PEFT's ``target_modules`` at the end of a layer's full name, to which the
+            choice of towers is restricted; None takes all.
+        start: adapter folder that training starts from; None starts anew.
     """
 
     rank: int
@@ -43,12 +56,23 @@ class LoraSettings:
     dropout: float = 0.0
     towers: str = "both"
     projector: bool = False
+    variant: str = "lora"
+    modules: Sequence[str] | None = None
+    start: str | None = None
 
     @classmethod
     def of(cls, hparams: Mapping[str, Any]) -> LoraSettings:
         """Return the adapters that these hyper-parameters describe."""
-        names = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_projector")
-        return cls(*(hparams[name] for name in names))
+        return cls(
+            rank=hparams["lora_rank"],
+            alpha=hparams["lora_alpha"],
+            dropout=hparams["lora_dropout"],
+            towers=hparams["lora_targets"],
+            projector=hparams["lora_projector"],
+            variant=hparams.get("lora_variant", "lora"),  # older jobs have none of these
+            modules=hparams.get("lora_target_modules"),
+            start=hparams.get("init_adapter"),
+        )
 
 
 def resolve(model: str) -> str:
@@ -271,14 +295,18 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     raise ModelError(f"quantize must be 'none', 'nf4' or 'int8'; got {quantize!r}.")
 
 
-def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list[str]:
+def lora_targets(
+    network: torch.nn.Module, towers: str, projector: bool, modules: Sequence[str] | None = None
+) -> list[str]:
     """Return the full names of the linear layers that get adapters.
 
     Every Linear of the chosen towers, quantized or not, except the output head; layers between the towers only with
     ``projector``.
+    With ``modules`` those among them of these names.
 
     Raises:
         ModelError: for an unknown choice of towers.
+        ValueError: for a name that no such layer has.
     """
     if towers not in ("both", "vision", "language"):
         raise ModelError(f"lora_targets must be 'both', 'vision' or 'language'; got {towers!r}.")
@@ -288,7 +316,8 @@ def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list
         part = parts(name)
         if is_linear(module) and (part == "projector" and projector or part in wanted):
             names.append(name)
-    return kept_by_peft(network, names) if without_adapters(network, towers) else names
+    names = kept_by_peft(network, names) if without_adapters(network, towers) else names
+    return names if modules is None else layers_named(names, modules)
 
 
 def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str, int]:
@@ -356,49 +385,35 @@ def add_lora(
     for note in (experts_note(without_adapters(network, settings.towers), total), convolutions_note(network)):
         if note:
             _log.warning("WARNING: %s", note)
-    targets = lora_targets(network, settings.towers, settings.projector)
+    targets = lora_targets(network, settings.towers, settings.projector, settings.modules)
     if not targets:
         raise ModelError(
             f"{type(network).__name__} has no linear layers in its {settings.towers} tower, so LoRA has nothing to "
             "adapt: a tower of convolutions stays frozen. Set lora_targets to 'both' or 'language'."
         )
+    if settings.variant == "dora":
+        _log.info("lora_variant 'dora' trains PEFT's own layers, which compute in the adapters' float32: more memory.")
     return adapted(
         network,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=targets,
+        use_dora=settings.variant == "dora",
+        use_rslora=settings.variant == "rslora",
     )
 
 
 def adapter_shapes(network: torch.nn.Module, settings: LoraSettings) -> dict[str, tuple[int, ...]]:
     """Return the shapes that `add_lora` would give the adapters, by their names in the PEFT model."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name in lora_targets(network, settings.towers, settings.projector):
+    for name in lora_targets(network, settings.towers, settings.projector, settings.modules):
         layer: Any = network.get_submodule(name)
         shapes[f"base_model.model.{name}.lora_A.default.weight"] = (settings.rank, layer.in_features)
         shapes[f"base_model.model.{name}.lora_B.default.weight"] = (layer.out_features, settings.rank)
+        if settings.variant == "dora":
+            shapes[f"base_model.model.{name}.lora_magnitude_vector.default.weight"] = (layer.out_features,)
     return shapes
-
-
-def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]) -> None:
-    """Reject adapter values that do not match a model.
-
-    Args:
-        shapes: of the model's adapters by name.
-        values: of a checkpoint by name.
-
-    Raises:
-        ValueError: naming the first tensor that does not match.
-    """
-    for name in sorted(shapes.keys() ^ values.keys()):
-        raise ValueError(f"the checkpoint's adapters do not match this model: only one of them has {name!r:.200}.")
-    for name, shape in shapes.items():
-        if values[name].shape != shape:
-            raise ValueError(
-                f"the checkpoint's adapters do not match this model: {name!r} has shape {tuple(values[name].shape)} "
-                f"in the checkpoint and {tuple(shape)} in the model."
-            )
 
 
 def import_peft() -> Any:

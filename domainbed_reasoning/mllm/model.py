@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm import general, likelihood, trials
+from domainbed_reasoning.mllm.adapter_files import check_adapters, initial_adapter, shapes_of_sum
 from domainbed_reasoning.mllm.chat_format import ChatFormat
 from domainbed_reasoning.mllm.embedding import embedded
 from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
@@ -21,9 +22,9 @@ from domainbed_reasoning.mllm.interface import CACHES, require_interface, requir
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods
 from domainbed_reasoning.mllm.loading import (
     LoraSettings,
+    adapter_shapes,
     add_lora,
     cached_numbers,
-    check_adapters,
     free_memory,
     load_network,
     resolve,
@@ -51,7 +52,8 @@ def load_mllm(
     Args:
         model: ``tiny``, a folder or a hub id of one of the supported families.
         lora: adapters to add; None loads the base model.
-        adapters: trained values by name, which must match; None keeps the fresh initialization.
+        adapters: trained values by name, which must match; None keeps the fresh initialization, or loads the
+            folder that ``lora`` names.
         dtype: ``auto`` (bfloat16 on CUDA, float32 on the CPU), ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``none``, ``nf4`` or ``int8``.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
@@ -71,6 +73,9 @@ def load_mllm(
     else:
         require_interface(network, family)
     if lora is not None:
+        if adapters is None and lora.start is not None:
+            shapes = adapter_shapes(network, lora)
+            adapters = initial_adapter(lora.start, lora.rank, lora.alpha, lora.variant, shapes)
         network = add_lora(network, lora, adapters)
     mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
     if family.tree:
@@ -386,13 +391,18 @@ class MLLM(torch.nn.Module):
         """Return the trainable tensors by name; empty for a base model."""
         return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
 
-    def load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
+    def load_adapters(self, values: Mapping[str, torch.Tensor], several: bool = False) -> None:
         """Load adapter values by name.
+
+        Args:
+            values: by the names of `adapters`.
+            several: accept a sum of adapters too, whose rank is a multiple, see `method.average`.
 
         Raises:
             ValueError: for tensors that do not match this model's adapters, naming the first.
         """
-        check_adapters({name: tuple(weight.shape) for name, weight in self.adapters().items()}, values)
+        shapes = {name: tuple(weight.shape) for name, weight in self.adapters().items()}
+        check_adapters(shapes_of_sum(shapes, values) if several else shapes, values)
         self._set_adapters(values)
 
     def merge(self) -> MLLM:
@@ -445,7 +455,7 @@ class MLLM(torch.nn.Module):
         return bool(left > 0)
 
     @contextlib.contextmanager
-    def with_adapters(self, values: dict[str, torch.Tensor]) -> Iterator[MLLM]:
+    def with_adapters(self, values: Mapping[str, torch.Tensor]) -> Iterator[MLLM]:
         """Temporarily use other adapter values, in evaluation mode; values and mode are restored."""
         own = {name: weight.detach().clone() for name, weight in self.adapters().items()}
         training = self.training
@@ -460,4 +470,7 @@ class MLLM(torch.nn.Module):
     @torch.no_grad()
     def _set_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, weight in self.adapters().items():
-            weight.copy_(values[name])
+            if weight.shape == values[name].shape:
+                weight.copy_(values[name])
+            else:  # a sum of adapters, whose scale is that of each
+                weight.data = values[name].to(weight.device, weight.dtype, copy=True)

@@ -8,7 +8,7 @@ otherwise with the trained model itself, whose adapters are swapped for the time
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -46,6 +46,22 @@ class Snapshots:
             fits = self.mllm.fits_a_copy(self.cache_bytes)
             self._current = self.mllm.copy_for_inference() if fits else self.mllm
         return self._current
+
+    def answering(self, adapters: Mapping[str, torch.Tensor] | None = None) -> contextlib.AbstractContextManager[MLLM]:
+        """Return, for a while, the model that answers.
+
+        Args:
+            adapters: in place of the present ones; the same until `weights_change`. None keeps the present ones.
+        """
+        if adapters is None:
+            return contextlib.nullcontext(self.current())
+        if self._current is None:
+            with self.mllm.with_adapters(adapters):
+                self.current()
+        if self._current is self.mllm:  # no copy fits
+            return self.mllm.with_adapters(adapters)
+        assert self._current is not None
+        return contextlib.nullcontext(self._current)
 
     def weights_change(self) -> None:
         """Drop the copy of the current weights, which are about to change."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,28 @@ def is_linear(module: torch.nn.Module) -> bool:
     if not isinstance(module, torch.nn.Linear):
         return False
     return type(module).forward is torch.nn.Linear.forward or type(module).__module__.startswith("bitsandbytes")
+
+
+def layers_named(layers: Sequence[str], modules: Sequence[str]) -> list[str]:
+    """Return the layers that PEFT's ``target_modules`` would match: by whole parts at the end of their names.
+
+    Args:
+        layers: full names.
+        modules: ends of names, such as ``q_proj`` or ``3.q_proj``.
+
+    Raises:
+        ValueError: for one that matches none, with the layers' names.
+    """
+    matches = {end: [name for name in layers if f".{name}".endswith(f".{end}")] for end in modules}
+    for end, found in matches.items():
+        if not found:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise ValueError(
+                f"hparam lora_target_modules: no Linear layer that lora_targets chooses is called {end!r:.200}. This "
+                f"model has: {known or 'none'}."
+            )
+    chosen = {name for found in matches.values() for name in found}
+    return [name for name in layers if name in chosen]
 
 
 def is_of_mixture(module: torch.nn.Module) -> bool:
