@@ -1,7 +1,8 @@
-"""Writing answers token by token, in a batch that shrinks as its rows end.
+"""Writing answers token by token: greedy ones in slots (`decoding`), others in a batch that shrinks as its rows end.
 
-All prompts of a question are equally long, so rows never need padding and can leave the batch at any time. transformers
-prepares everything else: its `generate` calls this loop as `custom_generate`.
+All prompts of a question are equally long, so rows never need padding and can leave the batch at any time. For sampled
+answers, whose draws depend on which rows are in the batch, and for models whose layers keep more than keys and values,
+transformers prepares everything else: its `generate` calls the loop of this module as `custom_generate`.
 
 The paper (arXiv 2602.23777) does not say how it decodes. Here a greedy answer is the argmax of the model's
 distribution, and a sampled one is drawn from that distribution at the temperature and top_p that are asked for. The
@@ -22,6 +23,7 @@ import torch
 
 from domainbed_reasoning.chains.chain import END_OF_CHAIN
 from domainbed_reasoning.chains.reader import is_thinking
+from domainbed_reasoning.mllm.decoding import Decoder, can_decode
 from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.tree_masks import tree_positions
 
@@ -111,6 +113,16 @@ class TextGenerator:
         Raises:
             RuntimeError: for a model that keeps no cache, as gradient checkpointing has it in training mode.
         """
+        if sampling.get("do_sample") or not can_decode(self.mllm):
+            return self._write_by_transformers(images, question, max_new_tokens, **sampling)
+        decoder = Decoder(self, question, max_new_tokens, len(images))
+        written = dict(decoder.write(images.as_subclass(torch.Tensor)))
+        return [written[row] for row in range(len(images))]
+
+    def _write_by_transformers(
+        self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any
+    ) -> list[list[int]]:
+        """Return what `write` does, by `decoding_loop`."""
         mllm, n = self.mllm, len(images)
         encoded = mllm.encode(images)
         prompt = mllm.prompt(question)["input_ids"].to(mllm.device).expand(n, -1)

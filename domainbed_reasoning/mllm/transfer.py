@@ -1,8 +1,9 @@
-"""Small tensors from the host to the GPU: all of a record in one copy, from pinned memory, which nothing waits for."""
+"""Small tensors between the host and the GPU, through pinned memory, which neither has to wait for."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,33 @@ def moved(record: _Record, device: torch.device) -> _Record:
     parts = iter(there.split([tensor.numel() for tensor in tensors]))
     result: _Record = _replaced(record, iter([next(parts).view(each.shape).to(each.dtype) for each in tensors]))
     return result
+
+
+def is_asynchronous(device: torch.device) -> bool:
+    """Return whether the host goes on while ``device`` computes and copies."""
+    return device.type in _PINS
+
+
+def read_later(values: torch.Tensor) -> Callable[[], list[Any]]:
+    """Start to copy values to the host; the function that is returned waits for that copy alone, and returns them.
+
+    Args:
+        values: of any device; they may be overwritten from now on.
+    """
+    if not is_asynchronous(values.device):
+        return values.clone().tolist
+    there = torch.empty(values.shape, dtype=values.dtype).pin_memory()
+    there.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event() if values.device.type == "cuda" else None
+    if copied is not None:
+        copied.record()
+
+    def read() -> list[Any]:
+        if copied is not None:
+            copied.synchronize()
+        return list(there.tolist())
+
+    return read
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -1,0 +1,292 @@
+"""The engine that writes greedy answers: slots that are freed and filled again, and no token for which the host waits.
+
+All prompts of a question are equally long, so slots are simple: every answer begins in the same column, and a slot
+whose answer has ended reads the next prompt as soon as an eighth of all slots is free. On a GPU the host starts a step
+before it reads the tokens of the one before, so it learns an answer's end a step late; what an ended slot has written
+since is dropped. On a CPU, where nothing is gained by that, tokens are read at once.
+
+On CUDA, steps replay graphs (`StepGraphs`), which has **never been run**: no machine with CUDA was at hand. Without
+CUDA, none of it is reached; models quantized by bitsandbytes and captures that fail decode without graphs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from domainbed_reasoning.mllm.language_model import LanguageModel
+from domainbed_reasoning.mllm.slots import Slots, keep, slot_cache
+from domainbed_reasoning.mllm.transfer import is_asynchronous, moved, read_later
+from domainbed_reasoning.mllm.tree_masks import tree_positions
+
+_FREE = 8  # slots are filled, or given up, when an eighth of them is free
+_COLUMNS = 128  # a graph reads keys and values up to a multiple of so many columns
+
+
+class Ending(Protocol):
+    """What the engine asks of a `TextGenerator`."""
+
+    mllm: LanguageModel
+
+    @property
+    def suppressed_tokens(self) -> list[int]:
+        """Tokens that an answer may not hold."""
+        ...
+
+    @property
+    def closing_tokens(self) -> Collection[int]:
+        """Tokens after which `has_ended` is asked."""
+        ...
+
+    def has_ended(self, answer: list[int]) -> bool:
+        """Return whether the tokens are an answer's end."""
+        ...
+
+
+def can_decode(mllm: LanguageModel) -> bool:
+    """Return whether a model's layers attend to nothing but keys and values, by a mask where one is needed.
+
+    Other layers (recurrent states, windows that a family has no masks for) are left to transformers' own caches.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    text = mllm.base.config.get_text_config()
+    kinds = {type(layer) for layer in DynamicCache(config=text).layers}
+    served = {DynamicLayer, *([DynamicSlidingWindowLayer] if mllm.family.tree == "windows" else [])}
+    return bool(kinds) and kinds <= served and "sdpa" in str(text._attn_implementation)
+
+
+class Decoder:
+    """Writes greedy answers to one question about any number of images.
+
+    Args:
+        generator: of the model, says what ends an answer.
+        question: asked of all images.
+        max_new_tokens: at most so many tokens an answer.
+        slots: answers that are written at a time.
+    """
+
+    def __init__(self, generator: Ending, question: str, max_new_tokens: int, slots: int):
+        self.generator, self.question, self.most = generator, question, max_new_tokens
+        mllm = self.mllm = generator.mllm
+        self.prompt = mllm.prompt(question)["input_ids"].to(mllm.device)
+        self.head: Callable[[torch.Tensor], torch.Tensor] = mllm.base.get_output_embeddings()
+        text = mllm.base.config.get_text_config()
+        length = self.prompt.shape[1]
+        self.late = is_asynchronous(mllm.device)
+        self.slots = Slots(slots, length, length + max_new_tokens, mllm.device)
+        self.cache = slot_cache(text.num_hidden_layers, self.slots)
+        self.tokens = torch.zeros(slots, dtype=torch.long, device=mllm.device)  # each slot's newest
+        self.columns = torch.arange(self.slots.width, device=mllm.device)
+        self.window = text.sliding_window if mllm.family.tree == "windows" else 0
+        size = int(mllm.base.get_output_embeddings().weight.shape[0])
+        never = torch.tensor([token for token in generator.suppressed_tokens if token < size], dtype=torch.long)
+        (self.never,) = moved((never,), mllm.device)
+        self.positions: torch.Tensor | None = None  # that the family counts, of every column
+        self.ropes = _dynamic_ropes(mllm.base, self.slots.width)
+        self.graphs = StepGraphs() if mllm.device.type == "cuda" and not mllm.quantized else None
+        self.answers: list[tuple[int, list[int]] | None] = [None] * slots  # number and tokens; None in a free slot
+        self.begun = [0] * slots  # the step at which each slot's answer began
+        self.steps = 0
+
+    @torch.no_grad()
+    def write(self, images: Iterable[torch.Tensor]) -> Iterator[tuple[int, list[int]]]:
+        """Yield the number of an image and the tokens of its answer, as answers end.
+
+        Args:
+            images: ``(3, H, W)`` each; taken as slots become free.
+
+        Raises:
+            RuntimeError: for a model that keeps no cache, as gradient checkpointing has it in training mode.
+        """
+        waiting: Iterator[tuple[int, torch.Tensor]] | None = enumerate(images)
+        while True:
+            free = [slot for slot in range(self.slots.rows) if self.answers[slot] is None]
+            if waiting is not None and len(free) * _FREE >= self.slots.rows:
+                new = list(itertools.islice(waiting, len(free)))
+                waiting = waiting if len(new) == len(free) else None
+                if new:
+                    self._fill(free[: len(new)], new)
+                    free = free[len(new) :]
+            if len(free) == self.slots.rows:
+                return
+            if waiting is None and len(free) * _FREE >= self.slots.rows:
+                self._give_up(free)
+            read = read_later(self.tokens[: self.slots.rows])
+            if not self.late:
+                yield from self._take(read())
+            if any(answer is not None for answer in self.answers[: self.slots.rows]):
+                self._step()
+            if self.late:
+                yield from self._take(read())
+
+    def _fill(self, free: Sequence[int], new: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """Read the prompts of new images into free slots, and choose the first token of each."""
+        mllm, n = self.mllm, len(new)
+        encoded = mllm.encode(torch.stack([image for _, image in new]))
+        (slots,) = moved((torch.tensor(free),), mllm.device)
+        if self.positions is None:
+            self.positions = tree_positions(mllm, self.columns[None], self.question, encoded)
+        with self.slots.filled(slots):
+            prompts = self.prompt.expand(n, -1)
+            hidden = mllm.core(n, self.question, prompts, encoded, **mllm.keeping(self.cache))[0]
+        if not self.cache.layers[0].is_initialized:
+            raise RuntimeError("gradient checkpointing disables the cache in training mode: call eval() first.")
+        self.tokens.index_copy_(0, slots, self._chosen(hidden))
+        for slot, (number, _) in zip(free, new, strict=True):
+            self.answers[slot], self.begun[slot] = (number, []), self.steps
+
+    def _give_up(self, free: Sequence[int]) -> None:
+        """Go on with fewer slots, none of them free; graphs go on with half as many, for which there is one."""
+        open_slots = [slot for slot in range(self.slots.rows) if self.answers[slot] is not None]
+        kept = open_slots
+        if self.graphs is not None:
+            rows = self.slots.rows
+            while rows >= 2 * len(open_slots):
+                rows //= 2
+            if rows == self.slots.rows:
+                return
+            kept = sorted(open_slots + list(free[: rows - len(open_slots)]))
+        (index,) = moved((torch.tensor(kept),), self.mllm.device)
+        keep(self.cache, self.slots, index)
+        self.tokens[: len(kept)] = self.tokens.index_select(0, index)
+        self.answers = [self.answers[slot] for slot in kept]
+        self.begun = [self.begun[slot] for slot in kept]
+
+    def _take(self, tokens: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        """Add each slot's newest token to its answer; yield the answers that have ended, whose slots are free."""
+        for slot, token in enumerate(tokens):
+            answer = self.answers[slot]
+            if answer is None:
+                continue
+            answer[1].append(token)
+            ended = token in self.generator.closing_tokens and self.generator.has_ended(answer[1])
+            if ended or len(answer[1]) == self.most:
+                self.answers[slot] = None
+                yield answer
+
+    def _step(self) -> None:
+        """Read each slot's newest token and choose the next one; nothing here waits for the device."""
+        slots = self.slots
+        counts = {self.steps - self.begun[slot] for slot in range(slots.rows) if self.answers[slot] is not None}
+        longest = slots.prompt + max(counts) + 1
+        if self.graphs is not None:
+            slots.length = min(-(-longest // _COLUMNS) * _COLUMNS, slots.width)
+            self.graphs.run((slots.rows, slots.length), self._compute)
+        else:
+            slots.length = min(longest, slots.width)
+            slots.column = slots.length - 1 if len(counts) == 1 else None
+            self._compute()
+        self.steps += 1
+
+    def _compute(self) -> None:
+        """Compute a step: everything that it reads and writes stays where it is, so that a graph can replay it."""
+        slots, mllm = self.slots, self.mllm
+        assert self.positions is not None
+        at, rows = slots.at[: slots.rows], slots.rows
+        if slots.column is not None and not self.window:
+            positions = self.positions[..., slots.column : slots.column + 1]
+            seen: dict[str, Any] = {}
+            positions = positions.expand(*positions.shape[:-2], rows, 1)
+        else:
+            positions = self.positions[..., 0, :].index_select(-1, at)[..., None]
+            seen = {"attention_mask": self._masks(at)}
+        with _settled(self.ropes):
+            hidden = mllm.base.model(
+                input_ids=self.tokens[:rows, None], position_ids=positions, **seen, **mllm.keeping(self.cache)
+            )[0]
+        self.tokens[:rows] = self._chosen(hidden)
+        at.add_(1).clamp_(max=slots.width - 1)  # of free slots, which go on until they are filled
+
+    def _masks(self, at: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Return what each slot's token sees, itself and those before it, as the family wants it."""
+        columns, own = self.columns[: self.slots.length], at[:, None, None, None]
+        full = columns <= own
+        if not self.window:
+            return full
+        return {"full_attention": full, "sliding_attention": full & (own - columns < self.window)}
+
+    def _chosen(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the likeliest token after each row, ``(n,)``, of those that an answer may hold."""
+        scores = self.head(hidden[:, -1]).float()
+        return scores.index_fill_(-1, self.never, -torch.inf).argmax(-1)
+
+
+class StepGraphs:
+    """Steps on CUDA, each shape computed once and replayed from then on. Never run: see the module's docstring.
+
+    A shape's first step runs without a graph, on a stream of its own as warming up wants it; its second is captured,
+    which computes nothing, and replayed.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[tuple[int, int], Any] = {}
+        self._fails = False
+
+    def run(self, shape: tuple[int, int], step: Callable[[], None]) -> None:
+        """Compute a step.
+
+        Args:
+            shape: whatever the size of its tensors follows from.
+            step: computes it; its inputs and outputs are the same tensors each time.
+        """
+        if self._fails:
+            step()
+        elif shape not in self._graphs:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                step()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graphs[shape] = None
+        else:
+            if self._graphs[shape] is None:
+                self._graphs[shape] = self._captured(step)
+            graph = self._graphs[shape]
+            step() if graph is None else graph.replay()
+
+    def _captured(self, step: Callable[[], None]) -> Any:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                step()
+        except RuntimeError as error:
+            self._fails = True
+            warnings.warn(
+                f"Decoding runs without CUDA graphs, more slowly: a step cannot be captured ({error}).", stacklevel=2
+            )
+            return None
+        return graph
+
+
+def _dynamic_ropes(network: Any, longest: int) -> list[Any]:
+    """Return the modules of rotary positions that are dynamic, but not up to this position: InternVL3 has them.
+
+    Up to the length that it was trained at, such a module computes what a plain one does, yet transformers has the host
+    wait for the positions in every pass to see whether they exceed it.
+    """
+    return [
+        module
+        for module in network.modules()
+        if "dynamic" in str(getattr(module, "rope_type", ""))
+        and isinstance(module.rope_type, str)
+        and longest <= module.original_max_seq_len == module.max_seq_len_cached
+    ]
+
+
+@contextlib.contextmanager
+def _settled(ropes: Sequence[Any]) -> Iterator[None]:
+    kinds = [module.rope_type for module in ropes]
+    for module in ropes:
+        module.rope_type = "default"
+    try:
+        yield
+    finally:
+        for module, kind in zip(ropes, kinds, strict=True):
+            module.rope_type = kind
