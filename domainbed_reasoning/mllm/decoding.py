@@ -105,26 +105,30 @@ class Decoder:
         Raises:
             RuntimeError: for a model that keeps no cache, as gradient checkpointing has it in training mode.
         """
-        waiting: Iterator[tuple[int, torch.Tensor]] | None = enumerate(images)
+        waiting = enumerate(images)
+        following = next(waiting, None)
         while True:
-            free = [slot for slot in range(self.slots.rows) if self.answers[slot] is None]
-            if waiting is not None and len(free) * _FREE >= self.slots.rows:
-                new = list(itertools.islice(waiting, len(free)))
-                waiting = waiting if len(new) == len(free) else None
-                if new:
-                    self._fill(free[: len(new)], new)
-                    free = free[len(new) :]
-            if len(free) == self.slots.rows:
+            free = self._free()
+            if following is not None and len(free) * _FREE >= self.slots.rows:
+                new = [following, *itertools.islice(waiting, len(free) - 1)]
+                self._fill(free[: len(new)], new)
+                following = next(waiting, None)
+            if len(self._free()) == self.slots.rows:
                 return
-            if waiting is None and len(free) * _FREE >= self.slots.rows:
-                self._give_up(free)
+            if self.late and following is None:
+                self._give_up()
             read = read_later(self.tokens[: self.slots.rows])
             if not self.late:
                 yield from self._take(read())
-            if any(answer is not None for answer in self.answers[: self.slots.rows]):
+                if following is None:
+                    self._give_up()
+            if len(self._free()) < self.slots.rows:
                 self._step()
             if self.late:
                 yield from self._take(read())
+
+    def _free(self) -> list[int]:
+        return [slot for slot in range(self.slots.rows) if self.answers[slot] is None]
 
     def _fill(self, free: Sequence[int], new: Sequence[tuple[int, torch.Tensor]]) -> None:
         """Read the prompts of new images into free slots, and choose the first token of each."""
@@ -142,20 +146,27 @@ class Decoder:
         for slot, (number, _) in zip(free, new, strict=True):
             self.answers[slot], self.begun[slot] = (number, []), self.steps
 
-    def _give_up(self, free: Sequence[int]) -> None:
-        """Go on with fewer slots, none of them free; graphs go on with half as many, for which there is one."""
-        open_slots = [slot for slot in range(self.slots.rows) if self.answers[slot] is not None]
-        kept = open_slots
+    def _give_up(self) -> None:
+        """Give up free slots when there are enough of them; with graphs, all but half as many, for which there is one.
+
+        Nothing is waiting for them.
+        """
+        free, rows = self._free(), self.slots.rows
+        if len(free) * _FREE < rows or len(free) == rows:
+            return
         if self.graphs is not None:
-            rows = self.slots.rows
-            while rows >= 2 * len(open_slots):
+            while rows >= 2 * (self.slots.rows - len(free)):
                 rows //= 2
             if rows == self.slots.rows:
                 return
-            kept = sorted(open_slots + list(free[: rows - len(open_slots)]))
+        else:
+            rows -= len(free)
+        spare = rows - (self.slots.rows - len(free))
+        given_up = set(free[spare:])
+        kept = [slot for slot in range(self.slots.rows) if slot not in given_up]
         (index,) = moved((torch.tensor(kept),), self.mllm.device)
         keep(self.cache, self.slots, index)
-        self.tokens[: len(kept)] = self.tokens.index_select(0, index)
+        self.tokens[:rows] = self.tokens.index_select(0, index)
         self.answers = [self.answers[slot] for slot in kept]
         self.begun = [self.begun[slot] for slot in kept]
 
@@ -227,6 +238,7 @@ class StepGraphs:
 
     def __init__(self) -> None:
         self._graphs: dict[tuple[int, int], Any] = {}
+        self._pool: Any = None  # shared: no step's memory outlives it
         self._fails = False
 
     def run(self, shape: tuple[int, int], step: Callable[[], None]) -> None:
@@ -253,8 +265,9 @@ class StepGraphs:
 
     def _captured(self, step: Callable[[], None]) -> Any:
         graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self._pool):
                 step()
         except RuntimeError as error:
             self._fails = True
