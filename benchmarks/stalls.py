@@ -73,7 +73,12 @@ class Stalls(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             target = torch.device(kwargs.get("device") or args[0].device)
             source = args[1] if name == "copy_" else args[0]
-            if source.device == DEVICE != target and name == "copy_" and self._is_pinned(args[0]) and args[2:] == (True,):
+            if (
+                source.device == DEVICE != target
+                and name == "copy_"
+                and self._is_pinned(args[0])
+                and args[2:] == (True,)
+            ):
                 self.later[place()] += 1
                 return args[0].fill_(1)
             if source.device == DEVICE != target:

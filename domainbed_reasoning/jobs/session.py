@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from domainbed_reasoning.bridge.hparam_names import check_hparams
-from domainbed_reasoning.bridge.samples import ids_of, task_of
+from domainbed_reasoning.bridge.samples import ids_of, images_of, task_of
 from domainbed_reasoning.bridge.steps import lay_out_steps, task_without_names
 from domainbed_reasoning.bridge.train_args import job_arguments
 from domainbed_reasoning.bridge.whose_task import check_batch, check_task, warn_outside_job
@@ -93,7 +93,8 @@ class Session:
         self.records: AnswerRecords | None = None
         self.history: History | None = None
         self._training = ProgressLog(f"{self.name}'s updates", self.schedule.n_steps, "update")
-        self._answering: tuple[int, ProgressLog] | None = None  # after which step
+        self._answering: ProgressLog | None = None
+        self._looked_ahead = -1  # after which step
         self._args: dict[str, Any] = {}  # DomainBed's, of a job
         self._records_every: int | None = None  # steps, in a job on a dataset of ours
         if job_arguments() is None:
@@ -188,6 +189,34 @@ class Session:
             self.records.add(ids, answers.chains, answers.labels, self.is_last_evaluation)
         return scores
 
+    def look_ahead(self) -> Iterable[torch.Tensor] | None:
+        """Return all images of the job's dataset, ``(3, H, W)`` each, which the evaluation that begins will ask about.
+
+        Returns:
+            None when it has begun before, outside of a job, and where images are not the same each time.
+        """
+        if self.records is None or self._looked_ahead == self.steps_taken or self.hparams["data_augmentation"]:
+            return None
+        self._looked_ahead = self.steps_taken
+        return images_of(self.task)
+
+    def recorded_ahead(self, state: str) -> dict[str, str]:
+        """Return what an earlier process of this job recorded by `record_ahead` for its unfinished evaluation."""
+        return self.history.progress.ahead.pop(state, {}) if self.history is not None else {}
+
+    def record_ahead(self, state: str, digest: str, chain: str, seconds: float) -> None:
+        """Record a chain that this evaluation has not asked for yet.
+
+        Args:
+            state: key of the model's weights.
+            digest: of the image.
+            chain: its chain.
+            seconds: since the one before.
+        """
+        if self.history is not None:
+            self.history.progress.record_ahead(state, digest, chain)
+        self._count_answers(1, seconds, "Chains of the evaluation")
+
     def state_dict(self, algorithm: Resumable) -> dict[str, torch.Tensor]:
         """Return the adapters alone: the base model is on disk already. DomainBed asks after every record."""
         self._complete_record()
@@ -232,11 +261,11 @@ class Session:
                 f"(now {self.hparams['lr']:g}){also}."
             )
 
-    def _count_answers(self, count: int, seconds: float) -> None:
-        """Count answered images of an evaluation, in which DomainBed asks about all of them."""
+    def _count_answers(self, count: int, seconds: float, what: str = "Evaluation") -> None:
+        """Count images of an evaluation, in which DomainBed asks about all of them, as done with one of its parts."""
         if self.records is None:
             return
-        if self._answering is None or self._answering[0] != self.steps_taken:
-            what = f"Evaluation after {self.steps_taken} of {self.schedule.n_steps} updates"
-            self._answering = self.steps_taken, ProgressLog(what, len(self.records.splits), "image")
-        self._answering[1].add(count, seconds)
+        what = f"{what} after {self.steps_taken} of {self.schedule.n_steps} updates"
+        if self._answering is None or self._answering.what != what:
+            self._answering = ProgressLog(what, len(self.records.splits), "image")
+        self._answering.add(count, seconds)

@@ -16,7 +16,8 @@ kept: the checkpoint's tokens that end a turn, and that an answer holds no other
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -113,11 +114,38 @@ class TextGenerator:
         Raises:
             RuntimeError: for a model that keeps no cache, as gradient checkpointing has it in training mode.
         """
-        if sampling.get("do_sample") or not can_decode(self.mllm):
+        if sampling.get("do_sample") or not self.has_slots:
             return self._write_by_transformers(images, question, max_new_tokens, **sampling)
-        decoder = Decoder(self, question, max_new_tokens, len(images))
-        written = dict(decoder.write(images.as_subclass(torch.Tensor)))
+        written = dict(self.stream(images.as_subclass(torch.Tensor), question, max_new_tokens, len(images)))
         return [written[row] for row in range(len(images))]
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether greedy answers are written by `decoding`'s engine."""
+        return can_decode(self.mllm)
+
+    def stream(
+        self, images: Iterable[torch.Tensor], question: str, max_new_tokens: int, batch: int
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yield the numbers of any number of images and the tokens of their greedy answers, as answers end.
+
+        Args:
+            images: ``(3, H, W)`` each; taken as they are needed.
+            question: asked of all of them.
+            max_new_tokens: at most so many tokens an answer.
+            batch: answers that are written at a time.
+
+        Raises:
+            RuntimeError: as `write` does.
+        """
+        if self.has_slots:
+            yield from Decoder(self, question, max_new_tokens, batch).write(images)
+            return
+        left, count = iter(images), 0
+        while part := list(itertools.islice(left, batch)):
+            written = self.write(torch.stack(part), question, max_new_tokens, do_sample=False)
+            yield from enumerate(written, count)
+            count += len(part)
 
     def _write_by_transformers(
         self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any

@@ -2,15 +2,20 @@
 
 DomainBed evaluates every split at the end of every stage, and SARR's next round begins with the same weights: the
 chains of its labeller are those that the evaluation has just written, and no number changes when they are not written
-again.
+again. Nor does it matter in which order they are written: an evaluation's are written before it asks for them, in full
+batches (`write_ahead`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
+
+from domainbed_reasoning.mllm.language_model import LanguageModel
+from domainbed_reasoning.mllm.pixels import resize, to_uint8
 
 _STATES = 2  # a round's labeller, and the model that is evaluated meanwhile
 
@@ -43,3 +48,52 @@ def digests_of(images: torch.Tensor) -> list[bytes]:
     """Return a digest of each image's bytes, ``(n, 3, H, W)`` uint8."""
     pixels = images.contiguous().cpu().numpy()
     return [hashlib.blake2b(image, digest_size=16).digest() for image in pixels]
+
+
+def keys_of(
+    mllm: LanguageModel, images: torch.Tensor, question: str, max_new_tokens: int
+) -> tuple[torch.Tensor, list[Key]]:
+    """Return images, ``(n, 3, H, W)``, as a model sees them, and under what their answers are kept."""
+    pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), mllm.image_size)
+    return pictures, [(question, max_new_tokens, digest) for digest in digests_of(pictures)]
+
+
+@torch.no_grad()
+def write_ahead(
+    mllm: Any,
+    images: Iterable[torch.Tensor],
+    question: str,
+    max_new_tokens: int,
+    batch: int,
+    written: Mapping[bytes, str],
+) -> Iterator[tuple[bytes, str]]:
+    """Write greedy answers that `MLLM.generate` is going to be asked for.
+
+    Args:
+        mllm: an `MLLM` with frozen weights.
+        images: ``(3, H, W)`` each, any number; taken as they are needed.
+        question: of all of them.
+        max_new_tokens: at most so many tokens an answer.
+        batch: answers that are written at a time.
+        written: answers of an earlier process by the images' digests, to be taken over.
+
+    Yields:
+        An image's digest and its new answer, as answers end; nothing for images whose answers are known.
+    """
+    known = mllm.answer_cache.of(mllm.frozen_state)
+    known.update({(question, max_new_tokens, digest): text for digest, text in written.items()})
+    new: list[Key] = []
+
+    def unknown() -> Iterator[torch.Tensor]:
+        begun = set()
+        for image in images:
+            pictures, (key,) = keys_of(mllm, image[None], question, max_new_tokens)
+            if key not in known and key not in begun:
+                begun.add(key)
+                new.append(key)
+                yield pictures[0]
+
+    for row, tokens in mllm.generator.stream(unknown(), question, max_new_tokens, batch):
+        (text,) = mllm.generator.texts([tokens])
+        known[new[row]] = text
+        yield new[row][2], text

@@ -16,7 +16,7 @@ from domainbed_reasoning.mllm.chat_format import ChatFormat
 from domainbed_reasoning.mllm.embedding import embedded
 from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
 from domainbed_reasoning.mllm.generation import TextGenerator
-from domainbed_reasoning.mllm.generation_cache import AnswerCache, Key, digests_of, state_of
+from domainbed_reasoning.mllm.generation_cache import AnswerCache, keys_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods
 from domainbed_reasoning.mllm.loading import (
@@ -106,7 +106,8 @@ class MLLM(torch.nn.Module):
         quantized: whether weights are bitsandbytes'.
         image_size: edge in pixels of the images that the model sees.
         answer_cache: greedy answers of copies for inference.
-        frozen_state: of a copy for inference, the digest of the adapters that are merged into it; else None.
+        frozen_state: while weights do not change, the digest of its adapters, merged or not, under which greedy answers
+            are remembered; else None.
     """
 
     def __init__(self, network: Any, processor: Any, family: Family, grid: int = 1, quantized: bool = False):
@@ -332,7 +333,7 @@ class MLLM(torch.nn.Module):
     ) -> list[str]:
         """Write one answer for each image, ending with the turn or with the chain's conclusion.
 
-        A copy for inference remembers greedy answers: what its weights have been asked before is not written again.
+        With frozen weights greedy answers are remembered: what they have been asked before is not written again.
 
         Args:
             images: ``(n, 3, H, W)``.
@@ -353,7 +354,7 @@ class MLLM(torch.nn.Module):
         if temperature > 0 or self.frozen_state is None:
             return self.generator.generate(images, question, max_new_tokens, **sampling)
         known = self.answer_cache.of(self.frozen_state)
-        pictures, keys = self._keys(images, question, max_new_tokens)
+        pictures, keys = keys_of(self, images, question, max_new_tokens)
         new = {key: row for row, key in enumerate(keys) if key not in known}
         if new:
             texts = self.generator.generate(pictures[list(new.values())], question, max_new_tokens, **sampling)
@@ -372,13 +373,8 @@ class MLLM(torch.nn.Module):
             max_new_tokens: as then.
             answers: n greedy answers.
         """
-        _, keys = self._keys(images, question, max_new_tokens)
+        _, keys = keys_of(self, images, question, max_new_tokens)
         self.answer_cache.of(state).update(zip(keys, answers, strict=True))
-
-    def _keys(self, images: torch.Tensor, question: str, max_new_tokens: int) -> tuple[torch.Tensor, list[Key]]:
-        """Return the images as the model sees them, and under what the memory keeps the answers."""
-        pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
-        return pictures, [(question, max_new_tokens, digest) for digest in digests_of(pictures)]
 
     # -- adapters -------------------------------------------------------------------------------------------------
 

@@ -71,11 +71,11 @@ def keep(cache: Any, slots: Slots, kept: torch.Tensor) -> None:
 def _layer_class() -> Any:
     from transformers.cache_utils import DynamicLayer
 
-    class SlotLayer(DynamicLayer):  # type: ignore[misc] # Any
+    class SlotLayer(DynamicLayer):
         """One layer's keys and values; masks follow from its length, which is the longest row's."""
 
         def __init__(self, slots: Slots):
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.slots = slots
 
         def get_seq_length(self) -> int:
@@ -90,7 +90,7 @@ def _layer_class() -> Any:
                     part.new_zeros(slots.count, part.shape[1], slots.width, part.shape[-1]) for part in new
                 )
                 self.is_initialized = True
-            held = (self.keys, self.values)
+            held: Any = (self.keys, self.values)
             if slots.filling is not None:
                 for part, states in zip(held, new, strict=True):
                     part[:, :, : slots.prompt].index_copy_(0, slots.filling, states)
