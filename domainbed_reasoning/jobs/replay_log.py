@@ -227,8 +227,8 @@ class Progress:
             self._digest = running
             sound = sound or (self._length == needed and running == digest)
             if "ahead" in event:
-                state, digest, chain = event["ahead"]
-                self.ahead.setdefault(state, {})[digest] = chain
+                state, picture, chain = event["ahead"]
+                self.ahead.setdefault(state, {})[picture] = chain
                 continue
             self._waiting.append(event)
             if "values" in event:
@@ -247,9 +247,9 @@ class Progress:
         """Record one batch's answers."""
         self._write({"answers": asdict(answers)})
 
-    def record_ahead(self, state: str, digest: str, chain: str) -> None:
+    def record_ahead(self, state: str, picture: str, chain: str) -> None:
         """Record a chain that was written before its evaluation asks for it; see the attribute `ahead`."""
-        self._write({"ahead": [state, digest, chain]})
+        self._write({"ahead": [state, picture, chain]})
 
     def save(self, steps: int, state: Callable[[], dict[str, Any]], now: bool = False) -> None:
         """Save the state after ``steps`` steps if it is due, but never twice.

@@ -46,6 +46,16 @@ def run_script(domainbed, tmp_path, name, *options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.parametrize("options", [(), ("--no-copy",)], ids=["copy", "no copy"])
+def test_a_job_killed_in_its_evaluations_writes_no_chain_twice(either_domainbed, tmp_path, options):
+    """Three kills, the first two within one evaluation; nor does a round write its evaluation's chains again."""
+    said = run_script(either_domainbed, tmp_path, "mid_evaluation.py", *options)
+    assert said["ended"] == [signal.SIGKILL] * 3 + [0]
+    assert said["written"] == said["different"] == said["images"] * said["evaluations"]
+    assert said["evaluations"] == 2 and said["accepted"] > 0
+    assert said["asked"] == 0 and said["differing"] == []
+
+
 SETTINGS = {"sarr_filter": "well_formed", "sarr_epoch_over": "kept", "on_parse_failure": "wrong", "answer": "chain"}
 
 
