@@ -67,7 +67,7 @@ class Hparam:
     """One hyper-parameter of an algorithm.
 
     Attributes:
-        default: value for DomainBed's ``hparams_seed`` 0, plain Python, JSON-serialisable.
+        default: value for DomainBed's ``hparams_seed`` 0, plain Python, JSON-serializable.
         sample: draws a value from a ``numpy.random.RandomState`` for random search; None keeps the default.
         source: where the default comes from.
         embedded: default on the embedded datasets with the tiny model; None means ``default``.
@@ -111,7 +111,7 @@ def rows_of(algorithm: str | None = None) -> dict[str, Hparam]:
     """
     rows = dict(OF_ANY_DATASET)
     for target in [*DATASETS.values(), *ALGORITHMS.values()]:
-        with suppress(Exception):  # which of ours cannot be imported is said where they are published
+        with suppress(Exception):  # import errors are reported at registration
             rows |= load(target).HPARAMS
     return rows | (load(ALGORITHMS[algorithm]).HPARAMS if algorithm in ALGORITHMS else {})
 

@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic; how fast anything is, no test asks."""
+"""The benchmarks' arithmetic; no test measures speed."""
 
 import json
 import socket
@@ -56,7 +56,7 @@ def test_an_update_reads_the_gpu_once_and_copies_nothing_that_is_not_pinned(algo
     assert stalls.kernels <= 5_000
 
 
-def test_the_host_waits_for_no_decoded_token():
+def test_decoding_synchronizes_for_no_token():
     """As a CUDA graph would be captured: each step's tokens are copied to pinned memory, and nothing waits for them."""
     steps, slots = 6, 4
     stalls = stalls_module.count_steps(steps, slots)
@@ -66,7 +66,7 @@ def test_the_host_waits_for_no_decoded_token():
     assert stalls.kernels <= steps * stalls_module.STEP_KERNELS_BAR
 
 
-def test_what_the_host_waits_for_is_seen():
+def test_host_synchronizations_are_detected():
     """A value, a mask as index, and a copy to the host; from the host, a list, and memory that is not pinned."""
     on_gpu, mask = torch.empty(3, device="meta"), torch.empty(3, dtype=torch.bool, device="meta")
     with stalls_module.Stalls().counted() as stalls:
@@ -93,10 +93,10 @@ def test_a_slow_round_does_not_change_the_ratio():
 
 
 def test_results_name_the_kind_of_machine_alone(tmp_path):
-    row = measure.Row("a", "b", 1.0, 3.0, "s", float("nan"), "2", True, "equal")
+    row = measure.BenchmarkRow("a", "b", 1.0, 3.0, "s", float("nan"), "2", True, "equal")
     path = measure.write_results([row], "make bench", 3.0, tmp_path, measure.machine())
-    said = json.loads(path.read_text())
-    assert said["rows"][0]["ratio"] == 3.0 and said["rows"][0]["limit"] is None
+    printed = json.loads(path.read_text())
+    assert printed["rows"][0]["ratio"] == 3.0 and printed["rows"][0]["limit"] is None
     assert socket.gethostname() not in path.read_text() and str(tmp_path) not in path.read_text()
     assert measure.table([row]).splitlines()[-1] == "| a | b | 1 s | 3 s | 3.00 | – | 2 | pass | equal |"
 

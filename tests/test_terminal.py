@@ -1,4 +1,4 @@
-"""Output is printable text: no verb passes on control sequences of a name, a log or an answer."""
+"""Terminal output is printable: no verb passes on control sequences of names, logs or answers."""
 
 import io
 import json
@@ -19,7 +19,7 @@ NASTY = "a\x1b]0;TAKEN\x07\x9b31m\u202etxt.exe\u2066\x7f\ud800\u2028z"
 OBEYED = set("\x1b\x07\x9b\u202e\u2066\x7f\ud800\u2028")
 
 
-def test_what_a_terminal_obeys_is_spelt_out_and_all_else_stays():
+def test_control_characters_are_escaped_and_the_rest_is_unchanged():
     assert printable(NASTY) == r"a\x1b]0;TAKEN\x07\x9b31m\u202etxt.exe\u2066\x7f\ud800\u2028z"
     for kept in (
         "plain\n\ttext",
@@ -37,14 +37,14 @@ def test_every_encoding_can_print_all(encoding):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     stream.write(printable(f"{NASTY} é – … ± 日 \U0001f415", stream))
     stream.flush()
-    said = stream.buffer.getvalue().decode(encoding)
-    assert not OBEYED & set(said)
+    printed = stream.buffer.getvalue().decode(encoding)
+    assert not OBEYED & set(printed)
     if encoding == "ascii":
-        assert said.endswith(r"z \xe9 - ... +/- \u65e5 \U0001f415")
+        assert printed.endswith(r"z \xe9 - ... +/- \u65e5 \U0001f415")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_json_says_the_same_to_its_readers(encoding):
+def test_json_output_is_equivalent(encoding):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     value = {NASTY: [NASTY, "é\U0001f415\n"]}
     line = json_line(value, stream)
@@ -81,8 +81,8 @@ def test_the_end_of_a_log_is_text_and_a_long_log_is_not_read_whole(tmp_path, cap
         log.write(("\nfirst\n" + NASTY.replace("\ud800", "").replace("\u2028", "") + "\nlast\n").encode())
     assert end_of(job.log)[-1] == "last"
     report([Failure(job, 1)], 2)
-    said = capsys.readouterr().out
-    assert "last" in said and not OBEYED & set(said)
+    printed = capsys.readouterr().out
+    assert "last" in printed and not OBEYED & set(printed)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def nasty_data(tmp_path, monkeypatch):
     ],
     ids=lambda verb: ascii(" ".join(verb)),
 )  # fmt: skip
-def test_no_verb_hands_on_what_a_terminal_obeys(nasty_data, verb, encoding, tmp_path, monkeypatch):
+def test_no_verb_prints_control_characters(nasty_data, verb, encoding, tmp_path, monkeypatch):
     """Whatever the verb says of these names, on a terminal of either encoding."""
     if verb[0] in ("check", "stats", "card", "browse", "annotate", "import", "export", "plan") and "--job" not in verb:
         verb = [*verb, "--dataset", "Toy", *(["--data_dir", str(nasty_data)] if verb[0] != "plan" else [])]
@@ -124,8 +124,8 @@ def test_no_verb_hands_on_what_a_terminal_obeys(nasty_data, verb, encoding, tmp_
         cli.main(verb)
     except SystemExit as ended:
         assert isinstance(ended.code, int)
-    said = "".join(stream.buffer.getvalue().decode(encoding) for stream in streams)
-    assert said and not OBEYED & set(said)
+    printed = "".join(stream.buffer.getvalue().decode(encoding) for stream in streams)
+    assert printed and not OBEYED & set(printed)
 
 
 def test_check_and_stats_print_on_an_ascii_terminal(nasty_data, tmp_path):

@@ -1,4 +1,4 @@
-"""Small tensors between the host and the GPU, through pinned memory, which neither has to wait for."""
+"""Copy small tensors between host and GPU through pinned memory, without waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores: of a batch of which some chains name a class and others do not, and of a model that has moved."""
+"""Class scores of chains with and without a class, and of a model that is being trained."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ QUARTER = torch.tensor(3.0).log()  # ahead by ln 3: probabilities 1/4 and 3/4
 
 
 class Reader:
-    """Finds an even image's dog ln 3 likelier than its cat, and an odd one's cat; remembers what it was shown."""
+    """Finds dog ln 3 likelier than cat for even images, and cat for odd ones; records the images it was shown."""
 
     def __init__(self):
         self.shown = []
@@ -51,13 +51,13 @@ def test_votes_are_counted_for_each_image_by_itself():
     """Three rounds over two batches of two images and one: cat, dog, cat; cat, dog, dog; dog, dog, cat."""
     rounds = iter(["cat cat", "dog dog", "cat dog", "dog", "dog", "cat"])
 
-    class Writer:
+    class FixedChains:
         def generate(self, images, question, max_new_tokens):
             answers = next(rounds).split()
             assert len(answers) == len(images)
             return [f"<CONCLUSION>{answer}</CONCLUSION>" for answer in answers]
 
-    chains = majority_chains(Writer(), pictures(1, 2, 3), "why?", NAMES, 9, 2, 3)
+    chains = majority_chains(FixedChains(), pictures(1, 2, 3), "why?", NAMES, 9, 2, 3)
     assert chains == [f"<CONCLUSION>{answer}</CONCLUSION>" for answer in ("cat", "dog", "dog")]
 
 

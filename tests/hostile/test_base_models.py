@@ -1,4 +1,4 @@
-"""Base models from strangers: refused by folder and file, or loaded; nothing is fetched, no code of theirs runs."""
+"""Untrusted base models: loaded, or rejected by folder and file; no downloads, and none of their code runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from domainbed_reasoning.mllm.loading import TINY, config_of, image_edge
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sound model of a stranger, and a cache that has seen none."""
+    """A valid untrusted model, and an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(TINY, tmp_path / "model")
     return tmp_path / "model"
@@ -27,17 +27,17 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def change(file: Path, **values: Any) -> None:
     """Set keys of a JSON file; ``text__name`` is the key ``name`` within ``text_config``."""
-    said = json.loads(file.read_text()) if file.exists() else {}
+    config = json.loads(file.read_text()) if file.exists() else {}
     for key, value in values.items():
         *within, name = key.split("__")
-        place = said
+        place = config
         for step in within:
             place = place[f"{step}_config"]
         place[name] = value
-    file.write_text(json.dumps(said))
+    file.write_text(json.dumps(config))
 
 
-def test_a_sound_model_loads_and_is_looked_at_once(model: Path, tmp_path: Path) -> None:
+def test_valid_model_loads_and_is_inspected_once(model: Path, tmp_path: Path) -> None:
     load_mllm(str(model))
     (passed,) = (tmp_path / "cache" / "domainbed-reasoning" / "probed").iterdir()
     before = passed.stat().st_mtime_ns
@@ -77,9 +77,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_hostile_config_is_refused_by_its_file(model: Path, name: str) -> None:
-    values, fault = CONFIGS[name]
+    values, failure = CONFIGS[name]
     change(model / "config.json", **values)
-    with pytest.raises(ModelError, match=f"(?s){model}.*({fault})") as error:
+    with pytest.raises(ModelError, match=f"(?s){model}.*({failure})") as error:
         load_mllm(str(model))
     assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
 
@@ -88,9 +88,9 @@ def test_images_of_a_billion_pixels_a_side_are_refused(model: Path) -> None:
     file = model / (
         "preprocessor_config.json" if (model / "preprocessor_config.json").exists() else "processor_config.json"
     )
-    said = json.loads(file.read_text())
-    (said.get("image_processor") or said)["size"] = {"height": 10**9, "width": 10**9}
-    file.write_text(json.dumps(said))
+    config = json.loads(file.read_text())
+    (config.get("image_processor") or config)["size"] = {"height": 10**9, "width": 10**9}
+    file.write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"images of 1,000,000,000 pixels per side"):
         load_mllm(str(model))
 
@@ -112,9 +112,9 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     "name", [pytest.param("loops", marks=pytest.mark.slow), *[n for n in TEMPLATES if n != "loops"]]
 )
 def test_a_hostile_chat_template_is_refused_by_its_file(model: Path, name: str) -> None:
-    template, fault = TEMPLATES[name]
+    template, failure = TEMPLATES[name]
     (model / "chat_template.jinja").write_text(template)
-    with pytest.raises(ModelError, match=f"(?s){model}/chat_template.jinja.*({fault})"):
+    with pytest.raises(ModelError, match=f"(?s){model}/chat_template.jinja.*({failure})"):
         load_mllm(str(model))
 
 
@@ -139,7 +139,7 @@ def test_a_damaged_file_is_named(model: Path, file: str, data: bytes) -> None:
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "config.json", "chat_template.jinja", "model.safetensors"])
 @pytest.mark.parametrize("kind", ["a pipe", "endless", "a terabyte"])
-def test_what_is_no_file_or_never_ends_is_refused(model: Path, file: str, kind: str) -> None:
+def test_irregular_or_endless_files_are_rejected(model: Path, file: str, kind: str) -> None:
     (model / file).unlink(missing_ok=True)
     if kind == "a pipe":
         os.mkfifo(model / file)
@@ -152,16 +152,16 @@ def test_what_is_no_file_or_never_ends_is_refused(model: Path, file: str, kind: 
         load_mllm(str(model))
 
 
-def test_a_tokenizer_whose_pattern_goes_back_for_ever_is_refused(model: Path) -> None:
-    said = json.loads((model / "tokenizer.json").read_text())
+def test_tokenizer_with_catastrophic_backtracking_is_rejected(model: Path) -> None:
+    config = json.loads((model / "tokenizer.json").read_text())
     pattern = {
         "type": "Split",
         "pattern": {"Regex": "(a ?|a a ?)+$x|((a )+)+y"},
         "behavior": "Isolated",
         "invert": False,
     }
-    said["pre_tokenizer"] = pattern
-    (model / "tokenizer.json").write_text(json.dumps(said))
+    config["pre_tokenizer"] = pattern
+    (model / "tokenizer.json").write_text(json.dumps(config))
     try:
         load_mllm(str(model))
     except ModelError as error:
@@ -175,7 +175,7 @@ def test_adapters_in_place_of_a_model_are_refused(model: Path) -> None:
         load_mllm(str(model))
 
 
-def test_a_config_is_looked_at_before_it_is_planned_with(model: Path) -> None:
+def test_config_is_validated_before_planning(model: Path) -> None:
     change(model / "config.json", text__num_hidden_layers=10**7)
     for ask in (config_of, image_edge):
         with pytest.raises(ModelError, match="num_hidden_layers"):
@@ -226,9 +226,7 @@ def run(model: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("kind", ["sound", "a kernel"])
-def test_nothing_is_fetched_and_no_kernel_is_asked_for_where_they_are_installed(
-    model: Path, tmp_path: Path, kind: str
-) -> None:
+def test_nothing_is_downloaded_and_no_kernel_requested_if_installed(model: Path, tmp_path: Path, kind: str) -> None:
     if kind == "a kernel":
         change(model / "config.json", attn_implementation="evil/kernel")
     done = run(model, tmp_path)

@@ -1,4 +1,4 @@
-"""Names of image files that no chain file can hold, and names in two Unicode forms."""
+"""Image file names that a chain file cannot contain, and names in two Unicode normal forms."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ def build(data: Path, algorithm: str = "MTCT") -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", UNUSABLE.values(), ids=UNUSABLE)
-def test_a_name_that_no_chain_file_can_hold_is_named_at_once(
-    pacs: Path, verb: Any, name: bytes, tmp_path: Path
-) -> None:
+def test_unstorable_image_name_is_reported_immediately(pacs: Path, verb: Any, name: bytes, tmp_path: Path) -> None:
     write_chains(pacs, all_chains(pacs))
     picture(pacs, name)
     shown = ascii(os.fsdecode(name))
@@ -96,17 +94,17 @@ def test_a_job_on_such_a_name_ends_before_training(
         "--test_envs", "3", "--steps", "1", "--hparams", '{"model": "tiny", "batch_size": 2}',
         "--output_dir", tmp_path / "out", cwd=tmp_path, check=False,
     )  # fmt: skip
-    said = done.stdout + done.stderr  # the train script copies what it prints to out.txt
-    assert done.returncode and "is not UTF-8. Rename it" in said and "caf\\udce9.png" in said
+    printed = done.stdout + done.stderr  # the train script copies what it prints to out.txt
+    assert done.returncode and "is not UTF-8. Rename it" in printed and "caf\\udce9.png" in printed
     assert not (tmp_path / "out" / "results.jsonl").exists()
 
 
-@pytest.mark.parametrize("on_disk, said", [(NFC, NFD), (NFD, NFC), (NFC, NFC), (NFD, NFD)])
+@pytest.mark.parametrize("on_disk, in_chains", [(NFC, NFD), (NFD, NFC), (NFC, NFC), (NFD, NFD)])
 def test_chains_find_their_images_whatever_the_unicode_form(
-    pacs: Path, verb: Any, on_disk: str, said: str, tmp_path: Path
+    pacs: Path, verb: Any, on_disk: str, in_chains: str, tmp_path: Path
 ) -> None:
     picture(pacs, f"photo/dog/{on_disk}.png".encode())
-    images = {f"photo/dog/{said}.png": "dog"}
+    images = {f"photo/dog/{in_chains}.png": "dog"}
     write_chains(pacs, images)
     _, hparams = build(pacs)
     task = task_of(hparams)
@@ -124,7 +122,7 @@ def test_chains_find_their_images_whatever_the_unicode_form(
     assert json.loads((tmp_path / "new.jsonl").read_text("utf-8"))["image"] == f"photo/dog/{on_disk}.png"
 
 
-def test_an_annotated_image_is_not_asked_again_under_its_other_form(pacs: Path) -> None:
+def test_annotated_image_is_not_requested_again_in_another_unicode_form(pacs: Path) -> None:
     picture(pacs, f"photo/dog/{NFD}.png".encode())
     found = scan(STOCK["PACS"], pacs)
     names = ImageLookup(one.path for one in found.pictures)
@@ -169,7 +167,7 @@ def test_a_class_folder_may_be_in_another_form_in_another_domain(pacs: Path, ver
     assert match_class(NFD, task.class_names) == match_class(NFC, task.class_names) == 0
 
 
-def test_odd_names_that_can_be_written_down_are_taken(pacs: Path, verb: Any, tmp_path: Path) -> None:
+def test_unusual_but_storable_names_are_accepted(pacs: Path, verb: Any, tmp_path: Path) -> None:
     odd = ["line\nbreak", "\x1b[31mred", "\u202etxt", " ", "#?%2e", "'\"", "x" * 250, "\U0001f415", "UPPER"]
     for name in odd:
         picture(pacs, f"photo/dog/{name}.{'PNG' if name == 'UPPER' else 'png'}".encode())
@@ -190,9 +188,9 @@ def test_odd_names_that_can_be_written_down_are_taken(pacs: Path, verb: Any, tmp
         assert "Traceback" not in err and "Rename" not in out + err, (command, out, err)
 
 
-def test_faults_of_names_are_found_without_a_disk() -> None:
+def test_name_problems_are_found_without_a_disk() -> None:
     names = ["a/b/0.png", "a/b/\udce9.png", "C:/b/0.png", "a/b\\0.png", f"a/{NFC}", f"a/{NFD}"]
-    faults = list(image_name_problems(names))
-    assert len(faults) == 4
-    assert all("Rename" in fault for fault in faults)
+    failures = list(image_name_problems(names))
+    assert len(failures) == 4
+    assert all("Rename" in failure for failure in failures)
     assert not list(image_name_problems(["a/b/0.png", f"a/{NFC}", f"b/{NFD}"]))

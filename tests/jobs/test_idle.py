@@ -1,4 +1,4 @@
-"""Steps, rounds and stages that train on nothing: the log names them as they happen."""
+"""Steps, rounds and stages without training samples are reported in the log."""
 
 from dataclasses import replace
 
@@ -19,15 +19,15 @@ def build(name, **changes):
     return dataset, algorithm, batch
 
 
-def test_a_round_that_keeps_nothing_says_so_once_at_its_first_step_and_at_its_end(capsys):
+def test_round_without_kept_chains_is_reported_at_its_first_step_and_end(capsys):
     """Chains of two tokens conclude nothing, so both rounds of two steps keep none."""
     _, algorithm, batch = build("RDMLDG", max_new_tokens=2, mtct_epochs=0)
     algorithm.schedule = Schedule((Stage(1, 0, 1), Stage(2, 2, 3)), 4, 2)
     capsys.readouterr()
     values = [algorithm.update(batch) for _ in range(4)]
     assert [value["loss"] for value in values] == [0.0] * 4 and values[-1]["sarr2_accepted"] == 0.0
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
-    assert [line.split("labeled chains")[0] for line in said] == [
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert [line.split("labeled chains")[0] for line in printed] == [
         "WARNING: SARR round 1 (steps 0-1), step 0: none of 6 self-",
         "WARNING: SARR round 1 (steps 0-1): kept 0.0% of 6 self-",
         "WARNING: SARR round 2 (steps 2-3), step 2: none of 6 self-",
@@ -35,13 +35,13 @@ def test_a_round_that_keeps_nothing_says_so_once_at_its_first_step_and_at_its_en
     ]
 
 
-def test_a_supervised_step_without_chains_says_so_once(capsys):
+def test_supervised_step_without_chains_is_reported_once(capsys):
     _, algorithm, batch = build("ReasoningSFT")
     algorithm.task.chains.clear()
     capsys.readouterr()
     assert [algorithm.update(batch)["loss"] for _ in range(3)] == [0.0] * 3
-    said = capsys.readouterr().out
-    assert said.count("WARNING") == 1 and "step 0: no image in the batch has a chain" in said
+    printed = capsys.readouterr().out
+    assert printed.count("WARNING") == 1 and "step 0: no image in the batch has a chain" in printed
 
 
 def test_stages_that_steps_leave_out_are_named_before_training(capsys):
@@ -54,11 +54,11 @@ def test_stages_that_steps_leave_out_are_named_before_training(capsys):
         environment.task = dataset.task
     attach_task(hparams, dataset.task)
     cls(dataset.input_shape, dataset.num_classes, 3, hparams)
-    said = capsys.readouterr().out
-    assert "WARNING: MTCT: --steps 2 leaves SARR round 2, SARR round 3 without a step: training has 4 stages" in said
+    printed = capsys.readouterr().out
+    assert "WARNING: MTCT: --steps 2 leaves SARR round 2, SARR round 3 without a step: training has 4 stages" in printed
 
 
-def test_a_job_that_does_nothing_of_what_its_name_says_is_named_in_log_and_tables(domainbed_root, run_stock, tmp_path):
+def test_ineffective_job_is_reported_in_log_and_tables(domainbed_root, run_stock, tmp_path):
     """Two steps for four stages, and chains of three tokens: no round keeps one, no answer names a class."""
     job = tmp_path / "sweep" / ("a" * 32)
     hparams = '{"batch_size": 2, "max_new_tokens": 3, "first_evaluation": 99, "both_answers": false, "resume": false}'
@@ -66,9 +66,9 @@ def test_a_job_that_does_nothing_of_what_its_name_says_is_named_in_log_and_table
         domainbed_root, "train", "--data_dir", tmp_path, "--dataset", "ShapesReasoning", "--algorithm", "RDMLDG",
         "--test_envs", "3", "--steps", "2", "--hparams", hparams, "--output_dir", job, cwd=tmp_path,
     )  # fmt: skip
-    said = [line for line in done.stdout.splitlines() if line.startswith("WARNING")]
-    assert "leaves SARR round 2, SARR round 3 without a step" in said[0]
-    assert "SARR round 1 (steps 1-1): kept 0.0%" in said[2] and "(100.0%)" in said[3]
+    printed = [line for line in done.stdout.splitlines() if line.startswith("WARNING")]
+    assert "leaves SARR round 2, SARR round 3 without a step" in printed[0]
+    assert "SARR round 1 (steps 1-1): kept 0.0%" in printed[2] and "(100.0%)" in printed[3]
     problems = {problem["kind"]: problem["detail"] for problem in collect(job.parent).attrs["problems"]}
     assert problems.keys() >= {"stages without steps", "nothing kept", "no class named"}
     assert "SARR round 2, 3 of 3" in problems["stages without steps"]

@@ -105,15 +105,15 @@ def test_a_name_that_cuda_does_not_know_hides_those_after_it(monkeypatch):
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in parallel.device_slots()] == ["1"]
 
 
-def test_a_failed_job_is_named_last_with_its_exit_code_and_its_end(command, tmp_path, capsys):
+def test_failed_job_is_reported_with_exit_code_and_end_of_log(command, tmp_path, capsys):
     good = command("Good", "pass", "1")
     bad = command("Bad", "import sys; print('what went wrong'); sys.exit(3)", "2")
     failures = parallel.parallel_launcher([bad, good])
     assert [(failure.job.name, failure.exit_code) for failure in failures] == [("Bad on D, target 2", 3)]
-    said = capsys.readouterr().out
-    assert "FAILED: Bad on D, target 2 (exit code 3)" in said
-    assert "    what went wrong" in said
-    assert said.index("1 of 2 jobs FAILED") > said.index("what went wrong")
+    printed = capsys.readouterr().out
+    assert "FAILED: Bad on D, target 2 (exit code 3)" in printed
+    assert "    what went wrong" in printed
+    assert printed.index("1 of 2 jobs FAILED") > printed.index("what went wrong")
 
 
 def test_jobs_of_other_targets_are_left_out(command, tmp_path, monkeypatch, capsys):
@@ -125,7 +125,7 @@ def test_jobs_of_other_targets_are_left_out(command, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize(("name", "value"), [(parallel.JOBS, "many"), (parallel.JOBS, "0"), (jobs.TARGETS, "sketch")])
-def test_a_variable_that_says_nothing_sensible_is_refused(monkeypatch, name, value):
+def test_invalid_environment_variable_is_rejected(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"{name} must .*; got '{value}'"):
         parallel.parallel_launcher([])
