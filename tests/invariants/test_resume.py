@@ -47,13 +47,13 @@ def run_script(domainbed, tmp_path, name, *options):
 
 
 @pytest.mark.parametrize("options", [(), ("--no-copy",)], ids=["copy", "no copy"])
-def test_a_job_killed_in_its_evaluations_writes_no_chain_twice(either_domainbed, tmp_path, options):
-    """Three kills, the first two within one evaluation; nor does a round write its evaluation's chains again."""
-    said = run_script(either_domainbed, tmp_path, "mid_evaluation.py", *options)
-    assert said["ended"] == [signal.SIGKILL] * 3 + [0]
-    assert said["written"] == said["different"] == said["images"] * said["evaluations"]
-    assert said["evaluations"] == 2 and said["accepted"] > 0
-    assert said["asked"] == 0 and said["differing"] == []
+def test_job_killed_during_evaluations_generates_no_chain_twice(either_domainbed, tmp_path, options):
+    """Two kills in the first evaluation and one in the second; the round reuses the chains of the evaluation before it."""
+    printed = run_script(either_domainbed, tmp_path, "mid_evaluation.py", *options)
+    assert printed["ended"] == [signal.SIGKILL] * 3 + [0]
+    assert printed["generated"] == printed["distinct"] == printed["images"] * printed["evaluations"]
+    assert printed["evaluations"] == 2 and printed["accepted"] > 0
+    assert printed["on_demand"] == 0 and printed["differing"] == []
 
 
 SETTINGS = {"sarr_filter": "well_formed", "sarr_epoch_over": "kept", "on_parse_failure": "wrong", "answer": "chain"}
