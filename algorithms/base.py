@@ -91,7 +91,7 @@ class MLLMAlgorithm(TrainedMLLM):
         return values
 
     def write_ahead(self, mllm: MLLM) -> None:
-        """Write the chains of all splits when an evaluation begins: DomainBed asks about 64 images of one at a time."""
+        """Generate the chains of all splits at the start of an evaluation: DomainBed requests 64 images at a time."""
         images = self.session.look_ahead()
         if images is None or mllm.frozen_state is None:
             return

@@ -87,9 +87,9 @@ def ids_of(x: torch.Tensor) -> torch.Tensor | None:
 
 
 def images_of(task: Task) -> Iterator[torch.Tensor] | None:
-    """Yield all images of a task's dataset, domain after domain, ``(3, H, W)`` bytes; None where the dataset is gone.
+    """Yield all images of a task's dataset, domain by domain, ``(3, H, W)`` bytes; None if the dataset is gone.
 
-    They are opened in the dataset's workers where a GPU computes meanwhile.
+    With a GPU, worker processes load them.
     """
     dataset = task.loaded_from()
     if dataset is None:

@@ -7,10 +7,10 @@ values and answers, which loads the images but does not run the model; computati
 
 A state is saved whenever saving takes at most 1% of the time since the last one, and before an evaluation.
 
-The chains of an evaluation are written before DomainBed asks for them, and recorded as they end (`record_ahead`): an
-evaluation that was interrupted goes on with those that are missing.
+The chains of an evaluation are generated before DomainBed requests them, and recorded one by one (`record_ahead`); an
+interrupted evaluation resumes with the missing ones.
 
-Files of a job: ``job.json`` (its description), ``log.jsonl`` (a line per step, batch of answers, or chain written
+Files of a job: ``job.json`` (its description), ``log.jsonl`` (a line per step, batch of answers, or chain generated
 ahead), ``state.pt`` (tensors and plain values), ``adapters-N.pt`` (the weights of each checkpoint if DomainBed saves
 all), ``lock`` (held while the job runs). The state contains the length of the log and the digests of log and adapters:
 they are compared before a replay, and the job starts at step 0 if any differs.
@@ -247,7 +247,7 @@ class Progress:
         self._write({"answers": asdict(answers)})
 
     def record_ahead(self, state: str, picture: str, chain: str) -> None:
-        """Record a chain that was written before its evaluation asks for it; see the attribute `ahead`."""
+        """Record a chain that was generated before its evaluation requested it."""
         self._write({"ahead": [state, picture, chain]})
 
     def save(self, steps: int, state: Callable[[], dict[str, Any]], now: bool = False) -> None:

@@ -193,10 +193,10 @@ class Session:
         return scores
 
     def look_ahead(self) -> Iterable[torch.Tensor] | None:
-        """Return all images of the job's dataset, ``(3, H, W)`` each, which the evaluation that begins will ask about.
+        """Return all images of the job's dataset, ``(3, H, W)`` each, once per evaluation, which covers all of them.
 
         Returns:
-            None when it has begun before, outside of a job, and where images are not the same each time.
+            None later in an evaluation, outside of a job, and with data augmentation, whose images are random.
         """
         if self.records is None or self._looked_ahead == self.steps_taken or self.hparams["data_augmentation"]:
             return None
@@ -204,17 +204,17 @@ class Session:
         return images_of(self.task)
 
     def recorded_ahead(self, state: str) -> dict[str, str]:
-        """Return what an earlier process of this job recorded by `record_ahead` for its unfinished evaluation."""
+        """Return the chains, by digest of the image, that an earlier process generated for an unfinished evaluation."""
         return self.history.progress.ahead.pop(state, {}) if self.history is not None else {}
 
     def record_ahead(self, state: str, digest: str, chain: str, seconds: float) -> None:
-        """Record a chain that this evaluation has not asked for yet.
+        """Record a chain that was generated before this evaluation requested it.
 
         Args:
             state: key of the model's weights.
-            digest: of the image.
-            chain: its chain.
-            seconds: since the one before.
+            digest: digest of the image.
+            chain: the chain.
+            seconds: time since the previous one.
         """
         if self.history is not None:
             self.history.progress.record_ahead(state, digest, chain)

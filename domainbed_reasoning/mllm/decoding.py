@@ -1,12 +1,12 @@
-"""The engine that writes greedy answers: slots that are freed and filled again, and no token for which the host waits.
+"""Decode greedy answers in slots that are refilled as answers end, without synchronizing for a token.
 
-All prompts of a question are equally long, so slots are simple: every answer begins in the same column, and a slot
-whose answer has ended reads the next prompt as soon as an eighth of all slots is free. On a GPU the host starts a step
-before it reads the tokens of the one before, so it learns an answer's end a step late; what an ended slot has written
-since is dropped. On a CPU, where nothing is gained by that, tokens are read at once.
+All prompts of a question have the same length, so every answer starts in the same column of the key/value cache. When
+an eighth of the slots is free, the next prompts are prefilled into them as one batch. On a GPU the host launches a step
+before it reads the tokens of the previous one; it notices the end of an answer one step late and drops what the slot
+has generated since. On the CPU, where this gains nothing, tokens are read at once.
 
-On CUDA, steps replay graphs (`StepGraphs`), which has **never been run**: no machine with CUDA was at hand. Without
-CUDA, none of it is reached; models quantized by bitsandbytes and captures that fail decode without graphs.
+On CUDA, decoding steps replay graphs (`StepGraphs`). **This has never run on CUDA**: no GPU was available. It is not
+reached on other devices. Models quantized by bitsandbytes, and steps that cannot be captured, run without graphs.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from domainbed_reasoning.mllm.slots import Slots, keep, slot_cache
 from domainbed_reasoning.mllm.transfer import is_asynchronous, moved, read_later
 from domainbed_reasoning.mllm.tree_masks import tree_positions
 
-_FREE = 8  # slots are filled, or given up, when an eighth of them is free
-_COLUMNS = 128  # a graph reads keys and values up to a multiple of so many columns
+_FREE = 8  # free slots are refilled or dropped once they are an eighth of all
+_COLUMNS = 128  # graphs attend to a multiple of so many columns
 
 
 class Ending(Protocol):
-    """What the engine asks of a `TextGenerator`."""
+    """The part of `TextGenerator` that decides when an answer ends."""
 
     mllm: LanguageModel
 
     @property
     def suppressed_tokens(self) -> list[int]:
-        """Tokens that an answer may not hold."""
+        """Tokens that an answer may not contain."""
         ...
 
     @property
     def closing_tokens(self) -> Collection[int]:
-        """Tokens after which `has_ended` is asked."""
+        """Tokens after which `has_ended` is called."""
         ...
 
     def has_ended(self, answer: list[int]) -> bool:
-        """Return whether the tokens are an answer's end."""
+        """Return whether the answer is complete."""
         ...
 
 
 def can_decode(mllm: LanguageModel) -> bool:
-    """Return whether a model's layers attend to nothing but keys and values, by a mask where one is needed.
+    """Return whether every layer of a model caches only keys and values, and takes boolean masks.
 
-    Other layers (recurrent states, windows that a family has no masks for) are left to transformers' own caches.
+    Other layers (recurrent states, sliding windows of families without masks for them) need transformers' own caches.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -63,13 +63,13 @@ def can_decode(mllm: LanguageModel) -> bool:
 
 
 class Decoder:
-    """Writes greedy answers to one question about any number of images.
+    """Generates greedy answers to one question about any number of images.
 
     Args:
-        generator: of the model, says what ends an answer.
-        question: asked of all images.
-        max_new_tokens: at most so many tokens an answer.
-        slots: answers that are written at a time.
+        generator: the model's generator, which decides when an answer ends.
+        question: asked about every image.
+        max_new_tokens: maximum length of an answer in tokens.
+        slots: number of answers generated at a time.
     """
 
     def __init__(self, generator: Ending, question: str, max_new_tokens: int, slots: int):
@@ -82,28 +82,28 @@ class Decoder:
         self.late = is_asynchronous(mllm.device)
         self.slots = Slots(slots, length, length + max_new_tokens, mllm.device)
         self.cache = slot_cache(text.num_hidden_layers, self.slots)
-        self.tokens = torch.zeros(slots, dtype=torch.long, device=mllm.device)  # each slot's newest
+        self.tokens = torch.zeros(slots, dtype=torch.long, device=mllm.device)  # the latest of each slot
         self.columns = torch.arange(self.slots.width, device=mllm.device)
         self.window = text.sliding_window if mllm.family.tree == "windows" else 0
         size = int(mllm.base.get_output_embeddings().weight.shape[0])
         never = torch.tensor([token for token in generator.suppressed_tokens if token < size], dtype=torch.long)
         (self.never,) = moved((never,), mllm.device)
-        self.positions: torch.Tensor | None = None  # that the family counts, of every column
+        self.positions: torch.Tensor | None = None  # position ids of every column
         self.ropes = _dynamic_ropes(mllm.base, self.slots.width)
         self.graphs = StepGraphs() if mllm.device.type == "cuda" and not mllm.quantized else None
-        self.answers: list[tuple[int, list[int]] | None] = [None] * slots  # number and tokens; None in a free slot
-        self.begun = [0] * slots  # the step at which each slot's answer began
+        self.answers: list[tuple[int, list[int]] | None] = [None] * slots  # image number and tokens; None if free
+        self.begun = [0] * slots  # step at which each slot was filled
         self.steps = 0
 
     @torch.no_grad()
     def write(self, images: Iterable[torch.Tensor]) -> Iterator[tuple[int, list[int]]]:
-        """Yield the number of an image and the tokens of its answer, as answers end.
+        """Yield the number of an image and the tokens of its answer, in the order in which answers end.
 
         Args:
-            images: ``(3, H, W)`` each; taken as slots become free.
+            images: ``(3, H, W)`` each, consumed as slots become free.
 
         Raises:
-            RuntimeError: for a model that keeps no cache, as gradient checkpointing has it in training mode.
+            RuntimeError: the model keeps no cache, as under gradient checkpointing in training mode.
         """
         waiting = enumerate(images)
         following = next(waiting, None)
@@ -131,7 +131,7 @@ class Decoder:
         return [slot for slot in range(self.slots.rows) if self.answers[slot] is None]
 
     def _fill(self, free: Sequence[int], new: Sequence[tuple[int, torch.Tensor]]) -> None:
-        """Read the prompts of new images into free slots, and choose the first token of each."""
+        """Prefill the prompts of new images into free slots, and choose the first token of each answer."""
         mllm, n = self.mllm, len(new)
         encoded = mllm.encode(torch.stack([image for _, image in new]))
         (slots,) = moved((torch.tensor(free),), mllm.device)
@@ -147,10 +147,7 @@ class Decoder:
             self.answers[slot], self.begun[slot] = (number, []), self.steps
 
     def _give_up(self) -> None:
-        """Give up free slots when there are enough of them; with graphs, all but half as many, for which there is one.
-
-        Nothing is waiting for them.
-        """
+        """Drop free slots, as no image is left; with graphs, half of all slots at a time, to keep shapes few."""
         free, rows = self._free(), self.slots.rows
         if len(free) * _FREE < rows or len(free) == rows:
             return
@@ -171,7 +168,7 @@ class Decoder:
         self.begun = [self.begun[slot] for slot in kept]
 
     def _take(self, tokens: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-        """Add each slot's newest token to its answer; yield the answers that have ended, whose slots are free."""
+        """Append each slot's token to its answer; yield the answers that have ended, and free their slots."""
         for slot, token in enumerate(tokens):
             answer = self.answers[slot]
             if answer is None:
@@ -183,7 +180,7 @@ class Decoder:
                 yield answer
 
     def _step(self) -> None:
-        """Read each slot's newest token and choose the next one; nothing here waits for the device."""
+        """Decode one token per slot, without synchronizing."""
         slots = self.slots
         counts = {self.steps - self.begun[slot] for slot in range(slots.rows) if self.answers[slot] is not None}
         longest = slots.prompt + max(counts) + 1
@@ -197,7 +194,7 @@ class Decoder:
         self.steps += 1
 
     def _compute(self) -> None:
-        """Compute a step: everything that it reads and writes stays where it is, so that a graph can replay it."""
+        """Compute a step in place: it reads and writes the same memory each time, so that a graph can replay it."""
         slots, mllm = self.slots, self.mllm
         assert self.positions is not None
         at, rows = slots.at[: slots.rows], slots.rows
@@ -208,15 +205,15 @@ class Decoder:
         else:
             positions = self.positions[..., 0, :].index_select(-1, at)[..., None]
             seen = {"attention_mask": self._masks(at)}
-        with _settled(self.ropes):
+        with _static(self.ropes):
             hidden = mllm.base.model(
                 input_ids=self.tokens[:rows, None], position_ids=positions, **seen, **mllm.keeping(self.cache)
             )[0]
         self.tokens[:rows] = self._chosen(hidden)
-        at.add_(1).clamp_(max=slots.width - 1)  # of free slots, which go on until they are filled
+        at.add_(1).clamp_(max=slots.width - 1)  # free slots go on until they are refilled
 
     def _masks(self, at: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Return what each slot's token sees, itself and those before it, as the family wants it."""
+        """Return the attention mask of each slot's token, ``(rows, 1, 1, length)``, as the family takes it."""
         columns, own = self.columns[: self.slots.length], at[:, None, None, None]
         full = columns <= own
         if not self.window:
@@ -224,16 +221,15 @@ class Decoder:
         return {"full_attention": full, "sliding_attention": full & (own - columns < self.window)}
 
     def _chosen(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the likeliest token after each row, ``(n,)``, of those that an answer may hold."""
+        """Return the most likely next token of each row, ``(n,)``, among those allowed."""
         scores = self.head(hidden[:, -1]).float()
         return scores.index_fill_(-1, self.never, -torch.inf).argmax(-1)
 
 
 class StepGraphs:
-    """Steps on CUDA, each shape computed once and replayed from then on. Never run: see the module's docstring.
+    """CUDA graphs of decoding steps, one per shape. Never run on CUDA: see the module's docstring.
 
-    A shape's first step runs without a graph, on a stream of its own as warming up wants it; its second is captured,
-    which computes nothing, and replayed.
+    The first step of a shape runs eagerly on a side stream, as warm-up; the second is captured and replayed.
     """
 
     def __init__(self) -> None:
@@ -242,11 +238,11 @@ class StepGraphs:
         self._fails = False
 
     def run(self, shape: tuple[int, int], step: Callable[[], None]) -> None:
-        """Compute a step.
+        """Run a step, eagerly or by its graph.
 
         Args:
-            shape: whatever the size of its tensors follows from.
-            step: computes it; its inputs and outputs are the same tensors each time.
+            shape: determines the sizes of all tensors in the step.
+            step: runs it; inputs and outputs are the same tensors each time.
         """
         if self._fails:
             step()
@@ -272,17 +268,18 @@ class StepGraphs:
         except RuntimeError as error:
             self._fails = True
             warnings.warn(
-                f"Decoding runs without CUDA graphs, more slowly: a step cannot be captured ({error}).", stacklevel=2
+                f"A decoding step cannot be captured as a CUDA graph ({error}): decoding runs without, and slower.",
+                stacklevel=2,
             )
             return None
         return graph
 
 
 def _dynamic_ropes(network: Any, longest: int) -> list[Any]:
-    """Return the modules of rotary positions that are dynamic, but not up to this position: InternVL3 has them.
+    """Return the model's modules of dynamic rotary embeddings that are static up to this position.
 
-    Up to the length that it was trained at, such a module computes what a plain one does, yet transformers has the host
-    wait for the positions in every pass to see whether they exceed it.
+    Up to the trained length, dynamic scaling (InternVL3 has it) changes nothing; but transformers reads the largest
+    position back from the GPU in every forward pass to compare it.
     """
     return [
         module
@@ -294,7 +291,7 @@ def _dynamic_ropes(network: Any, longest: int) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _settled(ropes: Sequence[Any]) -> Iterator[None]:
+def _static(ropes: Sequence[Any]) -> Iterator[None]:
     kinds = [module.rope_type for module in ropes]
     for module in ropes:
         module.rope_type = "default"

@@ -228,7 +228,7 @@ class GeneralGenerator(TextGenerator):
 
     @property
     def has_slots(self) -> bool:
-        """Whether greedy answers are written by `decoding`'s engine: not without rows that share a prefix."""
+        """Whether greedy answers are decoded in slots: never, transformers' `generate` is used."""
         return False
 
     def write(self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any) -> list[list[int]]:

@@ -121,22 +121,22 @@ class TextGenerator:
 
     @property
     def has_slots(self) -> bool:
-        """Whether greedy answers are written by `decoding`'s engine."""
+        """Whether greedy answers are decoded in slots (`decoding`)."""
         return can_decode(self.mllm)
 
     def stream(
         self, images: Iterable[torch.Tensor], question: str, max_new_tokens: int, batch: int
     ) -> Iterator[tuple[int, list[int]]]:
-        """Yield the numbers of any number of images and the tokens of their greedy answers, as answers end.
+        """Yield the number of each image and the tokens of its greedy answer, in the order in which answers end.
 
         Args:
-            images: ``(3, H, W)`` each; taken as they are needed.
-            question: asked of all of them.
-            max_new_tokens: at most so many tokens an answer.
-            batch: answers that are written at a time.
+            images: ``(3, H, W)`` each, any number, consumed as needed.
+            question: asked about every image.
+            max_new_tokens: maximum length of an answer in tokens.
+            batch: number of answers generated at a time.
 
         Raises:
-            RuntimeError: as `write` does.
+            RuntimeError: see `write`.
         """
         if self.has_slots:
             yield from Decoder(self, question, max_new_tokens, batch).write(images)
@@ -150,7 +150,7 @@ class TextGenerator:
     def _write_by_transformers(
         self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any
     ) -> list[list[int]]:
-        """Return what `write` does, by `decoding_loop`."""
+        """Return what `write` does, using `decoding_loop`."""
         mllm, n = self.mllm, len(images)
         encoded = mllm.encode(images)
         prompt = mllm.prompt(question)["input_ids"].to(mllm.device).expand(n, -1)

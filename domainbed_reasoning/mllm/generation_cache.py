@@ -1,9 +1,8 @@
 """A cache of greedy answers, valid as long as the weights do not change.
 
 DomainBed evaluates every split at the end of every stage, and SARR's next round begins with the same weights: the
-chains of its labeller are those that the evaluation has just written, and no number changes when they are not written
-again. Nor does it matter in which order they are written: an evaluation's are written before it asks for them, in full
-batches (`write_ahead`).
+chains of its labeler are those that the evaluation has just generated. The chains of an evaluation are generated at its
+start, in full batches (`write_ahead`). Neither changes a number.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def digests_of(images: torch.Tensor) -> list[bytes]:
 def keys_of(
     mllm: LanguageModel, images: torch.Tensor, question: str, max_new_tokens: int
 ) -> tuple[torch.Tensor, list[Key]]:
-    """Return images, ``(n, 3, H, W)``, as a model sees them, and under what their answers are kept."""
+    """Return images, ``(n, 3, H, W)``, at the model's resolution, and the keys of their cached answers."""
     pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), mllm.image_size)
     return pictures, [(question, max_new_tokens, digest) for digest in digests_of(pictures)]
 
@@ -67,18 +66,18 @@ def write_ahead(
     batch: int,
     written: Mapping[bytes, str],
 ) -> Iterator[tuple[bytes, str]]:
-    """Write greedy answers that `MLLM.generate` is going to be asked for.
+    """Generate greedy answers and cache them for later calls of `MLLM.generate`.
 
     Args:
         mllm: an `MLLM` with frozen weights.
-        images: ``(3, H, W)`` each, any number; taken as they are needed.
-        question: of all of them.
-        max_new_tokens: at most so many tokens an answer.
-        batch: answers that are written at a time.
-        written: answers of an earlier process by the images' digests, to be taken over.
+        images: ``(3, H, W)`` each, any number, consumed as needed.
+        question: asked about every image.
+        max_new_tokens: maximum length of an answer in tokens.
+        batch: number of answers generated at a time.
+        written: answers of an earlier process, by digest of the image, to be added to the cache.
 
     Yields:
-        An image's digest and its new answer, as answers end; nothing for images whose answers are known.
+        The digest of an image and its answer, in the order in which answers end; nothing for cached answers.
     """
     known = mllm.answer_cache.of(mllm.frozen_state)
     known.update({(question, max_new_tokens, digest): text for digest, text in written.items()})

@@ -1,7 +1,7 @@
-"""Keys and values of answers that are being written: a row a slot, allocated once, each with a position of its own.
+"""A preallocated key/value cache whose rows are slots, each with its own length, refilled while others decode.
 
-A slot whose answer has ended takes the next prompt while the others go on. transformers' own means do not serve:
-its StaticCache has one length for all rows, and its continuous batching (`generate_batch`) takes no images (5.24).
+Neither of transformers' caches can do this (5.24): `StaticCache` has one length for all rows, and continuous batching
+(`generate_batch`) takes no images.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 
 
 class Slots:
-    """Which slots and columns the layers of a `slot_cache` write next, and how far they are read.
+    """The state that all layers of a `slot_cache` share: where they write, and how far they attend.
 
     Args:
-        count: of slots.
-        prompt: tokens of every prompt.
-        width: columns, of a prompt and its answer.
-        device: of keys and values.
+        count: number of slots.
+        prompt: length of every prompt in tokens.
+        width: length of the cache in tokens: a prompt and its answer.
+        device: device of keys and values.
 
     Attributes:
-        rows: the first so many slots are in use.
-        length: columns that a decoding step reads, from the first.
-        at: the column that each slot writes next, ``(count,)``, on the device.
-        column: that column where it is the same in all slots, and known to the host; else None.
-        filling: slots that are being filled, ``(n,)``, on the device; None in a decoding step.
+        rows: number of slots in use, from the first.
+        length: number of columns that a decoding step attends to.
+        at: column that each slot writes next, ``(count,)``, on the device.
+        column: the same as a number, where all slots share it and the host knows it; else None.
+        filling: slots that are being prefilled, ``(n,)``, on the device; None in a decoding step.
     """
 
     def __init__(self, count: int, prompt: int, width: int, device: torch.device):
@@ -41,7 +41,7 @@ class Slots:
 
     @contextlib.contextmanager
     def filled(self, slots: torch.Tensor) -> Iterator[None]:
-        """Take the keys and values of prompts into these slots, ``(n,)`` on the device, instead of a step's."""
+        """Write prompts into these slots, ``(n,)`` on the device, instead of one token into each."""
         self.filling = slots
         try:
             yield
@@ -51,14 +51,14 @@ class Slots:
 
 
 def slot_cache(layers: int, slots: Slots) -> Any:
-    """Return a transformers `Cache` of so many layers; its keys and values are ``(slots, heads, width, size)`` each."""
+    """Return a transformers `Cache` of ``layers`` layers, whose keys and values are ``(slots, heads, width, size)``."""
     from transformers import Cache
 
     return Cache(layers=[_layer_class()(slots) for _ in range(layers)])
 
 
 def keep(cache: Any, slots: Slots, kept: torch.Tensor) -> None:
-    """Move the slots ``kept``, ``(n,)`` in order, on the device, to the front; the others are given up."""
+    """Move the slots ``kept``, ``(n,)``, ascending and on the device, to the front, and drop the others."""
     n = len(kept)
     for layer in cache.layers:
         for part in (layer.keys, layer.values):
@@ -72,18 +72,18 @@ def _layer_class() -> Any:
     from transformers.cache_utils import DynamicLayer
 
     class SlotLayer(DynamicLayer):
-        """One layer's keys and values; masks follow from its length, which is the longest row's."""
+        """Keys and values of one layer; its length is that of the longest row."""
 
         def __init__(self, slots: Slots):
             super().__init__()  # type: ignore[no-untyped-call]
             self.slots = slots
 
         def get_seq_length(self) -> int:
-            """Return the columns before those that are being written."""
+            """Return the number of columns before those being written."""
             return 0 if self.slots.filling is not None else self.slots.length - 1
 
         def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            """Write prompts, or a token of each slot, and return what they attend to."""
+            """Write prompts, or one token per slot, and return the keys and values that they attend to."""
             slots, new = self.slots, (key_states, value_states)
             if not self.is_initialized:
                 self.keys, self.values = (

@@ -30,15 +30,15 @@ def moved(record: _Record, device: torch.device) -> _Record:
 
 
 def is_asynchronous(device: torch.device) -> bool:
-    """Return whether the host goes on while ``device`` computes and copies."""
+    """Return whether ``device`` computes and copies asynchronously to the host."""
     return device.type in _PINS
 
 
 def read_later(values: torch.Tensor) -> Callable[[], list[Any]]:
-    """Start to copy values to the host; the function that is returned waits for that copy alone, and returns them.
+    """Start copying values to the host; return a function that waits for this copy alone and returns the values.
 
     Args:
-        values: of any device; they may be overwritten from now on.
+        values: on any device; may be overwritten afterwards.
     """
     if not is_asynchronous(values.device):
         return values.clone().tolist

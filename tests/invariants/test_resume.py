@@ -48,7 +48,7 @@ def run_script(domainbed, tmp_path, name, *options):
 
 @pytest.mark.parametrize("options", [(), ("--no-copy",)], ids=["copy", "no copy"])
 def test_job_killed_during_evaluations_generates_no_chain_twice(either_domainbed, tmp_path, options):
-    """Two kills in the first evaluation and one in the second; the round reuses the chains of the evaluation before it."""
+    """Two kills in the first evaluation, one in the second; the round reuses chains of the first."""
     printed = run_script(either_domainbed, tmp_path, "mid_evaluation.py", *options)
     assert printed["ended"] == [signal.SIGKILL] * 3 + [0]
     assert printed["generated"] == printed["distinct"] == printed["images"] * printed["evaluations"]
