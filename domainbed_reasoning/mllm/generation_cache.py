@@ -39,7 +39,7 @@ def state_of(weights: Iterable[torch.Tensor]) -> bytes:
     """Return a digest of all bytes of the tensors; at 8B with rank 8 they are 80 MB."""
     digest = hashlib.blake2b(digest_size=16)
     for weight in weights:
-        digest.update(weight.detach().contiguous().view(torch.uint8).cpu().numpy().data)
+        digest.update(weight.detach().reshape(-1).view(torch.uint8).cpu().numpy().data)
     return digest.digest()
 
 
