@@ -1,4 +1,4 @@
-"""The engine that writes greedy answers in slots: the same tokens as transformers' own `generate`, for every family."""
+"""Greedy answers decoded in slots equal transformers' own `generate`, for every family."""
 
 import types
 
@@ -23,7 +23,7 @@ def pictures():
 
 
 class Ending:
-    """Ends the answers after `LENGTHS` at the latest, in the order in which they begin."""
+    """Ends answers after `LENGTHS` tokens at the latest, in the order of the images."""
 
     closing_tokens = range(1 << 20)
 
@@ -38,7 +38,7 @@ class Ending:
 
 
 class Eager:
-    """Stands for CUDA graphs, which have the engine compute every step from tensors alone."""
+    """Stands in for CUDA graphs, for which every step is computed from tensors alone."""
 
     def __init__(self):
         self.shapes = []
@@ -55,8 +55,8 @@ def plain(mllm, pictures, question, most):
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("graphs", [False, True])
-def test_slots_that_end_at_any_time_are_filled_again_and_no_token_changes(mllm, pictures, class_names, late, graphs):
-    """Eight images in three slots: each answer is the beginning of what transformers' `generate` writes."""
+def test_refilled_slots_generate_the_tokens_of_plain_generate(mllm, pictures, class_names, late, graphs):
+    """Eight images in three slots, answers of different lengths: each is a prefix of the plain answer."""
     question = q_reason(class_names)
     expected = plain(mllm, pictures, question, 20)
     decoder = Decoder(Ending(mllm), question, 20, 3)
@@ -69,14 +69,14 @@ def test_slots_that_end_at_any_time_are_filled_again_and_no_token_changes(mllm, 
         assert all(length % 128 == 0 or length == decoder.slots.width for _, length in decoder.graphs.shapes)
 
 
-def test_a_batch_is_written_as_by_transformers(mllm, pictures, class_names):
+def test_batch_equals_transformers_generate(mllm, pictures, class_names):
     question = q_reason(class_names)
     assert can_decode(mllm)
     assert mllm.generator.write(pictures, question, 24, do_sample=False) == plain(mllm, pictures, question, 24)
 
 
-def test_images_are_taken_as_slots_become_free(folder_of, pictures):
-    """No more than the slots hold, and one more to know that there is one."""
+def test_images_are_consumed_as_slots_become_free(folder_of, pictures):
+    """At most one image is held beyond those in the slots."""
     mllm, taken, written = load_mllm(folder_of("InternVL")).eval(), [], {}
 
     def images():
@@ -98,11 +98,11 @@ def test_fewer_images_than_slots_and_none_at_all(folder_of, pictures):
     assert not dict(Decoder(mllm.generator, "?", 5, 8).write([]))
 
 
-def test_sampled_answers_and_other_layers_are_left_to_transformers(folder_of, pictures, monkeypatch):
-    """Windows that the family has no masks for, and attention that takes no masks."""
+def test_sampling_and_unsupported_layers_use_transformers_generate(folder_of, pictures, monkeypatch):
+    """Sliding windows in a family without masks for them, and attention without boolean masks."""
     mllm = load_mllm(folder_of("InternVL")).eval()
     text = mllm.base.config.get_text_config()
-    monkeypatch.setattr(decoding.Decoder, "write", lambda *given: pytest.fail("the engine was asked"))
+    monkeypatch.setattr(decoding.Decoder, "write", lambda *given: pytest.fail("decoded in slots"))
     mllm.generate(pictures, "?", 3, temperature=1.0)
     with monkeypatch.context() as patch:
         patch.setattr(text, "_attn_implementation", "flash_attention_2")
@@ -114,8 +114,8 @@ def test_sampled_answers_and_other_layers_are_left_to_transformers(folder_of, pi
     assert can_decode(mllm)
 
 
-def test_dynamic_positions_are_not_read_by_the_host(folder_of, pictures, tmp_path):
-    """InternVL3's: plain up to the length that it was trained at, which transformers asks the device in every pass."""
+def test_dynamic_rope_is_static_up_to_the_trained_length(folder_of, pictures, tmp_path):
+    """As InternVL3 has it; transformers would read the positions back in every forward pass."""
     import transformers
 
     folder = folder_of("InternVL")
@@ -138,7 +138,7 @@ def test_dynamic_positions_are_not_read_by_the_host(folder_of, pictures, tmp_pat
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """CUDA's graphs as far as their order goes: what is captured is not computed, what is replayed is."""
+    """Stand-ins for CUDA graphs: capturing computes nothing, replaying does."""
     capturing = []
 
     class Graph:
@@ -165,8 +165,8 @@ def graphs(monkeypatch):
     return capturing
 
 
-def test_a_shape_is_computed_then_captured_and_replayed(graphs):
-    """Computed once a call, whichever of the three it is."""
+def test_step_is_run_then_captured_and_replayed_per_shape(graphs):
+    """Each call computes its step exactly once."""
     computed, captured = [], []
 
     def step(shape):
@@ -183,7 +183,7 @@ def test_a_shape_is_computed_then_captured_and_replayed(graphs):
     assert captured == [(4, 128), (2, 128)]
 
 
-def test_a_step_that_cannot_be_captured_is_computed_and_said_once(graphs):
+def test_step_that_cannot_be_captured_runs_eagerly_with_one_warning(graphs):
     computed = []
 
     def step():
@@ -193,14 +193,14 @@ def test_a_step_that_cannot_be_captured_is_computed_and_said_once(graphs):
 
     steps = StepGraphs()
     steps.run((4, 128), step)
-    with pytest.warns(UserWarning, match="without CUDA graphs.*not permitted"):
+    with pytest.warns(UserWarning, match="cannot be captured.*not permitted"):
         steps.run((4, 128), step)
     steps.run((4, 128), step)
     steps.run((2, 128), step)
     assert len(computed) == 4
 
 
-def test_a_copy_for_which_the_host_does_not_wait_holds_what_was_there(monkeypatch):
+def test_late_read_returns_the_values_at_its_start(monkeypatch):
     """On the CPU there is nothing to wait for; the values may be overwritten at once."""
     from domainbed_reasoning.mllm import transfer
 
