@@ -46,7 +46,7 @@ ASSUMED = {
         4 / 3, "training time with gradient checkpointing: four forward passes instead of three"
     ),
 }
-STOCK_BATCH = 64  # batch size of DomainBed's evaluation, independent of the hyper-parameters
+STOCK_BATCH = 64  # batch size of DomainBed's evaluation, where chains are not generated ahead of it
 ERROR = "hours: within a factor of 2, until benchmarks on GPUs calibrate them; memory: within 30%"
 
 
@@ -348,7 +348,8 @@ def hours_of(
     if hparams.get("gradient_checkpointing"):
         training *= ASSUMED["checkpointing"].value
     a_chain = seconds_to_write(shape, lengths, gpu, hparams)
-    at_a_time = {**hparams, "eval_batch": min(STOCK_BATCH, hparams["eval_batch"])}
+    batch = hparams["eval_batch"] if _looks_ahead(hparams) else min(STOCK_BATCH, hparams["eval_batch"])
+    at_a_time = {**hparams, "eval_batch": batch}
     chain = seconds_to_write(shape, lengths, gpu, at_a_time) * hparams.get("votes", 1)
     label = seconds_to_score(shape, lengths, data.classes, gpu, hparams)
     rounds = sum(stage.round > 0 for stage in schedule.stages)
@@ -369,11 +370,15 @@ def hours_of(
     return Hours(training / 3600, labeling / 3600, evaluation / 3600, evaluations)
 
 
+def _looks_ahead(hparams: Mapping[str, Any]) -> bool:
+    """Return whether the chains of an evaluation are generated at its start, for all splits together."""
+    return not hparams.get("data_augmentation", False) and hparams.get("votes", 1) == 1
+
+
 def _labels_are_answers(hparams: Mapping[str, Any]) -> bool:
     """Return whether a round reuses the chains of the previous evaluation as its own."""
-    greedy = hparams.get("temperature", 0) == 0 and hparams.get("votes", 1) == hparams.get("sarr_votes", 1) == 1
-    same_images = not hparams.get("data_augmentation", False)
-    return hparams["answer"] == "chain" and greedy and same_images and hparams["quantize"] == "none"
+    greedy = hparams.get("temperature", 0) == 0 and hparams.get("sarr_votes", 1) == 1
+    return hparams["answer"] == "chain" and greedy and _looks_ahead(hparams)
 
 
 def seconds_to_write(shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[str, Any]) -> float:

@@ -56,6 +56,16 @@ def test_an_update_reads_the_gpu_once_and_copies_nothing_that_is_not_pinned(algo
     assert stalls.kernels <= 5_000
 
 
+def test_decoding_synchronizes_for_no_token():
+    """As a CUDA graph would be captured: each step's tokens are copied to pinned memory, and nothing waits for them."""
+    steps, slots = 6, 4
+    stalls = stalls_module.count_steps(steps, slots)
+    assert sum(stalls.syncs.values()) == stalls_module.TOKEN_BAR == 0, stalls.syncs
+    assert not sum(stalls.copies.values()), stalls.copies
+    assert sum(stalls.later.values()) == steps
+    assert stalls.kernels <= steps * stalls_module.STEP_KERNELS_BAR
+
+
 def test_host_synchronizations_are_detected():
     """A value, a mask as index, and a copy to the host; from the host, a list, and memory that is not pinned."""
     on_gpu, mask = torch.empty(3, device="meta"), torch.empty(3, dtype=torch.bool, device="meta")
@@ -66,6 +76,8 @@ def test_host_synchronizations_are_detected():
         torch.zeros(3).to("meta")
         torch.tensor([1, 2], device="meta")
         torch.zeros(3).pin_memory().to("meta", non_blocking=True)
+        torch.zeros(3).pin_memory().copy_(on_gpu, non_blocking=True)
+    assert sum(stalls.later.values()) == 1
     assert sum(stalls.syncs.values()) == 3 and sum(stalls.copies.values()) == 2
 
 

@@ -7,10 +7,13 @@ values and answers, which loads the images but does not run the model; computati
 
 A state is saved whenever saving takes at most 1% of the time since the last one, and before an evaluation.
 
-Files of a job: ``job.json`` (its description), ``log.jsonl`` (a line per step or batch of answers), ``state.pt``
-(tensors and plain values), ``adapters-N.pt`` (the weights of each checkpoint if DomainBed saves all), ``lock`` (held
-while the job runs). The state contains the length of the log and the digests of log and adapters: they are compared
-before a replay, and the job starts at step 0 if any differs.
+The chains of an evaluation are generated before DomainBed requests them, and recorded one by one (`record_ahead`); an
+interrupted evaluation resumes with the missing ones.
+
+Files of a job: ``job.json`` (its description), ``log.jsonl`` (a line per step, batch of answers, or chain generated
+ahead), ``state.pt`` (tensors and plain values), ``adapters-N.pt`` (the weights of each checkpoint if DomainBed saves
+all), ``lock`` (held while the job runs). The state contains the length of the log and the digests of log and adapters:
+they are compared before a replay, and the job starts at step 0 if any differs.
 """
 
 from __future__ import annotations
@@ -179,6 +182,7 @@ class Progress:
         self.state = None
         self._steps: list[dict[str, Any]] = []
         self._waiting: deque[dict[str, Any]] = deque()
+        self.ahead: dict[str, dict[str, str]] = {}
         self._kept: dict[str, str] = {}  # digests of the files that `kept` has written
         self._length, self._digest = 0, ""  # of the log
 
@@ -224,14 +228,19 @@ class Progress:
         sound = needed == 0
         for length, event, running in read_lines(self.folder / "log.jsonl"):
             # After that part, only the answers of the evaluation right after the state can be used.
-            if self._length >= needed and "answers" not in event:
+            if self._length >= needed and not {"answers", "ahead"} & event.keys():
                 break
             self._length += length
             self._digest = running
             sound = sound or (self._length == needed and running == digest)
+            if "ahead" in event:
+                state, picture, chain = event["ahead"]
+                self.ahead.setdefault(state, {})[picture] = chain
+                continue
             self._waiting.append(event)
             if "values" in event:
                 self._steps.append(event)
+                self.ahead.clear()  # its evaluation has been answered
         if not sound:
             raise Damaged("log.jsonl is damaged or cut off")
 
@@ -244,6 +253,10 @@ class Progress:
     def record_answers(self, answers: Answers) -> None:
         """Record one batch's answers."""
         self._write({"answers": asdict(answers)})
+
+    def record_ahead(self, state: str, picture: str, chain: str) -> None:
+        """Record a chain that was generated before its evaluation requested it."""
+        self._write({"ahead": [state, picture, chain]})
 
     def save(self, steps: int, state: Callable[[], dict[str, Any]], now: bool = False) -> None:
         """Save the state after ``steps`` steps if it is due and not yet saved.

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from domainbed_reasoning.bridge.hparam_names import check_hparams
-from domainbed_reasoning.bridge.samples import ids_of, task_of
+from domainbed_reasoning.bridge.samples import ids_of, images_of, task_of
 from domainbed_reasoning.bridge.steps import lay_out_steps, task_without_names
 from domainbed_reasoning.bridge.train_args import job_arguments
 from domainbed_reasoning.bridge.whose_task import check_batch, check_task, warn_outside_job
@@ -101,7 +101,8 @@ class Session:
         self.records: AnswerRecords | None = None
         self.history: History | None = None
         self._training = ProgressLog(f"{self.name}'s updates", self.schedule.n_steps, "update")
-        self._answering: tuple[int, ProgressLog] | None = None  # (step, log) of the current evaluation
+        self._answering: ProgressLog | None = None  # of the current evaluation
+        self._looked_ahead = -1  # step of the evaluation whose chains were generated ahead
         self._args: dict[str, Any] = {}  # DomainBed's arguments of a job
         self._records_every: int | None = None  # steps, in a job on one of our datasets
         self._stages: StageFile | None = None  # of a tracked job
@@ -204,6 +205,34 @@ class Session:
             self.records.add(ids, answers.chains, answers.labels, self.is_last_evaluation)
         return scores
 
+    def look_ahead(self) -> Iterable[torch.Tensor] | None:
+        """Return all images of the job's dataset, ``(3, H, W)`` each, once per evaluation, which covers all of them.
+
+        Returns:
+            None later in an evaluation, outside of a job, and with data augmentation, whose images are random.
+        """
+        if self.records is None or self._looked_ahead == self.steps_taken or self.hparams["data_augmentation"]:
+            return None
+        self._looked_ahead = self.steps_taken
+        return images_of(self.task)
+
+    def recorded_ahead(self, state: str) -> dict[str, str]:
+        """Return the chains, by digest of the image, that an earlier process generated for an unfinished evaluation."""
+        return self.history.progress.ahead.pop(state, {}) if self.history is not None else {}
+
+    def record_ahead(self, state: str, digest: str, chain: str, seconds: float) -> None:
+        """Record a chain that was generated before this evaluation requested it.
+
+        Args:
+            state: key of the model's weights.
+            digest: digest of the image.
+            chain: the chain.
+            seconds: time since the previous one.
+        """
+        if self.history is not None:
+            self.history.progress.record_ahead(state, digest, chain)
+        self._count_answers(1, seconds, "Chains of the evaluation")
+
     def state_dict(self, algorithm: Resumable) -> dict[str, torch.Tensor]:
         """Return only the adapters, as the base model is on disk already. DomainBed calls this after every record."""
         self._complete_record()
@@ -264,11 +293,11 @@ class Session:
                 f"(now {self.hparams['lr']:g}){also}."
             )
 
-    def _count_answers(self, count: int, seconds: float) -> None:
-        """Count the answered images of an evaluation, which covers all images."""
+    def _count_answers(self, count: int, seconds: float, what: str = "Evaluation") -> None:
+        """Count the images that a part of an evaluation has finished; it covers all images."""
         if self.records is None:
             return
-        if self._answering is None or self._answering[0] != self.steps_taken:
-            what = f"Evaluation after {self.steps_taken} of {self.schedule.n_steps} updates"
-            self._answering = self.steps_taken, ProgressLog(what, len(self.records.splits), "image")
-        self._answering[1].add(count, seconds)
+        what = f"{what} after {self.steps_taken} of {self.schedule.n_steps} updates"
+        if self._answering is None or self._answering.what != what:
+            self._answering = ProgressLog(what, len(self.records.splits), "image")
+        self._answering.add(count, seconds)

@@ -17,7 +17,7 @@ from domainbed_reasoning.mllm.chat_format import ChatFormat
 from domainbed_reasoning.mllm.embedding import embedded
 from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
 from domainbed_reasoning.mllm.generation import TextGenerator
-from domainbed_reasoning.mllm.generation_cache import AnswerCache, Key, digests_of, state_of
+from domainbed_reasoning.mllm.generation_cache import AnswerCache, keys_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods
 from domainbed_reasoning.mllm.loading import (
@@ -111,7 +111,8 @@ class MLLM(torch.nn.Module):
         quantized: whether the weights are quantized by bitsandbytes.
         image_size: edge in pixels of the images that the model sees.
         answer_cache: greedy answers of copies for inference.
-        frozen_state: digest of the adapters merged into a copy for inference; else None.
+        frozen_state: digest of the adapters, merged or not, while they do not change: the key of cached greedy answers;
+            else None.
     """
 
     def __init__(self, network: Any, processor: Any, family: Family, grid: int = 1, quantized: bool = False):
@@ -337,7 +338,7 @@ class MLLM(torch.nn.Module):
     ) -> list[str]:
         """Generate one answer per image, ending with the turn or with the chain's conclusion.
 
-        A copy for inference caches its greedy answers.
+        Greedy answers are cached while the weights are frozen (`frozen_state`).
 
         Args:
             images: ``(n, 3, H, W)``.
@@ -358,7 +359,7 @@ class MLLM(torch.nn.Module):
         if temperature > 0 or self.frozen_state is None:
             return self.generator.generate(images, question, max_new_tokens, **sampling)
         known = self.answer_cache.of(self.frozen_state)
-        pictures, keys = self._keys(images, question, max_new_tokens)
+        pictures, keys = keys_of(self, images, question, max_new_tokens)
         new = {key: row for row, key in enumerate(keys) if key not in known}
         if new:
             texts = self.generator.generate(pictures[list(new.values())], question, max_new_tokens, **sampling)
@@ -377,13 +378,8 @@ class MLLM(torch.nn.Module):
             max_new_tokens: as passed to `generate`.
             answers: n greedy answers.
         """
-        _, keys = self._keys(images, question, max_new_tokens)
+        _, keys = keys_of(self, images, question, max_new_tokens)
         self.answer_cache.of(state).update(zip(keys, answers, strict=True))
-
-    def _keys(self, images: torch.Tensor, question: str, max_new_tokens: int) -> tuple[torch.Tensor, list[Key]]:
-        """Return the images at the model's resolution, and the keys of their cached answers."""
-        pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
-        return pictures, [(question, max_new_tokens, digest) for digest in digests_of(pictures)]
 
     # -- adapters -------------------------------------------------------------------------------------------------
 
