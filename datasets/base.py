@@ -101,7 +101,7 @@ def model_edge(algorithm: str, hparams: Mapping[str, Any]) -> int:
     """Return the edge in pixels at which the model of an algorithm sees an image."""
     if algorithm in registry.ON_CLIP:
         return clip_image_edge(hparams["clip_model"])
-    return image_edge(hparams["model"], hparams["max_tiles"])
+    return image_edge(hparams["model"], hparams["max_tiles"], hparams["revision"], hparams["trust_remote_code"])
 
 
 def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.method.schedule import Schedule
+from domainbed_reasoning.mllm.adapters import without_adapters
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, is_general, tile_grid
-from domainbed_reasoning.mllm.loading import cached_numbers, config_of, without_adapters
+from domainbed_reasoning.mllm.loading import cached_numbers, config_of, empty_network_of
 from domainbed_reasoning.mllm.towers import parts_of
 from domainbed_reasoning.results.published import KNOWN_CONFIGS, Data, Gpu
 
@@ -117,22 +118,25 @@ class Shape:
     fused: Mapping[str, int] = field(default_factory=dict)
 
 
-def shape_of(model: str, max_tiles: int = 1) -> Shape:
+def shape_of(model: str, max_tiles: int = 1, revision: str | None = None, trust_remote_code: bool = False) -> Shape:
     """Return the shape of a model, from its config; those of the paper's models are built in.
+
+    Args:
+        model: ``tiny``, a folder or a hub id.
+        max_tiles: at most so many tiles an image.
+        revision: see `load_mllm`.
+        trust_remote_code: see `load_mllm`.
 
     Raises:
         ModelError: the model is missing or not supported.
     """
-    import transformers
-
-    config, family = _known(model) or config_of(model)
+    config, family = _known(model) or config_of(model, revision, trust_remote_code)
     if is_general(family):
         raise ModelError(
             f"{model}: the costs of {family.name} cannot be estimated: how many tokens an image has is known only "
             "from its processor. Try it out with `domainbed-reasoning doctor --model`."
         )
-    with torch.device("meta"):
-        network = transformers.AutoModelForImageTextToText.from_config(config)
+    network = empty_network_of(config, model, trust_remote_code)
     text, vision = config.get_text_config(), config.vision_config
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads

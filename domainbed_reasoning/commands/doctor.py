@@ -15,7 +15,7 @@ from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry
 from domainbed_reasoning.bridge import plugins, upstream, versions
-from domainbed_reasoning.commands.arguments import Parser
+from domainbed_reasoning.commands.arguments import Parser, UsageError, add_trust_argument
 from domainbed_reasoning.terminal import counted
 
 DISTRIBUTION = "domainbed-reasoning"
@@ -68,14 +68,21 @@ class Finding(NamedTuple):
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add `doctor`'s option."""
+    """Add `doctor`'s options."""
     parser.add_argument("--model", metavar="MODEL", help="a folder or hub id: load this model and try it out")
+    parser.add_argument("--revision", help="of a hub id, with --model: a branch, tag or commit")
+    add_trust_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return 1 if a problem prevents training."""
     fatal = 0
-    checks = dict(CHECKS) if args.model is None else {f"Model {args.model}": lambda: check_model(args.model)}
+    checks = dict(CHECKS)
+    if args.model is not None:
+        asked = (args.model, args.revision, args.trust_remote_code)
+        checks = {f"Model {args.model}": lambda: check_model(*asked)}
+    elif args.revision or args.trust_remote_code:
+        raise UsageError("--revision and --trust-remote-code require --model")
     for title, check in checks.items():
         print(title)
         for finding in check():
@@ -252,12 +259,12 @@ def check_devices() -> Iterator[Finding]:
         yield Finding(f"GPU {index}: {name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} GiB free")
 
 
-def check_model(model: str) -> Iterator[Finding]:
+def check_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Iterator[Finding]:
     """Load a model and try out which fast ways it has, each against one plain row at a time."""
     try:
         from domainbed_reasoning.mllm.inspection import inspect_model
 
-        family, findings = inspect_model(model)
+        family, findings = inspect_model(model, revision, trust_remote_code)
     except (ImportError, ValueError) as error:
         yield Finding(str(error), "use another model, or see the message", True)
         return

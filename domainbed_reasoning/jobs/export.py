@@ -13,11 +13,16 @@ from domainbed_reasoning.files.plain import read_plain_text
 from domainbed_reasoning.jobs.job_files import RESULTS, numbered_lines, read_object
 from domainbed_reasoning.jobs.trained import TASK_FILE, JobError, TrainedJob, read_job
 from domainbed_reasoning.jobs.values import ACCURACY, answers_problem, metric_problems
-from domainbed_reasoning.mllm.loading import add_lora, empty_network, resolve
+from domainbed_reasoning.mllm.adapters import add_lora
+from domainbed_reasoning.mllm.loading import empty_network, resolve
 
 
 def export_adapters(
-    folder: str | pathlib.Path, output: pathlib.Path, model: str | None = None, base_model_id: str | None = None
+    folder: str | pathlib.Path,
+    output: pathlib.Path,
+    model: str | None = None,
+    base_model_id: str | None = None,
+    trust_remote_code: bool = False,
 ) -> str:
     """Write a job's adapters as PEFT writes its own: ``PeftModel.from_pretrained(base, output)`` loads them.
 
@@ -28,6 +33,7 @@ def export_adapters(
         output: folder to write: adapter_config.json, adapter_model.safetensors, README.md and task.json.
         model: the base model, if the job's path no longer exists.
         base_model_id: public name of the base model; None: see `public_name`.
+        trust_remote_code: whether Python files of the base model run; what the job was trained with does not count.
 
     Returns:
         The name of the base model that the adapters record.
@@ -35,8 +41,8 @@ def export_adapters(
     Raises:
         ValueError: for a job without trained adapters, or an output folder that is not empty.
     """
-    job, name, card = _prepare(folder, output, model, base_model_id, merged=False)
-    network: Any = empty_network(model or job.model)[0]
+    job, name, card = _prepare(folder, output, model, base_model_id, trust_remote_code, merged=False)
+    network: Any = empty_network(model or job.model, job.revision(model), trust_remote_code)[0]
     settings = job.lora()
     assert settings is not None
     try:
@@ -51,13 +57,18 @@ def export_adapters(
     network.save_pretrained(output, state_dict=dict(job.adapters))
     for config in network.peft_config.values():  # PEFT recorded the local folder
         config.base_model_name_or_path = name
+        config.revision = job.revision(model)
         config.save_pretrained(output)
     _accompany(job, output, card)
     return name
 
 
 def export_merged(
-    folder: str | pathlib.Path, output: pathlib.Path, model: str | None = None, base_model_id: str | None = None
+    folder: str | pathlib.Path,
+    output: pathlib.Path,
+    model: str | None = None,
+    base_model_id: str | None = None,
+    trust_remote_code: bool = False,
 ) -> str:
     """Write the base model with a job's adapters merged into it, and its processor.
 
@@ -68,6 +79,7 @@ def export_merged(
         output: folder to write.
         model: the base model, if the job's path no longer exists.
         base_model_id: public name of the base model; None: see `public_name`.
+        trust_remote_code: whether Python files of the base model run; what the job was trained with does not count.
 
     Returns:
         The name of the base model in the model card.
@@ -75,7 +87,7 @@ def export_merged(
     Raises:
         ValueError: for a job without trained adapters, or an output folder that is not empty.
     """
-    job, name, card = _prepare(folder, output, model, base_model_id, merged=True)
+    job, name, card = _prepare(folder, output, model, base_model_id, trust_remote_code, merged=True)
     merged = job.load(model, quantize="none").merge()
     merged.network.save_pretrained(output)
     merged.processor.save_pretrained(output)
@@ -112,20 +124,25 @@ _CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def _trained(folder: str | pathlib.Path) -> TrainedJob:
-    job = read_job(folder)
+def _trained(folder: str | pathlib.Path, trust_remote_code: bool) -> TrainedJob:
+    job = read_job(folder, trust_remote_code=trust_remote_code)
     if not job.adapters:
         raise JobError(f"{job.folder}: {job.algorithm} trains no adapters, so there is nothing to export.")
     return job
 
 
 def _prepare(
-    folder: str | pathlib.Path, output: pathlib.Path, model: str | None, base_model_id: str | None, merged: bool
+    folder: str | pathlib.Path,
+    output: pathlib.Path,
+    model: str | None,
+    base_model_id: str | None,
+    trust_remote_code: bool,
+    merged: bool,
 ) -> tuple[TrainedJob, str, str]:
     """Create the output folder; return the job, the base model's name and the model card."""
-    job = _trained(folder)
+    job = _trained(folder, trust_remote_code)
     name = base_model_id or public_name(model or str(job.hparams["model"]))
-    card = model_card(job, merged, name)
+    card = model_card(job, merged, name, job.revision(model))
     if output.is_dir() and any(output.iterdir()):
         raise JobError(f"{output} is not empty. Choose another --output, or remove the folder.")
     output.mkdir(parents=True, exist_ok=True)
@@ -138,13 +155,14 @@ def _accompany(job: TrainedJob, output: pathlib.Path, card: str) -> None:
     shutil.copyfile(job.folder / TASK_FILE, output / TASK_FILE)
 
 
-def model_card(job: TrainedJob, merged: bool, base_model: str) -> str:
+def model_card(job: TrainedJob, merged: bool, base_model: str, revision: str | None = None) -> str:
     """Return the README.md of an exported model: data, target domain, accuracy, settings, how to load it.
 
     Args:
         job: the job.
         merged: whether the whole model is exported; else the adapters alone.
         base_model: public name of the base model.
+        revision: of its repository on the hub; None is its main branch.
 
     Raises:
         JobError: results.jsonl or answers.json has an invalid value.
@@ -166,7 +184,11 @@ def model_card(job: TrainedJob, merged: bool, base_model: str) -> str:
         for name, value in sorted((dict(job.hparams) | {"model": base_model}).items())
     )
     folder = resolve("tiny") if base_model == "tiny" else base_model if on_hub else f"FOLDER OF {base_model}"
-    load = _LOAD_MERGED if merged else _LOAD_ADAPTERS.format(model=folder)
+    load = (
+        _LOAD_MERGED
+        if merged
+        else _LOAD_ADAPTERS.format(model=folder, pinned=f', revision="{revision}"' if revision else "")
+    )
     return "\n".join(header) + _CARD.format(
         algorithm=job.algorithm,
         dataset=job.dataset,
@@ -185,9 +207,9 @@ def model_card(job: TrainedJob, merged: bool, base_model: str) -> str:
 
 _LOAD_ADAPTERS = """from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
-base = AutoModelForImageTextToText.from_pretrained("{model}")
+base = AutoModelForImageTextToText.from_pretrained("{model}"{pinned})
 model = PeftModel.from_pretrained(base, "THIS FOLDER")
-processor = AutoProcessor.from_pretrained("{model}")"""
+processor = AutoProcessor.from_pretrained("{model}"{pinned})"""
 
 _LOAD_MERGED = """from transformers import AutoModelForImageTextToText, AutoProcessor
 model = AutoModelForImageTextToText.from_pretrained("THIS FOLDER")

@@ -111,7 +111,11 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
     described = {
         "args": {**vars(args), "output_dir": str(Path(args.output_dir).absolute())},
         "hparams": hparams,
-        "models": [_files(str(hparams[name])) for name in _MODELS if name in hparams],
+        "models": [
+            _files(str(hparams[name]), hparams.get("revision") if name == "model" else None)
+            for name in _MODELS
+            if name in hparams
+        ],
         "task": {
             "class_names": list(task.class_names),
             "subject": task.subject,
@@ -141,7 +145,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _files(model: str) -> Any:
+def _files(model: str, revision: str | None) -> Any:
     """Return what identifies the files of a model: a folder's names, sizes and times, or the commit of a hub id."""
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -150,7 +154,7 @@ def _files(model: str) -> Any:
         return []  # embedded: a part of the package
     import huggingface_hub
 
-    config = huggingface_hub.try_to_load_from_cache(model, "config.json")
+    config = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=revision)
     return Path(config).parent.name if isinstance(config, str) else []  # snapshots/<commit>/config.json
 
 

@@ -17,6 +17,7 @@ from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_cls, q_reason
 from domainbed_reasoning.chains.record import parse_json
 from domainbed_reasoning.files.plain import open_plain, read_plain_text
+from domainbed_reasoning.hparam_checks import REVISION
 from domainbed_reasoning.jobs.saved_tensors import MAX_BYTES, load_tensors
 from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
 
@@ -43,6 +44,7 @@ class TrainedJob:
         hparams: of the job.
         adapters: trained tensors by their names in the PEFT model; empty for a zero-shot or a merged model.
         model: what `load_mllm` loads: the base model, or the folder itself if the adapters are merged.
+        trust_remote_code: whether Python files of the base model run: the caller's word, never the job's own.
     """
 
     folder: pathlib.Path
@@ -55,6 +57,7 @@ class TrainedJob:
     hparams: Mapping[str, Any]
     adapters: Mapping[str, torch.Tensor]
     model: str
+    trust_remote_code: bool = False
 
     @property
     def q_cls(self) -> str:
@@ -84,6 +87,11 @@ class TrainedJob:
             return None
         return LoraSettings.of(self.hparams)
 
+    def revision(self, model: str | None = None) -> str | None:
+        """Return the revision of the hub's repository that is read: the job's, unless ``model`` replaces its own."""
+        revision: str | None = self.hparams["revision"] if (model or self.model) == self.hparams["model"] else None
+        return revision
+
     def load(self, model: str | None = None, dtype: str | None = None, quantize: str | None = None) -> MLLM:
         """Load the model with its trained adapters, in evaluation mode.
 
@@ -105,6 +113,8 @@ class TrainedJob:
                 dtype=dtype or self.hparams["dtype"],
                 quantize=quantize or self.hparams["quantize"],
                 max_tiles=self.hparams["max_tiles"],
+                revision=self.revision(model),
+                trust_remote_code=self.trust_remote_code,
             )
         except ValueError:
             raise
@@ -116,12 +126,13 @@ class TrainedJob:
         return mllm.eval()
 
 
-def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> TrainedJob:
+def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl", trust_remote_code: bool = False) -> TrainedJob:
     """Return the trained model in ``folder``: a job of DomainBed's train or sweep, or what `export` made of one.
 
     Args:
         folder: of the job.
         checkpoint: DomainBed's file in it, such as ``model_step19.pkl`` after ``--save_model_every_checkpoint``.
+        trust_remote_code: whether Python files that come with the base model run, whatever the job's own hparam says.
 
     Raises:
         JobError: for a folder that is none of these, or a job that has not saved its model.
@@ -152,6 +163,7 @@ def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> Train
         hparams=hparams,
         adapters=adapters,
         model=model,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -173,8 +185,9 @@ def _read_task(path: pathlib.Path) -> dict[str, Any]:
     if not problem and "model" not in task["hparams"]:
         raise JobError(f"{path}: {task['algorithm']:.80} trains no multimodal LLM. Pass a job of an MLLM algorithm.")
     if not problem:
-        # Jobs from before votes and tolerant matching.
-        task["hparams"] = {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", **task["hparams"]}
+        # Jobs from before votes, tolerant matching and revisions.
+        former = {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", "revision": None}
+        task["hparams"] = {**former, **task["hparams"]}
     problem = problem or _problem(task["hparams"], _HPARAMS) or check_class_names(task["class_names"])
     if problem:
         raise JobError(f"{file} is damaged ({problem}). Restore the original file, or rerun the job.")
@@ -214,6 +227,7 @@ _TASK: dict[str, Callable[[Any], bool]] = {
 }
 _HPARAMS: dict[str, Callable[[Any], bool]] = {
     "model": _text,
+    "revision": REVISION.holds,
     "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
     "quantize": _one_of("none", "nf4", "int8"),
     "max_tiles": _whole(1, 64),
@@ -253,8 +267,8 @@ def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Ma
         raise JobError(f"{path / TASK_FILE} is damaged ({problem}). Restore the original file.")
     rank = hparams["lora_rank"]
     for name, tensor in adapters.items():
-        is_matrix = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() == 2
-        if not isinstance(name, str) or not is_matrix:
+        is_low_rank = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() in (2, 4)
+        if not isinstance(name, str) or not is_low_rank:
             raise JobError(f"{path}: the adapter {str(name)!r:.200} is not a floating-point matrix. Rerun the job.")
         found = tensor.shape[0] if ".lora_A." in name else tensor.shape[1]
         if found != rank:

@@ -145,6 +145,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+_AUTO_CLASS = "AutoModelForImageTextToText"
+
+
 def tile_grid(family: Family, max_tiles: int) -> int:
     """Return how many tiles a side a picture gets: the largest square grid of at most ``max_tiles`` tiles.
 
@@ -183,11 +186,13 @@ def family_of(architecture: str, config: Any = None) -> Family:
         )
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    if architecture not in set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()):
+    own = getattr(config, "auto_map", None) or {}  # code of the checkpoint's, which has run or is refused elsewhere
+    if architecture not in set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()) and _AUTO_CLASS not in own:
         known = "; ".join(f"{row.name} ({row.example})" for row in FAMILIES.values())
+        lacking = ", which its auto_map lacks" if own else ""
         raise ModelError(
             f"{architecture} is not a supported multimodal LLM: transformers does not load it as one "
-            f"(AutoModelForImageTextToText). Supported: {known}; and other chat models of that class."
+            f"({_AUTO_CLASS}{lacking}). Supported: {known}; and other chat models of that class."
         )
     return Family(architecture, _general_edge, _nothing, False, _patches, "", "")
 

@@ -12,17 +12,19 @@ from domainbed_reasoning.mllm.model import MLLM
 from domainbed_reasoning.mllm.trials import try_out
 
 
-def inspect_model(model: str) -> tuple[str, Findings]:
+def inspect_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> tuple[str, Findings]:
     """Return a model's architecture in words and what trying it out finds.
 
     Args:
         model: ``tiny``, a folder or a hub id.
+        revision: see `load_mllm`.
+        trust_remote_code: see `load_mllm`.
 
     Raises:
         ModelError: for a model that cannot be used.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, processor, family = load_network(model, "auto", "none", device)
+    network, processor, family = load_network(model, "auto", "none", device, revision, trust_remote_code)
     if is_general(family):
         candidates, said = None, f"{family.name}: no settings of its own; tried out below"
     else:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm import general, likelihood, trials
+from domainbed_reasoning.mllm.adapters import LoraSettings, add_lora, check_adapters
 from domainbed_reasoning.mllm.chat_format import ChatFormat
 from domainbed_reasoning.mllm.embedding import embedded
 from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
@@ -19,15 +20,7 @@ from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.generation_cache import AnswerCache, Key, digests_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods
-from domainbed_reasoning.mllm.loading import (
-    LoraSettings,
-    add_lora,
-    cached_numbers,
-    check_adapters,
-    free_memory,
-    load_network,
-    resolve,
-)
+from domainbed_reasoning.mllm.loading import cached_numbers, free_memory, load_network, resolve
 from domainbed_reasoning.mllm.opening import small_files_digest
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.tree_attention import install
@@ -45,6 +38,8 @@ def load_mllm(
     gradient_checkpointing: bool = False,
     max_tiles: int = 1,
     device: torch.device | str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> MLLM:
     """Load a multimodal LLM, with fresh adapters if ``lora`` is given.
 
@@ -57,16 +52,18 @@ def load_mllm(
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         max_tiles: at most so many tiles an image, for families that cut images into tiles.
         device: None takes CUDA where there is one.
+        revision: a branch, tag or commit of the hub's repository; None is its main branch.
+        trust_remote_code: whether the checkpoint's own Python files run, where it has any.
 
     Raises:
         ModelError: for a model that cannot be used.
         ValueError: for ``adapters`` that do not fit it.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network, processor, family = load_network(model, dtype, quantize, where)
+    network, processor, family = load_network(model, dtype, quantize, where, revision, trust_remote_code)
     grid = tile_grid(family, max_tiles)
     if is_general(family):
-        digest = trials.digest_of(small_files_digest(model, resolve(model)), dtype, quantize, where)
+        digest = trials.digest_of(small_files_digest(model, resolve(model, revision), revision), dtype, quantize, where)
         family = trials.known(lambda settings: MLLM(network, processor, settings), family, digest)
     else:
         require_interface(network, family)

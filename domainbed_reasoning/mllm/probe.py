@@ -24,7 +24,7 @@ from domainbed_reasoning.files.plain import MAX_DESCRIPTION_BYTES, open_plain, r
 from domainbed_reasoning.mllm.families import ModelError
 
 # What a model is beside its weights; of a hub's repository these are fetched first.
-SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 _WEIGHTS = ("*.safetensors", "*.bin")
 _MAX_SMALL_BYTES = 64 << 20  # Gemma's tokenizer.json has 33 MB
 _VERSION = "1"  # of what is looked at

@@ -5,7 +5,8 @@ import torch
 import transformers
 
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
-from domainbed_reasoning.mllm.loading import empty_network, without_adapters
+from domainbed_reasoning.mllm.adapters import without_adapters
+from domainbed_reasoning.mllm.loading import empty_network
 from domainbed_reasoning.sweeps.costs import shape_of
 
 WIDE, NARROW, EXPERTS, LAYERS = 64, 32, 4, 2

@@ -5,7 +5,7 @@ import torch
 
 from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.mllm import ModelError, load_mllm
-from domainbed_reasoning.mllm.loading import LoraSettings, lora_targets
+from domainbed_reasoning.mllm.adapters import LoraSettings, lora_targets
 
 MTCT_STEPS, SARR_STEPS = 50, 2
 

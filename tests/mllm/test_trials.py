@@ -13,9 +13,10 @@ from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.mllm import ModelError, findings, general, load_mllm, trials
+from domainbed_reasoning.mllm.adapters import lora_targets, without_adapters
 from domainbed_reasoning.mllm.families import family_of
 from domainbed_reasoning.mllm.findings import Findings
-from domainbed_reasoning.mllm.loading import TINY, load_network, lora_targets, without_adapters
+from domainbed_reasoning.mllm.loading import TINY, load_network
 from domainbed_reasoning.mllm.model import MLLM
 from domainbed_reasoning.mllm.towers import is_linear, part_of, parts_of, said_of_convolutions
 

@@ -1,0 +1,188 @@
+"""Low-rank adapters of a multimodal LLM: which layers get them, adding them by PEFT, and checking saved ones."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from domainbed_reasoning.mllm import lora
+from domainbed_reasoning.mllm.families import ModelError
+from domainbed_reasoning.mllm.mixtures import kept_by_peft
+from domainbed_reasoning.mllm.sealed import import_bitsandbytes
+from domainbed_reasoning.mllm.towers import is_linear, is_of_mixture, parts_of, said_of_convolutions
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
+
+_NO_EXPERTS = ("Linear", "Embedding", "Conv", "Norm")  # modules whose own matrices are no experts
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters.
+
+    Attributes:
+        rank: r.
+        alpha: the update is scaled by alpha / r.
+        dropout: of the adapter's input, in [0, 1).
+        towers: ``both`` (the paper's), ``vision`` or ``language``.
+        projector: whether the layers between the towers get adapters too.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    towers: str = "both"
+    projector: bool = False
+
+    @classmethod
+    def of(cls, hparams: Mapping[str, Any]) -> LoraSettings:
+        """Return the adapters that these hyper-parameters describe."""
+        names = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_projector")
+        return cls(*(hparams[name] for name in names))
+
+
+def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list[str]:
+    """Return the full names of the linear layers that get adapters.
+
+    Every Linear of the chosen towers (quantised ones too), save the output head; the layers
+    between the towers only with ``projector``.
+
+    Raises:
+        ModelError: for an unknown choice of towers.
+    """
+    if towers not in ("both", "vision", "language"):
+        raise ModelError(f"lora_targets must be 'both', 'vision' or 'language'; got {towers!r}.")
+    wanted = ("vision", "language") if towers == "both" else (towers,)
+    names, parts = [], parts_of(network)
+    for name, module in network.named_modules():
+        part = parts(name)
+        if is_linear(module) and (part == "projector" and projector or part in wanted):
+            names.append(name)
+    return kept_by_peft(network, names) if without_adapters(network, towers) else names
+
+
+def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str, int]:
+    """Return the matrices of the chosen towers that belong to no Linear layer, with their numbers of weights.
+
+    Such are the fused weights of a mixture's experts, ``(experts, out, in)``, and of its routers: adapters are for
+    Linear modules. Embeddings, convolutions and norms are not meant to have any.
+
+    Args:
+        network: the model, before adapters are added.
+        towers: ``both``, ``vision`` or ``language``.
+    """
+    wanted = ("vision", "language") if towers == "both" else (towers,)
+    parts = parts_of(network)
+    return {
+        f"{name}.{key}": weight.numel()
+        for name, module in network.named_modules()
+        if parts(name) in wanted and not any(kind in type(module).__name__ for kind in _NO_EXPERTS)
+        for key, weight in module.named_parameters(recurse=False)
+        if is_of_mixture(module) and weight.dim() > 1 and min(weight.shape) > 1
+    }
+
+
+def said_of_experts(fused: Mapping[str, int], total: int) -> str:
+    """Return one line about weights that get no adapters; empty where there are none.
+
+    Args:
+        fused: as `without_adapters` returns them.
+        total: number of weights of the model.
+    """
+    if not fused:
+        return ""
+    count, largest = sum(fused.values()), max(fused, key=lambda name: fused[name])
+    return (
+        f"{count:,} of {total:,} weights ({count / total:.0%}) get no adapters: they are fused experts and routers, "
+        f"not Linear layers ({len(fused)} tensors, such as {largest}). LoRA trains the other layers only."
+    )
+
+
+def add_lora(
+    network: torch.nn.Module, settings: LoraSettings, values: Mapping[str, torch.Tensor] | None = None
+) -> torch.nn.Module:
+    """Return ``network`` as a PEFT model whose adapters alone are trainable; say what gets none.
+
+    Args:
+        network: the bare model.
+        settings: of the adapters.
+        values: what they are to hold, which must fit before any are made; None where they start anew.
+
+    Raises:
+        ModelError: the chosen tower has no linear layers.
+        ValueError: as `check_adapters`.
+    """
+    if values:
+        check_adapters(adapter_shapes(network, settings), values)
+    total = sum(weight.numel() for weight in network.parameters())
+    for said in (said_of_experts(without_adapters(network, settings.towers), total), said_of_convolutions(network)):
+        if said:
+            _log.warning("WARNING: %s", said)
+    targets = lora_targets(network, settings.towers, settings.projector)
+    if not targets:
+        raise ModelError(
+            f"{type(network).__name__} has no linear layers in its {settings.towers} tower, so LoRA has nothing to "
+            "adapt: a tower of convolutions stays frozen. Set lora_targets to 'both' or 'language'."
+        )
+    return adapted(
+        network,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+    )
+
+
+def adapter_shapes(network: torch.nn.Module, settings: LoraSettings) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that `add_lora` would give the adapters, by their names in the PEFT model."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in lora_targets(network, settings.towers, settings.projector):
+        layer: Any = network.get_submodule(name)
+        shapes[f"base_model.model.{name}.lora_A.default.weight"] = (settings.rank, layer.in_features)
+        shapes[f"base_model.model.{name}.lora_B.default.weight"] = (layer.out_features, settings.rank)
+    return shapes
+
+
+def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]) -> None:
+    """Refuse adapter values that do not fit a model.
+
+    Args:
+        shapes: of the model's adapters by name.
+        values: of a checkpoint by name.
+
+    Raises:
+        ValueError: naming the first that does not fit.
+    """
+    for name in sorted(shapes.keys() ^ values.keys()):
+        raise ValueError(f"the checkpoint's adapters do not match this model: only one of them has {name!r:.200}.")
+    for name, shape in shapes.items():
+        if values[name].shape != shape:
+            raise ValueError(
+                f"the checkpoint's adapters do not match this model: {name!r} has shape {tuple(values[name].shape)} "
+                f"in the checkpoint and {tuple(shape)} in the model."
+            )
+
+
+def import_peft() -> Any:
+    """Return PEFT, which imports bitsandbytes."""
+    import_bitsandbytes()
+    import peft
+
+    return peft
+
+
+def adapted(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
+    """Return ``network`` as a PEFT model with adapters of these settings of its `LoraConfig`, see `lora`."""
+    peft = import_peft()
+    config = peft.LoraConfig(bias="none", **settings)
+    config._register_custom_module(lora.layers())
+    with warnings.catch_warnings():  # peft asks transformers by a name that the next major release drops
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        model: torch.nn.Module = peft.get_peft_model(network, config)
+    lora.recompute_gates(model)
+    return model
