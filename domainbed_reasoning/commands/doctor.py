@@ -264,12 +264,12 @@ def check_model(model: str, revision: str | None = None, trust_remote_code: bool
     try:
         from domainbed_reasoning.mllm.inspection import inspect_model
 
-        family, findings = inspect_model(model, revision, trust_remote_code)
+        family, rows = inspect_model(model, revision, trust_remote_code)
     except (ImportError, ValueError) as error:
         yield Finding(str(error), "use another model, or see the message", True)
         return
     yield Finding(family)
-    for tried, found, cost in findings.table():
+    for tried, found, cost in rows:
         yield Finding(f"{tried:<26} {found:<22} {cost}".rstrip())
 
 

@@ -54,7 +54,7 @@ def export_adapters(
         ) from error
     for config in network.peft_config.values():
         config.inference_mode = True
-    network.save_pretrained(output, state_dict=dict(job.adapters))
+    network.save_pretrained(output, state_dict=dict(job.adapters), save_embedding_layers=False)  # none are adapted
     for config in network.peft_config.values():  # PEFT recorded the local folder
         config.base_model_name_or_path = name
         config.revision = job.revision(model)

@@ -13,7 +13,7 @@ from domainbed_reasoning.mllm import lora
 from domainbed_reasoning.mllm.families import ModelError
 from domainbed_reasoning.mllm.mixtures import kept_by_peft
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
-from domainbed_reasoning.mllm.towers import is_linear, is_of_mixture, parts_of, said_of_convolutions
+from domainbed_reasoning.mllm.towers import convolutions_of, is_linear, is_of_mixture, parts_of
 from domainbed_reasoning.terminal import get_logger
 
 _log = get_logger(__name__)
@@ -47,10 +47,10 @@ class LoraSettings:
 
 
 def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list[str]:
-    """Return the full names of the linear layers that get adapters.
+    """Return the full names of the layers that get adapters.
 
     Every Linear of the chosen towers (quantised ones too), save the output head; the layers
-    between the towers only with ``projector``.
+    between the towers only with ``projector``. Of a vision tower of convolutions, those that PEFT can merge, too.
 
     Raises:
         ModelError: for an unknown choice of towers.
@@ -59,9 +59,10 @@ def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list
         raise ModelError(f"lora_targets must be 'both', 'vision' or 'language'; got {towers!r}.")
     wanted = ("vision", "language") if towers == "both" else (towers,)
     names, parts = [], parts_of(network)
+    convolutions = set(convolutions_of(network).adapted) if "vision" in wanted else set()
     for name, module in network.named_modules():
         part = parts(name)
-        if is_linear(module) and (part == "projector" and projector or part in wanted):
+        if name in convolutions or is_linear(module) and (part == "projector" and projector or part in wanted):
             names.append(name)
     return kept_by_peft(network, names) if without_adapters(network, towers) else names
 
@@ -114,20 +115,22 @@ def add_lora(
         values: what they are to hold, which must fit before any are made; None where they start anew.
 
     Raises:
-        ModelError: the chosen tower has no linear layers.
+        ModelError: the chosen tower has no layers to adapt.
         ValueError: as `check_adapters`.
     """
     if values:
         check_adapters(adapter_shapes(network, settings), values)
     total = sum(weight.numel() for weight in network.parameters())
-    for said in (said_of_experts(without_adapters(network, settings.towers), total), said_of_convolutions(network)):
-        if said:
-            _log.warning("WARNING: %s", said)
+    if said := said_of_experts(without_adapters(network, settings.towers), total):
+        _log.warning("WARNING: %s", said)
+    convolutions = convolutions_of(network)
+    if convolutions.frozen and settings.towers != "language":
+        _log.warning("WARNING: %s", convolutions)
     targets = lora_targets(network, settings.towers, settings.projector)
     if not targets:
         raise ModelError(
-            f"{type(network).__name__} has no linear layers in its {settings.towers} tower, so LoRA has nothing to "
-            "adapt: a tower of convolutions stays frozen. Set lora_targets to 'both' or 'language'."
+            f"{type(network).__name__} has no layers that LoRA can adapt in its {settings.towers} tower. Set "
+            "lora_targets to 'both' or 'language'."
         )
     return adapted(
         network,
@@ -143,9 +146,17 @@ def adapter_shapes(network: torch.nn.Module, settings: LoraSettings) -> dict[str
     shapes: dict[str, tuple[int, ...]] = {}
     for name in lora_targets(network, settings.towers, settings.projector):
         layer: Any = network.get_submodule(name)
-        shapes[f"base_model.model.{name}.lora_A.default.weight"] = (settings.rank, layer.in_features)
-        shapes[f"base_model.model.{name}.lora_B.default.weight"] = (layer.out_features, settings.rank)
+        down, up = _shapes_of(layer, settings.rank)
+        shapes[f"base_model.model.{name}.lora_A.default.weight"] = down
+        shapes[f"base_model.model.{name}.lora_B.default.weight"] = up
     return shapes
+
+
+def _shapes_of(layer: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of A and B; of a convolution, whose A has its kernel: ``(rank, in, k, k)``, ``(out, rank, 1, 1)``."""
+    if isinstance(layer, torch.nn.Conv2d):
+        return (rank, layer.in_channels, *layer.kernel_size), (layer.out_channels, rank, 1, 1)
+    return (rank, layer.in_features), (layer.out_features, rank)
 
 
 def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]) -> None:

@@ -6,7 +6,7 @@ here cast the two small matrices instead, as mixed-precision training does (Mici
 1710.03740), and all layers with one input keep it once. Where the input is float32 too, nothing is cast: PEFT's own
 forward runs.
 
-PEFT 0.21 has no such layer: `autocast_adapter_dtype=False` trains bfloat16 matrices, and a `LoraVariant` receives an
+Convolutions are left to PEFT. PEFT 0.21 has no such layer: `autocast_adapter_dtype=False` trains bfloat16 matrices, and a `LoraVariant` receives an
 input that is already cast. These layers enter by its dispatch of custom modules; merging and saving are PEFT's.
 """
 
