@@ -153,7 +153,7 @@ def adapter_shapes(network: torch.nn.Module, settings: LoraSettings) -> dict[str
 
 
 def _shapes_of(layer: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shapes of A and B; of a convolution, whose A has its kernel: ``(rank, in, k, k)``, ``(out, rank, 1, 1)``."""
+    """Return the shapes of A and B; of a convolution ``(rank, in, k, k)`` and ``(out, rank, 1, 1)``."""
     if isinstance(layer, torch.nn.Conv2d):
         return (rank, layer.in_channels, *layer.kernel_size), (layer.out_channels, rank, 1, 1)
     return (rank, layer.in_features), (layer.out_features, rank)

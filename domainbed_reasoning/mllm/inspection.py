@@ -18,9 +18,7 @@ from domainbed_reasoning.mllm.trials import try_out
 Row = tuple[str, str, str]  # what was tried, what was found, what it costs
 
 
-def inspect_model(
-    model: str, revision: str | None = None, trust_remote_code: bool = False
-) -> tuple[str, list[Row]]:
+def inspect_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> tuple[str, list[Row]]:
     """Return a model's architecture in words, and what trying it out finds: rows as of `Findings.table`.
 
     Args:
