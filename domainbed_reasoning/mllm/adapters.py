@@ -18,7 +18,7 @@ from domainbed_reasoning.terminal import get_logger
 
 _log = get_logger(__name__)
 
-_NO_EXPERTS = ("Linear", "Embedding", "Conv", "Norm")  # modules whose own matrices are no experts
+_NO_EXPERTS = ("Linear", "Embedding", "Conv", "Norm")  # modules whose weights are not experts
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class LoraSettings:
 def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list[str]:
     """Return the full names of the layers that get adapters.
 
-    Every Linear of the chosen towers (quantised ones too), save the output head; the layers
-    between the towers only with ``projector``. Of a vision tower of convolutions, those that PEFT can merge, too.
+    Every Linear of the chosen towers, quantized or not, except the output head; layers between the towers only with
+    ``projector``. Of a convolutional vision tower, the convolutions that PEFT can merge too.
 
     Raises:
         ModelError: for an unknown choice of towers.
@@ -68,10 +68,10 @@ def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list
 
 
 def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str, int]:
-    """Return the matrices of the chosen towers that belong to no Linear layer, with their numbers of weights.
+    """Return the matrices of the chosen towers that are not part of a Linear layer, with their sizes.
 
-    Such are the fused weights of a mixture's experts, ``(experts, out, in)``, and of its routers: adapters are for
-    Linear modules. Embeddings, convolutions and norms are not meant to have any.
+    These are the fused expert weights of a mixture, ``(experts, out, in)``, and its routers. Embeddings, convolutions,
+    and norms are not counted: they never get adapters.
 
     Args:
         network: the model, before adapters are added.
@@ -88,8 +88,8 @@ def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str
     }
 
 
-def said_of_experts(fused: Mapping[str, int], total: int) -> str:
-    """Return one line about weights that get no adapters; empty where there are none.
+def experts_note(fused: Mapping[str, int], total: int) -> str:
+    """Return a note on weights without adapters; empty if every layer gets one.
 
     Args:
         fused: as `without_adapters` returns them.
@@ -107,12 +107,12 @@ def said_of_experts(fused: Mapping[str, int], total: int) -> str:
 def add_lora(
     network: torch.nn.Module, settings: LoraSettings, values: Mapping[str, torch.Tensor] | None = None
 ) -> torch.nn.Module:
-    """Return ``network`` as a PEFT model whose adapters alone are trainable; say what gets none.
+    """Return ``network`` as a PEFT model in which only the adapters are trainable; logs which layers get none.
 
     Args:
         network: the bare model.
         settings: of the adapters.
-        values: what they are to hold, which must fit before any are made; None where they start anew.
+        values: initial values, whose names and shapes are checked first; None for a fresh initialization.
 
     Raises:
         ModelError: the chosen tower has no layers to adapt.
@@ -121,8 +121,8 @@ def add_lora(
     if values:
         check_adapters(adapter_shapes(network, settings), values)
     total = sum(weight.numel() for weight in network.parameters())
-    if said := said_of_experts(without_adapters(network, settings.towers), total):
-        _log.warning("WARNING: %s", said)
+    if note := experts_note(without_adapters(network, settings.towers), total):
+        _log.warning("WARNING: %s", note)
     convolutions = convolutions_of(network)
     if convolutions.frozen and settings.towers != "language":
         _log.warning("WARNING: %s", convolutions)
@@ -160,14 +160,14 @@ def _shapes_of(layer: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]) -> None:
-    """Refuse adapter values that do not fit a model.
+    """Reject adapter values that do not match a model.
 
     Args:
         shapes: of the model's adapters by name.
         values: of a checkpoint by name.
 
     Raises:
-        ValueError: naming the first that does not fit.
+        ValueError: naming the first tensor that does not match.
     """
     for name in sorted(shapes.keys() ^ values.keys()):
         raise ValueError(f"the checkpoint's adapters do not match this model: only one of them has {name!r:.200}.")
@@ -192,7 +192,7 @@ def adapted(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
     peft = import_peft()
     config = peft.LoraConfig(bias="none", **settings)
     config._register_custom_module(lora.layers())
-    with warnings.catch_warnings():  # peft asks transformers by a name that the next major release drops
+    with warnings.catch_warnings():  # peft uses an attribute that transformers deprecates
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model: torch.nn.Module = peft.get_peft_model(network, config)
     lora.recompute_gates(model)

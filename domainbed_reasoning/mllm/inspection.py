@@ -1,4 +1,4 @@
-"""Trying out a model of any architecture, those with a row in the table of families included."""
+"""Probe a model of any architecture, including those with an entry in `families`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = tuple[str, str, str]  # what was tried, what was found, what it costs
 
 
 def inspect_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> tuple[str, list[Row]]:
-    """Return a model's architecture in words, and what trying it out finds: rows as of `Findings.table`.
+    """Return a description of a model's architecture and what probing it finds: rows as of `Findings.table`.
 
     Args:
         model: ``tiny``, a folder or a hub id.
@@ -27,18 +27,18 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
         trust_remote_code: see `load_mllm`.
 
     Raises:
-        ModelError: for a model that cannot be used.
+        ModelError: if the model cannot be used.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, processor, family = load_network(model, "auto", "none", device, revision, trust_remote_code)
     adapters = list(_adapters(network))  # before tree attention replaces layers' forward passes
     if is_general(family):
-        candidates, said = None, f"{family.name}: no settings of its own; tried out below"
+        candidates, note = None, f"{family.name}: no settings of its own; tried out below"
     else:
         require_interface(network, family)
-        candidates, said = (family.tree,), f"{family.name}: settings of its own, tried out below"
+        candidates, note = (family.tree,), f"{family.name}: settings of its own, tried out below"
     found = try_out(lambda settings: MLLM(network, processor, settings), family, candidates)
-    return said, [*found.table(), *adapters]
+    return note, [*found.table(), *adapters]
 
 
 def _adapters(network: torch.nn.Module) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""Find, check and load a multimodal LLM with its processor, quantized where asked for."""
+"""Find, check, and load a multimodal LLM and its processor, optionally quantized."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_EDGE = 8192  # pixels of a tile; the families' have 224 to 896
 
 
 def resolve(model: str, revision: str | None = None) -> str:
-    """Return a folder or hub id that transformers can load; for a hub id the files are there or can be fetched.
+    """Return a folder or hub id that transformers can load; files of a hub id are cached or can be downloaded.
 
     Args:
         model: ``tiny``, a folder or a hub id.
@@ -56,16 +56,16 @@ def resolve(model: str, revision: str | None = None) -> str:
 
 
 def _require_hub(model: str, revision: str | None) -> None:
-    """Fail at once where ``model`` is neither cached nor within reach."""
+    """Fail early if ``model`` is neither cached nor reachable on the hub."""
     import huggingface_hub
     from huggingface_hub import errors
 
     if isinstance(huggingface_hub.try_to_load_from_cache(model, "config.json", revision=revision), str):
         return
     name = f"{model!r}" if revision is None else f"{model!r} at revision {revision!r}"
-    cures = "Pass a folder with the model, download it first with `hf download`, or use 'tiny'."
+    fixes = "Pass a folder with the model, download it first with `hf download`, or use 'tiny'."
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise ModelError(f"model {name} is not in the local cache and HF_HUB_OFFLINE is set. {cures}")
+        raise ModelError(f"model {name} is not in the local cache and HF_HUB_OFFLINE is set. {fixes}")
     try:
         huggingface_hub.model_info(model, revision=revision, timeout=10)
     except errors.GatedRepoError as error:
@@ -76,9 +76,9 @@ def _require_hub(model: str, revision: str | None) -> None:
             "commit of its repository."
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise ModelError(f"model {model!r}: the hub has no such model, or it is private. {cures}") from error
+        raise ModelError(f"model {model!r}: the hub has no such model, or it is private. {fixes}") from error
     except Exception as error:  # connection, proxy, TLS, time-out: whatever the HTTP library raises
-        raise ModelError(f"model {name} is not cached and the hub cannot be reached ({error}). {cures}") from error
+        raise ModelError(f"model {name} is not cached and the hub cannot be reached ({error}). {fixes}") from error
 
 
 def default_dtype() -> torch.dtype:
@@ -108,7 +108,7 @@ def load_network(
         network, processor, family.
 
     Raises:
-        ModelError: for a model that is not there, not supported, without a chat template or too large for the GPU.
+        ModelError: if the model is missing, unsupported, has no chat template, or does not fit on the GPU.
     """
     import transformers
 
@@ -135,7 +135,7 @@ def load_network(
     if device.type == "cuda":
         check_memory(model, count, precision, quantize, free_memory(device))
     settings: dict[str, Any] = {"dtype": precision, "device_map": {"": device}, **arguments}
-    if not is_general(family):  # others may have no such attention, and take what they have
+    if not is_general(family):  # other architectures keep their default attention
         settings["attn_implementation"] = "sdpa"
     if quantize != "none":
         settings["quantization_config"] = _quantization(quantize, precision)
@@ -143,7 +143,7 @@ def load_network(
         network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
     module: Any
     for module in network.modules():
-        # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first answer, and cannot train afterwards.
+        # With AVX512-BF16, bitsandbytes repacks 4-bit weights at the first inference and cannot train afterwards.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     network.requires_grad_(False)
@@ -161,7 +161,7 @@ def empty_network(
         trust_remote_code: see `hub_arguments`.
 
     Raises:
-        ModelError: for a model that is not there or not supported.
+        ModelError: if the model is missing or unsupported.
     """
     where = resolve(model, revision)
     config, family = _config_and_family(model, where, revision, trust_remote_code)
@@ -196,7 +196,7 @@ def config_of(model: str, revision: str | None = None, trust_remote_code: bool =
         trust_remote_code: see `hub_arguments`.
 
     Raises:
-        ModelError: for a model that is not there or not supported.
+        ModelError: if the model is missing or unsupported.
     """
     return _config_and_family(model, resolve(model, revision), revision, trust_remote_code)
 
@@ -217,7 +217,7 @@ def image_edge(model: str, max_tiles: int = 1, revision: str | None = None, trus
         trust_remote_code: see `hub_arguments`.
 
     Raises:
-        ModelError: for a model that is not there or not supported, or has no tiles.
+        ModelError: if the model is missing, unsupported, or does not tile images.
     """
     import transformers
 
@@ -229,25 +229,22 @@ def image_edge(model: str, max_tiles: int = 1, revision: str | None = None, trus
     return family.tile_edge(processor) * tile_grid(family, max_tiles)
 
 
-_BYTES = {"nf4": 0.6, "int8": 1.1}  # a weight, with its scales and the layers that stay unquantised
+_BYTES = {"nf4": 0.6, "int8": 1.1}  # per weight, including scales and layers that are not quantized
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes of a GPU that can be had: what nobody holds, and what PyTorch holds ready and nothing uses.
-
-    PyTorch keeps what a model before this one has freed.
-    """
+    """Return the bytes available on a GPU: free memory, and what PyTorch has reserved but not allocated."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def check_memory(model: str, weights: int, dtype: torch.dtype, quantize: str, free: int) -> None:
-    """Refuse a model whose bare weights leave no room on the GPU.
+    """Reject a model whose weights alone do not fit on the GPU.
 
     Args:
         model: its name, for the message.
         weights: number of weights.
-        dtype: of the unquantised weights.
+        dtype: of the unquantized weights.
         quantize: ``none``, ``nf4`` or ``int8``.
         free: free bytes on the GPU.
 
@@ -256,17 +253,17 @@ def check_memory(model: str, weights: int, dtype: torch.dtype, quantize: str, fr
     """
     need = int(weights * _BYTES.get(quantize, dtype.itemsize) * 1.1)
     if need > free:
-        cure = "a smaller model" if quantize == "nf4" else 'a smaller model, or --hparams \'{"quantize": "nf4"}\''
+        fix = "a smaller model" if quantize == "nf4" else 'a smaller model, or --hparams \'{"quantize": "nf4"}\''
         raise ModelError(
             f"model {model!r} needs {need / 2**30:.1f} GiB for its weights and the GPU has {free / 2**30:.1f} GiB "
-            f"free. Use {cure}."
+            f"free. Use {fix}."
         )
 
 
 def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     import transformers
 
-    # Patterns match from a name's start to the end of one of its parts.
+    # Patterns match from the start of a module name to the end of one of its components.
     skip = ["lm_head", *(rf".*{part}\w*" for part in PROJECTOR)]
     import_bitsandbytes()
     if quantize == "nf4":
@@ -283,7 +280,7 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
 
 
 def cached_numbers(config: Any) -> int:
-    """Return how many numbers a model keeps of one token: its keys and values in all layers."""
+    """Return the number of cached elements per token: keys and values of all layers."""
     text = config.get_text_config()
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads

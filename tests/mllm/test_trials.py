@@ -198,8 +198,8 @@ def test_pixtral_shares_llavas_class_and_not_its_row():
 
 def test_doctor_shows_what_each_trial_found(vipllava, capsys):
     assert cli.main(["doctor", "--model", str(vipllava)]) == 0
-    said = capsys.readouterr().out
-    assert "rows with a shared prefix" in said and "images in a batch" in said and "Ready" in said
+    printed = capsys.readouterr().out
+    assert "rows with a shared prefix" in printed and "images in a batch" in printed and "Ready" in printed
 
 
 def test_doctor_says_why_a_model_cannot_be_used(tmp_path, capsys):
