@@ -15,7 +15,7 @@ import torch
 
 from domainbed_reasoning.method.schedule import Schedule
 from domainbed_reasoning.mllm.adapters import LoraSettings, adapter_shapes, lora_targets, without_adapters
-from domainbed_reasoning.mllm.families import Family, ModelError, family_of, is_general, tile_grid
+from domainbed_reasoning.mllm.families import Family, ModelError, family_of, tile_grid
 from domainbed_reasoning.mllm.loading import cached_numbers, config_of, empty_network_of
 from domainbed_reasoning.mllm.towers import parts_of
 from domainbed_reasoning.results.published import KNOWN_CONFIGS, Data, Gpu
@@ -133,7 +133,7 @@ def shape_of(model: str, max_tiles: int = 1, revision: str | None = None, trust_
         ModelError: the model is missing or not supported.
     """
     config, family = _known(model) or config_of(model, revision, trust_remote_code)
-    if is_general(family):
+    if not family.has_entry:
         raise ModelError(
             f"{model}: the costs of {family.name} cannot be estimated: how many tokens an image has is known only "
             "from its processor. Try it out with `domainbed-reasoning doctor --model`."

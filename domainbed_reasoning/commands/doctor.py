@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -213,12 +213,14 @@ def check_registries() -> Iterator[Finding]:
 
 def check_plugins() -> Iterator[Finding]:
     """List the algorithms and datasets that other packages and the user's modules add."""
-    rejected = plugins.discover()
-    for plugin in plugins.found():
+    rejected: dict[Any, str] = dict(plugins.discover())
+    families = import_module("domainbed_reasoning.mllm.family_plugins").discover()
+    rejected |= {family: family.problem for family in families if family.problem}
+    for plugin in [*plugins.found(), *(family for family in families if not family.problem)]:
         yield Finding(str(plugin))
     for plugin, cause in rejected.items():
         yield Finding(f"{plugin} is left out: {cause}", "mend it, or uninstall it; everything else works without it")
-    if not plugins.found() and not rejected:
+    if not plugins.found() and not families and not rejected:
         yield Finding(f"none: no entry points, and ${plugins.VARIABLE} names no module")
 
 

@@ -22,6 +22,7 @@ from domainbed_reasoning.jobs.replay_log import Progress
 from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
 from domainbed_reasoning.method.schedule import Schedule
 from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.mllm import family_plugins
 
 _MODELS = ("model", "clip_model")  # hyper-parameters that name a model
 _LIBRARIES = (*LIBRARIES, "torchvision", "pillow", "tokenizers")
@@ -124,7 +125,9 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
         "chains": _digest(chains),
         "images": _digest(images),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "code": source_digests() | plugins.code_of(args.algorithm, task.dataset),
+        "code": source_digests()
+        | plugins.code_of(args.algorithm, task.dataset)
+        | plugins.code_of_modules(family_plugins.used_modules()),
         "versions": {
             "domainbed-reasoning": __version__,
             "prompts": PROMPT_VERSION,

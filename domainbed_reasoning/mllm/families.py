@@ -46,6 +46,14 @@ class Family:
     requires: tuple[str, ...] = ()
     findings: Findings | None = None
 
+    @property
+    def has_entry(self) -> bool:
+        """Whether the settings come from an entry, of this package or another's, rather than from the processor."""
+        return bool(self.example)
+
+
+TREES = ("", "plain", "rope", "windows")
+
 
 def _own_edge(processor: Any) -> int:
     size = dict(processor.size)
@@ -198,7 +206,7 @@ def family_of(architecture: str, config: Any = None) -> Family:
 
 
 def is_general(family: Family) -> bool:
-    """Return whether an architecture has no entry."""
+    """Return whether an architecture has no entry in this package, so that it is probed."""
     return family.name not in {row.name for row in FAMILIES.values()}
 
 
@@ -224,11 +232,13 @@ _ONE_TILE = ("crop_to_patches", "do_image_splitting", "do_pan_and_scan")
 
 
 def fitted(family: Family, processor: Any) -> Family:
-    """Return the settings of an architecture without an entry, with tiling turned off.
+    """Return the settings of an architecture; without an entry, with tiling turned off.
 
     Args:
         family: as `family_of` returned it.
         processor: its image processor.
     """
+    if family.has_entry:
+        return family
     settings = dict.fromkeys((name for name in _ONE_TILE if hasattr(processor, name)), False)
     return replace(family, image_settings=lambda edge, grid: settings)

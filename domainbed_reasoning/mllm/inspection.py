@@ -9,6 +9,7 @@ import torch
 
 from domainbed_reasoning.mllm.adapters import lora_targets, without_adapters
 from domainbed_reasoning.mllm.families import is_general
+from domainbed_reasoning.mllm.family_plugins import entry_of
 from domainbed_reasoning.mllm.interface import require_interface
 from domainbed_reasoning.mllm.loading import load_network
 from domainbed_reasoning.mllm.model import MLLM
@@ -32,7 +33,11 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, processor, family = load_network(model, "auto", "none", device, revision, trust_remote_code)
     adapters = list(_adapters(network))  # before tree attention replaces layers' forward passes
-    if is_general(family):
+    plugin = entry_of(type(network).__name__)
+    if plugin is not None:
+        candidates = (family.tree,) if family.tree else ()
+        note = f"{family.name}: settings of {plugin.target} of {plugin.source}, tried out below"
+    elif is_general(family):
         candidates, note = None, f"{family.name}: no settings of its own; tried out below"
     else:
         require_interface(network, family)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
+from domainbed_reasoning.mllm.family_plugins import discover, entry_of
 from domainbed_reasoning.mllm.opening import TINY, check_weights, hub_arguments, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
 from domainbed_reasoning.mllm.towers import PROJECTOR
@@ -202,9 +203,11 @@ def config_of(model: str, revision: str | None = None, trust_remote_code: bool =
 
 
 def _config_and_family(model: str, where: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, Family]:
+    discover()  # a package may register its model classes with transformers, too
     config = read_config(model, where, revision, trust_remote_code)
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-    return config, family_of(architecture, config)
+    plugin = entry_of(architecture)
+    return config, plugin.family if plugin is not None and plugin.family else family_of(architecture, config)
 
 
 def image_edge(model: str, max_tiles: int = 1, revision: str | None = None, trust_remote_code: bool = False) -> int:

@@ -63,8 +63,12 @@ def load_mllm(
     network, processor, family = load_network(model, dtype, quantize, where, revision, trust_remote_code)
     grid = tile_grid(family, max_tiles)
     if is_general(family):
-        digest = trials.digest_of(small_files_digest(model, resolve(model, revision), revision), dtype, quantize, where)
-        family = trials.known(lambda settings: MLLM(network, processor, settings), family, digest)
+        small_files = small_files_digest(model, resolve(model, revision), revision)
+        edge = family.tile_edge(processor.image_processor)
+        entry = (family.name, family.tree, edge, grid, family.image_settings(edge, grid)) if family.has_entry else ()
+        digest = trials.digest_of(small_files, dtype, quantize, where, *entry)
+        candidates = [family.tree] * bool(family.tree) if family.has_entry else None
+        family = trials.known(lambda settings: MLLM(network, processor, settings, grid), family, digest, candidates)
     else:
         require_interface(network, family)
     if lora is not None:
