@@ -39,8 +39,8 @@ def resolve(model: str, revision: str | None = None) -> str:
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             raise ModelError(
-                f"model {model!r}: the folder holds adapters, not a model. Pass their base model; `predict` takes a "
-                "job's folder or what `export --job` wrote."
+                f"model {model!r}: the folder has an adapter_config.json and no config.json: it holds adapters, not a "
+                "model. Pass their base model; `predict --job` accepts a job's folder or an exported one."
             )
         if not (path / "config.json").is_file():
             raise ModelError(
@@ -127,7 +127,9 @@ def load_network(
         raise ModelError(f"model {model!r}: its preprocessor_config.json requests images of {edge:,} pixels per side.")
     if not processor.chat_template:
         raise ModelError(
-            f"model {model!r} has no chat template. Use its instruction-tuned version, often named -Instruct or -it."
+            f"model {model!r} has no chat template: {type(processor).__name__} found none in chat_template.jinja, "
+            "processor_config.json or tokenizer_config.json. Use its instruction-tuned version, often named -Instruct or "
+            "-it; a captioning model has none."
         )
     precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
     if device.type == "cuda" or (where != str(TINY) and pathlib.Path(where).is_dir()):
@@ -207,7 +209,12 @@ def _config_and_family(model: str, where: str, revision: str | None, trust_remot
     config = read_config(model, where, revision, trust_remote_code)
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     plugin = entry_of(architecture)
-    return config, plugin.family if plugin is not None and plugin.family else family_of(architecture, config)
+    if plugin is not None and plugin.family is not None:
+        return config, plugin.family
+    try:
+        return config, family_of(architecture, config)
+    except ModelError as error:
+        raise ModelError(f"model {model!r}: {error}") from error
 
 
 def image_edge(model: str, max_tiles: int = 1, revision: str | None = None, trust_remote_code: bool = False) -> int:

@@ -74,6 +74,8 @@ def load_mllm(
     if lora is not None:
         network = add_lora(network, lora, adapters)
     mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
+    if not is_general(family):  # others have been probed
+        trials.image_tokens(mllm)
     if family.tree:
         require_sight(mllm)
     else:

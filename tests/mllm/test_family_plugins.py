@@ -21,7 +21,10 @@ from domainbed_reasoning.mllm.loading import config_of, image_edge
 from domainbed_reasoning.mllm.pixels import resize
 from domainbed_reasoning.sweeps.costs import shape_of
 
-ROW = 'from domainbed_reasoning import Family\nROW = Family("Mine", lambda p: 32, lambda e, g: {}, False, len, "", "me/it")\n'
+ROW = """
+from domainbed_reasoning import Family
+ROW = Family("Mine", lambda p: 32, lambda e, g: {}, False, len, "", "me/it")
+"""
 
 
 @pytest.fixture
