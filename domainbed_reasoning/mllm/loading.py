@@ -127,9 +127,9 @@ def load_network(
         raise ModelError(f"model {model!r}: its preprocessor_config.json requests images of {edge:,} pixels per side.")
     if not processor.chat_template:
         raise ModelError(
-            f"model {model!r} has no chat template: {type(processor).__name__} found none in chat_template.jinja, "
-            "processor_config.json or tokenizer_config.json. Use its instruction-tuned version, often named -Instruct or "
-            "-it; a captioning model has none."
+            f"model {model!r} has no chat template: its {type(processor).__name__} found none in chat_template.jinja, "
+            "processor_config.json or tokenizer_config.json. Use its instruction-tuned version, often named -Instruct "
+            "or -it; captioning models have none."
         )
     precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
     if device.type == "cuda" or (where != str(TINY) and pathlib.Path(where).is_dir()):
