@@ -189,8 +189,9 @@ def family_of(architecture: str, config: Any = None) -> Family:
         return FAMILIES[architecture]
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{architecture} is an encoder-decoder (is_encoder_decoder in config.json), which reads a prompt and writes in separate parts; its answers do "
-            "not continue a conversation. Use a chat model with a decoder alone, such as InternVL3 or Qwen3-VL."
+            f"{architecture} is an encoder-decoder (is_encoder_decoder in config.json): it reads a prompt and writes "
+            "in separate parts, so its answers do not continue a conversation. Use a chat model with a decoder alone, "
+            "such as InternVL3 or Qwen3-VL."
         )
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
