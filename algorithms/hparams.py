@@ -16,6 +16,7 @@ from domainbed_reasoning.hparam_checks import (
     FROM_0_BELOW_1,
     FROM_0_TO_1,
     NAMES_OR_NONE,
+    REVISION,
     TEXT,
     TEXT_OR_NONE,
     integer,
@@ -42,6 +43,12 @@ MODEL_HPARAMS = {
     **RESUME_HPARAMS,
     **TRACK_HPARAMS,
     "model": Hparam("OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded="tiny", allowed=TEXT),
+    "revision": Hparam(
+        None, None, "pins a hub checkpoint to a branch, tag or commit; null is its main branch", allowed=REVISION
+    ),
+    "trust_remote_code": Hparam(
+        False, None, "transformers' own; true runs Python files that come with the checkpoint", allowed=FLAG
+    ),
     "dtype": Hparam(
         "auto",
         None,

@@ -158,7 +158,7 @@ def build(name: str, samples: int, micro_batch: int) -> tuple[Any, list[tuple[to
     from domainbed_reasoning.images import shapes
     from domainbed_reasoning.method.schedule import Schedule, Stage
     from domainbed_reasoning.method.task import Task
-    from domainbed_reasoning.mllm.loading import LoraSettings, add_lora
+    from domainbed_reasoning.mllm.adapters import LoraSettings, add_lora
     from domainbed_reasoning.mllm.model import MLLM
 
     cls: Any = registry.load(registry.ALGORITHMS[name])

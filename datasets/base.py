@@ -148,7 +148,7 @@ def model_edge(algorithm: str, hparams: Mapping[str, Any]) -> int:
     """Return the input resolution (edge in pixels) of an algorithm's model."""
     if algorithm in registry.ON_CLIP:
         return clip_image_edge(hparams["clip_model"])
-    return image_edge(hparams["model"], hparams["max_tiles"])
+    return image_edge(hparams["model"], hparams["max_tiles"], hparams["revision"], hparams["trust_remote_code"])
 
 
 def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:

@@ -35,7 +35,7 @@ def run_rounds(args: argparse.Namespace) -> None:
             samples = material.draw(material.domains(args.domains), args.images)
             steps = [row["step"] for row in found]
             folder = job_of(checkpoint).folder
-            answers = rounds.from_checkpoints(folder, steps, material, samples, args.model)
+            answers = rounds.from_checkpoints(folder, steps, material, samples, args.model, args.trust_remote_code)
             missing += filter(None, [rounds.without_checkpoint(folder, steps, answers)])
         for row in found:
             more = {key: answers.get(row["step"], {}).get(key) for key in answered} if args.images else {}
@@ -76,7 +76,7 @@ def run_faithfulness(args: argparse.Namespace) -> None:
 
 def _faithfulness_of(args: argparse.Namespace, name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return a job's shares and answers; its model is freed before the next one loads."""
-    checkpoint = open_checkpoint(name)
+    checkpoint = open_checkpoint(name, args.trust_remote_code)
     job = job_of(checkpoint)
     material = data_for(args, checkpoint, False)
     samples = material.draw(material.domains(args.domains), args.images)
@@ -97,7 +97,7 @@ def _jobs_of(args: argparse.Namespace) -> tuple[list[Checkpoint], list[dict[str,
     """
     checkpoints = []
     for name in args.jobs:
-        opened = open_checkpoint(name)
+        opened = open_checkpoint(name, args.trust_remote_code)
         checkpoints.append(dataclasses.replace(opened, job=dataclasses.replace(job_of(opened), adapters={})))
     columns = [
         {

@@ -116,6 +116,7 @@ def add_arguments(parser: arguments.Parser) -> None:
     add("--retries", type=non_negative(int), default=6, help="after transient errors, per request (default: 6)")
     add("--batch", type=positive(int), default=16, help="batch size of a local model (default: %(default)s)")
     add("--quantize", choices=("none", "nf4", "int8"), default="none", help="for a local model")
+    arguments.add_trust_argument(parser)
     add("--price", type=non_negative(float), nargs=2, metavar=("IN", "OUT"), help="dollars per million tokens")
     add(
         "--max-cost",
@@ -322,7 +323,9 @@ def _teacher(args: argparse.Namespace) -> Teacher:
         return teachers[0] if len(teachers) == 1 else TeacherPool(teachers, _notify)
     from domainbed_reasoning.annotate.local import LocalTeacher
 
-    return LocalTeacher(model, batch=args.batch, kind=kind, quantize=args.quantize)
+    return LocalTeacher(
+        model, batch=args.batch, kind=kind, quantize=args.quantize, trust_remote_code=args.trust_remote_code
+    )
 
 
 def _notify(message: str) -> None:

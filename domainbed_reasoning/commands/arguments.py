@@ -99,6 +99,12 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def add_trust_argument(parser: argparse._ActionsContainer) -> None:
+    """Add --trust-remote-code."""
+    text = "run the Python files that come with the model; what a job or folder records allows nothing"
+    parser.add_argument("--trust-remote-code", action="store_true", help=text)
+
+
 def add_rule_arguments(parser: Parser) -> None:
     """Add the options of the rules by which chains are accepted."""
     parser.add_argument("--unverified", action="store_true", help="accept conclusions that are not the true class")

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry
 from domainbed_reasoning.bridge import plugins, upstream, versions
-from domainbed_reasoning.commands.arguments import Parser, add_json, print_json
+from domainbed_reasoning.commands.arguments import Parser, UsageError, add_json, add_trust_argument, print_json
 from domainbed_reasoning.terminal import counted
 
 DISTRIBUTION = "domainbed-reasoning"
@@ -71,14 +71,21 @@ class Finding(NamedTuple):
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add `doctor`'s option."""
+    """Add `doctor`'s options."""
     add_json(parser)
     parser.add_argument("--model", metavar="MODEL", help="a folder or hub id: load and test this model")
+    parser.add_argument("--revision", help="of a hub id, with --model: a branch, tag or commit")
+    add_trust_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return 1 if a problem prevents training."""
-    checks = dict(CHECKS) if args.model is None else {f"Model {args.model}": lambda: check_model(args.model)}
+    checks = dict(CHECKS)
+    if args.model is not None:
+        asked = (args.model, args.revision, args.trust_remote_code)
+        checks = {f"Model {args.model}": lambda: check_model(*asked)}
+    elif args.revision or args.trust_remote_code:
+        raise UsageError("--revision and --trust-remote-code require --model")
     if args.json:
         found = {title: list(check()) for title, check in checks.items()}
         ready = not any(finding.fatal for findings in found.values() for finding in findings)
@@ -218,12 +225,14 @@ def check_registries() -> Iterator[Finding]:
 
 def check_plugins() -> Iterator[Finding]:
     """List the algorithms and datasets that other packages and the user's modules add."""
-    rejected = plugins.discover()
-    for plugin in plugins.found():
+    rejected: dict[Any, str] = dict(plugins.discover())
+    families = import_module("domainbed_reasoning.mllm.family_plugins").discover()
+    rejected |= {family: family.problem for family in families if family.problem}
+    for plugin in [*plugins.found(), *(family for family in families if not family.problem)]:
         yield Finding(str(plugin))
     for plugin, cause in rejected.items():
         yield Finding(f"{plugin} is left out: {cause}", "fix or uninstall it; everything else works without it")
-    if not plugins.found() and not rejected:
+    if not plugins.found() and not families and not rejected:
         yield Finding(f"none: no entry points, and ${plugins.VARIABLE} names no module")
 
 
@@ -264,17 +273,17 @@ def check_devices() -> Iterator[Finding]:
         yield Finding(f"GPU {index}: {name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} GiB free")
 
 
-def check_model(model: str) -> Iterator[Finding]:
+def check_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Iterator[Finding]:
     """Load a model and test which optimizations it supports, each against plain single-row computation."""
     try:
         from domainbed_reasoning.mllm.inspection import inspect_model
 
-        family, findings = inspect_model(model)
+        family, rows = inspect_model(model, revision, trust_remote_code)
     except (ImportError, ValueError) as error:
         yield Finding(str(error), "use another model, or see the message", True)
         return
     yield Finding(family)
-    for tried, found, cost in findings.table():
+    for tried, found, cost in rows:
         yield Finding(f"{tried:<26} {found:<22} {cost}".rstrip())
 
 

@@ -51,6 +51,7 @@ def add_arguments(parser: arguments.Parser) -> None:
     model.add_argument("--merge", action="store_true", help="export the whole model with the adapters merged")
     model.add_argument("--model", help="base model, if the job's path no longer exists")
     model.add_argument("--base-model-id", help="public name of the base model, such as OpenGVLab/InternVL3-8B-hf")
+    arguments.add_trust_argument(model)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     required = ("file", "format", "dataset", "data_dir")
     for_chains, for_models = (
         (*required, "chains", "all", "domains", "embed_images", "license"),
-        ("output", "merge", "model", "base_model_id"),
+        ("output", "merge", "model", "base_model_id", "trust_remote_code"),
     )
     if missing := [name for name in required if not args.job and not getattr(args, name)]:
         raise arguments.UsageError(f"required: {', '.join(map(_option, missing))} (or --job to export a model)")
@@ -77,7 +78,7 @@ def _export_model(args: argparse.Namespace) -> int:
 
     output = args.output or Path(args.job, "merged" if args.merge else "adapter")
     export = export_merged if args.merge else export_adapters
-    name = export(args.job, output, args.model, args.base_model_id)
+    name = export(args.job, output, args.model, args.base_model_id, args.trust_remote_code)
     print(f"Wrote the {'merged model' if args.merge else 'adapters'} to {output}")
     if not args.base_model_id:
         print(f"The base model is recorded as {name!r}; set another name with --base-model-id.")

@@ -79,14 +79,14 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         FileNotFoundError: the dataset's folder does not exist.
         ImportError: DomainBed, which the algorithms subclass, is not found.
     """
-    from domainbed_reasoning.mllm.loading import experts_note
+    from domainbed_reasoning.mllm.adapters import experts_note
     from domainbed_reasoning.sweeps import costs
 
     dataset, data, sizes = _dataset(args.dataset, args.data_dir)
     algorithm = _algorithm(args.algorithm)
     hparams = _hparams(algorithm, args)
     gpu = published.find_gpu(args.gpu)
-    shape = costs.shape_of(hparams["model"], hparams["max_tiles"])
+    shape = costs.shape_of(hparams["model"], hparams["max_tiles"], hparams["revision"], hparams["trust_remote_code"])
     lengths = costs.lengths_for(data.classes, args.chain_tokens)
 
     def hours(changes: dict[str, Any], evaluations: int | None = None) -> Hours:

@@ -12,12 +12,17 @@ from domainbed_reasoning.files.plain import read_plain_text
 from domainbed_reasoning.jobs.model_card import HUB_ID, model_card
 from domainbed_reasoning.jobs.trained import TASK_FILE, JobError, TrainedJob, read_job, read_task
 from domainbed_reasoning.mllm.adapter_files import PEFT_WEIGHTS, VERSION, VERSION_KEY
-from domainbed_reasoning.mllm.loading import add_lora, empty_network, resolve
-from domainbed_reasoning.mllm.opening import loading
+from domainbed_reasoning.mllm.adapters import add_lora
+from domainbed_reasoning.mllm.loading import empty_network, resolve
+from domainbed_reasoning.mllm.opening import hub_arguments, loading
 
 
 def export_adapters(
-    folder: str | pathlib.Path, output: pathlib.Path, model: str | None = None, base_model_id: str | None = None
+    folder: str | pathlib.Path,
+    output: pathlib.Path,
+    model: str | None = None,
+    base_model_id: str | None = None,
+    trust_remote_code: bool = False,
 ) -> str:
     """Write a job's adapters in PEFT's format: ``PeftModel.from_pretrained(base, output)`` loads them.
 
@@ -28,6 +33,7 @@ def export_adapters(
         output: folder to write: adapter_config.json, adapter_model.safetensors, the processor, README.md and task.json.
         model: the base model, if the job's path no longer exists.
         base_model_id: public name of the base model; None: see `public_name`.
+        trust_remote_code: whether Python files of the base model run; what the job was trained with does not count.
 
     Returns:
         The name of the base model that the adapters record.
@@ -35,8 +41,8 @@ def export_adapters(
     Raises:
         ValueError: for a job without trained adapters, or an output folder that is not empty.
     """
-    job, name, card = _prepare(folder, output, model, base_model_id, merged=False)
-    network: Any = empty_network(model or job.model)[0]
+    job, name, card = _prepare(folder, output, model, base_model_id, trust_remote_code, merged=False)
+    network: Any = empty_network(model or job.model, job.revision(model), trust_remote_code)[0]
     settings = job.lora()
     assert settings is not None
     try:
@@ -48,18 +54,23 @@ def export_adapters(
         ) from error
     for config in network.peft_config.values():
         config.inference_mode = True
-    network.save_pretrained(output, state_dict=dict(job.adapters))
+    network.save_pretrained(output, state_dict=dict(job.adapters), save_embedding_layers=False)  # none are adapted
     _write_version(output / PEFT_WEIGHTS)
     for config in network.peft_config.values():  # PEFT recorded the local folder
         config.base_model_name_or_path = name
+        config.revision = job.revision(model)
         config.save_pretrained(output)
-    _save_processor(model or job.model, output)
+    _save_processor(model or job.model, output, job.revision(model), trust_remote_code)
     _accompany(job, output, card)
     return name
 
 
 def export_merged(
-    folder: str | pathlib.Path, output: pathlib.Path, model: str | None = None, base_model_id: str | None = None
+    folder: str | pathlib.Path,
+    output: pathlib.Path,
+    model: str | None = None,
+    base_model_id: str | None = None,
+    trust_remote_code: bool = False,
 ) -> str:
     """Write the base model with a job's adapters merged into it, and its processor.
 
@@ -70,6 +81,7 @@ def export_merged(
         output: folder to write.
         model: the base model, if the job's path no longer exists.
         base_model_id: public name of the base model; None: see `public_name`.
+        trust_remote_code: whether Python files of the base model run; what the job was trained with does not count.
 
     Returns:
         The name of the base model in the model card.
@@ -77,7 +89,7 @@ def export_merged(
     Raises:
         ValueError: for a job without trained adapters, or an output folder that is not empty.
     """
-    job, name, card = _prepare(folder, output, model, base_model_id, merged=True)
+    job, name, card = _prepare(folder, output, model, base_model_id, trust_remote_code, merged=True)
     merged = job.load(model, quantize="none").merge()
     merged.network.config._name_or_path = name
     merged.network.save_pretrained(output)
@@ -114,20 +126,25 @@ def public_name(model: str) -> str:
 _CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/")
 
 
-def _trained(folder: str | pathlib.Path) -> TrainedJob:
-    job = read_job(folder)
+def _trained(folder: str | pathlib.Path, trust_remote_code: bool) -> TrainedJob:
+    job = read_job(folder, trust_remote_code=trust_remote_code)
     if not job.adapters:
         raise JobError(f"{job.folder}: {job.algorithm} trains no adapters, so there is nothing to export.")
     return job
 
 
 def _prepare(
-    folder: str | pathlib.Path, output: pathlib.Path, model: str | None, base_model_id: str | None, merged: bool
+    folder: str | pathlib.Path,
+    output: pathlib.Path,
+    model: str | None,
+    base_model_id: str | None,
+    trust_remote_code: bool,
+    merged: bool,
 ) -> tuple[TrainedJob, str, str]:
     """Create the output folder; return the job, the base model's name and the model card."""
-    job = _trained(folder)
+    job = _trained(folder, trust_remote_code)
     name = base_model_id or public_name(model or str(job.hparams["model"]))
-    card = model_card(job, merged, name)
+    card = model_card(job, merged, name, job.revision(model))
     if output.is_dir() and any(output.iterdir()):
         raise JobError(f"{output} is not empty. Choose another --output, or remove the folder.")
     output.mkdir(parents=True, exist_ok=True)
@@ -149,10 +166,10 @@ def _write_version(weights: pathlib.Path) -> None:
     safetensors.torch.save_file(safetensors.torch.load_file(weights), weights, metadata)
 
 
-def _save_processor(model: str, output: pathlib.Path) -> None:
+def _save_processor(model: str, output: pathlib.Path, revision: str | None, trust_remote_code: bool) -> None:
     """Write the base model's processor, so that `AutoProcessor.from_pretrained(output)` loads it."""
     import transformers
 
-    where = resolve(model)
+    where, arguments = resolve(model, revision), hub_arguments(revision, trust_remote_code)
     with loading(model, where):
-        transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False).save_pretrained(output)
+        transformers.AutoProcessor.from_pretrained(where, **arguments).save_pretrained(output)

@@ -23,6 +23,7 @@ from domainbed_reasoning.jobs.replay_log import Progress
 from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
 from domainbed_reasoning.method.schedule import Schedule
 from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.mllm import family_plugins
 from domainbed_reasoning.mllm.adapter_files import adapter_digest
 from domainbed_reasoning.terminal import get_logger
 
@@ -113,7 +114,11 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
     described = {
         "args": {**vars(args), "output_dir": str(Path(args.output_dir).absolute())},
         "hparams": hparams,
-        "models": [_files(str(hparams[name])) for name in _MODELS if name in hparams],
+        "models": [
+            _files(str(hparams[name]), hparams.get("revision") if name == "model" else None)
+            for name in _MODELS
+            if name in hparams
+        ],
         "task": {
             "class_names": list(task.class_names),
             "subject": task.subject,
@@ -122,7 +127,9 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
         "chains": _digest(chains),
         "images": _images_digest(task),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "code": source_digests() | plugins.code_of(args.algorithm, task.dataset),
+        "code": source_digests()
+        | plugins.code_of(args.algorithm, task.dataset)
+        | plugins.code_of_modules(family_plugins.used_modules()),
         "versions": {
             "domainbed-reasoning": __version__,
             "prompts": PROMPT_VERSION,
@@ -158,7 +165,7 @@ def _stamp(path: str | Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _files(model: str) -> Any:
+def _files(model: str, revision: str | None) -> Any:
     """Return the identity of a model's files: a folder's names, sizes and times, or the commit of a hub id."""
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -167,7 +174,7 @@ def _files(model: str) -> Any:
         return []  # embedded: a part of the package
     import huggingface_hub
 
-    config = huggingface_hub.try_to_load_from_cache(model, "config.json")
+    config = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=revision)
     return Path(config).parent.name if isinstance(config, str) else []  # snapshots/<commit>/config.json
 
 

@@ -17,13 +17,14 @@ from domainbed_reasoning.jobs.values import ACCURACY, answers_problem, metric_pr
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def model_card(job: TrainedJob, merged: bool, base_model: str) -> str:
+def model_card(job: TrainedJob, merged: bool, base_model: str, revision: str | None = None) -> str:
     """Return the README.md of an exported model: data, target domain, accuracy, settings, how to load it.
 
     Args:
         job: the job.
         merged: whether the whole model is exported; else the adapters alone.
         base_model: public name of the base model.
+        revision: of its repository on the hub; None is its main branch.
 
     Raises:
         JobError: results.jsonl or answers.json has an invalid value.
@@ -49,6 +50,8 @@ def model_card(job: TrainedJob, merged: bool, base_model: str) -> str:
         needed, base = "from domainbed_reasoning.mllm.loading import resolve\n", 'resolve("tiny")'
     else:
         needed, base = "", json.dumps(base_model if on_hub else f"FOLDER OF {base_model}")
+    if revision is not None:
+        base += f", revision={json.dumps(revision)}"
     return f"---\n{data.to_yaml()}\n---" + _CARD.format(
         algorithm=job.algorithm,
         dataset=job.dataset,

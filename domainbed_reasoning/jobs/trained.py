@@ -20,6 +20,7 @@ from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_cls, q_reason
 from domainbed_reasoning.chains.record import parse_json
 from domainbed_reasoning.files import format_version
 from domainbed_reasoning.files.plain import read_plain_text
+from domainbed_reasoning.hparam_checks import REVISION
 from domainbed_reasoning.jobs.saved_tensors import load_tensors
 from domainbed_reasoning.jobs.values import TASK_VERSION
 from domainbed_reasoning.mllm import MLLM, LoraSettings, ModelError, load_mllm
@@ -28,7 +29,8 @@ from domainbed_reasoning.mllm.adapter_files import PEFT_WEIGHTS, peft_tensors, v
 TASK_FILE = "task.json"
 # What jobs of version 1 of task.json had before there were these hyper-parameters.
 _VERSION_1 = {
-    "votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", "lora_variant": "lora", "lora_target_modules": None
+    "votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", "revision": None,
+    "lora_variant": "lora", "lora_target_modules": None,
 }  # fmt: skip
 
 
@@ -51,6 +53,7 @@ class TrainedJob:
         hparams: of the job.
         adapters: trained tensors by their names in the PEFT model; empty for a zero-shot or a merged model.
         model: what `load_mllm` loads: the base model, or the folder itself if the adapters are merged.
+        trust_remote_code: whether Python files of the base model run: the caller's word, never the job's own.
     """
 
     folder: pathlib.Path
@@ -63,6 +66,7 @@ class TrainedJob:
     hparams: Mapping[str, Any]
     adapters: Mapping[str, torch.Tensor]
     model: str
+    trust_remote_code: bool = False
 
     @property
     def q_cls(self) -> str:
@@ -96,6 +100,11 @@ class TrainedJob:
         grown = math.sqrt(count) if settings.variant == "rslora" else count  # alpha / rank, or / √rank, stays
         return dataclasses.replace(settings, rank=count * settings.rank, alpha=grown * settings.alpha)
 
+    def revision(self, model: str | None = None) -> str | None:
+        """Return the revision of the hub's repository that is read: the job's, unless ``model`` replaces its own."""
+        revision: str | None = self.hparams["revision"] if (model or self.model) == self.hparams["model"] else None
+        return revision
+
     def load(self, model: str | None = None, dtype: str | None = None, quantize: str | None = None) -> MLLM:
         """Load the model with its trained adapters, in evaluation mode.
 
@@ -117,6 +126,8 @@ class TrainedJob:
                 dtype=dtype or self.hparams["dtype"],
                 quantize=quantize or self.hparams["quantize"],
                 max_tiles=self.hparams["max_tiles"],
+                revision=self.revision(model),
+                trust_remote_code=self.trust_remote_code,
             )
         except ValueError:
             raise
@@ -128,12 +139,13 @@ class TrainedJob:
         return mllm.eval()
 
 
-def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> TrainedJob:
+def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl", trust_remote_code: bool = False) -> TrainedJob:
     """Return the trained model in ``folder``: a job of DomainBed's train or sweep, or an export of one.
 
     Args:
         folder: of the job.
         checkpoint: DomainBed's file in it, such as ``model_step19.pkl`` after ``--save_model_every_checkpoint``.
+        trust_remote_code: whether Python files that come with the base model run, whatever the job's own hparam says.
 
     Raises:
         JobError: if it is neither, or the job has not saved its model.
@@ -164,6 +176,7 @@ def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> Train
         hparams=hparams,
         adapters=adapters,
         model=model,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -234,6 +247,7 @@ _TASK: dict[str, Callable[[Any], bool]] = {
 }
 _HPARAMS: dict[str, Callable[[Any], bool]] = {
     "model": _text,
+    "revision": REVISION.holds,
     "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
     "quantize": _one_of("none", "nf4", "int8"),
     "max_tiles": _whole(1, 64),
@@ -278,12 +292,11 @@ def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Ma
         count = summed_adapters(adapters, rank)
     for name, tensor in adapters.items():
         is_magnitude = isinstance(name, str) and ".lora_magnitude_vector." in name
-        dimensions = 1 if is_magnitude and hparams["lora_variant"] == "dora" else 2
-        is_matrix = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() == dimensions
+        dimensions = (1, 4) if is_magnitude and hparams["lora_variant"] == "dora" else (2, 4)  # 4: of convolutions
+        is_matrix = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() in dimensions
         if not isinstance(name, str) or not is_matrix:
             raise JobError(f"{path}: the adapter {str(name)!r:.200} is not a floating-point matrix. Rerun the job.")
-        found = tensor.shape[0] if ".lora_A." in name else tensor.shape[-1]
-        if dimensions == 2 and found != count * rank:
+        if not is_magnitude and (found := tensor.shape[0 if ".lora_A." in name else 1]) != count * rank:
             raise JobError(
                 f"{path}: the adapter {name!r:.200} has rank {found}, but {TASK_FILE} has lora_rank {rank}. Use both "
                 "files of one job."

@@ -13,6 +13,7 @@ import torch
 
 from domainbed_reasoning.mllm import general, likelihood, trials
 from domainbed_reasoning.mllm.adapter_files import check_adapters, initial_adapter, shapes_of_sum
+from domainbed_reasoning.mllm.adapters import LoraSettings, adapter_shapes, add_lora
 from domainbed_reasoning.mllm.chat_format import ChatFormat
 from domainbed_reasoning.mllm.embedding import embedded
 from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
@@ -20,15 +21,7 @@ from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.generation_cache import AnswerCache, keys_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods
-from domainbed_reasoning.mllm.loading import (
-    LoraSettings,
-    adapter_shapes,
-    add_lora,
-    cached_numbers,
-    free_memory,
-    load_network,
-    resolve,
-)
+from domainbed_reasoning.mllm.loading import cached_numbers, free_memory, load_network, resolve
 from domainbed_reasoning.mllm.opening import small_files_digest
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.tree_attention import install
@@ -46,6 +39,8 @@ def load_mllm(
     gradient_checkpointing: bool = False,
     max_tiles: int = 1,
     device: torch.device | str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> MLLM:
     """Load a multimodal LLM, with fresh adapters if ``lora`` is given.
 
@@ -59,17 +54,23 @@ def load_mllm(
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         max_tiles: maximum number of tiles per image, for families that tile images.
         device: None uses CUDA if available.
+        revision: a branch, tag or commit of the hub's repository; None is its main branch.
+        trust_remote_code: whether the checkpoint's own Python files run, where it has any.
 
     Raises:
         ModelError: if the model cannot be used.
         ValueError: if ``adapters`` do not match it.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network, processor, family = load_network(model, dtype, quantize, where)
+    network, processor, family = load_network(model, dtype, quantize, where, revision, trust_remote_code)
     grid = tile_grid(family, max_tiles)
     if is_general(family):
-        digest = trials.digest_of(small_files_digest(model, resolve(model)), dtype, quantize, where)
-        family = trials.known(lambda settings: MLLM(network, processor, settings), family, digest)
+        small_files = small_files_digest(model, resolve(model, revision), revision)
+        edge = family.tile_edge(processor.image_processor)
+        entry = (family.name, family.tree, edge, grid, family.image_settings(edge, grid)) if family.has_entry else ()
+        digest = trials.digest_of(small_files, dtype, quantize, where, *entry)
+        candidates = [family.tree] * bool(family.tree) if family.has_entry else None
+        family = trials.known(lambda settings: MLLM(network, processor, settings, grid), family, digest, candidates)
     else:
         require_interface(network, family)
     if lora is not None:
@@ -78,6 +79,8 @@ def load_mllm(
             adapters = initial_adapter(lora.start, lora.rank, lora.alpha, lora.variant, shapes)
         network = add_lora(network, lora, adapters)
     mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
+    if not is_general(family):  # others have been probed
+        trials.image_tokens(mllm)
     if family.tree:
         require_sight(mllm)
     else:

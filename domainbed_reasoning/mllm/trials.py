@@ -44,20 +44,21 @@ def digest_of(small_files: str, *more: object) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def known(make: Make, family: Family, digest: str) -> Family:
+def known(make: Make, family: Family, digest: str, candidates: Sequence[str] | None = None) -> Family:
     """Return an architecture's settings with the model's findings, cached or probed now.
 
     Args:
         make: returns the model with another `Family`.
         family: settings of its images.
         digest: cache key of the findings, see `digest_of`.
+        candidates: see `try_out`.
 
     Raises:
         ModelError: as `try_out`.
     """
     found = recall(digest)
     if found is None:
-        found = try_out(make, family)
+        found = try_out(make, family, candidates)
         remember(digest, found)
     if found.costs:
         _log.warning("%s: computed by the general path: %s.", family.name, "; ".join(found.costs))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from builders import convolutional
 from builders import llava_architectures as llava
 from builders import other_architectures as others
 from builders import rotary_architectures as rotary
@@ -42,6 +43,7 @@ BUILDERS: dict[str, Callable[[], Built]] = {
     "Llama4": others.llama4,
     "Mllama": others.mllama,
     "Gemma4": others.gemma4,
+    "Gemma3n": convolutional.gemma3n,
     "Kimi-K2.5": others.kimi_k25,
     "Molmo2": others.molmo2,
     "PerceptionLM": others.perception_lm,
