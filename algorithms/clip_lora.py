@@ -2,7 +2,7 @@
 
 L = -1/B Σ_i log p(y_i | x_i), p as zero-shot CLIP's (see `clip_zero_shot`), with low-rank adapters in f and g.
 
-Adapters, optimiser and schedule are CLIP-LoRA's own for few shots; how long the paper trained its row on DomainBed's
+Adapters, optimizer and schedule are CLIP-LoRA's own for few shots; how long the paper trained its row on DomainBed's
 full training splits is not published. On the embedded datasets the towers below the adapters are random.
 """
 

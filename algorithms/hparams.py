@@ -46,7 +46,7 @@ MODEL_HPARAMS = {
         allowed=integer(1),
     ),
     "data_augmentation": Hparam(
-        False, None, "chains name colours, sides and views, which DomainBed's would change", allowed=FLAG
+        False, None, "chains name colors, sides and views, which DomainBed's would change", allowed=FLAG
     ),
     "answer": Hparam(
         "chain", None, "the paper reads answers from the chain's conclusion", allowed=one_of("chain", "label")

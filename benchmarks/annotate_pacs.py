@@ -34,7 +34,7 @@ from domainbed_reasoning.chains.prompts import q_reason  # noqa: E402
 from domainbed_reasoning.chains.store import read_records  # noqa: E402
 from domainbed_reasoning.images.catalog import STOCK, scan  # noqa: E402
 
-SIDE = {"art_painting": "brush strokes", "cartoon": "flat colours", "photo": "fine grain", "sketch": "thin lines"}
+SIDE = {"art_painting": "brush strokes", "cartoon": "flat colors", "photo": "fine grain", "sketch": "thin lines"}
 
 
 def lesson(domain: str, label: str) -> str:
@@ -70,8 +70,8 @@ def make_teacher(data_dir: Path, folder: Path, steps: int, batch: int = 32) -> N
     question = q_reason(on_disk.classes)
     answers = [lesson(picture.domain, picture.label) for picture in pictures]
     network = mllm.network.requires_grad_(True).train()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     draw = torch.Generator().manual_seed(0)
     began = time.monotonic()
     for step in range(steps):
@@ -79,10 +79,10 @@ def make_teacher(data_dir: Path, folder: Path, steps: int, batch: int = 32) -> N
         encoded = mllm.encode(images[rows])
         log_likelihoods, mask = mllm.log_likelihoods(encoded, question, [answers[row] for row in rows.tolist()])
         loss = -(log_likelihoods * mask).sum() / mask.sum()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps - 1:
             print(f"teacher: step {step}, {loss.item():.3f} nats a token, {time.monotonic() - began:.0f} s", flush=True)
@@ -95,10 +95,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
 
 
-def start_annotate(given: argparse.Namespace, port: int, chains: Path) -> subprocess.Popen[str]:
+def start_annotate(args: argparse.Namespace, port: int, chains: Path) -> subprocess.Popen[str]:
     """Start ``domainbed-reasoning annotate``."""
     code = "import sys; from domainbed_reasoning.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "annotate", "--dataset", "PACS", "--data_dir", str(given.data_dir)]
+    command = [sys.executable, "-c", code, "annotate", "--dataset", "PACS", "--data_dir", str(args.data_dir)]
     command += ["--teacher", "openai:tiny-pacs", "--base-url", f"http://127.0.0.1:{port}/v1", "--prompt", "task"]
     command += ["--chains", str(chains), "--max-tokens", "200", "--concurrency", "32", "--temperature", "0.7"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment())
@@ -117,7 +117,7 @@ def seeds_in(chains: Path) -> set[int]:
     return {record["sampling"]["seed"] for _, record in read_records(chains, repair=True)}
 
 
-def run_with_kills(given: argparse.Namespace, port: int, log: Path, chains: Path, work: int) -> dict[str, int]:
+def run_with_kills(args: argparse.Namespace, port: int, log: Path, chains: Path, work: int) -> dict[str, int]:
     """Annotate, killing the process at random moments; return what was repeated and lost.
 
     Args:
@@ -134,12 +134,12 @@ def run_with_kills(given: argparse.Namespace, port: int, log: Path, chains: Path
     ever: set[int] = set()
     while True:
         mark = len(read_log(log))
-        child = start_annotate(given, port, chains)
+        child = start_annotate(args, port, chains)
         # An arrival and an answer are two lines of the log.
-        target = mark + dice.randint(1, max(2, 3 * work // max(1, given.kills)))
-        while child.poll() is None and not (kills < given.kills and len(read_log(log)) >= target):
+        target = mark + dice.randint(1, max(2, 3 * work // max(1, args.kills)))
+        while child.poll() is None and not (kills < args.kills and len(read_log(log)) >= target):
             time.sleep(dice.uniform(0.02, 0.15))
-        if child.poll() is None and kills < given.kills:
+        if child.poll() is None and kills < args.kills:
             child.send_signal(signal.SIGKILL)
             kills += 1
         out = child.communicate()[0]
@@ -168,11 +168,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=300)
-    given = parser.parse_args()
-    teacher = given.work / "teacher"
+    args = parser.parse_args()
+    teacher = args.work / "teacher"
     if not (teacher / "config.json").exists():
-        make_teacher(given.data_dir, teacher, given.steps)
-    log = given.work / "requests.jsonl"
+        make_teacher(args.data_dir, teacher, args.steps)
+    log = args.work / "requests.jsonl"
     log.unlink(missing_ok=True)
     log.touch()
     server = subprocess.Popen(
@@ -185,16 +185,16 @@ def main() -> None:
     try:
         assert server.stdout is not None
         port = int(server.stdout.readline())
-        calm, killed = given.work / "calm.jsonl", given.work / "killed.jsonl"
+        calm, killed = args.work / "calm.jsonl", args.work / "killed.jsonl"
         for chains in (calm, killed):
             chains.unlink(missing_ok=True)
         began = time.monotonic()
-        print(start_annotate(given, port, calm).communicate()[0])
+        print(start_annotate(args, port, calm).communicate()[0])
         seconds = time.monotonic() - began
         records = [record for _, record in read_records(calm)]
         images = len({record["image"] for record in records})
         print(f"undisturbed: {images} images in {seconds:.0f} s, {3600 * images / seconds:,.0f} images an hour")
-        result = run_with_kills(given, port, log, killed, len(records))
+        result = run_with_kills(args, port, log, killed, len(records))
         again = Counter((record["image"], record["attempt"]) for _, record in read_records(killed))
         result["candidates stored twice"] = sum(count > 1 for count in again.values())
         for what, count in result.items():

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="part", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="calls of each contender; the median counts")
     parser.add_argument("--results", type=pathlib.Path, default=CHECKOUT / "benchmarks" / "results")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     import torch
     import transformers
 
@@ -41,11 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     began, rows, told, failed = time.monotonic(), [], [], []
-    for part in given.parts or PARTS:
+    for part in args.parts or PARTS:
         start = time.monotonic()
         try:
             with tempfile.TemporaryDirectory() as folder:
-                rows += importlib.import_module(f"benchmarks.{part}").run(pathlib.Path(folder), given.repeats)
+                rows += importlib.import_module(f"benchmarks.{part}").run(pathlib.Path(folder), args.repeats)
         except Exception:  # the other parts are worth their minutes
             traceback.print_exc()
             failed.append(part)
@@ -55,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     print(table(rows))
     if failed:
         print(f"\nFAILED: {', '.join(failed)}; nothing is written")
-    elif not given.parts:
+    elif not args.parts:
         seconds = time.monotonic() - began
-        print(f"\n{write_results(rows, 'make bench', seconds, given.results, machine())}: {seconds:.0f} s in all")
+        print(f"\n{write_results(rows, 'make bench', seconds, args.results, machine())}: {seconds:.0f} s in all")
     return 0 if not failed and all(row.passed for row in rows) else 1
 
 

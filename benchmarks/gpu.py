@@ -203,12 +203,20 @@ class Bench:
         return ids
 
     def row(self, what: str, value: float, unit: str, memory: float, **more: Any) -> dict[str, Any]:
-        said = {"gpu": self.kind, "model": self.name, "what": what, "value": value, "unit": unit, "GiB": memory, **more}
+        record = {
+            "gpu": self.kind,
+            "model": self.name,
+            "what": what,
+            "value": value,
+            "unit": unit,
+            "GiB": memory,
+            **more,
+        }
         details = ", ".join(
             f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in more.items()
         )
         print(f"{self.name:5} {what:42} {value:9.1f} {unit:10} {memory:6.1f} GiB  {details}", flush=True)
-        return said
+        return record
 
     def train(self, batch: int, rows: str, how: str, classes: int = 7) -> dict[str, Any]:
         """A step of MTCT on LoRA rank 8 in both towers: ``tree`` rows, or ``plain``: two sequences, all logits."""
@@ -328,21 +336,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", help="write the rows to this file as JSON")
     parser.add_argument("--tiny", action="store_true", help="a tiny model and small batches, on the CPU too")
-    given = parser.parse_args()
+    args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and not given.tiny:
+    if device.type == "cpu" and not args.tiny:
         parser.error("there is no GPU here: --tiny tries the code out on the CPU.")
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
-    for name in ["tiny"] if given.tiny else given.models:
-        bench = Bench(name, device, given.repeats)
-        steps = [(2, "tree"), (2, "plain")] if given.tiny else [(4, "tree"), (8, "tree"), (16, "tree"), (4, "plain")]
+    for name in ["tiny"] if args.tiny else args.models:
+        bench = Bench(name, device, args.repeats)
+        steps = [(2, "tree"), (2, "plain")] if args.tiny else [(4, "tree"), (8, "tree"), (16, "tree"), (4, "plain")]
         tries: list[tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]] = []
         tries += [(bench.train, (batch, kind, "autocast")) for batch, kind in steps]
         tries += [(bench.train, (*steps[1], how)) for how in ("float32", "bfloat16")]
-        tries += [(bench.score, (2 if given.tiny else 64, classes)) for classes in (7, 10, 65)]
-        tries += [(bench.write, (batch, 8 if given.tiny else CHAIN)) for batch in ((2,) if given.tiny else (64, 256))]
+        tries += [(bench.score, (2 if args.tiny else 64, classes)) for classes in (7, 10, 65)]
+        tries += [(bench.write, (batch, 8 if args.tiny else CHAIN)) for batch in ((2,) if args.tiny else (64, 256))]
         for measure, arguments in tries:
             try:
                 rows.append(measure(*arguments))
@@ -352,9 +360,9 @@ def main() -> None:
         del bench, tries
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    if given.output:
+    if args.output:
         versions = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
-        with open(given.output, "w", encoding="utf-8") as file:
+        with open(args.output, "w", encoding="utf-8") as file:
             json.dump({"versions": versions, "rows": rows}, file, indent=1)
 
 

@@ -15,8 +15,8 @@ import statistics
 import torch
 
 from benchmarks import small_internvl
-from benchmarks.measure import REPEATS, Row
-from benchmarks.mtct_step import PlainStep, Samples
+from benchmarks.measure import REPEATS, Comparison
+from benchmarks.mtct_step import BenchmarkSamples, PlainStep
 
 VOCABULARY = 151_674  # InternVL3's
 SIZE = small_internvl.Size(width=64, inner=128, layers=1, vision_width=64, vision_layers=1, vocabulary=VOCABULARY)
@@ -40,7 +40,7 @@ def _status(name: str) -> int:
 def measure(work: pathlib.Path, repeats: int) -> tuple[list[int], list[int], float, float]:
     """Return our peaks, the plain peer's, the limit of their ratio, and how far the losses are apart."""
     torch.set_num_threads(1)
-    samples = Samples(small_internvl.build(work / "vocabulary", SIZE), lengths=(250,))
+    samples = BenchmarkSamples(small_internvl.build(work / "vocabulary", SIZE), lengths=(250,))
     plain = PlainStep(samples.folder, samples, together=True)
     loss, theirs = samples.update()["loss"], plain()
     gap = abs(loss - theirs) / abs(theirs)
@@ -54,11 +54,15 @@ def measure(work: pathlib.Path, repeats: int) -> tuple[list[int], list[int], flo
     return ours, peer, everywhere / supervised, gap
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
     """Return the row of the logits' memory, from a process of its own: one that has freed memory hides its growth."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         ours, peer, limit, gap = pool.apply(measure, (work, repeats))
     mine, theirs = statistics.median(ours) / 1e6, statistics.median(peer) / 1e6
     what = "logits at all positions of both sequences"
     passed = theirs >= 3 * mine
-    return [Row("logits' memory, 151k vocabulary", what, mine, theirs, "MB", limit, "3", passed, f"loss to {gap:.0e}")]
+    return [
+        Comparison(
+            "logits' memory, 151k vocabulary", what, mine, theirs, "MB", limit, "3", passed, f"loss to {gap:.0e}"
+        )
+    ]

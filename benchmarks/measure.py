@@ -23,7 +23,7 @@ REPEATS = 5
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """One comparison.
 
     Attributes:
@@ -93,7 +93,7 @@ def use_domainbed() -> None:
     import _domainbed_reasoning_hook  # noqa: F401 - the hook, where no `.pth` file installed it
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Comparison]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
         "| What | Against | Ours | Peer's | Ratio | Limit | Bar | | Outputs |",
@@ -121,9 +121,11 @@ def machine() -> str:
     return re.sub(r"[^a-z0-9]+", "-", f"{model} {cores} cores".lower()).strip("-")
 
 
-def write_results(rows: Sequence[Row], command: str, seconds: float, folder: pathlib.Path, name: str) -> pathlib.Path:
+def write_results(
+    rows: Sequence[Comparison], command: str, seconds: float, folder: pathlib.Path, name: str
+) -> pathlib.Path:
     """Write the rows with what it takes to run them again; return the file."""
-    said: dict[str, Any] = {
+    record: dict[str, Any] = {
         "machine": name,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(),
@@ -136,7 +138,7 @@ def write_results(rows: Sequence[Row], command: str, seconds: float, folder: pat
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    replace_text(path, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+    replace_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
 
 

@@ -2,8 +2,8 @@
 
 Ours is `update`, as DomainBed calls it. The plain peer is what one writes with transformers and peft: a sequence for
 the class name and one for the chain, the image encoded for each, logits at all positions, equation 1 on them; its text
-is tokenised beforehand. TRL's trainer runs its own loop, and between its steps ours takes its own; its time is that of
-its step alone, without its collator, which tokenises. It weighs tokens alike, so its loss is compared with that mean of
+is tokenized beforehand. TRL's trainer runs its own loop, and between its steps ours takes its own; its time is that of
+its step alone, without its collator, which tokenizes. It weighs tokens alike, so its loss is compared with that mean of
 our log-likelihoods. The limits count operations; the softmax over all positions that ours leaves out comes on top.
 """
 
@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import small_internvl
 from benchmarks.counts import Step, training_step
-from benchmarks.measure import REPEATS, Row, interleaved, medians, ratio_of, use_domainbed
+from benchmarks.measure import REPEATS, Comparison, interleaved, medians, ratio_of, use_domainbed
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import attach_task, with_ids
 from domainbed_reasoning.method.objective import chain_nll, label_nll
@@ -35,7 +35,7 @@ NAMES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 LENGTHS = (235, 250, 265)  # tokens of the chains
 
 
-class Samples:
+class BenchmarkSamples:
     """Pictures, classes and chains, and the algorithm that trains on them."""
 
     def __init__(self, folder: str, name: str = "MTCT", lengths: Sequence[int] = LENGTHS):
@@ -94,7 +94,11 @@ class PlainStep:
     """What one writes with transformers and peft alone."""
 
     def __init__(
-        self, folder: str, samples: Samples, paths: tuple[str, ...] = ("label", "chain"), together: bool = False
+        self,
+        folder: str,
+        samples: BenchmarkSamples,
+        paths: tuple[str, ...] = ("label", "chain"),
+        together: bool = False,
     ):
         import peft
         import transformers
@@ -167,7 +171,7 @@ class PlainStep:
         return float(loss)
 
 
-def compare(samples: Samples, plain: PlainStep) -> str:
+def compare(samples: BenchmarkSamples, plain: PlainStep) -> str:
     """Return how far loss and gradients of one step are apart, relatively."""
     ours = samples.update()["loss"]
     theirs = plain()
@@ -180,7 +184,7 @@ def compare(samples: Samples, plain: PlainStep) -> str:
     return f"loss to {gap:.0e}, gradients to {worst:.0e}"
 
 
-def compare_rows(samples: Samples, rows: str) -> str:
+def compare_rows(samples: BenchmarkSamples, rows: str) -> str:
     """Return how far the objective is apart with the product's rows and with others, relatively."""
     found = []
     for each in (None, rows):
@@ -197,7 +201,7 @@ def compare_rows(samples: Samples, rows: str) -> str:
     return f"loss to {gap:.0e}"
 
 
-def counted(samples: Samples) -> dict[str, Step]:
+def counted(samples: BenchmarkSamples) -> dict[str, Step]:
     """Return the operations of ours, of our shared-vision rows, of the plain peer, and of TRL's padded batch."""
     mllm, shape = samples.mllm, shape_of(samples.algorithm.hparams["model"])
     prompts = [mllm.prompt(q)["input_ids"][0].tolist() for q in (samples.algorithm.q_cls, samples.algorithm.q_reason)]
@@ -218,7 +222,9 @@ def counted(samples: Samples) -> dict[str, Step]:
     }
 
 
-def run_trl(folder: str, samples: Samples, work: pathlib.Path, repeats: int) -> tuple[dict[str, list[float]], str]:
+def run_trl(
+    folder: str, samples: BenchmarkSamples, work: pathlib.Path, repeats: int
+) -> tuple[dict[str, list[float]], str]:
     """Return the seconds of TRL's and our steps, interleaved, and how far its loss is from ours."""
     import datasets
     import peft
@@ -289,10 +295,10 @@ def run_trl(folder: str, samples: Samples, work: pathlib.Path, repeats: int) -> 
     }, f"token mean {float(nll / count):.3f}, TRL's {theirs:.3f}"
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
     """Return the rows of MTCT's step."""
     folder = small_internvl.build(work / "training", small_internvl.TRAINING)
-    samples = Samples(folder)
+    samples = BenchmarkSamples(folder)
     plain = PlainStep(folder, samples)
     equal = compare(samples, plain)
     flops = {name: step.total for name, step in counted(samples).items()}
@@ -300,18 +306,18 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
     seconds = interleaved(contenders, repeats)
     middle = medians(seconds)
     rows = []
-    for peer, what, said in (
+    for peer, what, note in (
         ("plain", "two sequences an image, image encoded twice, all logits", equal),
         ("vision", "our own rows with shared vision only", compare_rows(samples, "vision")),
     ):
         limit, ratio = flops[peer] / flops["ours"], ratio_of(seconds, peer, "ours")
         bar, passed = f"85% of the limit: {0.85 * limit:.2f}", ratio >= 0.85 * limit
-        rows.append(Row("MTCT step", what, middle["ours"], middle[peer], "s", limit, bar, passed, said))
+        rows.append(Comparison("MTCT step", what, middle["ours"], middle[peer], "s", limit, bar, passed, note))
     if importlib.util.find_spec("trl") is None:
         print("TRL is not installed (pip install 'domainbed-reasoning[bench]'): its row is left out", file=sys.stderr)
         return rows
-    seconds, said = run_trl(folder, samples, work, repeats)
+    seconds, note = run_trl(folder, samples, work, repeats)
     ours, theirs = (statistics.median(seconds[name]) for name in ("ours", "trl"))
     limit = flops["trl"] / flops["ours"]
-    rows.append(Row("MTCT step", "TRL's SFTTrainer", ours, theirs, "s", limit, "above 1", theirs > ours, said))
+    rows.append(Comparison("MTCT step", "TRL's SFTTrainer", ours, theirs, "s", limit, "above 1", theirs > ours, note))
     return rows

@@ -11,7 +11,7 @@ import pathlib
 
 import torch
 
-from benchmarks.measure import REPEATS, Row, interleaved, medians, ratio_of
+from benchmarks.measure import REPEATS, Comparison, interleaved, medians, ratio_of
 from domainbed_reasoning.chains.chain import END_OF_CHAIN, Chain
 from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.images import shapes
@@ -28,23 +28,23 @@ COUNTED = "one two three four five six seven eight nine ten eleven twelve thirte
 def lesson(label: int) -> str:
     """Return a chain that is the longer, the higher the class."""
     name = shapes.CLASS_NAMES[label]
-    said = ", ".join(f"{name} {count}" for count in COUNTED[: 2 + 2 * label])
-    return Chain("compare parts", f"a {name}", said, "nothing odd", name).render()
+    details = ", ".join(f"{name} {count}" for count in COUNTED[: 2 + 2 * label])
+    return Chain("compare parts", f"a {name}", details, "nothing odd", name).render()
 
 
 def tuned(images: torch.Tensor, labels: list[int], question: str) -> MLLM:
     """Return the embedded model after a few lessons, with adapters."""
     mllm = load_mllm("tiny", device="cpu").train()
     mllm.network.requires_grad_(True)
-    optimiser = torch.optim.AdamW(mllm.network.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(mllm.network.parameters(), lr=1e-3)
     dice = torch.Generator().manual_seed(0)
     for _ in range(LESSONS):
         rows = torch.randint(len(images), (LESSON_BATCH,), generator=dice)
         answers = [lesson(labels[row]) for row in rows.tolist()]
         values, mask = mllm.log_likelihoods(mllm.encode(images[rows]), question, answers)
         (-(values * mask).sum() / mask.sum()).backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     mllm.network.requires_grad_(False)
     network = add_lora(mllm.network, LoraSettings(8, 16))
     return MLLM(network, mllm.processor, mllm.family).eval()
@@ -92,7 +92,7 @@ class Labellers:
         return chains
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
     """Return the row of self-labeling."""
     labellers = Labellers()
     ours, plain = labellers.ours(), labellers.plain()
@@ -108,7 +108,7 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
     seconds = interleaved({"ours": labellers.ours, "plain": labellers.plain}, repeats)
     middle, ratio = medians(seconds), ratio_of(seconds, "plain", "ours")
     return [
-        Row(
+        Comparison(
             f"self-labeling {IMAGES} images, {min(tokens)}-{max(tokens)} tokens",
             "plain `generate`, unmerged adapters, dataset order",
             middle["ours"],

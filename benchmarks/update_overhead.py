@@ -1,6 +1,6 @@
 """What `update` adds to a bare step of transformers and peft: the same rows, everything prepared beforehand.
 
-ReasoningSFT, one sequence an image. The bare step gets finished tensors (token ids, mask, normalised pixels) and asks
+ReasoningSFT, one sequence an image. The bare step gets finished tensors (token ids, mask, normalized pixels) and asks
 for logits of the chain alone; `update` starts from DomainBed's minibatches of bytes.
 """
 
@@ -11,14 +11,14 @@ import pathlib
 import torch
 
 from benchmarks import small_internvl
-from benchmarks.measure import REPEATS, Row, interleaved, medians, ratio_of
-from benchmarks.mtct_step import PlainStep, Samples
+from benchmarks.measure import REPEATS, Comparison, interleaved, medians, ratio_of
+from benchmarks.mtct_step import BenchmarkSamples, PlainStep
 
 
 class BareStep(PlainStep):
     """A step that does nothing but compute."""
 
-    def __init__(self, folder: str, samples: Samples):
+    def __init__(self, folder: str, samples: BenchmarkSamples):
         super().__init__(folder, samples, paths=("chain",))
         self.pixels = self.image_pixels()
         labels = self.rows["chain"]["labels"]
@@ -38,10 +38,10 @@ class BareStep(PlainStep):
         return loss.detach()
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
     """Return the row of the overhead."""
     folder = small_internvl.build(work / "training", small_internvl.TRAINING)
-    samples = Samples(folder, "ReasoningSFT")
+    samples = BenchmarkSamples(folder, "ReasoningSFT")
     bare = BareStep(folder, samples)
     loss, theirs = samples.update()["loss"], bare()
     gap = abs(loss - theirs) / abs(theirs)
@@ -50,7 +50,7 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Row]:
     middle = medians(seconds)
     ratio = ratio_of(seconds, "ours", "bare")
     return [
-        Row(
+        Comparison(
             "`update()`, one path",
             "bare transformers + peft step",
             middle["ours"],

@@ -74,7 +74,7 @@ def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Te
 
     Args:
         edge: the model's own resolution in pixels.
-        augment: apply DomainBed's random crop, flip, colour jitter and greying.
+        augment: apply DomainBed's random crop, flip, color jitter and greying.
     """
     if not augment:
         return from_picture(edge)
@@ -143,23 +143,23 @@ def report_chains(task: Task, wanted: bool, exact: bool = False, unverified: boo
         if not found:
             continue
         env, index = found[0]
-        said = (
+        message = (
             f"{len(found)} of {total} chains ({len(found) / total:.1%}) conclude with {what}. The first, of "
             f"{task.images[env][index]!r} ({task.class_names[task.labels[env][index]]}), concludes: "
             f"{conclusion_of(task.chains[env, index])!r:.80}"
         )
         if found is other and unverified:
             _log.info(
-                printable(f"{task.dataset}: {said}. Trained on, as chain_verification is 'unverified'.", sys.stdout)
+                printable(f"{task.dataset}: {message}. Trained on, as chain_verification is 'unverified'.", sys.stdout)
             )
             continue
-        cure = (
+        fix = (
             "`domainbed-reasoning check` lists them; correct their <CONCLUSION>, normalize them with `annotate "
             "--rejudge`, or mark them as rejected."
         )
         if found is nothing and len(nothing) == total:
-            raise ValueError(f"{said}. A model trained on them would never name a class. {cure}")
-        _log.warning(printable(f"WARNING: {said}. {cure}", sys.stdout))
+            raise ValueError(f"{message}. A model trained on them would never name a class. {fix}")
+        _log.warning(printable(f"WARNING: {message}. {fix}", sys.stdout))
 
 
 def source_chains(

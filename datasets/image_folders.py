@@ -106,8 +106,8 @@ class ReasoningImageFolder:
         require_image_names(folder, (path for paths in images for path in paths))
         labels = [list(f.targets) for f in folders]
         names = class_names(folders[0].classes, self.READABLE)
-        if fault := check_class_names(names):
-            raise ValueError(f"{folder}: {fault}. Rename the class folders.")
+        if problem := check_class_names(names):
+            raise ValueError(f"{folder}: {problem}. Rename the class folders.")
         check_images(folder, [path for paths in images for path in paths])
         reads_chains = algorithm in registry.READ_CHAINS
         chains: dict[SampleId, str] = {}
@@ -234,7 +234,7 @@ def check_images(folder: pathlib.Path, images: Sequence[str]) -> None:
         ValueError: naming the broken files, at most ten.
     """
 
-    def fault(image: str) -> str | None:
+    def problem(image: str) -> str | None:
         try:
             check_header(folder / image)
         except OSError as error:
@@ -242,11 +242,13 @@ def check_images(folder: pathlib.Path, images: Sequence[str]) -> None:
         return None
 
     with reject_truncated_images(), concurrent.futures.ThreadPoolExecutor() as pool:
-        checks = pool.map(fault, images)
-        faults = [text for text in tqdm.tqdm(checks, "checking images", len(images), leave=False, disable=None) if text]
-    if faults:
-        more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise ValueError(f"{len(faults)} unreadable images: {' '.join(faults[:10])}{more}")
+        checks = pool.map(problem, images)
+        problems = [
+            text for text in tqdm.tqdm(checks, "checking images", len(images), leave=False, disable=None) if text
+        ]
+    if problems:
+        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ValueError(f"{len(problems)} unreadable images: {' '.join(problems[:10])}{more}")
 
 
 class VLCSReasoning(ReasoningImageFolder, stock.VLCS):  # type: ignore[misc]

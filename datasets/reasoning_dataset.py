@@ -119,8 +119,8 @@ class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
         return functools.partial(copy.copy(self).picture, env)  # a copy: a loader's images do not hold the dataset
 
     def _check_labels(self, labels: Sequence[Sequence[int]]) -> None:
-        if fault := check_class_names(list(self.CLASS_NAMES)):
-            raise ValueError(f"{type(self).__name__}: {fault}. Change CLASS_NAMES.")
+        if problem := check_class_names(list(self.CLASS_NAMES)):
+            raise ValueError(f"{type(self).__name__}: {problem}. Change CLASS_NAMES.")
         for env, of_env in enumerate(labels):
             wrong = next((label for label in of_env if not 0 <= label < self.num_classes), None)
             if wrong is not None:

@@ -51,30 +51,30 @@ def teacher_chains(
     if hparams.get("mtct_epochs") == 0:
         return {}, ""  # no stage learns from a teacher
     choice, algorithm = hparams["chains"], hparams["algorithm"]
-    cure = (
+    fix = (
         "Make some with `domainbed-reasoning annotate` or `import`, or name another file by the hparam 'chains'. "
         f"LabelSFT and MLLMZeroShot need no chains. {NEEDS_NO_DATA}"
     )
     if choice == NONE and (algorithm in registry.CHAINS_ALONE or hparams.get("label_weight") == 0):
-        raise ValueError(f"hparam chains is 'none', but {algorithm} would learn from chains alone. {cure}")
+        raise ValueError(f"hparam chains is 'none', but {algorithm} would learn from chains alone. {fix}")
     default = folder / CHAIN_FILE
     path = default if choice in (None, BUNDLED, NONE) else pathlib.Path(choice).expanduser()
     missing = f"file not found; {algorithm} learns from its chains"
     is_needed = bundle is None if choice is None else choice not in (BUNDLED, NONE)
     if is_needed and not path.exists():
-        raise ChainFileError(path, None, missing, cure)
+        raise ChainFileError(path, None, missing, fix)
     rules = Rules(class_names, min_words=0, max_words=sys.maxsize, verified=False)
     unverified = rules if hparams["chain_verification"] == "unverified" else None
     loaded = load_training_chains(choice, default, bundle, [name for names in images for name in names], unverified)
-    if loaded.said:
-        _log.info(printable(f"{dataset}: {loaded.said}", sys.stdout))
+    if loaded.summary:
+        _log.info(printable(f"{dataset}: {loaded.summary}", sys.stdout))
     for warning in loaded.warnings:
         _log.warning(printable(f"WARNING: {warning}", sys.stdout))
     if choice is None and not loaded.texts and not path.exists():
         missing += f", and the bundle {loaded.path.name} has none of these images, by path or by SHA-256"
-        raise ChainFileError(path, None, missing, cure)
+        raise ChainFileError(path, None, missing, fix)
     chains = source_chains(loaded.texts, images, test_envs)
     if not chains and choice != NONE:
         problem = f"it has no accepted chain of a source domain, and {algorithm} learns from such chains"
-        raise ChainFileError(loaded.path, None, problem, cure)
+        raise ChainFileError(loaded.path, None, problem, fix)
     return chains, loaded.bundle

@@ -1,6 +1,6 @@
 """The user's own image folders (see `images.user_datasets`) as classes, each with its ``Reasoning`` twin.
 
-Input, label, domains, counts and licence are the user's; chains as in `image_folders`.
+Input, label, domains, counts and license are the user's; chains as in `image_folders`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
             check_for_dataset(hparams, {})
             check_test_envs(name, dataset.environments, test_envs)
         folder = dataset_folder(root, dataset.folder, name, len(dataset.environments))
-        if fault := check_domain_order(dataset, sorted(entry.name for entry in folder.iterdir() if entry.is_dir())):
-            raise ValueError(fault)
+        if problem := check_domain_order(dataset, sorted(entry.name for entry in folder.iterdir() if entry.is_dir())):
+            raise ValueError(problem)
         self.dir = os.path.join(root, dataset.folder + "/")
         with empty_classes_named(root, dataset.folder, name):
             augment = hparams["data_augmentation"]
@@ -67,13 +67,13 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
     return plain, reasoning
 
 
-FAULTS: dict[str, DatasetFileError] = {}  # of datasets that have no class here
+PROBLEMS: dict[str, DatasetFileError] = {}  # of datasets that have no class here
 
 for _dataset in usable_datasets()[0].values():
     for _class in make_classes(_dataset):
         if _class.__name__ in globals():
             assert _dataset.file is not None
-            _fault = f"the name {_class.__name__!r} is one that this package needs; choose another"
-            FAULTS[_dataset.name] = DatasetFileError(_dataset.file, _fault)
+            _problem = f"the name {_class.__name__!r} is one that this package needs; choose another"
+            PROBLEMS[_dataset.name] = DatasetFileError(_dataset.file, _problem)
         else:
             globals()[_class.__name__] = _class

@@ -67,7 +67,7 @@ class Hparam:
     """One hyper-parameter of an algorithm.
 
     Attributes:
-        default: value for DomainBed's ``hparams_seed`` 0, plain Python, JSON-serialisable.
+        default: value for DomainBed's ``hparams_seed`` 0, plain Python, JSON-serializable.
         sample: draws a value from a ``numpy.random.RandomState`` for random search; None keeps the default.
         source: where the default comes from.
         embedded: default on the embedded datasets with the tiny model; None means ``default``.

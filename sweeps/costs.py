@@ -242,7 +242,7 @@ def training_flops(shape: Shape, lengths: Lengths, label: bool, chain: bool) -> 
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes on the GPU at the peak of training.
 
     Attributes:
@@ -265,7 +265,7 @@ class Memory:
         return 1.1 * (self.weights + self.adapters + self.copy + max(self.activations, self.generation))
 
 
-def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> Memory:
+def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> MemoryEstimate:
     """Return the peak memory of a job with these hyper-parameters.
 
     Args:
@@ -281,7 +281,7 @@ def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> Mem
     cached = prefix + lengths.instruction + hparams["max_new_tokens"]
     generation = hparams["eval_batch"] * cached * shape.kv_bytes
     if "lora_rank" not in hparams:
-        return Memory(weights, 0, 0, 0, generation)
+        return MemoryEstimate(weights, 0, 0, 0, generation)
     adapters = 16.0 * (
         shape.vision.lora_weights(hparams["lora_rank"]) + shape.language.lora_weights(hparams["lora_rank"])
     )
@@ -293,7 +293,7 @@ def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> Mem
         saved = saved / layers + itemsize * shape.language.layers * row * shape.language.width
     logits = (lengths.name + lengths.chain) * shape.vocabulary * (itemsize + 4 + 4)
     copy = weights if hparams["quantize"] == "none" else 0
-    return Memory(weights, adapters, hparams["micro_batch"] * (saved + logits), copy, generation)
+    return MemoryEstimate(weights, adapters, hparams["micro_batch"] * (saved + logits), copy, generation)
 
 
 @dataclass(frozen=True)
@@ -302,20 +302,20 @@ class Hours:
 
     Attributes:
         training: updates.
-        labelling: SARR's own chains that the previous evaluation has not generated.
+        labeling: SARR's own chains that the previous evaluation has not generated.
         evaluation: DomainBed's evaluations of all splits.
         evaluations: number of evaluations.
     """
 
     training: float
-    labelling: float
+    labeling: float
     evaluation: float
     evaluations: int
 
     @property
     def total(self) -> float:
         """Total hours."""
-        return self.training + self.labelling + self.evaluation
+        return self.training + self.labeling + self.evaluation
 
 
 def hours_of(
@@ -365,8 +365,8 @@ def hours_of(
         evaluations -= 1
     an_answer = chain if hparams["answer"] == "chain" else label
     evaluation = data.images * (evaluations * an_answer + (label + chain - an_answer) * hparams["both_answers"])
-    labelling = rounds * met * a_chain * hparams.get("sarr_votes", 1)
-    return Hours(training / 3600, labelling / 3600, evaluation / 3600, evaluations)
+    labeling = rounds * met * a_chain * hparams.get("sarr_votes", 1)
+    return Hours(training / 3600, labeling / 3600, evaluation / 3600, evaluations)
 
 
 def _labels_are_answers(hparams: Mapping[str, Any]) -> bool:

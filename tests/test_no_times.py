@@ -57,7 +57,7 @@ def named_as_time(node: ast.AST) -> bool:
     return isinstance(name, str) and bool(re.fullmatch(r"(\w+_)?(elapsed|duration|took|seconds|step_time)", name))
 
 
-def faults_of(source: str) -> list[str]:
+def findings_of(source: str) -> list[str]:
     """Return the lines of the code that compare a time by order, or wait for too short."""
     tree, found = ast.parse(source), []
     tainted: set[str] = set()
@@ -87,7 +87,7 @@ def faults_of(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(TESTS).as_posix())
 def test_no_test_asserts_a_time(path: Path) -> None:
-    assert faults_of(path.read_text("utf-8")) == []
+    assert findings_of(path.read_text("utf-8")) == []
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ def test_no_test_asserts_a_time(path: Path) -> None:
     ],
 )
 def test_every_spelling_is_found(code: str) -> None:
-    assert len(faults_of(code)) == 1
+    assert len(findings_of(code)) == 1
 
 
 def test_files_that_did_not_change_and_generous_waits_are_no_times() -> None:
-    assert faults_of("before = p.stat().st_mtime_ns\nassert p.stat().st_mtime_ns == before\nchild.wait(600)") == []
+    assert findings_of("before = p.stat().st_mtime_ns\nassert p.stat().st_mtime_ns == before\nchild.wait(600)") == []
 
 
 def test_hypothesis_has_no_deadline_and_no_check_of_speed() -> None:

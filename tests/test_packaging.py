@@ -96,8 +96,8 @@ def test_an_installed_package_is_in_stock_sweeps_and_leaves_nothing_behind(wheel
     python, packages = environment
     before = _names(packages)
     _pip("install", "--no-deps", wheel, python=python)
-    said = _dummy_sweep(python, tmp_path)
-    assert said.count("--algorithm RDMLDG --data_dir") == 4
+    printed = _dummy_sweep(python, tmp_path)
+    assert printed.count("--algorithm RDMLDG --data_dir") == 4
     _pip("uninstall", "--yes", "domainbed-reasoning", python=python)
     assert _names(packages) == before
 
@@ -162,16 +162,16 @@ def sweep(in_a_clone, tmp_path_factory):
     job = folder / ("0a" * 16)  # as the stock sweep names them
     words = ["--data_dir", folder, "--dataset", "ShapesReasoning", "--algorithm", "RDMLDG", "--test_envs", 3]
     words += ["--steps", 3, "--hparams", json.dumps(few), "--output_dir", job]
-    said = in_a_clone.python("-m", "domainbed.scripts.train", *words)
-    assert "RDMLDG: SARR round 1 (steps 2-2) of 3 steps" in said
+    printed = in_a_clone.python("-m", "domainbed.scripts.train", *words)
+    assert "RDMLDG: SARR round 1 (steps 2-2) of 3 steps" in printed
     versions = json.loads((job / "versions.json").read_text())
     assert versions["libraries"]["torch"] and (job / "done").exists()
 
     words = ["--algorithms", "ERM", "--datasets", "ShapesReasoning", "--n_hparams", 1, "--n_trials", 1, "--steps", 2]
     words += ["--single_test_envs", "--skip_confirmation", "--command_launcher", "parallel"]
     words += ["--data_dir", folder, "--output_dir", folder]
-    said = in_a_clone.python("-m", "domainbed.scripts.sweep", "launch", *words, DOMAINBED_REASONING_TARGETS="3")
-    assert "1/1 jobs succeeded." in said
+    printed = in_a_clone.python("-m", "domainbed.scripts.sweep", "launch", *words, DOMAINBED_REASONING_TARGETS="3")
+    assert "1/1 jobs succeeded." in printed
     return folder, job
 
 
@@ -230,14 +230,14 @@ def test_every_verb_runs_from_the_wheel_in_the_clone_that_is_the_working_directo
           "--output-dir", tmp_path / "study"), "\n0/28 jobs completed.", 1),
     ]  # fmt: skip
     assert {words[0] for words, *_ in runs} == VERBS.keys() | FORMER_VERBS.keys()
-    said = {}
-    for words, printed, *code in runs:
+    printed = {}
+    for words, expected, *code in runs:
         cache = {upstream.VARIABLE: str(tmp_path / "fetched")} if words[0] == "get-domainbed" else {}
-        said[words[:2]] = in_a_clone(*words, code=code[0] if code else 0, OPENAI_API_KEY="none", **cache)
-        assert printed in said[words[:2]], (words, said[words[:2]])
-    assert f"({in_a_clone.packages / 'domainbed_reasoning'})" in said["doctor",]
-    assert said["study", "ablation"].count("Dummy launcher: ") == 28
-    assert re.search(r"\| RDMLDG \|.*\d\d?\.\d \|", said["collect", folder]), said["collect", folder]
+        printed[words[:2]] = in_a_clone(*words, code=code[0] if code else 0, OPENAI_API_KEY="none", **cache)
+        assert expected in printed[words[:2]], (words, printed[words[:2]])
+    assert f"({in_a_clone.packages / 'domainbed_reasoning'})" in printed["doctor",]
+    assert printed["study", "ablation"].count("Dummy launcher: ") == 28
+    assert re.search(r"\| RDMLDG \|.*\d\d?\.\d \|", printed["collect", folder]), printed["collect", folder]
 
 
 def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone, tmp_path):

@@ -15,7 +15,7 @@ def test_no_two_of_72_series_share_colour_and_marker_and_no_neighbours_either_of
 
 
 def looks(axes):
-    """Return (colour, marker) of the named lines of a plot."""
+    """Return (color, marker) of the named lines of a plot."""
     return [(line.get_color(), line.get_marker()) for line in axes.lines if not line.get_label().startswith("_")]
 
 

@@ -37,10 +37,10 @@ def test_every_encoding_can_print_all(encoding):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     stream.write(printable(f"{NASTY} é – … ± 日 \U0001f415", stream))
     stream.flush()
-    said = stream.buffer.getvalue().decode(encoding)
-    assert not OBEYED & set(said)
+    printed = stream.buffer.getvalue().decode(encoding)
+    assert not OBEYED & set(printed)
     if encoding == "ascii":
-        assert said.endswith(r"z \xe9 - ... +/- \u65e5 \U0001f415")
+        assert printed.endswith(r"z \xe9 - ... +/- \u65e5 \U0001f415")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
@@ -81,8 +81,8 @@ def test_the_end_of_a_log_is_text_and_a_long_log_is_not_read_whole(tmp_path, cap
         log.write(("\nfirst\n" + NASTY.replace("\ud800", "").replace("\u2028", "") + "\nlast\n").encode())
     assert end_of(job.log)[-1] == "last"
     report([Failure(job, 1)], 2)
-    said = capsys.readouterr().out
-    assert "last" in said and not OBEYED & set(said)
+    printed = capsys.readouterr().out
+    assert "last" in printed and not OBEYED & set(printed)
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def test_no_verb_hands_on_what_a_terminal_obeys(nasty_data, verb, encoding, tmp_
         cli.main(verb)
     except SystemExit as ended:
         assert isinstance(ended.code, int)
-    said = "".join(stream.buffer.getvalue().decode(encoding) for stream in streams)
-    assert said and not OBEYED & set(said)
+    printed = "".join(stream.buffer.getvalue().decode(encoding) for stream in streams)
+    assert printed and not OBEYED & set(printed)
 
 
 def test_check_and_stats_print_on_an_ascii_terminal(nasty_data, tmp_path):

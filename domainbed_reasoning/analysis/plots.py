@@ -42,10 +42,10 @@ def token_shift(before: TokenTable, after: TokenTable, title: str, path: pathlib
     figure, axes = _figure(4 * len(groups), 3.2, 1, len(groups))
     bins = np.linspace(0, 1, 21)
     for axis, (name, chosen) in zip(axes[0], groups.items(), strict=True):
-        for table, label, colour in ((before, "before", COLORS[1]), (after, "after", COLORS[0])):
+        for table, label, color in ((before, "before", COLORS[1]), (after, "after", COLORS[0])):
             share = np.full(int(chosen.sum()), 100 / chosen.sum())
-            axis.hist(table.probability[chosen], bins, weights=share, histtype="stepfilled", alpha=0.35, color=colour)
-            axis.hist(table.probability[chosen], bins, weights=share, histtype="step", color=colour, label=label)
+            axis.hist(table.probability[chosen], bins, weights=share, histtype="stepfilled", alpha=0.35, color=color)
+            axis.hist(table.probability[chosen], bins, weights=share, histtype="step", color=color, label=label)
         for edge in (LOW, HIGH):
             axis.axvline(edge, color="grey", linewidth=0.8, linestyle=":")
         axis.set(title=f"{name} (n = {int(chosen.sum()):,})", xlabel="probability of the target token", ylim=(0, 105))
@@ -62,8 +62,8 @@ def entropy(by_source: Mapping[str, Rows], top: int, title: str, path: pathlib.P
     figure, axes = _figure(4.2 * len(by_source), 0.26 * top + 1.4, 1, len(by_source))
     for axis, (source, rows) in zip(axes[0], by_source.items(), strict=True):
         shown = list(rows[:top])[::-1]
-        colours = [COLORS[1] if row["of_class"] else COLORS[0] for row in shown]
-        axis.barh([f"{row['token']} ({row['n']})" for row in shown], [row["reduction"] for row in shown], color=colours)
+        colors = [COLORS[1] if row["of_class"] else COLORS[0] for row in shown]
+        axis.barh([f"{row['token']} ({row['n']})" for row in shown], [row["reduction"] for row in shown], color=colors)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set(title=f"{source} chains", xlabel="entropy reduction, nats")
     handles = [Patch(color=COLORS[1], label="in a conclusion"), Patch(color=COLORS[0], label="elsewhere")]
@@ -77,10 +77,10 @@ def divergence(rows: Rows, title: str, path: pathlib.Path) -> None:
     pairs = [(row["domain"], row["other"]) for row in rows if row["modality"] == "images"]
     figure, axes = _figure(max(5.0, 1.1 * len(pairs)), 3.6)
     axis = axes[0][0]
-    for offset, (modality, colour) in zip((-0.2, 0.2), (("images", COLORS[1]), ("chains", COLORS[0])), strict=True):
+    for offset, (modality, color) in zip((-0.2, 0.2), (("images", COLORS[1]), ("chains", COLORS[0])), strict=True):
         found = {(row["domain"], row["other"]): row for row in rows if row["modality"] == modality}
         heights = [found[pair]["unbiased"] for pair in pairs]
-        bars = axis.bar(np.arange(len(pairs)) + offset, heights, 0.38, color=colour, label=modality)
+        bars = axis.bar(np.arange(len(pairs)) + offset, heights, 0.38, color=color, label=modality)
         for bar, pair in zip(bars, pairs, strict=True):
             if found[pair]["p"] is not None and found[pair]["p"] < 0.05:
                 axis.annotate("*", (bar.get_x() + bar.get_width() / 2, max(0, bar.get_height())), ha="center")
@@ -108,7 +108,7 @@ def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
     kinds = sorted(set(of_row))
     for axis, (key, name) in zip(axes[0], panels.items(), strict=True):
         for number, kind in enumerate(kinds):
-            colour, marker, dashes = series(number)
+            color, marker, dashes = series(number)
             by_stage: dict[int, list[float]] = {}
             jobs: dict[str, list[tuple[int, float]]] = {}
             for row, its in zip(rows, of_row, strict=True):
@@ -119,10 +119,10 @@ def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
                 for stage, value in last.items():
                     by_stage.setdefault(stage, []).append(value)
                 if len(jobs) > 1:
-                    axis.plot(list(last), list(last.values()), color=colour, linewidth=0.7, alpha=0.4)
+                    axis.plot(list(last), list(last.values()), color=color, linewidth=0.7, alpha=0.4)
             stages = sorted(by_stage)
             means = [float(np.mean(by_stage[stage])) for stage in stages]
-            axis.plot(stages, means, marker + dashes, color=colour, label=kind)
+            axis.plot(stages, means, marker + dashes, color=color, label=kind)
         stages = sorted({row["stage"] for row in rows if row.get(key) is not None})
         axis.set_xticks(stages, [{-1: "start", 0: "teacher"}.get(stage, str(stage)) for stage in stages])
         axis.set(title=name, xlabel="stage")
@@ -140,14 +140,14 @@ def faithfulness(rows: Rows, title: str, path: pathlib.Path) -> None:
     figure, axes = _figure(8, (0.15 + 0.04 * len(kinds)) * len(names) + 1)
     axis = axes[0][0]
     for number, kind in enumerate(kinds):
-        colour, marker, dashes = series(number)
+        color, marker, dashes = series(number)
         shift = 0.75 * (number - (len(kinds) - 1) / 2) / max(1, len(kinds))
         for row in rows:
             if row["models"] == kind and row["share"] is not None:
                 y = names.index(row["what"]) + shift
-                axis.plot([row["low"], row["high"]], [y, y], dashes, color=colour, linewidth=1.2)
-                axis.plot(row["share"], y, marker, color=colour, markersize=4)
-        axis.plot([], [], marker + dashes, color=colour, label=kind, markersize=4)
+                axis.plot([row["low"], row["high"]], [y, y], dashes, color=color, linewidth=1.2)
+                axis.plot(row["share"], y, marker, color=color, markersize=4)
+        axis.plot([], [], marker + dashes, color=color, label=kind, markersize=4)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set(xlim=(-0.02, 1.02), xlabel="share of images, 95% interval", title=title)

@@ -81,7 +81,7 @@ def teacher_targets(data: AnalysisData, samples: Sequence[SampleId]) -> TargetTe
 
 
 @dataclass(frozen=True)
-class Labelling:
+class Labeling:
     """How SARR's labeller writes chains and keeps them, as in its hyper-parameters.
 
     Attributes:
@@ -116,9 +116,9 @@ class Labelling:
         return {"sarr_votes": self.votes, "sarr_filter": self.filter, **sampling}
 
 
-def labelling_of(hparams: Mapping[str, Any]) -> Labelling:
+def labeling_of(hparams: Mapping[str, Any]) -> Labeling:
     """Return how a job labels in SARR's rounds; without rounds, as in the paper, greedily and by conclusion."""
-    return Labelling(
+    return Labeling(
         hparams["max_new_tokens"],
         hparams["eval_batch"],
         hparams.get("sarr_votes", 1),
@@ -129,21 +129,21 @@ def labelling_of(hparams: Mapping[str, Any]) -> Labelling:
     )
 
 
-def own_targets(mllm: MLLM, data: AnalysisData, samples: Sequence[SampleId], labelling: Labelling) -> TargetTexts:
+def own_targets(mllm: MLLM, data: AnalysisData, samples: Sequence[SampleId], labeling: Labeling) -> TargetTexts:
     """Return the model's own chains that SARR would keep, for these images in this order.
 
     Raises:
         ValueError: none is kept.
     """
-    asked = (data.q_cls, data.q_reason, tuple(data.task.class_names), labelling.max_new_tokens, labelling.batch)
-    labels = labels_of_round(lambda: nullcontext(mllm), Questions(*asked, labelling.exact), labelling.hparams)
+    asked = (data.q_cls, data.q_reason, tuple(data.task.class_names), labeling.max_new_tokens, labeling.batch)
+    labels = labels_of_round(lambda: nullcontext(mllm), Questions(*asked, labeling.exact), labeling.hparams)
     kept: list[tuple[SampleId, str]] = []
-    for start in tqdm.tqdm(range(0, len(samples), labelling.batch), "writing chains", disable=None):
-        part = samples[start : start + labelling.batch]
+    for start in tqdm.tqdm(range(0, len(samples), labeling.batch), "writing chains", disable=None):
+        part = samples[start : start + labeling.batch]
         with seeded(0, "own chains", part):
             chains = labels.chains_for(data.pixels(part), [data.label(sample) for sample in part], part)
         kept += [(sample, chain) for sample, chain in zip(part, chains, strict=True) if chain is not None]
-    summary = f"{len(kept)} of {len(samples)} own chains ({labelling.description}) would be kept by SARR"
+    summary = f"{len(kept)} of {len(samples)} own chains ({labeling.description}) would be kept by SARR"
     if not kept:
         raise ValueError(f"{summary}: there are no tokens to analyze.")
     _log.info("%s", summary)

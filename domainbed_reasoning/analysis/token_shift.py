@@ -1,4 +1,4 @@
-"""Token-probability shift between two checkpoints: the paper's optimisation gap (arXiv 2602.23777).
+"""Token-probability shift between two checkpoints: the paper's optimization gap (arXiv 2602.23777).
 
 Of the target tokens t, p_A(t) and p_B(t) their probabilities under the checkpoints A (before) and B (after):
 

@@ -29,7 +29,7 @@ def render_card(
     unknown: int,
     groups: Groups,
     questions: Mapping[str, str],
-    licence: str = "other",
+    license: str = "other",
 ) -> str:
     """Return the card.
 
@@ -41,7 +41,7 @@ def render_card(
         unknown: number of its candidates for other images.
         groups: its counts.
         questions: prompt version → prompt, for the prompts of this version of the package.
-        licence: of the chains, a license identifier of the Hub.
+        license: of the chains, a license identifier of the Hub.
     """
     every = total(groups)["all"]
     name = f"{dataset.name}-Reasoning"
@@ -51,7 +51,7 @@ def render_card(
     needed, opener, mode = ("import lzma\n", "lzma.open", ', "rt", encoding="utf-8"') if is_packed else ("", "open", "")
     head = {
         "pretty_name": name,
-        "license": licence,
+        "license": license,
         "language": ["en"],
         "task_categories": ["image-classification", "visual-question-answering"],
         "tags": ["domain-generalization", "chain-of-thought", "multimodal", "domainbed"],

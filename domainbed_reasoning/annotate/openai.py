@@ -29,7 +29,7 @@ from domainbed_reasoning.annotate.connection import (
 )
 from domainbed_reasoning.annotate.message import text_of
 from domainbed_reasoning.annotate.parameters import Parameters
-from domainbed_reasoning.annotate.pricing import Attempt, Budget, reported_tokens
+from domainbed_reasoning.annotate.pricing import AttemptCost, Budget, reported_tokens
 from domainbed_reasoning.annotate.redaction import LogRedaction, redact
 from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, TeacherError
 
@@ -150,7 +150,7 @@ class OpenAITeacher:
         asked = f"{self._retries + 1} attempts" if self._retries else "1 attempt"
         raise NoAnswer(f"no answer after {asked}; last error: {failed}")
 
-    async def _ask(self, request: Request, made: Attempt, tries: int) -> Answer:
+    async def _ask(self, request: Request, made: AttemptCost, tries: int) -> Answer:
         """Send a request once, and record what is known of its cost.
 
         Raises:
@@ -188,7 +188,9 @@ class OpenAITeacher:
         made.prompt_tokens, made.completion_tokens = answer.prompt_tokens, answer.completion_tokens
         return dataclasses.replace(_without(answer, self._key), omitted=self._parameters.omitted(sent))
 
-    def _answer_of_status(self, error: Any, sent: dict[str, Any], made: Attempt, tries: int, seconds: float) -> Answer:
+    def _answer_of_status(
+        self, error: Any, sent: dict[str, Any], made: AttemptCost, tries: int, seconds: float
+    ) -> Answer:
         """Return the answer if a content filter refused the request, else raise as `_ask` does."""
         reason = self._why(error)
         if _is_filtered(error):  # billed by some

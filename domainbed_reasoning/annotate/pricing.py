@@ -138,7 +138,7 @@ def _mean(values: Iterable[Any], otherwise: float) -> float:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """Estimate of a run: requests, tokens, dollars (None: price unknown) and hours."""
 
     requests: float
@@ -154,7 +154,7 @@ def estimate(
     price: tuple[float, float] | None,
     concurrency: int,
     requests_per_minute: float | None = None,
-) -> Estimate:
+) -> CostEstimate:
     """Return the estimate for the remaining images.
 
     Args:
@@ -173,7 +173,7 @@ def estimate(
     seconds = requests * habit.seconds / concurrency
     if requests_per_minute:
         seconds = max(seconds, 60.0 * requests / requests_per_minute)
-    return Estimate(requests, prompt_tokens, completion_tokens, dollars, seconds / 3600.0)
+    return CostEstimate(requests, prompt_tokens, completion_tokens, dollars, seconds / 3600.0)
 
 
 def reported_tokens(text: str) -> tuple[int | None, int | None]:
@@ -203,7 +203,7 @@ class BudgetSpent(Exception):
 
 
 @dataclass
-class Attempt:
+class AttemptCost:
     """The known cost of one attempt of a request.
 
     Attributes:
@@ -287,7 +287,7 @@ class Budget:
         self.requests += 1
 
     @contextlib.asynccontextmanager
-    async def attempt(self) -> AsyncIterator[Attempt]:
+    async def attempt(self) -> AsyncIterator[AttemptCost]:
         """Reserve an attempt, if necessary after others have been settled, and settle it when the block ends.
 
         Raises:
@@ -304,7 +304,7 @@ class Budget:
         if self._ended:
             raise BudgetSpent("the run is ending")
         self._under_way += 1
-        made = Attempt()
+        made = AttemptCost()
         try:
             yield made
         finally:
@@ -322,7 +322,7 @@ class Budget:
             return False
         return self.spent + (self.unknown + self._under_way + 1) * self.dearest <= self._max_cost
 
-    def _settle(self, made: Attempt) -> None:
+    def _settle(self, made: AttemptCost) -> None:
         if made.free:
             return
         self.observe(made.prompt_tokens, made.completion_tokens)

@@ -1,1 +1,1 @@
-"""All that knows DomainBed."""
+"""Everything that depends on DomainBed."""

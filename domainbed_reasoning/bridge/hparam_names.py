@@ -1,4 +1,4 @@
-"""Which hyper-parameters there are: names that no algorithm or dataset reads are refused."""
+"""Check the names of hyper-parameters: those that no algorithm or dataset reads are rejected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from domainbed_reasoning.hparam_checks import check_values
 
 
 def check_hparams(hparams: Mapping[str, Any], algorithm: str) -> None:
-    """Refuse hyper-parameters that nothing would read, which stock DomainBed ignores, and values that cannot be used.
+    """Reject hyper-parameters that nothing reads, which stock DomainBed ignores, and invalid values.
 
     Args:
         hparams: what DomainBed passes to the constructor of an algorithm of ours.
@@ -26,7 +26,7 @@ def check_hparams(hparams: Mapping[str, Any], algorithm: str) -> None:
 
 
 def check_names(hparams: Iterable[str], algorithm: str) -> None:
-    """Refuse names of hyper-parameters that nothing would read: stock DomainBed ignores a misspelt one.
+    """Reject names of hyper-parameters that nothing reads: stock DomainBed ignores misspelled ones.
 
     Known are those of every algorithm and dataset, ours and stock, because a sweep passes one ``--hparams`` to all.
 
@@ -55,7 +55,7 @@ def known_hparams() -> frozenset[str]:
     names = {"algorithm", *registry.rows_of()}
     for name in algorithms.ALGORITHMS:
         if name not in registry.ALGORITHMS:
-            # One small and one large dataset: some names depend on the size. A fork's may know its own datasets alone.
+            # One small and one large dataset: some names depend on the size. A fork may know only its own datasets.
             asked = [_names_of(hparams_registry, name, dataset) for dataset in ("Debug28", "PACS")]
             names.update(*asked)
             if not any(asked):
@@ -64,8 +64,8 @@ def known_hparams() -> frozenset[str]:
 
 
 def _names_of(hparams_registry: ModuleType, algorithm: str, dataset: str) -> frozenset[str]:
-    """Return the names of a stock or foreign algorithm's hyper-parameters; empty where it knows no such dataset."""
+    """Return the hyper-parameter names of a stock or third-party algorithm; empty if it rejects the dataset."""
     try:
         return frozenset(hparams_registry._hparams(algorithm, dataset, 0))
-    except Exception:  # whatever a foreign algorithm's own code raises: it is not the one that runs
+    except Exception:  # third-party code of an algorithm that does not run here
         return frozenset()

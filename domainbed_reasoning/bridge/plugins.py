@@ -1,4 +1,4 @@
-"""Algorithms and datasets that other packages and the user's own modules add, without a fork of this one.
+"""Algorithms and datasets from other packages and from the user's modules.
 
 Two sources, in this order: entry points of the groups `domainbed_reasoning.algorithms` and
 `domainbed_reasoning.datasets`, sorted by distribution; and the modules in ``$DOMAINBED_REASONING_PLUGINS``, separated
@@ -31,7 +31,7 @@ _STOCK = {
     "algorithm": ("domainbed.algorithms", "Algorithm"),
     "dataset": ("domainbed.datasets", "MultipleDomainDataset"),
 }
-# What a class has to be derived from, and the name under which users import it.
+# The required base class, and the name under which users import it.
 _BASES = {
     "algorithm": (("domainbed_reasoning.algorithms.in_session:SessionAlgorithm",), "MLLMAlgorithm"),
     "dataset": (
@@ -67,7 +67,7 @@ class Plugin:
 
 
 class _NotYet(Exception):
-    """The module of a plug-in is being imported: its classes do not exist yet."""
+    """The module of a plug-in is still being imported: its classes do not exist yet."""
 
 
 _found: dict[tuple[str, str], Plugin] = {}  # by kind and name
@@ -77,12 +77,12 @@ _searching: list[bool] = []
 
 
 def discover() -> dict[Plugin, str]:
-    """Find the plug-ins and add the names of those that can be used to the registry; what was found stays.
+    """Find the plug-ins and add the usable ones to the registry; repeated calls keep earlier findings.
 
     Returns:
         why each of the others is left out, as a sentence without its period.
     """
-    if _searching:  # a plug-in imports a module of DomainBed, after which its names are published
+    if _searching:  # a plug-in imports a module of DomainBed, which triggers registration
         return _rejected
     _searching.append(True)
     before = len(_found)
@@ -157,7 +157,7 @@ def _entry_points() -> list[tuple[metadata.EntryPoint, str]]:
 
 
 def _try(key: tuple[str, ...], add: Any, *arguments: Any) -> None:
-    """Add what a plug-in declares, once; one whose module is being imported is left for the next search."""
+    """Add what a plug-in declares, once; one whose module is still being imported waits for the next search."""
     if key not in _tried:
         try:
             add(*arguments)
@@ -208,7 +208,7 @@ def _add_module(name: str) -> None:
 
 
 def _import(name: str) -> ModuleType:
-    """Import a module that the user names; also from the working directory, which a console script does not search."""
+    """Import a module by name, also from the working directory, which console scripts do not search."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -219,7 +219,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _check_whole(module: str) -> None:
-    """Raise `_NotYet` while a module, or a package that holds it, is being imported."""
+    """Raise `_NotYet` while a module or one of its parent packages is being imported."""
     parts = module.split(".")
     for end in range(1, len(parts) + 1):
         spec = getattr(sys.modules.get(".".join(parts[:end])), "__spec__", None)
@@ -228,12 +228,12 @@ def _check_whole(module: str) -> None:
 
 
 def _add(plugin: Plugin, cls: Any) -> None:
-    """Add a class to the registry, or say why not; one that both sources name counts once."""
+    """Add a class to the registry, or record why not; duplicates of both sources count once."""
     if _TABLES[plugin.kind].get(plugin.name) == plugin.target:
         return
     try:
         _check(plugin, cls)
-    except (Exception, SystemExit) as error:  # their classes may raise anything, also when they are looked at
+    except (Exception, SystemExit) as error:  # third-party classes may raise anything, even on attribute access
         _rejected[plugin] = _cause(error)
         return
     _found[plugin.kind, plugin.name] = plugin
@@ -245,7 +245,7 @@ def _add(plugin: Plugin, cls: Any) -> None:
 
 
 def _check(plugin: Plugin, cls: Any) -> None:
-    """Refuse a class that is not what it should be, or whose name is taken.
+    """Reject a class of the wrong kind, or with a name that is taken.
 
     Raises:
         TypeError: of another kind, or with hyper-parameters that are no rows.
@@ -293,7 +293,7 @@ def _check_row(name: Any, row: Any) -> None:
 
 
 def _needed(cls: Any) -> set[str]:
-    """Return the hyper-parameters without which the base class of an algorithm could not be built."""
+    """Return the hyper-parameters that the base class of an algorithm requires."""
     tables = importlib.import_module("domainbed_reasoning.algorithms.hparams")
     needed = set(tables.RESUME_HPARAMS)
     if issubclass(cls, registry.load("domainbed_reasoning.algorithms.trained_mllm:TrainedMLLM")):
@@ -307,6 +307,6 @@ def _needed(cls: Any) -> set[str]:
 
 
 def _cause(error: BaseException) -> str:
-    """Return an error as the reason of a sentence; ours have no need of their type's name."""
+    """Return an error as a clause; the messages of our own errors need no type name."""
     text = " ".join(str(error).split())[:400]
     return text if type(error) in (TypeError, ValueError) and text else f"{type(error).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a job trains: target domains, the sizes of its splits, and hyper-parameters.
+"""Check a job before training: target domains, sizes of splits, and hyper-parameters.
 
 Stock DomainBed trains on all domains for a target that does not exist, and waits for ever for a batch that is larger
 than a split. Where the algorithm or the dataset is one of ours, such a job is refused.
@@ -18,7 +18,7 @@ from domainbed_reasoning.images import user_datasets as custom
 
 
 def check_test_envs(dataset: str, environments: Sequence[str], test_envs: Collection[Any]) -> None:
-    """Refuse target domains that a dataset does not have, has once, or that leave no source domain.
+    """Reject target domains that do not exist, are repeated, or leave no source domain.
 
     Args:
         dataset: its name.
@@ -53,7 +53,7 @@ def check_splits(
     hparams: Mapping[str, Any],
     workers: int,
 ) -> None:
-    """Refuse a job that would wait for ever for a batch, or evaluate an empty split, as its splits will be drawn.
+    """Reject a job that would wait forever for a batch or evaluate an empty split.
 
     DomainBed draws batches of ``batch_size`` from each source domain's training split and, where there is one, each
     target domain's uda split. Without ``class_balanced`` a split smaller than that never gives one. Outside of a job
@@ -108,7 +108,7 @@ def check_splits(
 
 
 def check_stock_dataset(name: str) -> None:
-    """Refuse a stock dataset that has a reasoning twin, for an algorithm of this package.
+    """Reject a stock dataset with a reasoning counterpart for an algorithm of this package.
 
     Raises:
         ValueError: naming the twin.
@@ -119,7 +119,7 @@ def check_stock_dataset(name: str) -> None:
 
 
 def check_job(algorithm: str, dataset: str, ranges: Mapping[str, tuple[Any, Any]]) -> None:
-    """Check the job that runs in this process, as its hyper-parameters are asked for: before its dataset is built.
+    """Check the job of this process when its hyper-parameters are requested, before its dataset is built.
 
     Args:
         algorithm: whose hyper-parameters are asked for; another's than the job's is not checked.
@@ -135,18 +135,18 @@ def check_job(algorithm: str, dataset: str, ranges: Mapping[str, tuple[Any, Any]
         return
     from domainbed import datasets
 
-    given = _given_hparams(args)
-    _check_given(algorithm, given, ranges)
+    hparams = _parse_hparams(args)
+    _check_hparams(algorithm, hparams, ranges)
     cls: Any = vars(datasets).get(dataset)
     if getattr(cls, "ENVIRONMENTS", None):
         check_test_envs(dataset, cls.ENVIRONMENTS, args.test_envs)
     if ours:
         check_stock_dataset(dataset)
-    if isinstance(cls, type) and issubclass(cls, datasets.Debug):  # nothing of ours sees it before DomainBed's loaders
+    if isinstance(cls, type) and issubclass(cls, datasets.Debug):  # its splits are not checked elsewhere
         import torch
 
         drawn = bool(getattr(args, "hparams_seed", 0))
-        chosen = {name: pair[drawn] for name, pair in ranges.items()} | given
+        chosen = {name: pair[drawn] for name, pair in ranges.items()} | hparams
         with torch.random.fork_rng(devices=[]):
             made = cls(None, args.test_envs, chosen)
         domains = list(zip(made.ENVIRONMENTS, map(len, made), strict=True))
@@ -154,43 +154,43 @@ def check_job(algorithm: str, dataset: str, ranges: Mapping[str, tuple[Any, Any]
 
 
 def is_ours(dataset: str) -> bool:
-    """Return whether a dataset of that name is one of ours, or described by the user."""
+    """Return whether a dataset is one of this package or described by the user."""
     return dataset in registry.DATASETS or dataset in custom.targets(custom.custom_datasets())
 
 
-def _given_hparams(args: argparse.Namespace) -> dict[str, Any]:
-    """Return ``--hparams``; {} where a fork has them in another form than DomainBed's JSON.
+def _parse_hparams(args: argparse.Namespace) -> dict[str, Any]:
+    """Return ``--hparams``; {} if a fork passes them in another form than DomainBed's JSON.
 
     Raises:
         ValueError: it is JSON that is broken, or no object.
     """
-    given = getattr(args, "hparams", None)
-    if not isinstance(given, str) or not given:
+    hparams = getattr(args, "hparams", None)
+    if not isinstance(hparams, str) or not hparams:
         return {}
     try:
-        value = json.loads(given)
+        value = json.loads(hparams)
     except (ValueError, RecursionError) as error:
-        if given.lstrip().startswith("{"):
+        if hparams.lstrip().startswith("{"):
             raise ValueError(f"--hparams is not valid JSON ({error}): write '{{\"batch_size\": 8}}'.") from error
         return {}
     if not isinstance(value, dict):
-        raise ValueError(f"--hparams must be a JSON object such as '{{\"batch_size\": 8}}'; got {given:.80}.")
+        raise ValueError(f"--hparams must be a JSON object such as '{{\"batch_size\": 8}}'; got {hparams:.80}.")
     return value
 
 
-def _check_given(algorithm: str, given: Mapping[str, Any], ranges: Mapping[str, Any]) -> None:
+def _check_hparams(algorithm: str, hparams: Mapping[str, Any], ranges: Mapping[str, Any]) -> None:
     from domainbed.algorithms import get_algorithm_class
 
     from domainbed_reasoning.bridge.hparam_names import check_names
 
-    other = given.get("algorithm", algorithm)
+    other = hparams.get("algorithm", algorithm)
     bases = [base.__name__ for base in get_algorithm_class(algorithm).__mro__]
     if other not in bases:
         raise ValueError(f"hparam algorithm must be {algorithm!r}, which --algorithm chooses; got {other!r:.80}.")
-    check_names(given, algorithm)
+    check_names(hparams, algorithm)
     if algorithm in registry.ALGORITHMS:
         rows = registry.rows_of(algorithm)
-    else:  # what it has in its own table is its own affair, unless a dataset or DomainBed's code reads it
+    else:  # its own hyper-parameters are not checked, unless a dataset or DomainBed's code reads them
         rows = {name: row for name, row in registry.rows_of().items() if name not in ranges}
         rows |= registry.OF_ANY_DATASET
-    check_values(given, rows)
+    check_values(hparams, rows)

@@ -1,4 +1,4 @@
-"""The only code that touches DomainBed's modules: our names in its registries.
+"""Add our names to DomainBed's registries; the only code that modifies its modules.
 
 The import hook calls `publish` when one of them has been imported. No file of DomainBed is changed, and publishing
 twice is publishing once.
@@ -22,7 +22,7 @@ Ranges = dict[str, tuple[Any, Any]]
 
 
 class _Missing(type):
-    """The class of what stands for one of our classes that cannot be had: using it says why."""
+    """Metaclass of placeholders for classes that cannot be imported: using one raises the reason."""
 
     why: str
 
@@ -40,7 +40,7 @@ def publish(module: ModuleType) -> list[str]:
     """
     try:
         return list(_PUBLISHERS[module.__name__](module))
-    except Exception as error:  # a fork that has changed its registries, for one
+    except Exception as error:  # e.g. a fork with other registries
         return [f"the package's names cannot be added to {module.__name__}: {type(error).__name__}: {error}"]
 
 
@@ -56,14 +56,14 @@ def publish_datasets(module: ModuleType) -> Iterator[str]:
     rejected = plugins.discover()
     yield from _publish_classes(module, module.DATASETS, registry.DATASETS, "dataset")
     yield from _publish_rejected(module, rejected, "dataset")
-    # The user's own, each with its twin, by name.
+    # Datasets described by the user, each with its stock counterpart, by name.
     own, problems = custom.usable_datasets()
     yield from map(str, problems)
     if not own:
         return
     targets = custom.targets(own)
     try:
-        refused = registry.load(f"{custom.MODULE}:FAULTS")
+        refused = registry.load(f"{custom.MODULE}:PROBLEMS")
     except Exception as error:
         yield _add_missing(module, list(targets), custom.MODULE, error)
         return
@@ -117,7 +117,7 @@ _PUBLISHERS: dict[str, Callable[[ModuleType], Iterator[str]]] = {
 
 
 def _publish_classes(module: ModuleType, names: list[str], targets: Mapping[str, str], kind: str) -> Iterator[str]:
-    failed: dict[str, tuple[list[str], str, Exception]] = {}  # by cause: many modules may fail for the same one
+    failed: dict[str, tuple[list[str], str, Exception]] = {}  # by cause, which several modules may share
     for name, target in targets.items():
         there = vars(module).get(name)
         try:
@@ -136,7 +136,7 @@ def _publish_classes(module: ModuleType, names: list[str], targets: Mapping[str,
 
 
 def _publish_rejected(module: ModuleType, rejected: Mapping[plugins.Plugin, str], kind: str) -> Iterator[str]:
-    """Yield why plug-ins are left out, and put what says so in the place of their classes where that is free."""
+    """Yield why plug-ins are left out, and install placeholders under their names where those are free."""
     for plugin, cause in rejected.items():
         why = f"the plug-in {plugin} is left out: {cause}"
         if plugin.kind == kind and plugin.name.isidentifier() and _may_replace(vars(module).get(plugin.name), _Missing):
@@ -145,7 +145,7 @@ def _publish_rejected(module: ModuleType, rejected: Mapping[plugins.Plugin, str]
 
 
 def _add_missing(module: ModuleType, names: Sequence[str], target: str, error: Exception) -> str:
-    """Put what says why in the place of classes that cannot be imported, and return why."""
+    """Install placeholders for classes that cannot be imported, and return the reason."""
     for name in names:
         if _may_replace(vars(module).get(name), _Missing):
             setattr(module, name, _Missing(name, (), {"why": _why([name], target, error)}))
@@ -158,7 +158,7 @@ def _why(names: Sequence[str], target: str, error: Exception) -> str:
 
 
 def _may_replace(there: Any, ours: Any) -> bool:
-    """Return whether ``there`` is nothing, ours or in our place: of a reloaded module the newest class counts."""
+    """Return whether ``there`` is empty, ours, or a placeholder; after a reload the newest class counts."""
     return there is None or isinstance(there, _Missing) or _origin(there) == _origin(ours)
 
 
@@ -178,7 +178,7 @@ def _origin(thing: Any) -> str:
 
 
 def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[str, str, int], Ranges]:
-    """Return DomainBed's ``_hparams`` made to know our algorithms and datasets, in plain Python values.
+    """Return DomainBed's ``_hparams`` extended by our algorithms and datasets, with plain Python values.
 
     Stock algorithms get on our datasets what they get on the stock twin. Stock MLDG and ADRMX draw numpy scalars, which
     end a run at its first checkpoint, where the hyper-parameters are written as JSON.
@@ -186,8 +186,8 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
 
     @functools.wraps(stock_hparams)
     def hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
-        plugins.discover()  # again: one that imported DomainBed itself was not yet whole when names were published
-        versions.record_for_job()  # every job of the train script asks for its hyper-parameters before all else
+        plugins.discover()  # again: a plug-in that imports DomainBed was incomplete when names were registered
+        versions.record_for_job()  # the train script requests hyper-parameters first
         if algorithm in registry.ALGORITHMS:
             if job_arguments() is not None:
                 interrupt.end_with("Interrupted. Rerun the same command to resume from the saved progress.")
@@ -204,21 +204,21 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
 
 
 def _twin(dataset: str) -> str:
-    """Return the dataset without chains whose hyper-parameters baselines get on ``dataset``."""
+    """Return the stock dataset whose hyper-parameters baselines use on ``dataset``."""
     if dataset in registry.TWINS:
         return registry.TWINS[dataset]
-    if dataset in registry.DATASETS:  # a plug-in's
+    if dataset in registry.DATASETS:  # of a plug-in
         return getattr(_load(registry.DATASETS[dataset], dataset), "TWIN", None) or dataset
     name = dataset.removesuffix("Reasoning")
     own, problems = custom.usable_datasets()
     stock = sys.modules.get("domainbed.datasets")
     if problems and name not in own and stock is not None and dataset not in vars(stock):
-        raise problems[0]  # the file of one of them may be the dataset's
+        raise problems[0]  # one of the files may describe the dataset
     return name if name != dataset and name in own else dataset
 
 
 def _own_hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
-    """Return the ranges of one of our algorithms: its table, the dataset's if that is ours too, and its name."""
+    """Return the ranges of one of our algorithms: its own, those of our dataset, and its name."""
     tables = [registry.STOCK_CODE_HPARAMS, _load(registry.ALGORITHMS[algorithm], algorithm).HPARAMS]
     if dataset in registry.DATASETS:
         tables.append(_load(registry.DATASETS[dataset], dataset).HPARAMS)
@@ -227,7 +227,7 @@ def _own_hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
     ranges: Ranges = {}
     for table in tables:
         ranges |= {name: _range(name, hparam, dataset, random_seed) for name, hparam in table.items()}
-    # Datasets see only the hyper-parameters: from this one they know which algorithm runs on them.
+    # Datasets see only hyper-parameters: this one tells them the algorithm.
     return ranges | {"algorithm": (algorithm, algorithm)}
 
 
@@ -242,7 +242,7 @@ def _range(name: str, hparam: registry.Hparam, dataset: str, random_seed: int) -
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` with numpy scalars and arrays, however deep, as plain Python."""
+    """Return ``value`` with numpy scalars and arrays, at any depth, as plain Python."""
     if type(value).__module__ == "numpy":
         return plain(value.tolist())
     if isinstance(value, dict):

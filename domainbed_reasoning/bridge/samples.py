@@ -1,4 +1,4 @@
-"""What an MLLM algorithm has to know of a sample that DomainBed's loaders do not carry: its identity, names and chain.
+"""Carry what DomainBed's loaders do not: the identity of samples, class names, and chains.
 
 DomainBed's batches hold ``(x, y)`` alone. `SampleTensor` lets ``x`` remember where its images come from, through the
 loaders' workers, collation and moves to a device; `Task` says what the dataset is about. DomainBed tells an algorithm
@@ -19,7 +19,7 @@ from torch.utils.data._utils import collate as _collate
 from domainbed_reasoning.bridge.train_args import values_of_callers
 from domainbed_reasoning.method.task import SampleId, Task
 
-# Operations after which row i of the result is still sample i; everything else returns a plain tensor.
+# Operations that keep row i as sample i; all others return a plain tensor.
 _KEEP = {
     "to",
     "cuda",
@@ -38,7 +38,7 @@ _KEEP = {
 
 
 class SampleTensor(torch.Tensor):
-    """A batch of images that knows its samples.
+    """A batch of images with the ids of its samples.
 
     Attributes:
         sample_ids: long tensor on the CPU, ``(2,)`` for one image and ``(n, 2)`` for a batch of n: environment, index.
@@ -54,7 +54,7 @@ class SampleTensor(torch.Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run ``func`` on plain tensors; hand the ids on where rows still are samples."""
+        """Run ``func`` on plain tensors; keep the ids if rows remain samples."""
         with torch._C.DisableTorchFunctionSubclass():
             out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
@@ -66,7 +66,7 @@ class SampleTensor(torch.Tensor):
         """Pickle as a plain tensor and its ids (loaders' workers, checkpoints)."""
         return with_ids, (self.as_subclass(torch.Tensor), self.sample_ids)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override] # as torch's stub misspells it
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override] # torch's stub has another signature
         """Show the plain tensor and the ids."""
         return f"SampleTensor({self.as_subclass(torch.Tensor)!r}, sample_ids={ids_of(self)!r})"
 
@@ -95,7 +95,7 @@ def _plain(out: Any) -> Any:
 
 
 def _ids_after(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: torch.Tensor) -> torch.Tensor:
-    """Return ``out`` with the ids that the operation ``name`` leaves valid, or plain."""
+    """Return ``out`` with the ids that are still valid after the operation ``name``, or a plain tensor."""
     ids = None
     if name in _KEEP:
         ids = ids_of(args[0])
@@ -158,19 +158,19 @@ class Batch:
         return cls(images, [int(labels[env][index]) for env, index in ids], ids)
 
 
-# What tasks were left with: the dictionary, and its content then. A task stays as long as its dataset, one of the
-# dataset's environments (which loaders hold) or an algorithm does.
+# The hyper-parameters that tasks were registered with: the dictionary, and its content at that time. A task lives as
+# long as its dataset, one of the dataset's environments (which loaders reference), or an algorithm.
 _LEFT: weakref.WeakKeyDictionary[Task, tuple[Mapping[str, Any], str]] = weakref.WeakKeyDictionary()
 
 
 def attach_task(hparams: Mapping[str, Any], task: Task) -> None:
-    """Leave ``task`` for the algorithm that is built with these hyper-parameters; the caller has to hold the task."""
+    """Register ``task`` for the algorithm that is built with these hyper-parameters; the caller owns the task."""
     _LEFT.pop(task, None)
     _LEFT[task] = (hparams, _content(hparams))
 
 
 def task_of(hparams: Mapping[str, Any], domains: int | None = None) -> Task | None:
-    """Return the task that the dataset built with these hyper-parameters has left; None on stock datasets.
+    """Return the task of the dataset that was built with these hyper-parameters; None for stock datasets.
 
     The dictionary itself counts first, then one of equal content, as a copy has. Where several datasets were built with
     it, the last one counts, if it is the only one of them that the innermost caller knowing any can name.
@@ -202,7 +202,7 @@ def _content(hparams: Mapping[str, Any]) -> str:
 
 
 def _named_by_callers(tasks: Sequence[Task]) -> list[Task]:
-    """Return those of ``tasks`` whose dataset is known to the innermost caller that knows any."""
+    """Return those of ``tasks`` whose dataset is a variable of the innermost caller that has any."""
     for values in values_of_callers():
         attributes = [getattr(value, "__dict__", None) for value in values if not isinstance(value, torch.nn.Module)]
         named = [own["task"] for own in attributes if isinstance(own, dict) and isinstance(own.get("task"), Task)]

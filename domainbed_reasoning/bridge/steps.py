@@ -1,4 +1,4 @@
-"""How DomainBed's steps and evaluations are shared among the stages of an algorithm."""
+"""Divide DomainBed's steps and evaluations among the stages of an algorithm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from domainbed_reasoning.method.task import Task
 
 
 def lay_out_steps(task: Task, epochs: Sequence[int], hparams: Mapping[str, Any]) -> Schedule:
-    """Return the stages of training on a task, and have DomainBed take their steps and evaluate at their ends.
+    """Return the stages of training on a task; DomainBed takes their steps and evaluates at their ends.
 
     In a job, what an epoch is and how often each domain is passed over are printed (`Epoch`). DomainBed reads its
     dataset's N_STEPS and CHECKPOINT_FREQ after it has built the algorithm. A stock dataset's own steps are shared.
@@ -56,7 +56,7 @@ def epoch_of(task: Task, batch_size: int) -> Epoch:
 
 
 def task_without_names(num_classes: int) -> Task:
-    """Return the task of a stock dataset, which knows no class names and no chains.
+    """Return the task of a stock dataset, without class names and chains.
 
     Raises:
         ValueError: for a stock dataset that has a reasoning twin.

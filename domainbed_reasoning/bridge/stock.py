@@ -1,4 +1,4 @@
-"""DomainBed's own modules, imported when they are asked for; nothing outside of this folder imports them by name.
+"""DomainBed's modules, imported on demand; nothing outside of this folder imports them by name.
 
 Exempt are the base classes of algorithms and datasets, which those files import themselves.
 """

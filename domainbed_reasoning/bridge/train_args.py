@@ -1,4 +1,4 @@
-"""The DomainBed job that runs in this process: what its command line says and its objects are not told.
+"""The DomainBed job of this process: command-line arguments that DomainBed does not pass to its objects.
 
 The train script passes an algorithm its hyper-parameters and a dataset its target environments as well, but neither the
 number of steps (``--steps`` replaces the dataset's), nor the seed of the in/out splits, nor the folder that it writes
@@ -20,14 +20,14 @@ from typing import Any
 
 TRAIN_SCRIPT = "domainbed.scripts.train"
 NAME_OF_JOB = re.compile("[0-9a-f]{32}")  # the sweep names a job's folder by the MD5 of its arguments
-DEFAULT_HOLDOUT = 0.2  # DomainBed's, where no job says otherwise
+DEFAULT_HOLDOUT = 0.2  # DomainBed's default
 _NEEDED = ("algorithm", "dataset", "test_envs", "steps", "output_dir", "trial_seed", "holdout_fraction")
 _OF_TRAINING = ("steps", "trial_seed", "holdout_fraction", "checkpoint_freq", "hparams_seed")
 _OURS = "domainbed_reasoning"
 
 
 def job_arguments() -> argparse.Namespace | None:
-    """Return the arguments of the train script that runs in this process; None where none does (a test, a notebook).
+    """Return the arguments of the train script in this process; None outside of one (a test, a notebook).
 
     Raises:
         ValueError: a script's arguments name an algorithm and a dataset to train, but lack what a job needs.
@@ -43,12 +43,12 @@ def job_arguments() -> argparse.Namespace | None:
 
 
 def recognized_arguments() -> argparse.Namespace | None:
-    """Return what `job_arguments` does, None where it would raise: for what is done for stock algorithms, too."""
+    """Return what `job_arguments` does, or None where it would raise; used for stock algorithms, too."""
     return _search()[0]
 
 
 def values_of_callers() -> Iterator[list[Any]]:
-    """Yield what the callers outside of this package can name, the innermost caller first.
+    """Yield the variables of callers outside of this package, innermost first.
 
     Of each: the values of its local variables, of its ``self``'s attributes, and of its module's globals.
     """
@@ -57,7 +57,7 @@ def values_of_callers() -> Iterator[list[Any]]:
 
 
 def _search() -> tuple[argparse.Namespace | None, list[str]]:
-    """Return the innermost arguments of a job, and else what the innermost incomplete ones lack."""
+    """Return the innermost arguments of a job, or else what the innermost incomplete ones lack."""
     missing: list[str] = []
     for module, values in _callers():
         for value in values:
@@ -72,14 +72,14 @@ def _search() -> tuple[argparse.Namespace | None, list[str]]:
 
 
 def _is_past(module: Mapping[str, Any], args: Any) -> bool:
-    """Return whether arguments are those of a job that is done, which another script than DomainBed's looks at."""
+    """Return whether arguments belong to a finished job that another script than DomainBed's reads."""
     spec, file = module.get("__spec__"), str(module.get("__file__", ""))
     stock = getattr(spec, "name", None) == TRAIN_SCRIPT or Path(file).parts[-3:] == ("domainbed", "scripts", "train.py")
     return not stock and Path(str(args.output_dir), "done").is_file()
 
 
 def _callers() -> Iterator[tuple[Mapping[str, Any], list[Any]]]:
-    """Yield the globals of each caller outside of this package, and the values that it can name; last, `__main__`'s."""
+    """Yield the globals and variables of each caller outside of this package; those of `__main__` last."""
     frame: types.FrameType | None = sys._getframe(1)
     seen = set()
     while frame is not None:

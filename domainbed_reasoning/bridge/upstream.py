@@ -1,4 +1,4 @@
-"""Which DomainBed is used: that in the working directory, else the importable one, else the pinned clone in the cache.
+"""Select DomainBed: that in the working directory, else the importable one, else the pinned clone in the cache.
 
 So it is for all verbs and for what they start, and for ``python -m domainbed…``.
 
@@ -33,7 +33,7 @@ MISSING = (
 
 
 def cached_clone() -> Path:
-    """Return the folder of the pinned clone, there or not: ``$DOMAINBED_REASONING_DOMAINBED`` or the user's cache."""
+    """Return the folder of the pinned clone, whether it exists: ``$DOMAINBED_REASONING_DOMAINBED`` or in the cache."""
     chosen = os.environ.get(VARIABLE)
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -41,13 +41,13 @@ def cached_clone() -> Path:
 
 
 def find_cached_spec() -> ModuleSpec | None:
-    """Return the import spec of `domainbed` in the cached clone; None where there is none."""
+    """Return the import spec of `domainbed` in the cached clone; None without a clone."""
     clone = _usable_clone()
     return None if clone is None else PathFinder.find_spec("domainbed", [str(clone)])
 
 
 def use_domainbed() -> Path | None:
-    """Have imports of this process take the DomainBed that is to be used, and return its folder; None without any.
+    """Make this process import the selected DomainBed, and return its folder; None without any.
 
     A console script has its own folder on `sys.path`, where ``python -m`` has the working directory.
     """
@@ -57,17 +57,15 @@ def use_domainbed() -> Path | None:
             sys.path.insert(0, str(here))
     folder = importable_domainbed()
     if folder is None:
-        folder = _usable_clone()  # without the hook no import finds it
+        folder = _usable_clone()  # without the hook, imports do not find it
     spec = importlib.util.find_spec("domainbed")
-    if (
-        folder is not None and getattr(spec, "origin", None) is None
-    ):  # a folder of that name, without a package, hides it
+    if folder is not None and getattr(spec, "origin", None) is None:  # a folder of that name without a package hides it
         sys.path.insert(0, str(folder))
     return folder
 
 
 def importable_domainbed() -> Path | None:
-    """Return the folder that holds the `domainbed` package which an import takes, without importing it."""
+    """Return the folder of the `domainbed` package that an import would load, without importing it."""
     loaded = getattr(sys.modules.get("domainbed"), "__file__", None)
     if loaded:
         return Path(loaded).parent.parent
@@ -80,7 +78,7 @@ def importable_domainbed() -> Path | None:
 
 
 def _usable_clone() -> Path | None:
-    """Return the cached clone if it is there."""
+    """Return the cached clone if it exists."""
     try:
         clone = cached_clone()
     except NoCacheFolder:
@@ -116,7 +114,7 @@ def fetch_clone(source: str = URL) -> Path:
         raise RuntimeError(
             "git is not installed: install it, or clone DomainBed elsewhere and copy it to " + str(folder)
         )
-    # Without a network this fails at once, where a clone may hang.
+    # Without a network this fails immediately, where a clone may hang.
     _git("ls-remote", "--", source, "HEAD", timeout=_PROBE_SECONDS, source=source)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".cloning-", dir=folder.parent) as temporary:
@@ -131,7 +129,7 @@ def fetch_clone(source: str = URL) -> Path:
 
 
 def problem_with(folder: Path) -> str | None:
-    """Return what keeps ``folder`` from being the unmodified pinned commit, as the rest of a sentence, or None."""
+    """Return why ``folder`` is not the unmodified pinned commit, as a predicate, or None."""
     commit = commit_of(folder)
     if commit is None:
         return "is not a git clone"
@@ -162,7 +160,7 @@ def _look_up(folder: Path) -> list[str] | None:
 
 
 def is_modified(folder: Path) -> bool | None:
-    """Return whether files of the clone differ from its commit, or there are more of them; None if git cannot say.
+    """Return whether files of the clone were changed or added; None if git cannot tell.
 
     The clone's own configuration can name programs (hooks, fsmonitor, filters), which `git status` would run. So its
     files are compared with its commit by way of an empty repository of ours that borrows its objects.
@@ -188,7 +186,7 @@ def is_modified(folder: Path) -> bool | None:
 
 
 def describe(folder: Path) -> str:
-    """Say what the DomainBed in ``folder`` is: upstream at which commit, modified or not, or the stand-in."""
+    """Describe the DomainBed in ``folder``: upstream and its commit, modified or not, or the stand-in."""
     if is_stand_in(folder):
         return "the stand-in of domainbed-reasoning's tests, not upstream: for trying things out only"
     commit = commit_of(folder)
@@ -208,7 +206,7 @@ def is_stand_in(folder: Path) -> bool:
     return package.is_file() and STAND_IN_MARK in read_plain_text(package, errors="replace").splitlines()
 
 
-# A clone that another user made, on a shared machine, is good enough to look at: nothing that it names is run.
+# Clones of other users on a shared machine are accepted for reading: nothing that they configure is run.
 _GIT = ("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
 _ASK_SECONDS = 30
 _MAX_EXCLUDE_BYTES = 1 << 20
@@ -217,7 +215,7 @@ _CLONE_SECONDS = 600
 
 
 def _ask_git(*question: str) -> str | None:
-    # Neither variables nor configuration of elsewhere: a filter of the user's is not for a stranger's files.
+    # No environment variables or configuration: the user's filters must not run on untrusted files.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_OPTIONAL_LOCKS": "0"}
     environment |= {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none", "GIT_NO_REPLACE_OBJECTS": "1"}

@@ -1,4 +1,4 @@
-"""Which code ran a job: ``versions.json`` beside results.jsonl, written once by every job of DomainBed's train script.
+"""Record which code ran a job: ``versions.json`` beside results.jsonl, written once by every train job.
 
 DomainBed prints versions of Python, torch and a few others. What decides the numbers as well is the commit of this
 package and of DomainBed, whether files differed from it, the libraries of the language models, and the GPU. An
@@ -32,7 +32,7 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
 
 
 def record_for_job() -> None:
-    """Write the versions of the job that runs in this process; do nothing where none does, or a second time."""
+    """Write the versions of this process's job; does nothing outside of a job or when called again."""
     args = recognized_arguments()
     if args is not None:
         _record(str(args.output_dir), args.algorithm, args.dataset)
@@ -43,7 +43,7 @@ def _record(folder: str, algorithm: str, dataset: str) -> None:
     try:
         used = plugins.code_of(algorithm, dataset)
         replace_text(Path(folder) / FILE, json.dumps(current() | ({"plug-ins": used} if used else {}), indent=1) + "\n")
-    except Exception as error:  # whatever it is, the job is worth more
+    except Exception as error:  # must not stop the job
         _log.warning("Could not record the versions of this job: %s: %s", type(error).__name__, error)
 
 
@@ -74,7 +74,7 @@ def source_digests() -> dict[str, str]:
         OSError: a file cannot be read.
     """
     ours = _files_below(Path(domainbed_reasoning.__file__).parent, OURS)
-    for part in ("algorithms", "datasets", "sweeps"):  # they stand elsewhere in a checkout
+    for part in ("algorithms", "datasets", "sweeps"):  # they are elsewhere in a checkout
         spec = importlib.util.find_spec(f"domainbed_reasoning.{part}")
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             ours |= _files_below(Path(folder), f"{OURS}/{part}")
@@ -83,12 +83,12 @@ def source_digests() -> dict[str, str]:
         ours["hook"] = Path(hook.origin)
     domainbed = upstream.importable_domainbed()
     theirs = _files_below(domainbed / "domainbed", "domainbed") if domainbed else {}
-    theirs = {name: path for name, path in theirs.items() if path.suffix == ".py"}  # results may lie there, too
+    theirs = {name: path for name, path in theirs.items() if path.suffix == ".py"}  # results may be there, too
     return {OURS: _digest(ours), "DomainBed": _digest(theirs)}
 
 
 def _files_below(folder: Path, name: str) -> dict[str, Path]:
-    """Return a package's files by their names within it, without what Python and editors leave there."""
+    """Return a package's files by their relative names, without caches and editor files."""
     files = {path.relative_to(folder): path for path in folder.rglob("*") if path.suffix != ".pyc" and path.is_file()}
     shown = {inner: path for inner, path in files.items() if not any(part.startswith(".") for part in inner.parts)}
     return {f"{name}/{inner.as_posix()}": path for inner, path in shown.items()}
@@ -110,12 +110,12 @@ def _checkout() -> Path:
 
 def _commit(folder: Path) -> dict[str, Any]:
     """Return the commit that is checked out in a folder, and whether files differ from it."""
-    commit = upstream.commit_of(folder) if (folder / ".git").exists() else None  # asks git only where there is any
+    commit = upstream.commit_of(folder) if (folder / ".git").exists() else None  # calls git only in a clone
     return {"commit": commit, "modified": upstream.is_modified(folder) if commit else None}
 
 
 def installed(package: str) -> str | None:
-    """Return the version of an installed package; None where it is not."""
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -31,14 +31,14 @@ class TrainingChains:
     Attributes:
         texts: by image, its path on disk below the dataset's folder.
         path: of the chain file or, where there is none, of the bundle.
-        said: how many there are and from where; "" if a chain file has them all.
+        summary: how many there are and from where; "" if a chain file has them all.
         warnings: irregularities of the bundle's images, a sentence each.
         bundle: name and SHA-256 of the bundle; "" without one.
     """
 
     texts: dict[str, str]
     path: Path
-    said: str = ""
+    summary: str = ""
     warnings: tuple[str, ...] = ()
     bundle: str = ""
 
@@ -82,7 +82,7 @@ def load_training_chains(
         instead = f" ({replaced:,} in place of the bundle's)" if replaced else ""
         parts.insert(0, f"{len(own):,} from {file}{instead}")
     share = len(texts) / len(images) if images else 0.0
-    said = f"{len(texts):,} of {len(images):,} images have a chain ({share:.1%}): {', '.join(parts)}."
+    summary = f"{len(texts):,} of {len(images):,} images have a chain ({share:.1%}): {', '.join(parts)}."
     named = f"{packed.path.name} {packed.sha256}"
     has_file = choice is None and file.exists()
-    return TrainingChains(texts, file if has_file else packed.path, said, tuple(matches.notes()), named)
+    return TrainingChains(texts, file if has_file else packed.path, summary, tuple(matches.notes()), named)

@@ -9,7 +9,7 @@ from pathlib import Path
 from domainbed_reasoning.analysis import entropy, plots, target_tokens, token_shift
 from domainbed_reasoning.analysis.checkpoints import Checkpoint, open_checkpoint, words_of_file
 from domainbed_reasoning.analysis.data import AnalysisData
-from domainbed_reasoning.analysis.target_tokens import Labelling, TargetTexts, TokenTable
+from domainbed_reasoning.analysis.target_tokens import Labeling, TargetTexts, TokenTable
 from domainbed_reasoning.commands.analyze_results import data_for, job_of, plot, results_for, write
 from domainbed_reasoning.mllm import MLLM
 
@@ -25,7 +25,7 @@ def run_token_shift(args: argparse.Namespace) -> None:
 
     def answers_of(mllm: MLLM) -> dict[str, TargetTexts]:
         if args.targets == "own":
-            return {targets: target_tokens.own_targets(mllm, material, samples, _labelling(after))}
+            return {targets: target_tokens.own_targets(mllm, material, samples, _labeling(after))}
         read = target_tokens.label_targets if args.targets == "label" else target_tokens.teacher_targets
         return {targets: read(material, samples)}
 
@@ -36,7 +36,7 @@ def run_token_shift(args: argparse.Namespace) -> None:
     title = f"{before.title} to {after.title}, {targets} targets"
     findings = token_shift.found_in(rows[0], token_shift.PAPER_RISEN.get(args.targets))
     if args.targets == "own":
-        findings.append(f"{token_shift.OWN}; these: {_labelling(after).description}")
+        findings.append(f"{token_shift.OWN}; these: {_labeling(after).description}")
     write(results, title, rows, findings, token_shift.PAPER)
     plot(results, lambda path: plots.token_shift(first, second, title, path))
 
@@ -45,13 +45,13 @@ def run_entropy(args: argparse.Namespace) -> None:
     """Find the tokens whose entropy training reduces most, in teacher and in self-generated chains."""
     after, before = _after_and_before(args, args.after)
     of_own = open_checkpoint(args.after_own) if args.after_own else after
-    labelling = _labelling(of_own)
+    labeling = _labeling(of_own)
     results = results_for(args, f"entropy_{after.tag}", after)
     material = data_for(args, after, True)
     samples = material.draw(material.domains(args.domains), args.images, chained=True)
 
     def answers_of(mllm: MLLM) -> dict[str, TargetTexts]:
-        own = target_tokens.own_targets(mllm, material, samples, labelling)
+        own = target_tokens.own_targets(mllm, material, samples, labeling)
         return {"teacher": target_tokens.teacher_targets(material, samples), "self-generated": own}
 
     answers, first = _first_pass(args, before, after, material, answers_of)
@@ -71,7 +71,7 @@ def run_entropy(args: argparse.Namespace) -> None:
     findings = [
         f"tokens in both lists of {entropy.TOP}: {100 * shared:.0f}% of their union (paper: none)",
         f"conclusion tokens among them: teacher {in_class['teacher']}, own {in_class['self-generated']}",
-        f"own chains: {labelling.description}",
+        f"own chains: {labeling.description}",
     ]
     write(results, title, everything, findings, entropy.PAPER, shown=top)
     plot(results, lambda path: plots.entropy(found, entropy.TOP, title, path))
@@ -110,8 +110,8 @@ def _batch(checkpoint: Checkpoint) -> int:
     return min(16, int(job_of(checkpoint).hparams["eval_batch"]))
 
 
-def _labelling(checkpoint: Checkpoint) -> Labelling:
-    return target_tokens.labelling_of(job_of(checkpoint).hparams)
+def _labeling(checkpoint: Checkpoint) -> Labeling:
+    return target_tokens.labeling_of(job_of(checkpoint).hparams)
 
 
 def _after_and_before(args: argparse.Namespace, folder: str) -> tuple[Checkpoint, Checkpoint]:

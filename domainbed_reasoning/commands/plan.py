@@ -17,7 +17,7 @@ from domainbed_reasoning.images import user_datasets as custom
 from domainbed_reasoning.results import published
 
 if TYPE_CHECKING:
-    from domainbed_reasoning.sweeps.costs import Hours, Memory
+    from domainbed_reasoning.sweeps.costs import Hours, MemoryEstimate
 
 GIB = 2**30
 
@@ -69,7 +69,7 @@ def plan(args: argparse.Namespace) -> str:
         FileNotFoundError: the dataset's folder does not exist.
         ImportError: DomainBed, which the algorithms subclass, is not found.
     """
-    from domainbed_reasoning.mllm.loading import said_of_experts
+    from domainbed_reasoning.mllm.loading import experts_note
     from domainbed_reasoning.sweeps import costs
 
     dataset, data, sizes = _dataset(args.dataset, args.data_dir)
@@ -90,7 +90,7 @@ def plan(args: argparse.Namespace) -> str:
 
     memory = costs.memory_of(shape, lengths, hparams)
     schedule = schedule_of(algorithm, hparams, data, args.steps)
-    experts = said_of_experts(shape.fused, shape.weights)
+    experts = experts_note(shape.fused, shape.weights)
     too_large = _without_copy(memory) > gpu.gib
     fixes = _fixes(needed, gpu.gib, hparams) if too_large else {}
     head = [
@@ -117,7 +117,7 @@ def plan(args: argparse.Namespace) -> str:
         *_epoch_lines(sizes, hparams, algorithm.stages(hparams), args.steps),
         f"a job       {_time(job.total)}",
         f"  training    {_time(job.training)}",
-        f"  labelling   {_time(job.labelling)}   chains for SARR that the previous evaluation has not generated",
+        f"  labeling   {_time(job.labeling)}   chains for SARR that the previous evaluation has not generated",
         f"  evaluation  {_time(job.evaluation)}   DomainBed evaluates all splits {job.evaluations} times",
         "",
         f"a table     {_time(job.total * domains / args.gpus)}   {domains} jobs, one per target domain",
@@ -232,7 +232,7 @@ def _epoch_lines(sizes: dict[str, int], hparams: dict[str, Any], epochs: list[in
     yield ""
 
 
-def _memory_lines(memory: Memory, gib: float, hparams: dict[str, Any]) -> list[str]:
+def _memory_lines(memory: MemoryEstimate, gib: float, hparams: dict[str, Any]) -> list[str]:
     parts = {
         "weights": memory.weights,
         "adapters, gradients, AdamW": memory.adapters,
@@ -260,7 +260,7 @@ def _fixes(needed: Callable[[dict[str, Any]], float], gib: float, hparams: dict[
     return None
 
 
-def _without_copy(memory: Memory) -> float:
+def _without_copy(memory: MemoryEstimate) -> float:
     """Return the peak in GiB without the optional merged copy."""
     return float(memory.peak - 1.1 * memory.copy) / GIB
 

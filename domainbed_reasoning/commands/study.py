@@ -233,7 +233,7 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
         (cls.LABEL_PATH, cls.CHAIN_PATH),
     )
     if study.one_source:  # the cost model counts all domains but one as sources
-        return float((hours.training + hours.labelling) / (data.domains - 1) + hours.evaluation)
+        return float((hours.training + hours.labeling) / (data.domains - 1) + hours.evaluation)
     return float(hours.total)
 
 

@@ -294,7 +294,7 @@ def _box(left: float, top: float, right: float, bottom: float) -> list[tuple[flo
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-# Outlines in body radii, the body's centre at (0, 0), y downwards.
+# Outlines in body radii, the body's center at (0, 0), y downwards.
 _BODIES = (_circle(0, 0, 1.0), _box(-0.92, -0.92, 0.92, 0.92), [(0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)])
 _HEADS = (
     [[(-0.75, -0.3), (-0.95, -1.8), (-0.15, -0.7)], [(0.75, -0.3), (0.95, -1.8), (0.15, -0.7)]],

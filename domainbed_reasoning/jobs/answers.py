@@ -75,8 +75,8 @@ def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
         out, kept = misc.split_dataset(range(len(labels)), held_out, seed)
         parts = {"out": out, "in": kept}
         if env in args.test_envs:
-            unlabelled = int(len(kept) * getattr(args, "uda_holdout_fraction", 0))
-            parts["uda"], parts["in"] = misc.split_dataset(kept, unlabelled, seed)
+            unlabeled = int(len(kept) * getattr(args, "uda_holdout_fraction", 0))
+            parts["uda"], parts["in"] = misc.split_dataset(kept, unlabeled, seed)
         splits.update({(env, int(part[i])): name for name, part in parts.items() for i in range(len(part))})
     return splits
 

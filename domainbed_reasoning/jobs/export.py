@@ -61,7 +61,7 @@ def export_merged(
 ) -> str:
     """Write the base model with a job's adapters merged into it, and its processor.
 
-    A job that was trained on quantised weights is merged into the unquantised ones.
+    A job that was trained on quantized weights is merged into the unquantized ones.
 
     Args:
         folder: of the job.

@@ -91,7 +91,7 @@ class Predictor:
         if self.answer not in ANSWERS:
             raise ValueError(f"answer must be one of {', '.join(ANSWERS)}; got {self.answer!r}.")
         mllm = self.job.load(model, dtype, quantize)
-        # Nothing is trained any more: merged weights answer faster. Quantised ones would lose the adapters' precision.
+        # Nothing is trained any more: merged weights answer faster. Quantized ones would lose the adapters' precision.
         self.mllm = mllm if mllm.quantized else mllm.merge()
         self._to_bytes = from_picture(self.mllm.image_size)
 

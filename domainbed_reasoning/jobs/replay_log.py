@@ -157,7 +157,7 @@ class Progress:
             raise self._misfit(f"{len(answers.classes)} answers were recorded, {count} requested")
         return answers
 
-    def labelled(self, round: int) -> list[tuple[int, int, str, bool]]:
+    def labeled(self, round: int) -> list[tuple[int, int, str, bool]]:
         """Return the self-labels of a round up to the state: environment, index, chain, whether it was kept."""
         steps = [step for step in self._steps if step["values"]["stage"] == round]
         return [(row[0], row[1], row[2], row[3]) for step in steps for row in step["labelled"]]
@@ -230,9 +230,9 @@ class Progress:
 
     # -- recording ------------------------------------------------------------------------------------------------
 
-    def record_step(self, values: Mapping[str, float], labelled: Sequence[tuple[int, int, str, bool]]) -> None:
+    def record_step(self, values: Mapping[str, float], labeled: Sequence[tuple[int, int, str, bool]]) -> None:
         """Record a step's values and the chains that were self-labeled in it."""
-        self._write({"values": dict(values), "labelled": labelled})
+        self._write({"values": dict(values), "labelled": labeled})
 
     def record_answers(self, answers: Answers) -> None:
         """Record one batch's answers."""

@@ -201,7 +201,7 @@ class Session:
 
     def labeled(self, round: int) -> list[tuple[int, int, str, bool]]:
         """Return the self-labels of a round from an earlier process, as `Resumable.new_self_labels` returned them."""
-        return self.history.progress.labelled(round) if self.history is not None else []
+        return self.history.progress.labeled(round) if self.history is not None else []
 
     def _resume(self, algorithm: Resumable) -> None:
         """Restore the saved state once all recorded events have been replayed."""

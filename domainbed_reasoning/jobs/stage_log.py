@@ -66,7 +66,7 @@ def _idle(labels: SelfLabels | None) -> str:
             "`domainbed-reasoning annotate`."
         )
     return (
-        f"none of {labels.labelled} self-labeled chains has been kept so far, so the weights do not change. Training "
+        f"none of {labels.labeled} self-labeled chains has been kept so far, so the weights do not change. Training "
         f"continues. {_ADVICE}"
     )
 
@@ -87,7 +87,7 @@ def _surplus(run: StageRun, labels: SelfLabels) -> str:
 
 
 def _round(run: StageRun, labels: SelfLabels) -> str:
-    kept = f"{run.stage}: kept {labels.accepted_share:.1%} of {labels.labelled} self-labeled chains"
+    kept = f"{run.stage}: kept {labels.accepted_share:.1%} of {labels.labeled} self-labeled chains"
     if not labels.accepted_share:
         return f"WARNING: {kept}: the round had no training data and did not change the model. {_ADVICE}"
     updates = f"; {run.updates} of its {run.stage.steps} steps were updates" if run.over_kept else ""

@@ -34,7 +34,7 @@ def rename(text: str, name: str, other: str) -> str:
 
 
 @dataclass
-class Support:
+class ConsistencyFilter:
     """Judges the chains of one round; what it has seen tells how likely each class's name is whatever the words say.
 
     A chain must have its five stages, must not contradict itself in words (`contradiction`), and its own class must

@@ -3,8 +3,8 @@
 Round k = 1…N lets the model of the round's start write a chain for every training image with q_reason, keeps
 (x, y, r̂) where the text inside <CONCLUSION> equals y, and tunes on what was kept.
 
-Labelling is lazy: a sample's chain is written the first time the round meets it and kept for the round. That is the
-same distribution as labelling the whole set first, without labelling what DomainBed's sampler never draws.
+Labeling is lazy: a sample's chain is written the first time the round meets it and kept for the round. That is the
+same distribution as labeling the whole set first, without labeling what DomainBed's sampler never draws.
 
 The paper is silent about form. Equality is tested after normalization (`reader`), and an own chain that has blemishes
 is trained on in canonical form, its thoughts, fences and words around the stages left out and its conclusion spelt as
@@ -30,7 +30,7 @@ import torch
 
 from domainbed_reasoning.chains.reader import is_well_formed, read_conclusion
 from domainbed_reasoning.method.answering import Questions, majority_chains
-from domainbed_reasoning.method.consistency import Support
+from domainbed_reasoning.method.consistency import ConsistencyFilter
 from domainbed_reasoning.method.task import SampleId
 
 Frozen = Callable[[], AbstractContextManager[Any]]  # gives the model of the round's start for a while
@@ -61,7 +61,7 @@ def labels_of_round(frozen: Frozen, questions: Questions, hparams: Mapping[str, 
     """
     names = questions.class_names
     sampling = (hparams["sarr_votes"], hparams["temperature"], hparams["top_p"])
-    support = Support(questions.both, names) if hparams["sarr_filter"] == "consistent" else None
+    support = ConsistencyFilter(questions.both, names) if hparams["sarr_filter"] == "consistent" else None
 
     def write(images: torch.Tensor) -> list[str]:
         with frozen() as mllm:
@@ -98,9 +98,9 @@ class SelfLabels:
     class_names: Sequence[str]
     second: Callable[[torch.Tensor, list[str], list[int]], list[bool]] | None = None
     exact: bool = False
-    support: Support | None = None
+    support: ConsistencyFilter | None = None
     written: dict[SampleId, tuple[str, bool]] = field(default_factory=dict)
-    _labelled: int = 0
+    _labeled: int = 0
     _accepted: int = 0
     _well_formed: int = 0
     _told: int = 0
@@ -125,7 +125,7 @@ class SelfLabels:
             positions = list(fresh.values())
             judged = self._keep(positions, self.write(images[positions]), images, labels)
             for position, (chain, kept) in zip(positions, judged, strict=True):
-                self._labelled += 1
+                self._labeled += 1
                 self._accepted += kept
                 self._well_formed += kept and is_well_formed(chain, self.exact)
                 key = keys[position]
@@ -155,14 +155,14 @@ class SelfLabels:
         return list(zip(chains, kept, strict=True))
 
     @property
-    def labelled(self) -> int:
+    def labeled(self) -> int:
         """Number of chains written."""
-        return self._labelled
+        return self._labeled
 
     @property
     def accepted_share(self) -> float:
         """Share of written chains that were kept, in [0, 1]; 0 before the first."""
-        return self._accepted / self._labelled if self._labelled else 0.0
+        return self._accepted / self._labeled if self._labeled else 0.0
 
     @property
     def accepted(self) -> int:
@@ -193,7 +193,7 @@ class SelfLabels:
     def state_dict(self) -> dict[str, Any]:
         """Return counts and means of the round so far; the chains are recorded as they are written."""
         support = [self.support.sums, self.support.counts] if self.support is not None else []
-        counts = {"labelled": self._labelled, "accepted": self._accepted, "well_formed": self._well_formed}
+        counts = {"labelled": self._labeled, "accepted": self._accepted, "well_formed": self._well_formed}
         return {**counts, "support": support}
 
     def load_state_dict(self, state: Mapping[str, Any], rows: Sequence[tuple[int, int, str, bool]]) -> None:
@@ -205,7 +205,7 @@ class SelfLabels:
         """
         self.written = {(env, index): (chain, kept) for env, index, chain, kept in rows}
         self._told = len(self.written)
-        self._labelled, self._accepted = state["labelled"], state["accepted"]
+        self._labeled, self._accepted = state["labelled"], state["accepted"]
         self._well_formed = state["well_formed"]
         if self.support is not None:
             self.support.sums, self.support.counts = state["support"]

@@ -56,7 +56,7 @@ class StageRun:
         written so far; in the others, surplus ones, images are labeled and nothing is learned.
         """
         own = self.own_chains
-        if not self.over_kept or own is None or not own.labelled:
+        if not self.over_kept or own is None or not own.labeled:
             return self.stage.steps
         return math.ceil(round(own.accepted_share * self.stage.steps, 9))  # 0.07 * 100 is a little more than 7
 

@@ -1,4 +1,4 @@
-"""Questions and answers to tokens, as a family's chat template and tokenizer want them."""
+"""Convert questions and answers to tokens by the model's chat template and tokenizer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-_ANSWER = "ANSWER"  # stands for the assistant's words while the chat template is read
+_ANSWER = "ANSWER"  # placeholder of the assistant's turn when the chat template is analyzed
 _ZERO_WIDTH = "\u200b"
-_REMEMBERED = 100_000  # answers whose tokens are kept: chains of a whole dataset, a few hundred bytes each
+_REMEMBERED = 100_000  # cached answers: the chains of a whole dataset, a few hundred bytes each
 
 
 class ChatFormat:
-    """The words of one model's conversations.
+    """The conversation format of one model.
 
-    Every question is asked of one image of fixed size, so all prompts of a question have the same tokens.
+    Every question is about one image of fixed size, so all prompts of a question have the same tokens.
 
     Args:
         processor: of the model.
@@ -34,9 +34,9 @@ class ChatFormat:
 
     @functools.cached_property
     def special_tokens(self) -> list[str]:
-        """Every token that means something to model or processor, longest first.
+        """Every token with a meaning to the model or processor, longest first.
 
-        Named special tokens are not all: Gemma's ``<end_of_turn>`` is only marked so among the added ones.
+        Named special tokens are not all of them: Gemma's ``<end_of_turn>`` is only marked as special among added ones.
         """
         marked = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         own = {value for name, value in vars(self.processor).items() if name.endswith("_token")}
@@ -66,7 +66,7 @@ class ChatFormat:
 
     @functools.cached_property
     def _turn(self) -> tuple[str, str, int]:
-        """What stands before an answer, what the chat template puts between that and the answer, and the end token."""
+        """The text before an answer, what the chat template inserts between the two, and the end token."""
         question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
         answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
         template = self.processor.apply_chat_template
@@ -103,7 +103,7 @@ class ChatFormat:
             return_tensors="pt",
             processor_kwargs=dict(self.image_settings),
         )
-        shape = inputs["input_ids"].shape  # what has another is about the image
+        shape = inputs["input_ids"].shape  # others are image inputs
         return {name: inputs[name] for name in inputs if inputs[name].shape == shape}
 
     def target(self, answer: str) -> tuple[int, ...]:
@@ -111,14 +111,14 @@ class ChatFormat:
         if answer not in self._targets:
             if len(self._targets) >= _REMEMBERED:
                 self._targets.clear()
-            self._targets[answer] = self._tokenise_answer(answer)
+            self._targets[answer] = self._tokenize_answer(answer)
         return self._targets[answer]
 
-    def _tokenise_answer(self, answer: str) -> tuple[int, ...]:
+    def _tokenize_answer(self, answer: str) -> tuple[int, ...]:
         before, lead, end = self._turn
-        # In context: Llama's tokenizer treats the beginning of a text otherwise than what follows a colon.
+        # In context: Llama's tokenizer treats the beginning of a text differently.
         context = self.tokenizer(before, add_special_tokens=False)["input_ids"]
         ids = self.tokenizer(before + lead + self.escape(answer), add_special_tokens=False)["input_ids"]
-        if ids[: len(context)] != context:  # the answer's first characters were joined to what stands before
+        if ids[: len(context)] != context:  # the first characters were merged with the context
             context, ids = [], self.tokenizer(lead + self.escape(answer), add_special_tokens=False)["input_ids"]
         return (*ids[len(context) :], end)

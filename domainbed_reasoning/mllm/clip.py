@@ -13,7 +13,7 @@ from domainbed_reasoning.mllm.loading import adapted, resolve
 from domainbed_reasoning.mllm.opening import loading, read_config
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 
-# OpenAI's normalisation, which every CLIP of theirs has.
+# OpenAI's normalization, which every CLIP of theirs has.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 _TINY_EDGE = 48
@@ -44,7 +44,7 @@ class CLIP(torch.nn.Module):
 
     @property
     def base(self) -> Any:
-        """The transformers model, adapters inside of it."""
+        """The transformers model, including adapters."""
         network: Any = self.network
         return network.base_model.model if hasattr(network, "peft_config") else network
 
@@ -68,14 +68,14 @@ class CLIP(torch.nn.Module):
         return torch.nn.functional.normalize(features.pooler_output, dim=-1)
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the texts' unit vectors, ``(n, d)``; what is longer than CLIP reads (77 tokens) is cut off."""
+        """Return the texts' unit vectors, ``(n, d)``; texts are truncated to CLIP's 77 tokens."""
         tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self._length, return_tensors="pt"
         )
         return self._text_vectors(tokens["input_ids"], tokens["attention_mask"])
 
     def long_text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the texts' unit vectors, ``(n, d)``: the mean over the windows of 77 tokens that a text fills."""
+        """Return the texts' unit vectors, ``(n, d)``: the mean over windows of 77 tokens."""
         tokens = self.tokenizer(
             list(texts),
             padding=True,
@@ -95,14 +95,14 @@ class CLIP(torch.nn.Module):
         return torch.nn.functional.normalize(features.pooler_output, dim=-1)
 
     def adapters(self) -> dict[str, torch.Tensor]:
-        """Return the trainable tensors by name; empty for a bare model."""
+        """Return the trainable tensors by name; empty for a base model."""
         return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
 
     def load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Take over adapter values by name.
+        """Load adapter values by name.
 
         Raises:
-            ValueError: for tensors that do not fit this model's adapters.
+            ValueError: for tensors that do not match this model's adapters.
         """
         odd = sorted(self.adapters().keys() ^ values.keys())
         if odd:
@@ -120,7 +120,7 @@ def load_clip(model: str) -> CLIP:
         model: a folder, a hub id, or ``tiny``: 62,000 random weights, the same ones everywhere, never trained.
 
     Raises:
-        ModelError: for a model that cannot be had or is no CLIP.
+        ModelError: if the model cannot be loaded or is not a CLIP.
     """
     import transformers
 
@@ -151,7 +151,7 @@ def clip_image_edge(model: str) -> int:
     """Return the edge in pixels at which a CLIP sees an image, from its config alone.
 
     Raises:
-        ModelError: for a model that cannot be had or is no CLIP.
+        ModelError: if the model cannot be loaded or is not a CLIP.
     """
     return _TINY_EDGE if model == "tiny" else int(_config(model, resolve(model)).vision_config.image_size)
 
@@ -160,7 +160,7 @@ def is_clip(model: str) -> bool:
     """Return whether a folder or hub id holds a CLIP.
 
     Raises:
-        ModelError: for a model that cannot be had.
+        ModelError: if the model cannot be loaded.
     """
     if (pathlib.Path(model).expanduser() / "task.json").is_file():
         return False  # a job of an MLLM algorithm
@@ -182,7 +182,7 @@ def _config(model: str, where: str) -> Any:
 
 
 def _tiny() -> tuple[torch.nn.Module, Any]:
-    """Return a random CLIP of 2 + 2 layers, and a tokenizer that knows bytes alone."""
+    """Return a random CLIP of 2 + 2 layers, and a byte-level tokenizer without merges."""
     import transformers
     from tokenizers import pre_tokenizers
 

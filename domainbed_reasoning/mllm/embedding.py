@@ -1,7 +1,7 @@
-"""Images among the tokens of a row, placed by the host: it knows where a question has them.
+"""Place image features among the token embeddings of a row, at positions that the host knows from the prompt.
 
-transformers looks for the image tokens on the GPU, and has the host wait twice to compare their number with the
-images'. All rows of a question begin with the same prompt, so shapes alone say whether they fit.
+transformers searches for the image tokens on the GPU and synchronizes twice to compare their number with the images'.
+All rows of a question begin with the same prompt, so that shapes alone tell whether they match.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ def embedded(mllm: LanguageModel, question: str, fed: torch.Tensor, encoded: dic
         encoded: the images, from `MLLM.encode`.
 
     Returns:
-        ``inputs_embeds`` where images are nothing but embeddings, as in families of our own table with plain rows; for
-        other models, and rows that hold another number of image tokens than the images have, what transformers checks
-        and places itself.
+        ``inputs_embeds`` for the families of our own table with plain rows. For other models, and for rows whose number
+        of image tokens does not match, the inputs from which transformers places the images itself.
     """
     others = {name: value for name, value in encoded.items() if name != "mm_encoder_outputs"}
     placed_by_transformers = {"input_ids": fed, **others, "mm_encoder_outputs": dict(encoded["mm_encoder_outputs"])}

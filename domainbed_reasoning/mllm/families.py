@@ -1,4 +1,4 @@
-"""What differs between families of multimodal LLMs: one row each. Everything else is one code path.
+"""The differences between families of multimodal LLMs, one entry each; everything else is one code path.
 
 Measured on tiny models of each real architecture under transformers 5.23.
 """
@@ -14,7 +14,7 @@ from domainbed_reasoning.mllm.findings import Findings
 
 
 class ModelError(ValueError):
-    """A model that cannot be used; the message says why and what to do."""
+    """A model cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Family:
             ``edge`` pixels wide, those tiles (and, for more than one, a view of the whole): ``(edge, grid)``.
         tiled: whether a picture may be more than one tile.
         image_tokens: how many tokens of the language model a tile is, from the config and the tile's edge.
-        tree: what rows that share a prefix (both paths, the trie of class names) have to repeat of its attention:
-            nothing (``plain``), Qwen's positions in three dimensions (``rope``), Gemma's image tokens that see each
-            other and its layers' ``windows``. Empty where rows share nothing: see `general`.
+        tree: what rows with a shared prefix (both paths, the trie of class names) must reproduce of its attention:
+            nothing (``plain``), Qwen's three-dimensional positions (``rope``), or Gemma's bidirectional image tokens
+            and sliding ``windows``. Empty if rows share nothing, see `general`.
         example: a checkpoint.
         requires: packages that its processor imports.
-        findings: of an architecture without a row of its own, what trying it out has shown; see `trials`.
+        findings: of an architecture without an entry, what probing it has shown; see `trials`.
     """
 
     name: str
@@ -61,7 +61,7 @@ def _largest_tile(processor: Any) -> int:
 
 
 def _any_edge(processor: Any) -> int:
-    """Return 448, InternVL3's own edge, for a model that takes any size within its limits on pixels.
+    """Return 448, InternVL3's edge, for a model that accepts any size within its limits on pixels.
 
     It is 16 x 16 merged patches of 28 pixels in Qwen2.5-VL and 14 x 14 of 32 in Qwen3-VL.
     """
@@ -146,14 +146,14 @@ FAMILIES: dict[str, Family] = {
 
 
 def tile_grid(family: Family, max_tiles: int) -> int:
-    """Return how many tiles a side a picture gets: the largest square grid of at most ``max_tiles`` tiles.
+    """Return the number of tiles per side: the largest square grid of at most ``max_tiles`` tiles.
 
-    Pictures are made square before they are cut (one tile of InternVL squeezes them as well), so every image of a
-    dataset has the same number of tiles and every prompt of a question the same tokens. 4 tiles are 2 x 2, 9 are 3 x 3;
-    a view of the whole picture comes on top, as the families were trained.
+    Images are resized to a square before tiling (as InternVL does for one tile), so that all images of a dataset have
+    the same number of tiles and all prompts of a question the same tokens. 4 tiles are 2 x 2, 9 are 3 x 3; a thumbnail
+    of the whole image is added, as the families were trained.
 
     Raises:
-        ModelError: for less than one tile, or more than one of a family that has no tiles.
+        ModelError: for less than one tile, or several for a family without tiling.
     """
     if max_tiles < 1:
         raise ModelError(f"max_tiles must be at least 1; got {max_tiles}.")
@@ -164,14 +164,14 @@ def tile_grid(family: Family, max_tiles: int) -> int:
 
 
 def family_of(architecture: str, config: Any = None) -> Family:
-    """Return the row of a model class; for one without, settings that are read from its processor and tried out.
+    """Return the entry of a model class; without one, settings that are read from its processor and probed.
 
     Args:
         architecture: name of the class.
-        config: of the model; LLaVA's class has other vision encoders than LLaVA-1.5's, too.
+        config: of the model; LLaVA's class is used with other vision encoders than LLaVA-1.5's, too.
 
     Raises:
-        ModelError: for what is no multimodal LLM of the transformers library, naming those that have a row.
+        ModelError: if it is not a multimodal LLM of the transformers library, naming those with an entry.
     """
     vision = getattr(getattr(config, "vision_config", None), "model_type", None)
     if architecture in FAMILIES and vision != "pixtral":
@@ -193,12 +193,12 @@ def family_of(architecture: str, config: Any = None) -> Family:
 
 
 def is_general(family: Family) -> bool:
-    """Return whether an architecture has no row of its own."""
+    """Return whether an architecture has no entry."""
     return family.name not in {row.name for row in FAMILIES.values()}
 
 
 def _general_edge(processor: Any) -> int:
-    """Return the edge of a square picture that an unknown image processor takes as one tile, as far as it says."""
+    """Return the edge of a square image that an unknown image processor takes as one tile, from its settings."""
     size = dict(getattr(processor, "size", None) or {})
     patch, merge = getattr(processor, "patch_size", None) or 1, getattr(processor, "merge_size", None) or 1
     patch = patch if isinstance(patch, int) else int(dict(patch)["height"])
@@ -207,8 +207,8 @@ def _general_edge(processor: Any) -> int:
     if size.get("height"):
         return int(size["height"])
     if hasattr(processor, "temporal_patch_size") and {"shortest_edge", "longest_edge"} <= size.keys():
-        return _any_edge(processor)  # its sizes are numbers of pixels
-    if tokens := getattr(processor, "max_soft_tokens", None):  # as many patches as it has tokens for
+        return _any_edge(processor)  # its sizes count pixels
+    if tokens := getattr(processor, "max_soft_tokens", None):  # as many patches as it has tokens
         return math.isqrt(tokens) * patch * int(processor.pooling_kernel_size)
     most = size.get("longest_edge") or size.get("shortest_edge") or size.get("max_height") or _ANY_EDGE
     return max(1, min(int(most), _ANY_EDGE) // (patch * merge)) * patch * merge
@@ -219,7 +219,7 @@ _ONE_TILE = ("crop_to_patches", "do_image_splitting", "do_pan_and_scan")
 
 
 def fitted(family: Family, processor: Any) -> Family:
-    """Return the settings of an architecture without a row, with what keeps a picture in one tile.
+    """Return the settings of an architecture without an entry, with tiling turned off.
 
     Args:
         family: as `family_of` returned it.

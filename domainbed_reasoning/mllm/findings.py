@@ -1,4 +1,4 @@
-"""What was found out about a model by trying it: which of the fast ways it has."""
+"""Findings about a model: which optimizations it supports."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Findings:
         batch: whether images in one batch get the logits that each gets alone.
         padding: whether rows padded on the right get the logits of rows without padding.
         reuse: whether encoded images can be used again for another question.
-        cache: whether what is written with a cache of keys and values is what is written without.
+        cache: whether generation with a cache of keys and values equals generation without.
         image_tokens: tokens of a prompt that stand for its image.
-        worst: largest deviation of a log-likelihood among the ways that are used, in nats.
+        worst: largest deviation of a log-likelihood among the optimizations in use, in nats.
         seconds: that the trials took.
     """
 
@@ -37,7 +37,7 @@ class Findings:
 
     @property
     def costs(self) -> tuple[str, ...]:
-        """What is computed more than once, in words; empty where everything is fast."""
+        """Descriptions of what is computed redundantly; empty if everything is fast."""
         if self.tree:
             return ()
         return (
@@ -49,7 +49,7 @@ class Findings:
         )
 
     def table(self) -> list[tuple[str, str, str]]:
-        """Return rows of what was tried, what was found, and what it costs."""
+        """Return rows of (trial, finding, cost)."""
         shared = {"": "no", "plain": "equal", "rope": "equal, 3-D positions", "windows": "equal, sliding windows"}
         return [
             ("image tokens", str(self.image_tokens), ""),
@@ -68,14 +68,14 @@ def _equal(found: bool) -> str:
 
 
 def recall(digest: str) -> Findings | None:
-    """Return what is known of a model with that digest; None where nothing is, or it cannot be read."""
+    """Return cached findings; None if there are none or they cannot be read."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Findings(**json.loads((cache_folder() / "findings" / f"{digest}.json").read_text(encoding="utf-8")))
     return None
 
 
 def remember(digest: str, findings: Findings) -> None:
-    """Keep findings for the next time; a cache that cannot be written is none."""
+    """Cache findings; a cache that cannot be written is skipped."""
     with contextlib.suppress(OSError):
         path = cache_folder() / "findings" / f"{digest}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Reading and writing with nothing but a model's processor and its forward pass: right for any, and slower.
+"""Likelihoods and generation for any model, with nothing but its processor and forward pass: general, and slower.
 
-The same functions as in `likelihood` and `generation`. The processor renders every conversation with its images; a row
-is a question with one answer, or one class name, and transformers' own `generate` writes.
+The same functions as in `likelihood` and `generation`. The processor renders every conversation with its images, a row
+is a question with one answer or class name, and transformers' `generate` decodes.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _TOKENS_AT_A_TIME = {"cuda": 2**15, "cpu": 2**12}  # of prompts and class names
 
 
 def findings_of(mllm: LanguageModel) -> Findings:
-    """Return what is known of the model, which has been tried."""
+    """Return the findings of a model that has been probed."""
     assert mllm.family.findings is not None
     return mllm.family.findings
 
 
 def conversations(mllm: LanguageModel, pictures: torch.Tensor, question: str) -> dict[str, torch.Tensor]:
-    """Return the processor's own inputs for a question about each image, up to where the answer begins.
+    """Return the processor's inputs for a question about each image, up to where the answer begins.
 
     Args:
         mllm: the model.
         pictures: ``(n, 3, edge, edge)`` bytes.
-        question: asked of all of them; prompts are equally long, since images are equally large.
+        question: about each image; all prompts have the same length, since all images have the same size.
     """
     from PIL import Image
 
@@ -58,26 +58,26 @@ def conversations(mllm: LanguageModel, pictures: torch.Tensor, question: str) ->
 
 
 def accepted(network: Any) -> set[str]:
-    """Return the arguments that the forward passes of a model and of what is below its head name."""
+    """Return the argument names of a model's forward pass and of its decoder's, without the head."""
     names = set(inspect.signature(network.forward).parameters)
     core = getattr(network, "model", None)
     return names | set(inspect.signature(core.forward).parameters) if core is not None else names
 
 
 def continued(inputs: Mapping[str, torch.Tensor], answers: Sequence[Sequence[int]], pad: int) -> dict[str, Any]:
-    """Return inputs whose rows go on with the tokens of an answer each, padded on the right.
+    """Return inputs with the tokens of an answer appended to each row, padded on the right.
 
     Args:
         inputs: of n prompts of P tokens.
         answers: n lists of tokens.
-        pad: token id that fills short rows.
+        pad: padding token id.
     """
     n, length = inputs["input_ids"].shape
     longest, out = max(map(len, answers)), {}
     for name, value in inputs.items():
         out[name] = value
         if value.shape[:2] != (n, length) or "pixel" in name:
-            continue  # about images
+            continue  # image inputs
         if name == "input_ids":
             more = value.new_tensor([[*tokens, *[pad] * (longest - len(tokens))] for tokens in answers])
         elif name == "attention_mask" and value.dim() == 2:
@@ -85,27 +85,27 @@ def continued(inputs: Mapping[str, torch.Tensor], answers: Sequence[Sequence[int
         elif name == "position_ids":
             more = value[:, -1:] + torch.arange(1, longest + 1, device=value.device)
         elif value.dim() == 2:
-            more = value.new_zeros(n, longest)  # kinds of tokens: text
+            more = value.new_zeros(n, longest)  # token types: text
         else:
-            more = value[:, -1:].expand(-1, longest, *value.shape[2:])  # which images a token sees
+            more = value[:, -1:].expand(-1, longest, *value.shape[2:])  # which images a token attends to
         out[name] = torch.cat([value, more], dim=1)
     return out
 
 
 def forward(mllm: LanguageModel, inputs: Mapping[str, torch.Tensor], encoded: Encoded, last: int) -> torch.Tensor:
     """Return the logits at the last positions of every row, ``(n, last, vocabulary)``."""
-    given: dict[str, Any] = dict(inputs)
+    arguments: dict[str, Any] = dict(inputs)
     if "mm_encoder_outputs" in encoded:
-        given = {name: value for name, value in given.items() if not name.startswith("pixel_values")}
-        given["mm_encoder_outputs"] = dict(encoded["mm_encoder_outputs"])
+        arguments = {name: value for name, value in arguments.items() if not name.startswith("pixel_values")}
+        arguments["mm_encoder_outputs"] = dict(encoded["mm_encoder_outputs"])
     if "logits_to_keep" in inspect.signature(mllm.base.forward).parameters:
-        given["logits_to_keep"] = last
-    logits: torch.Tensor = mllm.base(**given, use_cache=False).logits
+        arguments["logits_to_keep"] = last
+    logits: torch.Tensor = mllm.base(**arguments, use_cache=False).logits
     return logits[:, -last:]
 
 
 def encode(mllm: LanguageModel, images: torch.Tensor) -> Encoded:
-    """Return images for any number of questions about them; encoded, where that can be used again."""
+    """Return images for any number of questions about them, encoded if the model can reuse encoded images."""
     encoded: Encoded = {"pictures": resize(to_uint8(images.as_subclass(torch.Tensor)), mllm.image_size)}
     if findings_of(mllm).reuse:
         encoded["mm_encoder_outputs"] = {"image": image_features(mllm, conversations(mllm, encoded["pictures"], "?"))}
@@ -113,7 +113,7 @@ def encode(mllm: LanguageModel, images: torch.Tensor) -> Encoded:
 
 
 def image_features(mllm: LanguageModel, inputs: Mapping[str, torch.Tensor]) -> Any:
-    """Return what the model makes of the images of a batch of prompts."""
+    """Return the vision features of the images in a batch of prompts."""
     encoder = image_encoder(mllm.base)
     wanted = set(inspect.signature(encoder).parameters)
     vision = {name: value for name, value in inputs.items() if name in wanted and name != "input_ids"}
@@ -121,7 +121,7 @@ def image_features(mllm: LanguageModel, inputs: Mapping[str, torch.Tensor]) -> A
 
 
 def image_encoder(network: Any) -> Any:
-    """Return a model's ``get_image_features``, which some have below their head only."""
+    """Return a model's ``get_image_features``, which some define only on the model below the head."""
     return (network if hasattr(network, "get_image_features") else network.model).get_image_features
 
 
@@ -161,7 +161,7 @@ def token_statistics(
 
 @torch.no_grad()
 def class_scores(mllm: LanguageModel, images: torch.Tensor, question: str, names: Sequence[str]) -> torch.Tensor:
-    """Return log p(name, end | image, question) of every name, a row each."""
+    """Return log p(name, end | image, question) of every name, one row per name."""
     targets = [mllm.target(name) for name in names]
     length = mllm.prompt(question)["input_ids"].shape[1] + max(map(len, targets))
     most = _TOKENS_AT_A_TIME.get(mllm.device.type, _TOKENS_AT_A_TIME["cuda"])
@@ -184,7 +184,7 @@ def _logits(
     inputs: Mapping[str, torch.Tensor],
     targets: Sequence[Sequence[int]],
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield each row's number and the logits that predict its target, ``(T, vocabulary)``, rows in any order."""
+    """Yield each row's index and the logits that predict its target, ``(T, vocabulary)``, in any order."""
     found, pad = findings_of(mllm), mllm.tokenizer.pad_token_id or 0
     for rows in grouped([len(target) for target in targets], found.batch, found.padding):
         part, kept = inputs, encoded
@@ -197,7 +197,7 @@ def _logits(
 
 
 def grouped(lengths: Sequence[int], batch: bool, padding: bool) -> list[list[int]]:
-    """Return which rows are computed together: all; those of one length where padding is unequal; or each alone."""
+    """Return the rows that are computed together: all, those of equal length without ``padding``, or each alone."""
     if not batch:
         return [[row] for row in range(len(lengths))]
     groups: dict[int, list[int]] = {}
@@ -209,7 +209,7 @@ def grouped(lengths: Sequence[int], batch: bool, padding: bool) -> list[list[int
 def _gathered(
     targets: Sequence[Sequence[int]], values: Iterator[tuple[int, torch.Tensor]] | Sequence[Any], device: torch.device
 ) -> LogLikelihoods:
-    """Return values of target tokens as ``(n, T)``, 0 where there is none, and the mask."""
+    """Return values of target tokens, ``(n, T)``, 0 at padding, and the mask."""
     rows = [value for _, value in sorted(values, key=lambda pair: pair[0])]
     counts = torch.tensor([len(target) for target in targets], device=device)
     mask = torch.arange(int(counts.max()), device=device) < counts[:, None]
@@ -218,11 +218,11 @@ def _gathered(
 
 
 class GeneralGenerator(TextGenerator):
-    """Writes one model's answers with transformers' own loop; see `TextGenerator`."""
+    """Generates answers with transformers' own decoding loop; see `TextGenerator`."""
 
     @functools.cached_property
     def suppressed_tokens(self) -> list[int]:
-        """Tokens that an answer may not hold, as `TextGenerator` has them, within the model's vocabulary."""
+        """Tokens that answers must not contain, as in `TextGenerator`, limited to the model's vocabulary."""
         size = int(self.mllm.base.get_output_embeddings().weight.shape[0])
         return [token for token in super().suppressed_tokens if token < size]
 
@@ -233,7 +233,7 @@ class GeneralGenerator(TextGenerator):
     def generate_after(
         self, images: torch.Tensor, question: str, beginnings: Sequence[str], max_new_tokens: int, **sampling: Any
     ) -> list[str]:
-        """Return what the model writes after what each answer begins with; rows of one length at a time."""
+        """Return the continuation of each answer's beginning; beginnings of equal length share a batch."""
         begun = [self.mllm.target(text)[:-1] if text else () for text in beginnings]
         return self.texts(self._continue(images, question, begun, max_new_tokens, **sampling))
 
@@ -254,7 +254,7 @@ class GeneralGenerator(TextGenerator):
             length = inputs["input_ids"].shape[1]
             if begun[rows[0]]:
                 inputs = continued(inputs, [begun[row] for row in rows], 0)
-            given = inputs["input_ids"]
+            prompt = inputs["input_ids"]
             out = mllm.base.generate(
                 **{**inputs, **self.plain, **sampling},
                 max_new_tokens=max_new_tokens,
@@ -264,8 +264,8 @@ class GeneralGenerator(TextGenerator):
                 stopping_criteria=self._criteria(length),
                 use_cache=found.cache,
             )
-            if out.shape[1] >= given.shape[1] and torch.equal(out[:, : given.shape[1]], given):
-                out = out[:, given.shape[1] :]
+            if out.shape[1] >= prompt.shape[1] and torch.equal(out[:, : prompt.shape[1]], prompt):
+                out = out[:, prompt.shape[1] :]
             for row, tokens in zip(rows, out.tolist(), strict=True):
                 written[row] = self._ended(list(begun[row]), tokens)
         return [written[row] for row in range(len(pictures))]
@@ -284,7 +284,7 @@ class GeneralGenerator(TextGenerator):
         return StoppingCriteriaList([Ended()])
 
     def _ended(self, begun: list[int], tokens: list[int]) -> list[int]:
-        """Return the tokens up to where the answer has ended: what follows is the batch's padding."""
+        """Return the tokens up to the end of the answer; the rest is padding of the batch."""
         for count in range(1, len(tokens) + 1):
             if tokens[count - 1] in self.closing_tokens and self.has_ended([*begun, *tokens[:count]]):
                 return tokens[:count]

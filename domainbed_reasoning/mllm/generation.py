@@ -1,7 +1,7 @@
-"""Writing answers token by token, in a batch that shrinks as its rows end.
+"""Generate answers token by token, in a batch that shrinks as its rows end.
 
-All prompts of a question are equally long, so rows never need padding and can leave the batch at any time. transformers
-prepares everything else: its `generate` calls this loop as `custom_generate`.
+All prompts of a question have the same length, so that rows need no padding and can leave the batch at any time.
+transformers prepares everything else: its `generate` calls this loop as `custom_generate`.
 
 The paper (arXiv 2602.23777) does not say how it decodes. Here a greedy answer is the argmax of the model's
 distribution, and a sampled one is drawn from that distribution at the temperature and top_p that are asked for. The

@@ -1,4 +1,4 @@
-"""Greedy answers that a model has written already, kept as long as its weights are what they were.
+"""A cache of greedy answers, valid as long as the weights do not change.
 
 DomainBed evaluates every split at the end of every stage, and SARR's next round begins with the same weights: the
 chains of its labeller are those that the evaluation has just written, and no number changes when they are not written
@@ -12,20 +12,20 @@ from collections.abc import Iterable
 
 import torch
 
-_STATES = 2  # a round's labeller, and the model that is evaluated meanwhile
+_STATES = 2  # a round's labeler, and the model that is evaluated meanwhile
 
-Key = tuple[str, int, bytes]  # question, most tokens, the image's digest
+Key = tuple[str, int, bytes]  # question, maximum tokens, digest of the image
 
 
 class AnswerCache:
-    """Greedy answers by state of the weights; the two states used last are kept."""
+    """Greedy answers by state of the weights; the two most recently used states are kept."""
 
     def __init__(self) -> None:
         self._answers: dict[bytes, dict[Key, str]] = {}
 
     def of(self, state: bytes) -> dict[Key, str]:
-        """Return what was written in that state, to be looked up and added to."""
-        self._answers[state] = self._answers.pop(state, {})  # the last one used stands last
+        """Return the answers of a state, to look up and to extend."""
+        self._answers[state] = self._answers.pop(state, {})  # most recently used last
         while len(self._answers) > _STATES:
             del self._answers[next(iter(self._answers))]
         return self._answers[state]

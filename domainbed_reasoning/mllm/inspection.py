@@ -1,4 +1,4 @@
-"""Trying out a model of any architecture, those with a row in the table of families included."""
+"""Probe a model of any architecture, including those with an entry in `families`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from domainbed_reasoning.mllm.trials import try_out
 
 
 def inspect_model(model: str) -> tuple[str, Findings]:
-    """Return a model's architecture in words and what trying it out finds.
+    """Return a description of a model's architecture and the findings of probing it.
 
     Args:
         model: ``tiny``, a folder or a hub id.
 
     Raises:
-        ModelError: for a model that cannot be used.
+        ModelError: if the model cannot be used.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, processor, family = load_network(model, "auto", "none", device)
     if is_general(family):
-        candidates, said = None, f"{family.name}: no settings of its own; tried out below"
+        candidates, note = None, f"{family.name}: no settings of its own; tried out below"
     else:
         require_interface(network, family)
-        candidates, said = (family.tree,), f"{family.name}: settings of its own, tried out below"
-    return said, try_out(lambda settings: MLLM(network, processor, settings), family, candidates)
+        candidates, note = (family.tree,), f"{family.name}: settings of its own, tried out below"
+    return note, try_out(lambda settings: MLLM(network, processor, settings), family, candidates)

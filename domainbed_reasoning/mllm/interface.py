@@ -1,7 +1,7 @@
-"""What this package needs of transformers' model classes, looked for where a missing part would be silent.
+"""Check that transformers' model classes accept the arguments that this package passes.
 
-A model's forward takes whatever its layers may want as ``**kwargs``, so an argument that a release does not know is
-dropped without an error: transformers below 5.18 drops the encoded images, and trains on text alone.
+A model's forward pass accepts ``**kwargs``, so an argument that a release does not know is ignored without an error:
+transformers below 5.18 ignores encoded images and trains on text alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from domainbed_reasoning.mllm.families import Family, ModelError
 from domainbed_reasoning.mllm.language_model import LanguageModel
 
 LEAST_TRANSFORMERS = "5.18"
-CACHES = ("cache", "past_key_values")  # transformers 5.24 renamed what a forward pass takes its keys and values from
+CACHES = ("cache", "past_key_values")  # transformers 5.24 renamed the argument
 
 _FORWARD = ("input_ids", "attention_mask", "position_ids", "mm_encoder_outputs")
 _FORWARD_OF_TREE = {"plain": (), "rope": ("image_grid_thw", "mm_token_type_ids"), "windows": ("token_type_ids",)}
@@ -25,7 +25,7 @@ _QUESTION = "What is in this photo?"
 
 
 def require_interface(network: Any, family: Family) -> None:
-    """Refuse a model whose methods do not name the arguments that they are called with.
+    """Reject a model whose methods lack arguments that this package passes.
 
     Args:
         network: the transformers model.
@@ -51,7 +51,7 @@ def _require(owner: Any, method: str, names: tuple[str, ...]) -> None:
 
 
 def _arguments(method: Callable[..., Any] | None) -> set[str]:
-    """Return the arguments that a method names; none for one that is not there."""
+    """Return the argument names of a method; empty for None."""
     return set(inspect.signature(method).parameters) if method is not None else set()
 
 
@@ -67,13 +67,13 @@ def _refuse(owner: Any, method: str, names: tuple[str, ...]) -> None:
 
 @torch.no_grad()
 def require_sight(mllm: LanguageModel) -> None:
-    """Refuse a model to which two different pictures are the same: two short forward passes.
+    """Reject a model that ignores its images, by two short forward passes.
 
     Args:
-        mllm: the model, whose modes and random state stay as they are.
+        mllm: the model; its mode and the random state are preserved.
 
     Raises:
-        ModelError: its hidden states after the question do not depend on the picture.
+        ModelError: if its hidden states do not depend on the image.
     """
     import transformers
 
@@ -83,8 +83,8 @@ def require_sight(mllm: LanguageModel) -> None:
     prompt = mllm.prompt(_QUESTION)["input_ids"].to(mllm.device)
     devices = [mllm.device] if mllm.device.type == "cuda" else []
     hidden = []
-    for picture in (black, pattern):  # apart: rows of one batch may differ in rounding
-        with torch.random.fork_rng(devices):  # adapters may have dropout, the same for both
+    for picture in (black, pattern):  # separately: rows of one batch may differ by rounding
+        with torch.random.fork_rng(devices):  # the same dropout for both
             encoded = mllm.encode(picture[None])
             hidden.append(mllm.core(1, _QUESTION, prompt, encoded, use_cache=False)[0][:, -1])
     if torch.equal(*hidden):

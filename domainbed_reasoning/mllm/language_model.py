@@ -1,4 +1,4 @@
-"""What generation, likelihoods and tree attention use of an `MLLM`, whose class imports them."""
+"""The interface of `MLLM` that generation, likelihoods, and tree attention depend on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from domainbed_reasoning.mllm.families import Family
 
 
 class LanguageModel(Protocol):
-    """See `MLLM`, which has all of these.
+    """The part of `MLLM` that its modules use; see there.
 
     Attributes:
         family: its row in the table of families.

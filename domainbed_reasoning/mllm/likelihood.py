@@ -1,6 +1,6 @@
-"""Reading given answers: how likely a model finds each of their tokens, and each name of a list.
+"""Log-likelihoods of the tokens of answers, and scores of class names.
 
-An image is encoded once for all that is asked about it, and the output head runs on supervised positions alone.
+An image is encoded once for all questions about it, and the output head runs on supervised positions only.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from domainbed_reasoning.mllm.tree_masks import tree_mask, tree_positions
 LogLikelihoods = tuple[torch.Tensor, torch.Tensor]  # of target tokens, (n, T), and their mask, (n, T)
 Encoded = dict[str, Any]  # images, as `MLLM.encode` returns them
 _LOGITS_AT_A_TIME = 2**27
-_WORDS_AT_A_TIME = 2**14  # of the vocabulary, whose weights are cast at once
-# Of prompts and class names: 2 GiB of keys and values at 8B; what a CPU's cache holds (a sixth less time than 2**15).
+_WORDS_AT_A_TIME = 2**14  # rows of the output head that are cast at once
+# Prompts and class names: 2 GiB of keys and values at 8B; on a CPU a sixth faster than 2**15.
 _TOKENS_AT_A_TIME = {"cuda": 2**15, "cpu": 2**12}
 
 
 def log_likelihoods(mllm: LanguageModel, encoded: Encoded, question: str, answers: Sequence[str]) -> LogLikelihoods:
-    """Return log p of every token of each image's answer, a row an answer; see `MLLM.log_likelihoods`."""
+    """Return log p of every token of each image's answer, one row per answer; see `MLLM.log_likelihoods`."""
     rows, hidden = _read(mllm, encoded, question, answers)
     return _at_targets(mllm, hidden, rows), rows.target_mask
 
@@ -118,7 +118,7 @@ def _read(mllm: LanguageModel, encoded: Encoded, question: str, answers: Sequenc
     targets = [mllm.target(answer) for answer in answers]
     rows = build_rows(prompt, targets, mllm.tokenizer.pad_token_id or 0, mllm.device)
     seen: dict[str, Any] = {"attention_mask": rows.attention_mask}
-    if mllm.family.tree == "plain":  # padding is on the right, where nothing that counts sees it
+    if mllm.family.tree == "plain":  # right padding, which no real token attends to
         length = rows.input_ids.shape[1]
         seen = {"attention_mask": no_mask(mllm.device), "branches": (length, 0, 0)}
     hidden = mllm.core(len(answers), question, rows.input_ids, encoded, use_cache=False, **seen)[0]
@@ -126,7 +126,7 @@ def _read(mllm: LanguageModel, encoded: Encoded, question: str, answers: Sequenc
 
 
 def _at_targets(mllm: LanguageModel, hidden: torch.Tensor, rows: Rows | TreeBranch) -> torch.Tensor:
-    """Return log p of each target token, 0 where there is none, ``(n, T)``."""
+    """Return log p of each target token, 0 at padding, ``(n, T)``."""
     parts = [token_log_likelihoods(logits, targets) for logits, targets in _logits(mllm, hidden, rows)]
     return _scattered(rows, parts)
 
@@ -134,9 +134,9 @@ def _at_targets(mllm: LanguageModel, hidden: torch.Tensor, rows: Rows | TreeBran
 def _logits(
     mllm: LanguageModel, hidden: torch.Tensor, rows: Rows | TreeBranch
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the logits that predict target tokens, ``(m, vocabulary)``, and those tokens, ``(m,)``, a bounded number.
+    """Yield logits of target tokens, ``(m, vocabulary)``, and those tokens, ``(m,)``, in blocks of bounded size.
 
-    In float32 those of 64 chains, and their softmax, would be 20 GiB at 8B. With gradients all are kept anyway.
+    In float32 the logits of 64 chains and their softmax would take 20 GiB at 8B. Autograd keeps all of them anyway.
     """
     head = mllm.base.get_output_embeddings()
     row, position = rows.supervised
@@ -147,12 +147,12 @@ def _logits(
 
 
 def _rows_at_a_time(head: Any, positions: int) -> int:
-    """Return of how many rows the logits at so many positions are held at a time."""
+    """Return how many rows' logits, at ``positions`` positions each, are held at a time."""
     return max(1, _LOGITS_AT_A_TIME // (positions * int(head.weight.shape[0])))
 
 
 def _scattered(rows: Rows | TreeBranch, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return values of target tokens, one after another, at their places, 0 elsewhere, ``(n, T)``."""
+    """Return concatenated values of target tokens scattered to their positions, 0 elsewhere, ``(n, T)``."""
     values = torch.cat(list(parts))
     return values.new_zeros(rows.target_mask.shape).masked_scatter(rows.target_mask, values)
 
@@ -160,7 +160,7 @@ def _scattered(rows: Rows | TreeBranch, parts: Sequence[torch.Tensor]) -> torch.
 def float32_logits(head: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Return an output head's logits in float32, ``(…, vocabulary)``; its weights are cast a block at a time.
 
-    In bfloat16 logits round by up to 2⁻⁹ of their size, and names of several tokens add that up.
+    bfloat16 rounds logits by up to 2⁻⁹ of their magnitude, which adds up over the tokens of a name.
 
     Args:
         head: a linear layer.

@@ -1,4 +1,4 @@
-"""Find, check and load a multimodal LLM with its processor, quantised and with LoRA where asked for."""
+"""Find, check, and load a multimodal LLM and its processor, optionally quantized and with LoRA adapters."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fit
 from domainbed_reasoning.mllm.mixtures import kept_by_peft
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
-from domainbed_reasoning.mllm.towers import PROJECTOR, is_linear, is_of_mixture, parts_of, said_of_convolutions
+from domainbed_reasoning.mllm.towers import PROJECTOR, convolutions_note, is_linear, is_of_mixture, parts_of
 from domainbed_reasoning.terminal import get_logger
 
 _log = get_logger(__name__)
 
 _MAX_EDGE = 8192  # pixels of a tile; the families' have 224 to 896
 
-_NO_EXPERTS = ("Linear", "Embedding", "Conv", "Norm")  # modules whose own matrices are no experts
+_NO_EXPERTS = ("Linear", "Embedding", "Conv", "Norm")  # modules whose weights are not experts
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LoraSettings:
 
 
 def resolve(model: str) -> str:
-    """Return a folder or hub id that transformers can load; for a hub id the files are there or can be fetched.
+    """Return a folder or hub id that transformers can load; files of a hub id are cached or can be downloaded.
 
     Raises:
         ModelError: no such folder or repository, or the hub is unreachable; says what to do.
@@ -81,23 +81,23 @@ def resolve(model: str) -> str:
 
 
 def _require_hub(model: str) -> None:
-    """Fail at once where ``model`` is neither cached nor within reach."""
+    """Fail early if ``model`` is neither cached nor reachable on the hub."""
     import huggingface_hub
     from huggingface_hub import errors
 
     if isinstance(huggingface_hub.try_to_load_from_cache(model, "config.json"), str):
         return
-    cures = "Pass a folder with the model, download it first with `hf download`, or use 'tiny'."
+    fixes = "Pass a folder with the model, download it first with `hf download`, or use 'tiny'."
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise ModelError(f"model {model!r} is not in the local cache and HF_HUB_OFFLINE is set. {cures}")
+        raise ModelError(f"model {model!r} is not in the local cache and HF_HUB_OFFLINE is set. {fixes}")
     try:
         huggingface_hub.model_info(model, timeout=10)
     except errors.GatedRepoError as error:
         raise ModelError(f"model {model!r} is gated: accept its terms on the hub, then run `hf auth login`.") from error
     except errors.RepositoryNotFoundError as error:
-        raise ModelError(f"model {model!r}: the hub has no such model, or it is private. {cures}") from error
+        raise ModelError(f"model {model!r}: the hub has no such model, or it is private. {fixes}") from error
     except Exception as error:  # connection, proxy, TLS, time-out: whatever the HTTP library raises
-        raise ModelError(f"model {model!r} is not cached and the hub cannot be reached ({error}). {cures}") from error
+        raise ModelError(f"model {model!r} is not cached and the hub cannot be reached ({error}). {fixes}") from error
 
 
 def default_dtype() -> torch.dtype:
@@ -118,7 +118,7 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         network, processor, family.
 
     Raises:
-        ModelError: for a model that is not there, not supported, without a chat template or too large for the GPU.
+        ModelError: if the model is missing, unsupported, has no chat template, or does not fit on the GPU.
     """
     import transformers
 
@@ -145,7 +145,7 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     if device.type == "cuda":
         check_memory(model, count, precision, quantize, free_memory(device))
     settings: dict[str, Any] = {"dtype": precision, "device_map": {"": device}, "trust_remote_code": False}
-    if not is_general(family):  # others may have no such attention, and take what they have
+    if not is_general(family):  # other architectures keep their default attention
         settings["attn_implementation"] = "sdpa"
     if quantize != "none":
         settings["quantization_config"] = _quantization(quantize, precision)
@@ -153,7 +153,7 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         network = transformers.AutoModelForImageTextToText.from_pretrained(where, **settings)
     module: Any
     for module in network.modules():
-        # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first answer, and cannot train afterwards.
+        # With AVX512-BF16, bitsandbytes repacks 4-bit weights at the first inference and cannot train afterwards.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     network.requires_grad_(False)
@@ -164,7 +164,7 @@ def empty_network(model: str) -> tuple[torch.nn.Module, Family]:
     """Return a model's architecture without its weights, on the meta device, and its family.
 
     Raises:
-        ModelError: for a model that is not there or not supported.
+        ModelError: if the model is missing or unsupported.
     """
     where = resolve(model)
     config, family = _config_and_family(model, where)
@@ -184,7 +184,7 @@ def config_of(model: str) -> tuple[Any, Family]:
     """Return a model's config and its family.
 
     Raises:
-        ModelError: for a model that is not there or not supported.
+        ModelError: if the model is missing or unsupported.
     """
     return _config_and_family(model, resolve(model))
 
@@ -203,7 +203,7 @@ def image_edge(model: str, max_tiles: int = 1) -> int:
         max_tiles: at most so many tiles an image.
 
     Raises:
-        ModelError: for a model that is not there or not supported, or has no tiles.
+        ModelError: if the model is missing, unsupported, or does not tile images.
     """
     import transformers
 
@@ -214,25 +214,22 @@ def image_edge(model: str, max_tiles: int = 1) -> int:
     return family.tile_edge(processor) * tile_grid(family, max_tiles)
 
 
-_BYTES = {"nf4": 0.6, "int8": 1.1}  # a weight, with its scales and the layers that stay unquantised
+_BYTES = {"nf4": 0.6, "int8": 1.1}  # per weight, including scales and layers that are not quantized
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes of a GPU that can be had: what nobody holds, and what PyTorch holds ready and nothing uses.
-
-    PyTorch keeps what a model before this one has freed.
-    """
+    """Return the bytes available on a GPU: free memory, and what PyTorch has reserved but not allocated."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def check_memory(model: str, weights: int, dtype: torch.dtype, quantize: str, free: int) -> None:
-    """Refuse a model whose bare weights leave no room on the GPU.
+    """Reject a model whose weights alone do not fit on the GPU.
 
     Args:
         model: its name, for the message.
         weights: number of weights.
-        dtype: of the unquantised weights.
+        dtype: of the unquantized weights.
         quantize: ``none``, ``nf4`` or ``int8``.
         free: free bytes on the GPU.
 
@@ -241,17 +238,17 @@ def check_memory(model: str, weights: int, dtype: torch.dtype, quantize: str, fr
     """
     need = int(weights * _BYTES.get(quantize, dtype.itemsize) * 1.1)
     if need > free:
-        cure = "a smaller model" if quantize == "nf4" else 'a smaller model, or --hparams \'{"quantize": "nf4"}\''
+        fix = "a smaller model" if quantize == "nf4" else 'a smaller model, or --hparams \'{"quantize": "nf4"}\''
         raise ModelError(
             f"model {model!r} needs {need / 2**30:.1f} GiB for its weights and the GPU has {free / 2**30:.1f} GiB "
-            f"free. Use {cure}."
+            f"free. Use {fix}."
         )
 
 
 def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     import transformers
 
-    # Patterns match from a name's start to the end of one of its parts.
+    # Patterns match from the start of a module name to the end of one of its components.
     skip = ["lm_head", *(rf".*{part}\w*" for part in PROJECTOR)]
     import_bitsandbytes()
     if quantize == "nf4":
@@ -270,8 +267,8 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
 def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list[str]:
     """Return the full names of the linear layers that get adapters.
 
-    Every Linear of the chosen towers (quantised ones too), save the output head; the layers
-    between the towers only with ``projector``.
+    Every Linear of the chosen towers, quantized or not, except the output head; layers between the towers only with
+    ``projector``.
 
     Raises:
         ModelError: for an unknown choice of towers.
@@ -288,10 +285,10 @@ def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list
 
 
 def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str, int]:
-    """Return the matrices of the chosen towers that belong to no Linear layer, with their numbers of weights.
+    """Return the matrices of the chosen towers that are not part of a Linear layer, with their sizes.
 
-    Such are the fused weights of a mixture's experts, ``(experts, out, in)``, and of its routers: adapters are for
-    Linear modules. Embeddings, convolutions and norms are not meant to have any.
+    These are the fused expert weights of a mixture, ``(experts, out, in)``, and its routers. Embeddings, convolutions,
+    and norms are not counted: they never get adapters.
 
     Args:
         network: the model, before adapters are added.
@@ -308,8 +305,8 @@ def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str
     }
 
 
-def said_of_experts(fused: Mapping[str, int], total: int) -> str:
-    """Return one line about weights that get no adapters; empty where there are none.
+def experts_note(fused: Mapping[str, int], total: int) -> str:
+    """Return a note on weights without adapters; empty if every layer gets one.
 
     Args:
         fused: as `without_adapters` returns them.
@@ -325,7 +322,7 @@ def said_of_experts(fused: Mapping[str, int], total: int) -> str:
 
 
 def cached_numbers(config: Any) -> int:
-    """Return how many numbers a model keeps of one token: its keys and values in all layers."""
+    """Return the number of cached elements per token: keys and values of all layers."""
     text = config.get_text_config()
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -335,12 +332,12 @@ def cached_numbers(config: Any) -> int:
 def add_lora(
     network: torch.nn.Module, settings: LoraSettings, values: Mapping[str, torch.Tensor] | None = None
 ) -> torch.nn.Module:
-    """Return ``network`` as a PEFT model whose adapters alone are trainable; say what gets none.
+    """Return ``network`` as a PEFT model in which only the adapters are trainable; logs which layers get none.
 
     Args:
         network: the bare model.
         settings: of the adapters.
-        values: what they are to hold, which must fit before any are made; None where they start anew.
+        values: initial values, whose names and shapes are checked first; None for a fresh initialization.
 
     Raises:
         ModelError: the chosen tower has no linear layers.
@@ -349,9 +346,9 @@ def add_lora(
     if values:
         check_adapters(adapter_shapes(network, settings), values)
     total = sum(weight.numel() for weight in network.parameters())
-    for said in (said_of_experts(without_adapters(network, settings.towers), total), said_of_convolutions(network)):
-        if said:
-            _log.warning("WARNING: %s", said)
+    for note in (experts_note(without_adapters(network, settings.towers), total), convolutions_note(network)):
+        if note:
+            _log.warning("WARNING: %s", note)
     targets = lora_targets(network, settings.towers, settings.projector)
     if not targets:
         raise ModelError(
@@ -378,14 +375,14 @@ def adapter_shapes(network: torch.nn.Module, settings: LoraSettings) -> dict[str
 
 
 def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]) -> None:
-    """Refuse adapter values that do not fit a model.
+    """Reject adapter values that do not match a model.
 
     Args:
         shapes: of the model's adapters by name.
         values: of a checkpoint by name.
 
     Raises:
-        ValueError: naming the first that does not fit.
+        ValueError: naming the first tensor that does not match.
     """
     for name in sorted(shapes.keys() ^ values.keys()):
         raise ValueError(f"the checkpoint's adapters do not match this model: only one of them has {name!r:.200}.")
@@ -410,7 +407,7 @@ def adapted(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
     peft = import_peft()
     config = peft.LoraConfig(bias="none", **settings)
     config._register_custom_module(lora.layers())
-    with warnings.catch_warnings():  # peft asks transformers by a name that the next major release drops
+    with warnings.catch_warnings():  # peft uses an attribute that transformers deprecates
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model: torch.nn.Module = peft.get_peft_model(network, config)
     lora.recompute_gates(model)

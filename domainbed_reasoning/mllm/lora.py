@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-# The forward pass of a gated MLP; an MLP with any other is left alone.
+# The forward pass of a gated MLP; other MLPs are left unchanged.
 _GATED = "self.down_proj(self.act_fn(self.gate_proj({0})) * self.up_proj({0}))"
 
 
 class LowRankUpdate(torch.autograd.Function):
     """y = W x + b + s B A x, or y = base(x) + s B A x where the frozen layer is no plain Linear.
 
-    Kept for the backward pass: x, the same tensor for all layers that read it, and what is of the adapters' rank.
+    Saved for the backward pass: x, one tensor shared by all layers that read it, and activations of the adapters' rank.
     """
 
     @staticmethod
@@ -47,12 +47,12 @@ class LowRankUpdate(torch.autograd.Function):
         Args:
             ctx: of autograd.
             x: the input, ``(…, in)``.
-            down: A, ``(rank, in)``; it and B may have another precision, in which they get their gradients.
+            down: A, ``(rank, in)``; A and B may have another precision, which is also that of their gradients.
             up: B, ``(out, rank)``.
             scaling: s.
-            weight: W, frozen, ``(out, in)``; None where ``base`` is given.
+            weight: W, frozen, ``(out, in)``; None with ``base``.
             bias: b, frozen, ``(out,)``.
-            base: what the frozen layer returned for ``x``, ``(…, out)``; None where ``weight`` is given.
+            base: output of the frozen layer for ``x``, ``(…, out)``; None with ``weight``.
         """
         rows, a, b = _rows(x), down.to(x.dtype), up.to(x.dtype)
         low = rows @ a.t()
@@ -135,7 +135,7 @@ def _gradients(
     b: torch.Tensor,
     weight: torch.Tensor | None,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """Return the gradients of x (W x included where ``weight`` is there), A and B."""
+    """Return the gradients of x (through W x as well, with ``weight``), A and B."""
     of_rows = _rows(gradient)
     of_low = _scaled(of_rows, b, ctx.scaling)
     of_down = (of_low.t() @ _rows(x)).to(ctx.precision)
@@ -157,7 +157,7 @@ def _scaled(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Te
 
 
 class InComputePrecision:
-    """Mixed into PEFT's layers: adapts in the input's precision where the adapters have another."""
+    """Mixin of PEFT's layers: computes adapters in the input's precision."""
 
     def forward(self: Any, x: torch.Tensor, *arguments: Any, **more: Any) -> torch.Tensor:
         """Return the adapted layer's output, ``(…, out)``.
@@ -182,7 +182,7 @@ class InComputePrecision:
 
 
 def mixed_adapter(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float, torch.nn.Module] | None:
-    """Return A, B, their scaling and the dropout before them; None for what is left to PEFT.
+    """Return A, B, their scaling and dropout; None if PEFT computes the layer.
 
     That is all but one plain LoRA adapter whose precision is not the input's: several or none, other variants, an
     adapter that is merged or switched off, autocast.
@@ -202,7 +202,7 @@ def mixed_adapter(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 class RecomputedGate:
-    """Mixed into gated MLPs: does not keep the input of their adapted last layer."""
+    """Mixin of gated MLPs: does not save the input of their adapted last layer."""
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         """Return the MLP's output, ``(…, out)``.
@@ -227,7 +227,7 @@ class RecomputedGate:
 
 
 def recompute_gates(network: torch.nn.Module) -> None:
-    """Have the gated MLPs of an adapted network keep less for the backward pass; others are left alone."""
+    """Make the gated MLPs of an adapted network save less for the backward pass; others are left unchanged."""
     for module in network.modules():
         kind: Any = type(module)
         if isinstance(getattr(module, "down_proj", None), InComputePrecision) and _is_gated(kind):
@@ -255,7 +255,7 @@ def _is_gated(kind: type) -> bool:
 
 @functools.cache
 def layers() -> dict[type, type]:
-    """Return what PEFT's dispatch takes: the layer that adapts each kind of frozen layer, quantized kinds first."""
+    """Return the mapping for PEFT's dispatch, from frozen to adapting layer classes, quantized ones first."""
     from peft.tuners import lora
     from peft.tuners.lora import bnb as quantized
 

@@ -1,4 +1,4 @@
-"""Which layers of a mixture of experts PEFT adapts as they are named."""
+"""Select the layers of a mixture of experts that PEFT adapts under their own names."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _log = get_logger(__name__)
 
 
 def kept_by_peft(network: torch.nn.Module, names: list[str]) -> list[str]:
-    """Return the layers of a mixture that PEFT adapts as they are.
+    """Return the names that PEFT adapts as requested.
 
-    PEFT takes ``gate_proj``, ``up_proj`` and ``down_proj`` of some mixtures, whatever module they belong to, for their
-    experts' as transformers named them before 5.0, and adapts the fused experts in their place.
+    In some mixtures PEFT maps ``gate_proj``, ``up_proj`` and ``down_proj`` of any module to the experts, which
+    transformers named so before 5.0, and adapts the fused experts instead.
     """
     import_bitsandbytes()
     import peft

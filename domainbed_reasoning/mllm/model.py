@@ -1,4 +1,4 @@
-"""One multimodal LLM behind the few calls that the method needs: encode, likelihood, class scores, generation."""
+"""A multimodal LLM behind the few calls that the method needs: encode, likelihood, class scores, generation."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def load_mllm(
 
     Args:
         model: ``tiny``, a folder or a hub id of one of the supported families.
-        lora: adapters to add; None loads the bare model.
-        adapters: their trained values by name, which must fit; None leaves them as they start.
+        lora: adapters to add; None loads the base model.
+        adapters: trained values by name, which must match; None keeps the fresh initialization.
         dtype: ``auto`` (bfloat16 on CUDA, float32 on the CPU), ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``none``, ``nf4`` or ``int8``.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
-        max_tiles: at most so many tiles an image, for families that cut images into tiles.
-        device: None takes CUDA where there is one.
+        max_tiles: maximum number of tiles per image, for families that tile images.
+        device: None uses CUDA if available.
 
     Raises:
-        ModelError: for a model that cannot be used.
-        ValueError: for ``adapters`` that do not fit it.
+        ModelError: if the model cannot be used.
+        ValueError: if ``adapters`` do not match it.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network, processor, family = load_network(model, dtype, quantize, where)
@@ -87,7 +87,7 @@ def load_mllm(
 
 
 def checkpoint_activations(network: Any) -> None:
-    """Have transformers recompute activations in the backward pass, by the name that the installed release has."""
+    """Enable gradient checkpointing, under the name that the installed transformers release uses."""
     named = "activation" if hasattr(network, "activation_checkpointing_enable") else "gradient"  # from 5.24 on; before
     getattr(network, f"{named}_checkpointing_enable")({"use_reentrant": False})
 
@@ -95,18 +95,18 @@ def checkpoint_activations(network: Any) -> None:
 class MLLM(torch.nn.Module):
     """A multimodal LLM, with or without adapters, and its processor.
 
-    Every question is asked of one image of fixed size, so all prompts of a question have the same tokens: they are
-    tokenised once, and batches need no padding on the left.
+    Every question is about one image of fixed size, so all prompts of a question have the same tokens: they are
+    tokenized once, and batches need no left padding.
 
     Attributes:
         network: the transformers model, or the PEFT model around it.
         processor: its processor.
-        family: its row in the table of families.
-        grid: tiles a side that an image is cut into.
-        quantized: whether weights are bitsandbytes'.
+        family: its entry in the table of families.
+        grid: tiles per side of an image.
+        quantized: whether the weights are quantized by bitsandbytes.
         image_size: edge in pixels of the images that the model sees.
         answer_cache: greedy answers of copies for inference.
-        frozen_state: of a copy for inference, the digest of the adapters that are merged into it; else None.
+        frozen_state: digest of the adapters merged into a copy for inference; else None.
     """
 
     def __init__(self, network: Any, processor: Any, family: Family, grid: int = 1, quantized: bool = False):
@@ -123,7 +123,7 @@ class MLLM(torch.nn.Module):
         self._image_settings = family.image_settings(edge, grid)
         self.chat_format = ChatFormat(processor, self.image_size, self._image_settings)
         self._core_inputs = general.accepted(self.base) - {"pixel_values"}
-        # Not the model itself: copies are large, and in a cycle they would stay until Python's collector comes.
+        # Not the model itself: in a reference cycle, large copies would live until garbage collection.
         own = weakref.proxy(self)
         self.reading: Any = likelihood if family.tree else general
         self.generator = TextGenerator(own) if family.tree else general.GeneralGenerator(own)
@@ -136,9 +136,9 @@ class MLLM(torch.nn.Module):
             install(self.base)
 
     def train(self, mode: bool = True) -> MLLM:
-        """Set the mode; what is frozen stays one function of its input: no batch statistics, no dropout of its own."""
+        """Set the mode; frozen layers stay in evaluation mode: no batch statistics, no dropout."""
         super().train(mode)
-        general_path = is_general(self.family)  # the families have no dropout of their own
+        general_path = is_general(self.family)  # families with an entry have no dropout
         for name, module in self.network.named_modules():
             is_own = (
                 general_path and "lora_dropout" not in name and not getattr(module, "gradient_checkpointing", False)
@@ -149,7 +149,7 @@ class MLLM(torch.nn.Module):
 
     @property
     def base(self) -> Any:
-        """The transformers model, adapters inside of it."""
+        """The transformers model, including adapters."""
         return self.network.base_model.model if hasattr(self.network, "get_base_model") else self.network
 
     @property
@@ -159,7 +159,7 @@ class MLLM(torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         weight: torch.Tensor = self.base.get_input_embeddings().weight
         return weight.device
 
@@ -192,7 +192,7 @@ class MLLM(torch.nn.Module):
         return {name: value.to(self.device) for name, value in tensors.items()}
 
     def encode(self, images: torch.Tensor) -> dict[str, Any]:
-        """Return the encoded images as inputs of the language model, for any number of questions about them.
+        """Return encoded images as inputs of the language model, for any number of questions about them.
 
         Args:
             images: ``(n, 3, H, W)``, bytes or DomainBed's floats.
@@ -209,11 +209,11 @@ class MLLM(torch.nn.Module):
     # -- the language model ---------------------------------------------------------------------------------------
 
     def keeping(self, cache: Any) -> dict[str, Any]:
-        """Return the arguments with which the language model reads ``cache`` and adds its keys and values to it."""
+        """Return the arguments that make the language model use and extend ``cache``."""
         return {self._cache_argument: cache, "use_cache": True}
 
     def core(self, rows: int, question: str, fed: torch.Tensor, encoded: dict[str, Any], **more: Any) -> Any:
-        """Run the language model, without its head, on ``fed`` (prompt and what follows it), ``(rows, L)``."""
+        """Run the language model, without its head, on ``fed``: prompt and continuation, ``(rows, L)``."""
         extra = {}
         for name, value in self.prompt(question).items():
             if name in ("input_ids", "attention_mask"):
@@ -227,7 +227,7 @@ class MLLM(torch.nn.Module):
     def log_likelihoods(self, encoded: dict[str, Any], question: str, answers: Sequence[str]) -> LogLikelihoods:
         """Return log p of every token of each image's answer, with its end token.
 
-        The output head runs on supervised positions alone.
+        The output head runs on supervised positions only.
 
         Args:
             encoded: n images, from `encode`.
@@ -243,7 +243,7 @@ class MLLM(torch.nn.Module):
     def token_statistics(
         self, encoded: dict[str, Any], question: str, answers: Sequence[str]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what `log_likelihoods` does, and the entropy of the distribution over each target token.
+        """Return what `log_likelihoods` does, and the entropy of the distribution at each target token.
 
         Returns:
             log-likelihoods and entropies in nats, float32, ``(n, T)`` each, and the mask of target tokens, ``(n, T)``.
@@ -260,7 +260,7 @@ class MLLM(torch.nn.Module):
         answers: tuple[Sequence[str], Sequence[str]],
         rows: str | None = None,
     ) -> tuple[LogLikelihoods, LogLikelihoods]:
-        """Return what `log_likelihoods` does for two questions about each image, however the rows are laid out.
+        """Return what `log_likelihoods` does for two questions about each image, in any layout of rows.
 
         ``naive``: a row for each question, and the image encoded for each. ``vision``: a row for each, the image
         encoded once. ``tree``: one row of a prefix (image, template and the words that both questions begin with) and
@@ -270,12 +270,12 @@ class MLLM(torch.nn.Module):
             images: ``(n, 3, H, W)``, bytes or DomainBed's floats.
             questions: both asked of all of them.
             answers: n texts to each question.
-            rows: ``naive``, ``vision`` or ``tree``; None takes the fastest that the family has.
+            rows: ``naive``, ``vision`` or ``tree``; None uses the fastest that the family supports.
 
         Raises:
-            ValueError: for rows of another name.
+            ValueError: for any other layout.
         """
-        rows = rows or ("tree" if self.family.tree else "vision")  # the fastest wherever it was measured
+        rows = rows or ("tree" if self.family.tree else "vision")  # the fastest in every measurement
         known = ROWS if self.family.tree else ROWS[:2]
         if rows not in known:
             raise ValueError(f"rows must be one of {', '.join(known)}; got {rows!r}.")
@@ -295,7 +295,7 @@ class MLLM(torch.nn.Module):
         questions: tuple[str, str],
         answers: tuple[Sequence[str] | None, Sequence[str] | None],
     ) -> tuple[LogLikelihoods | None, LogLikelihoods | None]:
-        """Return what `log_likelihoods` does for either question, None for one without answers; images encode once."""
+        """Return what `log_likelihoods` does for either question, None for one without answers; encodes images once."""
         a, b = answers
         if a is not None and b is not None:
             return self.two_path_log_likelihoods(images, questions, (a, b))
@@ -330,20 +330,20 @@ class MLLM(torch.nn.Module):
         top_p: float = 1.0,
         beginnings: Sequence[str] | None = None,
     ) -> list[str]:
-        """Write one answer for each image, ending with the turn or with the chain's conclusion.
+        """Generate one answer per image, ending with the turn or with the chain's conclusion.
 
-        A copy for inference remembers greedy answers: what its weights have been asked before is not written again.
+        A copy for inference caches its greedy answers.
 
         Args:
             images: ``(n, 3, H, W)``.
             question: q_reason or q_cls.
-            max_new_tokens: at most so many tokens.
-            temperature: 0 is greedy. See `generation` for what else shapes the distribution: nothing.
+            max_new_tokens: maximum number of tokens.
+            temperature: 0 is greedy. Nothing else alters the distribution, see `generation`.
             top_p: nucleus sampling in (0, 1].
-            beginnings: n texts that the answers must begin with; None leaves them free.
+            beginnings: n texts that the answers begin with; None for none.
 
         Returns:
-            n texts without special tokens, what was written after the ``beginnings``.
+            n texts without special tokens, without the ``beginnings``.
         """
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
@@ -363,40 +363,40 @@ class MLLM(torch.nn.Module):
     def remember(
         self, state: bytes, images: torch.Tensor, question: str, max_new_tokens: int, answers: Sequence[str]
     ) -> None:
-        """Take over what copies of this model in that state wrote, in another process, as if they had written it here.
+        """Add greedy answers that a copy in that state generated in another process to the cache.
 
         Args:
             state: `frozen_state` of the copy.
-            images: as `generate` was given them, ``(n, 3, H, W)``.
-            question: as then.
-            max_new_tokens: as then.
+            images: as passed to `generate`, ``(n, 3, H, W)``.
+            question: as passed to `generate`.
+            max_new_tokens: as passed to `generate`.
             answers: n greedy answers.
         """
         _, keys = self._keys(images, question, max_new_tokens)
         self.answer_cache.of(state).update(zip(keys, answers, strict=True))
 
     def _keys(self, images: torch.Tensor, question: str, max_new_tokens: int) -> tuple[torch.Tensor, list[Key]]:
-        """Return the images as the model sees them, and under what the memory keeps the answers."""
+        """Return the images at the model's resolution, and the keys of their cached answers."""
         pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
         return pictures, [(question, max_new_tokens, digest) for digest in digests_of(pictures)]
 
     # -- adapters -------------------------------------------------------------------------------------------------
 
     def adapters(self) -> dict[str, torch.Tensor]:
-        """Return the trainable tensors by name; empty for a bare model."""
+        """Return the trainable tensors by name; empty for a base model."""
         return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
 
     def load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Take over adapter values by name.
+        """Load adapter values by name.
 
         Raises:
-            ValueError: for tensors that do not fit this model's adapters, naming the first.
+            ValueError: for tensors that do not match this model's adapters, naming the first.
         """
         check_adapters({name: tuple(weight.shape) for name, weight in self.adapters().items()}, values)
         self._set_adapters(values)
 
     def merge(self) -> MLLM:
-        """Return this model with its adapters merged into its own weights, for answering only; this one is used up."""
+        """Merge the adapters into the weights and return a model for inference; do not use this one afterwards."""
         return self._merged(self.network)
 
     def _merged(self, network: Any) -> MLLM:
@@ -406,10 +406,10 @@ class MLLM(torch.nn.Module):
         return MLLM(network, self.processor, self.family, self.grid, self.quantized)
 
     def copy_for_inference(self) -> MLLM:
-        """Return a frozen model that answers as this one does now, whatever is trained afterwards.
+        """Return a frozen copy with the current weights, unaffected by later training.
 
         The adapters are merged into a copy of the weights, never into the trained ones, which would drift in bfloat16.
-        Copies remember together with this model what equal weights have written.
+        Copies share the cache of answers with this model.
         """
         frozen = self._merged(copy.deepcopy(self.network))
         frozen.answer_cache = self.answer_cache
@@ -417,23 +417,23 @@ class MLLM(torch.nn.Module):
         return frozen
 
     def cache_bytes(self, rows: int, question: str, new_tokens: int) -> int:
-        """Return the bytes of the keys and values of chains that are being written.
+        """Return the bytes of keys and values for generating chains.
 
         Args:
-            rows: images at a time.
-            question: of each.
-            new_tokens: a chain's, at most.
+            rows: images per batch.
+            question: about each image.
+            new_tokens: maximum tokens of a chain.
         """
         tokens = self.prompt(question)["input_ids"].shape[1] + new_tokens
         itemsize = int(next(self.network.parameters()).element_size())
         return cached_numbers(self.base.config) * itemsize * rows * tokens
 
     def fits_a_copy(self, writes: int = 0, beside: int = 0) -> bool:
-        """Return whether `copy_for_inference` is possible: unquantised, and with room for a second set of weights.
+        """Return whether `copy_for_inference` is possible: not quantized, and memory for a second set of weights.
 
         Args:
-            writes: bytes that it needs while it writes, see `cache_bytes`.
-            beside: bytes, this model's among them, that training needs while the copy stays.
+            writes: bytes that it needs for generation, see `cache_bytes`.
+            beside: bytes, including this model's, that training needs while the copy exists.
         """
         if self.quantized:
             return False
@@ -446,7 +446,7 @@ class MLLM(torch.nn.Module):
 
     @contextlib.contextmanager
     def with_adapters(self, values: dict[str, torch.Tensor]) -> Iterator[MLLM]:
-        """Answer with other adapter values for a while, in evaluation mode; restores values and mode."""
+        """Temporarily use other adapter values, in evaluation mode; values and mode are restored."""
         own = {name: weight.detach().clone() for name, weight in self.adapters().items()}
         training = self.training
         self._set_adapters(values)

@@ -1,4 +1,4 @@
-"""Loads a base model's files with transformers after checking them, without downloading or running anything else."""
+"""Open a base model's files with transformers after checking them, without downloading or running other code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_config(model: str, where: str) -> Any:
         where: as `resolve` returned it.
 
     Raises:
-        ModelError: for files that cannot be used, or a config that cannot be read.
+        ModelError: if the files or the config cannot be used.
     """
     import transformers
 
@@ -78,15 +78,15 @@ def loading(model: str, where: str) -> Iterator[None]:
 
 
 def check_weights(model: str, where: str, count: int) -> None:
-    """Refuse a config that describes a larger model than its files hold: what is missing would be made up.
+    """Reject a config that describes more weights than the files contain: missing ones would be random.
 
     Args:
         model: its name, for the message.
-        where: its folder, or a hub id, whose files may not be there yet.
-        count: of the weights that the config describes.
+        where: its folder, or a hub id, whose files may not be downloaded yet.
+        count: number of weights that the config describes.
 
     Raises:
-        ModelError: naming both.
+        ModelError: with both numbers.
     """
     if not pathlib.Path(where).is_dir():
         return
@@ -96,7 +96,7 @@ def check_weights(model: str, where: str, count: int) -> None:
         raise ModelError(
             f"model {model!r}: {where} contains no weights (model.safetensors). Download the complete model."
         )
-    if count > size + (1 << 20):  # a weight has a byte or more, unless it is tied to another
+    if count > size + (1 << 20):  # at least a byte per weight, unless it is tied
         raise ModelError(
             f"model {model!r}: {where}/config.json describes {count:,} parameters, but the weight files have "
             f"{size:,} bytes. Download the complete model."

@@ -1,4 +1,4 @@
-"""Pictures and DomainBed's image tensors to what an MLLM's image processor takes."""
+"""Convert images and DomainBed's image tensors to inputs of an MLLM's image processor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-# The normalisation of DomainBed's image-folder datasets.
+# The normalization of DomainBed's image-folder datasets.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -16,7 +16,7 @@ def to_uint8(x: torch.Tensor) -> torch.Tensor:
     """Return a batch of images as RGB bytes.
 
     Our own datasets hand bytes on for an MLLM, which pass unchanged. Tensors of stock datasets are undone: three
-    channels as ImageNet-normalised, one or two (the MNIST sets) as in [0, 1]; a missing channel is black, a single one
+    channels as ImageNet-normalized, one or two (the MNIST sets) as in [0, 1]; a missing channel is black, a single one
     grey.
 
     Args:

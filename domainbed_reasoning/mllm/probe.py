@@ -1,4 +1,4 @@
-"""The small files of a stranger's base model, looked at before transformers reads them.
+"""Check the small files of an untrusted base model before transformers reads them.
 
 What they may ask for is checked here: numbers in bounds, no kernels of the hub, no quantization of their own, adapters
 that would be fetched, a tokenizer and a chat template that end. The last two run in a process of their own; a folder
@@ -23,11 +23,11 @@ from domainbed_reasoning.files.cache import cache_folder
 from domainbed_reasoning.files.plain import MAX_DESCRIPTION_BYTES, open_plain, read_plain, read_plain_text
 from domainbed_reasoning.mllm.families import ModelError
 
-# What a model is beside its weights; of a hub's repository these are fetched first.
+# The files of a model besides its weights; from the hub, these are downloaded first.
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 _WEIGHTS = ("*.safetensors", "*.bin")
 _MAX_SMALL_BYTES = 64 << 20  # Gemma's tokenizer.json has 33 MB
-_VERSION = "1"  # of what is looked at
+_VERSION = "1"  # of these checks
 
 # The largest whole number that a key of these configs may have, by the first pattern that its name matches.
 _CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "generation_config.json")
@@ -54,7 +54,7 @@ def require_sound(model: str, folder: Path) -> None:
         folder: that contains it.
 
     Raises:
-        ModelError: it is rejected.
+        ModelError: if it is rejected.
     """
     _require_sound(model, folder, digest_of(model, folder))
 
@@ -63,7 +63,7 @@ def digest_of(model: str, folder: Path) -> str:
     """Return a digest of a base model's small files.
 
     Raises:
-        ModelError: for a file that cannot be read.
+        ModelError: if a file cannot be read.
     """
     digest = hashlib.sha256(_VERSION.encode())
     for path in _files(model, folder):
@@ -84,13 +84,13 @@ def _require_sound(model: str, folder: Path, digest: str) -> None:
     if passed.exists():
         return
     _run_tokenizer_and_template(model, folder)
-    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+    with contextlib.suppress(OSError):  # a cache that cannot be written is skipped
         passed.parent.mkdir(parents=True, exist_ok=True)
         passed.touch()
 
 
 def _files(model: str, folder: Path) -> Iterator[Path]:
-    """Yield the small files in order of their names; weights must be regular files, too."""
+    """Yield the small files sorted by name; weights must be regular files, too."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             continue

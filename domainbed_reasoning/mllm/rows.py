@@ -1,4 +1,4 @@
-"""Prompts and targets to rows: what a language model is fed and where it is supervised. Knows no model family."""
+"""Build rows of prompts and targets: model inputs and supervised positions, independent of the model family."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Rows:
 def build_rows(prompt: Sequence[int], targets: Sequence[Sequence[int]], pad: int, device: torch.device) -> Rows:
     """Return the rows ``prompt + targets[i]``.
 
-    The last target token is not fed: nothing is predicted after it.
+    The last target token is not an input: nothing is predicted after it.
 
     Args:
         prompt: token ids with the image's placeholders, P > 0.
         targets: token ids of each sample's answer with its end token, none of them empty.
-        pad: token id that fills short rows; masked out, so any id does.
-        device: where the rows are to be; they are built on the host, which then need not ask where targets are.
+        pad: padding token id; masked out, so any id does.
+        device: where the rows go; they are built on the host, so that target positions need no synchronization.
     """
     longest = max(map(len, targets))
     fed = [list(prompt) + list(target[:-1]) for target in targets]
@@ -133,8 +133,8 @@ def build_tree_rows(
     Args:
         prompts: of branch A and of branch B, each at least one token longer than their common beginning.
         targets: token ids of each sample's answer to A and to B with the end token.
-        pad: token id that fills short branches.
-        device: where the rows are to be; they are built on the host.
+        pad: padding token id.
+        device: where the rows go; they are built on the host.
     """
     shared = _common_length(*prompts)
     n = len(targets[0])
@@ -163,7 +163,7 @@ def build_tree_rows(
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens both begin with, leaving each at least one of its own."""
+    """Return the length of the common prefix, leaving at least one token to each."""
     longest = min(len(one), len(other)) - 1
     return next((i for i in range(longest) if one[i] != other[i]), longest)
 

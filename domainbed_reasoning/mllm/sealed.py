@@ -24,7 +24,7 @@ def _refuse(name: str, *_: Any, **__: Any) -> Any:
 
 @contextlib.contextmanager
 def without_package(name: str) -> Iterator[None]:
-    """Have imports of a package fail within the block."""
+    """Make imports of a package fail within the block."""
     before = sys.modules.pop(name, None)
     sys.modules[name] = None  # type: ignore[assignment]
     try:
@@ -36,18 +36,18 @@ def without_package(name: str) -> Iterator[None]:
 
 
 def import_bitsandbytes() -> None:
-    """Import bitsandbytes where it is installed, without the kernel that it would fetch for 4-bit products on a CPU."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # an alarming line without the kernel
-    with without_package("kernels"), contextlib.suppress(Exception):  # who needs it imports it again, and fails
+    """Import bitsandbytes, if installed, without the kernel that it would download for 4-bit products on a CPU."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns about the missing kernel
+    with without_package("kernels"), contextlib.suppress(Exception):  # importing it where it is needed raises the error
         import bitsandbytes  # noqa: F401
 
 
 @contextlib.contextmanager
 def sealed(offline: bool) -> Iterator[None]:
-    """Load a model without the hub's kernels and, of a folder, without the network.
+    """Load a model without kernels from the hub and, for a folder, without network access.
 
     Args:
-        offline: whether nothing may be fetched.
+        offline: whether downloads are disabled.
     """
     from huggingface_hub import constants
 

@@ -1,8 +1,8 @@
-"""Models with frozen weights that answer while another is trained: merged copies where memory allows.
+"""Frozen models for inference during training: copies with merged adapters where memory allows.
 
-DomainBed evaluates the model as it is now; a SARR round labels with the model as it was when the round began. Both
-write their chains with a copy whose adapters are merged, which is faster and remembers what it wrote, if a second set
-of weights fits; otherwise with the trained model itself, its adapters exchanged for as long as it takes.
+DomainBed evaluates the current weights; a SARR round labels with the weights from its start. Both generate chains with
+a copy whose adapters are merged, which is faster and caches its answers, if a second set of weights fits in memory;
+otherwise with the trained model itself, whose adapters are swapped for the time being.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import torch
 
 from domainbed_reasoning.mllm.model import MLLM
 
-Frozen = Callable[[], contextlib.AbstractContextManager[MLLM]]  # gives the frozen model for a while
+Frozen = Callable[[], contextlib.AbstractContextManager[MLLM]]  # a context in which the frozen model is available
 
 
 class Snapshots:
-    """Decides about copies of one model, and owns them.
+    """Creates and owns the copies of one model.
 
     Args:
         mllm: the model that is trained.
-        cache_bytes: keys and values that writing an evaluation batch of chains needs, see `MLLM.cache_bytes`.
+        cache_bytes: bytes of keys and values for one evaluation batch of chains, see `MLLM.cache_bytes`.
 
     Attributes:
-        labels_by_copy: whether a round's labeler is a copy; None until an update has shown how much training needs.
-        training_peak: bytes that an update allocates; None until it has been measured.
+        labels_by_copy: whether a round's labeler is a copy; None until an update has been measured.
+        training_peak: bytes that an update allocates; None until measured.
     """
 
     def __init__(self, mllm: MLLM, cache_bytes: int):
@@ -38,7 +38,7 @@ class Snapshots:
         self._labelers: list[MLLM] = []  # at most one
 
     def current(self) -> MLLM:
-        """Return the model that answers for the present weights: a copy where one fits, else the model itself."""
+        """Return the model that answers with the current weights: a copy if one fits, else the model itself."""
         if not self.mllm.adapters():
             return self.mllm
         if self._current is None:
@@ -48,19 +48,19 @@ class Snapshots:
         return self._current
 
     def weights_change(self) -> None:
-        """Forget the copy of the present weights: they are about to change."""
+        """Drop the copy of the current weights, which are about to change."""
         self._current = None
 
     def update_done(self) -> None:
-        """Measure what training allocates, after the first update: no evaluation has added a copy to it."""
+        """Measure what training allocates, after the first update, before any evaluation adds a copy."""
         if self.training_peak is None:
             self.training_peak = int(1.1 * torch.cuda.max_memory_allocated(self.mllm.device))
 
     def freeze(self) -> Frozen:
-        """Return the model as it is now, whatever is trained afterwards.
+        """Return the model with its current weights, unaffected by later training.
 
-        Whether a copy fits beside training is known after an update. A round that no update came before labels its
-        first batch with the adapters alone; all rounds of a job decide as its first.
+        Whether a copy fits beside training is known after an update. A round without an earlier update labels its
+        first batch by swapping adapters; all rounds of a job follow the first decision.
         """
         adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
         copies = self._labelers = []

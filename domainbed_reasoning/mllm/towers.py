@@ -1,4 +1,4 @@
-"""Which part of a multimodal LLM a layer belongs to, read from how the model is built."""
+"""Assign layers to the vision tower, the projector, or the language model, by the structure of the network."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-# Linear layers that are no transformer block's: the output head and what joins vision to language.
+# Linear layers outside of transformer blocks: the output head and what connects vision to language.
 _NOT_ADAPTED = ("lm_head", ".head")
 PROJECTOR = ("merger", "projector", "connector", "resampler")
 _VISION = ("vision", "visual")
-_OTHER = ("audio", "speech", "video_tower")  # towers that no image reaches
+_OTHER = ("audio", "speech", "video_tower")  # towers that images do not pass
 
 
 def part_of(name: str) -> str:
-    """Return where a layer of that name belongs: ``vision``, ``projector``, ``language`` or ``head``."""
+    """Return the part that a layer belongs to by its name: ``vision``, ``projector``, ``language`` or ``head``."""
     if any(part in name for part in _NOT_ADAPTED):
         return "head"
     if any(part in name for part in PROJECTOR):
@@ -61,9 +61,9 @@ def parts_of(network: torch.nn.Module) -> Callable[[str], str]:
 
 
 def is_linear(module: torch.nn.Module) -> bool:
-    """Return whether a module is a Linear layer and nothing more, quantized ones too.
+    """Return whether a module computes what a Linear layer does, quantized or not.
 
-    Subclasses that compute otherwise, such as the routers of a mixture of experts, are none.
+    Subclasses with another forward pass, such as the routers of a mixture of experts, do not count.
     """
     if not isinstance(module, torch.nn.Linear):
         return False
@@ -71,12 +71,12 @@ def is_linear(module: torch.nn.Module) -> bool:
 
 
 def is_of_mixture(module: torch.nn.Module) -> bool:
-    """Return whether a module is the experts of a mixture or chooses among them, by the name of its class."""
+    """Return whether a module holds the experts of a mixture or routes to them, by its class name."""
     return any(word in type(module).__name__ for word in ("Router", "Gate", "Expert", "Moe"))
 
 
-def said_of_convolutions(network: torch.nn.Module) -> str:
-    """Return one line about a convolutional vision tower, which gets few adapters; empty for a transformer.
+def convolutions_note(network: torch.nn.Module) -> str:
+    """Return a note on a convolutional vision tower, which gets few adapters; empty for a transformer.
 
     A transformer begins with one or two convolutions that cut the image into patches; a convolutional tower consists
     of them.

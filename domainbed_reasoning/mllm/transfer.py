@@ -1,4 +1,4 @@
-"""Small tensors from the host to the GPU: all of a record in one copy, from pinned memory, which nothing waits for."""
+"""Move the small tensors of a record to the GPU in one asynchronous copy from pinned memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention of rows with two branches, without a mask over the whole row.
+"""Attention over rows with two branches, without a mask over the whole row.
 
 ``[prefix | trunk | twig]``: prefix and trunk are one causal sequence, which every fast kernel knows without a mask; the
 twig's few queries see prefix and twig. The pairs of trunk and twig, and those above the diagonal, are never computed.
@@ -15,7 +15,7 @@ NAME = "sdpa_branches"
 
 
 def install(network: Any) -> None:
-    """Let the language model of ``network`` take rows with branches; everything else it computes as before."""
+    """Enable rows with branches in the language model of ``network``; other rows are computed as before."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -25,9 +25,9 @@ def install(network: Any) -> None:
 
 
 def no_mask(device: torch.device) -> torch.Tensor:
-    """Return what stands for the mask of rows without a twig, ``(1, 1, 1, 1)``: they are causal and nothing else.
+    """Return a placeholder for the mask of plain causal rows, ``(1, 1, 1, 1)``.
 
-    Without any, transformers would make one, and have the host read the positions to see whether rows are packed.
+    Without one, transformers would build a mask and synchronize with the host to see whether rows are packed.
     """
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
@@ -41,7 +41,7 @@ def branch_attention(
     branches: tuple[int, int, int] | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return what transformers' sdpa attention does, for rows with branches where there are some.
+    """Return what transformers' sdpa attention does, extended to rows with branches.
 
     Args:
         module: the attention layer.
@@ -54,7 +54,7 @@ def branch_attention(
         more: passed on.
 
     Returns:
-        ``(n, L, heads, width)``, and no weights.
+        ``(n, L, heads, width)``, and None in place of attention weights.
     """
     from transformers.integrations import sdpa_attention
 

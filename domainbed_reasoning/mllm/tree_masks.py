@@ -1,6 +1,6 @@
-"""Trees of tokens as a family's attention wants them: which token sees which, and what position it counts.
+"""Attention masks and positions of trees of tokens, by family.
 
-Rows with two branches, the trie of class names and tokens that are being written all follow a prefix with an image.
+Rows with two branches, the trie of class names, and tokens that are being generated all follow a prefix with an image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from domainbed_reasoning.mllm.language_model import LanguageModel
 def tree_mask(
     mllm: LanguageModel, allowed: torch.Tensor, query: torch.Tensor, key: torch.Tensor, question: str
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Return the attention mask that the family wants for a tree of tokens.
+    """Return the family's attention mask for a tree of tokens.
 
     Gemma 3's image tokens see each other, and most of its layers see no further back than a window, which is also all
     that their cache keeps.
@@ -43,7 +43,7 @@ def tree_mask(
 
 
 def tree_positions(mllm: LanguageModel, plain: torch.Tensor, question: str, encoded: Mapping[str, Any]) -> torch.Tensor:
-    """Return the positions that the family counts for rows that begin with the question's image.
+    """Return the family's positions for rows that begin with the question's image.
 
     In Qwen's three dimensions an image counts for its edge, not for its tokens, and text is alike in all three.
 
@@ -65,7 +65,7 @@ def tree_positions(mllm: LanguageModel, plain: torch.Tensor, question: str, enco
         image_grid_thw=encoded["image_grid_thw"][:1],
     )
     image = (prompt["mm_token_type_ids"][0] != 0).nonzero()
-    end = int(image[-1]) + 1  # of the image; after it all dimensions go on by one a token
+    end = int(image[-1]) + 1  # of the image; after it every dimension advances by one per token
     counted = torch.nn.functional.pad(exact[:, :, :end], (0, max(0, int(plain.max()) + 1 - end)))
     later = torch.arange(counted.shape[-1], device=mllm.device) + shift
     counted = torch.where(torch.arange(counted.shape[-1], device=mllm.device) < end, counted, later)

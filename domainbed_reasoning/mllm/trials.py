@@ -1,7 +1,8 @@
-"""Trying a model out: what its processor and forward pass do, compared with one plain row at a time.
+"""Probe a model: compare what its processor and forward pass do with a plain computation, one row at a time.
 
-A model without a row in the table of families is refused unless every trial that a result rests on passes. What is
-merely slower without is found out as well, and kept with a digest of the model's small files and the libraries.
+An architecture without an entry in `families` is rejected unless every check that affects results passes. Which
+optimizations it supports is probed as well. Findings are cached under a digest of the model's small files and the
+library versions.
 """
 
 from __future__ import annotations
@@ -32,24 +33,24 @@ _NEW_TOKENS = 6
 _CAUTIOUS = Findings("", batch=False, padding=False, reuse=False, cache=False, image_tokens=0, worst=0.0, seconds=0.0)
 _FAILURES = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, NotImplementedError, AssertionError)
 
-Make = Callable[[Family], LanguageModel]  # the model with other settings, around the same weights
+Make = Callable[[Family], LanguageModel]  # builds the model with other settings around the same weights
 
 
 def digest_of(small_files: str, *more: object) -> str:
-    """Return the digest under which findings are kept: of a model's small files, the libraries and the settings."""
+    """Return the cache key of findings: a digest of the model's small files, library versions, and settings."""
     import transformers
 
-    said = repr((1, small_files, transformers.__version__, torch.__version__, *map(str, more)))
-    return hashlib.sha256(said.encode()).hexdigest()
+    identity = repr((1, small_files, transformers.__version__, torch.__version__, *map(str, more)))
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def known(make: Make, family: Family, digest: str) -> Family:
-    """Return the settings of an architecture without a row with what is known of the model, or found out now.
+    """Return an architecture's settings with the model's findings, cached or probed now.
 
     Args:
         make: returns the model with another `Family`.
         family: settings of its images.
-        digest: under which findings are kept, see `digest_of`.
+        digest: cache key of the findings, see `digest_of`.
 
     Raises:
         ModelError: as `try_out`.
@@ -65,15 +66,15 @@ def known(make: Make, family: Family, digest: str) -> Family:
 
 @torch.no_grad()
 def try_out(make: Make, family: Family, candidates: Sequence[str] | None = None) -> Findings:
-    """Return what a model can do, found out by some twenty short forward passes; its random state stays.
+    """Return what a model supports, probed by about twenty short forward passes; random states are preserved.
 
     Args:
         make: returns the model with another `Family`.
         family: settings of its images.
-        candidates: kinds of shared-prefix rows to try, see `Family.tree`; None takes those that its config allows.
+        candidates: kinds of shared-prefix rows to try, see `Family.tree`; None tries those that its config allows.
 
     Raises:
-        ModelError: the model cannot be used; says what was tried, what was found, and what to do.
+        ModelError: if the model cannot be used, with what was tried, what was found, and what to do.
     """
     start = time.monotonic()
     slow = make(dataclasses.replace(family, tree="", findings=_CAUTIOUS))
@@ -88,7 +89,7 @@ def try_out(make: Make, family: Family, candidates: Sequence[str] | None = None)
 
 
 class _Trial:
-    """One model's trials; `slow` computes a row at a time, fresh."""
+    """The trials of one model; `slow` is the reference, which computes one row at a time and reuses nothing."""
 
     def __init__(self, make: Make, family: Family, slow: LanguageModel):
         self.make, self.family, self.slow = make, family, slow
@@ -98,7 +99,7 @@ class _Trial:
         self.tolerance = 1e-3 if weight.dtype == torch.float32 else 0.15  # nats
 
     def required(self) -> Findings:
-        """Return findings after the trials that results rest on, without those of a shared prefix."""
+        """Return the findings of all required trials; shared prefixes are tried separately."""
         count = image_tokens(self.slow)
         self.expected = [self._must("a forward pass", self._read, self.slow, q) for q in _QUESTIONS]
         if any(not values.isfinite().all() for values in self.expected):
@@ -111,7 +112,7 @@ class _Trial:
             if self._holds(padded := dataclasses.replace(found, padding=True)):
                 found = padded
         reusing = dataclasses.replace(found, reuse=True)
-        named = "mm_encoder_outputs" in general.accepted(self.slow.base)  # else it might be dropped
+        named = "mm_encoder_outputs" in general.accepted(self.slow.base)  # else it might be ignored silently
         if found.batch and found.padding and named and self._holds(reusing):
             found = reusing
         for settings in (dataclasses.replace(found, cache=True), found):
@@ -123,7 +124,7 @@ class _Trial:
         )
 
     def shares_prefixes(self, tree: str) -> bool:
-        """Return whether everything that is fast about a family with such rows equals the plain computation."""
+        """Return whether every computation with shared prefixes equals the plain one."""
         text = self.slow.base.config.get_text_config()
         before = text._attn_implementation
         model = self._attempt(self.make, dataclasses.replace(self.family, tree=tree, findings=None))
@@ -149,7 +150,7 @@ class _Trial:
         return self.make(dataclasses.replace(self.family, tree="", findings=findings))
 
     def _holds(self, findings: Findings) -> bool:
-        """Return whether both questions' answers read the same with these findings."""
+        """Return whether both questions' log-likelihoods are the reference's with these findings."""
         model = self._general(findings)
         answers = _ANSWERS if findings.padding else (_ANSWERS[0], _ANSWERS[0])
         for question, want in zip(_QUESTIONS, self.expected, strict=True):
@@ -170,7 +171,7 @@ class _Trial:
         return generator.write(self.images, _QUESTIONS[0], _NEW_TOKENS, do_sample=False)
 
     def _is_greedy(self, written: list[list[int]]) -> bool:
-        """Return whether each token is the likeliest after those before it, by one plain row for each image."""
+        """Return whether each token is the most likely continuation, by one plain row per image."""
         never = general.GeneralGenerator(self.slow).suppressed_tokens
         for row, tokens in enumerate(written):
             if not tokens:
@@ -186,7 +187,7 @@ class _Trial:
         return True
 
     def _require_causality(self) -> None:
-        """Refuse a model in which later tokens of a row change what earlier ones predict."""
+        """Reject a model in which later tokens change the predictions at earlier ones."""
         inputs = general.conversations(self.slow, self.images[:1], _QUESTIONS[0])
         first = []
         for answer in ("dog axe", "axe dog"):
@@ -194,9 +195,9 @@ class _Trial:
             first.append(general.forward(self.slow, general.continued(inputs, [tokens], 0), {}, 3)[0, 0].float())
         if not torch.allclose(first[0], first[1], rtol=0, atol=20 * self.tolerance):
             self._refuse(
-                "whether an answer's tokens see only those before them",
-                "that they see later ones",
-                "Its likelihood cannot be read in one pass: use a model that writes from left to right.",
+                "whether the tokens of an answer attend to earlier tokens only",
+                "that they attend to later ones",
+                "Its likelihood cannot be computed in one pass: use an autoregressive model.",
             )
 
     def _equal(self, values: torch.Tensor, wanted: torch.Tensor) -> bool:
@@ -208,39 +209,39 @@ class _Trial:
             return True
         return False
 
-    def _attempt(self, call: Callable[..., Any], *given: Any) -> Any:
-        """Return what a fast way returns; None where the model cannot do it."""
+    def _attempt(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Return the result of an optional computation; None if the model does not support it."""
         try:
-            return call(*given)
+            return call(*args)
         except torch.OutOfMemoryError:
             raise
         except _FAILURES as error:
             _log.debug("%s: %s", self.family.name, error)
             return None
 
-    def _must(self, what: str, call: Callable[..., Any], *given: Any) -> Any:
+    def _must(self, what: str, call: Callable[..., Any], *args: Any) -> Any:
         try:
-            return call(*given)
+            return call(*args)
         except (ModelError, torch.OutOfMemoryError):
             raise
         except _FAILURES as error:
-            said = " ".join(str(error).split())
-            self._refuse(what, f"{type(error).__name__}: {said:.300}", "Use another checkpoint or release of it.")
+            message = " ".join(str(error).split())
+            self._refuse(what, f"{type(error).__name__}: {message:.300}", "Use another checkpoint or release of it.")
 
-    def _refuse(self, tried: str, found: str, cure: str) -> NoReturn:
-        raise refusal(self.family, tried, found, cure)
+    def _refuse(self, tried: str, found: str, fix: str) -> NoReturn:
+        raise refusal(self.family, tried, found, fix)
 
 
-def refusal(family: Family, tried: str, found: str, cure: str) -> ModelError:
-    """Return the error of a trial that failed."""
-    return ModelError(f"{family.name} cannot be used: tried {tried}, found {found}. {cure}")
+def refusal(family: Family, tried: str, found: str, fix: str) -> ModelError:
+    """Return the error of a failed trial."""
+    return ModelError(f"{family.name} cannot be used: tried {tried}, found {found}. {fix}")
 
 
 def image_tokens(mllm: LanguageModel) -> int:
-    """Return how many tokens of a prompt stand for its image.
+    """Return the number of image tokens in a prompt.
 
     Raises:
-        ModelError: the chat template takes no image, or the tokenizer lacks the image token.
+        ModelError: if the chat template takes no image, or the tokenizer lacks the image token.
     """
     processor, tokenizer, family = mllm.chat_format.processor, mllm.tokenizer, mllm.family
     token = getattr(processor, "image_token", None)
@@ -262,13 +263,13 @@ def image_tokens(mllm: LanguageModel) -> int:
         ids = mllm.prompt("?")["input_ids"][0].tolist()
     except (ModelError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # a template raises its own, jinja's and the processor's
-        said = " ".join(str(error).split())
+    except Exception as error:  # templates raise errors of their own, of jinja, and of the processor
+        message = " ".join(str(error).split())
         raise refusal(
             family,
             "its chat template with an image and a question",
-            f"{type(error).__name__}: {said:.300}",
-            "Use a checkpoint that was made for conversations about images.",
+            f"{type(error).__name__}: {message:.300}",
+            "Use a checkpoint whose chat template accepts images.",
         ) from error
     config = mllm.base.config
     wanted = [getattr(owner, name, None) for owner in (config, processor) for name in _IMAGE_TOKENS]
@@ -285,7 +286,7 @@ _IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_patch_id")
 
 @torch.no_grad()
 def require_sight(mllm: LanguageModel) -> None:
-    """Refuse a model on the general path to which two different pictures are the same."""
+    """Reject a model on the general path that ignores its images."""
     read = [
         general.log_likelihoods(mllm, general.encode(mllm, image[None]), _QUESTIONS[0], _ANSWERS[:1])[0]
         for image in _pictures(mllm.image_size)
@@ -300,13 +301,13 @@ def require_sight(mllm: LanguageModel) -> None:
 
 
 def require_gradients(mllm: Any) -> None:
-    """Refuse adapters of a tower that no gradient reaches; say of single layers that none does.
+    """Reject adapters of a tower that gets no gradient; warns about single layers that get none.
 
     Args:
-        mllm: the model with fresh adapters, whose B matrices start at 0 and get a gradient all the same.
+        mllm: the model with fresh adapters, whose B matrices are 0 and get a gradient nevertheless.
 
     Raises:
-        ModelError: naming the tower.
+        ModelError: for a tower without gradient.
     """
     image = _pictures(mllm.image_size)[1:]
     with torch.random.fork_rng([mllm.device] if mllm.device.type == "cuda" else []), torch.enable_grad():
@@ -338,13 +339,13 @@ def require_gradients(mllm: Any) -> None:
 
 
 def _pictures(edge: int) -> torch.Tensor:
-    """Return a black picture and one that is not, ``(2, 3, edge, edge)`` bytes."""
+    """Return a black and a patterned image, uint8, ``(2, 3, edge, edge)``."""
     pattern = (torch.arange(3 * edge * edge) * 7 % 256).to(torch.uint8).view(3, edge, edge)
     return torch.stack([torch.zeros_like(pattern), pattern])
 
 
 def _possible_trees(network: Any) -> tuple[str, ...]:
-    """Return the kinds of shared-prefix rows that a model's layers allow: full attention alone, over any distance."""
+    """Return the kinds of shared-prefix rows to try: only models with full attention in every layer allow any."""
     text = network.config.get_text_config()
     kinds = getattr(text, "layer_types", None) or ("full_attention",)
     chunks = (getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size"))

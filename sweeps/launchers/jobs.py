@@ -60,7 +60,7 @@ class Failure:
     Attributes:
         job: that failed.
         exit_code: nonzero; negative for a signal; None if unknown.
-        reason: used in place of the exit code, e.g. "cancelled".
+        reason: used in place of the exit code, e.g. "canceled".
     """
 
     job: Job

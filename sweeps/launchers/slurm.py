@@ -65,7 +65,7 @@ _LEAVE = "Do not run `sweep delete_incomplete` while they are queued or running:
 _SIGNAL_SECONDS = 2  # within which SIGTERM reaches all processes of a job, the train process and this one
 
 
-class TrainJob:
+class SlurmJob:
     """One job of the sweep, with its attempts, as run by Slurm. Pickled by submitit.
 
     Args:
@@ -119,7 +119,7 @@ class TrainJob:
         """End the train process before the job is preempted or times out, and return the job to requeue."""
         if self._attempt is not None:
             self._attempt.end()
-        return importlib.import_module("submitit").helpers.DelayedSubmission(TrainJob(self.command, self.retries))
+        return importlib.import_module("submitit").helpers.DelayedSubmission(SlurmJob(self.command, self.retries))
 
 
 @printable_streams()
@@ -244,7 +244,7 @@ def _submit(
         try:
             with _without_ctrl_c():
                 with executor.batch():
-                    handles = [executor.submit(TrainJob(job.command, retries)) for job in part]
+                    handles = [executor.submit(SlurmJob(job.command, retries)) for job in part]
                 taken = {handle.job_id: job for handle, job in zip(handles, part, strict=True)}
                 submitted |= taken
                 _note(taken, folder)

@@ -62,7 +62,7 @@ WEIGHTS_TRIED = (0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One row of the study.
 
     Attributes:
@@ -90,36 +90,36 @@ def sarr(rounds: int) -> dict[str, int]:
     return {"mtct_epochs": supervised, "sarr_epochs": a_round, "sarr_rounds": rounds}
 
 
-def cnn(name: str) -> Row:
+def cnn(name: str) -> StudyRow:
     """Return the row of a network without language."""
-    return Row(name, name, OF_CNNS | {"lr": LEARNING_RATES[name]}, steps=CNN_STEPS)
+    return StudyRow(name, name, OF_CNNS | {"lr": LEARNING_RATES[name]}, steps=CNN_STEPS)
 
 
-def mllm(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> Row:
+def mllm(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> StudyRow:
     """Return the row of an MLLM method."""
     of_steps = {"first_evaluation": steps, "lr": LEARNING_RATES[algorithm]}
-    return Row(name, algorithm, OF_MLLMS | of_steps | hparams, steps)
+    return StudyRow(name, algorithm, OF_MLLMS | of_steps | hparams, steps)
 
 
-def variant(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> Row:
+def variant(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> StudyRow:
     """Return a row that differs from the main table's in one thing: fewer seeds, in the regime with the cue."""
     row = mllm(name, algorithm, steps, **hparams)
     folder = name.replace(" ", "_").replace("=", "").replace("'", "")
     return replace(row, seeds=TEST_SEEDS[:3], regimes=("rho8",), folder=folder)
 
 
-def everywhere(row: Row) -> Row:
+def everywhere(row: StudyRow) -> StudyRow:
     """Return a row with all seeds, in both regimes."""
     return replace(row, seeds=TEST_SEEDS, regimes=tuple(REGIMES))
 
 
-def own_words(name: str, algorithm: str, **hparams: Any) -> Row:
+def own_words(name: str, algorithm: str, **hparams: Any) -> StudyRow:
     """Return the row of a method whose teacher writes as the model does, at the rate that was chosen for it."""
     return variant(name, algorithm, teacher="own", lr=OWN_WORDS_RATES[algorithm], **hparams)
 
 
 MAIN = (
-    Row("MLLMZeroShot", "MLLMZeroShot", OF_MLLMS | {"first_evaluation": 0}, steps=1, seeds=TEST_SEEDS[:1]),
+    StudyRow("MLLMZeroShot", "MLLMZeroShot", OF_MLLMS | {"first_evaluation": 0}, steps=1, seeds=TEST_SEEDS[:1]),
     mllm("LabelSFT", "LabelSFT", both_answers=False),
     mllm("ReasoningSFT", "ReasoningSFT", both_answers=False),
     mllm("MTCT", "MTCT"),
@@ -165,7 +165,7 @@ OTHER_BASE = (
 ROWS = (*MAIN, *CLAIMS, *BEYOND, *OTHER_BASE)
 
 
-def choices() -> list[Row]:
+def choices() -> list[StudyRow]:
     """Return the grid that learning rates are chosen from; ERM's rate is that of every network without language."""
     tuned = [row for row in (*MAIN, *CLAIMS[: len(OWN_WORDS_RATES)]) if row.algorithm != "MLLMZeroShot"]
     return [
@@ -179,7 +179,7 @@ def choices() -> list[Row]:
     ]  # fmt: skip
 
 
-def weights() -> list[Row]:
+def weights() -> list[StudyRow]:
     """Return the grid that the label weight beyond the paper is chosen from, at MTCT's learning rate."""
     row = next(row for row in MAIN if row.name == "MTCT")
     return [
@@ -192,7 +192,7 @@ def weights() -> list[Row]:
     ]  # fmt: skip
 
 
-def cells() -> list[tuple[Row, str, int, int]]:
+def cells() -> list[tuple[StudyRow, str, int, int]]:
     """Return every (row, regime, target, seed) of the study in the order in which they are run."""
     mllms, cnns = MAIN[: -len(CNNS)], MAIN[-len(CNNS) :]
     variants, balanced = (*CLAIMS, *BEYOND), BEYOND[:2]
@@ -213,7 +213,7 @@ def cells() -> list[tuple[Row, str, int, int]]:
 
 
 def job_of(
-    row: Row, regime: str, target: int, seed: int, output: Path, target_per_class: int = TARGET_PER_CLASS
+    row: StudyRow, regime: str, target: int, seed: int, output: Path, target_per_class: int = TARGET_PER_CLASS
 ) -> TrainJob:
     """Return the job of a cell, as a stock sweep would start it, but for when to evaluate."""
     hparams = {"rho": REGIMES[regime], "target_per_class": target_per_class} | row.hparams
@@ -274,7 +274,7 @@ def print_choice(output: Path) -> None:
     print(f"The study uses {LEARNING_RATES} and, beyond the paper, label weight {LABEL_WEIGHT}.")
 
 
-def print_design(jobs: Sequence[tuple[Row, TrainJob]]) -> None:
+def print_design(jobs: Sequence[tuple[StudyRow, TrainJob]]) -> None:
     """Print the rows of the study and how many of their jobs are done."""
     width = max(len(row.name) for row in ROWS) + 2
     print(f"{'row':<{width}}{'algorithm':<14}{'steps':>6}{'jobs':>6}{'done':>6}  hparams")

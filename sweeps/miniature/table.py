@@ -23,7 +23,7 @@ from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.sweeps.miniature import study as miniature
 from domainbed_reasoning.sweeps.miniature.paired import Cell, Comparison, Estimate, compare, estimate, holm
-from domainbed_reasoning.sweeps.miniature.study import CHOICE_CELLS, CHOICE_SEED, Row, job_of, source_validation
+from domainbed_reasoning.sweeps.miniature.study import CHOICE_CELLS, CHOICE_SEED, StudyRow, job_of, source_validation
 from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob
 
 Answer = tuple[str, str]  # a row, and which of its numbers
@@ -145,7 +145,7 @@ def write(output: Path, results: Path) -> None:
     print(f"{len(rows)} of {len(miniature.cells())} jobs are done; {results}/rows.csv and table.md hold them.")
 
 
-def row_of(study_row: Row, regime: str, job: TrainJob, output: Path) -> Line:
+def row_of(study_row: StudyRow, regime: str, job: TrainJob, output: Path) -> Line:
     """Return the line of a finished job; accuracies are over both splits of the target domain, in [0, 1]."""
     folder = job.folder
     last = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
@@ -325,10 +325,10 @@ def _choice(output: Path) -> list[Line]:
 def _commit_of_job(folder: Path) -> str:
     """Return the commit that a job says it ran on; empty for jobs from before they said so."""
     try:
-        said = json.loads((folder / versions.FILE).read_text(encoding="utf-8"))
+        recorded = json.loads((folder / versions.FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ""
-    commit = said[versions.OURS]["commit"] or ""
+    commit = recorded[versions.OURS]["commit"] or ""
     return str(commit[:7])
 
 

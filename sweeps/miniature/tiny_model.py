@@ -138,7 +138,7 @@ def pixel_values(processor: InternVLProcessor, images: Sequence[Any]) -> Tensor:
     return values
 
 
-def optimise(
+def optimize(
     parameters: Sequence[nn.Parameter], losses: Iterator[Tensor], steps: int, peak: float, stage: str, until: float
 ) -> int:
     """Take up to ``steps`` AdamW steps with warm-up and cosine decay; stop early at the clock time ``until``.
@@ -146,14 +146,14 @@ def optimise(
     Returns:
         the number of steps taken.
     """
-    optimiser = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=peak, total_steps=steps + 1, pct_start=0.1)
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=steps + 1, pct_start=0.1)
     running = None
     for step, loss in enumerate(losses):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
         if step % 50 == 0 or step + 1 == steps:
@@ -193,7 +193,7 @@ def image_features(model: InternVLForConditionalGeneration, pixels: Tensor) -> T
     return torch.stack(list(features)) if not isinstance(features, Tensor) else features
 
 
-class Rows:
+class LessonTokens:
     """Turns of the lessons as token ids, each encoded once."""
 
     def __init__(self, processor: InternVLProcessor):
@@ -228,7 +228,7 @@ class Rows:
 
 def answer_losses(
     model: InternVLForConditionalGeneration,
-    rows: Rows,
+    rows: LessonTokens,
     lessons: Sequence[tiny_corpus.Lesson],
     pixels: Tensor,
     size: int,
@@ -272,9 +272,9 @@ def pretrain(
     until = start + 60 * minutes
     head, losses = see_parts(model, pixels, kinds, size=64, seed=2)
     vision = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
-    seen = optimise([*vision, *head.parameters()], losses, vision_steps, 1e-3, "vision", start + 30 * minutes)
-    losses = answer_losses(model, Rows(processor), lessons, pixels, size=32, seed=3)
-    taken = optimise(list(model.parameters()), losses, steps, 2e-3, "language", until)
+    seen = optimize([*vision, *head.parameters()], losses, vision_steps, 1e-3, "vision", start + 30 * minutes)
+    losses = answer_losses(model, LessonTokens(processor), lessons, pixels, size=32, seed=3)
+    taken = optimize(list(model.parameters()), losses, steps, 2e-3, "language", until)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "lessons": count,
@@ -298,7 +298,7 @@ def zero_shot(
     Measured after training, for the record. No image of these domains is trained on; how often the study's names
     stand beside their own creatures (``tiny_corpus.STUDY_NAME_NOISE``) was set so that this leaves headroom.
     """
-    rows = Rows(processor)
+    rows = LessonTokens(processor)
     accuracy: dict[str, dict[str, float]] = {"label": {}, "chain": {}, "parsed": {}}
     for domain, name in enumerate(shapes.DOMAINS):
         pixels = pixel_values(processor, [shapes.render(domain, index, misleading=True) for index in range(count)])

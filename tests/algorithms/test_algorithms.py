@@ -14,7 +14,7 @@ from builders.training import minibatches
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import ids_of
 from domainbed_reasoning.images import shapes
-from domainbed_reasoning.jobs import progress as heartbeat
+from domainbed_reasoning.jobs import progress as progress
 from domainbed_reasoning.method.self_labeling import SelfLabels
 
 NAMES = [name for name in registry.ALGORITHMS if not name.startswith("CLIP")]
@@ -303,7 +303,7 @@ def test_balanced_gradients_are_the_chains_and_the_labels_at_equal_norm():
             torch.testing.assert_close(gradient, chain[name] + factor * label[name], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["answer", "labelling"])
+@pytest.mark.parametrize("name", ["answer", "labeling"])
 def test_of_sampled_chains_the_majoritys_is_taken(name, monkeypatch):
     """Three chains an image, drawn at the temperature of the votes: wug, dax, wug make wug."""
     dataset, algorithm = build("SARR", votes=3, vote_temperature=0.9, sarr_votes=3, temperature=0.6, top_p=0.8)
@@ -424,8 +424,8 @@ def test_a_loss_that_is_no_number_stops_the_job_with_the_cure():
 
 def test_long_work_says_once_a_minute_how_far_it_is(monkeypatch, capsys):
     now = iter([0.0, 30.0, 61.0, 90.0, 122.0, 200.0])
-    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: next(now))
-    beat = heartbeat.ProgressLog("Evaluation after 3 of 9 updates", 100, "image")
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    beat = progress.ProgressLog("Evaluation after 3 of 9 updates", 100, "image")
     for _ in range(4):
         beat.add(20, 10.0)
     beat.add(20, 10.0)  # the last: it is over

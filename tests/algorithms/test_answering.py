@@ -51,13 +51,13 @@ def test_votes_are_counted_for_each_image_by_itself():
     """Three rounds over two batches of two images and one: cat, dog, cat; cat, dog, dog; dog, dog, cat."""
     rounds = iter(["cat cat", "dog dog", "cat dog", "dog", "dog", "cat"])
 
-    class Writer:
+    class FixedChains:
         def generate(self, images, question, max_new_tokens):
             answers = next(rounds).split()
             assert len(answers) == len(images)
             return [f"<CONCLUSION>{answer}</CONCLUSION>" for answer in answers]
 
-    chains = majority_chains(Writer(), pictures(1, 2, 3), "why?", NAMES, 9, 2, 3)
+    chains = majority_chains(FixedChains(), pictures(1, 2, 3), "why?", NAMES, 9, 2, 3)
     assert chains == [f"<CONCLUSION>{answer}</CONCLUSION>" for answer in ("cat", "dog", "dog")]
 
 

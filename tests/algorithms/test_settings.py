@@ -81,9 +81,9 @@ def test_epochs_over_what_was_kept_end_with_their_updates_and_surplus_steps_chan
     assert algorithm.run.updates == 5
     # Linear, over five updates, the first two warm-up; the first step's rate was set before anything was kept.
     assert [rate / algorithm.hparams["lr"] for rate in rates[1:5]] == pytest.approx([1.0, 3 / 4, 2 / 4, 1 / 4])
-    said = capsys.readouterr().out
-    assert said.count("5 updates are its epochs over the 50.0% that it has kept so far") == 1
-    assert "kept 50.0% of 6 self-labeled chains, 100.0% of these well formed; 5 of its 10 steps were updates" in said
+    printed = capsys.readouterr().out
+    assert printed.count("5 updates are its epochs over the 50.0% that it has kept so far") == 1
+    assert "kept 50.0% of 6 self-labeled chains, 100.0% of these well formed; 5 of its 10 steps were updates" in printed
 
 
 def test_epochs_over_all_images_update_in_every_step(monkeypatch):
@@ -101,7 +101,7 @@ def test_epochs_over_nothing_kept_are_no_updates_and_more_kept_later_are(monkeyp
     algorithm, batch = rounds_of_ten(monkeypatch, [False] * 6, sarr_epoch_over="kept")
     assert algorithm.update(batch)["updated"] == 0.0 and algorithm.run.updates == 0
     own = algorithm.run.own_chains
-    own._labelled, own._accepted = 12, 6
+    own._labeled, own._accepted = 12, 6
     assert [algorithm.update(batch)["updated"] for _ in range(9)] == [1.0] * 5 + [0.0] * 4
 
 
@@ -141,9 +141,9 @@ def test_a_round_whose_kept_chains_are_no_longer_well_formed_says_so_once(monkey
         return [form.format(name) for name in next(names)]
 
     monkeypatch.setattr(type(algorithm), "labeler", lambda self: SelfLabels(write, shapes.CLASS_NAMES))
-    said = []
+    printed = []
     for batch in batches:
         values = algorithm.update(batch)
-        said.append("are well formed, with five stages in order, each closed" in capsys.readouterr().out)
-    assert said == [False, True, False, False]
+        printed.append("are well formed, with five stages in order, each closed" in capsys.readouterr().out)
+    assert printed == [False, True, False, False]
     assert values["sarr1_accepted"] == 1.0 and values["sarr1_well_formed"] == 0.25

@@ -30,14 +30,14 @@ def analyze(job, tmp_path, capsys):
     def run(*words, code=0):
         given = [str(job) if word == "JOB" else word.replace("JOB/", f"{job}/") for word in words]
         assert cli.main(["analyze", *given, "--output", str(tmp_path / "out")]) == code
-        said = capsys.readouterr()
-        return (said.out if code == 0 else said.err), tmp_path / "out"
+        printed = capsys.readouterr()
+        return (printed.out if code == 0 else printed.err), tmp_path / "out"
 
     return run
 
 
 @pytest.mark.parametrize(
-    ("arguments", "file", "said"),
+    ("arguments", "file", "expected"),
     [
         (["entropy", "--after", "JOB", "--images", "24"], "entropy_RDMLDG_negative_rdmldg", "in both lists of 15"),
         (["divergence", "--dataset", "ShapesReasoning", "--encoder", "tiny", "--images", "8"],
@@ -46,10 +46,10 @@ def analyze(job, tmp_path, capsys):
         (["faithfulness", "JOB", "--images", "8"], "faithfulness_RDMLDG_negative_rdmldg", "swapped image"),
     ],
 )  # fmt: skip
-def test_each_analysis_prints_its_table_and_writes_csv_text_and_plot(arguments, file, said, analyze):
+def test_each_analysis_prints_its_table_and_writes_csv_text_and_plot(arguments, file, expected, analyze):
     pytest.importorskip("matplotlib")
     printed, folder = analyze(*arguments)
-    assert said in printed
+    assert expected in printed
     text = (folder / f"{file}.txt").read_text(encoding="utf-8")
     assert "paper" in text and text.splitlines()[-1].startswith(f"command: domainbed-reasoning analyze {arguments[0]} ")
     assert all(str(folder / f"{file}{suffix}") in printed for suffix in (".txt", ".csv", ".png"))
@@ -174,9 +174,9 @@ def test_one_bad_job_costs_no_other(job, analyze, tmp_path, capsys):
 def test_steps_without_a_checkpoint_are_named_with_what_saves_them(job, tmp_path, capsys):
     bare = shutil.copytree(job, tmp_path / "bare", ignore=shutil.ignore_patterns("model_step*"))
     assert cli.main(["analyze", "sarr-rounds", str(bare), "--images", "4"]) == 0
-    said = "bare: no checkpoint of step 0, 10; train --save_model_every_checkpoint saves them"
-    assert said in capsys.readouterr().out
-    assert said in next((tmp_path / "analysis").glob("*.txt")).read_text(encoding="utf-8")
+    printed = "bare: no checkpoint of step 0, 10; train --save_model_every_checkpoint saves them"
+    assert printed in capsys.readouterr().out
+    assert printed in next((tmp_path / "analysis").glob("*.txt")).read_text(encoding="utf-8")
 
 
 def test_an_encoder_that_is_a_job_takes_its_base_from_model(job, analyze, tmp_path):

@@ -73,7 +73,7 @@ def test_shares_are_pooled_over_targets_and_seeds_and_over_nothing_else(checkpoi
 
 
 def test_wilsons_interval_by_hand():
-    """8 of 10: centre (0.8 + 0.19207) / 1.38415 = 0.71674, half 0.22647."""
+    """8 of 10: center (0.8 + 0.19207) / 1.38415 = 0.71674, half 0.22647."""
     assert wilson(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-4)
     assert wilson(0, 0) == (0.0, 1.0)
 

@@ -13,7 +13,7 @@ from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.commands import analyze_tokens
 from domainbed_reasoning.images import shapes
-from domainbed_reasoning.method.consistency import Support
+from domainbed_reasoning.method.consistency import ConsistencyFilter
 
 
 def table(probability, kind=None, token=None, entropies=None, answer=None):
@@ -124,7 +124,7 @@ def test_a_jobs_base_is_the_model_that_it_was_trained_from(base, checkpoint, mat
 
 def test_own_chains_are_those_that_conclude_rightly(trained, material):
     samples = material.draw(material.sources, 20)
-    own = target_tokens.own_targets(trained, material, samples, target_tokens.Labelling(40))
+    own = target_tokens.own_targets(trained, material, samples, target_tokens.Labeling(40))
     chains = trained.generate(material.pixels(samples), q_reason(shapes.CLASS_NAMES, "creature"), 40)
     expected = [
         (sample, chain)
@@ -138,7 +138,7 @@ def test_own_chains_are_those_that_conclude_rightly(trained, material):
 def test_own_chains_are_written_and_kept_as_the_jobs_rounds_do(trained, material, monkeypatch):
     """Three sampled chains an image, the majority's, in batches of the job's size, those that support it alone."""
     hparams = {"max_new_tokens": 40, "eval_batch": 4, "sarr_votes": 3, "temperature": 0.9, "top_p": 0.8}
-    labelling = target_tokens.labelling_of(hparams | {"sarr_filter": "consistent"})
+    labeling = target_tokens.labeling_of(hparams | {"sarr_filter": "consistent"})
     samples = material.draw(material.sources, 7)
     asked, judged = [], []
 
@@ -152,14 +152,14 @@ def test_own_chains_are_written_and_kept_as_the_jobs_rounds_do(trained, material
         return [number % 2 == 0 for number in range(len(labels))]
 
     monkeypatch.setattr(type(trained), "generate", generate)
-    monkeypatch.setattr(Support, "judge", judge)
-    own = target_tokens.own_targets(trained, material, samples, labelling)
+    monkeypatch.setattr(ConsistencyFilter, "judge", judge)
+    own = target_tokens.own_targets(trained, material, samples, labeling)
     assert asked == [(4, 40, 0.9, 0.8)] * 3 + [(3, 40, 0.9, 0.8)] * 3
     assert judged == [material.label(sample) for sample in samples]
     assert own.samples == [samples[i] for i in (0, 2, 4, 6)]
-    said = labelling.description
-    assert said == "sampled at temperature 0.9, majority of 3, kept if they support their conclusion"
-    assert target_tokens.labelling_of({"max_new_tokens": 40, "eval_batch": 4}).description == "greedy"
+    printed = labeling.description
+    assert printed == "sampled at temperature 0.9, majority of 3, kept if they support their conclusion"
+    assert target_tokens.labeling_of({"max_new_tokens": 40, "eval_batch": 4}).description == "greedy"
 
 
 def test_own_chains_are_read_as_the_job_reads_them(trained, material, monkeypatch):
@@ -167,16 +167,16 @@ def test_own_chains_are_read_as_the_job_reads_them(trained, material, monkeypatc
     written = f"Sure! <conclusion>A {material.name(samples[0])}.</conclusion>"
     monkeypatch.setattr(type(trained), "generate", lambda self, images, *_: [written] * len(images))
     hparams = {"max_new_tokens": 40, "eval_batch": 4, "answer_matching": "tolerant"}
-    own = target_tokens.own_targets(trained, material, samples, target_tokens.labelling_of(hparams))
+    own = target_tokens.own_targets(trained, material, samples, target_tokens.labeling_of(hparams))
     assert own.texts == [f"<CONCLUSION>{material.name(samples[0])}</CONCLUSION>"]
     with pytest.raises(ValueError, match="0 of 1 own chains"):
-        exact = target_tokens.labelling_of(hparams | {"answer_matching": "exact"})
+        exact = target_tokens.labeling_of(hparams | {"answer_matching": "exact"})
         target_tokens.own_targets(trained, material, samples, exact)
 
 
 def test_where_no_own_chain_is_kept_that_is_said(trained, material):
     with pytest.raises(ValueError, match=r"0 of 3 own chains \(greedy\) would be kept"):
-        target_tokens.own_targets(trained, material, material.draw([0], 3), target_tokens.Labelling(1))
+        target_tokens.own_targets(trained, material, material.draw([0], 3), target_tokens.Labeling(1))
 
 
 def test_a_pass_over_tokens_takes_no_more_images_than_the_job_answers(checkpoint):

@@ -26,7 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-FAULTS = ("429", "500", "503", "hang", "cut", "broken", "empty", "html", "reset")
+FAILURES = ("429", "500", "503", "hang", "cut", "broken", "empty", "html", "reset")
 
 Answer = tuple[str, int]  # text, completion tokens
 
@@ -134,9 +134,9 @@ class Handler(BaseHTTPRequestHandler):
         url = next(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
         image = base64.b64decode(url.partition(",")[2])
         key = hashlib.sha256(image).hexdigest()[:16] + f":{body.get('seed')}"
-        fault = self.server.fault(key)
-        self.server.log({"event": "arrived", "key": key, "fault": fault, "headers": dict(self.headers), "body": body})
-        if fault and not self._misbehave(fault):
+        failure = self.server.failure(key)
+        self.server.log({"event": "arrived", "key": key, "fault": failure, "headers": dict(self.headers), "body": body})
+        if failure and not self._misbehave(failure):
             return None
         time.sleep(self.server.options.delay)
         text, tokens = self.server.answer(body, question, image)
@@ -148,17 +148,17 @@ class Handler(BaseHTTPRequestHandler):
             self.server.log({"event": "answered", "key": key})
         return None
 
-    def _misbehave(self, fault: str) -> bool:
+    def _misbehave(self, failure: str) -> bool:
         """Do what ``fault`` says; return whether to answer all the same."""
         key = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if fault == "429":
+        if failure == "429":
             self._send(429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, {"Retry-After": "0.2"})
-        elif fault in ("500", "503"):
-            self._send(int(fault), {"error": {"message": f"trouble with your key {key}"}})
-        elif fault == "hang":
+        elif failure in ("500", "503"):
+            self._send(int(failure), {"error": {"message": f"trouble with your key {key}"}})
+        elif failure == "hang":
             time.sleep(self.server.options.hang)
             self.close_connection = True
-        elif fault == "cut":
+        elif failure == "cut":
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", "5000")
@@ -166,21 +166,21 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b'{"choices": [{"message": {"content": "<SUMMARY>I will')
             self.wfile.flush()
             self.close_connection = True
-        elif fault == "broken":
+        elif failure == "broken":
             self._send_raw(200, b'{"choices": [{"message": {"content": "<SUMMARY>', "application/json")
-        elif fault == "empty":
+        elif failure == "empty":
             self._send(200, {"choices": []})
-        elif fault == "html":
+        elif failure == "html":
             self._send_raw(200, b"<html>gateway</html>", "text/html")
-        elif fault == "reset":
+        elif failure == "reset":
             self.close_connection = True
-        elif fault == "filter":
+        elif failure == "filter":
             self._send(400, {"error": {"message": "flagged", "code": "content_filter"}})
-        elif fault == "quota":
+        elif failure == "quota":
             self._send(429, {"error": {"message": "no credit", "code": "insufficient_quota"}})
-        elif fault == "key":
+        elif failure == "key":
             self._send(401, {"error": {"message": f"Incorrect API key provided: {key}."}})
-        elif fault == "bad":
+        elif failure == "bad":
             self._send(400, {"error": {"message": "image too large"}})
         return False
 
@@ -229,7 +229,7 @@ class Server(ThreadingHTTPServer):
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
-    def fault(self, key: str) -> str:
+    def failure(self, key: str) -> str:
         """Return the fault for an arrival of this request, empty for none."""
         options = self.options
         with self._lock:
@@ -237,7 +237,7 @@ class Server(ThreadingHTTPServer):
         if options.always:
             return str(options.always)
         digest = hashlib.sha256(key.encode()).digest()
-        if arrivals > 1 or digest[0] >= 256 * options.faults:
+        if arrivals > 1 or digest[0] >= 256 * options.failures:
             return ""
         return str(options.kinds[digest[1] % len(options.kinds)])
 
@@ -295,7 +295,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--faults", type=float, default=0.0, help="share of requests whose first arrival fails")
-    parser.add_argument("--kinds", nargs="+", default=FAULTS)
+    parser.add_argument("--kinds", nargs="+", default=FAILURES)
     parser.add_argument("--always", help="this fault at every arrival")
     parser.add_argument("--always-key", action="store_true", help="tell everybody their key")
     parser.add_argument("--style", choices=STYLES, help="how answers are written")

@@ -98,17 +98,17 @@ def test_a_server_that_asks_to_wait_is_not_asked_before(
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("failure", "message"),
     [
         ("key", "rejects every request (HTTP 401: Incorrect API key provided: [key].). Check the key"),
         ("quota", "no credit left"),
     ],
 )
 def test_hopeless_faults_end_the_run_at_once_without_the_key(
-    toy: Path, serve: Any, verb: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, message: str
+    toy: Path, serve: Any, verb: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str, message: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    server = serve("--always", fault)
+    server = serve("--always", failure)
     code, out, err = verb(*arguments(toy, server.url, tmp_path / "c.jsonl"), "--concurrency", 1)
     assert code == 1 and message in err
     assert KEY not in out + err
@@ -276,8 +276,8 @@ def test_what_is_sent_does_not_depend_on_the_label(toy: Path, serve: Any, verb: 
     verb(*arguments(toy, server.url, tmp_path / "c.jsonl"), "--unverified", "--candidates", 1)
     requests = [event for event in server.events() if event["event"] == "arrived"]
     assert len(requests) == 6
-    said = {json.dumps([event["body"], event["headers"]], sort_keys=True) for event in requests}
-    assert len(said) == 1
+    printed = {json.dumps([event["body"], event["headers"]], sort_keys=True) for event in requests}
+    assert len(printed) == 1
 
 
 def test_every_class_is_named_once_among_the_options_in_one_order_and_nowhere_else(

@@ -67,7 +67,7 @@ def test_check_names_every_fault(
         file.write(json.dumps({"image": "art/Mug/Mug_9.png", "chain": chain_text("mug")}) + "\n")
         file.write(json.dumps({"image": "photo/Mug/Mug_0.png", "chain": chain_text("bike")}) + "\n")
     code, out, _ = verb("check", "--dataset", "Toy", "--data_dir", toy)
-    faults = [line for line in out.splitlines() if line.startswith("PROBLEM")]
+    failures = [line for line in out.splitlines() if line.startswith("PROBLEM")]
     assert code == 1
     for expected in (
         "3 domain folders (__MACOSX, art, photo); expected 2",
@@ -80,7 +80,7 @@ def test_check_names_every_fault(
         "line 9: the dataset has no image 'art/Mug/Mug_9.png'",
         "line 10: accepted, but violates the rule 'label'",
     ):
-        assert sum(expected in fault for fault in faults) == 1, expected
+        assert sum(expected in failure for failure in failures) == 1, expected
 
 
 def test_check_names_a_class_name_of_no_folder(toy: Path, verb: Verb, tmp_path: Path) -> None:
@@ -235,9 +235,9 @@ def test_candidates_of_images_that_are_not_there_are_counted_and_left_out(
     toy: Path, chains: Path, verb: Verb, tmp_path: Path, chain_text: Callable[..., str]
 ) -> None:
     """To the three accepted chains of Toy come two of images of another dataset."""
-    strangers = [{"image": f"other/{i}.png", "chain": chain_text("mug"), "teacher": "stranger"} for i in range(2)]
+    unknown = [{"image": f"other/{i}.png", "chain": chain_text("mug"), "teacher": "stranger"} for i in range(2)]
     with chains.open("a") as file:
-        file.writelines(json.dumps(record) + "\n" for record in strangers)
+        file.writelines(json.dumps(record) + "\n" for record in unknown)
     where = ("--dataset", "Toy", "--data_dir", toy)
     message = "2 candidates are for images that are not in the dataset; `check` lists them."
     _, out, _ = verb("stats", *where)

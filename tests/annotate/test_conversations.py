@@ -59,7 +59,7 @@ def test_an_image_is_found_in_a_turn_as_hugging_face_writes_it(tmp_path: Path, p
 
 
 @pytest.mark.parametrize(
-    ("fields", "fault"),
+    ("fields", "failure"),
     [
         ({"images": ["a.png", "b.png"]}, "'images' has 2 images"),
         ({"images": [{"bytes": "x", "path": None}]}, "'images' has an embedded image without its path"),
@@ -77,8 +77,8 @@ def test_an_image_is_found_in_a_turn_as_hugging_face_writes_it(tmp_path: Path, p
         ),
     ],
 )
-def test_what_is_wrong_is_said_of_what_is_there(tmp_path: Path, fields: dict[str, Any], fault: str) -> None:
-    with pytest.raises(ExchangeError, match=f"row 1: .*{fault}"):
+def test_what_is_wrong_is_said_of_what_is_there(tmp_path: Path, fields: dict[str, Any], failure: str) -> None:
+    with pytest.raises(ExchangeError, match=f"row 1: .*{failure}"):
         read(tmp_path, {"conversations": [ASKED, answer("dog")], **fields})
 
 
@@ -117,7 +117,7 @@ def test_a_file_may_hold_own_rows_and_others_in_either_order(tmp_path: Path, ord
 
 def test_a_broken_row_of_an_array_is_named_by_number_and_place(tmp_path: Path) -> None:
     good = json.dumps({"image": PATH, "conversations": [ASKED, answer("x" * 700_000)]})
-    for broken, fault in (
+    for broken, failure in (
         ('{"image": nope}', "Expecting value"),
         ('{"a": NaN}', "NaN is not a JSON number"),
         ("7", "expected an array"),
@@ -125,7 +125,7 @@ def test_a_broken_row_of_an_array_is_named_by_number_and_place(tmp_path: Path) -
         text = f" [{good},\n{good},\n{broken}]"
         (tmp_path / "rows.json").write_text(text)
         at = text.index(broken) + 1 + (len('{"image": ') if "nope" in broken else 0)
-        with pytest.raises(ExchangeError, match=f"rows.json, row 3, character {at}: {fault}"):
+        with pytest.raises(ExchangeError, match=f"rows.json, row 3, character {at}: {failure}"):
             list(import_records(tmp_path / "rows.json"))
 
 
@@ -171,8 +171,8 @@ def test_foreign_fields_replace_nothing_of_ours_and_name_no_file_elsewhere(tmp_p
     other = "messages" if form != "messages" else "conversations"
     row.pop(other, None)
     row.pop("extra", None)
-    said = json.dumps(row, default=str)
-    assert "passwd" not in said and PATH in said and row["own question"] == "What?"
+    printed = json.dumps(row, default=str)
+    assert "passwd" not in printed and PATH in printed and row["own question"] == "What?"
     if form != "messages":
         assert row["note"] == "kept" and row["conversations"][1] == {"from": "gpt", "value": "dog"}
 

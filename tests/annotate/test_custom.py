@@ -39,7 +39,7 @@ def test_files_are_found_in_the_config_folder_and_under_the_variables_paths(tmp_
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "failure"),
     [
         ("name = ", "not TOML"),
         ('name = "A"\nfolder = "a"\n', "the key 'environments' is missing"),
@@ -58,19 +58,19 @@ def test_files_are_found_in_the_config_folder_and_under_the_variables_paths(tmp_
         (GOOD + '[class_names]\na = "Red  fox"\nb = "red fox"\n', "two classes have the name 'red fox'"),
     ],
 )
-def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, fault: str) -> None:
+def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, failure: str) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(DatasetFileError, match=fault) as error:
+    with pytest.raises(DatasetFileError, match=failure) as error:
         read_dataset(path)
     assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"),
+    ("name", "failure"),
     [("MultipleDomainDataset", "already has {!r}"), ("ReasoningImageFolder", "{!r} is one that this package needs")],
 )
 def test_a_name_that_something_in_domainbed_has_is_named_with_the_file_and_stock_goes_on(
-    tmp_path: Path, domainbed_root: Path, run_stock: Any, name: str, fault: str
+    tmp_path: Path, domainbed_root: Path, run_stock: Any, name: str, failure: str
 ) -> None:
     """Nobody is told to uninstall or mend this package for it."""
     path = write(tmp_path, GOOD.replace("Camera", name))
@@ -82,8 +82,8 @@ def test_a_name_that_something_in_domainbed_has_is_named_with_the_file_and_stock
         cwd=tmp_path,
         env={"DOMAINBED_REASONING_DATASETS": str(path)},
     )
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("domainbed-reasoning: ")]
-    assert str(path) in said and fault.format(name) in said and "install" not in said
+    (printed,) = [line for line in done.stderr.splitlines() if line.startswith("domainbed-reasoning: ")]
+    assert str(path) in printed and failure.format(name) in printed and "install" not in printed
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_an_mllm_gets_readable_names_the_subject_and_the_chains(
 def test_the_verbs_know_a_new_class_of_datasets_by_what_it_says(
     toy: Path, verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As CONTRIBUTING has it: one class, one line in the table of names; no TOML file, no entry in the catalogue."""
+    """As CONTRIBUTING has it: one class, one line in the table of names; no TOML file, no entry in the catalog."""
     monkeypatch.delenv("DOMAINBED_REASONING_DATASETS")
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "new_dataset.py").write_text(

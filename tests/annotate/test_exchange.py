@@ -109,7 +109,7 @@ def test_a_row_of_others_comes_back_with_all_it_had(tmp_path: Path, form: str) -
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "fault"),
+    ("name", "content", "failure"),
     [
         ("a.json", "{'x': 1}", "neither JSON Lines nor a JSON array"),
         ("a.json", "[1]", "expected an array of objects"),
@@ -122,11 +122,11 @@ def test_a_row_of_others_comes_back_with_all_it_had(tmp_path: Path, form: str) -
     ],
 )
 def test_a_file_that_is_none_of_the_formats_is_named_with_row_and_fault(
-    tmp_path: Path, name: str, content: str, fault: str
+    tmp_path: Path, name: str, content: str, failure: str
 ) -> None:
     path = tmp_path / name
     path.write_text(content, "utf-8")
-    with pytest.raises(ValueError, match=fault) as error:
+    with pytest.raises(ValueError, match=failure) as error:
         list(import_records(path))
     assert str(path) in str(error.value)
 
@@ -166,14 +166,14 @@ def test_import_judges_finds_paths_and_refuses_strangers(
     # Again: nothing new.
     code, out, _ = verb("import", mine, *where, "--teacher", "me", "--min-words", 10)
     assert code == 0 and "wrote 0 to" in out
-    for stranger in ("art/Mug/none.png", "/etc/passwd", "../art/Mug/Mug_0.png", "C:\\none.png"):
-        mine.write_text(json.dumps({"image": stranger, "chain": "x"}) + "\n", "utf-8")
+    for unknown in ("art/Mug/none.png", "/etc/passwd", "../art/Mug/Mug_0.png", "C:\\none.png"):
+        mine.write_text(json.dumps({"image": unknown, "chain": "x"}) + "\n", "utf-8")
         code, _, err = verb("import", mine, *where)
-        assert code == 1 and f"has no image {stranger!r}" in err
-        llava = {"image": stranger, "conversations": [{"from": "gpt", "value": "x"}]}
+        assert code == 1 and f"has no image {unknown!r}" in err
+        llava = {"image": unknown, "conversations": [{"from": "gpt", "value": "x"}]}
         (tmp_path / "llava.json").write_text(json.dumps([llava]), "utf-8")
         code, _, err = verb("import", tmp_path / "llava.json", *where)
-        assert code == 1 and f"has no image {stranger!r}" in err
+        assert code == 1 and f"has no image {unknown!r}" in err
 
 
 def test_an_accepted_row_that_is_no_chain_is_imported_as_rejected(

@@ -32,9 +32,9 @@ def forked(domainbed_root):
         if child:
             os.close(write)
             with open(read) as pipe:
-                said = pipe.read()
-            assert os.waitpid(child, 0)[1] == 0, said
-            return said.strip()
+                printed = pipe.read()
+            assert os.waitpid(child, 0)[1] == 0, printed
+            return printed.strip()
         status = 1
         with open(write, "w") as pipe, contextlib.redirect_stdout(pipe):
             try:
@@ -227,7 +227,7 @@ def test_a_broken_class_module_leaves_the_rest_and_says_why_when_it_is_used(fork
 
 
 @pytest.mark.parametrize(
-    "fault",
+    "failure",
     [
         "sys.modules['domainbed_reasoning.registry'] = None",
         "sys.modules['domainbed_reasoning.bridge.register'] = None",
@@ -239,11 +239,11 @@ def test_a_broken_class_module_leaves_the_rest_and_says_why_when_it_is_used(fork
         "os.environ['DOMAINBED_REASONING_DATASETS'] = '/nowhere/at/all.toml'",
     ],
 )
-def test_stock_stays_importable_whatever_fails_in_ours_with_one_warning_a_cause(forked, fault):
-    lines = forked(f"import os, sys\nsys.stderr = sys.stdout\n{fault}\n{STOCK_LIVES}").splitlines()
+def test_stock_stays_importable_whatever_fails_in_ours_with_one_warning_a_cause(forked, failure):
+    lines = forked(f"import os, sys\nsys.stderr = sys.stdout\n{failure}\n{STOCK_LIVES}").splitlines()
     assert lines[-1] == "stock lives"
     assert len(lines) == len(set(lines)) and all(line.startswith("domainbed-reasoning: ") for line in lines[:-1])
-    assert len(lines) > 1 or "tqdm" in fault
+    assert len(lines) > 1 or "tqdm" in failure
 
 
 def test_a_dataset_file_with_a_fault_takes_nothing_but_its_own_dataset(forked, tmp_path):

@@ -302,7 +302,7 @@ def test_a_dataset_for_another_algorithm_or_other_targets_than_the_arguments_is_
 def test_outside_of_a_job_an_algorithm_says_what_that_means(hparams, capsys):
     dataset = datasets.ShapesReasoning(None, [3], hparams | {"batch_size": 113})
     algorithm_of(dataset, hparams | {"batch_size": 113})
-    said = capsys.readouterr().out
-    assert "MTCT: found no arguments of a running train script in this process" in said
-    assert f"Default schedule of {dataset.N_STEPS} steps" in said and "no records, no resume" in said
-    assert "batch_size 113 is larger than a source domain's training split, of 112 images" in said
+    printed = capsys.readouterr().out
+    assert "MTCT: found no arguments of a running train script in this process" in printed
+    assert f"Default schedule of {dataset.N_STEPS} steps" in printed and "no records, no resume" in printed
+    assert "batch_size 113 is larger than a source domain's training split, of 112 images" in printed

@@ -95,7 +95,7 @@ def test_without_a_choice_the_bundle_is_used_and_the_line_says_its_coverage(toy)
     loaded = load(toy)
     assert sorted(loaded.texts) == toy[1][1:]
     digest = sha256(bundle_path(toy[2]))[:12]
-    assert loaded.said == f"7 of 8 images have a chain (87.5%): 7 from the bundle toy.jsonl.xz (SHA-256 {digest})."
+    assert loaded.summary == f"7 of 8 images have a chain (87.5%): 7 from the bundle toy.jsonl.xz (SHA-256 {digest})."
     assert loaded.bundle == f"toy.jsonl.xz {sha256(bundle_path(toy[2]))}" and not loaded.warnings
 
 
@@ -106,8 +106,8 @@ def test_a_chain_file_in_the_folder_comes_first_and_the_line_says_how_many_are_f
     loaded = load(toy)
     assert len(loaded.texts) == 8 and "mine" in loaded.texts[images[0]]
     assert loaded.texts[images[5]] == own[1]["chain"]
-    assert f"8 of 8 images have a chain (100.0%): 2 from {root / 'reasoning.jsonl'} (1 in place of" in loaded.said
-    assert "6 from the bundle" in loaded.said
+    assert f"8 of 8 images have a chain (100.0%): 2 from {root / 'reasoning.jsonl'} (1 in place of" in loaded.summary
+    assert "6 from the bundle" in loaded.summary
     write_lines(root / "reasoning.jsonl", [own[0], own[0]])
     with pytest.raises(ChainFileError, match=r"reasoning.jsonl, line 2: a second accepted chain of 'a/dog/0.png'"):
         load(toy)
@@ -118,7 +118,7 @@ def test_another_choice_replaces_the_bundle_or_turns_chains_off(toy, tmp_path):
     file = write_lines(tmp_path / "mine.jsonl", [{"image": images[3], "chain": chain_text("horse")}])
     write_lines(root / "reasoning.jsonl", [{"image": images[4], "chain": chain_text("dog", "of the folder")}])
     loaded = load(toy, str(file))
-    assert list(loaded.texts) == [images[3]] and (loaded.said, loaded.bundle) == ("", "")
+    assert list(loaded.texts) == [images[3]] and (loaded.summary, loaded.bundle) == ("", "")
     assert "of the folder" not in load(toy, "bundled").texts[images[4]]
     assert load(toy, "none").texts == {} and load(toy, "none").bundle == ""
     with pytest.raises(ValueError, match="has no bundle"):
@@ -155,7 +155,7 @@ def test_renamed_copies_are_matched_by_content_and_only_they_are_read(toy, monke
     loaded = load(toy, images=named)
     assert read == ["other.png"]
     assert loaded.texts["b/horse/other.png"] == chain_text("horse", images[6])
-    assert "7 from the bundle" in loaded.said and "1 of them matched by SHA-256" in loaded.said
+    assert "7 from the bundle" in loaded.summary and "1 of them matched by SHA-256" in loaded.summary
 
 
 def test_a_path_of_the_bundle_with_another_images_content_goes_by_content(toy):

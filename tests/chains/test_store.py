@@ -74,13 +74,13 @@ BAD_LINES = {
 
 @pytest.mark.parametrize("name", BAD_LINES)
 def test_a_bad_line_is_named_with_file_number_and_cure(file: Path, name: str) -> None:
-    bad, fault = BAD_LINES[name]
+    bad, failure = BAD_LINES[name]
     first = line("photo/dog/0.jpg")
     file.write_bytes(first.encode() + (bad if isinstance(bad, bytes) else bad.encode()))
     with pytest.raises(ChainFileError) as error:
         load_chains(file, {"photo/dog/0.jpg", "photo/dog/1.jpg", "a.jpg"})
     assert str(error.value).startswith(f"{file}, line 2: ")
-    assert fault in str(error.value)
+    assert failure in str(error.value)
     assert error.value.line == 2
 
 
@@ -182,10 +182,10 @@ def test_what_append_returned_survives_kill_nine(file: Path) -> None:
         child.stdout.readline()
         time.sleep(0.01 * turn)
         child.send_signal(signal.SIGKILL)
-        said = child.stdout.read().split("\n")[:-1]
+        printed = child.stdout.read().split("\n")[:-1]
         child.wait()
         child.stdout.close()
-        last = int(said[-1]) if said else 0
+        last = int(printed[-1]) if printed else 0
         mine = {record["image"] for _, record in read_records(file) if record["image"].startswith(f"{turn}/")}
         assert mine >= {f"{turn}/{i}.jpg" for i in range(last + 1)}
 

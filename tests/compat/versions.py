@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-# What touches torch, transformers, peft, bitsandbytes, numpy or the interpreter's own behaviour.
+# What touches torch, transformers, peft, bitsandbytes, numpy or the interpreter's own behavior.
 TESTS = (
     "tests/mllm/test_model.py",
     "tests/algorithms/test_algorithms.py",

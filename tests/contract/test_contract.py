@@ -1,4 +1,4 @@
-"""DomainBed's public behaviour, held by the stand-in and by the real library alike."""
+"""DomainBed's public behavior, held by the stand-in and by the real library alike."""
 
 from __future__ import annotations
 

@@ -50,9 +50,9 @@ def test_the_bundle_is_trained_on_without_any_chain_file_and_one_line_says_so(pa
     _, hparams = build(pacs)
     task = task_of(hparams)
     assert len(task.chains) == 17 and (0, 0) not in task.chains
-    said = capsys.readouterr().out
-    assert "PACSReasoning: 23 of 24 images have a chain (95.8%): 23 from the bundle small.jsonl.xz (SHA-256 " in said
-    assert said.count("small.jsonl.xz") == 1 and "WARNING" not in said
+    printed = capsys.readouterr().out
+    assert "PACSReasoning: 23 of 24 images have a chain (95.8%): 23 from the bundle small.jsonl.xz (SHA-256 " in printed
+    assert printed.count("small.jsonl.xz") == 1 and "WARNING" not in printed
 
 
 @pytest.mark.parametrize("renamed", [False, True])
@@ -70,8 +70,8 @@ def test_chains_of_target_domains_in_a_bundle_never_reach_the_task(pacs, renamed
 def test_unverified_trains_on_the_chain_that_concludes_another_class(pacs, capsys):
     _, hparams = build(pacs, chain_verification="unverified")
     assert task_of(hparams).chains[0, 0] == chain_text("guitar")
-    said = capsys.readouterr().out
-    assert "1 of 18 chains (5.6%) conclude with another class" in said and "WARNING" not in said
+    printed = capsys.readouterr().out
+    assert "1 of 18 chains (5.6%) conclude with another class" in printed and "WARNING" not in printed
     with pytest.raises(ValueError, match="chain_verification must be 'verified' or 'unverified'; got 'no'"):
         build(pacs, chain_verification="no")
 
@@ -164,8 +164,8 @@ def test_a_chain_file_beside_the_real_images_is_merged(test_data, tmp_path, caps
     write_lines(tmp_path / "PACS" / "reasoning.jsonl", own)
     _, hparams = build(tmp_path, test_envs=(0,))
     task = task_of(hparams)
-    said = capsys.readouterr().out
-    assert "112 from" in said and "(112 in place of the bundle's), 1,005 from the bundle PACS.jsonl.xz" in said
+    printed = capsys.readouterr().out
+    assert "112 from" in printed and "(112 in place of the bundle's), 1,005 from the bundle PACS.jsonl.xz" in printed
     texts = {line["image"]: line["chain"] for line in own}
     shown = {task.images[env][index]: text for (env, index), text in task.chains.items()}
     assert all(shown[image] == text for image, text in texts.items() if not image.startswith("art_painting"))

@@ -306,10 +306,10 @@ def test_chains_that_conclude_no_class_or_another_are_counted_and_named(pacs, ca
             line["chain"] = chain_text("dog")
     write(pacs, lines)
     dataset, hparams = build(pacs)
-    said = capsys.readouterr().out
-    assert "WARNING: 3 of 18 chains (16.7%) conclude with no class of the dataset" in said
-    assert "of 'art_painting/dog/0.png' (dog), concludes: 'some animal or other'" in said
-    assert "WARNING: 3 of 18 chains (16.7%) conclude with another class than their image's" in said
+    printed = capsys.readouterr().out
+    assert "WARNING: 3 of 18 chains (16.7%) conclude with no class of the dataset" in printed
+    assert "of 'art_painting/dog/0.png' (dog), concludes: 'some animal or other'" in printed
+    assert "WARNING: 3 of 18 chains (16.7%) conclude with another class than their image's" in printed
     nothing, other = misled(task_of(hparams))
     assert (len(nothing), len(other)) == (3, 3)
 

@@ -54,8 +54,8 @@ def test_json_is_read_as_it_was_written_and_its_depth_is_measured(value: Any, de
     for _ in range(depth):
         (read,) = read
     assert read == value
-    fault = check_json_value(parse_json(text))
-    assert (fault is not None and "nested" in fault) == (depth + height(value) > MAX_DEPTH) or "NUL" in str(fault)
+    failure = check_json_value(parse_json(text))
+    assert (failure is not None and "nested" in failure) == (depth + height(value) > MAX_DEPTH) or "NUL" in str(failure)
 
 
 def height(value: Any) -> int:

@@ -27,14 +27,14 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def change(file: Path, **values: Any) -> None:
     """Set keys of a JSON file; ``text__name`` is the key ``name`` within ``text_config``."""
-    said = json.loads(file.read_text()) if file.exists() else {}
+    config = json.loads(file.read_text()) if file.exists() else {}
     for key, value in values.items():
         *within, name = key.split("__")
-        place = said
+        place = config
         for step in within:
             place = place[f"{step}_config"]
         place[name] = value
-    file.write_text(json.dumps(said))
+    file.write_text(json.dumps(config))
 
 
 def test_a_sound_model_loads_and_is_looked_at_once(model: Path, tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_hostile_config_is_refused_by_its_file(model: Path, name: str) -> None:
-    values, fault = CONFIGS[name]
+    values, failure = CONFIGS[name]
     change(model / "config.json", **values)
-    with pytest.raises(ModelError, match=f"(?s){model}.*({fault})") as error:
+    with pytest.raises(ModelError, match=f"(?s){model}.*({failure})") as error:
         load_mllm(str(model))
     assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
 
@@ -88,9 +88,9 @@ def test_images_of_a_billion_pixels_a_side_are_refused(model: Path) -> None:
     file = model / (
         "preprocessor_config.json" if (model / "preprocessor_config.json").exists() else "processor_config.json"
     )
-    said = json.loads(file.read_text())
-    (said.get("image_processor") or said)["size"] = {"height": 10**9, "width": 10**9}
-    file.write_text(json.dumps(said))
+    config = json.loads(file.read_text())
+    (config.get("image_processor") or config)["size"] = {"height": 10**9, "width": 10**9}
+    file.write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"images of 1,000,000,000 pixels per side"):
         load_mllm(str(model))
 
@@ -112,9 +112,9 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     "name", [pytest.param("loops", marks=pytest.mark.slow), *[n for n in TEMPLATES if n != "loops"]]
 )
 def test_a_hostile_chat_template_is_refused_by_its_file(model: Path, name: str) -> None:
-    template, fault = TEMPLATES[name]
+    template, failure = TEMPLATES[name]
     (model / "chat_template.jinja").write_text(template)
-    with pytest.raises(ModelError, match=f"(?s){model}/chat_template.jinja.*({fault})"):
+    with pytest.raises(ModelError, match=f"(?s){model}/chat_template.jinja.*({failure})"):
         load_mllm(str(model))
 
 
@@ -153,15 +153,15 @@ def test_what_is_no_file_or_never_ends_is_refused(model: Path, file: str, kind: 
 
 
 def test_a_tokenizer_whose_pattern_goes_back_for_ever_is_refused(model: Path) -> None:
-    said = json.loads((model / "tokenizer.json").read_text())
+    config = json.loads((model / "tokenizer.json").read_text())
     pattern = {
         "type": "Split",
         "pattern": {"Regex": "(a ?|a a ?)+$x|((a )+)+y"},
         "behavior": "Isolated",
         "invert": False,
     }
-    said["pre_tokenizer"] = pattern
-    (model / "tokenizer.json").write_text(json.dumps(said))
+    config["pre_tokenizer"] = pattern
+    (model / "tokenizer.json").write_text(json.dumps(config))
     try:
         load_mllm(str(model))
     except ModelError as error:

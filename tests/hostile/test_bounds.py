@@ -278,9 +278,9 @@ def test_a_few_kilobytes_of_parquet_that_stand_for_gigabytes_are_refused(tmp_pat
     path = _parquet(tmp_path / "rows.parquet", kind)
     assert path.stat().st_size < 100_000
     done = run_python("-c", _READ, path)
-    *said, numbers = done.stdout.splitlines()
+    *printed, numbers = done.stdout.splitlines()
     own, child = map(int, numbers.split())
-    assert "expands to far more data than its size suggests" in "".join(said), done.stdout + done.stderr
+    assert "expands to far more data than its size suggests" in "".join(printed), done.stdout + done.stderr
     assert own < 256 and child < 2560  # MiB
 
 

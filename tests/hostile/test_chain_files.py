@@ -106,10 +106,10 @@ READ = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_hostile_file_is_refused_with_place_fault_and_cure(tmp_path: Path, name: str) -> None:
-    data, fault = REFUSED[name]
+    data, failure = REFUSED[name]
     file = tmp_path / "chains.jsonl"
     file.write_bytes(data)
-    with pytest.raises(ChainFileError, match=f"(?s)chains.jsonl, (?=line \\d+: ).*({fault}).*[a-z.]$") as error:
+    with pytest.raises(ChainFileError, match=f"(?s)chains.jsonl, (?=line \\d+: ).*({failure}).*[a-z.]$") as error:
         load_chains(file, {"a.jpg", "b.jpg"})
     assert len(str(error.value)) < 600, "an error is read by people"
     assert file.read_bytes() == data
@@ -175,10 +175,12 @@ except ChainFileError as error:
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("memory is read from /proc")
     done = run_python("-c", code)
-    said = done.stdout.splitlines()
+    printed = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
-    assert said[0] == "1 a.jpg" and said[2] == "3 b.jpg" and len(said) == 5
-    assert "line 2: longer than" in said[1] and "line 4: longer than" in said[3] and "not a chain file" in said[4]
+    assert printed[0] == "1 a.jpg" and printed[2] == "3 b.jpg" and len(printed) == 5
+    assert (
+        "line 2: longer than" in printed[1] and "line 4: longer than" in printed[3] and "not a chain file" in printed[4]
+    )
 
 
 def test_every_fault_of_a_file_is_listed_and_hides_no_good_line(tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ TASKS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_hostile_task_is_refused(tmp_path: Path, name: str, adapters: dict[str, torch.Tensor]) -> None:
-    task, fault = TASKS[name]
-    with pytest.raises(JobError, match=f"(?s)job.*{fault}") as error:
+    task, failure = TASKS[name]
+    with pytest.raises(JobError, match=f"(?s)job.*{failure}") as error:
         read_job(write_job(tmp_path / "job", task, {"model_dict": adapters}))
     assert len(str(error.value)) < 700
 
@@ -135,9 +135,9 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path: Path, name: str) -> None:
-    make, fault = CHECKPOINTS[name]
+    make, failure = CHECKPOINTS[name]
     trap = tmp_path / "owned"
-    with pytest.raises(JobError, match=f"(?s)job.*({fault})") as error:
+    with pytest.raises(JobError, match=f"(?s)job.*({failure})") as error:
         read_job(write_job(tmp_path / "job", TASK, make(trap)))
     assert not trap.exists() and len(str(error.value)) < 800
 

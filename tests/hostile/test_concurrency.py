@@ -88,9 +88,9 @@ while done < 20:
         )
         for n in range(3)
     ]
-    said = [line for child in writers for line in child.communicate()[0].split()]
-    assert all(child.returncode == 0 for child in writers) and len(said) == 60
-    assert sorted(json.loads(line)["image"] for line in file.read_text().splitlines()) == sorted(said)
+    printed = [line for child in writers for line in child.communicate()[0].split()]
+    assert all(child.returncode == 0 for child in writers) and len(printed) == 60
+    assert sorted(json.loads(line)["image"] for line in file.read_text().splitlines()) == sorted(printed)
 
 
 def test_a_writer_notices_that_its_file_was_replaced_while_it_opened_it(

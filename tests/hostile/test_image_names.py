@@ -96,17 +96,17 @@ def test_a_job_on_such_a_name_ends_before_training(
         "--test_envs", "3", "--steps", "1", "--hparams", '{"model": "tiny", "batch_size": 2}',
         "--output_dir", tmp_path / "out", cwd=tmp_path, check=False,
     )  # fmt: skip
-    said = done.stdout + done.stderr  # the train script copies what it prints to out.txt
-    assert done.returncode and "is not UTF-8. Rename it" in said and "caf\\udce9.png" in said
+    printed = done.stdout + done.stderr  # the train script copies what it prints to out.txt
+    assert done.returncode and "is not UTF-8. Rename it" in printed and "caf\\udce9.png" in printed
     assert not (tmp_path / "out" / "results.jsonl").exists()
 
 
-@pytest.mark.parametrize("on_disk, said", [(NFC, NFD), (NFD, NFC), (NFC, NFC), (NFD, NFD)])
+@pytest.mark.parametrize("on_disk, in_chains", [(NFC, NFD), (NFD, NFC), (NFC, NFC), (NFD, NFD)])
 def test_chains_find_their_images_whatever_the_unicode_form(
-    pacs: Path, verb: Any, on_disk: str, said: str, tmp_path: Path
+    pacs: Path, verb: Any, on_disk: str, in_chains: str, tmp_path: Path
 ) -> None:
     picture(pacs, f"photo/dog/{on_disk}.png".encode())
-    images = {f"photo/dog/{said}.png": "dog"}
+    images = {f"photo/dog/{in_chains}.png": "dog"}
     write_chains(pacs, images)
     _, hparams = build(pacs)
     task = task_of(hparams)
@@ -192,7 +192,7 @@ def test_odd_names_that_can_be_written_down_are_taken(pacs: Path, verb: Any, tmp
 
 def test_faults_of_names_are_found_without_a_disk() -> None:
     names = ["a/b/0.png", "a/b/\udce9.png", "C:/b/0.png", "a/b\\0.png", f"a/{NFC}", f"a/{NFD}"]
-    faults = list(image_name_problems(names))
-    assert len(faults) == 4
-    assert all("Rename" in fault for fault in faults)
+    failures = list(image_name_problems(names))
+    assert len(failures) == 4
+    assert all("Rename" in failure for failure in failures)
     assert not list(image_name_problems(["a/b/0.png", f"a/{NFC}", f"b/{NFD}"]))

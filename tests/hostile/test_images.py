@@ -29,13 +29,13 @@ def photo() -> Image.Image:
     return Image.fromarray(NOISE)
 
 
-def png_header(width: int, height: int, depth: int = 1, colour: int = 0) -> bytes:
+def png_header(width: int, height: int, depth: int = 1, color: int = 0) -> bytes:
     """A PNG that says it is so large, with hardly any data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
@@ -76,7 +76,7 @@ READ: dict[str, tuple[str, Callable[[], bytes], tuple[int, int], Callable[[np.nd
     "GIF under the name of a PNG": ("a.png", lambda: saved(photo(), "GIF"), (60, 40), None),
     "palette": ("a.png", lambda: saved(photo().convert("P"), "PNG"), (60, 40), None),
     "palette with transparency": ("a.png", with_transparency, (60, 40), None),
-    "two colours": (
+    "two colors": (
         "a.png",
         lambda: saved(photo().convert("1"), "PNG"),
         (60, 40),
@@ -185,12 +185,14 @@ def test_odd_images_are_read_rightly(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_hostile_images_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    file, make, fault = REFUSED[name]
+    file, make, failure = REFUSED[name]
     path = tmp_path / file
     path.write_bytes(make())
     with reject_truncated_images():
         for read in (read_rgb, read_picture):
-            with pytest.raises(ImageFileError, match=f"(?s)^'.*{file}' is not a readable image: .*({fault}).*Replace"):
+            with pytest.raises(
+                ImageFileError, match=f"(?s)^'.*{file}' is not a readable image: .*({failure}).*Replace"
+            ):
                 read(path)
         if "checksum" not in name:  # those pixels are looked at when the image is
             with pytest.raises(ImageFileError, match=file):

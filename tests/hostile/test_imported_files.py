@@ -59,15 +59,15 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_hostile_file_is_refused_with_place_fault_and_cure(tmp_path: Path, name: str) -> None:
-    data, fault = REFUSED[name]
+    data, failure = REFUSED[name]
     if "Parquet" in name:
         pytest.importorskip("pyarrow")
     file = tmp_path / ("rows.parquet" if "Parquet" in name else "rows.json")
     file.write_bytes(data)
-    if fault is None:
+    if failure is None:
         assert read(file)[0]["image"] == "a"
         return
-    with pytest.raises((ExchangeError, ChainFileError, ParquetError), match=f"(?s)rows.*({fault})") as error:
+    with pytest.raises((ExchangeError, ChainFileError, ParquetError), match=f"(?s)rows.*({failure})") as error:
         read(file)
     assert len(str(error.value)) < 600
 

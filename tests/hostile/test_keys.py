@@ -70,8 +70,8 @@ DECODINGS: list[Callable[[str], str]] = [
 @pytest.mark.parametrize("part", [KEY, KEY[:-1], KEY[1:], KEY[5:20], KEY[:8], KEY[-8:]])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_run_of_the_key_is_found_in_every_encoding(encoding: str, part: str) -> None:
-    said = f"before {ENCODINGS[encoding](part)} after"
-    clean = redact(said, KEY)
+    text = f"before {ENCODINGS[encoding](part)} after"
+    clean = redact(text, KEY)
     assert "[key]" in clean and clean.startswith("before ") and clean.rstrip('"').endswith(" after")
     for decoded in DECODINGS:
         assert not shows_key(decoded(clean))

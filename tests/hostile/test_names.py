@@ -1,4 +1,4 @@
-"""Class names and dataset files from strangers: names are data in every place that shows or tokenises them."""
+"""Class names and dataset files from strangers: names are data in every place that shows or tokenizes them."""
 
 from __future__ import annotations
 
@@ -94,14 +94,16 @@ def test_verbs_show_hostile_records_as_text(data: Path, verb: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("names", "fault"),
+    ("names", "failure"),
     [
         (("Red_Fox", "red fox"), "two classes have the name 'red fox'"),
         (("Stra\u00dfe", "STRASSE"), "two classes have the name 'stra\u00dfe'"),
         (("___", "dog"), "is blank"),
     ],
 )
-def test_names_that_no_answer_could_tell_are_refused(data: Path, verb: Any, names: tuple[str, ...], fault: str) -> None:
+def test_names_that_no_answer_could_tell_are_refused(
+    data: Path, verb: Any, names: tuple[str, ...], failure: str
+) -> None:
     """Two classes of one name, an empty one, one that breaks the chain it stands in: by the verbs and by training."""
     from domainbed import hparams_registry
 
@@ -111,15 +113,15 @@ def test_names_that_no_answer_could_tell_are_refused(data: Path, verb: Any, name
     (data / "toy" / "reasoning.jsonl").write_text("")
     code, _, err = verb("card", "--dataset", "Toy", "--data_dir", data)
     assert code == 1 and "class_names" in err
-    assert fault in err
+    assert failure in err
     hparams = hparams_registry.default_hparams("LabelSFT", "PACSReasoning") | {"model": "tiny", "workers": 0}
     _, reasoning = make_classes(custom_datasets()["Toy"])
-    with pytest.raises(ValueError, match=fault):
+    with pytest.raises(ValueError, match=failure):
         reasoning(str(data), [0], hparams)
 
 
 def test_a_model_reads_hostile_names_as_words(tmp_path: Path) -> None:
-    """Every name is tokenised without a special token, back again, and scored beside others; generation holds too."""
+    """Every name is tokenized without a special token, back again, and scored beside others; generation holds too."""
     import torch
 
     from domainbed_reasoning.chains.prompts import q_cls, q_reason
@@ -189,9 +191,9 @@ TOML = {
 
 @pytest.mark.parametrize("name", TOML)
 def test_a_hostile_dataset_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    text, fault = TOML[name]
+    text, failure = TOML[name]
     path = tmp_path / "camera.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(DatasetFileError, match=f"(?s)camera.toml: .*({fault})") as error:
+    with pytest.raises(DatasetFileError, match=f"(?s)camera.toml: .*({failure})") as error:
         read_dataset(path)
     assert len(str(error.value)) < 600

@@ -59,7 +59,7 @@ CHAIN = (
     "<SUMMARY>I look at {key}.</SUMMARY><CAPTION>A thing.</CAPTION><REASONING>It has parts.</REASONING>"
     "<REFLECTION>None.</REFLECTION><CONCLUSION>bike</CONCLUSION>"
 )
-FAULTS = {
+FAILURES = {
     "an answer that quotes it": response({"choices": [{"message": {"content": CHAIN.format(key=OURS)}}]}),
     "500 that quotes it": response({"error": {"message": f"trouble with {OURS}"}}, "500 Error"),
     "401 that quotes it": response({"error": {"message": f"bad key {OURS}", "code": OURS, "type": OURS}}, "401 No"),
@@ -79,16 +79,16 @@ FAULTS = {
 ENDING = ("401 that quotes it", "a redirect that holds it")
 
 
-@pytest.mark.parametrize("faults", [[name for name in FAULTS if name not in ENDING], *([name] for name in ENDING)])
+@pytest.mark.parametrize("failures", [[name for name in FAILURES if name not in ENDING], *([name] for name in ENDING)])
 def test_annotate_leaves_no_key_anywhere(
-    faults: list[str], toy: Path, liar: Any, start_verb: Any, tmp_path: Path
+    failures: list[str], toy: Path, liar: Any, start_verb: Any, tmp_path: Path
 ) -> None:
     """A process of its own with every library's debug output on: files, screen, command lines.
 
     The faults come in turn; 8 images with two tries each meet all of them.
     """
-    turn = itertools.cycle(faults)
-    server = liar(lambda connection: connection.sendall(FAULTS[next(turn)]))
+    turn = itertools.cycle(failures)
+    server = liar(lambda connection: connection.sendall(FAILURES[next(turn)]))
     child = start_verb(
         "annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", "openai:m", "--base-url", server.url,
         "--chains", tmp_path / "out" / "c.jsonl", "--candidates", 1, "--retries", 1, "--concurrency", 8,
@@ -100,7 +100,7 @@ def test_annotate_leaves_no_key_anywhere(
         seen += command_lines(OURS)
         time.sleep(0.1)
     out, err = child.communicate()
-    assert "Traceback" not in err and len(server.requests) >= len(faults)
+    assert "Traceback" not in err and len(server.requests) >= len(failures)
     assert not any(secret in out + err for secret in SECRETS)
     assert found_in(tmp_path) == [] and seen == []
     sent = b"".join(server.requests)
@@ -139,7 +139,7 @@ def test_a_key_that_would_break_a_header_is_refused(value: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("url", "fault"),
+    ("url", "failure"),
     [
         ("http://teacher.example.org/v1", "not encrypted: .OPENAI_API_KEY is not sent"),
         ("http://10.0.0.7:8000/v1", "not encrypted"),
@@ -152,9 +152,9 @@ def test_a_key_that_would_break_a_header_is_refused(value: str, monkeypatch: pyt
         ("https://", "name a host"),
     ],
 )
-def test_a_url_that_would_show_the_key_is_refused(url: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_that_would_show_the_key_is_refused(url: str, failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", OURS)
-    with pytest.raises(TeacherError, match=fault) as error:
+    with pytest.raises(TeacherError, match=failure) as error:
         OpenAITeacher("m", base_url=url)
     assert OURS not in str(error.value)
 

@@ -213,8 +213,8 @@ def test_a_lying_server_is_answered_rightly_or_named(name: str, liar: Any) -> No
         assert answer.text == expected
         assert answer.prompt_tokens in (None, 5) and answer.completion_tokens in (None, 3)
     else:
-        error, fault = expected
-        with pytest.raises(error, match=fault) as raised:
+        error, failure = expected
+        with pytest.raises(error, match=failure) as raised:
             ask(server.url, timeout)
         assert len(str(raised.value)) < 700 and KEY not in str(raised.value)
 

@@ -33,9 +33,9 @@ KILLING = Path(__file__).with_name("killing.py")
     ids=lambda options: " ".join(options[1::8]),
 )
 def test_a_killed_job_goes_on_and_ends_as_if_undisturbed(either_domainbed, tmp_path, options):
-    said = run_script(either_domainbed, tmp_path, "killing.py", "--answer", "label", *options)
-    assert said["differing"] == [] and said["left"] == []
-    assert said["kills"] == int(options[3])
+    printed = run_script(either_domainbed, tmp_path, "killing.py", "--answer", "label", *options)
+    assert printed["differing"] == [] and printed["left"] == []
+    assert printed["kills"] == int(options[3])
 
 
 def run_script(domainbed, tmp_path, name, *options):
@@ -56,18 +56,18 @@ def test_a_job_killed_inside_sarrs_rounds_ends_as_if_undisturbed(either_domainbe
     It would not be so if a resumed round labelled with the weights of the restart, forgot its labels or what they
     support, or entered the next round when it is resumed at its end.
     """
-    said = run_script(either_domainbed, tmp_path, "stops.py", "--hparams", json.dumps(settings))
-    assert (said["surplus"] > 0) == bool(settings)
-    assert said["killed"] == [signal.SIGKILL] * 4 and said["ended"] == [0, 0]
-    assert said["differing"] == []
-    assert min(said["rounds"]) >= 3 and 0 < said["kept"] < said["chains"]  # else the test would show little
+    printed = run_script(either_domainbed, tmp_path, "stops.py", "--hparams", json.dumps(settings))
+    assert (printed["surplus"] > 0) == bool(settings)
+    assert printed["killed"] == [signal.SIGKILL] * 4 and printed["ended"] == [0, 0]
+    assert printed["differing"] == []
+    assert min(printed["rounds"]) >= 3 and 0 < printed["kept"] < printed["chains"]  # else the test would show little
 
 
 def test_a_job_restarted_on_damaged_files_or_without_a_cache_ends_as_if_undisturbed(either_domainbed, tmp_path):
     """What is damaged means step 0, said once; no usable cache means no saved progress, said once."""
-    said = run_script(either_domainbed, tmp_path, "restarts.py")
-    assert said["ended"] == 0 and said["killed"] == signal.SIGKILL
-    for what, found in said["found"].items():
+    printed = run_script(either_domainbed, tmp_path, "restarts.py")
+    assert printed["ended"] == 0 and printed["killed"] == signal.SIGKILL
+    for what, found in printed["found"].items():
         assert (found["status"], found["differing"], found["steps"]) == (0, [], [0, 2, 4]), what
         without_cache, resumed = what.startswith("cache"), found["goes on"]
         assert found["not kept"] == without_cache, what

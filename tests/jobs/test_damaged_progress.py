@@ -17,7 +17,7 @@ ADAPTERS = [{"lora": torch.arange(4.0) + step} for step in range(2)]
 WEIGHTS = torch.arange(40.0)
 
 
-def a_past(root):
+def write_progress(root):
     """The folder of a job that was killed in the evaluation after its second step, of which every model is kept."""
     progress = Progress(JOB, root)
     for step in range(2):
@@ -31,21 +31,21 @@ def a_past(root):
 
 
 @pytest.fixture(scope="module")
-def past(tmp_path_factory):
-    return a_past(tmp_path_factory.mktemp("past"))
+def progress_folder(tmp_path_factory):
+    return write_progress(tmp_path_factory.mktemp("past"))
 
 
 @pytest.fixture
-def kept(past, tmp_path):
+def kept(progress_folder, tmp_path):
     """A copy of the folder, to be damaged."""
-    return shutil.copytree(past, tmp_path / past.name)
+    return shutil.copytree(progress_folder, tmp_path / progress_folder.name)
 
 
 def restart(folder, capsys):
     """Start the job again; return what it replays, None where it begins at step 0, and what is printed."""
     capsys.readouterr()
     progress = Progress(JOB, folder.parent)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (progress.state is not None) == progress.replays
     replayed = None
     if progress.replays:
@@ -60,7 +60,7 @@ def restart(folder, capsys):
         assert {path.name for path in folder.iterdir()} == {"lock", "log.jsonl", "job.json"}
         assert (folder / "log.jsonl").read_bytes() == b""
     progress.close()
-    return replayed, said
+    return replayed, printed
 
 
 def test_what_is_sound_is_replayed_in_silence(kept, capsys):
@@ -75,21 +75,21 @@ def test_what_is_sound_is_replayed_in_silence(kept, capsys):
     )
 
 
-def test_a_flipped_bit_anywhere_means_step_0_or_nothing(past, tmp_path, capsys):
+def test_a_flipped_bit_anywhere_means_step_0_or_nothing(progress_folder, tmp_path, capsys):
     """In each file at places drawn at random: nothing but the undisturbed past is ever replayed."""
     draw = random.Random(0)
-    sound, _ = restart(shutil.copytree(past, tmp_path / "sound" / past.name), capsys)
+    sound, _ = restart(shutil.copytree(progress_folder, tmp_path / "sound" / progress_folder.name), capsys)
     begun_anew = {}
     for name in ("state.pt", "log.jsonl", "adapters-1.pt", "job.json"):
         for number in range(40):
-            folder = shutil.copytree(past, tmp_path / f"{name}-{number}" / past.name)
+            folder = shutil.copytree(progress_folder, tmp_path / f"{name}-{number}" / progress_folder.name)
             data = bytearray((folder / name).read_bytes())
             data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
             (folder / name).write_bytes(data)
-            replayed, said = restart(folder, capsys)
+            replayed, printed = restart(folder, capsys)
             assert replayed in (None, sound, sound[:3])
-            assert (replayed is None) == ("cannot be used" in said and "Starting from step 0" in said)
-            assert replayed is not None or f": {name} " in said
+            assert (replayed is None) == ("cannot be used" in printed and "Starting from step 0" in printed)
+            assert replayed is not None or f": {name} " in printed
             begun_anew[name] = begun_anew.get(name, 0) + (replayed is None)
     assert begun_anew["state.pt"] == begun_anew["adapters-1.pt"] == 40 and begun_anew["job.json"] == 0
     assert begun_anew["log.jsonl"] > 20  # the rest are answers after the state, which are asked for again
@@ -136,12 +136,12 @@ DAMAGES = (remove, empty, cut, replace_by_text, replace_by_folder, replace_by_li
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_file_that_is_gone_or_another_is_named_and_the_job_begins_anew(kept, capsys, name, damage):
     damage(kept / name)
-    replayed, said = restart(kept, capsys)
+    replayed, printed = restart(kept, capsys)
     if (name, damage) == ("log.jsonl", repeat):  # what follows the sound part belongs to nothing
         assert replayed is not None and len(replayed) == 4
         return
-    assert replayed is None and said.count("\n") == 1
-    assert f"cannot be used: {name} " in said and "Starting from step 0" in said
+    assert replayed is None and printed.count("\n") == 1
+    assert f"cannot be used: {name} " in printed and "Starting from step 0" in printed
 
 
 @pytest.mark.parametrize("line", [0, 1, 2])
@@ -157,8 +157,8 @@ def test_a_line_that_is_dropped_changed_or_nested_without_end_is_seen(kept, caps
     for number, (name, damaged) in enumerate(changes.items()):
         folder = shutil.copytree(kept, kept.parent / str(number) / kept.name)
         (folder / "log.jsonl").write_bytes(b"".join(damaged))
-        replayed, said = restart(folder, capsys)
-        assert replayed is None and "log.jsonl is damaged or cut off" in said, name
+        replayed, printed = restart(folder, capsys)
+        assert replayed is None and "log.jsonl is damaged or cut off" in printed, name
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ def test_a_sound_file_of_another_kind_is_no_state(kept, capsys, state):
     from domainbed_reasoning.jobs.sealed import write_tensors
 
     write_tensors(kept / "state.pt", state)
-    replayed, said = restart(kept, capsys)
-    assert replayed is None and "state.pt is not a saved state" in said
+    replayed, printed = restart(kept, capsys)
+    assert replayed is None and "state.pt is not a saved state" in printed
 
 
 def test_adapters_of_another_run_are_not_taken(kept, capsys):
@@ -177,8 +177,8 @@ def test_adapters_of_another_run_are_not_taken(kept, capsys):
     from domainbed_reasoning.jobs.sealed import write_tensors
 
     write_tensors(kept / "adapters-1.pt", ADAPTERS[1])
-    replayed, said = restart(kept, capsys)
-    assert replayed is None and "adapters-1.pt does not belong to the saved state" in said
+    replayed, printed = restart(kept, capsys)
+    assert replayed is None and "adapters-1.pt does not belong to the saved state" in printed
 
 
 def test_adapters_that_go_during_the_replay_end_it_with_the_cure(kept):

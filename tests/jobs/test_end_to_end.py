@@ -136,8 +136,8 @@ def test_what_cannot_be_run_ends_at_once_with_one_message(domainbed_root, run_st
         cwd=domainbed_root, check=False,
     )  # fmt: skip
     assert done.returncode != 0
-    said = (done.stderr + done.stdout).strip()  # the train script tees its stderr to stdout
-    assert re.search(message, said.splitlines()[-1]), said
+    printed = (done.stderr + done.stdout).strip()  # the train script tees its stderr to stdout
+    assert re.search(message, printed.splitlines()[-1]), printed
     assert not (tmp_path / "job" / "results.jsonl").exists()
 
 

@@ -26,8 +26,8 @@ def test_a_round_that_keeps_nothing_says_so_once_at_its_first_step_and_at_its_en
     capsys.readouterr()
     values = [algorithm.update(batch) for _ in range(4)]
     assert [value["loss"] for value in values] == [0.0] * 4 and values[-1]["sarr2_accepted"] == 0.0
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
-    assert [line.split("labeled chains")[0] for line in said] == [
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert [line.split("labeled chains")[0] for line in printed] == [
         "WARNING: SARR round 1 (steps 0-1), step 0: none of 6 self-",
         "WARNING: SARR round 1 (steps 0-1): kept 0.0% of 6 self-",
         "WARNING: SARR round 2 (steps 2-3), step 2: none of 6 self-",
@@ -40,8 +40,8 @@ def test_a_supervised_step_without_chains_says_so_once(capsys):
     algorithm.task.chains.clear()
     capsys.readouterr()
     assert [algorithm.update(batch)["loss"] for _ in range(3)] == [0.0] * 3
-    said = capsys.readouterr().out
-    assert said.count("WARNING") == 1 and "step 0: no image in the batch has a chain" in said
+    printed = capsys.readouterr().out
+    assert printed.count("WARNING") == 1 and "step 0: no image in the batch has a chain" in printed
 
 
 def test_stages_that_steps_leave_out_are_named_before_training(capsys):
@@ -54,8 +54,8 @@ def test_stages_that_steps_leave_out_are_named_before_training(capsys):
         environment.task = dataset.task
     attach_task(hparams, dataset.task)
     cls(dataset.input_shape, dataset.num_classes, 3, hparams)
-    said = capsys.readouterr().out
-    assert "WARNING: MTCT: --steps 2 leaves SARR round 2, SARR round 3 without a step: training has 4 stages" in said
+    printed = capsys.readouterr().out
+    assert "WARNING: MTCT: --steps 2 leaves SARR round 2, SARR round 3 without a step: training has 4 stages" in printed
 
 
 def test_a_job_that_does_nothing_of_what_its_name_says_is_named_in_log_and_tables(domainbed_root, run_stock, tmp_path):
@@ -66,9 +66,9 @@ def test_a_job_that_does_nothing_of_what_its_name_says_is_named_in_log_and_table
         domainbed_root, "train", "--data_dir", tmp_path, "--dataset", "ShapesReasoning", "--algorithm", "RDMLDG",
         "--test_envs", "3", "--steps", "2", "--hparams", hparams, "--output_dir", job, cwd=tmp_path,
     )  # fmt: skip
-    said = [line for line in done.stdout.splitlines() if line.startswith("WARNING")]
-    assert "leaves SARR round 2, SARR round 3 without a step" in said[0]
-    assert "SARR round 1 (steps 1-1): kept 0.0%" in said[2] and "(100.0%)" in said[3]
+    printed = [line for line in done.stdout.splitlines() if line.startswith("WARNING")]
+    assert "leaves SARR round 2, SARR round 3 without a step" in printed[0]
+    assert "SARR round 1 (steps 1-1): kept 0.0%" in printed[2] and "(100.0%)" in printed[3]
     problems = {problem["kind"]: problem["detail"] for problem in collect(job.parent).attrs["problems"]}
     assert problems.keys() >= {"stages without steps", "nothing kept", "no class named"}
     assert "SARR round 2, 3 of 3" in problems["stages without steps"]

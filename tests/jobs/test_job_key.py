@@ -177,10 +177,10 @@ def test_progress_of_the_same_command_with_other_code_is_not_used_and_said_once(
     again.progress.close()
     job.edit("DomainBed", "algorithms.py")
     other = resume.history_of(job.task, job.task.schedule, job.hparams, job.args)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert not other.replays
-    assert f"{first.progress.folder} is not used, because code changed" in said
-    assert said.count("Starting from step 0") == 1
+    assert f"{first.progress.folder} is not used, because code changed" in printed
+    assert printed.count("Starting from step 0") == 1
     other.progress.close()
 
 

@@ -15,7 +15,7 @@ import torch
 from builders.files import read_lines
 from builders.processes import run_python
 from domainbed_reasoning import __main__ as cli
-from domainbed_reasoning.jobs import resume_store as unfinished
+from domainbed_reasoning.jobs import resume_store as resume_store
 from domainbed_reasoning.jobs.replay_log import Answers, Progress
 from domainbed_reasoning.jobs.results_file import add_to_record, own_records, restore_measured, set_aside
 from domainbed_reasoning.jobs.resume_store import JobIsRunning, clear, list_progress, prune
@@ -28,7 +28,7 @@ def end_process(progress):
     os.close(progress._lock)
 
 
-def a_past(root, steps=3, job=JOB):
+def write_progress(root, steps=3, job=JOB):
     """The progress of a job that saved a state after ``steps`` steps and took one more."""
     progress = Progress(job, root)
     for step in range(steps):
@@ -40,12 +40,12 @@ def a_past(root, steps=3, job=JOB):
 
 
 def test_a_restart_replays_what_belongs_to_the_state_and_nothing_more(tmp_path):
-    a_past(tmp_path)
+    write_progress(tmp_path)
     again = Progress(JOB, tmp_path)
     assert [again.next_step()["loss"] for _ in range(3)] == [0.0, 1 / 7, 2 / 7]
     assert not again.replays
     assert torch.equal(again.state["weights"], torch.arange(3.0)) and again.state["steps"] == 3
-    assert again.labelled(1) == [(0, 2, "chain", True)]  # of step 2, the only one in the round
+    assert again.labeled(1) == [(0, 2, "chain", True)]  # of step 2, the only one in the round
     again.record_step({"loss": 3.0, "stage": 1.0}, [])
     again.save(4, lambda: {}, now=True)
     end_process(again)
@@ -66,7 +66,7 @@ def test_answers_of_the_evaluation_after_the_state_are_replayed(tmp_path):
 
 
 def test_a_replay_that_does_not_fit_is_refused_with_the_cure(tmp_path):
-    a_past(tmp_path)
+    write_progress(tmp_path)
     with pytest.raises(RuntimeError, match=r"answers requested, values.*jobs --clear"):
         Progress(JOB, tmp_path).next_answers(5)
 
@@ -74,7 +74,7 @@ def test_a_replay_that_does_not_fit_is_refused_with_the_cure(tmp_path):
 @pytest.mark.parametrize("size", range(0, 800, 40))
 def test_a_log_that_was_cut_off_anywhere_is_never_half_believed(tmp_path, size):
     """The state says how long its log is: with less, the job begins at step 0; more is cut off."""
-    folder = a_past(tmp_path).folder
+    folder = write_progress(tmp_path).folder
     log = folder / "log.jsonl"
     needed = torch.load(folder / "state.pt", weights_only=True)["log_bytes"]
     assert 0 < needed < 800
@@ -86,7 +86,7 @@ def test_a_log_that_was_cut_off_anywhere_is_never_half_believed(tmp_path, size):
 
 
 def test_a_state_that_cannot_be_read_means_step_0_and_says_so(tmp_path, capsys):
-    folder = a_past(tmp_path).folder
+    folder = write_progress(tmp_path).folder
     (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:500])
     again = Progress(JOB, tmp_path)
     assert again.state is None and not again.replays
@@ -94,7 +94,7 @@ def test_a_state_that_cannot_be_read_means_step_0_and_says_so(tmp_path, capsys):
 
 
 def test_another_argument_is_another_job(tmp_path):
-    a_past(tmp_path)
+    write_progress(tmp_path)
     other = {"args": {**JOB["args"], "test_envs": [3]}}
     assert Progress(other, tmp_path).state is None
 
@@ -132,7 +132,7 @@ def test_the_oldest_jobs_make_room_and_finished_ones_go_first(tmp_path, monkeypa
         output = tmp_path / f"out{number}"
         output.mkdir()
         job = {"args": {"algorithm": "MTCT", "dataset": "D", "output_dir": str(output)}}
-        folders.append(a_past(tmp_path / "kept", job=job).folder)
+        folders.append(write_progress(tmp_path / "kept", job=job).folder)
         for path in folders[-1].iterdir():
             os.utime(path, (1000 + number, 1000 + number))
     (tmp_path / "out2" / "done").write_text("done")
@@ -187,11 +187,11 @@ def test_whoever_clears_folders_is_in_nobodys_way_either(tmp_path, monkeypatch):
 
 def test_a_lock_that_is_held_for_a_moment_is_waited_for_and_must_be_the_folders_own(tmp_path, monkeypatch):
     """As somebody holds it who lists jobs; and as it is where the folder is deleted while its lock is being taken."""
-    monkeypatch.setattr(unfinished, "_PATIENCE", 60)  # however busy the machine is
+    monkeypatch.setattr(resume_store, "_PATIENCE", 60)  # however busy the machine is
     folder = tmp_path / "job"
-    held = unfinished.lock_folder(folder)
+    held = resume_store.lock_folder(folder)
     threading.Timer(0.2, os.close, [held]).start()
-    again = unfinished.lock_folder(folder)
+    again = resume_store.lock_folder(folder)
     assert again is not None
     os.close(again)
     lock, replaced = fcntl.flock, []
@@ -199,11 +199,11 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for_and_must_be_the_folders_
     def deleted_meanwhile(descriptor, how):
         if not replaced:
             replaced.append(True)
-            unfinished.delete(folder)
+            resume_store.delete(folder)
         return lock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", deleted_meanwhile)
-    taken = unfinished.lock_folder(folder)
+    taken = resume_store.lock_folder(folder)
     assert replaced and os.path.samestat(os.fstat(taken), os.stat(folder / "lock"))
     os.close(taken)
 
@@ -218,7 +218,7 @@ def test_a_folder_of_another_kind_takes_no_job_its_progress(tmp_path, text):
 
 
 def test_what_a_killed_process_had_begun_to_delete_goes_at_the_next_start(tmp_path):
-    rest = a_past(tmp_path).folder.rename(tmp_path / ".rest")
+    rest = write_progress(tmp_path).folder.rename(tmp_path / ".rest")
     assert list(list_progress(tmp_path)) == []
     Progress(JOB, tmp_path)
     assert not rest.exists()
@@ -226,7 +226,7 @@ def test_what_a_killed_process_had_begun_to_delete_goes_at_the_next_start(tmp_pa
 
 def test_the_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    key = a_past(tmp_path / "domainbed-reasoning" / "unfinished").folder.name
+    key = write_progress(tmp_path / "domainbed-reasoning" / "unfinished").folder.name
     assert cli.main(["jobs"]) == 0
     listed = capsys.readouterr().out
     assert (
@@ -242,7 +242,7 @@ def test_the_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("keys", "fault"),
+    ("keys", "failure"),
     [
         ([""], "an argument is empty"),
         ([" "], "an argument is empty"),
@@ -255,17 +255,17 @@ def test_the_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
         (["."], "no interrupted job has the key ."),
     ],
 )
-def test_a_key_that_names_no_job_or_several_clears_nothing(tmp_path, monkeypatch, capsys, keys, fault):
+def test_a_key_that_names_no_job_or_several_clears_nothing(tmp_path, monkeypatch, capsys, keys, failure):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     root = tmp_path / "domainbed-reasoning" / "unfinished"
     root.mkdir(parents=True)
     for name in ("ab00" + "0" * 28, "ab11" + "0" * 28):
-        a_past(tmp_path / "made").folder.rename(root / name)
+        write_progress(tmp_path / "made").folder.rename(root / name)
     try:
         code = cli.main(["jobs", "--clear", *keys])
     except SystemExit as exit:
         code = exit.code
-    assert code and fault in capsys.readouterr().err
+    assert code and failure in capsys.readouterr().err
     assert len(list(list_progress(root))) == 2
     assert cli.main(["jobs", "--clear", "ab00", "ab00"]) == 0
     assert [job.folder.name[:4] for job in list_progress(root)] == ["ab11"]
@@ -288,7 +288,7 @@ def test_without_locks_no_progress_is_kept_and_the_list_still_is(tmp_path, monke
     """As on network file systems that are mounted without them."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     root = tmp_path / "domainbed-reasoning" / "unfinished"
-    key = a_past(root).folder.name
+    key = write_progress(root).folder.name
 
     def refuse(descriptor, how):
         raise OSError(95, "Operation not supported")

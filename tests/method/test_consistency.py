@@ -6,7 +6,7 @@ import torch
 from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.chains.contradiction import contradiction
 from domainbed_reasoning.images import shapes
-from domainbed_reasoning.method.consistency import RIVALS, Support, rename
+from domainbed_reasoning.method.consistency import RIVALS, ConsistencyFilter, rename
 
 NAMES = ("cat", "bob cat", "dog")
 QUESTIONS = ("which?", "why?")
@@ -37,7 +37,7 @@ def chain(caption, name, reasoning="so it seems"):
 def ask(*chains_and_labels, reader=None):
     chains, labels = [text for text, _ in chains_and_labels], [label for _, label in chains_and_labels]
     images = torch.arange(len(chains) * 12, dtype=torch.uint8).view(-1, 3, 2, 2)
-    return Support(QUESTIONS, NAMES).judge(reader or Reader(), images, chains, labels)
+    return ConsistencyFilter(QUESTIONS, NAMES).judge(reader or Reader(), images, chains, labels)
 
 
 def test_a_class_is_renamed_wherever_it_is_a_word_of_its_own():
@@ -67,7 +67,7 @@ def test_a_name_that_is_likely_whatever_the_words_say_is_no_evidence():
 
 def test_the_mean_is_over_the_chains_of_the_round_so_far():
     """The first chain has nothing to be held against; the second of its kind, after another class's, is kept."""
-    support, images = Support(QUESTIONS, NAMES), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    support, images = ConsistencyFilter(QUESTIONS, NAMES), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     first, second = chain("whiskers", "cat"), chain("barks", "dog")
     assert support.judge(Reader(), images, [first], [0]) == [False]
     assert support.judge(Reader(), images, [second], [2]) == [True]
@@ -110,7 +110,7 @@ def test_of_many_classes_the_rivals_are_those_that_the_label_path_finds_likelies
             return torch.zeros(len(texts), 1), torch.ones(len(texts), 1, dtype=torch.bool)
 
     images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
-    Support(QUESTIONS, names).judge(Many(), images, [chain("x", "class 18")], [18])
+    ConsistencyFilter(QUESTIONS, names).judge(Many(), images, [chain("x", "class 18")], [18])
     named = [text.split("<CONCLUSION>")[1].split("<")[0] for text in seen]
     assert named == ["class 18"] + [f"class {index}" for index in (19, 17, 16, 15, 14, 13)]
     assert len(named) == 1 + RIVALS
@@ -142,14 +142,14 @@ def test_the_embedded_model_finds_right_captions_more_supportive_than_another_cl
             ).render()
             for name in labels
         ]
-        return sum(Support(questions, shapes.CLASS_NAMES).judge(tiny, images, chains, labels)) / len(labels)
+        return sum(ConsistencyFilter(questions, shapes.CLASS_NAMES).judge(tiny, images, chains, labels)) / len(labels)
 
     assert share(0) > max(share(1), share(2))
 
 
 def test_with_one_class_there_is_no_rival_and_the_words_alone_decide():
     images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
-    support = Support(QUESTIONS, ("cat",))
+    support = ConsistencyFilter(QUESTIONS, ("cat",))
     chains = [chain("whiskers", "cat"), "<CAPTION>whiskers</CAPTION><CONCLUSION>cat</CONCLUSION>"]
     assert support.judge(Reader(), images, chains, [0, 0]) == [True, False]
 
@@ -172,7 +172,7 @@ def test_a_version_is_as_likely_as_all_its_tokens_together():
 
     images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
     chains = [Chain("s", word, "r", "fine", name).render() for word, name in (("look", "cat"), ("bark", "dog"))]
-    support = Support(QUESTIONS, ("cat", "dog"))
+    support = ConsistencyFilter(QUESTIONS, ("cat", "dog"))
     assert support.judge(Tokens(), images, chains, [0, 1]) == [True, True]
     assert support.sums.tolist() == [-2.0, 2.0] and support.counts.tolist() == [2.0, 2.0]
 

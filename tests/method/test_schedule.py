@@ -112,14 +112,14 @@ def test_the_share_that_is_never_drawn_is_what_drawing_with_replacement_leaves()
 
 
 @pytest.mark.parametrize(
-    ("sources", "said"),
+    ("sources", "expected"),
     [
         (1, '43 images a step from 1, 129 from three as on the paper\'s datasets; "batch_size": 129 makes 129'),
         (3, ""),
         (5, '215 images a step from 5, 129 from three as on the paper\'s datasets; "batch_size": 26 makes 130'),
     ],
 )
-def test_a_batch_that_is_per_domain_is_said_aloud_where_there_are_not_three(sources, said):
+def test_a_batch_that_is_per_domain_is_said_aloud_where_there_are_not_three(sources, expected):
     first, *others = Epoch({str(source): 86 for source in range(sources)}, batch_size=43).about()
     assert first.startswith(f"an epoch is 2 steps of 43 images from each of {sources} source domains, drawn with")
-    assert others == ([f"batch_size 43 is per source domain: {said}"] if said else [])
+    assert others == ([f"batch_size 43 is per source domain: {expected}"] if expected else [])

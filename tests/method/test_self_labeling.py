@@ -53,7 +53,7 @@ def test_a_sample_is_labelled_once_a_round_even_within_one_batch():
     assert first == [chain("cat"), None, chain("cat")]
     assert labels.chains_for(images[:1], [0], [(0, 2)]) == [None]
     assert labeller.seen == 2
-    assert labels.labelled == 2
+    assert labels.labeled == 2
     assert labels.accepted_share == 0.5
 
 
@@ -62,7 +62,7 @@ def test_samples_without_ids_are_labelled_each_time():
     images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
     assert labels.chains_for(images, [0, 1], None) == [chain("cat"), chain("dog")]
     assert labels.chains_for(images[:1], [0], None) == [None]
-    assert labels.labelled == 3
+    assert labels.labeled == 3
 
 
 def test_a_second_filter_judges_what_the_first_has_kept_and_nothing_else():
@@ -107,7 +107,7 @@ def test_in_a_batch_that_is_partly_known_every_chain_is_judged_by_its_own_row():
     assert found == [chain("dog"), None, chain("dog"), None, None]
     assert shown == [[1], [5, 6, 7]]
     assert asked == [([1], [chain("dog")], [1]), ([5, 6], [chain("cat"), chain("dog")], [0, 1])]
-    assert labels.labelled == 4 and labels.accepted_share == 0.5
+    assert labels.labeled == 4 and labels.accepted_share == 0.5
     assert labels.newly_written() == [
         (0, 1, chain("dog"), True),
         (0, 5, chain("cat"), False),
@@ -128,5 +128,5 @@ def test_what_an_earlier_process_wrote_is_not_judged_or_counted_again():
         chain("dog"),
     ]
     assert labeller.seen == 1
-    assert (labels.labelled, labels.accepted_share) == (4, 3 / 4)
+    assert (labels.labeled, labels.accepted_share) == (4, 3 / 4)
     assert labels.newly_written() == [(0, 3, chain("dog"), True)]

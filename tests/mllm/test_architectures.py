@@ -25,7 +25,7 @@ SHORT = ("LLaVA-OneVision", "GLM-4.6V", "LFM2-VL", "Cohere2Vision", "Mllama")
 # What trying them out finds: they are refused, and why.
 REFUSED = {
     "Llama4": "image_outputs",  # transformers 5.24's own forward fails
-    "PaliGemma": "see later ones",  # a prefix LM: a prompt's tokens see the answer
+    "PaliGemma": "attend to later ones",  # a prefix LM: a prompt's tokens see the answer
 }
 WORKING = [name for name in architectures.BUILDERS if name not in REFUSED]
 
@@ -231,7 +231,7 @@ def test_findings_are_kept_and_a_second_load_tries_nothing(built, _own_cache, mo
 
 def test_one_line_says_what_is_slow(built, capsys):
     load_mllm(built("Mllama"))
-    said = [line for line in capsys.readouterr().out.splitlines() if "general path" in line]
-    assert len(said) == 1 and "a row a class name" in said[0]
+    printed = [line for line in capsys.readouterr().out.splitlines() if "general path" in line]
+    assert len(printed) == 1 and "a row a class name" in printed[0]
     load_mllm(built(SHORT[0]))
     assert "general path" not in capsys.readouterr().out

@@ -181,14 +181,14 @@ def test_a_first_round_decides_for_a_copy_after_its_first_update(folder_of, algo
     algorithm.snapshots.training_peak = None  # as on CUDA
     start = {name: weight.clone() for name, weight in algorithm.mllm.adapters().items()}
     algorithm.update(minibatches)
-    assert not copies[0] and algorithm.run.own_chains.labelled == 8
+    assert not copies[0] and algorithm.run.own_chains.labeled == 8
     algorithm.snapshots.training_peak = 1000  # no chain was kept, so that it was no update
     with torch.no_grad():
         for weight in algorithm.mllm.adapters().values():
             weight.add_(0.1)
     algorithm.run.own_chains.written.clear()
     algorithm.update(minibatches)
-    assert len(copies[0]) == 1 and algorithm.run.own_chains.labelled == 16
+    assert len(copies[0]) == 1 and algorithm.run.own_chains.labeled == 16
     expected = algorithm_on(folder_of("InternVL"), "RDMLDG").mllm
     expected.load_adapters(start)
     images = Batch.gather(minibatches, algorithm.pixels).images

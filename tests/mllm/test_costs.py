@@ -103,8 +103,8 @@ def test_hours_of_a_job_by_hand():
         costs.hours_of(shape, lengths, data, gpu, {**HPARAMS, **changes}, schedule, (True, True))
         for changes in ({"temperature": 1.0}, {"temperature": 1.0, "votes": 5, "sarr_votes": 5})
     )
-    assert once.labelling > 0 and voted.training == once.training
-    assert voted.labelling == pytest.approx(5 * once.labelling)
+    assert once.labeling > 0 and voted.training == once.training
+    assert voted.labeling == pytest.approx(5 * once.labeling)
     assert voted.evaluation == pytest.approx(5 * once.evaluation)
 
 
@@ -120,9 +120,9 @@ def test_hours_count_what_domainbed_and_the_labeller_really_do():
 
     assert hours(eval_batch=256) == hours()
     assert hours(eval_batch=16).evaluation > 2 * hours().evaluation
-    assert hours().labelling == 0
+    assert hours().labeling == 0
     for changes in ({"temperature": 0.7}, {"quantize": "nf4"}, {"answer": "label"}, {"evaluations": 2}):
-        assert hours(**changes).labelling > 0, changes
+        assert hours(**changes).labeling > 0, changes
     assert hours(first_evaluation=2).evaluations == hours().evaluations - 1
     assert hours(evaluations=2, first_evaluation=2).evaluations == 1
 
@@ -140,22 +140,26 @@ def test_memory_shrinks_with_quantisation_checkpointing_and_micro_batch():
 
 def test_the_verb_says_what_evaluation_costs_and_what_is_cheaper(capsys):
     assert cli.main(["plan", "--dataset", "OfficeHome", "--gpu", "h200"]) == 0
-    said = capsys.readouterr().out
-    assert "with OpenGVLab/InternVL3-8B-hf (7.94 billion weights) on 1 x h200" in said
-    assert "DomainBed evaluates all splits 5 times" in said
+    printed = capsys.readouterr().out
+    assert "with OpenGVLab/InternVL3-8B-hf (7.94 billion weights) on 1 x h200" in printed
+    assert "DomainBed evaluates all splits 5 times" in printed
     for part in ("GiB of 131 GiB", "a table", "600 jobs", '"answer": "label"', "error", "assumed"):
-        assert part in said
+        assert part in printed
 
 
 def test_the_verb_says_how_often_each_domain_is_passed_over(capsys):
     """9736 · 0.8 = 7789 images of location_38; three epochs of 108 to 119 steps draw 14,000 to 15,400 of them."""
     assert cli.main(["plan", "--dataset", "TerraIncognita"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        "epoch       with target location_46, an epoch is 115 steps of 43 images from each of 3 source domains" in said
+        "epoch       with target location_46, an epoch is 115 steps of 43 images from each of 3 source domains"
+        in printed
     )
-    assert "  location_38         9,736 images   1.9 to 2.1 (12% to 15%)" in said
-    assert "  location_43         3,970 images   3.7 to 5.0 (1% to 2%)" in said and "batch_size 43 is per" not in said
+    assert "  location_38         9,736 images   1.9 to 2.1 (12% to 15%)" in printed
+    assert (
+        "  location_43         3,970 images   3.7 to 5.0 (1% to 2%)" in printed
+        and "batch_size 43 is per" not in printed
+    )
     assert cli.main(["plan", "--dataset", "DomainNet", "--algorithm", "MTCT"]) == 0
     assert "batch       batch_size 43 is per source domain: 215 images a step from 5" in capsys.readouterr().out
     assert cli.main(["plan", "--dataset", "PACS", "--algorithm", "MLLMZeroShot"]) == 0
@@ -169,18 +173,22 @@ def test_the_verb_says_when_a_model_is_too_large_and_what_fits(capsys, monkeypat
     assert cli.main([*plan, "--model", "OpenGVLab/InternVL3-2B-hf", *larger]) == 0
     assert "TOO LARGE for this GPU. Fits with --hparams '{\"micro_batch\": 1}'" in capsys.readouterr().out
     assert cli.main(plan) == 0
-    said = capsys.readouterr().out
-    changes = said.partition("Fits with --hparams '")[2].partition("'")[0]
+    printed = capsys.readouterr().out
+    changes = printed.partition("Fits with --hparams '")[2].partition("'")[0]
     assert cli.main([*plan, "--hparams", changes]) == 0
     fits = capsys.readouterr().out
-    assert "TOO LARGE" in said and "TOO LARGE" not in fits
+    assert "TOO LARGE" in printed and "TOO LARGE" not in fits
     # The hours are those of what fits, and say so; of what does not fit at all there are none.
-    assert said.partition("with these hyper-parameters\n\n")[2].split("cheaper")[0] in fits
+    assert printed.partition("with these hyper-parameters\n\n")[2].split("cheaper")[0] in fits
     assert "with these hyper-parameters" not in fits
     monkeypatch.setitem(published.GPUS, "L4", published.Gpu(1, 121, 0.3e12))
     assert cli.main([*plan, "--gpu", "L4"]) == 0
-    said = capsys.readouterr().out
-    assert "TOO LARGE for this GPU with any hyper-parameters" in said and "hours" not in said and "sweep" not in said
+    printed = capsys.readouterr().out
+    assert (
+        "TOO LARGE for this GPU with any hyper-parameters" in printed
+        and "hours" not in printed
+        and "sweep" not in printed
+    )
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,11 @@ def test_fused_experts_are_named_with_their_share_at_loading(mixture, capsys):
     """2 layers of 4 experts: gate and up, 2 x 32 x 64, and down, 64 x 32; and a router, 4 x 64."""
     expected = LAYERS * (EXPERTS * (2 * NARROW * WIDE + WIDE * NARROW) + EXPERTS * WIDE)
     mllm = load_mllm(mixture, lora=LoraSettings(rank=2, alpha=4))
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
     total = sum(weight.numel() for name, weight in mllm.base.named_parameters() if "lora_" not in name)
-    assert len(said) == 1
-    assert f"{expected:,} of {total:,} weights ({expected / total:.0%}) get no adapters" in said[0]
-    assert "experts" in said[0] and not any("experts" in name for name in mllm.adapters())
+    assert len(printed) == 1
+    assert f"{expected:,} of {total:,} weights ({expected / total:.0%}) get no adapters" in printed[0]
+    assert "experts" in printed[0] and not any("experts" in name for name in mllm.adapters())
 
 
 def test_the_cost_model_knows_them_too(mixture):

@@ -132,7 +132,7 @@ def test_bfloat16_is_close_to_float32(family_folder, mllm, images, class_names):
 
 
 def test_domainbed_floats_are_read_like_bytes(mllm, class_names):
-    """A uniform grey survives DomainBed's normalisation and back."""
+    """A uniform grey survives DomainBed's normalization and back."""
     grey = torch.full((1, 3, 40, 40), 128, dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     floats = (grey / 255 - mean[:, None, None]) / std[:, None, None]

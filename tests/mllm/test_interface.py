@@ -33,8 +33,12 @@ def test_a_forward_that_swallows_the_encoded_images_is_refused(family_folder, lo
     monkeypatch.setattr(cls, "forward", swallowing)
     with pytest.raises(ModelError, match="mm_encoder_outputs") as raised:
         load_mllm(family_folder, lora=lora)
-    said = str(raised.value)
-    assert transformers.__version__ in said and f"transformers>={LEAST_TRANSFORMERS}" in said and cls.__name__ in said
+    printed = str(raised.value)
+    assert (
+        transformers.__version__ in printed
+        and f"transformers>={LEAST_TRANSFORMERS}" in printed
+        and cls.__name__ in printed
+    )
 
 
 @pytest.mark.parametrize("name", ["position_ids", "attention_mask", "mm_encoder_outputs"])

@@ -188,7 +188,7 @@ def test_adapters_can_be_kept_to_one_tower(mllm, towers, absent):
 
 
 def test_domainbeds_floats_and_our_bytes_are_the_same_image():
-    """White and black under ImageNet's normalisation are 255 and 0."""
+    """White and black under ImageNet's normalization are 255 and 0."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     white, black = ((value - mean) / std for value in (1.0, 0.0))
     x = torch.stack([white, black])[:, :, None, None].expand(2, 3, 4, 4)

@@ -50,7 +50,7 @@ def odd(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "odd")
 
 
-def said(capsys, *arguments):
+def printed(capsys, *arguments):
     """Run a verb; return its exit code and what it says, which is a line where it fails."""
     capsys.readouterr()
     code = cli.main([str(argument) for argument in arguments])
@@ -67,9 +67,9 @@ def both(capsys, folder, tmp_path):
     Image.new("RGB", (40, 40)).save(image)
     output = tmp_path / "exported"
     shutil.rmtree(output, ignore_errors=True)
-    code, err = said(capsys, "export", "--job", folder, "--output", output)
+    code, err = printed(capsys, "export", "--job", folder, "--output", output)
     assert code == 0 or not output.exists() or not list(output.iterdir())
-    predicted, _ = said(capsys, "predict", "--job", folder, "--answer", "label", image)
+    predicted, _ = printed(capsys, "predict", "--job", folder, "--answer", "label", image)
     return code, predicted, err
 
 
@@ -98,7 +98,7 @@ def test_odd_values_of_the_task(odd, name, capsys, tmp_path):
         (odd / "task.json").write_text(json.dumps(changed))
         output = tmp_path / "exported"
         shutil.rmtree(output, ignore_errors=True)
-        said(capsys, "export", "--job", odd, "--output", output)
+        printed(capsys, "export", "--job", odd, "--output", output)
 
 
 @pytest.mark.parametrize("name", PICKLES)

@@ -193,11 +193,11 @@ def test_a_conclusion_is_read_as_the_job_read_it(one_job, files, tmp_path, monke
     job = read_job(one_job)
     texts = [f"Sure! <conclusion>**A {job.class_names[1]}.**</conclusion>"]
     monkeypatch.setattr("domainbed_reasoning.jobs.predict.answering_chains", lambda *_: texts)
-    said = json.loads((one_job / "task.json").read_text())
-    assert said["hparams"].pop("answer_matching") == "tolerant"
+    printed = json.loads((one_job / "task.json").read_text())
+    assert printed["hparams"].pop("answer_matching") == "tolerant"
     earlier = tmp_path / "earlier"
     shutil.copytree(one_job, earlier)
-    (earlier / "task.json").write_text(json.dumps(said))
+    (earlier / "task.json").write_text(json.dumps(printed))
     for folder, concluded in ((one_job, job.class_names[1]), (earlier, None)):
         [answer] = Predictor(str(folder), "chain")(files[:1])
         assert (answer.chain_class, answer.chain) == (concluded, texts[0])
@@ -212,16 +212,16 @@ def test_unreadable_images_are_named_and_the_others_answered(one_job, files, tmp
     given = [str(absent), files[0], str(empty), files[1], files[2], str(cut)]
     command = ["predict", "--job", str(one_job), "--answer", "label"]
     assert cli.main([*command, "--json", *given]) == 1
-    said = capsys.readouterr()
-    assert [json.loads(line)["image"] for line in said.out.splitlines()] == files
-    *faults, summary = said.err.splitlines()[-4:]
-    for path, fault in zip((absent, empty, cut), faults, strict=True):
-        assert f"'{path}' is not a readable image: " in fault and fault.endswith("Replace or remove it.")
-    assert "No such file" in faults[0]
+    printed = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in printed.out.splitlines()] == files
+    *failures, summary = printed.err.splitlines()[-4:]
+    for path, failure in zip((absent, empty, cut), failures, strict=True):
+        assert f"'{path}' is not a readable image: " in failure and failure.endswith("Replace or remove it.")
+    assert "No such file" in failures[0]
     assert summary == "3 of 6 images could not be read."
     assert cli.main([*command, str(empty)]) == 1
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.endswith("1 of 1 image could not be read.\n")
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.endswith("1 of 1 image could not be read.\n")
 
 
 def test_faults_are_named_with_their_cures(one_job, files, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Each family through MTCT and a round of SARR, whole and quantised: what moves, what does not, what comes back."""
+"""Each family through MTCT and a round of SARR, whole and quantized: what moves, what does not, what comes back."""
 
 import pytest
 import torch
@@ -110,15 +110,15 @@ def test_a_copy_for_inference_answers_as_the_trained_model(run, minibatches, cla
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_quantised_models_train_and_answer(family_folder, algorithm_on, minibatches, quantize):
-    """bitsandbytes on the CPU: the towers' layers are quantised, adapters of both towers move, answers are finite."""
+    """bitsandbytes on the CPU: the towers' layers are quantized, adapters of both towers move, answers are finite."""
     schedule = Schedule((Stage(0, 0, 3), Stage(1, 4, 4)), 5, 4)
     given = {"lr": 5e-3, "micro_batch": 8, "quantize": quantize, "max_new_tokens": 8}
     algorithm = algorithm_on(family_folder, "RDMLDG", schedule, **given)
     kind = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantize]
-    quantised = {name for name, module in algorithm.mllm.base.named_modules() if type(module).__name__ == kind}
-    quantised = {name for name in quantised if "lora_" not in name}
-    assert {tower(name) for name in quantised} == adapted_towers(algorithm.mllm)
-    assert not any(part in name for name in quantised for part in ("lm_head", "projector", "merger", "connector"))
+    quantized = {name for name, module in algorithm.mllm.base.named_modules() if type(module).__name__ == kind}
+    quantized = {name for name in quantized if "lora_" not in name}
+    assert {tower(name) for name in quantized} == adapted_towers(algorithm.mllm)
+    assert not any(part in name for name in quantized for part in ("lm_head", "projector", "merger", "connector"))
     values = [algorithm.update(minibatches)]
     algorithm.eval()  # DomainBed evaluates between updates
     algorithm.predict(minibatches[0][0])
@@ -129,7 +129,7 @@ def test_quantised_models_train_and_answer(family_folder, algorithm_on, minibatc
     assert {tower(name) for name in moved} == adapted_towers(algorithm.mllm)
     before = {name: weight.detach().clone() for name, weight in algorithm.mllm.adapters().items()}
     assert algorithm.update(minibatches)["sarr1_accepted"] == 0.0  # eight tokens are no chain
-    assert algorithm.run.own_chains.labelled == 8
+    assert algorithm.run.own_chains.labeled == 8
     assert all(torch.equal(weight, before[name]) for name, weight in algorithm.mllm.adapters().items())
     algorithm.eval()
     for answer in ("label", "chain"):

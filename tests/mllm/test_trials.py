@@ -17,7 +17,7 @@ from domainbed_reasoning.mllm.families import family_of
 from domainbed_reasoning.mllm.findings import Findings
 from domainbed_reasoning.mllm.loading import TINY, load_network, lora_targets, without_adapters
 from domainbed_reasoning.mllm.model import MLLM
-from domainbed_reasoning.mllm.towers import is_linear, part_of, parts_of, said_of_convolutions
+from domainbed_reasoning.mllm.towers import convolutions_note, is_linear, part_of, parts_of
 
 NAMES = shapes.CLASS_NAMES
 Q_CLS, Q_REASON = q_cls(NAMES, "creature"), q_reason(NAMES, "creature")
@@ -88,7 +88,7 @@ def test_structure_tells_the_families_layers_apart_as_their_names_do(family_fold
     network = load_network(family_folder, "float32", "none", torch.device("cpu"))[0]
     part, layers = parts_of(network), [name for name, module in network.named_modules() if is_linear(module)]
     assert {name: part(name) for name in layers} == {name: part_of(name) for name in layers}
-    assert ("convolutions" in said_of_convolutions(network)) == family_folder.endswith("FastVLM")
+    assert ("convolutions" in convolutions_note(network)) == family_folder.endswith("FastVLM")
     assert without_adapters(network) == {}
 
 
@@ -111,7 +111,7 @@ def test_a_model_whose_padding_leaks_is_computed_in_rows_of_equal_length(loaded)
 
 def test_convolutions_stay_frozen_and_are_named(tmp_path):
     network = transformers.AutoModelForImageTextToText.from_pretrained(families.build("FastVLM", tmp_path))
-    assert "convolutions" in said_of_convolutions(network) and "stay frozen" in said_of_convolutions(network)
+    assert "convolutions" in convolutions_note(network) and "stay frozen" in convolutions_note(network)
     assert not any(isinstance(network.get_submodule(n), torch.nn.Conv2d) for n in lora_targets(network, "both", False))
 
 
@@ -203,8 +203,8 @@ def test_pixtral_shares_llavas_class_and_not_its_row():
 
 def test_doctor_shows_what_each_trial_found(vipllava, capsys):
     assert cli.main(["doctor", "--model", str(vipllava)]) == 0
-    said = capsys.readouterr().out
-    assert "rows with a shared prefix" in said and "images in a batch" in said and "Ready" in said
+    printed = capsys.readouterr().out
+    assert "rows with a shared prefix" in printed and "images in a batch" in printed and "Ready" in printed
 
 
 def test_doctor_says_why_a_model_cannot_be_used(tmp_path, capsys):

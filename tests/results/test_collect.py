@@ -248,8 +248,8 @@ def test_a_folder_of_sweeps_is_one_table_with_a_row_a_setting(write_job, tmp_pat
 
 def test_answers_and_rounds_stand_beside_the_accuracies(write_job):
     job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, accs=(0.5,), sarr1_accepted=0.6, sarr2_accepted=0.8)
-    said = {"n": 10, "label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
-    (job / "answers.json").write_text(json.dumps({"env2": {"in": said}}))
+    printed = {"n": 10, "label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
+    (job / "answers.json").write_text(json.dumps({"env2": {"in": printed}}))
     table = answers_table(frame := collect(write_job.folder))
     assert table.rows == (("RDMLDG", "ShapesReasoning", "sketch", "90.0", "40.0", "50.0", "10.0", "70.0"),)
     assert rounds_table(frame).rows == (("RDMLDG", "ShapesReasoning", "sketch", "60.0", "80.0"),)
@@ -263,8 +263,8 @@ def test_jobs_with_and_without_shares_of_well_formed_chains_are_in_one_table(wri
         updated=0.5, stage=1.0,
     )  # fmt: skip
     (old / "answers.json").write_text(json.dumps({"env0": {"in": {"label": 0.9, "chain": 0.4, "unparsed": 0.1}}}))
-    said = {"label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
-    (new / "answers.json").write_text(json.dumps({"env1": {"in": said}}))
+    printed = {"label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
+    (new / "answers.json").write_text(json.dumps({"env1": {"in": printed}}))
     frame = collect(write_job.folder)
     assert [row[2:] for row in rounds_table(frame).rows] == [("photo", "60.0"), ("cartoon", "50.0 (25.0)")]
     rows = {row[2]: row[3:] for row in answers_table(frame).rows}
@@ -328,8 +328,8 @@ def test_the_command_writes_every_format_and_names_problems(write_job, tmp_path,
     write_job("died", trial=1, done=False)
     output = tmp_path / "out" / "table"
     assert cli.main(["collect", str(write_job.folder), "--format", form, "--output", str(output)]) == 0
-    said = capsys.readouterr()
-    assert "incomplete: ERM on Debug28" in said.err and str(output) in said.out
+    printed = capsys.readouterr()
+    assert "incomplete: ERM on Debug28" in printed.err and str(output) in printed.out
     if form in ("csv", "trials"):
         assert list(pd.read_csv(output)["accuracy"]) == [0.25, 0.25]
     else:
@@ -354,21 +354,21 @@ def test_rounds_that_took_no_step_are_named(write_job):
     write_job("short", "RDMLDG", hparams={"sarr_rounds": 3}, args={"steps": 3}, **kept)
     write_job("whole", "RDMLDG", target=1, hparams={"sarr_rounds": 2}, args={"steps": 3}, **kept)
     write_job("other", "MTCT", hparams={"sarr_rounds": 3}, stage=0.0)  # --hparams of the sweep
-    found = [said for (kind, _), said in problems(write_job.folder).items() if kind == "stages without steps"]
-    assert [said["folders"] for said in found] == [("short",)]
+    found = [printed for (kind, _), printed in problems(write_job.folder).items() if kind == "stages without steps"]
+    assert [printed["folders"] for printed in found] == [("short",)]
     assert "SARR round 3 of 3 took no step (--steps 3)" in found[0]["detail"]
 
 
 def test_a_round_that_kept_nothing_is_named(write_job):
     write_job("idle", "RDMLDG", stage=2.0, sarr1_accepted=0.0, sarr2_accepted=0.2, hparams={"sarr_rounds": 2})
-    (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "nothing kept"]
+    (found,) = [printed for (kind, _), printed in problems(write_job.folder).items() if kind == "nothing kept"]
     assert "SARR round 1 kept none" in found["detail"] and found["folders"] == ("idle",)
 
 
 def test_a_round_that_trained_on_broken_chains_is_named(write_job):
     shares = {"sarr1_accepted": 0.6, "sarr1_well_formed": 0.95, "sarr2_accepted": 0.6, "sarr2_well_formed": 0.25}
     write_job("broken", "RDMLDG", stage=2.0, hparams={"sarr_rounds": 2}, **shares)
-    (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "broken chains"]
+    (found,) = [printed for (kind, _), printed in problems(write_job.folder).items() if kind == "broken chains"]
     assert "25% in round 2 are well formed" in found["detail"] and "round 1" not in found["detail"]
 
 
@@ -379,7 +379,7 @@ def test_a_job_whose_chains_name_no_class_is_named_with_their_number(write_job):
     for name, answer, target in (("chain", "chain", 0), ("label", "label", 1)):
         job = write_job(name, "MTCT", target=target, hparams={"answer": answer})
         (job / "answers.json").write_text(json.dumps({f"env{target}": splits}))
-    (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "no class named"]
+    (found,) = [printed for (kind, _), printed in problems(write_job.folder).items() if kind == "no class named"]
     assert found["folders"] == ("chain",)
     assert "150 of the 200 chains of the last evaluation name no class" in found["detail"]
 
@@ -388,7 +388,7 @@ def test_a_job_trained_on_chains_of_no_class_is_named(write_job):
     for name, wrong in (("good", 0), ("bad", 3)):
         job = write_job(name, "MTCT", target=int(wrong > 0))
         (job / "task.json").write_text(json.dumps({"chains": {"source": 10, "no_class": wrong, "other_class": 0}}))
-    (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "misleading chains"]
+    (found,) = [printed for (kind, _), printed in problems(write_job.folder).items() if kind == "misleading chains"]
     assert found["folders"] == ("bad",) and "of its 10 teacher chains 3 conclude with no class" in found["detail"]
 
 
@@ -396,7 +396,7 @@ def test_unverified_chains_that_conclude_another_class_are_no_finding(write_job)
     for target, choice in enumerate(("verified", "unverified")):
         job = write_job(choice, "MTCT", target=target, hparams={"chain_verification": choice})
         (job / "task.json").write_text(json.dumps({"chains": {"source": 10, "no_class": 0, "other_class": 3}}))
-    (found,) = [said for (kind, _), said in problems(write_job.folder).items() if kind == "misleading chains"]
+    (found,) = [printed for (kind, _), printed in problems(write_job.folder).items() if kind == "misleading chains"]
     assert found["folders"] == ("verified",)
 
 

@@ -127,7 +127,7 @@ def test_bad_values_beside_the_records_leave_the_other_jobs_as_they_were(sweep, 
 
 
 @pytest.mark.parametrize(
-    ("place", "text", "fault"),
+    ("place", "text", "failure"),
     [
         (
             ("record", "step_time"),
@@ -149,15 +149,15 @@ def test_bad_values_beside_the_records_leave_the_other_jobs_as_they_were(sweep, 
         ),
     ],
 )
-def test_what_is_wrong_is_named_with_file_and_line(sweep, capsys, place, text, fault):
+def test_what_is_wrong_is_named_with_file_and_line(sweep, capsys, place, text, failure):
     bad = sweep()
     write_value(bad, *place, text)
     (problem,) = check(sweep, [bad])
-    assert fault in problem["detail"] and problem["kind"] == "damaged" and problem["effect"] == "Left out"
+    assert failure in problem["detail"] and problem["kind"] == "damaged" and problem["effect"] == "Left out"
     assert problem["job"] == "RDMLDG on Debug28, target 0, trial 0, hparams seed 0"
     assert cli.main(["collect", str(bad.parent), "--format", "csv"]) == 0
-    said = capsys.readouterr()
-    assert fault in said.err and "RDMLDG" not in said.out
+    printed = capsys.readouterr()
+    assert failure in printed.err and "RDMLDG" not in printed.out
 
 
 def test_a_loss_that_is_no_number_is_a_result(sweep):

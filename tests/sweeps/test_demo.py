@@ -59,8 +59,8 @@ def test_answers_are_weighted_by_the_images_of_each_target(sweep, capsys):
 def test_what_every_round_kept_is_said(sweep, capsys):
     sweep("RDMLDG", 2, sarr1_accepted=0.605, sarr2_accepted=0.852, loss=1.0)
     demo.print_accepted(list(demo.finished_runs(sweep.folder)), DOMAINS)
-    assert "RDMLDG, target sketch" in (said := capsys.readouterr().out)
-    assert "round 1 60%, round 2 85%" in said
+    assert "RDMLDG, target sketch" in (printed := capsys.readouterr().out)
+    assert "round 1 60%, round 2 85%" in printed
 
 
 def test_the_chain_shown_is_a_right_one_of_the_target_domain(sweep, capsys):
@@ -72,10 +72,10 @@ def test_the_chain_shown_is_a_right_one_of_the_target_domain(sweep, capsys):
     ]
     sweep("RDMLDG", 2, predictions=lines)
     demo.print_chain(list(demo.finished_runs(sweep.folder)), DOMAINS)
-    said = capsys.readouterr().out
-    assert "chain for sketch/7, in the target domain sketch" in said
-    assert "  <CONCLUSION>dax</CONCLUSION>" in said
-    assert "1 of 2 chains in this domain are correct" in said
+    printed = capsys.readouterr().out
+    assert "chain for sketch/7, in the target domain sketch" in printed
+    assert "  <CONCLUSION>dax</CONCLUSION>" in printed
+    assert "1 of 2 chains in this domain are correct" in printed
 
 
 def test_where_no_chain_is_right_a_wrong_one_is_shown_as_what_it_is(sweep, capsys):
@@ -86,8 +86,8 @@ def test_where_no_chain_is_right_a_wrong_one_is_shown_as_what_it_is(sweep, capsy
 
 def test_every_row_is_explained_even_before_anything_has_run(capsys):
     demo.print_summary([], DOMAINS)
-    said = capsys.readouterr().out
-    assert [name for name in demo.ROWS if f"  {name} " not in said] == []
+    printed = capsys.readouterr().out
+    assert [name for name in demo.ROWS if f"  {name} " not in printed] == []
 
 
 def test_real_images_need_their_folder(capsys):
@@ -117,8 +117,8 @@ def test_the_command_printed_is_the_command_run(tmp_path, domainbed_root, capfd)
     arguments += ["--n_trials", "1", "--single_test_envs", "--skip_confirmation", "--data_dir", str(tmp_path)]
     arguments += ["--output_dir", str(tmp_path / "out"), "--hparams", '{"model": "tiny"}']
     demo.run_stock("sweep", *arguments, cwd=domainbed_root, environment={"PATH": "/usr/bin:/bin"})
-    said = capfd.readouterr().out
-    typed = next(line for line in said.splitlines() if line.startswith("$ "))
-    assert said.count("Dummy launcher: ") == 4
+    printed = capfd.readouterr().out
+    typed = next(line for line in printed.splitlines() if line.startswith("$ "))
+    assert printed.count("Dummy launcher: ") == 4
     again = subprocess.run(["sh", "-c", f"printf '%s\n' {typed[2:]}"], capture_output=True, text=True, check=True)
     assert again.stdout.splitlines()[-1] == '{"model": "tiny"}'

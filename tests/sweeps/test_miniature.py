@@ -104,7 +104,7 @@ def test_seeds_are_run_one_after_the_other_and_every_cell_once():
 
 def test_a_job_has_the_folder_and_the_command_of_a_stock_sweep(tmp_path, run_stock, domainbed_root):
     """Trial 0 as `sweep` launches it, and the same arguments here; the study adds when to evaluate."""
-    arm = miniature.Row("ERM", "ERM", {"lr": 0.5}, steps=3)
+    arm = miniature.StudyRow("ERM", "ERM", {"lr": 0.5}, steps=3)
     job = job_of(arm, "rho0", 2, 0, tmp_path)
     arguments = {key: value for key, value in job.arguments.items() if key != "checkpoint_freq"}
     ours = TrainJob(arguments, tmp_path / "sweep")
@@ -168,8 +168,8 @@ def test_rows_are_written_again_as_they_were_and_tables_say_who_won(tmp_path, ca
     assert (results / "rows.csv").read_text() == text
     # What a job says of its commit stands above what an earlier table had, of the run that it took the place of.
     job = job_of(arm("MTCT"), "rho8", 0, 1, tmp_path)
-    said = {"domainbed-reasoning": {"version": "0.1.0", "commit": "0123456789abcdef", "modified": False}}
-    (job.folder / "versions.json").write_text(json.dumps(said))
+    printed = {"domainbed-reasoning": {"version": "0.1.0", "commit": "0123456789abcdef", "modified": False}}
+    (job.folder / "versions.json").write_text(json.dumps(printed))
     miniature_table.write(tmp_path, results)
     with (results / "rows.csv").open(newline="") as file:
         commits = {(row["row"], row["target"]): row["commit"] for row in csv.DictReader(file)}
@@ -223,9 +223,9 @@ def test_faithfulness_counts_captions_conclusions_and_the_misleading_cue():
 def test_the_design_is_printed_with_what_is_done_of_it(tmp_path, capsys, monkeypatch):
     write_job(job_of(arm("MTCT"), "rho8", 0, 1, tmp_path), 0.5)
     assert main(["--design", "--output_dir", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"MTCT +MTCT +121 +40 +1 ", said)
-    assert f"{len(miniature.cells())} jobs. The first: python -m domainbed.scripts.train" in said
+    printed = capsys.readouterr().out
+    assert re.search(r"MTCT +MTCT +121 +40 +1 ", printed)
+    assert f"{len(miniature.cells())} jobs. The first: python -m domainbed.scripts.train" in printed
 
 
 def test_jobs_that_are_done_are_not_run_again_and_the_rest_of_a_dead_one_is_removed(tmp_path, monkeypatch):

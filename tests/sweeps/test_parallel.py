@@ -110,10 +110,10 @@ def test_a_failed_job_is_named_last_with_its_exit_code_and_its_end(command, tmp_
     bad = command("Bad", "import sys; print('what went wrong'); sys.exit(3)", "2")
     failures = parallel.parallel_launcher([bad, good])
     assert [(failure.job.name, failure.exit_code) for failure in failures] == [("Bad on D, target 2", 3)]
-    said = capsys.readouterr().out
-    assert "FAILED: Bad on D, target 2 (exit code 3)" in said
-    assert "    what went wrong" in said
-    assert said.index("1 of 2 jobs FAILED") > said.index("what went wrong")
+    printed = capsys.readouterr().out
+    assert "FAILED: Bad on D, target 2 (exit code 3)" in printed
+    assert "    what went wrong" in printed
+    assert printed.index("1 of 2 jobs FAILED") > printed.index("what went wrong")
 
 
 def test_jobs_of_other_targets_are_left_out(command, tmp_path, monkeypatch, capsys):

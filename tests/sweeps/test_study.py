@@ -26,7 +26,7 @@ SETTINGS = Settings("/data", "/out")
 BASELINES_AND_CLIP = {"ERM", "CORAL", "CLIPZeroShot", "CLIPLoRA"}
 
 
-def said_by(capsys, *arguments):
+def printed_by(capsys, *arguments):
     assert cli.main(["study", *arguments]) == 0
     return capsys.readouterr().out
 
@@ -46,8 +46,8 @@ def test_a_study_knows_its_name_its_claim_and_where_the_papers_numbers_stand(nam
 
 
 def test_without_a_name_all_are_listed(capsys):
-    said = said_by(capsys)
-    assert [name for name in STUDIES if f"  {name} " not in said] == []
+    printed = printed_by(capsys)
+    assert [name for name in STUDIES if f"  {name} " not in printed] == []
 
 
 def test_a_misspelt_name_gets_the_nearest_one(capsys):
@@ -56,7 +56,7 @@ def test_a_misspelt_name_gets_the_nearest_one(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "cure"),
+    ("arguments", "fix"),
     [
         (["ablation", "--launch"], "--scale mini needs no data"),
         (
@@ -67,16 +67,16 @@ def test_a_misspelt_name_gets_the_nearest_one(capsys):
         (["ablation", "--gpu", "T5"], "Unknown GPU 'T5'"),
     ],
 )
-def test_an_error_names_the_cure(capsys, arguments, cure):
+def test_an_error_names_the_fix(capsys, arguments, fix):
     assert cli.main(["study", *arguments]) == 1
-    assert cure in capsys.readouterr().err
+    assert fix in capsys.readouterr().err
 
 
 def test_missing_chains_are_named_before_hours_are_spent(tmp_path, capsys):
     (tmp_path / catalog.STOCK["TerraIncognita"].folder).mkdir()
     assert cli.main(["study", "sarr_rounds", "--launch", "--data_dir", str(tmp_path)]) == 1
-    said = capsys.readouterr().err
-    assert "RDMLDG require chains" in said and "domainbed-reasoning annotate --dataset TerraIncognita" in said
+    printed = capsys.readouterr().err
+    assert "RDMLDG require chains" in printed and "domainbed-reasoning annotate --dataset TerraIncognita" in printed
 
 
 def test_grids_that_collect_results_cannot_tell_apart_have_folders_of_their_own():
@@ -112,8 +112,8 @@ def test_paths_mean_the_same_in_the_jobs_which_run_elsewhere(tmp_path, monkeypat
     for name in ("clip", "tiny"):
         (tmp_path / name).mkdir()
     hparams = json.dumps({"clip_model": "clip"})
-    said = said_by(capsys, "main_comparison", "--scale", "paper", "--model", "./vl", "--hparams", hparams)
-    assert f'{{"model": "{tmp_path}/vl"}}' in said and f'{{"clip_model": "{tmp_path}/clip"}}' in said
+    printed = printed_by(capsys, "main_comparison", "--scale", "paper", "--model", "./vl", "--hparams", hparams)
+    assert f'{{"model": "{tmp_path}/vl"}}' in printed and f'{{"clip_model": "{tmp_path}/clip"}}' in printed
     assert stock.located("org/model") == "org/model" and stock.located("./gone") == "./gone"
     assert stock.located("tiny") == "tiny"  # the embedded model, whatever lies here
 
@@ -148,8 +148,8 @@ def test_the_ablations_control_is_mtct_for_as_many_epochs_as_rdmldg(scale, chose
 
 
 def test_the_single_source_study_has_the_papers_averages(capsys):
-    said = said_by(capsys, "single_source", "--scale", "mini")
-    assert "average 89.37" in said and "62.03" in said
+    printed = printed_by(capsys, "single_source", "--scale", "mini")
+    assert "average 89.37" in printed and "62.03" in printed
 
 
 def test_leave_one_domain_out_selection_gets_its_pairs(capsys):
@@ -162,24 +162,24 @@ def test_leave_one_domain_out_selection_gets_its_pairs(capsys):
 
 def test_what_is_printed_has_commands_claim_and_hours(capsys):
     """TerraIncognita, rounds 0 to 5: 4 targets x 3 trials each; a further round costs hours."""
-    said = said_by(capsys, "sarr_rounds", "--data_dir", "/data", "--output_dir", "/out", "--gpu", "H100")
-    assert "claim   The first round adds most" in said
-    commands = [line for line in said.splitlines() if line.startswith("python -m domainbed.scripts.sweep launch")]
+    printed = printed_by(capsys, "sarr_rounds", "--data_dir", "/data", "--output_dir", "/out", "--gpu", "H100")
+    assert "claim   The first round adds most" in printed
+    commands = [line for line in printed.splitlines() if line.startswith("python -m domainbed.scripts.sweep launch")]
     assert [json.loads(shlex.split(one)[-1]) for one in commands] == [{"sarr_rounds": n} for n in range(6)]
-    assert said.count("# 12 jobs: RDMLDG on TerraIncognitaReasoning") == 6
-    hours = [float(hours) for hours in re.findall(r"RDMLDG \(rounds_\d\) +([\d.]+)", said)]
+    assert printed.count("# 12 jobs: RDMLDG on TerraIncognitaReasoning") == 6
+    hours = [float(hours) for hours in re.findall(r"RDMLDG \(rounds_\d\) +([\d.]+)", printed)]
     assert len(hours) == 6 and hours == sorted(set(hours))
-    total = float(re.search(r"(\d+) hours in total", said)[1])
+    total = float(re.search(r"(\d+) hours in total", printed)[1])
     assert total == pytest.approx(12 * sum(hours), rel=0.02)
     # With GPUs for all, a sweep ends with its longest job, and the next begins then.
-    said = said_by(capsys, "sarr_rounds", "--data_dir", "/data", "--gpu", "H100", "--gpus", "100")
-    assert float(re.search(r"([\d.]+) days on", said)[1]) == pytest.approx(sum(hours) / 24, abs=0.06)
+    printed = printed_by(capsys, "sarr_rounds", "--data_dir", "/data", "--gpu", "H100", "--gpus", "100")
+    assert float(re.search(r"([\d.]+) days on", printed)[1]) == pytest.approx(sum(hours) / 24, abs=0.06)
 
 
 def test_the_output_folder_may_be_given_with_a_hyphen(capsys):
     given = ("sarr_rounds", "--data_dir", "/data")
-    said = [said_by(capsys, *given, option, "/out") for option in ("--output_dir", "--output-dir")]
-    assert said[0] == said[1] and "/out" in said[0]
+    printed = [printed_by(capsys, *given, option, "/out") for option in ("--output_dir", "--output-dir")]
+    assert printed[0] == printed[1] and "/out" in printed[0]
 
 
 def test_the_single_source_jobs_are_the_sweeps_but_for_their_targets(run_stock, domainbed_root, tmp_path, monkeypatch):
@@ -187,8 +187,8 @@ def test_the_single_source_jobs_are_the_sweeps_but_for_their_targets(run_stock, 
     grid = Grid(("ERM",), mllm=False, n_hparams=2, n_trials=1)
     settings = Settings("/data", str(tmp_path), "dummy", steps=7)
     launch = sweep_command(grid, ["ShapesReasoning"], settings)[3:]
-    said = run_stock(domainbed_root, "sweep", *launch, cwd=tmp_path).stdout
-    stock = {line.removeprefix("Dummy launcher: ") for line in said.splitlines() if "Dummy launcher" in line}
+    printed = run_stock(domainbed_root, "sweep", *launch, cwd=tmp_path).stdout
+    stock = {line.removeprefix("Dummy launcher: ") for line in printed.splitlines() if "Dummy launcher" in line}
 
     def with_one_target(sweep, dataset, algorithm, targets, **more):
         assert len(targets) == 3
@@ -212,7 +212,7 @@ def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_p
     assert done.returncode == 1, done.stdout + done.stderr
     ran = [line.removeprefix("$ ") for line in done.stdout.splitlines() if line.startswith("$ ")]
     arguments = ["ablation", "--launcher", "dummy", "--scale", "mini", "--output_dir", str(tmp_path / "out")]
-    assert ran == [line for line in said_by(capsys, *arguments).splitlines() if line.startswith("python ")]
+    assert ran == [line for line in printed_by(capsys, *arguments).splitlines() if line.startswith("python ")]
     assert done.stdout.count("Dummy launcher: ") == 28
     assert "Total records: 0" in done.stdout
     assert "0/28 jobs completed." in done.stdout and "NOT STARTED: 28 jobs" in done.stdout
@@ -286,11 +286,11 @@ def test_jobs_that_somebody_runs_are_not_removed(tmp_path):
 def squeue(tmp_path, monkeypatch):
     """``squeue(said, exit_code)`` puts a `squeue` that says so in the place of Slurm's; its arguments are in a file."""
 
-    def install(said, exit_code=0):
+    def install(printed, exit_code=0):
         script = tmp_path / "bin" / "squeue"
         script.parent.mkdir(exist_ok=True)
         stream = ">&2" if exit_code else ""
-        script.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\nprintf '{said}' {stream}\nexit {exit_code}\n")
+        script.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\nprintf '{printed}' {stream}\nexit {exit_code}\n")
         script.chmod(0o755)
         monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
 
@@ -319,8 +319,8 @@ def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
     study = dataclasses.replace(load_study("ablation"), one_source=one_source)
     with pytest.raises(ValueError) as refused:
         launch._clear(study, grid, ["ShapesReasoning"], settings, tmp_path)
-    said = f"Slurm still has 2 jobs in {submitted}, whose folders would be removed: 12_0 RUNNING, 12_1 PENDING. Wait"
-    assert said in str(refused.value)
+    printed = f"Slurm still has 2 jobs in {submitted}, whose folders would be removed: 12_0 RUNNING, 12_1 PENDING. Wait"
+    assert printed in str(refused.value)
     assert "squeue --jobs=12)" in str(refused.value) and "(scancel 12)" in str(refused.value)
     assert "--jobs=12,15 " in (tmp_path / "asked").read_text()
     assert (submitted / ("0" * 32)).exists()

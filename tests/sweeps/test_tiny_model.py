@@ -79,7 +79,7 @@ def test_prompt_holds_nine_image_tokens_and_one_token_for_what_never_changes(pro
     [
         shapes.chain(0, 3),
         q_reason(["guitar", "giraffe"], "object"),
-        "<SUMMARY>Since the colours are unnatural, I'll ignore hue.</SUMMARY>\n<CAPTION>  Two  spaces … a café, 猫 🐈",
+        "<SUMMARY>Since the colors are unnatural, I'll ignore hue.</SUMMARY>\n<CAPTION>  Two  spaces … a café, 猫 🐈",
         "<CONCLUSION>zorb</CONCLUSION>",
     ],
 )
@@ -139,8 +139,8 @@ def test_base_is_above_chance_and_below_solved_on_both_paths(model, processor):
     for path, count in right.items():
         accuracy = count / (4 * len(indices))
         assert 0.25 < accuracy < 0.75
-        said = record["zero_shot"][path]
-        assert abs(accuracy - sum(said.values()) / len(said)) < 0.12
+        printed = record["zero_shot"][path]
+        assert abs(accuracy - sum(printed.values()) / len(printed)) < 0.12
 
 
 def test_corpus_shows_no_style_of_the_study_and_no_class_of_it_under_another_name():

@@ -1,7 +1,7 @@
 """A stand-in for DomainBed: the part of its public interface that a plug-in and its users touch, written anew.
 
 It is for tests and demonstrations on machines that cannot reach the real library. The contract tests in
-``tests/contract`` hold it to the behaviour of the real one wherever that is present.
+``tests/contract`` hold it to the behavior of the real one wherever that is present.
 """
 
 import sys

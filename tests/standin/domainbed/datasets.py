@@ -71,12 +71,12 @@ class Debug224(Debug):
 
 
 def evaluation_transform() -> transforms.Compose:
-    """Return PIL image to normalised tensor (3, 224, 224)."""
+    """Return PIL image to normalized tensor (3, 224, 224)."""
     return transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize(**IMAGENET)])
 
 
 def training_transform() -> transforms.Compose:
-    """Return the same with random crop, flip, colours and grey."""
+    """Return the same with random crop, flip, colors and grey."""
     change = [transforms.RandomResizedCrop(224, scale=(0.7, 1.0)), transforms.RandomHorizontalFlip()]
     change += [transforms.ColorJitter(*4 * [0.3]), transforms.RandomGrayscale()]
     return transforms.Compose([*change, transforms.ToTensor(), transforms.Normalize(**IMAGENET)])

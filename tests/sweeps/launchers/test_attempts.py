@@ -17,8 +17,8 @@ def lines(*steps, run="a"):
     return [json.dumps({"step": step, "run": run}) for step in steps]
 
 
-def run(command, said="attempt 1 of 1"):
-    return attempts.Attempt(jobs.parse_job(command), said, os.environ).run()
+def run(command, printed="attempt 1 of 1"):
+    return attempts.Attempt(jobs.parse_job(command), printed, os.environ).run()
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,11 @@ def started(*options):
     """A node of a Ray that somebody else starts: its process, above the raylet and all else."""
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block"]
-    said = b""
+    printed = b""
     for _ in range(3):  # on a machine with much else to do Ray gives itself up after 30 s
         node = subprocess.Popen(command, env={**os.environ, **quiet}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for line in node.stdout:
-            said += line
+            printed += line
             if b"will now block" in line:
                 break
         else:
@@ -54,7 +54,7 @@ def started(*options):
             node.terminate()
             node.communicate(timeout=1800)
         return
-    pytest.fail(f"Ray did not start:\n{said.decode()}")
+    pytest.fail(f"Ray did not start:\n{printed.decode()}")
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +153,9 @@ def test_a_cluster_is_joined_queues_the_jobs_and_is_left_as_it_was(sweep, joined
     both = [sweep.job("A", pair.format("B.attempts")), sweep.job("B", pair.format("A.attempts"))]
     third = sweep.job("C", "assert (here / 'A.attempts').exists(); record(0)")
     assert ray_launcher.ray_launcher([*both, third]) == []
-    said = capsys.readouterr().out
-    assert f"3 jobs on 1 node(s) of the cluster at {joined}, 2 at a time, 1 CPU each" in said
-    assert "3/3 jobs succeeded." in said
+    printed = capsys.readouterr().out
+    assert f"3 jobs on 1 node(s) of the cluster at {joined}, 2 at a time, 1 CPU each" in printed
+    assert "3/3 jobs succeeded." in printed
     assert f"me 1 {os.getcwd()}" in sweep.log("A")
     assert not ray.is_initialized()
     ray_launcher._check_that_it_answers(joined)  # it is still there
@@ -172,11 +172,11 @@ def test_a_failed_job_is_tried_again_and_then_named_with_its_end(sweep, joined, 
     bad = sweep.job("Bad", "attempt(); record(0); print('what went wrong'); sys.exit(3)", target="2")
     failures = ray_launcher.ray_launcher([bad, sweep.job("Good", "record(0)")])
     assert [(failure.job.name, failure.exit_code) for failure in failures] == [("Bad on D, target 2", 3)]
-    said, shown = capsys.readouterr()
+    printed, shown = capsys.readouterr()
     assert "RETRYING: Bad on D, target 2 (exit code 3), attempt 2 of 2" in shown
-    assert "FAILED: Bad on D, target 2 (exit code 3). The end of" in said
-    assert "    what went wrong" in said
-    assert said.index("1 of 2 jobs FAILED") > said.index("what went wrong")
+    assert "FAILED: Bad on D, target 2 (exit code 3). The end of" in printed
+    assert "    what went wrong" in printed
+    assert printed.index("1 of 2 jobs FAILED") > printed.index("what went wrong")
     assert len(sweep.pids("Bad")) == 2
     assert sweep.steps("Bad") == [0]
 
@@ -194,15 +194,15 @@ def test_a_killed_job_is_started_again_and_no_record_stands_twice(sweep, joined,
     train = sweep.wait_for_attempt("A", 1)
     sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
     os.kill(train if victim == "train" else worker_of(sweep, train), signal.SIGKILL)
-    said = launcher.communicate(timeout=1800)[0].decode()
+    printed = launcher.communicate(timeout=1800)[0].decode()
     assert launcher.returncode == 0
     cause = "exit code -9" if victim == "train" else "WorkerCrashedError"
-    assert f"RETRYING: A on D, target 0 ({cause}" in said
-    assert "1/1 jobs succeeded." in said
+    assert f"RETRYING: A on D, target 0 ({cause}" in printed
+    assert "1/1 jobs succeeded." in printed
     assert not sweep.is_running(train)
     assert sweep.steps("A") == [0, 300, 600]
     assert len(sweep.pids("A")) == 2
-    print(said, sweep.log("A"))
+    print(printed, sweep.log("A"))
 
 
 @pytest.mark.parametrize("what_dies", ["the node", "its raylet alone"])
@@ -232,15 +232,15 @@ def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice
         sweep.wait_for_attempt(lost, 2)
         assert not sweep.is_running(trains[lost])
         (sweep.folder / f"{lost}.go").touch()
-        said = launcher.communicate(timeout=1800)[0].decode()
-    assert f"3 jobs on 2 node(s) of the cluster at {joined}, 3 at a time" in said
-    assert f"RETRYING: {lost} on D, target 0 (" in said and said.count("RETRYING: ") == 1
-    assert "3/3 jobs succeeded." in said
+        printed = launcher.communicate(timeout=1800)[0].decode()
+    assert f"3 jobs on 2 node(s) of the cluster at {joined}, 3 at a time" in printed
+    assert f"RETRYING: {lost} on D, target 0 (" in printed and printed.count("RETRYING: ") == 1
+    assert "3/3 jobs succeeded." in printed
     assert [len(sweep.pids(name)) for name in (lost, *others)] == [2, 1, 1]
     records = (sweep.folder / lost / "results.jsonl").read_text()
     assert str(trains[lost]) not in records and str(sweep.pids(lost)[1]) in records
     assert sweep.steps(lost) == [0, 300, 600]
-    print(said, sweep.log(lost))
+    print(printed, sweep.log(lost))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -252,9 +252,9 @@ def test_the_end_of_the_launcher_is_the_end_of_its_jobs(sweep, joined, start_lau
     started = [path.name.partition(".")[0] for path in sweep.folder.glob("*.attempts")]
     trains = [sweep.wait_for_attempt(name, 1) for name in started]
     launcher.send_signal(number)
-    said = launcher.communicate(timeout=1800)[0].decode()
+    printed = launcher.communicate(timeout=1800)[0].decode()
     assert launcher.returncode != 0
-    assert ("Running and waiting jobs were stopped" in said) == (number != signal.SIGKILL)
+    assert ("Running and waiting jobs were stopped" in printed) == (number != signal.SIGKILL)
     sweep.wait_until(lambda: not any(sweep.is_running(train) for train in trains), 20)
     time.sleep(1)
     assert len(list(sweep.folder.glob("*.attempts"))) == 2
@@ -267,8 +267,8 @@ def test_without_an_address_a_ray_is_started_and_ends_with_the_launcher(sweep, c
     raylet = sweep.parent(worker_of(sweep, train))
     assert sweep.is_running(raylet)
     waits.send_signal(signal.SIGINT)
-    said = waits.communicate(timeout=1800)[0].decode()
-    assert "1 jobs on this machine, " in said
+    printed = waits.communicate(timeout=1800)[0].decode()
+    assert "1 jobs on this machine, " in printed
     assert not sweep.is_running(train)
     sweep.wait_until(lambda: not sweep.is_running(raylet), 20)
 

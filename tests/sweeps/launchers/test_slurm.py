@@ -1,4 +1,4 @@
-"""The Slurm launcher on a real Slurm of one node, and of two, with jobs killed, cancelled and requeued on purpose.
+"""The Slurm launcher on a real Slurm of one node, and of two, with jobs killed, canceled and requeued on purpose.
 
 apt-get install slurmctld slurmd slurm-client munge; pip install 'domainbed-reasoning[slurm]'
 make test PYTEST=tests/sweeps/launchers/test_slurm.py                                                    # as root
@@ -144,8 +144,8 @@ def test_jobs_are_an_array_with_a_share_of_the_cores_and_the_sweeps_environment(
     monkeypatch.setenv("WHO", "me")
     code = "record(0); print(os.environ['WHO'], os.environ['OMP_NUM_THREADS'], os.getcwd(), sys.executable); done()"
     assert slurm_launcher.slurm_launcher([sweep.job(name, code) for name in "ABC"]) == []
-    said = capsys.readouterr().out
-    assert "3 jobs submitted to Slurm." in said and "3/3 jobs succeeded." in said
+    printed = capsys.readouterr().out
+    assert "3 jobs submitted to Slurm." in printed and "3/3 jobs succeeded." in printed
     for index, name in enumerate("ABC"):
         first, second = sweep.log(name).splitlines()
         assert first.startswith(f"--- attempt 1 of 2, Slurm job {job_id(sweep)}_{index}, requeued 0 times")
@@ -157,9 +157,9 @@ def test_a_failed_job_is_tried_again_and_then_named_with_its_end(sweep, slurm, c
     failures = slurm_launcher.slurm_launcher([bad, sweep.job("Good", "record(0); done()")])
     assert [failure.job.name for failure in failures] == ["Bad on D, target 2"]
     assert "state FAILED, exit code 3" in failures[0].cause
-    said = capsys.readouterr().out
-    assert "    what went wrong" in said
-    assert said.index("1 of 2 jobs FAILED") > said.index("what went wrong")
+    printed = capsys.readouterr().out
+    assert "    what went wrong" in printed
+    assert printed.index("1 of 2 jobs FAILED") > printed.index("what went wrong")
     assert len(sweep.pids("Bad")) == 2
     assert sweep.steps("Bad") == [0]
 
@@ -169,10 +169,10 @@ def test_a_train_process_that_is_killed_is_started_again(sweep, slurm):
     train = sweep.wait_for_attempt("A", 1)
     sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
     os.kill(train, signal.SIGKILL)
-    said = launcher.communicate(timeout=1800)[0].decode()
-    assert "1/1 jobs succeeded." in said
+    printed = launcher.communicate(timeout=1800)[0].decode()
+    assert "1/1 jobs succeeded." in printed
     assert sweep.steps("A") == [0, 300, 600]
-    print(said, sweep.log("A"))
+    print(printed, sweep.log("A"))
 
 
 @pytest.mark.parametrize("how", ["requeue", "preempt", "requeue of one of an array"])
@@ -185,13 +185,13 @@ def test_a_requeued_job_starts_anew_and_no_record_stands_twice(sweep, slurm, how
     number = f"{job_id(sweep)}_0" if "array" in how else str(job_id(sweep))
     command = ["scancel", "--signal=USR2", number] if how == "preempt" else ["scontrol", "requeue", number]
     slurm(*command)
-    said = launcher.communicate(timeout=1800)[0].decode()
-    assert f"{len(jobs)}/{len(jobs)} jobs succeeded." in said
+    printed = launcher.communicate(timeout=1800)[0].decode()
+    assert f"{len(jobs)}/{len(jobs)} jobs succeeded." in printed
     assert not sweep.is_running(train)
     assert sweep.steps("A") == [0, 300, 600]
     assert len(sweep.pids("A")) == 2
     assert "requeued 1 times" in sweep.log("A")
-    print(said, sweep.log("A"))
+    print(printed, sweep.log("A"))
 
 
 def test_a_preempted_job_waits_out_its_grace_and_runs_again_though_nothing_may_fail(sweep, slurm, monkeypatch):
@@ -202,31 +202,31 @@ def test_a_preempted_job_waits_out_its_grace_and_runs_again_though_nothing_may_f
     train = sweep.wait_for_attempt("A", 1)
     sweep.wait_until(lambda: sweep.steps("A") == [0, 300])
     slurm("sbatch", "--exclusive", "--wrap=true", "--output=/dev/null")
-    said = launcher.communicate(timeout=1800)[0].decode()
-    assert "1/1 jobs succeeded." in said
+    printed = launcher.communicate(timeout=1800)[0].decode()
+    assert "1/1 jobs succeeded." in printed
     assert not sweep.is_running(train)
     assert sweep.steps("A") == [0, 300, 600]
     assert sweep.log("A").count("stopped by SIGTERM") == 1 and len(sweep.pids("A")) == 2
-    print(said, sweep.log("A"))
+    print(printed, sweep.log("A"))
 
 
 def test_a_job_out_of_the_time_that_sbatchs_variable_gives_is_requeued_as_often_as_retries_say(sweep, slurm):
     """submitit's signal comes 90 s before the end, of a job of a minute at once."""
     launcher = start_launcher(sweep.job("A", "attempt(); record(0); wait_for('never')"), SBATCH_TIMELIMIT="1")
-    said = launcher.communicate(timeout=1800)[0].decode()
-    assert said.count("REQUEUED: ") == 1
-    assert "state FAILED, Job not requeued because: timed-out too many times" in said
+    printed = launcher.communicate(timeout=1800)[0].decode()
+    assert printed.count("REQUEUED: ") == 1
+    assert "state FAILED, Job not requeued because: timed-out too many times" in printed
     assert len(sweep.pids("A")) == 2
-    print(said, sweep.log("A"))
+    print(printed, sweep.log("A"))
 
 
 def test_a_cancelled_job_is_a_failure_and_is_not_tried_again(sweep, slurm):
     launcher = start_launcher(sweep.job("A", sweep.KILLED_ONCE), sweep.job("B", "done()"))
     train = sweep.wait_for_attempt("A", 1)
     slurm("scancel", f"{job_id(sweep)}_0")
-    said = launcher.communicate(timeout=1800)[0].decode()
-    assert "FAILED: A on D, target 0 (Slurm job" in said and "state CANCELLED" in said
-    assert "1 of 2 jobs FAILED" in said
+    printed = launcher.communicate(timeout=1800)[0].decode()
+    assert "FAILED: A on D, target 0 (Slurm job" in printed and "state CANCELLED" in printed
+    assert "1 of 2 jobs FAILED" in printed
     assert not sweep.is_running(train)
     assert len(sweep.pids("A")) == 1
 
@@ -265,10 +265,10 @@ def test_ctrl_c_leaves_the_jobs_running_and_says_how_to_follow_them(sweep, slurm
     launcher = start_launcher(sweep.job("A", "attempt(); record(0); wait_for('go'); done()"))
     train = sweep.wait_for_attempt("A", 1)
     launcher.send_signal(signal.SIGINT)
-    said = launcher.communicate(timeout=1800)[0].decode()
+    printed = launcher.communicate(timeout=1800)[0].decode()
     assert launcher.returncode == 0
-    assert "The jobs keep running." in said
-    assert said.count(f"squeue --jobs={job_id(sweep)}") == 2
+    assert "The jobs keep running." in printed
+    assert printed.count(f"squeue --jobs={job_id(sweep)}") == 2
     assert sweep.is_running(train)
     (sweep.folder / "go").touch()
     sweep.wait_until((sweep.folder / "A" / "done").exists)
@@ -280,8 +280,8 @@ def test_submit_and_leave(sweep, slurm, monkeypatch, capsys, names):
     monkeypatch.setenv(slurm_launcher.WAIT, "0")
     assert slurm_launcher.slurm_launcher([sweep.job(name, "wait_for('go'); done()") for name in names]) == []
     number = job_id(sweep)
-    said = capsys.readouterr().out
-    assert f"squeue --jobs={number}" in said and "Do not run `sweep delete_incomplete`" in said
+    printed = capsys.readouterr().out
+    assert f"squeue --jobs={number}" in printed and "Do not run `sweep delete_incomplete`" in printed
     identifiers = {"A": {str(number)}, "AB": {f"{number}_0", f"{number}_1"}}[names]
     assert slurm_queue.with_slurm(sweep.folder).keys() == identifiers
     with pytest.raises(ValueError, match=f"Slurm still has {len(names)} jobs in .*scancel {number}"):
@@ -328,25 +328,25 @@ def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice
     lost = slurm2("squeue", "--noheader", "--format=%N", f"--jobs={job_id(sweep)}_0").strip()
     one_machine.lose_node(slurm2.folder, lost, jobs=what_dies == "the node")
     assert sweep.is_running(train) == (what_dies != "the node")
-    said = launcher.communicate(timeout=1800)[0].decode()
-    assert f"REQUEUED: A on D, target 0 (Slurm job {job_id(sweep)}_0)" in said
-    assert "2/2 jobs succeeded." in said
+    printed = launcher.communicate(timeout=1800)[0].decode()
+    assert f"REQUEUED: A on D, target 0 (Slurm job {job_id(sweep)}_0)" in printed
+    assert "2/2 jobs succeeded." in printed
     assert not sweep.is_running(train)
     assert len(sweep.pids("A")) == 2
     assert sweep.steps("A") == [0, 600] and sweep.steps("B") == [0]
     other = {"node1": "node2", "node2": "node1"}[lost]
     assert sweep.log("A").index(f"on {lost}") < sweep.log("A").index(f"on {other}")
     assert "requeued 1 times" in sweep.log("A")
-    print(said, sweep.log("A"))
+    print(printed, sweep.log("A"))
 
 
 def test_more_jobs_than_an_array_may_have_are_several_arrays(sweep, slurm2, capsys):
     """MaxArraySize is 3 on that Slurm."""
     assert slurm_launcher.slurm_launcher([sweep.job(name, "record(0); done()") for name in "ABCDE"]) == []
     first, second = job_ids(sweep)
-    said = capsys.readouterr().out
-    assert f"5 jobs submitted to Slurm.\n    squeue --jobs={first},{second}\n" in said
-    assert "5/5 jobs succeeded." in said
+    printed = capsys.readouterr().out
+    assert f"5 jobs submitted to Slurm.\n    squeue --jobs={first},{second}\n" in printed
+    assert "5/5 jobs succeeded." in printed
 
 
 def test_arrays_that_slurm_takes_no_more_are_failures_and_the_others_run(sweep, slurm2, monkeypatch, capsys):
@@ -366,9 +366,9 @@ def test_arrays_that_slurm_takes_no_more_are_failures_and_the_others_run(sweep, 
     monkeypatch.setattr(SlurmExecutor, "_submit_command", once)
     failures = slurm_launcher.slurm_launcher([sweep.job(name, "record(0); done()") for name in "ABCDE"])
     assert [failure.job.name[0] for failure in failures] == ["D", "E"]
-    said = capsys.readouterr().out
-    assert "2 jobs were NOT submitted. rejected by sbatch: sbatch: error: QOSMaxSubmitJobPerUserLimit" in said
-    assert "2 of 5 jobs FAILED" in said
+    printed = capsys.readouterr().out
+    assert "2 jobs were NOT submitted. rejected by sbatch: sbatch: error: QOSMaxSubmitJobPerUserLimit" in printed
+    assert "2 of 5 jobs FAILED" in printed
     assert all((sweep.folder / name / "done").exists() for name in "ABC")
 
 
@@ -399,8 +399,8 @@ def test_sweeps_in_the_queue_side_by_side_are_waited_for_by_another_process(swee
     capsys.readouterr()
     failures = slurm_queue.wait_for_sweeps([folders[0], moved])
     assert [failure.job.folder for failure in failures] == [folders[0] / "C"]
-    said = capsys.readouterr().out
-    assert "1 of 4 jobs FAILED" in said and "state FAILED, exit code 3; Slurm's log: " in said
+    printed = capsys.readouterr().out
+    assert "1 of 4 jobs FAILED" in printed and "state FAILED, exit code 3; Slurm's log: " in printed
     earlier = [identifier for folder in folders for identifier in slurm_queue.submitted_for(folder)]
     assert slurm_queue.wait_for_sweeps(folders, earlier) == []  # what has become of it was said
 
@@ -474,20 +474,22 @@ def test_a_study_submits_all_its_sweeps_and_called_again_starts_what_died(sweep,
 
     slurm("scontrol", "update", "PartitionName=main", "State=DOWN")  # jobs wait
     try:
-        code, said = launch("1 2", **{slurm_launcher.WAIT: "0"})
-        assert code == 0 and "4 of 8 jobs are queued or running" in said, said
+        code, printed = launch("1 2", **{slurm_launcher.WAIT: "0"})
+        assert code == 0 and "4 of 8 jobs are queued or running" in printed, printed
         first = job_ids(type(sweep)(folder))
-        assert len(first) == 2, said  # both sweeps are in the queue
+        assert len(first) == 2, printed  # both sweeps are in the queue
         slurm("scancel", f"{first[0]}_0")
-        code, said = launch("1 2 3", **{slurm_launcher.WAIT: "0"})
-        assert code == 0 and "6 of 8 jobs are queued or running" in said, said
+        code, printed = launch("1 2 3", **{slurm_launcher.WAIT: "0"})
+        assert code == 0 and "6 of 8 jobs are queued or running" in printed, printed
     finally:
         slurm("scontrol", "update", "PartitionName=main", "State=UP")
-    code, said = launch("1 2 3")
-    assert code == 1 and "6/8 jobs completed." in said and "NOT STARTED: 2 jobs\nRerun the command" in said, said
-    assert "FAILED" not in said
-    code, said = launch("1 2 3", **{slurm_launcher.WAIT: "0"})
-    assert code == 1 and "6/8 jobs completed." in said, said  # and the tables are there
+    code, printed = launch("1 2 3")
+    assert code == 1 and "6/8 jobs completed." in printed and "NOT STARTED: 2 jobs\nRerun the command" in printed, (
+        printed
+    )
+    assert "FAILED" not in printed
+    code, printed = launch("1 2 3", **{slurm_launcher.WAIT: "0"})
+    assert code == 1 and "6/8 jobs completed." in printed, printed  # and the tables are there
 
 
 def test_a_controller_that_is_away_is_waited_for(sweep, slurm2, monkeypatch, capsys):

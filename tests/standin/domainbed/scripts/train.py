@@ -77,9 +77,9 @@ def split_environments(args: argparse.Namespace, dataset: Any) -> dict[str, list
         seed = misc.seed_hash(args.trial_seed, number)
         held_out, rest = misc.split_dataset(environment, int(len(environment) * args.holdout_fraction), seed)
         if number in args.test_envs:
-            unlabelled, rest = misc.split_dataset(rest, int(len(rest) * args.uda_holdout_fraction), seed)
-            if len(unlabelled):
-                splits["uda"].append((number, unlabelled))
+            unlabeled, rest = misc.split_dataset(rest, int(len(rest) * args.uda_holdout_fraction), seed)
+            if len(unlabeled):
+                splits["uda"].append((number, unlabeled))
         splits["in"].append((number, rest))
         splits["out"].append((number, held_out))
     if args.task == "domain_adaptation" and not splits["uda"]:
@@ -117,9 +117,9 @@ def run(args: argparse.Namespace, hparams: dict[str, Any]) -> None:
     splits = split_environments(args, dataset)
     sources = [part for number, part in splits["in"] if number not in args.test_envs]
     batches = training_batches(sources, hparams, dataset.N_WORKERS)
-    unlabelled = None
+    unlabeled = None
     if args.task == "domain_adaptation":
-        unlabelled = training_batches([part for _, part in splits["uda"]], hparams, dataset.N_WORKERS)
+        unlabeled = training_batches([part for _, part in splits["uda"]], hparams, dataset.N_WORKERS)
     weigh = misc.make_weights_for_balanced_classes if hparams["class_balanced"] else lambda part: None
     judges = [
         (f"env{number}_{split}_acc", FastDataLoader(part, EVALUATION_BATCH, dataset.N_WORKERS), weigh(part))
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace, hparams: dict[str, Any]) -> None:
     for step in range(n_steps):
         started = time.time()
         minibatches = [(x.to(device), y.to(device)) for x, y in next(batches)]
-        extra = None if unlabelled is None else [x.to(device) for x, _ in next(unlabelled)]
+        extra = None if unlabeled is None else [x.to(device) for x, _ in next(unlabeled)]
         values = algorithm.update(minibatches, extra)
         since["step_time"].append(time.time() - started)
         for name, value in values.items():

@@ -1,4 +1,4 @@
-"""The optimiser's side: exact accumulation, warm-up and schedule, clipping, precision, what a checkpoint weighs."""
+"""The optimizer's side: exact accumulation, warm-up and schedule, clipping, precision, what a checkpoint weighs."""
 
 import io
 import math
