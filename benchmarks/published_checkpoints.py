@@ -40,7 +40,7 @@ class Checkpoint:
         config: of its config.json.
         generation: of its generation_config.json.
         processor: makes its processor.
-        dtype: it is measured in; ``auto`` is what training takes, float32 on the CPU.
+        dtype: it is loaded in: bfloat16, what training takes on a GPU.
         weights: whether they are written; without, a model is counted on the meta device.
     """
 
@@ -49,7 +49,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
     processor: Callable[[], Any]
-    dtype: str = "auto"
+    dtype: str = "bfloat16"
     weights: bool = True
 
 
@@ -321,6 +321,5 @@ CHECKPOINTS = {
             "repetition_penalty": 1.05, "temperature": 1e-6,
         },
         _qwen25_vl_processor,
-        dtype="bfloat16",
     ),
 }  # fmt: skip

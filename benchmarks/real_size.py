@@ -262,33 +262,38 @@ def measured(command: Sequence[str]) -> tuple[float, float]:
     return allocated / 1e6, resident / 1e6
 
 
-def run(name: str, work: pathlib.Path, small: bool = False) -> dict[str, Any]:
-    """Take one checkpoint through all stages; return what each found, took and needed.
+def run(name: str, work: pathlib.Path, small: bool = False) -> Iterator[dict[str, Any]]:
+    """Take one checkpoint through all stages; yield what each found, took and needed so far, after each of them.
 
     Args:
         name: of `CHECKPOINTS`.
-        work: an empty folder, for up to three copies of the weights.
+        work: a folder for up to three copies of the weights; stages that it has the results of are not repeated.
         small: with two narrow layers a tower.
     """
     checkpoint = CHECKPOINTS[name]
     stages: dict[str, Any] = {}
     for stage in STAGES if checkpoint.weights else ON_META:
         command = [sys.executable, "-m", "benchmarks.real_size", name, "--stage", stage, "--work", str(work)]
-        allocated, resident = measured([*command, "--small"] if small else command)
-        found = json.loads((work / f"{stage}.json").read_text())
-        stages[stage] = {**found, "allocated_gb": round(allocated, 2), "resident_gb": round(resident, 2)}
-        print(f"{name}: {stage}: {found['seconds']}, {allocated:.1f} GB", file=sys.stderr, flush=True)
-    return {
-        "checkpoint": checkpoint.name,
-        "dtype": checkpoint.dtype,
-        "machine": f"{machine()}, no GPU",
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit(),
-        "versions": versions(),
-        "command": "make real-size",
-        "stages": stages,
-    }
+        file = work / f"{stage}.json"
+        found = json.loads(file.read_text()) if file.exists() else {}
+        if "allocated_gb" not in found:
+            allocated, resident = measured([*command, "--small"] if small else command)
+            found = json.loads(file.read_text())
+            found |= {"allocated_gb": round(allocated, 2), "resident_gb": round(resident, 2)}
+            replace_text(file, json.dumps(found))
+            print(f"{name}: {stage}: {found['seconds']} s, {allocated:.1f} GB", file=sys.stderr, flush=True)
+        stages[stage] = found
+        yield {
+            "checkpoint": checkpoint.name,
+            "dtype": checkpoint.dtype,
+            "machine": f"{machine()}, no GPU",
+            "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "commit": commit(),
+            "versions": versions(),
+            "command": "make real-size",
+            "stages": stages,
+        }
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -332,7 +337,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Take the checkpoints through all stages, one after the other, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(CHECKPOINTS)}; default: all")
-    parser.add_argument("--work", type=pathlib.Path, help="folder for the checkpoints (default: a temporary one)")
+    parser.add_argument(
+        "--work", type=pathlib.Path, help="folder that keeps the checkpoints (default: a temporary one)"
+    )
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder for results")
     parser.add_argument("--small", action="store_true", help="two narrow layers a tower, everything else as published")
     parser.add_argument("--stage", choices=[*STAGES, *ON_META], help=argparse.SUPPRESS)
@@ -343,11 +350,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint = CHECKPOINTS[given.names[0]]
         run_stage(given.stage, shrunken(checkpoint) if given.small else checkpoint, given.work)
         return 0
+    given.results.mkdir(parents=True, exist_ok=True)
     for name in given.names or CHECKPOINTS:
-        with tempfile.TemporaryDirectory(dir=given.work) as work:
-            result = run(name, pathlib.Path(work), given.small)
-        given.results.mkdir(parents=True, exist_ok=True)
-        replace_text(given.results / f"{name}.json", json.dumps(result, indent=1) + "\n")
+        with tempfile.TemporaryDirectory() as temporary:
+            work = pathlib.Path(given.work or temporary) / name
+            work.mkdir(parents=True, exist_ok=True)
+            for result in run(name, work, given.small):
+                replace_text(given.results / f"{name}.json", json.dumps(result, indent=1) + "\n")
     written = [given.results / f"{name}.json" for name in CHECKPOINTS]
     results = [json.loads(path.read_text(encoding="utf-8")) for path in written if path.exists()]
     replace_text(given.results / "table.md", table(results))

@@ -25,7 +25,7 @@ SHORT = ("LLaVA-OneVision", "GLM-4.6V", "LFM2-VL", "Cohere2Vision", "Mllama")
 # Why they cannot be used, as loading them says.
 REFUSED = {
     "Llama4": "cannot be used: tried .*image_outputs",  # transformers 5.24's own forward fails
-    "PaliGemma": "cannot be used: tried .*see later ones",  # a prefix LM: a prompt's tokens see the answer
+    "PaliGemma": "cannot be used: tried .*attend to later ones",  # a prefix LM: a prompt's tokens see the answer
     "BLIP-2": "chat template",  # a captioner
 }
 WORKING = [name for name in architectures.BUILDERS if name not in REFUSED]
