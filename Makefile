@@ -12,7 +12,7 @@ FAST := $(addprefix tests/,chains method images files commands datasets \
   $(addprefix hostile/test_,chain_files.py clones.py images.py names.py) results/test_versions.py sweeps/test_paired.py \
   test_imports.py test_no_times.py test_plot_styles.py test_terminal.py)
 
-.PHONY: help setup demo test test-fast test-slow lint bench compat fuzz
+.PHONY: help setup demo test test-fast test-slow lint bench real-size compat fuzz
 
 help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-slow  the slow ones"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   ratios against peers on one core, and their limits (about 5 minutes) | PARTS='class_scores data_path'"
+	@echo "make real-size  checkpoints of published sizes with random weights, up to 11 GB of memory | NAMES='InternVL3-1B'"
 	@echo "make compat  the tests that touch the libraries, with the oldest and newest of them | ROWS=oldest"
 	@echo "make fuzz    10 minutes of coverage-guided fuzzing of chain parser and store (Python 3.11 to 3.13)"
 
@@ -64,6 +65,9 @@ lint: $(STAMP)
 bench: setup
 	$(PYTHON) -m pip install --quiet --progress-bar off -e ".[bench]"
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench $(PARTS)
+
+real-size: setup
+	$(PYTHON) -m benchmarks.real_size $(NAMES)
 
 # 5 to 7 GB an environment while it is there.
 compat: $(STAMP)

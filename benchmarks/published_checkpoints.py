@@ -12,7 +12,7 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from domainbed_reasoning.chains.bundled import read_bundle
 from domainbed_reasoning.mllm.loading import TINY
 from domainbed_reasoning.results.published import KNOWN_CONFIGS
 
-SHARD = "1GB"  # published shards have up to 5 GB: these models would be one file
 _LEARNED = 8_000  # tokens that BPE learns; the rest are pairs of these
 _CHAINS = 500  # that it learns from
 _PLAIN = ("<tool", "</tool", "<|fim", "<|repo", "<|file")  # added tokens that are not special
@@ -42,6 +41,7 @@ class Checkpoint:
         processor: makes its processor.
         dtype: it is loaded in: bfloat16, what training takes on a GPU.
         weights: whether they are written; without, a model is counted on the meta device.
+        shard: largest weight file; published ones have up to 5 GB, so that these models would be one file.
     """
 
     name: str
@@ -51,9 +51,10 @@ class Checkpoint:
     processor: Callable[[], Any]
     dtype: str = "bfloat16"
     weights: bool = True
+    shard: str = "1GB"
 
 
-def build(checkpoint: Checkpoint, folder: pathlib.Path, shard: str = SHARD) -> int:
+def build(checkpoint: Checkpoint, folder: pathlib.Path) -> int:
     """Write a checkpoint's folder, the same every time; return the number of its parameters."""
     import transformers
 
@@ -64,7 +65,7 @@ def build(checkpoint: Checkpoint, folder: pathlib.Path, shard: str = SHARD) -> i
         network: Any = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     network.generation_config = transformers.GenerationConfig(**checkpoint.generation)
     if checkpoint.weights:
-        network.save_pretrained(folder, max_shard_size=shard)
+        network.save_pretrained(folder, max_shard_size=checkpoint.shard)
     else:
         network.config.save_pretrained(folder)
         network.generation_config.save_pretrained(folder)
@@ -88,7 +89,7 @@ def shrunken(checkpoint: Checkpoint) -> Checkpoint:
     vision |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     text.pop("head_dim", None)
     config |= {"text_config": text, "vision_config": vision}
-    return Checkpoint(**{**vars(checkpoint), "config": config})
+    return replace(checkpoint, config=config, shard="10MB")
 
 
 # ---- tokenizers ----

@@ -134,7 +134,8 @@ def _task(checkpoint: Checkpoint, work: pathlib.Path) -> tuple[Any, dict[str, An
     from domainbed_reasoning.method.task import Task
 
     hparams = {key: hparam.default for key, hparam in registry.load(registry.ALGORITHMS["MTCT"]).HPARAMS.items()}
-    hparams |= {"model": str(work / _BASE), "dtype": checkpoint.dtype, "micro_batch": 1, "max_new_tokens": NEW_TOKENS}
+    hparams |= {"model": str(work / _BASE), "dtype": checkpoint.dtype, "max_new_tokens": NEW_TOKENS}
+    hparams |= {"batch_size": 1, "micro_batch": 1}
     task = Task(
         dataset="PACSReasoning",
         class_names=NAMES,
@@ -297,16 +298,25 @@ def run(name: str, work: pathlib.Path, small: bool = False) -> Iterator[dict[str
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Return the results as a Markdown table, a row a stage."""
+    """Return the results as a Markdown page, a row a stage."""
     lines = [
+        "# Checkpoints of published sizes, with random weights",
+        "",
+        "`make real-size` writes this page and the files beside it. One image of one tile, a chain of the bundle's,",
+        f"{NEW_TOKENS} new tokens; each stage in a process of its own. Seconds are the processor's; in brackets, those of",
+        "a clock, on a busy machine. *Allocated* is anonymous memory, *in memory* includes mapped weight files.",
+        "",
         "| checkpoint | stage | seconds | allocated, GB | in memory, GB | found |",
         "|---|---|---|---|---|---|",
     ]
     for result in results:
         for name, stage in result["stages"].items():
-            seconds = ", ".join(f"{part} {value:.0f}" for part, value in stage["seconds"].items())
+            walls, processor = stage["seconds"], stage["processor_seconds"]
+            seconds = ", ".join(f"{part} {processor[part]:.0f} ({walls[part]:.0f})" for part in walls)
             memory = f"{stage['allocated_gb']:.1f} | {stage['resident_gb']:.1f}"
             lines.append(f"| {result['checkpoint']} | {name} | {seconds} | {memory} | {_said(stage)} |")
+    for machine_name in sorted({f"{result['machine']}, {result['threads']} thread(s)" for result in results}):
+        lines += ["", f"Machine: {machine_name}."]
     return "\n".join(lines) + "\n"
 
 
