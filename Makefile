@@ -9,8 +9,8 @@ WORKERS := --numprocesses auto --dist loadfile
 FAST := $(addprefix tests/,chains method images files commands datasets \
   $(addprefix bridge/test_,preflight.py register.py samples.py train_args.py) \
   $(addprefix jobs/test_,damaged_progress.py job_key.py replay_log.py) annotate/test_conversations.py annotate/test_rules.py \
-  $(addprefix hostile/test_,chain_files.py clones.py images.py names.py) results/test_versions.py sweeps/test_paired.py \
-  test_imports.py test_no_times.py test_plot_styles.py test_terminal.py)
+  $(addprefix hostile/test_,chain_files.py git_clones.py images.py names.py) results/test_versions.py sweeps/test_paired.py \
+  test_imports.py test_no_timing_asserts.py test_plot_styles.py test_terminal.py)
 
 .PHONY: help setup demo test test-fast test-slow lint bench real-size compat fuzz
 

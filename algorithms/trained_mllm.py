@@ -1,4 +1,4 @@
-"""A multimodal LLM in the session of a job: loading it, its frozen copies, and what a restart restores."""
+"""A multimodal LLM in a job's session: loading, frozen copies, and the state that a restart restores."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from domainbed_reasoning.mllm.snapshots import Snapshots
 
 
 class TrainedMLLM(SessionAlgorithm):
-    """The state of an MLLM algorithm; a subclass gives the method.
+    """The state of an MLLM algorithm; subclasses implement the method.
 
     Class attributes:
-        LABEL_PATH: whether the objective has the term of the classification path.
-        CHAIN_PATH: whether it has the term of the reasoning path.
+        LABEL_PATH: whether the objective includes the classification path.
+        CHAIN_PATH: whether the objective includes the reasoning path.
 
     Attributes:
         mllm: the model, with fresh adapters if it is trained.
-        questions: q_cls, q_reason, and how chains are written and read.
-        snapshots: its frozen copies.
-        run: the stage that is being trained; None before the first step.
-        shares: of every SARR round so far, see `SelfLabels.shares`.
+        questions: q_cls, q_reason, and how chains are generated and parsed.
+        snapshots: frozen copies of the model.
+        run: the current training stage; None before the first step.
+        shares: `SelfLabels.shares` of every SARR round so far.
 
     Raises:
-        ValueError: for hyper-parameters or a model that cannot be used, before anything is trained.
+        ValueError: if hyper-parameters or model cannot be used; raised before training.
     """
 
     LABEL_PATH: ClassVar[bool] = False
@@ -45,8 +45,8 @@ class TrainedMLLM(SessionAlgorithm):
         trains = self.LABEL_PATH or self.CHAIN_PATH
         if hparams["dtype"] == "float16" and trains:
             raise ValueError(
-                "hparam dtype: float16 is for answering alone. Training in it loses gradients below its range unless "
-                "the loss is scaled, which is not done: use bfloat16 or float32, or quantize nf4 with bfloat16."
+                "hparam dtype: float16 is for evaluation only. Gradients underflow without loss scaling, which is not "
+                "implemented: use bfloat16 or float32, or quantize nf4 with bfloat16."
             )
         self.mllm = load_mllm(
             hparams["model"],
@@ -62,7 +62,7 @@ class TrainedMLLM(SessionAlgorithm):
         self.log = StageLog(type(self).__name__, self.schedule)
         self.run: StageRun | None = None
         self.shares: dict[str, float] = {}
-        self.train()  # libraries load models for answering
+        self.train()  # libraries load models in eval mode
         self.session.start()
 
     @property
@@ -76,11 +76,11 @@ class TrainedMLLM(SessionAlgorithm):
         return self.questions.q_reason
 
     def begin(self, stage: Stage) -> StageRun:
-        """Begin a stage with the model as it is now."""
+        """Begin a stage with the current model."""
         raise NotImplementedError
 
     def pixels(self, x: torch.Tensor) -> torch.Tensor:
-        """Return images as the model sees them, ``(n, 3, H, W)`` bytes at its own resolution."""
+        """Return images as the model sees them: bytes ``(n, 3, H, W)`` at its input resolution."""
         return resize(to_uint8(x.as_subclass(torch.Tensor)), self.mllm.image_size)
 
     def adapters(self) -> dict[str, torch.Tensor]:
@@ -93,7 +93,7 @@ class TrainedMLLM(SessionAlgorithm):
         self.snapshots.weights_change()
 
     def training_state(self) -> dict[str, Any]:
-        """Return adapters, optimizer, schedule, and in a SARR round its labeler and filter."""
+        """Return adapters, optimizer, schedule and, in a SARR round, its labeler and filter."""
         state = {
             "adapters": {name: weight.detach().cpu() for name, weight in self.mllm.adapters().items()},
             "shares": self.shares,
@@ -103,7 +103,7 @@ class TrainedMLLM(SessionAlgorithm):
         return state if self.run is None else state | self.run.state_dict()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Load what `training_state` returned; a round's labeler is the model that its stage began with."""
+        """Load what `training_state` returned; a round's labeler is the model at the start of its stage."""
         if "optimizer" in state:
             stage = self.schedule.at(self.session.steps_taken - 1)
             self.snapshots.labels_by_copy = state["labels_by_copy"]
@@ -115,13 +115,13 @@ class TrainedMLLM(SessionAlgorithm):
         self.shares = state["shares"]
 
     def recall(self, x: torch.Tensor, answers: Answers) -> None:
-        """Remember the chains that a copy of these weights wrote in an earlier process."""
+        """Cache the chains that a copy of these weights generated in an earlier process."""
         if answers.state and answers.chains is not None:
             asked = self.questions
             where = (self.pixels(x), asked.q_reason, asked.max_new_tokens)
             self.mllm.remember(bytes.fromhex(answers.state), *where, answers.chains)
 
     def new_self_labels(self) -> list[tuple[int, int, str, bool]]:
-        """Return what the last step self-labeled: environment, index, chain, whether it was kept."""
+        """Return the chains self-labeled in the last step: environment, index, chain, whether it was kept."""
         own = self.run.own_chains if self.run is not None else None
         return own.newly_written() if own is not None else []

@@ -1,6 +1,6 @@
-"""The user's own image folders (see `images.user_datasets`) as classes, each with its ``Reasoning`` twin.
+"""Dataset classes for the user's image folders (see `images.user_datasets`), each with a ``Reasoning`` twin.
 
-Input, label, domains, counts and license are the user's; chains as in `image_folders`.
+Input, labels, domains, counts and license are the user's; chains as in `image_folders`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
         with empty_classes_named(root, dataset.folder, name):
             augment = hparams["data_augmentation"]
             stock.MultipleEnvironmentImageFolder.__init__(self, self.dir, test_envs, augment, hparams)
-        if not twin:  # which checks itself
+        if not twin:  # the twin has its own checks
             check_splits(name, sizes_of(self.datasets), test_envs, hparams, self.N_WORKERS)
 
     plain = type(
@@ -67,13 +67,13 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
     return plain, reasoning
 
 
-PROBLEMS: dict[str, DatasetFileError] = {}  # of datasets that have no class here
+PROBLEMS: dict[str, DatasetFileError] = {}  # of datasets for which no class could be created
 
 for _dataset in usable_datasets()[0].values():
     for _class in make_classes(_dataset):
         if _class.__name__ in globals():
             assert _dataset.file is not None
-            _problem = f"the name {_class.__name__!r} is one that this package needs; choose another"
+            _problem = f"the name {_class.__name__!r} is used by this package; choose another"
             PROBLEMS[_dataset.name] = DatasetFileError(_dataset.file, _problem)
         else:
             globals()[_class.__name__] = _class

@@ -301,8 +301,8 @@ class Hours:
     """Hours of one job.
 
     Attributes:
-        training: updates.
-        labeling: SARR's own chains that the previous evaluation has not generated.
+        training: optimizer steps.
+        labeling: generating SARR's chains that the previous evaluation has not generated.
         evaluation: DomainBed's evaluations of all splits.
         evaluations: number of evaluations.
     """

@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic; how fast anything is, no test asks."""
+"""The benchmarks' arithmetic; no test measures speed."""
 
 import json
 import socket
@@ -59,7 +59,7 @@ def test_an_update_reads_the_gpu_once_and_copies_nothing_that_is_not_pinned(algo
     assert stalls.kernels <= 5_000
 
 
-def test_what_the_host_waits_for_is_seen():
+def test_host_synchronizations_are_detected():
     """A value, a mask as index, and a copy to the host; from the host, a list, and memory that is not pinned."""
     on_gpu, mask = torch.empty(3, device="meta"), torch.empty(3, dtype=torch.bool, device="meta")
     with stalls_module.Stalls().counted() as stalls:
@@ -84,7 +84,7 @@ def test_a_slow_round_does_not_change_the_ratio():
 
 
 def test_results_name_the_kind_of_machine_alone(tmp_path):
-    row = measure.Comparison("a", "b", 1.0, 3.0, "s", float("nan"), "2", True, "equal")
+    row = measure.BenchmarkRow("a", "b", 1.0, 3.0, "s", float("nan"), "2", True, "equal")
     path = measure.write_results([row], "make bench", 3.0, tmp_path, measure.machine())
     printed = json.loads(path.read_text())
     assert printed["rows"][0]["ratio"] == 3.0 and printed["rows"][0]["limit"] is None
@@ -123,7 +123,7 @@ def test_a_checkpoint_as_published_but_for_its_width_goes_through_all_stages(tmp
 
 
 @pytest.mark.parametrize(("name", "image"), [("SmolVLM2-500M", 49_190), ("Qwen2.5-VL-3B", 151_655)])
-def test_processors_of_other_checkpoints_have_their_image_token(name, image):
+def test_other_processors_have_their_published_image_token(name, image):
     checkpoint = published_checkpoints.CHECKPOINTS[name]
     tokenizer = checkpoint.processor().tokenizer
     ends = checkpoint.generation["eos_token_id"]

@@ -1,4 +1,4 @@
-"""What `pip install .` and `-e .` put into an environment, and that uninstalling takes all of it out again."""
+"""What `pip install .` and `-e .` install, and that uninstalling removes all of it."""
 
 import importlib.util
 import json
@@ -240,7 +240,7 @@ def test_every_verb_runs_from_the_wheel_in_the_clone_that_is_the_working_directo
     assert re.search(r"\| RDMLDG \|.*\d\d?\.\d \|", printed["collect", folder]), printed["collect", folder]
 
 
-def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone, tmp_path):
+def test_missing_clone_is_reported_and_no_stand_in_is_used(in_a_clone, tmp_path):
     nowhere = {"cwd": tmp_path, "PYTHONPATH": "", upstream.VARIABLE: "", "code": 1}
     assert "DomainBed not found" in in_a_clone("doctor", **nowhere)
     study = ("study", "ablation", "--scale", "mini", "--launch", "--output_dir", tmp_path / "study")
@@ -248,7 +248,7 @@ def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone,
         assert "DomainBed was not found. Run from inside your own clone" in in_a_clone(*words, **nowhere)
 
 
-def test_the_sdist_holds_what_it_takes_to_test_itself(checkout, tmp_path):
+def test_sdist_contains_everything_needed_for_its_tests(checkout, tmp_path):
     command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
     subprocess.run(command, cwd=checkout, check=True, capture_output=True)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:

@@ -1,4 +1,4 @@
-"""Checkpoints of any kind: base models and trained jobs."""
+"""Checkpoints to analyze: base models and trained jobs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Checkpoint:
     """A model, not yet loaded.
 
     Attributes:
-        name: a folder, a checkpoint's file, a hub id or ``tiny``.
-        job: that trained it, or whose settings a base model uses; None for a base model alone.
+        name: a folder, a checkpoint file, a hub id or ``tiny``.
+        job: the job that trained it, or whose settings a base model uses; None for a plain base model.
         trained: whether the model has the job's adapters.
         file: name of the checkpoint in the job's folder.
     """
@@ -43,7 +43,7 @@ class Checkpoint:
             model: base model, if the job's path no longer exists.
 
         Raises:
-            ModelError: for a model that cannot be used.
+            ModelError: if the model cannot be used.
         """
         if self.job is None:
             return load_mllm(self.name).eval()
@@ -54,7 +54,7 @@ class Checkpoint:
         """Return a base model with this job's precision and tiles, without its adapters.
 
         Args:
-            model: a folder, a hub id or ``tiny``; None takes the job's own base model.
+            model: a folder, a hub id or ``tiny``; None for the job's own base model.
         """
         assert self.job is not None
         name = model or str(self.job.hparams["model"])
@@ -106,7 +106,7 @@ def open_checkpoint(name: str) -> Checkpoint:
             hub id, or ``tiny``.
 
     Raises:
-        JobError: for a job without a saved model, or without that one.
+        JobError: if the job has no saved model, or not this checkpoint.
     """
     path = pathlib.Path(name).expanduser()
     if path.suffix == ".pkl":
@@ -117,9 +117,9 @@ def open_checkpoint(name: str) -> Checkpoint:
 
 
 def records_of(folder: str | pathlib.Path) -> list[Mapping[str, Any]]:
-    """Return the records of a job's results.jsonl in order of their steps, without replaced ones (see `results_file`).
+    """Return the records of a job's results.jsonl by step, without replaced ones (see `results_file`).
 
-    Lines that are not records, such as one that was truncated when the job was killed, are left out.
+    Invalid lines, such as one truncated when the job was killed, are skipped.
     """
     run: list[Mapping[str, Any]] = []
     path = pathlib.Path(folder).expanduser() / "results.jsonl"

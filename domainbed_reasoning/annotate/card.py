@@ -40,7 +40,7 @@ def render_card(
         records: its candidates for these images.
         unknown: number of its candidates for other images.
         groups: its counts.
-        questions: prompt version → prompt, for the prompts of this version of the package.
+        questions: prompt version → prompt, for this version of the package.
         license: of the chains, a license identifier of the Hub.
     """
     every = total(groups)["all"]

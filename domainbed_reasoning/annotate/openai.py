@@ -171,7 +171,7 @@ class OpenAITeacher:
         except TimeoutError as error:
             self._reached = True
             raise _Failed(f"no complete answer within {self._timeout:g} seconds") from error
-        except Exception as error:  # anything that the client raises on a server's bytes; time-outs too
+        except Exception as error:  # the client raises errors of many types on invalid responses; also time-outs
             made.free = never_connected(error)
             self._raise_if_untrusted(error)
             self._reached |= not made.free

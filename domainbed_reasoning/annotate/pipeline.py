@@ -329,7 +329,7 @@ class Annotation:
             return False
         paid = cost.cost(self._settings.price, answer.prompt_tokens, answer.completion_tokens)
         self._failures_in_a_row = 0
-        # Judge what is stored: the cut end of an overlong text must not matter.
+        # Judge the stored text: the truncated end of an overlong text must not matter.
         text = answer.text[:_MAX_CHARACTERS]
         verdict = self._rules.judge(text, job.label, finish=answer.finish, refused=answer.refused)
         record = self._record(job, attempt, request, sha256, answer, paid)

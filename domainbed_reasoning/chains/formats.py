@@ -66,7 +66,7 @@ class Format:
 
     Attributes:
         file: ``lines`` of JSON, a JSON ``array``, or ``parquet``.
-        fields: of a row, in order, beside `OWN_FIELD`; empty where a row is a record of this project.
+        fields: of a row, in order, beside `OWN_FIELD`; empty if rows are records of this project.
         style: of its turns.
         mark: the field by which a row is recognized: the first format in the table whose mark it has.
     """
@@ -196,12 +196,12 @@ def _to_row(record: Record, layout: Format, question: str, image_info: ImageInfo
 
 
 def _with_own(row: Row, record: Record, form: str) -> Row:
-    """Return the row with the record's provenance and with what a row of this format brought when it was imported.
+    """Return the row with the record's provenance and its foreign fields from an import in this format.
 
-    It comes from the chain file, which may be untrusted: it adds fields, but replaces neither image nor answer.
+    Foreign fields come from the chain file, which may be untrusted: they add keys but never replace ours.
 
     Raises:
-        ExchangeError: what it brought is none of a row.
+        ExchangeError: the record's ``foreign`` is invalid.
     """
     own = {key: value for key, value in record.items() if key not in ("image", "chain")}
     foreign = record.get("foreign")
@@ -286,7 +286,7 @@ def _from_row(row: Any) -> Record:
 
 
 def _foreign(row: Row, name: str, record: Record) -> Row:
-    """Return what a row with turns of that name contains beyond our own row of the same record."""
+    """Return the parts of a row, with turns in that field, that our own row of the same record lacks."""
     others = {form: layout for form, layout in FORMATS.items() if layout.fields and layout.style.turns == name}
     form = next(form for form, layout in others.items() if layout.mark in row)
     style = FORMATS[form].style

@@ -1,6 +1,6 @@
 """Chains in Parquet files: our own columns, and Hugging Face's `messages` and `images`. Requires pyarrow.
 
-Fields without a column of their own are stored as JSON in the column `extra`.
+Fields without a column are stored as JSON in the column `extra`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from domainbed_reasoning.files.plain import open_plain
 
 Row = dict[str, Any]
 
-# The field of foreign formats in which our provenance travels.
+# The field that stores our provenance in other formats.
 OWN_FIELD = "domainbed_reasoning"
 
-# Rows of a file that are in memory at a time: of one of ours that is written, of any that is read.
+# Rows in memory at a time: when writing our own files, and when reading any file.
 _ROWS = 2048
 _ROWS_READ = 64
 
-# What reading a file may take: our own, packed, hold a tenth of what they say, those of equal chains a hundredth.
+# Limits for reading a file. Our own files compress to a tenth of their content, those of equal chains to a hundredth.
 _MEMORY = 2 << 30
 _LEAST_BYTES = 64 << 20
 _MOST_PACKED = 200
-_ROW_BYTES = 200  # what a row counts for beside what it says
+_ROW_BYTES = 200  # overhead per row, in addition to its content
 _MAX_ROW_BYTES = 32 << 20
 _MAX_COLUMNS = 10_000
 _BYTES_A_SECOND = 1_000_000
@@ -114,7 +114,7 @@ def to_columns(record: Mapping[str, Any]) -> Row:
 
 
 def to_message_columns(row: Mapping[str, Any]) -> Row:
-    """Return a `messages` row with typed turns, and what has no column of its own as JSON."""
+    """Return a `messages` row with typed turns, and fields without a column as JSON."""
     extra = {key: value for key, value in row.items() if key not in _FEATURES}
     return {
         "messages": to_typed(row["messages"]),
@@ -220,5 +220,5 @@ def _from_columns(row: Mapping[str, Any]) -> Row:
     except ValueError as error:
         raise ParquetError(f"the column 'extra' is not valid JSON ({error})") from error
     if not isinstance(more, dict):
-        raise ParquetError(f"the column 'extra' must hold a JSON object, got {extra:.40}")
+        raise ParquetError(f"the column 'extra' must contain a JSON object, got {extra:.40}")
     return out | more

@@ -51,7 +51,7 @@ _MOST = 1 << 53  # largest integer that all JSON parsers represent exactly
 
 
 class ChainFileError(ValueError):
-    """A chain file that cannot be used as it is; the message gives file, line, problem and fix."""
+    """An invalid chain file; the message gives file, line, problem and fix."""
 
     def __init__(self, path: str | os.PathLike[str], line: int | None, problem: str, fix: str):
         place = f"{os.fspath(path)}, line {line}" if line else os.fspath(path)
@@ -74,7 +74,7 @@ def parse_json(text: str) -> Any:
 
 
 def parse_json_at(text: str, at: int) -> tuple[Any, int]:
-    """Return the JSON value that begins at ``text[at]``, and the place after it.
+    """Return the JSON value that starts at ``text[at]``, and the position after it.
 
     Raises:
         json.JSONDecodeError: if it is invalid or incomplete.
@@ -115,7 +115,7 @@ def is_accepted(record: Mapping[str, Any]) -> bool:
 
 
 def check_record(record: Any, walk: bool = True, check_paths: bool = True) -> str | None:
-    r"""Return what is wrong with a record; None if it is valid.
+    r"""Return a record's problem; None if it is valid.
 
     Args:
         record: parsed value of a line.

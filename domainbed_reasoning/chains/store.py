@@ -53,7 +53,7 @@ __all__ = [
 # A partial last line is read again this many times, this many seconds apart.
 _RETRIES = 5
 _RETRY_SECONDS = 0.02
-# Bytes of an overlong line that are skipped to find the next one: a sparse file may have terabytes.
+# Bytes of an overlong line skipped to find the next one; sparse files may have terabytes.
 _MAX_SKIPPED = 1 << 30
 
 
@@ -146,7 +146,7 @@ def read_records(path: str | os.PathLike[str], *, repair: bool = False) -> Itera
 
 
 def read_lines(path: str | os.PathLike[str], *, repair: bool = False) -> Iterator[tuple[int, Record | ChainFileError]]:
-    """Yield (line number from 1, record or what is wrong with the line) for every line that is not blank.
+    """Yield (line number from 1, record or error) for every non-blank line.
 
     Args:
         path: a chain file.

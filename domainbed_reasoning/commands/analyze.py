@@ -1,4 +1,4 @@
-"""`domainbed-reasoning analyze`: the paper's analyses, and one more, of trained models and jobs."""
+"""`domainbed-reasoning analyze`: the paper's analyses, and an additional one, of trained models and jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`analyze divergence`: the divergence between domains, of their images and of their chains."""
+"""`analyze divergence`: divergence between domains, for images and for chains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from domainbed_reasoning.commands.analyze_results import plot, results_for, writ
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure the divergence between each domain and the others, of images and of chains."""
+    """Measure the divergence between all pairs of domains, for images and for chains."""
     name = args.encoder or encoders.DEFAULT
     clip = encoders.clip_named(name)
     checkpoint = None if clip else open_checkpoint(name)

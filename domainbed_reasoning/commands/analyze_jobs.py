@@ -1,4 +1,4 @@
-"""`analyze sarr-rounds` and `analyze faithfulness`: SARR's rounds, and how models use a chain."""
+"""`analyze sarr-rounds` and `analyze faithfulness`: SARR's rounds, and whether conclusions follow chains."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run_rounds(args: argparse.Namespace) -> None:
 
 
 def run_faithfulness(args: argparse.Namespace) -> None:
-    """Measure what conclusions follow. Results are written after each job, so that a failing job loses no others."""
+    """Measure what conclusions depend on. Results are written after each job, in case a later one fails."""
     checkpoints, columns = _jobs_of(args)
     results = results_for(args, f"faithfulness_{_about(checkpoints)}", *checkpoints)
     shares: list[dict[str, Any]] = []
@@ -88,10 +88,10 @@ def _faithfulness_of(args: argparse.Namespace, name: str) -> tuple[list[dict[str
 
 
 def _jobs_of(args: argparse.Namespace) -> tuple[list[Checkpoint], list[dict[str, str]]]:
-    """Return all jobs, opened without their adapters before the first is analyzed, and columns that identify each.
+    """Return all jobs, validated without loading adapters before the first analysis, and columns that identify each.
 
     Raises:
-        ValueError: naming the first that is not a job.
+        ValueError: if one is not a job; the message names it.
     """
     checkpoints = []
     for name in args.jobs:
@@ -111,7 +111,7 @@ def _jobs_of(args: argparse.Namespace) -> tuple[list[Checkpoint], list[dict[str,
 
 
 def _about(checkpoints: Sequence[Checkpoint]) -> str:
-    """Return the part of file names that stands for some jobs."""
+    """Return the part of file names that identifies a list of jobs."""
     if len(checkpoints) == 1:
         return checkpoints[0].tag
     jobs = [job_of(one) for one in checkpoints]

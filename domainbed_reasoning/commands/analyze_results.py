@@ -1,4 +1,4 @@
-"""What all analyses share: opening a job and its data, and writing tables, text and plot."""
+"""Shared by all analyses: opening a job and its data, and writing tables, text and plot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def data_for(args: argparse.Namespace, checkpoint: Checkpoint, chains: bool | st
 
 
 def results_for(args: argparse.Namespace, name: str, *of: Checkpoint) -> Results:
-    """Return where files go: --output, or the folder `analysis` beside the first of the jobs ``of``."""
+    """Return the output folder: --output, or `analysis` beside the first of the jobs ``of``."""
     beside = job_of(of[0]).folder.resolve().parent / "analysis" if of else Path("analysis")
     return results_at(args.output or beside, name, args.command_line)
 

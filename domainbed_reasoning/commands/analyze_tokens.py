@@ -1,4 +1,4 @@
-"""`analyze token-shift` and `analyze entropy`: the same tokens under a model before and after its training."""
+"""`analyze token-shift` and `analyze entropy`: predictions of the same tokens before and after training."""
 
 from __future__ import annotations
 

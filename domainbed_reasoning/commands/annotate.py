@@ -47,7 +47,7 @@ EXAMPLES = """\
   # A Hugging Face model in this process, or the model to be trained itself (bootstrap).
   domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher hf:OpenGVLab/InternVL3-8B-hf --batch 32
   domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher self:tiny
-  # Judge the stored candidates again with the current rules and options. Needs no teacher.
+  # Re-evaluate the stored candidates with the current rules and options. Needs no teacher.
   domainbed-reasoning annotate --dataset PACS --data-dir DATA --rejudge
 
 Reasoning traces, code fences, headings, lower-case or bold tags, text around the stages and conclusions such as
@@ -68,7 +68,7 @@ def add_arguments(parser: arguments.Parser) -> None:
     arguments.add_dataset_arguments(parser)
     add = parser.add_argument
     add("--teacher", help="openai:MODEL, hf:MODEL (a folder, a hub id or 'tiny') or self:MODEL")
-    add("--rejudge", action="store_true", help="only judge the stored candidates again; no teacher is used")
+    add("--rejudge", action="store_true", help="only re-evaluate the stored candidates, without a teacher")
     add("--base-url", help="of an OpenAI-compatible server (default: OpenAI's, or $OPENAI_BASE_URL)")
     add("--key-env", default="OPENAI_API_KEY", help="environment variable with the API key (default: %(default)s)")
     add("--candidates", type=positive(int), default=4, help="maximum per image (default: %(default)s)")
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
         print(_nothing_to_do(args, on_disk))
         if any(is_accepted(record) for record in records):
             return 0
-        print("No image has a chain. Use `annotate --rejudge` to judge the stored candidates again.")
+        print("No image has a chain. Use `annotate --rejudge` to re-evaluate the stored candidates.")
         return 1
     has_accepted = _has_accepted(records, settings, args)
     try:
@@ -174,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rejudge(args: argparse.Namespace, rules: Rules, on_disk: FolderScan) -> int:
-    """Judge the stored candidates again and print what changed; return 1 if none is accepted."""
+    """Re-evaluate the stored candidates and print the changes; return 1 if none is accepted."""
     if not args.chains.exists():
         raise FileNotFoundError(f"Chain file {args.chains} does not exist. Pass an existing one with --chains.")
     labels = on_disk.labels()
@@ -406,5 +406,5 @@ def _why_nothing(summary: Summary) -> str:
         f"{stopped}None of {counted(summary.rejected.total(), 'candidate')} was accepted. Most frequent rule: {rule} "
         f"({count:,}): {RULES[rule]}. {ADVICE.get(rule, 'Use another teacher')}.\n"
         f"  for example {example['image']}: {example['reason']}\n  {shown}\n"
-        "Use `annotate --rejudge` to judge these candidates again with other options, at no cost."
+        "Use `annotate --rejudge` to re-evaluate these candidates with other options, at no cost."
     )

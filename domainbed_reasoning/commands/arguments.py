@@ -1,4 +1,4 @@
-"""The parser of every verb, and the options and helpers that several verbs share."""
+"""The argument parser of all verbs, and shared options and helpers."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _number(kind: type[int] | type[float], allowed: Callable[[float], bool], int
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return the JSON object that an option holds; an argument type."""
+    """Return the JSON object in an option's value; an argument type."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -137,7 +137,7 @@ def open_dataset(
         writes: whether the verb writes to the chain file.
 
     Raises:
-        ValueError: unknown dataset, such a name, or no bundle where it is asked for.
+        ValueError: for an unknown dataset, an invalid image name, or ``bundled`` without a bundle.
         FileNotFoundError: its folder does not exist.
         UsageError: the verb would write to the bundle.
     """
@@ -155,10 +155,10 @@ def open_dataset(
 
 
 def matched_bundle(dataset: ImageFolder, on_disk: FolderScan) -> tuple[Bundle, Matches]:
-    """Return the dataset's bundle and which image on disk has which of its lines.
+    """Return the dataset's bundle and its matches with the images on disk.
 
     Raises:
-        ChainFileError: if it cannot be used.
+        ChainFileError: if the bundle cannot be used.
     """
     bundle = read_bundle(str(dataset.bundle))
     return bundle, match_images(bundle.lines, [picture.path for picture in on_disk.pictures], on_disk.root)
@@ -179,7 +179,7 @@ def read_candidates(
         args: the verb's arguments, after `open_dataset`.
         dataset: the dataset.
         on_disk: its files.
-        wanted: which candidates count.
+        wanted: filter on candidates.
         repair: ignore a partial last line of a chain file.
 
     Raises:
@@ -203,7 +203,7 @@ def read_candidates(
 
 
 def bundled_records(dataset: ImageFolder, on_disk: FolderScan, unverified: bool) -> list[Record]:
-    """Return the accepted candidates of the dataset's bundle, without texts, and print that their images are done.
+    """Return the accepted candidates of the dataset's bundle, without texts, and print that their images are skipped.
 
     Args:
         dataset: the dataset, which has a bundle.
@@ -224,7 +224,9 @@ def bundled_records(dataset: ImageFolder, on_disk: FolderScan, unverified: bool)
         print(note, file=sys.stderr)
     if count := len({record["image"] for record in records}):
         have = "image has a chain" if count == 1 else "images have chains"
-        print(f"{count:,} {have} in the bundle {bundle} and will not be asked for. To ask for all, pass --chains FILE.")
+        print(
+            f"{count:,} {have} in the bundle {bundle} and will be skipped. To annotate all images, pass --chains FILE."
+        )
     return records
 
 
@@ -237,7 +239,7 @@ def class_names(dataset: ImageFolder, on_disk: FolderScan) -> tuple[str, ...]:
     """Return the class names used in prompts, in label order.
 
     Raises:
-        ValueError: if an answer could not tell two of them apart.
+        ValueError: if answers could not distinguish two of them.
     """
     names = dataset.class_names(on_disk.classes)
     problem = check_class_names(names)

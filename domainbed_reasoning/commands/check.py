@@ -1,4 +1,4 @@
-"""`domainbed-reasoning check`: a dataset compared with its published counts, its images decoded, its chains judged."""
+"""`domainbed-reasoning check`: validates a dataset's folders and counts, its images and its chains."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ $DOMAINBED_REASONING_DATASETS. DomainBed then lists this example as Camera and C
 The exit code is 1 if there are problems.
 """
 
-# Problems of one kind that are listed; the rest is counted.
+# Maximum number of listed problems of each kind; the rest is counted.
 _SHOWN = 10
 
 
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compare(dataset: ImageFolder, on_disk: FolderScan) -> Iterator[str]:
-    """Print the counts beside the published ones and yield the problems of domains, classes and counts."""
+    """Print the counts beside the published ones and yield problems of domains, classes and counts."""
     found = on_disk.per_domain()
     width = max(map(len, [*on_disk.domains, *dataset.domains, "domain"]))
     print(f"  {'domain':<{width}} {'images':>8} {'published':>10}")
@@ -136,7 +136,7 @@ def compare(dataset: ImageFolder, on_disk: FolderScan) -> Iterator[str]:
 
 
 def print_prompt(dataset: ImageFolder, on_disk: FolderScan) -> None:
-    """Print the question asked about every image, and the class folders with their names in it."""
+    """Print the question asked about every image, and the class folders with their prompt names."""
     names = dataset.class_names(on_disk.classes)
     wrapped = [f"question: {q_cls(names, dataset.subject)}"]
     wrapped.append(
@@ -226,7 +226,7 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[
 
 
 def check_bundle(dataset: ImageFolder, on_disk: FolderScan) -> list[str]:
-    """Print how the images match the dataset's bundle, and return what makes the bundle unusable."""
+    """Print how the images match the dataset's bundle, and return the bundle's problems."""
     try:
         bundle, matches = arguments.matched_bundle(dataset, on_disk)
     except ChainFileError as error:

@@ -23,7 +23,7 @@ HOOK = "_domainbed_reasoning_hook"
 EXAMPLES = """\
   domainbed-reasoning doctor
   cd DomainBed && domainbed-reasoning doctor
-  domainbed-reasoning doctor --model ~/models/LFM2-VL-1.6B   # does it work, and what does it cost
+  domainbed-reasoning doctor --model ~/models/LFM2-VL-1.6B   # test whether and how fast a model runs
 """
 
 # The newest tested versions; `make compat` runs the tests with the oldest and the newest.
@@ -37,7 +37,7 @@ TESTED = {
     "pandas": "3.1",
 }
 
-# APIs that training requires and that a next version may drop: distribution, "module:attribute".
+# APIs that training requires and future versions may drop: distribution, "module:attribute".
 INTERFACES = (
     ("torch", "torch.utils.data._utils.collate:default_collate_fn_map"),
     ("torch", "torch._C:DisableTorchFunctionSubclass"),
@@ -69,7 +69,7 @@ class Finding(NamedTuple):
 
 def add_arguments(parser: Parser) -> None:
     """Add `doctor`'s option."""
-    parser.add_argument("--model", metavar="MODEL", help="a folder or hub id: load this model and try it out")
+    parser.add_argument("--model", metavar="MODEL", help="a folder or hub id: load and test this model")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,7 +136,7 @@ def check_interfaces() -> Iterator[Finding]:
 
 def missing_interfaces() -> Iterator[tuple[str, str]]:
     """Yield (distribution, missing API) for each required API that is not available."""
-    if versions.installed("torch"):  # else peft imports bitsandbytes, which prints a misleading warning
+    if versions.installed("torch"):  # otherwise peft imports bitsandbytes, which prints a misleading warning
         import_module("domainbed_reasoning.mllm.sealed").import_bitsandbytes()
     for name, target in INTERFACES:
         if versions.installed(name) is None:
@@ -192,7 +192,7 @@ def check_registries() -> Iterator[Finding]:
             fix = "install the missing module with pip, or see the message"
             yield Finding(f"importing {module} failed: {type(error).__name__}: {error}", fix, True)
             continue
-        problems = [problem for problem in problems if not problem.startswith("the plug-in ")]  # a section of their own
+        problems = [problem for problem in problems if not problem.startswith("the plug-in ")]  # in a separate section
         missing = [name for name in ours if name not in names]
         for problem in problems:
             fix = f"see the message; pip install --force-reinstall {DISTRIBUTION} restores the package's files"
@@ -210,7 +210,7 @@ def check_plugins() -> Iterator[Finding]:
     for plugin in plugins.found():
         yield Finding(str(plugin))
     for plugin, cause in rejected.items():
-        yield Finding(f"{plugin} is left out: {cause}", "mend it, or uninstall it; everything else works without it")
+        yield Finding(f"{plugin} is left out: {cause}", "fix or uninstall it; everything else works without it")
     if not plugins.found() and not rejected:
         yield Finding(f"none: no entry points, and ${plugins.VARIABLE} names no module")
 
@@ -253,7 +253,7 @@ def check_devices() -> Iterator[Finding]:
 
 
 def check_model(model: str) -> Iterator[Finding]:
-    """Load a model and try out which fast ways it has, each against one plain row at a time."""
+    """Load a model and test which optimizations it supports, each against plain single-row computation."""
     try:
         from domainbed_reasoning.mllm.inspection import inspect_model
 

@@ -139,7 +139,7 @@ def plan(args: argparse.Namespace) -> str:
     if together:
         lines.append(f"  {_time(hours(together).total)}   --hparams '{json.dumps(fixes | together)}'   together")
     if job.evaluations > 2:
-        drawback = "evaluates only at the start and the end: no model selection over steps"
+        drawback = "evaluates only at the start and the end, without model selection over steps"
         lines.append(f"  {_time(hours({}, 2).total)}   --checkpoint_freq 1000000   {drawback}")
     lines.append("  a sweep with --n_hparams 1: hyper-parameters fixed as in the paper, selection over steps only")
     lines += ["", f"error       {costs.ERROR}", "assumed     " + _assumptions(costs.ASSUMED)]
@@ -147,9 +147,9 @@ def plan(args: argparse.Namespace) -> str:
 
 
 def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data, dict[str, int]]:
-    """Return a dataset's name without ``Reasoning``, its counts and those of its domains, from the folder or published.
+    """Return a dataset's name without ``Reasoning``, its counts and its domains' counts, from the folder or published.
 
-    Counts of domains are empty where they are not published.
+    The domains' counts are empty if not published.
     """
     plain = registry.TWINS.get(name, name)
     if plain in published.DATA and not data_dir:
@@ -157,7 +157,7 @@ def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data, dict
         return plain, published.DATA[plain], {domain: size for domain, size in sizes.items() if size is not None}
     if name in registry.DATASETS and name not in {*registry.EMBEDDED_DATASETS, *registry.TWINS}:
         cls = registry.load(registry.DATASETS[name])
-        if not hasattr(cls, "FOLDER"):  # a plug-in's whose images come from anywhere
+        if not hasattr(cls, "FOLDER"):  # a plug-in dataset that is not an image folder
             built = cls(data_dir, [], {"data_augmentation": False, "batch_size": 1})
             counts = dict(zip(built.ENVIRONMENTS, map(len, built.datasets), strict=True))
             return name, published.Data(sum(counts.values()), len(counts), built.num_classes), counts
@@ -206,7 +206,7 @@ def schedule_of(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int |
 
 
 def _epoch_lines(sizes: dict[str, int], hparams: dict[str, Any], epochs: list[int], steps: int | None) -> Iterator[str]:
-    """Yield what an epoch is, and how often each domain is passed over where it is a source, whatever the target."""
+    """Yield the size of an epoch, and the average draws per image of each domain as a source, over all targets."""
     if not any(epochs) or len(sizes) < 2:
         return
     from domainbed_reasoning.method.schedule import Epoch, plan_stages
@@ -224,7 +224,7 @@ def _epoch_lines(sizes: dict[str, int], hparams: dict[str, Any], epochs: list[in
     yield f"epoch       with target {target}, {what}"
     yield from (f"batch       {line}" for line in batch)
     length = f"--steps {steps}" if steps else f"{next(filter(None, epochs))} epochs"
-    yield f"passes      in the first stage ({length}), over all targets; in brackets the share of images never drawn"
+    yield f"passes      in the first stage ({length}), over all targets; in parentheses the share of images never drawn"
     for domain, size in sizes.items():
         least, most = min(passes[domain]), max(passes[domain])
         low, high = min(missed[domain]), max(missed[domain])

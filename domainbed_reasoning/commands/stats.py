@@ -1,4 +1,4 @@
-"""`domainbed-reasoning stats`: counts of a chain file and the rates of its rules, as tables, or counts as CSV."""
+"""`domainbed-reasoning stats`: counts of a chain file and its rejection rates by rule, as tables or CSV."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ EXAMPLES = """\
   domainbed-reasoning stats --dataset PACS --data-dir DATA --csv counts.csv
   domainbed-reasoning stats --dataset PACS --data-dir DATA --chains bundled
 
-The table of rules says how often each one fires on chains that conclude the label (it should not), on the others, and
-on chains that conclude the label once another class is put into their conclusion.
+The table of rules shows how often each rule rejects chains that conclude the label (it should not), other chains, and
+chains that conclude the label after their conclusion is replaced by another class.
 """
 
 

@@ -1,4 +1,4 @@
-"""`domainbed-reasoning study`: the tables of the paper, each with its DomainBed commands, printed or run."""
+"""`domainbed-reasoning study`: prints or runs the DomainBed commands for the paper's tables."""
 
 from __future__ import annotations
 
@@ -108,10 +108,10 @@ def _settings(study: Study, args: argparse.Namespace) -> Settings:
 
 
 def _check_data(study: Study, data_dir: str | None, settings: Settings) -> None:
-    """Check that the data exist before hours of jobs are started.
+    """Check that the data exist before starting hours of jobs.
 
     Raises:
-        ValueError: the options do not give each dataset its data and chains.
+        ValueError: the options do not provide data and chains for each dataset.
         FileNotFoundError: a folder or a chain file is missing.
     """
     if not data_dir:
@@ -203,9 +203,9 @@ def _hours_lines(
                 of_grid += (hours or 0.0) * jobs_of(study, grid, dataset, settings)
                 longest = max(longest, hours or 0.0)
         total += of_grid
-        days += max(of_grid / gpus, longest) / 24  # sweeps run one after the other
+        days += max(of_grid / gpus, longest) / 24  # sweeps run sequentially
         longest_of_all = max(longest_of_all, longest)
-    if settings.launcher == "slurm":  # all sweeps are queued at once
+    if settings.launcher == "slurm":  # all sweeps are queued together
         days = max(total / gpus, longest_of_all) / 24
     lines.append(f"{total:.0f} hours in total, {days:.1f} days on {gpus} x {gpu}, within a factor of 2 (see `plan`)")
     if uncounted:
@@ -232,7 +232,7 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
         schedule_of(cls, hparams, data, settings.steps),
         (cls.LABEL_PATH, cls.CHAIN_PATH),
     )
-    if study.one_source:  # the cost model counts all domains but one as sources
+    if study.one_source:  # the cost model assumes all domains but one as sources
         return float((hours.training + hours.labeling) / (data.domains - 1) + hours.evaluation)
     return float(hours.total)
 

@@ -1,4 +1,4 @@
-"""The verbs of the command line, in groups, and the parsers that show their help."""
+"""The verbs of the command line in groups, and their parsers."""
 
 from __future__ import annotations
 

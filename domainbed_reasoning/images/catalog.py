@@ -33,12 +33,12 @@ class ImageFolder:
         name: of the DomainBed dataset class.
         folder: below ``--data_dir``.
         environments: DomainBed's short names of the domains, in the order of the sorted sub-folders.
-        domains: images per domain folder as published; None for a count that is not published. Empty: anything goes.
+        domains: images per domain folder as published; None for a count that is not published. Empty: any domains.
         classes: class folders in sorted order as published; empty: unknown.
-        num_classes: number of classes as published, None: anything goes.
+        num_classes: number of classes as published; None: any number.
         subject: the noun of the question; "object", as published, for every stock dataset.
         readable: class folder → name for prompts, where `prompts.readable_name` would not do.
-        other_totals: (number of images, which copy of the dataset has so many) beside the one of ``domains``.
+        other_totals: (number of images, description) of other copies of the dataset.
         website: its homepage.
         obtain: how to obtain it, in words.
         bundle: chains that come with it, see `chains.bundled`; None without any.

@@ -56,7 +56,7 @@ def read_rgb(
             if draft is not None:
                 picture.draft("RGB", (draft, draft))
             return picture.convert("RGB")
-        except Exception as error:  # Pillow's decoders raise whatever they run into
+        except Exception as error:  # Pillow's decoders raise errors of many types
             raise ImageFileError(place, f"{type(error).__name__}: {error}") from error
 
 
@@ -64,12 +64,12 @@ def is_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> bool
     """Return whether the file ``name`` is in the folder ``root`` after resolving links."""
     try:
         return Path(root, name).resolve().is_relative_to(Path(root).resolve())
-    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL
+    except (OSError, RuntimeError, ValueError):  # circular links, a NUL
         return False
 
 
 def file_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path:
-    """Return the path of the file ``name`` in the folder ``root``, which must not be left by links.
+    """Return the path of the file ``name`` in the folder ``root``; links must not lead out of it.
 
     Raises:
         ImageFileError: if it resolves to a path outside.
@@ -80,7 +80,7 @@ def file_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> Pa
 
 
 def without_metadata(path: str | os.PathLike[str]) -> bytes:
-    """Return an image file's picture as an image file without comments, EXIF, thumbnails or what follows the image.
+    """Return an image file without comments, EXIF, thumbnails or trailing data.
 
     The pixels are those of `read_rgb`. A JPEG stays one, its compressed data untouched; any other becomes a PNG.
 
@@ -105,7 +105,7 @@ def _bare_jpeg(data: bytes) -> bytes:
     """Return a JPEG's segments that decoding needs, up to the end of its first image.
 
     Raises:
-        ValueError, IndexError: it is none.
+        ValueError, IndexError: it is not a JPEG.
     """
     kept, at = bytearray(data[:2]), 2
     while True:

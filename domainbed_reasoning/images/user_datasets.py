@@ -31,7 +31,7 @@ from domainbed_reasoning.images.catalog import STOCK, ImageFolder
 from domainbed_reasoning.registry import DATASETS, EMBEDDED_DATASETS, load, unknown
 
 PATHS_VARIABLE = "DOMAINBED_REASONING_DATASETS"
-MODULE = "domainbed_reasoning.datasets.user_datasets"  # of the classes
+MODULE = "domainbed_reasoning.datasets.user_datasets"  # module of the dataset classes
 
 _KEYS: dict[str, type] = {
     "name": str,
@@ -42,15 +42,15 @@ _KEYS: dict[str, type] = {
     "bundle": str,
     "class_names": dict,
 }
-# DomainBed's datasets that are no image folders.
+# DomainBed's datasets that are not image folders.
 _OF_DOMAINBED = frozenset(
     "Debug28 Debug224 ColoredMNIST RotatedMNIST WILDSCamelyon WILDSFMoW SpawriousO2O_easy SpawriousO2O_medium "
     "SpawriousO2O_hard SpawriousM2M_easy SpawriousM2M_medium SpawriousM2M_hard".split()
 )
 _REQUIRED = ("name", "folder", "environments")
 
-# A dataset's description has some hundred bytes; one with thousands of class names some hundred thousand. On longer
-# lines the parser's time grows with the square of their length.
+# A description has a few hundred bytes, or a few hundred thousand with thousands of class names. The parser's time is
+# quadratic in the length of a line.
 MAX_BYTES = 1 << 18
 _MAX_LINE_BYTES = 2_000
 _MAX_WORDS = 100  # characters of a name or subject
@@ -64,7 +64,7 @@ class DatasetFileError(ValueError):
 
 
 def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
-    """Return the image-folder dataset of that name, with or without ``Reasoning`` at its end.
+    """Return the image-folder dataset of that name, with or without the suffix ``Reasoning``.
 
     Stock and custom ones need neither torch nor DomainBed; other classes of `datasets/` are imported.
 
@@ -82,13 +82,13 @@ def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
 
 
 def other_classes() -> list[str]:
-    """Return the names of registered datasets in image folders that are described by their class alone."""
+    """Return the names of registered image-folder datasets that are only described by their class."""
     names = [name for name in DATASETS if name not in EMBEDDED_DATASETS and name.removesuffix("Reasoning") not in STOCK]
     return [described.name for name in names if (described := _of_class(name))]
 
 
 def _of_class(name: str) -> ImageFolder | None:
-    """Return the description in the class of a registered dataset; None if it has no folder."""
+    """Return the description of a registered dataset, from its class; None if it has no folder."""
     cls = load(DATASETS[name])
     if not hasattr(cls, "FOLDER"):
         return None

@@ -19,7 +19,7 @@ from domainbed_reasoning.mllm.loading import add_lora, empty_network, resolve
 def export_adapters(
     folder: str | pathlib.Path, output: pathlib.Path, model: str | None = None, base_model_id: str | None = None
 ) -> str:
-    """Write a job's adapters as PEFT writes its own: ``PeftModel.from_pretrained(base, output)`` loads them.
+    """Write a job's adapters in PEFT's format: ``PeftModel.from_pretrained(base, output)`` loads them.
 
     The base model's weights are not read.
 
@@ -61,7 +61,7 @@ def export_merged(
 ) -> str:
     """Write the base model with a job's adapters merged into it, and its processor.
 
-    A job that was trained on quantized weights is merged into the unquantized ones.
+    Adapters trained on quantized weights are merged into the unquantized ones.
 
     Args:
         folder: of the job.

@@ -1,4 +1,4 @@
-"""A job's history: what identifies a job, and what an earlier process of it has saved (see `replay_log`)."""
+"""A job's history: its identity, and the progress that an earlier process has saved (see `replay_log`)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from domainbed_reasoning.jobs.replay_log import Progress
 from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
 from domainbed_reasoning.method.schedule import Schedule
 from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 _MODELS = ("model", "clip_model")  # hyper-parameters that name a model
 _LIBRARIES = (*LIBRARIES, "torchvision", "pillow", "tokenizers")
@@ -48,7 +51,7 @@ class History:
         if self.state is not None:
             self._earlier += self.state["records"]
             steps = self.state["steps"]
-            print(f"Resuming after {steps} steps, replayed from {progress.folder}.", flush=True)
+            _log.info(f"Resuming after {steps} steps, replayed from {progress.folder}.")
 
     @property
     def replays(self) -> bool:
@@ -84,7 +87,7 @@ def history_of(task: Task, schedule: Schedule, hparams: dict[str, Any], args: ar
             if progress.state is None:
                 _report_changes(job, progress)
         except OSError as error:
-            print(f"Cannot save this job's progress ({error}): if interrupted, it restarts at step 0.", flush=True)
+            _log.warning(f"Cannot save this job's progress ({error}): if interrupted, it restarts at step 0.")
     try:
         earlier = set_aside(Path(args.output_dir), vars(args))
     except OSError:
@@ -142,7 +145,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _files(model: str) -> Any:
-    """Return what identifies the files of a model: a folder's names, sizes and times, or the commit of a hub id."""
+    """Return the identity of a model's files: a folder's names, sizes and times, or the commit of a hub id."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return [(path.name, *_stamp(path)) for path in sorted(folder.iterdir()) if path.is_file()]
@@ -155,15 +158,14 @@ def _files(model: str) -> Any:
 
 
 def _report_changes(job: Mapping[str, Any], progress: Progress) -> None:
-    """Report why a job starts at step 0 although the same command has progress: something else has changed."""
+    """Report why a job starts at step 0 although the same command has progress: what else has changed."""
     for path in progress.folder.parent.glob("[!.]*/job.json"):
         with suppress(OSError, ValueError, RecursionError):
             other = json.loads(path.read_text(encoding="utf-8"))
             if path.parent == progress.folder or not isinstance(other, dict) or other.get("args") != job["args"]:
                 continue
             changed = [name for name in job if other.get(name) != json.loads(json.dumps(job[name]))]
-            print(
+            _log.info(
                 f"The saved progress of this command in {path.parent} is not used, because {', '.join(changed)} "
-                "changed. Starting from step 0.",
-                flush=True,
+                "changed. Starting from step 0."
             )

@@ -1,10 +1,9 @@
-"""The recorded progress of a training job, from which the same job resumes after it was killed.
+"""The recorded progress of a training job, from which the same job resumes after a kill.
 
-DomainBed starts every job at step 0 and does not keep the folder of an incomplete one. So the steps' values and the
-evaluations' answers are kept in the user's cache folder, under a key made of everything that determines the results.
-If there is progress for a job, it is *replayed*: DomainBed draws the same batches again and gets the recorded values
-and answers for them, which loads the images but does not run the model; after the last saved state, everything is
-computed.
+DomainBed starts every job at step 0 and does not keep the folder of an incomplete one. The steps' values and the
+evaluations' answers are therefore stored in the user's cache folder, under a key derived from everything that
+determines the results. Existing progress is *replayed*: DomainBed draws the same batches again and gets the recorded
+values and answers, which loads the images but does not run the model; computation continues from the last saved state.
 
 A state is saved whenever saving takes at most 1% of the time since the last one, and before an evaluation.
 
@@ -38,9 +37,9 @@ from domainbed_reasoning.terminal import get_logger
 
 _logger = get_logger(__name__)
 
-_SHARE_OF_TIME = 0.01  # of training that may go into saving states
+_SHARE_OF_TIME = 0.01  # share of the training time for saving states
 _FORMAT = 2
-# What `Progress` adds to a state, and its type.
+# The keys that `Progress` adds to a state, and their types.
 _OF_STATE = (("format", int), ("steps", int), ("kept", dict), ("log_bytes", int), ("log_digest", str))
 
 
@@ -52,7 +51,7 @@ class Answers:
         classes: the class of each image that DomainBed's accuracy counts.
         chains: the generated chains; None if none were generated.
         labels: the classification path's classes; None if not computed.
-        state: the model's key of the weights that generated the chains; "" if it does not cache answers.
+        state: cache key of the weights that generated the chains; "" if the model does not cache answers.
     """
 
     classes: list[int]
@@ -67,14 +66,14 @@ def key_of(job: Mapping[str, Any]) -> str:
 
 
 class Progress:
-    """Replays what earlier processes of a job recorded, then records this one.
+    """Replays the records of a job's earlier processes, then records this one.
 
     Args:
-        job: what determines the results, as JSON, which `key_of` turns into the key. Its ``args`` are DomainBed's.
+        job: everything that determines the results, as JSON; hashed by `key_of`. Its ``args`` are DomainBed's.
         root: folder of all jobs' progress.
 
     Attributes:
-        state: that the earlier process saved last; None if the job starts at step 0.
+        state: the last saved state of an earlier process; None if the job starts at step 0.
 
     Raises:
         JobIsRunning: another process is running this job.
@@ -102,7 +101,7 @@ class Progress:
         atexit.register(self._tidy_up, job.get("args", {}).get("output_dir"))
 
     def _open(self, job: Mapping[str, Any]) -> None:
-        """Load what an earlier process saved; if any of it is damaged, start with an empty folder."""
+        """Load an earlier process's progress; if any of it is damaged, start with an empty folder."""
         self._reset()
         try:
             self._read()
@@ -110,7 +109,7 @@ class Progress:
             _logger.info("The progress saved in %s cannot be used: %s. Starting from step 0.", self.folder, error)
             self._reset()
         for path in self.folder.iterdir():
-            temporary = path.name.startswith(".")  # of a file that was being written when the process was killed
+            temporary = path.name.startswith(".")  # left by a process that was killed while writing
             if temporary or (self.state is None and path.name != "lock"):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self._log = os.open(self.folder / "log.jsonl", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -185,8 +184,8 @@ class Progress:
         """Read state and log, and compare all files that a replay needs with their digests.
 
         Raises:
-            Damaged: one of the files is not what was written.
-            OSError: one cannot be read.
+            Damaged: a file does not match its digest.
+            OSError: a file cannot be read.
         """
         path = self.folder / "state.pt"
         if not os.path.lexists(path):
@@ -216,7 +215,7 @@ class Progress:
         """
         sound = needed == 0
         for length, event, running in read_lines(self.folder / "log.jsonl"):
-            # After that part, only the answers of the evaluation that the state was saved before can be used.
+            # After that part, only the answers of the evaluation right after the state can be used.
             if self._length >= needed and "answers" not in event:
                 break
             self._length += length
@@ -239,11 +238,11 @@ class Progress:
         self._write({"answers": asdict(answers)})
 
     def save(self, steps: int, state: Callable[[], dict[str, Any]], now: bool = False) -> None:
-        """Save the state after ``steps`` steps if it is due, but never twice.
+        """Save the state after ``steps`` steps if it is due and not yet saved.
 
         Args:
-            steps: taken so far.
-            state: returns the attribute `state` of the next process: tensors and plain values.
+            steps: number of steps so far.
+            state: returns the state for the next process's attribute `state`: tensors and plain values.
             now: save even if it takes more than `_SHARE_OF_TIME`.
         """
         started = time.monotonic()

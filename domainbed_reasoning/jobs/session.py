@@ -1,8 +1,8 @@
-"""One training job from its algorithm's side: its task, its replay after a restart, seeds, records and progress.
+"""A training job from the algorithm's side: task, replay after a restart, seeds, records and progress.
 
-DomainBed starts every job at step 0. In a job, a session records what every step returned and every evaluation
-answered; after a restart it returns the recorded values until the record ends, has the algorithm restore the state that
-was saved, and computes from there. Outside of a job (a test, a notebook) it computes, and does nothing else.
+DomainBed starts every job at step 0. In a job, a session records the values of every step and the answers of every
+evaluation. After a restart, it returns the recorded values until the log ends, has the algorithm restore the saved
+state, and continues from there. Outside of a job (in a test or a notebook), it only computes.
 """
 
 from __future__ import annotations
@@ -26,54 +26,57 @@ from domainbed_reasoning.jobs.progress import ProgressLog
 from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.results_file import add_to_record
 from domainbed_reasoning.jobs.seeds import seeded
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Resumable(Protocol):
-    """What a session asks of its algorithm."""
+    """The interface that a session requires of its algorithm."""
 
     def step(self, minibatches: Minibatches) -> dict[str, float]:
-        """Take one step and return its values, plain floats, ``stage`` among them."""
+        """Take one step and return its values as plain floats, including ``stage``."""
 
     def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
-        """Return class scores of the images ``x``, ``(n, num_classes)``, and what is recorded of them."""
+        """Return class scores of the images ``x``, ``(n, num_classes)``, and the answers to be recorded."""
 
     def adapters(self) -> dict[str, torch.Tensor]:
         """Return the trained tensors by name."""
 
     def training_state(self) -> dict[str, Any]:
-        """Return what, with the recorded steps, decides everything that follows: tensors and plain values."""
+        """Return the state from which training resumes, given the recorded steps: tensors and plain values."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Load what `training_state` returned after `Session.steps_taken` steps."""
 
     def recall(self, x: torch.Tensor, answers: Answers) -> None:
-        """Remember what an earlier process answered about the images ``x``, if this algorithm can use it."""
+        """Cache an earlier process's answers for the images ``x``, if this algorithm can reuse them."""
 
     def new_self_labels(self) -> list[tuple[int, int, str, bool]]:
-        """Return what the last step self-labeled: environment, index, chain, whether it was kept."""
+        """Return the chains self-labeled in the last step: environment, index, chain, whether it was kept."""
 
 
 class Session:
     """The job that an algorithm trains in.
 
     Args:
-        algorithm: its class.
-        num_classes: of the dataset.
-        num_domains: that it trains on.
+        algorithm: class of the algorithm.
+        num_classes: number of classes.
+        num_domains: number of training domains.
         hparams: DomainBed's dictionary.
         epochs: of each stage, see `schedule.plan_stages`.
 
     Attributes:
-        task: what is asked of every image.
-        schedule: the stages of training, which DomainBed's steps and evaluations follow.
-        steps_taken: so far, those of an earlier process among them.
-        records: of both answers at the last evaluation; None outside of a job.
-        history: of the job; None outside of one, or where nothing is kept.
+        task: classes, images and chains.
+        schedule: the training stages, which determine DomainBed's steps and evaluations.
+        steps_taken: number of steps so far, including those of an earlier process.
+        records: both answers at the last evaluation; None outside of a job.
+        history: progress of the job; None outside of a job, or if it is not saved.
 
     Raises:
-        ValueError: for hyper-parameters that cannot be used, before anything is trained.
+        ValueError: if hyper-parameters are invalid; raised before training.
     """
 
     def __init__(
@@ -86,20 +89,20 @@ class Session:
         check_task(task, hparams, algorithm)
         self.task = task or task_without_names(num_classes)
         if hparams.get("model") == "tiny" and self.task.dataset != "ShapesReasoning":
-            print("The model tiny was never trained on photographs: use it only to test that a job runs.")
+            _log.info("The model tiny was never trained on photographs: use it only to test that a job runs.")
         self.schedule = lay_out_steps(self.task, epochs, hparams)
         self.seed = torch.initial_seed()
         self.steps_taken = 0
         self.records: AnswerRecords | None = None
         self.history: History | None = None
         self._training = ProgressLog(f"{self.name}'s updates", self.schedule.n_steps, "update")
-        self._answering: tuple[int, ProgressLog] | None = None  # after which step
-        self._args: dict[str, Any] = {}  # DomainBed's, of a job
-        self._records_every: int | None = None  # steps, in a job on a dataset of ours
+        self._answering: tuple[int, ProgressLog] | None = None  # (step, log) of the current evaluation
+        self._args: dict[str, Any] = {}  # DomainBed's arguments of a job
+        self._records_every: int | None = None  # steps, in a job on one of our datasets
         if job_arguments() is None:
             warn_outside_job(self.name, self.task, hparams, self.schedule)
         if self.schedule.left_out:
-            print(f"WARNING: {self.name}: {self.schedule.shortfall()}", flush=True)
+            _log.warning(f"WARNING: {self.name}: {self.schedule.shortfall()}")
 
     def start(self) -> None:
         """Open the files beside results.jsonl, and look for the saved progress of an earlier process of this job.
@@ -123,10 +126,10 @@ class Session:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether DomainBed writes a record after the step that is being taken, or its stage ends.
+        """Whether DomainBed writes a record after the current step, or the stage ends with it.
 
-        A record holds the means of what the steps since the last one returned. What it is to hold as it stands at its
-        own step is returned by that step alone. True where the steps of records are not known, as outside of a job.
+        A record contains the means of the steps' values since the last record. Values that must not be averaged are
+        therefore only returned by the recorded step. True if these steps are unknown, e.g. outside of a job.
         """
         step, every = self.steps_taken, self._records_every
         return every is None or step % every == 0 or step == self.schedule.at(step).last
@@ -136,7 +139,7 @@ class Session:
 
         Raises:
             FloatingPointError: the loss is not finite; the step is not recorded.
-            ValueError: the images are another dataset's than the task's.
+            ValueError: the images are not from the task's dataset.
         """
         check_batch(self.task, [x for x, _ in minibatches])
         self._complete_record()
@@ -159,12 +162,12 @@ class Session:
         return values
 
     def predict(self, algorithm: Resumable, x: torch.Tensor) -> torch.Tensor:
-        """Return class scores, ``(n, num_classes)``; in a replay, 1 for the recorded class.
+        """Return class scores, ``(n, num_classes)``; during a replay, 1 for the recorded class.
 
         A further column is "no class", see `answering.strict_scores`.
 
         Args:
-            algorithm: that answers.
+            algorithm: the algorithm.
             x: ``(n, c, H, W)``, bytes or DomainBed's floats.
         """
         ids = ids_of(x)
@@ -189,7 +192,7 @@ class Session:
         return scores
 
     def state_dict(self, algorithm: Resumable) -> dict[str, torch.Tensor]:
-        """Return the adapters alone: the base model is on disk already. DomainBed asks after every record."""
+        """Return only the adapters, as the base model is on disk already. DomainBed calls this after every record."""
         self._complete_record()
         history = self.history
         if history is not None and not history.replays:
@@ -200,7 +203,7 @@ class Session:
         return state
 
     def labeled(self, round: int) -> list[tuple[int, int, str, bool]]:
-        """Return the self-labels of a round from an earlier process, as `Resumable.new_self_labels` returned them."""
+        """Return an earlier process's self-labels of a round, from `Resumable.new_self_labels`."""
         return self.history.progress.labeled(round) if self.history is not None else []
 
     def _resume(self, algorithm: Resumable) -> None:
@@ -208,16 +211,16 @@ class Session:
         state = self.history.end_of_replay() if self.history is not None else None
         if state is not None:
             algorithm.restore(state)
-            print(f"Resumed after step {self.steps_taken - 1}.", flush=True)
+            _log.info(f"Resumed after step {self.steps_taken - 1}.")
 
     def _complete_record(self) -> None:
-        """Add to DomainBed's newest record what the evaluation that it is of has shown, if that is not there yet."""
+        """Add the last evaluation's further values to DomainBed's record of it, if not present yet."""
         if self.records is not None and self.records.evaluated:
             record = (self.records.folder, self._args, self.steps_taken - 1)
             try:
                 added = add_to_record(*record, self.records.evaluated)
-            except OSError as error:  # the record itself is there
-                print(f"Cannot add {', '.join(self.records.evaluated)} to the record of this step: {error}", flush=True)
+            except OSError as error:  # the record itself is complete
+                _log.warning(f"Cannot add {', '.join(self.records.evaluated)} to the record of this step: {error}")
                 added = True
             if added:
                 self.records.evaluated = {}
@@ -233,7 +236,7 @@ class Session:
             )
 
     def _count_answers(self, count: int, seconds: float) -> None:
-        """Count answered images of an evaluation, in which DomainBed asks about all of them."""
+        """Count the answered images of an evaluation, which covers all images."""
         if self.records is None:
             return
         if self._answering is None or self._answering[0] != self.steps_taken:

@@ -1,7 +1,7 @@
-"""What a job trained, read back without DomainBed: its task, its settings and its adapters.
+"""Loads a trained job without DomainBed: its task, settings and adapters.
 
-Three kinds of folder: a DomainBed job (``task.json`` and ``model.pkl``), and the two that `export` makes of one: an
-adapter folder of PEFT and a merged model.
+Three kinds of folders are supported: a DomainBed job (``task.json`` and ``model.pkl``), and the two kinds that `export`
+writes: PEFT adapters and a merged model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TrainedJob:
         folder: that contains it.
         algorithm: name of the algorithm.
         dataset: name of the dataset.
-        subject: the noun of the question.
+        subject: the noun in the question.
         class_names: in label order.
         environments: names of the domains.
         test_envs: numbers of the target domains.
@@ -93,9 +93,9 @@ class TrainedJob:
             quantize: default: the job's.
 
         Raises:
-            ModelError: for a base model that cannot be used.
-            ValueError: for adapters that do not fit it.
-            JobError: for a model whose files the libraries cannot read.
+            ModelError: if the base model cannot be used.
+            ValueError: if the adapters do not fit it.
+            JobError: if the model's files cannot be loaded.
         """
         try:
             mllm = load_mllm(
@@ -117,14 +117,14 @@ class TrainedJob:
 
 
 def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> TrainedJob:
-    """Return the trained model in ``folder``: a job of DomainBed's train or sweep, or what `export` made of one.
+    """Return the trained model in ``folder``: a job of DomainBed's train or sweep, or an export of one.
 
     Args:
         folder: of the job.
         checkpoint: DomainBed's file in it, such as ``model_step19.pkl`` after ``--save_model_every_checkpoint``.
 
     Raises:
-        JobError: for a folder that is none of these, or a job that has not saved its model.
+        JobError: if it is neither, or the job has not saved its model.
     """
     path = pathlib.Path(folder).expanduser()
     task = _read_task(path)
@@ -271,7 +271,7 @@ def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
     if not file.exists():
         others = sorted(path.name for path in file.parent.glob("model*.pkl"))
         why = (
-            f"it has {', '.join(others)}; train --save_model_every_checkpoint saves one per evaluation"
+            f"it has {', '.join(others)}; train with --save_model_every_checkpoint to save one per evaluation"
             if others
             else "the job has not reached its first checkpoint, or ran with --skip_model_save"
         )

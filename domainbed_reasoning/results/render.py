@@ -48,7 +48,7 @@ def _latex_column(table: Table, column: int) -> str:
 
 
 def latex_comments(*texts: str) -> list[str]:
-    """Return texts as LaTeX's comments, whatever lines they hold; empty ones are left out."""
+    """Return texts as LaTeX comments, line by line; empty ones are skipped."""
     return [f"% {line}" for text in texts for line in text.splitlines()]
 
 

@@ -23,7 +23,7 @@ from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob
 
 
 def _run(jobs: Iterable[TrainJob], output: Path) -> int:
-    """Return 1 if a job failed or none could be started, saying why."""
+    """Return 1 if a job failed or, with an error message, if none could be started."""
     try:
         return int(run(jobs, output) > 0)
     except ValueError as error:
@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the design, choose, run or tabulate; return 1 if a job failed."""
     parser = argparse.ArgumentParser(description=study.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--design", action="store_true", help="print the rows and how many of their jobs are done")
+    what.add_argument("--design", action="store_true", help="print the rows and how many of their jobs have completed")
     what.add_argument("--choose", action="store_true", help="run the grids and print source validation accuracies")
-    what.add_argument("--base", action="store_true", help="pretrain the second base, which knows the classes better")
+    what.add_argument("--base", action="store_true", help="pretrain a second base model that knows the classes better")
     what.add_argument("--run", action="store_true", help="run the remaining jobs")
     what.add_argument("--table", action="store_true", help="write rows.csv, choice.csv and table.md")
     parser.add_argument("--output_dir", default="miniature_output", help="of the jobs (default: %(default)s)")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif args.run:
         if not (output / BETTER_BASE / "config.json").exists():
             jobs = [(row, job) for row, job in jobs if row not in OTHER_BASE]
-            print("Skipping the rows of the second base: train it with `--base` first.", file=sys.stderr)
+            print("Skipping the rows of the second base model: train it with `--base` first.", file=sys.stderr)
         return _run((job for _, job in jobs), output)
     else:
         table.write(output, Path(args.results_dir))
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_better_base(output: Path) -> None:
-    """Pretrain the embedded model once more, on lessons whose class names mean more; 10 minutes on one core."""
+    """Pretrain the embedded model again on lessons with more informative class names; 10 minutes on one core."""
     tiny_model.main(["--output", str(output / BETTER_BASE), "--study-name-noise", str(BETTER_BASE_NOISE)])
 
 

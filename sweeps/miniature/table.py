@@ -1,6 +1,6 @@
-"""The miniature study's rows, tables and tests, from the folders of its jobs: see `miniature`.
+"""The miniature study's rows, tables and significance tests, from its job folders.
 
-``rows.csv`` has a line a job: numbers, seeds, commit, command, hardware, date. ``table.md`` has the tables.
+``rows.csv`` has one line per job: numbers, seeds, commit, command, hardware, date. ``table.md`` has the tables.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from domainbed_reasoning.sweeps.miniature.paired import Cell, Comparison, Estima
 from domainbed_reasoning.sweeps.miniature.study import CHOICE_CELLS, CHOICE_SEED, StudyRow, job_of, source_validation
 from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob
 
-Answer = tuple[str, str]  # a row, and which of its numbers
+Answer = tuple[str, str]  # a row and one of its columns
 
 
 def chain(row: str) -> Answer:
@@ -39,8 +39,8 @@ def label(row: str) -> Answer:
     return row, "label"
 
 
-# What is compared, the first row's answer, the second's: the main table, and three families of rows that differ in one
-# thing, and in the learning rate where each has its own. Holm's adjustment is over a family in a regime.
+# Comparison, first row, second row: the main table, and three families of rows that differ in one setting (and in the
+# learning rate if each has its own). Holm's adjustment is over one family in one regime.
 CLAIMS = (
     ("reasoning only against label only", chain("ReasoningSFT"), label("LabelSFT")),
     ("MTCT's chain against reasoning only", chain("MTCT"), chain("ReasoningSFT")),
@@ -125,7 +125,7 @@ Line = dict[str, Any]
 
 
 def write(output: Path, results: Path) -> None:
-    """Write ``rows.csv``, ``choice.csv`` and ``table.md`` from the jobs in ``output`` that are done."""
+    """Write ``rows.csv``, ``choice.csv`` and ``table.md`` from the completed jobs in ``output``."""
     known = _known_rows(results / "rows.csv")
     rows = []
     for cell in miniature.cells():
@@ -133,7 +133,7 @@ def write(output: Path, results: Path) -> None:
         if job.done:
             row = row_of(cell[0], cell[1], job, output)
             before = known.get(row["command"], {})
-            # The first table says where a job ran: another machine may tabulate it later.
+            # Keep the hardware recorded by an earlier table: another machine may run this later.
             row["hardware"] = before.get("hardware") or _hardware()
             row["commit"] = _commit_of_job(job.folder) or before.get("commit") or _commit(_ended(job.folder))
             rows.append(row)
@@ -142,11 +142,11 @@ def write(output: Path, results: Path) -> None:
     if choice := _choice(output):
         _write_csv(results / "choice.csv", ("row", "regime", "target", "seed", "source_validation"), choice)
     replace_text(results / "table.md", render(rows))
-    print(f"{len(rows)} of {len(miniature.cells())} jobs are done; {results}/rows.csv and table.md hold them.")
+    print(f"{len(rows)} of {len(miniature.cells())} jobs completed. Wrote {results}/rows.csv and table.md.")
 
 
 def row_of(study_row: StudyRow, regime: str, job: TrainJob, output: Path) -> Line:
-    """Return the line of a finished job; accuracies are over both splits of the target domain, in [0, 1]."""
+    """Return the line of a completed job; accuracies are over both splits of the target domain, in [0, 1]."""
     folder = job.folder
     last = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
     target = last["args"]["test_envs"][0]
@@ -182,11 +182,11 @@ def row_of(study_row: StudyRow, regime: str, job: TrainJob, output: Path) -> Lin
 
 
 def faithfulness(lines: Sequence[Mapping[str, Any]]) -> Line:
-    """Return what the chains of a target domain say of parts and cue, as shares in [0, 1]; empty without chains.
+    """Return how a target domain's chains relate to parts and cue, as shares in [0, 1]; empty without chains.
 
     ``caption_right``: the caption names the true class's parts. ``follows_caption``: the conclusion is the class whose
-    parts it names; a chain that is broken or names no class's parts is neither. ``follows_cue``: the answer is the
-    class whose hue the background has where it misleads.
+    parts the caption names; invalid chains and captions that match no class count for neither. ``follows_cue``: the
+    answer is the class that the misleading background hue suggests.
     """
     names = list(shapes.CLASS_NAMES)
     answers = [line["chain_answer"] if line["chain"] is not None else line["label_answer"] for line in lines]
@@ -202,7 +202,7 @@ def faithfulness(lines: Sequence[Mapping[str, Any]]) -> Line:
 
 
 def described_class(text: str) -> str | None:
-    """Return the class whose parts a chain's caption names; None where it names those of none."""
+    """Return the class whose parts a chain's caption names; None if no class matches."""
     try:
         told = shapes.class_in_caption(parse_chain(text).caption)
     except ChainError:
@@ -211,7 +211,7 @@ def described_class(text: str) -> str | None:
 
 
 def cells_of(rows: Sequence[Line], regime: str, name: str, number: str) -> dict[Cell, float]:
-    """Return a row's numbers by target domain and seed; zero-shot's one run stands for every seed."""
+    """Return a row's numbers by target domain and seed; zero-shot's single run is used for every seed."""
     own = [row for row in rows if row["regime"] == regime and row["row"] == name and row[number] not in ("", None)]
     seeds = miniature.TEST_SEEDS if name.startswith("MLLMZeroShot") else ()
     return {
@@ -323,7 +323,7 @@ def _choice(output: Path) -> list[Line]:
 
 
 def _commit_of_job(folder: Path) -> str:
-    """Return the commit that a job says it ran on; empty for jobs from before they said so."""
+    """Return the commit that a job recorded; empty for jobs from before commits were recorded."""
     try:
         recorded = json.loads((folder / versions.FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:

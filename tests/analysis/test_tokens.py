@@ -1,4 +1,4 @@
-"""Token shift and entropy: the tables by hand, then of the embedded model and a job that trained it."""
+"""Token shift and entropy: the tables by hand, then for the embedded model and a job trained from it."""
 
 import dataclasses
 
@@ -174,7 +174,7 @@ def test_own_chains_are_read_as_the_job_reads_them(trained, material, monkeypatc
         target_tokens.own_targets(trained, material, samples, exact)
 
 
-def test_where_no_own_chain_is_kept_that_is_said(trained, material):
+def test_missing_own_chains_are_reported(trained, material):
     with pytest.raises(ValueError, match=r"0 of 3 own chains \(greedy\) would be kept"):
         target_tokens.own_targets(trained, material, material.draw([0], 3), target_tokens.Labeling(1))
 

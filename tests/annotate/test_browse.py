@@ -1,4 +1,4 @@
-"""The page for looking: self-contained, safe against what chains say, and right, in a real browser."""
+"""The `browse` page: self-contained, safe against HTML in chains, and correct in a real browser."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_page_loads_nothing_and_allows_its_own_script_alone(page: Path) -> N
     assert "unsafe" not in policy and len(re.findall("'sha256-[^']+'", policy)) == 2
 
 
-def test_what_is_in_the_page_is_what_is_in_the_chain_file(page: Path, toy: Path, lines_of: Any) -> None:
+def test_page_content_equals_the_chain_file(page: Path, toy: Path, lines_of: Any) -> None:
     blocks = parsed(page.read_text("utf-8")).blocks
     unpacked = {name: json.loads(gzip.decompress(base64.b64decode(blocks[name]))) for name in ("index", "text0")}
     kept = [
@@ -142,5 +142,5 @@ def test_hostile_chains_are_shown_as_text_and_do_nothing(page: Path, tmp_path: P
         ("search=ALARM_CLOCK_2", "1–2 of 2"),
     ],
 )
-def test_filters_search_and_pages_show_what_they_should(page: Path, tmp_path: Path, view: str, count: str) -> None:
+def test_filters_search_and_pages_work(page: Path, tmp_path: Path, view: str, count: str) -> None:
     assert shown(in_browser(page, view, tmp_path / "browser"))["where"] == count

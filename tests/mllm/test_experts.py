@@ -1,4 +1,4 @@
-"""Mixtures of experts: what gets no adapters is named, on tiny models of real mixtures."""
+"""Mixtures of experts: weights without adapters are reported, on tiny models of real mixtures."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_the_cost_model_knows_them_too(mixture):
     assert shape.language.weights < shape.weights - sum(shape.fused.values())
 
 
-def test_towers_without_experts_and_bare_models_say_nothing(mixture, capsys):
+def test_towers_without_experts_and_bare_models_report_nothing(mixture, capsys):
     load_mllm(mixture)
     load_mllm(mixture, lora=LoraSettings(rank=2, alpha=4, towers="vision"))
     assert "get no adapters" not in capsys.readouterr().out

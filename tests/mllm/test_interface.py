@@ -1,4 +1,4 @@
-"""Releases of transformers, and models, that would take a call and drop what it says."""
+"""Releases of transformers, and models, that would ignore arguments."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def core_class(folder):
         return type(transformers.AutoModelForImageTextToText.from_config(config).model)
 
 
-def test_every_family_has_what_is_needed_and_sees(family_folder):
+def test_every_family_has_the_required_interface_and_sees_images(family_folder):
     load_mllm(family_folder)
 
 

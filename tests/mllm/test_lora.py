@@ -1,4 +1,4 @@
-"""Adapters in the model's precision against PEFT's own, layer by layer and in whole models of every family."""
+"""Adapters in the model's precision against PEFT's, by layer and for whole models of every family."""
 
 import peft
 import pytest
@@ -208,7 +208,7 @@ def test_only_mlps_whose_forward_is_the_gated_product_are_recomputed(kind, recom
     assert isinstance(network.base_model.model["mlp"], RecomputedGate) == recomputed
 
 
-def test_a_training_step_at_8b_stays_below_its_bars():
+def test_training_step_at_8b_stays_below_its_limits():
     """Counted on the meta device; two images count as four do, an image each."""
     settings = (2, 0.0, 7, 250, 3)
     counting, kept = roofline.count("float32", *settings)

@@ -1,4 +1,4 @@
-"""Each family through MTCT and a round of SARR, whole and quantized: what moves, what does not, what comes back."""
+"""Each family through MTCT and a SARR round, full precision and quantized: which weights change, and reloading."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_a_round_of_sarr_tunes_on_the_models_own_chains(run):
     assert any(seen["moved"].values())
 
 
-def test_both_answers_name_the_class_that_was_learnt(run, minibatches):
+def test_both_answers_name_the_class_that_was_learned(run, minibatches):
     algorithm, _ = run
     algorithm.eval()
     for answer in ("label", "chain"):
@@ -109,7 +109,7 @@ def test_a_copy_for_inference_answers_as_the_trained_model(run, minibatches, cla
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
-def test_quantised_models_train_and_answer(family_folder, algorithm_on, minibatches, quantize):
+def test_quantized_models_train_and_answer(family_folder, algorithm_on, minibatches, quantize):
     """bitsandbytes on the CPU: the towers' layers are quantized, adapters of both towers move, answers are finite."""
     schedule = Schedule((Stage(0, 0, 3), Stage(1, 4, 4)), 5, 4)
     given = {"lr": 5e-3, "micro_batch": 8, "quantize": quantize, "max_new_tokens": 8}

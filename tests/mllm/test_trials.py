@@ -1,4 +1,4 @@
-"""Trying models out: each finding leads to equal numbers, and what cannot be used is refused with what was found."""
+"""Probing models: optimizations only where results are equal, and errors with the finding."""
 
 import dataclasses
 import json
@@ -77,14 +77,14 @@ def test_rows_of_equal_length_go_together_where_padding_does_not_hold():
     assert general.grouped([3, 5, 3], batch=False, padding=False) == [[0], [1], [2]]
 
 
-def test_every_family_is_found_to_be_as_its_row_says(family_folder):
+def test_probe_results_match_every_family_row(family_folder):
     network, processor, family = load_network(family_folder, "float32", "none", torch.device("cpu"))
     found = trials.try_out(lambda settings: MLLM(network, processor, settings), family, (family.tree,))
     assert (found.tree, found.batch, found.padding, found.reuse, found.cache) == (family.tree, *[True] * 4)
     assert found.worst < 1e-4
 
 
-def test_structure_tells_the_families_layers_apart_as_their_names_do(family_folder):
+def test_layers_found_by_structure_match_those_found_by_name(family_folder):
     network = load_network(family_folder, "float32", "none", torch.device("cpu"))[0]
     part, layers = parts_of(network), [name for name, module in network.named_modules() if is_linear(module)]
     assert {name: part(name) for name in layers} == {name: part_of(name) for name in layers}
@@ -215,7 +215,7 @@ def test_doctor_shows_what_each_trial_found(vipllava, capsys):
     assert "rows with a shared prefix" in printed and "images in a batch" in printed and "Ready" in printed
 
 
-def test_doctor_says_why_a_model_cannot_be_used(tmp_path, capsys):
+def test_doctor_reports_why_a_model_cannot_be_used(tmp_path, capsys):
     assert cli.main(["doctor", "--model", str(tmp_path)]) == 1
     assert "no config.json" in capsys.readouterr().out
 

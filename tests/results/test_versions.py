@@ -1,4 +1,4 @@
-"""`versions.json`: what a job ran on, written once, never at the cost of the job, and mixtures named."""
+"""`versions.json`: what a job ran on, written once, never at the job's expense, and mixed versions reported."""
 
 import argparse
 import json
@@ -34,12 +34,12 @@ def test_a_job_writes_its_versions_once(train_job, tmp_path, monkeypatch):
     versions.record_for_job()
 
 
-def test_no_job_no_file(monkeypatch):
+def test_without_a_job_no_file_is_written(monkeypatch):
     monkeypatch.setattr(versions, "current", lambda: pytest.fail("asked"))
     versions.record_for_job()
 
 
-def test_what_goes_wrong_does_not_stop_the_job(train_job, tmp_path, capsys):
+def test_errors_in_version_recording_do_not_stop_the_job(train_job, tmp_path, capsys):
     train_job(tmp_path / "nowhere")
     versions.record_for_job()
     assert "Could not record the versions of this job: FileNotFoundError" in capsys.readouterr().out
@@ -61,14 +61,14 @@ def test_a_commit_is_named_and_whether_files_differ_from_it(tmp_path):
     assert versions._commit(tmp_path / "site-packages") == nothing
 
 
-def test_without_git_nothing_is_said(tmp_path, monkeypatch):
+def test_without_git_no_commit_is_recorded(tmp_path, monkeypatch):
     (tmp_path / ".git").mkdir()
     monkeypatch.setenv("PATH", "")
     assert versions._commit(tmp_path) == {"commit": None, "modified": None}
     assert upstream.is_modified(tmp_path) is None
 
 
-def test_versions_are_read_whatever_the_file_says():
+def test_versions_are_read_from_any_file_content():
     assert versions.spelt({}) == {}
     assert versions.spelt({"domainbed-reasoning": [1], "DomainBed": 2, "libraries": "x", "device": {}}) == {}
     ours = {"version": "0.1.0", "commit": "0123456789abcdef", "modified": True}
@@ -76,7 +76,7 @@ def test_versions_are_read_whatever_the_file_says():
     assert printed == {"domainbed-reasoning": "0.1.0, commit 0123456789ab, modified", "DomainBed": "stand-in"}
 
 
-def test_two_codes_without_a_commit_are_told_apart_by_their_files():
+def test_codes_without_a_commit_are_distinguished_by_their_files():
     """As of wheels, or of two states of a checkout with changes; a commit alone says it where nothing differs."""
 
     def spelt(**printed):
@@ -107,7 +107,7 @@ def test_jobs_of_two_commits_are_named_and_counted(write_job):
     assert set(frame["version"].dropna()) == {"0.1.0, commit aaaaaaaaaaaa", "0.1.0, commit bbbbbbbbbbbb"}
 
 
-def test_the_report_has_then_and_now(write_job):
+def test_report_has_recorded_and_current_versions(write_job):
     from domainbed_reasoning.results.job_folders import read_jobs
 
     write_versions(write_job("one"), "a" * 40, "2.8.0")

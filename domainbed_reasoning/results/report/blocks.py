@@ -20,7 +20,7 @@ class Code:
     """Commands, or the output of a program.
 
     Attributes:
-        caption: what it is.
+        caption: its caption.
         text: the code.
         language: for syntax highlighting in Markdown; "text" for plain text.
     """

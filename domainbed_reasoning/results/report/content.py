@@ -94,7 +94,7 @@ def _one_source(frame: pd.DataFrame) -> Iterator[Block]:
         ours, best = published.SINGLE_SOURCE["RDMLDG"], published.SINGLE_SOURCE["best baseline"]
         yield Text(
             f"The paper reports an average of {ours:.2f} for RD-MLDG trained on one source domain, and {best:.2f} for "
-            "its best baseline. Over which datasets and sources it is taken is not known here."
+            "its best baseline. The datasets and sources averaged over are not known here."
         )
 
 
@@ -163,7 +163,7 @@ def _rounds(frame: pd.DataFrame) -> Iterator[Block]:
 
 
 def _examples(counted: Sequence[JobFolder], examples: int, data_dir: str | None) -> Iterator[Block]:
-    """Yield the examples of every algorithm that wrote chains; those of the last in DomainBed's order open."""
+    """Yield the examples of every algorithm with chains; the last algorithm in DomainBed's order is expanded."""
     single = [job for job in counted if len(job.args["test_envs"]) == 1]
     groups: list[tuple[str, list[Examples]]] = []
     places = {(job.args["dataset"], job.args["algorithm"], job.sweep) for job in single}
@@ -196,7 +196,9 @@ def _examples(counted: Sequence[JobFolder], examples: int, data_dir: str | None)
     for number, (name, found) in enumerate(groups):
         yield Details(name, tuple(found), opened=number == 0)
     if skipped:
-        yield Text(f"Left out to keep the page small: {', '.join(skipped)}. `--examples` shows fewer of each.")
+        yield Text(
+            f"Left out to keep the page small: {', '.join(skipped)}. Pass a smaller `--examples` to include them."
+        )
 
 
 def _reproduction(jobs: Sequence[JobFolder], with_records: Sequence[JobFolder], root: Path) -> Iterator[Block]:
@@ -204,6 +206,6 @@ def _reproduction(jobs: Sequence[JobFolder], with_records: Sequence[JobFolder], 
         sweeps = commands.sweep_commands(with_records, root)
         yield from sweeps
         if not sweeps:
-            yield Text("No stock sweep has jobs with these targets; use the train commands.")
+            yield Text("No stock sweep creates jobs with these targets; use the train commands.")
         yield Details("Commands of single jobs", (commands.job_commands(with_records),), opened=not sweeps)
     yield commands.versions_table(jobs)

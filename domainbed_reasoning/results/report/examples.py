@@ -32,11 +32,11 @@ OpenPicture = Callable[[int, int, str], Image.Image]  # of (environment, index, 
 def examples_of(
     jobs: Sequence[JobFolder], count: int, data_dir: str | None = None, left_out: list[str] | None = None
 ) -> Iterator[Examples]:
-    """Yield the examples of one algorithm on one dataset, a group a target domain.
+    """Yield the examples of one algorithm on one dataset, one group per target domain.
 
     Args:
-        jobs: of that algorithm and dataset, with one target domain each; of each domain the lowest trial is shown.
-        count: how many right, and how many wrong ones of each domain.
+        jobs: of that algorithm and dataset, with one target domain each; the lowest trial of each domain is shown.
+        count: number of correct and of wrong examples per domain.
         data_dir: folder of the images, if not that of the jobs.
         left_out: receives the problems of invalid lines of predictions.
     """
@@ -82,7 +82,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _sample(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """Return ``count`` right ones, ``count`` wrong ones and one that names no class, by the hash of their names."""
+    """Return ``count`` correct examples, ``count`` wrong ones and one that names no class, sampled by name hash."""
     ordered = sorted(rows, key=lambda row: hashlib.sha256(str(row["image"]).encode("utf-8", "replace")).digest())
     numbers = {"right": count, "wrong": count, "no class": min(count, 1)}
     return [

@@ -1,4 +1,4 @@
-"""--max-cost is a bound: on what is billed without an answer, counted higher than estimated, or never reported."""
+"""--max-cost is a hard limit, for billed requests without an answer, underestimates, and unreported usage."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def annotate(toy: Path, verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("content", [None, ""])
 @pytest.mark.parametrize("finish", ["length", "max_tokens", "MAX_TOKENS"])
-def test_an_answer_cut_while_thinking_is_a_candidate_that_is_paid_for(
+def test_answer_truncated_while_thinking_is_a_paid_candidate(
     content: Any, finish: str, scripted: Any, annotate: Any, tmp_path: Path
 ) -> None:
     """$0.00968 an answer: five fit into $0.05. None is asked for twice, each is stored with its tokens."""
@@ -65,7 +65,7 @@ def test_an_answer_cut_while_thinking_is_a_candidate_that_is_paid_for(
     assert "5,000 tokens in, 3,840 out, $0.0484" in out and "larger --max-tokens" in out
 
 
-def test_with_a_larger_max_tokens_what_was_cut_is_asked_again_under_other_seeds(
+def test_larger_max_tokens_retries_truncated_answers_with_new_seeds(
     scripted: Any, annotate: Any, tmp_path: Path
 ) -> None:
     server = scripted(lambda body: completion(None, "length") if body["max_tokens"] < 900 else completion())
@@ -78,7 +78,7 @@ def test_with_a_larger_max_tokens_what_was_cut_is_asked_again_under_other_seeds(
     assert len(seeds) == len(set(seeds)) == 24
 
 
-def test_an_answer_without_text_is_judged_and_not_asked_again(scripted: Any, annotate: Any, tmp_path: Path) -> None:
+def test_answer_without_text_is_judged_and_not_retried(scripted: Any, annotate: Any, tmp_path: Path) -> None:
     server = scripted(lambda body: completion(None))
     code, out = annotate(server, "--candidates", 1)
     assert code in (0, 1) and len(server.bodies()) == len(read_lines(tmp_path / "c.jsonl")) == 8
@@ -99,7 +99,7 @@ LOST: dict[str, Callable[[dict[str, Any]], tuple[int, Any] | None]] = {
 
 
 @pytest.mark.parametrize("kind", LOST)
-def test_what_may_have_been_billed_stays_reserved(kind: str, scripted: Any, annotate: Any, tmp_path: Path) -> None:
+def test_possibly_billed_requests_stay_reserved(kind: str, scripted: Any, annotate: Any, tmp_path: Path) -> None:
     """Every request that arrives is billed at 3000 tokens and all of its answer's, reported or not."""
     turn, lock, billed = itertools.count(), threading.Lock(), [0.0]
     most = dollars(3000, 768)
@@ -124,7 +124,7 @@ def test_a_request_that_was_refused_or_never_arrived_costs_nothing(scripted: Any
     assert code == 0 and "without reported" not in out and f"${8 * dollars(1000, 100):.4f}" in out
 
 
-def test_what_a_time_out_may_have_cost_stays_reserved(liar: Any, annotate: Any) -> None:
+def test_possible_cost_of_a_timeout_stays_reserved(liar: Any, annotate: Any) -> None:
     """Nothing is ever answered: 0.01 dollars a request are all that is known."""
     ended = threading.Event()
     server = liar(lambda connection: ended.wait(600))
@@ -134,9 +134,7 @@ def test_what_a_time_out_may_have_cost_stays_reserved(liar: Any, annotate: Any) 
 
 
 @pytest.mark.parametrize("reported", [(9000, 100), (1000, 4000), (30_000, 4000)])
-def test_a_server_that_counts_more_than_was_estimated_raises_what_is_reserved(
-    reported: tuple[int, int], scripted: Any, annotate: Any
-) -> None:
+def test_higher_token_counts_raise_reservations(reported: tuple[int, int], scripted: Any, annotate: Any) -> None:
     server = scripted(lambda body: completion("no chain", "stop", reported))
     limit = 4.5 * dollars(*reported)
     code, out = annotate(server, "--max-cost", limit, "--concurrency", 8)
@@ -180,7 +178,7 @@ def reserve(budget: Budget, **outcome: Any) -> None:
     asyncio.run(once())
 
 
-def test_an_unknown_cost_is_settled_as_the_dearest_and_not_as_nothing() -> None:
+def test_unknown_cost_is_settled_as_the_maximum() -> None:
     """Prices of 1 and 10: 1000 and 100 tokens are $0.002. Three fit into $0.007; refused ones do not count."""
     budget = Budget((1.0, 10.0), 1000, 100, max_cost=0.007)
     reserve(budget, free=True)
@@ -203,7 +201,7 @@ def test_a_real_cost_takes_the_place_of_the_reservation() -> None:
         reserve(budget)
 
 
-def test_what_was_seen_once_is_reserved_for_the_past_and_the_future() -> None:
+def test_highest_observed_usage_applies_to_past_and_future_reservations() -> None:
     """A request of unknown cost was held at $0.002; one that is counted at $0.02 says that it may have cost that."""
     budget = Budget((1.0, 10.0), 1000, 100, max_cost=0.05)
     reserve(budget)
@@ -229,7 +227,7 @@ def test_a_reservation_holds_the_largest_image_that_is_sent(model: str, tokens: 
     assert cost.request_tokens(model, question, MAX_EDGE) == tokens + 2 * cost.text_tokens(question)
 
 
-def test_a_limit_that_only_holds_without_the_image_lets_nothing_be_sent(scripted: Any, annotate: Any) -> None:
+def test_limit_below_the_image_cost_sends_nothing(scripted: Any, annotate: Any) -> None:
     """The toy's question is some 200 tokens, an image up to 784: at $1 a token of the prompt, $700 are too few."""
     server = scripted(lambda body: completion())
     code, out = annotate(server, "--price", 1e6, 0, "--max-cost", 700)

@@ -1,4 +1,4 @@
-"""The key is not shown in part or encoded, nor handed to a proxy; an account's names go to OpenAI alone."""
+"""The API key never appears, in part or encoded, nor reaches a proxy; account names go to OpenAI only."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_run_of_the_key_is_found_in_every_encoding(encoding: str, part: str) -
     assert len(left) < 24, "of base64, what surrounds the sure digits, and no run"
 
 
-def test_a_text_without_the_key_stays_as_it_is() -> None:
+def test_text_without_the_key_is_unchanged() -> None:
     text = "100% of the dogs \\ cats &#38; sk-proj planted %41\\u0041 " + KEY[:7]
     assert redact(text, KEY) == text and redact(text, "") == text
     assert redact("the empty room is not-needed", "EMPTY") == "the empty room is not-needed"
@@ -133,7 +133,7 @@ def test_no_part_of_the_key_is_stored_or_printed_or_logged(
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2"])
-def test_no_proxy_is_asked_for_this_machine(
+def test_no_proxy_is_used_for_this_machine(
     variable: str, host: str, scripted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = {"choices": [{"message": {"content": "direct"}, "finish_reason": "stop"}]}
@@ -151,9 +151,7 @@ def test_no_proxy_is_asked_for_this_machine(
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "nonsense://127.0.0.1:1", "http://["])
-def test_a_proxy_that_cannot_be_used_does_not_matter_here(
-    proxy: str, scripted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unusable_proxy_is_ignored_for_this_machine(proxy: str, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
     server = scripted(lambda body: (200, {"choices": [{"message": {"content": "direct"}}]}))
     assert ask(server.url).text == "direct"
@@ -174,7 +172,7 @@ def test_a_proxy_that_cannot_be_used_does_not_matter_here(
         ("https://[::1]:1/v1", False),
     ],
 )
-def test_a_proxy_is_only_used_where_it_cannot_read(url: str, proxied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_is_only_used_for_encrypted_connections(url: str, proxied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import openai
 
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
@@ -198,7 +196,7 @@ def test_a_proxy_is_only_used_where_it_cannot_read(url: str, proxied: bool, monk
         ("http://127.0.0.1:1/v1", False),
     ],
 )
-def test_an_accounts_names_go_to_openai_alone(url: str | None, goes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_account_names_are_only_sent_to_openai(url: str | None, goes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setenv("OPENAI_ORG_ID", "org-planted-4410")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-planted-77")

@@ -1,4 +1,4 @@
-"""`export --job` and `predict` on folders that are no whole job: an answer, or one line that names what is wrong."""
+"""`export --job` and `predict` on incomplete job folders: an answer, or a one-line error."""
 
 import json
 import shutil
@@ -79,7 +79,7 @@ def test_the_whole_job_is_exported_and_predicts(odd, capsys, tmp_path):
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", ODD)
-def test_odd_files(odd, file, kind, capsys, tmp_path):
+def test_invalid_files(odd, file, kind, capsys, tmp_path):
     ODD[kind](odd / file)
     exported, predicted, err = both(capsys, odd, tmp_path)
     if file in ("task.json", "model.pkl"):
@@ -89,7 +89,7 @@ def test_odd_files(odd, file, kind, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*TASK, *(f"hparams.{name}" for name in HPARAMS)])
-def test_odd_values_of_the_task(odd, name, capsys, tmp_path):
+def test_invalid_task_values(odd, name, capsys, tmp_path):
     task = json.loads((odd / "task.json").read_text())
     for value in VALUES:
         changed = json.loads(json.dumps(task))
@@ -102,7 +102,7 @@ def test_odd_values_of_the_task(odd, name, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("name", PICKLES)
-def test_odd_checkpoints(odd, name, capsys, tmp_path):
+def test_invalid_checkpoints(odd, name, capsys, tmp_path):
     torch.save(PICKLES[name], odd / "model.pkl")
     exported, _, err = both(capsys, odd, tmp_path)
     assert exported == 1 and err
@@ -110,12 +110,12 @@ def test_odd_checkpoints(odd, name, capsys, tmp_path):
 
 @pytest.mark.parametrize("file", ["config.json", "adapter_model.safetensors"])
 @pytest.mark.parametrize("kind", ["folder", "empty", "{}", "[]", "text", "no UTF-8", "deep", "zip", "dangling"])
-def test_odd_files_of_an_export(odd, file, kind, capsys, tmp_path):
+def test_invalid_export_files(odd, file, kind, capsys, tmp_path):
     ODD[kind](odd / file)
     both(capsys, odd, tmp_path)
 
 
-def test_no_folder(capsys, tmp_path):
+def test_missing_folder(capsys, tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "circle").symlink_to("circle")
     for name in ("nowhere", "file", "circle", "a\nb\x1b[31m", "x" * 300):

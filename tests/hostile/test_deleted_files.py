@@ -1,4 +1,4 @@
-"""The chain file goes away, or its disk is full, while a run writes to it; or there is nothing to write at all."""
+"""The chain file is deleted or its disk is full during a run, or there is nothing to write."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ LOSSES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("at", ["append", "sync", "close"])
-def test_a_chain_file_that_goes_away_is_noticed_and_its_lines_are_saved(loss: str, at: str, tmp_path: Path) -> None:
+def test_deleted_chain_file_is_detected_and_its_lines_are_saved(loss: str, at: str, tmp_path: Path) -> None:
     happens, word = LOSSES[loss]
     file = tmp_path / "chains" / "c.jsonl"
     writer = ChainWriter(file)
@@ -77,7 +77,7 @@ def test_a_chain_file_that_goes_away_is_noticed_and_its_lines_are_saved(loss: st
         assert images(file) == ["other"], "what another program wrote is left alone"
 
 
-def test_a_chain_file_that_is_cut_short_is_noticed(tmp_path: Path) -> None:
+def test_truncated_chain_file_is_detected(tmp_path: Path) -> None:
     file = tmp_path / "c.jsonl"
     with ChainWriter(file) as writer:
         writer.append(record("a"))
@@ -110,7 +110,7 @@ def annotate(toy: Path, verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("loss", ["deleted", "replaced"])
-def test_a_run_whose_chain_file_goes_away_ends_with_every_answer_saved(
+def test_run_with_a_deleted_chain_file_ends_with_every_answer_saved(
     loss: str, scripted: Any, annotate: Any, tmp_path: Path
 ) -> None:
     """Of eight images, the file goes at the third request; what is under way then is saved, nothing more is asked."""
@@ -130,7 +130,7 @@ def test_a_run_whose_chain_file_goes_away_ends_with_every_answer_saved(
     assert str(saved) in err and len(images(saved)) == len(server.requests) <= 4
 
 
-def test_a_full_disk_names_the_file_and_what_is_safe(
+def test_full_disk_error_names_the_file_and_saved_records(
     scripted: Any, annotate: Any, start_verb: Any, toy: Path, tmp_path: Path
 ) -> None:
     """A file may have 2,000 bytes: three records of some 700."""
@@ -153,7 +153,7 @@ def test_a_full_disk_names_the_file_and_what_is_safe(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "teacher.invalid"])
-def test_a_server_that_cannot_be_reached_is_named_and_leaves_nothing(
+def test_unreachable_server_is_reported_and_leaves_no_file(
     host: str, annotate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -163,7 +163,7 @@ def test_a_server_that_cannot_be_reached_is_named_and_leaves_nothing(
     assert "browse" not in out + err and not (tmp_path / "new" / "c.jsonl").exists()
 
 
-def test_a_file_that_was_there_empty_stays(tmp_path: Path) -> None:
+def test_existing_empty_file_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "c.jsonl"
     file.touch()
     ChainWriter(file, leave_empty=False).close()

@@ -1,4 +1,4 @@
-"""Copies for inference, 16 GB each of an 8B model: when one is made, and when it goes."""
+"""Copies for inference, 16 GB each for an 8B model: when they are created and freed."""
 
 import gc
 import types
@@ -40,7 +40,7 @@ def copies(monkeypatch):
     return made, others
 
 
-def test_a_copy_is_gone_when_nobody_holds_it(folder_of, images, no_collector):
+def test_copy_is_freed_without_references(folder_of, images, no_collector):
     frozen = load_mllm(folder_of("InternVL"), lora=LoraSettings(4, 8)).eval().copy_for_inference()
     frozen.generate(images, "?", 4)
     frozen.class_scores(images, "?", ["a", "b"])
@@ -49,14 +49,14 @@ def test_a_copy_is_gone_when_nobody_holds_it(folder_of, images, no_collector):
     assert weight() is None
 
 
-def test_a_rounds_labeller_goes_before_the_next_is_made(folder_of, algorithm_on, minibatches, copies, no_collector):
+def test_labeler_is_freed_before_the_next_one_is_created(folder_of, algorithm_on, minibatches, copies, no_collector):
     algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", ROUNDS, micro_batch=8, max_new_tokens=4)
     for _ in range(5):
         algorithm.update(minibatches)
     assert copies[1] == [0, 0]
 
 
-def test_an_evaluation_keeps_the_copy_that_it_began_with(folder_of, algorithm_on, minibatches, copies, monkeypatch):
+def test_evaluation_keeps_its_initial_copy(folder_of, algorithm_on, minibatches, copies, monkeypatch):
     """While the copy is there, there is no room for another: that is no reason to answer without it."""
     algorithm = algorithm_on(folder_of("InternVL"), "MTCT", micro_batch=8, max_new_tokens=4)
     algorithm.update(minibatches)
@@ -69,7 +69,7 @@ def test_an_evaluation_keeps_the_copy_that_it_began_with(folder_of, algorithm_on
     assert len(copies[0]) == 1
 
 
-def test_an_evaluation_without_a_copy_stays_without(folder_of, algorithm_on, minibatches, copies, monkeypatch):
+def test_evaluation_without_a_copy_stays_without(folder_of, algorithm_on, minibatches, copies, monkeypatch):
     algorithm = algorithm_on(folder_of("InternVL"), "MTCT", micro_batch=8, max_new_tokens=4)
     algorithm.update(minibatches)
     algorithm.eval()
@@ -95,14 +95,14 @@ def on_a_gpu(monkeypatch):
     return say
 
 
-def test_a_copy_fits_where_torch_holds_memory_that_nothing_uses(folder_of, on_a_gpu):
+def test_copy_fits_into_unused_reserved_memory(folder_of, on_a_gpu):
     """5 sizes: 1 is the model, 3.5 were training's and are held ready, 0.5 are free: 4 could be had, 1.5 are asked."""
     mllm = load_mllm(folder_of("InternVL"))
     on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1)
     assert mllm.fits_a_copy()
 
 
-def test_a_copy_that_stays_leaves_training_what_it_has_needed(folder_of, on_a_gpu):
+def test_persistent_copy_leaves_enough_memory_for_training(folder_of, on_a_gpu):
     """The same, and training comes back: of 5 sizes it has taken 4.5. Or 3, which leaves 2."""
     mllm = load_mllm(folder_of("InternVL"))
     size = on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1)
@@ -110,7 +110,7 @@ def test_a_copy_that_stays_leaves_training_what_it_has_needed(folder_of, on_a_gp
     assert mllm.fits_a_copy(beside=3 * size)
 
 
-def test_a_copy_that_leaves_no_room_to_write_is_none(folder_of, on_a_gpu):
+def test_copy_without_room_for_generation_is_not_made(folder_of, on_a_gpu):
     """Of 5 sizes 4 could be had; the copy takes one, keys and values of a model without grouped heads 3."""
     mllm = load_mllm(folder_of("InternVL"))
     size = on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1)
@@ -144,7 +144,7 @@ def test_the_bytes_of_written_chains_are_those_of_the_cache(folder_of, images, m
     assert 0 < new <= 6 and mllm.cache_bytes(rows, "Which?", new) == held
 
 
-def test_what_training_needs_is_measured_before_an_evaluation_adds_its_copy(
+def test_training_memory_is_measured_before_an_evaluation_adds_its_copy(
     folder_of, algorithm_on, minibatches, monkeypatch
 ):
     """DomainBed evaluates after the first step, the first round begins later."""

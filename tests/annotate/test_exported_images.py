@@ -1,4 +1,4 @@
-"""Images that leave the machine, in a page or in an export: their pixels alone, and none from elsewhere."""
+"""Images in pages and exports: their pixels only, and none from outside of the dataset."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def save(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "gif", "tiff"])
-def test_an_image_leaves_without_what_is_not_pixels(tmp_path: Path, ending: str) -> None:
+def test_exported_image_contains_only_pixels(tmp_path: Path, ending: str) -> None:
     path = save(tmp_path / f"a.{ending}")
     assert SECRET in path.read_bytes()
     data = without_metadata(path)
@@ -54,7 +54,7 @@ def test_an_image_leaves_without_what_is_not_pixels(tmp_path: Path, ending: str)
     assert Image.open(io.BytesIO(data)).format == ("JPEG" if ending == "jpg" else "PNG")
 
 
-def test_what_is_no_regular_image_file_does_not_leave(tmp_path: Path) -> None:
+def test_irregular_image_files_are_not_exported(tmp_path: Path) -> None:
     (tmp_path / "eps.jpg").write_bytes(EPS)
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "cut.jpg").write_bytes(save(tmp_path / "a.jpg").read_bytes()[:400])
@@ -64,7 +64,7 @@ def test_what_is_no_regular_image_file_does_not_leave(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/etc/passwd", "link.png", "folder/x.png", "circle", "a\0b"])
-def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+def test_name_outside_the_folder_is_rejected(tmp_path: Path, name: str) -> None:
     root = tmp_path / "root"
     root.mkdir()
     picture().save(tmp_path / "out.png")
@@ -79,7 +79,7 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: st
     assert file_below(root, "within.png") == root / "within.png"
 
 
-def test_an_export_with_images_has_pixels_alone_and_follows_no_link_out(
+def test_export_with_images_has_only_pixels_and_follows_no_external_links(
     toy: Path, verb: Verb, tmp_path: Path, chain_text: Callable[..., str]
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")

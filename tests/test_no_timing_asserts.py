@@ -1,4 +1,4 @@
-"""No test asserts how long something takes: a machine may be slow, busy, or both.
+"""No test asserts how long something takes: machines may be slow, busy, or both.
 
 A file is read as code: a clock's reading, or what was computed from one, is compared by order nowhere, and a process,
 a thread or an event is waited for generously.
@@ -111,11 +111,11 @@ def test_every_spelling_is_found(code: str) -> None:
     assert len(findings_of(code)) == 1
 
 
-def test_files_that_did_not_change_and_generous_waits_are_no_times() -> None:
+def test_modification_times_and_generous_timeouts_are_allowed() -> None:
     assert findings_of("before = p.stat().st_mtime_ns\nassert p.stat().st_mtime_ns == before\nchild.wait(600)") == []
 
 
-def test_hypothesis_has_no_deadline_and_no_check_of_speed() -> None:
+def test_hypothesis_has_no_deadline_or_speed_check() -> None:
     """Its default lets a test fail whose example takes 200 ms, as a busy machine makes any take."""
     assert settings.default.deadline is None and HealthCheck.too_slow in settings.default.suppress_health_check
     own = re.compile(r"@settings\(.*(deadline|suppress_health_check)")

@@ -1,4 +1,4 @@
-"""Small files that ask for much, and things that are no files: refused by name, within little memory."""
+"""Small files that expand, and things that are not files: rejected by name, in bounded memory."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], type[Exception]]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_what_is_no_regular_file_is_refused_at_once(odd: tuple[Path, str], reader: str) -> None:
+def test_irregular_files_are_rejected_immediately(odd: tuple[Path, str], reader: str) -> None:
     path, kind = odd
     read, error = READERS[reader]
     with pytest.raises(error, match=f"(?s){kind}"):
@@ -115,7 +115,7 @@ def test_a_sparse_file_of_a_terabyte_is_refused(tmp_path: Path, reader: str) -> 
         read(path)
 
 
-def test_jobs_whose_records_are_no_files_are_named_and_the_others_counted(odd: tuple[Path, str]) -> None:
+def test_jobs_with_irregular_record_files_are_reported_and_the_others_counted(odd: tuple[Path, str]) -> None:
     folder = odd[0].parent / "job"
     folder.mkdir()
     for name in ("results.jsonl", "out.txt", "err.txt", "answers.json", "task.json", "versions.json"):
@@ -135,15 +135,15 @@ def test_records_and_logs_of_a_terabyte_are_not_read_whole(tmp_path: Path) -> No
     assert "results.jsonl is larger than" in job.damage[0]
 
 
-def test_a_file_that_tells_no_size_is_read_up_to_its_bound() -> None:
-    """`/proc` has regular files of 0 bytes that go on for more."""
+def test_file_without_a_size_is_read_up_to_the_limit() -> None:
+    """`/proc` has regular files of size 0 with more content."""
     with pytest.raises(OSError, match="larger than 10 bytes"):
         read_plain("/proc/self/status", 10)
     with open_plain("/proc/self/status", 10) as file:
         assert len(file.read(20)) == 20
 
 
-def test_of_an_endless_line_only_the_beginning_is_kept(tmp_path: Path) -> None:
+def test_endless_line_is_truncated(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"x" * 1000 + b"\nlast\n")
     assert list(plain_lines(tmp_path / "log", 10)) == ["x" * 10, "last\n"]
 
@@ -155,7 +155,7 @@ def task(rank: int) -> dict[str, Any]:
     return TASK | {"hparams": HPARAMS | {"lora_rank": rank}}
 
 
-def test_a_checkpoint_with_two_directories_is_refused_by_whichever_is_read(tmp_path: Path) -> None:
+def test_checkpoint_with_two_central_directories_is_rejected(tmp_path: Path) -> None:
     """One says that the parts are stored, the other, found by parsers that trust its offset, that they are packed."""
     sound = torch_bytes({"model_dict": {NAME: torch.ones(2, 3)}})
     packed_path = tmp_path / "packed"
@@ -173,7 +173,7 @@ def test_a_checkpoint_with_two_directories_is_refused_by_whichever_is_read(tmp_p
         read_job(write_job(tmp_path / "job", TASK, packed + sound[:-22] + bytes(end)))
 
 
-def test_parts_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+def test_overlapping_archive_members_are_rejected(tmp_path: Path) -> None:
     """A hundred names for one megabyte."""
     whole = torch_bytes({"model_dict": {f"{NAME}{n}": torch.zeros(2, 1 << 17) for n in range(3)}})
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
@@ -207,7 +207,7 @@ def test_a_checkpoint_that_asks_for_a_terabyte_is_refused_before_it_is_made(tmp_
         read_job(write_job(tmp_path / "job", TASK, {"model_dict": {NAME: value}}))
 
 
-def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path: Path) -> None:
+def test_keys_that_take_forever_to_hash_are_rejected(tmp_path: Path) -> None:
     """A pair of a pair of a pair …: 2**60 values for whoever hashes it."""
     program = pickle.PROTO + b"\2" + pickle.EMPTY_DICT + pickle.NONE
     program += (pickle.BINPUT + b"\0" + pickle.BINGET + b"\0" + pickle.TUPLE2) * 60 + pickle.NONE + pickle.SETITEM
@@ -218,7 +218,7 @@ def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path: Path) -> None:
         read_job(write_job(tmp_path / "job", TASK, path.read_bytes()))
 
 
-def test_a_rank_of_65536_makes_no_adapters_of_a_model_that_the_file_does_not_fill(tmp_path: Path) -> None:
+def test_rank_not_matching_the_file_builds_no_adapters(tmp_path: Path) -> None:
     """The file holds one adapter of that rank; of the model's 100 each would have as much."""
     folder = write_job(tmp_path / "job", task(1 << 16), {"model_dict": {NAME: torch.zeros(1 << 16, 1)}})
     job = read_job(folder)
@@ -273,7 +273,7 @@ print((own - base) >> 10, child >> 10)
 
 
 @pytest.mark.parametrize("kind", PARQUET)
-def test_a_few_kilobytes_of_parquet_that_stand_for_gigabytes_are_refused(tmp_path: Path, kind: str) -> None:
+def test_parquet_bomb_is_rejected(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("pyarrow")
     path = _parquet(tmp_path / "rows.parquet", kind)
     assert path.stat().st_size < 100_000
@@ -298,7 +298,7 @@ def test_a_reader_that_stops_early_leaves_no_process(tmp_path: Path) -> None:
 # ---- images ----
 
 
-def test_an_image_larger_than_any_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_image_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (9, 9)).save(path)
     with path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""Clones of strangers: `doctor` and versions look at them, and nothing that their configuration names is run."""
+"""Untrusted git clones: `doctor` and versions read them, and nothing that they configure runs."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def _branch(folder: Path) -> str:
     return (folder / ".git" / "HEAD").read_text().strip().rpartition("/")[2]
 
 
-def test_the_planted_programs_run_when_git_itself_is_asked(clone: Path, trap: Path) -> None:
+def test_planted_programs_run_with_plain_git(clone: Path, trap: Path) -> None:
     """Else the next test would show nothing."""
     subprocess.run(["git", "-C", str(clone), "status"], capture_output=True)
     assert trap.exists()
 
 
-def test_a_clone_is_looked_at_and_nothing_that_it_names_is_run(clone: Path, trap: Path) -> None:
+def test_inspecting_a_clone_runs_no_configured_program(clone: Path, trap: Path) -> None:
     assert upstream.commit_of(clone) == _commit(clone)
     assert upstream.is_modified(clone) is False
     assert f"is at commit {_commit(clone)}" in (upstream.problem_with(clone) or "")
@@ -95,7 +95,7 @@ def test_a_clone_is_looked_at_and_nothing_that_it_names_is_run(clone: Path, trap
 
 
 @pytest.mark.parametrize("change", ["edited", "added", "deleted", "edited and marked as unchanged"])
-def test_a_change_of_a_clone_is_seen_and_nothing_is_run(clone: Path, trap: Path, change: str) -> None:
+def test_modified_clone_is_detected_without_running_programs(clone: Path, trap: Path, change: str) -> None:
     if change == "added":
         (clone / "domainbed" / "more.py").write_text("")
     elif change == "deleted":
@@ -109,7 +109,7 @@ def test_a_change_of_a_clone_is_seen_and_nothing_is_run(clone: Path, trap: Path,
     assert not trap.exists()
 
 
-def test_files_that_a_clone_ignores_are_no_change(clone: Path, trap: Path) -> None:
+def test_ignored_files_are_not_modifications(clone: Path, trap: Path) -> None:
     (clone / "a.pyc").write_text("")
     (clone / "mine.txt").write_text("")
     (clone / ".git" / "info").mkdir(exist_ok=True)
@@ -117,7 +117,7 @@ def test_files_that_a_clone_ignores_are_no_change(clone: Path, trap: Path) -> No
     assert upstream.is_modified(clone) is False and not trap.exists()
 
 
-def test_variables_that_name_another_repository_or_a_program_play_no_part(
+def test_git_environment_variables_are_ignored(
     clone: Path, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
@@ -127,7 +127,7 @@ def test_variables_that_name_another_repository_or_a_program_play_no_part(
     assert not trap.exists()
 
 
-def test_looking_at_a_clone_changes_nothing_in_it(clone: Path) -> None:
+def test_inspecting_a_clone_does_not_modify_it(clone: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in clone.rglob("*")}
     upstream.is_modified(clone)
     assert {path: path.stat().st_mtime_ns for path in clone.rglob("*")} == before

@@ -1,4 +1,4 @@
-"""A user's own image folders: found by every process, known to DomainBed by two names, faults named."""
+"""A user's image folders: found by every process, registered under two names, errors reported."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_files_are_found_in_the_config_folder_and_under_the_variables_paths(tmp_
         (GOOD + '[class_names]\na = "Red  fox"\nb = "red fox"\n', "two classes have the name 'red fox'"),
     ],
 )
-def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, failure: str) -> None:
+def test_invalid_file_error_gives_file_and_problem(tmp_path: Path, text: str, failure: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(DatasetFileError, match=failure) as error:
         read_dataset(path)
@@ -67,9 +67,9 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, failure: 
 
 @pytest.mark.parametrize(
     ("name", "failure"),
-    [("MultipleDomainDataset", "already has {!r}"), ("ReasoningImageFolder", "{!r} is one that this package needs")],
+    [("MultipleDomainDataset", "already has {!r}"), ("ReasoningImageFolder", "{!r} is used by this package")],
 )
-def test_a_name_that_something_in_domainbed_has_is_named_with_the_file_and_stock_goes_on(
+def test_name_collision_with_domainbed_is_reported_and_stock_works(
     tmp_path: Path, domainbed_root: Path, run_stock: Any, name: str, failure: str
 ) -> None:
     """Nobody is told to uninstall or mend this package for it."""
@@ -86,11 +86,11 @@ def test_a_name_that_something_in_domainbed_has_is_named_with_the_file_and_stock
     assert str(path) in printed and failure.format(name) in printed and "install" not in printed
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+def test_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     assert read_dataset(write(tmp_path, "\ufeff" + GOOD)).name == "Camera"
 
 
-def test_two_files_with_one_name_and_a_path_that_is_not_there_are_refused(tmp_path: Path) -> None:
+def test_duplicate_names_and_missing_paths_are_rejected(tmp_path: Path) -> None:
     write(tmp_path, GOOD, "a.toml")
     write(tmp_path, GOOD, "b.toml")
     environ = {"HOME": str(tmp_path), "DOMAINBED_REASONING_DATASETS": str(tmp_path)}
@@ -164,7 +164,7 @@ def test_an_mllm_gets_readable_names_the_subject_and_the_chains(
     assert out.count("The model tiny was never trained on photographs") == 1
 
 
-def test_the_verbs_know_a_new_class_of_datasets_by_what_it_says(
+def test_verbs_support_new_dataset_classes(
     toy: Path, verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As CONTRIBUTING has it: one class, one line in the table of names; no TOML file, no entry in the catalog."""
@@ -190,7 +190,7 @@ def test_the_verbs_know_a_new_class_of_datasets_by_what_it_says(
         find("ShapesReasoning")
 
 
-def test_plan_counts_a_dataset_of_the_users_own_on_disk(toy: Path, verb: Any) -> None:
+def test_plan_counts_a_user_dataset_on_disk(toy: Path, verb: Any) -> None:
     for name in ("Toy", "ToyReasoning"):
         code, out, _ = verb("plan", "--dataset", name, "--data_dir", toy, "--model", "tiny")
         assert code == 0 and "RDMLDG on Toy (18 images, 2 domains, 3 classes)" in out
@@ -198,7 +198,7 @@ def test_plan_counts_a_dataset_of_the_users_own_on_disk(toy: Path, verb: Any) ->
     assert code == 1 and "Pass --data-dir, the folder that contains toy/" in err
 
 
-def test_the_catalogue_agrees_with_the_dataset_classes() -> None:
+def test_the_catalog_agrees_with_the_dataset_classes() -> None:
     for name, dataset in STOCK.items():
         cls = registry.load(registry.DATASETS[f"{name}Reasoning"])
         assert (cls.FOLDER, cls.SUBJECT, dict(cls.READABLE)) == (

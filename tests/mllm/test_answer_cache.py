@@ -1,4 +1,4 @@
-"""What frozen weights have written is not written again, and nothing else is remembered."""
+"""The cache of greedy answers: frozen weights never generate an answer twice, and nothing else is cached."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def written(monkeypatch):
     return counts
 
 
-def test_copies_of_equal_weights_share_what_they_have_written(mllm, images, written):
+def test_copies_with_equal_weights_share_the_cache(mllm, images, written):
     first = mllm.copy_for_inference().generate(images[:3], "?", 6)
     assert mllm.copy_for_inference().generate(images, "?", 6)[:3] == first
     assert written == [3, 2]  # the three are known
@@ -42,7 +42,7 @@ def test_another_question_length_or_image_is_another_answer(mllm, images, writte
     assert written == [1, 1, 1, 1]
 
 
-def test_trained_weights_and_samples_are_not_remembered(mllm, images, written):
+def test_training_weights_and_sampled_chains_are_not_cached(mllm, images, written):
     mllm.generate(images[:2], "?", 6)
     mllm.generate(images[:2], "?", 6)
     frozen = mllm.copy_for_inference()
@@ -51,7 +51,7 @@ def test_trained_weights_and_samples_are_not_remembered(mllm, images, written):
     assert written == [2, 2, 2, 2]
 
 
-def test_a_moved_adapter_forgets(mllm, images, written):
+def test_changed_adapter_invalidates_the_cache(mllm, images, written):
     before = mllm.copy_for_inference().generate(images, "?", 12)
     with torch.no_grad():
         for weight in mllm.adapters().values():
@@ -60,7 +60,7 @@ def test_a_moved_adapter_forgets(mllm, images, written):
     assert written == [5, 5] and before != after
 
 
-def test_a_round_of_sarr_begins_with_what_the_evaluation_has_written(folder_of, algorithm_on, minibatches, written):
+def test_sarr_round_reuses_chains_of_the_evaluation(folder_of, algorithm_on, minibatches, written):
     """Evaluated or not, the round trains on the same chains and reports the same numbers."""
     schedule = Schedule((Stage(0, 0, 0), Stage(1, 1, 2)), 3, 1)
     values = []
@@ -78,7 +78,7 @@ def test_a_round_of_sarr_begins_with_what_the_evaluation_has_written(folder_of, 
     assert values[0] == values[1]
 
 
-def test_a_model_that_keeps_no_cache_is_refused(folder_of, images):
+def test_model_without_kv_cache_is_rejected(folder_of, images):
     """From transformers 5.24 on it keeps one in training mode too, where no gradient is asked for."""
     mllm = load_mllm(folder_of("InternVL"), lora=LoraSettings(4, 8), gradient_checkpointing=True)
     expected = mllm.eval().generate(images, "?", 4)

@@ -1,4 +1,4 @@
-"""Answers that must begin with a given text, and the entropies of what a model expects."""
+"""Answers with a given prefix, and entropies of target tokens."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_beginnings_of_unequal_length_share_a_batch(mllm, images):
     assert together[0] == mllm.generate(images[:1], QUESTION, 8)[0]
 
 
-def test_an_answer_begun_with_its_own_first_half_ends_as_it_did():
+def test_answer_prefixed_with_its_first_half_ends_the_same():
     """The embedded model's chain of a picture, cut after its caption: greedy decoding writes the same rest."""
     from domainbed_reasoning.images import shapes
     from domainbed_reasoning.mllm.pixels import from_picture

@@ -1,4 +1,4 @@
-"""Teachers whose answers are not perfectly formed: what is stored, when a run stops, and judging again offline."""
+"""Teachers with imperfectly formatted answers: what is stored, when a run stops, and `--rejudge` offline."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def calm(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_blemish_costs_no_chain_and_the_text_as_it_came_is_kept(
+def test_normalized_chain_is_accepted_and_the_raw_text_kept(
     toy: Path, serve: Any, verb: Verb, tmp_path: Path, lines_of: Any, calm: dict[str, str], style: str
 ) -> None:
     """The same answers, written in another way: the same chains train."""
@@ -98,17 +98,17 @@ def test_an_answer_is_read_wherever_the_server_puts_it(
         ({}, None),
     ],
 )
-def test_text_of_a_message(message: dict[str, Any], text: str | None) -> None:
+def test_message_text_is_extracted(message: dict[str, Any], text: str | None) -> None:
     assert text_of(message) == text
 
 
-def test_a_part_that_is_no_part_is_refused() -> None:
+def test_invalid_message_part_is_rejected() -> None:
     for content in (["a", 7], ["a", None], [{"text": 7}], 7):
         with pytest.raises(TypeError):
             text_of({"content": content})
 
 
-def test_thirty_rejections_without_an_acceptance_stop_the_run_with_an_example_and_the_cure(
+def test_thirty_rejections_without_an_acceptance_stop_the_run_with_an_example_and_advice(
     toy: Path, serve: Any, verb: Verb, tmp_path: Path, lines_of: Any
 ) -> None:
     chains = tmp_path / "c.jsonl"
@@ -122,7 +122,7 @@ def test_thirty_rejections_without_an_acceptance_stop_the_run_with_an_example_an
     assert len(example) < 450 and "\x1b" not in out and "\\x1b[31m" in example and "[…]" in example
 
 
-def test_a_teacher_that_had_a_chain_accepted_is_not_given_up(
+def test_run_continues_if_the_teacher_had_an_accepted_chain(
     toy: Path, serve: Any, verb: Verb, tmp_path: Path, lines_of: Any
 ) -> None:
     """A second run, for the hard images that are left, may be rejected thirty times in a row."""
@@ -195,7 +195,7 @@ def test_one_candidate_of_an_image_is_accepted_and_the_one_that_was_stays(
     assert list(load_chains(path)) == ["a/Mug/0.png"]
 
 
-def test_a_persons_verdict_another_datasets_images_and_what_was_refused_stay(
+def test_rejudge_keeps_manual_verdicts_unknown_images_and_unprintable_texts(
     tmp_path: Path, chain_text: Callable[..., str], lines_of: Any
 ) -> None:
     path, good = tmp_path / "c.jsonl", chain_text("mug")
@@ -216,7 +216,7 @@ def test_a_persons_verdict_another_datasets_images_and_what_was_refused_stay(
     ]
 
 
-def test_where_nothing_changes_the_file_is_not_written(tmp_path: Path, chain_text: Callable[..., str]) -> None:
+def test_rejudge_without_changes_does_not_write(tmp_path: Path, chain_text: Callable[..., str]) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text(
         json.dumps({"verified": True, "verdict": "accepted", "chain": chain_text("mug"), "image": "a/Mug/0.png"}) + "\n"
@@ -226,9 +226,7 @@ def test_where_nothing_changes_the_file_is_not_written(tmp_path: Path, chain_tex
     assert (path.read_bytes(), path.stat().st_ino) == before and os.listdir(tmp_path) == ["c.jsonl"]
 
 
-def test_a_broken_file_or_one_that_is_written_to_stays_as_it_was(
-    tmp_path: Path, chain_text: Callable[..., str]
-) -> None:
+def test_rejudge_leaves_invalid_or_locked_files_unchanged(tmp_path: Path, chain_text: Callable[..., str]) -> None:
     path = tmp_path / "c.jsonl"
     write(path, records_of({"chain": "Sure! " + chain_text("mug"), "verdict": "rejected", "rule": "stage_outside"}))
     with ChainWriter(path), pytest.raises(ChainFileError, match="another process"):
@@ -250,7 +248,7 @@ rejudge.rejudge(pathlib.Path(sys.argv[1]), labels, Rules(("alarm clock", "bike",
 """
 
 
-def test_killed_while_it_writes_it_leaves_the_file_before_or_after_and_whole(
+def test_rejudge_killed_while_writing_leaves_a_complete_file(
     tmp_path: Path, chain_text: Callable[..., str], lines_of: Any
 ) -> None:
     path = tmp_path / "c.jsonl"
