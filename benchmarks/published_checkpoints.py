@@ -3,7 +3,7 @@
 Sizes, configs, generation configs, image processors, chat templates and special tokens with their ids are those of the
 published checkpoints. Tokenizers have the published size, class and pre-tokenization, and a vocabulary made here: what
 BPE learns from this package's chains, then pairs of those tokens. Weights are bfloat16 in sharded safetensors with an
-index, the head tied or untied as published.
+index, the head untied as published.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ _LEARNED = 8_000  # tokens that BPE learns; the rest are pairs of these
 _CHAINS = 500  # that it learns from
 _PLAIN = ("<tool", "</tool", "<|fim", "<|repo", "<|file")  # added tokens that are not special
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-_OPENAI = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 _HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
@@ -190,15 +189,6 @@ def _internvl_processor() -> Any:
     )
 
 
-# A system turn of its own, as published.
-_QWEN_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 _SMOLVLM_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
@@ -206,19 +196,6 @@ _SMOLVLM_TEMPLATE = (
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-
-
-def _qwen25_vl_processor() -> Any:
-    import transformers
-
-    patches = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, **_OPENAI}
-    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16_384}
-    return transformers.Qwen2_5_VLProcessor(
-        transformers.Qwen2VLImageProcessor(**patches, size=size),
-        _qwen_tokenizer(),
-        transformers.Qwen2VLVideoProcessor(**patches, size=size),
-        chat_template=_QWEN_TEMPLATE,
-    )
 
 
 def _smolvlm_processor() -> Any:
@@ -266,21 +243,6 @@ def _internvl(name: str, text: Mapping[str, Any], weights: bool = True) -> Check
     return Checkpoint(name, "InternVLForConditionalGeneration", config, _TURN, _internvl_processor, weights=weights)
 
 
-_QWEN25_VL_3B: dict[str, Any] = {
-    "text_config": {
-        "hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36, "num_attention_heads": 16,
-        "num_key_value_heads": 2, "vocab_size": 151_936, "rms_norm_eps": 1e-6, "max_position_embeddings": 128_000,
-        "sliding_window": 32_768, "use_sliding_window": False, "max_window_layers": 70,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-        "tie_word_embeddings": True, **_TURN,
-    },
-    "vision_config": {
-        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048,
-        "tokens_per_second": 2, "fullatt_block_indexes": [7, 15, 23, 31],
-    },
-    "image_token_id": 151_655, "video_token_id": 151_656, "vision_start_token_id": 151_652,
-    "vision_end_token_id": 151_653, "tie_word_embeddings": True,
-}  # fmt: skip
 _SMOLVLM2_500M: dict[str, Any] = {
     "text_config": {
         "model_type": "llama", "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32,
@@ -312,15 +274,5 @@ CHECKPOINTS = {
         _SMOLVLM2_500M,
         {"bos_token_id": 1, "eos_token_id": 49_279, "pad_token_id": 2},
         _smolvlm_processor,
-    ),
-    "Qwen2.5-VL-3B": Checkpoint(
-        "Qwen/Qwen2.5-VL-3B-Instruct",
-        "Qwen2_5_VLForConditionalGeneration",
-        _QWEN25_VL_3B,
-        {
-            "bos_token_id": 151_643, "eos_token_id": [151_645, 151_643], "pad_token_id": 151_643, "do_sample": True,
-            "repetition_penalty": 1.05, "temperature": 1e-6,
-        },
-        _qwen25_vl_processor,
     ),
 }  # fmt: skip

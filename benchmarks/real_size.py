@@ -300,7 +300,7 @@ def run(name: str, work: pathlib.Path, small: bool = False) -> Iterator[dict[str
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Return the results as a Markdown page, a row a stage."""
     lines = [
-        "# Checkpoints of published sizes, with random weights",
+        "# Checkpoints of published sizes, with random weights in bfloat16",
         "",
         "`make real-size` writes this page and the files beside it. One image of one tile, a chain of the bundle's,",
         f"{NEW_TOKENS} new tokens; each stage is a process of its own. Seconds are the processor's; in brackets, a",
