@@ -340,7 +340,7 @@ def _said(stage: dict[str, Any]) -> str:
         said.append(f"{stage['adapters']} adapters, {stage['tflop']:.1f} TFLOP, {stage['kept'] / 1e9:.1f} GB kept")
     if "deviation" in stage:
         said.append(f"log p of the names as trained, to {stage['deviation']:.0e} nats")
-    return "; ".join(said)
+    return "; ".join(said).replace("|", r"\|")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
