@@ -15,7 +15,7 @@ FAST := $(addprefix tests/,chains method images files commands datasets \
 # Those of them that read the sources stay out of the wheel's.
 ON_THE_WHEEL := $(filter-out tests/test_imports.py tests/test_no_timing_asserts.py tests/test_plot_styles.py,$(FAST))
 
-.PHONY: help setup demo test test-fast test-slow test-wheel lint docs bench compat fuzz
+.PHONY: help setup demo test test-fast test-slow test-wheel lint docs bench real-size compat fuzz
 
 help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
@@ -29,6 +29,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    the documentation as a website in site/ | SERVE=1 at http://127.0.0.1:8000, rebuilt on changes"
 	@echo "make bench   ratios against peers on one core, and their limits (about 5 minutes) | PARTS='class_scores data_path'"
+	@echo "make real-size  checkpoints of published sizes with random weights, up to 11 GB of memory | NAMES='InternVL3-1B'"
 	@echo "make compat  the tests that touch the libraries, with the oldest and newest of them | ROWS=oldest"
 	@echo "make fuzz    10 minutes of coverage-guided fuzzing of chain parser and store (Python 3.11 to 3.13)"
 
@@ -77,6 +78,9 @@ docs: $(STAMP)
 bench: setup
 	$(PYTHON) -m pip install --quiet --progress-bar off -e ".[bench]"
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench $(PARTS)
+
+real-size: setup
+	$(PYTHON) -m benchmarks.real_size $(NAMES)
 
 # 5 to 7 GB an environment while it is there.
 compat: $(STAMP)

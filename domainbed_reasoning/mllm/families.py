@@ -179,14 +179,16 @@ def family_of(architecture: str, config: Any = None) -> Family:
 
     Args:
         architecture: name of the class.
-        config: of the model; LLaVA's class is used with other vision encoders than LLaVA-1.5's, too.
+        config: of the model; LLaVA's class is used with other vision encoders than LLaVA-1.5's, too, and InternVL's
+            with decoders that have sliding windows.
 
     Raises:
         ModelError: if it is not a multimodal LLM of the transformers library, naming those with an entry.
     """
     vision = getattr(getattr(config, "vision_config", None), "model_type", None)
-    if architecture in FAMILIES and vision != "pixtral":
-        return FAMILIES[architecture]
+    row = FAMILIES.get(architecture)
+    if row is not None and vision != "pixtral" and (row.tree == "windows" or _has_full_attention(config)):
+        return row
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"{architecture} is an encoder-decoder (is_encoder_decoder in config.json): it reads a prompt and writes "
@@ -204,6 +206,12 @@ def family_of(architecture: str, config: Any = None) -> Family:
             f"({_AUTO_CLASS}{lacking}). Supported: {known}; and other chat models of that class."
         )
     return Family(architecture, _general_edge, _nothing, False, _patches, "", "")
+
+
+def _has_full_attention(config: Any) -> bool:
+    """Return whether every layer of the decoder attends to all previous tokens; shared prefixes require it."""
+    kinds = getattr(getattr(config, "text_config", None), "layer_types", None)
+    return set(kinds or ("full_attention",)) == {"full_attention"}
 
 
 def is_general(family: Family) -> bool:

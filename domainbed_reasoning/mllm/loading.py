@@ -243,7 +243,11 @@ _BYTES = {"nf4": 0.6, "int8": 1.1}  # per weight, including scales and layers th
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes available on a GPU: free memory, and what PyTorch has reserved but not allocated."""
+    """Return the available bytes: on a GPU, free memory and what PyTorch has reserved but not allocated."""
+    if device.type != "cuda":
+        import psutil
+
+        return int(psutil.virtual_memory().available)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + unused)
 

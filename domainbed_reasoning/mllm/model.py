@@ -446,10 +446,9 @@ class MLLM(torch.nn.Module):
         """
         if self.quantized:
             return False
-        if self.device.type != "cuda":
-            return True
         weights = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
-        free, used = free_memory(self.device), torch.cuda.memory_allocated(self.device)
+        free = free_memory(self.device)
+        used = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
         left = min(free - max(0, beside - used) - 1.5 * weights, free - 1.1 * (weights + writes))
         return bool(left > 0)
 

@@ -1,8 +1,10 @@
 """Copies for inference, 16 GB each for an 8B model: when they are created and freed."""
 
 import gc
+import types
 import weakref
 
+import psutil
 import pytest
 import torch
 
@@ -113,6 +115,15 @@ def test_copy_without_room_for_generation_is_not_made(folder_of, on_a_gpu):
     size = on_a_gpu(mllm, free=0.5, reserved=4.5, allocated=1)
     assert mllm.fits_a_copy(writes=2 * size)
     assert not mllm.fits_a_copy(writes=3 * size)
+
+
+def test_a_copy_that_the_machine_has_no_memory_for_is_none(folder_of, monkeypatch):
+    """On the CPU: a process that exceeds the memory is killed, and its job with it."""
+    mllm = load_mllm(folder_of("InternVL"), device="cpu")
+    assert mllm.fits_a_copy()
+    size = sum(weight.numel() * weight.element_size() for weight in mllm.network.parameters())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=1.4 * size))
+    assert not mllm.fits_a_copy()
 
 
 def test_the_bytes_of_written_chains_are_those_of_the_cache(folder_of, images, monkeypatch):

@@ -196,6 +196,14 @@ def test_pixtral_shares_llavas_class_and_not_its_row():
     assert family_of("LlavaForConditionalGeneration").name == "LLaVA-1.5"
 
 
+def test_internvl_with_sliding_windows_has_no_row():
+    """InternVL3.5-GPT-OSS: neither a shared prefix nor PyTorch's attention is right for its layers."""
+    name = "InternVLForConditionalGeneration"
+    windows = transformers.InternVLConfig(text_config=transformers.GptOssConfig())
+    assert family_of(name, windows).name == name
+    assert family_of(name, transformers.InternVLConfig()).name == "InternVL3"
+
+
 def test_doctor_shows_what_each_trial_found(vipllava, capsys):
     assert cli.main(["doctor", "--model", str(vipllava)]) == 0
     printed = capsys.readouterr().out
