@@ -48,8 +48,8 @@ OTHERS
 
 **My model is not there.** Run `domainbed-reasoning doctor --model FOLDER`: it loads and probes the model, and
 prints what was found and what it costs, or why the model cannot be used. The folder must hold the whole checkpoint
-with its processor and chat template. Code of the checkpoint's own is never run: use a checkpoint converted for
-transformers. Findings are kept in the cache folder for each model and release of transformers."""
+with its processor and chat template. Code of the checkpoint's own runs only with the hparam
+`trust_remote_code` or the option `--trust-remote-code`; prefer a checkpoint converted for transformers. Findings are kept in the cache folder for each model and release of transformers."""
 
 
 def main(reports: list[str]) -> None:
