@@ -95,7 +95,8 @@ class TrainedJob:
         if not self.adapters:
             return None
         settings = LoraSettings.of(self.hparams)
-        if (count := summed_adapters(self.adapters, settings.rank)) == 1:
+        averages = self.hparams.get("average_adapters") is True
+        if not averages or (count := summed_adapters(self.adapters, settings.rank)) == 1:
             return settings
         grown = math.sqrt(count) if settings.variant == "rslora" else count  # alpha / rank, or / √rank, stays
         return dataclasses.replace(settings, rank=count * settings.rank, alpha=grown * settings.alpha)
