@@ -128,10 +128,10 @@ def write_results(
     record: dict[str, Any] = {
         "machine": name,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "command": command,
         "seconds": round(seconds),
-        "versions": _versions(),
+        "versions": versions(),
         "rows": [
             {**asdict(row), "limit": None if math.isnan(row.limit) else row.limit, "ratio": row.ratio} for row in rows
         ],
@@ -142,14 +142,16 @@ def write_results(
     return path
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the commit of this checkout, with ``-dirty`` where files differ from it."""
     asked = subprocess.run(
         ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty"], capture_output=True, text=True
     )
     return asked.stdout.strip() or "unknown"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that are measured."""
     from importlib import metadata
 
     found = {"python": platform.python_version()}
