@@ -13,6 +13,7 @@ from domainbed_reasoning.jobs.stage_log import StageLog
 from domainbed_reasoning.method.answering import Questions
 from domainbed_reasoning.method.schedule import Stage
 from domainbed_reasoning.method.stage_run import StageRun
+from domainbed_reasoning.mllm.devices import job_device
 from domainbed_reasoning.mllm.loading import LoraSettings
 from domainbed_reasoning.mllm.model import load_mllm
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
@@ -55,6 +56,8 @@ class TrainedMLLM(SessionAlgorithm):
             quantize=hparams["quantize"],
             gradient_checkpointing=trains and hparams["gradient_checkpointing"],
             max_tiles=hparams["max_tiles"],
+            device=job_device(),
+            attn_implementation=hparams["attn_implementation"],
         )
         self.questions = Questions.of(self.task, hparams)
         asked = self.questions

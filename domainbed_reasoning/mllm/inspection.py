@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from domainbed_reasoning.mllm.devices import default_device
 from domainbed_reasoning.mllm.families import is_general
 from domainbed_reasoning.mllm.findings import Findings
 from domainbed_reasoning.mllm.interface import require_interface
@@ -21,8 +20,7 @@ def inspect_model(model: str) -> tuple[str, Findings]:
     Raises:
         ModelError: if the model cannot be used.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, processor, family = load_network(model, "auto", "none", device)
+    network, processor, family = load_network(model, "auto", "none", default_device())
     if is_general(family):
         candidates, note = None, f"{family.name}: no settings of its own; tried out below"
     else:

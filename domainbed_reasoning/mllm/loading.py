@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm import lora
+from domainbed_reasoning.mllm.attention import check_attention
+from domainbed_reasoning.mllm.devices import free_memory
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
 from domainbed_reasoning.mllm.mixtures import kept_by_peft
 from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
@@ -100,12 +102,14 @@ def _require_hub(model: str) -> None:
         raise ModelError(f"model {model!r} is not cached and the hub cannot be reached ({error}). {fixes}") from error
 
 
-def default_dtype() -> torch.dtype:
-    """Return bfloat16 on CUDA (the precision the checkpoints were trained in), float32 on the CPU."""
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 on accelerators (the precision the checkpoints were trained in), float32 on the CPU."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def load_network(model: str, dtype: str, quantize: str, device: torch.device) -> tuple[torch.nn.Module, Any, Family]:
+def load_network(
+    model: str, dtype: str, quantize: str, device: torch.device, attn_implementation: str = "auto"
+) -> tuple[torch.nn.Module, Any, Family]:
     """Load network and processor through transformers' Auto classes, without remote code.
 
     Args:
@@ -113,6 +117,7 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``none``, ``nf4`` or ``int8`` (bitsandbytes).
         device: where the weights go.
+        attn_implementation: see `attention`; ``auto`` is sdpa, and transformers' default for other architectures.
 
     Returns:
         network, processor, family.
@@ -122,6 +127,8 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     """
     import transformers
 
+    precision = default_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    check_attention(attn_implementation, precision, device)
     where = resolve(model)
     config, family = _config_and_family(model, where)
     for package in family.requires:
@@ -138,14 +145,16 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         raise ModelError(
             f"model {model!r} has no chat template. Use its instruction-tuned version, often named -Instruct or -it."
         )
-    precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
-    if device.type == "cuda" or (where != str(TINY) and pathlib.Path(where).is_dir()):
+    free = free_memory(device)
+    if free is not None or (where != str(TINY) and pathlib.Path(where).is_dir()):
         count = sum(weight.numel() for weight in _empty(config, model, where).parameters())
         check_weights(model, where, count)
-    if device.type == "cuda":
-        check_memory(model, count, precision, quantize, free_memory(device))
+        if free is not None:
+            check_memory(model, count, precision, quantize, free)
     settings: dict[str, Any] = {"dtype": precision, "device_map": {"": device}, "trust_remote_code": False}
-    if not is_general(family):  # other architectures keep their default attention
+    if attn_implementation != "auto":
+        settings["attn_implementation"] = attn_implementation
+    elif not is_general(family):  # other architectures keep their default attention
         settings["attn_implementation"] = "sdpa"
     if quantize != "none":
         settings["quantization_config"] = _quantization(quantize, precision)
@@ -215,12 +224,6 @@ def image_edge(model: str, max_tiles: int = 1) -> int:
 
 
 _BYTES = {"nf4": 0.6, "int8": 1.1}  # per weight, including scales and layers that are not quantized
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes available on a GPU: free memory, and what PyTorch has reserved but not allocated."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def check_memory(model: str, weights: int, dtype: torch.dtype, quantize: str, free: int) -> None:

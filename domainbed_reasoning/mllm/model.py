@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm import general, likelihood, trials
+from domainbed_reasoning.mllm.attention import takes_tree_masks
 from domainbed_reasoning.mllm.chat_format import ChatFormat
+from domainbed_reasoning.mllm.devices import allocated_memory, default_device, free_memory
 from domainbed_reasoning.mllm.embedding import embedded
 from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
 from domainbed_reasoning.mllm.generation import TextGenerator
@@ -24,7 +26,6 @@ from domainbed_reasoning.mllm.loading import (
     add_lora,
     cached_numbers,
     check_adapters,
-    free_memory,
     load_network,
     resolve,
 )
@@ -45,6 +46,7 @@ def load_mllm(
     gradient_checkpointing: bool = False,
     max_tiles: int = 1,
     device: torch.device | str | None = None,
+    attn_implementation: str = "auto",
 ) -> MLLM:
     """Load a multimodal LLM, with fresh adapters if ``lora`` is given.
 
@@ -52,24 +54,29 @@ def load_mllm(
         model: ``tiny``, a folder or a hub id of one of the supported families.
         lora: adapters to add; None loads the base model.
         adapters: trained values by name, which must match; None keeps the fresh initialization.
-        dtype: ``auto`` (bfloat16 on CUDA, float32 on the CPU), ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``auto`` (bfloat16 on a GPU, float32 on the CPU), ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``none``, ``nf4`` or ``int8``.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         max_tiles: maximum number of tiles per image, for families that tile images.
-        device: None uses CUDA if available.
+        device: None uses PyTorch's current accelerator, the CPU without one.
+        attn_implementation: ``auto``, ``sdpa``, ``eager``, ``flash_attention_2`` or ``flash_attention_3``; see
+            `attention`.
 
     Raises:
         ModelError: if the model cannot be used.
         ValueError: if ``adapters`` do not match it.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network, processor, family = load_network(model, dtype, quantize, where)
+    where = torch.device(device or default_device())
+    network, processor, family = load_network(model, dtype, quantize, where, attn_implementation)
     grid = tile_grid(family, max_tiles)
-    if is_general(family):
-        digest = trials.digest_of(small_files_digest(model, resolve(model)), dtype, quantize, where)
-        family = trials.known(lambda settings: MLLM(network, processor, settings), family, digest)
-    else:
+    shares_prefixes, general_path = takes_tree_masks(attn_implementation), is_general(family)
+    if not general_path:
         require_interface(network, family)
+    if general_path or not shares_prefixes:
+        more = [] if attn_implementation == "auto" else [attn_implementation]
+        digest = trials.digest_of(small_files_digest(model, resolve(model)), dtype, quantize, where, *more)
+        candidates = None if shares_prefixes else ()
+        family = trials.known(lambda settings: MLLM(network, processor, settings), family, digest, candidates)
     if lora is not None:
         network = add_lora(network, lora, adapters)
     mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
@@ -77,7 +84,7 @@ def load_mllm(
         require_sight(mllm)
     else:
         trials.require_sight(mllm)
-    if is_general(family) and lora is not None:
+    if general_path and lora is not None:
         trials.require_gradients(mllm)
     if adapters:
         mllm.load_adapters(adapters)
@@ -437,10 +444,10 @@ class MLLM(torch.nn.Module):
         """
         if self.quantized:
             return False
-        if self.device.type != "cuda":
+        free, used = free_memory(self.device), allocated_memory(self.device)
+        if free is None:
             return True
         weights = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
-        free, used = free_memory(self.device), torch.cuda.memory_allocated(self.device)
         left = min(free - max(0, beside - used) - 1.5 * weights, free - 1.1 * (weights + writes))
         return bool(left > 0)
 

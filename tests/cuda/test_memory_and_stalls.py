@@ -10,7 +10,7 @@ from benchmarks.mtct_step import LENGTHS, BenchmarkSamples
 from benchmarks.stalls import SYNCS_BAR
 from domainbed_reasoning.method import objective
 from domainbed_reasoning.mllm import load_mllm
-from domainbed_reasoning.mllm.loading import free_memory
+from domainbed_reasoning.mllm.devices import free_memory
 from domainbed_reasoning.sweeps import costs
 
 GIB = 2**30
