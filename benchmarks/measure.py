@@ -23,7 +23,7 @@ REPEATS = 5
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BenchmarkRow:
     """One comparison.
 
     Attributes:
@@ -93,7 +93,7 @@ def use_domainbed() -> None:
     import _domainbed_reasoning_hook  # noqa: F401 - the hook, where no `.pth` file installed it
 
 
-def table(rows: Sequence[Comparison]) -> str:
+def table(rows: Sequence[BenchmarkRow]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
         "| What | Against | Ours | Peer's | Ratio | Limit | Bar | | Outputs |",
@@ -122,7 +122,7 @@ def machine() -> str:
 
 
 def write_results(
-    rows: Sequence[Comparison], command: str, seconds: float, folder: pathlib.Path, name: str
+    rows: Sequence[BenchmarkRow], command: str, seconds: float, folder: pathlib.Path, name: str
 ) -> pathlib.Path:
     """Write the rows with what it takes to run them again; return the file."""
     record: dict[str, Any] = {

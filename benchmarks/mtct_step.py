@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import small_internvl
 from benchmarks.counts import Step, training_step
-from benchmarks.measure import REPEATS, Comparison, interleaved, medians, ratio_of, use_domainbed
+from benchmarks.measure import REPEATS, BenchmarkRow, interleaved, medians, ratio_of, use_domainbed
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import attach_task, with_ids
 from domainbed_reasoning.method.objective import chain_nll, label_nll
@@ -310,7 +310,7 @@ def run_trl(
     }, f"token mean {float(nll / count):.3f}, TRL's {theirs:.3f}"
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[BenchmarkRow]:
     """Return the rows of MTCT's step."""
     folder = small_internvl.build(work / "training", small_internvl.TRAINING)
     samples = BenchmarkSamples(folder)
@@ -327,12 +327,12 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
     ):
         limit, ratio = flops[peer] / flops["ours"], ratio_of(seconds, peer, "ours")
         bar, passed = f"85% of the limit: {0.85 * limit:.2f}", ratio >= 0.85 * limit
-        rows.append(Comparison("MTCT step", what, middle["ours"], middle[peer], "s", limit, bar, passed, note))
+        rows.append(BenchmarkRow("MTCT step", what, middle["ours"], middle[peer], "s", limit, bar, passed, note))
     if importlib.util.find_spec("trl") is None:
         print("TRL is not installed (pip install 'domainbed-reasoning[bench]'): its row is left out", file=sys.stderr)
         return rows
     seconds, note = run_trl(folder, samples, work, repeats)
     ours, theirs = (statistics.median(seconds[name]) for name in ("ours", "trl"))
     limit = flops["trl"] / flops["ours"]
-    rows.append(Comparison("MTCT step", "TRL's SFTTrainer", ours, theirs, "s", limit, "above 1", theirs > ours, note))
+    rows.append(BenchmarkRow("MTCT step", "TRL's SFTTrainer", ours, theirs, "s", limit, "above 1", theirs > ours, note))
     return rows

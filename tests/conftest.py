@@ -1,4 +1,4 @@
-"""What tests share: which DomainBed they run on, the stock commands as processes, and where the real images lie.
+"""Shared fixtures: the DomainBed under test, stock commands as processes, and the real images.
 
 Upstream is used where it is found (an importable one, ``$DOMAINBED_REASONING_DOMAINBED``, or the clone of
 `domainbed-reasoning get-domainbed`), the stand-in of this folder always: tests that take `domainbed_root` run on both.

@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic; how fast anything is, no test asks."""
+"""The benchmarks' arithmetic; no test measures speed."""
 
 import json
 import socket
@@ -81,7 +81,7 @@ def test_a_slow_round_does_not_change_the_ratio():
 
 
 def test_results_name_the_kind_of_machine_alone(tmp_path):
-    row = measure.Comparison("a", "b", 1.0, 3.0, "s", float("nan"), "2", True, "equal")
+    row = measure.BenchmarkRow("a", "b", 1.0, 3.0, "s", float("nan"), "2", True, "equal")
     path = measure.write_results([row], "make bench", 3.0, tmp_path, measure.machine())
     printed = json.loads(path.read_text())
     assert printed["rows"][0]["ratio"] == 3.0 and printed["rows"][0]["limit"] is None

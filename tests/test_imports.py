@@ -1,4 +1,4 @@
-"""The house by floors, read from the imports: a folder imports folders of lower floors only, and there are no circles.
+"""The layers of the package, read from the imports: folders import lower layers only, without cycles.
 
 From the ground up:
 

@@ -1,4 +1,4 @@
-"""No test asserts how long something takes: a machine may be slow, busy, or both.
+"""No test asserts how long something takes: machines may be slow, busy, or both.
 
 A file is read as code: a clock's reading, or what was computed from one, is compared by order nowhere, and a process,
 a thread or an event is waited for generously.

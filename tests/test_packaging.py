@@ -1,4 +1,4 @@
-"""What `pip install .` and `-e .` put into an environment, and that uninstalling takes all of it out again."""
+"""What `pip install .` and `-e .` install, and that uninstalling removes all of it."""
 
 import importlib.util
 import json

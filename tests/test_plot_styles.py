@@ -1,4 +1,4 @@
-"""Series of one plot look different, however many there are."""
+"""Series of one plot are distinguishable, however many there are."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`examples/quickstart.ipynb`: its cells run in order, in a fresh interpreter, and its stored outputs are theirs."""
+"""`examples/quickstart.ipynb`: its cells run in order in a fresh interpreter, with the stored outputs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Output is printable text: no verb passes on control sequences of a name, a log or an answer."""
+"""Terminal output is printable: no verb passes on control sequences of names, logs or answers."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A round's labeller on the embedded model: its mode, the means that it judges with, and what a restart restores."""
+"""A SARR round's labeler on the embedded model: its mode, the means it uses, and what a restart restores."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Settings where the paper is silent, or that read more of a chain than it does: what each changes, and what not."""
+"""Options where the paper is silent: what each one changes, and what it does not."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The verb `analyze`: tables, CSV files and plots of a real job, and faults with their cures."""
+"""The verb `analyze`: tables, CSV files and plots of a real job, and its errors."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Faithfulness: beginnings and partners by hand, then models whose answers are known to follow chain or image."""
+"""Faithfulness: prefixes and partners by hand, then models whose answers follow chain or image by design."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Token shift and entropy: the tables by hand, then of the embedded model and a job that trained it."""
+"""Token shift and entropy: the tables by hand, then for the embedded model and a job trained from it."""
 
 import dataclasses
 

@@ -149,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _misbehave(self, failure: str) -> bool:
-        """Do what ``fault`` says; return whether to answer all the same."""
+        """Simulate the failure ``fault``; return whether to answer as well."""
         key = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if failure == "429":
             self._send(429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, {"Retry-After": "0.2"})
@@ -225,12 +225,12 @@ class Server(ThreadingHTTPServer):
         self._log = options.log.open("a") if options.log else None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that were killed, and everything of faults of our own."""
+        """Stay silent about killed clients, and report errors of the server itself."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
     def failure(self, key: str) -> str:
-        """Return the fault for an arrival of this request, empty for none."""
+        """Return the failure to simulate for this request, empty for none."""
         options = self.options
         with self._lock:
             arrivals = self._seen[key] = self._seen.get(key, 0) + 1
@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--faults", type=float, default=0.0, help="share of requests whose first arrival fails")
     parser.add_argument("--kinds", nargs="+", default=FAILURES)
-    parser.add_argument("--always", help="this fault at every arrival")
+    parser.add_argument("--always", help="this failure for every request")
     parser.add_argument("--always-key", action="store_true", help="tell everybody their key")
     parser.add_argument("--style", choices=STYLES, help="how answers are written")
     parser.add_argument("--field", default="content", help="where a message has its text")

@@ -1,4 +1,4 @@
-"""Annotating against a real server: faults, limits, kills, and what a request says."""
+"""Annotating against a real server: failures, rate limits, kills, and the content of requests."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_nothing_to_do_within_a_limit_is_reported(toy: Path, serve: Any, verb: V
 
 
 def test_unknown_cost_is_not_zero(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
-    """The model test has no list price; of a mixture it is said how many have none."""
+    """The model test has no list price; for several models, the number without one is reported."""
     code, out, _ = verb(*arguments(toy, serve().url, tmp_path / "c.jsonl"))
     assert code == 0 and "cost unknown." in out and "$" not in out
     assert "$0.0300 plus 3 of unknown cost." in report(Summary(accepted=5, dollars=0.03, unpriced=3), 5)

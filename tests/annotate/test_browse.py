@@ -1,4 +1,4 @@
-"""The page for looking: self-contained, safe against what chains say, and right, in a real browser."""
+"""The `browse` page: self-contained, safe against HTML in chains, and correct in a real browser."""
 
 from __future__ import annotations
 

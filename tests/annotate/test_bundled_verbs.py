@@ -1,4 +1,4 @@
-"""Verbs on a dataset that brings a bundle of chains: what is matched, shown, exported, measured, and not asked."""
+"""Verbs on a dataset with a bundle of chains: matching, browsing, exporting, statistics, and annotating the rest."""
 
 from __future__ import annotations
 

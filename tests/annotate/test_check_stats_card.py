@@ -1,4 +1,4 @@
-"""check, stats and card: what they say about data whose faults and numbers are known."""
+"""check, stats and card on data with known errors and statistics."""
 
 from __future__ import annotations
 

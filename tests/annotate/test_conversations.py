@@ -1,4 +1,4 @@
-"""Rows of others: whatever way they name their image, and whichever turn holds the chain."""
+"""Importing conversations: any way to name the image, and any turn that contains the chain."""
 
 from __future__ import annotations
 

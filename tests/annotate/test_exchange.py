@@ -1,4 +1,4 @@
-"""Import and export: there and back in every format, ours and others', nothing is lost."""
+"""Import and export: round trips in every format lose nothing."""
 
 from __future__ import annotations
 

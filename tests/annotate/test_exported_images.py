@@ -1,4 +1,4 @@
-"""Images that leave the machine, in a page or in an export: their pixels alone, and none from elsewhere."""
+"""Images in pages and exports: their pixels only, and none from outside of the dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teachers whose answers are not perfectly formed: what is stored, when a run stops, and judging again offline."""
+"""Teachers with imperfectly formatted answers: what is stored, when a run stops, and `--rejudge` offline."""
 
 from __future__ import annotations
 

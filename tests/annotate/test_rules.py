@@ -1,4 +1,4 @@
-"""The rules of rejection: one case for each, and the real chains, which break none."""
+"""The rejection rules: one case each, and real chains, which violate none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own image folders: found by every process, known to DomainBed by two names, faults named."""
+"""A user's image folders: found by every process, registered under two names, errors reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However the train script is started, its job is the same: the steps asked for, and records beside the results."""
+"""A train job is recognized however the script is started: its steps, and records beside the results."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Algorithms and datasets of the user's own: entry points, modules, clashes, and plug-ins that fail in every way."""
+"""Users' algorithms and datasets: entry points, modules, name clashes, and plug-ins that fail."""
 
 import json
 import os

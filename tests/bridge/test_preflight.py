@@ -1,4 +1,4 @@
-"""What is refused before a job trains: target domains, batches that no split fills, hyper-parameters."""
+"""Checks before training: target domains, batches larger than a split, hyper-parameters."""
 
 import argparse
 import json

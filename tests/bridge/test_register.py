@@ -1,4 +1,4 @@
-"""What DomainBed's registries say of us, and which hyper-parameters each algorithm gets on each dataset."""
+"""Entries in DomainBed's registries, and the hyper-parameters of each algorithm on each dataset."""
 
 import json
 

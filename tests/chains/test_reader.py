@@ -1,4 +1,4 @@
-"""What the tolerant reader reads, and what it must not: one table of texts, with the verdict of each."""
+"""The tolerant reader: a table of texts with their verdicts."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The chain file: what it promises to a reader, to a writer, and to one who is killed."""
+"""The chain file: its guarantees for readers, writers, and killed processes."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_full_disk_leaves_no_partial_line(file: Path) -> None:
 
 
 def test_appended_records_survive_sigkill(file: Path) -> None:
-    """The child says each number after its append; whatever was said must be in the file, after every kill."""
+    """The child prints each number after appending it; every printed number must be in the file after each kill."""
     code = textwrap.dedent(f"""
         import itertools, sys
         from domainbed_reasoning.chains.store import ChainWriter

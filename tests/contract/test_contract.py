@@ -1,4 +1,4 @@
-"""DomainBed's public behavior, held by the stand-in and by the real library alike."""
+"""DomainBed's public behavior, identical in the stand-in and the real library."""
 
 from __future__ import annotations
 

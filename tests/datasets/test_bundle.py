@@ -1,4 +1,4 @@
-"""Datasets that name a bundle of chains: what trains on it, what turns it off, and what a job records of it."""
+"""Datasets with a bundle of chains: what trains on it, how to turn it off, and what a job records."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""The reasoning datasets on image folders that the tests make, and on the real PACS images where they are at hand."""
+"""The reasoning datasets on generated image folders, and on real PACS images where available."""
 
 import random
 import types

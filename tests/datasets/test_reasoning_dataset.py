@@ -1,4 +1,4 @@
-"""Datasets that give labels, pictures and chains themselves, and what is refused of them before training."""
+"""Datasets that provide labels, images and chains themselves, and what is rejected before training."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, what killed processes leave of them, and names that others planted."""
+"""Atomic writes, leftovers of killed processes, and names planted by others."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Properties that hold for whatever comes: the parser, the store, the trie and the rows, by hypothesis."""
+"""Properties that hold for arbitrary input: parser, store, trie and rows, by hypothesis."""
 
 from __future__ import annotations
 

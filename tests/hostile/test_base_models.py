@@ -1,4 +1,4 @@
-"""Base models from strangers: refused by folder and file, or loaded; nothing is fetched, no code of theirs runs."""
+"""Untrusted base models: loaded, or rejected by folder and file; no downloads, and none of their code runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from domainbed_reasoning.mllm.loading import TINY, config_of, image_edge
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sound model of a stranger, and a cache that has seen none."""
+    """A valid untrusted model, and an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(TINY, tmp_path / "model")
     return tmp_path / "model"

@@ -1,4 +1,4 @@
-"""--max-cost is a bound: on what is billed without an answer, counted higher than estimated, or never reported."""
+"""--max-cost is a hard limit, for billed requests without an answer, underestimates, and unreported usage."""
 
 from __future__ import annotations
 

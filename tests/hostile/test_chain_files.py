@@ -1,4 +1,4 @@
-"""Chain files from strangers: read rightly, or refused with file, line, fault and cure, in bounded memory."""
+"""Untrusted chain files: read correctly, or rejected with file, line and fix, in bounded memory."""
 
 from __future__ import annotations
 

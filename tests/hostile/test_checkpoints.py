@@ -1,4 +1,4 @@
-"""Trained models from strangers: loaded, or refused with file, fault and cure; no code of theirs runs."""
+"""Untrusted trained models: loaded, or rejected with file and fix; none of their code runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes on one file or folder: right, or refused with a clear message, and nothing lost."""
+"""Several processes on one file or folder: correct, or rejected with a clear message, and nothing is lost."""
 
 from __future__ import annotations
 

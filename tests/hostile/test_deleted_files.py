@@ -1,4 +1,4 @@
-"""The chain file goes away, or its disk is full, while a run writes to it; or there is nothing to write at all."""
+"""The chain file is deleted or its disk is full during a run, or there is nothing to write."""
 
 from __future__ import annotations
 

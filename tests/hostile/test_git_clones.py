@@ -1,4 +1,4 @@
-"""Clones of strangers: `doctor` and versions look at them, and nothing that their configuration names is run."""
+"""Untrusted git clones: `doctor` and versions read them, and nothing that they configure runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of image files that no chain file can hold, and names in two Unicode forms."""
+"""Image file names that a chain file cannot contain, and names in two Unicode normal forms."""
 
 from __future__ import annotations
 

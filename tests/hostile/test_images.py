@@ -1,4 +1,4 @@
-"""Images from strangers: the right pixels, or an error that names the file; no crash, bomb or other program."""
+"""Untrusted images: correct pixels, or an error that names the file; no crash, decompression bomb or other program."""
 
 from __future__ import annotations
 

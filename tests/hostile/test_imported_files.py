@@ -1,4 +1,4 @@
-"""Files of other formats from strangers: imported rightly, or refused with file, row, fault and cure."""
+"""Untrusted files in other formats: imported correctly, or rejected with file, row and fix."""
 
 from __future__ import annotations
 

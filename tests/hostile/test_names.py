@@ -1,4 +1,4 @@
-"""Class names and dataset files from strangers: names are data in every place that shows or tokenizes them."""
+"""Untrusted class names and dataset files: names stay data wherever they are shown or tokenized."""
 
 from __future__ import annotations
 

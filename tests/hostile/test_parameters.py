@@ -1,4 +1,4 @@
-"""Servers that do not take what others take: the parameter they name is left out, once, and the user is told."""
+"""Endpoints that reject a parameter: it is omitted once, and the user is told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The key is not shown in part or encoded, nor handed to a proxy; an account's names go to OpenAI alone."""
+"""The API key never appears, in part or encoded, nor reaches a proxy; account names go to OpenAI only."""
 
 from __future__ import annotations
 

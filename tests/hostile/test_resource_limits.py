@@ -1,4 +1,4 @@
-"""Small files that ask for much, and things that are no files: refused by name, within little memory."""
+"""Small files that expand, and things that are not files: rejected by name, in bounded memory."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_records_and_logs_of_a_terabyte_are_not_read_whole(tmp_path: Path) -> No
 
 
 def test_file_without_a_size_is_read_up_to_the_limit() -> None:
-    """`/proc` has regular files of 0 bytes that go on for more."""
+    """`/proc` has regular files of size 0 with more content."""
     with pytest.raises(OSError, match="larger than 10 bytes"):
         read_plain("/proc/self/status", 10)
     with open_plain("/proc/self/status", 10) as file:

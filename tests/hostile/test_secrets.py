@@ -1,4 +1,4 @@
-"""Keys are planted and then looked for: in files, on the screen, in process lists, on the wire to anyone else."""
+"""Planted keys are searched for in files, output, process lists, and requests to other hosts."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_untrusted_certificate_is_rejected_before_the_key_is_sent(
     out, err = child.communicate()
     assert child.returncode == 1 and "untrusted certificate" in err and "SSL_CERT_FILE" in err
     assert server.requests == [] and server.connections == 1  # it is not tried again
-    # The cure that it names works.
+    # The suggested fix works.
     child = start_verb(
         *common, "--retries", 0, "--chains", tmp_path / "c.jsonl", **PLANTED, SSL_CERT_FILE=f"{certificate}.crt"
     )

@@ -1,4 +1,4 @@
-"""Servers that lie: there is an answer, a fault with its name, or an end; soon, and in little memory."""
+"""Endpoints that send invalid responses: an answer, a named failure, or an end, in bounded time and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ShapesReasoning's pictures, labels and chains."""
+"""ShapesReasoning's images, labels and chains."""
 
 import colorsys
 import hashlib

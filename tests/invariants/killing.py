@@ -1,4 +1,4 @@
-"""A stock training job that is killed again and again, and one that is not: do they end the same?
+"""Compare a stock training job that is killed repeatedly with an undisturbed one.
 
     python tests/invariants/killing.py --kills 100 --algorithm RDMLDG --signal KILL [--steps 16] [--answer label]
 

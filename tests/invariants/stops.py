@@ -1,4 +1,4 @@
-"""A job that is killed at chosen moments of SARR's rounds, and one that is not: do they end the same?
+"""Compare a job that is killed at chosen moments of SARR's rounds with an undisturbed one.
 
     python tests/invariants/stops.py --folder FOLDER
 

@@ -1,4 +1,4 @@
-"""Target domains and validation splits reach nothing that is trained: whatever is in them, every step is the same.
+"""Target domains and validation splits never influence training: with any content, every step is the same.
 
 Two runs of one job, their trajectories compared bit for bit. In the second the target domain's pixels, labels and
 chains are others, and so are those of the source domains' validation splits.

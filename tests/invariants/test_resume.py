@@ -1,4 +1,4 @@
-"""A job that is killed and started again ends as one that was not: bit for bit, on the CPU in float32."""
+"""A killed and restarted job ends like an undisturbed one, bit for bit, on the CPU in float32."""
 
 import json
 import signal
@@ -64,7 +64,7 @@ def test_job_killed_inside_sarr_rounds_ends_as_if_uninterrupted(either_domainbed
 
 
 def test_job_restarted_on_damaged_files_or_without_a_cache_ends_as_if_uninterrupted(either_domainbed, tmp_path):
-    """What is damaged means step 0, said once; no usable cache means no saved progress, said once."""
+    """Damaged files restart at step 0, an unusable cache disables saved progress; each is reported once."""
     printed = run_script(either_domainbed, tmp_path, "restarts.py")
     assert printed["ended"] == 0 and printed["killed"] == signal.SIGKILL
     for what, found in printed["found"].items():

@@ -1,4 +1,4 @@
-"""The hparam `answer_matching`: how every reading of a job's chains, in training and in evaluation, takes blemishes."""
+"""The hparam `answer_matching` in every place where training and evaluation read chains."""
 
 import argparse
 import itertools

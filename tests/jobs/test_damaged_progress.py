@@ -1,4 +1,4 @@
-"""Kept files that disks, copies or people have changed: the job begins anew and says so, or nothing is different."""
+"""Progress files that were modified: the job restarts from step 0 with a message, or the result is unchanged."""
 
 import json
 import os
@@ -191,7 +191,7 @@ def test_adapters_deleted_during_replay_raise_with_a_fix(kept):
 
 
 def test_adapters_newer_than_the_state_are_rewritten(kept):
-    """Of the checkpoint at which the job was killed: what is there may be cut off."""
+    """The checkpoint at which the job was killed may be truncated."""
     progress = Progress(JOB, kept.parent)
     (kept / "adapters-2.pt").write_bytes(b"PK")
     progress.kept("adapters-2.pt", ADAPTERS[1], replays=False)

@@ -1,4 +1,4 @@
-"""Stock commands, in processes of their own, with our names in them: on the stand-in and on upstream."""
+"""Stock commands as separate processes with our names, on the stand-in and on upstream."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Steps, rounds and stages that train on nothing: the log names them as they happen."""
+"""Steps, rounds and stages without training samples are reported in the log."""
 
 from dataclasses import replace
 

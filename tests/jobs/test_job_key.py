@@ -1,4 +1,4 @@
-"""What makes a job another one: everything that decides its numbers, and nothing else."""
+"""The job key: everything that determines a job's numbers, and nothing else."""
 
 import argparse
 import dataclasses

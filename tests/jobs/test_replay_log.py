@@ -1,4 +1,4 @@
-"""The record of a job, and what is made of one that was cut short."""
+"""The replay log of a job, and resuming from a truncated one."""
 
 import atexit
 import fcntl

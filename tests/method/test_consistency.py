@@ -1,4 +1,4 @@
-"""Which chains support their conclusion: by a likelihood that is known, and by the embedded model."""
+"""Chains that support their conclusion, by a known likelihood and by the embedded model."""
 
 import pytest
 import torch

@@ -15,7 +15,7 @@ def test_label_term_sums_and_chain_term_averages_over_a_rows_own_tokens():
 
 
 def test_long_and_short_chains_have_equal_weight():
-    """The same chain said twice has the same term."""
+    """A repeated chain has an equal term."""
     once = torch.tensor([[-1.0, -3.0]])
     twice = once.repeat(1, 2)
     assert chain_nll(once, torch.ones(1, 2)) == chain_nll(twice, torch.ones(1, 4)) == 2.0

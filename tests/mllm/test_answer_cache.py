@@ -1,4 +1,4 @@
-"""What frozen weights have written is not written again, and nothing else is remembered."""
+"""The cache of greedy answers: frozen weights never generate an answer twice, and nothing else is cached."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Architectures without a row of their own: tried out, then held against plain transformers, one conversation each.
+"""Architectures without an entry: probed, then compared with plain transformers, one conversation at a time.
 
 A handful here, one of each way of computing; all of them under `slow`, whose table `docs/architectures.md` keeps.
 """

@@ -1,4 +1,4 @@
-"""The cost model against what PyTorch counts, and the verb that prints it."""
+"""The cost model against PyTorch's operation counts, and the verb `plan`."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Mixtures of experts: what gets no adapters is named, on tiny models of real mixtures."""
+"""Mixtures of experts: weights without adapters are reported, on tiny models of real mixtures."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Each family against plain transformers: the same tokens, likelihoods and texts, whatever we share or batch."""
+"""Each family against plain transformers: equal tokens, likelihoods and texts with all sharing and batching."""
 
 import json
 import pathlib
@@ -142,7 +142,7 @@ def test_domainbed_floats_are_read_like_bytes(mllm, class_names):
 
 
 def test_generation_stops_at_the_conclusion(folder_of, images):
-    """A model tuned to go on after its conclusion is stopped there."""
+    """Generation stops after the conclusion even if the model was tuned to continue."""
     mllm = load_mllm(folder_of("LLaVA-1.5"), lora=LoraSettings(16, 16))
     optimizer = torch.optim.AdamW(mllm.adapters().values(), lr=1e-2)
     for _ in range(40):
@@ -252,7 +252,7 @@ def test_generation_uses_no_deprecated_name(mllm, images, class_names):
 
 
 def test_scores_of_345_names_and_64_images_stay_within_bounds(folder_of, images, monkeypatch):
-    """DomainNet's count of names: never more tokens or logits at a time than said, and no score is another."""
+    """With DomainNet's number of names, tokens and logits per pass stay bounded, with equal scores."""
     mllm = load_mllm(folder_of("InternVL")).eval()
     names = [f"thing {number}" for number in range(345)]
     many = images[torch.arange(64) % len(images)]

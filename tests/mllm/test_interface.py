@@ -1,4 +1,4 @@
-"""Releases of transformers, and models, that would take a call and drop what it says."""
+"""Releases of transformers, and models, that would ignore arguments."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`export --job` and `predict` on folders that are no whole job: an answer, or one line that names what is wrong."""
+"""`export --job` and `predict` on incomplete job folders: an answer, or a one-line error."""
 
 import json
 import shutil

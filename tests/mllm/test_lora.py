@@ -1,4 +1,4 @@
-"""Adapters in the model's precision against PEFT's own, layer by layer and in whole models of every family."""
+"""Adapters in the model's precision against PEFT's, by layer and for whole models of every family."""
 
 import peft
 import pytest

@@ -1,4 +1,4 @@
-"""The door to MLLMs, on the embedded model: a real InternVL with its real processor."""
+"""`load_mllm` on the embedded model: a real InternVL with its real processor."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Answers that must begin with a given text, and the entropies of what a model expects."""
+"""Answers with a given prefix, and entropies of target tokens."""
 
 import pytest
 import torch

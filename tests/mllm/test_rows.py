@@ -1,4 +1,4 @@
-"""Naive, shared-vision and shared-prefix rows are one function: equal loss and gradients on every family."""
+"""Naive, shared-vision and shared-prefix rows: equal loss and gradients for every family."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Copies for inference, 16 GB each of an 8B model: when one is made, and when it goes."""
+"""Copies for inference, 16 GB each for an 8B model: when they are created and freed."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""What a job trained, loaded again: by DomainBed's checkpoint, by plain peft, by plain transformers, by `predict`."""
+"""Loading a trained job: DomainBed's checkpoint, plain PEFT, plain transformers, and `predict`."""
 
 import dataclasses
 import json
@@ -204,7 +204,7 @@ def test_a_conclusion_is_read_as_the_job_read_it(one_job, files, tmp_path, monke
 
 
 def test_unreadable_images_are_named_and_the_others_answered(one_job, files, tmp_path, capsys):
-    """Six images of which three cannot be read, in batches of eval_batch: three answers, three faults, exit code 1."""
+    """Six images of which three cannot be read, in batches of eval_batch: three answers, three errors, exit code 1."""
     empty, absent = tmp_path / "empty.png", tmp_path / "absent.png"
     empty.touch()
     cut = tmp_path / "cut.png"

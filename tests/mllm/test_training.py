@@ -1,4 +1,4 @@
-"""Each family through MTCT and a round of SARR, whole and quantized: what moves, what does not, what comes back."""
+"""Each family through MTCT and a SARR round, full precision and quantized: which weights change, and reloading."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Trying models out: each finding leads to equal numbers, and what cannot be used is refused with what was found."""
+"""Probing models: optimizations only where results are equal, and errors with the finding."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""`collect`: the numbers are stock's to the digit, and what stock counts in silence is named."""
+"""`collect`: equal to stock's numbers to the digit, with a report of what stock counts silently."""
 
 import importlib.util
 import io

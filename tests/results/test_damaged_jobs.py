@@ -1,4 +1,4 @@
-"""One job with a bad value never ends `collect` or `report` for its sweep: it is left out and named."""
+"""A job with an invalid value never ends `collect` or `report`: it is excluded and reported."""
 
 import gc
 import json

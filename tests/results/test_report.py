@@ -1,4 +1,4 @@
-"""`report`: one page that holds everything, shows hostile texts as texts, and says what the sweep's files say."""
+"""`report`: a self-contained page that escapes untrusted text and shows what the sweep's files contain."""
 
 import html.parser
 import io

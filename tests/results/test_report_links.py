@@ -1,4 +1,4 @@
-"""What a report takes from a sweep's folder is a regular file there: no link, no script, no pipe."""
+"""A report reads only regular files of a sweep's folder: no links, scripts or pipes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`versions.json`: what a job ran on, written once, never at the cost of the job, and mixtures named."""
+"""`versions.json`: what a job ran on, written once, never at the job's expense, and mixed versions reported."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""What `make demo` says after the tables, on records written by hand."""
+"""`make demo`'s summary after the tables, on handwritten records."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The forking launcher: equal to a process a job, failures named, what it cannot do refused."""
+"""The forking launcher: equal to one process per job, failures reported, unsupported settings rejected."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The miniature study: its design is fair, its jobs are stock DomainBed's, its tables say what the jobs did."""
+"""The miniature study: a fair design, stock jobs, and tables that match the jobs."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Studies: their commands are the stock ones, their jobs the sweep's, and one of them runs from end to end."""
+"""Studies: stock commands, the sweep's jobs, and one study from end to end."""
 
 import dataclasses
 import json

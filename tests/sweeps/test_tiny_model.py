@@ -1,4 +1,4 @@
-"""The embedded model: what is shipped, and the script that makes it."""
+"""The embedded model as shipped, and the script that creates it."""
 
 import itertools
 import json

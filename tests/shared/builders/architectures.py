@@ -1,4 +1,4 @@
-"""Tiny random models of architectures that have no row in the table of families: a row each.
+"""Tiny random models of architectures without an entry in the table of families.
 
 Configs, processors and model classes are transformers' own; tokenizers are small, and chat templates are ChatML with
 the image token that each model has. Sizes and weights are not the models'.

@@ -1,4 +1,4 @@
-"""An attempt at a job: what it leaves when it dies, and that no record stands twice afterwards."""
+"""An attempt at a job: what it leaves when it dies, and that no record is duplicated."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_records_that_an_older_version_set_aside_come_first(sweep):
 
 
 def test_an_attempt_that_resumes_is_joined_to_the_first(sweep):
-    """The first dies after 300; the second goes on with 600, whether it keeps records elsewhere or not."""
+    """The first dies after 300; the second continues at 600, with or without records elsewhere."""
     code = "if attempt() == 1: record(0); record(300); sys.exit(9)\nrecord(600); record(900)"
     command = sweep.job("A", code)
     assert run(command) == 9

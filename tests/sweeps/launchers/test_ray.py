@@ -1,4 +1,4 @@
-"""The Ray launcher on a real Ray of this machine, with jobs, workers and launchers killed on purpose.
+"""The Ray launcher on a real local Ray, with jobs, workers and launchers killed on purpose.
 
 pip install 'domainbed-reasoning[ray]'; make test PYTEST=tests/sweeps/launchers/test_ray.py
 """

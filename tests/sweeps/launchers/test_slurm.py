@@ -402,7 +402,7 @@ def test_sweeps_in_the_queue_side_by_side_are_waited_for_by_another_process(swee
     printed = capsys.readouterr().out
     assert "1 of 4 jobs FAILED" in printed and "state FAILED, exit code 3; Slurm's log: " in printed
     earlier = [identifier for folder in folders for identifier in slurm_queue.submitted_for(folder)]
-    assert slurm_queue.wait_for_sweeps(folders, earlier) == []  # what has become of it was said
+    assert slurm_queue.wait_for_sweeps(folders, earlier) == []  # its end was reported
 
 
 def test_folders_of_dead_jobs_are_distinguished_from_running_slurm_jobs(sweep, slurm, monkeypatch):
