@@ -1,7 +1,8 @@
 """The device that models run on, and what PyTorch knows about its memory and random state.
 
 It is PyTorch's current accelerator: CUDA, as which ROCm appears, XPU or MPS; else the CPU. DomainBed's train script
-puts models and batches on CUDA or the CPU, so its jobs use no other accelerator; `predict`, `doctor` and `load_mllm` do.
+puts models and batches on CUDA or the CPU, so that its jobs use no other accelerator; `predict`, `doctor` and
+`load_mllm` do.
 """
 
 from __future__ import annotations

@@ -50,6 +50,19 @@ def test_eager_attention_is_the_same_function_in_two_rows_a_sample(pictures):
     assert answers[0] == answers[1]
 
 
+@torch.no_grad()
+def test_eager_attention_of_every_family_is_sdpas(family_folder, images):
+    """Three-dimensional positions and sliding windows included."""
+    found = []
+    for name in ("eager", "auto"):
+        mllm, count = load(name, family_folder), len(images)
+        answers = (["dog"] * count, ["a dog"] * count)
+        pairs = mllm.two_path_log_likelihoods(images, ("Which?", "Which? Say why."), answers)
+        scores = mllm.class_scores(images, "Which?", ("dog", "cat", "dog house"))
+        found.append([scores, *(values for values, _ in pairs)])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_of_eager_attention_are_those_of_sdpa(pictures):
     found = []
     for name in ("eager", "sdpa"):
