@@ -5,7 +5,7 @@
 
 Runs algorithms as DomainBed does, on random weights of InternVL3's shapes: about 25 minutes for 8B on an H100. Each
 part can be run alone; its results are written when it ends. The rates of a full run replace the assumed ones in
-`domainbed-reasoning plan --rates gpu.json`; a file in `sweeps/rates/` is used without being named.
+`domainbed-reasoning plan --rates gpu.json`; a file in `sweeps/measured_rates/` is used without being named.
 
 `works` compares the embedded model on the GPU with the CPU and names the attention kernels; `training` takes MTCT steps
 of 129 images; `answers` generates chains and scores class names; `quantized` trains in nf4 and int8.

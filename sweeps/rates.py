@@ -1,7 +1,7 @@
 """What a GPU achieves of its peak: assumed, or measured by `benchmarks.gpu`.
 
 `python -m benchmarks.gpu --output FILE` measures the rates of one GPU. `plan --rates FILE` uses them; those of files in
-`sweeps/rates/` are used whenever that GPU is planned for. Hours that rest on an assumed rate are marked "counted".
+`sweeps/measured_rates/` are used whenever that GPU is planned for. Hours that rest on an assumed rate are marked "counted".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from domainbed_reasoning.results.published import GPUS, find_gpu
 
-COMMITTED = Path(__file__).parent / "rates"
+COMMITTED = Path(__file__).parent / "measured_rates"
 
 
 @dataclass(frozen=True)
