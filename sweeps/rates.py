@@ -1,7 +1,8 @@
 """What a GPU achieves of its peak: assumed, or measured by `benchmarks.gpu`.
 
 `python -m benchmarks.gpu --output FILE` measures the rates of one GPU. `plan --rates FILE` uses them; those of files in
-`sweeps/measured_rates/` are used whenever that GPU is planned for. Hours that rest on an assumed rate are marked "counted".
+`sweeps/measured_rates/` are used whenever that GPU is planned for. Hours that rest on an assumed rate are marked
+"counted".
 """
 
 from __future__ import annotations
