@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,8 @@ from domainbed_reasoning.method.objective import Objective, Terms, chain_nll, la
 from domainbed_reasoning.method.schedule import Stage
 from domainbed_reasoning.method.self_labeling import SelfLabels, labels_of_round
 from domainbed_reasoning.method.stage_run import StageRun
+from domainbed_reasoning.mllm.generation_cache import write_ahead
+from domainbed_reasoning.mllm.model import MLLM
 
 
 class MLLMAlgorithm(TrainedMLLM):
@@ -87,6 +90,19 @@ class MLLMAlgorithm(TrainedMLLM):
         self.snapshots.update_done()
         return values
 
+    def write_ahead(self, mllm: MLLM) -> None:
+        """Generate the chains of all splits at the start of an evaluation: DomainBed requests 64 images at a time."""
+        images = self.session.look_ahead()
+        if images is None or mllm.frozen_state is None:
+            return
+        asked, state, started = self.questions, mllm.frozen_state.hex(), time.monotonic()
+        known = {bytes.fromhex(digest): chain for digest, chain in self.session.recorded_ahead(state).items()}
+        settings = (asked.q_reason, asked.max_new_tokens, asked.batch, known)
+        for digest, chain in write_ahead(mllm, images, *settings):
+            now = time.monotonic()
+            self.session.record_ahead(state, digest.hex(), chain, now - started)
+            started = now
+
     def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
         """Return class scores by the hparam ``answer`` (see `answer_images`); the last evaluation records both answers.
 
@@ -98,7 +114,9 @@ class MLLMAlgorithm(TrainedMLLM):
         if self.session.steps_taken < hparams["first_evaluation"] and not last:
             return torch.zeros(len(x), len(self.task.class_names), device=x.device), Answers([0] * len(x), None, None)
         both = self.session.records is not None and ids is not None and last and hparams["both_answers"]
-        mllm = self.snapshots.current()
-        scores, chains, labels = answer_images(mllm, self.pixels(x), self.questions, hparams, both)
+        with self.snapshots.answering(self.average.adapters() if self.average is not None else None) as mllm:
+            if (both or hparams["answer"] == "chain") and hparams["votes"] == 1:
+                self.write_ahead(mllm)
+            scores, chains, labels = answer_images(mllm, self.pixels(x), self.questions, hparams, both)
         state = mllm.frozen_state.hex() if mllm.frozen_state is not None and hparams["votes"] == 1 else ""
         return scores, Answers(scores.argmax(1).tolist(), chains, labels, state)

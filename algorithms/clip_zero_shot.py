@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.algorithms.hparams import RESUME_HPARAMS
+from domainbed_reasoning.algorithms.hparams import RESUME_HPARAMS, TRACK_HPARAMS
 from domainbed_reasoning.algorithms.in_session import SessionAlgorithm
 from domainbed_reasoning.hparam_checks import FLAG, TEXT, integer
 from domainbed_reasoning.jobs.replay_log import Answers
@@ -25,6 +25,7 @@ PROMPT = "a photo of a {}."
 # Not named like the MLLM algorithms' hparams: a sweep passes one `--hparams` to all its algorithms.
 CLIP_HPARAMS = {
     **RESUME_HPARAMS,
+    **TRACK_HPARAMS,
     "clip_model": Hparam(
         "openai/clip-vit-base-patch16", None, "the paper's backbone, ViT-B/16", embedded="tiny", allowed=TEXT
     ),

@@ -15,7 +15,10 @@ from domainbed_reasoning.hparam_checks import (
     FROM_0,
     FROM_0_BELOW_1,
     FROM_0_TO_1,
+    NAMES_OR_NONE,
+    REVISION,
     TEXT,
+    TEXT_OR_NONE,
     integer,
     one_of,
 )
@@ -27,9 +30,25 @@ RESUME_HPARAMS = {
     ),
 }
 
+TRACK_HPARAMS = {
+    "track": Hparam(
+        "none",
+        None,
+        "an experiment tracker that is fed from the job's records, offline unless its own variables say otherwise",
+        allowed=one_of("none", "tensorboard", "wandb", "mlflow", "trackio"),
+    ),
+}
+
 MODEL_HPARAMS = {
     **RESUME_HPARAMS,
+    **TRACK_HPARAMS,
     "model": Hparam("OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded="tiny", allowed=TEXT),
+    "revision": Hparam(
+        None, None, "pins a hub checkpoint to a branch, tag or commit; null is its main branch", allowed=REVISION
+    ),
+    "trust_remote_code": Hparam(
+        False, None, "transformers' own; true runs Python files that come with the checkpoint", allowed=FLAG
+    ),
     "dtype": Hparam(
         "auto",
         None,
@@ -138,6 +157,27 @@ TRAINING_HPARAMS = {
         allowed=one_of("both", "vision", "language"),
     ),
     "lora_projector": Hparam(False, None, "the paper names the two towers only", allowed=FLAG),
+    "lora_target_modules": Hparam(
+        None,
+        None,
+        'null: all layers that lora_targets and lora_projector choose; or those of these names: ["q_proj", "v_proj"]',
+        allowed=NAMES_OR_NONE,
+    ),
+    "lora_variant": Hparam(
+        "lora",
+        None,
+        "the paper's; rslora: scaled by alpha / √rank (arXiv 2312.03732); dora: magnitudes too (arXiv 2402.09353)",
+        allowed=one_of("lora", "rslora", "dora"),
+    ),
+    "init_adapter": Hparam(
+        None, None, "null: adapters start anew; or the folder of a PEFT adapter to start from", allowed=TEXT_OR_NONE
+    ),
+    "average_adapters": Hparam(
+        False,
+        None,
+        "the paper's last weights; true: the mean of the weights at a stage's evaluations, as SWAD (arXiv 2102.08604)",
+        allowed=FLAG,
+    ),
     "gradient_checkpointing": Hparam(False, None, "saves memory, takes about a third more time", allowed=FLAG),
     "micro_batch": Hparam(
         4, None, "samples per backward pass; the update uses the whole batch", embedded=64, allowed=integer(1)

@@ -78,6 +78,9 @@ class SessionAlgorithm(Algorithm):  # type: ignore[misc]
         """Load trained tensors by name."""
         raise NotImplementedError
 
+    def before_answers(self) -> None:
+        """Do nothing: called before the images of an evaluation are answered, for each batch of them."""
+
     def training_state(self) -> dict[str, Any]:
         """Return the state from which training resumes, given the recorded steps; {} without training."""
         return {}

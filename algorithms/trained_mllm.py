@@ -11,10 +11,11 @@ from domainbed_reasoning.algorithms.in_session import SessionAlgorithm
 from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.stage_log import StageLog
 from domainbed_reasoning.method.answering import Questions
+from domainbed_reasoning.method.average import AdapterAverage
 from domainbed_reasoning.method.schedule import Stage
 from domainbed_reasoning.method.stage_run import StageRun
+from domainbed_reasoning.mllm.adapters import LoraSettings
 from domainbed_reasoning.mllm.devices import job_device
-from domainbed_reasoning.mllm.loading import LoraSettings
 from domainbed_reasoning.mllm.model import load_mllm
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.snapshots import Snapshots
@@ -31,6 +32,7 @@ class TrainedMLLM(SessionAlgorithm):
         mllm: the model, with fresh adapters if it is trained.
         questions: q_cls, q_reason, and how chains are generated and parsed.
         snapshots: frozen copies of the model.
+        average: of the adapters over a stage's evaluations; None without ``average_adapters``.
         run: the current training stage; None before the first step.
         shares: `SelfLabels.shares` of every SARR round so far.
 
@@ -57,10 +59,18 @@ class TrainedMLLM(SessionAlgorithm):
             gradient_checkpointing=trains and hparams["gradient_checkpointing"],
             max_tiles=hparams["max_tiles"],
             device=job_device(),
+            revision=hparams["revision"],
+            trust_remote_code=hparams["trust_remote_code"],
             attn_implementation=hparams["attn_implementation"],
         )
         self.questions = Questions.of(self.task, hparams)
         asked = self.questions
+        if hparams.get("average_adapters") and hparams["lora_variant"] == "dora":
+            raise ValueError(
+                "hparam average_adapters: the average of DoRA's weights is no adapter. Use lora_variant 'lora' or "
+                "'rslora', or set average_adapters to false."
+            )
+        self.average = AdapterAverage() if trains and hparams.get("average_adapters") else None
         self.snapshots = Snapshots(self.mllm, self.mllm.cache_bytes(asked.batch, asked.q_reason, asked.max_new_tokens))
         self.log = StageLog(type(self).__name__, self.schedule)
         self.run: StageRun | None = None
@@ -87,13 +97,20 @@ class TrainedMLLM(SessionAlgorithm):
         return resize(to_uint8(x.as_subclass(torch.Tensor)), self.mllm.image_size)
 
     def adapters(self) -> dict[str, torch.Tensor]:
-        """Return the trained tensors by name."""
-        return self.mllm.adapters()
+        """Return the tensors that answer, by name: the trained ones, or with ``average_adapters`` their average."""
+        return (self.average.adapters() if self.average is not None else None) or self.mllm.adapters()
 
     def load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
         """Load trained tensors by name."""
-        self.mllm.load_adapters(values)
+        self.mllm.load_adapters(values, several=self.average is not None)
         self.snapshots.weights_change()
+
+    def before_answers(self) -> None:
+        """Take the weights of this evaluation into the average; the first evaluation comes after a single update."""
+        step = self.session.steps_taken
+        if self.average is not None and step > 1 and step >= self.hparams["first_evaluation"]:
+            if self.average.add(self.schedule.at(step - 1).round, step, self.mllm.adapters()):
+                self.snapshots.weights_change()
 
     def training_state(self) -> dict[str, Any]:
         """Return adapters, optimizer, schedule and, in a SARR round, its labeler and filter."""
@@ -103,6 +120,7 @@ class TrainedMLLM(SessionAlgorithm):
             "labels_by_copy": self.snapshots.labels_by_copy,
             "training_peak": self.snapshots.training_peak,
         }
+        state |= {} if self.average is None else {"average": self.average.state_dict()}
         return state if self.run is None else state | self.run.state_dict()
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -116,6 +134,8 @@ class TrainedMLLM(SessionAlgorithm):
             self.run.load_state_dict(state, self.session.labeled(stage.round))
             self.load_adapters(state["adapters"])
         self.shares = state["shares"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
     def recall(self, x: torch.Tensor, answers: Answers) -> None:
         """Cache the chains that a copy of these weights generated in an earlier process."""

@@ -28,7 +28,7 @@ from domainbed_reasoning.bridge.samples import attach_task, with_ids
 from domainbed_reasoning.method.objective import chain_nll, label_nll
 from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.method.task import Task
-from domainbed_reasoning.mllm.loading import lora_targets
+from domainbed_reasoning.mllm.adapters import lora_targets
 from domainbed_reasoning.sweeps.costs import shape_of
 
 NAMES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")

@@ -16,8 +16,8 @@ from domainbed_reasoning.chains.chain import END_OF_CHAIN, Chain
 from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
+from domainbed_reasoning.mllm.adapters import add_lora
 from domainbed_reasoning.mllm.generation_cache import AnswerCache
-from domainbed_reasoning.mllm.loading import add_lora
 from domainbed_reasoning.mllm.pixels import from_picture
 
 IMAGES, BATCH, TOKENS = 500, 64, 160

@@ -7,6 +7,7 @@ workers, and carry their sample ids.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from torchvision import transforms
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import attach_task, with_ids
 from domainbed_reasoning.chains.chain import conclusion_of
+from domainbed_reasoning.images.decode import read_rgb
 from domainbed_reasoning.method.answering import misled
 from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.mllm.clip import clip_image_edge
@@ -69,6 +71,51 @@ class Samples(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return with_ids(x, torch.tensor([self.env, int(index)])), self.labels[index]
 
 
+class ImageOpener:
+    """Opens image i of a folder's paths; for loaders' workers, which share its memory."""
+
+    def __init__(self, folder: str, paths: Sequence[str]):
+        self.folder, self.paths = folder, paths
+
+    def __call__(self, index: int) -> Image.Image:
+        """Return an image as an RGB picture."""
+        picture: Image.Image = read_rgb(os.path.join(self.folder, self.paths[index]))
+        return picture
+
+
+class ImageList(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """One domain's images, listed: for baselines. It has torchvision's `ImageFolder`'s ``classes`` and ``targets``.
+
+    Args:
+        folder: of the dataset.
+        name: of the domain.
+        paths: below the folder.
+        targets: the class of every image.
+        classes: names in label order.
+        transform: picture to floats ``(3, H, W)``.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        name: str,
+        paths: Sequence[str],
+        targets: Sequence[int],
+        classes: Sequence[str],
+        transform: Callable[[Image.Image], torch.Tensor],
+    ):
+        self.name, self.paths, self.targets, self.classes = name, paths, targets, list(classes)
+        self.transform, self.open_image = transform, ImageOpener(folder, paths)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return image and class."""
+        return self.transform(self.open_image(int(index))), self.targets[int(index)]
+
+
 def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Tensor]:
     """Return the transform from PIL image to bytes at ``edge`` x ``edge``, optionally with DomainBed's augmentation.
 
@@ -101,7 +148,7 @@ def model_edge(algorithm: str, hparams: Mapping[str, Any]) -> int:
     """Return the input resolution (edge in pixels) of an algorithm's model."""
     if algorithm in registry.ON_CLIP:
         return clip_image_edge(hparams["clip_model"])
-    return image_edge(hparams["model"], hparams["max_tiles"])
+    return image_edge(hparams["model"], hparams["max_tiles"], hparams["revision"], hparams["trust_remote_code"])
 
 
 def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:

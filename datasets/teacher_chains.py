@@ -30,6 +30,7 @@ def teacher_chains(
     class_names: tuple[str, ...],
     test_envs: Sequence[int],
     hparams: Mapping[str, Any],
+    by_folder: bool = True,
 ) -> tuple[dict[SampleId, str], str]:
     """Return the chains of source domains, and name and SHA-256 of the bundle used; "" without one.
 
@@ -43,6 +44,7 @@ def teacher_chains(
         class_names: class names in the prompts, in label order.
         test_envs: the target domains.
         hparams: the algorithm's hyper-parameters.
+        by_folder: whether paths name the classes, see `match_images`.
 
     Raises:
         ChainFileError: if the chain file or bundle is missing, invalid, or has no chain of a source domain.
@@ -65,7 +67,8 @@ def teacher_chains(
         raise ChainFileError(path, None, missing, fix)
     rules = Rules(class_names, min_words=0, max_words=sys.maxsize, verified=False)
     unverified = rules if hparams["chain_verification"] == "unverified" else None
-    loaded = load_training_chains(choice, default, bundle, [name for names in images for name in names], unverified)
+    every = [name for names in images for name in names]
+    loaded = load_training_chains(choice, default, bundle, every, unverified, by_folder)
     if loaded.summary:
         _log.info(printable(f"{dataset}: {loaded.summary}", sys.stdout))
     for warning in loaded.warnings:

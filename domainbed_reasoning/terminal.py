@@ -137,6 +137,12 @@ def printable_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def is_terminal(stream: Any) -> bool:
+    """Return whether a stream is a terminal and nothing else; DomainBed's Tee also writes to a file."""
+    is_tty = getattr(stream, "isatty", None)
+    return bool(is_tty and is_tty())
+
+
 def counted(count: int, noun: str) -> str:
     """Return ``"1 image"`` or ``"2 images"``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

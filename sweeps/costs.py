@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.method.schedule import Schedule
-from domainbed_reasoning.mllm.families import Family, ModelError, family_of, is_general, tile_grid
-from domainbed_reasoning.mllm.loading import cached_numbers, config_of, without_adapters
+from domainbed_reasoning.mllm.adapters import LoraSettings, adapter_shapes, lora_targets, without_adapters
+from domainbed_reasoning.mllm.families import Family, ModelError, family_of, tile_grid
+from domainbed_reasoning.mllm.loading import cached_numbers, config_of, empty_network_of
 from domainbed_reasoning.mllm.towers import parts_of
 from domainbed_reasoning.results.published import KNOWN_CONFIGS, Data, Gpu
 from domainbed_reasoning.sweeps.rates import ASSUMED, Rate
@@ -23,7 +24,7 @@ from domainbed_reasoning.sweeps.rates import ASSUMED, Rate
 _BYTES_PER_WEIGHT = {"none": 2.0, "nf4": 0.56, "int8": 1.03}
 
 
-STOCK_BATCH = 64  # batch size of DomainBed's evaluation, independent of the hyper-parameters
+STOCK_BATCH = 64  # batch size of DomainBed's evaluation, where chains are not generated ahead of it
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Tower:
         outputs: sum of their output widths.
         layers: number of blocks.
         width: of queries and of attention's output.
+        per_rank: adapter weights per unit of the rank; None: one for each input and output of the linear layers.
     """
 
     weights: int
@@ -43,6 +45,7 @@ class Tower:
     outputs: int
     layers: int
     width: int
+    per_rank: int | None = None
 
     def forward(self, tokens: float, causal: bool = False) -> float:
         """Return the operations of one forward pass over a row of ``tokens`` tokens."""
@@ -51,7 +54,7 @@ class Tower:
 
     def lora_weights(self, rank: int) -> int:
         """Return the number of adapter weights on all linear layers."""
-        return rank * (self.inputs + self.outputs)
+        return rank * (self.inputs + self.outputs if self.per_rank is None else self.per_rank)
 
     def saved_bytes(self, tokens: float, itemsize: int, dropout: float = 0.0) -> float:
         """Return the bytes that a training forward saves for the backward pass.
@@ -93,22 +96,25 @@ class Shape:
     fused: Mapping[str, int] = field(default_factory=dict)
 
 
-def shape_of(model: str, max_tiles: int = 1) -> Shape:
+def shape_of(model: str, max_tiles: int = 1, revision: str | None = None, trust_remote_code: bool = False) -> Shape:
     """Return the shape of a model, from its config; those of the paper's models are built in.
+
+    Args:
+        model: ``tiny``, a folder or a hub id.
+        max_tiles: at most so many tiles an image.
+        revision: see `load_mllm`.
+        trust_remote_code: see `load_mllm`.
 
     Raises:
         ModelError: the model is missing or not supported.
     """
-    import transformers
-
-    config, family = _known(model) or config_of(model)
-    if is_general(family):
+    config, family = _known(model) or config_of(model, revision, trust_remote_code)
+    if not family.has_entry:
         raise ModelError(
             f"{model}: the costs of {family.name} cannot be estimated: how many tokens an image has is known only "
             "from its processor. Try it out with `domainbed-reasoning doctor --model`."
         )
-    with torch.device("meta"):
-        network = transformers.AutoModelForImageTextToText.from_config(config)
+    network: Any = empty_network_of(config, model, trust_remote_code)
     text, vision = config.get_text_config(), config.vision_config
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -155,18 +161,33 @@ def _tile_edge(vision: Any) -> int:
 
 
 def _vision(network: Any, vision: Any, edge: int, tokens: int) -> Tower:
-    """Return the vision tower; one of convolutions as a stack without layers that has as many operations a token.
+    """Return the vision tower; one of convolutions as a stack without layers.
 
-    It is frozen, so it has no adapters and keeps nothing for a backward pass.
+    Its numbers are per position of its last layer. In 16 bits, an adapted convolution keeps its input also in float32,
+    in which PEFT computes, and its output before and after normalization.
     """
     if _layers(vision):
         return _tower(network, "vision", _layers(vision), vision.hidden_size)
     from torch.utils.flop_counter import FlopCounterMode
 
+    shapes = adapter_shapes(network, LoraSettings(1, 1, towers="vision"))
+    layers = [network.get_submodule(name) for name in lora_targets(network, "vision", projector=False)]
+    sizes: list[tuple[int, int]] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, given, out: sizes.append((given[0].numel(), out.numel())))
     tower = network.model.vision_tower.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         seen = tower(torch.zeros(1, 3, edge, edge, device="meta")).last_hidden_state
-    return Tower(round(counter.get_total_flops() / 2 / seen[0, 0].numel()), 0, 0, 0, 0)
+    positions = seen[0, 0].numel()
+    inputs, outputs = map(sum, zip(*sizes, strict=True))
+    return Tower(
+        weights=round(counter.get_total_flops() / 2 / positions),
+        inputs=round(3 * inputs / positions),
+        outputs=round(2 * outputs / positions),
+        layers=0,
+        width=0,
+        per_rank=sum(math.prod(shape) for shape in shapes.values()),
+    )
 
 
 def _tower(network: torch.nn.Module, part: str, layers: int, width: int) -> Tower:
@@ -326,7 +347,8 @@ def hours_of(
     if hparams.get("gradient_checkpointing"):
         training *= rates["checkpointing"].value
     a_chain = seconds_to_write(shape, lengths, gpu, hparams, rates)
-    at_a_time = {**hparams, "eval_batch": min(STOCK_BATCH, hparams["eval_batch"])}
+    batch = hparams["eval_batch"] if _looks_ahead(hparams) else min(STOCK_BATCH, hparams["eval_batch"])
+    at_a_time = {**hparams, "eval_batch": batch}
     chain = seconds_to_write(shape, lengths, gpu, at_a_time, rates) * hparams.get("votes", 1)
     label = seconds_to_score(shape, lengths, data.classes, gpu, hparams, rates)
     rounds = sum(stage.round > 0 for stage in schedule.stages)
@@ -347,11 +369,15 @@ def hours_of(
     return Hours(training / 3600, labeling / 3600, evaluation / 3600, evaluations)
 
 
+def _looks_ahead(hparams: Mapping[str, Any]) -> bool:
+    """Return whether the chains of an evaluation are generated at its start, for all splits together."""
+    return not hparams.get("data_augmentation", False) and hparams.get("votes", 1) == 1
+
+
 def _labels_are_answers(hparams: Mapping[str, Any]) -> bool:
     """Return whether a round reuses the chains of the previous evaluation as its own."""
-    greedy = hparams.get("temperature", 0) == 0 and hparams.get("votes", 1) == hparams.get("sarr_votes", 1) == 1
-    same_images = not hparams.get("data_augmentation", False)
-    return hparams["answer"] == "chain" and greedy and same_images and hparams["quantize"] == "none"
+    greedy = hparams.get("temperature", 0) == 0 and hparams.get("sarr_votes", 1) == 1
+    return hparams["answer"] == "chain" and greedy and _looks_ahead(hparams)
 
 
 def seconds_to_write(

@@ -8,7 +8,7 @@ From the ground up:
 4. `bridge`: the only folder that imports `domainbed`, apart from the base classes of algorithms and datasets
 5. `jobs`: what a training job saves, resumes, records, and predicts
 6. `algorithms`, `datasets`: never each other
-7. `analysis`, `annotate`, `results`
+7. `analysis`, `annotate`, `hub`, `results`, `tracking`
 8. `sweeps`
 9. `commands`
 10. `__main__`
@@ -33,7 +33,7 @@ FLOORS = (
     {"bridge"},
     {"jobs"},
     {"algorithms", "datasets"},
-    {"analysis", "annotate", "results"},
+    {"analysis", "annotate", "hub", "results", "tracking"},
     {"sweeps"},
     {"commands"},
     {"__main__"},
@@ -43,6 +43,7 @@ BASE_CLASSES = {
     "algorithms/in_session",
     "datasets/base",
     "datasets/image_folders",
+    "datasets/image_tables",
     "datasets/reasoning_dataset",
     "datasets/user_datasets",
 }

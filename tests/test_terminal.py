@@ -12,7 +12,7 @@ from builders.files import define_toy, write_images
 from builders.processes import environment, run_python
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.sweeps.launchers.jobs import Failure, end_of, parse_job, report
-from domainbed_reasoning.terminal import json_line, one_line, printable, printable_streams
+from domainbed_reasoning.terminal import is_terminal, json_line, one_line, printable, printable_streams
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 NASTY = "a\x1b]0;TAKEN\x07\x9b31m\u202etxt.exe\u2066\x7f\ud800\u2028z"
@@ -145,3 +145,16 @@ def test_training_prints_a_domains_name_as_text(capsys):
 
     report_chains(Task("Toy", ("a", "b"), ("art\x1b[31m\u202e", "zé"), (1,), labels=[[0], [1]]), True)
     assert capsys.readouterr().out == "Toy, art\\x1b[31m\\u202e: 0 of 1 images have a chain (0.0%)\n"
+
+
+def test_a_stream_that_also_writes_a_file_is_no_terminal():
+    """DomainBed's `misc.Tee` replaces the standard streams of a job and lacks `isatty`."""
+
+    class Tee:
+        pass
+
+    class Terminal:
+        def isatty(self):
+            return True
+
+    assert is_terminal(Terminal()) and not any(map(is_terminal, (Tee(), io.StringIO(), None)))

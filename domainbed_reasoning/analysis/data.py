@@ -125,7 +125,8 @@ def data_of_job(
     """
     records = records_of(job.folder)
     original = records[0]["args"].get("data_dir") if records else None
-    hparams = {**job.hparams, **({"model": model} if model else {})}
+    replaced = {"model": model, "revision": job.revision(model)} if model else {}
+    hparams = {**job.hparams, **replaced, "trust_remote_code": job.trust_remote_code}
     return build_data(job.dataset, data_dir or original, job.test_envs, hparams, chains)
 
 

@@ -19,11 +19,13 @@ class Results:
         folder: existing folder of the files.
         name: name of all files, without suffix.
         command: the command that writes them.
+        as_json: whether the verb prints JSON.
     """
 
     folder: pathlib.Path
     name: str
     command: str
+    as_json: bool = False
 
     def path(self, suffix: str) -> pathlib.Path:
         """Return the path of the file with that suffix, such as ``.csv`` or ``_answers.csv``."""

@@ -103,6 +103,7 @@ def from_checkpoints(
     data: AnalysisData,
     samples: Sequence[SampleId],
     model: str | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[int, dict[str, Any]]:
     """Return the checkpoints' measures by step; steps without a saved checkpoint are absent.
 
@@ -112,6 +113,7 @@ def from_checkpoints(
         data: the dataset.
         samples: samples to evaluate.
         model: base model, if the job's path no longer exists.
+        trust_remote_code: see `read_job`.
     """
     path = pathlib.Path(folder).expanduser()
     files = {step: path / f"model_step{step}.pkl" for step in steps}
@@ -119,16 +121,17 @@ def from_checkpoints(
     there = {step: file for step, file in files.items() if file.is_file()}
     found = {}
     for step, file in tqdm.tqdm(there.items(), "checkpoints", disable=None):
-        found[step] = _answers_of(path, file.name, data, samples, model)
+        job = read_job(path, file.name, trust_remote_code)
+        found[step] = _answers_of(Checkpoint(str(folder), job), data, samples, model)
     return found
 
 
 def _answers_of(
-    folder: pathlib.Path, file: str, data: AnalysisData, samples: Sequence[SampleId], model: str | None
+    checkpoint: Checkpoint, data: AnalysisData, samples: Sequence[SampleId], model: str | None
 ) -> dict[str, Any]:
     """Return one checkpoint's measures; its model is freed before the next one loads."""
-    job = read_job(folder, file)
-    return answer_both_ways(Checkpoint(str(folder), job).load(model), data, samples, *job.chain_settings)
+    assert checkpoint.job is not None
+    return answer_both_ways(checkpoint.load(model), data, samples, *checkpoint.job.chain_settings)
 
 
 def without_checkpoint(folder: str | pathlib.Path, steps: Sequence[int], answered: Collection[int]) -> str | None:

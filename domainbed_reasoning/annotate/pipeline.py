@@ -327,6 +327,10 @@ class Annotation:
         except cost.BudgetSpent as spent:
             self._stop(str(spent))
             return False
+        return self._keep(job, attempt, request, sha256, answer)
+
+    def _keep(self, job: PendingImage, attempt: int, request: Request, sha256: str, answer: Answer) -> bool:
+        """Judge an answer and append it; return whether it was accepted."""
         paid = cost.cost(self._settings.price, answer.prompt_tokens, answer.completion_tokens)
         self._failures_in_a_row = 0
         # Judge the stored text: the truncated end of an overlong text must not matter.

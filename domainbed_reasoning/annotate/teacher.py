@@ -86,6 +86,10 @@ class NoAnswer(RuntimeError):
     """No answer for this image after all retries; the next run requests it again."""
 
 
+class Unreachable(NoAnswer):
+    """The server could not be connected to: nothing was sent, so that another may be asked."""
+
+
 class Teacher(Protocol):
     """A model that generates chains.
 

@@ -45,12 +45,15 @@ from domainbed_reasoning.chains.parquet import (
 )
 from domainbed_reasoning.chains.record import (
     MAX_LINE_BYTES,
+    VERSION,
     check_image_path,
     check_json_value,
     check_record,
     parse_json,
+    take_version,
 )
 from domainbed_reasoning.chains.store import Record, write_records
+from domainbed_reasoning.files import format_version
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.files.plain import open_plain
 from domainbed_reasoning.registry import unknown
@@ -116,7 +119,8 @@ def export_records(
     if not layout.fields:
         if layout.file == "lines":
             return write_records(path, records)
-        return write_parquet(path, map(to_columns, records), own_schema())
+        versioned = ({**record, format_version.KEY: VERSION} for record in records)
+        return write_parquet(path, map(to_columns, versioned), own_schema())
     if not question:
         raise ExchangeError(f"Format {form!r} includes the question. Pass --dataset and --data_dir.")
     if image_info is None and "width" in layout.fields:
@@ -155,6 +159,8 @@ def import_records(path: Path, *, check_paths: bool = True) -> Iterator[tuple[in
             record = _from_row(row)
             if problem := check_record(record, check_paths=check_paths) or _too_long(record):
                 raise ValueError(f"{problem}. Correct or remove the row")
+            if newer := take_version(record):
+                raise ValueError(f"{newer}. {format_version.UPGRADE}")
         except ValueError as error:
             raise ExchangeError(f"{path}, row {number}: {error}.") from error
         yield number, record

@@ -8,6 +8,7 @@ content takes precedence.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from pathlib import Path
 from domainbed_reasoning.chains.image_names import ImageLookup, composed
 from domainbed_reasoning.chains.record import Record
 from domainbed_reasoning.files.plain import open_plain
+from domainbed_reasoning.terminal import is_terminal
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,17 @@ class Matches:
             yield f"{len(self.renamed):,} {images} {path}."
 
 
-def match_images(lines: Iterable[tuple[int, Record]], images: Sequence[str], root: Path) -> Matches:
+def match_images(
+    lines: Iterable[tuple[int, Record]], images: Sequence[str], root: Path, by_folder: bool = True
+) -> Matches:
     """Match the bundle's lines to images on disk.
 
     Args:
         lines: of the bundle.
         images: paths on disk, below the dataset's folder.
         root: the dataset's folder.
+        by_folder: whether paths are ``<domain>/<class>/…``, so that equal files of other classes can be told. Where a
+            table names the classes, the content alone counts.
     """
     digests: dict[str, str] = {}  # name in the bundle → SHA-256
     for _, record in lines:
@@ -92,7 +98,7 @@ def match_images(lines: Iterable[tuple[int, Record]], images: Sequence[str], roo
         name = named.get(hashed[image])
         if name is None:
             continue
-        if _class_of(image) != _class_of(name):
+        if by_folder and _class_of(image) != _class_of(name):
             elsewhere.append((image, name))
             continue
         holder = held.get(name)
@@ -123,7 +129,11 @@ def _digests(root: Path, images: Sequence[str]) -> list[str]:
 
     with ThreadPoolExecutor() as pool:
         digests = pool.map(_digest, [root / image for image in images])
-        return list(tqdm(digests, "matching images", len(images), unit="image", leave=False, disable=None))
+        return list(
+            tqdm(
+                digests, "matching images", len(images), unit="image", leave=False, disable=not is_terminal(sys.stderr)
+            )
+        )
 
 
 def _digest(path: Path) -> str:

@@ -11,6 +11,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from domainbed_reasoning.files import format_version
+
+VERSION = 2  # of a chain file's lines, see `format_version`
+
 ACCEPTED = "accepted"
 REJECTED = "rejected"
 
@@ -24,6 +28,7 @@ Record = dict[str, Any]
 
 # Types of the optional keys, where present and not null.
 _KINDS: dict[str, tuple[type, ...]] = {
+    format_version.KEY: (int,),
     "raw": (str,),
     "normalized": (list,),
     "rule": (str,),
@@ -112,6 +117,14 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refu
 def is_accepted(record: Mapping[str, Any]) -> bool:
     """Return whether a candidate is accepted, which is the default of ``verdict``."""
     return bool(record.get("verdict", ACCEPTED) == ACCEPTED)
+
+
+def take_version(record: Record) -> str:
+    """Remove the format's version from a valid record; return what is wrong if it is newer than `VERSION`, else empty.
+
+    The version is of the line, not of the record: writers add the current one.
+    """
+    return format_version.newer_than(VERSION, record.pop(format_version.KEY, None))
 
 
 def check_record(record: Any, walk: bool = True, check_paths: bool = True) -> str | None:

@@ -44,7 +44,12 @@ class TrainingChains:
 
 
 def load_training_chains(
-    choice: str | None, default: Path, bundle: str | None, images: Sequence[str], unverified: Rules | None = None
+    choice: str | None,
+    default: Path,
+    bundle: str | None,
+    images: Sequence[str],
+    unverified: Rules | None = None,
+    by_folder: bool = True,
 ) -> TrainingChains:
     """Return the chains of a dataset's images.
 
@@ -54,6 +59,7 @@ def load_training_chains(
         bundle: the dataset's bundle, see `bundled`; None without one.
         images: paths on disk, below the dataset's folder.
         unverified: rules without a label, see `store.select_chains`; None for verified chains only.
+        by_folder: whether paths name the classes, see `match_images`.
 
     Raises:
         ChainFileError: for a chain file or bundle that cannot be used.
@@ -66,11 +72,11 @@ def load_training_chains(
     file = default if choice in (None, BUNDLED) else Path(str(choice)).expanduser()
     own: dict[str, str] = {}
     if choice != BUNDLED and (choice is not None or bundle is None or file.exists()):
-        own = load_chains(file, set(images), unverified=unverified)
+        own = load_chains(file, images, unverified=unverified)
     if bundle is None or choice not in (None, BUNDLED):
         return TrainingChains(own, file)
     packed = read_bundle(bundle)
-    matches = match_images(packed.lines, images, default.parent)
+    matches = match_images(packed.lines, images, default.parent, by_folder)
     bundled = select_chains(packed.path, matches.lines(packed.lines), None, unverified)
     texts = bundled | own
     from_bundle = f"{len(texts) - len(own):,} from the bundle {packed}"

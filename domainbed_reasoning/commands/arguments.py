@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import numbers
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from domainbed_reasoning.chains.store import ACCEPTED, Record, is_accepted, read
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.images.catalog import CHAIN_FILE, FolderScan, ImageFolder, scan
 from domainbed_reasoning.images.user_datasets import find
+from domainbed_reasoning.terminal import json_line
 
 PROGRAM = "domainbed-reasoning"
 FORMER_OPTIONS = {"--licence": "--license"}  # still accepted, not shown
@@ -66,6 +68,41 @@ def add_chains_argument(parser: argparse._ActionsContainer, default: str) -> Non
     """Add --chains, a path or ``bundled``; ``default`` is for its help."""
     text = f"chain file, or {BUNDLED!r} for the chains that come with the dataset (default: {default})"
     parser.add_argument("--chains", type=lambda text: text if text == BUNDLED else Path(text), help=text)
+
+
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """Add --json, whose output is one line: `print_json`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON; NaN and infinity become null, and what JSON lacks becomes a string."""
+    print(as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """Return the line that `print_json` prints."""
+    return json_line(_plain(value), sys.stdout)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
+
+
+def add_trust_argument(parser: argparse._ActionsContainer) -> None:
+    """Add --trust-remote-code."""
+    text = "run the Python files that come with the model; what a job or folder records allows nothing"
+    parser.add_argument("--trust-remote-code", action="store_true", help=text)
 
 
 def add_rule_arguments(parser: Parser) -> None:
@@ -161,7 +198,8 @@ def matched_bundle(dataset: ImageFolder, on_disk: FolderScan) -> tuple[Bundle, M
         ChainFileError: if the bundle cannot be used.
     """
     bundle = read_bundle(str(dataset.bundle))
-    return bundle, match_images(bundle.lines, [picture.path for picture in on_disk.pictures], on_disk.root)
+    images = [picture.path for picture in on_disk.pictures]
+    return bundle, match_images(bundle.lines, images, on_disk.root, by_folder=dataset.table is None)
 
 
 def read_candidates(

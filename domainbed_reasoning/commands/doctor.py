@@ -8,14 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry
 from domainbed_reasoning.bridge import plugins, upstream, versions
-from domainbed_reasoning.commands.arguments import Parser
+from domainbed_reasoning.commands.arguments import Parser, UsageError, add_json, add_trust_argument, print_json
 from domainbed_reasoning.terminal import counted
 
 DISTRIBUTION = "domainbed-reasoning"
@@ -36,6 +36,9 @@ TESTED = {
     "numpy": "2.4",
     "pandas": "3.1",
 }
+
+# Required packages that this one runs without, and what they are for.
+OPTIONAL = {"bitsandbytes": 'the hparam "quantize"'}
 
 # APIs that training requires and future versions may drop: distribution, "module:attribute".
 INTERFACES = (
@@ -68,14 +71,28 @@ class Finding(NamedTuple):
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add `doctor`'s option."""
+    """Add `doctor`'s options."""
+    add_json(parser)
     parser.add_argument("--model", metavar="MODEL", help="a folder or hub id: load and test this model")
+    parser.add_argument("--revision", help="of a hub id, with --model: a branch, tag or commit")
+    add_trust_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return 1 if a problem prevents training."""
+    checks = dict(CHECKS)
+    if args.model is not None:
+        asked = (args.model, args.revision, args.trust_remote_code)
+        checks = {f"Model {args.model}": lambda: check_model(*asked)}
+    elif args.revision or args.trust_remote_code:
+        raise UsageError("--revision and --trust-remote-code require --model")
+    if args.json:
+        found = {title: list(check()) for title, check in checks.items()}
+        ready = not any(finding.fatal for findings in found.values() for finding in findings)
+        listed = {title: [finding._asdict() for finding in findings] for title, findings in found.items()}
+        print_json({"ready": ready, "checks": listed})
+        return int(not ready)
     fatal = 0
-    checks = dict(CHECKS) if args.model is None else {f"Model {args.model}": lambda: check_model(args.model)}
     for title, check in checks.items():
         print(title)
         for finding in check():
@@ -103,7 +120,7 @@ def check_plug_in() -> Iterator[Finding]:
     if HOOK in sys.modules:
         yield Finding("the import hook is active")
     else:
-        yield Finding("the import hook is not active: no .pth file loads it", f"pip install {DISTRIBUTION}", True)
+        yield Finding("the import hook is not active: no startup file loads it", f"pip install {DISTRIBUTION}", True)
 
 
 def check_requirements() -> Iterator[Finding]:
@@ -114,7 +131,9 @@ def check_requirements() -> Iterator[Finding]:
         name, specifier = requirement.name, requirement.specifier
         installed = versions.installed(name)
         if installed is None:
-            yield Finding(f"{name} is not installed", f'pip install "{name}{specifier}"', True)
+            only = OPTIONAL.get(name)
+            what = f"{name} is not installed{f' (only for {only})' if only else ''}"
+            yield Finding(what, f'pip install "{name}{specifier}"', only is None)
         elif not specifier.contains(installed, prereleases=True):
             yield Finding(f"{name} {installed} does not satisfy {specifier}", f'pip install "{name}{specifier}"', True)
         elif name in TESTED and Version(installed).release[:2] > Version(TESTED[name]).release[:2]:
@@ -189,7 +208,7 @@ def check_registries() -> Iterator[Finding]:
             names = getattr(import_module(module), registry_name)
             problems = import_module("domainbed_reasoning.bridge.register").publish(sys.modules[module])
         except Exception as error:
-            fix = "install the missing module with pip, or see the message"
+            fix = f'pip install "{DISTRIBUTION}[domainbed]" has what DomainBed imports; otherwise see the message'
             yield Finding(f"importing {module} failed: {type(error).__name__}: {error}", fix, True)
             continue
         problems = [problem for problem in problems if not problem.startswith("the plug-in ")]  # in a separate section
@@ -206,12 +225,14 @@ def check_registries() -> Iterator[Finding]:
 
 def check_plugins() -> Iterator[Finding]:
     """List the algorithms and datasets that other packages and the user's modules add."""
-    rejected = plugins.discover()
-    for plugin in plugins.found():
+    rejected: dict[Any, str] = dict(plugins.discover())
+    families = import_module("domainbed_reasoning.mllm.family_plugins").discover()
+    rejected |= {family: family.problem for family in families if family.problem}
+    for plugin in [*plugins.found(), *(family for family in families if not family.problem)]:
         yield Finding(str(plugin))
     for plugin, cause in rejected.items():
         yield Finding(f"{plugin} is left out: {cause}", "fix or uninstall it; everything else works without it")
-    if not plugins.found() and not rejected:
+    if not plugins.found() and not families and not rejected:
         yield Finding(f"none: no entry points, and ${plugins.VARIABLE} names no module")
 
 
@@ -255,17 +276,17 @@ def check_devices() -> Iterator[Finding]:
         yield Finding(f"GPU {index}: {name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} GiB free")
 
 
-def check_model(model: str) -> Iterator[Finding]:
+def check_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Iterator[Finding]:
     """Load a model and test which optimizations it supports, each against plain single-row computation."""
     try:
         from domainbed_reasoning.mllm.inspection import inspect_model
 
-        family, findings = inspect_model(model)
+        family, rows = inspect_model(model, revision, trust_remote_code)
     except (ImportError, ValueError) as error:
         yield Finding(str(error), "use another model, or see the message", True)
         return
     yield Finding(family)
-    for tried, found, cost in findings.table():
+    for tried, found, cost in rows:
         yield Finding(f"{tried:<26} {found:<22} {cost}".rstrip())
 
 

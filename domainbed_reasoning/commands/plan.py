@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge import upstream
-from domainbed_reasoning.commands.arguments import Parser, json_object, positive
+from domainbed_reasoning.commands.arguments import Parser, add_json, json_object, positive, print_json
 from domainbed_reasoning.hparam_checks import check_values
 from domainbed_reasoning.images import catalog
 from domainbed_reasoning.images import user_datasets as custom
@@ -55,24 +55,34 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--n-hparams", type=positive(int), default=20, help="of the sweep (default: 20, as DomainBed)")
     parser.add_argument("--n-trials", type=positive(int), default=3, help="of the sweep (default: 3, as DomainBed)")
     parser.add_argument("--rates", help="rates measured on this GPU: a result file of `python -m benchmarks.gpu`")
+    add_json(parser)
     parser.add_argument("--chain-tokens", type=positive(int), default=250, help="mean chain length (default: 250)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
-    print(plan(args))
+    text, numbers = plan_and_numbers(args)
+    if args.json:
+        print_json(numbers)
+    else:
+        print(text)
     return 0
 
 
 def plan(args: argparse.Namespace) -> str:
-    """Return the plan as text.
+    """Return the plan as text, see `plan_and_numbers`."""
+    return plan_and_numbers(args)[0]
+
+
+def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return the plan as text, and its numbers (GiB and hours) for --json.
 
     Raises:
         ValueError: unknown name, or no --data-dir for a dataset without published counts.
         FileNotFoundError: the dataset's folder does not exist.
         ImportError: DomainBed, which the algorithms subclass, is not found.
     """
-    from domainbed_reasoning.mllm.loading import experts_note
+    from domainbed_reasoning.mllm.adapters import experts_note
     from domainbed_reasoning.sweeps import costs
     from domainbed_reasoning.sweeps import rates as gpu_rates
 
@@ -81,7 +91,7 @@ def plan(args: argparse.Namespace) -> str:
     hparams = _hparams(algorithm, args)
     gpu = published.find_gpu(args.gpu)
     rates = gpu_rates.rates_for(args.gpu, args.rates)
-    shape = costs.shape_of(hparams["model"], hparams["max_tiles"])
+    shape = costs.shape_of(hparams["model"], hparams["max_tiles"], hparams["revision"], hparams["trust_remote_code"])
     lengths = costs.lengths_for(data.classes, args.chain_tokens)
 
     def hours(changes: dict[str, Any], evaluations: int | None = None) -> Hours:
@@ -104,12 +114,23 @@ def plan(args: argparse.Namespace) -> str:
         "",
         *_memory_lines(memory, gpu.gib, hparams),
     ]
+    numbers: dict[str, Any] = {
+        **{"algorithm": args.algorithm, "dataset": dataset, "images": data.images, "domains": data.domains},
+        **{"classes": data.classes, "weights": shape.weights, "gpu": args.gpu, "gpus": args.gpus},
+        "memory_gib": {name: size / GIB for name, size in vars(memory).items()} | {"gpu": gpu.gib},
+        "fits": not too_large,
+        "fixes": fixes,
+        "hparams": hparams,
+        "rates": {name: vars(rate) for name, rate in rates.items()},
+    }
     if fixes is None:
-        return "\n".join([*head, "  TOO LARGE for this GPU with any hyper-parameters: use a smaller model."])
+        text = "\n".join([*head, "  TOO LARGE for this GPU with any hyper-parameters: use a smaller model."])
+        return text, numbers
     if fixes:
         head.append(f"  TOO LARGE for this GPU. Fits with --hparams '{json.dumps(fixes)}'")
         head += ["", "with these hyper-parameters"]
         hparams = {**hparams, **fixes}
+        numbers["hparams"] = hparams
     job = hours({})
     domains = data.domains
     pairs = math.comb(domains, 2)
@@ -122,7 +143,7 @@ def plan(args: argparse.Namespace) -> str:
         *_epoch_lines(sizes, hparams, algorithm.stages(hparams), args.steps),
         f"a job       {_time(job.total)}   {_basis(rates, hparams)}",
         f"  training    {_time(job.training)}",
-        f"  labeling   {_time(job.labeling)}   chains for SARR that the previous evaluation has not generated",
+        f"  labeling    {_time(job.labeling)}   chains for SARR that the previous evaluation has not generated",
         f"  evaluation  {_time(job.evaluation)}   DomainBed evaluates all splits {job.evaluations} times",
         "",
         f"a table     {_time(job.total * domains / args.gpus)}   {domains} jobs, one per target domain",
@@ -151,7 +172,19 @@ def plan(args: argparse.Namespace) -> str:
     for label, measured in (("measured", True), ("assumed", False)):
         if found := {name: rate for name, rate in rates.items() if rate.measured is measured}:
             lines.append(f"{label:<12}" + _assumptions(found))
-    return "\n".join(lines)
+    numbers["basis"] = "measured" if _is_measured(rates, hparams) else "counted"
+    numbers["hours"] = {
+        **vars(job),
+        "job": job.total,
+        "table": job.total * domains / args.gpus,
+        "sweep": job.total * domains * sweep / args.gpus,
+        "sweep_with_pairs": job.total * (domains + pairs) * sweep / args.gpus,
+    }
+    numbers["jobs"] = {"table": domains, "sweep": domains * sweep, "sweep_with_pairs": (domains + pairs) * sweep}
+    numbers["cheaper"] = [
+        {"hparams": fixes | change, "hours": hours(change).total, "drawback": drawback} for change, drawback in options
+    ]
+    return "\n".join(lines), numbers
 
 
 def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data, dict[str, int]]:

@@ -12,7 +12,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from domainbed_reasoning.files.plain import MAX_IMAGE_BYTES, open_plain, read_plain
 
@@ -148,14 +148,19 @@ def check_header(path: str | os.PathLike[str]) -> None:
         ImageFileError: as `read_rgb`; files without an end marker are decoded, and rejected if truncated within
             `reject_truncated_images`.
     """
-    with _open(path, path) as picture:
-        mark = _END_MARKS.get(picture.format or "")
-    if mark is not None:
-        with open_plain(path) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            if mark in file.read():
-                return
-        read_rgb(path)
+    with contextlib.ExitStack() as opened:
+        try:
+            file = opened.enter_context(open_plain(path, MAX_IMAGE_BYTES))
+        except OSError as error:
+            raise ImageFileError(path, f"{type(error).__name__}: {error}") from error
+        with _open(file, path) as picture:
+            mark = _END_MARKS.get(picture.format or "")
+        if mark is None:
+            return
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        if mark in file.read():
+            return
+    read_rgb(path)
 
 
 @contextlib.contextmanager
@@ -171,13 +176,15 @@ def reject_truncated_images() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open(file: str | os.PathLike[str] | bytes, name: str | os.PathLike[str]) -> Iterator[Any]:
+def _open(file: str | os.PathLike[str] | bytes | BinaryIO, name: str | os.PathLike[str]) -> Iterator[Any]:
     from PIL import Image, UnidentifiedImageError
 
     with contextlib.ExitStack() as opened:
         try:
-            content = io.BytesIO(file) if isinstance(file, bytes) else open_plain(file, MAX_IMAGE_BYTES)
-            picture = opened.enter_context(Image.open(opened.enter_context(content), formats=FORMATS))
+            if isinstance(file, str | os.PathLike):
+                file = opened.enter_context(open_plain(file, MAX_IMAGE_BYTES))
+            content = io.BytesIO(file) if isinstance(file, bytes) else file
+            picture = opened.enter_context(Image.open(content, formats=FORMATS))
         except UnidentifiedImageError as error:
             raise ImageFileError(name, f"not one of {', '.join(FORMATS)}") from error
         except Exception as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ from domainbed_reasoning import __version__
 from domainbed_reasoning.bridge import stock
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION
 from domainbed_reasoning.chains.reader import is_well_formed
+from domainbed_reasoning.files import format_version
 from domainbed_reasoning.files.atomic import replace_text
+from domainbed_reasoning.jobs.values import TASK_VERSION
 from domainbed_reasoning.method.answering import answers_from_chains, misled
 from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.terminal import get_logger
@@ -33,6 +35,7 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
     """Write ``task.json`` beside results.jsonl, which `predict` needs in addition to DomainBed's checkpoint."""
     nothing, other = misled(task, hparams.get("answer_matching") == "exact")
     content: dict[str, Any] = {
+        format_version.KEY: TASK_VERSION,
         "algorithm": args.algorithm,
         "dataset": task.dataset,
         "subject": task.subject,
@@ -64,14 +67,41 @@ def records_for(task: Task, args: argparse.Namespace, hparams: Mapping[str, Any]
     return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args), hparams)
 
 
-def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
+class Splits:
+    """The split (``in``, ``out`` or ``uda``) of every sample, a byte each.
+
+    Args:
+        sizes: number of images of each environment.
+    """
+
+    NAMES = ("in", "out", "uda")
+
+    def __init__(self, sizes: Sequence[int]):
+        self._of = [bytearray(size) for size in sizes]
+
+    def assign(self, env: int, name: str, indices: Iterable[int]) -> None:
+        """Put samples of an environment into the split of that name."""
+        of, number = self._of[env], self.NAMES.index(name)
+        for index in indices:
+            of[index] = number
+
+    def __getitem__(self, sample: SampleId) -> str:
+        """Return the name of a sample's split."""
+        return self.NAMES[self._of[sample[0]][sample[1]]]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return sum(map(len, self._of))
+
+
+def _splits(task: Task, args: argparse.Namespace) -> Splits:
     """Return the split (``in``, ``out`` or ``uda``) of every sample, as the train script draws it.
 
     With ``--uda_holdout_fraction``, a share of a target domain's ``in`` is held out for domain adaptation, as ``uda``.
     """
     misc = stock.misc()
 
-    splits = {}
+    splits = Splits([len(labels) for labels in task.labels])
     for env, labels in enumerate(task.labels):
         held_out = int(len(labels) * args.holdout_fraction)
         seed = misc.seed_hash(args.trial_seed, env)
@@ -80,7 +110,8 @@ def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
         if env in args.test_envs:
             unlabeled = int(len(kept) * getattr(args, "uda_holdout_fraction", 0))
             parts["uda"], parts["in"] = misc.split_dataset(kept, unlabeled, seed)
-        splits.update({(env, int(part[i])): name for name, part in parts.items() for i in range(len(part))})
+        for name, part in parts.items():
+            splits.assign(env, name, (int(part[i]) for i in range(len(part))))
     return splits
 
 
@@ -99,7 +130,11 @@ class AnswerRecords:
     """
 
     def __init__(
-        self, task: Task, folder: pathlib.Path, splits: dict[SampleId, str], hparams: Mapping[str, Any] | None = None
+        self,
+        task: Task,
+        folder: pathlib.Path,
+        splits: Splits | Mapping[SampleId, str],
+        hparams: Mapping[str, Any] | None = None,
     ):
         hparams = hparams or {}
         self.judged_by_chains = hparams.get("answer") == "chain"

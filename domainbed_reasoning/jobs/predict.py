@@ -66,6 +66,7 @@ class Predictor:
         model: base model, if the job's path no longer exists.
         dtype: default: the job's.
         quantize: default: the job's.
+        trust_remote_code: whether Python files of the base model run; what the job was trained with does not count.
 
     Raises:
         ValueError: if the folder, answer or model is invalid.
@@ -85,8 +86,9 @@ class Predictor:
         model: str | None = None,
         dtype: str | None = None,
         quantize: str | None = None,
+        trust_remote_code: bool = False,
     ):
-        self.job = job if isinstance(job, TrainedJob) else read_job(job)
+        self.job = job if isinstance(job, TrainedJob) else read_job(job, trust_remote_code=trust_remote_code)
         self.answer = answer or self.job.hparams["answer"]
         if self.answer not in ANSWERS:
             raise ValueError(f"answer must be one of {', '.join(ANSWERS)}; got {self.answer!r}.")
@@ -197,6 +199,7 @@ def load_job(
     model: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Predictor:
     """Return the trained model of a job, ready to answer; arguments and errors are those of `Predictor`.
 
@@ -207,7 +210,7 @@ def load_job(
         >>> job.loss("cat.jpg", "cat").label < job.loss("cat.jpg", "dog").label  # doctest: +SKIP
         True
     """
-    return Predictor(folder, answer, model, dtype, quantize)
+    return Predictor(folder, answer, model, dtype, quantize, trust_remote_code)
 
 
 def _picture(image: Any) -> Any:

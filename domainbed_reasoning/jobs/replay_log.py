@@ -7,10 +7,13 @@ values and answers, which loads the images but does not run the model; computati
 
 A state is saved whenever saving takes at most 1% of the time since the last one, and before an evaluation.
 
-Files of a job: ``job.json`` (its description), ``log.jsonl`` (a line per step or batch of answers), ``state.pt``
-(tensors and plain values), ``adapters-N.pt`` (the weights of each checkpoint if DomainBed saves all), ``lock`` (held
-while the job runs). The state contains the length of the log and the digests of log and adapters: they are compared
-before a replay, and the job starts at step 0 if any differs.
+The chains of an evaluation are generated before DomainBed requests them, and recorded one by one (`record_ahead`); an
+interrupted evaluation resumes with the missing ones.
+
+Files of a job: ``job.json`` (its description), ``log.jsonl`` (a line per step, batch of answers, or chain generated
+ahead), ``state.pt`` (tensors and plain values), ``adapters-N.pt`` (the weights of each checkpoint if DomainBed saves
+all), ``lock`` (held while the job runs). The state contains the length of the log and the digests of log and adapters:
+they are compared before a replay, and the job starts at step 0 if any differs.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.files import format_version
 from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.files.locks import FileLocked
 from domainbed_reasoning.jobs.resume_store import JobIsRunning, delete, is_done, lock_folder, progress_folder, prune
@@ -38,7 +42,7 @@ from domainbed_reasoning.terminal import get_logger
 _logger = get_logger(__name__)
 
 _SHARE_OF_TIME = 0.01  # share of the training time for saving states
-_FORMAT = 2
+_FORMAT = 2  # of state.pt, see `format_version`
 # The keys that `Progress` adds to a state, and their types.
 _OF_STATE = (("format", int), ("steps", int), ("kept", dict), ("log_bytes", int), ("log_digest", str))
 
@@ -77,6 +81,7 @@ class Progress:
 
     Raises:
         JobIsRunning: another process is running this job.
+        RuntimeError: a newer version of this package saved the progress.
         OSError: the folder cannot be written.
     """
 
@@ -177,6 +182,7 @@ class Progress:
         self.state = None
         self._steps: list[dict[str, Any]] = []
         self._waiting: deque[dict[str, Any]] = deque()
+        self.ahead: dict[str, dict[str, str]] = {}
         self._kept: dict[str, str] = {}  # digests of the files that `kept` has written
         self._length, self._digest = 0, ""  # of the log
 
@@ -185,6 +191,7 @@ class Progress:
 
         Raises:
             Damaged: a file does not match its digest.
+            RuntimeError: a newer version of this package wrote it.
             OSError: a file cannot be read.
         """
         path = self.folder / "state.pt"
@@ -194,6 +201,11 @@ class Progress:
                 raise Damaged("state.pt is missing")
             return
         state = read_tensors(path)
+        if isinstance(state, dict) and (newer := format_version.newer_than(_FORMAT, state.get("format"))):
+            raise RuntimeError(
+                f"{path}: {newer}. {format_version.UPGRADE}, or run `domainbed-reasoning jobs --clear {self.key[:8]}` "
+                "to discard it and restart the job from step 0."
+            )
         if not isinstance(state, dict) or any(not isinstance(state.get(name), kind) for name, kind in _OF_STATE):
             raise Damaged("state.pt is not a saved state")
         if state["format"] != _FORMAT:
@@ -216,14 +228,19 @@ class Progress:
         sound = needed == 0
         for length, event, running in read_lines(self.folder / "log.jsonl"):
             # After that part, only the answers of the evaluation right after the state can be used.
-            if self._length >= needed and "answers" not in event:
+            if self._length >= needed and not {"answers", "ahead"} & event.keys():
                 break
             self._length += length
             self._digest = running
             sound = sound or (self._length == needed and running == digest)
+            if "ahead" in event:
+                state, picture, chain = event["ahead"]
+                self.ahead.setdefault(state, {})[picture] = chain
+                continue
             self._waiting.append(event)
             if "values" in event:
                 self._steps.append(event)
+                self.ahead.clear()  # its evaluation has been answered
         if not sound:
             raise Damaged("log.jsonl is damaged or cut off")
 
@@ -236,6 +253,10 @@ class Progress:
     def record_answers(self, answers: Answers) -> None:
         """Record one batch's answers."""
         self._write({"answers": asdict(answers)})
+
+    def record_ahead(self, state: str, picture: str, chain: str) -> None:
+        """Record a chain that was generated before its evaluation requested it."""
+        self._write({"ahead": [state, picture, chain]})
 
     def save(self, steps: int, state: Callable[[], dict[str, Any]], now: bool = False) -> None:
         """Save the state after ``steps`` steps if it is due and not yet saved.

@@ -20,7 +20,7 @@ from domainbed_reasoning.terminal import get_logger
 
 EARLIER = "results.earlier.jsonl"
 _OLD_EARLIER = re.compile(re.escape(RESULTS) + r"\.attempt-(\d+)")  # one file per attempt, from older versions
-_MEASURED = ("step_time", "mem_gb")  # values that are measured, not computed
+MEASURED = ("step_time", "mem_gb")  # values that are measured, not computed
 _ADDED = ("well_formed",)  # by `add_to_record`, which a kill may have prevented
 _log = get_logger(__name__)
 
@@ -124,14 +124,14 @@ def restore_measured(output_dir: Path, earlier: str) -> None:
         record = _record(line) or {}
         for old in known:
             if _computed(old) == _computed(record):
-                measured = {name: old[name] for name in _MEASURED if name in old}
+                measured = {name: old[name] for name in MEASURED if name in old}
                 line = json.dumps(record | measured, sort_keys=True).encode()
         lines.append(line + b"\n")
     _write(output_dir / RESULTS, lines)
 
 
 def _computed(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in (*_MEASURED, *_ADDED)}
+    return {name: value for name, value in record.items() if name not in (*MEASURED, *_ADDED)}
 
 
 def _lines(path: Path) -> list[bytes]:

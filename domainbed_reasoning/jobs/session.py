@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from domainbed_reasoning.bridge.hparam_names import check_hparams
-from domainbed_reasoning.bridge.samples import ids_of, task_of
+from domainbed_reasoning.bridge.samples import ids_of, images_of, task_of
 from domainbed_reasoning.bridge.steps import lay_out_steps, task_without_names
 from domainbed_reasoning.bridge.train_args import job_arguments
 from domainbed_reasoning.bridge.whose_task import check_batch, check_task, warn_outside_job
@@ -26,6 +27,7 @@ from domainbed_reasoning.jobs.progress import ProgressLog
 from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.results_file import add_to_record
 from domainbed_reasoning.jobs.seeds import seeded
+from domainbed_reasoning.jobs.stage_file import SelfLabel, StageFile
 from domainbed_reasoning.terminal import get_logger
 
 _log = get_logger(__name__)
@@ -44,6 +46,9 @@ class Resumable(Protocol):
 
     def adapters(self) -> dict[str, torch.Tensor]:
         """Return the trained tensors by name."""
+
+    def before_answers(self) -> None:
+        """Prepare an evaluation: called for each batch of its images, before the state is saved."""
 
     def training_state(self) -> dict[str, Any]:
         """Return the state from which training resumes, given the recorded steps: tensors and plain values."""
@@ -96,9 +101,12 @@ class Session:
         self.records: AnswerRecords | None = None
         self.history: History | None = None
         self._training = ProgressLog(f"{self.name}'s updates", self.schedule.n_steps, "update")
-        self._answering: tuple[int, ProgressLog] | None = None  # (step, log) of the current evaluation
+        self._answering: ProgressLog | None = None  # of the current evaluation
+        self._looked_ahead = -1  # step of the evaluation whose chains were generated ahead
         self._args: dict[str, Any] = {}  # DomainBed's arguments of a job
         self._records_every: int | None = None  # steps, in a job on one of our datasets
+        self._stages: StageFile | None = None  # of a tracked job
+        self._own_chains: list[SelfLabel] = []  # that this process has self-labeled in the stage
         if job_arguments() is None:
             warn_outside_job(self.name, self.task, hparams, self.schedule)
         if self.schedule.left_out:
@@ -116,6 +124,8 @@ class Session:
             write_task(self.task, hparams, args)
             self.records = records_for(self.task, args, hparams)
             self.history = history_of(self.task, self.schedule, hparams, args)
+            if self.task.labels and hparams.get("track", "none") != "none":
+                self._stages = StageFile(self.task, self.schedule, Path(args.output_dir))
             if self.task.labels:
                 self._records_every = getattr(args, "checkpoint_freq", None) or self.schedule.checkpoint_freq
 
@@ -148,6 +158,7 @@ class Session:
         if self.history is not None and self.history.replays:
             values = self.history.progress.next_step()
             self.steps_taken += 1
+            self._describe_stage(values, [])
             return values
         self._resume(algorithm)
         started = time.monotonic()
@@ -156,9 +167,11 @@ class Session:
         self._check_finite(values)
         self.steps_taken += 1
         self._training.add(1, time.monotonic() - started)
+        new = algorithm.new_self_labels() if self.history is not None or self._stages is not None else []
         if self.history is not None:
-            self.history.progress.record_step(values, algorithm.new_self_labels())
+            self.history.progress.record_step(values, new)
             self.history.save(self.steps_taken, algorithm.training_state)
+        self._describe_stage(values, new)
         return values
 
     def predict(self, algorithm: Resumable, x: torch.Tensor) -> torch.Tensor:
@@ -179,6 +192,7 @@ class Session:
             algorithm.recall(x, answers)
         else:
             self._resume(algorithm)
+            algorithm.before_answers()
             if self.history is not None:
                 self.history.save(self.steps_taken, algorithm.training_state, now=True)
             started = time.monotonic()
@@ -190,6 +204,34 @@ class Session:
         if self.records is not None and ids is not None:
             self.records.add(ids, answers.chains, answers.labels, self.is_last_evaluation)
         return scores
+
+    def look_ahead(self) -> Iterable[torch.Tensor] | None:
+        """Return all images of the job's dataset, ``(3, H, W)`` each, once per evaluation, which covers all of them.
+
+        Returns:
+            None later in an evaluation, outside of a job, and with data augmentation, whose images are random.
+        """
+        if self.records is None or self._looked_ahead == self.steps_taken or self.hparams["data_augmentation"]:
+            return None
+        self._looked_ahead = self.steps_taken
+        return images_of(self.task)
+
+    def recorded_ahead(self, state: str) -> dict[str, str]:
+        """Return the chains, by digest of the image, that an earlier process generated for an unfinished evaluation."""
+        return self.history.progress.ahead.pop(state, {}) if self.history is not None else {}
+
+    def record_ahead(self, state: str, digest: str, chain: str, seconds: float) -> None:
+        """Record a chain that was generated before this evaluation requested it.
+
+        Args:
+            state: key of the model's weights.
+            digest: digest of the image.
+            chain: the chain.
+            seconds: time since the previous one.
+        """
+        if self.history is not None:
+            self.history.progress.record_ahead(state, digest, chain)
+        self._count_answers(1, seconds, "Chains of the evaluation")
 
     def state_dict(self, algorithm: Resumable) -> dict[str, torch.Tensor]:
         """Return only the adapters, as the base model is on disk already. DomainBed calls this after every record."""
@@ -225,6 +267,22 @@ class Session:
             if added:
                 self.records.evaluated = {}
 
+    def _describe_stage(self, values: Mapping[str, float], new: Sequence[SelfLabel]) -> None:
+        """Add the step that was taken to the description of its stage, if the job is tracked."""
+        if self._stages is None:
+            return
+        step = self.steps_taken - 1
+        stage = self.schedule.at(step)
+        self._own_chains = [*self._own_chains, *new]
+        own = [*self.labeled(stage.round), *self._own_chains] if step == stage.last else []
+        try:
+            self._stages.add(step, values, own)
+        except OSError as error:
+            _log.warning(f"WARNING: cannot write {self._stages.path} ({error}): stages are not tracked.")
+            self._stages = None
+        if step == stage.last:
+            self._own_chains = []
+
     def _check_finite(self, values: Mapping[str, float]) -> None:
         wrong = [name for name, value in values.items() if name.endswith("loss") and not math.isfinite(value)]
         if wrong:
@@ -235,11 +293,11 @@ class Session:
                 f"(now {self.hparams['lr']:g}){also}."
             )
 
-    def _count_answers(self, count: int, seconds: float) -> None:
-        """Count the answered images of an evaluation, which covers all images."""
+    def _count_answers(self, count: int, seconds: float, what: str = "Evaluation") -> None:
+        """Count the images that a part of an evaluation has finished; it covers all images."""
         if self.records is None:
             return
-        if self._answering is None or self._answering[0] != self.steps_taken:
-            what = f"Evaluation after {self.steps_taken} of {self.schedule.n_steps} updates"
-            self._answering = self.steps_taken, ProgressLog(what, len(self.records.splits), "image")
-        self._answering[1].add(count, seconds)
+        what = f"{what} after {self.steps_taken} of {self.schedule.n_steps} updates"
+        if self._answering is None or self._answering.what != what:
+            self._answering = ProgressLog(what, len(self.records.splits), "image")
+        self._answering.add(count, seconds)

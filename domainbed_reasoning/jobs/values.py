@@ -11,6 +11,9 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from domainbed_reasoning.files import format_version
+
+TASK_VERSION = 2  # of task.json, see `format_version`
 MAX_DOMAINS = 1000  # DomainNet has 6
 _MAX_NAME = 200  # characters
 _MAX_TEXT = 10_000  # characters
@@ -135,7 +138,10 @@ def task_problem(task: Mapping[str, Any]) -> str:
         lambda value: isinstance(value, list) and len(value) <= MAX_DOMAINS and all(map(_is_name, value)),
         "a list of names",
     )
-    return next(iter([*_problem(task, "environments", names), *_problem(task, "version", _NAME_OR_NONE)]), "")
+    if newer := format_version.newer_than(TASK_VERSION, task.get(format_version.KEY)):
+        return f"{newer}. {format_version.UPGRADE}"
+    kinds = {format_version.KEY: _WHOLE, "environments": names, "version": _NAME_OR_NONE}
+    return next((problem for name, kind in kinds.items() for problem in _problem(task, name, kind)), "")
 
 
 def versions_problem(versions: Mapping[str, Any]) -> str:

@@ -63,8 +63,12 @@ def free_memory(device: torch.device) -> int | None:
     """Return the bytes available on a device: free memory, and what PyTorch has reserved but not allocated.
 
     Returns:
-        None where PyTorch does not report it, as for the CPU.
+        For the CPU, the host's available memory; None where PyTorch does not report it.
     """
+    if device.type == "cpu":
+        import psutil
+
+        return int(psutil.virtual_memory().available)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     if not memory_is_measured(device):

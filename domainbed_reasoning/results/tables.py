@@ -17,6 +17,7 @@ from domainbed_reasoning.results.problems import with_counts
 
 ABSENT = "–"
 LACKING = "X"  # DomainBed's mark for a cell without a result
+AVERAGE = "Avg"  # heads the column of averages over target domains
 _LONG = 40  # characters
 _ANSWER_COLUMNS = {
     "label_accuracy": "Class name",
@@ -25,7 +26,7 @@ _ANSWER_COLUMNS = {
     "unparsed": "Chains that name no class",
     "well_formed": "Well-formed chains",
 }
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ± \d+\.\d)?( \(.*\)| s| min| h| GiB)?")
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ± \d+\.\d)?( \(.*\)|[ᵃᵇᶜᵈᵉᶠᵍʰ]| s| min| h| GiB)?")
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,16 @@ class Table:
         head: column names; the first column names the rows.
         rows: one string per column.
         note: explanation below the table.
+        best: (row, column) of the cells to emphasize.
+        first: column that narrow screens show beside the names; None: none.
     """
 
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    best: frozenset[tuple[int, int]] = frozenset()
+    first: int | None = None
 
     def is_number(self, column: int) -> bool:
         """Return whether a column contains only numbers and marks of missing ones."""
@@ -93,7 +98,7 @@ def dataset_table(cells: pd.DataFrame, method: str, dataset: str) -> Table:
         rows.append((label, *texts, _average(means) if len(means) == len(domains) else LACKING))
     return Table(
         f"{dataset}: accuracy in the target domain, selected by {method}",
-        ("Algorithm", *domains.values(), "Avg"),
+        ("Algorithm", *domains.values(), AVERAGE),
         tuple(rows),
         f"Percent, mean ± standard error over {most} trials, as DomainBed computes them."
         if most > 1
@@ -125,7 +130,7 @@ def _averages(judged: pd.DataFrame, method: str, datasets: Sequence[str]) -> Tab
         lacking = any(math.isnan(mean) for mean in means)
         rows.append((label, *texts, LACKING if lacking else _average(means)))
     caption = f"Averages over target domains, selected by {method}"
-    return Table(caption, ("Algorithm", *datasets, "Avg"), tuple(rows), "Percent.")
+    return Table(caption, ("Algorithm", *datasets, AVERAGE), tuple(rows), "Percent.")
 
 
 def one_source_tables(frame: pd.DataFrame) -> list[Table]:
@@ -162,7 +167,7 @@ def one_source_tables(frame: pd.DataFrame) -> list[Table]:
         note = "Percent, mean over the other domains. Columns are sources, whose validation split selects the step."
         error_note = "Mean ± standard error over trials." if most > 1 else "One trial: no standard error."
         caption = f"{dataset}: trained on one domain, accuracy on all others"
-        found.append(Table(caption, ("Algorithm", *names, "Avg"), tuple(rows), f"{note} {error_note}"))
+        found.append(Table(caption, ("Algorithm", *names, AVERAGE), tuple(rows), f"{note} {error_note}"))
     return found
 
 

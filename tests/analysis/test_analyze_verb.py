@@ -232,3 +232,14 @@ def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit):
         cli.main(["analyze", "--help"])
     assert "analyze faithfulness sweep/" in capsys.readouterr().out
+
+
+def test_json_has_the_rows_of_the_csv_and_the_files_are_those_of_the_command_without_it(analyze):
+    words = ("divergence", "--dataset", "ShapesReasoning", "--encoder", "tiny", "--images", "8")
+    printed, folder = analyze(*words, "--json")
+    found = json.loads(printed)
+    rows = rows_of(folder / "divergence_ShapesReasoning_tiny_linear.csv")
+    assert len(found["rows"]) == len(rows) and found["rows"][0].keys() == rows[0].keys()
+    assert found["files"] == [str(folder / f"divergence_ShapesReasoning_tiny_linear{end}") for end in (".txt", ".csv")]
+    analyze(*words)
+    assert sorted({path.stem for path in folder.iterdir()}) == ["divergence_ShapesReasoning_tiny_linear"]

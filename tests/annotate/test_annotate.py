@@ -20,9 +20,9 @@ from PIL import Image, ImageFile
 
 from domainbed_reasoning.annotate import pricing as cost
 from domainbed_reasoning.annotate.pipeline import Summary, plan
+from domainbed_reasoning.annotate.run_report import report
 from domainbed_reasoning.annotate.teacher import Request, read_picture
 from domainbed_reasoning.chains.store import load_chains
-from domainbed_reasoning.commands.annotate import report
 from domainbed_reasoning.images.catalog import Picture
 
 KEY = "sk-test-0123456789"

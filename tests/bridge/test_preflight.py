@@ -135,6 +135,7 @@ OUT_OF_RANGE = {
     "lora_alpha": [0],
     "model": [" "],
     "chains": [""],
+    "lora_target_modules": [["q_proj", ""], ["q_proj", "q_proj"], [1]],
 }
 OF_TYPE = {
     bool: ["false", "true", 0, 1, 0.0],
@@ -157,8 +158,10 @@ def wrong_values(name, row):
     values = [*OF_TYPE[kind], [], {}, *OUT_OF_RANGE.get(name, [])]
     if row.default is not None:
         values.append(None)
-    if name in ("model", "clip_model", "chains"):
+    if name in ("model", "clip_model", "chains", "init_adapter"):
         values.remove("no such thing")  # looked for when it is loaded
+    if name == "lora_target_modules":
+        values.remove(["tiny"])  # likewise
     return values
 
 

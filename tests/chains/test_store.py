@@ -209,3 +209,23 @@ def test_the_112_real_chains_load() -> None:
     assert len(known) == 1120 and len(chains) == 112
     for image, chain in chains.items():
         assert chain.endswith(f"<CONCLUSION>{image.split('/')[1]}</CONCLUSION>")
+
+
+def test_lines_without_a_version_are_version_1_and_are_written_back_with_the_current_one(file: Path) -> None:
+    file.write_text(
+        line("a.jpg", teacher="t") + line("b.jpg", format_version=1) + line("c.jpg", format_version=2), "utf-8"
+    )
+    records = [record for _, record in read_records(file)]
+    assert [sorted(record) for record in records] == [["chain", "image", "teacher"], *[["chain", "image"]] * 2]
+    write_records(file, records)
+    assert [json.loads(text)["format_version"] for text in file.read_text("utf-8").splitlines()] == [2, 2, 2]
+    assert [record for _, record in read_records(file)] == records
+
+
+def test_a_line_of_a_newer_version_is_refused_with_the_upgrade(file: Path) -> None:
+    file.write_text(line("a.jpg") + line("b.jpg", format_version=3), "utf-8")
+    with pytest.raises(ChainFileError, match="line 2: its format has version 3, .* up to version 2. Upgrade with `pip"):
+        load_chains(file)
+    file.write_text(line("a.jpg", format_version="new"), "utf-8")
+    with pytest.raises(ChainFileError, match="'format_version' must be int, got 'new'"):
+        load_chains(file)

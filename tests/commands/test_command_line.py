@@ -88,7 +88,8 @@ def test_every_option_is_accepted_in_both_spellings_and_shown_in_one(verb):
             assert not [option for option in action.option_strings if "_" in option]
         positionals = [action for action in one._actions if not action.option_strings]
         for action in [action for action in one._actions if "_" in action.dest and action.option_strings]:
-            value = action.choices[0] if action.choices else "{}" if action.dest == "hparams" else "1"
+            of_kind = {"hparams": "{}", "batch_discount": "0.5"}
+            value = action.choices[0] if action.choices else of_kind.get(action.dest, "1")
             values = [] if action.nargs == 0 else [value] * (action.nargs if isinstance(action.nargs, int) else 1)
             for positional in positionals:
                 positional.nargs = "?"

@@ -46,6 +46,16 @@ def run_script(domainbed, tmp_path, name, *options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.parametrize("options", [(), ("--no-copy",)], ids=["copy", "no copy"])
+def test_job_killed_during_evaluations_generates_no_chain_twice(either_domainbed, tmp_path, options):
+    """Two kills in the first evaluation, one in the second; the round reuses chains of the first."""
+    printed = run_script(either_domainbed, tmp_path, "mid_evaluation.py", *options)
+    assert printed["ended"] == [signal.SIGKILL] * 3 + [0]
+    assert printed["generated"] == printed["distinct"] == printed["images"] * printed["evaluations"]
+    assert printed["evaluations"] == 2 and printed["accepted"] > 0
+    assert printed["on_demand"] == 0 and printed["differing"] == []
+
+
 SETTINGS = {"sarr_filter": "well_formed", "sarr_epoch_over": "kept", "on_parse_failure": "wrong", "answer": "chain"}
 
 

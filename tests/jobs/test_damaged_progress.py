@@ -162,7 +162,7 @@ def test_dropped_changed_or_deeply_nested_lines_are_detected(kept, capsys, line)
 
 
 @pytest.mark.parametrize(
-    "state", [[1], {"format": 1}, {"format": 99, "steps": 1}, {"format": 2, "steps": "two"}, None, 3, torch.ones(2)]
+    "state", [[1], {"format": 1}, {"steps": 1}, {"format": 2, "steps": "two"}, None, 3, torch.ones(2)]
 )
 def test_valid_file_of_another_kind_is_not_a_state(kept, capsys, state):
     from domainbed_reasoning.jobs.sealed import write_tensors
@@ -170,6 +170,20 @@ def test_valid_file_of_another_kind_is_not_a_state(kept, capsys, state):
     write_tensors(kept / "state.pt", state)
     replayed, printed = restart(kept, capsys)
     assert replayed is None and "state.pt is not a saved state" in printed
+
+
+def test_progress_of_a_newer_version_is_refused_and_kept_and_of_an_older_one_the_job_starts_over(kept, capsys):
+    from domainbed_reasoning.jobs.sealed import read_tensors, write_tensors
+
+    state = read_tensors(kept / "state.pt")
+    write_tensors(kept / "state.pt", state | {"format": 3})
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    with pytest.raises(RuntimeError, match=r"version 3.*up to version 2\. Upgrade with `pip .* jobs --clear"):
+        Progress(JOB, kept.parent)
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    write_tensors(kept / "state.pt", state | {"format": 1})
+    replayed, said = restart(kept, capsys)
+    assert replayed is None and "has format 1, this version reads 2" in said
 
 
 def test_adapters_of_another_run_are_rejected(kept, capsys):

@@ -34,7 +34,11 @@ class Job:
         (root / "model" / "model.safetensors").write_bytes(bytes(10))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root / "hub"))
         self.download(COMMIT)
+        (root / "adapter").mkdir()
+        (root / "adapter" / "adapter_config.json").write_text("{}")
+        (root / "adapter" / "adapter_model.safetensors").write_bytes(bytes(10))
         self.hparams = {"model": str(root / "model"), "clip_model": "some/clip", "lr": 1e-3, "resume": True}
+        self.hparams["init_adapter"] = str(root / "adapter")
         self.args = argparse.Namespace(algorithm="RDMLDG", output_dir=str(root / "out"), trial_seed=0, steps=None)
         self.task = Task(
             dataset="Toy",
@@ -112,6 +116,10 @@ CHANGES = {
     "the model's weights": ("models", lambda job: (job.root / "model/model.safetensors").write_bytes(bytes(11))),
     "the model's time": ("models", lambda job: job.touch("model/config.json")),
     "a file of the model": ("models", lambda job: (job.root / "model/adapter_config.json").write_text("{}")),
+    "the adapter to start from": (
+        "init_adapter",
+        lambda job: (job.root / "adapter/adapter_model.safetensors").write_bytes(bytes(9) + b"1"),
+    ),
     "the hub model's commit": ("models", lambda job: job.download("0" * 40)),
     "this package's code": ("code", lambda job: job.edit("domainbed-reasoning", "method/objective.py")),
     "a folder of this package": ("code", lambda job: job.edit("domainbed-reasoning", "mllm/model.py")),

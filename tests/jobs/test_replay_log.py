@@ -65,6 +65,27 @@ def test_answers_of_the_evaluation_after_the_state_are_replayed(tmp_path):
     assert not again.replays
 
 
+def test_chains_generated_ahead_of_an_interrupted_evaluation_are_restored(tmp_path):
+    """Those of the evaluation before are among its answers; the step after the state is cut off."""
+    progress = Progress(JOB, tmp_path)
+    for step in range(2):
+        progress.record_ahead(f"state {step}", "picture", "other")
+        progress.record_answers(Answers([1], ["other"], None))
+        progress.record_step({"loss": 1.0, "stage": 0.0}, [])
+    progress.save(2, lambda: {}, now=True)
+    progress.record_ahead("state 2", "picture", "chain \udc80")
+    progress.record_answers(Answers([1], ["chain \udc80"], None))
+    progress.record_ahead("state 2", "another", "more")
+    end_process(progress)
+    again = Progress(JOB, tmp_path)
+    assert again.ahead == {"state 2": {"picture": "chain \udc80", "another": "more"}}
+    for _ in range(2):
+        again.next_answers(1)
+        again.next_step()
+    again.next_answers(1)
+    assert not again.replays
+
+
 def test_mismatched_replay_raises_with_a_fix(tmp_path):
     write_progress(tmp_path)
     with pytest.raises(RuntimeError, match=r"answers requested, values.*jobs --clear"):

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from domainbed_reasoning.method.schedule import Schedule, Stage
-from domainbed_reasoning.mllm import LoraSettings, load_mllm
+from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
+from domainbed_reasoning.mllm.generation import TextGenerator
+from domainbed_reasoning.mllm.generation_cache import keys_of, write_ahead
 
 
 @pytest.fixture
@@ -15,8 +17,6 @@ def mllm(folder_of):
 @pytest.fixture
 def written(monkeypatch):
     """How many answers each call of the writing loop wrote."""
-    from domainbed_reasoning.mllm.generation import TextGenerator
-
     counts, write = [], TextGenerator.generate
     monkeypatch.setattr(
         TextGenerator,
@@ -60,8 +60,10 @@ def test_changed_adapter_invalidates_the_cache(mllm, images, written):
     assert written == [5, 5] and before != after
 
 
-def test_sarr_round_reuses_chains_of_the_evaluation(folder_of, algorithm_on, minibatches, written):
-    """Evaluated or not, the round trains on the same chains and reports the same numbers."""
+@pytest.mark.parametrize("copies", [True, False])
+def test_sarr_round_reuses_chains_of_the_evaluation(folder_of, algorithm_on, minibatches, written, monkeypatch, copies):
+    """Evaluated or not, with a merged copy or without: the same chains, the same numbers."""
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda *given: copies)
     schedule = Schedule((Stage(0, 0, 0), Stage(1, 1, 2)), 3, 1)
     values = []
     for evaluated in (True, False):
@@ -76,6 +78,34 @@ def test_sarr_round_reuses_chains_of_the_evaluation(folder_of, algorithm_on, min
         values.append(algorithm.update(minibatches))
         assert written == ([] if evaluated else [8])
     assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("slots", [True, False])
+def test_chains_generated_ahead_are_not_generated_again(mllm, images, written, monkeypatch, slots):
+    """Two images are known, one of them from an earlier process, and one comes twice."""
+    monkeypatch.setattr(TextGenerator, "has_slots", slots)
+    expected = mllm.generate(images, "?", 6)
+    frozen = mllm.copy_for_inference()
+    frozen.generate(images[:1], "?", 6)
+    written.clear()
+    keys = [digest for _, _, digest in keys_of(frozen, images, "?", 6)[1]]
+    ahead = write_ahead(frozen, images[[0, 1, 2, 3, 2, 4]], "?", 6, 2, {keys[1]: "told"})
+    assert dict(ahead) == {keys[row]: expected[row] for row in (2, 3, 4)}
+    assert frozen.generate(images, "?", 6) == [expected[0], "told", *expected[2:]]
+    assert written == []
+
+
+def test_cached_answers_do_not_outlive_their_weights(folder_of, algorithm_on, minibatches, monkeypatch):
+    """Without a copy the trained model itself remembers, until the next update."""
+    monkeypatch.setattr(MLLM, "fits_a_copy", lambda *given: False)
+    algorithm = algorithm_on(folder_of("InternVL"), "MTCT", micro_batch=8, max_new_tokens=16, lr=0.1)
+    states = []
+    for _ in range(2):
+        algorithm.update(minibatches)
+        assert algorithm.mllm.frozen_state is None
+        assert algorithm.snapshots.current() is algorithm.mllm
+        states.append(algorithm.mllm.frozen_state)
+    assert None not in states and states[0] != states[1]
 
 
 def test_model_without_kv_cache_is_rejected(folder_of, images):

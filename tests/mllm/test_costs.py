@@ -109,7 +109,7 @@ def test_hours_of_a_job_by_hand():
 
 
 def test_hours_count_the_actual_work_of_domainbed_and_the_labeler():
-    """64 images at a time at most; chains that the evaluation has written label a round for nothing."""
+    """Without look-ahead, at most 64 images at a time; the evaluation's chains label the next round at no cost."""
     shape, lengths = costs.shape_of("OpenGVLab/InternVL3-2B-hf"), costs.lengths_for(7)
 
     def hours(stages=(3, 3, 3), evaluations=None, **changes):
@@ -118,10 +118,12 @@ def test_hours_count_the_actual_work_of_domainbed_and_the_labeler():
         gpu = published.GPUS["H200"]
         return costs.hours_of(shape, lengths, published.DATA["PACS"], gpu, now, schedule, (True, True), evaluations)
 
-    assert hours(eval_batch=256) == hours()
+    for changes in ({"data_augmentation": True}, {"votes": 3}):
+        assert hours(eval_batch=256, **changes).evaluation == hours(**changes).evaluation
+    assert hours(eval_batch=256).evaluation < hours().evaluation
     assert hours(eval_batch=16).evaluation > 2 * hours().evaluation
-    assert hours().labeling == 0
-    for changes in ({"temperature": 0.7}, {"quantize": "nf4"}, {"answer": "label"}, {"evaluations": 2}):
+    assert hours().labeling == hours(quantize="nf4").labeling == 0
+    for changes in ({"temperature": 0.7}, {"votes": 3}, {"answer": "label"}, {"evaluations": 2}):
         assert hours(**changes).labeling > 0, changes
     assert hours(first_evaluation=2).evaluations == hours().evaluations - 1
     assert hours(evaluations=2, first_evaluation=2).evaluations == 1

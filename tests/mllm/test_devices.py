@@ -2,6 +2,7 @@
 
 import types
 
+import psutil
 import pytest
 import torch
 
@@ -58,10 +59,12 @@ def test_jobs_stay_where_domainbed_puts_them(machine, notes, kind):
     assert devices.job_device() == torch.device("cuda")
 
 
-def test_memory_is_unknown_where_pytorch_does_not_report_it():
-    for kind in ("cpu", "meta"):
+def test_memory_is_unknown_where_pytorch_does_not_report_it(monkeypatch):
+    """The CPU's free memory is the host's."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=5))
+    for kind, free in (("cpu", 5), ("meta", None)):
         device = torch.device(kind)
-        assert devices.free_memory(device) is None
+        assert devices.free_memory(device) == free
         assert devices.allocated_memory(device) == devices.peak_memory(device) == 0
         assert not devices.memory_is_measured(device)
 

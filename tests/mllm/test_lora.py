@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText
 
 from benchmarks import roofline
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
-from domainbed_reasoning.mllm.loading import adapted
+from domainbed_reasoning.mllm.adapters import adapted
 from domainbed_reasoning.mllm.lora import GatedLowRankUpdate, InComputePrecision, LowRankUpdate, RecomputedGate
 
 IN, OUT, RANK, SCALING = 24, 32, 4, 1.5

@@ -13,7 +13,8 @@ from builders.chat import chat_inputs
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.mllm import LoraSettings, ModelError, devices, load_mllm, loading
-from domainbed_reasoning.mllm.loading import TINY, check_memory, image_edge, lora_targets, resolve
+from domainbed_reasoning.mllm.adapters import lora_targets
+from domainbed_reasoning.mllm.loading import TINY, check_memory, image_edge, resolve
 from domainbed_reasoning.mllm.model import checkpoint_activations
 from domainbed_reasoning.mllm.pixels import from_picture, resize, to_uint8
 

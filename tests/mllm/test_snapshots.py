@@ -1,15 +1,16 @@
 """Copies for inference, 16 GB each for an 8B model: when they are created and freed."""
 
 import gc
+import types
 import weakref
 
+import psutil
 import pytest
 import torch
-import transformers
 
 from domainbed_reasoning.bridge.samples import Batch
 from domainbed_reasoning.method.schedule import Schedule, Stage
-from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm, snapshots
+from domainbed_reasoning.mllm import MLLM, LoraSettings, decoding, load_mllm, snapshots
 
 ROUNDS = Schedule((Stage(0, 0, 0), Stage(1, 1, 2), Stage(2, 3, 4)), 5, 1)
 
@@ -116,21 +117,22 @@ def test_copy_without_room_for_generation_is_not_made(folder_of, on_a_gpu):
     assert not mllm.fits_a_copy(writes=3 * size)
 
 
+def test_a_copy_that_the_machine_has_no_memory_for_is_none(folder_of, monkeypatch):
+    """On the CPU: a process that exceeds the memory is killed, and its job with it."""
+    mllm = load_mllm(folder_of("InternVL"), device="cpu")
+    assert mllm.fits_a_copy()
+    size = sum(weight.numel() * weight.element_size() for weight in mllm.network.parameters())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=1.4 * size))
+    assert not mllm.fits_a_copy()
+
+
 def test_the_bytes_of_written_chains_are_those_of_the_cache(folder_of, images, monkeypatch):
     mllm = load_mllm(folder_of("InternVL"), dtype="float32").eval()
-    caches, begin = [], transformers.DynamicCache.__init__
-
-    def seen(self, *given, **named):
-        begin(self, *given, **named)
-        caches.append(self)
-
-    monkeypatch.setattr(transformers.DynamicCache, "__init__", seen)
+    caches, make = [], decoding.slot_cache
+    monkeypatch.setattr(decoding, "slot_cache", lambda *given: caches.append(make(*given)) or caches[-1])
     mllm.generate(images, "Which?", 6)
-    layers = caches[-1].layers
-    rows, _, tokens, _ = layers[0].keys.shape
-    held = sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values))
-    new = tokens - mllm.prompt("Which?")["input_ids"].shape[1]
-    assert 0 < new <= 6 and mllm.cache_bytes(rows, "Which?", new) == held
+    held = sum(part.numel() * part.element_size() for layer in caches[0].layers for part in (layer.keys, layer.values))
+    assert mllm.cache_bytes(len(images), "Which?", 6) == held
 
 
 def test_training_memory_is_measured_before_an_evaluation_adds_its_copy(

@@ -7,6 +7,7 @@ import shutil
 
 import peft
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -194,13 +195,49 @@ def test_a_conclusion_is_read_as_the_job_read_it(one_job, files, tmp_path, monke
     texts = [f"Sure! <conclusion>**A {job.class_names[1]}.**</conclusion>"]
     monkeypatch.setattr("domainbed_reasoning.jobs.predict.answering_chains", lambda *_: texts)
     printed = json.loads((one_job / "task.json").read_text())
-    assert printed["hparams"].pop("answer_matching") == "tolerant"
+    assert printed.pop("format_version") == 2 and printed["hparams"].pop("answer_matching") == "tolerant"
     earlier = tmp_path / "earlier"
     shutil.copytree(one_job, earlier)
     (earlier / "task.json").write_text(json.dumps(printed))
     for folder, concluded in ((one_job, job.class_names[1]), (earlier, None)):
         [answer] = Predictor(str(folder), "chain")(files[:1])
         assert (answer.chain_class, answer.chain) == (concluded, texts[0])
+
+
+def test_a_job_without_a_version_is_upgraded_by_export_and_a_newer_one_is_refused(one_job, tmp_path):
+    """Jobs from before votes, matching and versions: their hyper-parameters are those of that time."""
+    old = shutil.copytree(one_job, tmp_path / "old")
+    task = json.loads((old / "task.json").read_text())
+    new = {"votes", "vote_temperature", "answer_matching"}
+    task["hparams"] = {name: value for name, value in task["hparams"].items() if name not in new}
+    assert task.pop("format_version") == 2
+    (old / "task.json").write_text(json.dumps(task))
+    export_adapters(old, tmp_path / "adapter")
+    upgraded = json.loads((tmp_path / "adapter" / "task.json").read_text())
+    assert upgraded["format_version"] == 2
+    assert upgraded["hparams"] == task["hparams"] | {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact"}
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    with safetensors.safe_open(weights, "pt") as file:
+        assert file.metadata() == {"format": "pt", "domainbed_reasoning.format_version": "2"}
+    tensors, adapters = safetensors.torch.load_file(weights), read_job(old).adapters
+    for metadata in ({"format": "pt"}, None):  # version 1: of earlier exports, and of PEFT
+        safetensors.torch.save_file(tensors, weights, metadata)
+        again = read_job(tmp_path / "adapter").adapters
+        assert again.keys() == adapters.keys() and all(torch.equal(again[name], adapters[name]) for name in again)
+    for version, reason in (
+        ("3", "version 3, .* up to version 2. Upgrade with `pip"),
+        ("x", "must be a number; got 'x'"),
+    ):
+        safetensors.torch.save_file(tensors, weights, {"domainbed_reasoning.format_version": version})
+        with pytest.raises(JobError, match=f"adapter_model.safetensors: .*{reason}"):
+            read_job(tmp_path / "adapter")
+    for version, reason in (
+        (3, "version 3, .* up to version 2. Upgrade with `pip"),
+        (0, "'format_version' cannot be 0"),
+    ):
+        (old / "task.json").write_text(json.dumps(task | {"format_version": version}))
+        with pytest.raises(JobError, match=f"task.json.*{reason}"):
+            read_job(old)
 
 
 def test_unreadable_images_are_named_and_the_others_answered(one_job, files, tmp_path, capsys):

@@ -430,3 +430,22 @@ def test_last_step_measurements_are_not_attributed_to_the_selected_step(write_jo
     assert (row["train_seconds"], row["memory_gib"]) == (10.5, 3.0)
     (table,) = [table for table in [rounds_table(frame)] if table]
     assert table.rows == (("RDMLDG", "ShapesReasoning", "sketch", "90.0", "80.0"),)
+
+
+def test_json_has_cells_trials_and_problems(write_job, verb, tmp_path):
+    for trial, acc in enumerate((0.4, 0.6)):
+        write_job(f"trial{trial}", trial=trial, accs=(0.0, acc))
+    write_job("died", "CORAL", done=False)
+    code, out, err = verb("collect", write_job.folder, "--json")
+    assert code == 0 and err == "" and out.count("\n") == 1
+    found = json.loads(out)
+    cell = found["cells"][0]
+    assert (cell["algorithm"], cell["trials"], cell["domain"]) == ("ERM", 2, found["domains"]["Debug28"][0])
+    assert cell["accuracy"] == pytest.approx(0.5) and cell["label_accuracy"] is None
+    assert sorted(trial["accuracy"] for trial in found["trials"] if trial["selection"] == cell["selection"]) == [
+        0.4,
+        0.6,
+    ]
+    assert [problem["job"] for problem in found["problems"]] and found["single_source"] == []
+    assert verb("collect", write_job.folder, "--format", "json", "--output", tmp_path / "a.json")[0] == 0
+    assert json.loads((tmp_path / "a.json").read_text()) == found

@@ -134,8 +134,10 @@ class Report:
         title: its heading.
         lead: a summary of one or two sentences.
         sections: in order.
+        finding: the result, in a sentence per dataset; empty without results.
     """
 
     title: str
     lead: str
     sections: tuple[Section, ...]
+    finding: str = ""
