@@ -74,7 +74,7 @@ class Batches:
 
     def _file(self, file_id: str) -> dict[str, Any]:
         size = len(self.files[file_id])
-        more = {"created_at": int(time.time()), "filename": "x.jsonl", "purpose": "batch", "status": "processed"}
+        more = {"created_at": 1_800_000_000, "filename": "x.jsonl", "purpose": "batch", "status": "processed"}
         return {"id": file_id, "object": "file", "bytes": size, **more}
 
     def _created(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Batches:
             "status": "in_progress",
             "output_file_id": None,
             "error_file_id": None,
-            "created_at": int(time.time()),
+            "created_at": 1_800_000_000,
             "metadata": body.get("metadata"),
         }
         self.batches[batch["id"]] = batch

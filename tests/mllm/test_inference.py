@@ -187,7 +187,7 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path: pathlib.Path):
     config["auto_map"] = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "configuration_internvl_chat.py").write_text("raise SystemExit('this code must not run')")
-    with pytest.raises(ModelError, match="custom code .*which is never run.*-hf"):
+    with pytest.raises(ModelError, match="Python code of its own .*which does not run unless you allow it.*-hf"):
         load_mllm(str(tmp_path))
 
 
