@@ -51,6 +51,14 @@ def test_eager_attention_is_the_same_function_in_two_rows_a_sample(pictures):
 
 
 @torch.no_grad()
+def test_eager_attention_reads_all_tiles():
+    """Four tiles and a thumbnail an image."""
+    images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    scores = [load(name, max_tiles=4).class_scores(images, "Which?", ("dog", "guitar")) for name in ("eager", "sdpa")]
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_eager_attention_of_every_family_is_sdpas(family_folder, images):
     """Three-dimensional positions and sliding windows included."""
     found = []
