@@ -58,6 +58,12 @@ MODEL_HPARAMS = {
     "quantize": Hparam(
         "none", None, "the paper's; nf4 or int8 (bitsandbytes) for smaller GPUs", allowed=one_of("none", "nf4", "int8")
     ),
+    "attn_implementation": Hparam(
+        "auto",
+        None,
+        "speed only; auto is sdpa; others take no masks of shared prefixes: two rows a sample, a row a class name",
+        allowed=one_of("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    ),
     "max_tiles": Hparam(
         1,
         None,

@@ -15,6 +15,7 @@ from domainbed_reasoning.method.average import AdapterAverage
 from domainbed_reasoning.method.schedule import Stage
 from domainbed_reasoning.method.stage_run import StageRun
 from domainbed_reasoning.mllm.adapters import LoraSettings
+from domainbed_reasoning.mllm.devices import job_device
 from domainbed_reasoning.mllm.model import load_mllm
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.snapshots import Snapshots
@@ -57,8 +58,10 @@ class TrainedMLLM(SessionAlgorithm):
             quantize=hparams["quantize"],
             gradient_checkpointing=trains and hparams["gradient_checkpointing"],
             max_tiles=hparams["max_tiles"],
+            device=job_device(),
             revision=hparams["revision"],
             trust_remote_code=hparams["trust_remote_code"],
+            attn_implementation=hparams["attn_implementation"],
         )
         self.questions = Questions.of(self.task, hparams)
         asked = self.questions

@@ -143,7 +143,7 @@ def write_results(
 
 
 def commit() -> str:
-    """Return the checkout's commit."""
+    """Return the checkout's commit, with ``-dirty`` where files differ from it."""
     asked = subprocess.run(
         ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty"], capture_output=True, text=True
     )

@@ -36,17 +36,32 @@ LENGTHS = (235, 250, 265)  # tokens of the chains
 
 
 class BenchmarkSamples:
-    """Pictures, classes and chains, and the algorithm that trains on them."""
+    """Pictures, classes and chains, and the algorithm that trains on them.
 
-    def __init__(self, folder: str, name: str = "MTCT", lengths: Sequence[int] = LENGTHS):
+    Args:
+        folder: of the model.
+        name: of the algorithm.
+        lengths: tokens of each sample's chain.
+        edge: of the pictures in pixels.
+        changes: to the hyper-parameters.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        name: str = "MTCT",
+        lengths: Sequence[int] = LENGTHS,
+        edge: int = small_internvl.EDGE,
+        **changes: Any,
+    ):
         use_domainbed()
         self.folder = folder
         cls = registry.load(registry.ALGORITHMS[name])
         hparams = {key: hparam.default for key, hparam in cls.HPARAMS.items()}
         hparams |= {"model": folder, "lora_dropout": 0.0, "lr": 1e-6, "warmup": 0.0, "micro_batch": len(lengths)}
+        hparams |= changes
         schedule = Schedule((Stage(0, 0, 999),), 1000, 1000)
         pixels = torch.Generator().manual_seed(0)
-        edge = small_internvl.EDGE
         self.images = torch.randint(0, 256, (len(lengths), 3, edge, edge), dtype=torch.uint8, generator=pixels)
         self.labels = [index % len(NAMES) for index in range(len(lengths))]
         chains: dict[tuple[int, int], str] = {}

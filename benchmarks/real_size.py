@@ -203,7 +203,8 @@ def _count(checkpoint: Checkpoint, work: pathlib.Path, clock: Clock) -> dict[str
     import torch
 
     from benchmarks import roofline
-    from domainbed_reasoning.mllm.loading import LoraSettings, adapter_shapes, empty_network
+    from domainbed_reasoning.mllm.adapters import LoraSettings, adapter_shapes
+    from domainbed_reasoning.mllm.loading import empty_network
 
     task, hparams = _task(checkpoint, work)
     with clock("load"):

@@ -1,7 +1,7 @@
 """Cost model of a job: floating-point operations and bytes, computed from a model's config.
 
 Counts are exact up to small terms (a test compares them with PyTorch's). Hours depend on the achieved share of a GPU's
-peak, which is assumed, not measured, until there are benchmarks on GPUs: see `ASSUMED`.
+peak, which is assumed, and the hours counted, until `benchmarks.gpu` has measured it on that GPU: see `rates`.
 """
 
 from __future__ import annotations
@@ -19,36 +19,12 @@ from domainbed_reasoning.mllm.families import Family, ModelError, family_of, til
 from domainbed_reasoning.mllm.loading import cached_numbers, config_of, empty_network_of
 from domainbed_reasoning.mllm.towers import parts_of
 from domainbed_reasoning.results.published import KNOWN_CONFIGS, Data, Gpu
+from domainbed_reasoning.sweeps.rates import ASSUMED, Rate
 
 _BYTES_PER_WEIGHT = {"none": 2.0, "nf4": 0.56, "int8": 1.03}
 
 
-@dataclass(frozen=True)
-class Assumption:
-    """A constant of the cost model that has not been measured on a GPU.
-
-    Attributes:
-        value: the constant.
-        source: its source.
-    """
-
-    value: float
-    source: str
-
-
-ASSUMED = {
-    "training_mfu": Assumption(0.35, "share of peak FLOPS; best published for text LoRA on a 7B model: 42.8% (NeMo)"),
-    "prefill_mfu": Assumption(0.35, "share of peak FLOPS during prefill; as in training"),
-    "bandwidth": Assumption(0.6, "share of peak memory bandwidth during decoding"),
-    "step_overhead": Assumption(0.03, "minimum seconds per token: `generate` of transformers launches from Python"),
-    "nf4_slowdown": Assumption(1.3, "training time against bfloat16; measured on the CPU"),
-    "int8_slowdown": Assumption(2.1, "training time against bfloat16; measured on the CPU"),
-    "checkpointing": Assumption(
-        4 / 3, "training time with gradient checkpointing: four forward passes instead of three"
-    ),
-}
 STOCK_BATCH = 64  # batch size of DomainBed's evaluation, where chains are not generated ahead of it
-ERROR = "hours: within a factor of 2, until benchmarks on GPUs calibrate them; memory: within 30%"
 
 
 @dataclass(frozen=True)
@@ -348,6 +324,7 @@ def hours_of(
     schedule: Schedule,
     paths: tuple[bool, bool],
     evaluations: int | None = None,
+    rates: Mapping[str, Rate] = ASSUMED,
 ) -> Hours:
     """Return the hours of one leave-one-domain-out job, assuming domains of equal size.
 
@@ -360,19 +337,20 @@ def hours_of(
         schedule: its stages; the evaluations follow DomainBed's rule.
         paths: whether the objective has a label term, and a chain term.
         evaluations: number of evaluations, if ``--checkpoint_freq`` overrides the schedule.
+        rates: what the GPU achieves.
     """
     sources = data.domains - 1
     peak = gpu.tflops * 1e12
-    slow = ASSUMED[f"{hparams['quantize']}_slowdown"].value if hparams["quantize"] != "none" else 1.0
+    slow = rates[f"{hparams['quantize']}_slowdown"].value if hparams["quantize"] != "none" else 1.0
     samples = schedule.n_steps * hparams.get("batch_size", 0) * sources if any(paths) else 0
-    training = samples * training_flops(shape, lengths, *paths) / (peak * ASSUMED["training_mfu"].value) * slow
+    training = samples * training_flops(shape, lengths, *paths) / (peak * rates["training_mfu"].value) * slow
     if hparams.get("gradient_checkpointing"):
-        training *= ASSUMED["checkpointing"].value
-    a_chain = seconds_to_write(shape, lengths, gpu, hparams)
+        training *= rates["checkpointing"].value
+    a_chain = seconds_to_write(shape, lengths, gpu, hparams, rates)
     batch = hparams["eval_batch"] if _looks_ahead(hparams) else min(STOCK_BATCH, hparams["eval_batch"])
     at_a_time = {**hparams, "eval_batch": batch}
-    chain = seconds_to_write(shape, lengths, gpu, at_a_time) * hparams.get("votes", 1)
-    label = seconds_to_score(shape, lengths, data.classes, gpu, hparams)
+    chain = seconds_to_write(shape, lengths, gpu, at_a_time, rates) * hparams.get("votes", 1)
+    label = seconds_to_score(shape, lengths, data.classes, gpu, hparams, rates)
     rounds = sum(stage.round > 0 for stage in schedule.stages)
     if evaluations is None and _labels_are_answers(hparams):
         rounds = min(rounds, int(schedule.stages[0].round > 0))  # all later ones begin with an evaluation
@@ -402,7 +380,9 @@ def _labels_are_answers(hparams: Mapping[str, Any]) -> bool:
     return hparams["answer"] == "chain" and greedy and _looks_ahead(hparams)
 
 
-def seconds_to_write(shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[str, Any]) -> float:
+def seconds_to_write(
+    shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[str, Any], rates: Mapping[str, Rate] = ASSUMED
+) -> float:
     """Return the seconds to generate one chain, prefill included, in batches of ``eval_batch``.
 
     A batch is decoded until its longest chain ends, assumed to be 1.5 times the mean; every token reads all weights and
@@ -412,18 +392,35 @@ def seconds_to_write(shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[
     prompt = shape.tiles * shape.image_tokens + lengths.question + lengths.instruction
     steps = min(1.5 * lengths.chain, hparams["max_new_tokens"])
     per_weight = _BYTES_PER_WEIGHT[hparams["quantize"]]
-    moved = (shape.language.weights + shape.head) * per_weight + batch * (prompt + steps / 2) * shape.kv_bytes
+    moved = bytes_of_a_token(shape, batch, prompt + steps / 2, per_weight)
     slow = 2.0 if hparams["quantize"] != "none" else 1.0  # unmerged adapters, dequantization
-    a_step = slow * max(ASSUMED["step_overhead"].value, moved / (gpu.bandwidth * ASSUMED["bandwidth"].value))
-    return float(_prefill(shape, prompt, gpu) * slow + steps * a_step / batch)
+    a_step = slow * max(rates["step_overhead"].value, moved / (gpu.bandwidth * rates["bandwidth"].value))
+    return float(_prefill(shape, prompt, gpu, rates) * slow + steps * a_step / batch)
 
 
-def seconds_to_score(shape: Shape, lengths: Lengths, classes: int, gpu: Gpu, hparams: Mapping[str, Any]) -> float:
+def bytes_of_a_token(shape: Shape, batch: int, tokens: float, per_weight: float = 2.0) -> float:
+    """Return the bytes that a decoding step reads: the weights, and the keys and values of ``tokens`` in each row."""
+    return (shape.language.weights + shape.head) * per_weight + batch * tokens * shape.kv_bytes
+
+
+def seconds_to_score(
+    shape: Shape,
+    lengths: Lengths,
+    classes: int,
+    gpu: Gpu,
+    hparams: Mapping[str, Any],
+    rates: Mapping[str, Rate] = ASSUMED,
+) -> float:
     """Return the seconds of scoring one image by every class name: the prompt, and the trie of names in one forward."""
     slow = 2.0 if hparams["quantize"] != "none" else 1.0
-    return _prefill(shape, shape.tiles * shape.image_tokens + lengths.question + lengths.name * classes, gpu) * slow
+    tokens = shape.tiles * shape.image_tokens + lengths.question + lengths.name * classes
+    return _prefill(shape, tokens, gpu, rates) * slow
 
 
-def _prefill(shape: Shape, tokens: float, gpu: Gpu) -> float:
-    flops = shape.tiles * shape.vision.forward(shape.patches) + shape.language.forward(tokens, causal=True)
-    return flops / (gpu.tflops * 1e12 * ASSUMED["prefill_mfu"].value)
+def prefill_flops(shape: Shape, tokens: float) -> float:
+    """Return the operations of reading one image and a row of ``tokens`` tokens."""
+    return shape.tiles * shape.vision.forward(shape.patches) + shape.language.forward(tokens, causal=True)
+
+
+def _prefill(shape: Shape, tokens: float, gpu: Gpu, rates: Mapping[str, Rate]) -> float:
+    return prefill_flops(shape, tokens) / (gpu.tflops * 1e12 * rates["prefill_mfu"].value)

@@ -11,6 +11,7 @@ import tqdm
 from domainbed_reasoning.analysis.checkpoints import open_checkpoint
 from domainbed_reasoning.mllm import MLLM, ModelError
 from domainbed_reasoning.mllm.clip import CLIP, is_clip, load_clip
+from domainbed_reasoning.mllm.devices import default_device
 
 DEFAULT = "openai/clip-vit-base-patch16"
 
@@ -38,7 +39,7 @@ def load_encoder(name: str, model: str | None = None) -> Encoder:
     """
     clip = clip_named(name)
     if clip is not None:
-        return ClipEncoder(load_clip(clip).to("cuda" if torch.cuda.is_available() else "cpu"))
+        return ClipEncoder(load_clip(clip).to(default_device()))
     return MLLMEncoder(open_checkpoint(name).load(model))
 
 

@@ -267,6 +267,9 @@ def check_devices() -> Iterator[Finding]:
         return
     if not torch.cuda.is_available():
         yield Finding("no GPU: jobs run on the CPU, which suits the tiny model only")
+        if torch.accelerator.is_available():
+            name = str(torch.accelerator.current_accelerator()).upper()
+            yield Finding(f"{name}: used by predict and analyze; DomainBed's train script runs on CUDA or the CPU")
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)

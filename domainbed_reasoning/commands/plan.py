@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from domainbed_reasoning import registry
@@ -18,6 +18,7 @@ from domainbed_reasoning.results import published
 
 if TYPE_CHECKING:
     from domainbed_reasoning.sweeps.costs import Hours, MemoryEstimate
+    from domainbed_reasoning.sweeps.rates import Rate
 
 GIB = 2**30
 
@@ -26,7 +27,8 @@ EXAMPLES = """\
   domainbed-reasoning plan --dataset PACS --gpu RTX4090 --hparams '{"quantize": "nf4", "sarr_rounds": 1}'
   domainbed-reasoning plan --dataset TerraIncognita --gpu A100-80 --gpus 4 --n-hparams 1 --n-trials 3
 
-Operations and memory are computed from the model's config; the achieved share of the GPU's peak is assumed.
+Operations and memory are computed from the model's config; the achieved share of the GPU's peak is assumed, and hours
+are marked "counted", unless `python -m benchmarks.gpu --output FILE` has measured it on that GPU: --rates FILE.
 """
 
 # Changes that make a job cheaper, and their drawbacks.
@@ -52,6 +54,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--steps", type=positive(int), help="DomainBed's --steps")
     parser.add_argument("--n-hparams", type=positive(int), default=20, help="of the sweep (default: 20, as DomainBed)")
     parser.add_argument("--n-trials", type=positive(int), default=3, help="of the sweep (default: 3, as DomainBed)")
+    parser.add_argument("--rates", help="rates measured on this GPU: a result file of `python -m benchmarks.gpu`")
     add_json(parser)
     parser.add_argument("--chain-tokens", type=positive(int), default=250, help="mean chain length (default: 250)")
 
@@ -81,11 +84,13 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """
     from domainbed_reasoning.mllm.adapters import experts_note
     from domainbed_reasoning.sweeps import costs
+    from domainbed_reasoning.sweeps import rates as gpu_rates
 
     dataset, data, sizes = _dataset(args.dataset, args.data_dir)
     algorithm = _algorithm(args.algorithm)
     hparams = _hparams(algorithm, args)
     gpu = published.find_gpu(args.gpu)
+    rates = gpu_rates.rates_for(args.gpu, args.rates)
     shape = costs.shape_of(hparams["model"], hparams["max_tiles"], hparams["revision"], hparams["trust_remote_code"])
     lengths = costs.lengths_for(data.classes, args.chain_tokens)
 
@@ -93,7 +98,7 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         values = {**hparams, **changes}
         schedule = schedule_of(algorithm, values, data, args.steps)
         paths = (algorithm.LABEL_PATH, algorithm.CHAIN_PATH)
-        return costs.hours_of(shape, lengths, data, gpu, values, schedule, paths, evaluations)
+        return costs.hours_of(shape, lengths, data, gpu, values, schedule, paths, evaluations, rates)
 
     def needed(changes: dict[str, Any]) -> float:
         return _without_copy(costs.memory_of(shape, lengths, {**hparams, **changes}))
@@ -116,6 +121,7 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         "fits": not too_large,
         "fixes": fixes,
         "hparams": hparams,
+        "rates": {name: vars(rate) for name, rate in rates.items()},
     }
     if fixes is None:
         text = "\n".join([*head, "  TOO LARGE for this GPU with any hyper-parameters: use a smaller model."])
@@ -135,7 +141,7 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         *([f"experts     {experts} The hours below do not include them.", ""] if experts else []),
         *([f"stages      {shortfall}", ""] if (shortfall := schedule.shortfall()) else []),
         *_epoch_lines(sizes, hparams, algorithm.stages(hparams), args.steps),
-        f"a job       {_time(job.total)}",
+        f"a job       {_time(job.total)}   {_basis(rates, hparams)}",
         f"  training    {_time(job.training)}",
         f"  labeling    {_time(job.labeling)}   chains for SARR that the previous evaluation has not generated",
         f"  evaluation  {_time(job.evaluation)}   DomainBed evaluates all splits {job.evaluations} times",
@@ -162,7 +168,11 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         drawback = "evaluates only at the start and the end, without model selection over steps"
         lines.append(f"  {_time(hours({}, 2).total)}   --checkpoint_freq 1000000   {drawback}")
     lines.append("  a sweep with --n_hparams 1: hyper-parameters fixed as in the paper, selection over steps only")
-    lines += ["", f"error       {costs.ERROR}", "assumed     " + _assumptions(costs.ASSUMED)]
+    lines += ["", f"error       {gpu_rates.ERROR_MEASURED if _is_measured(rates, hparams) else gpu_rates.ERROR}"]
+    for label, measured in (("measured", True), ("assumed", False)):
+        if found := {name: rate for name, rate in rates.items() if rate.measured is measured}:
+            lines.append(f"{label:<12}" + _assumptions(found))
+    numbers["basis"] = "measured" if _is_measured(rates, hparams) else "counted"
     numbers["hours"] = {
         **vars(job),
         "job": job.total,
@@ -304,6 +314,20 @@ def _time(hours: float) -> str:
     if hours >= 48:
         return f"{hours / 24:7.1f} days "
     return f"{hours:7.1f} hours" if hours >= 0.1 else f"{hours * 60:7.1f} min  "
+
+
+def _is_measured(rates: Mapping[str, Rate], hparams: dict[str, Any]) -> bool:
+    """Return whether every rate that the hours of these hyper-parameters rest on was measured."""
+    used = ["training_mfu", "prefill_mfu", "bandwidth", "step_overhead"]
+    if hparams["quantize"] != "none":
+        used.append(f"{hparams['quantize']}_slowdown")
+    if hparams.get("gradient_checkpointing"):
+        used.append("checkpointing")
+    return all(rates[name].measured for name in used)
+
+
+def _basis(rates: Mapping[str, Rate], hparams: dict[str, Any]) -> str:
+    return "from rates measured on this GPU" if _is_measured(rates, hparams) else "counted, not measured"
 
 
 def _assumptions(assumed: Any) -> str:

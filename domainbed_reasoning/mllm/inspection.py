@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from domainbed_reasoning.mllm.adapters import lora_targets, without_adapters
+from domainbed_reasoning.mllm.devices import default_device
 from domainbed_reasoning.mllm.families import is_general
 from domainbed_reasoning.mllm.family_plugins import entry_of
 from domainbed_reasoning.mllm.interface import require_interface
@@ -30,8 +31,7 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
     Raises:
         ModelError: if the model cannot be used.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, processor, family = load_network(model, "auto", "none", device, revision, trust_remote_code)
+    network, processor, family = load_network(model, "auto", "none", default_device(), revision, trust_remote_code)
     adapters = list(_adapters(network))  # before tree attention replaces layers' forward passes
     plugin = entry_of(type(network).__name__)
     if plugin is not None:

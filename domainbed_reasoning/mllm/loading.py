@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.mllm.attention import check_attention
+from domainbed_reasoning.mllm.devices import free_memory
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
 from domainbed_reasoning.mllm.family_plugins import discover, entry_of
 from domainbed_reasoning.mllm.opening import TINY, check_weights, hub_arguments, loading, read_config
@@ -82,9 +84,9 @@ def _require_hub(model: str, revision: str | None) -> None:
         raise ModelError(f"model {name} is not cached and the hub cannot be reached ({error}). {fixes}") from error
 
 
-def default_dtype() -> torch.dtype:
-    """Return bfloat16 on CUDA (the precision the checkpoints were trained in), float32 on the CPU."""
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 on accelerators (the precision the checkpoints were trained in), float32 on the CPU."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def load_network(
@@ -94,6 +96,7 @@ def load_network(
     device: torch.device,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    attn_implementation: str = "auto",
 ) -> tuple[torch.nn.Module, Any, Family]:
     """Load network and processor through transformers' Auto classes.
 
@@ -104,6 +107,7 @@ def load_network(
         device: where the weights go.
         revision: see `hub_arguments`.
         trust_remote_code: see `hub_arguments`.
+        attn_implementation: see `attention`; ``auto`` is sdpa, and transformers' default for other architectures.
 
     Returns:
         network, processor, family.
@@ -113,6 +117,8 @@ def load_network(
     """
     import transformers
 
+    precision = default_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    check_attention(attn_implementation, precision, device)
     where, arguments = resolve(model, revision), hub_arguments(revision, trust_remote_code)
     config, family = _config_and_family(model, where, revision, trust_remote_code)
     for package in family.requires:
@@ -131,14 +137,16 @@ def load_network(
             "processor_config.json or tokenizer_config.json. Use its instruction-tuned version, often named -Instruct "
             "or -it; captioning models have none."
         )
-    precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
-    if device.type == "cuda" or (where != str(TINY) and pathlib.Path(where).is_dir()):
+    free = free_memory(device) if device.type != "cpu" else None
+    if free is not None or (where != str(TINY) and pathlib.Path(where).is_dir()):
         count = sum(weight.numel() for weight in empty_network_of(config, model, trust_remote_code).parameters())
         check_weights(model, where, count)
-    if device.type == "cuda":
-        check_memory(model, count, precision, quantize, free_memory(device))
+        if free is not None:
+            check_memory(model, count, precision, quantize, free)
     settings: dict[str, Any] = {"dtype": precision, "device_map": {"": device}, **arguments}
-    if not is_general(family):  # other architectures keep their default attention
+    if attn_implementation != "auto":
+        settings["attn_implementation"] = attn_implementation
+    elif not is_general(family):  # other architectures keep their default attention
         settings["attn_implementation"] = "sdpa"
     if quantize != "none":
         settings["quantization_config"] = _quantization(quantize, precision)
@@ -240,16 +248,6 @@ def image_edge(model: str, max_tiles: int = 1, revision: str | None = None, trus
 
 
 _BYTES = {"nf4": 0.6, "int8": 1.1}  # per weight, including scales and layers that are not quantized
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the available bytes: on a GPU, free memory and what PyTorch has reserved but not allocated."""
-    if device.type != "cuda":
-        import psutil
-
-        return int(psutil.virtual_memory().available)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def check_memory(model: str, weights: int, dtype: torch.dtype, quantize: str, free: int) -> None:

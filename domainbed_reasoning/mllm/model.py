@@ -14,14 +14,16 @@ import torch
 from domainbed_reasoning.mllm import general, likelihood, trials
 from domainbed_reasoning.mllm.adapter_files import check_adapters, initial_adapter, shapes_of_sum
 from domainbed_reasoning.mllm.adapters import LoraSettings, adapter_shapes, add_lora
+from domainbed_reasoning.mllm.attention import takes_tree_masks
 from domainbed_reasoning.mllm.chat_format import ChatFormat
+from domainbed_reasoning.mllm.devices import allocated_memory, default_device, free_memory
 from domainbed_reasoning.mllm.embedding import embedded
 from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
 from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.generation_cache import AnswerCache, keys_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods
-from domainbed_reasoning.mllm.loading import cached_numbers, free_memory, load_network, resolve
+from domainbed_reasoning.mllm.loading import cached_numbers, load_network, resolve
 from domainbed_reasoning.mllm.opening import small_files_digest
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.tree_attention import install
@@ -41,6 +43,7 @@ def load_mllm(
     device: torch.device | str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    attn_implementation: str = "auto",
 ) -> MLLM:
     """Load a multimodal LLM, with fresh adapters if ``lora`` is given.
 
@@ -49,43 +52,50 @@ def load_mllm(
         lora: adapters to add; None loads the base model.
         adapters: trained values by name, which must match; None keeps the fresh initialization, or loads the
             folder that ``lora`` names.
-        dtype: ``auto`` (bfloat16 on CUDA, float32 on the CPU), ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``auto`` (bfloat16 on a GPU, float32 on the CPU), ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``none``, ``nf4`` or ``int8``.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         max_tiles: maximum number of tiles per image, for families that tile images.
-        device: None uses CUDA if available.
+        device: None uses PyTorch's current accelerator, the CPU without one.
         revision: a branch, tag or commit of the hub's repository; None is its main branch.
         trust_remote_code: whether the checkpoint's own Python files run, where it has any.
+        attn_implementation: ``auto``, ``sdpa``, ``eager``, ``flash_attention_2`` or ``flash_attention_3``; see
+            `attention`.
 
     Raises:
         ModelError: if the model cannot be used.
         ValueError: if ``adapters`` do not match it.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network, processor, family = load_network(model, dtype, quantize, where, revision, trust_remote_code)
+    where = torch.device(device or default_device())
+    hub = (revision, trust_remote_code)
+    network, processor, family = load_network(model, dtype, quantize, where, *hub, attn_implementation)
     grid = tile_grid(family, max_tiles)
-    if is_general(family):
+    shares_prefixes, general_path = takes_tree_masks(attn_implementation), is_general(family)
+    if not general_path:
+        require_interface(network, family)
+    if general_path or not shares_prefixes:
         small_files = small_files_digest(model, resolve(model, revision), revision)
         edge = family.tile_edge(processor.image_processor)
         entry = (family.name, family.tree, edge, grid, family.image_settings(edge, grid)) if family.has_entry else ()
-        digest = trials.digest_of(small_files, dtype, quantize, where, *entry)
+        more = () if attn_implementation == "auto" else (attn_implementation,)
+        digest = trials.digest_of(small_files, dtype, quantize, where, *entry, *more)
         candidates = [family.tree] * bool(family.tree) if family.has_entry else None
+        if not shares_prefixes:
+            candidates = []
         family = trials.known(lambda settings: MLLM(network, processor, settings, grid), family, digest, candidates)
-    else:
-        require_interface(network, family)
     if lora is not None:
         if adapters is None and lora.start is not None:
             shapes = adapter_shapes(network, lora)
             adapters = initial_adapter(lora.start, lora.rank, lora.alpha, lora.variant, shapes)
         network = add_lora(network, lora, adapters)
     mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
-    if not is_general(family):  # others have been probed
+    if not general_path:  # others have been probed
         trials.image_tokens(mllm)
     if family.tree:
         require_sight(mllm)
     else:
         trials.require_sight(mllm)
-    if is_general(family) and lora is not None:
+    if general_path and lora is not None:
         trials.require_gradients(mllm)
     if adapters:
         mllm.load_adapters(adapters)
@@ -446,9 +456,10 @@ class MLLM(torch.nn.Module):
         """
         if self.quantized:
             return False
+        free, used = free_memory(self.device), allocated_memory(self.device)
+        if free is None:
+            return True
         weights = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
-        free = free_memory(self.device)
-        used = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
         left = min(free - max(0, beside - used) - 1.5 * weights, free - 1.1 * (weights + writes))
         return bool(left > 0)
 

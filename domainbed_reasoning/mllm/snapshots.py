@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from domainbed_reasoning.mllm.devices import memory_is_measured, peak_memory
 from domainbed_reasoning.mllm.generation_cache import state_of
 from domainbed_reasoning.mllm.model import MLLM
 
@@ -35,7 +36,7 @@ class Snapshots:
         self.mllm = mllm
         self.cache_bytes = cache_bytes
         self.labels_by_copy: bool | None = None
-        self.training_peak: int | None = 0 if mllm.device.type != "cuda" else None
+        self.training_peak: int | None = None if memory_is_measured(mllm.device) else 0
         self._current: MLLM | None = None
         self._labelers: list[MLLM] = []  # at most one
         if not mllm.adapters():
@@ -78,7 +79,7 @@ class Snapshots:
     def update_done(self) -> None:
         """Measure what training allocates, after the first update, before any evaluation adds a copy."""
         if self.training_peak is None:
-            self.training_peak = int(1.1 * torch.cuda.max_memory_allocated(self.mllm.device))
+            self.training_peak = int(1.1 * peak_memory(self.mllm.device))
 
     def freeze(self) -> Frozen:
         """Return the model with its current weights, unaffected by later training.

@@ -126,7 +126,7 @@ BROKEN = {
     "has a sampler that raises": (FOCAL.replace("2.0, None", "2.0, lambda random: 1 / 0"), "ZeroDivisionError"),
     "lacks its base class's rows": (
         FOCAL.replace("**RDMLDG.HPARAMS, ", ""),
-        "HPARAMS lacks answer, answer_matching, batch_size, both_answers, chain_weight, …",
+        "HPARAMS lacks answer, answer_matching, attn_implementation, average_adapters, batch_size, …",
     ),
     "has no rows": (FOCAL.partition("HPARAMS =")[0] + "HPARAMS = None", "HPARAMS must be a dictionary of"),
     "takes a stock name": (FOCAL.replace("Focal", "ERM"), "the name is taken by domainbed.algorithms.ERM"),

@@ -58,3 +58,4 @@ def test_plan_has_the_hours_and_the_memory_of_the_text(verb):
     assert f"{60 * hours['job']:.1f} min" in verb(*words)[1] or f"{hours['job']:.1f} hours" in verb(*words)[1]
     assert hours["table"] == pytest.approx(4 * hours["job"]) and found["jobs"]["sweep"] == 4 * 60
     assert {"hparams", "hours", "drawback"} == found["cheaper"][0].keys()
+    assert found["basis"] == "counted" and not any(rate["measured"] for rate in found["rates"].values())

@@ -12,7 +12,7 @@ import torch
 from builders.chat import chat_inputs
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes
-from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm, loading
+from domainbed_reasoning.mllm import LoraSettings, ModelError, devices, load_mllm, loading
 from domainbed_reasoning.mllm.adapters import lora_targets
 from domainbed_reasoning.mllm.loading import TINY, check_memory, image_edge, resolve
 from domainbed_reasoning.mllm.model import checkpoint_activations
@@ -258,7 +258,7 @@ def test_unused_reserved_memory_counts_as_free(monkeypatch):
     """2 bytes nobody holds; PyTorch holds 9, of which the model before this one has left 6 unused."""
     for name, count in (("mem_get_info", (2, 20)), ("memory_reserved", 9), ("memory_allocated", 3)):
         monkeypatch.setattr(torch.cuda, name, lambda device, count=count: count)
-    assert loading.free_memory(torch.device("cuda")) == 8
+    assert devices.free_memory(torch.device("cuda")) == 8
     asked = []
 
     def refuse(*given):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from builders.processes import environment, run_python
 from builders.training import write_trained_job
+from domainbed_reasoning.files import format_version
 from domainbed_reasoning.hparam_checks import check_value
 from domainbed_reasoning.jobs.trained import JobError, read_job
 from domainbed_reasoning.mllm import ModelError, load_mllm
@@ -199,7 +200,7 @@ def test_a_job_from_before_revisions_is_read_and_a_damaged_revision_is_refused(j
     shutil.copytree(job, tmp_path / "job")
     file = tmp_path / "job" / "task.json"
     task = json.loads(file.read_text())
-    del task["hparams"]["revision"], task["hparams"]["trust_remote_code"]
+    del task[format_version.KEY], task["hparams"]["revision"], task["hparams"]["trust_remote_code"]
     file.write_text(json.dumps(task))
     assert read_job(tmp_path / "job").revision() is None
     task["hparams"]["revision"] = "../../x"

@@ -10,7 +10,7 @@ import torch
 
 from domainbed_reasoning.bridge.samples import Batch
 from domainbed_reasoning.method.schedule import Schedule, Stage
-from domainbed_reasoning.mllm import MLLM, LoraSettings, decoding, load_mllm
+from domainbed_reasoning.mllm import MLLM, LoraSettings, decoding, load_mllm, snapshots
 
 ROUNDS = Schedule((Stage(0, 0, 0), Stage(1, 1, 2), Stage(2, 3, 4)), 5, 1)
 
@@ -141,7 +141,7 @@ def test_training_memory_is_measured_before_an_evaluation_adds_its_copy(
     """DomainBed evaluates after the first step, the first round begins later."""
     algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", ROUNDS, micro_batch=8, max_new_tokens=4)
     peaks = iter([1000, 5000])
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(peaks))
+    monkeypatch.setattr(snapshots, "peak_memory", lambda device: next(peaks))
     algorithm.snapshots.training_peak = None  # as on CUDA
     asked = []
     monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, writes, beside=0: asked.append(beside) or True)
