@@ -117,7 +117,7 @@ def plan(args: argparse.Namespace) -> str:
         *_epoch_lines(sizes, hparams, algorithm.stages(hparams), args.steps),
         f"a job       {_time(job.total)}",
         f"  training    {_time(job.training)}",
-        f"  labeling   {_time(job.labeling)}   chains for SARR that the previous evaluation has not generated",
+        f"  labeling    {_time(job.labeling)}   chains for SARR that the previous evaluation has not generated",
         f"  evaluation  {_time(job.evaluation)}   DomainBed evaluates all splits {job.evaluations} times",
         "",
         f"a table     {_time(job.total * domains / args.gpus)}   {domains} jobs, one per target domain",
