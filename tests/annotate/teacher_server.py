@@ -237,7 +237,7 @@ class Server(ThreadingHTTPServer):
         if options.always:
             return str(options.always)
         digest = hashlib.sha256(key.encode()).digest()
-        if arrivals > 1 or digest[0] >= 256 * options.failures:
+        if arrivals > 1 or digest[0] >= 256 * options.faults:
             return ""
         return str(options.kinds[digest[1] % len(options.kinds)])
 
