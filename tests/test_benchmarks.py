@@ -98,8 +98,8 @@ def test_a_slow_round_does_not_change_the_ratio():
 def test_results_name_the_kind_of_machine_alone(tmp_path):
     row = measure.BenchmarkRow("a", "b", 1.0, 3.0, "s", float("nan"), "2", True, "equal")
     path = measure.write_results([row], "make bench", 3.0, tmp_path, measure.machine())
-    printed = json.loads(path.read_text())
-    assert printed["rows"][0]["ratio"] == 3.0 and printed["rows"][0]["limit"] is None
+    record = json.loads(path.read_text())
+    assert record["rows"][0]["ratio"] == 3.0 and record["rows"][0]["limit"] is None
     assert socket.gethostname() not in path.read_text() and str(tmp_path) not in path.read_text()
     assert measure.table([row]).splitlines()[-1] == "| a | b | 1 s | 3 s | 3.00 | – | 2 | pass | equal |"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -193,7 +194,8 @@ class AnswerRecords:
             effect = "; its accuracies mostly reflect class-name likelihoods, not chains"
             effect = "; each of these counts as wrong" if self.strict else effect
             loud = self.judged_by_chains and share >= _MOSTLY
-            _log.info(f"{'WARNING: ' * loud}Evaluation before {when}: {counts}{effect * loud}")
+            level = logging.WARNING if loud else logging.INFO
+            _log.log(level, f"{'WARNING: ' * loud}Evaluation before {when}: {counts}{effect * loud}")
         self.unparsed = self.chains = self.well_formed = 0
 
     def _write(self) -> None:

@@ -141,9 +141,9 @@ def test_round_with_malformed_kept_chains_is_reported_once(monkeypatch, capsys):
         return [form.format(name) for name in next(names)]
 
     monkeypatch.setattr(type(algorithm), "labeler", lambda self: SelfLabels(write, shapes.CLASS_NAMES))
-    printed = []
+    updated = []
     for batch in batches:
         values = algorithm.update(batch)
-        printed.append("are well formed, with five stages in order, each closed" in capsys.readouterr().out)
-    assert printed == [False, True, False, False]
+        updated.append("are well formed, with five stages in order, each closed" in capsys.readouterr().out)
+    assert updated == [False, True, False, False]
     assert values["sarr1_accepted"] == 1.0 and values["sarr1_well_formed"] == 0.25

@@ -174,9 +174,9 @@ def test_failing_job_does_not_affect_others(job, analyze, tmp_path, capsys):
 def test_steps_without_a_checkpoint_are_reported_with_a_fix(job, tmp_path, capsys):
     bare = shutil.copytree(job, tmp_path / "bare", ignore=shutil.ignore_patterns("model_step*"))
     assert cli.main(["analyze", "sarr-rounds", str(bare), "--images", "4"]) == 0
-    printed = "bare: no checkpoint of step 0, 10; train with --save_model_every_checkpoint to save them"
-    assert printed in capsys.readouterr().out
-    assert printed in next((tmp_path / "analysis").glob("*.txt")).read_text(encoding="utf-8")
+    finding = "bare: no checkpoint of step 0, 10; train with --save_model_every_checkpoint to save them"
+    assert finding in capsys.readouterr().out
+    assert finding in next((tmp_path / "analysis").glob("*.txt")).read_text(encoding="utf-8")
 
 
 def test_an_encoder_that_is_a_job_takes_its_base_from_model(job, analyze, tmp_path):

@@ -157,8 +157,8 @@ def test_own_chains_are_written_and_kept_as_the_jobs_rounds_do(trained, material
     assert asked == [(4, 40, 0.9, 0.8)] * 3 + [(3, 40, 0.9, 0.8)] * 3
     assert judged == [material.label(sample) for sample in samples]
     assert own.samples == [samples[i] for i in (0, 2, 4, 6)]
-    printed = labeling.description
-    assert printed == "sampled at temperature 0.9, majority of 3, kept if they support their conclusion"
+    wording = labeling.description
+    assert wording == "sampled at temperature 0.9, majority of 3, kept if they support their conclusion"
     assert target_tokens.labeling_of({"max_new_tokens": 40, "eval_batch": 4}).description == "greedy"
 
 

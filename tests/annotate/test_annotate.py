@@ -276,8 +276,8 @@ def test_requests_do_not_depend_on_the_label(toy: Path, serve: Any, verb: Verb, 
     verb(*arguments(toy, server.url, tmp_path / "c.jsonl"), "--unverified", "--candidates", 1)
     requests = [event for event in server.events() if event["event"] == "arrived"]
     assert len(requests) == 6
-    printed = {json.dumps([event["body"], event["headers"]], sort_keys=True) for event in requests}
-    assert len(printed) == 1
+    asked = {json.dumps([event["body"], event["headers"]], sort_keys=True) for event in requests}
+    assert len(asked) == 1
 
 
 def test_every_class_is_named_once_among_the_options_in_one_order_and_nowhere_else(

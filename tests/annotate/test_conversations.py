@@ -171,8 +171,8 @@ def test_foreign_fields_neither_replace_ours_nor_name_outside_files(tmp_path: Pa
     other = "messages" if form != "messages" else "conversations"
     row.pop(other, None)
     row.pop("extra", None)
-    printed = json.dumps(row, default=str)
-    assert "passwd" not in printed and PATH in printed and row["own question"] == "What?"
+    text = json.dumps(row, default=str)
+    assert "passwd" not in text and PATH in text and row["own question"] == "What?"
     if form != "messages":
         assert row["note"] == "kept" and row["conversations"][1] == {"from": "gpt", "value": "dog"}
 

@@ -171,14 +171,14 @@ def main() -> int:
     moments = run_and_kill(killed, options)
     differing = differences(outcome(options.folder / "undisturbed"), outcome(killed))
     left = [str(path) for path in _progress().glob("*/*")]
-    printed = {
+    summary = {
         "algorithm": options.algorithm,
         "kills": len(moments),
         "moments": moments,
         "differing": differing,
         "left": left,
     }
-    print(json.dumps(printed))
+    print(json.dumps(summary))
     shutil.rmtree(options.folder / "cache", ignore_errors=True)
     return 1 if differing or left else 0
 

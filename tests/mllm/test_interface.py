@@ -33,11 +33,11 @@ def test_a_forward_that_swallows_the_encoded_images_is_refused(family_folder, lo
     monkeypatch.setattr(cls, "forward", swallowing)
     with pytest.raises(ModelError, match="mm_encoder_outputs") as raised:
         load_mllm(family_folder, lora=lora)
-    printed = str(raised.value)
+    message = str(raised.value)
     assert (
-        transformers.__version__ in printed
-        and f"transformers>={LEAST_TRANSFORMERS}" in printed
-        and cls.__name__ in printed
+        transformers.__version__ in message
+        and f"transformers>={LEAST_TRANSFORMERS}" in message
+        and cls.__name__ in message
     )
 
 

@@ -194,11 +194,11 @@ def test_a_conclusion_is_read_as_the_job_read_it(one_job, files, tmp_path, monke
     job = read_job(one_job)
     texts = [f"Sure! <conclusion>**A {job.class_names[1]}.**</conclusion>"]
     monkeypatch.setattr("domainbed_reasoning.jobs.predict.answering_chains", lambda *_: texts)
-    printed = json.loads((one_job / "task.json").read_text())
-    assert printed.pop("format_version") == 2 and printed["hparams"].pop("answer_matching") == "tolerant"
+    saved = json.loads((one_job / "task.json").read_text())
+    assert saved.pop("format_version") == 2 and saved["hparams"].pop("answer_matching") == "tolerant"
     earlier = tmp_path / "earlier"
     shutil.copytree(one_job, earlier)
-    (earlier / "task.json").write_text(json.dumps(printed))
+    (earlier / "task.json").write_text(json.dumps(saved))
     for folder, concluded in ((one_job, job.class_names[1]), (earlier, None)):
         [answer] = Predictor(str(folder), "chain")(files[:1])
         assert (answer.chain_class, answer.chain) == (concluded, texts[0])

@@ -248,8 +248,8 @@ def test_a_folder_of_sweeps_is_one_table_with_a_row_a_setting(write_job, tmp_pat
 
 def test_answers_and_rounds_are_shown_beside_the_accuracies(write_job):
     job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, accs=(0.5,), sarr1_accepted=0.6, sarr2_accepted=0.8)
-    printed = {"n": 10, "label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
-    (job / "answers.json").write_text(json.dumps({"env2": {"in": printed}}))
+    shares = {"n": 10, "label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
+    (job / "answers.json").write_text(json.dumps({"env2": {"in": shares}}))
     table = answers_table(frame := collect(write_job.folder))
     assert table.rows == (("RDMLDG", "ShapesReasoning", "sketch", "90.0", "40.0", "50.0", "10.0", "70.0"),)
     assert rounds_table(frame).rows == (("RDMLDG", "ShapesReasoning", "sketch", "60.0", "80.0"),)
@@ -263,8 +263,8 @@ def test_jobs_with_and_without_shares_of_well_formed_chains_are_in_one_table(wri
         updated=0.5, stage=1.0,
     )  # fmt: skip
     (old / "answers.json").write_text(json.dumps({"env0": {"in": {"label": 0.9, "chain": 0.4, "unparsed": 0.1}}}))
-    printed = {"label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
-    (new / "answers.json").write_text(json.dumps({"env1": {"in": printed}}))
+    shares = {"label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
+    (new / "answers.json").write_text(json.dumps({"env1": {"in": shares}}))
     frame = collect(write_job.folder)
     assert [row[2:] for row in rounds_table(frame).rows] == [("photo", "60.0"), ("cartoon", "50.0 (25.0)")]
     rows = {row[2]: row[3:] for row in answers_table(frame).rows}
@@ -354,8 +354,8 @@ def test_rounds_without_steps_are_reported(write_job):
     write_job("short", "RDMLDG", hparams={"sarr_rounds": 3}, args={"steps": 3}, **kept)
     write_job("whole", "RDMLDG", target=1, hparams={"sarr_rounds": 2}, args={"steps": 3}, **kept)
     write_job("other", "MTCT", hparams={"sarr_rounds": 3}, stage=0.0)  # --hparams of the sweep
-    found = [printed for (kind, _), printed in problems(write_job.folder).items() if kind == "stages without steps"]
-    assert [printed["folders"] for printed in found] == [("short",)]
+    found = [problem for (kind, _), problem in problems(write_job.folder).items() if kind == "stages without steps"]
+    assert [problem["folders"] for problem in found] == [("short",)]
     assert "SARR round 3 of 3 took no step (--steps 3)" in found[0]["detail"]
 
 

@@ -215,8 +215,8 @@ def test_settings_that_differ_from_the_papers_are_listed(shapes_job, write_job):
 def test_a_local_copy_of_the_papers_model_is_the_papers_model(write_job):
     hparams = {"model": "/models/InternVL3-8B-hf", "lr": 5e-4, "batch_size": 43, "lora_rank": 8}
     write_job("one", "MTCT", "PACSReasoning", hparams=hparams)
-    printed = blocks_of(read_report(write_job.folder), "paper")[1]
-    assert printed.text == "These jobs use all settings that the paper reports (MTCT)."
+    block = blocks_of(read_report(write_job.folder), "paper")[1]
+    assert block.text == "These jobs use all settings that the paper reports (MTCT)."
 
 
 @pytest.mark.parametrize(
@@ -233,11 +233,11 @@ def test_a_local_copy_of_the_papers_model_is_the_papers_model(write_job):
 def test_settings_of_every_row_that_the_paper_has_are_compared(write_job, algorithm, hparams, steps, differing):
     hparams = {"lr": 5e-4, "batch_size": 43, **hparams}
     write_job("one", algorithm, "PACSReasoning", hparams=hparams, args={"steps": steps} if steps else {})
-    printed = blocks_of(read_report(write_job.folder), "paper")[1]
+    block = blocks_of(read_report(write_job.folder), "paper")[1]
     if differing is None:
-        assert printed.text == f"These jobs use all settings that the paper reports ({algorithm})."
+        assert block.text == f"These jobs use all settings that the paper reports ({algorithm})."
     else:
-        assert {row[0] for row in printed.rows} == differing
+        assert {row[0] for row in block.rows} == differing
 
 
 def test_settings_of_methods_not_in_the_paper_are_not_compared(write_job):

@@ -26,10 +26,10 @@ def train_job(monkeypatch):
 def test_a_job_writes_its_versions_once(train_job, tmp_path, monkeypatch):
     train_job(tmp_path)
     versions.record_for_job()
-    printed = json.loads((tmp_path / versions.FILE).read_text())
-    assert set(printed) == {"domainbed-reasoning", "DomainBed", "libraries", "device"}
-    assert set(printed["domainbed-reasoning"]) == {"version", "digest", "commit", "modified"}
-    assert printed["libraries"]["torch"] == versions.installed("torch") and printed["libraries"]["Python"]
+    recorded = json.loads((tmp_path / versions.FILE).read_text())
+    assert set(recorded) == {"domainbed-reasoning", "DomainBed", "libraries", "device"}
+    assert set(recorded["domainbed-reasoning"]) == {"version", "digest", "commit", "modified"}
+    assert recorded["libraries"]["torch"] == versions.installed("torch") and recorded["libraries"]["Python"]
     monkeypatch.setattr(versions, "current", lambda: pytest.fail("asked again"))
     versions.record_for_job()
 
@@ -72,15 +72,15 @@ def test_versions_are_read_from_any_file_content():
     assert versions.spelt({}) == {}
     assert versions.spelt({"domainbed-reasoning": [1], "DomainBed": 2, "libraries": "x", "device": {}}) == {}
     ours = {"version": "0.1.0", "commit": "0123456789abcdef", "modified": True}
-    printed = versions.spelt({"domainbed-reasoning": ours, "DomainBed": {"stand_in": True}, "libraries": {"a": None}})
-    assert printed == {"domainbed-reasoning": "0.1.0, commit 0123456789ab, modified", "DomainBed": "stand-in"}
+    text = versions.spelt({"domainbed-reasoning": ours, "DomainBed": {"stand_in": True}, "libraries": {"a": None}})
+    assert text == {"domainbed-reasoning": "0.1.0, commit 0123456789ab, modified", "DomainBed": "stand-in"}
 
 
 def test_codes_without_a_commit_are_distinguished_by_their_files():
     """As of wheels, or of two states of a checkout with changes; a commit alone says it where nothing differs."""
 
-    def spelt(**printed):
-        return versions.spelt({"domainbed-reasoning": {"version": "0.1.0", "digest": "0123456789abcdef", **printed}})
+    def spelt(**recorded):
+        return versions.spelt({"domainbed-reasoning": {"version": "0.1.0", "digest": "0123456789abcdef", **recorded}})
 
     assert list(spelt(commit=None, modified=None).values()) == ["0.1.0, files 0123456789ab"]
     assert list(spelt(commit="a" * 40, modified=True).values()) == [
@@ -117,10 +117,10 @@ def test_report_has_recorded_and_current_versions(write_job):
 
 
 def write_versions(job, commit, torch):
-    printed = {
+    recorded = {
         "domainbed-reasoning": {"version": "0.1.0", "commit": commit, "modified": False},
         "DomainBed": {"commit": upstream.COMMIT, "modified": False},
         "libraries": {"torch": torch},
         "device": "CPU",
     }
-    (job / versions.FILE).write_text(json.dumps(printed))
+    (job / versions.FILE).write_text(json.dumps(recorded))

@@ -168,8 +168,8 @@ def test_rows_are_written_again_as_they_were_and_tables_say_who_won(tmp_path, ca
     assert (results / "rows.csv").read_text() == text
     # What a job says of its commit stands above what an earlier table had, of the run that it took the place of.
     job = job_of(arm("MTCT"), "rho8", 0, 1, tmp_path)
-    printed = {"domainbed-reasoning": {"version": "0.1.0", "commit": "0123456789abcdef", "modified": False}}
-    (job.folder / "versions.json").write_text(json.dumps(printed))
+    recorded = {"domainbed-reasoning": {"version": "0.1.0", "commit": "0123456789abcdef", "modified": False}}
+    (job.folder / "versions.json").write_text(json.dumps(recorded))
     miniature_table.write(tmp_path, results)
     with (results / "rows.csv").open(newline="") as file:
         commits = {(row["row"], row["target"]): row["commit"] for row in csv.DictReader(file)}

@@ -317,8 +317,8 @@ def test_slurm_jobs_keep_their_folders_with_any_next_launcher(tmp_path, submitte
     study = dataclasses.replace(load_study("ablation"), one_source=one_source)
     with pytest.raises(ValueError) as refused:
         launch._clear(study, grid, ["ShapesReasoning"], settings, tmp_path)
-    printed = f"Slurm still has 2 jobs in {submitted}, whose folders would be removed: 12_0 RUNNING, 12_1 PENDING. Wait"
-    assert printed in str(refused.value)
+    message = f"Slurm still has 2 jobs in {submitted}, whose folders would be removed: 12_0 RUNNING, 12_1 PENDING. Wait"
+    assert message in str(refused.value)
     assert "squeue --jobs=12)" in str(refused.value) and "(scancel 12)" in str(refused.value)
     assert "--jobs=12,15 " in (tmp_path / "asked").read_text()
     assert (submitted / ("0" * 32)).exists()

@@ -139,8 +139,8 @@ def test_base_is_above_chance_and_below_solved_on_both_paths(model, processor):
     for path, count in right.items():
         accuracy = count / (4 * len(indices))
         assert 0.25 < accuracy < 0.75
-        printed = record["zero_shot"][path]
-        assert abs(accuracy - sum(printed.values()) / len(printed)) < 0.12
+        recorded = record["zero_shot"][path]
+        assert abs(accuracy - sum(recorded.values()) / len(recorded)) < 0.12
 
 
 def test_corpus_shows_no_style_of_the_study_and_no_class_of_it_under_another_name():

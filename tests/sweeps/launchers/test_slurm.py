@@ -245,10 +245,10 @@ def test_an_attempt_that_sigterm_ended_has_not_failed_however_long_slurm_takes(s
     """
     run = """if True:
     import sys, time
-    from domainbed_reasoning.sweeps.launchers.slurm import TrainJob
+    from domainbed_reasoning.sweeps.launchers.slurm import SlurmJob
     sleep = time.sleep
     time.sleep = lambda seconds: sleep(min(seconds, 2))
-    TrainJob(sys.argv[1], int(sys.argv[2]))()
+    SlurmJob(sys.argv[1], int(sys.argv[2]))()
     """
     process = subprocess.Popen([sys.executable, "-c", run, sweep.job("A", code), str(retries)])
     try:
