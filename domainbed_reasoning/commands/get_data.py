@@ -9,7 +9,7 @@ from pathlib import Path
 from domainbed_reasoning.commands import hub_repository
 from domainbed_reasoning.commands.arguments import Parser
 from domainbed_reasoning.commands.check import compare
-from domainbed_reasoning.images import obtain, sources
+from domainbed_reasoning.images import camera_traps, obtain, sources
 
 HUB = "hub:"
 EXAMPLES = """\
@@ -17,11 +17,16 @@ EXAMPLES = """\
   domainbed-reasoning get-data OfficeHome --from hub:flwrlabs/office-home --data-dir DATA
   domainbed-reasoning get-data VLCS --from ~/Downloads/VLCS.tar.gz --data-dir DATA
   domainbed-reasoning get-data TerraIncognita --from /mnt/old/terra_incognita --data-dir DATA
+  domainbed-reasoning get-data TerraIncognita --from eccv_18_all_images_sm.tar.gz \
+      --annotations eccv_18_annotations.tar.gz --data-dir DATA
 
 The source is a dataset on the Hub (Parquet files with columns for image, domain and class; requires pyarrow), a folder,
 or a zip or tar archive. Its paths name a domain and a class, as in anything/photo/dog/1.jpg; what else it contains is
 ignored. Image files are copied byte for byte; `check --chains bundled` shows how many of them bundled chains match, for
 some copies are encoded anew.
+
+The last command takes LILA's two archives of Caltech Camera Traps, packed or unpacked: as in DomainBed's script, images
+of four locations and ten classes are chosen by their annotations.
 
 The dataset appears in DATA once its images per domain and class are those published; with --any-counts in any case.
 Rerun the command to resume. Mind the dataset's license.
@@ -34,12 +39,19 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--from", dest="source", required=True, help="hub:USER/NAME, a folder, or an archive")
     parser.add_argument("--data-dir", type=Path, required=True, help="folder that will contain the dataset's folder")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub (default: main)")
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        help="for TerraIncognita: LILA's annotation files, as a folder, an archive or a file",
+    )
     parser.add_argument("--any-counts", action="store_true", help="accept other counts than the published ones")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the images, compare the counts, and return 1 if they differ."""
     dataset = obtain.known(args.dataset)
+    if args.annotations and (dataset.name != "TerraIncognita" or args.source.startswith(HUB)):
+        raise ValueError("--annotations is for TerraIncognita from a folder or an archive. Omit it.")
     with hub_repository.without_token():
         source, place = _source_of(args)
         writer = obtain.Writer(dataset, args.data_dir, source)
@@ -48,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
         finally:
             writer.close()
     print(f"Wrote {writer.written:,} images; {writer.kept:,} were there already.")
+    if not writer.written + writer.kept and args.annotations:
+        raise sources.SourceError(
+            f"{args.source} has none of the images that {args.annotations} places in {dataset.name}."
+        )
     if not writer.written + writer.kept:
         raise sources.SourceError(
             f"{args.source} has no image below a domain and a class of {dataset.name}: expected paths such as "
@@ -77,6 +93,13 @@ def _source_of(args: argparse.Namespace) -> tuple[str, Callable[[obtain.Writer],
             if others:
                 print(f"{others:,} images are not below a domain and a class, and were ignored.")
 
+        def place_annotated(writer: obtain.Writer) -> None:
+            annotated = camera_traps.read_annotations(args.annotations, writer.dataset)
+            others = obtain.place_annotated(writer, sources.open_source(path), annotated)
+            print(f"{others:,} images are of other locations or classes, and were ignored.")
+
+        if args.annotations:
+            return f"{sources.identity(path)}, {sources.identity(args.annotations)}", place_annotated
         return sources.identity(path), place
 
     from domainbed_reasoning.hub import data, fetch  # imports huggingface_hub

@@ -258,7 +258,9 @@ STOCK = {
         num_classes=10,
         other_totals=((24788, "the older download, which the papers report: 4879, 9767, 4020, 6122"),),
         website="https://beerys.github.io/CaltechCameraTraps/",
-        obtain=_DOWNLOAD.format("terra_incognita") + ".",
+        obtain=_DOWNLOAD.format("terra_incognita")
+        + "; or from LILA's archives: `domainbed-reasoning get-data TerraIncognita --from IMAGES --annotations "
+        "ANNOTATIONS --data-dir DIR`.",
     ),
     "DomainNet": ImageFolder(
         name="DomainNet",

@@ -10,10 +10,11 @@ for OfficeHome and TerraIncognita, of which every class must have images in ever
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from domainbed_reasoning.files.atomic import replace_text
@@ -179,6 +180,26 @@ def place_all(writer: Writer, images: Iterable[SourceImage]) -> int:
             others += 1
         else:
             writer.add(*found, image.size, image.read)
+    return others
+
+
+def place_annotated(
+    writer: Writer, images: Iterable[SourceImage], annotated: Mapping[str, Sequence[tuple[str, str]]]
+) -> int:
+    """Write every image whose file name is annotated, and return the number of the others.
+
+    Args:
+        writer: of the dataset.
+        images: of the source.
+        annotated: domain and class folders by file name; an image is written into each.
+    """
+    others = 0
+    for image in images:
+        name = image.path.replace("\\", "/").rpartition("/")[2]
+        read = functools.cache(image.read)
+        for domain, label in annotated.get(name, ()):
+            writer.add(domain, label, name, image.size, read)
+        others += name not in annotated
     return others
 
 

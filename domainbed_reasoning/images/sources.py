@@ -44,18 +44,22 @@ class SourceImage:
     read: Callable[[], bytes]
 
 
-def open_source(path: Path) -> Iterator[SourceImage]:
+def open_source(path: Path, endings: tuple[str, ...] = IMAGE_EXTENSIONS) -> Iterator[SourceImage]:
     """Yield the images of a folder, a zip file or a tar file, compressed or not.
+
+    Args:
+        path: of the source.
+        endings: of the names of files that are yielded.
 
     Raises:
         SourceError: it is none of these, damaged, or exceeds the bounds.
         OSError: it cannot be read.
     """
     if path.is_dir():
-        return _of_folder(path)
+        return _of_folder(path, endings)
     with open_plain(path) as file:
         is_zip = file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
-    return _of_zip(path) if is_zip else _of_tar(path)
+    return _of_zip(path, endings) if is_zip else _of_tar(path, endings)
 
 
 def identity(path: Path) -> str:
@@ -65,14 +69,14 @@ def identity(path: Path) -> str:
     return str(path.absolute()) + (f" {found.st_size} {found.st_mtime_ns}" if is_file else "")
 
 
-def _of_folder(root: Path) -> Iterator[SourceImage]:
+def _of_folder(root: Path, endings: tuple[str, ...]) -> Iterator[SourceImage]:
     for place, folders, names in os.walk(root):
         folders.sort()
         for name in sorted(names):
             path = Path(place, name)
             found = path.lstat()
             shown = path.relative_to(root).as_posix()
-            if stat.S_ISREG(found.st_mode) and _is_image(shown):
+            if stat.S_ISREG(found.st_mode) and _is_wanted(shown, endings):
                 yield SourceImage(shown, found.st_size, _reader(path))
 
 
@@ -80,14 +84,14 @@ def _reader(path: Path) -> Callable[[], bytes]:
     return lambda: read_plain(path, MAX_FILE_BYTES)
 
 
-def _of_zip(path: Path) -> Iterator[SourceImage]:
+def _of_zip(path: Path, endings: tuple[str, ...]) -> Iterator[SourceImage]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             _check(path, len(entries), sum(entry.file_size for entry in entries))
             for entry in entries:
                 kind = stat.S_IFMT(entry.external_attr >> 16)
-                if not entry.is_dir() and kind in (0, stat.S_IFREG) and _is_image(entry.filename):
+                if not entry.is_dir() and kind in (0, stat.S_IFREG) and _is_wanted(entry.filename, endings):
                     yield SourceImage(entry.filename, entry.file_size, _zip_reader(path, archive, entry))
     except (zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise _damaged(path, error) from error
@@ -101,7 +105,7 @@ def _zip_reader(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
     return read
 
 
-def _of_tar(path: Path) -> Iterator[SourceImage]:
+def _of_tar(path: Path, endings: tuple[str, ...]) -> Iterator[SourceImage]:
     count = total = 0
     try:
         with open_plain(path) as file, tarfile.open(fileobj=file, mode="r:*") as archive:
@@ -109,7 +113,7 @@ def _of_tar(path: Path) -> Iterator[SourceImage]:
                 count, total = count + 1, total + entry.size
                 _check(path, count, total)
                 archive.members = []  # type: ignore[attr-defined]  # of entries that have been read nothing is needed
-                if entry.isreg() and _is_image(entry.name):
+                if entry.isreg() and _is_wanted(entry.name, endings):
                     yield SourceImage(entry.name, entry.size, _tar_reader(path, archive, entry))
     except (tarfile.TarError, lzma.LZMAError, EOFError, zlib.error) as error:
         raise _damaged(path, error) from error
@@ -148,8 +152,8 @@ def _damaged(path: Path, error: Exception) -> SourceError:
     return SourceError(f"{path} is not a folder, zip or tar file, or is damaged ({detail}). Download it again.")
 
 
-def _is_image(path: str) -> bool:
-    """Return whether a path is that of an image, below whatever folder it is taken to lie in."""
+def _is_wanted(path: str, endings: tuple[str, ...]) -> bool:
+    """Return whether a path has one of the endings, and stays below whatever folder it is taken to lie in."""
     steps = path.replace("\\", "/").split("/")
     plain = all(step.isprintable() and not step.startswith(".") and step for step in steps)
-    return plain and ":" not in path and path.lower().endswith(IMAGE_EXTENSIONS)
+    return plain and ":" not in path and path.lower().endswith(endings)

@@ -164,6 +164,83 @@ def test_a_killed_run_is_resumed_and_another_source_is_not_mixed_in(verb, tmp_pa
     assert images_below(tmp_path / "data" / "VLCS") == dict(whole_vlcs())
 
 
+# Of LILA's archive: file name → location and the categories of its annotations. Location 33 and cars are not DomainBed's.
+TRAPS = {
+    "59a1.jpg": (38, ["coyote"]),
+    "59a2.jpg": (38, ["coyote", "coyote"]),
+    "59a3.jpg": ("100", ["empty"]),
+    "59a4.jpg": (46, ["bird", "squirrel"]),
+    "59a5.jpg": (43, ["car"]),
+    "59a6.jpg": (33, ["dog"]),
+    "59a7.jpg": (43, ["rabbit", "car"]),
+}
+CATEGORIES = ["empty", "bird", "coyote", "squirrel", "car", "dog", "rabbit"]
+TRAPS_PLACED = ["location_100/empty/59a3.jpg", "location_38/coyote/59a1.jpg", "location_38/coyote/59a2.jpg",
+                "location_43/rabbit/59a7.jpg", "location_46/bird/59a4.jpg", "location_46/squirrel/59a4.jpg"]  # fmt: skip
+
+
+def annotations_of(names):
+    """An annotation file of these images, in the format of COCO Camera Traps."""
+    categories = [{"id": 10 + number, "name": name} for number, name in enumerate(CATEGORIES)]
+    images = [{"id": name[:-4], "file_name": name, "location": TRAPS[name][0], "width": 1} for name in names]
+    labels = [(name[:-4], 10 + CATEGORIES.index(label)) for name in names for label in TRAPS[name][1]]
+    annotations = [{"id": str(n), "image_id": image, "category_id": c} for n, (image, c) in enumerate(labels)]
+    return json.dumps({"categories": categories, "images": images, "annotations": annotations, "info": {}}).encode()
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_lilas_camera_traps_become_terra_incognita(verb, tmp_path, unpacked):
+    """Two archives: images in one flat folder, and annotation files of a split each. An image of two classes is in both."""
+    images = [(f"eccv_18_all_images_sm/{name}", name.encode()) for name in TRAPS]
+    names = sorted(TRAPS)
+    files = [(f"eccv_18_annotation_files/{split}_annotations.json", annotations_of(part))
+             for split, part in (("cis_test", names[:3]), ("train", names[2:]))]  # fmt: skip
+    source = write_tar(tmp_path / "eccv_18_all_images_sm.tar.gz", images)
+    annotations = write_tar(tmp_path / "eccv_18_annotations.tar.gz", files)
+    if unpacked:
+        for archive in (source, annotations):
+            tarfile.open(archive).extractall(tmp_path / "terra", filter="data")
+        source = annotations = tmp_path / "terra"
+    words = ("get-data", "TerraIncognita", "--from", source, "--annotations", annotations)
+    code, out, _ = verb(*words, "--data-dir", tmp_path / "data")
+    assert code == 1 and "PROBLEM location_38: 2 images; 9,736 published." in out
+    assert "2 images are of other locations or classes, and were ignored." in out
+    code, out, _ = verb(*words, "--data-dir", tmp_path / "data", "--any-counts")
+    assert code == 0 and "Wrote 0 images; 6 were there already." in out
+    found = images_below(tmp_path / "data" / "terra_incognita")
+    assert sorted(found) == TRAPS_PLACED
+    assert all(data == Path(name).name.encode() for name, data in found.items())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "entries", "message"),
+    [
+        ("PACS", [], "--annotations is for TerraIncognita"),
+        ("TerraIncognita", [("readme.txt", b"x")], "has no JSON file. Pass LILA's eccv_18_annotations.tar.gz"),
+        ("TerraIncognita", [("a.json", b"{")], "a.json is not JSON"),
+        ("TerraIncognita", [("a.json", b"\xff")], "a.json is not JSON"),
+        (
+            "TerraIncognita",
+            [("a.json", b"[1]")],
+            "a.json needs a list 'images' of objects with id, file_name, location",
+        ),
+        ("TerraIncognita", [("a.json", b'{"images": [{"id": []}]}')], "needs a list 'images'"),
+        ("TerraIncognita", [("a.json", annotations_of(["59a6.jpg"]))], "has none of the images that"),
+        (
+            "TerraIncognita",
+            [("a.json", annotations_of([])), ("b.json", annotations_of([]).replace(b"coyote", b"wolf"))],
+            "b.json: the category 12 has another name than in the other files",
+        ),
+    ],
+)
+def test_annotations_that_cannot_be_used_are_named(verb, tmp_path, dataset, entries, message):
+    source = write_tar(tmp_path / "images.tar.gz", [(f"sm/{name}", name.encode()) for name in TRAPS])
+    annotations = write_zip(tmp_path / "annotations.zip", entries)
+    words = ("get-data", dataset, "--from", source, "--annotations", annotations, "--data-dir", tmp_path / "data")
+    code, _, err = verb(*words)
+    assert code == 1 and message in err and len(err.splitlines()) == 1
+
+
 def parquet_bytes(folder, rows, names):
     arrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet
