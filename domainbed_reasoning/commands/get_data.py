@@ -42,7 +42,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--annotations",
         type=Path,
-        help="for TerraIncognita: LILA's annotation files, as a folder, an archive or a file",
+        help="for TerraIncognita: LILA's annotations, a folder, archive or file",
     )
     parser.add_argument("--any-counts", action="store_true", help="accept other counts than the published ones")
 
