@@ -61,9 +61,7 @@ def run(args: argparse.Namespace) -> int:
             writer.close()
     print(f"Wrote {writer.written:,} images; {writer.kept:,} were there already.")
     if not writer.written + writer.kept and args.annotations:
-        raise sources.SourceError(
-            f"{args.source} has none of the images that {args.annotations} places in {dataset.name}."
-        )
+        raise sources.SourceError(f"{args.source} has none of {dataset.name}'s images in {args.annotations}.")
     if not writer.written + writer.kept:
         raise sources.SourceError(
             f"{args.source} has no image below a domain and a class of {dataset.name}: expected paths such as "

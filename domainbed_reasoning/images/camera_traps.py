@@ -1,8 +1,8 @@
-"""Annotations of Caltech Camera Traps as LILA publishes them, by which images with plain names belong to TerraIncognita.
+"""Annotations of Caltech Camera Traps as LILA publishes them: which of its images are TerraIncognita's, and where.
 
-The files are in COCO's format: ``images`` with ``id``, ``file_name`` and ``location``, ``annotations`` with ``image_id``
-and ``category_id``, ``categories`` with ``id`` and ``name``. As in DomainBed, an image with annotations of several of
-the classes belongs to each of them.
+The files are in COCO's format: ``images`` with ``id``, ``file_name`` and ``location``; ``annotations`` with
+``image_id`` and ``category_id``; ``categories`` with ``id`` and ``name``. As in DomainBed, an image with annotations
+of several classes belongs to each of them.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def _files(path: Path) -> Iterator[tuple[str, Mapping[str, list[dict[str, Any]]]
         for name, keys in _LISTS.items():
             rows = found.get(name) if isinstance(found, dict) else None
             if not isinstance(rows, list) or not all(isinstance(row, dict) and set(keys) <= set(row) for row in rows):
-                raise SourceError(
-                    f"{file} needs a list {name!r} of objects with {', '.join(keys)}, as COCO's format has."
-                )
+                raise SourceError(f"{file} needs a list {name!r} of objects with {', '.join(keys)} (COCO's format).")
         yield file, found
     if not count:
         raise SourceError(f"{path} has no JSON file. Pass LILA's eccv_18_annotations.tar.gz, or the folder in it.")

@@ -164,7 +164,7 @@ def test_a_killed_run_is_resumed_and_another_source_is_not_mixed_in(verb, tmp_pa
     assert images_below(tmp_path / "data" / "VLCS") == dict(whole_vlcs())
 
 
-# Of LILA's archive: file name → location and the categories of its annotations. Location 33 and cars are not DomainBed's.
+# Of LILA's archive: file name → location and its annotations' categories. Location 33 and cars are not DomainBed's.
 TRAPS = {
     "59a1.jpg": (38, ["coyote"]),
     "59a2.jpg": (38, ["coyote", "coyote"]),
@@ -175,8 +175,14 @@ TRAPS = {
     "59a7.jpg": (43, ["rabbit", "car"]),
 }
 CATEGORIES = ["empty", "bird", "coyote", "squirrel", "car", "dog", "rabbit"]
-TRAPS_PLACED = ["location_100/empty/59a3.jpg", "location_38/coyote/59a1.jpg", "location_38/coyote/59a2.jpg",
-                "location_43/rabbit/59a7.jpg", "location_46/bird/59a4.jpg", "location_46/squirrel/59a4.jpg"]  # fmt: skip
+TRAPS_PLACED = [
+    "location_100/empty/59a3.jpg",
+    "location_38/coyote/59a1.jpg",
+    "location_38/coyote/59a2.jpg",
+    "location_43/rabbit/59a7.jpg",
+    "location_46/bird/59a4.jpg",
+    "location_46/squirrel/59a4.jpg",
+]
 
 
 def annotations_of(names):
@@ -190,7 +196,7 @@ def annotations_of(names):
 
 @pytest.mark.parametrize("unpacked", [False, True])
 def test_lilas_camera_traps_become_terra_incognita(verb, tmp_path, unpacked):
-    """Two archives: images in one flat folder, and annotation files of a split each. An image of two classes is in both."""
+    """Two archives: images in one folder, and annotation files of a split each. An image of two classes is in both."""
     images = [(f"eccv_18_all_images_sm/{name}", name.encode()) for name in TRAPS]
     names = sorted(TRAPS)
     files = [(f"eccv_18_annotation_files/{split}_annotations.json", annotations_of(part))
@@ -225,7 +231,7 @@ def test_lilas_camera_traps_become_terra_incognita(verb, tmp_path, unpacked):
             "a.json needs a list 'images' of objects with id, file_name, location",
         ),
         ("TerraIncognita", [("a.json", b'{"images": [{"id": []}]}')], "needs a list 'images'"),
-        ("TerraIncognita", [("a.json", annotations_of(["59a6.jpg"]))], "has none of the images that"),
+        ("TerraIncognita", [("a.json", annotations_of(["59a6.jpg"]))], "has none of TerraIncognita's images in"),
         (
             "TerraIncognita",
             [("a.json", annotations_of([])), ("b.json", annotations_of([]).replace(b"coyote", b"wolf"))],
