@@ -42,7 +42,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--annotations",
         type=Path,
-        help="for TerraIncognita: LILA's annotations, a folder, archive or file",
+        help="for TerraIncognita: LILA's annotations, a folder or an archive",
     )
     parser.add_argument("--any-counts", action="store_true", help="accept other counts than the published ones")
 

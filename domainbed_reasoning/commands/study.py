@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
         _check_data(study, args.data_dir, settings)
     from domainbed_reasoning.sweeps.studies.launch import launch
 
-    return launch(study, args.scale, settings)
+    code: int = launch(study, args.scale, settings)
+    return code
 
 
 def listing() -> str:

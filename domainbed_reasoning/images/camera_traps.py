@@ -27,7 +27,7 @@ def read_annotations(path: Path, dataset: ImageFolder) -> dict[str, list[tuple[s
     """Return the domain and class folders of each annotated image of a dataset, by file name.
 
     Args:
-        path: a folder or an archive with JSON files, or one such file.
+        path: a folder or an archive with JSON files.
         dataset: whose domains are called ``location_38`` and so on.
 
     Raises:

@@ -164,7 +164,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--answer", default="chain")
     parser.add_argument("--hparams", default="{}", help="JSON, over those of this file")
+    parser.add_argument("--checkpoint_freq", help="DomainBed's")
     options = parser.parse_args()
+    options.more = ["--checkpoint_freq", options.checkpoint_freq] if options.checkpoint_freq else []
     prepare(options.folder / "cache")
     run(options.folder / "undisturbed", options)
     killed = options.folder / "killed"

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from builders.processes import environment, run_python
 
@@ -36,6 +37,18 @@ def test_killed_job_resumes_and_ends_as_if_uninterrupted(either_domainbed, tmp_p
     printed = run_script(either_domainbed, tmp_path, "killing.py", "--answer", "label", *options)
     assert printed["differing"] == [] and printed["left"] == []
     assert printed["kills"] == int(options[3])
+
+
+@pytest.mark.slow
+def test_killed_job_of_averaged_adapters_ends_as_if_uninterrupted(either_domainbed, tmp_path):
+    """Evaluations after updates 3, 5 and 6 of one stage: rank 8 three times, whichever process computed them."""
+    averaged = ["--checkpoint_freq", "2", "--hparams", '{"average_adapters": true}']
+    options = ["--algorithm", "MTCT", "--kills", "3", "--steps", "6", "--answer", "label", *averaged]
+    printed = run_script(either_domainbed, tmp_path, "killing.py", *options)
+    assert printed["kills"] == 3 and printed["differing"] == [] and printed["left"] == []
+    for name, rank in (("model_step0", 8), ("model_step2", 8), ("model_step4", 16), ("model", 24)):
+        weights = torch.load(tmp_path / "killed" / f"{name}.pkl", weights_only=True)["model_dict"]
+        assert {weight.shape[0] for key, weight in weights.items() if ".lora_A." in key} == {rank}, name
 
 
 def run_script(domainbed, tmp_path, name, *options):
