@@ -15,7 +15,10 @@ FAST := $(addprefix tests/,chains method images files commands datasets \
 # Those of them that read the sources stay out of the wheel's.
 ON_THE_WHEEL := $(filter-out tests/test_imports.py tests/test_no_timing_asserts.py tests/test_plot_styles.py,$(FAST))
 
-.PHONY: help setup demo test test-fast test-slow test-wheel lint docs bench real-size compat fuzz
+# What exports and records go into: datasets, TRL, PEFT and the experiment trackers.
+INTEGRATIONS := tests/hub tests/tracking tests/annotate/test_conversations.py
+
+.PHONY: help setup demo test test-fast test-slow test-wheel test-integrations lint docs bench real-size compat fuzz
 
 help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
@@ -26,6 +29,7 @@ help:
 	@echo "make test-fast  no model but the tiny one, no server, hardly a process (under a minute on 2 cores)"
 	@echo "make test-slow  the slow ones"
 	@echo "make test-wheel  the fast ones and a training job on the built wheel, in a fresh environment and a clone of DomainBed"
+	@echo "make test-integrations  exports in datasets, TRL and PEFT, and the experiment trackers (installs them)"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    the documentation as a website in site/ | SERVE=1 at http://127.0.0.1:8000, rebuilt on changes"
 	@echo "make bench   ratios against peers on one core, and their limits (about 5 minutes) | PARTS='class_scores data_path'"
@@ -64,6 +68,10 @@ test-slow: setup
 
 test-wheel: setup
 	$(PYTHON) tests/compat/wheel.py $(if $(FOLDER),--folder "$(FOLDER)") $(ON_THE_WHEEL)
+
+test-integrations: setup
+	$(PYTHON) -m pip install --quiet --progress-bar off -e ".[integrations]"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" $(WORKERS) $(INTEGRATIONS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

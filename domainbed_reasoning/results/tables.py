@@ -113,7 +113,13 @@ def _average(percents: Sequence[float]) -> str:
 def labeled_rows(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
     """Yield the label and the cells of each table row, one per algorithm and sweep."""
     for (algorithm, sweep), own in table.groupby(["algorithm", "sweep"], sort=False):
-        yield f"{algorithm} ({sweep})" if sweep else str(algorithm), own
+        (dataset, *more) = own["dataset"].unique()
+        yield row_label(algorithm, sweep, "" if more else dataset), own
+
+
+def row_label(algorithm: str, sweep: str, dataset: str) -> str:
+    """Return an algorithm's name, with its sweep's in a folder of several unless that is only the dataset's."""
+    return f"{algorithm} ({sweep})" if sweep and sweep != dataset else algorithm
 
 
 def _averages(judged: pd.DataFrame, method: str, datasets: Sequence[str]) -> Table:
@@ -163,7 +169,7 @@ def one_source_tables(frame: pd.DataFrame) -> list[Table]:
                 means.append(100 * mean)
                 texts.append(_with_error(mean, error, len(trials)) if trials else LACKING)
             average = LACKING if any(map(math.isnan, means)) else _average(means)
-            rows.append((f"{algorithm} ({sweep})" if sweep else algorithm, *texts, average))
+            rows.append((row_label(algorithm, sweep, dataset), *texts, average))
         note = "Percent, mean over the other domains. Columns are sources, whose validation split selects the step."
         error_note = "Mean ± standard error over trials." if most > 1 else "One trial: no standard error."
         caption = f"{dataset}: trained on one domain, accuracy on all others"

@@ -178,6 +178,15 @@ def test_the_papers_number_is_that_of_the_rows_schedule(write_job, tmp_path, alg
     assert row[0] == f"{algorithm} (a)" and row[-2] == theirs
 
 
+def test_a_sweep_that_is_called_as_its_dataset_is_not_named_twice(write_job, tmp_path):
+    """As `make demo` calls it: OUTPUT/ShapesReasoning."""
+    for target in range(4):
+        write_job(f"s{target}", "MTCT", "ShapesReasoning", target=target, accs=(0.9,), sweep="out/ShapesReasoning")
+    report = read_report(tmp_path / "out")
+    (row,) = blocks_of(report, "accuracy")[0].rows
+    assert row[0] == "MTCT" and "MTCT (ShapesReasoning)" not in str(report)
+
+
 def test_other_datasets_compare_rankings_with_the_paper(write_job):
     """In the paper, over OfficeHome and TerraIncognita, MTCT 78.9, LabelSFT 78.0, ReasoningSFT 76.7; ERM is not there.
 

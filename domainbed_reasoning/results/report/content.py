@@ -182,7 +182,7 @@ def _examples(counted: Sequence[JobFolder], examples: int, data_dir: str | None)
             for job in single
             if (job.args["dataset"], job.args["algorithm"], job.sweep) == (dataset, algorithm, sweep)
         ]
-        name = f"{algorithm}{f' ({sweep})' if sweep else ''} on {dataset}"
+        name = f"{tables.row_label(algorithm, sweep, dataset)} on {dataset}"
         if examples and left <= 0:
             skipped.append(name)
             continue

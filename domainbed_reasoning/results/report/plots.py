@@ -16,7 +16,7 @@ from domainbed_reasoning.results.frame import is_of_round, mean_and_error, summa
 from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.report.blocks import Figure
 from domainbed_reasoning.results.report.paper import accuracies as accuracies_of_the_paper
-from domainbed_reasoning.results.tables import labeled_rows, one_row_per_job
+from domainbed_reasoning.results.tables import labeled_rows, one_row_per_job, row_label
 from domainbed_reasoning.terminal import one_line
 
 _INK = "#010203"  # placeholder for the page's text color in light and dark mode
@@ -116,7 +116,7 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
     for place, ((dataset, algorithm, sweep, *domain), own) in enumerate(lines):
         means = [100 * mean_and_error(own[name])[0] for name in names]
         on = f" on {dataset}" if jobs["dataset"].nunique() > 1 else ""
-        label = f"{algorithm}{f' ({sweep})' if sweep else ''}{on}" if several else str(domain[0])
+        label = f"{row_label(algorithm, sweep, dataset)}{on}" if several else str(domain[0])
         color, marker, dashes = series(place)
         axes.plot(numbers, means, marker + dashes, color=color, label=label)
         described.append(f"{label}: " + ", ".join(f"{mean:.1f}" for mean in means if not math.isnan(mean)))
@@ -142,7 +142,7 @@ def training(jobs: Sequence[JobFolder], dataset: str) -> Figure | None:
     own = [job for job in jobs if job.args["dataset"] == dataset and len(job.args["test_envs"]) == 1]
     courses: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for job in own:
-        label = f"{job.args['algorithm']} ({job.sweep})" if job.sweep else job.args["algorithm"]
+        label = row_label(job.args["algorithm"], job.sweep, dataset)
         for record in job.records:
             courses[label][record["step"]].append(100 * record[f"env{job.args['test_envs'][0]}_in_acc"])
     courses = {label: steps for label, steps in sorted(courses.items()) if len(steps) > 1}
