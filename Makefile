@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 OUTPUT_DIR := demo_output
 STAMP := $(VENV)/.installed
 STAND_IN := tests/standin
-WORKERS := --numprocesses auto --dist loadfile
+WORKERS := --numprocesses auto --dist loadfile --no-loadscope-reorder
 # Together under a minute: no model beyond the tiny one, no server, hardly a process.
 FAST := $(addprefix tests/,chains method images files commands datasets \
   $(addprefix bridge/test_,preflight.py register.py samples.py train_args.py) \

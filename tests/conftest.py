@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+LONGEST = {"test_resume", "test_packaging", "test_end_to_end", "test_plugins"}
 
 # Neither a deadline per example nor a check of how long examples take to draw: both fail on a busy machine.
 settings.register_profile(
@@ -37,7 +38,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs upstream DomainBed, Ray, Slurm or a GPU, by its fixtures and its folder; skip the last."""
+    """Mark what needs upstream DomainBed, Ray, Slurm or a GPU, by its fixtures and its folder; skip the last.
+
+    The longest files come first, so that no worker is left alone with one at the end.
+    """
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         on_either = {parameters.get("domainbed_root"), parameters.get("implementation")}
