@@ -6,6 +6,7 @@ all in processes that never import DomainBed. Whatever fails in this package, Do
 Imported by hand, where no startup file did so, it also publishes to the registries that are imported already.
 """
 
+import os
 import sys
 from _thread import get_ident
 
@@ -30,6 +31,8 @@ class _RegistryFinder:
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
         if name not in STOCK_MODULES and not name.startswith(CLASS_MODULES):
             return None
+        if name in STOCK_MODULES and "TORCHELASTIC_RUN_ID" in os.environ:
+            _join_ranks()
         search = (get_ident(), name)
         if search in _finding:  # another finder that asks all others, as this one does
             return None
@@ -45,6 +48,16 @@ class _RegistryFinder:
             return None
         finally:
             _finding.remove(search)
+
+
+def _join_ranks() -> None:
+    """In a process of torchrun, join the other ranks before the train script reads its arguments."""
+    try:
+        from domainbed_reasoning.bridge import torchrun
+    except Exception as error:
+        _warn_unless_uninstalled(error)
+    else:
+        torchrun.join()
 
 
 class _CachedCloneFinder:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tqdm import tqdm
 
+from domainbed_reasoning.mllm.devices import visible_gpus
 from domainbed_reasoning.sweeps.launchers.jobs import (
     JOBS,
     LOG,
@@ -28,7 +29,7 @@ from domainbed_reasoning.sweeps.launchers.jobs import (
     report_interrupt,
     whole_number,
 )
-from domainbed_reasoning.sweeps.launchers.processes import end, ended_by_sigterm, start, threads_of, visible_gpus
+from domainbed_reasoning.sweeps.launchers.processes import end, ended_by_sigterm, start, threads_of
 from domainbed_reasoning.terminal import printable_streams
 
 _POLL_SECONDS = 0.2

@@ -39,6 +39,7 @@ from typing import Any
 from tqdm import tqdm
 
 from domainbed_reasoning.jobs.results_file import join_earlier
+from domainbed_reasoning.mllm.devices import visible_gpus
 from domainbed_reasoning.sweeps.launchers.attempts import DEFAULT_RETRIES, RETRIES
 from domainbed_reasoning.sweeps.launchers.jobs import (
     LOG,
@@ -49,7 +50,7 @@ from domainbed_reasoning.sweeps.launchers.jobs import (
     report_interrupt,
     whole_number,
 )
-from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm, threads_of, visible_gpus
+from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm, threads_of
 from domainbed_reasoning.terminal import printable_streams
 
 GPUS = "DOMAINBED_REASONING_GPUS_PER_JOB"
