@@ -109,7 +109,7 @@ class MLLMAlgorithm(TrainedMLLM):
             started = now
 
     def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
-        """Return class scores by the hparam ``answer`` (see `answering.answer_images`); the last evaluation records both answers.
+        """Return class scores by the hparam ``answer`` (see `answering`); the last evaluation records both answers.
 
         Args:
             x: images, ``(n, c, H, W)``.

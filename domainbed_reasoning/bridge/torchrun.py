@@ -76,14 +76,15 @@ def join() -> None:
         own.set("problem", problem)
     if own.get("problem"):
         raise SystemExit(1)
-    sys.excepthook = _Reporter(own, rank, sys.excepthook)
     if rank > 0:
         _output_dir = tempfile.mkdtemp(prefix=f"domainbed-reasoning-rank{rank}-")
         atexit.register(shutil.rmtree, _output_dir, ignore_errors=True)
         sys.argv += ["--output_dir", _output_dir, "--skip_model_save"]
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    before = sys.excepthook
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_EXCHANGE)
+    sys.excepthook = _Reporter(own, rank, before)
     atexit.register(_leave)
     _ranks = Ranks(rank, world)
 
