@@ -85,8 +85,8 @@ class MLLMAlgorithm(TrainedMLLM):
         names = [self.task.class_names[label] for label in batch.labels] if self.LABEL_PATH else None
         objective = Objective.of(self.hparams, self.LABEL_PATH, self.CHAIN_PATH)
         run.optimizer.zero_grad(set_to_none=True)
-        weights = list(self.mllm.adapters().values())
-        values = objective.backward(self.terms, batch.images, names, chains, used, weights, self.session.ranks)
+        weights, ranks = list(self.mllm.adapters().values()), self.session.ranks
+        values = objective.backward(self.terms, batch.images, names, chains, used, weights, ranks)
         run.advance()
         self.snapshots.update_done()
         return values
@@ -96,15 +96,11 @@ class MLLMAlgorithm(TrainedMLLM):
         images = self.session.look_ahead()
         if images is None or mllm.frozen_state is None:
             return
-        asked, state, started = self.questions, mllm.frozen_state.hex(), time.monotonic()
-        ranks = self.session.ranks
-        ranks.check_same(state, "adapters")
+        asked, state, started = self.questions, self.session.ranks.agreed(mllm.frozen_state.hex()), time.monotonic()
         known = {bytes.fromhex(digest): chain for digest, chain in self.session.recorded_ahead(state).items()}
-        settings = (asked.q_reason, asked.max_new_tokens, asked.batch, known)
-        written = mllm.answer_cache.of(mllm.frozen_state)
-        for digest, chain in ranks.merge(write_ahead(mllm, images, *settings)):
+        settings = (asked.q_reason, asked.max_new_tokens, asked.batch, known, self.session.ranks.merge)
+        for digest, chain in write_ahead(mllm, images, *settings):
             now = time.monotonic()
-            written[asked.q_reason, asked.max_new_tokens, digest] = chain  # another rank's, too
             self.session.record_ahead(state, digest.hex(), chain, now - started)
             started = now
 
@@ -115,14 +111,13 @@ class MLLMAlgorithm(TrainedMLLM):
             x: images, ``(n, c, H, W)``.
             ids: sample ids of the images, ``(n, 2)``.
         """
-        hparams, last = self.hparams, self.session.is_last_evaluation
+        hparams, last, ranks = self.hparams, self.session.is_last_evaluation, self.session.ranks
         if self.session.steps_taken < hparams["first_evaluation"] and not last:
             return torch.zeros(len(x), len(self.task.class_names), device=x.device), Answers([0] * len(x), None, None)
         both = self.session.records is not None and ids is not None and last and hparams["both_answers"]
         with self.snapshots.answering(self.average.adapters() if self.average is not None else None) as mllm:
             if (both or hparams["answer"] == "chain") and hparams["votes"] == 1:
                 self.write_ahead(mllm)
-            shared = (self.session.ranks, mllm, self.pixels(x), self.questions, hparams, both)
-            scores, chains, labels = answer_in_ranks(*shared)
+            scores, chains, labels = answer_in_ranks(ranks, mllm, self.pixels(x), self.questions, hparams, both)
         state = mllm.frozen_state.hex() if mllm.frozen_state is not None and hparams["votes"] == 1 else ""
         return scores, Answers(scores.argmax(1).tolist(), chains, labels, state)

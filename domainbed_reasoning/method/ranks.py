@@ -116,17 +116,19 @@ class Ranks:
         received: T = values[0]
         return received
 
-    def check_same(self, value: str, what: str) -> None:
-        """Check that all ranks have the same value.
+    def agreed(self, digest: str) -> str:
+        """Return the digest of the trained tensors, which must be the same on all ranks.
 
         Raises:
+            RankLost: another rank has ended.
             RuntimeError: they differ.
         """
-        if len(set(self.gather(value))) > 1:
+        if len(set(self.gather(digest))) > 1:
             raise RuntimeError(
-                f"The {what} of the ranks differ, so their results would be mixed: the ranks' GPUs or libraries "
-                "compute different numbers. Use GPUs of one kind, or run the job on one GPU."
+                "The ranks' adapters differ although all took the same updates: their GPUs or libraries compute "
+                "different numbers. Use GPUs of one kind, or run the job on one GPU."
             )
+        return digest
 
     def add_up(
         self,
