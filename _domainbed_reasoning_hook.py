@@ -6,7 +6,6 @@ all in processes that never import DomainBed. Whatever fails in this package, Do
 Imported by hand, where no startup file did so, it also publishes to the registries that are imported already.
 """
 
-import os
 import sys
 from _thread import get_ident
 
@@ -31,7 +30,7 @@ class _RegistryFinder:
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
         if name not in STOCK_MODULES and not name.startswith(CLASS_MODULES):
             return None
-        if name in STOCK_MODULES and "TORCHELASTIC_RUN_ID" in os.environ:
+        if name in STOCK_MODULES:
             _join_ranks()
         search = (get_ident(), name)
         if search in _finding:  # another finder that asks all others, as this one does
@@ -52,6 +51,10 @@ class _RegistryFinder:
 
 def _join_ranks() -> None:
     """In a process of torchrun, join the other ranks before the train script reads its arguments."""
+    import os
+
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
     try:
         from domainbed_reasoning.bridge import torchrun
     except Exception as error:

@@ -1,4 +1,4 @@
-"""One job on several GPUs against one, counted: the work of a rank, the bytes that ranks exchange, and what stays serial.
+"""One job on several GPUs against one, counted: a rank's work, the bytes that ranks exchange, and the serial rest.
 
     python -m benchmarks.ranks              # RD-MLDG on PACS, InternVL3-8B, four H100: the last line is the ratio
     python -m benchmarks.ranks --ranks 8
