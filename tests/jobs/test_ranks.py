@@ -58,14 +58,15 @@ def torchrun(stock_environment):
 
 @pytest.fixture(scope="module")
 def jobs(torchrun, tmp_path_factory):
-    """``jobs(world)`` is the folder of an undisturbed job on that many ranks."""
+    """``jobs(world, hparams)`` is the folder of an undisturbed job on that many ranks."""
     folder, done = tmp_path_factory.mktemp("jobs"), {}
 
-    def job(world):
-        if world not in done:
-            done[world] = folder / f"ranks{world}"
-            finish(torchrun(done[world], world))
-        return done[world]
+    def job(world, hparams=HPARAMS):
+        key = (world, json.dumps(hparams))
+        if key not in done:
+            done[key] = folder / f"job{len(done)}"
+            finish(torchrun(done[key], world, hparams=hparams))
+        return done[key]
 
     return job
 
@@ -111,8 +112,7 @@ def processes_of(agent, world):
     return [found[rank] for rank in range(world)]
 
 
-def check_like_one_process(jobs, world):
-    one, several = jobs(1), jobs(world)
+def check_like_one_process(one, several):
     for record, expected in zip(records_of(several), records_of(one), strict=True):
         assert record.pop("hparams") == expected.pop("hparams")
         assert record == pytest.approx(expected, rel=1e-6, abs=1e-6)
@@ -127,13 +127,14 @@ def check_like_one_process(jobs, world):
 
 def test_two_ranks_give_the_records_and_chains_of_one_process(jobs):
     """To 1e-6; ranks above 0 write nothing into the job's folder."""
-    check_like_one_process(jobs, 2)
+    check_like_one_process(jobs(1), jobs(2))
 
 
 @pytest.mark.slow
-def test_four_ranks_give_the_records_and_chains_of_one_process(jobs, tmp_path_factory):
-    """Of three micro-batches of two images, four ranks would have nothing to do: here there are six of one."""
-    check_like_one_process(jobs, 3)
+def test_four_ranks_give_the_records_and_chains_of_one_process(jobs):
+    """With everything that ranks share: balanced gradients, a filter by likelihood, class scores."""
+    more = {"micro_batch": 1, "gradient_balance": "norm", "sarr_filter": "consistent", "both_answers": True}
+    check_like_one_process(jobs(1, HPARAMS | more), jobs(4, HPARAMS | more))
 
 
 def refused(agent):
@@ -184,8 +185,7 @@ def test_folder_of_another_job_is_refused_by_one_rank(torchrun, jobs, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1, "agent"])
-@pytest.mark.parametrize("moment", ["values", "ahead"])
+@pytest.mark.parametrize(("victim", "moment"), [(0, "values"), (1, "ahead"), ("agent", "values"), ("agent", "ahead")])
 def test_killed_job_resumes_and_ends_as_if_uninterrupted(torchrun, jobs, tmp_path, victim, moment):
     """Killed after the second step, whose state is not the last one saved, or in the middle of an evaluation."""
     folder, events = tmp_path / "job", {"values": 2, "ahead": 50}[moment]
@@ -201,3 +201,13 @@ def test_killed_job_resumes_and_ends_as_if_uninterrupted(torchrun, jobs, tmp_pat
     assert records_of(folder) == records_of(jobs(2)) and rows_of(folder) == rows_of(jobs(2))
     for name, weight in adapters_of(jobs(2)).items():
         assert torch.equal(adapters_of(folder)[name], weight), name
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_job_whose_rank_was_killed(torchrun, jobs, tmp_path):
+    agent = torchrun(tmp_path / "job", 2, before=["--max-restarts", "1"])
+    ranks = processes_of(agent, 2)
+    wait_until(lambda: sum(line.startswith('{"values"') for line in progress_of(tmp_path / "job")) >= 2)
+    os.kill(ranks[1].pid, signal.SIGKILL)
+    assert finish(agent).count("Resuming after") == 1
+    assert records_of(tmp_path / "job") == records_of(jobs(2)) and rows_of(tmp_path / "job") == rows_of(jobs(2))
