@@ -97,10 +97,11 @@ def check_job(algorithm: str, args: argparse.Namespace | None) -> None:
         args: the train script's; None if they are unknown.
 
     Raises:
-        ValueError: the algorithm does not share its work, the script has read its arguments before it imported
-            DomainBed, or ``--output_dir`` contains records of another job.
+        ValueError: the algorithm does not share its work, the script is another one or has read its arguments before
+            it imported DomainBed, or ``--output_dir`` contains records of another job.
     """
     if _ranks.world == 1:
+        _check_script(algorithm, args)
         return
     cls = registry.load(registry.ALGORITHMS[algorithm]) if algorithm in registry.ALGORITHMS else None
     if not getattr(cls, "SHARES_WORK", False):
@@ -118,6 +119,17 @@ def check_job(algorithm: str, args: argparse.Namespace | None) -> None:
     if other := _job_in(Path(args.output_dir), vars(args)):
         raise ValueError(
             f"--output_dir {args.output_dir} contains records of another job ({other}). Choose another folder."
+        )
+
+
+def _check_script(algorithm: str, args: argparse.Namespace | None) -> None:
+    """Check that no script other than DomainBed's runs a job of ours in each process of torchrun."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or args is None or algorithm not in registry.ALGORITHMS:
+        return
+    if multiprocessing.parent_process() is None:
+        raise ValueError(
+            "torchrun has started several processes of this script, each of which would run the whole job. Only "
+            f"`-m {TRAIN_SCRIPT}` runs one job on several ranks; start other scripts without torchrun."
         )
 
 
