@@ -188,8 +188,8 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
     @functools.wraps(stock_hparams)
     def hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
         plugins.discover()  # again: a plug-in that imports DomainBed was incomplete when names were registered
-        is_first = _check_ranks(algorithm)
-        versions.record_for_job()  # the train script requests hyper-parameters first
+        rank, world = _check_ranks(algorithm)
+        versions.record_for_job(world)  # the train script requests hyper-parameters first
         if algorithm in registry.ALGORITHMS:
             if job_arguments() is not None:
                 interrupt.end_with("Interrupted. Rerun the same command to resume from the saved progress.")
@@ -199,7 +199,7 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
             for name, hparam in registry.BASELINE_HPARAMS.get(dataset, {}).items():
                 ranges[name] = _range(name, hparam, dataset, random_seed)
         preflight.check_job(algorithm, dataset, ranges)
-        if is_first:
+        if rank == 0:
             tracked.start_for_job(algorithm, dataset)
         return {name: (plain(default), plain(drawn)) for name, (default, drawn) in ranges.items()}
 
@@ -207,14 +207,14 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
     return hparams
 
 
-def _check_ranks(algorithm: str) -> bool:
-    """Check that the ranks of torchrun, if any, can run this process's job; return whether this is the first one."""
+def _check_ranks(algorithm: str) -> tuple[int, int]:
+    """Check that torchrun's ranks, if any, can run this process's job; return its rank and their number."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return True
+        return 0, 1
     from domainbed_reasoning.bridge import torchrun
 
     torchrun.check_job(algorithm, recognized_arguments())
-    return torchrun.ranks().rank == 0
+    return torchrun.ranks().rank, torchrun.ranks().world
 
 
 def _twin(dataset: str) -> str:

@@ -124,6 +124,8 @@ class Session:
         args, hparams = job_arguments(), self.hparams
         if args is not None:
             self._args = vars(args)
+            if self.ranks.world > 1:
+                _log.info(f"{self.name}: {self.ranks.world} ranks share the updates, chains and answers of this job.")
             write_task(self.task, hparams, args)
             self.records = records_for(self.task, args, hparams)
             self.history = history_of(self.task, self.schedule, hparams, args, self.ranks)

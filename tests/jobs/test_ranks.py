@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -37,11 +38,11 @@ def torchrun(stock_environment):
     """``torchrun(folder, world, …)`` starts a job; with a ``command``, that in place of the train script."""
     agents = []
 
-    def start(folder, world, *more, algorithm="RDMLDG", command=(), hparams=HPARAMS, before=()):
+    def start(folder, world, *more, algorithm="RDMLDG", command=(), hparams=HPARAMS, before=(), nodes=()):
         arguments = ["--dataset", "ShapesReasoning", "--algorithm", algorithm, "--test_envs", "2", "--steps", STEPS]
         arguments += ["--data_dir", folder.parent, "--output_dir", folder, "--hparams", json.dumps(hparams), *more]
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", world, *before]
-        words = [sys.executable, *(launch if world > 1 else ()), *(command or ("-m", TRAIN)), *arguments]
+        launch = ["-m", "torch.distributed.run", *(nodes or ["--standalone"]), "--nproc-per-node", world, *before]
+        words = [sys.executable, *(launch if nodes or world > 1 else ()), *(command or ("-m", TRAIN)), *arguments]
         variables = stock_environment(DOMAINBED) | {"XDG_CACHE_HOME": str(folder.parent / "cache")}
         pipe = subprocess.PIPE
         agent = subprocess.Popen(
@@ -123,6 +124,8 @@ def check_like_one_process(one, several):
     lines = (several / "out.txt").read_text().splitlines()
     assert sum(line.startswith("Args:") for line in lines) == 1
     assert not progress_of(several)
+    assert json.loads((several / "versions.json").read_text())["ranks"] > 1
+    assert "ranks" not in json.loads((one / "versions.json").read_text())
 
 
 def test_two_ranks_give_the_records_and_chains_of_one_process(jobs):
@@ -210,4 +213,17 @@ def test_torchrun_restarts_a_job_whose_rank_was_killed(torchrun, jobs, tmp_path)
     wait_until(lambda: sum(line.startswith('{"values"') for line in progress_of(tmp_path / "job")) >= 2)
     os.kill(ranks[1].pid, signal.SIGKILL)
     assert finish(agent).count("Resuming after") == 1
+    assert records_of(tmp_path / "job") == records_of(jobs(2)) and rows_of(tmp_path / "job") == rows_of(jobs(2))
+
+
+@pytest.mark.slow
+def test_two_nodes_give_what_two_ranks_of_one_node_give(torchrun, jobs, tmp_path):
+    """Two torchruns that meet at a port, as `srun torchrun` starts them; both are told the same folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    nodes = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "7", "--rdzv-endpoint", meeting]
+    agents = [torchrun(tmp_path / "job", 1, nodes=[*nodes, "--local-addr", "127.0.0.1"]) for _ in range(2)]
+    printed = [finish(agent) for agent in agents]
+    assert sum("2 ranks share the updates" in each for each in printed) == 1
     assert records_of(tmp_path / "job") == records_of(jobs(2)) and rows_of(tmp_path / "job") == rows_of(jobs(2))
