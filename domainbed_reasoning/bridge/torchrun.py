@@ -225,14 +225,14 @@ class _Reporter:
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Print the error, or wait until another rank has printed its own."""
-        if issubclass(kind, KeyboardInterrupt) or not self._may_report():
-            if self.rank == 0 and issubclass(kind, KeyboardInterrupt):
+        if issubclass(kind, KeyboardInterrupt):  # of all ranks
+            if self.rank == 0:
                 self.before(kind, error, trace)
-            return
-        try:
-            self._print(kind, error, trace)
-        finally:
-            self._set("reported")
+        elif self._may_report():
+            try:
+                self._print(kind, error, trace)
+            finally:
+                self._set("reported")
 
     def _print(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if self.rank == 0 and not isinstance(error, RankLost):

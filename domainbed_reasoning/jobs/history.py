@@ -194,7 +194,8 @@ def _report_changes(job: Mapping[str, Any], progress: Progress) -> None:
             other = json.loads(path.read_text(encoding="utf-8"))
             if path.parent == progress.folder or not isinstance(other, dict) or other.get("args") != job["args"]:
                 continue
-            changed = [name for name in job if other.get(name) != json.loads(json.dumps(job[name]))]
+            now = json.loads(json.dumps(dict(job)))
+            changed = [name for name in now | other if other.get(name) != now.get(name)]
             _log.info(
                 f"The saved progress of this command in {path.parent} is not used, because {', '.join(changed)} "
                 "changed. Starting from step 0."
