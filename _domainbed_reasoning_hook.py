@@ -30,6 +30,8 @@ class _RegistryFinder:
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
         if name not in STOCK_MODULES and not name.startswith(CLASS_MODULES):
             return None
+        if name in STOCK_MODULES:
+            _join_ranks()
         search = (get_ident(), name)
         if search in _finding:  # another finder that asks all others, as this one does
             return None
@@ -45,6 +47,20 @@ class _RegistryFinder:
             return None
         finally:
             _finding.remove(search)
+
+
+def _join_ranks() -> None:
+    """In a process of torchrun, join the other ranks before the train script reads its arguments."""
+    import os
+
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    try:
+        from domainbed_reasoning.bridge import torchrun
+    except Exception as error:
+        _warn_unless_uninstalled(error)
+    else:
+        torchrun.join()
 
 
 class _CachedCloneFinder:

@@ -18,6 +18,8 @@ class SessionAlgorithm(Algorithm):  # type: ignore[misc]
 
     Class attributes:
         HPARAMS: hyper-parameters, with defaults, samplers and sources.
+        SHARES_WORK: whether several ranks of torchrun share its updates and answers (`session.ranks`); if not, it runs
+            in one process.
 
     Attributes:
         session: the job's session.
@@ -29,6 +31,7 @@ class SessionAlgorithm(Algorithm):  # type: ignore[misc]
     """
 
     HPARAMS: ClassVar[dict[str, Hparam]]
+    SHARES_WORK: ClassVar[bool] = False
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: dict[str, Any]):
         super().__init__(input_shape, num_classes, num_domains, hparams)

@@ -12,6 +12,7 @@ from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.stage_log import StageLog
 from domainbed_reasoning.method.answering import Questions
 from domainbed_reasoning.method.average import AdapterAverage
+from domainbed_reasoning.method.objective import check_shares
 from domainbed_reasoning.method.schedule import Stage
 from domainbed_reasoning.method.stage_run import StageRun
 from domainbed_reasoning.mllm.adapters import LoraSettings
@@ -40,6 +41,7 @@ class TrainedMLLM(SessionAlgorithm):
         ValueError: if hyper-parameters or model cannot be used; raised before training.
     """
 
+    SHARES_WORK: ClassVar[bool] = True
     LABEL_PATH: ClassVar[bool] = False
     CHAIN_PATH: ClassVar[bool] = False
 
@@ -51,6 +53,8 @@ class TrainedMLLM(SessionAlgorithm):
                 "hparam dtype: float16 is for evaluation only. Gradients underflow without loss scaling, which is not "
                 "implemented: use bfloat16 or float32, or quantize nf4 with bfloat16."
             )
+        if trains:
+            check_shares(hparams["batch_size"] * num_domains, hparams["micro_batch"], self.session.ranks.world)
         self.mllm = load_mllm(
             hparams["model"],
             lora=LoraSettings.of(hparams) if trains else None,

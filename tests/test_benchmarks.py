@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from benchmarks import counts, measure, published_checkpoints, real_size, roofline
+from benchmarks import ranks as ranks_module
 from benchmarks import stalls as stalls_module
 from domainbed_reasoning.sweeps.costs import Shape, Tower
 
@@ -48,6 +49,18 @@ def test_the_roofline_counts_a_product_by_hand():
     key = ("forward", "mm bfloat16")
     assert counting.kernels == {key: 1} and counting.operations == {key: 48} and counting.bytes == {key: 52}
     assert roofline.size_of(left[:, :1].expand(2, 100)) == 2 * 2
+
+
+def test_ranks_share_an_update_by_hand():
+    """129 images in micro-batches of at most 4: 33 for one process; 9 for each of four ranks, 36 in all.
+
+    A ring of four sends 3/4 of 10 float32 numbers twice: 60 bytes.
+    """
+    assert list(map(len, ranks_module.rows_of_ranks(129, 4, 1))) == [33]
+    shares = ranks_module.rows_of_ranks(129, 4, 4)
+    assert list(map(len, shares)) == [9] * 4 and sum(map(sum, shares)) == 129
+    assert max(map(sum, shares)) == 33 and max(map(max, shares)) == 4
+    assert ranks_module.bytes_reduced(10, 4) == 60 and ranks_module.bytes_reduced(10, 1) == 0
 
 
 @pytest.mark.parametrize("algorithm", ["MTCT", "LabelSFT"])

@@ -7,6 +7,7 @@ twice is publishing once.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
@@ -14,7 +15,7 @@ from typing import Any
 
 from domainbed_reasoning import interrupt, registry
 from domainbed_reasoning.bridge import plugins, preflight, tracked, versions
-from domainbed_reasoning.bridge.train_args import job_arguments
+from domainbed_reasoning.bridge.train_args import job_arguments, recognized_arguments
 from domainbed_reasoning.images import user_datasets as custom
 
 # name -> (default, random), as DomainBed's `_hparams` returns it.
@@ -187,7 +188,8 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
     @functools.wraps(stock_hparams)
     def hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
         plugins.discover()  # again: a plug-in that imports DomainBed was incomplete when names were registered
-        versions.record_for_job()  # the train script requests hyper-parameters first
+        rank, world = _check_ranks(algorithm)
+        versions.record_for_job(world)  # the train script requests hyper-parameters first
         if algorithm in registry.ALGORITHMS:
             if job_arguments() is not None:
                 interrupt.end_with("Interrupted. Rerun the same command to resume from the saved progress.")
@@ -197,11 +199,22 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
             for name, hparam in registry.BASELINE_HPARAMS.get(dataset, {}).items():
                 ranges[name] = _range(name, hparam, dataset, random_seed)
         preflight.check_job(algorithm, dataset, ranges)
-        tracked.start_for_job(algorithm, dataset)
+        if rank == 0:
+            tracked.start_for_job(algorithm, dataset)
         return {name: (plain(default), plain(drawn)) for name, (default, drawn) in ranges.items()}
 
     hparams.stock_hparams = stock_hparams  # type: ignore[attr-defined]
     return hparams
+
+
+def _check_ranks(algorithm: str) -> tuple[int, int]:
+    """Check that torchrun's ranks, if any, can run this process's job; return its rank and their number."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0, 1
+    from domainbed_reasoning.bridge import torchrun
+
+    torchrun.check_job(algorithm, recognized_arguments())
+    return torchrun.ranks().rank, torchrun.ranks().world
 
 
 def _twin(dataset: str) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data._utils import collate as _collate
 
 from domainbed_reasoning.bridge.train_args import values_of_callers
+from domainbed_reasoning.method.ranks import Ranks
 from domainbed_reasoning.method.task import SampleId, Task
 
 # Operations that keep row i as sample i; all others return a plain tensor.
@@ -86,18 +87,23 @@ def ids_of(x: torch.Tensor) -> torch.Tensor | None:
     return x.__dict__.get("sample_ids") if isinstance(x, SampleTensor) else None
 
 
-def images_of(task: Task) -> Iterator[torch.Tensor] | None:
-    """Yield all images of a task's dataset, domain by domain, ``(3, H, W)`` bytes; None if the dataset is gone.
+def images_of(task: Task, ranks: Ranks) -> Iterator[torch.Tensor] | None:
+    """Yield this rank's images of a task's dataset, ``(3, H, W)`` bytes; None if the dataset is gone.
 
-    With a GPU, worker processes load them.
+    With one process, these are all images, domain by domain. With a GPU, worker processes load them.
+
+    Args:
+        task: with its dataset.
+        ranks: share the images.
     """
     dataset = task.loaded_from()
     if dataset is None:
         return None
     workers = dataset.N_WORKERS if torch.cuda.is_available() else 0
-    loader: Any = torch.utils.data.DataLoader(
-        torch.utils.data.ConcatDataset(dataset.datasets), batch_size=64, num_workers=workers
-    )
+    images: Any = torch.utils.data.ConcatDataset(dataset.datasets)
+    if ranks.world > 1:
+        images = torch.utils.data.Subset(images, ranks.share(range(len(images))))
+    loader: Any = torch.utils.data.DataLoader(images, batch_size=64, num_workers=workers)
     return (image for x, _ in loader for image in _plain(x))
 
 

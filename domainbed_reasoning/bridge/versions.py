@@ -31,18 +31,23 @@ OURS = "domainbed-reasoning"
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
 
 
-def record_for_job() -> None:
-    """Write the versions of this process's job; does nothing outside of a job or when called again."""
+def record_for_job(ranks: int = 1) -> None:
+    """Write the versions of this process's job; does nothing outside of a job or when called again.
+
+    Args:
+        ranks: the number of processes that share the job, recorded if there are several.
+    """
     args = recognized_arguments()
     if args is not None:
-        _record(str(args.output_dir), args.algorithm, args.dataset)
+        _record(str(args.output_dir), args.algorithm, args.dataset, ranks)
 
 
 @functools.cache
-def _record(folder: str, algorithm: str, dataset: str) -> None:
+def _record(folder: str, algorithm: str, dataset: str, ranks: int) -> None:
     try:
         used = plugins.code_of(algorithm, dataset)
-        replace_text(Path(folder) / FILE, json.dumps(current() | ({"plug-ins": used} if used else {}), indent=1) + "\n")
+        found = current() | ({"plug-ins": used} if used else {}) | ({"ranks": ranks} if ranks > 1 else {})
+        replace_text(Path(folder) / FILE, json.dumps(found, indent=1) + "\n")
     except Exception as error:  # must not stop the job
         _log.warning("Could not record the versions of this job: %s: %s", type(error).__name__, error)
 

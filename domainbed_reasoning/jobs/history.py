@@ -19,8 +19,9 @@ from domainbed_reasoning import __version__
 from domainbed_reasoning.bridge import plugins
 from domainbed_reasoning.bridge.versions import LIBRARIES, installed, source_digests
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION
-from domainbed_reasoning.jobs.replay_log import Progress
+from domainbed_reasoning.jobs.replay_log import Progress, Replica
 from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
+from domainbed_reasoning.method.ranks import Ranks
 from domainbed_reasoning.method.schedule import Schedule
 from domainbed_reasoning.method.task import Task
 from domainbed_reasoning.mllm import family_plugins
@@ -73,19 +74,26 @@ class History:
         self.progress.save(steps, lambda: {**state(), "records": own_records(self._output_dir, self._args)}, now)
 
 
-def history_of(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argparse.Namespace) -> History | None:
+def history_of(
+    task: Task, schedule: Schedule, hparams: dict[str, Any], args: argparse.Namespace, ranks: Ranks | None = None
+) -> History | None:
     """Return the history of this process's job; None if ``resume`` is off or, with a message, it cannot be saved.
 
-    Existing records of the job are set aside in any case: DomainBed starts at step 0 and appends.
+    Existing records of the job are set aside in any case: DomainBed starts at step 0 and appends. Of several ranks, the
+    first reads and records the job's progress; the others replay what it has read.
 
     Raises:
         JobIsRunning: another process is running the same job.
         OSError: the earlier records cannot be set aside.
     """
+    ranks = ranks or Ranks()
+    if ranks.rank > 0:
+        recorded = ranks.from_first(None)
+        return History(Replica(recorded), args, "") if recorded is not None else None
     progress = None
     if hparams["resume"]:
         try:
-            job = describe(task, schedule, hparams, args)
+            job = describe(task, schedule, hparams, args) | ({"ranks": ranks.world} if ranks.world > 1 else {})
             progress = Progress(job)
             if progress.state is None:
                 _report_changes(job, progress)
@@ -97,6 +105,7 @@ def history_of(task: Task, schedule: Schedule, hparams: dict[str, Any], args: ar
         if progress is not None:
             progress.close()
         raise
+    ranks.from_first(progress.recorded() if progress is not None else None)
     return History(progress, args, earlier) if progress is not None else None
 
 
@@ -185,7 +194,8 @@ def _report_changes(job: Mapping[str, Any], progress: Progress) -> None:
             other = json.loads(path.read_text(encoding="utf-8"))
             if path.parent == progress.folder or not isinstance(other, dict) or other.get("args") != job["args"]:
                 continue
-            changed = [name for name in job if other.get(name) != json.loads(json.dumps(job[name]))]
+            now = json.loads(json.dumps(dict(job)))
+            changed = [name for name in now | other if other.get(name) != now.get(name)]
             _log.info(
                 f"The saved progress of this command in {path.parent} is not used, because {', '.join(changed)} "
                 "changed. Starting from step 0."

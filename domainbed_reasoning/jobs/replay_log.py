@@ -125,6 +125,11 @@ class Progress:
         self._saved_steps = self.state["steps"] if self.state is not None else -1
         prune(self.folder.parent, keep=self.folder)
 
+    def recorded(self) -> dict[str, Any]:
+        """Return what a `Replica` needs: tensors and plain values."""
+        names = ("key", "folder", "state", "_steps", "_waiting", "ahead")
+        return {name: getattr(self, name) for name in names}
+
     def close(self) -> None:
         """Stop recording and release the lock."""
         for descriptor in (self._log, self._lock):
@@ -329,3 +334,23 @@ class Progress:
         """Delete the progress of a completed job: DomainBed has written ``done``."""
         if is_done(output_dir, self.folder):
             delete(self.folder)
+
+
+class Replica(Progress):
+    """The progress that rank 0 of a job has read, for the other ranks: replays and restores it, and records nothing.
+
+    Args:
+        recorded: from `Progress.recorded`.
+    """
+
+    def __init__(self, recorded: Mapping[str, Any]):
+        self._reset()
+        vars(self).update(recorded)
+        self._log = self._lock = None
+
+    def save(self, steps: int, state: Callable[[], dict[str, Any]], now: bool = False) -> None:
+        """Do nothing: rank 0 saves."""
+
+    def kept(self, name: str, tensors: dict[str, torch.Tensor], replays: bool) -> dict[str, torch.Tensor]:
+        """Return ``tensors``: rank 0 keeps them."""
+        return tensors

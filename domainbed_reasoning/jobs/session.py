@@ -18,6 +18,7 @@ import torch
 from domainbed_reasoning.bridge.hparam_names import check_hparams
 from domainbed_reasoning.bridge.samples import ids_of, images_of, task_of
 from domainbed_reasoning.bridge.steps import lay_out_steps, task_without_names
+from domainbed_reasoning.bridge.torchrun import ranks
 from domainbed_reasoning.bridge.train_args import job_arguments
 from domainbed_reasoning.bridge.whose_task import check_batch, check_task, warn_outside_job
 from domainbed_reasoning.hparam_checks import check_votes
@@ -76,6 +77,7 @@ class Session:
     Attributes:
         task: classes, images and chains.
         schedule: the training stages, which determine DomainBed's steps and evaluations.
+        ranks: the processes that share the job.
         steps_taken: number of steps so far, including those of an earlier process.
         records: both answers at the last evaluation; None outside of a job.
         history: progress of the job; None outside of a job, or if it is not saved.
@@ -97,6 +99,7 @@ class Session:
             _log.info("The model tiny was never trained on photographs: use it only to test that a job runs.")
         self.schedule = lay_out_steps(self.task, epochs, hparams)
         self.seed = torch.initial_seed()
+        self.ranks = ranks()
         self.steps_taken = 0
         self.records: AnswerRecords | None = None
         self.history: History | None = None
@@ -121,9 +124,11 @@ class Session:
         args, hparams = job_arguments(), self.hparams
         if args is not None:
             self._args = vars(args)
+            if self.ranks.world > 1:
+                _log.info(f"{self.name}: {self.ranks.world} ranks share the updates, chains and answers of this job.")
             write_task(self.task, hparams, args)
             self.records = records_for(self.task, args, hparams)
-            self.history = history_of(self.task, self.schedule, hparams, args)
+            self.history = history_of(self.task, self.schedule, hparams, args, self.ranks)
             if self.task.labels and hparams.get("track", "none") != "none":
                 self._stages = StageFile(self.task, self.schedule, Path(args.output_dir))
             if self.task.labels:
@@ -162,7 +167,7 @@ class Session:
             return values
         self._resume(algorithm)
         started = time.monotonic()
-        with seeded(self.seed, "step", self.steps_taken):
+        with seeded(self.seed, "step", self.steps_taken, *self.ranks.stream):
             values = algorithm.step(minibatches)
         self._check_finite(values)
         self.steps_taken += 1
@@ -196,7 +201,8 @@ class Session:
             if self.history is not None:
                 self.history.save(self.steps_taken, algorithm.training_state, now=True)
             started = time.monotonic()
-            with seeded(self.seed, "answers", self.steps_taken, None if ids is None else ids[0].tolist()):
+            first = None if ids is None else ids[0].tolist()
+            with seeded(self.seed, "answers", self.steps_taken, first, *self.ranks.stream):
                 scores, answers = algorithm.answer(x, ids)
             self._count_answers(len(x), time.monotonic() - started)
             if self.history is not None:
@@ -206,7 +212,7 @@ class Session:
         return scores
 
     def look_ahead(self) -> Iterable[torch.Tensor] | None:
-        """Return all images of the job's dataset, ``(3, H, W)`` each, once per evaluation, which covers all of them.
+        """Return this rank's images of the job's dataset, ``(3, H, W)`` each, once per evaluation, which covers all.
 
         Returns:
             None later in an evaluation, outside of a job, and with data augmentation, whose images are random.
@@ -214,7 +220,7 @@ class Session:
         if self.records is None or self._looked_ahead == self.steps_taken or self.hparams["data_augmentation"]:
             return None
         self._looked_ahead = self.steps_taken
-        return images_of(self.task)
+        return images_of(self.task, self.ranks)
 
     def recorded_ahead(self, state: str) -> dict[str, str]:
         """Return the chains, by digest of the image, that an earlier process generated for an unfinished evaluation."""

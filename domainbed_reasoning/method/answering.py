@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.chains.reader import read_conclusion
 from domainbed_reasoning.method.model import ReasoningModel
+from domainbed_reasoning.method.ranks import Ranks
 from domainbed_reasoning.method.task import SampleId, Task
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,25 @@ def answer_images(
         chains += written
         labels += by_label.argmax(1).tolist() if by_label is not None else []
     return torch.cat(scores), chains if asks_chain else None, labels if asks_label else None
+
+
+def answer_in_ranks(
+    ranks: Ranks, mllm: Any, images: torch.Tensor, questions: Questions, hparams: Mapping[str, Any], both: bool = False
+) -> tuple[torch.Tensor, list[str] | None, list[int] | None]:
+    """Return what `answer_images` does, each rank answering its share of the images and getting all answers."""
+    if ranks.world == 1:
+        return answer_images(mllm, images, questions, hparams, both)
+
+    def part(rows: slice) -> tuple[torch.Tensor, list[str] | None, list[int] | None]:
+        scores, chains, labels = answer_images(mllm, images[rows], questions, hparams, both)
+        return scores.cpu(), chains, labels
+
+    scores, chains, labels = zip(*ranks.map(len(images), part), strict=True)
+    return torch.cat(scores).to(images.device), _joined(chains), _joined(labels)
+
+
+def _joined(parts: Sequence[list[T] | None]) -> list[T] | None:
+    return None if parts[0] is None else [item for part in parts if part is not None for item in part]
 
 
 def majority_chains(

@@ -22,6 +22,7 @@ import torch
 from domainbed_reasoning.chains.chain import ChainError, parse_chain
 from domainbed_reasoning.chains.contradiction import contradiction, mention
 from domainbed_reasoning.method.model import ReasoningModel
+from domainbed_reasoning.method.ranks import Ranks
 
 RIVALS = 6  # rival classes: those that the label path finds likeliest for the image
 _GREY = 128
@@ -47,12 +48,14 @@ class ConsistencyFilter:
     Attributes:
         questions: q_cls and q_reason.
         class_names: of the task, in label order.
+        ranks: share the forward passes.
         sums: by class, the sum of its versions' log-likelihoods above their chain's mean, in nats.
         counts: by class, the number of versions.
     """
 
     questions: tuple[str, str]
     class_names: Sequence[str]
+    ranks: Ranks = field(default_factory=Ranks)
     sums: torch.Tensor = field(init=False)
     counts: torch.Tensor = field(init=False)
 
@@ -75,14 +78,15 @@ class ConsistencyFilter:
         if not chains:
             return []
         names = self.class_names
-        rivals = _rivals(mllm, self.questions[0], images, labels, names)
+        rivals = self._rivals(mllm, images, labels)
         classes = torch.tensor([[label, *others] for label, others in zip(labels, rivals, strict=True)])
         texts = [
             rename(chain, names[label], names[other]) if other != label else chain
             for chain, label, row in zip(chains, labels, classes.tolist(), strict=True)
             for other in row
         ]
-        versions = _without_image(mllm, self.questions[1], texts, images).view(len(chains), -1)  # (n, 1 + rivals)
+        parts = self.ranks.map(len(texts), lambda rows: _without_image(mllm, self.questions[1], texts[rows], images))
+        versions = torch.cat(parts).view(len(chains), -1)  # (n, 1 + rivals)
         gains = versions - versions.mean(dim=1, keepdim=True)
         self.sums.index_add_(0, classes.flatten(), gains.flatten())
         self.counts.index_add_(0, classes.flatten(), torch.ones(classes.numel()))
@@ -91,23 +95,22 @@ class ConsistencyFilter:
         sound = [_is_sound(chain, label, names) for chain, label in zip(chains, labels, strict=True)]
         return [words and fit for words, fit in zip(sound, fits, strict=True)]
 
+    def _rivals(self, mllm: ReasoningModel, images: torch.Tensor, labels: Sequence[int]) -> list[list[int]]:
+        """Return for each image the likeliest other classes."""
+        question, names = self.questions[0], self.class_names
+        count = min(RIVALS, len(names) - 1)
+        if count == len(names) - 1:
+            return [[other for other in range(len(names)) if other != label] for label in labels]
+        parts = self.ranks.map(len(images), lambda rows: mllm.class_scores(images[rows], question, names).cpu())
+        order = torch.cat(parts).argsort(dim=1, descending=True).tolist()
+        return [[other for other in row if other != label][:count] for row, label in zip(order, labels, strict=True)]
+
 
 def _is_sound(chain: str, label: int, class_names: Sequence[str]) -> bool:
     try:
         return contradiction(parse_chain(chain), label, class_names) is None
     except ChainError:
         return False
-
-
-def _rivals(
-    mllm: ReasoningModel, question: str, images: torch.Tensor, labels: Sequence[int], class_names: Sequence[str]
-) -> list[list[int]]:
-    """Return for each image the likeliest other classes."""
-    count = min(RIVALS, len(class_names) - 1)
-    if count == len(class_names) - 1:
-        return [[other for other in range(len(class_names)) if other != label] for label in labels]
-    order = mllm.class_scores(images, question, class_names).argsort(dim=1, descending=True).tolist()
-    return [[other for other in row if other != label][:count] for row, label in zip(order, labels, strict=True)]
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.method.balance import LabelGradients
+from domainbed_reasoning.method.ranks import Ranks
 
 # label_nll and chain_nll, (n,) each, in nats; None if the samples do not have the term.
 Terms = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -88,6 +89,7 @@ class Objective:
         chains: Sequence[str | None],
         used: list[int],
         parameters: Sequence[torch.Tensor],
+        ranks: Ranks | None = None,
     ) -> dict[str, float]:
         """Add the clipped gradient of L over the B ``used`` samples to ``.grad``; no-op if B is 0.
 
@@ -100,6 +102,7 @@ class Objective:
             chains: n chains; None for samples without one.
             used: rows of the batch that L averages over.
             parameters: the trained tensors.
+            ranks: share the micro-batches; each ends with the gradient of the whole batch. None for one process.
 
         Returns:
             ``loss``, ``label_loss`` and ``chain_loss`` in nats, means over the samples that have the term. With
@@ -110,7 +113,8 @@ class Objective:
         sums: dict[str, list[torch.Tensor]] = {"loss": [], "label_loss": [], "chain_loss": []}
         counts = {"label_loss": 0, "chain_loss": 0}
         balance = LabelGradients(parameters) if self.balanced else None
-        for rows in micro_batches(used, chains, self.micro_batch):
+        ranks = ranks or Ranks()
+        for rows in ranks.share(micro_batches(used, chains, self.micro_batch, ranks.world)):
             texts = [str(chains[row]) for row in rows] if chains[rows[0]] is not None else None
             label, chain = terms(images[rows], [names[row] for row in rows] if names is not None else None, texts)
             loss = torch.zeros((), device=parameters[0].device)
@@ -128,13 +132,17 @@ class Objective:
             if loss.requires_grad:  # False if the label term is separate and the only one
                 (loss / len(used)).backward()
             sums["loss"].append(loss.detach())
+        totals: dict[str, float] = {}
+        if ranks.world > 1:
+            totals, counts = ranks.add_up(parameters, balance.sums if balance is not None else [], sums, counts)
+            sums = {}
         if balance is not None:
             sums["label_scale"] = [balance.join(self.label_weight)]
         if self.grad_clip > 0:
             torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip)
-        totals = read(sums)
+        totals |= read(sums) if sums else {}
         means = {name: totals[name] / count for name, count in counts.items() if count}
-        scale = {name: totals[name] for name in sums.keys() - counts.keys() - {"loss"}}
+        scale = {name: totals[name] for name in totals.keys() - counts.keys() - {"loss"}}
         return {"loss": totals["loss"] / len(used), **means, **scale}
 
 
@@ -149,7 +157,26 @@ def read(sums: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, float]:
     return {name: sum((next(values) for _ in each), 0.0) for name, each in sums.items()}
 
 
-def micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> list[list[int]]:
+def check_shares(samples: int, micro_batch: int, world: int) -> None:
+    """Check that every rank has a micro-batch of an update.
+
+    Args:
+        samples: of an update.
+        micro_batch: maximum samples per forward and backward pass.
+        world: number of ranks.
+
+    Raises:
+        ValueError: there are more ranks than micro-batches.
+    """
+    count = -(-samples // micro_batch)
+    if world > count:
+        raise ValueError(
+            f"{world} ranks, but an update on {samples} images has only {count} micro-batches of up to {micro_batch}: "
+            f"some ranks would have nothing to do. Use at most {count} ranks, or a smaller micro_batch."
+        )
+
+
+def micro_batches(used: list[int], chains: Sequence[str | None], size: int, world: int = 1) -> list[list[int]]:
     """Return the ``used`` rows in groups of at most ``size``, with and without a chain in separate groups.
 
     Group sizes differ by at most one: a small last group would launch as many kernels for fewer rows.
@@ -158,12 +185,13 @@ def micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> l
         used: rows of a batch.
         chains: of every row of the batch; None for rows without one.
         size: maximum rows per group.
+        world: ranks that share the groups: their number is a multiple of it where there are enough rows.
     """
     groups = []
     for with_chain in (True, False):
         rows = [row for row in used if (chains[row] is not None) == with_chain]
         if with_chain:
             rows.sort(key=lambda row: len(str(chains[row])))  # less padding
-        count = -(-len(rows) // size)
+        count = min(-(-len(rows) // (size * world)) * world, len(rows))
         groups += [rows[len(rows) * i // count : len(rows) * (i + 1) // count] for i in range(count)]
     return groups

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from typing import Any
 
 import torch
@@ -38,6 +39,18 @@ def job_device() -> torch.device:
         _note_unused(device.type.upper())
         return torch.device("cpu")
     return device
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that are visible to this process, by their names in CUDA_VISIBLE_DEVICES.
+
+    Invalid names, such as "-1" and Slurm's "NoDevFiles", hide all that follow them, so torch determines the count.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None and not named.strip():
+        return []
+    count = torch.cuda.device_count()
+    return [str(index) for index in range(count)] if named is None else named.split(",")[:count]
 
 
 @functools.cache

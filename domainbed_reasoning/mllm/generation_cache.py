@@ -8,7 +8,7 @@ start, in full batches (`write_ahead`). Neither changes a number.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ def write_ahead(
     max_new_tokens: int,
     batch: int,
     written: Mapping[bytes, str],
+    merge: Callable[[Iterator[tuple[bytes, str]]], Iterator[tuple[bytes, str]]] = iter,
 ) -> Iterator[tuple[bytes, str]]:
     """Generate greedy answers and cache them for later calls of `MLLM.generate`.
 
@@ -75,6 +76,7 @@ def write_ahead(
         max_new_tokens: maximum length of an answer in tokens.
         batch: number of answers generated at a time.
         written: answers of an earlier process, by digest of the image, to be added to the cache.
+        merge: adds the answers of other processes to this one's, as `method.ranks` does.
 
     Yields:
         The digest of an image and its answer, in the order in which answers end; nothing for cached answers.
@@ -92,7 +94,11 @@ def write_ahead(
                 new.append(key)
                 yield pictures[0]
 
-    for row, tokens in mllm.generator.stream(unknown(), question, max_new_tokens, batch):
-        (text,) = mllm.generator.texts([tokens])
-        known[new[row]] = text
-        yield new[row][2], text
+    def answers() -> Iterator[tuple[bytes, str]]:
+        for row, tokens in mllm.generator.stream(unknown(), question, max_new_tokens, batch):
+            (text,) = mllm.generator.texts([tokens])
+            yield new[row][2], text
+
+    for digest, text in merge(answers()):
+        known[question, max_new_tokens, digest] = text
+        yield digest, text

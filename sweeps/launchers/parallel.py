@@ -1,9 +1,10 @@
-"""A launcher for DomainBed's registry that runs one job per GPU, or per core, in parallel.
+"""A launcher for DomainBed's registry that runs one job per GPU, per several GPUs, or per core, in parallel.
 
     python -m domainbed.scripts.sweep launch --command_launcher parallel …
 
 Environment variables, all optional:
     DOMAINBED_REASONING_JOBS: number of parallel jobs (default: one per GPU, or one per core without GPUs).
+    DOMAINBED_REASONING_GPUS_PER_JOB: GPUs of each job (default: 1), see `torchrun`.
     DOMAINBED_REASONING_TARGETS: target environments, such as ``"2"`` or ``"0 2"``; jobs with others are skipped. Their
         folders have no `done`, like those of failed jobs: ``sweep delete_incomplete`` removes them.
 """
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tqdm import tqdm
 
+from domainbed_reasoning.mllm.devices import visible_gpus
 from domainbed_reasoning.sweeps.launchers.jobs import (
     JOBS,
     LOG,
@@ -28,7 +30,8 @@ from domainbed_reasoning.sweeps.launchers.jobs import (
     report_interrupt,
     whole_number,
 )
-from domainbed_reasoning.sweeps.launchers.processes import end, ended_by_sigterm, start, threads_of, visible_gpus
+from domainbed_reasoning.sweeps.launchers.processes import end, ended_by_sigterm, start, threads_of
+from domainbed_reasoning.sweeps.launchers.torchrun import GPUS, on_gpus
 from domainbed_reasoning.terminal import printable_streams
 
 _POLL_SECONDS = 0.2
@@ -51,6 +54,8 @@ def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
     """
     jobs = chosen_jobs(commands)
     slots = device_slots()
+    gpus = whole_number(GPUS, default=1)
+    jobs = [on_gpus(job, gpus) for job in jobs]
     if not jobs:
         return []
     print(f"{len(jobs)} jobs, {min(len(slots), len(jobs))} at a time; the output of each is in its {LOG}.")
@@ -65,12 +70,20 @@ def parallel_launcher(commands: Sequence[str]) -> list[Failure]:
 
 
 def device_slots() -> list[dict[str, str]]:
-    """Return the environment variables of each parallel slot: its GPU, or its share of the cores."""
+    """Return the environment variables of each parallel slot: its GPUs, or its share of the cores.
+
+    Raises:
+        ValueError: a job is to have more GPUs than there are, or a variable is not a number.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = visible_gpus()
-    count = whole_number(JOBS, default=len(gpus) or cores)
-    share = threads_of(cores // count)
-    return [share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}) for slot in range(count)]
+    each = whole_number(GPUS, default=1)
+    if each > max(1, len(gpus)):
+        raise ValueError(f"{GPUS} is {each}, and {len(gpus)} GPUs are visible here. Set it to at most that.")
+    groups = [",".join(gpus[first : first + each]) for first in range(0, len(gpus) - each + 1, each)]
+    count = whole_number(JOBS, default=len(groups) or cores)
+    share = threads_of(cores // (count * each))
+    return [share | ({"CUDA_VISIBLE_DEVICES": groups[slot % len(groups)]} if groups else {}) for slot in range(count)]
 
 
 def _run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> list[Failure]:

@@ -77,20 +77,6 @@ def threads_of(cores: float) -> dict[str, str]:
     return {name: str(max(1, int(cores))) for name in THREADS if name not in os.environ}
 
 
-def visible_gpus() -> list[str]:
-    """Return the GPUs that are visible to this process, by their names in CUDA_VISIBLE_DEVICES.
-
-    Invalid names, such as "-1" and Slurm's "NoDevFiles", hide all that follow them, so torch determines the count.
-    """
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None and not named.strip():
-        return []
-    import torch
-
-    count = torch.cuda.device_count()
-    return [str(index) for index in range(count)] if named is None else named.split(",")[:count]
-
-
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
     """Make SIGTERM raise SystemExit, so that the running jobs are ended before this process."""

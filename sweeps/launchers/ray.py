@@ -14,7 +14,8 @@ how duplicate records are avoided. Ctrl-C, SIGTERM and the death of the launcher
 
 Environment variables, all optional:
     RAY_ADDRESS: the cluster, as for Ray itself.
-    DOMAINBED_REASONING_GPUS_PER_JOB: such as ``1`` or ``0.5`` (default: 1 if the cluster has GPUs, else 0).
+    DOMAINBED_REASONING_GPUS_PER_JOB: such as ``1``, ``0.5``, or ``4`` of one node, see `torchrun` (default: 1 if the
+        cluster has GPUs, else 0).
     DOMAINBED_REASONING_CPUS_PER_JOB: (default: the cores per GPU of the node with the fewest; 1 for jobs without a
         GPU).
     DOMAINBED_REASONING_RETRIES: how often a failed job is restarted (default: 1).
@@ -39,6 +40,7 @@ from typing import Any
 from tqdm import tqdm
 
 from domainbed_reasoning.jobs.results_file import join_earlier
+from domainbed_reasoning.mllm.devices import visible_gpus
 from domainbed_reasoning.sweeps.launchers.attempts import DEFAULT_RETRIES, RETRIES
 from domainbed_reasoning.sweeps.launchers.jobs import (
     LOG,
@@ -49,10 +51,10 @@ from domainbed_reasoning.sweeps.launchers.jobs import (
     report_interrupt,
     whole_number,
 )
-from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm, threads_of, visible_gpus
+from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm, threads_of
+from domainbed_reasoning.sweeps.launchers.torchrun import GPUS, on_gpus
 from domainbed_reasoning.terminal import printable_streams
 
-GPUS = "DOMAINBED_REASONING_GPUS_PER_JOB"
 CPUS = "DOMAINBED_REASONING_CPUS_PER_JOB"
 _POLL_SECONDS = 1.0
 _GRACE_SECONDS = 15
@@ -119,6 +121,7 @@ def ray_launcher(commands: Sequence[str]) -> list[Failure]:
                 raise ValueError(f"No job could start: {lacking}.")
             print(f"Waiting for a node to join: {lacking}.")
         print(f"{len(jobs)} jobs on {where}, {at_a_time} at a time, {share} each; the output of each is in its {LOG}.")
+        jobs = [on_gpus(job, max(1, int(share.gpus))) for job in jobs]
         with ended_by_sigterm():
             failures = _run_all(ray, jobs, share, retries)
     except (KeyboardInterrupt, SystemExit):
@@ -295,7 +298,7 @@ def _environment(share: Share) -> dict[str, str]:
     """Return this process's variables, without those that Ray sets on its workers."""
     kept: dict[str, str] = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     kept.pop("CUDA_VISIBLE_DEVICES", None)
-    kept |= threads_of(share.cpus)
+    kept |= threads_of(share.cpus / max(1, share.gpus))
     return kept if share.gpus else kept | {"CUDA_VISIBLE_DEVICES": ""}
 
 

@@ -19,6 +19,8 @@ waits until its time limit; `scontrol requeue` restarts it at once. Its log says
 Environment variables, all optional:
     DOMAINBED_REASONING_SLURM: long options of sbatch, as the cluster requires (default of ``--time``: one day).
     SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, …: sbatch's own, which override those options.
+    DOMAINBED_REASONING_GPUS_PER_JOB: GPUs per node that a job uses by `torchrun` (default: 1); request as many in
+        DOMAINBED_REASONING_SLURM, e.g. ``--gres=gpu:4``, and several nodes by ``--nodes=2``.
     DOMAINBED_REASONING_JOBS: parallel jobs of each array (default: as many as Slurm starts).
     DOMAINBED_REASONING_RETRIES: how often a job that fails or times out is restarted (default: 1).
     DOMAINBED_REASONING_SLURM_WAIT: 0 submits and returns at once (default: 1).
@@ -50,6 +52,7 @@ from domainbed_reasoning.sweeps.launchers.slurm_queue import (
     slurm_setting,
     wait_for,
 )
+from domainbed_reasoning.sweeps.launchers.torchrun import GPUS, gpus_of, on_gpus
 from domainbed_reasoning.terminal import printable_streams
 
 OPTIONS = "DOMAINBED_REASONING_SLURM"
@@ -90,7 +93,7 @@ class SlurmJob:
         variables = ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID", "RESTART_COUNT")
         array, index, alone, restarts = (os.environ.get(f"SLURM_{name}", "") for name in variables)
         where = f"Slurm job {f'{array}_{index}' if array else alone}, requeued {restarts or 0} times"
-        environment = os.environ | threads_of(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))
+        environment = os.environ | threads_of(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")) / gpus_of(job))
         for number in range(1, self.retries + 2):
             self._attempt = Attempt(job, f"attempt {number} of {self.retries + 1}, {where}", environment)
             exit_code = self._attempt.run()
@@ -147,6 +150,8 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
     waits = whole_number(WAIT, 1, least=0)
     parameters = sbatch_parameters(os.environ.get(OPTIONS, ""), os.environ.get(TIME_LIMIT, ""))
     parameters["array_parallelism"] = whole_number(JOBS, _ARRAY)
+    gpus, nodes = whole_number(GPUS, 1), parameters.get("nodes", 1)
+    jobs = [on_gpus(job, gpus, nodes) for job in jobs]
     if not jobs:
         return []
     folder = folder_of(jobs[0].folder.absolute().parent)
@@ -198,6 +203,12 @@ def sbatch_parameters(options: str, time_limit: str = "") -> dict[str, Any]:
     parameters: dict[str, Any] = {"time": minutes, "job_name": chosen.pop("job-name", "domainbed")}
     if "cpus-per-task" in chosen:  # since Slurm 22.05, srun does not inherit it from sbatch
         parameters["srun_args"] = [f"--cpus-per-task={chosen['cpus-per-task']}"]
+    if (nodes := str(chosen.pop("nodes", 1))) != "1":
+        if not (nodes.isdigit() and int(nodes)):
+            raise ValueError(f"{OPTIONS}: --nodes must be a number of nodes; got {nodes}.")
+        parameters["nodes"] = int(nodes)
+        # The attempt runs on the first node, from which `torchrun` is started on all.
+        parameters["srun_args"] = [*parameters.get("srun_args", ()), "--nodes=1", "--ntasks=1"]
     return parameters | {"stderr_to_stdout": True, "additional_parameters": chosen | {"requeue": True}}
 
 

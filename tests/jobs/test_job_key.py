@@ -192,6 +192,14 @@ def test_progress_of_other_code_is_ignored_with_one_message(job, monkeypatch, ca
     other.progress.close()
 
 
+def test_progress_of_another_number_of_ranks_is_ignored_with_one_message(job, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(job.root / "cache"))
+    Progress(job.describe() | {"ranks": 4}).close()
+    resume.history_of(job.task, job.task.schedule, job.hparams | {"resume": True}, job.args).progress.close()
+    printed = capsys.readouterr().out
+    assert printed.count("is not used, because ranks changed. Starting from step 0.") == 1
+
+
 def test_records_are_in_order_without_resume(job, monkeypatch):
     """`"resume": false` keeps no progress; earlier records of the same job are set aside all the same."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(job.root / "cache"))

@@ -1,8 +1,9 @@
 import math
 
+import pytest
 import torch
 
-from domainbed_reasoning.method.objective import chain_nll, label_nll, micro_batches, read
+from domainbed_reasoning.method.objective import chain_nll, check_shares, label_nll, micro_batches, read
 from domainbed_reasoning.mllm.likelihood import token_log_likelihoods
 
 
@@ -33,6 +34,21 @@ def test_micro_batches_differ_by_one_row_at_most():
     assert [len(rows) for rows in micro_batches(list(range(129)), [None] * 129, 64)] == [43] * 3
     assert [len(rows) for rows in micro_batches(list(range(10)), ["a"] * 10, 4)] == [3, 3, 4]
     assert micro_batches([], [], 4) == []
+
+
+def test_ranks_share_micro_batches_of_equal_size():
+    """Five of at most 4 become six; with fewer rows than ranks, some have none."""
+    rows = list(range(17))
+    assert [len(part) for part in micro_batches(rows, ["a"] * 17, 4, world=2)] == [2, 3, 3, 3, 3, 3]
+    assert micro_batches([7, 9], ["a"] * 10, 4, world=3) == [[7], [9]]
+    mixed = micro_batches(rows, ["a"] * 3 + [None] * 14, 4, world=2)
+    assert [len(part) for part in mixed] == [1, 2, 3, 4, 3, 4]
+
+
+def test_more_ranks_than_micro_batches_are_refused():
+    check_shares(6, 2, 3)
+    with pytest.raises(ValueError, match="^4 ranks, but an update on 6 images has only 3 micro-batches of up to 2"):
+        check_shares(6, 2, 4)
 
 
 def test_micro_batch_scalars_are_read_in_order():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from builders.processes import environment, is_running, wait_until
-from domainbed_reasoning.sweeps.launchers import jobs, parallel
+from domainbed_reasoning.sweeps.launchers import jobs, parallel, torchrun
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def command(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_limits(monkeypatch):
-    for name in (parallel.JOBS, jobs.TARGETS, "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+    for name in (parallel.JOBS, torchrun.GPUS, jobs.TARGETS, "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
@@ -88,6 +88,16 @@ def test_every_job_has_a_gpu_of_its_own(monkeypatch):
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in parallel.device_slots()] == ["2", "5"]
     monkeypatch.setenv(parallel.JOBS, "3")
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in parallel.device_slots()] == ["2", "5", "2"]
+
+
+def test_jobs_of_several_gpus_have_them_to_themselves(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,0,1,7")
+    monkeypatch.setenv(torchrun.GPUS, "2")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in parallel.device_slots()] == ["2,5", "0,1"]
+    monkeypatch.setenv(torchrun.GPUS, "6")
+    with pytest.raises(ValueError, match="^DOMAINBED_REASONING_GPUS_PER_JOB is 6, and 5 GPUs are visible here"):
+        parallel.device_slots()
 
 
 @pytest.mark.parametrize("hidden", ["-1", "NoDevFiles", ""])
