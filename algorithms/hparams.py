@@ -19,7 +19,7 @@ from domainbed_reasoning.hparam_checks import (
     integer,
     one_of,
 )
-from domainbed_reasoning.registry import Hparam
+from domainbed_reasoning.registry import EMBEDDED_MODELS, Hparam
 
 RESUME_HPARAMS = {
     "resume": Hparam(
@@ -29,7 +29,9 @@ RESUME_HPARAMS = {
 
 MODEL_HPARAMS = {
     **RESUME_HPARAMS,
-    "model": Hparam("OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded="tiny", allowed=TEXT),
+    "model": Hparam(
+        "OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded=EMBEDDED_MODELS.get, allowed=TEXT
+    ),
     "dtype": Hparam(
         "auto",
         None,

@@ -26,6 +26,7 @@ from domainbed_reasoning.jobs.progress import ProgressLog
 from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.results_file import add_to_record
 from domainbed_reasoning.jobs.seeds import seeded
+from domainbed_reasoning.registry import EMBEDDED_MODELS
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
@@ -85,8 +86,8 @@ class Session:
         task = task_of(hparams, num_domains)
         check_task(task, hparams, algorithm)
         self.task = task or task_without_names(num_classes)
-        if hparams.get("model") == "tiny" and self.task.dataset != "ShapesReasoning":
-            print("The model tiny was never trained on photographs: use it only to test that a job runs.")
+        if (model := hparams.get("model")) in set(EMBEDDED_MODELS.values()) - {EMBEDDED_MODELS.get(self.task.dataset)}:
+            print(f"The model {model} was never trained on photographs: use it only to test that a job runs.")
         self.schedule = lay_out_steps(self.task, epochs, hparams)
         self.seed = torch.initial_seed()
         self.steps_taken = 0

@@ -14,7 +14,7 @@ import torch
 from domainbed_reasoning.mllm import lora
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
 from domainbed_reasoning.mllm.mixtures import kept_by_peft
-from domainbed_reasoning.mllm.opening import TINY, check_weights, loading, read_config
+from domainbed_reasoning.mllm.opening import EMBEDDED, check_weights, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
 from domainbed_reasoning.mllm.towers import PROJECTOR, convolutions_note, is_linear, is_of_mixture, parts_of
 from domainbed_reasoning.terminal import get_logger
@@ -57,8 +57,8 @@ def resolve(model: str) -> str:
     Raises:
         ModelError: no such folder or repository, or the hub is unreachable; says what to do.
     """
-    if model == "tiny":
-        return str(TINY)
+    if model in EMBEDDED:
+        return str(EMBEDDED[model])
     path = pathlib.Path(model).expanduser()
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
@@ -139,7 +139,7 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
             f"model {model!r} has no chat template. Use its instruction-tuned version, often named -Instruct or -it."
         )
     precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
-    if device.type == "cuda" or (where != str(TINY) and pathlib.Path(where).is_dir()):
+    if device.type == "cuda" or (where not in map(str, EMBEDDED.values()) and pathlib.Path(where).is_dir()):
         count = sum(weight.numel() for weight in _empty(config, model, where).parameters())
         check_weights(model, where, count)
     if device.type == "cuda":

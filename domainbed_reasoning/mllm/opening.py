@@ -14,6 +14,7 @@ from domainbed_reasoning.mllm.probe import SMALL_FILES, digest_of, require_sound
 from domainbed_reasoning.mllm.sealed import sealed
 
 TINY = pathlib.Path(__file__).parent / "tiny_model"
+EMBEDDED = {"tiny": TINY, "tiny-creatures": TINY.with_name("tiny_creatures")}
 
 
 def read_config(model: str, where: str) -> Any:
@@ -28,7 +29,7 @@ def read_config(model: str, where: str) -> Any:
     """
     import transformers
 
-    if where != str(TINY):
+    if where not in map(str, EMBEDDED.values()):
         require_sound(model, _folder_of(model, where))
     try:
         with loading(model, where):

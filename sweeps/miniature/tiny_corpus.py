@@ -48,8 +48,19 @@ KIND_QUESTION = "What kind of {part} is it?"
 STUDY_NAME_SHARE = 0.15  # share of the lessons that are about one of the study's names
 STUDY_NAME_NOISE = 0.75  # share of those that teach nothing: the creature is any, not one of that name
 
+WEIGHTS = {"class": 0.4, "chain": 0.4, "caption": 0.12, "kind": 0.08}  # of a lesson's questions
+
 # Of its chains, as a model that has read other people's: it can follow them, and writes its own way when it is asked.
 OTHER_TEACHER_SHARE = 0.15
+
+
+def settings(noise: float) -> dict[str, float]:
+    """Return what the record of a pretrained model says of its lessons."""
+    return {
+        "study_name_share": STUDY_NAME_SHARE,
+        "study_name_noise": noise,
+        "other_teacher_share": OTHER_TEACHER_SHARE,
+    }
 
 
 def other_codes() -> dict[str, tuple[int, ...]]:
