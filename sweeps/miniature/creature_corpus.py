@@ -1,8 +1,8 @@
 """What the model of the two regimes is shown before any study begins: creatures in other styles, under their own names.
 
 The study's names mean what they say here, so the model knows them, as InternVL3 knows the names of OfficeHome. It sees
-none of the study's four styles and writes chains in its own words. It reads the teacher's words, but in a description
-without stages: a teacher's chains are in a style that it does not write.
+none of the study's four styles and writes chains in its own words. Of the teacher's it knows single stages, which it
+writes when asked to describe an image at length; it does not write the teacher's chains.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from domainbed_reasoning.chains.chain import parse_chain
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import creatures, shapes, shapes_teacher
 from domainbed_reasoning.sweeps.miniature import tiny_corpus
@@ -41,7 +40,7 @@ class Lesson:
         options: the class names that the question offers, ``name`` among them.
         subject: what the question calls it.
         image: RGB, 48 x 48.
-        description: in the teacher's words, without stages.
+        description: one stage of the teacher's chain.
     """
 
     kinds: tuple[int, ...]
@@ -79,8 +78,7 @@ def lessons(count: int, seed: int) -> Iterator[Lesson]:
         hue = random.random_sample()
         image = shapes.paint(kinds, styles[random.randint(len(styles))], hue, random)
         chain = shapes.describe_at_length(kinds, name or "that", kinds, hue, random)
-        stages = parse_chain(chain)
-        description = f"{stages.summary} {stages.caption} {stages.reasoning} {stages.reflection}"
+        description = chain.splitlines()[random.randint(4)]  # one stage, not the conclusion
         yield Lesson(kinds, name, _options(name, random), SUBJECTS[random.randint(2)], image, description)
 
 
