@@ -1,8 +1,8 @@
 """What the model of the two regimes is shown before any study begins: creatures in other styles, under their own names.
 
 The study's names mean what they say here, so the model knows them, as InternVL3 knows the names of OfficeHome. It sees
-none of the study's four styles and writes chains in its own words. Of the teacher's it knows single stages, which it
-writes when asked to describe an image at length; it does not write the teacher's chains.
+none of the study's four styles and writes chains in its own words. Of the teacher's it knows one or two stages, which
+it writes when asked to describe an image at length; it does not write the teacher's chains.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Lesson:
         options: the class names that the question offers, ``name`` among them.
         subject: what the question calls it.
         image: RGB, 48 x 48.
-        description: one stage of the teacher's chain.
+        description: one or two stages of the teacher's chain, without its conclusion.
     """
 
     kinds: tuple[int, ...]
@@ -78,7 +78,8 @@ def lessons(count: int, seed: int) -> Iterator[Lesson]:
         hue = random.random_sample()
         image = shapes.paint(kinds, styles[random.randint(len(styles))], hue, random)
         chain = shapes.describe_at_length(kinds, name or "that", kinds, hue, random)
-        description = chain.splitlines()[random.randint(4)]  # one stage, not the conclusion
+        first = random.randint(4)
+        description = "\n".join(chain.splitlines()[first : first + 1 + random.randint(2)][: 4 - first])
         yield Lesson(kinds, name, _options(name, random), SUBJECTS[random.randint(2)], image, description)
 
 
