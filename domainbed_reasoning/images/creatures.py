@@ -32,15 +32,15 @@ TEACHERS = ("own", "other")
 
 _CLEAR = {
     "photo": replace(shapes.STYLES["photo"], jitter=1.0),
-    "cartoon": replace(shapes.STYLES["cartoon"], jitter=1.0, outline=2.4, wobble=0.10),
-    "sketch": replace(shapes.STYLES["sketch"], jitter=1.0, wobble=0.08, noise=0.06),
-    "negative": replace(shapes.STYLES["negative"], jitter=1.0),
+    "cartoon": replace(shapes.STYLES["cartoon"], jitter=0.8, outline=2.0, wobble=0.07),
+    "sketch": replace(shapes.STYLES["sketch"], jitter=0.8, wobble=0.06),
+    "negative": replace(shapes.STYLES["negative"], jitter=0.4, noise=0.03),
 }
 _CAMOUFLAGED = {
-    "photo": replace(_CLEAR["photo"], scale=0.84, blades=(2, 4), contrast=0.65, noise=0.08),
-    "cartoon": replace(_CLEAR["cartoon"], scale=0.84, blades=(2, 4), contrast=0.7, noise=0.06),
-    "sketch": replace(_CLEAR["sketch"], scale=0.84, blades=(2, 4), contrast=0.7, noise=0.07),
-    "negative": replace(_CLEAR["negative"], scale=0.84, blades=(2, 4), contrast=0.65, noise=0.06),
+    "photo": replace(_CLEAR["photo"], scale=0.78, blades=(2, 4), contrast=0.65, noise=0.08),
+    "cartoon": replace(_CLEAR["cartoon"], scale=0.77, blades=(2, 4), contrast=0.65, noise=0.06),
+    "sketch": replace(_CLEAR["sketch"], scale=0.82, blades=(2, 4), contrast=0.75, noise=0.06),
+    "negative": replace(_CLEAR["negative"], scale=0.91, blades=(2, 4), contrast=0.75, noise=0.05),
 }
 REGIMES: Mapping[str, Mapping[str, Style]] = {"clear": _CLEAR, "camouflaged": _CAMOUFLAGED}
 REGIME_OF = {"ClearCreaturesReasoning": "clear", "CamouflagedCreaturesReasoning": "camouflaged"}  # by dataset
