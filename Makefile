@@ -9,10 +9,13 @@ WORKERS := --numprocesses auto --dist loadfile
 FAST := $(addprefix tests/,chains method images files commands datasets \
   $(addprefix bridge/test_,preflight.py register.py samples.py train_args.py) \
   $(addprefix jobs/test_,damaged_progress.py job_key.py replay_log.py) annotate/test_conversations.py annotate/test_rules.py \
-  $(addprefix hostile/test_,chain_files.py clones.py images.py names.py) results/test_versions.py sweeps/test_paired.py \
-  test_imports.py test_no_times.py test_plot_styles.py test_terminal.py)
+  $(addprefix hostile/test_,chain_files.py git_clones.py images.py names.py) results/test_versions.py sweeps/test_paired.py \
+  test_imports.py test_no_timing_asserts.py test_plot_styles.py test_terminal.py)
 
-.PHONY: help setup demo test test-fast test-slow lint bench compat fuzz
+# Those of them that read the sources stay out of the wheel's.
+ON_THE_WHEEL := $(filter-out tests/test_imports.py tests/test_no_timing_asserts.py tests/test_plot_styles.py,$(FAST))
+
+.PHONY: help setup demo test test-fast test-slow test-wheel lint docs bench real-size compat fuzz
 
 help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
@@ -22,8 +25,11 @@ help:
 	@echo "make test    all tests but the slow ones (under 20 minutes on 2 cores) | PYTEST='tests/chains -x' some of them"
 	@echo "make test-fast  no model but the tiny one, no server, hardly a process (under a minute on 2 cores)"
 	@echo "make test-slow  the slow ones"
+	@echo "make test-wheel  the fast ones and a training job on the built wheel, in a fresh environment and a clone of DomainBed"
 	@echo "make lint    ruff and mypy"
+	@echo "make docs    the documentation as a website in site/ | SERVE=1 at http://127.0.0.1:8000, rebuilt on changes"
 	@echo "make bench   ratios against peers on one core, and their limits (about 5 minutes) | PARTS='class_scores data_path'"
+	@echo "make real-size  checkpoints of published sizes with random weights, up to 11 GB of memory | NAMES='InternVL3-1B'"
 	@echo "make compat  the tests that touch the libraries, with the oldest and newest of them | ROWS=oldest"
 	@echo "make fuzz    10 minutes of coverage-guided fuzzing of chain parser and store (Python 3.11 to 3.13)"
 
@@ -56,14 +62,25 @@ test-fast: setup
 test-slow: setup
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m slow $(WORKERS)
 
+test-wheel: setup
+	$(PYTHON) tests/compat/wheel.py $(if $(FOLDER),--folder "$(FOLDER)") $(ON_THE_WHEEL)
+
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(STAMP)
+	$(PYTHON) -m pip install --quiet --progress-bar off -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs $(if $(SERVE),serve,build --quiet) --strict
+	@$(if $(SERVE),:,echo "Open site/index.html in a browser. Search needs a server: make docs SERVE=1.")
+
 bench: setup
 	$(PYTHON) -m pip install --quiet --progress-bar off -e ".[bench]"
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench $(PARTS)
+
+real-size: setup
+	$(PYTHON) -m benchmarks.real_size $(NAMES)
 
 # 5 to 7 GB an environment while it is there.
 compat: $(STAMP)

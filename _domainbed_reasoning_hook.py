@@ -1,9 +1,9 @@
-"""What the `.pth` file imports at every interpreter start: the import hook. Standard library only, and little of it.
+"""What the startup files load at every interpreter start: the import hook. Standard library only, and little of it.
 
 The hook waits for DomainBed's registries to be imported and has `domainbed_reasoning.bridge.register` add our names to
 them. It also makes the user's cached clone importable where no other DomainBed is. It does nothing else, and nothing at
 all in processes that never import DomainBed. Whatever fails in this package, DomainBed's own modules stay importable.
-Imported by hand, where no `.pth` file did so, it also publishes to the registries that are imported already.
+Imported by hand, where no startup file did so, it also publishes to the registries that are imported already.
 """
 
 import sys
@@ -126,7 +126,7 @@ def warn(problem: str) -> None:
 
 
 def install() -> None:
-    """Install the finders, once."""
+    """Install the finders, once; the `.start` file calls it, after the import that has done so already."""
     if not any(isinstance(finder, _RegistryFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _RegistryFinder())
         sys.meta_path.append(_CachedCloneFinder())

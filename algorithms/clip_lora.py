@@ -1,9 +1,9 @@
 """CLIP-LoRA (Zanella and Ben Ayed, CVPR workshops 2024, arXiv 2405.18541), a row of the paper's main table.
 
-L = -1/B Σ_i log p(y_i | x_i), p as zero-shot CLIP's (see `clip_zero_shot`), with low-rank adapters in f and g.
+L = -1/B Σ_i log p(y_i | x_i), with p as in `clip_zero_shot` and low-rank adapters in f and g.
 
-Adapters, optimizer and schedule are CLIP-LoRA's own for few shots; how long the paper trained its row on DomainBed's
-full training splits is not published. On the embedded datasets the towers below the adapters are random.
+Adapters, optimizer and schedule are those of CLIP-LoRA's few-shot setting; the RD-MLDG paper does not publish how long
+its row was trained on DomainBed's full training splits. On the embedded datasets the frozen towers are random.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from domainbed_reasoning.jobs.session import Minibatches
 from domainbed_reasoning.mllm.clip import CLIP, add_clip_lora, load_clip
 from domainbed_reasoning.registry import Hparam
 
-_LR_SOURCE = "CLIP-LoRA: 2e-4; random towers take more"
+_LR_SOURCE = "CLIP-LoRA: 2e-4; random towers need more"
 
 
 class CLIPLoRA(CLIPZeroShot):
@@ -27,14 +27,14 @@ class CLIPLoRA(CLIPZeroShot):
 
     HPARAMS = {
         **CLIP_HPARAMS,
-        "data_augmentation": Hparam(True, None, "DomainBed's, which ERM gets too", allowed=FLAG),
+        "data_augmentation": Hparam(True, None, "DomainBed's, as for ERM", allowed=FLAG),
         "batch_size": Hparam(
             32, lambda r: int(2 ** r.uniform(3, 5.5)), "DomainBed's, per domain", embedded=6, allowed=integer(1)
         ),
         "lr": Hparam(2e-4, lambda r: 10 ** r.uniform(-4.5, -3), _LR_SOURCE, embedded=1e-2, allowed=ABOVE_0),
         "weight_decay": Hparam(0.01, lambda r: r.choice([0.0, 0.01, 0.1]), "CLIP-LoRA", allowed=FROM_0),
         "clip_epochs": Hparam(
-            10, None, "ours: 60,000 to 150,000 images, CLIP-LoRA's 16 shots see 256,000", embedded=6, allowed=integer(1)
+            10, None, "ours: 60,000 to 150,000 images; CLIP-LoRA's 16 shots see 256,000", embedded=6, allowed=integer(1)
         ),
         "clip_lora_rank": Hparam(2, lambda r: int(r.choice([2, 4, 8])), "CLIP-LoRA", allowed=integer(1)),
         "clip_lora_alpha": Hparam(1, None, "CLIP-LoRA; adapters are scaled by alpha / √rank", allowed=ABOVE_0),
@@ -47,11 +47,11 @@ class CLIPLoRA(CLIPZeroShot):
 
     @classmethod
     def stages(cls, hparams: dict[str, Any]) -> list[int]:
-        """Return a stage an epoch: DomainBed evaluates after each, and selects among them."""
+        """Return one stage per epoch: DomainBed evaluates after each and selects among them."""
         return [1] * hparams["clip_epochs"]
 
     def load(self) -> CLIP:
-        """Return the model with fresh adapters, and make their optimizer."""
+        """Return the model with fresh adapters, and create their optimizer."""
         hparams = self.hparams
         settings = (hparams["clip_lora_rank"], hparams["clip_lora_alpha"], hparams["clip_lora_dropout"])
         clip = add_clip_lora(load_clip(hparams["clip_model"]), *settings)
@@ -61,7 +61,7 @@ class CLIPLoRA(CLIPZeroShot):
         return clip
 
     def step(self, minibatches: Minibatches) -> dict[str, float]:
-        """Take one step of L.
+        """Take one gradient step on L.
 
         Returns:
             ``loss`` in nats, and ``stage``, 0.

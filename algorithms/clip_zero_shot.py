@@ -2,8 +2,8 @@
 
 p(y = c | x) = softmax_c(τ · cos(f(x), g("a photo of a {c}."))), f and g CLIP's towers, τ its logit scale.
 
-On the embedded datasets the default is a CLIP of random weights, which was never trained: it shows that the machinery
-runs offline, and its accuracy is chance.
+On the embedded datasets the default is a randomly initialized CLIP: it shows that the code runs offline, with accuracy
+at chance level.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.algorithms.hparams import RESUME_HPARAMS
+from domainbed_reasoning.algorithms.hparams import RESUME_HPARAMS, TRACK_HPARAMS
 from domainbed_reasoning.algorithms.in_session import SessionAlgorithm
 from domainbed_reasoning.hparam_checks import FLAG, TEXT, integer
 from domainbed_reasoning.jobs.replay_log import Answers
@@ -22,9 +22,10 @@ from domainbed_reasoning.registry import Hparam
 
 PROMPT = "a photo of a {}."
 
-# Named apart from the MLLM algorithms' own: a sweep passes one `--hparams` to all its algorithms.
+# Not named like the MLLM algorithms' hparams: a sweep passes one `--hparams` to all its algorithms.
 CLIP_HPARAMS = {
     **RESUME_HPARAMS,
+    **TRACK_HPARAMS,
     "clip_model": Hparam(
         "openai/clip-vit-base-patch16", None, "the paper's backbone, ViT-B/16", embedded="tiny", allowed=TEXT
     ),
@@ -34,7 +35,7 @@ CLIP_HPARAMS = {
 
 
 class CLIPZeroShot(SessionAlgorithm):
-    """CLIP as it comes; DomainBed's one step changes nothing."""
+    """Pretrained CLIP, not fine-tuned; DomainBed's one step changes nothing."""
 
     HPARAMS = CLIP_HPARAMS
 
@@ -50,7 +51,7 @@ class CLIPZeroShot(SessionAlgorithm):
         return load_clip(self.hparams["clip_model"])
 
     def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
-        """Return class scores τ · cos(f(x), g(prompt)), and the classes that they answer."""
+        """Return class scores τ · cos(f(x), g(prompt)), and the predicted classes."""
         if self._classes is None or self._classes[0] != self.session.steps_taken:
             self._classes = (self.session.steps_taken, self.clip.text_features(self.prompts))
         scores = self.scores(x, self._classes[1])

@@ -1,4 +1,4 @@
-"""DomainBed's calls of an algorithm, handed to the session of the job, which replays them after a restart."""
+"""Passes DomainBed's calls of an algorithm to the job's session, which replays them after a restart."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from domainbed_reasoning.registry import Hparam
 
 
 class SessionAlgorithm(Algorithm):  # type: ignore[misc]
-    """An algorithm that gives a step, answers and its state, see `jobs.session.Resumable`; the session does the rest.
+    """An algorithm that implements step, answer and state (`jobs.session.Resumable`); the session does the rest.
 
     Class attributes:
-        HPARAMS: its hyper-parameters, with defaults, samplers and sources.
+        HPARAMS: hyper-parameters, with defaults, samplers and sources.
 
     Attributes:
-        session: of the job.
-        task: what is asked of every image.
+        session: the job's session.
+        task: classes, images and chains.
         schedule: the stages of training.
 
     Raises:
-        ValueError: for hyper-parameters that cannot be used, before anything is trained.
+        ValueError: if hyper-parameters are invalid; raised before training.
     """
 
     HPARAMS: ClassVar[dict[str, Hparam]]
@@ -37,7 +37,7 @@ class SessionAlgorithm(Algorithm):  # type: ignore[misc]
 
     @classmethod
     def stages(cls, hparams: dict[str, Any]) -> list[int]:
-        """Return the epochs of every stage; [] without training."""
+        """Return the number of epochs of every stage; [] without training."""
         return []
 
     def update(self, minibatches: Minibatches, unlabeled: Any = None) -> dict[str, float]:
@@ -46,28 +46,28 @@ class SessionAlgorithm(Algorithm):  # type: ignore[misc]
 
     @torch.no_grad()
     def predict(self, x: torch.Tensor) -> torch.Tensor:
-        """Return class scores of the images ``x``, bytes or DomainBed's floats, ``(n, num_classes)``; see `answer`."""
+        """Return class scores, ``(n, num_classes)``, of the images ``x``, bytes or DomainBed's floats; see `answer`."""
         return self.session.predict(self, x)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the trained tensors alone: the base model is on disk already."""
+        """Return only the trained tensors: the base model is on disk already."""
         return self.session.state_dict(self)
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load trained tensors.
 
         Raises:
-            ValueError: for tensors that do not fit this model's, naming the first.
+            ValueError: if a tensor does not match this model; the message names the first one.
         """
         self.load_adapters(state_dict)
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
     def step(self, minibatches: Minibatches) -> dict[str, float]:
-        """Do nothing: nothing is trained, no loss is computed, the step is counted."""
+        """Do nothing but count the step: no loss is computed, nothing is trained."""
         return {"stage": 0.0}
 
     def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
-        """Return class scores of the images ``x``, ``(n, num_classes)``, and what is recorded of them."""
+        """Return class scores of the images ``x``, ``(n, num_classes)``, and the answers to be recorded."""
         raise NotImplementedError
 
     def adapters(self) -> dict[str, torch.Tensor]:
@@ -78,16 +78,19 @@ class SessionAlgorithm(Algorithm):  # type: ignore[misc]
         """Load trained tensors by name."""
         raise NotImplementedError
 
+    def before_answers(self) -> None:
+        """Do nothing: called before the images of an evaluation are answered, for each batch of them."""
+
     def training_state(self) -> dict[str, Any]:
-        """Return what, with the recorded steps, decides everything that follows; {} where nothing is trained."""
+        """Return the state from which training resumes, given the recorded steps; {} without training."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Load what `training_state` returned."""
 
     def recall(self, x: torch.Tensor, answers: Answers) -> None:
-        """Remember what an earlier process answered about the images ``x``, if that can be used."""
+        """Cache an earlier process's answers for the images ``x``, if they can be reused."""
 
     def new_self_labels(self) -> list[tuple[int, int, str, bool]]:
-        """Return what the last step self-labeled: environment, index, chain, whether it was kept."""
+        """Return the chains self-labeled in the last step: environment, index, chain, whether it was kept."""
         return []

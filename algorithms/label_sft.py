@@ -13,17 +13,17 @@ from domainbed_reasoning.algorithms.hparams import LABEL_HPARAMS, MODEL_HPARAMS,
 
 
 class LabelSFT(MLLMAlgorithm):
-    """The classification path of MTCT without its reasoning path; answers by the label."""
+    """The classification path of MTCT without the reasoning path; answers by the label."""
 
     HPARAMS = {
         **MODEL_HPARAMS,
         **TRAINING_HPARAMS,
         **LABEL_HPARAMS,
-        "answer": replace(MODEL_HPARAMS["answer"], default="label", source="no chain is trained on"),
+        "answer": replace(MODEL_HPARAMS["answer"], default="label", source="it is not trained on chains"),
     }
     LABEL_PATH = True
 
     @classmethod
     def stages(cls, hparams: dict[str, Any]) -> list[int]:
-        """Return the epochs of the supervised stage."""
+        """Return the number of epochs of the supervised stage."""
         return [hparams["mtct_epochs"]]

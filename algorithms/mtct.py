@@ -2,7 +2,7 @@
 
 L_MTCT = 1/B Σ_i [ -log p(y_i | x_i, q_cls) - 1/T_i Σ_t log p(r_{i,t} | r_{i,<t}, x_i, q_reason) ]
 
-over the teacher's chains r; an image without a chain contributes its label term alone.
+over the teacher's chains r; an image without a chain contributes only its label term.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from domainbed_reasoning.algorithms.hparams import (
 
 
 class MTCT(MLLMAlgorithm):
-    """Both paths on the teacher's chains."""
+    """Joint training of both paths on the teacher's chains."""
 
     HPARAMS = {**MODEL_HPARAMS, **TRAINING_HPARAMS, **LABEL_HPARAMS, **CHAIN_HPARAMS, **BALANCE_HPARAMS}
     LABEL_PATH = True
@@ -28,5 +28,5 @@ class MTCT(MLLMAlgorithm):
 
     @classmethod
     def stages(cls, hparams: dict[str, Any]) -> list[int]:
-        """Return the epochs of the supervised stage."""
+        """Return the number of epochs of the supervised stage."""
         return [hparams["mtct_epochs"]]

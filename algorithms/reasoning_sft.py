@@ -1,4 +1,4 @@
-"""Teacher chains alone (arXiv 2602.23777, ablation "reasoning only").
+"""Supervised fine-tuning on teacher chains alone (arXiv 2602.23777, ablation "reasoning only").
 
 L = 1/B Σ_i -1/T_i Σ_t log p(r_{i,t} | r_{i,<t}, x_i, q_reason)
 """
@@ -12,12 +12,12 @@ from domainbed_reasoning.algorithms.hparams import CHAIN_HPARAMS, MODEL_HPARAMS,
 
 
 class ReasoningSFT(MLLMAlgorithm):
-    """The reasoning path of MTCT without its classification path; images without a chain are not used."""
+    """The reasoning path of MTCT without the classification path; images without a chain are not used."""
 
     HPARAMS = {**MODEL_HPARAMS, **TRAINING_HPARAMS, **CHAIN_HPARAMS}
     CHAIN_PATH = True
 
     @classmethod
     def stages(cls, hparams: dict[str, Any]) -> list[int]:
-        """Return the epochs of the supervised stage."""
+        """Return the number of epochs of the supervised stage."""
         return [hparams["mtct_epochs"]]

@@ -1,4 +1,4 @@
-"""A multimodal LLM in the session of a job: loading it, its frozen copies, and what a restart restores."""
+"""A multimodal LLM in a job's session: loading, frozen copies, and the state that a restart restores."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from domainbed_reasoning.algorithms.in_session import SessionAlgorithm
 from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.stage_log import StageLog
 from domainbed_reasoning.method.answering import Questions
+from domainbed_reasoning.method.average import AdapterAverage
 from domainbed_reasoning.method.schedule import Stage
 from domainbed_reasoning.method.stage_run import StageRun
-from domainbed_reasoning.mllm.loading import LoraSettings
+from domainbed_reasoning.mllm.adapters import LoraSettings
+from domainbed_reasoning.mllm.devices import job_device
 from domainbed_reasoning.mllm.model import load_mllm
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.snapshots import Snapshots
 
 
 class TrainedMLLM(SessionAlgorithm):
-    """The state of an MLLM algorithm; a subclass gives the method.
+    """The state of an MLLM algorithm; subclasses implement the method.
 
     Class attributes:
-        LABEL_PATH: whether the objective has the term of the classification path.
-        CHAIN_PATH: whether it has the term of the reasoning path.
+        LABEL_PATH: whether the objective includes the classification path.
+        CHAIN_PATH: whether the objective includes the reasoning path.
 
     Attributes:
         mllm: the model, with fresh adapters if it is trained.
-        questions: q_cls, q_reason, and how chains are written and read.
-        snapshots: its frozen copies.
-        run: the stage that is being trained; None before the first step.
-        shares: of every SARR round so far, see `SelfLabels.shares`.
+        questions: q_cls, q_reason, and how chains are generated and parsed.
+        snapshots: frozen copies of the model.
+        average: of the adapters over a stage's evaluations; None without ``average_adapters``.
+        run: the current training stage; None before the first step.
+        shares: `SelfLabels.shares` of every SARR round so far.
 
     Raises:
-        ValueError: for hyper-parameters or a model that cannot be used, before anything is trained.
+        ValueError: if hyper-parameters or model cannot be used; raised before training.
     """
 
     LABEL_PATH: ClassVar[bool] = False
@@ -45,8 +48,8 @@ class TrainedMLLM(SessionAlgorithm):
         trains = self.LABEL_PATH or self.CHAIN_PATH
         if hparams["dtype"] == "float16" and trains:
             raise ValueError(
-                "hparam dtype: float16 is for answering alone. Training in it loses gradients below its range unless "
-                "the loss is scaled, which is not done: use bfloat16 or float32, or quantize nf4 with bfloat16."
+                "hparam dtype: float16 is for evaluation only. Gradients underflow without loss scaling, which is not "
+                "implemented: use bfloat16 or float32, or quantize nf4 with bfloat16."
             )
         self.mllm = load_mllm(
             hparams["model"],
@@ -55,14 +58,24 @@ class TrainedMLLM(SessionAlgorithm):
             quantize=hparams["quantize"],
             gradient_checkpointing=trains and hparams["gradient_checkpointing"],
             max_tiles=hparams["max_tiles"],
+            device=job_device(),
+            revision=hparams["revision"],
+            trust_remote_code=hparams["trust_remote_code"],
+            attn_implementation=hparams["attn_implementation"],
         )
         self.questions = Questions.of(self.task, hparams)
         asked = self.questions
+        if hparams.get("average_adapters") and hparams["lora_variant"] == "dora":
+            raise ValueError(
+                "hparam average_adapters: the average of DoRA's weights is no adapter. Use lora_variant 'lora' or "
+                "'rslora', or set average_adapters to false."
+            )
+        self.average = AdapterAverage() if trains and hparams.get("average_adapters") else None
         self.snapshots = Snapshots(self.mllm, self.mllm.cache_bytes(asked.batch, asked.q_reason, asked.max_new_tokens))
         self.log = StageLog(type(self).__name__, self.schedule)
         self.run: StageRun | None = None
         self.shares: dict[str, float] = {}
-        self.train()  # libraries load models for answering
+        self.train()  # libraries load models in eval mode
         self.session.start()
 
     @property
@@ -76,34 +89,42 @@ class TrainedMLLM(SessionAlgorithm):
         return self.questions.q_reason
 
     def begin(self, stage: Stage) -> StageRun:
-        """Begin a stage with the model as it is now."""
+        """Begin a stage with the current model."""
         raise NotImplementedError
 
     def pixels(self, x: torch.Tensor) -> torch.Tensor:
-        """Return images as the model sees them, ``(n, 3, H, W)`` bytes at its own resolution."""
+        """Return images as the model sees them: bytes ``(n, 3, H, W)`` at its input resolution."""
         return resize(to_uint8(x.as_subclass(torch.Tensor)), self.mllm.image_size)
 
     def adapters(self) -> dict[str, torch.Tensor]:
-        """Return the trained tensors by name."""
-        return self.mllm.adapters()
+        """Return the tensors that answer, by name: the trained ones, or with ``average_adapters`` their average."""
+        return (self.average.adapters() if self.average is not None else None) or self.mllm.adapters()
 
     def load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
         """Load trained tensors by name."""
-        self.mllm.load_adapters(values)
+        self.mllm.load_adapters(values, several=self.average is not None)
         self.snapshots.weights_change()
 
+    def before_answers(self) -> None:
+        """Take the weights of this evaluation into the average; the first evaluation comes after a single update."""
+        step = self.session.steps_taken
+        if self.average is not None and step > 1 and step >= self.hparams["first_evaluation"]:
+            if self.average.add(self.schedule.at(step - 1).round, step, self.mllm.adapters()):
+                self.snapshots.weights_change()
+
     def training_state(self) -> dict[str, Any]:
-        """Return adapters, optimizer, schedule, and in a SARR round its labeler and filter."""
+        """Return adapters, optimizer, schedule and, in a SARR round, its labeler and filter."""
         state = {
             "adapters": {name: weight.detach().cpu() for name, weight in self.mllm.adapters().items()},
             "shares": self.shares,
             "labels_by_copy": self.snapshots.labels_by_copy,
             "training_peak": self.snapshots.training_peak,
         }
+        state |= {} if self.average is None else {"average": self.average.state_dict()}
         return state if self.run is None else state | self.run.state_dict()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Load what `training_state` returned; a round's labeler is the model that its stage began with."""
+        """Load what `training_state` returned; a round's labeler is the model at the start of its stage."""
         if "optimizer" in state:
             stage = self.schedule.at(self.session.steps_taken - 1)
             self.snapshots.labels_by_copy = state["labels_by_copy"]
@@ -113,15 +134,17 @@ class TrainedMLLM(SessionAlgorithm):
             self.run.load_state_dict(state, self.session.labeled(stage.round))
             self.load_adapters(state["adapters"])
         self.shares = state["shares"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
     def recall(self, x: torch.Tensor, answers: Answers) -> None:
-        """Remember the chains that a copy of these weights wrote in an earlier process."""
+        """Cache the chains that a copy of these weights generated in an earlier process."""
         if answers.state and answers.chains is not None:
             asked = self.questions
             where = (self.pixels(x), asked.q_reason, asked.max_new_tokens)
             self.mllm.remember(bytes.fromhex(answers.state), *where, answers.chains)
 
     def new_self_labels(self) -> list[tuple[int, int, str, bool]]:
-        """Return what the last step self-labeled: environment, index, chain, whether it was kept."""
+        """Return the chains self-labeled in the last step: environment, index, chain, whether it was kept."""
         own = self.run.own_chains if self.run is not None else None
         return own.newly_written() if own is not None else []

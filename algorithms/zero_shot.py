@@ -1,4 +1,4 @@
-"""The base model as it is (arXiv 2602.23777, table 3, first row): no training."""
+"""The base model without training (arXiv 2602.23777, table 3, first row)."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ class MLLMZeroShot(MLLMAlgorithm):
     HPARAMS = MODEL_HPARAMS
 
     def step(self, minibatches: Minibatches) -> dict[str, float]:
-        """Do nothing: no loss is computed, the step is counted."""
+        """Do nothing but count the step: no loss is computed."""
         return {"stage": 0.0}

@@ -14,7 +14,7 @@ import transformers
 
 from benchmarks import small_internvl
 from benchmarks.counts import forward
-from benchmarks.measure import REPEATS, Comparison, interleaved, medians, ratio_of
+from benchmarks.measure import REPEATS, BenchmarkRow, interleaved, medians, ratio_of
 from domainbed_reasoning.chains.prompts import q_cls
 from domainbed_reasoning.mllm import load_mllm
 from domainbed_reasoning.mllm.rows import build_trie
@@ -89,7 +89,7 @@ class Peers:
         return (found * real.repeat(n, 1)).sum(1).view(n, classes)
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[BenchmarkRow]:
     """Return the rows of class scores."""
     folder = small_internvl.build(work / "scoring", small_internvl.SCORING)
     edge = small_internvl.EDGE
@@ -122,7 +122,7 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
         ratio = ratio_of(seconds, peer, "ours")
         equal = f"log-likelihoods to {max(gaps['ours'], gaps[peer] if peer in gaps else 0):.0e}"
         rows.append(
-            Comparison(
+            BenchmarkRow(
                 f"{len(names)} class names, batch {BATCH}",
                 what,
                 middle["ours"],

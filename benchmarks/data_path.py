@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from benchmarks import small_internvl
-from benchmarks.measure import REPEATS, Comparison, interleaved, medians, ratio_of, use_domainbed
+from benchmarks.measure import REPEATS, BenchmarkRow, interleaved, medians, ratio_of, use_domainbed
 from domainbed_reasoning import registry
 from domainbed_reasoning.chains.chain import Chain
 
@@ -58,7 +58,7 @@ def loaders(root: str, model: str) -> dict[str, Any]:
     return environments
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[BenchmarkRow]:
     """Return the rows of the data path."""
     use_domainbed()
     assert "PACSReasoning" in registry.DATASETS
@@ -82,7 +82,7 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
         seconds = interleaved({"ours": lambda: read("ours"), "stock": lambda: read("stock")}, repeats)  # noqa: B023
         middle, ratio = medians(seconds), ratio_of(seconds, "ours", "stock")
         rows.append(
-            Comparison(
+            BenchmarkRow(
                 f"loading {len(ours)} images for {use}, {edge} pixels",
                 "stock DomainBed's loader, 224 pixels",
                 middle["ours"],

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 
-from benchmarks.measure import CHECKOUT, REPEATS, Comparison
+from benchmarks.measure import CHECKOUT, REPEATS, BenchmarkRow
 
 STARTS = 8  # a repeat
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "demo_output")
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[BenchmarkRow]:
     """Return the row of the interpreter's start, with a regular installation."""
     source = shutil.copytree(CHECKOUT, work / "source", ignore=NOT_SOURCE)  # building writes into it
     pythons = {}
@@ -39,7 +39,7 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
     ).stdout.strip()  # fmt: skip
     assert hooked == "True", "the hook did not run"
     return [
-        Comparison(
+        BenchmarkRow(
             "interpreter start",
             "without the plug-in",
             ours,

@@ -15,7 +15,7 @@ import statistics
 import torch
 
 from benchmarks import small_internvl
-from benchmarks.measure import REPEATS, Comparison
+from benchmarks.measure import REPEATS, BenchmarkRow
 from benchmarks.mtct_step import BenchmarkSamples, PlainStep
 
 VOCABULARY = 151_674  # InternVL3's
@@ -54,7 +54,7 @@ def measure(work: pathlib.Path, repeats: int) -> tuple[list[int], list[int], flo
     return ours, peer, everywhere / supervised, gap
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[BenchmarkRow]:
     """Return the row of the logits' memory, from a process of its own: one that has freed memory hides its growth."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         ours, peer, limit, gap = pool.apply(measure, (work, repeats))
@@ -62,7 +62,7 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
     what = "logits at all positions of both sequences"
     passed = theirs >= 3 * mine
     return [
-        Comparison(
+        BenchmarkRow(
             "logits' memory, 151k vocabulary", what, mine, theirs, "MB", limit, "3", passed, f"loss to {gap:.0e}"
         )
     ]

@@ -23,7 +23,7 @@ REPEATS = 5
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BenchmarkRow:
     """One comparison.
 
     Attributes:
@@ -93,7 +93,7 @@ def use_domainbed() -> None:
     import _domainbed_reasoning_hook  # noqa: F401 - the hook, where no `.pth` file installed it
 
 
-def table(rows: Sequence[Comparison]) -> str:
+def table(rows: Sequence[BenchmarkRow]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
         "| What | Against | Ours | Peer's | Ratio | Limit | Bar | | Outputs |",
@@ -122,16 +122,16 @@ def machine() -> str:
 
 
 def write_results(
-    rows: Sequence[Comparison], command: str, seconds: float, folder: pathlib.Path, name: str
+    rows: Sequence[BenchmarkRow], command: str, seconds: float, folder: pathlib.Path, name: str
 ) -> pathlib.Path:
     """Write the rows with what it takes to run them again; return the file."""
     record: dict[str, Any] = {
         "machine": name,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "command": command,
         "seconds": round(seconds),
-        "versions": _versions(),
+        "versions": versions(),
         "rows": [
             {**asdict(row), "limit": None if math.isnan(row.limit) else row.limit, "ratio": row.ratio} for row in rows
         ],
@@ -142,14 +142,16 @@ def write_results(
     return path
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the checkout's commit, with ``-dirty`` where files differ from it."""
     asked = subprocess.run(
         ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty"], capture_output=True, text=True
     )
     return asked.stdout.strip() or "unknown"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that are measured."""
     from importlib import metadata
 
     found = {"python": platform.python_version()}

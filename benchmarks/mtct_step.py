@@ -22,13 +22,13 @@ import torch
 
 from benchmarks import small_internvl
 from benchmarks.counts import Step, training_step
-from benchmarks.measure import REPEATS, Comparison, interleaved, medians, ratio_of, use_domainbed
+from benchmarks.measure import REPEATS, BenchmarkRow, interleaved, medians, ratio_of, use_domainbed
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import attach_task, with_ids
 from domainbed_reasoning.method.objective import chain_nll, label_nll
 from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.method.task import Task
-from domainbed_reasoning.mllm.loading import lora_targets
+from domainbed_reasoning.mllm.adapters import lora_targets
 from domainbed_reasoning.sweeps.costs import shape_of
 
 NAMES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
@@ -36,17 +36,32 @@ LENGTHS = (235, 250, 265)  # tokens of the chains
 
 
 class BenchmarkSamples:
-    """Pictures, classes and chains, and the algorithm that trains on them."""
+    """Pictures, classes and chains, and the algorithm that trains on them.
 
-    def __init__(self, folder: str, name: str = "MTCT", lengths: Sequence[int] = LENGTHS):
+    Args:
+        folder: of the model.
+        name: of the algorithm.
+        lengths: tokens of each sample's chain.
+        edge: of the pictures in pixels.
+        changes: to the hyper-parameters.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        name: str = "MTCT",
+        lengths: Sequence[int] = LENGTHS,
+        edge: int = small_internvl.EDGE,
+        **changes: Any,
+    ):
         use_domainbed()
         self.folder = folder
         cls = registry.load(registry.ALGORITHMS[name])
         hparams = {key: hparam.default for key, hparam in cls.HPARAMS.items()}
         hparams |= {"model": folder, "lora_dropout": 0.0, "lr": 1e-6, "warmup": 0.0, "micro_batch": len(lengths)}
+        hparams |= changes
         schedule = Schedule((Stage(0, 0, 999),), 1000, 1000)
         pixels = torch.Generator().manual_seed(0)
-        edge = small_internvl.EDGE
         self.images = torch.randint(0, 256, (len(lengths), 3, edge, edge), dtype=torch.uint8, generator=pixels)
         self.labels = [index % len(NAMES) for index in range(len(lengths))]
         chains: dict[tuple[int, int], str] = {}
@@ -295,7 +310,7 @@ def run_trl(
     }, f"token mean {float(nll / count):.3f}, TRL's {theirs:.3f}"
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[BenchmarkRow]:
     """Return the rows of MTCT's step."""
     folder = small_internvl.build(work / "training", small_internvl.TRAINING)
     samples = BenchmarkSamples(folder)
@@ -312,12 +327,12 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
     ):
         limit, ratio = flops[peer] / flops["ours"], ratio_of(seconds, peer, "ours")
         bar, passed = f"85% of the limit: {0.85 * limit:.2f}", ratio >= 0.85 * limit
-        rows.append(Comparison("MTCT step", what, middle["ours"], middle[peer], "s", limit, bar, passed, note))
+        rows.append(BenchmarkRow("MTCT step", what, middle["ours"], middle[peer], "s", limit, bar, passed, note))
     if importlib.util.find_spec("trl") is None:
         print("TRL is not installed (pip install 'domainbed-reasoning[bench]'): its row is left out", file=sys.stderr)
         return rows
     seconds, note = run_trl(folder, samples, work, repeats)
     ours, theirs = (statistics.median(seconds[name]) for name in ("ours", "trl"))
     limit = flops["trl"] / flops["ours"]
-    rows.append(Comparison("MTCT step", "TRL's SFTTrainer", ours, theirs, "s", limit, "above 1", theirs > ours, note))
+    rows.append(BenchmarkRow("MTCT step", "TRL's SFTTrainer", ours, theirs, "s", limit, "above 1", theirs > ours, note))
     return rows

@@ -11,13 +11,13 @@ import pathlib
 
 import torch
 
-from benchmarks.measure import REPEATS, Comparison, interleaved, medians, ratio_of
+from benchmarks.measure import REPEATS, BenchmarkRow, interleaved, medians, ratio_of
 from domainbed_reasoning.chains.chain import END_OF_CHAIN, Chain
 from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
+from domainbed_reasoning.mllm.adapters import add_lora
 from domainbed_reasoning.mllm.generation_cache import AnswerCache
-from domainbed_reasoning.mllm.loading import add_lora
 from domainbed_reasoning.mllm.pixels import from_picture
 
 IMAGES, BATCH, TOKENS = 500, 64, 160
@@ -92,7 +92,7 @@ class Labellers:
         return chains
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[BenchmarkRow]:
     """Return the row of self-labeling."""
     labellers = Labellers()
     ours, plain = labellers.ours(), labellers.plain()
@@ -108,7 +108,7 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
     seconds = interleaved({"ours": labellers.ours, "plain": labellers.plain}, repeats)
     middle, ratio = medians(seconds), ratio_of(seconds, "plain", "ours")
     return [
-        Comparison(
+        BenchmarkRow(
             f"self-labeling {IMAGES} images, {min(tokens)}-{max(tokens)} tokens",
             "plain `generate`, unmerged adapters, dataset order",
             middle["ours"],

@@ -47,7 +47,6 @@ SCORING = Size(width=192, inner=512, layers=1, vision_width=32, vision_layers=1)
 def build(folder: pathlib.Path, size: Size, edge: int = EDGE) -> str:
     """Save a model of that size with its processor, the same every time; return the folder."""
     import transformers
-    from tokenizers import Tokenizer
 
     from domainbed_reasoning.mllm.loading import TINY
 
@@ -67,14 +66,24 @@ def build(folder: pathlib.Path, size: Size, edge: int = EDGE) -> str:
     network.generation_config.eos_token_id = config.text_config.eos_token_id
     network.generation_config.pad_token_id = config.text_config.pad_token_id
     network.save_pretrained(folder)
+    save_processor(folder, config.image_seq_length, edge)
+    return str(folder)
+
+
+def save_processor(folder: pathlib.Path, tokens: int, edge: int = EDGE) -> None:
+    """Save the embedded model's processor, without tokens for sentences, for images of so many tokens and pixels."""
+    import transformers
+    from tokenizers import Tokenizer
+
+    from domainbed_reasoning.mllm.loading import TINY
+
     processor = transformers.AutoProcessor.from_pretrained(TINY)
     processor.image_processor.size = {"height": edge, "width": edge}
-    processor.image_seq_length = config.image_seq_length
+    processor.image_seq_length = tokens
     processor.save_pretrained(folder)
     words = json.loads((TINY / "tokenizer.json").read_text("utf-8"))
     words["added_tokens"] = [token for token in words["added_tokens"] if len(token["content"]) < 20]
     Tokenizer.from_str(json.dumps(words)).save(str(folder / "tokenizer.json"))
-    return str(folder)
 
 
 def chain(tokenizer: Any, length: int, name: str) -> str:

@@ -1,10 +1,11 @@
-"""Where an update waits: reads from the GPU, copies from memory that is not pinned, kernels; counted without a GPU.
+"""Where the host waits: reads from the GPU, copies from memory that is not pinned, kernels; counted without a GPU.
 
     python -m benchmarks.stalls [--samples 43] [--micro-batch 4]      # the last lines are values and their bars
 
-A job's own update runs with the embedded model on the meta device, which stands for the GPU: its tensors hold nothing,
-so whatever reads one back (`_local_scalar_dense`, `nonzero`, a copy to the CPU) is seen, counted, and answered with a
-made-up value. Images come from the CPU, as DomainBed's loaders leave them, and are moved as its train script does.
+A job's own update, and the engine that writes its answers, run with the embedded model on the meta device, which stands
+for the GPU: its tensors hold nothing, so whatever reads one back (`_local_scalar_dense`, `nonzero`, a copy to the CPU)
+is seen, counted, and answered with a made-up value. A copy to pinned memory for which the host does not wait is counted
+apart. Images come from the CPU, as DomainBed's loaders leave them, and are moved as its train script does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import contextlib
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -24,10 +25,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.measure import CHECKOUT, use_domainbed
-from benchmarks.roofline import VIEWS
+from benchmarks.roofline import VIEWS, AsOnCuda
 from domainbed_reasoning.mllm import transfer
 
 SYNCS_BAR = 1  # an update
+TOKEN_BAR, STEP_KERNELS_BAR = 0, 150  # syncs a decoded token, kernels a decoding step of the embedded model
 DEVICE = torch.device("meta")
 DOMAINS = 3  # that a job on PACS trains on
 
@@ -37,6 +39,7 @@ class Stalls(TorchDispatchMode):
 
     Attributes:
         syncs: reads of the device's values.
+        later: copies of the device's values that the host does not wait for.
         copies: from the host's memory that is not pinned.
         kernels: launched on the device.
     """
@@ -44,6 +47,7 @@ class Stalls(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.syncs: Counter[str] = Counter()
+        self.later: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
         self.kernels = 0
         self.pinned: set[int] = set()
@@ -57,7 +61,7 @@ class Stalls(TorchDispatchMode):
             self.pinned.add(args[0].untyped_storage().data_ptr())
             return args[0]
         if name == "is_pinned":
-            return args[0].untyped_storage().data_ptr() in self.pinned
+            return self._is_pinned(args[0])
         if on_device and name in ("_local_scalar_dense", "item", "equal"):
             self.syncs[f"{name} {place()}"] += 1
             return torch.ones((), dtype=args[0].dtype).item()
@@ -69,12 +73,20 @@ class Stalls(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             target = torch.device(kwargs.get("device") or args[0].device)
             source = args[1] if name == "copy_" else args[0]
+            if (
+                source.device == DEVICE != target
+                and name == "copy_"
+                and self._is_pinned(args[0])
+                and args[2:] == (True,)
+            ):
+                self.later[place()] += 1
+                return args[0].fill_(1)
             if source.device == DEVICE != target:
                 self.syncs[f"{name} to the host {place()}"] += 1
                 made = torch.ones(source.shape, dtype=kwargs.get("dtype") or source.dtype, device=target)
                 return args[0].copy_(made) if name == "copy_" else made
             if source.device != DEVICE == target and source.dim():
-                pinned = source.untyped_storage().data_ptr() in self.pinned and bool(kwargs.get("non_blocking"))
+                pinned = self._is_pinned(source) and bool(kwargs.get("non_blocking"))
                 self.copies[f"{place()}"] += not pinned
         out = func(*args, **kwargs)
         if name not in VIEWS and (on_device or any(t.device == DEVICE for t in tree_leaves(out) if torch.is_tensor(t))):
@@ -86,6 +98,13 @@ class Stalls(TorchDispatchMode):
         """Count what runs inside, with the meta device as one that pins, and tensors made of lists as copies."""
         with mock.patch.object(transfer, "_PINS", {DEVICE.type}), _Lists(self), self:
             yield self
+
+    def add(self, *kernel: Any) -> None:
+        """Count a kernel that `roofline.AsOnCuda` computes in one."""
+        self.kernels += 1
+
+    def _is_pinned(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self.pinned
 
     def _counted(self, indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
         """Return the indices with masks, whose true entries have to be read, as if all of them were true."""
@@ -139,7 +158,7 @@ def build(name: str, samples: int, micro_batch: int) -> tuple[Any, list[tuple[to
     from domainbed_reasoning.images import shapes
     from domainbed_reasoning.method.schedule import Schedule, Stage
     from domainbed_reasoning.method.task import Task
-    from domainbed_reasoning.mllm.loading import LoraSettings, add_lora
+    from domainbed_reasoning.mllm.adapters import LoraSettings, add_lora
     from domainbed_reasoning.mllm.model import MLLM
 
     cls: Any = registry.load(registry.ALGORITHMS[name])
@@ -188,8 +207,43 @@ def count(name: str = "MTCT", samples: int = 43, micro_batch: int = 4) -> Stalls
     return stalls
 
 
+class _Eager:
+    """Stands for CUDA graphs: computes each step as a graph would be captured."""
+
+    def run(self, shape: tuple[int, int], step: Callable[[], None]) -> None:
+        step()
+
+
+@torch.no_grad()
+def count_steps(steps: int = 10, slots: int = 8) -> Stalls:
+    """Return what so many decoding steps do, and the loop around them, as on CUDA; filling the slots is left out.
+
+    Args:
+        steps: tokens that each slot decodes after its first.
+        slots: answers at a time.
+    """
+    from domainbed_reasoning.mllm.decoding import Decoder
+
+    algorithm, _ = build("MTCT", 2, 1)
+    mllm = algorithm.mllm.merge().eval()
+    pixels = torch.zeros(slots, 3, 48, 48, dtype=torch.uint8, device=DEVICE)
+    counts = []
+    for most in (1, 1, 1 + steps):  # the first one fills what is remembered
+        with Stalls().counted() as stalls, AsOnCuda(stalls):
+            decoder = Decoder(mllm.generator, algorithm.q_reason, most, slots)
+            decoder.graphs = _Eager()
+            written = dict(decoder.write(pixels))
+        assert [len(written[row]) for row in range(slots)] == [most] * slots
+        counts.append(stalls)
+    _, filling, found = counts
+    for name in ("syncs", "later", "copies"):
+        getattr(found, name).subtract(getattr(filling, name))
+    found.kernels -= filling.kernels
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Count one update and print; 1 where the bar is missed."""
+    """Count one update and a few decoding steps, and print; 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithm", default="MTCT")
     parser.add_argument("--samples", type=int, default=43, help="a domain's, of three")
@@ -204,7 +258,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"kernels an update: {stalls.kernels:,}")
     print(f"unpinned copies an update: {sum(stalls.copies.values())} (bar: 0)")
     print(f"host syncs an update: {sum(stalls.syncs.values())} (bar: {SYNCS_BAR})")
-    return int(sum(stalls.syncs.values()) > SYNCS_BAR or sum(stalls.copies.values()) > 0)
+    steps, slots = 10, 8
+    decoding = count_steps(steps, slots)
+    reads, kernels = sum(decoding.syncs.values()) / (steps * slots), decoding.kernels / steps
+    print(f"kernels a decoding step: {kernels:.1f} (bar: {STEP_KERNELS_BAR})")
+    print(f"copies to pinned memory a decoding step, not waited for: {sum(decoding.later.values()) / steps:.1f}")
+    print(f"host syncs a decoded token: {reads:.1f} (bar: {TOKEN_BAR})")
+    missed = sum(stalls.syncs.values()) > SYNCS_BAR or sum(stalls.copies.values()) > 0
+    return int(missed or reads > TOKEN_BAR or kernels > STEP_KERNELS_BAR)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pathlib
 import torch
 
 from benchmarks import small_internvl
-from benchmarks.measure import REPEATS, Comparison, interleaved, medians, ratio_of
+from benchmarks.measure import REPEATS, BenchmarkRow, interleaved, medians, ratio_of
 from benchmarks.mtct_step import BenchmarkSamples, PlainStep
 
 
@@ -38,7 +38,7 @@ class BareStep(PlainStep):
         return loss.detach()
 
 
-def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[BenchmarkRow]:
     """Return the row of the overhead."""
     folder = small_internvl.build(work / "training", small_internvl.TRAINING)
     samples = BenchmarkSamples(folder, "ReasoningSFT")
@@ -50,7 +50,7 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[Comparison]:
     middle = medians(seconds)
     ratio = ratio_of(seconds, "ours", "bare")
     return [
-        Comparison(
+        BenchmarkRow(
             "`update()`, one path",
             "bare transformers + peft step",
             middle["ours"],

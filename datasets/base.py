@@ -1,12 +1,13 @@
-"""Reasoning-augmented datasets: the stock dataset for baselines; identity, names and chains for MLLM algorithms.
+"""Reasoning-augmented datasets: the stock dataset for baselines; sample ids, names and chains for MLLM algorithms.
 
-An MLLM algorithm is told by the hparam ``algorithm``, which only our algorithms have. Without it a class here is its
-stock twin, tensor for tensor. With it, images come as bytes at the model's own resolution, prepared in the loaders'
-workers, each knowing its sample id.
+The hparam ``algorithm``, which only our algorithms have, identifies an MLLM algorithm. Without it, a class here equals
+its stock twin, tensor for tensor. With it, images are bytes at the model's input resolution, prepared in the loaders'
+workers, and carry their sample ids.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from torchvision import transforms
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge.samples import attach_task, with_ids
 from domainbed_reasoning.chains.chain import conclusion_of
+from domainbed_reasoning.images.decode import read_rgb
 from domainbed_reasoning.method.answering import misled
 from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.mllm.clip import clip_image_edge
@@ -29,16 +31,16 @@ _log = get_logger(__name__)
 
 
 class Samples(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    """One environment's images as bytes that know their sample ids.
+    """One environment's images as bytes with sample ids.
 
     Args:
-        open_image: returns the RGB picture of an index.
+        open_image: returns the RGB image at an index.
         labels: the class of every index.
         env: number of the environment.
-        transform: picture to uint8 tensor ``(3, H, W)``.
+        transform: PIL image to uint8 tensor ``(3, H, W)``.
 
     Attributes:
-        task: of the dataset, whose algorithm finds it as long as a loader holds the images; not in loaders' workers.
+        task: the dataset's task, through which the algorithm finds it; dropped in loaders' workers.
     """
 
     task: Task | None = None
@@ -56,7 +58,7 @@ class Samples(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         self.transform = transform
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the task, which holds every chain: workers read images alone."""
+        """Drop the task, which contains all chains: workers only read images."""
         return {name: value for name, value in vars(self).items() if name != "task"}
 
     def __len__(self) -> int:
@@ -69,12 +71,57 @@ class Samples(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return with_ids(x, torch.tensor([self.env, int(index)])), self.labels[index]
 
 
-def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Tensor]:
-    """Return picture to bytes at ``edge`` x ``edge``, with DomainBed's augmentation if asked for.
+class ImageOpener:
+    """Opens image i of a folder's paths; for loaders' workers, which share its memory."""
+
+    def __init__(self, folder: str, paths: Sequence[str]):
+        self.folder, self.paths = folder, paths
+
+    def __call__(self, index: int) -> Image.Image:
+        """Return an image as an RGB picture."""
+        picture: Image.Image = read_rgb(os.path.join(self.folder, self.paths[index]))
+        return picture
+
+
+class ImageList(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """One domain's images, listed: for baselines. It has torchvision's `ImageFolder`'s ``classes`` and ``targets``.
 
     Args:
-        edge: the model's own resolution in pixels.
-        augment: apply DomainBed's random crop, flip, color jitter and greying.
+        folder: of the dataset.
+        name: of the domain.
+        paths: below the folder.
+        targets: the class of every image.
+        classes: names in label order.
+        transform: picture to floats ``(3, H, W)``.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        name: str,
+        paths: Sequence[str],
+        targets: Sequence[int],
+        classes: Sequence[str],
+        transform: Callable[[Image.Image], torch.Tensor],
+    ):
+        self.name, self.paths, self.targets, self.classes = name, paths, targets, list(classes)
+        self.transform, self.open_image = transform, ImageOpener(folder, paths)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return image and class."""
+        return self.transform(self.open_image(int(index))), self.targets[int(index)]
+
+
+def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Tensor]:
+    """Return the transform from PIL image to bytes at ``edge`` x ``edge``, optionally with DomainBed's augmentation.
+
+    Args:
+        edge: the model's input resolution in pixels.
+        augment: apply DomainBed's random crop, flip, color jitter and grayscale.
     """
     if not augment:
         return from_picture(edge)
@@ -92,25 +139,25 @@ def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Te
 
 
 def own_algorithm(hparams: Mapping[str, Any]) -> str | None:
-    """Return the name of our algorithm that will run on a dataset built with these hparams; None for a baseline."""
+    """Return the name of our algorithm that these hparams are for; None for a baseline."""
     name = hparams.get("algorithm")
     return name if isinstance(name, str) and name in registry.ALGORITHMS else None
 
 
 def model_edge(algorithm: str, hparams: Mapping[str, Any]) -> int:
-    """Return the edge in pixels at which the model of an algorithm sees an image."""
+    """Return the input resolution (edge in pixels) of an algorithm's model."""
     if algorithm in registry.ON_CLIP:
         return clip_image_edge(hparams["clip_model"])
-    return image_edge(hparams["model"], hparams["max_tiles"])
+    return image_edge(hparams["model"], hparams["max_tiles"], hparams["revision"], hparams["trust_remote_code"])
 
 
 def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:
-    """Leave the task for the algorithm, which lays out its stages over the steps of this dataset.
+    """Pass the task to the algorithm, which schedules its stages over the steps of this dataset.
 
     Args:
-        dataset: the instance; it gets the attribute ``task``.
-        hparams: the dictionary that the algorithm will get as well, or an equal one.
-        task: of the dataset.
+        dataset: the instance; its attribute ``task`` is set.
+        hparams: the dictionary that the algorithm also gets, or an equal one.
+        task: the dataset's task.
     """
     for holder in (dataset, *dataset.datasets):
         holder.task = task
@@ -118,16 +165,16 @@ def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:
 
 
 def report_chains(task: Task, wanted: bool, exact: bool = False, unverified: bool = False) -> None:
-    """Print which share of the source domains' images has a chain, and how many chains conclude with another class.
+    """Log the share of source-domain images with a chain, and how many chains conclude with another class.
 
     Args:
-        task: of the dataset.
-        wanted: whether the algorithm trains on teacher chains; nothing is printed otherwise.
+        task: the dataset's task.
+        wanted: whether the algorithm trains on teacher chains; nothing is logged otherwise.
         exact: how the job reads conclusions, see `reader.read_conclusion`.
-        unverified: whether chains that conclude with another class are trained on.
+        unverified: whether the algorithm also trains on chains that conclude with another class.
 
     Raises:
-        ValueError: every chain concludes with no class: training would teach the model not to answer.
+        ValueError: if no chain concludes with a class; a model trained on them would never answer.
     """
     if not wanted:
         return
@@ -139,7 +186,7 @@ def report_chains(task: Task, wanted: bool, exact: bool = False, unverified: boo
             _log.info(printable(f"{task.dataset}, {name}: {share}", sys.stdout))
     nothing, other = misled(task, exact)
     total = len(task.chains)
-    for what, found in (("no class of the dataset", nothing), ("another class than their image's", other)):
+    for what, found in (("no class of the dataset", nothing), ("a class other than their image's", other)):
         if not found:
             continue
         env, index = found[0]
@@ -150,7 +197,9 @@ def report_chains(task: Task, wanted: bool, exact: bool = False, unverified: boo
         )
         if found is other and unverified:
             _log.info(
-                printable(f"{task.dataset}: {message}. Trained on, as chain_verification is 'unverified'.", sys.stdout)
+                printable(
+                    f"{task.dataset}: {message}. They are used anyway (chain_verification 'unverified').", sys.stdout
+                )
             )
             continue
         fix = (

@@ -1,4 +1,4 @@
-"""The base class of datasets whose images and chains come from anywhere; for image folders see `user_datasets`."""
+"""Base class of datasets with custom images and chains; for image folders see `user_datasets`."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.mllm.pixels import IMAGENET_MEAN, IMAGENET_STD
 from domainbed_reasoning.registry import Hparam, check_for_dataset
 
-_SMALL = 64  # pixels; DomainBed neither augments smaller images nor normalizes them as ImageNet's
+_SMALL = 64  # pixels; DomainBed neither augments smaller images nor normalizes them with ImageNet's statistics
 
 
 class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
-    """A dataset that gives labels, pictures and chains; this class makes DomainBed's dataset of them.
+    """Base class that turns labels, images and chains into a DomainBed dataset.
 
-    A subclass sets the class attributes and implements `labels` and `picture`, and `chain` where there are chains.
-    Chains of target domains are never asked for.
+    Subclasses set the class attributes and implement `labels`, `picture` and, if there are chains, `chain`. `chain` is
+    never called for target domains.
 
     Class attributes:
         ENVIRONMENTS: names of the domains.
-        CLASS_NAMES: as the prompts name them, in label order.
-        SUBJECT: what the images show, the noun of the question.
-        INPUT_SHAPE: of a baseline's images; ``(3, 28, 28)`` takes DomainBed's small convolutional network.
-        HPARAMS: its own hyper-parameters.
-        TWIN: the stock dataset whose hyper-parameters baselines get; ``"Debug28"`` for small images.
+        CLASS_NAMES: class names in the prompts, in label order.
+        SUBJECT: what the images show, the noun in the question.
+        INPUT_SHAPE: shape of a baseline's images; ``(3, 28, 28)`` selects DomainBed's small convolutional network.
+        HPARAMS: hyper-parameters of the dataset.
+        TWIN: the stock dataset whose hyper-parameters baselines use; ``"Debug28"`` for small images.
 
     Attributes:
         root: DomainBed's ``data_dir``.
         test_envs: numbers of the target domains.
-        values: of the hyper-parameters in ``HPARAMS``.
+        values: values of the hyper-parameters in ``HPARAMS``.
 
     Raises:
-        ValueError: when target domains, hyper-parameters, labels, splits or chains cannot be used; before training.
+        ValueError: if target domains, hyper-parameters, labels, splits or chains are invalid; raised before training.
     """
 
     ENVIRONMENTS: ClassVar[list[str]]
@@ -69,7 +69,7 @@ class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
         check_for_dataset(hparams, self.HPARAMS)
         check_test_envs(name, self.ENVIRONMENTS, test_envs)
         self.root, self.test_envs = root, sorted(test_envs)
-        # A baseline's hparams are its stock twin's: ours are there only where ``--hparams`` gives them.
+        # A baseline gets its stock twin's hparams; ours are only present if ``--hparams`` sets them.
         self.values = {key: hparams.get(key, row.default) for key, row in self.HPARAMS.items()}
         self.input_shape, self.num_classes = self.INPUT_SHAPE, len(self.CLASS_NAMES)
         labels = [[int(label) for label in self.labels(env)] for env in range(len(self.ENVIRONMENTS))]
@@ -90,33 +90,33 @@ class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
         raise NotImplementedError
 
     def picture(self, env: int, index: int) -> Image.Image:
-        """Return an image of a domain as an RGB picture of any size."""
+        """Return an image of a domain as an RGB PIL image of any size."""
         raise NotImplementedError
 
     def chain(self, env: int, index: int) -> str | None:
-        """Return the five-stage chain of an image of a source domain; None where it has none."""
+        """Return the five-stage chain of an image of a source domain; None if it has none."""
         return None
 
     def image_name(self, env: int, index: int) -> str:
-        """Return what ``predictions.jsonl`` calls an image."""
+        """Return the name of an image in ``predictions.jsonl``."""
         return f"{self.ENVIRONMENTS[env]}/{index}"
 
     def for_baseline(self, env: int, labels: Sequence[int], augment: bool) -> Any:
-        """Return a domain's images as a baseline gets them, floats of `INPUT_SHAPE`.
+        """Return a domain's images for baselines: floats of `INPUT_SHAPE`.
 
         Args:
             env: number of the domain.
-            labels: of its images.
-            augment: apply DomainBed's random crop, flip, color jitter and graying; small images stay as they are.
+            labels: classes of its images.
+            augment: apply DomainBed's random crop, flip, color jitter and grayscale; small images are never augmented.
         """
         return _Floats(self._opener(env), labels, to_floats(self.INPUT_SHAPE, augment))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out images and chains: copies of a dataset, in loaders' workers too, only open pictures."""
+        """Drop images and chains: copies of a dataset, e.g. in loaders' workers, only open images."""
         return {name: value for name, value in vars(self).items() if name not in ("task", "datasets")}
 
     def _opener(self, env: int) -> Callable[[int], Image.Image]:
-        return functools.partial(copy.copy(self).picture, env)  # a copy: a loader's images do not hold the dataset
+        return functools.partial(copy.copy(self).picture, env)  # a copy: loaders must not keep the dataset alive
 
     def _check_labels(self, labels: Sequence[Sequence[int]]) -> None:
         if problem := check_class_names(list(self.CLASS_NAMES)):
@@ -125,8 +125,8 @@ class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
             wrong = next((label for label in of_env if not 0 <= label < self.num_classes), None)
             if wrong is not None:
                 raise ValueError(
-                    f"{type(self).__name__}: domain {env} ({self.ENVIRONMENTS[env]}) has the label {wrong}, but "
-                    f"CLASS_NAMES has {self.num_classes} names: labels are 0 to {self.num_classes - 1}."
+                    f"{type(self).__name__}: domain {env} ({self.ENVIRONMENTS[env]}) has label {wrong}, but "
+                    f"CLASS_NAMES has {self.num_classes} names: labels are in [0, {self.num_classes - 1}]."
                 )
 
     def _for_mllm(self, algorithm: str, labels: list[list[int]], hparams: dict[str, Any]) -> None:
@@ -134,8 +134,8 @@ class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
         chains = self._source_chains(labels) if reads_chains else {}
         if reads_chains and not chains and hparams.get("mtct_epochs") != 0:
             raise ValueError(
-                f"{type(self).__name__}: no image of a source domain has a chain, and {algorithm} learns from chains. "
-                "Return some from `chain`, or use LabelSFT or MLLMZeroShot, which need none."
+                f"{type(self).__name__}: no image of a source domain has a chain, but {algorithm} trains on chains. "
+                "Implement `chain`, or use LabelSFT or MLLMZeroShot, which need none."
             )
         self.datasets = [
             Samples(
@@ -196,7 +196,7 @@ class _Floats(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
 
 
 def to_floats(shape: tuple[int, int, int], augment: bool) -> Callable[[Image.Image], torch.Tensor]:
-    """Return picture to floats as DomainBed's: small ones in [-1, 1], others normalized and augmented as ImageNet's."""
+    """Return DomainBed's transform to floats: small images in [-1, 1], others augmented and ImageNet-normalized."""
     edges = shape[1:]
     small = min(edges) < _SMALL
     resize = [transforms.Resize(edges)]

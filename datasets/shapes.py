@@ -1,4 +1,4 @@
-"""ShapesReasoning, the embedded benchmark: rendered on the fly, without downloads or ``data_dir``."""
+"""ShapesReasoning, the embedded benchmark: rendered on the fly, requires no download or ``data_dir``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from domainbed_reasoning.registry import Hparam
 
 
 class Rendered(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    """One domain for baselines: floats in [-1, 1], ``(3, 28, 28)``, the size of DomainBed's small convolutional net."""
+    """One domain for baselines: floats in [-1, 1], ``(3, 28, 28)``, the input of DomainBed's small ConvNet."""
 
     def __init__(self, pictures: Sequence[Image.Image], labels: Sequence[int]):
         transform = to_floats(ShapesReasoning.INPUT_SHAPE, augment=False)
@@ -44,13 +44,13 @@ class ShapesReasoning(ReasoningDataset):
         differ in at least three parts, and 15% of the images have one part altered.
     Domains: photo, cartoon, sketch, negative; 140 images each (20 per class), 560 in all. The background's hue follows
         the class with probability ``rho`` in source domains and is another class's in target domains.
-    License: MIT, as this package.
+    License: MIT, like this package.
     Chains: written by the renderer, which describes the visible parts. See `images.shapes`.
     """
 
     N_STEPS = 121
     CHECKPOINT_FREQ = 40
-    N_WORKERS = 0  # rendering takes a millisecond, and every image is kept
+    N_WORKERS = 0  # rendering takes a millisecond, and images are cached
     ENVIRONMENTS = list(shapes.DOMAINS)
     CLASS_NAMES = shapes.CLASS_NAMES
     SUBJECT = "creature"
@@ -59,17 +59,17 @@ class ShapesReasoning(ReasoningDataset):
         "rho": Hparam(
             shapes.RHO,
             None,
-            "how often the background's hue is the cue, in [0, 1]; 0 is no cue at all",
+            "probability that the background's hue is the cue, in [0, 1]; 0 for no cue",
             allowed=FROM_0_TO_1,
         ),
         "teacher": Hparam(
             "own",
             None,
-            "chains as the embedded model writes; other: at length, in words of their own",
+            "own: the embedded model's style; other: longer chains, worded differently",
             allowed=one_of(*shapes.TEACHERS),
         ),
         "target_per_class": Hparam(
-            shapes.PER_CLASS, None, "images a class of a target domain, as in the sources", allowed=integer(1)
+            shapes.PER_CLASS, None, "images per class in a target domain, as in the sources", allowed=integer(1)
         ),
     }
 

@@ -1,4 +1,4 @@
-"""The teacher's chains of an image-folder dataset, for an algorithm that learns from them."""
+"""The teacher chains of an image-folder dataset, for algorithms that train on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from domainbed_reasoning.images.catalog import CHAIN_FILE
 from domainbed_reasoning.method.task import SampleId
 from domainbed_reasoning.terminal import get_logger, printable
 
-NEEDS_NO_DATA = "The dataset ShapesReasoning needs no data and has chains of its own."
+NEEDS_NO_DATA = "The dataset ShapesReasoning requires no data and includes chains."
 
 _log = get_logger(__name__)
 
@@ -30,42 +30,45 @@ def teacher_chains(
     class_names: tuple[str, ...],
     test_envs: Sequence[int],
     hparams: Mapping[str, Any],
+    by_folder: bool = True,
 ) -> tuple[dict[SampleId, str], str]:
-    """Return the chains of source domains, and name and SHA-256 of the bundle that was read; "" without one.
+    """Return the chains of source domains, and name and SHA-256 of the bundle used; "" without one.
 
-    Prints where the chains are from if a bundle was read, and what is irregular about its images.
+    Logs the source of the chains if a bundle was used, and irregularities of its images.
 
     Args:
         dataset: name of the dataset class.
-        bundle: that it names; None without one.
-        folder: of the dataset.
+        bundle: the dataset's bundle; None without one.
+        folder: the dataset's folder.
         images: per environment, the path of every index, below ``folder``.
-        class_names: as the prompts name them, in label order.
+        class_names: class names in the prompts, in label order.
         test_envs: the target domains.
-        hparams: of the algorithm, which reads chains.
+        hparams: the algorithm's hyper-parameters.
+        by_folder: whether paths name the classes, see `match_images`.
 
     Raises:
-        ChainFileError: for a missing or broken chain file or bundle, or one without a chain of a source domain.
-        ValueError: if ``chains`` asks for a bundle that the dataset lacks, or for none where nothing else is learned.
+        ChainFileError: if the chain file or bundle is missing, invalid, or has no chain of a source domain.
+        ValueError: if ``chains`` is 'bundled' without a bundle, or 'none' for an algorithm that requires chains.
     """
     if hparams.get("mtct_epochs") == 0:
-        return {}, ""  # no stage learns from a teacher
+        return {}, ""  # no stage trains on teacher chains
     choice, algorithm = hparams["chains"], hparams["algorithm"]
     fix = (
-        "Make some with `domainbed-reasoning annotate` or `import`, or name another file by the hparam 'chains'. "
+        "Create chains with `domainbed-reasoning annotate` or `import`, or set the hparam 'chains' to another file. "
         f"LabelSFT and MLLMZeroShot need no chains. {NEEDS_NO_DATA}"
     )
     if choice == NONE and (algorithm in registry.CHAINS_ALONE or hparams.get("label_weight") == 0):
-        raise ValueError(f"hparam chains is 'none', but {algorithm} would learn from chains alone. {fix}")
+        raise ValueError(f"hparam chains is 'none', but {algorithm} trains on chains only. {fix}")
     default = folder / CHAIN_FILE
     path = default if choice in (None, BUNDLED, NONE) else pathlib.Path(choice).expanduser()
-    missing = f"file not found; {algorithm} learns from its chains"
+    missing = f"file not found, but {algorithm} trains on chains"
     is_needed = bundle is None if choice is None else choice not in (BUNDLED, NONE)
     if is_needed and not path.exists():
         raise ChainFileError(path, None, missing, fix)
     rules = Rules(class_names, min_words=0, max_words=sys.maxsize, verified=False)
     unverified = rules if hparams["chain_verification"] == "unverified" else None
-    loaded = load_training_chains(choice, default, bundle, [name for names in images for name in names], unverified)
+    every = [name for names in images for name in names]
+    loaded = load_training_chains(choice, default, bundle, every, unverified, by_folder)
     if loaded.summary:
         _log.info(printable(f"{dataset}: {loaded.summary}", sys.stdout))
     for warning in loaded.warnings:
@@ -75,6 +78,6 @@ def teacher_chains(
         raise ChainFileError(path, None, missing, fix)
     chains = source_chains(loaded.texts, images, test_envs)
     if not chains and choice != NONE:
-        problem = f"it has no accepted chain of a source domain, and {algorithm} learns from such chains"
+        problem = f"it has no accepted chain of a source domain, but {algorithm} trains on such chains"
         raise ChainFileError(loaded.path, None, problem, fix)
     return chains, loaded.bundle

@@ -1,6 +1,6 @@
-"""The user's own image folders (see `images.user_datasets`) as classes, each with its ``Reasoning`` twin.
+"""Dataset classes for the user's image folders and tables (see `images.user_datasets`), each with a ``Reasoning`` twin.
 
-Input, label, domains, counts and license are the user's; chains as in `image_folders`.
+Input, labels, domains, counts and license are the user's; chains as in `image_folders`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from domainbed_reasoning.datasets.image_folders import (
     empty_classes_named,
     sizes_of,
 )
+from domainbed_reasoning.datasets.image_tables import ImageTableDataset, ReasoningImageTable
 from domainbed_reasoning.images.catalog import ImageFolder, check_domain_order
 from domainbed_reasoning.images.user_datasets import DatasetFileError, usable_datasets
 from domainbed_reasoning.registry import check_for_dataset
 
 
 def make_classes(dataset: ImageFolder) -> tuple[type, type]:
-    """Return the classes ``<Name>``, a plain image folder of DomainBed, and ``<Name>Reasoning``."""
+    """Return the classes ``<Name>``, as DomainBed's own for baselines, and ``<Name>Reasoning``."""
+    if dataset.table is not None:
+        return _table_classes(dataset)
 
     def __init__(self: Any, root: str, test_envs: Collection[int], hparams: dict[str, Any]) -> None:
         name, twin = type(self).__name__, isinstance(self, ReasoningImageFolder)
@@ -38,7 +41,7 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
         with empty_classes_named(root, dataset.folder, name):
             augment = hparams["data_augmentation"]
             stock.MultipleEnvironmentImageFolder.__init__(self, self.dir, test_envs, augment, hparams)
-        if not twin:  # which checks itself
+        if not twin:  # the twin has its own checks
             check_splits(name, sizes_of(self.datasets), test_envs, hparams, self.N_WORKERS)
 
     plain = type(
@@ -67,13 +70,32 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
     return plain, reasoning
 
 
-PROBLEMS: dict[str, DatasetFileError] = {}  # of datasets that have no class here
+def _table_classes(dataset: ImageFolder) -> tuple[type, type]:
+    attributes = {
+        "__module__": __name__,
+        "CHECKPOINT_FREQ": dataset.checkpoint_freq,
+        "ENVIRONMENTS": list(dataset.environments),
+        "FOLDER": dataset.folder,
+        "TABLE": dataset.table,
+        "COLUMNS": dataset.columns,
+        "SPLITS": dataset.splits,
+    }
+    doc = f"Images listed in {dataset.folder}/{dataset.table}, described by the user."
+    plain = type(dataset.name, (ImageTableDataset,), {"__doc__": doc, **attributes})
+    of_chains = {"SUBJECT": dataset.subject, "READABLE": dataset.readable, "BUNDLE": dataset.bundle}
+    doc = f"{dataset.name} with a five-stage chain for every image."
+    return plain, type(
+        f"{dataset.name}Reasoning", (ReasoningImageTable, plain), {"__doc__": doc, **attributes, **of_chains}
+    )
+
+
+PROBLEMS: dict[str, DatasetFileError] = {}  # of datasets for which no class could be created
 
 for _dataset in usable_datasets()[0].values():
     for _class in make_classes(_dataset):
         if _class.__name__ in globals():
             assert _dataset.file is not None
-            _problem = f"the name {_class.__name__!r} is one that this package needs; choose another"
+            _problem = f"the name {_class.__name__!r} is used by this package; choose another"
             PROBLEMS[_dataset.name] = DatasetFileError(_dataset.file, _problem)
         else:
             globals()[_class.__name__] = _class

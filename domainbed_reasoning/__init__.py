@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from domainbed_reasoning.images.chains_of import chains_of
     from domainbed_reasoning.jobs.predict import load_job
     from domainbed_reasoning.mllm import load_mllm
+    from domainbed_reasoning.mllm.families import Family
     from domainbed_reasoning.registry import Hparam
     from domainbed_reasoning.results import collect, summarize
 
 __all__ = [
     "RDMLDG",
+    "Family",
     "Hparam",
     "MLLMAlgorithm",
     "ReasoningDataset",
@@ -47,6 +49,7 @@ _MODULES = {
     "chains_of": "images.chains_of",
     "load_job": "jobs.predict",
     "load_mllm": "mllm",
+    "Family": "mllm.families",
     "Hparam": "registry",
     "collect": "results",
     "summarize": "results",

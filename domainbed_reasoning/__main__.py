@@ -8,13 +8,14 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge import plugins, upstream
 from domainbed_reasoning.commands.arguments import PROGRAM, Parser, UsageError
 from domainbed_reasoning.commands.verbs import FORMER_VERBS, VERBS, add_command, make_parser
 from domainbed_reasoning.images.catalog import STOCK
-from domainbed_reasoning.terminal import one_line, printable_streams
+from domainbed_reasoning.terminal import logs_on_stderr, one_line, printable_streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +73,8 @@ def _run(argv: Sequence[str] | None) -> int:
         for plugin, cause in plugins.discover().items():
             print(one_line(f"{PROGRAM}: the plug-in {plugin} is left out: {cause}."), file=sys.stderr)
     try:
-        return int(command.run(args))
+        with logs_on_stderr() if getattr(args, "json", False) else nullcontext():
+            return int(command.run(args))
     except UsageError as error:
         parser.error(str(error))
 

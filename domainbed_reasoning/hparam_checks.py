@@ -6,6 +6,7 @@ would be read in different ways by different readers.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,9 +49,25 @@ def one_of(*choices: str) -> Allowed:
     return Allowed(words, lambda value: isinstance(value, str) and value in choices)
 
 
+def is_revision(text: str) -> bool:
+    """Return whether a text can be the name of a git revision: no absolute path, none that climbs out of a folder."""
+    return len(text) <= 250 and ".." not in text and re.fullmatch(r"[\w][\w./+-]*", text, re.ASCII) is not None
+
+
 FLAG = Allowed("true or false", lambda value: isinstance(value, bool))
 TEXT = Allowed("a non-empty string", lambda value: isinstance(value, str) and bool(value.strip()))
+REVISION = Allowed(
+    "a branch, tag or commit of a hub repository, or null",
+    lambda value: value is None or (isinstance(value, str) and is_revision(value)),
+)
 TEXT_OR_NONE = Allowed("a non-empty string or null", lambda value: value is None or TEXT.holds(value))
+NAMES_OR_NONE = Allowed(
+    "a list of different names or null",
+    lambda value: (
+        value is None
+        or (isinstance(value, list) and bool(value) and all(map(TEXT.holds, value)) and len(set(value)) == len(value))
+    ),
+)
 ABOVE_0 = number("above 0", lambda value: value > 0)
 FROM_0 = number("of 0 or more", lambda value: value >= 0)
 FROM_0_TO_1 = number("in [0, 1]", lambda value: 0 <= value <= 1)

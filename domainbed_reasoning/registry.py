@@ -124,7 +124,7 @@ def rows_of(algorithm: str | None = None) -> dict[str, Hparam]:
     """
     rows = dict(OF_ANY_DATASET)
     for target in [*DATASETS.values(), *ALGORITHMS.values()]:
-        with suppress(Exception):  # which of ours cannot be imported is said where they are published
+        with suppress(Exception):  # import errors are reported at registration
             rows |= load(target).HPARAMS
     return rows | (load(ALGORITHMS[algorithm]).HPARAMS if algorithm in ALGORITHMS else {})
 

@@ -33,12 +33,24 @@ _PLAIN = {
 class _CurrentStdout(logging.StreamHandler[Any]):
     """Writes to whatever standard output is at the moment: DomainBed's train script replaces it by its Tee."""
 
+    to_stderr = False
+
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
     def stream(self) -> Any:
-        return sys.stdout
+        return sys.stderr if self.to_stderr else sys.stdout
+
+
+@contextmanager
+def logs_on_stderr() -> Iterator[None]:
+    """Send this package's log lines to standard error, as standard output is for JSON."""
+    before, _CurrentStdout.to_stderr = _CurrentStdout.to_stderr, True
+    try:
+        yield
+    finally:
+        _CurrentStdout.to_stderr = before
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -135,6 +147,12 @@ def printable_streams() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def is_terminal(stream: Any) -> bool:
+    """Return whether a stream is a terminal and nothing else; DomainBed's Tee also writes to a file."""
+    is_tty = getattr(stream, "isatty", None)
+    return bool(is_tty and is_tty())
 
 
 def counted(count: int, noun: str) -> str:

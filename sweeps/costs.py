@@ -1,7 +1,7 @@
 """Cost model of a job: floating-point operations and bytes, computed from a model's config.
 
 Counts are exact up to small terms (a test compares them with PyTorch's). Hours depend on the achieved share of a GPU's
-peak, which is assumed, not measured, until there are benchmarks on GPUs: see `ASSUMED`.
+peak, which is assumed, and the hours counted, until `benchmarks.gpu` has measured it on that GPU: see `rates`.
 """
 
 from __future__ import annotations
@@ -14,40 +14,17 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.method.schedule import Schedule
-from domainbed_reasoning.mllm.families import Family, ModelError, family_of, is_general, tile_grid
-from domainbed_reasoning.mllm.loading import cached_numbers, config_of, without_adapters
+from domainbed_reasoning.mllm.adapters import LoraSettings, adapter_shapes, lora_targets, without_adapters
+from domainbed_reasoning.mllm.families import Family, ModelError, family_of, tile_grid
+from domainbed_reasoning.mllm.loading import cached_numbers, config_of, empty_network_of
 from domainbed_reasoning.mllm.towers import parts_of
 from domainbed_reasoning.results.published import KNOWN_CONFIGS, Data, Gpu
+from domainbed_reasoning.sweeps.rates import ASSUMED, Rate
 
 _BYTES_PER_WEIGHT = {"none": 2.0, "nf4": 0.56, "int8": 1.03}
 
 
-@dataclass(frozen=True)
-class Assumption:
-    """A constant of the cost model that has not been measured on a GPU.
-
-    Attributes:
-        value: the constant.
-        source: its source.
-    """
-
-    value: float
-    source: str
-
-
-ASSUMED = {
-    "training_mfu": Assumption(0.35, "share of peak FLOPS; best published for text LoRA on a 7B model: 42.8% (NeMo)"),
-    "prefill_mfu": Assumption(0.35, "share of peak FLOPS during prefill; as in training"),
-    "bandwidth": Assumption(0.6, "share of peak memory bandwidth during decoding"),
-    "step_overhead": Assumption(0.03, "minimum seconds per token: `generate` of transformers launches from Python"),
-    "nf4_slowdown": Assumption(1.3, "training time against bfloat16; measured on the CPU"),
-    "int8_slowdown": Assumption(2.1, "training time against bfloat16; measured on the CPU"),
-    "checkpointing": Assumption(
-        4 / 3, "training time with gradient checkpointing: four forward passes instead of three"
-    ),
-}
-STOCK_BATCH = 64  # batch size of DomainBed's evaluation, independent of the hyper-parameters
-ERROR = "hours: within a factor of 2, until benchmarks on GPUs calibrate them; memory: within 30%"
+STOCK_BATCH = 64  # batch size of DomainBed's evaluation, where chains are not generated ahead of it
 
 
 @dataclass(frozen=True)
@@ -60,6 +37,7 @@ class Tower:
         outputs: sum of their output widths.
         layers: number of blocks.
         width: of queries and of attention's output.
+        per_rank: adapter weights per unit of the rank; None: one for each input and output of the linear layers.
     """
 
     weights: int
@@ -67,6 +45,7 @@ class Tower:
     outputs: int
     layers: int
     width: int
+    per_rank: int | None = None
 
     def forward(self, tokens: float, causal: bool = False) -> float:
         """Return the operations of one forward pass over a row of ``tokens`` tokens."""
@@ -75,7 +54,7 @@ class Tower:
 
     def lora_weights(self, rank: int) -> int:
         """Return the number of adapter weights on all linear layers."""
-        return rank * (self.inputs + self.outputs)
+        return rank * (self.inputs + self.outputs if self.per_rank is None else self.per_rank)
 
     def saved_bytes(self, tokens: float, itemsize: int, dropout: float = 0.0) -> float:
         """Return the bytes that a training forward saves for the backward pass.
@@ -117,22 +96,25 @@ class Shape:
     fused: Mapping[str, int] = field(default_factory=dict)
 
 
-def shape_of(model: str, max_tiles: int = 1) -> Shape:
+def shape_of(model: str, max_tiles: int = 1, revision: str | None = None, trust_remote_code: bool = False) -> Shape:
     """Return the shape of a model, from its config; those of the paper's models are built in.
+
+    Args:
+        model: ``tiny``, a folder or a hub id.
+        max_tiles: at most so many tiles an image.
+        revision: see `load_mllm`.
+        trust_remote_code: see `load_mllm`.
 
     Raises:
         ModelError: the model is missing or not supported.
     """
-    import transformers
-
-    config, family = _known(model) or config_of(model)
-    if is_general(family):
+    config, family = _known(model) or config_of(model, revision, trust_remote_code)
+    if not family.has_entry:
         raise ModelError(
             f"{model}: the costs of {family.name} cannot be estimated: how many tokens an image has is known only "
             "from its processor. Try it out with `domainbed-reasoning doctor --model`."
         )
-    with torch.device("meta"):
-        network = transformers.AutoModelForImageTextToText.from_config(config)
+    network: Any = empty_network_of(config, model, trust_remote_code)
     text, vision = config.get_text_config(), config.vision_config
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -179,18 +161,33 @@ def _tile_edge(vision: Any) -> int:
 
 
 def _vision(network: Any, vision: Any, edge: int, tokens: int) -> Tower:
-    """Return the vision tower; one of convolutions as a stack without layers that has as many operations a token.
+    """Return the vision tower; one of convolutions as a stack without layers.
 
-    It is frozen, so it has no adapters and keeps nothing for a backward pass.
+    Its numbers are per position of its last layer. In 16 bits, an adapted convolution keeps its input also in float32,
+    in which PEFT computes, and its output before and after normalization.
     """
     if _layers(vision):
         return _tower(network, "vision", _layers(vision), vision.hidden_size)
     from torch.utils.flop_counter import FlopCounterMode
 
+    shapes = adapter_shapes(network, LoraSettings(1, 1, towers="vision"))
+    layers = [network.get_submodule(name) for name in lora_targets(network, "vision", projector=False)]
+    sizes: list[tuple[int, int]] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, given, out: sizes.append((given[0].numel(), out.numel())))
     tower = network.model.vision_tower.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         seen = tower(torch.zeros(1, 3, edge, edge, device="meta")).last_hidden_state
-    return Tower(round(counter.get_total_flops() / 2 / seen[0, 0].numel()), 0, 0, 0, 0)
+    positions = seen[0, 0].numel()
+    inputs, outputs = map(sum, zip(*sizes, strict=True))
+    return Tower(
+        weights=round(counter.get_total_flops() / 2 / positions),
+        inputs=round(3 * inputs / positions),
+        outputs=round(2 * outputs / positions),
+        layers=0,
+        width=0,
+        per_rank=sum(math.prod(shape) for shape in shapes.values()),
+    )
 
 
 def _tower(network: torch.nn.Module, part: str, layers: int, width: int) -> Tower:
@@ -301,8 +298,8 @@ class Hours:
     """Hours of one job.
 
     Attributes:
-        training: updates.
-        labeling: SARR's own chains that the previous evaluation has not generated.
+        training: optimizer steps.
+        labeling: generating SARR's chains that the previous evaluation has not generated.
         evaluation: DomainBed's evaluations of all splits.
         evaluations: number of evaluations.
     """
@@ -327,6 +324,7 @@ def hours_of(
     schedule: Schedule,
     paths: tuple[bool, bool],
     evaluations: int | None = None,
+    rates: Mapping[str, Rate] = ASSUMED,
 ) -> Hours:
     """Return the hours of one leave-one-domain-out job, assuming domains of equal size.
 
@@ -339,18 +337,20 @@ def hours_of(
         schedule: its stages; the evaluations follow DomainBed's rule.
         paths: whether the objective has a label term, and a chain term.
         evaluations: number of evaluations, if ``--checkpoint_freq`` overrides the schedule.
+        rates: what the GPU achieves.
     """
     sources = data.domains - 1
     peak = gpu.tflops * 1e12
-    slow = ASSUMED[f"{hparams['quantize']}_slowdown"].value if hparams["quantize"] != "none" else 1.0
+    slow = rates[f"{hparams['quantize']}_slowdown"].value if hparams["quantize"] != "none" else 1.0
     samples = schedule.n_steps * hparams.get("batch_size", 0) * sources if any(paths) else 0
-    training = samples * training_flops(shape, lengths, *paths) / (peak * ASSUMED["training_mfu"].value) * slow
+    training = samples * training_flops(shape, lengths, *paths) / (peak * rates["training_mfu"].value) * slow
     if hparams.get("gradient_checkpointing"):
-        training *= ASSUMED["checkpointing"].value
-    a_chain = seconds_to_write(shape, lengths, gpu, hparams)
-    at_a_time = {**hparams, "eval_batch": min(STOCK_BATCH, hparams["eval_batch"])}
-    chain = seconds_to_write(shape, lengths, gpu, at_a_time) * hparams.get("votes", 1)
-    label = seconds_to_score(shape, lengths, data.classes, gpu, hparams)
+        training *= rates["checkpointing"].value
+    a_chain = seconds_to_write(shape, lengths, gpu, hparams, rates)
+    batch = hparams["eval_batch"] if _looks_ahead(hparams) else min(STOCK_BATCH, hparams["eval_batch"])
+    at_a_time = {**hparams, "eval_batch": batch}
+    chain = seconds_to_write(shape, lengths, gpu, at_a_time, rates) * hparams.get("votes", 1)
+    label = seconds_to_score(shape, lengths, data.classes, gpu, hparams, rates)
     rounds = sum(stage.round > 0 for stage in schedule.stages)
     if evaluations is None and _labels_are_answers(hparams):
         rounds = min(rounds, int(schedule.stages[0].round > 0))  # all later ones begin with an evaluation
@@ -369,14 +369,20 @@ def hours_of(
     return Hours(training / 3600, labeling / 3600, evaluation / 3600, evaluations)
 
 
+def _looks_ahead(hparams: Mapping[str, Any]) -> bool:
+    """Return whether the chains of an evaluation are generated at its start, for all splits together."""
+    return not hparams.get("data_augmentation", False) and hparams.get("votes", 1) == 1
+
+
 def _labels_are_answers(hparams: Mapping[str, Any]) -> bool:
     """Return whether a round reuses the chains of the previous evaluation as its own."""
-    greedy = hparams.get("temperature", 0) == 0 and hparams.get("votes", 1) == hparams.get("sarr_votes", 1) == 1
-    same_images = not hparams.get("data_augmentation", False)
-    return hparams["answer"] == "chain" and greedy and same_images and hparams["quantize"] == "none"
+    greedy = hparams.get("temperature", 0) == 0 and hparams.get("sarr_votes", 1) == 1
+    return hparams["answer"] == "chain" and greedy and _looks_ahead(hparams)
 
 
-def seconds_to_write(shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[str, Any]) -> float:
+def seconds_to_write(
+    shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[str, Any], rates: Mapping[str, Rate] = ASSUMED
+) -> float:
     """Return the seconds to generate one chain, prefill included, in batches of ``eval_batch``.
 
     A batch is decoded until its longest chain ends, assumed to be 1.5 times the mean; every token reads all weights and
@@ -386,18 +392,35 @@ def seconds_to_write(shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[
     prompt = shape.tiles * shape.image_tokens + lengths.question + lengths.instruction
     steps = min(1.5 * lengths.chain, hparams["max_new_tokens"])
     per_weight = _BYTES_PER_WEIGHT[hparams["quantize"]]
-    moved = (shape.language.weights + shape.head) * per_weight + batch * (prompt + steps / 2) * shape.kv_bytes
+    moved = bytes_of_a_token(shape, batch, prompt + steps / 2, per_weight)
     slow = 2.0 if hparams["quantize"] != "none" else 1.0  # unmerged adapters, dequantization
-    a_step = slow * max(ASSUMED["step_overhead"].value, moved / (gpu.bandwidth * ASSUMED["bandwidth"].value))
-    return float(_prefill(shape, prompt, gpu) * slow + steps * a_step / batch)
+    a_step = slow * max(rates["step_overhead"].value, moved / (gpu.bandwidth * rates["bandwidth"].value))
+    return float(_prefill(shape, prompt, gpu, rates) * slow + steps * a_step / batch)
 
 
-def seconds_to_score(shape: Shape, lengths: Lengths, classes: int, gpu: Gpu, hparams: Mapping[str, Any]) -> float:
+def bytes_of_a_token(shape: Shape, batch: int, tokens: float, per_weight: float = 2.0) -> float:
+    """Return the bytes that a decoding step reads: the weights, and the keys and values of ``tokens`` in each row."""
+    return (shape.language.weights + shape.head) * per_weight + batch * tokens * shape.kv_bytes
+
+
+def seconds_to_score(
+    shape: Shape,
+    lengths: Lengths,
+    classes: int,
+    gpu: Gpu,
+    hparams: Mapping[str, Any],
+    rates: Mapping[str, Rate] = ASSUMED,
+) -> float:
     """Return the seconds of scoring one image by every class name: the prompt, and the trie of names in one forward."""
     slow = 2.0 if hparams["quantize"] != "none" else 1.0
-    return _prefill(shape, shape.tiles * shape.image_tokens + lengths.question + lengths.name * classes, gpu) * slow
+    tokens = shape.tiles * shape.image_tokens + lengths.question + lengths.name * classes
+    return _prefill(shape, tokens, gpu, rates) * slow
 
 
-def _prefill(shape: Shape, tokens: float, gpu: Gpu) -> float:
-    flops = shape.tiles * shape.vision.forward(shape.patches) + shape.language.forward(tokens, causal=True)
-    return flops / (gpu.tflops * 1e12 * ASSUMED["prefill_mfu"].value)
+def prefill_flops(shape: Shape, tokens: float) -> float:
+    """Return the operations of reading one image and a row of ``tokens`` tokens."""
+    return shape.tiles * shape.vision.forward(shape.patches) + shape.language.forward(tokens, causal=True)
+
+
+def _prefill(shape: Shape, tokens: float, gpu: Gpu, rates: Mapping[str, Rate]) -> float:
+    return prefill_flops(shape, tokens) / (gpu.tflops * 1e12 * rates["prefill_mfu"].value)

@@ -167,16 +167,16 @@ def print_answers(runs: Sequence[Run]) -> None:
 
 
 def print_accepted(runs: Sequence[Run], domains: Sequence[str]) -> None:
-    """Print the share of its own chains that each round of self-labeling kept."""
+    """Print the share of self-generated chains that each round kept."""
     for run in runs:
         rounds = sorted(key for key in run.last if key.startswith("sarr") and key.endswith("_accepted"))
         if rounds and run.algorithm == "RDMLDG":
             kept = ", ".join(f"round {key[4:-9]} {_share(run.last[key])}" for key in rounds)
-            print(f"\nRDMLDG, target {domains[run.target]}: share of its own chains that it kept for training: {kept}")
+            print(f"\nRDMLDG, target {domains[run.target]}: share of self-generated chains kept for training: {kept}")
 
 
 def print_chain(runs: Sequence[Run], domains: Sequence[str]) -> None:
-    """Print one chain of the trained model for an image of the target domain, a correct one if there is any."""
+    """Print one chain of the trained model for a target-domain image, a correct one if possible."""
     for run in reversed(runs):
         path = run.folder / "predictions.jsonl"
         if run.algorithm != "RDMLDG" or not path.exists():

@@ -1,4 +1,4 @@
-"""What tests share: which DomainBed they run on, the stock commands as processes, and where the real images lie.
+"""Shared fixtures: the DomainBed under test, stock commands as processes, and the real images.
 
 Upstream is used where it is found (an importable one, ``$DOMAINBED_REASONING_DOMAINBED``, or the clone of
 `domainbed-reasoning get-domainbed`), the stand-in of this folder always: tests that take `domainbed_root` run on both.
@@ -37,7 +37,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs on upstream DomainBed and what starts Ray or Slurm, by its fixtures and its folder."""
+    """Mark what needs upstream DomainBed, Ray, Slurm or a GPU, by its fixtures and its folder; skip the last."""
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         on_either = {parameters.get("domainbed_root"), parameters.get("implementation")}
@@ -45,6 +45,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("upstream")
         if "launchers" in item.path.parts:
             item.add_marker("launchers")
+        if item.path.parent == CHECKOUT / "tests" / "cuda":
+            item.add_marker("cuda")
+            if (reason := _without_cuda()) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _without_cuda() -> str | None:
+    """Return why tests on a GPU cannot run; None where they can."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    return "no CUDA device" if torch.version.cuda else f"PyTorch {torch.__version__} is built without CUDA"
 
 
 @pytest.fixture(params=["standin", "upstream"])

@@ -1,12 +1,15 @@
-"""The benchmarks' own arithmetic; how fast anything is, no test asks."""
+"""The benchmarks' arithmetic; no test measures speed."""
 
 import json
 import socket
+import sys
 
 import pytest
+import safetensors
 import torch
+import transformers
 
-from benchmarks import counts, measure, roofline
+from benchmarks import counts, measure, published_checkpoints, real_size, roofline
 from benchmarks import stalls as stalls_module
 from domainbed_reasoning.sweeps.costs import Shape, Tower
 
@@ -56,7 +59,17 @@ def test_an_update_reads_the_gpu_once_and_copies_nothing_that_is_not_pinned(algo
     assert stalls.kernels <= 5_000
 
 
-def test_what_the_host_waits_for_is_seen():
+def test_decoding_synchronizes_for_no_token():
+    """As a CUDA graph would be captured: each step's tokens are copied to pinned memory, and nothing waits for them."""
+    steps, slots = 6, 4
+    stalls = stalls_module.count_steps(steps, slots)
+    assert sum(stalls.syncs.values()) == stalls_module.TOKEN_BAR == 0, stalls.syncs
+    assert not sum(stalls.copies.values()), stalls.copies
+    assert sum(stalls.later.values()) == steps
+    assert stalls.kernels <= steps * stalls_module.STEP_KERNELS_BAR
+
+
+def test_host_synchronizations_are_detected():
     """A value, a mask as index, and a copy to the host; from the host, a list, and memory that is not pinned."""
     on_gpu, mask = torch.empty(3, device="meta"), torch.empty(3, dtype=torch.bool, device="meta")
     with stalls_module.Stalls().counted() as stalls:
@@ -66,6 +79,8 @@ def test_what_the_host_waits_for_is_seen():
         torch.zeros(3).to("meta")
         torch.tensor([1, 2], device="meta")
         torch.zeros(3).pin_memory().to("meta", non_blocking=True)
+        torch.zeros(3).pin_memory().copy_(on_gpu, non_blocking=True)
+    assert sum(stalls.later.values()) == 1
     assert sum(stalls.syncs.values()) == 3 and sum(stalls.copies.values()) == 2
 
 
@@ -81,10 +96,10 @@ def test_a_slow_round_does_not_change_the_ratio():
 
 
 def test_results_name_the_kind_of_machine_alone(tmp_path):
-    row = measure.Comparison("a", "b", 1.0, 3.0, "s", float("nan"), "2", True, "equal")
+    row = measure.BenchmarkRow("a", "b", 1.0, 3.0, "s", float("nan"), "2", True, "equal")
     path = measure.write_results([row], "make bench", 3.0, tmp_path, measure.machine())
-    printed = json.loads(path.read_text())
-    assert printed["rows"][0]["ratio"] == 3.0 and printed["rows"][0]["limit"] is None
+    record = json.loads(path.read_text())
+    assert record["rows"][0]["ratio"] == 3.0 and record["rows"][0]["limit"] is None
     assert socket.gethostname() not in path.read_text() and str(tmp_path) not in path.read_text()
     assert measure.table([row]).splitlines()[-1] == "| a | b | 1 s | 3 s | 3.00 | – | 2 | pass | equal |"
 
@@ -94,3 +109,47 @@ def test_every_part_of_the_table_can_be_run():
 
     for part in bench.PARTS:
         assert "def run(work" in (measure.CHECKOUT / "benchmarks" / f"{part}.py").read_text("utf-8")
+
+
+def test_a_checkpoint_as_published_but_for_its_width_goes_through_all_stages(tmp_path):
+    """InternVL3's special tokens have their published ids, one of them beyond the output head; shards have an index."""
+    checkpoint = published_checkpoints.shrunken(published_checkpoints.CHECKPOINTS["InternVL3-1B"])
+    found = {}
+    for stage in real_size.STAGES:
+        real_size.run_stage(stage, checkpoint, tmp_path)
+        found[stage] = json.loads((tmp_path / f"{stage}.json").read_text())
+    base = tmp_path / "base"
+    index = json.loads((base / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) == found["build"]["shards"] > 1
+    head_name = "language_model.lm_head.weight"
+    with safetensors.safe_open(base / index["weight_map"][head_name], "pt") as file:
+        head = file.get_tensor(head_name)
+    assert head.dtype == torch.bfloat16 and len(head) == 151_674
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokens = ["<|endoftext|>", "<|im_end|>", "<IMG_CONTEXT>", "<video>"]
+    assert tokenizer.convert_tokens_to_ids(tokens) == [151_643, 151_645, 151_667, 151_674]
+    assert found["load"]["end_token"] == "<|im_end|>"
+    assert found["train"]["moved"] == found["train"]["adapters"] > 0
+    assert found["train"]["tokens"]["q_cls"] > 256
+    assert found["predict"]["deviation"] < 0.1 and found["predict, merged"]["deviation"] < 0.1  # nats, in bfloat16
+
+
+def test_smolvlm_has_its_published_tokens():
+    checkpoint = published_checkpoints.CHECKPOINTS["SmolVLM2-500M"]
+    tokenizer = checkpoint.processor().tokenizer
+    assert len(tokenizer) == checkpoint.config["text_config"]["vocab_size"] == 49_280
+    assert tokenizer.convert_tokens_to_ids(["<|im_end|>", "<image>", "<end_of_utterance>"]) == [2, 49_190, 49_279]
+    assert tokenizer.eos_token_id == checkpoint.generation["eos_token_id"]
+
+
+def test_what_a_process_allocates_is_measured():
+    """A hundred million bytes that are written, for as long as it takes to see them."""
+    program = "import time; kept = bytes(1) * 10**8; time.sleep(1)"
+    allocated, resident = real_size.measured([sys.executable, "-c", program])
+    assert 0.1 <= allocated <= resident
+
+
+def test_real_sizes_become_a_row_a_stage():
+    stage = {"seconds": {"load": 9.0}, "processor_seconds": {"load": 2.0}, "allocated_gb": 3.0, "resident_gb": 4.0}
+    result = {"checkpoint": "A/B", "machine": "m", "threads": 1, "stages": {"export": {**stage, "bytes": 5e9}}}
+    assert "| A/B | export | load 2 (9) | 3.0 | 4.0 | 5.00 GB on disk |" in real_size.table([result])

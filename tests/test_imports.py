@@ -1,4 +1,4 @@
-"""The house by floors, read from the imports: a folder imports folders of lower floors only, and there are no circles.
+"""The layers of the package, read from the imports: folders import lower layers only, without cycles.
 
 From the ground up:
 
@@ -8,7 +8,7 @@ From the ground up:
 4. `bridge`: the only folder that imports `domainbed`, apart from the base classes of algorithms and datasets
 5. `jobs`: what a training job saves, resumes, records, and predicts
 6. `algorithms`, `datasets`: never each other
-7. `analysis`, `annotate`, `results`
+7. `analysis`, `annotate`, `hub`, `results`, `tracking`
 8. `sweeps`
 9. `commands`
 10. `__main__`
@@ -33,7 +33,7 @@ FLOORS = (
     {"bridge"},
     {"jobs"},
     {"algorithms", "datasets"},
-    {"analysis", "annotate", "results"},
+    {"analysis", "annotate", "hub", "results", "tracking"},
     {"sweeps"},
     {"commands"},
     {"__main__"},
@@ -43,6 +43,7 @@ BASE_CLASSES = {
     "algorithms/in_session",
     "datasets/base",
     "datasets/image_folders",
+    "datasets/image_tables",
     "datasets/reasoning_dataset",
     "datasets/user_datasets",
 }
@@ -104,7 +105,7 @@ def floor(name):
     return next(level for level, folders in enumerate(FLOORS) if name.partition("/")[0] in folders)
 
 
-def test_there_is_something_to_look_at():
+def test_modules_are_found():
     assert {"chains/chain", "bridge/register", "algorithms/base", "datasets/base", "sweeps/demo"} <= MODULES.keys()
     assert "method/schedule" in parts_of("method/task") and floor("commands/plan") > floor("chains/chain")
 
@@ -119,7 +120,7 @@ def test_imports_run_one_way(name):
         assert there == own or ground or floor(other) < floor(name), f"{name} imports {other}"
 
 
-def test_no_file_imports_itself_by_way_of_others():
+def test_imports_are_acyclic():
     left = {name: parts_of(name) for name in MODULES}
     while free := [name for name, used in left.items() if not used & left.keys()]:
         for name in free:
@@ -135,12 +136,12 @@ def test_the_core_loads_no_torch(name):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_bridge_alone_imports_domainbed(name):
+def test_only_the_bridge_imports_domainbed(name):
     assert "domainbed" not in packages(name) or name.startswith("bridge/") or name in BASE_CLASSES
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_language_model_libraries_load_inside_of_functions_of_the_one_adapter(name):
+def test_language_model_libraries_load_lazily_in_one_adapter(name):
     """A DomainBed command that uses none of our algorithms must not pay for them."""
     loaded = {imported.partition(".")[0] for imported in imports(MODULES[name], at_import_only=True)}
     if not name.startswith("mllm/") and name != "sweeps/miniature/tiny_model":  # which builds the embedded model
@@ -148,6 +149,6 @@ def test_language_model_libraries_load_inside_of_functions_of_the_one_adapter(na
         assert not loaded & HEAVY
 
 
-def test_the_folder_datasets_is_no_package():
+def test_datasets_folder_is_not_a_package():
     """With an `__init__.py` it would shadow Hugging Face's `datasets` wherever Python starts in the checkout."""
     assert not (CHECKOUT / "datasets" / "__init__.py").exists()

@@ -1,5 +1,6 @@
-"""What `pip install .` and `-e .` put into an environment, and that uninstalling takes all of it out again."""
+"""What `pip install .` and `-e .` install, and that uninstalling removes all of it."""
 
+import email
 import importlib.util
 import json
 import os
@@ -71,9 +72,10 @@ def _names(packages):
     return {path.name for path in packages.iterdir() if path.name != "__pycache__"}
 
 
-def test_the_wheel_holds_every_module_the_tiny_model_the_bundled_chains_and_the_pth_file(wheel):
+def test_the_wheel_holds_every_module_the_tiny_model_the_bundled_chains_and_the_startup_files(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = {"domainbed_reasoning.pth", "_domainbed_reasoning_hook.py", "domainbed_reasoning/py.typed"}
+    expected = {"_domainbed_reasoning_hook.py", "domainbed_reasoning/py.typed"}
+    expected |= {"domainbed_reasoning.pth", "domainbed_reasoning.start"}
     package = CHECKOUT / "domainbed_reasoning"
     expected |= {f"domainbed_reasoning/{path.relative_to(package).as_posix()}" for path in package.rglob("*.py")}
     expected |= {
@@ -92,6 +94,20 @@ def test_the_wheel_holds_every_module_the_tiny_model_the_bundled_chains_and_the_
     assert held == expected
 
 
+def test_the_metadata_names_the_license_the_python_versions_and_what_is_optional(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    assert (metadata["Author"], metadata["License-Expression"]) == ("the domainbed-reasoning developers", "MIT")
+    required = [text for text in metadata.get_all("Requires-Dist") if "extra ==" not in text]
+    assert any(text.startswith("bitsandbytes") for text in required)
+    of_domainbed = {text.split(";")[0] for text in metadata.get_all("Requires-Dist") if 'extra == "domainbed"' in text}
+    assert of_domainbed == {"backpack-for-pytorch", "gdown", "imageio", "parameterized", "timm", "wilds"}
+    assert not of_domainbed & set(required)
+    versions = {text.rpartition(" :: ")[2] for text in metadata.get_all("Classifier") if "Python :: 3." in text}
+    assert versions == {"3.11", "3.12", "3.13", "3.14"} and metadata.get_all("Project-URL") is None
+
+
 def test_an_installed_package_is_in_stock_sweeps_and_leaves_nothing_behind(wheel, environment, tmp_path):
     python, packages = environment
     before = _names(packages)
@@ -100,6 +116,25 @@ def test_an_installed_package_is_in_stock_sweeps_and_leaves_nothing_behind(wheel
     assert printed.count("--algorithm RDMLDG --data_dir") == 4
     _pip("uninstall", "--yes", "domainbed-reasoning", python=python)
     assert _names(packages) == before
+
+
+def test_the_start_file_installs_the_hook_where_import_lines_of_pth_files_are_ignored(wheel, environment, tmp_path):
+    """What `site` does with a `.start` file since Python 3.15 (PEP 829), twice, as it may in a virtual environment."""
+    python, packages = environment
+    _pip("install", "--no-deps", wheel, python=python)
+    (packages / "domainbed_reasoning.pth").unlink()
+    code = """
+import pkgutil, sys
+for line in 2 * open(sys.argv[1]).read().splitlines():
+    pkgutil.resolve_name(line)()
+import _domainbed_reasoning_hook as hook
+print(sum(isinstance(finder, hook._RegistryFinder) for finder in sys.meta_path))
+from domainbed import algorithms
+print("RDMLDG" in algorithms.ALGORITHMS)
+"""
+    variables = {**os.environ, "PYTHONPATH": str(STAND_IN)}
+    command = [python, "-c", code, packages / "domainbed_reasoning.start"]
+    assert subprocess.check_output(command, cwd=tmp_path, env=variables, text=True).split() == ["1", "True"]
 
 
 def test_an_editable_install_is_in_stock_sweeps_and_leaves_nothing_behind(checkout, environment, tmp_path):
@@ -240,7 +275,7 @@ def test_every_verb_runs_from_the_wheel_in_the_clone_that_is_the_working_directo
     assert re.search(r"\| RDMLDG \|.*\d\d?\.\d \|", printed["collect", folder]), printed["collect", folder]
 
 
-def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone, tmp_path):
+def test_missing_clone_is_reported_and_no_stand_in_is_used(in_a_clone, tmp_path):
     nowhere = {"cwd": tmp_path, "PYTHONPATH": "", upstream.VARIABLE: "", "code": 1}
     assert "DomainBed not found" in in_a_clone("doctor", **nowhere)
     study = ("study", "ablation", "--scale", "mini", "--launch", "--output_dir", tmp_path / "study")
@@ -248,7 +283,7 @@ def test_without_any_clone_the_verbs_say_so_and_no_stand_in_is_taken(in_a_clone,
         assert "DomainBed was not found. Run from inside your own clone" in in_a_clone(*words, **nowhere)
 
 
-def test_the_sdist_holds_what_it_takes_to_test_itself(checkout, tmp_path):
+def test_sdist_contains_everything_needed_for_its_tests(checkout, tmp_path):
     command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
     subprocess.run(command, cwd=checkout, check=True, capture_output=True)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:

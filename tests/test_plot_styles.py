@@ -1,4 +1,4 @@
-"""Series of one plot look different, however many there are."""
+"""Series of one plot are distinguishable, however many there are."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from domainbed_reasoning.plot_styles import series
 KINDS = 20
 
 
-def test_no_two_of_72_series_share_colour_and_marker_and_no_neighbours_either_of_them():
+def test_no_two_of_72_series_share_color_and_marker_and_no_neighbours_either_of_them():
     assert len({series(number)[:2] for number in range(72)}) == 72
     assert len({series(number) for number in range(288)}) == 288
     for number in range(71):

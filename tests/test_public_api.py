@@ -1,4 +1,4 @@
-"""The public names: lazy, typed, and doing what the README shows."""
+"""The public names: lazy, typed, and working as documented."""
 
 import ast
 import subprocess

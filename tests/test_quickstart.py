@@ -1,4 +1,4 @@
-"""`examples/quickstart.ipynb`: its cells run in order, in a fresh interpreter, and its stored outputs are theirs."""
+"""`examples/quickstart.ipynb`: its cells run in order in a fresh interpreter, with the stored outputs."""
 
 import json
 
@@ -15,7 +15,7 @@ for number, cell in enumerate(json.loads(open(sys.argv[1], encoding="utf-8").rea
 """
 
 
-def test_the_notebook_runs_and_prints_what_it_has_stored(either_domainbed, stock_environment, tmp_path):
+def test_notebook_reproduces_its_stored_outputs(either_domainbed, stock_environment, tmp_path):
     """Compared are the lines' words: losses and accuracies may differ in their digits from machine to machine."""
     cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
     done = run_python("-c", RUN, NOTEBOOK, cwd=tmp_path, env=stock_environment(either_domainbed))

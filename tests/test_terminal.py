@@ -1,4 +1,4 @@
-"""Output is printable text: no verb passes on control sequences of a name, a log or an answer."""
+"""Terminal output is printable: no verb passes on control sequences of names, logs or answers."""
 
 import io
 import json
@@ -12,14 +12,14 @@ from builders.files import define_toy, write_images
 from builders.processes import environment, run_python
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.sweeps.launchers.jobs import Failure, end_of, parse_job, report
-from domainbed_reasoning.terminal import json_line, one_line, printable, printable_streams
+from domainbed_reasoning.terminal import is_terminal, json_line, one_line, printable, printable_streams
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 NASTY = "a\x1b]0;TAKEN\x07\x9b31m\u202etxt.exe\u2066\x7f\ud800\u2028z"
 OBEYED = set("\x1b\x07\x9b\u202e\u2066\x7f\ud800\u2028")
 
 
-def test_what_a_terminal_obeys_is_spelt_out_and_all_else_stays():
+def test_control_characters_are_escaped_and_the_rest_is_unchanged():
     assert printable(NASTY) == r"a\x1b]0;TAKEN\x07\x9b31m\u202etxt.exe\u2066\x7f\ud800\u2028z"
     for kept in (
         "plain\n\ttext",
@@ -44,7 +44,7 @@ def test_every_encoding_can_print_all(encoding):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_json_says_the_same_to_its_readers(encoding):
+def test_json_output_is_equivalent(encoding):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     value = {NASTY: [NASTY, "é\U0001f415\n"]}
     line = json_line(value, stream)
@@ -107,7 +107,7 @@ def nasty_data(tmp_path, monkeypatch):
     ],
     ids=lambda verb: ascii(" ".join(verb)),
 )  # fmt: skip
-def test_no_verb_hands_on_what_a_terminal_obeys(nasty_data, verb, encoding, tmp_path, monkeypatch):
+def test_no_verb_prints_control_characters(nasty_data, verb, encoding, tmp_path, monkeypatch):
     """Whatever the verb says of these names, on a terminal of either encoding."""
     if verb[0] in ("check", "stats", "card", "browse", "annotate", "import", "export", "plan") and "--job" not in verb:
         verb = [*verb, "--dataset", "Toy", *(["--data_dir", str(nasty_data)] if verb[0] != "plan" else [])]
@@ -145,3 +145,16 @@ def test_training_prints_a_domains_name_as_text(capsys):
 
     report_chains(Task("Toy", ("a", "b"), ("art\x1b[31m\u202e", "zé"), (1,), labels=[[0], [1]]), True)
     assert capsys.readouterr().out == "Toy, art\\x1b[31m\\u202e: 0 of 1 images have a chain (0.0%)\n"
+
+
+def test_a_stream_that_also_writes_a_file_is_no_terminal():
+    """DomainBed's `misc.Tee` replaces the standard streams of a job and lacks `isatty`."""
+
+    class Tee:
+        pass
+
+    class Terminal:
+        def isatty(self):
+            return True
+
+    assert is_terminal(Terminal()) and not any(map(is_terminal, (Tee(), io.StringIO(), None)))

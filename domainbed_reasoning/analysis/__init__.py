@@ -1,1 +1,1 @@
-"""The paper's analyses and one beyond it, each with a module, a subcommand, a table and a plot."""
+"""The paper's analyses and an additional one, each with a module, a subcommand, a table and a plot."""

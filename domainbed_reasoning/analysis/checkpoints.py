@@ -1,4 +1,4 @@
-"""Checkpoints of any kind: base models and trained jobs."""
+"""Checkpoints to analyze: base models and trained jobs."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ class Checkpoint:
     """A model, not yet loaded.
 
     Attributes:
-        name: a folder, a checkpoint's file, a hub id or ``tiny``.
-        job: that trained it, or whose settings a base model uses; None for a base model alone.
+        name: a folder, a checkpoint file, a hub id or ``tiny``.
+        job: the job that trained it, or whose settings a base model uses; None for a plain base model.
         trained: whether the model has the job's adapters.
         file: name of the checkpoint in the job's folder.
+        trust_remote_code: whether Python files of a base model alone run; a job knows it itself.
     """
 
     name: str
     job: TrainedJob | None = None
     trained: bool = True
     file: str = LAST
+    trust_remote_code: bool = False
 
     def load(self, model: str | None = None) -> MLLM:
         """Load the model in evaluation mode, with its adapters merged unless the weights are quantized.
@@ -43,10 +45,10 @@ class Checkpoint:
             model: base model, if the job's path no longer exists.
 
         Raises:
-            ModelError: for a model that cannot be used.
+            ModelError: if the model cannot be used.
         """
         if self.job is None:
-            return load_mllm(self.name).eval()
+            return load_mllm(self.name, trust_remote_code=self.trust_remote_code).eval()
         mllm = self.job.load(model if self.trained else None)
         return mllm if mllm.quantized else mllm.merge()
 
@@ -54,7 +56,7 @@ class Checkpoint:
         """Return a base model with this job's precision and tiles, without its adapters.
 
         Args:
-            model: a folder, a hub id or ``tiny``; None takes the job's own base model.
+            model: a folder, a hub id or ``tiny``; None for the job's own base model.
         """
         assert self.job is not None
         name = model or str(self.job.hparams["model"])
@@ -98,28 +100,29 @@ def words_of_file(text: str) -> str:
     return re.sub(r"[^\w]+", "-", text).strip("-")
 
 
-def open_checkpoint(name: str) -> Checkpoint:
+def open_checkpoint(name: str, trust_remote_code: bool = False) -> Checkpoint:
     """Return the checkpoint of that name.
 
     Args:
         name: a job's or an exported folder, one of a job's checkpoints (``job/model_step20.pkl``), a model's folder, a
             hub id, or ``tiny``.
+        trust_remote_code: whether Python files that come with the model, or with a job's base model, run.
 
     Raises:
-        JobError: for a job without a saved model, or without that one.
+        JobError: if the job has no saved model, or not this checkpoint.
     """
     path = pathlib.Path(name).expanduser()
     if path.suffix == ".pkl":
-        return Checkpoint(name, read_job(path.parent, path.name), file=path.name)
+        return Checkpoint(name, read_job(path.parent, path.name, trust_remote_code), file=path.name)
     if path.is_dir() and ((path / TASK_FILE).is_file() or (path / "results.jsonl").is_file()):
-        return Checkpoint(name, read_job(path))
-    return Checkpoint(name)
+        return Checkpoint(name, read_job(path, trust_remote_code=trust_remote_code))
+    return Checkpoint(name, trust_remote_code=trust_remote_code)
 
 
 def records_of(folder: str | pathlib.Path) -> list[Mapping[str, Any]]:
-    """Return the records of a job's results.jsonl in order of their steps, without replaced ones (see `results_file`).
+    """Return the records of a job's results.jsonl by step, without replaced ones (see `results_file`).
 
-    Lines that are not records, such as one that was truncated when the job was killed, are left out.
+    Invalid lines, such as one truncated when the job was killed, are skipped.
     """
     run: list[Mapping[str, Any]] = []
     path = pathlib.Path(folder).expanduser() / "results.jsonl"

@@ -10,25 +10,25 @@ from domainbed_reasoning.mllm.pixels import from_picture
 
 
 class ShapesCues:
-    """ShapesReasoning: captions name four parts, and the background's hue is the cue, here always there (ρ = 1)."""
+    """ShapesReasoning: captions name four parts, and the background's hue is the cue, always present here (ρ = 1)."""
 
     def caption_for(self, label: int, caption: str) -> str:
-        """Return the caption with the four parts of the class in it."""
+        """Return the caption with its parts replaced by those of the class."""
         return shapes.with_parts_of(label, caption)
 
     def class_of(self, caption: str) -> int | None:
-        """Return the class with at most one part other than the caption's; no two can be so near."""
+        """Return the class that differs from the caption in at most one part; it is unique."""
         return shapes.class_in_caption(caption)
 
     def image(self, sample: SampleId, misleading: bool) -> torch.Tensor:
-        """Return the image on a background of its class's hue or of another's; nothing else in it changes."""
+        """Return the image on a background with its class's hue or another's; the rest is unchanged."""
         return from_picture(shapes.IMAGE_SIZE)(shapes.render(*sample, misleading=misleading, rho=1.0))
 
     def suggested(self, label: int) -> int:
-        """Return the class whose hue a misleading background has."""
+        """Return the class that a misleading background suggests."""
         return (label + shapes.MISLEADING_SHIFT) % len(shapes.CLASS_NAMES)
 
 
 def cues_of(dataset: str) -> ShapesCues | None:
-    """Return the ground truth of a dataset; None without one."""
+    """Return the ground truth of a dataset; None if it has none."""
     return ShapesCues() if dataset == "ShapesReasoning" else None

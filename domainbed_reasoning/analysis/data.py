@@ -1,4 +1,4 @@
-"""The data of an analysis: a dataset's images, class names and chains, as in a job."""
+"""The data of an analysis: images, class names and chains of a dataset, as in a job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class AnalysisData:
     """A dataset with one choice of target domains.
 
     Attributes:
-        task: its names, labels and chains.
+        task: names, labels and chains.
         environments: for every domain, its images by index.
     """
 
@@ -62,19 +62,19 @@ class AnalysisData:
         return torch.stack([self.environments[env][index][0].as_subclass(torch.Tensor) for env, index in samples])
 
     def draw(self, domains: Sequence[int], count: int, seed: int = 0, chained: bool = False) -> list[SampleId]:
-        """Return ``count`` samples, as many of each domain as of the others, in order; all where there are fewer.
+        """Return ``count`` samples in order, equally many from each domain; all if there are fewer.
 
         Args:
             domains: numbers of the domains.
-            count: how many; 0 takes all.
-            seed: of the choice.
+            count: number of samples; 0 for all.
+            seed: random seed.
             chained: only samples with a chain.
 
         Raises:
-            ValueError: where there is none, or ``count`` is negative.
+            ValueError: if there are no samples, or ``count`` is negative.
         """
         if count < 0:
-            raise ValueError(f"--images must be at least 0, which uses all; got {count}.")
+            raise ValueError(f"--images must be 0 (all) or more; got {count}.")
         drawn: list[SampleId] = []
         for position, env in enumerate(domains):
             known = [(env, index) for index in range(len(self.task.labels[env]))]
@@ -83,15 +83,15 @@ class AnalysisData:
             drawn += sorted(random.Random(seed).sample(known, min(share, len(known)))) if count else known
         if not drawn:
             raise ValueError(
-                f"{self.task.dataset}: no image{' with a chain' if chained else ''} in the chosen domains."
+                f"{self.task.dataset}: no images{' with chains' if chained else ''} in the selected domains."
             )
         return drawn
 
     def domains(self, chosen: Sequence[str]) -> list[int]:
-        """Return the numbers of domains given by number or name, or by the words ``sources``, ``target`` and ``all``.
+        """Return the indices of domains specified by index or name, or as ``sources``, ``target`` or ``all``.
 
         Raises:
-            ValueError: for an unknown one.
+            ValueError: for an unknown domain.
         """
         names = self.task.environments
         words = {"sources": self.sources, "target": list(self.task.test_envs), "all": list(range(len(names)))}
@@ -111,13 +111,13 @@ def data_of_job(
     chains: bool | str = False,
     model: str | None = None,
 ) -> AnalysisData:
-    """Return what a job was trained and tested on.
+    """Return the data that a job was trained and tested on.
 
     Args:
         job: the job.
         data_dir: folder of the data; None: as in the job.
-        chains: whether chains are read, or a chain file in place of the job's.
-        model: a base model in place of the job's, which may lie elsewhere on this machine.
+        chains: whether to read chains, or a chain file to use instead of the job's.
+        model: base model, if the job's path no longer exists.
 
     Raises:
         ValueError: for a dataset that is not ours.
@@ -125,7 +125,8 @@ def data_of_job(
     """
     records = records_of(job.folder)
     original = records[0]["args"].get("data_dir") if records else None
-    hparams = {**job.hparams, **({"model": model} if model else {})}
+    replaced = {"model": model, "revision": job.revision(model)} if model else {}
+    hparams = {**job.hparams, **replaced, "trust_remote_code": job.trust_remote_code}
     return build_data(job.dataset, data_dir or original, job.test_envs, hparams, chains)
 
 
@@ -137,15 +138,15 @@ def build_data(
     chains: bool | str = False,
     clip: str | None = None,
 ) -> AnalysisData:
-    """Return a dataset as DomainBed builds it for an MLLM algorithm, no image augmented.
+    """Return a dataset as DomainBed builds it for an MLLM algorithm, without augmentation.
 
     Args:
         dataset: name of one of our datasets.
-        data_dir: the folder that holds the dataset's; None for a rendered one.
-        test_envs: the target domains, whose chains are not read; [] makes all of them sources.
-        hparams: of a job; the others' defaults.
-        chains: whether chains are read, or the chain file, or ``bundled``.
-        clip: the CLIP that will look at the images; they come at its resolution, and no MLLM is needed.
+        data_dir: the folder that contains the dataset's folder; None for a rendered dataset.
+        test_envs: the target domains, whose chains are not read; [] makes all domains sources.
+        hparams: of a job; missing ones have their defaults.
+        chains: whether to read chains, or a chain file, or ``bundled``.
+        clip: the CLIP model for which images are prepared, instead of an MLLM.
 
     Raises:
         ValueError: for a dataset that is not ours.
@@ -163,7 +164,7 @@ def build_data(
     if dataset not in vars(datasets):
         raise registry.unknown("dataset", dataset, registry.DATASETS)
     if clip is not None:
-        settings["model"] = "tiny"  # for the names and chains, which are the same for every model
+        settings["model"] = "tiny"  # names and chains do not depend on the model
     built = vars(datasets)[dataset](data_dir, list(test_envs), settings)
     task = getattr(built, "task", None)
     if task is None:

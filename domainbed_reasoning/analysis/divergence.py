@@ -1,19 +1,20 @@
-"""Domain divergence of images against chains: the paper's comparison (arXiv 2602.23777), with a test.
+"""Domain divergence of images and of chains: the paper's comparison (arXiv 2602.23777), with a permutation test.
 
 For unit vectors x_1…x_m of one domain and y_1…y_n of another and a kernel k, the unbiased estimate (Gretton et al.,
 JMLR 2012, eq. 3) is
 
     MMD²_u = 1/(m(m-1)) Σ_{i≠j} k(x_i, x_j) + 1/(n(n-1)) Σ_{i≠j} k(y_i, y_j) - 2/(mn) Σ_{i,j} k(x_i, y_j)
 
-The paper takes the squared distance of the domains' mean vectors, ‖x̄ - ȳ‖²: the biased estimate with the linear kernel
-k(x, y) = x·y, the default here. ``rbf`` is exp(-‖x - y‖² / (2σ²)) with σ the median distance within both domains
-together. p is the share of random divisions of the pooled vectors with an MMD²_u as large, the observed one included.
+The paper uses the squared distance of the domains' mean vectors, ‖x̄ - ȳ‖²: the biased estimate with the linear kernel
+k(x, y) = x·y, the default here. ``rbf`` is exp(-‖x - y‖² / (2σ²)), where σ is the median distance within the pooled
+domains. p is the share of random permutations of the pooled vectors with an MMD²_u at least as large, including the
+observed one.
 
-The spread of vectors differs from encoder to encoder and from images to texts; ``relative`` is MMD²_u over the variance
-within the two domains, 1/2 (tr Cov x + tr Cov y), which does not depend on it.
+The spread of vectors depends on the encoder and the modality; ``relative`` is MMD²_u divided by the variance within the
+two domains, 1/2 (tr Cov x + tr Cov y), and does not depend on it.
 
-Of a chain the words are encoded, its stages' tags left out: the same ten in every text, they say nothing of a domain
-and would be part of every distance. Whether the paper leaves them out is not published.
+Chains are encoded without their stage tags: these are the same in every text, carry no information about the domain and
+would affect every distance. The paper does not state whether it removes them.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ PAPER = "paper, CLIP, squared distance of means, mean over pairs: images 0.239, 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far two domains' vectors are apart.
+    """The divergence between two domains' vectors.
 
     Attributes:
-        biased: the biased MMD²; with the linear kernel the squared distance of the means.
-        unbiased: MMD²_u, below 0 by chance where the domains do not differ.
-        relative: MMD²_u with the linear kernel over the variance within the domains.
-        p: of the permutation test, in (0, 1].
+        biased: the biased MMD²; with the linear kernel, the squared distance of the means.
+        unbiased: MMD²_u; may be negative if the domains do not differ.
+        relative: MMD²_u with the linear kernel, divided by the variance within the domains.
+        p: p value of the permutation test, in (0, 1].
     """
 
     biased: float
@@ -49,16 +50,16 @@ class Divergence:
 
 
 def mmd(x: torch.Tensor, y: torch.Tensor, kernel: str = "linear", permutations: int = PERMUTATIONS) -> Divergence:
-    """Return how far two samples are apart.
+    """Return the divergence between two samples.
 
     Args:
-        x: ``(m, d)``, m above 1.
-        y: ``(n, d)``, n above 1.
+        x: ``(m, d)`` with m > 1.
+        y: ``(n, d)`` with n > 1.
         kernel: ``linear`` or ``rbf``.
-        permutations: of the test.
+        permutations: number of permutations in the test.
 
     Raises:
-        ValueError: for fewer than two vectors or another kernel.
+        ValueError: for fewer than two vectors or an unknown kernel.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}.")
@@ -88,11 +89,11 @@ def _gram(vectors: torch.Tensor, kernel: str) -> torch.Tensor:
 
 
 def _estimates(gram: torch.Tensor, belongs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the biased and the unbiased MMD² of divisions of the pooled vectors.
+    """Return the biased and the unbiased MMD² of permutations of the pooled vectors.
 
     Args:
-        gram: k of all pairs, ``(N, N)``.
-        belongs: True for the vectors of the first sample, ``(P, N)``.
+        gram: the kernel's values for all pairs, ``(N, N)``.
+        belongs: True for vectors in the first sample, ``(P, N)``.
 
     Returns:
         ``(P,)`` each.
@@ -110,16 +111,16 @@ def _estimates(gram: torch.Tensor, belongs: torch.Tensor) -> tuple[torch.Tensor,
 def between_domains(
     images: Sequence[torch.Tensor], texts: Sequence[torch.Tensor], names: Sequence[str], kernel: str = "linear"
 ) -> list[dict[str, Any]]:
-    """Return a row for each pair of domains and modality, and a row of means for each modality.
+    """Return one row per pair of domains and modality, and one row of means per modality.
 
     Args:
-        images: the vectors of each domain's images.
-        texts: those of their chains.
-        names: of the domains.
+        images: image vectors of each domain.
+        texts: chain vectors of each domain.
+        names: names of the domains.
         kernel: ``linear`` or ``rbf``.
 
     Returns:
-        rows with ``modality``, the two domains, ``biased``, ``unbiased``, ``relative`` and ``p`` (None of a mean).
+        Rows with ``modality``, the two domains, ``biased``, ``unbiased``, ``relative`` and ``p`` (None for means).
     """
     rows: list[dict[str, Any]] = []
     for modality, vectors in (("images", images), ("chains", texts)):

@@ -1,4 +1,4 @@
-"""Image and text encoders, a pair each: CLIP's towers, or those of a multimodal LLM."""
+"""Pairs of image and text encoders: CLIP's towers, or those of a multimodal LLM."""
 
 from __future__ import annotations
 
@@ -11,42 +11,43 @@ import tqdm
 from domainbed_reasoning.analysis.checkpoints import open_checkpoint
 from domainbed_reasoning.mllm import MLLM, ModelError
 from domainbed_reasoning.mllm.clip import CLIP, is_clip, load_clip
+from domainbed_reasoning.mllm.devices import default_device
 
 DEFAULT = "openai/clip-vit-base-patch16"
 
 
 class Encoder(Protocol):
-    """Images and texts as unit vectors."""
+    """Encodes images and texts as unit vectors."""
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the vectors of images, ``(n, 3, H, W)`` bytes: ``(n, d)``, float32, on the CPU."""
+        """Encode images, ``(n, 3, H, W)`` bytes; return ``(n, d)``, float32, on the CPU."""
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the vectors of texts: ``(n, d')``, float32, on the CPU."""
+        """Encode texts; return ``(n, d')``, float32, on the CPU."""
 
 
 def load_encoder(name: str, model: str | None = None) -> Encoder:
     """Load a pair of encoders.
 
     Args:
-        name: a CLIP or an MLLM: a folder, a hub id, a job's folder or checkpoint, ``tiny`` (the embedded MLLM) or
-            ``tiny-clip`` (random weights, for trying things out).
-        model: a base model in place of the job's, which may lie elsewhere on this machine.
+        name: a CLIP model or an MLLM: a folder, a hub id, a job's folder or checkpoint, ``tiny`` (the embedded MLLM) or
+            ``tiny-clip`` (random weights, for testing).
+        model: base model, if the job's path no longer exists.
 
     Raises:
-        ModelError: for a model that cannot be used.
+        ModelError: if the model cannot be used.
     """
     clip = clip_named(name)
     if clip is not None:
-        return ClipEncoder(load_clip(clip).to("cuda" if torch.cuda.is_available() else "cpu"))
+        return ClipEncoder(load_clip(clip).to(default_device()))
     return MLLMEncoder(open_checkpoint(name).load(model))
 
 
 def clip_named(name: str) -> str | None:
-    """Return the CLIP, as `load_clip` takes it, that an encoder's name stands for; None for an MLLM.
+    """Return the argument of `load_clip` for an encoder's name; None for an MLLM.
 
     Raises:
-        ModelError: for a model that cannot be had.
+        ModelError: if the model is not available.
     """
     if name == "tiny-clip":
         return "tiny"
@@ -54,7 +55,7 @@ def clip_named(name: str) -> str | None:
 
 
 class ClipEncoder:
-    """CLIP's two towers, which share a space; of a text longer than 77 tokens the mean over its windows."""
+    """CLIP's two towers, which share a space; texts longer than 77 tokens are the mean over their windows."""
 
     def __init__(self, clip: CLIP):
         self.clip = clip
@@ -73,16 +74,16 @@ class ClipEncoder:
 
 
 class MLLMEncoder:
-    """An MLLM's own towers, which share no space and were never trained to be compared.
+    """An MLLM's own towers, which do not share a space and were not trained for comparison.
 
-    An image is the mean over its projected tokens, a text the mean over the language model's last hidden states.
+    An image is the mean of its projected tokens, a text the mean of the language model's last hidden states.
     """
 
     def __init__(self, mllm: MLLM):
         if not mllm.family.tree:
             raise ModelError(
-                f"{mllm.family.name}: its towers cannot be read apart, because it is computed by the general path. "
-                "Use CLIP as the encoder, or a model of a family with shared-prefix rows."
+                f"{mllm.family.name} runs on the general path, which cannot encode with separate towers. Use CLIP as "
+                "the encoder, or a model of a family with shared-prefix rows."
             )
         self.mllm = mllm
 

@@ -1,9 +1,9 @@
-"""Entropy reduction by fine-tuning, and its top tokens: the paper's pattern mismatch (arXiv 2602.23777).
+"""Entropy reduction by fine-tuning and its top tokens: the paper's pattern mismatch (arXiv 2602.23777).
 
     ΔH(w) = mean over the positions t of token w of [H_A(t) - H_B(t)],   H in nats, A before and B after
 
-for a teacher's chains and for the model's own. The paper's 15 tokens of largest ΔH differ wholly between the two:
-context, viewpoint and background with the teacher's, class words with its own.
+for teacher chains and for self-generated ones. In the paper, the 15 tokens with the largest ΔH are disjoint: context,
+viewpoint and background for teacher chains, class words for self-generated ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from domainbed_reasoning.analysis.target_tokens import TokenTable
 
 TOP = 15
-LEAST = 3  # a token that stands in fewer places says little; the paper names no bound
+LEAST = 3  # rarer tokens are not informative; the paper states no bound
 PAPER = (
     "paper, InternVL3-8B: the 15 tokens of teacher chains (context, viewpoint, background) and of self-generated\n"
     "chains (class words) have none in common"
@@ -24,18 +24,18 @@ PAPER = (
 
 
 def reductions(before: TokenTable, after: TokenTable, least: int = LEAST) -> list[dict[str, Any]]:
-    """Return each word token's entropy reduction, the largest first.
+    """Return the entropy reduction of each word token, in descending order.
 
-    Tags and the end of the turn are left out. Tokens are alike that differ in case or in the space before them.
+    Tags and the end of the turn are left out. Tokens that differ only in case or leading space are merged.
 
     Args:
         before: the answers' tokens under A.
         after: the same tokens under B.
-        least: tokens in fewer places are left out.
+        least: minimum number of positions of a token.
 
     Returns:
-        rows with ``token``, ``n`` places, ``before``, ``after`` and ``reduction`` in nats, ``of_class``: whether the
-        token stands in a conclusion.
+        Rows with ``token``, ``n`` (number of positions), ``before``, ``after`` and ``reduction`` in nats, and
+        ``of_class``: whether the token occurs in a conclusion.
     """
     places: dict[str, list[int]] = {}
     for position, (token, kind) in enumerate(zip(before.token, before.kind, strict=True)):
@@ -53,6 +53,6 @@ def reductions(before: TokenTable, after: TokenTable, least: int = LEAST) -> lis
 
 
 def overlap(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], top: int = TOP) -> float:
-    """Return the share of tokens that two lists' first ``top`` have in common, |A ∩ B| / |A ∪ B|, in [0, 1]."""
+    """Return the overlap of the first ``top`` tokens of two lists, |A ∩ B| / |A ∪ B|, in [0, 1]."""
     a, b = {row["token"] for row in one[:top]}, {row["token"] for row in other[:top]}
     return len(a & b) / len(a | b) if a | b else 0.0

@@ -1,32 +1,32 @@
-"""Does the conclusion follow the chain? Shares of a model's answers to images; beyond the paper (arXiv 2602.23777).
+"""Does the conclusion follow the chain? Faithfulness measures, not part of the paper (arXiv 2602.23777).
 
-For an image x with label y let r be the chain that the model writes itself, ŷ the class that it concludes with, c a
-beginning of r, and f(x | c) the class with which the model concludes an answer to x that must begin with c. Of the
-images whose chain names a class:
+For an image x with label y, let r be the model's own chain, ŷ the class that it concludes with, c a prefix of r, and
+f(x | c) the conclusion of the model's answer to x when forced to start with c. Shares of the images whose chain names a
+class:
 
     right                   ŷ = y
     agrees with label path  ŷ = argmax_k log p(k | x, q_cls)
-    kept without image      f(grey | c) = ŷ: the chain alone carries its conclusion
+    kept without image      f(gray | c) = ŷ: the chain alone determines its conclusion
     swapped image           x' with {ŷ', y'} ∩ {ŷ, y} = ∅, each x' about once: f(x' | c) = ŷ follows the chain, = ŷ' the
                             image
-    edited caption          c' is c up to its caption, with the caption of the class k = ŷ' of such an x' in its place:
+    edited caption          c' is c up to its caption, replaced by the caption of the class k = ŷ' of such an x':
                             f(x | c') = k follows the caption, = ŷ the image
-    caption's class         the class whose parts the caption names (where captions have a known code), against ŷ and y
+    caption's class         the class whose parts the caption names (if captions have a known code), against ŷ and y
 
-Where captions have a known code, the edit changes the parts in the model's own sentences, and counts if the caption
-told another class than k before it and tells k after it.
+If captions have a known code, the edit changes the parts in the model's own sentences, and counts if the caption
+describes a class other than k before the edit, and k after it.
 
-Where a cue is known, x is drawn with the cue of y and with that of a class k ≠ y. Of the images on which both answers
-name a class, for the classification path of all:
+If the cue is known, x is rendered with the cue of y and with that of a class k ≠ y. Shares of the images for which both
+answers name a class (for the classification path: of all images):
 
-    right                   with either cue
+    right                   with each cue
     follows the cue         f(x with the cue of k) = k
     changed by the cue      the two answers differ
 
-and of the images whose chain names a class with the cue of y, the share that names none with the cue of k.
+and, of the images whose chain names a class with the cue of y, the share that names none with the cue of k.
 
-Swapped and missing images are tried with two beginnings: c up to the tag that opens the conclusion, and c up to where r
-first names ŷ, which often is before the conclusion and decides it.
+Swapped and missing images are evaluated with two prefixes: c up to the opening tag of the conclusion, and c up to the
+first mention of ŷ in r, which is often before the conclusion and determines it.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Reader:
     Attributes:
         mllm: the model.
         data: questions and class names.
-        max_new_tokens: of a chain.
-        batch: images at a time.
+        max_new_tokens: maximum length of a chain in tokens.
+        batch: batch size.
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
 
@@ -73,14 +73,14 @@ class Reader:
     exact: bool = False
 
     def chains(self, pixels: torch.Tensor) -> list[str]:
-        """Return the model's chain of every image, ``(n, 3, H, W)``, in canonical form where it names a class."""
+        """Return the model's chain for every image, ``(n, 3, H, W)``; in canonical form if it names a class."""
         parts = pixels.split(self.batch)
         question, names = self.data.q_reason, self.data.task.class_names
         written = [chain for part in parts for chain in self.mllm.generate(part, question, self.max_new_tokens)]
         return [read_conclusion(chain, names, self.exact).text for chain in written]
 
     def conclude_from(self, pixels: torch.Tensor, beginnings: Sequence[str]) -> list[int | None]:
-        """Return the classes that completions of the beginnings conclude with; None for those that name none."""
+        """Return the classes that completions of the prefixes conclude with; None for those that name none."""
         answers: list[int | None] = []
         for start in range(0, len(pixels), self.batch):
             begun = beginnings[start : start + self.batch]
@@ -92,7 +92,7 @@ class Reader:
         return answers
 
     def labels(self, pixels: torch.Tensor) -> list[int]:
-        """Return the classification path's class of every image."""
+        """Return the classification path's answer for every image."""
         names = self.data.task.class_names
         parts = [self.mllm.class_scores(part, self.data.q_cls, names) for part in pixels.split(self.batch)]
         classes: list[int] = torch.cat(parts).argmax(1).tolist()
@@ -100,16 +100,16 @@ class Reader:
 
 
 def measure(reader: Reader, samples: Sequence[SampleId], cues: ShapesCues | None) -> tuple[list[Row], list[Any]]:
-    """Return the shares of a model's answers to images, and the answers behind them.
+    """Return the shares for a model, and the answers that they are based on.
 
     Args:
         reader: the model.
         samples: the images.
-        cues: what is known of captions and of a misleading cue in them; None where nothing is.
+        cues: ground truth of captions and the cue; None if unknown.
 
     Returns:
-        rows with ``what``, ``n``, ``share`` and its 95% interval, of a model none of whose chains names a class the
-        share that does alone; a row an image.
+        Rows with ``what``, ``n``, ``share`` and its 95% interval (only the share that names a class if no chain does),
+        and one row per image.
     """
     pixels = reader.data.pixels(samples)
     true = [reader.data.label(sample) for sample in samples]
@@ -138,7 +138,7 @@ def measure(reader: Reader, samples: Sequence[SampleId], cues: ShapesCues | None
 
 
 def pool(rows: Sequence[Row]) -> list[Row]:
-    """Return the shares of each kind of job together, images as if independent; targets and seeds are of one kind.
+    """Return the pooled shares of each kind of job over targets and seeds, treating images as independent.
 
     Args:
         rows: of `measure`, each with its job's ``algorithm``, ``dataset`` and ``setting``.
@@ -155,12 +155,12 @@ def pool(rows: Sequence[Row]) -> list[Row]:
 
 
 def before_conclusion(chain: str) -> str:
-    """Return a chain up to the tag that opens its conclusion, with the tag."""
+    """Return a chain up to and including the opening tag of its conclusion."""
     return chain[: chain.index(_TO_CONCLUSION) + len(_TO_CONCLUSION)]
 
 
 def before_naming(chain: str) -> str:
-    """Return a chain up to where it first names what it concludes with; no further than `before_conclusion`."""
+    """Return a chain up to the first mention of its conclusion; at most up to `before_conclusion`."""
     start = before_conclusion(chain)
     named = first_naming(chain, conclusion_of(chain) or "", len(start) - len(_TO_CONCLUSION))
     return start[: named[0]].rstrip() if named else start
@@ -170,26 +170,26 @@ BEGINNINGS = {"to the conclusion": before_conclusion, "to the naming": before_na
 
 
 def caption_of(chain: str) -> str | None:
-    """Return the text of a chain's caption; None where it has none."""
+    """Return the text of a chain's caption; None if it has none."""
     _, opened, rest = chain.partition(_CAPTION)
     text, closed, _ = rest.partition(_CAPTION_END)
     return text.strip() if opened and closed else None
 
 
 def with_caption(chain: str, caption: str) -> str:
-    """Return a chain up to the end of its caption, with another caption in its place."""
+    """Return a chain up to the end of its caption, with the caption replaced."""
     return f"{chain[: chain.index(_CAPTION) + len(_CAPTION)]}{caption}{_CAPTION_END}"
 
 
 def partners(answered: Sequence[tuple[int, int]], seed: int = 0) -> list[int | None]:
-    """Return for each image another one, with which it has no class in common; None where there is none.
+    """Return a partner for each image with which it has no class in common; None if there is none.
 
-    Concluded and true class of the one are neither class of the other, so that no answer speaks for both. The one that
-    has waited longest is taken, first in an order drawn by ``seed``: each about once, wherever its class stands.
+    The concluded and true classes of the two are disjoint, so that answers can be attributed. The least recently used
+    candidate is taken, initially in a random order: each image serves about once, regardless of the class order.
 
     Args:
         answered: concluded and true class of each image.
-        seed: of the order.
+        seed: seed of the order.
     """
     waiting = random.Random(seed).sample(range(len(answered)), len(answered))
     found: list[int | None] = []
@@ -275,7 +275,7 @@ def _caption_says(rows: list[Row], named: list[int], cues: ShapesCues) -> list[R
 
 
 def _cue_followed(reader: Reader, samples: Sequence[SampleId], rows: list[Row], cues: ShapesCues) -> list[Row]:
-    """Ask about the same images with the true class's cue and with another's; nothing else differs."""
+    """Evaluate the same images with the true class's cue and with another's, all else being equal."""
     names = reader.data.task.class_names
     for cue, misleading in (("true_cue", False), ("misleading_cue", True)):
         pixels = torch.stack([cues.image(sample, misleading) for sample in samples])

@@ -1,4 +1,4 @@
-"""Finds where a chain first names the class that it concludes with, which the conclusion can then copy."""
+"""Finds the first mention of the class that a chain concludes with, which the conclusion may then copy."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import re
 
 
 def first_naming(text: str, name: str, end: int) -> tuple[int, int] | None:
-    """Return where ``name`` first stands in ``text`` before ``end``, as a word of its own; None where it does not.
+    """Return the first position of ``name`` in ``text`` before ``end`` as a separate word; None if there is none.
 
-    Never by containment, ``cat`` is in ``located``; in whatever case, with spaces or underscores between its words.
+    Never matches inside words (``cat`` in ``located``); ignores case and treats spaces and underscores as equal.
 
     Args:
-        text: of a chain, or of its beginning.
-        name: what it concludes with.
-        end: positions from here on do not count.
+        text: of a chain, or a prefix of one.
+        name: its conclusion.
+        end: positions from here on are ignored.
 
     Returns:
-        the positions of its first character and after its last one, in the text as it is given.
+        Start and end positions in ``text``.
     """
     words = r"[\s_]+".join(map(re.escape, name.replace("_", " ").split()))
     found = re.search(rf"(?<!\w){words}(?!\w)", text[:end], re.IGNORECASE) if words else None

@@ -115,7 +115,7 @@ def rounds(rows: Rows, title: str, path: pathlib.Path) -> None:
                 if its == kind and row.get(key) is not None:
                     jobs.setdefault(row["job"], []).append((row["stage"], row[key]))
             for points in jobs.values():
-                last = dict(points)  # of a stage that was evaluated several times the end
+                last = dict(points)  # the last evaluation of each stage
                 for stage, value in last.items():
                     by_stage.setdefault(stage, []).append(value)
                 if len(jobs) > 1:

@@ -1,4 +1,4 @@
-"""The files of an analysis: a table, a text and a plot, which never overwrite those of another command."""
+"""The output files of an analysis (table, text and plot), which never overwrite those of another command."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ class Results:
     """The files of one analysis.
 
     Attributes:
-        folder: that contains them; it exists.
-        name: of all files, without suffix.
-        command: that writes them.
+        folder: existing folder of the files.
+        name: name of all files, without suffix.
+        command: the command that writes them.
+        as_json: whether the verb prints JSON.
     """
 
     folder: pathlib.Path
     name: str
     command: str
+    as_json: bool = False
 
     def path(self, suffix: str) -> pathlib.Path:
-        """Return the file with that ending, such as ``.csv`` or ``_answers.csv``."""
+        """Return the path of the file with that suffix, such as ``.csv`` or ``_answers.csv``."""
         return self.folder / f"{self.name}{suffix}"
 
     def text(self, summary: str) -> str:
@@ -35,17 +37,17 @@ class Results:
 
 
 def results_at(folder: pathlib.Path, name: str, command: str) -> Results:
-    """Return the files that an analysis may write, after creating the folder.
+    """Return the files that an analysis writes, after creating the folder.
 
-    The same command overwrites its files; if another or unknown command wrote them, the name gets a number.
+    Files of the same command are overwritten; if another or an unknown command wrote them, the name gets a number.
 
     Args:
-        folder: of the files.
-        name: of the analysis and of what it is about.
-        command: that runs.
+        folder: folder of the files.
+        name: the analysis and its subject.
+        command: the command being run.
 
     Raises:
-        OSError: where nothing can be written.
+        OSError: if the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = 1

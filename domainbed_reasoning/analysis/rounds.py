@@ -1,16 +1,16 @@
-"""SARR round by round: accepted share, length, agreement with the label path, accuracy (arXiv 2602.23777).
+"""SARR by round: acceptance, chain length, agreement with the label path, accuracy (arXiv 2602.23777).
 
-From a job's records: of every evaluation, which falls on a stage's end, the accuracies, and of round k
+From a job's records: the accuracies of every evaluation (at the ends of stages) and, for round k,
 
-    accepted_k = kept chains / written chains,
+    accepted_k = kept chains / generated chains,
 
-when the round is over, as the records of its end and after it say. A record within a round has the share so far. (Jobs
-of earlier versions have in it, and so for the last round, the mean over the steps since the record before.)
+at the end of the round, as recorded then and later. Records within a round have the share so far. (In jobs of earlier
+versions, these records, and thus the last round's, have the mean over the steps since the previous record.)
 
-What records do not hold is asked of the checkpoints that DomainBed's ``--save_model_every_checkpoint`` leaves, on a
-sample of images: the length of a chain in words, the share that name a class, the agreement of its conclusion with the
-classification path, and both answers' accuracies. They answer as the job did, by the elected chain where it voted. A
-chain that names no class is wrong here and in the job's answers.json; DomainBed's records take the label path's answer.
+Other measures are computed with the checkpoints of DomainBed's ``--save_model_every_checkpoint`` on a sample of images:
+chain length in words, the share of chains that name a class, agreement of conclusions with the classification path, and
+both answers' accuracies. Checkpoints answer with the job's settings, including majority votes. A chain that names no
+class is wrong here and in the job's answers.json; DomainBed's records use the label path's answer instead.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ PAPER = (
 
 
 def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[dict[str, Any]]:
-    """Return a row for each of a job's evaluations.
+    """Return one row per evaluation of a job.
 
     Args:
         folder: of the job.
         test_envs: its target domains.
 
     Returns:
-        rows with ``step``, ``stage`` (-1 at DomainBed's step 0, 0 with the teacher's chains, k in SARR's round k),
-        ``accepted`` of the whole round (None outside of one), ``source_out`` and ``target`` accuracies, in [0, 1].
+        Rows with ``step``, ``stage`` (-1 at DomainBed's step 0, 0 on teacher chains, k in SARR's round k),
+        ``accepted`` of the whole round (None outside of rounds), ``source_out`` and ``target`` accuracies in [0, 1].
 
     Raises:
-        ValueError: for a job without records, or one that has no stages.
+        ValueError: if the job has no records or no stages.
     """
     records = records_of(folder)
     if not records:
@@ -78,8 +78,8 @@ def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[d
 def _stage_of(record: Mapping[str, Any]) -> int:
     """Return the stage that an evaluation ends, -1 for step 0.
 
-    The record's own ``stage`` is a mean over the steps since the last evaluation; the last round begun is told by the
-    shares in it.
+    The record's own ``stage`` is a mean over the steps since the last evaluation; the shares in the record identify the
+    latest round.
     """
     if not record["step"]:
         return -1
@@ -103,15 +103,17 @@ def from_checkpoints(
     data: AnalysisData,
     samples: Sequence[SampleId],
     model: str | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[int, dict[str, Any]]:
-    """Return what the checkpoints answer, by step; steps whose checkpoint was not saved are absent.
+    """Return the checkpoints' measures by step; steps without a saved checkpoint are absent.
 
     Args:
         folder: of the job.
         steps: of its evaluations, in order.
-        data: whose images are asked about.
-        samples: which of them.
-        model: a base model in place of the job's.
+        data: the dataset.
+        samples: samples to evaluate.
+        model: base model, if the job's path no longer exists.
+        trust_remote_code: see `read_job`.
     """
     path = pathlib.Path(folder).expanduser()
     files = {step: path / f"model_step{step}.pkl" for step in steps}
@@ -119,32 +121,32 @@ def from_checkpoints(
     there = {step: file for step, file in files.items() if file.is_file()}
     found = {}
     for step, file in tqdm.tqdm(there.items(), "checkpoints", disable=None):
-        found[step] = _answers_of(path, file.name, data, samples, model)
+        job = read_job(path, file.name, trust_remote_code)
+        found[step] = _answers_of(Checkpoint(str(folder), job), data, samples, model)
     return found
 
 
 def _answers_of(
-    folder: pathlib.Path, file: str, data: AnalysisData, samples: Sequence[SampleId], model: str | None
+    checkpoint: Checkpoint, data: AnalysisData, samples: Sequence[SampleId], model: str | None
 ) -> dict[str, Any]:
-    """Return what one checkpoint answers; its model is gone before the next one loads."""
-    job = read_job(folder, file)
-    return answer_both_ways(Checkpoint(str(folder), job).load(model), data, samples, *job.chain_settings)
+    """Return one checkpoint's measures; its model is freed before the next one loads."""
+    assert checkpoint.job is not None
+    return answer_both_ways(checkpoint.load(model), data, samples, *checkpoint.job.chain_settings)
 
 
 def without_checkpoint(folder: str | pathlib.Path, steps: Sequence[int], answered: Collection[int]) -> str | None:
-    """Return which of a job's evaluations have no checkpoint, and what would have saved them; None where all have.
+    """Return a message about evaluations without a checkpoint and how to save them; None if all have one.
 
     Args:
         folder: of the job.
         steps: of its evaluations.
-        answered: those whose checkpoints have answered.
+        answered: steps whose checkpoints were evaluated.
     """
     missing = ", ".join(str(step) for step in steps if step not in answered)
     if not missing:
         return None
-    return (
-        f"{pathlib.Path(folder).name}: no checkpoint of step {missing}; train --save_model_every_checkpoint saves them"
-    )
+    name = pathlib.Path(folder).name
+    return f"{name}: no checkpoint of step {missing}; train with --save_model_every_checkpoint to save them"
 
 
 def answer_both_ways(
@@ -157,7 +159,7 @@ def answer_both_ways(
     vote_temperature: float = 0.0,
     exact: bool = False,
 ) -> dict[str, Any]:
-    """Return a model's answers to images by both paths, as shares in [0, 1] and the mean length of a chain in words."""
+    """Return a model's measures by both paths: shares in [0, 1] and the mean chain length in words."""
     voting = (votes, vote_temperature, exact)
     names = data.task.class_names
     words = parsed = agree = by_chain = by_label = 0

@@ -1,4 +1,4 @@
-"""Which jobs are of one kind: the same algorithm, dataset, hyper-parameters and checkpoint; targets and seeds apart."""
+"""Groups jobs by algorithm, dataset, hyper-parameters and checkpoint, ignoring targets and seeds."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from domainbed_reasoning.analysis.checkpoints import Checkpoint
 
 
 def settings_of(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Return, per job, the settings that differ among jobs of its algorithm and dataset, ``name=value, …``, per job.
+    """Return, per job, the settings that differ among jobs of its algorithm and dataset, ``name=value, …``.
 
     Args:
-        checkpoints: of jobs.
+        checkpoints: the jobs' checkpoints.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     hparams: list[Mapping[str, Any]] = []
@@ -31,7 +31,7 @@ def settings_of(checkpoints: Sequence[Checkpoint]) -> list[str]:
 
 
 def kinds_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return for each row the kind of its job in words: algorithm, dataset where there are several, setting.
+    """Return a readable name of each row's kind of job: algorithm, dataset if there are several, setting.
 
     Args:
         rows: with ``algorithm``, ``dataset`` and ``setting``.

@@ -1,4 +1,4 @@
-"""Results of an analysis as CSV files, and intervals of shares."""
+"""Results of an analysis as CSV files, and confidence intervals of shares."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from domainbed_reasoning.files.atomic import replace_text
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows to ``path``, atomically; floats with six digits, nothing where a row lacks a key of another."""
+    """Write rows to ``path`` atomically; floats have six digits, missing keys are empty cells."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
@@ -24,7 +24,7 @@ def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows with the same keys as aligned columns; floats with three digits after the point."""
+    """Return rows with the same keys as aligned columns; floats have three decimals."""
     if not rows:
         return "(nothing)"
     cells = [list(rows[0])] + [[_shown(value) for value in row.values()] for row in rows]
@@ -52,6 +52,6 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
 
 def share_row(name: str, hits: Sequence[bool]) -> dict[str, Any]:
-    """Return a row of a share: its name, n, the share in [0, 1] (None of nothing) and its 95% interval."""
+    """Return the row of a share: its name, n, the share in [0, 1] (None if n is 0) and its 95% interval."""
     low, high = wilson(sum(hits), len(hits))
     return {"what": name, "n": len(hits), "share": sum(hits) / len(hits) if hits else None, "low": low, "high": high}

@@ -1,4 +1,4 @@
-"""What a model expects at every token of given answers: the probability of the true one, and the entropy.
+"""Per-token predictions of a model for fixed answers: the probability of the target token, and the entropy.
 
 p_t = p(r_t | r_<t, x, q) of each target token r_t, H_t = -Σ_v p(v | r_<t, x, q) log p(v | r_<t, x, q) in nats.
 """
@@ -37,7 +37,7 @@ KINDS = ("word", "naming", "class", "tag", "end")
 
 @dataclass(frozen=True)
 class TargetTexts:
-    """Answers to one question, an image each, whose tokens a model is to predict.
+    """Answers to one question about n images, whose tokens a model predicts.
 
     Attributes:
         question: q_cls or q_reason.
@@ -52,15 +52,15 @@ class TargetTexts:
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Every target token of the answers, one after another.
+    """All target tokens of the answers, concatenated.
 
     Attributes:
-        answer: the number of the answer that it is part of, ``(N,)``.
-        token: its text.
-        kind: ``class`` in a class name or a chain's conclusion, ``naming`` where a chain first names what it will
-            conclude with, ``tag`` in a stage's tag, ``end`` of the turn, else ``word``, ``(N,)``.
+        answer: index of the answer that contains the token, ``(N,)``.
+        token: text of the token.
+        kind: ``class`` in a class name or a chain's conclusion, ``naming`` at the first mention of a chain's
+            conclusion, ``tag`` in a stage's tag, ``end`` of the turn, else ``word``, ``(N,)``.
         probability: of the token, in [0, 1], ``(N,)``.
-        entropy: of the distribution over it, in nats, ``(N,)``.
+        entropy: of the predicted distribution, in nats, ``(N,)``.
     """
 
     answer: np.ndarray
@@ -82,15 +82,15 @@ def teacher_targets(data: AnalysisData, samples: Sequence[SampleId]) -> TargetTe
 
 @dataclass(frozen=True)
 class Labeling:
-    """How SARR's labeller writes chains and keeps them, as in its hyper-parameters.
+    """How SARR's labeler generates and filters chains, from its hyper-parameters.
 
     Attributes:
-        max_new_tokens: of a chain.
-        batch: images at a time.
-        votes: chains an image.
-        temperature: at which they are sampled; 0 is greedy.
-        top_p: of sampling, in (0, 1].
-        filter: which chains are kept, the hparam ``sarr_filter``.
+        max_new_tokens: maximum length of a chain in tokens.
+        batch: batch size.
+        votes: chains per image.
+        temperature: sampling temperature; 0 is greedy.
+        top_p: nucleus sampling, in (0, 1].
+        filter: the hparam ``sarr_filter``.
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
 
@@ -104,7 +104,7 @@ class Labeling:
 
     @property
     def description(self) -> str:
-        """How chains are generated and filtered, in words."""
+        """Readable description of generation and filtering."""
         written = f"sampled at temperature {self.temperature:g}" if self.temperature > 0 else "greedy"
         voted = f", majority of {self.votes}" if self.votes > 1 else ""
         return f"{written}{voted}{_FILTERED[self.filter]}"
@@ -117,7 +117,7 @@ class Labeling:
 
 
 def labeling_of(hparams: Mapping[str, Any]) -> Labeling:
-    """Return how a job labels in SARR's rounds; without rounds, as in the paper, greedily and by conclusion."""
+    """Return a job's settings in SARR rounds; without rounds the paper's: greedy, filtered by conclusion."""
     return Labeling(
         hparams["max_new_tokens"],
         hparams["eval_batch"],
@@ -130,15 +130,15 @@ def labeling_of(hparams: Mapping[str, Any]) -> Labeling:
 
 
 def own_targets(mllm: MLLM, data: AnalysisData, samples: Sequence[SampleId], labeling: Labeling) -> TargetTexts:
-    """Return the model's own chains that SARR would keep, for these images in this order.
+    """Return the model's own chains for these images, in order, that SARR would keep.
 
     Raises:
-        ValueError: none is kept.
+        ValueError: if none is kept.
     """
     asked = (data.q_cls, data.q_reason, tuple(data.task.class_names), labeling.max_new_tokens, labeling.batch)
     labels = labels_of_round(lambda: nullcontext(mllm), Questions(*asked, labeling.exact), labeling.hparams)
     kept: list[tuple[SampleId, str]] = []
-    for start in tqdm.tqdm(range(0, len(samples), labeling.batch), "writing chains", disable=None):
+    for start in tqdm.tqdm(range(0, len(samples), labeling.batch), "generating chains", disable=None):
         part = samples[start : start + labeling.batch]
         with seeded(0, "own chains", part):
             chains = labels.chains_for(data.pixels(part), [data.label(sample) for sample in part], part)
@@ -156,17 +156,17 @@ def spelt(mllm: MLLM, text: str) -> list[str]:
 
 
 def check_same_tokens(mllm: MLLM, answers: TargetTexts, table: TokenTable, before: str, after: str) -> None:
-    """Check that a model tokenizes the answers as in a table.
+    """Check that a model's tokens of the answers equal those in a table.
 
     Args:
-        mllm: the model, which has not read them yet.
+        mllm: the model.
         answers: n texts.
         table: another model's predictions at their tokens.
-        before: the other model's name, for the message.
-        after: the model's name.
+        before: name of the other model, for the message.
+        after: name of the model.
 
     Raises:
-        ValueError: the tokens differ.
+        ValueError: if the tokens differ.
     """
     if [token for text in answers.texts for token in spelt(mllm, text)] != table.token:
         raise ValueError(
@@ -176,13 +176,13 @@ def check_same_tokens(mllm: MLLM, answers: TargetTexts, table: TokenTable, befor
 
 
 def read_tokens(mllm: MLLM, data: AnalysisData, answers: TargetTexts, batch: int = 16) -> TokenTable:
-    """Return what a model expects at every token of the answers.
+    """Return a model's predictions at every token of the answers.
 
     Args:
         mllm: the model.
-        data: whose images the answers are about.
-        answers: n texts to one question.
-        batch: images at a time.
+        data: the images.
+        answers: n answers to one question.
+        batch: batch size.
     """
     is_chain = answers.question == data.q_reason
     numbers, tokens, kinds, probabilities, entropies = [], [], [], [], []
@@ -207,16 +207,16 @@ def token_kinds(mllm: MLLM, text: str, is_chain: bool) -> list[str]:
     """Return the kind of every token of an answer with its end token, each one of `KINDS`.
 
     Args:
-        mllm: whose tokens they are.
+        mllm: the model, for its tokenizer.
         text: a class name or a chain.
-        is_chain: which of the two.
+        is_chain: whether ``text`` is a chain.
     """
     count = len(mllm.target(text)) - 1
     if not is_chain:
         return ["class"] * count + ["end"]
     text = mllm.chat_format.escape(text)
     spans = mllm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    # In context a family may put a token before the answer: positions are counted from the end, where both agree.
+    # Some families insert a token before the answer in context, so positions are counted from the end.
     spans = [(0, 0)] * (count - len(spans)) + list(spans)[max(0, len(spans) - count) :]
     marks = ["word"] * len(text)
     for tag in STAGE_TAGS:
@@ -236,7 +236,7 @@ def token_kinds(mllm: MLLM, text: str, is_chain: bool) -> list[str]:
 
 
 def _kind(marks: Sequence[str], text: str) -> str:
-    """Return the kind of most of a token's characters, white space left out."""
+    """Return the kind of most of a token's non-whitespace characters."""
     visible = [mark for mark, letter in zip(marks, text, strict=True) if not letter.isspace()]
     if not visible:
         return "word"

@@ -1,1 +1,1 @@
-"""DomainBed-Reasoning, the data: chains from a teacher, judged, kept with their verdicts, counted and looked at."""
+"""Chain annotation: teachers, rejection sampling, statistics, dataset cards and the browser page."""

@@ -29,6 +29,7 @@ function thumbnail(image) {
   return lines[image % index.chunk];
 }
 
+let anyAsked; // whether any image has candidates: the others are hidden by default
 let index; // {domains, classes, names, rules, chunk, images: [[path, domain, class, [rule or -1 …]] …]}
 
 // ---- state: in the URL, so that a view can be bookmarked and shared ----
@@ -66,7 +67,8 @@ function passes([path, domain, label, rules]) {
   if (state.verdict === "rejected") return rejected;
   if (state.verdict === "exhausted") return rejected && !accepted;
   if (state.verdict === "none") return !rules.length;
-  return true;
+  if (state.verdict === "all") return true;
+  return rules.length > 0 || !anyAsked;
 }
 
 async function select() {
@@ -186,6 +188,21 @@ function picture(number) {
   return image;
 }
 
+// A thumbnail that opens at the largest size that the window has room for.
+function zoomable(number) {
+  const box = make("button", "zoom");
+  box.type = "button";
+  box.setAttribute("aria-label", `Enlarge ${index.images[number][0]}`);
+  box.append(picture(number));
+  box.addEventListener("click", () => {
+    const caption = make("figcaption");
+    caption.append(make("p", "of", nameOf(number)), make("p", "path", index.images[number][0]));
+    $("large").querySelector("figure").replaceChildren(picture(number), caption);
+    $("large").showModal();
+  });
+  return box;
+}
+
 function nameOf(number) {
   const [, domain, label] = index.images[number];
   return `${index.names[label]} · ${index.domains[domain]}`;
@@ -200,7 +217,7 @@ async function article(number) {
   const [path, , , rules] = index.images[number];
   const box = make("article");
   const left = make("div");
-  left.append(picture(number), make("p", "of", nameOf(number)), make("p", "path", path));
+  left.append(zoomable(number), make("p", "of", nameOf(number)), make("p", "path", path));
   const right = make("div");
   const candidates = (await candidatesOf(Math.floor(number / index.chunk)))[number % index.chunk];
   if (!candidates.length) right.append(make("span", "chip none", "no candidates"));
@@ -288,10 +305,21 @@ async function start() {
   fill("rule", "any rule", index.rules);
   const accepted = index.images.filter((image) => image[3].includes(-1)).length;
   const candidates = index.images.reduce((sum, image) => sum + image[3].length, 0);
+  const asked = index.images.filter((image) => image[3].length).length;
+  anyAsked = asked > 0;
   const format = (value) => value.toLocaleString("en");
+  const hidden = index.images.length - asked;
   $("totals").textContent =
-    `${format(index.images.length)} images, ${format(accepted)} with an accepted chain, ${format(candidates)} candidates`;
+    `${format(index.images.length)} images, ${format(accepted)} with an accepted chain, ${format(candidates)} candidates` +
+    (anyAsked && hidden ? `; ${format(hidden)} without candidates are hidden` : "");
   load();
+  const expand = (open) => {
+    $("filters").classList.toggle("open", open);
+    $("more").setAttribute("aria-expanded", open);
+  };
+  expand(["domain", "label", "verdict", "rule"].some((key) => state[key]));
+  $("more").addEventListener("click", () => expand(!$("filters").classList.contains("open")));
+  $("large").addEventListener("click", (event) => { if (!event.target.closest("figcaption")) $("large").close(); });
   let waiting;
   for (const key of FIELDS) {
     $(key).addEventListener("input", () => {
@@ -312,7 +340,7 @@ async function start() {
   $("next").addEventListener("click", () => turn(state.page + 1));
   $("last").addEventListener("click", () => turn(Math.ceil(shown.length / PER_PAGE[state.view]) - 1));
   document.addEventListener("keydown", (event) => {
-    if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if ($("large").open || event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "ArrowRight" && !$("next").disabled) turn(state.page + 1);
     if (event.key === "ArrowLeft" && !$("previous").disabled) turn(state.page - 1);
     if (event.key === "/") { event.preventDefault(); $("search").focus(); }

@@ -88,7 +88,7 @@ def _filled(template: str, fields: Mapping[str, str]) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Return a Content-Security-Policy that allows this style, this script and embedded pictures alone."""
+    """Return a Content-Security-Policy that only allows this style, this script and embedded images."""
     return (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"

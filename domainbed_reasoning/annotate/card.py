@@ -40,16 +40,16 @@ def render_card(
         records: its candidates for these images.
         unknown: number of its candidates for other images.
         groups: its counts.
-        questions: prompt version → prompt, for the prompts of this version of the package.
+        questions: prompt version → prompt, for this version of the package.
         license: of the chains, a license identifier of the Hub.
     """
     every = total(groups)["all"]
     name = f"{dataset.name}-Reasoning"
     names = dataset.class_names(on_disk.classes)
     accepted = [record for record in records if is_accepted(record)]
-    is_packed = chains.suffix == ".xz"
+    is_packed, is_parquet = chains.suffix == ".xz", chains.suffix == ".parquet"
     needed, opener, mode = ("import lzma\n", "lzma.open", ', "rt", encoding="utf-8"') if is_packed else ("", "open", "")
-    head = {
+    head: dict[str, Any] = {
         "pretty_name": name,
         "license": license,
         "language": ["en"],
@@ -58,6 +58,8 @@ def render_card(
         "size_categories": [next((size for limit, size in _SIZES if len(records) < limit), "n>1M")],
         "source_datasets": [dataset.name],
     }
+    if is_parquet:
+        head["configs"] = [{"config_name": "default", "data_files": chains.name}]
     # JSON is valid YAML and quotes any name correctly.
     front = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items())
     parts = [
@@ -91,9 +93,10 @@ def render_card(
         f"- The images have their own license ({dataset.website or 'see their source'}); the teacher's terms apply to "
         "the text it generated.",
         "## Files",
-        f"`{chains.name}`: one JSON object per line, {_lines(len(records), unknown)}, SHA-256 `{_sha256(chains)}`. "
-        f"Keys: {', '.join(f'`{key}`' for key in _keys(records))}.",
-        f"```python\nimport json\n{needed}\n"
+        _described(chains, "rows" if is_parquet else "lines", records, unknown),
+        _READ_PARQUET.format(name=chains.name)
+        if is_parquet
+        else f"```python\nimport json\n{needed}\n"
         f'with {opener}("{chains.name}"{mode}) as file:\n'
         "    records = [json.loads(line) for line in file]\n"
         'accepted = {r["image"]: r["chain"] for r in records if r.get("verdict", "accepted") == "accepted"}\n```',
@@ -101,9 +104,27 @@ def render_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _lines(known: int, unknown: int) -> str:
+_READ_PARQUET = """```python
+from datasets import load_dataset
+
+records = load_dataset("parquet", data_files="{name}", split="train")
+accepted = {{r["image"]: r["chain"] for r in records if r["verdict"] in (None, "accepted")}}
+```
+
+Other keys are JSON in the column `extra`. To train on the chains, `domainbed-reasoning import {name} --dataset NAME
+--data-dir DIR`."""
+
+
+def _described(chains: Path, units: str, records: Sequence[Mapping[str, Any]], unknown: int) -> str:
+    keys = ", ".join(f"`{key}`" for key in _keys(records))
+    layout = "one row per candidate" if units == "rows" else "one JSON object per line"
+    counted = _counted(len(records), unknown, units)
+    return f"`{chains.name}`: {layout}, {counted}, SHA-256 `{_sha256(chains)}`. Keys: {keys}."
+
+
+def _counted(known: int, unknown: int, units: str) -> str:
     others = f", {unknown:,} of them for images that are not in the dataset and not counted here" if unknown else ""
-    return f"{known + unknown:,} lines{others}"
+    return f"{known + unknown:,} {units}{others}"
 
 
 def _lengths(words: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ The client of the package ``openai`` follows redirects and reads responses of an
 from __future__ import annotations
 
 import email.utils
+import functools
 import ipaddress
 import random
 import ssl
@@ -25,8 +26,8 @@ class ResponseRejected(ValueError):
     """A server's response is too long or encoded."""
 
 
-def guarded_client(openai: Any, timeout: float, url: str) -> Any:
-    """Return an HTTP client for ``openai.AsyncOpenAI`` that follows no redirects and reads at most `MAX_BODY_BYTES`.
+def guarded_client(openai: Any, timeout: float, url: str, most: int = MAX_BODY_BYTES) -> Any:
+    """Return an HTTP client for ``openai.AsyncOpenAI`` that follows no redirects and reads bounded responses.
 
     Certificates are checked, as by default. A proxy from the environment is used only if the connection through it is
     encrypted end to end: never for http, which it could read, nor for this machine.
@@ -35,12 +36,13 @@ def guarded_client(openai: Any, timeout: float, url: str) -> Any:
         openai: the package.
         timeout: seconds without a byte until a connection times out.
         url: of the server.
+        most: bytes of a response.
 
     Raises:
         ValueError: the environment names a proxy that cannot be used.
     """
     parts = urllib.parse.urlsplit(url)
-    more = {}
+    more: dict[str, Any] = {"event_hooks": {"response": [functools.partial(_bound_body, most)]}}
     if parts.scheme == "http" or is_this_machine(parts.hostname):
         library = sys.modules[openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0]]
         # With an explicit transport, proxies are not used; its limits are those of the package.
@@ -61,11 +63,10 @@ def _client(openai: Any, timeout: float, more: dict[str, Any]) -> Any:
         timeout=timeout,
         follow_redirects=False,
         headers={"Accept-Encoding": "identity"},  # no compressed responses that expand to a large size
-        event_hooks={"response": [_bound_body]},
     )
 
 
-async def _bound_body(response: Any) -> None:
+async def _bound_body(most: int, response: Any) -> None:
     response.encoding = "utf-8"  # as JSON always is; the server may name a codec that is not a text encoding
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -80,8 +81,8 @@ async def _bound_body(response: Any) -> None:
             count = 0
             async for part in self.stream:
                 count += len(part)
-                if count > MAX_BODY_BYTES:
-                    raise ResponseRejected(f"the response exceeds {MAX_BODY_BYTES} bytes")
+                if count > most:
+                    raise ResponseRejected(f"the response exceeds {most} bytes")
                 yield part
 
         async def aclose(self) -> None:

@@ -25,16 +25,25 @@ class LocalTeacher:
         batch: images generated at a time.
         kind: ``hf`` for a teacher, ``self`` for the model to be trained.
         quantize: see `mllm.load_mllm`.
+        trust_remote_code: see `mllm.load_mllm`.
 
     Raises:
         TeacherError: if the model cannot be loaded.
     """
 
-    def __init__(self, model: str, *, batch: int = 16, kind: str = "hf", quantize: str = "none"):
+    def __init__(
+        self,
+        model: str,
+        *,
+        batch: int = 16,
+        kind: str = "hf",
+        quantize: str = "none",
+        trust_remote_code: bool = False,
+    ):
         from domainbed_reasoning.mllm import ModelError, load_mllm
 
         try:
-            self._mllm = load_mllm(model, quantize=quantize)
+            self._mllm = load_mllm(model, quantize=quantize, trust_remote_code=trust_remote_code)
         except ModelError as error:
             raise TeacherError(str(error)) from error
         self._mllm.eval()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from domainbed_reasoning.annotate.connection import (
+    MAX_BODY_BYTES,
     MAX_PAUSE,
     backoff,
     causes,
@@ -31,7 +32,7 @@ from domainbed_reasoning.annotate.message import text_of
 from domainbed_reasoning.annotate.parameters import Parameters
 from domainbed_reasoning.annotate.pricing import AttemptCost, Budget, reported_tokens
 from domainbed_reasoning.annotate.redaction import LogRedaction, redact
-from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, TeacherError
+from domainbed_reasoning.annotate.teacher import Answer, NoAnswer, Request, TeacherError, Unreachable
 
 _RETRIED = {408, 409, 425, 429}
 _FATAL = {401, 403, 404}
@@ -40,6 +41,8 @@ _ABOUT_PARAMETERS = re.compile(r"param|argument|field|support|permitted|allowed|
 _TRUNCATED = {"length", "max_tokens", "max_output_tokens", "model_length", "token_limit"}
 _DEFAULT_KEY = "OPENAI_API_KEY"
 _OPENAI = "api.openai.com"
+# Error codes of requests that a content filter refuses.
+FILTERED = ("content_filter", "content_policy_violation", "moderation_blocked")
 
 
 class OpenAITeacher:
@@ -56,6 +59,7 @@ class OpenAITeacher:
         omitted: parameters of `parameters.OMITTABLE` that are not sent; others that the server rejects by name are
             omitted automatically.
         needs_limit: end the run if the server accepts no token limit.
+        most_bytes: of a response.
         tell: called with messages to the user during the run, each once.
 
     Raises:
@@ -75,6 +79,7 @@ class OpenAITeacher:
         requests_per_minute: float | None = None,
         omitted: Sequence[str] = (),
         needs_limit: bool = False,
+        most_bytes: int = MAX_BODY_BYTES,
         tell: Callable[[str], None] = lambda message: print(message, file=sys.stderr),
     ):
         try:
@@ -116,7 +121,7 @@ class OpenAITeacher:
         self._reached = self._told = False
         self._openai = openai
         try:
-            client = guarded_client(openai, timeout, url)
+            client = guarded_client(openai, timeout, url, most_bytes)
         except ValueError as error:
             raise TeacherError(str(error)) from error
         self._client = openai.AsyncOpenAI(
@@ -127,8 +132,14 @@ class OpenAITeacher:
             self._client.organization = self._client.project = None
         self._log = LogRedaction(self._key)
 
-    async def answer(self, request: Request, budget: Budget | None = None) -> Answer:
-        """Return the server's answer; see `Teacher.answer`."""
+    async def answer(self, request: Request, budget: Budget | None = None, patient: bool = True) -> Answer:
+        """Return the server's answer; see `Teacher.answer`.
+
+        Args:
+            request: as there.
+            budget: as there.
+            patient: retry a server that cannot be connected to; else `Unreachable` is raised at once.
+        """
         budget = budget or Budget()
         failed = _Failed("")
         tries = 0
@@ -136,11 +147,13 @@ class OpenAITeacher:
             await self._wait_for_turn()
             try:
                 async with budget.attempt() as made:
-                    return await self._ask(request, made, tries)
+                    return await self._ask(request, made, tries, quiet=not patient)
             except _Refitted:
                 continue
             except _Failed as error:
                 failed = error
+                if error.unsent and not patient:
+                    raise Unreachable(str(error)) from error
             tries += 1
             if tries <= self._retries:
                 self.retried += 1
@@ -150,7 +163,7 @@ class OpenAITeacher:
         asked = f"{self._retries + 1} attempts" if self._retries else "1 attempt"
         raise NoAnswer(f"no answer after {asked}; last error: {failed}")
 
-    async def _ask(self, request: Request, made: AttemptCost, tries: int) -> Answer:
+    async def _ask(self, request: Request, made: AttemptCost, tries: int, quiet: bool = False) -> Answer:
         """Send a request once, and record what is known of its cost.
 
         Raises:
@@ -171,22 +184,22 @@ class OpenAITeacher:
         except TimeoutError as error:
             self._reached = True
             raise _Failed(f"no complete answer within {self._timeout:g} seconds") from error
-        except Exception as error:  # anything that the client raises on a server's bytes; time-outs too
+        except Exception as error:  # the client raises errors of many types on invalid responses; also time-outs
             made.free = never_connected(error)
             self._raise_if_untrusted(error)
             self._reached |= not made.free
-            raise _Failed(self._why_no_response(error)) from error
+            raise _Failed(self._why_no_response(error, quiet=quiet), unsent=made.free) from error
         self._reached = True
         text = response.http_response.content.decode("utf-8", "replace")
         tokens = made.prompt_tokens, made.completion_tokens = reported_tokens(text)
         try:
-            answer = _read(text, *tokens, time.monotonic() - began)
-        except _NotACompletion as error:
+            answer = read_completion(text, *tokens, time.monotonic() - began)
+        except NotACompletion as error:
             if '"error"' in text:  # some gateways forward errors with status 200
                 self._refit(sent, text, "HTTP 200")
             raise _Failed(f"{error}: {redact(text, self._key)[:80]!r}") from error
         made.prompt_tokens, made.completion_tokens = answer.prompt_tokens, answer.completion_tokens
-        return dataclasses.replace(_without(answer, self._key), omitted=self._parameters.omitted(sent))
+        return dataclasses.replace(without_key(answer, self._key), omitted=self._parameters.omitted(sent))
 
     def _answer_of_status(
         self, error: Any, sent: dict[str, Any], made: AttemptCost, tries: int, seconds: float
@@ -213,7 +226,7 @@ class OpenAITeacher:
         if done is not None:
             raise _Refitted
 
-    def _why_no_response(self, error: Exception) -> str:
+    def _why_no_response(self, error: Exception, quiet: bool = False) -> str:
         cause: BaseException = error
         if isinstance(error, self._openai.APIConnectionError):  # its own message has no details
             cause = next((cause for cause in causes(error)[1:] if str(cause)), error)
@@ -221,7 +234,7 @@ class OpenAITeacher:
         if not never_connected(error):
             return reason
         reason = f"{self.endpoint} cannot be reached ({reason})"
-        if self._retries and not self._reached and not self._told:
+        if self._retries and not self._reached and not self._told and not quiet:
             self._told = True
             self._tell(f"{reason}; retrying {self._retries} times.")
         return reason
@@ -302,13 +315,13 @@ def _read_key(variable: str) -> str:
     return key
 
 
-def _without(answer: Answer, key: str) -> Answer:
+def without_key(answer: Answer, key: str) -> Answer:
     """Return the answer without the key, in case the server echoed it: it must not be written to the chain file."""
     texts: dict[str, Any] = {name: redact(text, key) for name, text in vars(answer).items() if isinstance(text, str)}
     return dataclasses.replace(answer, **texts)
 
 
-class _NotACompletion(ValueError):
+class NotACompletion(ValueError):
     """A response with status 200 is not a chat completion."""
 
 
@@ -317,18 +330,18 @@ class _Refitted(Exception):
 
 
 class _Failed(Exception):
-    """A transient error, and the wait in seconds that the server requests."""
+    """A transient error, the wait in seconds that the server requests, and whether nothing was sent."""
 
-    def __init__(self, reason: str, wait: float | None = None):
+    def __init__(self, reason: str, wait: float | None = None, unsent: bool = False):
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.unsent = wait, unsent
 
 
-def _read(text: str, prompt_tokens: int | None, completion_tokens: int | None, seconds: float) -> Answer:
+def read_completion(text: str, prompt_tokens: int | None, completion_tokens: int | None, seconds: float) -> Answer:
     """Return the answer in a chat completion's JSON.
 
     Raises:
-        _NotACompletion: it is not one.
+        NotACompletion: it is not one.
     """
     try:
         body = json.loads(text)
@@ -338,11 +351,11 @@ def _read(text: str, prompt_tokens: int | None, completion_tokens: int | None, s
         ended = choice.get("finish_reason")
         model = str(body.get("model") or "")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise _NotACompletion(f"the response is not a chat completion ({type(error).__name__})") from error
+        raise NotACompletion(f"the response is not a chat completion ({type(error).__name__})") from error
     if content is None and (ended or refusal or completion_tokens):  # only thinking tokens, which are billed
         content = ""
     if not isinstance(content, str):
-        raise _NotACompletion("the response contains no text")
+        raise NotACompletion("the response contains no text")
     finish = str(ended or "stop")
     answer = content or str(refusal or "")
     return Answer(
@@ -358,4 +371,4 @@ def _read(text: str, prompt_tokens: int | None, completion_tokens: int | None, s
 
 def _is_filtered(error: Any) -> bool:
     code = str(getattr(error, "code", None) or "")
-    return error.status_code == 400 and code in ("content_filter", "content_policy_violation", "moderation_blocked")
+    return error.status_code == 400 and code in FILTERED

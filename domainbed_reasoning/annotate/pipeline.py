@@ -327,9 +327,13 @@ class Annotation:
         except cost.BudgetSpent as spent:
             self._stop(str(spent))
             return False
+        return self._keep(job, attempt, request, sha256, answer)
+
+    def _keep(self, job: PendingImage, attempt: int, request: Request, sha256: str, answer: Answer) -> bool:
+        """Judge an answer and append it; return whether it was accepted."""
         paid = cost.cost(self._settings.price, answer.prompt_tokens, answer.completion_tokens)
         self._failures_in_a_row = 0
-        # Judge what is stored: the cut end of an overlong text must not matter.
+        # Judge the stored text: the truncated end of an overlong text must not matter.
         text = answer.text[:_MAX_CHARACTERS]
         verdict = self._rules.judge(text, job.label, finish=answer.finish, refused=answer.refused)
         record = self._record(job, attempt, request, sha256, answer, paid)

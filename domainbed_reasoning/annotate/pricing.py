@@ -311,6 +311,26 @@ class Budget:
             self._under_way -= 1
             self._settle(made)
 
+    def reserve(self, count: int = 1, sent: bool = False) -> bool:
+        """Reserve attempts that are settled later by `settle`; return False, and reserve none, if they do not fit.
+
+        The requests of a batch are sent at once: before the teacher's first report the estimate is what is reserved.
+
+        Args:
+            count: of attempts.
+            sent: whether an earlier run has sent them, so that they count in any case.
+        """
+        if self._max_cost is not None and self.dearest and not sent:
+            if self.spent + (self.unknown + self._under_way + count) * self.dearest > self._max_cost:
+                return False
+        self._under_way += count
+        return True
+
+    def settle(self, made: AttemptCost) -> None:
+        """Settle an attempt that was reserved by `reserve`."""
+        self._under_way -= 1
+        self._settle(made)
+
     def end(self) -> None:
         """Allow no further attempts."""
         self._ended = True

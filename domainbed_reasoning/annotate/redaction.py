@@ -27,7 +27,7 @@ def redact(message: Any, secret: str) -> str:
     """Return a text with ``[key]`` in place of every run of `RUN` or more characters of the key.
 
     Runs are found in any case, URL-encoded, escaped as in JSON, Python or HTML, and as base64 or hexadecimal digits.
-    Redact before cutting: of a cut key, less than a run may be left at the end.
+    Redact before truncating: a truncated key may leave less than a run at the end.
 
     Args:
         message: for example, a server's response.
@@ -57,7 +57,7 @@ def _written(secret: str) -> Iterator[str]:
         run = secret[start : start + RUN]
         yield run
         yield run.encode().hex()
-        # Of base64, what does not depend on what stands before or after the run.
+        # Of base64, only the part that does not depend on the text before or after the run.
         for shift in range(3):
             coded = base64.b64encode(bytes(shift) + run.encode()).decode()
             sure = coded[-(-8 * shift // 6) : 8 * (shift + RUN) // 6]
@@ -77,7 +77,7 @@ def _decoded(text: str) -> tuple[str, list[int]]:
 
 
 def _without(text: str, searched: str, places: Sequence[int], needles: Iterable[str]) -> str:
-    """Return ``text`` without what ``needles`` cover of ``searched``, whose characters begin at ``places``."""
+    """Return ``text`` without what ``needles`` match in ``searched``, whose characters begin at ``places``."""
     covered: list[tuple[int, int]] = []
     for needle in needles:
         at = searched.find(needle)
@@ -94,7 +94,7 @@ def _without(text: str, searched: str, places: Sequence[int], needles: Iterable[
 
 
 class LogRedaction(logging.Filter):
-    """Keeps the key out of what libraries log of a server's headers and status lines, while it is in place.
+    """Redacts the key from libraries' logs of a server's headers and status lines, while installed.
 
     Args:
         secret: the key.
@@ -113,6 +113,6 @@ class LogRedaction(logging.Filter):
         return True
 
     def remove(self) -> None:
-        """Leave the log as it was."""
+        """Restore the logging configuration."""
         for handler in self._handlers:
             handler.removeFilter(self)

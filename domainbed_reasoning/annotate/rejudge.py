@@ -1,7 +1,7 @@
-"""Judges stored candidates again with the current rules and options, without a teacher.
+"""Re-evaluates stored candidates with the current rules and options, without a teacher.
 
-Manual verdicts stay: rejections without a rule, or by an unknown one. So do candidates for images that are not in the
-dataset, and those whose text could not be stored unchanged (``unprintable``).
+Manual verdicts (rejections without a rule, or by an unknown one) are kept, as are candidates for images that are not in
+the dataset, and those whose text could not be stored unchanged (``unprintable``).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class _NothingChanged(Exception):
 
 
 def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = True) -> Counter[tuple[str, str]]:
-    """Judge a chain file's candidates again, and replace the file atomically.
+    """Re-evaluate a chain file's candidates, and replace the file atomically.
 
-    At most one candidate of an image stays accepted: the one that was, if it passes, else the first that does.
+    At most one candidate per image is accepted: the previously accepted one if it passes, else the first that does.
 
     Args:
         path: of the chain file.
@@ -32,7 +32,7 @@ def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = T
         write: False only counts the changes.
 
     Returns:
-        the number of candidates by (old verdict, new verdict): a rule, or ``accepted``.
+        The number of candidates by (old verdict, new verdict), each a rule or ``accepted``.
 
     Raises:
         ChainFileError: the file cannot be read, or another process is writing to it; it is left unchanged.
@@ -85,7 +85,7 @@ def _is_ours(record: Record, labels: Mapping[str, int]) -> bool:
 
 
 def judge_again(record: Record, labels: Mapping[str, int], rules: Rules) -> Verdict:
-    """Return the verdict of today's rules on a stored candidate of an image in ``labels``."""
+    """Return the current rules' verdict on a stored candidate of an image in ``labels``."""
     finish = record.get("finish") or "stop"
     refused = record.get("refused") is True or finish == "content_filter"
     return rules.judge(raw_text(record), labels[record["image"]], finish=finish, refused=refused)

@@ -1,8 +1,8 @@
-"""How often each rule fires on true chains, on wrong ones, and on true ones whose conclusion is exchanged.
+"""How often each rule fires on true chains, on wrong chains, and on true chains with a replaced conclusion.
 
-A chain is true if it concludes its image's class and no person rejected it. A rule that fires on true chains costs
-chains; one that never fires on the others finds nothing. Of a chain the first rule that it breaks counts, so `label`
-has what no other rule finds.
+A chain is true if it concludes its image's class and was not manually rejected. A rule that fires on true chains loses
+data; one that never fires on the others is useless. Each chain counts for the first rule that it violates, so `label`
+counts what no other rule detects.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from domainbed_reasoning.chains.rules import RULES, Rules
 
 @dataclass
 class RuleRates:
-    """Counts of chains, and of those that break each rule first.
+    """Counts of chains, and of the first rules that they violate.
 
     Attributes:
         true: number of true chains.
         wrong: number of other candidates.
         rejected: true chains by rule.
-        found: wrong ones by rule; those that break no rule under "".
-        exchanged: true chains with another class's name as conclusion, by rule.
+        found: wrong chains by rule; those that violate no rule under "".
+        exchanged: true chains with the conclusion replaced by another class, by rule.
     """
 
     true: int = 0
@@ -42,7 +42,7 @@ def measure_rules(records: Iterable[Record], labels: Mapping[str, int], class_na
     Args:
         records: of images of the dataset.
         labels: class of every image, by its path.
-        class_names: as prompts name them, in label order.
+        class_names: class names in the prompts, in label order.
     """
     rules, rates = Rules(class_names), RuleRates()
     for record in records:
@@ -65,7 +65,7 @@ def measure_rules(records: Iterable[Record], labels: Mapping[str, int], class_na
 
 
 def rates_as_text(rates: RuleRates) -> str:
-    """Return the rates as a table with a line for each rule that fires."""
+    """Return the rates as a table with one line per rule that fires."""
     columns = (
         (rates.rejected, rates.true),
         (rates.found, rates.wrong),
@@ -73,7 +73,7 @@ def rates_as_text(rates: RuleRates) -> str:
     )
     firing = [rule for rule in RULES if any(counts[rule] for counts, _ in columns)]
     lines = [
-        "rules, judged again with default bounds; the first rule that a chain breaks counts:",
+        "rules with default bounds; each chain counts for the first rule that it violates:",
         f"  {'rule':<19} {'true rejected':>22} {'wrong found':>22} {'other conclusion found':>24}",
     ]
     for rule in firing:

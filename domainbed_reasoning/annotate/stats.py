@@ -184,6 +184,28 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def as_dicts(groups: Groups) -> list[dict[str, Any]]:
+    """Return the counts by domain and class, and rejections by rule, for JSON."""
+    return [
+        {
+            "domain": domain,
+            "class": label,
+            "images": group.images,
+            "tried": group.tried,
+            "chains": group.chains,
+            "candidates": group.candidates,
+            "accepted": group.accepted,
+            "mean_words": group.mean_words if group.words else None,
+            "prompt_tokens": group.prompt_tokens,
+            "completion_tokens": group.completion_tokens,
+            "dollars": group.dollars if group.candidates > group.unpriced else None,
+            "unpriced": group.unpriced,
+            "rejected": dict(group.rules),
+        }
+        for (domain, label), group in groups.items()
+    ]
+
+
 def as_csv(groups: Groups) -> str:
     """Return the counts by domain and class as CSV, with a column for each rule."""
     rules = sorted({rule for group in groups.values() for rule in group.rules})

@@ -20,7 +20,7 @@ from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
 from domainbed_reasoning.files.plain import MAX_IMAGE_BYTES, read_plain
 from domainbed_reasoning.images.decode import read_rgb
 
-# Longest edge in pixels that is sent: GPT-4o scales the short side of high-detail images down to it.
+# Longest edge of sent images in pixels: GPT-4o scales the short side of high-detail images down to it.
 MAX_EDGE = 768
 
 TEACHER_PROMPT_VERSION = f"teacher-1/{PROMPT_VERSION}"
@@ -40,7 +40,7 @@ class Request:
         question: the prompt.
         image: JPEG bytes, RGB, without metadata.
         seed: for sampling; from the image's bytes and the number of the attempt.
-        max_tokens: at most so many new tokens.
+        max_tokens: maximum number of new tokens.
         temperature: 0 is greedy.
         top_p: nucleus sampling in (0, 1].
     """
@@ -84,6 +84,10 @@ class TeacherError(RuntimeError):
 
 class NoAnswer(RuntimeError):
     """No answer for this image after all retries; the next run requests it again."""
+
+
+class Unreachable(NoAnswer):
+    """The server could not be connected to: nothing was sent, so that another may be asked."""
 
 
 class Teacher(Protocol):

@@ -116,7 +116,19 @@ def code_of(*names: str) -> dict[str, str]:
         OSError: a file cannot be read.
     """
     classes = [registry.load(plugin.target) for plugin in found() if plugin.name in names]
-    modules = {base.__module__.partition(".")[0] for cls in classes for base in cls.__mro__} - _NOT_THEIRS
+    return code_of_modules(base.__module__ for cls in classes for base in cls.__mro__)
+
+
+def code_of_modules(names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of the source files of other packages' modules, by top-level module.
+
+    Args:
+        names: of imported modules; those of this package, DomainBed and the standard library are left out.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    modules = {name.partition(".")[0] for name in names} - _NOT_THEIRS
     return {name: _digest(_sources(sys.modules[name])) for name in sorted(modules) if name in sys.modules}
 
 

@@ -135,7 +135,7 @@ def check_job(algorithm: str, dataset: str, ranges: Mapping[str, tuple[Any, Any]
         return
     from domainbed import datasets
 
-    hparams = _parse_hparams(args)
+    hparams = parse_hparams(args)
     _check_hparams(algorithm, hparams, ranges)
     cls: Any = vars(datasets).get(dataset)
     if getattr(cls, "ENVIRONMENTS", None):
@@ -158,7 +158,7 @@ def is_ours(dataset: str) -> bool:
     return dataset in registry.DATASETS or dataset in custom.targets(custom.custom_datasets())
 
 
-def _parse_hparams(args: argparse.Namespace) -> dict[str, Any]:
+def parse_hparams(args: argparse.Namespace) -> dict[str, Any]:
     """Return ``--hparams``; {} if a fork passes them in another form than DomainBed's JSON.
 
     Raises:

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from domainbed_reasoning import interrupt, registry
-from domainbed_reasoning.bridge import plugins, preflight, versions
+from domainbed_reasoning.bridge import plugins, preflight, tracked, versions
 from domainbed_reasoning.bridge.train_args import job_arguments
 from domainbed_reasoning.images import user_datasets as custom
 
@@ -197,6 +197,7 @@ def _with_ours(stock_hparams: Callable[[str, str, int], Ranges]) -> Callable[[st
             for name, hparam in registry.BASELINE_HPARAMS.get(dataset, {}).items():
                 ranges[name] = _range(name, hparam, dataset, random_seed)
         preflight.check_job(algorithm, dataset, ranges)
+        tracked.start_for_job(algorithm, dataset)
         return {name: (plain(default), plain(drawn)) for name, (default, drawn) in ranges.items()}
 
     hparams.stock_hparams = stock_hparams  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -84,6 +84,21 @@ def with_ids(x: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
 def ids_of(x: torch.Tensor) -> torch.Tensor | None:
     """Return the sample ids of ``x``, ``(n, 2)`` or ``(2,)``; None for a plain tensor."""
     return x.__dict__.get("sample_ids") if isinstance(x, SampleTensor) else None
+
+
+def images_of(task: Task) -> Iterator[torch.Tensor] | None:
+    """Yield all images of a task's dataset, domain by domain, ``(3, H, W)`` bytes; None if the dataset is gone.
+
+    With a GPU, worker processes load them.
+    """
+    dataset = task.loaded_from()
+    if dataset is None:
+        return None
+    workers = dataset.N_WORKERS if torch.cuda.is_available() else 0
+    loader: Any = torch.utils.data.DataLoader(
+        torch.utils.data.ConcatDataset(dataset.datasets), batch_size=64, num_workers=workers
+    )
+    return (image for x, _ in loader for image in _plain(x))
 
 
 def _plain(out: Any) -> Any:

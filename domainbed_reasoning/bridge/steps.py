@@ -10,6 +10,9 @@ from domainbed_reasoning.bridge.preflight import check_stock_dataset
 from domainbed_reasoning.bridge.train_args import DEFAULT_HOLDOUT, job_arguments
 from domainbed_reasoning.method.schedule import Epoch, Schedule, plan_stages
 from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 
 def lay_out_steps(task: Task, epochs: Sequence[int], hparams: Mapping[str, Any]) -> Schedule:
@@ -34,7 +37,7 @@ def lay_out_steps(task: Task, epochs: Sequence[int], hparams: Mapping[str, Any])
     schedule = plan_stages(epochs, epoch.steps, steps)
     if args is not None and any(epochs):
         for line in (*epoch.about(), *epoch.exposure(schedule.stages)):
-            print(f"{args.algorithm}: {line}", flush=True)
+            _log.info(f"{args.algorithm}: {line}")
     dataset = task.loaded_from()
     if dataset is not None:
         dataset.N_STEPS, dataset.CHECKPOINT_FREQ = schedule.n_steps, schedule.checkpoint_freq

@@ -73,10 +73,9 @@ def check_batch(task: Task, images: Sequence[torch.Tensor]) -> None:
 
 def warn_outside_job(name: str, task: Task, hparams: Mapping[str, Any], schedule: Schedule) -> None:
     """Print what an algorithm of this name does outside of a job, where nothing tells its steps and its folder."""
-    print(
+    _log.info(
         f"{name}: found no arguments of a running train script in this process, as in a notebook. Default schedule of "
-        f"{schedule.n_steps} steps, whatever --steps says; no records, no resume.",
-        flush=True,
+        f"{schedule.n_steps} steps, whatever --steps says; no records, no resume."
     )
     sizes = [len(labels) for env, labels in enumerate(task.labels) if env not in task.test_envs]
     smallest = min((size - int(size * DEFAULT_HOLDOUT) for size in sizes), default=None)

@@ -1,1 +1,1 @@
-"""Chains: parse, judge, keep and exchange them. Neither torch nor DomainBed."""
+"""Reasoning chains: parsing, validation, storage and exchange formats. Imports neither torch nor DomainBed."""

@@ -1,7 +1,7 @@
-"""``python -m domainbed_reasoning.chains.build_bundle CHAINS.jsonl NAME.jsonl.xz``: makes a bundle from a chain file.
+"""``python -m domainbed_reasoning.chains.build_bundle CHAINS.jsonl NAME.jsonl.xz``: build a bundle.
 
-Lines are sorted by image, and of each what a reader of the chains needs is kept (`KEPT`): not what it cost or when it
-was asked for. The same lines make the same bytes, whatever the input is called.
+Lines are sorted by image and reduced to the keys in `KEPT`, without costs and request times. The output is
+deterministic and does not depend on the name of the input.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6 | lzma.PRESET_EXTREME, "dict_s
 
 
 def pack(source: Path) -> bytes:
-    """Return the chains of a chain file as a bundle's bytes.
+    """Return the bytes of a bundle with the chains of a chain file.
 
     Raises:
         ChainFileError: for an invalid line.
@@ -50,12 +50,12 @@ def write_bundle(source: Path, target: Path) -> str:
 
     Args:
         source: a chain file.
-        target: of the bundle; ends in ``.jsonl.xz``.
+        target: path of the bundle; ends in ``.jsonl.xz``.
 
     Raises:
         ChainFileError: for an invalid line of the chain file; nothing is written.
-        ValueError: for another ending.
-        OSError: if it cannot be written.
+        ValueError: for a different suffix.
+        OSError: if the bundle cannot be written.
     """
     if not target.name.endswith(ENDING):
         raise ValueError(f"The name of a bundle must end in {ENDING}; got {target.name!r}.")
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build a bundle."""
     parser = argparse.ArgumentParser(description="Make a bundle from a chain file.")
     parser.add_argument("source", type=Path, help="a chain file")
-    parser.add_argument("target", type=Path, help=f"of the bundle, ending in {ENDING}")
+    parser.add_argument("target", type=Path, help=f"path of the bundle, ending in {ENDING}")
     args = parser.parse_args(argv)
     print(f"{write_bundle(args.source, args.target)}  {args.target}")
     return 0

@@ -1,9 +1,9 @@
 """Bundles: chains that come with a dataset class, compressed, with their digest.
 
-A bundle is a chain file (see `store`) compressed with LZMA, ``NAME.jsonl.xz``, and beside it ``NAME.jsonl.xz.sha256``,
-the digest of the compressed file as ``sha256sum`` prints it, which every read checks. A dataset class names its bundle
-in the attribute ``BUNDLE``: one of this package's (``"PACS"``) or the path of a ``.jsonl.xz`` file. `build_bundle`
-makes one from a chain file.
+A bundle is a chain file (see `store`) compressed with LZMA, ``NAME.jsonl.xz``. Its digest, in the format of
+``sha256sum``, is in ``NAME.jsonl.xz.sha256`` and verified at every read. A dataset class names its bundle in the
+attribute ``BUNDLE``: the name of one in this package (``"PACS"``) or the path of a ``.jsonl.xz`` file. `build_bundle`
+creates a bundle from a chain file.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from domainbed_reasoning.chains.record import ChainFileError, Record
 from domainbed_reasoning.chains.store import parse_lines
 from domainbed_reasoning.files.plain import read_plain, read_plain_text
 
-# In place of a chain file, as a value of the hparam `chains` and of --chains.
+# Accepted in place of a chain file by the hparam `chains` and by --chains.
 BUNDLED = "bundled"
 
 ENDING = ".jsonl.xz"
 FOLDER = Path(__file__).parent / "bundles"
 
-# 100,000 chains with their provenance are about 100 MB, and a sixth of that compressed.
+# 100,000 chains with their provenance take about 100 MB, a sixth of that when compressed.
 _MAX_BYTES = 256 << 20
 _MAX_MEMORY = 512 << 20
 
@@ -49,20 +49,20 @@ class Bundle:
 
 
 def bundle_path(name: str) -> Path:
-    """Return the path of a bundle, which is given by its path or, of this package's, by its name."""
+    """Return the path of a bundle, specified by its path or, for bundles of this package, by its name."""
     return Path(name).expanduser() if name.endswith(ENDING) else FOLDER / f"{name}{ENDING}"
 
 
 def digest_path(path: Path) -> Path:
-    """Return the path of the file that holds a bundle's digest."""
+    """Return the path of the file with a bundle's digest."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def read_bundle(name: str) -> Bundle:
-    """Return a bundle whose digest is right and whose records are all valid.
+    """Return a bundle after verifying its digest and all of its records.
 
     Args:
-        name: of one of this package's, or the path of a ``.jsonl.xz`` file.
+        name: name of a bundle in this package, or the path of a ``.jsonl.xz`` file.
 
     Raises:
         ChainFileError: if the bundle or its digest cannot be read, they do not match, or a line is invalid.

@@ -82,7 +82,7 @@ def classes_in(text: str, class_names: Sequence[str]) -> set[int]:
 def _frame(class_names: tuple[str, ...]) -> tuple[dict[str, int], re.Pattern[str]]:
     """Return the plain names, without those that two classes share, and the pattern of an answer.
 
-    Its optional parts are lazy and the longest names come first: words that may be part of a name ("The Thing") are.
+    Optional parts are lazy and longer names come first, so that words that may be part of a name ("The Thing") are.
     """
     plain = [_plain(name) for name in class_names]
     names = {name: index for index, name in enumerate(plain) if name and plain.count(name) == 1}

@@ -45,12 +45,15 @@ from domainbed_reasoning.chains.parquet import (
 )
 from domainbed_reasoning.chains.record import (
     MAX_LINE_BYTES,
+    VERSION,
     check_image_path,
     check_json_value,
     check_record,
     parse_json,
+    take_version,
 )
 from domainbed_reasoning.chains.store import Record, write_records
+from domainbed_reasoning.files import format_version
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.files.plain import open_plain
 from domainbed_reasoning.registry import unknown
@@ -66,7 +69,7 @@ class Format:
 
     Attributes:
         file: ``lines`` of JSON, a JSON ``array``, or ``parquet``.
-        fields: of a row, in order, beside `OWN_FIELD`; empty where a row is a record of this project.
+        fields: of a row, in order, beside `OWN_FIELD`; empty if rows are records of this project.
         style: of its turns.
         mark: the field by which a row is recognized: the first format in the table whose mark it has.
     """
@@ -116,7 +119,8 @@ def export_records(
     if not layout.fields:
         if layout.file == "lines":
             return write_records(path, records)
-        return write_parquet(path, map(to_columns, records), own_schema())
+        versioned = ({**record, format_version.KEY: VERSION} for record in records)
+        return write_parquet(path, map(to_columns, versioned), own_schema())
     if not question:
         raise ExchangeError(f"Format {form!r} includes the question. Pass --dataset and --data_dir.")
     if image_info is None and "width" in layout.fields:
@@ -155,6 +159,8 @@ def import_records(path: Path, *, check_paths: bool = True) -> Iterator[tuple[in
             record = _from_row(row)
             if problem := check_record(record, check_paths=check_paths) or _too_long(record):
                 raise ValueError(f"{problem}. Correct or remove the row")
+            if newer := take_version(record):
+                raise ValueError(f"{newer}. {format_version.UPGRADE}")
         except ValueError as error:
             raise ExchangeError(f"{path}, row {number}: {error}.") from error
         yield number, record
@@ -196,12 +202,12 @@ def _to_row(record: Record, layout: Format, question: str, image_info: ImageInfo
 
 
 def _with_own(row: Row, record: Record, form: str) -> Row:
-    """Return the row with the record's provenance and with what a row of this format brought when it was imported.
+    """Return the row with the record's provenance and its foreign fields from an import in this format.
 
-    It comes from the chain file, which may be untrusted: it adds fields, but replaces neither image nor answer.
+    Foreign fields come from the chain file, which may be untrusted: they add keys but never replace ours.
 
     Raises:
-        ExchangeError: what it brought is none of a row.
+        ExchangeError: the record's ``foreign`` is invalid.
     """
     own = {key: value for key, value in record.items() if key not in ("image", "chain")}
     foreign = record.get("foreign")
@@ -286,7 +292,7 @@ def _from_row(row: Any) -> Record:
 
 
 def _foreign(row: Row, name: str, record: Record) -> Row:
-    """Return what a row with turns of that name contains beyond our own row of the same record."""
+    """Return the parts of a row, with turns in that field, that our own row of the same record lacks."""
     others = {form: layout for form, layout in FORMATS.items() if layout.fields and layout.style.turns == name}
     form = next(form for form, layout in others.items() if layout.mark in row)
     style = FORMATS[form].style

@@ -34,7 +34,8 @@ def image_name_problems(paths: Iterable[str]) -> Iterator[str]:
     """
     seen: dict[str, str] = {}
     for path in paths:
-        if check_json_value(composed(path)):
+        is_plain = path.isascii() and path.isprintable()  # most are, and a million take a second
+        if not is_plain and check_json_value(composed(path)):
             yield f"the name {path!r} is not UTF-8. Rename it (`convmv -f latin1 -t utf8 -r --notest FOLDER`)."
         elif problem := check_image_path(path):
             yield f"{problem}. Rename the file or folder."

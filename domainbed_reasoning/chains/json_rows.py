@@ -10,7 +10,7 @@ from typing import IO, Any
 from domainbed_reasoning.chains.record import parse_json, parse_json_at
 from domainbed_reasoning.files.plain import open_plain_text
 
-# A row is one chain and its surroundings; a row this long is another kind of file.
+# A row is one chain and its metadata; a file with longer rows is not a chain file.
 MAX_ROW_CHARACTERS = 8 << 20
 _PART_CHARACTERS = 1 << 20
 
@@ -78,7 +78,7 @@ def _read_array(text: str, at: int, file: IO[str], place: str) -> Iterator[tuple
                 raise broken(f"expected an array of objects, got {text[begin : begin + 20]!r}", begin)
             try:
                 value, at = parse_json_at(text, begin)
-            except json.JSONDecodeError as error:  # or its end has not been read yet
+            except json.JSONDecodeError as error:  # or the rest has not been read yet
                 problem, where = error.msg, error.pos
             except ValueError as error:
                 raise broken(str(error), begin) from error
@@ -94,7 +94,7 @@ def _read_array(text: str, at: int, file: IO[str], place: str) -> Iterator[tuple
 
 
 def _after_space(text: str, at: int) -> int:
-    """Return the place of the first character from ``at`` on that is not JSON's white space."""
+    """Return the position of the first character from ``at`` on that is not JSON whitespace."""
     while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at

@@ -1,13 +1,14 @@
-"""Which image on disk a bundle's lines are about: by path, else by the SHA-256 of the file.
+"""Matches a bundle's lines to images on disk: by path, else by the SHA-256 of the file.
 
-Copies of a dataset name their images differently. Only images without a line by path are read and hashed; where one of
-them turns out to have the content of a line that another image matched by path, that image is hashed as well, and the
-content decides.
+Copies of a dataset may name their images differently. Only images without a line for their path are read and hashed.
+If one of them has the content of a line that another image matched by path, that image is hashed as well, and the
+content takes precedence.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,19 +18,20 @@ from pathlib import Path
 from domainbed_reasoning.chains.image_names import ImageLookup, composed
 from domainbed_reasoning.chains.record import Record
 from domainbed_reasoning.files.plain import open_plain
+from domainbed_reasoning.terminal import is_terminal
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Images on disk and the bundle's images that they are.
+    """Images on disk and the bundle's images that they match.
 
     Attributes:
-        by_path: image on disk → the bundle's name of it.
-        by_digest: likewise; copies of an image that has a line are among them.
-        copies: (image, its copy): files of the same content and class folder. Both get the chains.
-        elsewhere: (image on disk, the bundle's name): the same content in another class folder. It gets no chain.
-        renamed: images on disk at a path of the bundle whose content is another's.
-        absent: names in the bundle that no image on disk has.
+        by_path: image on disk → its name in the bundle.
+        by_digest: likewise, including copies of an image that has a line.
+        copies: (image, its copy): files with the same content and class folder. Both get the chains.
+        elsewhere: (image on disk, name in the bundle): same content in another class folder. It gets no chain.
+        renamed: images on disk at a path of the bundle, but with the content of another image.
+        absent: names in the bundle without an image on disk.
     """
 
     by_path: dict[str, str]
@@ -52,9 +54,9 @@ class Matches:
         """Yield a sentence about each kind of irregularity, with the first example."""
         if self.copies:
             image, copy = self.copies[0]
-            files = "file has the content of another and shares its chain"
+            files = "file is a copy of another and shares its chain"
             if len(self.copies) > 1:
-                files = "files have the content of others and share their chains"
+                files = "files are copies of others and share their chains"
             yield f"{len(self.copies):,} {files} ({copy!r} and {image!r})."
         if self.elsewhere:
             image, name = self.elsewhere[0]
@@ -64,17 +66,21 @@ class Matches:
             yield f"{len(self.elsewhere):,} {images} no bundled chain ({image!r}, in the bundle {name!r})."
         if self.renamed:
             images = "image has" if len(self.renamed) == 1 else "images have"
-            path = f"the path of another image in the bundle, so that content alone counts ({self.renamed[0]!r})"
+            path = f"the path of another image in the bundle and are matched by content ({self.renamed[0]!r})"
             yield f"{len(self.renamed):,} {images} {path}."
 
 
-def match_images(lines: Iterable[tuple[int, Record]], images: Sequence[str], root: Path) -> Matches:
-    """Return which image on disk has which of the bundle's lines.
+def match_images(
+    lines: Iterable[tuple[int, Record]], images: Sequence[str], root: Path, by_folder: bool = True
+) -> Matches:
+    """Match the bundle's lines to images on disk.
 
     Args:
         lines: of the bundle.
         images: paths on disk, below the dataset's folder.
         root: the dataset's folder.
+        by_folder: whether paths are ``<domain>/<class>/…``, so that equal files of other classes can be told. Where a
+            table names the classes, the content alone counts.
     """
     digests: dict[str, str] = {}  # name in the bundle → SHA-256
     for _, record in lines:
@@ -92,7 +98,7 @@ def match_images(lines: Iterable[tuple[int, Record]], images: Sequence[str], roo
         name = named.get(hashed[image])
         if name is None:
             continue
-        if _class_of(image) != _class_of(name):
+        if by_folder and _class_of(image) != _class_of(name):
             elsewhere.append((image, name))
             continue
         holder = held.get(name)
@@ -123,11 +129,15 @@ def _digests(root: Path, images: Sequence[str]) -> list[str]:
 
     with ThreadPoolExecutor() as pool:
         digests = pool.map(_digest, [root / image for image in images])
-        return list(tqdm(digests, "matching images", len(images), unit="image", leave=False, disable=None))
+        return list(
+            tqdm(
+                digests, "matching images", len(images), unit="image", leave=False, disable=not is_terminal(sys.stderr)
+            )
+        )
 
 
 def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file; "" if it cannot be read, which whoever decodes it reports."""
+    """Return the SHA-256 of a file; "" if it cannot be read, which decoding reports later."""
     try:
         with open_plain(path) as file:
             digest = hashlib.sha256()

@@ -1,6 +1,6 @@
 """Chains in Parquet files: our own columns, and Hugging Face's `messages` and `images`. Requires pyarrow.
 
-Fields without a column of their own are stored as JSON in the column `extra`.
+Fields without a column are stored as JSON in the column `extra`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from domainbed_reasoning.files.plain import open_plain
 
 Row = dict[str, Any]
 
-# The field of foreign formats in which our provenance travels.
+# The field that stores our provenance in other formats.
 OWN_FIELD = "domainbed_reasoning"
 
-# Rows of a file that are in memory at a time: of one of ours that is written, of any that is read.
+# Rows in memory at a time: when writing our own files, and when reading any file.
 _ROWS = 2048
 _ROWS_READ = 64
 
-# What reading a file may take: our own, packed, hold a tenth of what they say, those of equal chains a hundredth.
+# Limits for reading a file. Our own files compress to a tenth of their content, those of equal chains to a hundredth.
 _MEMORY = 2 << 30
 _LEAST_BYTES = 64 << 20
 _MOST_PACKED = 200
-_ROW_BYTES = 200  # what a row counts for beside what it says
+_ROW_BYTES = 200  # overhead per row, in addition to its content
 _MAX_ROW_BYTES = 32 << 20
 _MAX_COLUMNS = 10_000
 _BYTES_A_SECOND = 1_000_000
+_BOUNDS = {"thrift_string_size_limit": 16 << 20, "thrift_container_size_limit": 1 << 20}
 _TOO_LARGE = "it expands to far more data than its size suggests, beyond the memory or time limit"
 
 
@@ -114,7 +115,7 @@ def to_columns(record: Mapping[str, Any]) -> Row:
 
 
 def to_message_columns(row: Mapping[str, Any]) -> Row:
-    """Return a `messages` row with typed turns, and what has no column of its own as JSON."""
+    """Return a `messages` row with typed turns, and fields without a column as JSON."""
     extra = {key: value for key, value in row.items() if key not in _FEATURES}
     return {
         "messages": to_typed(row["messages"]),
@@ -175,8 +176,28 @@ def read_parquet(path: Path) -> Iterator[Row]:
             yield row
 
 
-def in_child(path: str) -> None:
-    """Write the rows of a file to the parent process, then None or an error message."""
+def read_features(path: Path) -> Row:
+    """Return what Hugging Face's `datasets` recorded of a file's columns, by name; {} if nothing.
+
+    Raises:
+        ParquetError: as `read_parquet`.
+    """
+    _pyarrow()
+    with confined.child(__name__, str(path), "features", ARROW_DEFAULT_MEMORY_POOL="system") as process:
+        answers: Any = process.stdout
+        try:
+            answer = pickle.load(answers)  # of our own process
+            told = answer if isinstance(answer, str) else parse_json(answer.decode()) if answer else {}
+        except (EOFError, pickle.UnpicklingError, ValueError):
+            told = "not a readable Parquet file"
+    if isinstance(told, str):
+        raise ParquetError(f"{path}: {told}. Write it again, or pass another file.")
+    features = told.get("info", {}).get("features", {}) if isinstance(told, dict) else {}
+    return features if isinstance(features, dict) else {}
+
+
+def in_child(path: str, wanted: str = "rows") -> None:
+    """Write the rows of a file to the parent process, then None or an error message; or its ``features``."""
     answers = confined.take_output()
     arrow = _pyarrow()
     with open_plain(path) as content:
@@ -184,6 +205,11 @@ def in_child(path: str) -> None:
         confined.limit(_MEMORY, 60 + size // _BYTES_A_SECOND)
         left = _LEAST_BYTES + _MOST_PACKED * size
         try:
+            if wanted == "features":
+                with arrow.parquet.ParquetFile(content, **_BOUNDS) as file:
+                    pickle.dump((file.schema_arrow.metadata or {}).get(b"huggingface", b""), answers)
+                answers.flush()
+                return
             for row in _rows(arrow, content):
                 data = pickle.dumps(row)
                 left -= len(data) + _ROW_BYTES
@@ -202,8 +228,7 @@ def in_child(path: str) -> None:
 
 
 def _rows(arrow: Any, content: BinaryIO) -> Iterator[Row]:
-    bounds = {"thrift_string_size_limit": 16 << 20, "thrift_container_size_limit": 1 << 20}
-    with arrow.parquet.ParquetFile(content, pre_buffer=False, buffer_size=1 << 20, **bounds) as file:
+    with arrow.parquet.ParquetFile(content, pre_buffer=False, buffer_size=1 << 20, **_BOUNDS) as file:
         if file.metadata.num_columns > _MAX_COLUMNS:
             raise ParquetError(f"it has {file.metadata.num_columns:,} columns")
         for batch in file.iter_batches(_ROWS_READ, use_threads=False):
@@ -220,5 +245,5 @@ def _from_columns(row: Mapping[str, Any]) -> Row:
     except ValueError as error:
         raise ParquetError(f"the column 'extra' is not valid JSON ({error})") from error
     if not isinstance(more, dict):
-        raise ParquetError(f"the column 'extra' must hold a JSON object, got {extra:.40}")
+        raise ParquetError(f"the column 'extra' must contain a JSON object, got {extra:.40}")
     return out | more

@@ -1,9 +1,9 @@
-"""The two questions that are asked of every image, as functions of the task.
+"""The two questions asked about every image, as functions of the task.
 
 q_cls is the paper's (arXiv 2602.23777, "What type of object is in this photo? Choose from the following options:"),
-word for word for every stock dataset; only a dataset of the user's own, or the embedded one, may put another noun
-there. The wording of q_reason is not published. Ours is q_cls followed by the demand for the five stages, so that the
-two questions share the image and the options as one prefix, which shared-prefix training and scoring make use of.
+verbatim for every stock dataset; only user datasets and the embedded one may use another noun. The wording of q_reason
+is not published. Ours is q_cls followed by the instruction to write the five stages, so that both questions share image
+and options as a common prefix, which training and scoring compute once.
 """
 
 from __future__ import annotations
@@ -32,5 +32,5 @@ def q_reason(class_names: Sequence[str], subject: str = "object") -> str:
 
 
 def readable_name(folder: str) -> str:
-    """Return a class folder's name as a person would write it: ``Alarm_Clock`` becomes ``alarm clock``."""
+    """Return the readable name of a class folder: ``Alarm_Clock`` becomes ``alarm clock``."""
     return " ".join(folder.replace("_", " ").split()).lower()

@@ -1,7 +1,7 @@
-"""The one tolerant reader of five-stage chains, for teachers, self-labels, evaluation and the analyses.
+"""The tolerant reader of five-stage chains, used for teachers, self-labels, evaluation and the analyses.
 
 Models think before they answer, add code fences, write tags in lower case or bold, use headings in place of tags, and
-add a sentence before or after. None of this changes the meaning of a chain. `normalize` removes it, lists what it
+add a sentence before or after. None of this affects the meaning of a chain. `normalize` removes it, lists what it
 removed, and returns a text with canonical tags, to which the exact rules then apply. A text that the exact rules accept
 is not changed. Whatever could change the meaning is not normalized: stages that are missing, repeated or out of order,
 words between stages, a chain that is only in the model's thoughts, a conclusion that names no class or several
@@ -88,11 +88,11 @@ _SIGNS = re.compile(r"(?:</?(?:br|hr|p|div|answer|response|output|chain)\s?/?>|[
 
 @dataclass(frozen=True)
 class NormalizedText:
-    """A text without its blemishes.
+    """A text after normalization.
 
     Attributes:
-        text: from the first stage's tag to the last one's; the text as it was where it has no blemish.
-        blemishes: what was taken off, keys of `BLEMISHES` in their order.
+        text: from the first stage's tag to the last one's; the original text if nothing was normalized.
+        blemishes: what was normalized, keys of `BLEMISHES` in their order.
         before: the words before the first stage.
         after: the words after the last stage.
     """
@@ -105,13 +105,13 @@ class NormalizedText:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a text concludes with.
+    """The conclusion of a text.
 
     Attributes:
-        answer: index of the class; None where the text names none, or more than one.
-        text: the chain in canonical form, its conclusion spelt as the class is; the text as it was where it has no
-            blemish or names no class.
-        blemishes: what had to be taken off.
+        answer: index of the class; None if the text names none, or more than one.
+        text: the chain in canonical form, with the conclusion spelled like the class name; the original text if
+            nothing was normalized or it names no class.
+        blemishes: what was normalized.
     """
 
     answer: int | None
@@ -120,7 +120,7 @@ class Reading:
 
 
 def normalize(text: str) -> NormalizedText:
-    """Return ``text`` with canonical tags and without anything around its stages."""
+    """Return ``text`` with canonical tags and without text around its stages."""
     if _is_exact(text):
         return NormalizedText(text)
     found: set[str] = set()
@@ -138,7 +138,7 @@ def normalize(text: str) -> NormalizedText:
         tagged = bare
         found.add("heading")
     tags = list(_ANY_TAG.finditer(tagged))
-    if not tags:  # a chain in the thoughts alone is none
+    if not tags:  # chains in the thoughts do not count
         return NormalizedText(shown, tuple(found))
     if unfenced != shown:
         found.add("fence")
@@ -158,14 +158,14 @@ def normalize(text: str) -> NormalizedText:
 
 
 def read_chain(text: str, exact: bool = False) -> tuple[Chain, NormalizedText]:
-    """Return the five stages of ``text``, and the text they were read from.
+    """Return the five stages of ``text``, and the normalized text they were parsed from.
 
     Args:
-        text: what a model wrote.
-        exact: read the text as it is.
+        text: a model's output.
+        exact: parse without normalization.
 
     Raises:
-        ChainError: naming the broken rule and the stage.
+        ChainError: if the text violates a rule; the message names the rule and the stage.
     """
     normal = NormalizedText(text) if exact else normalize(text)
     return parse_chain(normal.text), normal
@@ -175,16 +175,16 @@ def read_conclusion(text: str, class_names: Sequence[str], exact: bool = False) 
     """Return the class that ``text`` concludes with; other stages may be missing.
 
     Args:
-        text: what a model wrote.
+        text: a model's output.
         class_names: of the task.
-        exact: compare the text inside <CONCLUSION> as it is, up to case, spaces and underscores.
+        exact: compare the text inside <CONCLUSION> without normalization, up to case, spaces and underscores.
     """
     reading = conclude(NormalizedText(text) if exact else normalize(text), class_names, exact)
     return reading if reading.blemishes else Reading(reading.answer, text)
 
 
 def conclude(normal: NormalizedText, class_names: Sequence[str], exact: bool = False) -> Reading:
-    """Return what a normalized text concludes with; see `read_conclusion`."""
+    """Return the conclusion of a normalized text; see `read_conclusion`."""
     conclusion = conclusion_of(normal.text)
     answer = match_class(conclusion, class_names)
     if exact or conclusion is None:
@@ -202,11 +202,11 @@ def conclude(normal: NormalizedText, class_names: Sequence[str], exact: bool = F
 
 
 def is_well_formed(text: str, exact: bool = False) -> bool:
-    """Return whether ``text`` is a chain of five stages, in order, each closed and not empty.
+    """Return whether ``text`` is a chain of five stages, in order, each closed and non-empty.
 
     Args:
-        text: what a model wrote.
-        exact: read the text as it is; otherwise blemishes are no fault.
+        text: a model's output.
+        exact: parse without normalization.
     """
     return _is_exact(text if exact else normalize(text).text)
 
@@ -232,7 +232,7 @@ def _is_exact(text: str) -> bool:
 
 
 def _without_thoughts(text: str) -> str:
-    """Return ``text`` without its thoughts: to the last closing tag where tags nest, to the end where none closes."""
+    """Return ``text`` without thoughts: up to the last closing tag if tags nest, up to the end if none closes."""
     parts, place, depth, closed = [], 0, 0, 0
     for found in _THOUGHT.finditer(text):
         if not _closes(found):
@@ -241,7 +241,7 @@ def _without_thoughts(text: str) -> str:
                 closed = 0
             depth += 1
             continue
-        if not depth:  # servers that begin the thought themselves return its closing tag alone
+        if not depth:  # servers that open the thought themselves only return its closing tag
             parts.clear()
         depth = max(0, depth - 1)
         closed = place = found.end()
@@ -262,7 +262,7 @@ def _canonical_tags(text: str, pattern: re.Pattern[str], found: set[str]) -> str
 
 
 def _tags_from_headings(text: str) -> str:
-    """Return a text with tags in place of headings; only the first paragraph after the last one is the conclusion."""
+    """Return a text with tags in place of headings; the conclusion is the first paragraph after the last heading."""
     headings = list(_HEADING.finditer(text))
     parts = [text[: headings[0].start()]] if headings else [text]
     for heading, following in zip(headings, [*headings[1:], None], strict=False):

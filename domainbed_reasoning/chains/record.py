@@ -11,6 +11,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from domainbed_reasoning.files import format_version
+
+VERSION = 2  # of a chain file's lines, see `format_version`
+
 ACCEPTED = "accepted"
 REJECTED = "rejected"
 
@@ -24,6 +28,7 @@ Record = dict[str, Any]
 
 # Types of the optional keys, where present and not null.
 _KINDS: dict[str, tuple[type, ...]] = {
+    format_version.KEY: (int,),
     "raw": (str,),
     "normalized": (list,),
     "rule": (str,),
@@ -51,7 +56,7 @@ _MOST = 1 << 53  # largest integer that all JSON parsers represent exactly
 
 
 class ChainFileError(ValueError):
-    """A chain file that cannot be used as it is; the message gives file, line, problem and fix."""
+    """An invalid chain file; the message gives file, line, problem and fix."""
 
     def __init__(self, path: str | os.PathLike[str], line: int | None, problem: str, fix: str):
         place = f"{os.fspath(path)}, line {line}" if line else os.fspath(path)
@@ -74,7 +79,7 @@ def parse_json(text: str) -> Any:
 
 
 def parse_json_at(text: str, at: int) -> tuple[Any, int]:
-    """Return the JSON value that begins at ``text[at]``, and the place after it.
+    """Return the JSON value that starts at ``text[at]``, and the position after it.
 
     Raises:
         json.JSONDecodeError: if it is invalid or incomplete.
@@ -114,8 +119,16 @@ def is_accepted(record: Mapping[str, Any]) -> bool:
     return bool(record.get("verdict", ACCEPTED) == ACCEPTED)
 
 
+def take_version(record: Record) -> str:
+    """Remove the format's version from a valid record; return what is wrong if it is newer than `VERSION`, else empty.
+
+    The version is of the line, not of the record: writers add the current one.
+    """
+    return format_version.newer_than(VERSION, record.pop(format_version.KEY, None))
+
+
 def check_record(record: Any, walk: bool = True, check_paths: bool = True) -> str | None:
-    r"""Return what is wrong with a record; None if it is valid.
+    r"""Return a record's problem; None if it is valid.
 
     Args:
         record: parsed value of a line.

@@ -5,9 +5,9 @@ has a name, and the first violated one is stored with the candidate. The label i
 describe the text itself. Deviations in format violate no rule: they are normalized first (`reader`), unless the exact
 rules are requested.
 
-Measured on a frontier model's chains for 9,472 images of PACS (the bundle PACS, one candidate an image, with default
-bounds): rejected of the 9,413 that conclude the class, found of the 59 others, and found of the 9,413 once another
-class's name is put into the conclusion. Of a chain the first rule that it breaks counts.
+Measured on a frontier model's chains for 9,472 images of PACS (the bundle PACS, one candidate per image, default
+bounds): the number rejected of the 9,413 chains that conclude the class, of the 59 others, and of the 9,413 with the
+conclusion replaced by another class. Each chain counts for the first rule that it violates.
 
 ==================  ============  ===========  ================
 rule                true          wrong        other conclusion
@@ -17,9 +17,9 @@ label               0             58 (98.3%)   8,737 (92.8%)
 every other rule    0             0            0
 ==================  ============  ===========  ================
 
-The rules of form find nothing in chains that are whole: they are for teachers that break the format. The wrong chain
-that no rule finds is of a picture of the word ERROR and guesses its class. `domainbed-reasoning stats` prints this
-table for any chains.
+The format rules reject none of these chains; they are for teachers that violate the format. The only wrong chain that
+no rule rejects is for an image of the word ERROR and guesses its class. `domainbed-reasoning stats` prints this table
+for any chains.
 """
 
 from __future__ import annotations

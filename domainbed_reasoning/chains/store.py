@@ -2,7 +2,8 @@
 
 Each line has at least ``image`` (path below the dataset's folder, with ``/``) and ``chain`` (text). ``verdict`` is
 ``accepted`` (the default) or ``rejected``, with ``rule`` and ``reason``; further keys are provenance. Training reads
-accepted chains only; annotation skips candidates that are already in the file.
+accepted chains only; annotation skips candidates that are already in the file. Writers add ``format_version``; lines
+without it are as valid.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from domainbed_reasoning.chains.record import (
     MAX_DEPTH,
     MAX_LINE_BYTES,
     REJECTED,
+    VERSION,
     ChainFileError,
     Record,
     check_record,
     is_accepted,
     parse_json,
+    take_version,
 )
 from domainbed_reasoning.chains.rules import Rules
+from domainbed_reasoning.files import format_version
 from domainbed_reasoning.files.atomic import name_beside, remove_stale, sync_folder
 from domainbed_reasoning.files.locks import is_in_place
 from domainbed_reasoning.files.open_files import save_copy
@@ -53,7 +57,7 @@ __all__ = [
 # A partial last line is read again this many times, this many seconds apart.
 _RETRIES = 5
 _RETRY_SECONDS = 0.02
-# Bytes of an overlong line that are skipped to find the next one: a sparse file may have terabytes.
+# Bytes of an overlong line skipped to find the next one; sparse files may have terabytes.
 _MAX_SKIPPED = 1 << 30
 
 
@@ -146,7 +150,7 @@ def read_records(path: str | os.PathLike[str], *, repair: bool = False) -> Itera
 
 
 def read_lines(path: str | os.PathLike[str], *, repair: bool = False) -> Iterator[tuple[int, Record | ChainFileError]]:
-    """Yield (line number from 1, record or what is wrong with the line) for every line that is not blank.
+    """Yield (line number from 1, record or error) for every non-blank line.
 
     Args:
         path: a chain file.
@@ -206,6 +210,9 @@ def parse_lines(
         place += len(raw)
         walk = b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
         invalid = check_record(record, walk)
+        if not invalid and (newer := take_version(record)):
+            yield number, ChainFileError(path, number, newer, format_version.UPGRADE)
+            continue
         yield number, ChainFileError(path, number, invalid, fix) if invalid else record
 
 
@@ -272,8 +279,9 @@ class ChainWriter:
         """
         if problem := check_record(record):
             raise ValueError(f"Cannot store the record: {problem}.")
+        row = {**record, format_version.KEY: VERSION}
         try:
-            line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+            line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         except (TypeError, ValueError) as error:
             raise ValueError(f"The record of {record['image']!r} cannot be stored as JSON: {error}.") from error
         if len(line) > MAX_LINE_BYTES:

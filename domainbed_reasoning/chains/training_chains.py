@@ -1,11 +1,11 @@
-"""The chains that a dataset trains on: those of a chain file, of a bundle, of both, or none.
+"""The chains used for training on a dataset: from a chain file, a bundle, both, or none.
 
 =================  ===================================================================================
 hparam ``chains``  chains
 =================  ===================================================================================
 null               ``reasoning.jsonl`` in the dataset's folder, then the bundle for images without one
-a path             this chain file alone
-``bundled``        the bundle alone
+a path             this chain file only
+``bundled``        the bundle only
 ``none``           none
 =================  ===================================================================================
 """
@@ -30,9 +30,9 @@ class TrainingChains:
 
     Attributes:
         texts: by image, its path on disk below the dataset's folder.
-        path: of the chain file or, where there is none, of the bundle.
-        summary: how many there are and from where; "" if a chain file has them all.
-        warnings: irregularities of the bundle's images, a sentence each.
+        path: of the chain file or, without one, of the bundle.
+        summary: log message with their number and source; "" if all are from a chain file.
+        warnings: irregularities of the bundle's images, one sentence each.
         bundle: name and SHA-256 of the bundle; "" without one.
     """
 
@@ -44,20 +44,26 @@ class TrainingChains:
 
 
 def load_training_chains(
-    choice: str | None, default: Path, bundle: str | None, images: Sequence[str], unverified: Rules | None = None
+    choice: str | None,
+    default: Path,
+    bundle: str | None,
+    images: Sequence[str],
+    unverified: Rules | None = None,
+    by_folder: bool = True,
 ) -> TrainingChains:
     """Return the chains of a dataset's images.
 
     Args:
         choice: value of the hparam ``chains``.
         default: the chain file in the dataset's folder, which may be missing.
-        bundle: that the dataset class names, see `bundled`; None without one.
+        bundle: the dataset's bundle, see `bundled`; None without one.
         images: paths on disk, below the dataset's folder.
-        unverified: rules without a label, see `store.select_chains`; None for verified chains alone.
+        unverified: rules without a label, see `store.select_chains`; None for verified chains only.
+        by_folder: whether paths name the classes, see `match_images`.
 
     Raises:
         ChainFileError: for a chain file or bundle that cannot be used.
-        ValueError: if the bundle is asked for and the dataset has none.
+        ValueError: if the bundle is requested but the dataset has none.
     """
     if choice == NONE:
         return TrainingChains({}, default, "no teacher chains (hparam chains is 'none').")
@@ -66,11 +72,11 @@ def load_training_chains(
     file = default if choice in (None, BUNDLED) else Path(str(choice)).expanduser()
     own: dict[str, str] = {}
     if choice != BUNDLED and (choice is not None or bundle is None or file.exists()):
-        own = load_chains(file, set(images), unverified=unverified)
+        own = load_chains(file, images, unverified=unverified)
     if bundle is None or choice not in (None, BUNDLED):
         return TrainingChains(own, file)
     packed = read_bundle(bundle)
-    matches = match_images(packed.lines, images, default.parent)
+    matches = match_images(packed.lines, images, default.parent, by_folder)
     bundled = select_chains(packed.path, matches.lines(packed.lines), None, unverified)
     texts = bundled | own
     from_bundle = f"{len(texts) - len(own):,} from the bundle {packed}"

@@ -1,1 +1,1 @@
-"""The verbs of the command `domainbed-reasoning`, a file each."""
+"""The subcommands of `domainbed-reasoning`, one file each."""

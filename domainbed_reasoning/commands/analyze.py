@@ -1,4 +1,4 @@
-"""`domainbed-reasoning analyze`: the paper's analyses, and one more, of trained models and jobs."""
+"""`domainbed-reasoning analyze`: the paper's analyses, and an additional one, of trained models and jobs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.commands.arguments import Parser, add_chains_argument, json_object, non_negative
+from domainbed_reasoning.commands.arguments import (
+    Parser,
+    add_chains_argument,
+    add_json,
+    add_trust_argument,
+    json_object,
+    non_negative,
+)
 
 EXAMPLES = """\
   domainbed-reasoning analyze token-shift --after sweep/1a2b3c --targets teacher
@@ -37,6 +44,8 @@ def add_arguments(parser: Parser) -> None:
         add(one)
         one.add_argument("--data-dir", help="folder that contains the dataset's folder (default: as in the job)")
         one.add_argument("--model", help="base model, if the job's path no longer exists")
+        add_json(one)
+        add_trust_argument(one)
         one.add_argument("--output", type=Path, help="folder to write (default: `analysis` beside the job, or here)")
 
 

@@ -1,4 +1,4 @@
-"""`analyze divergence`: the divergence between domains, of their images and of their chains."""
+"""`analyze divergence`: divergence between domains, for images and for chains."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from domainbed_reasoning.commands.analyze_results import plot, results_for, writ
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure the divergence between each domain and the others, of images and of chains."""
+    """Measure the divergence between all pairs of domains, for images and for chains."""
     name = args.encoder or encoders.DEFAULT
     clip = encoders.clip_named(name)
-    checkpoint = None if clip else open_checkpoint(name)
+    checkpoint = None if clip else open_checkpoint(name, args.trust_remote_code)
     trained = checkpoint.job if checkpoint else None
     if args.model and trained is None:
         raise ValueError(f"--model {args.model} replaces a job's base model, but --encoder {name} is not a job.")
     hparams = args.hparams
     if checkpoint:
         hparams |= {"model": args.model or (trained.model if trained else name)}
+        hparams |= {"revision": trained.revision(args.model)} if trained else {}
+        hparams |= {"trust_remote_code": args.trust_remote_code}
     encoded_by = checkpoint.tag if checkpoint else words_of_file(Path(name).name)
     chains = Path(args.chains).stem if args.chains else ""
     named = "_".join(filter(None, ["divergence", args.dataset, words_of_file(chains), encoded_by, args.kernel]))

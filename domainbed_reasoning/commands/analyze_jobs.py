@@ -1,4 +1,4 @@
-"""`analyze sarr-rounds` and `analyze faithfulness`: SARR's rounds, and how models use a chain."""
+"""`analyze sarr-rounds` and `analyze faithfulness`: SARR's rounds, and whether conclusions follow chains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from domainbed_reasoning.analysis.checkpoints import Checkpoint, open_checkpoint
 from domainbed_reasoning.analysis.cues import cues_of
 from domainbed_reasoning.analysis.settings import settings_of
 from domainbed_reasoning.analysis.tables import write_csv
-from domainbed_reasoning.commands.analyze_results import data_for, job_of, leave, plot, results_for, write
+from domainbed_reasoning.commands.analyze_results import data_for, job_of, leave, note, plot, results_for, write
 from domainbed_reasoning.terminal import counted
 
 _NOT_IN_PAPER = "paper: not reported"
@@ -35,7 +35,7 @@ def run_rounds(args: argparse.Namespace) -> None:
             samples = material.draw(material.domains(args.domains), args.images)
             steps = [row["step"] for row in found]
             folder = job_of(checkpoint).folder
-            answers = rounds.from_checkpoints(folder, steps, material, samples, args.model)
+            answers = rounds.from_checkpoints(folder, steps, material, samples, args.model, args.trust_remote_code)
             missing += filter(None, [rounds.without_checkpoint(folder, steps, answers)])
         for row in found:
             more = {key: answers.get(row["step"], {}).get(key) for key in answered} if args.images else {}
@@ -47,7 +47,7 @@ def run_rounds(args: argparse.Namespace) -> None:
 
 
 def run_faithfulness(args: argparse.Namespace) -> None:
-    """Measure what conclusions follow. Results are written after each job, so that a failing job loses no others."""
+    """Measure what conclusions depend on. Results are written after each job, in case a later one fails."""
     checkpoints, columns = _jobs_of(args)
     results = results_for(args, f"faithfulness_{_about(checkpoints)}", *checkpoints)
     shares: list[dict[str, Any]] = []
@@ -68,7 +68,7 @@ def run_faithfulness(args: argparse.Namespace) -> None:
         title = f"Faithfulness, {len(args.jobs) - len(failures)} of {_count(checkpoints)}"
         pooled = faithfulness.pool(shares)
         write(results, title, shares, [f"excluded: {failure}" for failure in failures], _NOT_IN_PAPER, shown=pooled)
-        print(f"Wrote {results.path('_answers.csv')}")
+        note(results, f"Wrote {results.path('_answers.csv')}")
         plot(results, lambda path: plots.faithfulness(pooled, title, path))
     if failures:
         raise ValueError(f"{len(failures)} of {_count(checkpoints)} could not be analyzed: {'; '.join(failures)}")
@@ -76,11 +76,13 @@ def run_faithfulness(args: argparse.Namespace) -> None:
 
 def _faithfulness_of(args: argparse.Namespace, name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return a job's shares and answers; its model is freed before the next one loads."""
-    checkpoint = open_checkpoint(name)
+    checkpoint = open_checkpoint(name, args.trust_remote_code)
     job = job_of(checkpoint)
     material = data_for(args, checkpoint, False)
     samples = material.draw(material.domains(args.domains), args.images)
-    print(f"{name}: {checkpoint.title}, {len(samples)} images", flush=True)
+    print(
+        f"{name}: {checkpoint.title}, {len(samples)} images", file=sys.stderr if args.json else sys.stdout, flush=True
+    )
     mllm = checkpoint.load(args.model)
     max_new_tokens, batch = job.hparams["max_new_tokens"], job.hparams["eval_batch"]
     reader = faithfulness.Reader(mllm, material, max_new_tokens, batch, job.exact_answers)
@@ -88,14 +90,14 @@ def _faithfulness_of(args: argparse.Namespace, name: str) -> tuple[list[dict[str
 
 
 def _jobs_of(args: argparse.Namespace) -> tuple[list[Checkpoint], list[dict[str, str]]]:
-    """Return all jobs, opened without their adapters before the first is analyzed, and columns that identify each.
+    """Return all jobs, validated without loading adapters before the first analysis, and columns that identify each.
 
     Raises:
-        ValueError: naming the first that is not a job.
+        ValueError: if one is not a job; the message names it.
     """
     checkpoints = []
     for name in args.jobs:
-        opened = open_checkpoint(name)
+        opened = open_checkpoint(name, args.trust_remote_code)
         checkpoints.append(dataclasses.replace(opened, job=dataclasses.replace(job_of(opened), adapters={})))
     columns = [
         {
@@ -111,7 +113,7 @@ def _jobs_of(args: argparse.Namespace) -> tuple[list[Checkpoint], list[dict[str,
 
 
 def _about(checkpoints: Sequence[Checkpoint]) -> str:
-    """Return the part of file names that stands for some jobs."""
+    """Return the part of file names that identifies a list of jobs."""
     if len(checkpoints) == 1:
         return checkpoints[0].tag
     jobs = [job_of(one) for one in checkpoints]

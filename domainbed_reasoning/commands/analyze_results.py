@@ -1,8 +1,10 @@
-"""What all analyses share: opening a job and its data, and writing tables, text and plot."""
+"""Shared by all analyses: opening a job and its data, and writing tables, text and plot."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +38,10 @@ def data_for(args: argparse.Namespace, checkpoint: Checkpoint, chains: bool | st
 
 
 def results_for(args: argparse.Namespace, name: str, *of: Checkpoint) -> Results:
-    """Return where files go: --output, or the folder `analysis` beside the first of the jobs ``of``."""
+    """Return the output folder: --output, or `analysis` beside the first of the jobs ``of``."""
     beside = job_of(of[0]).folder.resolve().parent / "analysis" if of else Path("analysis")
-    return results_at(args.output or beside, name, args.command_line)
+    command = args.command_line.replace(" --json", "")  # which writes the same files
+    return dataclasses.replace(results_at(args.output or beside, name, command), as_json=args.json)
 
 
 def write(
@@ -51,9 +54,18 @@ def write(
 ) -> None:
     """Print the table, the findings and the paper's numbers; write the rows as CSV and the rest as text."""
     summary = "\n".join([*findings, paper])
-    print(f"\n{title}\n\n{as_text(rows if shown is None else shown)}\n\n{summary}\n")
+    if results.as_json:
+        found = {"title": title, "rows": list(map(dict, rows)), "findings": list(findings), "paper": paper}
+        arguments.print_json(found | {"files": [results.path(suffix) for suffix in (".txt", ".csv")]})
+    else:
+        print(f"\n{title}\n\n{as_text(rows if shown is None else shown)}\n\n{summary}\n")
     leave(results, title, rows, summary)
-    print(f"Wrote {results.path('.txt')}\nWrote {results.path('.csv')}")
+    note(results, f"Wrote {results.path('.txt')}\nWrote {results.path('.csv')}")
+
+
+def note(results: Results, text: str) -> None:
+    """Print a message; to standard error if standard output is for JSON."""
+    print(text, file=sys.stderr if results.as_json else sys.stdout, flush=True)
 
 
 def leave(results: Results, title: str, rows: Sequence[Mapping[str, Any]], summary: str) -> None:
@@ -65,7 +77,7 @@ def leave(results: Results, title: str, rows: Sequence[Mapping[str, Any]], summa
 def plot(results: Results, draw: Callable[[Path], None]) -> None:
     """Write the plot if matplotlib is installed; otherwise print how to install it."""
     if not plot_styles.has_matplotlib():
-        print("No plot: matplotlib is not installed. Run pip install 'domainbed-reasoning[plots]'.")
+        note(results, "No plot: matplotlib is not installed. Run pip install 'domainbed-reasoning[plots]'.")
         return
     draw(results.path(".png"))
-    print(f"Wrote {results.path('.png')}")
+    note(results, f"Wrote {results.path('.png')}")

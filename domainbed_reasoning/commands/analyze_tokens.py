@@ -1,4 +1,4 @@
-"""`analyze token-shift` and `analyze entropy`: the same tokens under a model before and after its training."""
+"""`analyze token-shift` and `analyze entropy`: predictions of the same tokens before and after training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run_token_shift(args: argparse.Namespace) -> None:
 def run_entropy(args: argparse.Namespace) -> None:
     """Find the tokens whose entropy training reduces most, in teacher and in self-generated chains."""
     after, before = _after_and_before(args, args.after)
-    of_own = open_checkpoint(args.after_own) if args.after_own else after
+    of_own = open_checkpoint(args.after_own, args.trust_remote_code) if args.after_own else after
     labeling = _labeling(of_own)
     results = results_for(args, f"entropy_{after.tag}", after)
     material = data_for(args, after, True)
@@ -115,7 +115,7 @@ def _labeling(checkpoint: Checkpoint) -> Labeling:
 
 
 def _after_and_before(args: argparse.Namespace, folder: str) -> tuple[Checkpoint, Checkpoint]:
-    after = open_checkpoint(folder)
+    after = open_checkpoint(folder, args.trust_remote_code)
     job_of(after)
-    before = open_checkpoint(args.before) if args.before else after.untrained(args.model)
+    before = open_checkpoint(args.before, args.trust_remote_code) if args.before else after.untrained(args.model)
     return after, before if before.job else after.untrained(args.before)

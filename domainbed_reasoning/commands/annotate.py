@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from domainbed_reasoning.annotate import pricing as cost
+from domainbed_reasoning.annotate.batch_api import MAX_RESULT_BYTES, BatchTeacher
+from domainbed_reasoning.annotate.batch_journal import Journal
+from domainbed_reasoning.annotate.batch_run import BatchAnnotation, answered_of, open_requests
+from domainbed_reasoning.annotate.connection import MAX_BODY_BYTES
+from domainbed_reasoning.annotate.openai import OpenAITeacher
 from domainbed_reasoning.annotate.parameters import OMITTABLE
 from domainbed_reasoning.annotate.pipeline import (
     NOTHING_ACCEPTED,
@@ -18,18 +24,19 @@ from domainbed_reasoning.annotate.pipeline import (
     Summary,
     plan,
 )
+from domainbed_reasoning.annotate.pool import TeacherPool
 from domainbed_reasoning.annotate.rejudge import rejudge
+from domainbed_reasoning.annotate.run_report import forecast, nothing_to_do, report
 from domainbed_reasoning.annotate.teacher import (
     MAX_EDGE,
     TEACHER_PROMPT_VERSION,
     Teacher,
     TeacherError,
     q_teacher,
-    read_picture,
 )
 from domainbed_reasoning.chains.image_names import ImageLookup
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
-from domainbed_reasoning.chains.rules import ADVICE, RULES, Rules
+from domainbed_reasoning.chains.rules import RULES, Rules
 from domainbed_reasoning.chains.store import ACCEPTED, ChainFileError, ChainWriter, Record, is_accepted, read_records
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.commands.arguments import UsageError, non_negative, positive
@@ -44,10 +51,15 @@ EXAMPLES = """\
   # Any OpenAI-compatible server, such as vLLM.
   domainbed-reasoning annotate --dataset VLCS --data-dir DATA --teacher openai:Qwen/Qwen2.5-VL-7B-Instruct \\
       --base-url http://localhost:8000/v1 --concurrency 64
+  # Through OpenAI's Batch API, at half the price. Ctrl-C ends the wait; rerun the command to collect the answers.
+  domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher openai:gpt-4o --batch-api
+  # Two servers share the work.
+  domainbed-reasoning annotate --dataset VLCS --data-dir DATA --teacher openai:Qwen/Qwen2.5-VL-7B-Instruct \\
+      --base-url http://gpu1:8000/v1 http://gpu2:8000/v1
   # A Hugging Face model in this process, or the model to be trained itself (bootstrap).
   domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher hf:OpenGVLab/InternVL3-8B-hf --batch 32
   domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher self:tiny
-  # Judge the stored candidates again with the current rules and options. Needs no teacher.
+  # Re-evaluate the stored candidates with the current rules and options. Needs no teacher.
   domainbed-reasoning annotate --dataset PACS --data-dir DATA --rejudge
 
 Reasoning traces, code fences, headings, lower-case or bold tags, text around the stages and conclusions such as
@@ -68,8 +80,22 @@ def add_arguments(parser: arguments.Parser) -> None:
     arguments.add_dataset_arguments(parser)
     add = parser.add_argument
     add("--teacher", help="openai:MODEL, hf:MODEL (a folder, a hub id or 'tiny') or self:MODEL")
-    add("--rejudge", action="store_true", help="only judge the stored candidates again; no teacher is used")
-    add("--base-url", help="of an OpenAI-compatible server (default: OpenAI's, or $OPENAI_BASE_URL)")
+    add("--rejudge", action="store_true", help="only re-evaluate the stored candidates, without a teacher")
+    add(
+        "--base-url",
+        nargs="+",
+        metavar="URL",
+        help="of an OpenAI-compatible server (default: OpenAI's, or $OPENAI_BASE_URL). Several share the work, each "
+        "with --concurrency and --rpm of its own; one that fails is set aside",
+    )
+    add("--batch-api", action="store_true", help="send requests as batches, answered within 24 hours at a discount")
+    add(
+        "--batch-discount",
+        type=share,
+        default=0.5,
+        help="share taken off the price by --batch-api, in [0, 1) (default: %(default)s, OpenAI's)",
+    )
+    add("--batch-poll", type=positive(float), default=60.0, help="seconds between looks at batches (default: 60)")
     add("--key-env", default="OPENAI_API_KEY", help="environment variable with the API key (default: %(default)s)")
     add("--candidates", type=positive(int), default=4, help="maximum per image (default: %(default)s)")
     arguments.add_rule_arguments(parser)
@@ -90,6 +116,7 @@ def add_arguments(parser: arguments.Parser) -> None:
     add("--retries", type=non_negative(int), default=6, help="after transient errors, per request (default: 6)")
     add("--batch", type=positive(int), default=16, help="batch size of a local model (default: %(default)s)")
     add("--quantize", choices=("none", "nf4", "int8"), default="none", help="for a local model")
+    arguments.add_trust_argument(parser)
     add("--price", type=non_negative(float), nargs=2, metavar=("IN", "OUT"), help="dollars per million tokens")
     add(
         "--max-cost",
@@ -106,6 +133,14 @@ def add_arguments(parser: arguments.Parser) -> None:
     add("--dry-run", action="store_true", help="only print the work left and its estimated cost")
 
 
+def share(text: str) -> float:
+    """Return a number in [0, 1); an argument type."""
+    value = non_negative(float)(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be in [0, 1); got {text}")
+    return value
+
+
 def run(args: argparse.Namespace) -> int:
     """Annotate; return 0 if every image has a chain or no candidate left, else 1 (3: stopped early)."""
     _check(args)
@@ -117,6 +152,8 @@ def run(args: argparse.Namespace) -> int:
         return _rejudge(args, rules, on_disk)
     with_advice = (args.prompt or ("task" if args.teacher.startswith("self:") else "teacher")) == "teacher"
     price = tuple(args.price) if args.price else cost.price_of(args.teacher)
+    if price is not None and args.batch_api:
+        price = price[0] * (1 - args.batch_discount), price[1] * (1 - args.batch_discount)
     if args.max_cost is not None and price is None:
         raise UsageError(f"--max-cost: the price of {args.teacher} is unknown. Set it with --price IN OUT.")
     settings = AnnotationSettings(
@@ -129,6 +166,9 @@ def run(args: argparse.Namespace) -> int:
         price=price,
     )
     records = _records(args, on_disk)
+    journal = Journal(args.chains)
+    if journal.batches and not args.batch_api and not args.dry_run:
+        raise UsageError(f"{open_requests(journal)} Add --batch-api, so that no image is asked twice")
     if uses_bundle and dataset.bundle is not None:
         records += arguments.bundled_records(dataset, on_disk, args.unverified)
     jobs = plan(
@@ -143,12 +183,14 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.dry_run:
         print(forecast(args, settings, jobs, records, on_disk))
+        if journal.batches:
+            print(open_requests(journal))
         return 0
-    if not jobs:
-        print(_nothing_to_do(args, on_disk))
+    if not jobs and not journal.batches:
+        print(nothing_to_do(args, on_disk))
         if any(is_accepted(record) for record in records):
             return 0
-        print("No image has a chain. Use `annotate --rejudge` to judge the stored candidates again.")
+        print("No image has a chain. Use `annotate --rejudge` to re-evaluate the stored candidates.")
         return 1
     has_accepted = _has_accepted(records, settings, args)
     try:
@@ -159,7 +201,24 @@ def run(args: argparse.Namespace) -> int:
     with ChainWriter(args.chains, leave_empty=False) as writer:
         if writer.cut_bytes:
             print(f"{args.chains}: removed an incomplete last line ({writer.cut_bytes} bytes).", file=sys.stderr)
-        summary = _annotate(args, teacher, settings, rules, budget, jobs, writer, on_disk, has_accepted)
+        make: Callable[..., Annotation] = functools.partial(
+            Annotation, on_disk.root, teacher, writer, rules, settings, budget
+        )
+        if isinstance(teacher, BatchTeacher):
+            journal = Journal(args.chains)
+            journal.require(teacher.name, teacher.endpoint, settings.prompt_version)
+            make = functools.partial(
+                BatchAnnotation,
+                *(on_disk.root, teacher, writer, rules, settings, budget),
+                journal=journal,
+                without_chain=_without_chain(journal, records, on_disk),
+                answered=answered_of(records, teacher.name, settings.prompt_version),
+                poll=args.batch_poll,
+                retries=args.retries,
+            )
+        summary = _annotate(make, settings, jobs, writer, has_accepted)
+    if journal.batches:
+        print(open_requests(journal), file=sys.stderr)
     has_candidates = bool(summary.accepted or summary.rejected)
     if has_candidates or summary.unknown or not summary.failed:
         print(report(summary, len(jobs)))
@@ -174,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rejudge(args: argparse.Namespace, rules: Rules, on_disk: FolderScan) -> int:
-    """Judge the stored candidates again and print what changed; return 1 if none is accepted."""
+    """Re-evaluate the stored candidates and print the changes; return 1 if none is accepted."""
     if not args.chains.exists():
         raise FileNotFoundError(f"Chain file {args.chains} does not exist. Pass an existing one with --chains.")
     labels = on_disk.labels()
@@ -207,6 +266,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--teacher is required: openai:MODEL, hf:MODEL or self:MODEL (or use --rejudge)")
     if args.teacher is not None and (kind not in ("openai", "hf", "self") or not model):
         raise UsageError(f"--teacher must be openai:MODEL, hf:MODEL or self:MODEL; got {args.teacher!r}")
+    if args.teacher is not None and kind != "openai" and (args.batch_api or args.base_url):
+        option = "--batch-api" if args.batch_api else "--base-url"
+        raise UsageError(f"{option} requires --teacher openai:MODEL; got {args.teacher!r}")
+    if args.batch_api and len(args.base_url or ()) > 1:
+        raise UsageError("--batch-api takes one --base-url: a batch belongs to one provider")
     if args.max_cost is not None and "max_tokens" in args.omit_parameter:
         raise UsageError("--max-cost cannot be combined with --omit-parameter max_tokens: answers have no maximum cost")
 
@@ -239,23 +303,29 @@ def _budget(args: argparse.Namespace, settings: AnnotationSettings, records: Seq
 def _teacher(args: argparse.Namespace) -> Teacher:
     kind, _, model = args.teacher.partition(":")
     if kind == "openai":
-        from domainbed_reasoning.annotate.openai import OpenAITeacher
-
-        return OpenAITeacher(
-            model,
-            base_url=args.base_url,
-            key_variable=args.key_env,
-            concurrency=args.concurrency,
-            timeout=args.timeout,
-            retries=args.retries,
-            requests_per_minute=args.rpm,
-            omitted=args.omit_parameter,
-            needs_limit=args.max_cost is not None,
-            tell=_notify,
-        )
+        kind_of_teacher: type[OpenAITeacher] = BatchTeacher if args.batch_api else OpenAITeacher
+        teachers = [
+            kind_of_teacher(
+                model,
+                base_url=url,
+                key_variable=args.key_env,
+                concurrency=args.concurrency,
+                timeout=args.timeout,
+                retries=args.retries,
+                requests_per_minute=args.rpm,
+                omitted=args.omit_parameter,
+                needs_limit=args.max_cost is not None,
+                most_bytes=MAX_RESULT_BYTES if args.batch_api else MAX_BODY_BYTES,
+                tell=_notify,
+            )
+            for url in args.base_url or [None]
+        ]
+        return teachers[0] if len(teachers) == 1 else TeacherPool(teachers, _notify)
     from domainbed_reasoning.annotate.local import LocalTeacher
 
-    return LocalTeacher(model, batch=args.batch, kind=kind, quantize=args.quantize)
+    return LocalTeacher(
+        model, batch=args.batch, kind=kind, quantize=args.quantize, trust_remote_code=args.trust_remote_code
+    )
 
 
 def _notify(message: str) -> None:
@@ -264,20 +334,27 @@ def _notify(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
+def _without_chain(journal: Journal, records: Sequence[Record], on_disk: FolderScan) -> dict[str, PendingImage]:
+    """Return the images in open batches that have no chain yet."""
+    wanted = journal.images - {record["image"] for record in records if is_accepted(record)}
+    labels = on_disk.labels() if wanted else {}
+    return {
+        picture.path: PendingImage(picture, labels[picture.path])
+        for picture in on_disk.pictures
+        if picture.path in wanted
+    }
+
+
 def _annotate(
-    args: argparse.Namespace,
-    teacher: Teacher,
+    make: Callable[..., Annotation],
     settings: AnnotationSettings,
-    rules: Rules,
-    budget: cost.Budget,
     jobs: Sequence[PendingImage],
     writer: ChainWriter,
-    on_disk: FolderScan,
     has_accepted: bool,
 ) -> Summary:
     from tqdm import tqdm
 
-    with tqdm(total=len(jobs), unit="image", smoothing=0.05, file=sys.stderr, dynamic_ncols=True) as bar:
+    with tqdm(total=len(jobs), unit="image", smoothing=0.05, file=sys.stderr, dynamic_ncols=True, disable=None) as bar:
 
         def on_record(record: Record, summary: Summary) -> None:
             bar.n = summary.accepted + summary.exhausted
@@ -286,7 +363,7 @@ def _annotate(
             bar.set_postfix_str(f"{summary.accepted}/{judged} accepted{money}", refresh=False)
             bar.update(0)
 
-        run = Annotation(on_disk.root, teacher, writer, rules, settings, budget, on_record, has_accepted)
+        run = make(on_record=on_record, has_accepted=has_accepted)
         try:
             asyncio.run(run.run(jobs))
         except OSError as error:
@@ -299,112 +376,3 @@ def _annotate(
             run.summary.failed = str(error)
         bar.n = run.summary.accepted + run.summary.exhausted
         return run.summary
-
-
-def forecast(
-    args: argparse.Namespace,
-    settings: AnnotationSettings,
-    jobs: Sequence[PendingImage],
-    records: Sequence[Record],
-    on_disk: FolderScan,
-) -> str:
-    """Return the work left, the tokens, cost and time of the run as text."""
-    total = len(on_disk.pictures)
-    if not jobs:
-        return _nothing_to_do(args, on_disk)
-    model = args.teacher.partition(":")[2]
-    sample = [read_picture(on_disk.root / job.picture.path)[0] for job in jobs[:20]]
-    tokens = sum(cost.image_tokens(model, *_size(image)) for image in sample) / len(sample)
-    typical = cost.habits(records, args.teacher, round(tokens + cost.text_tokens(settings.question)))
-    concurrency = args.concurrency if args.teacher.startswith("openai:") else 1
-    expected = cost.estimate(
-        (settings.candidates - job.asked for job in jobs), typical, settings.price, concurrency, args.rpm
-    )
-    known = typical.measured >= cost.ENOUGH
-    basis = f"measured on {typical.measured} candidates" if known else "assumed: this teacher has no candidates yet"
-    money = "unknown (set --price IN OUT)" if expected.dollars is None else f"${expected.dollars:,.2f}"
-    return "\n".join(
-        [
-            f"images       {len(jobs):,} of {total:,} without a chain",
-            f"requests     about {expected.requests:,.0f} (up to {settings.candidates} candidates per image)",
-            f"tokens       about {expected.prompt_tokens:,.0f} in, {expected.completion_tokens:,.0f} out",
-            f"cost         {money}",
-            f"time         about {_duration(expected.hours)}, {concurrency} in parallel",
-            f"per request  {typical.prompt_tokens:,.0f} tokens in, {typical.completion_tokens:,.0f} out, "
-            f"{typical.seconds:.1f} s, {typical.acceptance:.0%} accepted ({basis})",
-            "Dry run: nothing was sent.",
-        ]
-    )
-
-
-def _nothing_to_do(args: argparse.Namespace, on_disk: FolderScan) -> str:
-    total = len(on_disk.pictures)
-    selection = f"of the first {counted(args.limit, 'image')} (--limit), " if args.limit and args.limit < total else ""
-    return f"Nothing to do: {selection}every image has a chain or no candidate left ({total:,} images in total)."
-
-
-def _duration(hours: float) -> str:
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
-
-
-def _size(image: bytes) -> tuple[int, int]:
-    import io
-
-    from PIL import Image
-
-    with Image.open(io.BytesIO(image)) as picture:
-        return picture.size
-
-
-def report(summary: Summary, jobs: int) -> str:
-    """Return the summary of a run as text."""
-    judged = summary.accepted + summary.rejected.total()
-    rate = 3600 * judged / summary.seconds if summary.seconds else 0.0
-    known = judged > summary.unpriced or not (judged or summary.unknown) or summary.dollars > 0
-    money = f"${summary.dollars:.4f}" if known else "cost unknown"
-    if 0 < summary.unpriced < judged:
-        money += f" plus {summary.unpriced:,} of unknown cost"
-    lines = [
-        f"{summary.accepted:,} of {counted(jobs, 'image')} got a chain; {counted(judged, 'candidate')} in "
-        f"{summary.seconds:,.0f} s ({rate:,.0f} an hour); {summary.prompt_tokens:,} tokens in, "
-        f"{summary.completion_tokens:,} out, {money}."
-    ]
-    if summary.unknown_dollars:
-        lines.append(
-            f"{counted(summary.unknown, 'request')} without reported usage (time-outs, invalid responses) may cost "
-            f"up to ${summary.unknown_dollars:.4f} more, which counts toward --max-cost."
-        )
-    lines += [f"  rejected {count:>6,}  {rule}" for rule, count in summary.rejected.most_common()]
-    if summary.exhausted:
-        have = "has" if summary.exhausted == 1 else "have"
-        more = "" if summary.rejected["cut"] == summary.rejected.total() else "; increase --candidates to request more"
-        lines.append(f"{counted(summary.exhausted, 'image')} {have} no candidate left{more}.")
-    if summary.rejected["cut"]:
-        lines.append(
-            f"{counted(summary.rejected['cut'], 'candidate')} truncated at --max-tokens. Rerun with a larger "
-            "--max-tokens; truncated candidates then do not count toward --candidates."
-        )
-    for title, images in (("could not be read", summary.unreadable), ("got no answer", summary.unanswered)):
-        if images:
-            first = "".join(f"\n  {image}: {reason}" for image, reason in list(images.items())[:5])
-            lines.append(f"{counted(len(images), 'image')} {title}:{first}")
-    if summary.rejected and not summary.accepted:
-        lines.append(_why_nothing(summary))
-    elif summary.stopped:
-        lines.append(f"Stopped early: {summary.stopped}. Rerun the command to resume.")
-    return "\n".join(lines)
-
-
-def _why_nothing(summary: Summary) -> str:
-    """Return the most frequent rule of a run that accepted nothing, what to do, and an example."""
-    rule, count = summary.rejected.most_common(1)[0]
-    example = summary.examples[rule]
-    text = " ".join(example["chain"].split())
-    shown = text if len(text) <= 400 else f"{text[:200]} […] {text[-200:]}"
-    stopped = f"Stopped early: {summary.stopped}. " if summary.stopped else ""
-    return (
-        f"{stopped}None of {counted(summary.rejected.total(), 'candidate')} was accepted. Most frequent rule: {rule} "
-        f"({count:,}): {RULES[rule]}. {ADVICE.get(rule, 'Use another teacher')}.\n"
-        f"  for example {example['image']}: {example['reason']}\n  {shown}\n"
-        "Use `annotate --rejudge` to judge these candidates again with other options, at no cost."
-    )

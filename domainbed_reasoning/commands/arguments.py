@@ -1,10 +1,11 @@
-"""The parser of every verb, and the options and helpers that several verbs share."""
+"""The argument parser of all verbs, and shared options and helpers."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import numbers
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from domainbed_reasoning.chains.store import ACCEPTED, Record, is_accepted, read
 from domainbed_reasoning.files.atomic import replacing
 from domainbed_reasoning.images.catalog import CHAIN_FILE, FolderScan, ImageFolder, scan
 from domainbed_reasoning.images.user_datasets import find
+from domainbed_reasoning.terminal import json_line
 
 PROGRAM = "domainbed-reasoning"
 FORMER_OPTIONS = {"--licence": "--license"}  # still accepted, not shown
@@ -66,6 +68,41 @@ def add_chains_argument(parser: argparse._ActionsContainer, default: str) -> Non
     """Add --chains, a path or ``bundled``; ``default`` is for its help."""
     text = f"chain file, or {BUNDLED!r} for the chains that come with the dataset (default: {default})"
     parser.add_argument("--chains", type=lambda text: text if text == BUNDLED else Path(text), help=text)
+
+
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """Add --json, whose output is one line: `print_json`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON; NaN and infinity become null, and what JSON lacks becomes a string."""
+    print(as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """Return the line that `print_json` prints."""
+    return json_line(_plain(value), sys.stdout)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
+
+
+def add_trust_argument(parser: argparse._ActionsContainer) -> None:
+    """Add --trust-remote-code."""
+    text = "run the Python files that come with the model; what a job or folder records allows nothing"
+    parser.add_argument("--trust-remote-code", action="store_true", help=text)
 
 
 def add_rule_arguments(parser: Parser) -> None:
@@ -116,7 +153,7 @@ def _number(kind: type[int] | type[float], allowed: Callable[[float], bool], int
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return the JSON object that an option holds; an argument type."""
+    """Return the JSON object in an option's value; an argument type."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -137,7 +174,7 @@ def open_dataset(
         writes: whether the verb writes to the chain file.
 
     Raises:
-        ValueError: unknown dataset, such a name, or no bundle where it is asked for.
+        ValueError: for an unknown dataset, an invalid image name, or ``bundled`` without a bundle.
         FileNotFoundError: its folder does not exist.
         UsageError: the verb would write to the bundle.
     """
@@ -155,13 +192,14 @@ def open_dataset(
 
 
 def matched_bundle(dataset: ImageFolder, on_disk: FolderScan) -> tuple[Bundle, Matches]:
-    """Return the dataset's bundle and which image on disk has which of its lines.
+    """Return the dataset's bundle and its matches with the images on disk.
 
     Raises:
-        ChainFileError: if it cannot be used.
+        ChainFileError: if the bundle cannot be used.
     """
     bundle = read_bundle(str(dataset.bundle))
-    return bundle, match_images(bundle.lines, [picture.path for picture in on_disk.pictures], on_disk.root)
+    images = [picture.path for picture in on_disk.pictures]
+    return bundle, match_images(bundle.lines, images, on_disk.root, by_folder=dataset.table is None)
 
 
 def read_candidates(
@@ -179,7 +217,7 @@ def read_candidates(
         args: the verb's arguments, after `open_dataset`.
         dataset: the dataset.
         on_disk: its files.
-        wanted: which candidates count.
+        wanted: filter on candidates.
         repair: ignore a partial last line of a chain file.
 
     Raises:
@@ -203,7 +241,7 @@ def read_candidates(
 
 
 def bundled_records(dataset: ImageFolder, on_disk: FolderScan, unverified: bool) -> list[Record]:
-    """Return the accepted candidates of the dataset's bundle, without texts, and print that their images are done.
+    """Return the accepted candidates of the dataset's bundle, without texts, and print that their images are skipped.
 
     Args:
         dataset: the dataset, which has a bundle.
@@ -224,7 +262,9 @@ def bundled_records(dataset: ImageFolder, on_disk: FolderScan, unverified: bool)
         print(note, file=sys.stderr)
     if count := len({record["image"] for record in records}):
         have = "image has a chain" if count == 1 else "images have chains"
-        print(f"{count:,} {have} in the bundle {bundle} and will not be asked for. To ask for all, pass --chains FILE.")
+        print(
+            f"{count:,} {have} in the bundle {bundle} and will be skipped. To annotate all images, pass --chains FILE."
+        )
     return records
 
 
@@ -237,7 +277,7 @@ def class_names(dataset: ImageFolder, on_disk: FolderScan) -> tuple[str, ...]:
     """Return the class names used in prompts, in label order.
 
     Raises:
-        ValueError: if an answer could not tell two of them apart.
+        ValueError: if answers could not distinguish two of them.
     """
     names = dataset.class_names(on_disk.classes)
     problem = check_class_names(names)

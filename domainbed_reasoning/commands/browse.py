@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     records, unknown = arguments.read_candidates(args, dataset, on_disk)
     output = args.output or Path(f"{dataset.name}_chains.html")
     names = arguments.class_names(dataset, on_disk)
-    progress = functools.partial(tqdm, file=sys.stderr, unit="chunk", leave=False)
+    progress = functools.partial(tqdm, file=sys.stderr, unit="chunk", leave=False, disable=None)
     size = write_page(output, f"{dataset.name}: chains", on_disk, names, records, progress, args.only_asked)
     print(f"Wrote {output} ({size / 1e6:.1f} MB). Open it in a browser.")
     if links := sum(not is_below(on_disk.root, picture.path) for picture in on_disk.pictures):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed_reasoning.annotate.card import render_card
 from domainbed_reasoning.annotate.stats import count
 from domainbed_reasoning.annotate.teacher import TEACHER_PROMPT_VERSION, q_teacher
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_reason
+from domainbed_reasoning.chains.store import Record
 from domainbed_reasoning.commands import arguments
+from domainbed_reasoning.images.catalog import FolderScan, ImageFolder
 
 EXAMPLES = """\
   domainbed-reasoning card --dataset PACS --data-dir DATA
@@ -29,13 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Print or write the card."""
     dataset, on_disk = arguments.open_dataset(args)
     records, unknown = arguments.read_candidates(args, dataset, on_disk)
-    names = arguments.class_names(dataset, on_disk)
-    questions = {
-        PROMPT_VERSION: q_reason(names, dataset.subject),
-        TEACHER_PROMPT_VERSION: q_teacher(names, dataset.subject),
-    }
-    groups = count(on_disk.pictures, records)
-    card = render_card(dataset, on_disk, args.chains, records, unknown, groups, questions, args.license)
+    card = card_of(dataset, on_disk, args.chains, records, unknown, args.license)
     if unknown:
         print(arguments.unknown_text(args, unknown), file=sys.stderr)
     if args.output:
@@ -44,3 +41,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(card, end="")
     return 0
+
+
+def card_of(
+    dataset: ImageFolder, on_disk: FolderScan, chains: Path, records: Sequence[Record], unknown: int, licence: str
+) -> str:
+    """Return the card of a file of chains; the arguments are those of `render_card`."""
+    names = arguments.class_names(dataset, on_disk)
+    questions = {
+        PROMPT_VERSION: q_reason(names, dataset.subject),
+        TEACHER_PROMPT_VERSION: q_teacher(names, dataset.subject),
+    }
+    groups = count(on_disk.pictures, records)
+    return render_card(dataset, on_disk, chains, records, unknown, groups, questions, licence)

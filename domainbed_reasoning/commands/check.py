@@ -1,15 +1,18 @@
-"""`domainbed-reasoning check`: a dataset compared with its published counts, its images decoded, its chains judged."""
+"""`domainbed-reasoning check`: validates a dataset's folders and counts, its images and its chains."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import io
 import os
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from domainbed_reasoning.chains.bundled import BUNDLED, bundle_path
 from domainbed_reasoning.chains.image_names import ImageLookup, composed, image_name_problems
@@ -36,6 +39,12 @@ $DOMAINBED_REASONING_DATASETS. DomainBed then lists this example as Camera and C
   environments = ["day", "night"]    # a short name for each domain folder, in sorted order
   subject = "animal"                 # optional: "What type of animal is in this photo?"
   bundle = "camera.jsonl.xz"         # optional: chains that come with it, relative to this file
+  table = "images.csv"               # optional, in the folder: a row an image, with path, label, domain and any split,
+                                     # as CSV, TSV, JSON Lines or Parquet; no class folders are needed then
+  splits = ["train"]                 # optional, with a table: rows of these splits alone
+
+  [columns]                          # optional, with a table: what its columns are called
+  path = "file"
 
   [class_names]                      # optional names for prompts; the default for Red_Fox is "red fox"
   Felis_catus = "house cat"
@@ -43,13 +52,14 @@ $DOMAINBED_REASONING_DATASETS. DomainBed then lists this example as Camera and C
 The exit code is 1 if there are problems.
 """
 
-# Problems of one kind that are listed; the rest is counted.
+# Maximum number of listed problems of each kind; the rest is counted.
 _SHOWN = 10
 
 
 def add_arguments(parser: arguments.Parser) -> None:
     """Add the dataset and what to check."""
     arguments.add_dataset_arguments(parser, required=False)
+    arguments.add_json(parser)
     parser.add_argument("--no-images", action="store_true", help="do not decode the images")
     parser.add_argument("--list", action="store_true", help="list the known image-folder datasets")
 
@@ -58,15 +68,63 @@ def run(args: argparse.Namespace) -> int:
     """Print counts and problems; return 1 if there are problems."""
     if args.list:
         others = {name: find(name) for name in other_classes()}
-        for dataset in (STOCK | custom_datasets() | others).values():
+        known = (STOCK | custom_datasets() | others).values()
+        if args.json:
+            listed = ("name", "folder", "environments", "subject")
+            arguments.print_json([{name: getattr(dataset, name) for name in listed} for dataset in known])
+            return 0
+        for dataset in known:
             domains = len(dataset.environments)
             print(f"{dataset.name:<16} {dataset.folder}/  {domains} domains, subject: {dataset.subject}")
         return 0
     if not args.dataset or not args.data_dir:
         raise arguments.UsageError("--dataset and --data-dir are required (or use --list)")
     chain_file = args.chains
-    is_bundle = chain_file == BUNDLED
     dataset, on_disk = arguments.open_dataset(args, checked=False)
+    if args.json:
+        with contextlib.redirect_stdout(io.StringIO()):
+            problems = find_problems(args, dataset, on_disk, chain_file)
+        arguments.print_json(as_dict(dataset, on_disk, problems))
+        return 1 if problems else 0
+    problems = find_problems(args, dataset, on_disk, chain_file)
+    for problem in problems:
+        print(f"PROBLEM {problem}")
+    if problems and dataset.obtain:
+        print(f"To download the dataset: {dataset.obtain} Website: {dataset.website or 'unknown'}")
+    print(f"{counted(len(problems), 'problem')}." if problems else "No problems.")
+    return 1 if problems else 0
+
+
+def as_dict(dataset: ImageFolder, on_disk: FolderScan, problems: Sequence[str]) -> dict[str, Any]:
+    """Return counts and problems for --json."""
+    found, names = on_disk.per_domain(), dataset.class_names(on_disk.classes)
+    return {
+        "dataset": dataset.name,
+        "folder": on_disk.root,
+        "domains": {
+            domain: {"images": found[domain], "published": dataset.domains.get(domain)}
+            for domain in sorted({*on_disk.domains, *dataset.domains})
+        },
+        "images": len(on_disk.pictures),
+        "published": dataset.total,
+        "classes": dict(zip(on_disk.classes, names, strict=True)),
+        "question": q_cls(names, dataset.subject),
+        "problems": list(problems),
+    }
+
+
+def find_problems(
+    args: argparse.Namespace, dataset: ImageFolder, on_disk: FolderScan, chain_file: Path | str | None
+) -> list[str]:
+    """Print counts and return the problems of folders, images and chains.
+
+    Args:
+        args: the verb's arguments.
+        dataset: the dataset.
+        on_disk: its files.
+        chain_file: --chains as it was passed.
+    """
+    is_bundle = chain_file == BUNDLED
     print(f"{dataset.name} at {on_disk.root}")
     problems = list(compare(dataset, on_disk))
     names = list(image_name_problems(picture.path for picture in on_disk.pictures))
@@ -77,22 +135,17 @@ def run(args: argparse.Namespace) -> int:
         problems += broken_images(on_disk)
     if is_bundle:
         problems += check_bundle(dataset, on_disk)
-    elif chain_file and not chain_file.exists():
+    elif chain_file and not Path(chain_file).exists():
         problems.append(f"Chain file {chain_file} does not exist (--chains).")
     else:
         problems += check_chains(args.chains, dataset, on_disk)
         if chain_file is None and dataset.bundle is not None:
             problems += check_bundle(dataset, on_disk)
-    for problem in problems:
-        print(f"PROBLEM {problem}")
-    if problems and dataset.obtain:
-        print(f"To download the dataset: {dataset.obtain} Website: {dataset.website or 'unknown'}")
-    print(f"{counted(len(problems), 'problem')}." if problems else "No problems.")
-    return 1 if problems else 0
+    return problems
 
 
 def compare(dataset: ImageFolder, on_disk: FolderScan) -> Iterator[str]:
-    """Print the counts beside the published ones and yield the problems of domains, classes and counts."""
+    """Print the counts beside the published ones and yield problems of domains, classes and counts."""
     found = on_disk.per_domain()
     width = max(map(len, [*on_disk.domains, *dataset.domains, "domain"]))
     print(f"  {'domain':<{width}} {'images':>8} {'published':>10}")
@@ -136,7 +189,7 @@ def compare(dataset: ImageFolder, on_disk: FolderScan) -> Iterator[str]:
 
 
 def print_prompt(dataset: ImageFolder, on_disk: FolderScan) -> None:
-    """Print the question asked about every image, and the class folders with their names in it."""
+    """Print the question asked about every image, and the class folders with their prompt names."""
     names = dataset.class_names(on_disk.classes)
     wrapped = [f"question: {q_cls(names, dataset.subject)}"]
     wrapped.append(
@@ -171,7 +224,8 @@ def broken_images(on_disk: FolderScan) -> list[str]:
 
     paths = [on_disk.root / picture.path for picture in on_disk.pictures]
     with reject_truncated_images(), ThreadPoolExecutor() as pool:
-        results = list(tqdm(pool.map(_decoding_error, paths), total=len(paths), unit="image", leave=False))
+        decoded = pool.map(_decoding_error, paths)
+        results = list(tqdm(decoded, total=len(paths), unit="image", leave=False, disable=None))
     problems = [problem for problem in results if problem]
     print(f"  {len(paths) - len(problems):,} of {len(paths):,} images can be decoded")
     return _shortened(problems, "undecodable images")
@@ -226,7 +280,7 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[
 
 
 def check_bundle(dataset: ImageFolder, on_disk: FolderScan) -> list[str]:
-    """Print how the images match the dataset's bundle, and return what makes the bundle unusable."""
+    """Print how the images match the dataset's bundle, and return the bundle's problems."""
     try:
         bundle, matches = arguments.matched_bundle(dataset, on_disk)
     except ChainFileError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.terminal import counted
@@ -18,6 +18,7 @@ EXAMPLES = """\
   domainbed-reasoning collect sweep --format latex --output results.tex   for \\input, requires booktabs
   domainbed-reasoning collect sweep --format csv --output cells.csv       mean and standard error, one row per cell
   domainbed-reasoning collect sweep --format trials --output trials.csv   one row per trial
+  domainbed-reasoning collect sweep --json                                cells, trials, problems and versions
   domainbed-reasoning collect sweep --format single-source                CSV of single-source jobs, one row per target
 
 Accuracies and model selection are those of DomainBed's collect_results, except that unfinished and duplicate jobs are
@@ -25,13 +26,14 @@ listed and excluded; --as-stock includes them. A folder with one sweep per setti
 In Python: domainbed_reasoning.collect(folder) returns a pandas DataFrame.
 """
 _CSV = ("csv", "trials", "single-source")
-_FORMATS = ("markdown", "latex", *_CSV)
+_FORMATS = ("markdown", "latex", "json", *_CSV)
 
 
 def add_arguments(parser: arguments.Parser) -> None:
     """Add the folder and the format."""
     parser.add_argument("folder", type=Path, help="--output_dir of DomainBed's sweep, or a folder of several")
     parser.add_argument("--format", choices=_FORMATS, default="markdown", help="default: %(default)s")
+    parser.add_argument("--json", action="store_const", const="json", dest="format", help="same as --format json")
     parser.add_argument("--output", type=Path, help="file to write (default: standard output)")
     parser.add_argument("--as-stock", action="store_true", help="count exactly what DomainBed's collect_results counts")
 
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if frame.attrs["one_source"] and args.format in ("csv", "trials"):
         print("Single-source jobs are not included; use --format single-source.", file=sys.stderr)
     problems = frame.attrs["problems"]
-    if problems and (args.output or args.format in _CSV):
+    if problems and args.format != "json" and (args.output or args.format in _CSV):
         for problem in problems:
             print(f"{problem['kind']}: {problem['job']}: {problem['detail']}. {problem['effect']}.", file=sys.stderr)
         print(
@@ -65,6 +67,8 @@ def _as_text(frame: pd.DataFrame, args: argparse.Namespace) -> str:
     from domainbed_reasoning.results.render import latex, latex_comments, markdown
     from domainbed_reasoning.results.tables import all_tables, result_tables
 
+    if args.format == "json":
+        return arguments.as_json(_as_document(frame)) + "\n"
     if args.format == "single-source":
         return str(one_source_frame(frame).to_csv(index=False))
     if args.format == "trials":
@@ -76,3 +80,12 @@ def _as_text(frame: pd.DataFrame, args: argparse.Namespace) -> str:
         head = latex_comments(f"domainbed-reasoning collect {args.folder} --format latex", *excluded)
         return "\n".join([*head, "", *map(latex, result_tables(frame))])
     return "\n".join(map(markdown, all_tables(frame)))
+
+
+def _as_document(frame: pd.DataFrame) -> dict[str, Any]:
+    """Return cells (mean and standard error over trials), trials, single-source jobs, problems and versions."""
+    from domainbed_reasoning.results.frame import one_source_frame, summarize
+
+    tables = {"cells": summarize(frame), "trials": frame, "single_source": one_source_frame(frame)}
+    found: dict[str, Any] = {name: table.to_dict("records") for name, table in tables.items()}
+    return found | {name: frame.attrs[name] for name in ("domains", "problems", "versions")}

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from domainbed_reasoning import __version__, registry
 from domainbed_reasoning.bridge import plugins, upstream, versions
-from domainbed_reasoning.commands.arguments import Parser
+from domainbed_reasoning.commands.arguments import Parser, UsageError, add_json, add_trust_argument, print_json
 from domainbed_reasoning.terminal import counted
 
 DISTRIBUTION = "domainbed-reasoning"
@@ -23,7 +23,7 @@ HOOK = "_domainbed_reasoning_hook"
 EXAMPLES = """\
   domainbed-reasoning doctor
   cd DomainBed && domainbed-reasoning doctor
-  domainbed-reasoning doctor --model ~/models/LFM2-VL-1.6B   # does it work, and what does it cost
+  domainbed-reasoning doctor --model ~/models/LFM2-VL-1.6B   # test whether and how fast a model runs
 """
 
 # The newest tested versions; `make compat` runs the tests with the oldest and the newest.
@@ -37,7 +37,10 @@ TESTED = {
     "pandas": "3.1",
 }
 
-# APIs that training requires and that a next version may drop: distribution, "module:attribute".
+# Required packages that this one runs without, and what they are for.
+OPTIONAL = {"bitsandbytes": 'the hparam "quantize"'}
+
+# APIs that training requires and future versions may drop: distribution, "module:attribute".
 INTERFACES = (
     ("torch", "torch.utils.data._utils.collate:default_collate_fn_map"),
     ("torch", "torch._C:DisableTorchFunctionSubclass"),
@@ -68,14 +71,28 @@ class Finding(NamedTuple):
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add `doctor`'s option."""
-    parser.add_argument("--model", metavar="MODEL", help="a folder or hub id: load this model and try it out")
+    """Add `doctor`'s options."""
+    add_json(parser)
+    parser.add_argument("--model", metavar="MODEL", help="a folder or hub id: load and test this model")
+    parser.add_argument("--revision", help="of a hub id, with --model: a branch, tag or commit")
+    add_trust_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return 1 if a problem prevents training."""
+    checks = dict(CHECKS)
+    if args.model is not None:
+        asked = (args.model, args.revision, args.trust_remote_code)
+        checks = {f"Model {args.model}": lambda: check_model(*asked)}
+    elif args.revision or args.trust_remote_code:
+        raise UsageError("--revision and --trust-remote-code require --model")
+    if args.json:
+        found = {title: list(check()) for title, check in checks.items()}
+        ready = not any(finding.fatal for findings in found.values() for finding in findings)
+        listed = {title: [finding._asdict() for finding in findings] for title, findings in found.items()}
+        print_json({"ready": ready, "checks": listed})
+        return int(not ready)
     fatal = 0
-    checks = dict(CHECKS) if args.model is None else {f"Model {args.model}": lambda: check_model(args.model)}
     for title, check in checks.items():
         print(title)
         for finding in check():
@@ -95,15 +112,16 @@ def check_plug_in() -> Iterator[Finding]:
             f"{DISTRIBUTION} is imported from a folder but not installed, so its requirements are unknown",
             "pip install -e . in that folder",
         )
-    tiny_model = Path(registry.__file__).parent / "mllm" / "tiny_model" / "model.safetensors"
-    if not tiny_model.is_file():
-        yield Finding(
-            f"the embedded model is missing: {tiny_model}", f"pip install --force-reinstall {DISTRIBUTION}", True
-        )
+    for folder in ("tiny_model", "tiny_creatures"):
+        weights = Path(registry.__file__).parent / "mllm" / folder / "model.safetensors"
+        if not weights.is_file():
+            yield Finding(
+                f"an embedded model is missing: {weights}", f"pip install --force-reinstall {DISTRIBUTION}", True
+            )
     if HOOK in sys.modules:
         yield Finding("the import hook is active")
     else:
-        yield Finding("the import hook is not active: no .pth file loads it", f"pip install {DISTRIBUTION}", True)
+        yield Finding("the import hook is not active: no startup file loads it", f"pip install {DISTRIBUTION}", True)
 
 
 def check_requirements() -> Iterator[Finding]:
@@ -114,7 +132,9 @@ def check_requirements() -> Iterator[Finding]:
         name, specifier = requirement.name, requirement.specifier
         installed = versions.installed(name)
         if installed is None:
-            yield Finding(f"{name} is not installed", f'pip install "{name}{specifier}"', True)
+            only = OPTIONAL.get(name)
+            what = f"{name} is not installed{f' (only for {only})' if only else ''}"
+            yield Finding(what, f'pip install "{name}{specifier}"', only is None)
         elif not specifier.contains(installed, prereleases=True):
             yield Finding(f"{name} {installed} does not satisfy {specifier}", f'pip install "{name}{specifier}"', True)
         elif name in TESTED and Version(installed).release[:2] > Version(TESTED[name]).release[:2]:
@@ -136,7 +156,7 @@ def check_interfaces() -> Iterator[Finding]:
 
 def missing_interfaces() -> Iterator[tuple[str, str]]:
     """Yield (distribution, missing API) for each required API that is not available."""
-    if versions.installed("torch"):  # else peft imports bitsandbytes, which prints a misleading warning
+    if versions.installed("torch"):  # otherwise peft imports bitsandbytes, which prints a misleading warning
         import_module("domainbed_reasoning.mllm.sealed").import_bitsandbytes()
     for name, target in INTERFACES:
         if versions.installed(name) is None:
@@ -189,10 +209,10 @@ def check_registries() -> Iterator[Finding]:
             names = getattr(import_module(module), registry_name)
             problems = import_module("domainbed_reasoning.bridge.register").publish(sys.modules[module])
         except Exception as error:
-            fix = "install the missing module with pip, or see the message"
+            fix = f'pip install "{DISTRIBUTION}[domainbed]" has what DomainBed imports; otherwise see the message'
             yield Finding(f"importing {module} failed: {type(error).__name__}: {error}", fix, True)
             continue
-        problems = [problem for problem in problems if not problem.startswith("the plug-in ")]  # a section of their own
+        problems = [problem for problem in problems if not problem.startswith("the plug-in ")]  # in a separate section
         missing = [name for name in ours if name not in names]
         for problem in problems:
             fix = f"see the message; pip install --force-reinstall {DISTRIBUTION} restores the package's files"
@@ -206,12 +226,14 @@ def check_registries() -> Iterator[Finding]:
 
 def check_plugins() -> Iterator[Finding]:
     """List the algorithms and datasets that other packages and the user's modules add."""
-    rejected = plugins.discover()
-    for plugin in plugins.found():
+    rejected: dict[Any, str] = dict(plugins.discover())
+    families = import_module("domainbed_reasoning.mllm.family_plugins").discover()
+    rejected |= {family: family.problem for family in families if family.problem}
+    for plugin in [*plugins.found(), *(family for family in families if not family.problem)]:
         yield Finding(str(plugin))
     for plugin, cause in rejected.items():
-        yield Finding(f"{plugin} is left out: {cause}", "mend it, or uninstall it; everything else works without it")
-    if not plugins.found() and not rejected:
+        yield Finding(f"{plugin} is left out: {cause}", "fix or uninstall it; everything else works without it")
+    if not plugins.found() and not families and not rejected:
         yield Finding(f"none: no entry points, and ${plugins.VARIABLE} names no module")
 
 
@@ -246,23 +268,26 @@ def check_devices() -> Iterator[Finding]:
         return
     if not torch.cuda.is_available():
         yield Finding("no GPU: jobs run on the CPU, which suits the tiny model only")
+        if torch.accelerator.is_available():
+            name = str(torch.accelerator.current_accelerator()).upper()
+            yield Finding(f"{name}: used by predict and analyze; DomainBed's train script runs on CUDA or the CPU")
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
         yield Finding(f"GPU {index}: {name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} GiB free")
 
 
-def check_model(model: str) -> Iterator[Finding]:
-    """Load a model and try out which fast ways it has, each against one plain row at a time."""
+def check_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Iterator[Finding]:
+    """Load a model and test which optimizations it supports, each against plain single-row computation."""
     try:
         from domainbed_reasoning.mllm.inspection import inspect_model
 
-        family, findings = inspect_model(model)
+        family, rows = inspect_model(model, revision, trust_remote_code)
     except (ImportError, ValueError) as error:
         yield Finding(str(error), "use another model, or see the message", True)
         return
     yield Finding(family)
-    for tried, found, cost in findings.table():
+    for tried, found, cost in rows:
         yield Finding(f"{tried:<26} {found:<22} {cost}".rstrip())
 
 

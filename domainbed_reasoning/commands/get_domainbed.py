@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from domainbed_reasoning.bridge import upstream
+from domainbed_reasoning.commands import doctor
 from domainbed_reasoning.commands.arguments import Parser
 
 EXAMPLES = f"""\
@@ -33,4 +34,7 @@ def run(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     print(f"DomainBed at commit {upstream.COMMIT} is in {folder}")
+    for finding in doctor.check_extras():
+        if finding.text.startswith("domainbed:") and finding.fix:
+            print(f"To install what it imports: {finding.fix}")
     return 0

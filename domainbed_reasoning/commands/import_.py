@@ -32,6 +32,7 @@ the rule `second`.
 def add_arguments(parser: arguments.Parser) -> None:
     """Add the file, its provenance and the rules."""
     parser.add_argument("file", type=Path, help="file to import")
+    arguments.add_json(parser)
     arguments.add_dataset_arguments(parser)
     parser.add_argument("--teacher", default="unknown", help="author of rows without one (default: %(default)s)")
     parser.add_argument(
@@ -82,6 +83,11 @@ def run(args: argparse.Namespace) -> int:
     with ChainWriter(args.chains) as writer:
         for record in records:
             writer.append(record)
+    if args.json:
+        arguments.print_json(
+            {"rows": counts.total(), "written": len(records), "chains": args.chains, "outcomes": dict(counts)}
+        )
+        return 0
     print(f"Read {counts.total():,} rows from {args.file}, wrote {len(records):,} to {args.chains}")
     for outcome, count in counts.most_common():
         print(f"  {count:>7,}  {outcome}")

@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from domainbed_reasoning.commands.arguments import Parser
+from domainbed_reasoning.commands.arguments import Parser, UsageError, add_json, print_json
 from domainbed_reasoning.jobs.resume_store import (
     LIMIT,
     JobIsRunning,
@@ -31,6 +32,7 @@ the job completes; the oldest is deleted when the total exceeds ${LIMIT} GB (def
 
 def add_arguments(parser: Parser) -> None:
     """Add --clear."""
+    add_json(parser)
     parser.add_argument("--clear", nargs="+", metavar="KEY", help="delete the progress of these jobs, or of `all`")
 
 
@@ -39,7 +41,12 @@ def run(args: argparse.Namespace) -> int:
     root = progress_folder()
     jobs = list(list_progress(root))
     if args.clear is not None:
+        if args.json:
+            raise UsageError("--json lists the jobs; it cannot be combined with --clear")
         return _clear(jobs, args.clear)
+    if args.json:
+        print_json({"folder": root, "jobs": list(map(_as_dict, jobs))})
+        return 0
     for job in jobs:
         print(_line(job))
     print(f"{counted(len(jobs), 'interrupted job')}, {_megabytes(sum(job.size for job in jobs))}, in {root}")
@@ -85,9 +92,25 @@ def _error(key: str, found: Sequence[SavedProgress]) -> str:
 def _line(job: SavedProgress) -> str:
     args = job.args
     what = f"{args.get('algorithm', '?')} on {args.get('dataset', '?')}, targets {args.get('test_envs', '?')}"
-    state = "running" if job.running else "done" if job.done else f"{(time.time() - job.changed) / 3600:.1f} h ago"
+    state = _state(job) or f"{(time.time() - job.changed) / 3600:.1f} h ago"
     where = args.get("output_dir", "?")
     return f"{job.folder.name[:8]}  {job.steps:>6} steps  {_megabytes(job.size):>10}  {state:>12}  {what}, {where}"
+
+
+def _state(job: SavedProgress) -> str:
+    return "running" if job.running else "done" if job.done else ""
+
+
+def _as_dict(job: SavedProgress) -> dict[str, Any]:
+    """Return a job for --json: ``changed`` in seconds since the epoch, ``bytes`` of its folder."""
+    return {
+        "key": job.folder.name,
+        "state": _state(job) or "interrupted",
+        "steps": job.steps,
+        "bytes": job.size,
+        "changed": job.changed,
+        "args": dict(job.args),
+    }
 
 
 def _megabytes(size: int) -> str:

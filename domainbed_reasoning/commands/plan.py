@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge import upstream
-from domainbed_reasoning.commands.arguments import Parser, json_object, positive
+from domainbed_reasoning.commands.arguments import Parser, add_json, json_object, positive, print_json
 from domainbed_reasoning.hparam_checks import check_values
 from domainbed_reasoning.images import catalog
 from domainbed_reasoning.images import user_datasets as custom
@@ -18,6 +18,7 @@ from domainbed_reasoning.results import published
 
 if TYPE_CHECKING:
     from domainbed_reasoning.sweeps.costs import Hours, MemoryEstimate
+    from domainbed_reasoning.sweeps.rates import Rate
 
 GIB = 2**30
 
@@ -26,7 +27,8 @@ EXAMPLES = """\
   domainbed-reasoning plan --dataset PACS --gpu RTX4090 --hparams '{"quantize": "nf4", "sarr_rounds": 1}'
   domainbed-reasoning plan --dataset TerraIncognita --gpu A100-80 --gpus 4 --n-hparams 1 --n-trials 3
 
-Operations and memory are computed from the model's config; the achieved share of the GPU's peak is assumed.
+Operations and memory are computed from the model's config; the achieved share of the GPU's peak is assumed, and hours
+are marked "counted", unless `python -m benchmarks.gpu --output FILE` has measured it on that GPU: --rates FILE.
 """
 
 # Changes that make a job cheaper, and their drawbacks.
@@ -52,38 +54,51 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--steps", type=positive(int), help="DomainBed's --steps")
     parser.add_argument("--n-hparams", type=positive(int), default=20, help="of the sweep (default: 20, as DomainBed)")
     parser.add_argument("--n-trials", type=positive(int), default=3, help="of the sweep (default: 3, as DomainBed)")
+    parser.add_argument("--rates", help="rates measured on this GPU: a result file of `python -m benchmarks.gpu`")
+    add_json(parser)
     parser.add_argument("--chain-tokens", type=positive(int), default=250, help="mean chain length (default: 250)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
-    print(plan(args))
+    text, numbers = plan_and_numbers(args)
+    if args.json:
+        print_json(numbers)
+    else:
+        print(text)
     return 0
 
 
 def plan(args: argparse.Namespace) -> str:
-    """Return the plan as text.
+    """Return the plan as text, see `plan_and_numbers`."""
+    return plan_and_numbers(args)[0]
+
+
+def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return the plan as text, and its numbers (GiB and hours) for --json.
 
     Raises:
         ValueError: unknown name, or no --data-dir for a dataset without published counts.
         FileNotFoundError: the dataset's folder does not exist.
         ImportError: DomainBed, which the algorithms subclass, is not found.
     """
-    from domainbed_reasoning.mllm.loading import experts_note
+    from domainbed_reasoning.mllm.adapters import experts_note
     from domainbed_reasoning.sweeps import costs
+    from domainbed_reasoning.sweeps import rates as gpu_rates
 
     dataset, data, sizes = _dataset(args.dataset, args.data_dir)
     algorithm = _algorithm(args.algorithm)
     hparams = _hparams(algorithm, args)
     gpu = published.find_gpu(args.gpu)
-    shape = costs.shape_of(hparams["model"], hparams["max_tiles"])
+    rates = gpu_rates.rates_for(args.gpu, args.rates)
+    shape = costs.shape_of(hparams["model"], hparams["max_tiles"], hparams["revision"], hparams["trust_remote_code"])
     lengths = costs.lengths_for(data.classes, args.chain_tokens)
 
     def hours(changes: dict[str, Any], evaluations: int | None = None) -> Hours:
         values = {**hparams, **changes}
         schedule = schedule_of(algorithm, values, data, args.steps)
         paths = (algorithm.LABEL_PATH, algorithm.CHAIN_PATH)
-        return costs.hours_of(shape, lengths, data, gpu, values, schedule, paths, evaluations)
+        return costs.hours_of(shape, lengths, data, gpu, values, schedule, paths, evaluations, rates)
 
     def needed(changes: dict[str, Any]) -> float:
         return _without_copy(costs.memory_of(shape, lengths, {**hparams, **changes}))
@@ -99,12 +114,23 @@ def plan(args: argparse.Namespace) -> str:
         "",
         *_memory_lines(memory, gpu.gib, hparams),
     ]
+    numbers: dict[str, Any] = {
+        **{"algorithm": args.algorithm, "dataset": dataset, "images": data.images, "domains": data.domains},
+        **{"classes": data.classes, "weights": shape.weights, "gpu": args.gpu, "gpus": args.gpus},
+        "memory_gib": {name: size / GIB for name, size in vars(memory).items()} | {"gpu": gpu.gib},
+        "fits": not too_large,
+        "fixes": fixes,
+        "hparams": hparams,
+        "rates": {name: vars(rate) for name, rate in rates.items()},
+    }
     if fixes is None:
-        return "\n".join([*head, "  TOO LARGE for this GPU with any hyper-parameters: use a smaller model."])
+        text = "\n".join([*head, "  TOO LARGE for this GPU with any hyper-parameters: use a smaller model."])
+        return text, numbers
     if fixes:
         head.append(f"  TOO LARGE for this GPU. Fits with --hparams '{json.dumps(fixes)}'")
         head += ["", "with these hyper-parameters"]
         hparams = {**hparams, **fixes}
+        numbers["hparams"] = hparams
     job = hours({})
     domains = data.domains
     pairs = math.comb(domains, 2)
@@ -115,9 +141,9 @@ def plan(args: argparse.Namespace) -> str:
         *([f"experts     {experts} The hours below do not include them.", ""] if experts else []),
         *([f"stages      {shortfall}", ""] if (shortfall := schedule.shortfall()) else []),
         *_epoch_lines(sizes, hparams, algorithm.stages(hparams), args.steps),
-        f"a job       {_time(job.total)}",
+        f"a job       {_time(job.total)}   {_basis(rates, hparams)}",
         f"  training    {_time(job.training)}",
-        f"  labeling   {_time(job.labeling)}   chains for SARR that the previous evaluation has not generated",
+        f"  labeling    {_time(job.labeling)}   chains for SARR that the previous evaluation has not generated",
         f"  evaluation  {_time(job.evaluation)}   DomainBed evaluates all splits {job.evaluations} times",
         "",
         f"a table     {_time(job.total * domains / args.gpus)}   {domains} jobs, one per target domain",
@@ -139,17 +165,32 @@ def plan(args: argparse.Namespace) -> str:
     if together:
         lines.append(f"  {_time(hours(together).total)}   --hparams '{json.dumps(fixes | together)}'   together")
     if job.evaluations > 2:
-        drawback = "evaluates only at the start and the end: no model selection over steps"
+        drawback = "evaluates only at the start and the end, without model selection over steps"
         lines.append(f"  {_time(hours({}, 2).total)}   --checkpoint_freq 1000000   {drawback}")
     lines.append("  a sweep with --n_hparams 1: hyper-parameters fixed as in the paper, selection over steps only")
-    lines += ["", f"error       {costs.ERROR}", "assumed     " + _assumptions(costs.ASSUMED)]
-    return "\n".join(lines)
+    lines += ["", f"error       {gpu_rates.ERROR_MEASURED if _is_measured(rates, hparams) else gpu_rates.ERROR}"]
+    for label, measured in (("measured", True), ("assumed", False)):
+        if found := {name: rate for name, rate in rates.items() if rate.measured is measured}:
+            lines.append(f"{label:<12}" + _assumptions(found))
+    numbers["basis"] = "measured" if _is_measured(rates, hparams) else "counted"
+    numbers["hours"] = {
+        **vars(job),
+        "job": job.total,
+        "table": job.total * domains / args.gpus,
+        "sweep": job.total * domains * sweep / args.gpus,
+        "sweep_with_pairs": job.total * (domains + pairs) * sweep / args.gpus,
+    }
+    numbers["jobs"] = {"table": domains, "sweep": domains * sweep, "sweep_with_pairs": (domains + pairs) * sweep}
+    numbers["cheaper"] = [
+        {"hparams": fixes | change, "hours": hours(change).total, "drawback": drawback} for change, drawback in options
+    ]
+    return "\n".join(lines), numbers
 
 
 def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data, dict[str, int]]:
-    """Return a dataset's name without ``Reasoning``, its counts and those of its domains, from the folder or published.
+    """Return a dataset's name without ``Reasoning``, its counts and its domains' counts, from the folder or published.
 
-    Counts of domains are empty where they are not published.
+    The domains' counts are empty if not published.
     """
     plain = registry.TWINS.get(name, name)
     if plain in published.DATA and not data_dir:
@@ -157,7 +198,7 @@ def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data, dict
         return plain, published.DATA[plain], {domain: size for domain, size in sizes.items() if size is not None}
     if name in registry.DATASETS and name not in {*registry.EMBEDDED_DATASETS, *registry.TWINS}:
         cls = registry.load(registry.DATASETS[name])
-        if not hasattr(cls, "FOLDER"):  # a plug-in's whose images come from anywhere
+        if not hasattr(cls, "FOLDER"):  # a plug-in dataset that is not an image folder
             built = cls(data_dir, [], {"data_augmentation": False, "batch_size": 1})
             counts = dict(zip(built.ENVIRONMENTS, map(len, built.datasets), strict=True))
             return name, published.Data(sum(counts.values()), len(counts), built.num_classes), counts
@@ -206,7 +247,7 @@ def schedule_of(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int |
 
 
 def _epoch_lines(sizes: dict[str, int], hparams: dict[str, Any], epochs: list[int], steps: int | None) -> Iterator[str]:
-    """Yield what an epoch is, and how often each domain is passed over where it is a source, whatever the target."""
+    """Yield the size of an epoch, and the average draws per image of each domain as a source, over all targets."""
     if not any(epochs) or len(sizes) < 2:
         return
     from domainbed_reasoning.method.schedule import Epoch, plan_stages
@@ -224,7 +265,7 @@ def _epoch_lines(sizes: dict[str, int], hparams: dict[str, Any], epochs: list[in
     yield f"epoch       with target {target}, {what}"
     yield from (f"batch       {line}" for line in batch)
     length = f"--steps {steps}" if steps else f"{next(filter(None, epochs))} epochs"
-    yield f"passes      in the first stage ({length}), over all targets; in brackets the share of images never drawn"
+    yield f"passes      in the first stage ({length}), over all targets; in parentheses the share of images never drawn"
     for domain, size in sizes.items():
         least, most = min(passes[domain]), max(passes[domain])
         low, high = min(missed[domain]), max(missed[domain])
@@ -273,6 +314,20 @@ def _time(hours: float) -> str:
     if hours >= 48:
         return f"{hours / 24:7.1f} days "
     return f"{hours:7.1f} hours" if hours >= 0.1 else f"{hours * 60:7.1f} min  "
+
+
+def _is_measured(rates: Mapping[str, Rate], hparams: dict[str, Any]) -> bool:
+    """Return whether every rate that the hours of these hyper-parameters rest on was measured."""
+    used = ["training_mfu", "prefill_mfu", "bandwidth", "step_overhead"]
+    if hparams["quantize"] != "none":
+        used.append(f"{hparams['quantize']}_slowdown")
+    if hparams.get("gradient_checkpointing"):
+        used.append("checkpointing")
+    return all(rates[name].measured for name in used)
+
+
+def _basis(rates: Mapping[str, Rate], hparams: dict[str, Any]) -> str:
+    return "from rates measured on this GPU" if _is_measured(rates, hparams) else "counted, not measured"
 
 
 def _assumptions(assumed: Any) -> str:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import sys
 
-from domainbed_reasoning.commands.arguments import Parser
+from domainbed_reasoning.commands.arguments import Parser, add_trust_argument
 from domainbed_reasoning.terminal import counted, json_line, one_line
 
 EXAMPLES = """\
@@ -28,6 +28,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per line, with scores and chain")
     parser.add_argument("--model", help="base model, if the job's path no longer exists")
     parser.add_argument("--quantize", choices=("none", "nf4", "int8"), help="default: as in the job")
+    add_trust_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
         unreadable += 1
         print(one_line(str(error).replace("\n", " ")), file=sys.stderr, flush=True)
 
-    predictor = Predictor(args.job, args.answer, args.model, quantize=args.quantize)
+    predictor = Predictor(
+        args.job, args.answer, args.model, quantize=args.quantize, trust_remote_code=args.trust_remote_code
+    )
     for prediction in predictor.answers(args.images, report):
         if args.json:
             print(json_line(dataclasses.asdict(prediction), sys.stdout), flush=True)

@@ -1,4 +1,4 @@
-"""`domainbed-reasoning study`: the tables of the paper, each with its DomainBed commands, printed or run."""
+"""`domainbed-reasoning study`: prints or runs the DomainBed commands for the paper's tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from domainbed_reasoning import registry
 from domainbed_reasoning.chains.bundled import BUNDLED
 from domainbed_reasoning.chains.training_chains import NONE
-from domainbed_reasoning.commands.arguments import Parser, UsageError, json_object, positive
+from domainbed_reasoning.commands.arguments import Parser, UsageError, add_json, json_object, positive, print_json
 from domainbed_reasoning.commands.plan import schedule_of
 from domainbed_reasoning.hparam_checks import check_values
 from domainbed_reasoning.images import catalog
@@ -50,6 +50,7 @@ _CHAIN_TOKENS = 250  # the paper's chains
 def add_arguments(parser: Parser) -> None:
     """Add the study, what to do with it, and the settings of its jobs."""
     parser.add_argument("name", nargs="?", help="name of the study (default: list the studies)")
+    add_json(parser)
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print", action="store_true", help="print claim, commands and expected hours (default)")
     action.add_argument("--launch", action="store_true", help="run the commands, then collect_results")
@@ -72,13 +73,21 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List the studies, print one, or run it; return 1 if a job has not completed."""
+    if args.launch and args.json:
+        raise UsageError("--json prints a study; it cannot be combined with --launch")
     if args.name is None:
         if args.launch:
             raise UsageError("--launch requires the name of a study")
+        if args.json:
+            print_json([{"name": name, "title": load_study(name).title} for name in STUDIES])
+            return 0
         print(listing())
         return 0
     study = load_study(args.name)
     settings = _settings(study, args)
+    if args.json:
+        print_json(as_dict(study, args.scale, settings, args.gpu, args.gpus))
+        return 0
     if not args.launch:
         print(describe(study, args.scale, settings, args.gpu, args.gpus))
         return 0
@@ -108,10 +117,10 @@ def _settings(study: Study, args: argparse.Namespace) -> Settings:
 
 
 def _check_data(study: Study, data_dir: str | None, settings: Settings) -> None:
-    """Check that the data exist before hours of jobs are started.
+    """Check that the data exist before starting hours of jobs.
 
     Raises:
-        ValueError: the options do not give each dataset its data and chains.
+        ValueError: the options do not provide data and chains for each dataset.
         FileNotFoundError: a folder or a chain file is missing.
     """
     if not data_dir:
@@ -172,6 +181,25 @@ def describe(study: Study, scale: str, settings: Settings, gpu: str, gpus: int) 
     return "\n".join(lines)
 
 
+def as_dict(study: Study, scale: str, settings: Settings, gpu: str, gpus: int) -> dict[str, Any]:
+    """Return what `describe` does, for --json; hours are null where the cost model covers no algorithm.
+
+    Raises:
+        ValueError: unknown GPU.
+    """
+    datasets, grids = study.at(scale)
+    commands = [command for grid in grids for command in _launch_commands(study, grid, datasets, settings)]
+    commands += [] if study.one_source else collect_commands(grids, settings)
+    jobs = sum(jobs_of(study, grid, dataset, settings) * len(grid.algorithms) for grid in grids for dataset in datasets)
+    found = {"name": study.name, "title": study.title, "claim": study.claim, "paper": study.paper, "jobs": jobs}
+    found["commands"] = list(map(shlex.join, commands))
+    if scale == "mini":
+        return found | {"core_seconds": jobs * _MINI_CORE_SECONDS}
+    rows, total, days = _hours_table(study, datasets, grids, settings, gpu, gpus)
+    hours = [{"algorithm": label, "hours": dict(zip(datasets, row, strict=True))} for label, row in rows]
+    return found | {"gpu": gpu, "gpus": gpus, "job_hours": hours, "hours": total, "days": days}
+
+
 def _wrapped(name: str, text: str) -> list[str]:
     return textwrap.wrap(text, 118, initial_indent=f"{name:<8}", subsequent_indent=" " * 8)
 
@@ -187,30 +215,39 @@ def _launch_commands(study: Study, grid: Grid, datasets: Sequence[str], settings
 def _hours_lines(
     study: Study, datasets: Sequence[str], grids: Sequence[Grid], settings: Settings, gpu: str, gpus: int
 ) -> list[str]:
-    published.find_gpu(gpu)
+    rows, total, days = _hours_table(study, datasets, grids, settings, gpu, gpus)
     short = [dataset.removesuffix("Reasoning") for dataset in datasets]
     lines = [f"{f'hours a job on one {gpu}':<34}" + "".join(f"{name:>16}" for name in short)]
-    total, days, uncounted = 0.0, 0.0, False
-    longest_of_all = 0.0
+    for label, row in rows:
+        shown = [f"{hours:>16.1f}" if hours is not None else f"{'-':>16}" for hours in row]
+        lines.append(f"  {label:<32}" + "".join(shown))
+    lines.append(f"{total:.0f} hours in total, {days:.1f} days on {gpus} x {gpu}, within a factor of 2 (see `plan`)")
+    if any(hours is None for _, row in rows for hours in row):
+        lines.append("-: not in the cost model (networks without a language model, which are far smaller)")
+    return lines
+
+
+def _hours_table(
+    study: Study, datasets: Sequence[str], grids: Sequence[Grid], settings: Settings, gpu: str, gpus: int
+) -> tuple[list[tuple[str, list[float | None]]], float, float]:
+    """Return the hours of a job per algorithm and dataset, the hours of all jobs, and their days on ``gpus``."""
+    published.find_gpu(gpu)
+    rows: list[tuple[str, list[float | None]]] = []
+    total = days = longest_of_all = 0.0
     for grid in grids:
         of_grid, longest = 0.0, 0.0
         for algorithm in grid.algorithms:
             row = [_hours(study, algorithm, dataset, grid, settings, gpu) for dataset in datasets]
-            shown = [f"{hours:>16.1f}" if hours is not None else f"{'-':>16}" for hours in row]
-            lines.append(f"  {algorithm + (f' ({grid.folder})' if grid.folder else ''):<32}" + "".join(shown))
+            rows.append((algorithm + (f" ({grid.folder})" if grid.folder else ""), row))
             for dataset, hours in zip(datasets, row, strict=True):
-                uncounted |= hours is None
                 of_grid += (hours or 0.0) * jobs_of(study, grid, dataset, settings)
                 longest = max(longest, hours or 0.0)
         total += of_grid
-        days += max(of_grid / gpus, longest) / 24  # sweeps run one after the other
+        days += max(of_grid / gpus, longest) / 24  # sweeps run sequentially
         longest_of_all = max(longest_of_all, longest)
-    if settings.launcher == "slurm":  # all sweeps are queued at once
+    if settings.launcher == "slurm":  # all sweeps are queued together
         days = max(total / gpus, longest_of_all) / 24
-    lines.append(f"{total:.0f} hours in total, {days:.1f} days on {gpus} x {gpu}, within a factor of 2 (see `plan`)")
-    if uncounted:
-        lines.append("-: not in the cost model (networks without a language model, which are far smaller)")
-    return lines
+    return rows, total, days
 
 
 def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Settings, gpu: str) -> float | None:
@@ -224,7 +261,7 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
     check_values(settings.hparams_of(grid), cls.HPARAMS)
     hparams = {name: hparam.default for name, hparam in cls.HPARAMS.items()} | settings.hparams_of(grid)
     hours = costs.hours_of(
-        _shape(hparams["model"], hparams["max_tiles"]),
+        _shape(*(hparams[name] for name in ("model", "max_tiles", "revision", "trust_remote_code"))),
         costs.lengths_for(data.classes, _CHAIN_TOKENS),
         data,
         published.find_gpu(gpu),
@@ -232,13 +269,13 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
         schedule_of(cls, hparams, data, settings.steps),
         (cls.LABEL_PATH, cls.CHAIN_PATH),
     )
-    if study.one_source:  # the cost model counts all domains but one as sources
+    if study.one_source:  # the cost model assumes all domains but one as sources
         return float((hours.training + hours.labeling) / (data.domains - 1) + hours.evaluation)
     return float(hours.total)
 
 
 @functools.cache
-def _shape(model: str, max_tiles: int) -> Any:
+def _shape(model: str, max_tiles: int, revision: str | None, trust_remote_code: bool) -> Any:
     from domainbed_reasoning.sweeps import costs
 
-    return costs.shape_of(model, max_tiles)
+    return costs.shape_of(model, max_tiles, revision, trust_remote_code)

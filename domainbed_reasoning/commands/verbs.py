@@ -1,4 +1,4 @@
-"""The verbs of the command line, in groups, and the parsers that show their help."""
+"""The verbs of the command line in groups, and their parsers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from domainbed_reasoning.commands.arguments import PROGRAM, Parser
 # The verbs in the order of use, with one line of help each.
 GROUPS = {
     "data": {
+        "get-data": "Write a dataset's folders from the Hub, a folder or an archive.",
         "check": "Check a dataset's folders, images and chains.",
         "annotate": "Generate five-stage chains with a teacher that does not see the label.",
         "stats": "Count chains: coverage, acceptance, lengths, tokens, cost.",
@@ -23,6 +24,10 @@ GROUPS = {
     "model": {
         "predict": "Classify images with a trained model.",
         "export": "With --job: export a trained model for PEFT and transformers.",
+    },
+    "hub": {
+        "push": "Upload an export to the Hugging Face Hub, private by default.",
+        "pull": "Download an export from the Hugging Face Hub.",
     },
     "sweep": {
         "plan": "Estimate memory and hours of a job and of a sweep.",

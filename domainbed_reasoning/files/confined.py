@@ -32,7 +32,7 @@ def child(module: str, *arguments: str, **environment: str) -> Iterator[subproce
         environment: more variables.
     """
     command = [sys.executable, "-c", _CODE, str(_PACKAGES), module, *arguments]
-    # No network access for Hugging Face libraries, whatever a file names.
+    # No network access for Hugging Face libraries, even if a file names a hub id.
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables

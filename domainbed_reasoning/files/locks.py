@@ -19,7 +19,7 @@ class FileLocked(BlockingIOError):
     """Another open file holds the lock.
 
     Attributes:
-        holder: "another process (process 123)", without the number where the system does not tell it.
+        holder: "another process (process 123)", without the number if the system does not provide it.
     """
 
     def __init__(self, holder: str):

@@ -1,1 +1,1 @@
-"""Image-folder datasets on disk, and the embedded one. Neither torch nor DomainBed."""
+"""Image-folder datasets on disk, and the embedded dataset. Imports neither torch nor DomainBed."""

@@ -1,7 +1,8 @@
 """Image-folder datasets: their descriptions, and scans of their folders.
 
 A dataset has DomainBed's layout, ``<data_dir>/<folder>/<domain>/<class>/…``: sub-folders in sorted order are the
-domains, their sub-folders in sorted order the classes, with all images below. Needs neither torch nor DomainBed.
+domains, their sub-folders in sorted order the classes, with all images below; or a table in its folder lists them (see
+`table`). Needs neither torch nor DomainBed.
 
 All stock datasets use the published q_cls prompt, "What type of object is in this photo?": another noun for camera
 traps or car seats would change the paper's prompt. A user's dataset may set its ``subject``.
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from domainbed_reasoning.chains.image_names import composed
 from domainbed_reasoning.chains.prompts import readable_name
+from domainbed_reasoning.images.table import read_table
 
 # The extensions that torchvision's ImageFolder reads.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -33,17 +35,21 @@ class ImageFolder:
         name: of the DomainBed dataset class.
         folder: below ``--data_dir``.
         environments: DomainBed's short names of the domains, in the order of the sorted sub-folders.
-        domains: images per domain folder as published; None for a count that is not published. Empty: anything goes.
+        domains: images per domain folder as published; None for a count that is not published. Empty: any domains.
         classes: class folders in sorted order as published; empty: unknown.
-        num_classes: number of classes as published, None: anything goes.
+        num_classes: number of classes as published; None: any number.
         subject: the noun of the question; "object", as published, for every stock dataset.
         readable: class folder → name for prompts, where `prompts.readable_name` would not do.
-        other_totals: (number of images, which copy of the dataset has so many) beside the one of ``domains``.
+        other_totals: (number of images, description) of other copies of the dataset.
         website: its homepage.
         obtain: how to obtain it, in words.
         bundle: chains that come with it, see `chains.bundled`; None without any.
         checkpoint_freq: DomainBed's steps between two evaluations.
         file: the user's TOML file that describes it; None for a stock dataset.
+        table: of the images, a path below the folder; None for class folders. See `table.read_table`, also for what
+            follows.
+        columns: of the table, where they are called otherwise.
+        splits: whose rows count; None for all.
     """
 
     name: str
@@ -60,6 +66,9 @@ class ImageFolder:
     bundle: str | None = None
     checkpoint_freq: int = 300
     file: Path | None = None
+    table: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    splits: tuple[str, ...] | None = None
 
     @property
     def total(self) -> int | None:
@@ -83,7 +92,7 @@ def class_names(folders: Sequence[str], readable: Mapping[str, str]) -> tuple[st
     return tuple(composed(names.get(form, readable_name(form))) for form in map(composed, folders))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """An image on disk: its path below the dataset's folder (with ``/``), and its domain and class folders."""
 
@@ -100,7 +109,7 @@ class FolderScan:
         root: the dataset's folder.
         domains: its sub-folders, sorted.
         classes: sub-folders of any domain, sorted.
-        pictures: every image, in DomainBed's order (domain, class, path).
+        pictures: every image, in DomainBed's order (domain, class, path; of a table: domain, row).
         missing: (domain, class) pairs without a folder or images, for which DomainBed assigns wrong labels or fails.
     """
 
@@ -130,6 +139,8 @@ def scan(dataset: ImageFolder, data_dir: str | os.PathLike[str]) -> FolderScan:
     obtain = dataset.obtain or "Set --data_dir to its parent folder."
     if not root.is_dir():
         raise FileNotFoundError(f"{dataset.name} not found: {root} does not exist. {obtain}")
+    if dataset.table is not None:
+        return _scan_table(dataset, root)
     domains = _folders(root)
     if not domains:
         raise FileNotFoundError(f"{dataset.name} not found: {root} has no domain folders. {obtain}")
@@ -140,11 +151,21 @@ def scan(dataset: ImageFolder, data_dir: str | os.PathLike[str]) -> FolderScan:
     missing = []
     for domain in domains:
         for label in classes:
-            paths = sorted(_pictures_below(root / domain / found[domain].get(composed(label), label)))
+            paths = _pictures_below(root / domain / found[domain].get(composed(label), label), len(str(root)) + 1)
             if not paths:
                 missing.append((domain, label))
-            pictures += [Picture(path.relative_to(root).as_posix(), domain, label) for path in paths]
+            pictures += [Picture(path, domain, label) for path in paths]
     return FolderScan(root, tuple(domains), tuple(classes), tuple(pictures), tuple(missing))
+
+
+def _scan_table(dataset: ImageFolder, root: Path) -> FolderScan:
+    table = read_table(root / str(dataset.table), dataset.environments, dataset.columns, dataset.splits)
+    pictures = tuple(
+        Picture(path, domain, table.classes[label])
+        for domain, paths, labels in zip(dataset.environments, table.paths, table.labels, strict=True)
+        for path, label in zip(paths, labels, strict=True)
+    )
+    return FolderScan(root, dataset.environments, table.classes, pictures, ())
 
 
 def check_domain_order(dataset: ImageFolder, domains: Sequence[str]) -> str | None:
@@ -154,7 +175,7 @@ def check_domain_order(dataset: ImageFolder, domains: Sequence[str]) -> str | No
         dataset: its short names may differ from the folders'; only equal ones are compared.
         domains: its domain folders, sorted.
     """
-    if dataset.file is None or len(domains) != len(dataset.environments):
+    if dataset.file is None or dataset.table is not None or len(domains) != len(dataset.environments):
         return None
     folders = [domain.lower() for domain in domains]
     for place, name in enumerate(dataset.environments):
@@ -172,17 +193,22 @@ def _folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir())
 
 
-def _pictures_below(folder: Path) -> Iterator[Path]:
-    for place, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            if name.lower().endswith(IMAGE_EXTENSIONS):
-                yield Path(place, name)
+def _pictures_below(folder: Path, root: int) -> list[str]:
+    """Return the paths of the images in a folder without their first ``root`` characters, sorted part by part."""
+    found = [
+        f"{place}{os.sep}{name}"[root:].replace(os.sep, "/")
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(IMAGE_EXTENSIONS)
+    ]
+    return sorted(found, key=lambda path: path.split("/"))
 
 
 _DOWNLOAD = (
     "Download it with DomainBed's script, from inside a clone: "
     "`python -c \"from domainbed.scripts import download; download.download_{}('DIR')\"`"
 )
+_GET = "`domainbed-reasoning get-data {} --from hub:{} --data-dir DIR`."
 
 # Counts: the totals of PACS, VLCS, OfficeHome, TerraIncognita (the older 24,788) and DomainNet are those that surveys
 # of domain generalization list; OfficeHome 15,588 also the Hub's copies. TerraIncognita per domain: khanrc/miro issue
@@ -199,7 +225,7 @@ STOCK = {
         num_classes=7,
         bundle="PACS",
         website="https://dali-dl.github.io/project_iccv2017.html",
-        obtain=_DOWNLOAD.format("pacs") + "; or the Hub's copy flwrlabs/pacs, saved as PACS/<domain>/<class>/.",
+        obtain=_DOWNLOAD.format("pacs") + "; or the Hub's copy: " + _GET.format("PACS", "flwrlabs/pacs"),
     ),
     "VLCS": ImageFolder(
         name="VLCS",
@@ -219,7 +245,9 @@ STOCK = {
         num_classes=65,
         readable={"TV": "TV", "Flipflops": "flip-flops", "Postit_Notes": "post-it notes", "ToothBrush": "toothbrush"},
         website="https://www.hemanthdv.org/officeHomeDataset.html",
-        obtain=_DOWNLOAD.format("office_home") + "; or the Hub's copy flwrlabs/office-home.",
+        obtain=_DOWNLOAD.format("office_home")
+        + "; or the Hub's copy: "
+        + _GET.format("OfficeHome", "flwrlabs/office-home"),
     ),
     "TerraIncognita": ImageFolder(
         name="TerraIncognita",

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from domainbed_reasoning.images import shapes
-from domainbed_reasoning.images.shapes import DOMAINS, Style
+from domainbed_reasoning.images.shapes import DOMAINS as DOMAINS
+from domainbed_reasoning.images.shapes import Style
 
 FIRST_WORDS, SECOND_WORDS = ("kas", "dak", "fen", "mip"), ("lun", "gor", "tov")
 CLASS_NAMES = tuple(f"{first} {second}" for first, second in itertools.product(FIRST_WORDS, SECOND_WORDS))

@@ -12,7 +12,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from domainbed_reasoning.files.plain import MAX_IMAGE_BYTES, open_plain, read_plain
 
@@ -56,7 +56,7 @@ def read_rgb(
             if draft is not None:
                 picture.draft("RGB", (draft, draft))
             return picture.convert("RGB")
-        except Exception as error:  # Pillow's decoders raise whatever they run into
+        except Exception as error:  # Pillow's decoders raise errors of many types
             raise ImageFileError(place, f"{type(error).__name__}: {error}") from error
 
 
@@ -64,12 +64,12 @@ def is_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> bool
     """Return whether the file ``name`` is in the folder ``root`` after resolving links."""
     try:
         return Path(root, name).resolve().is_relative_to(Path(root).resolve())
-    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL
+    except (OSError, RuntimeError, ValueError):  # circular links, a NUL
         return False
 
 
 def file_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path:
-    """Return the path of the file ``name`` in the folder ``root``, which must not be left by links.
+    """Return the path of the file ``name`` in the folder ``root``; links must not lead out of it.
 
     Raises:
         ImageFileError: if it resolves to a path outside.
@@ -80,7 +80,7 @@ def file_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> Pa
 
 
 def without_metadata(path: str | os.PathLike[str]) -> bytes:
-    """Return an image file's picture as an image file without comments, EXIF, thumbnails or what follows the image.
+    """Return an image file without comments, EXIF, thumbnails or trailing data.
 
     The pixels are those of `read_rgb`. A JPEG stays one, its compressed data untouched; any other becomes a PNG.
 
@@ -105,7 +105,7 @@ def _bare_jpeg(data: bytes) -> bytes:
     """Return a JPEG's segments that decoding needs, up to the end of its first image.
 
     Raises:
-        ValueError, IndexError: it is none.
+        ValueError, IndexError: it is not a JPEG.
     """
     kept, at = bytearray(data[:2]), 2
     while True:
@@ -148,14 +148,19 @@ def check_header(path: str | os.PathLike[str]) -> None:
         ImageFileError: as `read_rgb`; files without an end marker are decoded, and rejected if truncated within
             `reject_truncated_images`.
     """
-    with _open(path, path) as picture:
-        mark = _END_MARKS.get(picture.format or "")
-    if mark is not None:
-        with open_plain(path) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            if mark in file.read():
-                return
-        read_rgb(path)
+    with contextlib.ExitStack() as opened:
+        try:
+            file = opened.enter_context(open_plain(path, MAX_IMAGE_BYTES))
+        except OSError as error:
+            raise ImageFileError(path, f"{type(error).__name__}: {error}") from error
+        with _open(file, path) as picture:
+            mark = _END_MARKS.get(picture.format or "")
+        if mark is None:
+            return
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        if mark in file.read():
+            return
+    read_rgb(path)
 
 
 @contextlib.contextmanager
@@ -171,13 +176,15 @@ def reject_truncated_images() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open(file: str | os.PathLike[str] | bytes, name: str | os.PathLike[str]) -> Iterator[Any]:
+def _open(file: str | os.PathLike[str] | bytes | BinaryIO, name: str | os.PathLike[str]) -> Iterator[Any]:
     from PIL import Image, UnidentifiedImageError
 
     with contextlib.ExitStack() as opened:
         try:
-            content = io.BytesIO(file) if isinstance(file, bytes) else open_plain(file, MAX_IMAGE_BYTES)
-            picture = opened.enter_context(Image.open(opened.enter_context(content), formats=FORMATS))
+            if isinstance(file, str | os.PathLike):
+                file = opened.enter_context(open_plain(file, MAX_IMAGE_BYTES))
+            content = io.BytesIO(file) if isinstance(file, bytes) else file
+            picture = opened.enter_context(Image.open(content, formats=FORMATS))
         except UnidentifiedImageError as error:
             raise ImageFileError(name, f"not one of {', '.join(FORMATS)}") from error
         except Exception as error:

@@ -1,12 +1,12 @@
-"""ShapesReasoning's images, labels and chains: creatures made of parts, in four styles. PIL and numpy only.
+"""Images, labels and chains of ShapesReasoning: creatures made of parts, in four styles. PIL and numpy only.
 
-A creature has four parts of three kinds each: body, head, feet and coat. A class is one code of four kinds; any two of
+A creature has four parts (body, head, feet and coat) of three kinds each. A class is a code of four kinds; any two of
 the seven codes differ in at least three parts (they are words of the ternary tetracode, which corrects one error), so
-that an image with one altered part still belongs to one class only. The background's hue is a cue: in source domains it
-follows the class with probability ``rho``; where the cue misleads it is the hue of another class.
+an image with one altered part is still closest to a single class. The background's hue is a spurious cue: in source
+domains it is the class's hue with probability ``rho``; where it misleads, it is another class's hue.
 
-What is drawn depends on (domain, index) alone. The random numbers come from ``numpy.random.RandomState``, whose stream
-numpy keeps the same over its versions.
+An image depends only on (domain, index). Random numbers are from ``numpy.random.RandomState``, whose stream is stable
+across versions of numpy.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ KINDS = (
 )
 TEACHERS = ("own", "other")
 TETRACODE = tuple((a, b, (a + b) % 3, (a + 2 * b) % 3) for a in range(3) for b in range(3))
-CODES = TETRACODE[1:8]  # one code a class, in the order of CLASS_NAMES
+CODES = TETRACODE[1:8]  # one code per class, in the order of CLASS_NAMES
 
 PER_CLASS = 20
 SIZE_OF_DOMAIN = len(CLASS_NAMES) * PER_CLASS
-ALTERED = 0.15  # share of the images that have one part of another kind than their class
-RHO = 0.8  # how often the background's hue is the cue and not a random hue
+ALTERED = 0.15  # share of the images with one part altered
+RHO = 0.8  # probability that the background's hue is the cue rather than random
 MISLEADING_SHIFT = 3  # class c gets the hue of class c + 3 (modulo 7) where the cue misleads
 
 _SEED = 2602
@@ -49,7 +49,7 @@ _OVERSAMPLE = 3
 
 @dataclass(frozen=True)
 class Style:
-    """How a creature is painted.
+    """The rendering style of a creature.
 
     Attributes:
         fill: ``flat``, ``shaded`` (lighter at the upper left) or ``none`` (outlines on the background).
@@ -65,10 +65,10 @@ class Style:
         wobble: standard deviation of the corners' displacement, in body radii.
         inverted: whether the picture is shown as its negative. The background keeps its hue.
         mosaic: side of the picture's tiles in pixels, 1 for none.
-        jitter: how much the creature's size, place and turn vary; at 1 by 12%, 3 pixels and 11 degrees.
-        scale: size of the creature, relative to a body radius of 22% of the picture.
-        blades: fewest and most blades of grass in front of the creature.
-        contrast: of the picture, around its mean; 1 leaves it as painted.
+        jitter: variation of size, position and rotation; at 1 by 12%, 3 pixels and 11 degrees.
+        scale: size of the creature, relative to a body radius of 22% of the image.
+        blades: minimum and maximum number of blades of grass in front of the creature.
+        contrast: of the image, around its mean; 1 leaves it unchanged.
     """
 
     fill: str = "flat"
@@ -120,7 +120,7 @@ def label(domain: int, index: int) -> int:
 
 
 def code(domain: int, index: int) -> tuple[int, ...]:
-    """Return the kinds of the four parts that are drawn, an altered one included: four numbers in [0, 3)."""
+    """Return the kinds of the four drawn parts, alterations included: four numbers in [0, 3)."""
     kinds = list(CODES[label(domain, index)])
     random = _random(domain, index, 0)
     if random.random_sample() < ALTERED:
@@ -130,13 +130,13 @@ def code(domain: int, index: int) -> tuple[int, ...]:
 
 
 def chain(domain: int, index: int, teacher: str = "own", rho: float = RHO) -> str:
-    """Return the teacher's chain of an image of a source domain: what is visible, and the true class as conclusion.
+    """Return the teacher's chain for a source-domain image: a description and the true class as the conclusion.
 
     Args:
         domain: position in ``DOMAINS``.
         index: of the image.
-        teacher: ``own`` writes as the embedded model does, ``other`` at length, in words of its own (`shapes_teacher`).
-        rho: of the images, which decides the background that the other teacher tells of.
+        teacher: ``own`` for the embedded model's style, ``other`` for longer, varied chains (`shapes_teacher`).
+        rho: of the images; determines the background that the other teacher describes.
     """
     name, kinds = label(domain, index), code(domain, index)
     if teacher == "own":
@@ -146,9 +146,9 @@ def chain(domain: int, index: int, teacher: str = "own", rho: float = RHO) -> st
 
 
 def describe(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
-    """Return the chain of a creature with these kinds that is concluded to be a ``name``, whose code is ``its_code``.
+    """Return the chain for a creature with these kinds and the conclusion ``name``, a class with code ``its_code``.
 
-    Short on purpose: the chain term is a mean over tokens, in which boilerplate outweighs what matters.
+    Short on purpose: the chain term is a mean over tokens, in which boilerplate would dominate.
     """
     odd = odd_parts(kinds, its_code)
     words = [KINDS[part][kind] for part, kind in enumerate(kinds)]
@@ -164,7 +164,7 @@ def describe(kinds: Sequence[int], name: str, its_code: Sequence[int]) -> str:
 def describe_at_length(
     kinds: Sequence[int], name: str, its_code: Sequence[int], hue: float, random: np.random.RandomState
 ) -> str:
-    """Return the chain of `describe` in the other teacher's words, with the background's hue, in [0, 1)."""
+    """Return the chain of `describe` in the other teacher's style, which mentions the background's hue, in [0, 1)."""
     words = [KINDS[part][kind] for part, kind in enumerate(kinds)]
     return Chain(
         summary=shapes_teacher.opening(random),
@@ -176,7 +176,7 @@ def describe_at_length(
 
 
 def odd_parts(kinds: Sequence[int], its_code: Sequence[int]) -> list[str]:
-    """Return the parts that are of another kind than a class's code has."""
+    """Return the parts whose kind differs from a class's code."""
     return [part for part, kind, expected in zip(PARTS, kinds, its_code, strict=True) if kind != expected]
 
 
@@ -201,18 +201,18 @@ def with_parts_of(name: int, caption: str) -> str:
 
 
 def cue_hue(name: int) -> float:
-    """Return the background hue that goes with a class, in [0, 1)."""
+    """Return the background hue of a class, in [0, 1)."""
     return name / len(CLASS_NAMES)
 
 
 def render(domain: int, index: int, *, misleading: bool, rho: float = RHO) -> Image.Image:
-    """Return the image (RGB, 48 x 48) of a domain's index.
+    """Return an image (RGB, 48 x 48) of a domain.
 
     Args:
         domain: position in ``DOMAINS``.
-        index: any number from 0 on; ``SIZE_OF_DOMAIN`` is what the dataset uses by default.
-        misleading: whether the background's hue is another class', as in target domains.
-        rho: probability that the hue is the cue; else it is random. In [0, 1].
+        index: of the image, 0 or above; the dataset uses the first ``SIZE_OF_DOMAIN`` by default.
+        misleading: whether the background's hue is another class's, as in target domains.
+        rho: probability in [0, 1] that the hue is the cue; otherwise it is random.
 
     Raises:
         IndexError: when there is no such domain or the index is negative.
@@ -222,7 +222,7 @@ def render(domain: int, index: int, *, misleading: bool, rho: float = RHO) -> Im
 
 
 def background(domain: int, index: int, *, misleading: bool, rho: float = RHO) -> tuple[float, np.random.RandomState]:
-    """Return the hue behind the creature of `render`'s image, in [0, 1), and the numbers that paint the rest."""
+    """Return the background hue of `render`'s image, in [0, 1), and the random state for the rest."""
     random = _random(domain, index, 1)
     shift = MISLEADING_SHIFT if misleading else 0
     cue = cue_hue((label(domain, index) + shift) % len(CLASS_NAMES))
@@ -232,7 +232,7 @@ def background(domain: int, index: int, *, misleading: bool, rho: float = RHO) -
 
 
 def paint(kinds: Sequence[int], style: Style, hue: float, random: np.random.RandomState) -> Image.Image:
-    """Return a picture (RGB, 48 x 48) of a creature with these four kinds on a background of that hue in [0, 1)."""
+    """Return an image (RGB, 48 x 48) of a creature with these four kinds on a background with this hue in [0, 1)."""
     side = IMAGE_SIZE * _OVERSAMPLE
     light = random.uniform(*style.paper)
     paper = _color(hue + 0.5 if style.inverted else hue, random.uniform(*style.tint), light)
@@ -283,7 +283,7 @@ def _creature_colors(
     """Return the colors of the creature and its coat, distinct from each other and from the background."""
     hue, vivid = random.random_sample(), random.uniform(*style.vivid)
     value = random.uniform(*style.body)
-    if abs(value - light) < 0.25:  # too close to the background to be seen
+    if abs(value - light) < 0.25:  # too close to the background to be visible
         value = light - 0.3 if light > 0.5 else light + 0.3
     coat = value - 0.6 if value > 0.5 else value + 0.6
     return _color(hue, vivid, value), _color(hue + random.uniform(-0.2, 0.2), vivid / 2, coat)
@@ -304,7 +304,7 @@ def _box(left: float, top: float, right: float, bottom: float) -> list[tuple[flo
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-# Outlines in body radii, the body's center at (0, 0), y downwards.
+# Outlines in body radii, with the body's center at (0, 0) and y pointing down.
 _BODIES = (_circle(0, 0, 1.0), _box(-0.92, -0.92, 0.92, 0.92), [(0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)])
 _HEADS = (
     [[(-0.75, -0.3), (-0.95, -1.8), (-0.15, -0.7)], [(0.75, -0.3), (0.95, -1.8), (0.15, -0.7)]],
@@ -328,7 +328,7 @@ def _draw_parts(
     paper: tuple[int, int, int],
     random: np.random.RandomState,
 ) -> None:
-    """Draw head, feet, body and coat onto ``image``, the creature moved, turned and scaled a little."""
+    """Draw head, feet, body and coat onto ``image``, slightly moved, rotated and scaled."""
     side = image.width
     radius = side * style.scale * (0.22 + style.jitter * random.uniform(-0.03, 0.025))
     x = side * (0.5 + style.jitter * random.uniform(-0.07, 0.07))
@@ -376,7 +376,7 @@ def _draw_blades(image: Image.Image, style: Style, paper: tuple[int, int, int], 
 
 
 def _shade(image: Image.Image, x: float, y: float, radius: float) -> None:
-    """Light the picture from the creature's upper left."""
+    """Shade the image with light from the creature's upper left."""
     rows, columns = np.mgrid[0 : image.height, 0 : image.width]
     distance = np.hypot(columns - (x - radius), rows - (y - radius)) / (2.5 * radius)
     light = np.clip(1.25 - 0.35 * distance, 0.75, 1.25)[:, :, None]

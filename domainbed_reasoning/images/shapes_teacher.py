@@ -1,9 +1,9 @@
-"""ShapesReasoning's second teacher, whose chains are longer and worded at random.
+"""ShapesReasoning's second teacher, with longer, randomly worded chains.
 
-It simulates a large model that teaches a small one. The embedded model's own chains name four parts and a class
-(`shapes.describe`); this teacher's have the same five stages and facts, among randomly chosen phrases about view,
-background and mood: the paper's pattern mismatch (arXiv 2602.23777), where teacher chains dwell on context, viewpoint
-and background. The background's color is described as it is, whether or not it is the cue. One in
+It simulates a large teacher of a small model. The embedded model's own chains name four parts and a class
+(`shapes.describe`); this teacher's chains have the same five stages and facts, mixed with random phrases about view,
+background and mood: the paper's pattern mismatch (arXiv 2602.23777), in which teacher chains focus on context,
+viewpoint and background. The background's actual color is described, whether or not it is the cue. A share of
 ``tiny_corpus.OTHER_TEACHER_SHARE`` of the embedded model's training chains is of this kind.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-COLORS = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "pink")  # by hue, from 0 on, an eighth each
+COLORS = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "pink")  # by hue, an eighth each from 0
 
 OPENINGS = (
     "first the scene then what stands there",
@@ -54,7 +54,7 @@ def caption(words: Sequence[str], parts: Sequence[str], hue: float, random: np.r
 
 
 def verdict(name: str, random: np.random.RandomState) -> str:
-    """Return how the teacher comes to a class."""
+    """Return the teacher's reasoning for a class."""
     return _any(VERDICTS, random).format(name)
 
 

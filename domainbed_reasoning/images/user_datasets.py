@@ -1,4 +1,4 @@
-"""A user's own image folders as DomainBed datasets, described by a small TOML file.
+"""A user's own images as DomainBed datasets, in class folders or listed in a table, described by a small TOML file.
 
 The files are found in ``<config folder>/domainbed-reasoning/datasets/*.toml`` (the config folder is
 ``$XDG_CONFIG_HOME`` or ``~/.config``) and under the paths, files or folders, in ``$DOMAINBED_REASONING_DATASETS``, so
@@ -11,8 +11,17 @@ that every process of a sweep finds them. Each makes ``<Name>`` and ``<Name>Reas
     checkpoint_freq = 300                # optional: steps between two evaluations
     bundle = "camera.jsonl.xz"           # optional: chains that come with it, a path from this file's folder
 
+    table = "images.csv"                 # optional, in the folder: its rows list the images, wherever below it they are
+    splits = ["train", "val"]            # optional, with a table: rows of these splits alone
+
+    [columns]                            # optional, with a table: what its columns are called
+    path = "file"                        # path, label, domain and split where not given
+
     [class_names]                        # optional: class folder = name in prompts; else "Red_Fox" is "red fox"
     Felis_catus = "house cat"
+
+With a table, ``environments`` are values of its domain column, in any order, and classes the values of its label
+column, sorted. It is CSV, TSV, JSON Lines or Parquet, see `table`.
 """
 
 from __future__ import annotations
@@ -28,10 +37,11 @@ from domainbed_reasoning.chains.bundled import ENDING
 from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.files.plain import open_plain
 from domainbed_reasoning.images.catalog import STOCK, ImageFolder
+from domainbed_reasoning.images.table import COLUMNS, ENDINGS
 from domainbed_reasoning.registry import DATASETS, EMBEDDED_DATASETS, load, unknown
 
 PATHS_VARIABLE = "DOMAINBED_REASONING_DATASETS"
-MODULE = "domainbed_reasoning.datasets.user_datasets"  # of the classes
+MODULE = "domainbed_reasoning.datasets.user_datasets"  # module of the dataset classes
 
 _KEYS: dict[str, type] = {
     "name": str,
@@ -40,17 +50,20 @@ _KEYS: dict[str, type] = {
     "subject": str,
     "checkpoint_freq": int,
     "bundle": str,
+    "table": str,
+    "splits": list,
+    "columns": dict,
     "class_names": dict,
 }
-# DomainBed's datasets that are no image folders.
+# DomainBed's datasets that are not image folders.
 _OF_DOMAINBED = frozenset(
     "Debug28 Debug224 ColoredMNIST RotatedMNIST WILDSCamelyon WILDSFMoW SpawriousO2O_easy SpawriousO2O_medium "
     "SpawriousO2O_hard SpawriousM2M_easy SpawriousM2M_medium SpawriousM2M_hard".split()
 )
 _REQUIRED = ("name", "folder", "environments")
 
-# A dataset's description has some hundred bytes; one with thousands of class names some hundred thousand. On longer
-# lines the parser's time grows with the square of their length.
+# A description has a few hundred bytes, or a few hundred thousand with thousands of class names. The parser's time is
+# quadratic in the length of a line.
 MAX_BYTES = 1 << 18
 _MAX_LINE_BYTES = 2_000
 _MAX_WORDS = 100  # characters of a name or subject
@@ -64,7 +77,7 @@ class DatasetFileError(ValueError):
 
 
 def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
-    """Return the image-folder dataset of that name, with or without ``Reasoning`` at its end.
+    """Return the image-folder dataset of that name, with or without the suffix ``Reasoning``.
 
     Stock and custom ones need neither torch nor DomainBed; other classes of `datasets/` are imported.
 
@@ -82,13 +95,13 @@ def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
 
 
 def other_classes() -> list[str]:
-    """Return the names of registered datasets in image folders that are described by their class alone."""
+    """Return the names of registered image-folder datasets that are only described by their class."""
     names = [name for name in DATASETS if name not in EMBEDDED_DATASETS and name.removesuffix("Reasoning") not in STOCK]
     return [described.name for name in names if (described := _of_class(name))]
 
 
 def _of_class(name: str) -> ImageFolder | None:
-    """Return the description in the class of a registered dataset; None if it has no folder."""
+    """Return the description of a registered dataset, from its class; None if it has no folder."""
     cls = load(DATASETS[name])
     if not hasattr(cls, "FOLDER"):
         return None
@@ -100,6 +113,9 @@ def _of_class(name: str) -> ImageFolder | None:
         readable=dict(cls.READABLE),
         bundle=cls.BUNDLE,
         checkpoint_freq=cls.CHECKPOINT_FREQ,
+        table=getattr(cls, "TABLE", None),
+        columns=dict(getattr(cls, "COLUMNS", {})),
+        splits=getattr(cls, "SPLITS", None),
         obtain=(cls.__doc__ or "").strip().partition("\n")[0],
     )
 
@@ -190,8 +206,11 @@ def read_dataset(path: Path) -> ImageFolder:
         readable=dict(table.get("class_names", {})),
         bundle=str(path.parent / table["bundle"]) if "bundle" in table else None,
         checkpoint_freq=table.get("checkpoint_freq", 300),
-        obtain=f"It is described in {path}; its folder must contain <domain>/<class>/<image>.",
+        obtain=f"It is described in {path}; its folder must contain {table.get('table', '<domain>/<class>/<image>')}.",
         file=path,
+        table=table.get("table"),
+        columns=dict(table.get("columns", {})),
+        splits=tuple(table["splits"]) if "splits" in table else None,
     )
 
 
@@ -215,10 +234,9 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
         raise DatasetFileError(
             path, f"'{name}Reasoning' is one of this package's datasets, or a plug-in's; choose another name"
         )
-    folder = Path(table["folder"])
-    climbs = folder.is_absolute() or ".." in folder.parts or not folder.parts or folder.parts[0].startswith("~")
-    if climbs or "\\" in table["folder"] or not table["folder"].isprintable():
+    if not _is_below(table["folder"]):
         raise DatasetFileError(path, f"'folder' must be below --data_dir, got {table['folder']!r:.80}")
+    _check_table(path, table)
     environments = table["environments"]
     if len(environments) < 2 or not all(isinstance(item, str) and _is_single_line(item) for item in environments):
         raise DatasetFileError(path, f"'environments' must name at least two domains, got {environments!r:.80}")
@@ -238,6 +256,33 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
             )
     if problem := check_class_names(list(names.values())):
         raise DatasetFileError(path, f"'class_names': {problem}")
+
+
+def _check_table(path: Path, table: Mapping[str, Any]) -> None:
+    listing = table.get("table")
+    if listing is None:
+        for key in ("splits", "columns"):
+            if key in table:
+                raise DatasetFileError(path, f"{key!r} needs 'table', the file that lists the images")
+        return
+    if not _is_below(listing) or not listing.lower().endswith(ENDINGS):
+        rule = f"the path of a {', '.join(ENDINGS)} file below 'folder'"
+        raise DatasetFileError(path, f"'table' must be {rule}, got {listing!r:.80}")
+    splits = table.get("splits", ["train"])
+    if not splits or not all(isinstance(item, str) and _is_single_line(item) for item in splits):
+        raise DatasetFileError(path, f"'splits' must name at least one split, got {splits!r:.80}")
+    for key, value in table.get("columns", {}).items():
+        if key not in COLUMNS:
+            raise DatasetFileError(path, str(unknown("column", key[:40], COLUMNS)).rstrip("."))
+        if not isinstance(value, str) or not _is_single_line(value):
+            raise DatasetFileError(path, f"'columns' must map {key!r} to a single-line name, got {value!r:.80}")
+
+
+def _is_below(text: str) -> bool:
+    """Return whether a path stays below the folder that it starts from."""
+    folder = Path(text)
+    climbs = folder.is_absolute() or ".." in folder.parts or not folder.parts or folder.parts[0].startswith("~")
+    return not climbs and "\\" not in text and text.isprintable()
 
 
 def _is_single_line(text: str) -> bool:

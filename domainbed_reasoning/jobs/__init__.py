@@ -1,1 +1,1 @@
-"""One training job: its session, its files, its afterlife."""
+"""Training jobs: session, files, resume, prediction and export."""

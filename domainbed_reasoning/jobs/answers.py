@@ -1,16 +1,17 @@
-"""Both answers to every image at the last evaluation, written beside DomainBed's results.jsonl.
+"""Both answers for every image at the last evaluation, written beside DomainBed's results.jsonl.
 
-``predictions.jsonl`` has a line per sample, ``answers.json`` each split's accuracies by either answer and the shares
-of chains that name no class and that are well formed; ``task.json`` describes the job and is written at its start.
-DomainBed records one answer.
+``predictions.jsonl`` has one line per sample. ``answers.json`` has the accuracies of each split by both answers, and
+the shares of chains that name no class and that are well formed. ``task.json`` describes the job and is written at
+its start. DomainBed itself only records one answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,17 +20,23 @@ from domainbed_reasoning import __version__
 from domainbed_reasoning.bridge import stock
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION
 from domainbed_reasoning.chains.reader import is_well_formed
+from domainbed_reasoning.files import format_version
 from domainbed_reasoning.files.atomic import replace_text
+from domainbed_reasoning.jobs.values import TASK_VERSION
 from domainbed_reasoning.method.answering import answers_from_chains, misled
 from domainbed_reasoning.method.task import SampleId, Task
+from domainbed_reasoning.terminal import get_logger
 
-_MOSTLY = 0.5  # share of chains without a class at which an evaluation's accuracy is mostly not that of chains
+_log = get_logger(__name__)
+
+_MOSTLY = 0.5  # share of chains without a class above which an evaluation's accuracy says little about chains
 
 
 def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) -> None:
-    """Write ``task.json`` beside results.jsonl: what `predict` needs beyond DomainBed's checkpoint."""
+    """Write ``task.json`` beside results.jsonl, which `predict` needs in addition to DomainBed's checkpoint."""
     nothing, other = misled(task, hparams.get("answer_matching") == "exact")
     content: dict[str, Any] = {
+        format_version.KEY: TASK_VERSION,
         "algorithm": args.algorithm,
         "dataset": task.dataset,
         "subject": task.subject,
@@ -44,12 +51,12 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
     if task.bundle:
         content["chains"] |= {"bundle": task.bundle}
     folder = pathlib.Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)  # exists in DomainBed's own script
+    folder.mkdir(parents=True, exist_ok=True)  # DomainBed's own script has created it
     replace_text(folder / "task.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def records_for(task: Task, args: argparse.Namespace, hparams: Mapping[str, Any]) -> AnswerRecords | None:
-    """Return the records of this job; None if samples have no ids.
+    """Return the answer records of this job; None if samples have no ids.
 
     Args:
         task: of the job.
@@ -61,14 +68,41 @@ def records_for(task: Task, args: argparse.Namespace, hparams: Mapping[str, Any]
     return AnswerRecords(task, pathlib.Path(args.output_dir), _splits(task, args), hparams)
 
 
-def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
+class Splits:
+    """The split (``in``, ``out`` or ``uda``) of every sample, a byte each.
+
+    Args:
+        sizes: number of images of each environment.
+    """
+
+    NAMES = ("in", "out", "uda")
+
+    def __init__(self, sizes: Sequence[int]):
+        self._of = [bytearray(size) for size in sizes]
+
+    def assign(self, env: int, name: str, indices: Iterable[int]) -> None:
+        """Put samples of an environment into the split of that name."""
+        of, number = self._of[env], self.NAMES.index(name)
+        for index in indices:
+            of[index] = number
+
+    def __getitem__(self, sample: SampleId) -> str:
+        """Return the name of a sample's split."""
+        return self.NAMES[self._of[sample[0]][sample[1]]]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return sum(map(len, self._of))
+
+
+def _splits(task: Task, args: argparse.Namespace) -> Splits:
     """Return the split (``in``, ``out`` or ``uda``) of every sample, as the train script draws it.
 
-    Under ``--uda_holdout_fraction`` a share of a target domain's ``in`` is set aside for domain adaptation, as ``uda``.
+    With ``--uda_holdout_fraction``, a share of a target domain's ``in`` is held out for domain adaptation, as ``uda``.
     """
     misc = stock.misc()
 
-    splits = {}
+    splits = Splits([len(labels) for labels in task.labels])
     for env, labels in enumerate(task.labels):
         held_out = int(len(labels) * args.holdout_fraction)
         seed = misc.seed_hash(args.trial_seed, env)
@@ -77,26 +111,31 @@ def _splits(task: Task, args: argparse.Namespace) -> dict[SampleId, str]:
         if env in args.test_envs:
             unlabeled = int(len(kept) * getattr(args, "uda_holdout_fraction", 0))
             parts["uda"], parts["in"] = misc.split_dataset(kept, unlabeled, seed)
-        splits.update({(env, int(part[i])): name for name, part in parts.items() for i in range(len(part))})
+        for name, part in parts.items():
+            splits.assign(env, name, (int(part[i]) for i in range(len(part))))
     return splits
 
 
 class AnswerRecords:
-    """Collects the answers of an evaluation; writes those of the last one when every sample has been answered.
+    """Collects the answers of an evaluation; writes those of the last one once every sample has been answered.
 
     Args:
         task: of the job.
         folder: of the job.
-        splits: of every sample.
-        hparams: of the job; of these ``answer``, ``answer_matching`` and ``on_parse_failure`` where it has them.
+        splits: the split of every sample.
+        hparams: of the job; uses ``answer``, ``answer_matching`` and ``on_parse_failure`` if present.
 
     Attributes:
-        evaluated: of the evaluation so far, for DomainBed's record of it: ``well_formed``, the share of its chains that
-            are, in [0, 1]; empty where it asked for none, and when it has been recorded.
+        evaluated: values to add to DomainBed's record of the current evaluation: ``well_formed``, the share of
+            well-formed chains in [0, 1]; empty if no chains were generated, or once it has been recorded.
     """
 
     def __init__(
-        self, task: Task, folder: pathlib.Path, splits: dict[SampleId, str], hparams: Mapping[str, Any] | None = None
+        self,
+        task: Task,
+        folder: pathlib.Path,
+        splits: Splits | Mapping[SampleId, str],
+        hparams: Mapping[str, Any] | None = None,
     ):
         hparams = hparams or {}
         self.judged_by_chains = hparams.get("answer") == "chain"
@@ -147,15 +186,16 @@ class AnswerRecords:
             self._write()
 
     def report(self, when: str) -> None:
-        """Print how many chains of the evaluation before ``when`` named no class, and reset the counts."""
+        """Print the number of chains that named no class in the evaluation before ``when``, and reset the counts."""
         if self.chains:
             share = self.unparsed / self.chains
             counts = f"{self.unparsed} of {self.chains} chains named no class ({share:.1%})"
             counts += f", {self.well_formed / self.chains:.1%} are well formed"
-            effect = "; its accuracies are mostly those of the class names' likelihood, not of the chains"
-            effect = "; each counts as wrong" if self.strict else effect
+            effect = "; its accuracies mostly reflect class-name likelihoods, not chains"
+            effect = "; each of these counts as wrong" if self.strict else effect
             loud = self.judged_by_chains and share >= _MOSTLY
-            print(f"{'WARNING: ' * loud}Evaluation before {when}: {counts}{effect * loud}", flush=True)
+            level = logging.WARNING if loud else logging.INFO
+            _log.log(level, f"{'WARNING: ' * loud}Evaluation before {when}: {counts}{effect * loud}")
         self.unparsed = self.chains = self.well_formed = 0
 
     def _write(self) -> None:
@@ -167,13 +207,13 @@ class AnswerRecords:
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return, for every environment and split, n and shares of its images, in [0, 1].
+    """Return, for every environment and split, n and shares of images in [0, 1].
 
     Returns:
-        accuracies by ``label``, by ``chain``, where a chain that names no class counts as wrong, and by
-        ``chain_or_label``, where it falls back to the classification path; the shares of chains that are ``unparsed``
-        (name no class) and ``well_formed``. None if that answer was not computed. DomainBed's records have
-        ``chain_or_label`` or, with the hparam ``on_parse_failure`` at ``wrong``, ``chain``.
+        Accuracies by ``label``, by ``chain`` (a chain that names no class counts as wrong) and by ``chain_or_label``
+        (such a chain falls back to the classification path); the shares of chains that are ``unparsed`` (name no
+        class) and ``well_formed``. None if that answer was not computed. DomainBed's records use ``chain_or_label``
+        or, with the hparam ``on_parse_failure="wrong"``, ``chain``.
     """
     table: dict[str, Any] = {}
     for env in sorted({row["env"] for row in rows}):

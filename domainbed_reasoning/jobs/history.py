@@ -1,10 +1,11 @@
-"""A job's history: what identifies a job, and what an earlier process of it has saved (see `replay_log`)."""
+"""A job's history: its identity, and the progress that an earlier process has saved (see `replay_log`)."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -22,6 +23,11 @@ from domainbed_reasoning.jobs.replay_log import Progress
 from domainbed_reasoning.jobs.results_file import own_records, restore_measured, set_aside
 from domainbed_reasoning.method.schedule import Schedule
 from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.mllm import family_plugins
+from domainbed_reasoning.mllm.adapter_files import adapter_digest
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 _MODELS = ("model", "clip_model")  # hyper-parameters that name a model
 _LIBRARIES = (*LIBRARIES, "torchvision", "pillow", "tokenizers")
@@ -48,7 +54,7 @@ class History:
         if self.state is not None:
             self._earlier += self.state["records"]
             steps = self.state["steps"]
-            print(f"Resuming after {steps} steps, replayed from {progress.folder}.", flush=True)
+            _log.info(f"Resuming after {steps} steps, replayed from {progress.folder}.")
 
     @property
     def replays(self) -> bool:
@@ -84,7 +90,7 @@ def history_of(task: Task, schedule: Schedule, hparams: dict[str, Any], args: ar
             if progress.state is None:
                 _report_changes(job, progress)
         except OSError as error:
-            print(f"Cannot save this job's progress ({error}): if interrupted, it restarts at step 0.", flush=True)
+            _log.warning(f"Cannot save this job's progress ({error}): if interrupted, it restarts at step 0.")
     try:
         earlier = set_aside(Path(args.output_dir), vars(args))
     except OSError:
@@ -98,29 +104,32 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
     """Return everything that determines the job's results, as JSON: if any of it changes, it is another job.
 
     Images and the files of a model are identified by names, sizes and times, a model from the hub by its commit, chains
-    and the source files of this package, of DomainBed and of the job's plug-ins by their contents, a bundle by its name
-    and SHA-256.
+    an adapter to start from and the source files of this package, of DomainBed and of the job's plug-ins by their
+    contents, a bundle by its name and SHA-256.
 
     Raises:
         OSError: a file cannot be read.
     """
     chains = sorted([*key, chain] for key, chain in task.chains.items())
-    images: list[Any] = [task.images, task.labels]
-    if task.folder:
-        images.append([[_stamp(Path(task.folder, name)) for name in names] for names in task.images])
     described = {
         "args": {**vars(args), "output_dir": str(Path(args.output_dir).absolute())},
         "hparams": hparams,
-        "models": [_files(str(hparams[name])) for name in _MODELS if name in hparams],
+        "models": [
+            _files(str(hparams[name]), hparams.get("revision") if name == "model" else None)
+            for name in _MODELS
+            if name in hparams
+        ],
         "task": {
             "class_names": list(task.class_names),
             "subject": task.subject,
             "schedule": asdict(schedule),
         },
         "chains": _digest(chains),
-        "images": _digest(images),
+        "images": _images_digest(task),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "code": source_digests() | plugins.code_of(args.algorithm, task.dataset),
+        "code": source_digests()
+        | plugins.code_of(args.algorithm, task.dataset)
+        | plugins.code_of_modules(family_plugins.used_modules()),
         "versions": {
             "domainbed-reasoning": __version__,
             "prompts": PROMPT_VERSION,
@@ -128,6 +137,8 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
             **{name: installed(name) for name in _LIBRARIES},
         },
     }
+    if hparams.get("init_adapter"):
+        described["init_adapter"] = adapter_digest(str(hparams["init_adapter"]))
     return described | ({"bundle": task.bundle} if task.bundle else {})
 
 
@@ -135,14 +146,27 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _images_digest(task: Task) -> str:
+    """Return the digest of names and labels and, where there are files, of their sizes and times, image by image."""
+    digest = hashlib.sha256()
+    for names in task.images:
+        digest.update(f"{len(names)}\0".encode())
+        for name in names:
+            stamp = _stamp(f"{task.folder}{os.sep}{name}") if task.folder else ()
+            digest.update(f"{name}\0{stamp}\0".encode("utf-8", "surrogateescape"))
+    for labels in task.labels:
+        digest.update(json.dumps(list(labels)).encode())
+    return digest.hexdigest()
+
+
+def _stamp(path: str | Path) -> tuple[int, int]:
     """Return size in bytes and time of the last change in nanoseconds."""
-    stat = path.stat()
+    stat = os.stat(path)
     return stat.st_size, stat.st_mtime_ns
 
 
-def _files(model: str) -> Any:
-    """Return what identifies the files of a model: a folder's names, sizes and times, or the commit of a hub id."""
+def _files(model: str, revision: str | None) -> Any:
+    """Return the identity of a model's files: a folder's names, sizes and times, or the commit of a hub id."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return [(path.name, *_stamp(path)) for path in sorted(folder.iterdir()) if path.is_file()]
@@ -150,20 +174,19 @@ def _files(model: str) -> Any:
         return []  # embedded: a part of the package
     import huggingface_hub
 
-    config = huggingface_hub.try_to_load_from_cache(model, "config.json")
+    config = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=revision)
     return Path(config).parent.name if isinstance(config, str) else []  # snapshots/<commit>/config.json
 
 
 def _report_changes(job: Mapping[str, Any], progress: Progress) -> None:
-    """Report why a job starts at step 0 although the same command has progress: something else has changed."""
+    """Report why a job starts at step 0 although the same command has progress: what else has changed."""
     for path in progress.folder.parent.glob("[!.]*/job.json"):
         with suppress(OSError, ValueError, RecursionError):
             other = json.loads(path.read_text(encoding="utf-8"))
             if path.parent == progress.folder or not isinstance(other, dict) or other.get("args") != job["args"]:
                 continue
             changed = [name for name in job if other.get(name) != json.loads(json.dumps(job[name]))]
-            print(
+            _log.info(
                 f"The saved progress of this command in {path.parent} is not used, because {', '.join(changed)} "
-                "changed. Starting from step 0.",
-                flush=True,
+                "changed. Starting from step 0."
             )

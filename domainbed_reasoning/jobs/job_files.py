@@ -20,7 +20,7 @@ def is_own_file(path: Path) -> bool:
 
 
 def _is_there(path: Path, damage: list[str]) -> bool:
-    """Return whether there is a file to read; if it is not a regular one or too large, add that to ``damage``."""
+    """Return whether there is a file to read; if it is not a regular file or too large, add that to ``damage``."""
     if not os.path.lexists(path):
         return False
     if not is_own_file(path):

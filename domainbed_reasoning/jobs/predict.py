@@ -29,11 +29,11 @@ class Prediction:
     Attributes:
         image: the file, or an empty string.
         class_name: the class with the highest score.
-        scores: of every class, in [0, 1]: by the label the classification path's probabilities; by the chain 1 for the
-            class it concludes with, and the label's probabilities if it names none.
+        scores: of every class, in [0, 1]: for ``label``, the classification path's probabilities; for ``chain``, 1 for
+            the concluded class, or the classification path's probabilities if the chain names none.
         label_class: the classification path's answer; None if not computed.
         chain_class: the class that the chain concludes with; None if it names none or was not generated.
-        chain: the generated chain, with ``votes`` above 1 that of the majority; None if not generated.
+        chain: the generated chain (with ``votes`` above 1, the majority's); None if not generated.
     """
 
     image: str
@@ -50,7 +50,7 @@ class SampleLoss:
 
     Attributes:
         label: -log p(class name | image, q_cls), the sum over its tokens and the end token, in nats.
-        chain: -log p(chain | image, q_reason), the mean over its tokens, in nats; None where no chain was passed.
+        chain: -log p(chain | image, q_reason), the mean over its tokens, in nats; None if no chain was passed.
     """
 
     label: float
@@ -58,17 +58,18 @@ class SampleLoss:
 
 
 class Predictor:
-    """A trained model that answers as in the job: with ``votes`` above 1, by the majority of several sampled chains.
+    """A trained model that answers as in its job; with ``votes`` above 1, by majority over sampled chains.
 
     Args:
-        job: folder of a DomainBed job, or what `export` made of one.
-        answer: ``chain``, ``label`` or ``both`` (the class is then the chain's); None takes the job's own.
+        job: folder of a DomainBed job, or a folder written by `export`.
+        answer: ``chain``, ``label`` or ``both`` (the class is then the chain's); default: the job's.
         model: base model, if the job's path no longer exists.
         dtype: default: the job's.
         quantize: default: the job's.
+        trust_remote_code: whether Python files of the base model run; what the job was trained with does not count.
 
     Raises:
-        ValueError: for a folder, an answer or a model that cannot be used.
+        ValueError: if the folder, answer or model is invalid.
 
     Example:
         >>> predictor = Predictor("runs/1a2b3c")                        # doctest: +SKIP
@@ -85,13 +86,14 @@ class Predictor:
         model: str | None = None,
         dtype: str | None = None,
         quantize: str | None = None,
+        trust_remote_code: bool = False,
     ):
-        self.job = job if isinstance(job, TrainedJob) else read_job(job)
+        self.job = job if isinstance(job, TrainedJob) else read_job(job, trust_remote_code=trust_remote_code)
         self.answer = answer or self.job.hparams["answer"]
         if self.answer not in ANSWERS:
             raise ValueError(f"answer must be one of {', '.join(ANSWERS)}; got {self.answer!r}.")
         mllm = self.job.load(model, dtype, quantize)
-        # Nothing is trained any more: merged weights answer faster. Quantized ones would lose the adapters' precision.
+        # Merged weights are faster for inference. Merging into quantized weights would lose the adapters' precision.
         self.mllm = mllm if mllm.quantized else mllm.merge()
         self._to_bytes = from_picture(self.mllm.image_size)
 
@@ -102,7 +104,7 @@ class Predictor:
     def predict(self, images: Iterable[Any]) -> list[Prediction]: ...
 
     def predict(self, images: Any) -> Prediction | list[Prediction]:
-        """Return the answer to an image, or a list of the answers to several: files or PIL pictures.
+        """Return the answer for an image, or a list of answers for several: files or PIL images.
 
         Raises:
             ValueError: a file is not a readable image.
@@ -115,15 +117,15 @@ class Predictor:
 
     @torch.no_grad()
     def loss(self, image: str | pathlib.Path | Image, class_name: str, chain: str | None = None) -> SampleLoss:
-        """Return both terms of the objective for an image of a class, as its chain's stand in equation 1.
+        """Return both terms of the objective (equation 1) for an image, its class and its chain.
 
         Args:
-            image: a file or a PIL picture.
-            class_name: of the image, one of the job's classes.
-            chain: the five stages; None leaves the chain's term out.
+            image: a file or a PIL image.
+            class_name: its class, one of the job's classes.
+            chain: the five stages; None omits the chain term.
 
         Raises:
-            ValueError: for a class that the job does not know, or a file that is no readable image.
+            ValueError: for an unknown class, or a file that is not a readable image.
         """
         if class_name not in self.job.class_names:
             raise unknown("class", class_name, self.job.class_names)
@@ -139,7 +141,7 @@ class Predictor:
         """Yield the answers in order, a batch at a time.
 
         Args:
-            images: files or PIL pictures.
+            images: files or PIL images.
             unreadable: called with the error of each file that is not a readable image, which is then skipped.
 
         Raises:
@@ -197,6 +199,7 @@ def load_job(
     model: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Predictor:
     """Return the trained model of a job, ready to answer; arguments and errors are those of `Predictor`.
 
@@ -207,11 +210,11 @@ def load_job(
         >>> job.loss("cat.jpg", "cat").label < job.loss("cat.jpg", "dog").label  # doctest: +SKIP
         True
     """
-    return Predictor(folder, answer, model, dtype, quantize)
+    return Predictor(folder, answer, model, dtype, quantize, trust_remote_code)
 
 
 def _picture(image: Any) -> Any:
-    """Return an image as an RGB picture."""
+    """Return an image as an RGB PIL image."""
     if not isinstance(image, (str, pathlib.Path)):
         return image.convert("RGB")
     try:

@@ -6,11 +6,15 @@ import time
 
 from tqdm import tqdm
 
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
+
 _EVERY_SECONDS = 60.0
 
 
 class ProgressLog:
-    """Prints how much of a task is done, and the time left, at most once a minute.
+    """Prints the progress of a task and the remaining time, at most once a minute.
 
     Args:
         what: description of the task.
@@ -27,11 +31,11 @@ class ProgressLog:
         self._printed = time.monotonic()
 
     def add(self, count: int, seconds: float) -> None:
-        """Count units as done.
+        """Count completed units.
 
         Args:
-            count: of them.
-            seconds: that they took, without the time between calls.
+            count: number of units.
+            seconds: time that they took, excluding time between calls.
         """
         self._done += count
         self._seconds += seconds
@@ -39,4 +43,4 @@ class ProgressLog:
         if now - self._printed >= _EVERY_SECONDS and self._done < self.total:
             self._printed = now
             meter = tqdm.format_meter(self._done, self.total, self._seconds, unit=self.unit, ncols=0)
-            print(f"{self.what}: {meter}", flush=True)
+            _log.info(f"{self.what}: {meter}")

@@ -1,17 +1,19 @@
-"""The recorded progress of a training job, from which the same job resumes after it was killed.
+"""The recorded progress of a training job, from which the same job resumes after a kill.
 
-DomainBed starts every job at step 0 and does not keep the folder of an incomplete one. So the steps' values and the
-evaluations' answers are kept in the user's cache folder, under a key made of everything that determines the results.
-If there is progress for a job, it is *replayed*: DomainBed draws the same batches again and gets the recorded values
-and answers for them, which loads the images but does not run the model; after the last saved state, everything is
-computed.
+DomainBed starts every job at step 0 and does not keep the folder of an incomplete one. The steps' values and the
+evaluations' answers are therefore stored in the user's cache folder, under a key derived from everything that
+determines the results. Existing progress is *replayed*: DomainBed draws the same batches again and gets the recorded
+values and answers, which loads the images but does not run the model; computation continues from the last saved state.
 
 A state is saved whenever saving takes at most 1% of the time since the last one, and before an evaluation.
 
-Files of a job: ``job.json`` (its description), ``log.jsonl`` (a line per step or batch of answers), ``state.pt``
-(tensors and plain values), ``adapters-N.pt`` (the weights of each checkpoint if DomainBed saves all), ``lock`` (held
-while the job runs). The state contains the length of the log and the digests of log and adapters: they are compared
-before a replay, and the job starts at step 0 if any differs.
+The chains of an evaluation are generated before DomainBed requests them, and recorded one by one (`record_ahead`); an
+interrupted evaluation resumes with the missing ones.
+
+Files of a job: ``job.json`` (its description), ``log.jsonl`` (a line per step, batch of answers, or chain generated
+ahead), ``state.pt`` (tensors and plain values), ``adapters-N.pt`` (the weights of each checkpoint if DomainBed saves
+all), ``lock`` (held while the job runs). The state contains the length of the log and the digests of log and adapters:
+they are compared before a replay, and the job starts at step 0 if any differs.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.files import format_version
 from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.files.locks import FileLocked
 from domainbed_reasoning.jobs.resume_store import JobIsRunning, delete, is_done, lock_folder, progress_folder, prune
@@ -38,9 +41,9 @@ from domainbed_reasoning.terminal import get_logger
 
 _logger = get_logger(__name__)
 
-_SHARE_OF_TIME = 0.01  # of training that may go into saving states
-_FORMAT = 2
-# What `Progress` adds to a state, and its type.
+_SHARE_OF_TIME = 0.01  # share of the training time for saving states
+_FORMAT = 2  # of state.pt, see `format_version`
+# The keys that `Progress` adds to a state, and their types.
 _OF_STATE = (("format", int), ("steps", int), ("kept", dict), ("log_bytes", int), ("log_digest", str))
 
 
@@ -52,7 +55,7 @@ class Answers:
         classes: the class of each image that DomainBed's accuracy counts.
         chains: the generated chains; None if none were generated.
         labels: the classification path's classes; None if not computed.
-        state: the model's key of the weights that generated the chains; "" if it does not cache answers.
+        state: cache key of the weights that generated the chains; "" if the model does not cache answers.
     """
 
     classes: list[int]
@@ -67,17 +70,18 @@ def key_of(job: Mapping[str, Any]) -> str:
 
 
 class Progress:
-    """Replays what earlier processes of a job recorded, then records this one.
+    """Replays the records of a job's earlier processes, then records this one.
 
     Args:
-        job: what determines the results, as JSON, which `key_of` turns into the key. Its ``args`` are DomainBed's.
+        job: everything that determines the results, as JSON; hashed by `key_of`. Its ``args`` are DomainBed's.
         root: folder of all jobs' progress.
 
     Attributes:
-        state: that the earlier process saved last; None if the job starts at step 0.
+        state: the last saved state of an earlier process; None if the job starts at step 0.
 
     Raises:
         JobIsRunning: another process is running this job.
+        RuntimeError: a newer version of this package saved the progress.
         OSError: the folder cannot be written.
     """
 
@@ -102,7 +106,7 @@ class Progress:
         atexit.register(self._tidy_up, job.get("args", {}).get("output_dir"))
 
     def _open(self, job: Mapping[str, Any]) -> None:
-        """Load what an earlier process saved; if any of it is damaged, start with an empty folder."""
+        """Load an earlier process's progress; if any of it is damaged, start with an empty folder."""
         self._reset()
         try:
             self._read()
@@ -110,7 +114,7 @@ class Progress:
             _logger.info("The progress saved in %s cannot be used: %s. Starting from step 0.", self.folder, error)
             self._reset()
         for path in self.folder.iterdir():
-            temporary = path.name.startswith(".")  # of a file that was being written when the process was killed
+            temporary = path.name.startswith(".")  # left by a process that was killed while writing
             if temporary or (self.state is None and path.name != "lock"):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self._log = os.open(self.folder / "log.jsonl", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -178,6 +182,7 @@ class Progress:
         self.state = None
         self._steps: list[dict[str, Any]] = []
         self._waiting: deque[dict[str, Any]] = deque()
+        self.ahead: dict[str, dict[str, str]] = {}
         self._kept: dict[str, str] = {}  # digests of the files that `kept` has written
         self._length, self._digest = 0, ""  # of the log
 
@@ -185,8 +190,9 @@ class Progress:
         """Read state and log, and compare all files that a replay needs with their digests.
 
         Raises:
-            Damaged: one of the files is not what was written.
-            OSError: one cannot be read.
+            Damaged: a file does not match its digest.
+            RuntimeError: a newer version of this package wrote it.
+            OSError: a file cannot be read.
         """
         path = self.folder / "state.pt"
         if not os.path.lexists(path):
@@ -195,6 +201,11 @@ class Progress:
                 raise Damaged("state.pt is missing")
             return
         state = read_tensors(path)
+        if isinstance(state, dict) and (newer := format_version.newer_than(_FORMAT, state.get("format"))):
+            raise RuntimeError(
+                f"{path}: {newer}. {format_version.UPGRADE}, or run `domainbed-reasoning jobs --clear {self.key[:8]}` "
+                "to discard it and restart the job from step 0."
+            )
         if not isinstance(state, dict) or any(not isinstance(state.get(name), kind) for name, kind in _OF_STATE):
             raise Damaged("state.pt is not a saved state")
         if state["format"] != _FORMAT:
@@ -216,15 +227,20 @@ class Progress:
         """
         sound = needed == 0
         for length, event, running in read_lines(self.folder / "log.jsonl"):
-            # After that part, only the answers of the evaluation that the state was saved before can be used.
-            if self._length >= needed and "answers" not in event:
+            # After that part, only the answers of the evaluation right after the state can be used.
+            if self._length >= needed and not {"answers", "ahead"} & event.keys():
                 break
             self._length += length
             self._digest = running
             sound = sound or (self._length == needed and running == digest)
+            if "ahead" in event:
+                state, picture, chain = event["ahead"]
+                self.ahead.setdefault(state, {})[picture] = chain
+                continue
             self._waiting.append(event)
             if "values" in event:
                 self._steps.append(event)
+                self.ahead.clear()  # its evaluation has been answered
         if not sound:
             raise Damaged("log.jsonl is damaged or cut off")
 
@@ -238,12 +254,16 @@ class Progress:
         """Record one batch's answers."""
         self._write({"answers": asdict(answers)})
 
+    def record_ahead(self, state: str, picture: str, chain: str) -> None:
+        """Record a chain that was generated before its evaluation requested it."""
+        self._write({"ahead": [state, picture, chain]})
+
     def save(self, steps: int, state: Callable[[], dict[str, Any]], now: bool = False) -> None:
-        """Save the state after ``steps`` steps if it is due, but never twice.
+        """Save the state after ``steps`` steps if it is due and not yet saved.
 
         Args:
-            steps: taken so far.
-            state: returns the attribute `state` of the next process: tensors and plain values.
+            steps: number of steps so far.
+            state: returns the state for the next process's attribute `state`: tensors and plain values.
             now: save even if it takes more than `_SHARE_OF_TIME`.
         """
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""How a restart replaces earlier records in DomainBed's ``results.jsonl``: the one place that knows.
+"""Replacement of earlier records in DomainBed's ``results.jsonl`` after a restart.
 
 DomainBed restarts a killed job at step 0 and appends, and its `collect_results` would count a step twice. Earlier
 records are therefore moved to ``results.earlier.jsonl`` before a job starts. Afterwards one rule applies: **a record of
@@ -20,18 +20,18 @@ from domainbed_reasoning.terminal import get_logger
 
 EARLIER = "results.earlier.jsonl"
 _OLD_EARLIER = re.compile(re.escape(RESULTS) + r"\.attempt-(\d+)")  # one file per attempt, from older versions
-_MEASURED = ("step_time", "mem_gb")  # values that are measured, not computed
+MEASURED = ("step_time", "mem_gb")  # values that are measured, not computed
 _ADDED = ("well_formed",)  # by `add_to_record`, which a kill may have prevented
 _log = get_logger(__name__)
 
 
 def add_record(run: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the records of a run with one more, which replaces those of its step and of later ones."""
+    """Append a record to those of a run; it replaces records of the same and later steps."""
     return [*(before for before in run if before["step"] < record["step"]), record]
 
 
 def without_replaced(lines: Iterable[str]) -> list[str]:
-    """Return the lines of records that no later line replaces; truncated lines are dropped."""
+    """Return the lines of records that are not replaced by a later line; truncated lines are dropped."""
     run: list[Mapping[str, Any]] = []
     for line in lines:
         try:
@@ -49,7 +49,7 @@ def set_aside(output_dir: Path, args: Mapping[str, Any] | None = None) -> str:
         args: DomainBed's arguments; records of jobs with other arguments are kept. None moves all records.
 
     Returns:
-        the lines that were moved.
+        The lines that were moved.
 
     Raises:
         OSError: the files cannot be written.
@@ -72,7 +72,7 @@ def set_aside(output_dir: Path, args: Mapping[str, Any] | None = None) -> str:
 
 
 def join_earlier(output_dir: Path) -> None:
-    """Add earlier records to ``results.jsonl``, without those that have been replaced; written only if it changes."""
+    """Merge earlier records that were not replaced into ``results.jsonl``; written only if it changes."""
     results = output_dir / RESULTS
     old = [(int(match[1]), path) for path in output_dir.glob("*") if (match := _OLD_EARLIER.fullmatch(path.name))]
     paths = [*(path for _, path in sorted(old)), output_dir / EARLIER, results]
@@ -83,19 +83,19 @@ def join_earlier(output_dir: Path) -> None:
 
 
 def own_records(output_dir: Path, args: Mapping[str, Any]) -> str:
-    """Return the lines of ``results.jsonl`` that the job with these arguments has written."""
+    """Return the lines of ``results.jsonl`` written by the job with these arguments."""
     own = [line + b"\n" for line in _lines(output_dir / RESULTS) if (_record(line) or {}).get("args") == args]
     return b"".join(own).decode("utf-8", "replace")
 
 
 def add_to_record(output_dir: Path, args: Mapping[str, Any], step: int, values: Mapping[str, float]) -> bool:
-    """Add values to the newest line of ``results.jsonl``, if that is the record of ``step`` of the job with these args.
+    """Add values to the last line of ``results.jsonl``, if it is the record of ``step`` of the job with these args.
 
-    DomainBed evaluates after it has taken the means of what updates returned: what an evaluation shows beside its
-    accuracies has no other way into the record of it.
+    DomainBed averages the updates' values before it evaluates, so values of the evaluation other than accuracies can
+    only be added afterwards.
 
     Returns:
-        whether it is.
+        Whether the last line is that record.
     """
     lines = _lines(output_dir / RESULTS)
     record = (_record(lines[-1]) if lines else None) or {}
@@ -109,11 +109,11 @@ def add_to_record(output_dir: Path, args: Mapping[str, Any], step: int, values: 
 
 
 def restore_measured(output_dir: Path, earlier: str) -> None:
-    """Give replayed records in ``results.jsonl`` the times and memory that were measured when they were computed.
+    """Restore the originally measured times and memory of replayed records in ``results.jsonl``.
 
     Args:
         output_dir: of the job.
-        earlier: lines that `own_records` and `set_aside` returned.
+        earlier: lines returned by `own_records` and `set_aside`.
     """
     known = [record for record in map(_record, earlier.encode().split(b"\n")) if record is not None]
     replayed = _lines(output_dir / RESULTS)
@@ -124,18 +124,18 @@ def restore_measured(output_dir: Path, earlier: str) -> None:
         record = _record(line) or {}
         for old in known:
             if _computed(old) == _computed(record):
-                measured = {name: old[name] for name in _MEASURED if name in old}
+                measured = {name: old[name] for name in MEASURED if name in old}
                 line = json.dumps(record | measured, sort_keys=True).encode()
         lines.append(line + b"\n")
     _write(output_dir / RESULTS, lines)
 
 
 def _computed(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in (*_MEASURED, *_ADDED)}
+    return {name: value for name, value in record.items() if name not in (*MEASURED, *_ADDED)}
 
 
 def _lines(path: Path) -> list[bytes]:
-    """Return the lines of a file without their ends; [] if there is no file."""
+    """Return the lines of a file without line ends; [] if there is no file."""
     lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     return lines if lines[-1] else lines[:-1]
 

@@ -1,7 +1,7 @@
-"""The folders that hold the saved progress of jobs: locking, listing and pruning.
+"""The folders of jobs' saved progress: locking, listing and pruning.
 
-Jobs start and end side by side, on several machines that share a home folder: a folder may be deleted by another
-process at any moment.
+Jobs start and end concurrently, possibly on several machines that share a home folder: another process may delete a
+folder at any time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class JobIsRunning(RuntimeError):
 
 
 def progress_folder() -> Path:
-    """Return the folder that holds the progress of all jobs, which may not exist yet."""
+    """Return the folder of all jobs' progress, which may not exist yet."""
     return cache_folder() / "unfinished"
 
 
@@ -42,7 +42,7 @@ class SavedProgress:
     """The saved progress of one job.
 
     Attributes:
-        folder: that holds it, named after the job's key.
+        folder: its folder, named after the job's key.
         args: DomainBed's arguments of the job.
         steps: recorded training steps.
         size: of the folder in bytes.
@@ -156,7 +156,7 @@ def lock_folder(folder: Path) -> int:
 
 
 def _naming_dangling_link(error: OSError, folder: Path) -> OSError:
-    """Return an error that names a dangling link, of which the system says only that it exists."""
+    """Return an error for a dangling link, which the system only reports as existing."""
     for path in (folder, *folder.parents):
         if path.is_symlink() and not path.exists():
             return FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which does not exist")
@@ -192,7 +192,7 @@ def _steps_logged(folder: Path) -> int:
 
 
 def _files(folder: Path) -> list[os.stat_result]:
-    """Return the status of a folder's files, of which some may be disappearing or another user's."""
+    """Return the status of a folder's files; some may be disappearing or belong to another user."""
     found = []
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

@@ -22,7 +22,7 @@ _SEAL = b', "sha256": "'
 
 
 class Damaged(Exception):
-    """A file is missing, or not what was written; the message names it and the reason."""
+    """A file is missing or does not match its digest; the message gives file and reason."""
 
 
 def write_tensors(path: Path, value: Any) -> str:
@@ -45,7 +45,7 @@ def check_tensors(path: Path, digest: str | None = None) -> None:
 
     Args:
         path: of the file.
-        digest: that `write_tensors` returned, to be compared as well.
+        digest: returned by `write_tensors`; compared as well.
 
     Raises:
         Damaged: they differ, or there is no such file.

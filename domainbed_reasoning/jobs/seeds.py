@@ -1,4 +1,4 @@
-"""Random numbers that depend on nothing but the seed and what they are for."""
+"""Random streams that depend only on the seed and their purpose."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 @contextmanager
 def seeded(seed: int, *purpose: object) -> Iterator[None]:
-    """Draw torch's random numbers inside from a stream of their own, and leave the global one as it was.
+    """Use a separate stream of torch's random numbers inside, and restore the global one afterwards.
 
-    A step's dropout and sampling are then the same whatever was drawn before, so that a resumed job need not draw it
-    again; and DomainBed's loaders, which draw from the global stream, meet the same samples whatever the algorithm.
+    A step's dropout and sampling then do not depend on earlier draws, which a resumed job need not repeat, and
+    DomainBed's loaders, which use the global stream, draw the same samples for every algorithm.
 
     Args:
         seed: of the job.
-        purpose: what tells this stream from others, as the kind and number of a step.
+        purpose: identifies the stream, e.g. by the kind and number of a step.
     """
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []

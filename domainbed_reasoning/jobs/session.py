@@ -1,21 +1,22 @@
-"""One training job from its algorithm's side: its task, its replay after a restart, seeds, records and progress.
+"""A training job from the algorithm's side: task, replay after a restart, seeds, records and progress.
 
-DomainBed starts every job at step 0. In a job, a session records what every step returned and every evaluation
-answered; after a restart it returns the recorded values until the record ends, has the algorithm restore the state that
-was saved, and computes from there. Outside of a job (a test, a notebook) it computes, and does nothing else.
+DomainBed starts every job at step 0. In a job, a session records the values of every step and the answers of every
+evaluation. After a restart, it returns the recorded values until the log ends, has the algorithm restore the saved
+state, and continues from there. Outside of a job (in a test or a notebook), it only computes.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from domainbed_reasoning.bridge.hparam_names import check_hparams
-from domainbed_reasoning.bridge.samples import ids_of, task_of
+from domainbed_reasoning.bridge.samples import ids_of, images_of, task_of
 from domainbed_reasoning.bridge.steps import lay_out_steps, task_without_names
 from domainbed_reasoning.bridge.train_args import job_arguments
 from domainbed_reasoning.bridge.whose_task import check_batch, check_task, warn_outside_job
@@ -26,55 +27,62 @@ from domainbed_reasoning.jobs.progress import ProgressLog
 from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.results_file import add_to_record
 from domainbed_reasoning.jobs.seeds import seeded
+from domainbed_reasoning.jobs.stage_file import SelfLabel, StageFile
 from domainbed_reasoning.registry import EMBEDDED_MODELS
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Resumable(Protocol):
-    """What a session asks of its algorithm."""
+    """The interface that a session requires of its algorithm."""
 
     def step(self, minibatches: Minibatches) -> dict[str, float]:
-        """Take one step and return its values, plain floats, ``stage`` among them."""
+        """Take one step and return its values as plain floats, including ``stage``."""
 
     def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
-        """Return class scores of the images ``x``, ``(n, num_classes)``, and what is recorded of them."""
+        """Return class scores of the images ``x``, ``(n, num_classes)``, and the answers to be recorded."""
 
     def adapters(self) -> dict[str, torch.Tensor]:
         """Return the trained tensors by name."""
 
+    def before_answers(self) -> None:
+        """Prepare an evaluation: called for each batch of its images, before the state is saved."""
+
     def training_state(self) -> dict[str, Any]:
-        """Return what, with the recorded steps, decides everything that follows: tensors and plain values."""
+        """Return the state from which training resumes, given the recorded steps: tensors and plain values."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Load what `training_state` returned after `Session.steps_taken` steps."""
 
     def recall(self, x: torch.Tensor, answers: Answers) -> None:
-        """Remember what an earlier process answered about the images ``x``, if this algorithm can use it."""
+        """Cache an earlier process's answers for the images ``x``, if this algorithm can reuse them."""
 
     def new_self_labels(self) -> list[tuple[int, int, str, bool]]:
-        """Return what the last step self-labeled: environment, index, chain, whether it was kept."""
+        """Return the chains self-labeled in the last step: environment, index, chain, whether it was kept."""
 
 
 class Session:
     """The job that an algorithm trains in.
 
     Args:
-        algorithm: its class.
-        num_classes: of the dataset.
-        num_domains: that it trains on.
+        algorithm: class of the algorithm.
+        num_classes: number of classes.
+        num_domains: number of training domains.
         hparams: DomainBed's dictionary.
         epochs: of each stage, see `schedule.plan_stages`.
 
     Attributes:
-        task: what is asked of every image.
-        schedule: the stages of training, which DomainBed's steps and evaluations follow.
-        steps_taken: so far, those of an earlier process among them.
-        records: of both answers at the last evaluation; None outside of a job.
-        history: of the job; None outside of one, or where nothing is kept.
+        task: classes, images and chains.
+        schedule: the training stages, which determine DomainBed's steps and evaluations.
+        steps_taken: number of steps so far, including those of an earlier process.
+        records: both answers at the last evaluation; None outside of a job.
+        history: progress of the job; None outside of a job, or if it is not saved.
 
     Raises:
-        ValueError: for hyper-parameters that cannot be used, before anything is trained.
+        ValueError: if hyper-parameters are invalid; raised before training.
     """
 
     def __init__(
@@ -87,20 +95,23 @@ class Session:
         check_task(task, hparams, algorithm)
         self.task = task or task_without_names(num_classes)
         if (model := hparams.get("model")) in set(EMBEDDED_MODELS.values()) - {EMBEDDED_MODELS.get(self.task.dataset)}:
-            print(f"The model {model} was never trained on photographs: use it only to test that a job runs.")
+            _log.info(f"The model {model} was never trained on photographs: use it only to test that a job runs.")
         self.schedule = lay_out_steps(self.task, epochs, hparams)
         self.seed = torch.initial_seed()
         self.steps_taken = 0
         self.records: AnswerRecords | None = None
         self.history: History | None = None
         self._training = ProgressLog(f"{self.name}'s updates", self.schedule.n_steps, "update")
-        self._answering: tuple[int, ProgressLog] | None = None  # after which step
-        self._args: dict[str, Any] = {}  # DomainBed's, of a job
-        self._records_every: int | None = None  # steps, in a job on a dataset of ours
+        self._answering: ProgressLog | None = None  # of the current evaluation
+        self._looked_ahead = -1  # step of the evaluation whose chains were generated ahead
+        self._args: dict[str, Any] = {}  # DomainBed's arguments of a job
+        self._records_every: int | None = None  # steps, in a job on one of our datasets
+        self._stages: StageFile | None = None  # of a tracked job
+        self._own_chains: list[SelfLabel] = []  # that this process has self-labeled in the stage
         if job_arguments() is None:
             warn_outside_job(self.name, self.task, hparams, self.schedule)
         if self.schedule.left_out:
-            print(f"WARNING: {self.name}: {self.schedule.shortfall()}", flush=True)
+            _log.warning(f"WARNING: {self.name}: {self.schedule.shortfall()}")
 
     def start(self) -> None:
         """Open the files beside results.jsonl, and look for the saved progress of an earlier process of this job.
@@ -114,6 +125,8 @@ class Session:
             write_task(self.task, hparams, args)
             self.records = records_for(self.task, args, hparams)
             self.history = history_of(self.task, self.schedule, hparams, args)
+            if self.task.labels and hparams.get("track", "none") != "none":
+                self._stages = StageFile(self.task, self.schedule, Path(args.output_dir))
             if self.task.labels:
                 self._records_every = getattr(args, "checkpoint_freq", None) or self.schedule.checkpoint_freq
 
@@ -124,10 +137,10 @@ class Session:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether DomainBed writes a record after the step that is being taken, or its stage ends.
+        """Whether DomainBed writes a record after the current step, or the stage ends with it.
 
-        A record holds the means of what the steps since the last one returned. What it is to hold as it stands at its
-        own step is returned by that step alone. True where the steps of records are not known, as outside of a job.
+        A record contains the means of the steps' values since the last record. Values that must not be averaged are
+        therefore only returned by the recorded step. True if these steps are unknown, e.g. outside of a job.
         """
         step, every = self.steps_taken, self._records_every
         return every is None or step % every == 0 or step == self.schedule.at(step).last
@@ -137,7 +150,7 @@ class Session:
 
         Raises:
             FloatingPointError: the loss is not finite; the step is not recorded.
-            ValueError: the images are another dataset's than the task's.
+            ValueError: the images are not from the task's dataset.
         """
         check_batch(self.task, [x for x, _ in minibatches])
         self._complete_record()
@@ -146,6 +159,7 @@ class Session:
         if self.history is not None and self.history.replays:
             values = self.history.progress.next_step()
             self.steps_taken += 1
+            self._describe_stage(values, [])
             return values
         self._resume(algorithm)
         started = time.monotonic()
@@ -154,18 +168,20 @@ class Session:
         self._check_finite(values)
         self.steps_taken += 1
         self._training.add(1, time.monotonic() - started)
+        new = algorithm.new_self_labels() if self.history is not None or self._stages is not None else []
         if self.history is not None:
-            self.history.progress.record_step(values, algorithm.new_self_labels())
+            self.history.progress.record_step(values, new)
             self.history.save(self.steps_taken, algorithm.training_state)
+        self._describe_stage(values, new)
         return values
 
     def predict(self, algorithm: Resumable, x: torch.Tensor) -> torch.Tensor:
-        """Return class scores, ``(n, num_classes)``; in a replay, 1 for the recorded class.
+        """Return class scores, ``(n, num_classes)``; during a replay, 1 for the recorded class.
 
         A further column is "no class", see `answering.strict_scores`.
 
         Args:
-            algorithm: that answers.
+            algorithm: the algorithm.
             x: ``(n, c, H, W)``, bytes or DomainBed's floats.
         """
         ids = ids_of(x)
@@ -177,6 +193,7 @@ class Session:
             algorithm.recall(x, answers)
         else:
             self._resume(algorithm)
+            algorithm.before_answers()
             if self.history is not None:
                 self.history.save(self.steps_taken, algorithm.training_state, now=True)
             started = time.monotonic()
@@ -189,8 +206,36 @@ class Session:
             self.records.add(ids, answers.chains, answers.labels, self.is_last_evaluation)
         return scores
 
+    def look_ahead(self) -> Iterable[torch.Tensor] | None:
+        """Return all images of the job's dataset, ``(3, H, W)`` each, once per evaluation, which covers all of them.
+
+        Returns:
+            None later in an evaluation, outside of a job, and with data augmentation, whose images are random.
+        """
+        if self.records is None or self._looked_ahead == self.steps_taken or self.hparams["data_augmentation"]:
+            return None
+        self._looked_ahead = self.steps_taken
+        return images_of(self.task)
+
+    def recorded_ahead(self, state: str) -> dict[str, str]:
+        """Return the chains, by digest of the image, that an earlier process generated for an unfinished evaluation."""
+        return self.history.progress.ahead.pop(state, {}) if self.history is not None else {}
+
+    def record_ahead(self, state: str, digest: str, chain: str, seconds: float) -> None:
+        """Record a chain that was generated before this evaluation requested it.
+
+        Args:
+            state: key of the model's weights.
+            digest: digest of the image.
+            chain: the chain.
+            seconds: time since the previous one.
+        """
+        if self.history is not None:
+            self.history.progress.record_ahead(state, digest, chain)
+        self._count_answers(1, seconds, "Chains of the evaluation")
+
     def state_dict(self, algorithm: Resumable) -> dict[str, torch.Tensor]:
-        """Return the adapters alone: the base model is on disk already. DomainBed asks after every record."""
+        """Return only the adapters, as the base model is on disk already. DomainBed calls this after every record."""
         self._complete_record()
         history = self.history
         if history is not None and not history.replays:
@@ -201,7 +246,7 @@ class Session:
         return state
 
     def labeled(self, round: int) -> list[tuple[int, int, str, bool]]:
-        """Return the self-labels of a round from an earlier process, as `Resumable.new_self_labels` returned them."""
+        """Return an earlier process's self-labels of a round, from `Resumable.new_self_labels`."""
         return self.history.progress.labeled(round) if self.history is not None else []
 
     def _resume(self, algorithm: Resumable) -> None:
@@ -209,19 +254,35 @@ class Session:
         state = self.history.end_of_replay() if self.history is not None else None
         if state is not None:
             algorithm.restore(state)
-            print(f"Resumed after step {self.steps_taken - 1}.", flush=True)
+            _log.info(f"Resumed after step {self.steps_taken - 1}.")
 
     def _complete_record(self) -> None:
-        """Add to DomainBed's newest record what the evaluation that it is of has shown, if that is not there yet."""
+        """Add the last evaluation's further values to DomainBed's record of it, if not present yet."""
         if self.records is not None and self.records.evaluated:
             record = (self.records.folder, self._args, self.steps_taken - 1)
             try:
                 added = add_to_record(*record, self.records.evaluated)
-            except OSError as error:  # the record itself is there
-                print(f"Cannot add {', '.join(self.records.evaluated)} to the record of this step: {error}", flush=True)
+            except OSError as error:  # the record itself is complete
+                _log.warning(f"Cannot add {', '.join(self.records.evaluated)} to the record of this step: {error}")
                 added = True
             if added:
                 self.records.evaluated = {}
+
+    def _describe_stage(self, values: Mapping[str, float], new: Sequence[SelfLabel]) -> None:
+        """Add the step that was taken to the description of its stage, if the job is tracked."""
+        if self._stages is None:
+            return
+        step = self.steps_taken - 1
+        stage = self.schedule.at(step)
+        self._own_chains = [*self._own_chains, *new]
+        own = [*self.labeled(stage.round), *self._own_chains] if step == stage.last else []
+        try:
+            self._stages.add(step, values, own)
+        except OSError as error:
+            _log.warning(f"WARNING: cannot write {self._stages.path} ({error}): stages are not tracked.")
+            self._stages = None
+        if step == stage.last:
+            self._own_chains = []
 
     def _check_finite(self, values: Mapping[str, float]) -> None:
         wrong = [name for name, value in values.items() if name.endswith("loss") and not math.isfinite(value)]
@@ -233,11 +294,11 @@ class Session:
                 f"(now {self.hparams['lr']:g}){also}."
             )
 
-    def _count_answers(self, count: int, seconds: float) -> None:
-        """Count answered images of an evaluation, in which DomainBed asks about all of them."""
+    def _count_answers(self, count: int, seconds: float, what: str = "Evaluation") -> None:
+        """Count the images that a part of an evaluation has finished; it covers all images."""
         if self.records is None:
             return
-        if self._answering is None or self._answering[0] != self.steps_taken:
-            what = f"Evaluation after {self.steps_taken} of {self.schedule.n_steps} updates"
-            self._answering = self.steps_taken, ProgressLog(what, len(self.records.splits), "image")
-        self._answering[1].add(count, seconds)
+        what = f"{what} after {self.steps_taken} of {self.schedule.n_steps} updates"
+        if self._answering is None or self._answering.what != what:
+            self._answering = ProgressLog(what, len(self.records.splits), "image")
+        self._answering.add(count, seconds)

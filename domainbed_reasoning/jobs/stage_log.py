@@ -1,16 +1,19 @@
-"""Logs the stages of training: where they begin, what their rounds kept, and steps without (good) training data."""
+"""Logs the training stages: their starts, the chains kept by rounds, and steps without (good) training data."""
 
 from __future__ import annotations
 
 from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.method.self_labeling import SelfLabels
 from domainbed_reasoning.method.stage_run import StageRun
+from domainbed_reasoning.terminal import get_logger
+
+_log = get_logger(__name__)
 
 _ADVICE = (
     "Truncated chains need a larger max_new_tokens, others a longer supervised stage (mtct_epochs) or better teacher "
     "chains."
 )
-_MOSTLY, _ENOUGH = 0.9, 10  # share of the kept chains, of so many or more, below which they are no longer well formed
+_MOSTLY, _ENOUGH = 0.9, 10  # warn if fewer of the kept chains are well formed, once there are enough of them
 
 
 class StageLog:
@@ -24,22 +27,22 @@ class StageLog:
     def __init__(self, name: str, schedule: Schedule):
         self.name = name
         self.schedule = schedule
-        self._reported: dict[str, Stage] = {}  # what has been reported, and the last stage of which
+        self._reported: dict[str, Stage] = {}  # kind of report -> last stage it was made for
 
     def begin(self, stage: Stage) -> None:
-        """Report that a stage begins, or is resumed."""
-        print(f"{self.name}: {stage} of {self.schedule.n_steps} steps", flush=True)
+        """Report the start of a stage, also after a restart."""
+        _log.info(f"{self.name}: {stage} of {self.schedule.n_steps} steps")
 
     def step(self, run: StageRun, step: int, samples: int) -> None:
-        """Report, once per stage, what the records do not show, and at a round's end the share of chains it kept.
+        """Report, once per stage, problems that records do not show and, at a round's end, the share of kept chains.
 
-        A step without samples has loss 0.0 and changes no weights. A model trained on chains that are not well formed
-        writes more of them. From the first surplus step on nothing changes.
+        A step without samples has loss 0.0 and changes no weights. A model trained on malformed chains generates more
+        of them. Surplus steps change nothing.
 
         Args:
             run: the stage, after the step.
             step: its number.
-            samples: that the step trained on.
+            samples: number of samples that the step trained on.
         """
         stage, labels = run.stage, run.own_chains
         if not samples and (labels is None or not labels.accepted_share):
@@ -51,12 +54,12 @@ class StageLog:
         if run.is_surplus and step < stage.last:
             self._once("surplus", stage, f"{stage}, step {step}: {_surplus(run, labels)}")
         if step == stage.last:
-            print(_round(run, labels), flush=True)
+            _log.info(_round(run, labels))
 
     def _once(self, kind: str, stage: Stage, message: str) -> None:
         if self._reported.get(kind) is not stage:
             self._reported[kind] = stage
-            print(message, flush=True)
+            _log.info(message)
 
 
 def _idle(labels: SelfLabels | None) -> str:
@@ -74,15 +77,15 @@ def _idle(labels: SelfLabels | None) -> str:
 def _broken(labels: SelfLabels) -> str:
     return (
         f"only {labels.well_formed_share:.1%} of its {labels.accepted} kept chains so far are well formed, with five "
-        "stages in order, each closed. The filter reads the conclusion alone, and the next round learns from these "
-        "chains: consider the hparam sarr_filter 'well_formed'."
+        "stages in order, each closed. The filter only checks conclusions, so the model trains on malformed chains: "
+        "consider the hparam sarr_filter 'well_formed'."
     )
 
 
 def _surplus(run: StageRun, labels: SelfLabels) -> str:
     return (
-        f"{run.updates} updates are its epochs over the {labels.accepted_share:.1%} that it has kept so far. Surplus "
-        "steps label images and change no weight."
+        f"{run.updates} updates complete its epochs over the {labels.accepted_share:.1%} of chains kept so far. "
+        "Surplus steps label images without updating weights."
     )
 
 

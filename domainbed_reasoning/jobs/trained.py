@@ -1,11 +1,13 @@
-"""What a job trained, read back without DomainBed: its task, its settings and its adapters.
+"""Loads a trained job without DomainBed: its task, settings and adapters.
 
-Three kinds of folder: a DomainBed job (``task.json`` and ``model.pkl``), and the two that `export` makes of one: an
-adapter folder of PEFT and a merged model.
+Three kinds of folders are supported: a DomainBed job (``task.json`` and ``model.pkl``), and the two kinds that `export`
+writes: PEFT adapters and a merged model.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +18,20 @@ import torch
 from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION, q_cls, q_reason
 from domainbed_reasoning.chains.record import parse_json
-from domainbed_reasoning.files.plain import open_plain, read_plain_text
-from domainbed_reasoning.jobs.saved_tensors import MAX_BYTES, load_tensors
-from domainbed_reasoning.mllm import MLLM, LoraSettings, load_mllm
+from domainbed_reasoning.files import format_version
+from domainbed_reasoning.files.plain import read_plain_text
+from domainbed_reasoning.hparam_checks import REVISION
+from domainbed_reasoning.jobs.saved_tensors import load_tensors
+from domainbed_reasoning.jobs.values import TASK_VERSION
+from domainbed_reasoning.mllm import MLLM, LoraSettings, ModelError, load_mllm
+from domainbed_reasoning.mllm.adapter_files import PEFT_WEIGHTS, peft_tensors, version_problem
 
 TASK_FILE = "task.json"
-_PEFT_WEIGHTS = "adapter_model.safetensors"
+# What jobs of version 1 of task.json had before there were these hyper-parameters.
+_VERSION_1 = {
+    "votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", "revision": None,
+    "lora_variant": "lora", "lora_target_modules": None,
+}  # fmt: skip
 
 
 class JobError(ValueError):
@@ -36,13 +46,14 @@ class TrainedJob:
         folder: that contains it.
         algorithm: name of the algorithm.
         dataset: name of the dataset.
-        subject: the noun of the question.
+        subject: the noun in the question.
         class_names: in label order.
         environments: names of the domains.
         test_envs: numbers of the target domains.
         hparams: of the job.
         adapters: trained tensors by their names in the PEFT model; empty for a zero-shot or a merged model.
         model: what `load_mllm` loads: the base model, or the folder itself if the adapters are merged.
+        trust_remote_code: whether Python files of the base model run: the caller's word, never the job's own.
     """
 
     folder: pathlib.Path
@@ -55,6 +66,7 @@ class TrainedJob:
     hparams: Mapping[str, Any]
     adapters: Mapping[str, torch.Tensor]
     model: str
+    trust_remote_code: bool = False
 
     @property
     def q_cls(self) -> str:
@@ -82,7 +94,17 @@ class TrainedJob:
         """Return the settings of the trained adapters; None without any."""
         if not self.adapters:
             return None
-        return LoraSettings.of(self.hparams)
+        settings = LoraSettings.of(self.hparams)
+        averages = self.hparams.get("average_adapters") is True
+        if not averages or (count := summed_adapters(self.adapters, settings.rank)) == 1:
+            return settings
+        grown = math.sqrt(count) if settings.variant == "rslora" else count  # alpha / rank, or / √rank, stays
+        return dataclasses.replace(settings, rank=count * settings.rank, alpha=grown * settings.alpha)
+
+    def revision(self, model: str | None = None) -> str | None:
+        """Return the revision of the hub's repository that is read: the job's, unless ``model`` replaces its own."""
+        revision: str | None = self.hparams["revision"] if (model or self.model) == self.hparams["model"] else None
+        return revision
 
     def load(self, model: str | None = None, dtype: str | None = None, quantize: str | None = None) -> MLLM:
         """Load the model with its trained adapters, in evaluation mode.
@@ -93,9 +115,9 @@ class TrainedJob:
             quantize: default: the job's.
 
         Raises:
-            ModelError: for a base model that cannot be used.
-            ValueError: for adapters that do not fit it.
-            JobError: for a model whose files the libraries cannot read.
+            ModelError: if the base model cannot be used.
+            ValueError: if the adapters do not fit it.
+            JobError: if the model's files cannot be loaded.
         """
         try:
             mllm = load_mllm(
@@ -105,6 +127,8 @@ class TrainedJob:
                 dtype=dtype or self.hparams["dtype"],
                 quantize=quantize or self.hparams["quantize"],
                 max_tiles=self.hparams["max_tiles"],
+                revision=self.revision(model),
+                trust_remote_code=self.trust_remote_code,
             )
         except ValueError:
             raise
@@ -116,26 +140,27 @@ class TrainedJob:
         return mllm.eval()
 
 
-def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> TrainedJob:
-    """Return the trained model in ``folder``: a job of DomainBed's train or sweep, or what `export` made of one.
+def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl", trust_remote_code: bool = False) -> TrainedJob:
+    """Return the trained model in ``folder``: a job of DomainBed's train or sweep, or an export of one.
 
     Args:
         folder: of the job.
         checkpoint: DomainBed's file in it, such as ``model_step19.pkl`` after ``--save_model_every_checkpoint``.
+        trust_remote_code: whether Python files that come with the base model run, whatever the job's own hparam says.
 
     Raises:
-        JobError: for a folder that is none of these, or a job that has not saved its model.
+        JobError: if it is neither, or the job has not saved its model.
     """
     path = pathlib.Path(folder).expanduser()
-    task = _read_task(path)
+    task = read_task(path)
     if task["prompt_version"] != PROMPT_VERSION:
         raise JobError(
             f"{path}: the model was trained with prompt version {task['prompt_version']!r:.20}; this version has "
             f"{PROMPT_VERSION!r}. Use domainbed-reasoning {task.get('version', 'of that time')!s:.20}."
         )
     hparams, model = task["hparams"], task["hparams"]["model"]
-    if (path / _PEFT_WEIGHTS).is_file():
-        adapters = _peft_adapters(path / _PEFT_WEIGHTS)
+    if (path / PEFT_WEIGHTS).is_file():
+        adapters = _peft_adapters(path / PEFT_WEIGHTS)
     elif (path / "config.json").is_file():
         adapters, model, hparams = {}, str(path), {**hparams, "quantize": "none"}
     else:
@@ -152,11 +177,16 @@ def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl") -> Train
         hparams=hparams,
         adapters=adapters,
         model=model,
+        trust_remote_code=trust_remote_code,
     )
 
 
-def _read_task(path: pathlib.Path) -> dict[str, Any]:
-    """Return the content of task.json, validated."""
+def read_task(path: pathlib.Path) -> dict[str, Any]:
+    """Return the content of a folder's task.json, validated and upgraded to the current version of its format.
+
+    Raises:
+        JobError: if the file is missing or damaged, or a newer version of this package wrote it.
+    """
     file = path / TASK_FILE
     try:
         task: dict[str, Any] = parse_json(read_plain_text(file))
@@ -169,12 +199,15 @@ def _read_task(path: pathlib.Path) -> dict[str, Any]:
         raise JobError(f"{path} is a file. Pass the job's folder.") from error
     except (ValueError, OSError) as error:
         raise JobError(f"{file} is damaged ({_reason(error):.200}). Rerun the job.") from error
+    if isinstance(task, dict):
+        task = {format_version.KEY: 1, **task}
+        if newer := format_version.newer_than(TASK_VERSION, task[format_version.KEY]):
+            raise JobError(f"{file}: {newer}. {format_version.UPGRADE}.")
     problem = _problem(task, _TASK)
     if not problem and "model" not in task["hparams"]:
         raise JobError(f"{path}: {task['algorithm']:.80} trains no multimodal LLM. Pass a job of an MLLM algorithm.")
-    if not problem:
-        # Jobs from before votes and tolerant matching.
-        task["hparams"] = {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", **task["hparams"]}
+    if not problem and task[format_version.KEY] == 1:
+        task |= {format_version.KEY: TASK_VERSION, "hparams": {**_VERSION_1, **task["hparams"]}}
     problem = problem or _problem(task["hparams"], _HPARAMS) or check_class_names(task["class_names"])
     if problem:
         raise JobError(f"{file} is damaged ({problem}). Restore the original file, or rerun the job.")
@@ -203,6 +236,7 @@ def _one_of(*choices: str) -> Callable[[Any], bool]:
 
 # Valid values of a task and of its hyper-parameters: name → test.
 _TASK: dict[str, Callable[[Any], bool]] = {
+    format_version.KEY: _whole(1, TASK_VERSION),
     "algorithm": _text,
     "dataset": _text,
     "subject": _text,
@@ -214,6 +248,7 @@ _TASK: dict[str, Callable[[Any], bool]] = {
 }
 _HPARAMS: dict[str, Callable[[Any], bool]] = {
     "model": _text,
+    "revision": REVISION.holds,
     "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
     "quantize": _one_of("none", "nf4", "int8"),
     "max_tiles": _whole(1, 64),
@@ -230,6 +265,8 @@ _LORA: dict[str, Callable[[Any], bool]] = {
     "lora_dropout": _number(0, 0.999),
     "lora_targets": _one_of("both", "vision", "language"),
     "lora_projector": lambda value: isinstance(value, bool),
+    "lora_variant": _one_of("lora", "rslora", "dora"),
+    "lora_target_modules": lambda value: value is None or (_texts(value) and bool(value)),
 }
 
 
@@ -251,13 +288,16 @@ def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Ma
     problem = _problem(hparams, _LORA)
     if problem:
         raise JobError(f"{path / TASK_FILE} is damaged ({problem}). Restore the original file.")
-    rank = hparams["lora_rank"]
+    rank, count = hparams["lora_rank"], 1
+    if hparams.get("average_adapters") is True:
+        count = summed_adapters(adapters, rank)
     for name, tensor in adapters.items():
-        is_matrix = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() == 2
+        is_magnitude = isinstance(name, str) and ".lora_magnitude_vector." in name
+        dimensions = (1, 4) if is_magnitude and hparams["lora_variant"] == "dora" else (2, 4)  # 4: of convolutions
+        is_matrix = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() in dimensions
         if not isinstance(name, str) or not is_matrix:
             raise JobError(f"{path}: the adapter {str(name)!r:.200} is not a floating-point matrix. Rerun the job.")
-        found = tensor.shape[0] if ".lora_A." in name else tensor.shape[1]
-        if found != rank:
+        if not is_magnitude and (found := tensor.shape[0 if ".lora_A." in name else 1]) != count * rank:
             raise JobError(
                 f"{path}: the adapter {name!r:.200} has rank {found}, but {TASK_FILE} has lora_rank {rank}. Use both "
                 "files of one job."
@@ -266,12 +306,19 @@ def _check_adapters(path: pathlib.Path, adapters: Mapping[str, Any], hparams: Ma
             raise JobError(f"{path}: the adapter {name!r:.200} contains NaN or infinity: training diverged.")
 
 
+def summed_adapters(adapters: Mapping[str, Any], rank: int) -> int:
+    """Return how many adapters of a rank are summed in one, as in the average of `method.average`; 1 for another."""
+    ranks = {tensor.shape[0] for name, tensor in adapters.items() if ".lora_A." in str(name) and tensor.dim() == 2}
+    largest = max(ranks, default=rank)
+    return largest // rank if len(ranks) == 1 and largest % rank == 0 else 1
+
+
 def _checkpoint(file: pathlib.Path) -> dict[str, Any]:
     """Return the trained tensors of one of DomainBed's checkpoints."""
     if not file.exists():
         others = sorted(path.name for path in file.parent.glob("model*.pkl"))
         why = (
-            f"it has {', '.join(others)}; train --save_model_every_checkpoint saves one per evaluation"
+            f"it has {', '.join(others)}; train with --save_model_every_checkpoint to save one per evaluation"
             if others
             else "the job has not reached its first checkpoint, or ran with --skip_model_save"
         )
@@ -296,11 +343,10 @@ def _reason(error: Exception) -> str:
 
 def _peft_adapters(file: pathlib.Path) -> dict[str, torch.Tensor]:
     """Return PEFT's saved tensors by their names in the model, which include the adapter's name."""
-    import safetensors.torch
-
     try:
-        open_plain(file, MAX_BYTES).close()
-        saved = safetensors.torch.load_file(file)
-    except Exception as error:  # the format's own errors derive from Exception
-        raise JobError(f"{file} cannot be read ({str(error):.300}). Export the job again.") from error
-    return {name.removesuffix(".weight") + ".default.weight": tensor for name, tensor in saved.items()}
+        tensors = peft_tensors(file)
+    except ModelError as error:
+        raise JobError(f"{error}. Export the job again.") from error
+    if problem := version_problem(file):
+        raise JobError(problem)
+    return tensors

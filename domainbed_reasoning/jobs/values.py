@@ -1,4 +1,4 @@
-"""What the files of a job may hold: the values that tables and reports rely on, each with its kind and its bounds.
+"""Validation of the values in a job's files that tables and reports use: their types and ranges.
 
 A job with an invalid value is reported and left out; the other jobs of its sweep are not affected.
 """
@@ -11,6 +11,9 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from domainbed_reasoning.files import format_version
+
+TASK_VERSION = 2  # of task.json, see `format_version`
 MAX_DOMAINS = 1000  # DomainNet has 6
 _MAX_NAME = 200  # characters
 _MAX_TEXT = 10_000  # characters
@@ -78,13 +81,13 @@ ARGS: dict[str, _Kind] = {
 
 
 def has_args(record: Any) -> bool:
-    """Return whether a record says which job it is of."""
+    """Return whether a record identifies its job."""
     args = record.get("args") if isinstance(record, dict) else None
     return isinstance(args, dict) and all(name in args and kind[0](args[name]) for name, kind in ARGS.items())
 
 
 def record_problem(record: Mapping[str, Any]) -> str:
-    """Return what is wrong with the values of a record that has all keys of DomainBed's records; empty if nothing."""
+    """Return the problems of a record's values, given that it has all keys of DomainBed's records."""
     return next(_record_problems(record), "")
 
 
@@ -102,7 +105,7 @@ def _record_problems(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def metric_problems(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the metrics of a record."""
+    """Yield the problems of a record's metrics."""
     yield from _problem(record, "step", _WHOLE)
     for name in record:
         if name in ("step_time", "mem_gb"):
@@ -116,7 +119,7 @@ def metric_problems(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def answers_problem(answers: Mapping[str, Any]) -> str:
-    """Return what is wrong with the content of answers.json; empty if nothing is."""
+    """Return the problems of the content of answers.json."""
     return next(_answers_problems(answers), "")
 
 
@@ -130,16 +133,19 @@ def _answers_problems(answers: Mapping[str, Any]) -> Iterator[str]:
 
 
 def task_problem(task: Mapping[str, Any]) -> str:
-    """Return what is wrong with what tables take from task.json; empty if nothing is."""
+    """Return the problems of the values in task.json that tables use."""
     names: _Kind = (
         lambda value: isinstance(value, list) and len(value) <= MAX_DOMAINS and all(map(_is_name, value)),
         "a list of names",
     )
-    return next(iter([*_problem(task, "environments", names), *_problem(task, "version", _NAME_OR_NONE)]), "")
+    if newer := format_version.newer_than(TASK_VERSION, task.get(format_version.KEY)):
+        return f"{newer}. {format_version.UPGRADE}"
+    kinds = {format_version.KEY: _WHOLE, "environments": names, "version": _NAME_OR_NONE}
+    return next((problem for name, kind in kinds.items() for problem in _problem(task, name, kind)), "")
 
 
 def versions_problem(versions: Mapping[str, Any]) -> str:
-    """Return what is wrong with the content of versions.json; empty if nothing is."""
+    """Return the problems of the content of versions.json."""
     return next(_versions_problems(versions), "")
 
 
@@ -151,7 +157,7 @@ def _versions_problems(versions: Mapping[str, Any]) -> Iterator[str]:
 
 
 def prediction_problem(row: Any) -> str:
-    """Return what is wrong with a line of predictions.jsonl; empty if nothing is."""
+    """Return the problems of a line of predictions.jsonl."""
     if not isinstance(row, dict):
         return "not an object"
     text: _Kind = (lambda value: isinstance(value, str), "a string")

@@ -1,1 +1,1 @@
-"""The paper's equations and algorithm 1, given a model."""
+"""The paper's equations and algorithm 1, independent of the model."""

@@ -1,4 +1,4 @@
-"""How chains answer, and what scores follow: the same for DomainBed, `predict` and the analyses."""
+"""Answers and class scores from chains and class names, shared by DomainBed, `predict` and the analyses."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from domainbed_reasoning.method.task import SampleId, Task
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked about every image, and how chains are written and read.
+    """The questions asked about every image, and how chains are generated and parsed.
 
     Attributes:
         q_cls: the question of the classification path.
         q_reason: the question of the reasoning path.
         class_names: in label order.
-        max_new_tokens: at most so many tokens a chain.
-        batch: images answered at a time.
+        max_new_tokens: maximum length of a chain in tokens.
+        batch: images per generation batch.
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
 
@@ -36,7 +36,7 @@ class Questions:
 
     @classmethod
     def of(cls, task: Task, hparams: Mapping[str, Any]) -> Questions:
-        """Return what an MLLM algorithm with these hyper-parameters asks about a task."""
+        """Return the questions of an MLLM algorithm with these hyper-parameters."""
         names = task.class_names
         questions = (q_cls(names, task.subject), q_reason(names, task.subject))
         exact = hparams["answer_matching"] == "exact"
@@ -49,25 +49,25 @@ class Questions:
 
     @property
     def writing(self) -> tuple[str, tuple[str, ...], int, int]:
-        """What every request for chains says: question, class names, most tokens, images at a time."""
+        """Arguments of chain generation: question, class names, maximum length, batch size."""
         return self.q_reason, self.class_names, self.max_new_tokens, self.batch
 
 
 def answer_images(
     mllm: Any, images: torch.Tensor, questions: Questions, hparams: Mapping[str, Any], both: bool = False
 ) -> tuple[torch.Tensor, list[str] | None, list[int] | None]:
-    """Return class scores, ``(n, C)``, the generated chains, and the classes that the classification path answers.
+    """Return class scores, ``(n, C)``, the generated chains, and the classification path's answers.
 
     ``answer="label"``: scores are log p(name | x, q_cls) of each class. ``answer="chain"``: 1 for the class that the
-    generated chain concludes with. Where it names none, ``on_parse_failure="label"`` gives the classification path's
-    probabilities; with ``"wrong"`` scores are ``(n, C + 1)``, the last column "no class", which is never right.
+    generated chain concludes with. If it names none, ``on_parse_failure="label"`` uses the classification path's
+    probabilities; with ``"wrong"``, scores are ``(n, C + 1)`` with a last column "no class", which is never correct.
 
     Args:
-        mllm: answers.
-        images: ``(n, 3, H, W)``, as it sees them.
-        questions: asked of all images, ``questions.batch`` at a time.
+        mllm: the model.
+        images: ``(n, 3, H, W)``, at the model's input resolution.
+        questions: asked about all images, ``questions.batch`` at a time.
         hparams: ``answer``, ``on_parse_failure``, ``votes`` and ``vote_temperature``.
-        both: ask on both paths; otherwise chains or classes are None.
+        both: answer by both paths; otherwise chains or classes are None.
     """
     by_chains = hparams["answer"] == "chain"
     asks_label, asks_chain = both or not by_chains, both or by_chains
@@ -160,15 +160,15 @@ def scores_of_chains(
     by_label: torch.Tensor | None = None,
     exact: bool = False,
 ) -> torch.Tensor:
-    """Return class scores in [0, 1], ``(n, C)``: the chain's, the classification path's where it names no class.
+    """Return class scores in [0, 1], ``(n, C)``: the chain's, or the classification path's if it names no class.
 
     Args:
-        mllm: is asked about the images whose chain names no class.
+        mllm: scores the images whose chain names no class.
         images: ``(n, 3, H, W)``.
         question: q_cls.
         class_names: C names.
         chains: n chains.
-        by_label: log-likelihoods of all n images' class names, ``(n, C)``, where they are there already.
+        by_label: log-likelihoods of all n images' class names, ``(n, C)``, if already computed.
         exact: how conclusions are read, see `reader.read_conclusion`.
     """
     answers = answers_from_chains(chains, class_names, exact)
@@ -183,7 +183,7 @@ def scores_of_chains(
 
 
 def misled(task: Task, exact: bool = False) -> tuple[list[SampleId], list[SampleId]]:
-    """Return the samples whose teacher chain concludes with no class, and those with another class than their own.
+    """Return the samples whose teacher chain concludes with no class, and those whose chain concludes a wrong class.
 
     Args:
         task: with its teacher chains.
@@ -197,10 +197,10 @@ def misled(task: Task, exact: bool = False) -> tuple[list[SampleId], list[Sample
 
 
 def answers_from_chains(chains: Sequence[str], class_names: Sequence[str], exact: bool = False) -> list[int | None]:
-    """Return the class that each chain concludes with, None where it names no class of the task.
+    """Return the class that each chain concludes with; None if it names no class of the task.
 
     Args:
-        chains: n texts as they were generated.
+        chains: n generated texts.
         class_names: of the task.
         exact: see `reader.read_conclusion`.
     """
@@ -209,10 +209,10 @@ def answers_from_chains(chains: Sequence[str], class_names: Sequence[str], exact
 
 
 def majority_chain(candidates: Sequence[str], class_names: Sequence[str], exact: bool = False) -> str:
-    """Return the first chain that concludes with the class that most of the candidates conclude with.
+    """Return the first chain that concludes with the most frequent class.
 
-    Self-consistency (Wang et al., 2023, arXiv 2203.11171). Chains that name no class have no vote; between classes with
-    as many votes the one that was named first wins; where none names a class, the first chain is returned.
+    Self-consistency (Wang et al., 2023, arXiv 2203.11171). Chains that name no class do not vote; ties go to the class
+    that was named first; if no chain names a class, the first chain is returned.
     """
     answers = answers_from_chains(candidates, class_names, exact)
     named = [answer for answer in answers if answer is not None]
@@ -220,14 +220,14 @@ def majority_chain(candidates: Sequence[str], class_names: Sequence[str], exact:
 
 
 def scores_from_answers(answers: Sequence[int | None], label_scores: torch.Tensor) -> torch.Tensor:
-    """Return class scores in [0, 1] for read conclusions, falling back to the classification path.
+    """Return class scores in [0, 1] from parsed conclusions, falling back to the classification path.
 
     Args:
-        answers: for each row the concluded class; None where the chain did not parse.
+        answers: for each row the concluded class; None if the chain did not parse.
         label_scores: log-likelihoods of the class names for the rows without an answer, in order, ``(m, C)``.
 
     Returns:
-        ``(n, C)``: 1 for the concluded class and 0 for the others; softmax of ``label_scores`` where there is none.
+        ``(n, C)``: 1 for the concluded class and 0 for the others; softmax of ``label_scores`` for rows without one.
     """
     scores = label_scores.new_zeros(len(answers), label_scores.shape[1], dtype=torch.float32)
     fallback = iter(label_scores.float().softmax(dim=1))
@@ -243,7 +243,7 @@ def strict_scores(answers: Sequence[int | None], num_classes: int) -> torch.Tens
     """Return 1 for the concluded class, in the last column for "no class", and 0 elsewhere, ``(n, num_classes + 1)``.
 
     Args:
-        answers: for each row the concluded class; None where the chain did not parse.
+        answers: for each row the concluded class; None if the chain did not parse.
         num_classes: of the task.
     """
     columns = [num_classes if answer is None else answer for answer in answers]

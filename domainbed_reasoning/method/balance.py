@@ -1,9 +1,9 @@
-"""Balance of the two terms' gradients: the label term's is scaled to the norm of the chain term's.
+"""Balances the two terms' gradients: the label term's is scaled to the norm of the chain term's.
 
-With the weights of arXiv 2602.23777 (eq. 1: 1 and 1) the label term, a sum over tokens, can outweigh the chain term, a
-mean over tokens, many times in gradient norm. GradNorm (Chen et al., 2018, arXiv 1711.02257) learns task weights that
-bring the norms together on the last shared layer; with two tasks and adapters this small the norms are made equal
-exactly, in every step and over all trained tensors. Costs a second backward pass through what both paths share.
+With the weights of arXiv 2602.23777 (eq. 1: 1 and 1), the gradient norm of the label term, a sum over tokens, can be
+many times that of the chain term, a mean over tokens. GradNorm (Chen et al., 2018, arXiv 1711.02257) learns task
+weights that equalize the norms on the last shared layer; with two tasks and small adapters, the norms are made exactly
+equal here, in every step and over all trained tensors. Costs a second backward pass through the shared computation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 class LabelGradients:
-    """The label term's gradients, kept apart from the chain term's, which are in ``.grad`` as always.
+    """The label term's gradients, separate from the chain term's, which are in ``.grad`` as usual.
 
     Args:
         parameters: the trained tensors.
@@ -25,18 +25,17 @@ class LabelGradients:
         self.sums = [torch.zeros_like(weight) for weight in self.parameters]
 
     def add(self, label_term: torch.Tensor) -> None:
-        """Add the gradients of a micro-batch's unweighted label term; its graph is kept for the chain term."""
+        """Add the gradients of a micro-batch's unweighted label term; the graph is retained for the chain term."""
         gradients = torch.autograd.grad(label_term, self.parameters, retain_graph=True, allow_unused=True)
         for total, gradient in zip(self.sums, gradients, strict=True):
             if gradient is not None:
                 total += gradient
 
     def join(self, label_weight: float) -> torch.Tensor:
-        """Add to ``.grad`` the label gradients, scaled to ``label_weight`` times the norm of what is there.
+        """Add the label gradients to ``.grad``, scaled to ``label_weight`` times its norm.
 
         Returns:
-            the factor, a scalar on their device; ``label_weight`` itself where no chain has a gradient, or the label
-            has none.
+            The factor, a scalar on the gradients' device; ``label_weight`` itself if either term has no gradient.
         """
         chain = torch.stack([(0 * total if w.grad is None else w.grad).norm() for w, total in self._pairs()]).norm()
         label = torch.stack([total.norm() for total in self.sums]).norm()

@@ -1,15 +1,15 @@
-"""Whether a chain supports its conclusion: would its words lead to that class if the image were not there?
+"""Whether a chain supports its conclusion: does its text lead to that class without the image?
 
-SARR keeps a chain for its conclusion alone (arXiv 2602.23777, algorithm 1), so it may keep chains that see wrong parts
-and conclude rightly all the same. Here the labeller is shown a blank image, and a chain r̂ of class y is held against
-the same chain with a rival's name wherever y's stood:
+SARR filters chains by their conclusion alone (arXiv 2602.23777, algorithm 1), so it may keep chains that describe wrong
+parts but conclude correctly. Here the labeler scores a chain r̂ of class y, given a blank image, against the same chain
+with y's name replaced by that of a rival class:
 
-    s(c) = log p(r̂[y → c] | blank, q_reason) - its mean over the chains of the round,   kept if s(y) > s(c) for all c.
+    s(c) = log p(r̂[y → c] | blank, q_reason) - its mean over the round's chains,   kept if s(y) > s(c) for all c.
 
-Only what caption and reasoning say can tell the versions apart: a rival's parts under y's name make the rival likelier.
-Ours, not the paper's. The text-only question is that of faithfulness tests of reasoning (Lanham et al., 2023, arXiv
-2307.13702), asked of likelihoods; taking off what a name has without evidence is contextual calibration (Zhao et al.,
-2021, arXiv 2102.09690).
+Only caption and reasoning can distinguish the versions: if they describe a rival's parts, the rival becomes likelier.
+Not part of the paper. The text-only test follows faithfulness tests of reasoning (Lanham et al., 2023, arXiv
+2307.13702), applied to likelihoods; subtracting a name's prior is contextual calibration (Zhao et al., 2021, arXiv
+2102.09690).
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from domainbed_reasoning.chains.chain import ChainError, parse_chain
 from domainbed_reasoning.chains.contradiction import contradiction, mention
 from domainbed_reasoning.method.model import ReasoningModel
 
-RIVALS = 6  # classes that a chain's own is held against: those that the label path finds likeliest on the image
+RIVALS = 6  # rival classes: those that the label path finds likeliest for the image
 _GREY = 128
-_ROWS = 64  # texts a forward pass
+_ROWS = 64  # texts per forward pass
 
 
 def rename(text: str, name: str, other: str) -> str:
-    """Return ``text`` with ``other`` wherever it mentions the class ``name`` as a word of its own."""
+    """Return ``text`` with every mention of the class ``name`` as a separate word replaced by ``other``."""
     return mention((name,)).sub(lambda _: other, text)
 
 
 @dataclass
 class ConsistencyFilter:
-    """Judges the chains of one round; what it has seen tells how likely each class's name is whatever the words say.
+    """Judges the chains of one round, using the previous ones to estimate each class name's prior.
 
-    A chain must have its five stages, must not contradict itself in words (`contradiction`), and its own class must
-    gain more from its words than any rival: the likelihood of every version is held against the mean of that class's
-    versions over the round's chains so far, so that a name that the blank image alone suggests is no evidence. The
-    round's first chain has nothing to be held against and is not kept.
+    A chain must have its five stages, must not contradict its conclusion (`contradiction`), and must support its class
+    more than any rival: each version's likelihood is compared with the mean of that class's versions over the round's
+    chains so far, so that a name that is likely anyway is not evidence. The round's first chain has no reference and is
+    not kept.
 
-    Costs one pass of the label path where there are more than ``RIVALS`` others, and 1 + ``RIVALS`` passes of text.
+    Costs one pass of the label path if there are more than ``RIVALS`` other classes, and 1 + ``RIVALS`` text passes.
 
     Attributes:
         questions: q_cls and q_reason.
         class_names: of the task, in label order.
-        sums: by class, what its versions had more than the mean of their chain's versions, in nats.
-        counts: by class, how many versions.
+        sums: by class, the sum of its versions' log-likelihoods above their chain's mean, in nats.
+        counts: by class, the number of versions.
     """
 
     questions: tuple[str, str]
@@ -57,18 +57,18 @@ class ConsistencyFilter:
     counts: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin without any chain."""
+        """Start with no chains."""
         self.sums = torch.zeros(len(self.class_names))
         self.counts = torch.zeros(len(self.class_names))
 
     def judge(
         self, mllm: ReasoningModel, images: torch.Tensor, chains: Sequence[str], labels: Sequence[int]
     ) -> list[bool]:
-        """Return whether each chain, which concludes with its label, supports that conclusion.
+        """Return whether each chain supports its conclusion, which is its label.
 
         Args:
-            mllm: the labeller.
-            images: n images, ``(n, 3, H, W)``; the label path looks at them for rivals, the likelihoods do not.
+            mllm: the labeler.
+            images: n images, ``(n, 3, H, W)``; used to find rivals, not for the likelihoods.
             chains: n chains.
             labels: n classes.
         """
@@ -87,7 +87,7 @@ class ConsistencyFilter:
         self.sums.index_add_(0, classes.flatten(), gains.flatten())
         self.counts.index_add_(0, classes.flatten(), torch.ones(classes.numel()))
         evidence = gains - (self.sums / self.counts.clamp(min=1))[classes]
-        fits = (evidence[:, :1] > evidence[:, 1:]).all(dim=1).tolist()  # without rivals nothing is likelier
+        fits = (evidence[:, :1] > evidence[:, 1:]).all(dim=1).tolist()  # True without rivals
         sound = [_is_sound(chain, label, names) for chain, label in zip(chains, labels, strict=True)]
         return [words and fit for words, fit in zip(sound, fits, strict=True)]
 

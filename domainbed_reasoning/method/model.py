@@ -1,4 +1,4 @@
-"""The multimodal LLM, as far as the method knows it."""
+"""The interface of multimodal LLMs that the method requires."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 class ReasoningModel(Protocol):
-    """A model that writes chains and scores texts; `mllm.MLLM` is one."""
+    """A model that generates chains and scores texts; implemented by `mllm.MLLM`."""
 
     def encode(self, images: torch.Tensor) -> dict[str, Any]:
-        """Return images, ``(n, 3, H, W)``, encoded for any number of questions."""
+        """Encode images, ``(n, 3, H, W)``, for any number of questions."""
         ...
 
     def log_likelihoods(
@@ -28,5 +28,5 @@ class ReasoningModel(Protocol):
     def generate(
         self, images: torch.Tensor, question: str, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0
     ) -> list[str]:
-        """Return n answers of at most ``max_new_tokens`` tokens; temperature 0 is greedy."""
+        """Generate n answers of at most ``max_new_tokens`` tokens; temperature 0 is greedy."""
         ...

@@ -2,7 +2,7 @@
 
 L = 1/B Σ_i [ -log p(y_i | x_i, q_cls)  -  1/T_i Σ_t log p(r_{i,t} | r_{i,<t}, x_i, q_reason) ]
 
-MTCT takes the teacher's chains r and all B samples; SARR its own chains r̂ and the B' samples whose chain was kept.
+MTCT uses teacher chains r and all B samples; SARR self-generated chains r̂ and the B' samples whose chain was kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from domainbed_reasoning.method.balance import LabelGradients
 
-# label_nll and chain_nll, (n,) each, in nats; None where samples do not have the term.
+# label_nll and chain_nll, (n,) each, in nats; None if the samples do not have the term.
 Terms = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
@@ -50,10 +50,10 @@ class Objective:
     """L = 1/B Σ_i [w_label · label_nll_i + w_chain · chain_nll_i], and its gradient.
 
     Attributes:
-        label_weight: the paper's is 1.
-        chain_weight: the paper's is 1.
-        micro_batch: samples a forward and backward pass; the gradient is the whole batch's.
-        grad_clip: largest norm of the gradient; 0 leaves it as it is.
+        label_weight: weight of the label term; 1 in the paper.
+        chain_weight: weight of the chain term; 1 in the paper.
+        micro_batch: samples per forward and backward pass; the gradient is that of the whole batch.
+        grad_clip: maximum gradient norm; 0 disables clipping.
         balanced: beyond the paper, scale the label term's gradient to the chain term's norm (see `balance`).
     """
 
@@ -69,8 +69,8 @@ class Objective:
 
         Args:
             hparams: of the job.
-            label_path: whether it has the term of the classification path.
-            chain_path: whether it has the term of the reasoning path.
+            label_path: whether it includes the classification path.
+            chain_path: whether it includes the reasoning path.
         """
         return cls(
             float(hparams["label_weight"]) if label_path else 0.0,
@@ -89,21 +89,21 @@ class Objective:
         used: list[int],
         parameters: Sequence[torch.Tensor],
     ) -> dict[str, float]:
-        """Add the gradient of L over the B ``used`` samples to ``.grad``, clipped; nothing where B is 0.
+        """Add the clipped gradient of L over the B ``used`` samples to ``.grad``; no-op if B is 0.
 
-        Micro-batches add up to the gradient of the whole batch; they are formed of samples that have the same terms.
+        Micro-batches contain samples with the same terms; their gradients add up to that of the whole batch.
 
         Args:
             terms: returns both terms of a micro-batch, given images, class names and chains.
             images: of the batch, ``(n, 3, H, W)``.
             names: n names of the true classes; None without the classification path.
-            chains: n chains; None where a sample has none.
-            used: rows of the batch that L is over.
+            chains: n chains; None for samples without one.
+            used: rows of the batch that L averages over.
             parameters: the trained tensors.
 
         Returns:
             ``loss``, ``label_loss`` and ``chain_loss`` in nats, means over the samples that have the term. With
-            ``balanced`` the label term is not in ``loss``, and its factor is ``label_scale``.
+            ``balanced``, ``loss`` excludes the label term, whose factor is ``label_scale``.
         """
         if not used:
             return {"loss": 0.0}
@@ -125,7 +125,7 @@ class Objective:
                 loss = loss + self.chain_weight * chain.sum()
                 sums["chain_loss"].append(chain.detach().sum())
                 counts["chain_loss"] += len(rows)
-            if loss.requires_grad:  # not where the label term is kept apart and there is no other
+            if loss.requires_grad:  # False if the label term is separate and the only one
                 (loss / len(used)).backward()
             sums["loss"].append(loss.detach())
         if balance is not None:
@@ -139,10 +139,10 @@ class Objective:
 
 
 def read(sums: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, float]:
-    """Return the totals of scalars that micro-batches left on the device, all of them read at once.
+    """Return the totals of the micro-batches' scalars, with a single device-to-host transfer.
 
     Args:
-        sums: by name, scalars, in order; none makes 0.
+        sums: by name, scalars in order; 0 for none.
     """
     scalars = [scalar.float() for values in sums.values() for scalar in values]
     values = iter(torch.stack(scalars).tolist())
@@ -150,14 +150,14 @@ def read(sums: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, float]:
 
 
 def micro_batches(used: list[int], chains: Sequence[str | None], size: int) -> list[list[int]]:
-    """Return the ``used`` rows in groups of at most ``size``, those with a chain apart from those without.
+    """Return the ``used`` rows in groups of at most ``size``, with and without a chain in separate groups.
 
-    Groups differ by one row at most: a last group of what is left would take as many kernels for fewer rows.
+    Group sizes differ by at most one: a small last group would launch as many kernels for fewer rows.
 
     Args:
         used: rows of a batch.
-        chains: of every row of the batch; None where it has none.
-        size: most rows of a group.
+        chains: of every row of the batch; None for rows without one.
+        size: maximum rows per group.
     """
     groups = []
     for with_chain in (True, False):

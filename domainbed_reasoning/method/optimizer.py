@@ -1,4 +1,4 @@
-"""The optimizer of a stage and its learning rate: AdamW, as InternVL's own fine-tuning; the paper names none."""
+"""Optimizer and learning-rate schedule of a stage: AdamW as in InternVL's fine-tuning; the paper names none."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def optimizer_of_stage(
     """Return a fresh AdamW over ``weights`` and its learning-rate schedule.
 
     Args:
-        weights: that are trained.
+        weights: the trained tensors.
         hparams: ``lr``, ``weight_decay``, ``lr_schedule`` and ``warmup``.
-        steps: of the schedule; a function where their number is known better from step to step.
+        steps: number of steps; a function if the estimate changes during training.
     """
     optimizer = torch.optim.AdamW(list(weights), lr=hparams["lr"], weight_decay=hparams["weight_decay"])
     schedule = (hparams["lr_schedule"], hparams["warmup"])
@@ -28,15 +28,15 @@ def optimizer_of_stage(
 
 
 def _lr_factor(schedule: str, warmup: float, steps: int) -> Any:
-    """Return transformers' own learning-rate schedule of that name as a function of the step, from 0.
+    """Return transformers' learning-rate schedule of that name as a function of the step, from 0.
 
-    The share ``warmup`` of the steps, rounded up, is warm-up: of w steps, step i has (i + 1) / w of the rate. w is 2 at
-    least, for 1 would begin at the whole rate. transformers' schedules begin and end at 0, which is placed before the
-    first step and after the last, so that every update moves the weights.
+    Warm-up takes the share ``warmup`` of the steps, rounded up: of w steps, step i has (i + 1) / w of the rate. w is at
+    least 2, as 1 would start at the full rate. transformers' schedules begin and end at 0; here these points are before
+    the first and after the last step, so that every update changes the weights.
     """
     from transformers import optimization
 
-    # Rounded before it is rounded up: 0.07 * 100 is a little more than 7.
+    # Rounded before the ceiling: 0.07 * 100 is slightly more than 7.
     rising = min(max(2, math.ceil(round(warmup * steps, 9))), steps) if warmup else 1
     dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
     name = "constant_with_warmup" if schedule == "constant" else schedule

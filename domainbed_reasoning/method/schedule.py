@@ -1,11 +1,11 @@
-"""The stages of training, laid out over DomainBed's steps and evaluations (arXiv 2602.23777, algorithm 1).
+"""Maps the training stages to DomainBed's steps and evaluations (arXiv 2602.23777, algorithm 1).
 
-Stage 0 is MTCT on the teacher's chains, stage k = 1…N is SARR's round k. The paper gives them in epochs (3 each,
-N = 3); DomainBed counts steps, evaluates at fixed intervals, and lets ``--steps`` overrule everything.
+Stage 0 is MTCT on teacher chains, stage k = 1…N is SARR's round k. The paper specifies their lengths in epochs (3 each,
+N = 3); DomainBed counts steps, evaluates at fixed intervals, and ``--steps`` overrides the length of training.
 
-An epoch here is no pass over the data, but as many steps as draw as many images as the training splits of the source
-domains hold. DomainBed's loader draws with replacement, and the same number from every domain: a small domain is passed
-over more often than a large one, and some images are never drawn (`Epoch`).
+An epoch here is not a pass over the data, but the number of steps that draw as many images as the source domains'
+training splits contain. DomainBed's loader draws with replacement, and equally from all domains: small domains are
+sampled more often than large ones, and some images are never drawn (`Epoch`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-_SOURCES = 3  # of the paper's datasets, four domains each with one left out
+_SOURCES = 3  # source domains in the paper's datasets: four domains, one of them held out
 
 
 def name_of_stage(index: int) -> str:
-    """Return what a person calls stage ``index``: 0 for MTCT on teacher chains, k for SARR's round k."""
+    """Return a readable name of stage ``index``: 0 for MTCT on teacher chains, k for SARR's round k."""
     return f"SARR round {index}" if index else "supervised stage"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of steps on one source of chains.
+    """Consecutive steps with one source of chains.
 
     Attributes:
         round: 0 for MTCT on teacher chains, k for SARR's round k.
@@ -43,19 +43,19 @@ class Stage:
         return self.last - self.first + 1
 
     def __str__(self) -> str:
-        """Name the stage and its steps."""
+        """Return the name and steps of the stage."""
         return f"{name_of_stage(self.round)} (steps {self.first}-{self.last})"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """All stages, and how often DomainBed has to evaluate so that it does so at every stage's end.
+    """All stages, and the evaluation frequency with which DomainBed evaluates at the end of every stage.
 
     Attributes:
         stages: in order.
-        n_steps: updates in all.
+        n_steps: total number of updates.
         checkpoint_freq: every stage ends at a multiple of it, or at the last step.
-        left_out: the rounds of the stages that ``--steps`` are too few for.
+        left_out: the rounds of the stages for which there are not enough ``--steps``.
     """
 
     stages: tuple[Stage, ...]
@@ -79,11 +79,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Epoch:
-    """As many steps as draw as many images as the source domains hold, drawn with replacement, equally from each.
+    """The steps that draw as many images as the source domains contain, with replacement and equally from each.
 
     Attributes:
         sources: number of training images by source domain.
-        batch_size: images that a step draws from each.
+        batch_size: images drawn from each domain per step.
     """
 
     sources: Mapping[str, int]
@@ -95,15 +95,15 @@ class Epoch:
         return math.ceil(sum(self.sources.values()) / (self.batch_size * max(1, len(self.sources))))
 
     def passes(self, source: str, steps: int) -> float:
-        """Return how often ``steps`` draw an image of the domain, on average."""
+        """Return the average number of times that ``steps`` steps draw an image of the domain."""
         return steps * self.batch_size / self.sources[source]
 
     def missed(self, source: str, steps: int) -> float:
-        """Return the share of the domain's images, in [0, 1], that ``steps`` are expected never to draw."""
+        """Return the expected share of the domain's images, in [0, 1], that ``steps`` steps never draw."""
         return float((1 - 1 / self.sources[source]) ** (steps * self.batch_size))
 
     def about(self) -> Iterator[str]:
-        """Yield what an epoch and a step are, and what to do where the default batch is not for so many sources."""
+        """Yield the sizes of an epoch and a step, with advice if the number of sources is not the paper's."""
         count, images = len(self.sources), sum(self.sources.values())
         yield (
             f"an epoch is {self.steps} steps of {self.batch_size} images from each of {count} source domains, drawn "
@@ -114,12 +114,12 @@ class Epoch:
             total = self.batch_size * count
             change = f'; "batch_size": {same} makes {same * count}' if same != self.batch_size else ""
             yield (
-                f"batch_size {self.batch_size} is per source domain: {total} images a step from {count}, "
+                f"batch_size {self.batch_size} is per source domain: {total} images per step from {count}, "
                 f"{_SOURCES * self.batch_size} from three as on the paper's datasets{change}"
             )
 
     def exposure(self, stages: Sequence[Stage]) -> Iterator[str]:
-        """Yield for every stage how often each domain is passed over, and the share of it that is never drawn."""
+        """Yield for every stage the average draws per image of each domain, and the share that is never drawn."""
         for stage in stages:
             each = (
                 f"{source} {self.passes(source, stage.steps):.1f} ({self.missed(source, stage.steps):.0%})"
@@ -129,26 +129,26 @@ class Epoch:
 
 
 def plan_stages(epochs: Sequence[int], steps_per_epoch: int, n_steps: int | None = None) -> Schedule:
-    """Lay out the stages so that DomainBed's evaluations coincide with their ends.
+    """Schedule the stages so that DomainBed evaluates at their ends.
 
     DomainBed evaluates after step 0, after every multiple of the checkpoint frequency, and after the last step. A stage
     therefore ends at a multiple: with an epoch of 10 steps and stages of 3 and 3 epochs, MTCT takes steps 0-30 and the
-    round 31-60; the first stage has one update more, the one that DomainBed evaluates as step 0.
+    round 31-60; the first stage has one more update, the one that DomainBed evaluates as step 0.
 
-    ``--steps`` are shared in proportion to the epochs by largest remainder, each stage getting one step at least. An
-    end at which DomainBed would not evaluate is then moved to the nearest evaluation, by half a checkpoint frequency at
-    most. With fewer steps than stages the first stages get one each and the others are in ``left_out``.
+    ``--steps`` are divided in proportion to the epochs by largest remainder, with at least one step per stage. Ends at
+    which DomainBed would not evaluate are then moved to the nearest evaluation, by at most half a checkpoint frequency.
+    With fewer steps than stages, the first stages get one step each and the others are in ``left_out``.
 
     Args:
-        epochs: of each stage, MTCT first; a 0 leaves the stage out.
-        steps_per_epoch: updates that draw as many samples as the training set holds.
-        n_steps: DomainBed's ``--steps``; None or 0, as for DomainBed, means none were given.
+        epochs: of each stage, MTCT first; 0 omits the stage.
+        steps_per_epoch: updates that draw as many samples as the training set contains.
+        n_steps: DomainBed's ``--steps``; None or 0 if not set, as in DomainBed.
 
     Returns:
-        the schedule; one stage of one step if there are no epochs at all (zero-shot).
+        The schedule; a single stage of one step if all epochs are 0 (zero-shot).
 
     Raises:
-        ValueError: for fewer than 0 steps.
+        ValueError: if ``n_steps`` is negative.
     """
     if n_steps is not None and n_steps < 0:
         raise ValueError(f"--steps must be 1 or more; got {n_steps}.")
@@ -169,13 +169,13 @@ def plan_stages(epochs: Sequence[int], steps_per_epoch: int, n_steps: int | None
 
 
 def _ends_within(weights: Sequence[int], last: int) -> tuple[list[int], int]:
-    """Return the last steps of stages that share steps 0 to ``last``, and the frequency of the evaluations.
+    """Return the last step of each stage, dividing steps 0 to ``last``, and the evaluation frequency.
 
-    The first stage has step 0 beside its share. Rounded up, the frequency spares an evaluation just before the last;
-    it is rounded down where a stage would be left without a step.
+    The first stage has step 0 in addition to its share. Rounding the frequency up avoids an evaluation right before the
+    last one; it is rounded down if a stage would otherwise have no steps.
 
     Args:
-        weights: of each stage, above 0; ``last + 1`` stages at most.
+        weights: of each stage, positive; at most ``last + 1`` stages.
         last: number of the last step.
     """
     exact = list(accumulate(_shares(weights, last)))
@@ -188,7 +188,7 @@ def _ends_within(weights: Sequence[int], last: int) -> tuple[list[int], int]:
 
 
 def _shares(weights: Sequence[int], steps: int) -> list[int]:
-    """Share ``steps`` by largest remainder; every stage but the first, which has step 0 as well, gets 1 at least."""
+    """Divide ``steps`` by largest remainder; every stage except the first, which also has step 0, gets at least 1."""
     least = [0] + [1] * (len(weights) - 1)
     shares = [max(low, weight * steps // sum(weights)) for low, weight in zip(least, weights, strict=True)]
     places = range(len(weights))

@@ -1,4 +1,4 @@
-"""One stage of training: its optimizer, its learning rate and, in a SARR round, the chains of its labeler."""
+"""One training stage: its optimizer, learning-rate schedule and, in a SARR round, the labeler's chains."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from domainbed_reasoning.method.self_labeling import SelfLabels
 
 
 class StageRun:
-    """A stage that has begun.
+    """A running stage.
 
     Args:
-        stage: its place in the schedule.
-        adapters: the trained tensors by name, as they are when the stage begins.
+        stage: its position in the schedule.
+        adapters: the trained tensors by name, at the start of the stage.
         hparams: of the job.
-        own_chains: of a SARR round; None in the supervised stage.
+        own_chains: self-labels of a SARR round; None in the supervised stage.
 
     Attributes:
         optimizer: a fresh AdamW.
-        lr_scheduler: over the updates that are due.
-        over_kept: whether its epochs are over the chains that were kept (the hparam ``sarr_epoch_over``).
+        lr_scheduler: its schedule over the planned updates.
+        over_kept: whether an epoch is over the kept chains only (the hparam ``sarr_epoch_over``).
     """
 
     def __init__(
@@ -48,35 +48,35 @@ class StageRun:
         return int(self.lr_scheduler.last_epoch)
 
     def updates_due(self) -> int:
-        """Return how many updates the stage takes, as far as is known.
+        """Return the current estimate of the stage's number of updates.
 
-        An epoch over all images has N / B steps, N images in batches of B. Of the N a round keeps N', so that an epoch
-        over what it kept, as the paper tunes on, has N' / B. DomainBed fixes the number of steps before N' is known:
-        with ``sarr_epoch_over`` at ``kept`` the round takes the share N' / N of its steps, rounded up, by the chains
-        written so far; in the others, surplus ones, images are labeled and nothing is learned.
+        An epoch over all N images in batches of B has N / B steps. A round keeps N' of them, so an epoch over the kept
+        chains, as in the paper, has N' / B steps. DomainBed fixes the number of steps before N' is known. With
+        ``sarr_epoch_over="kept"``, the round updates in a share N' / N of its steps, rounded up and estimated from its
+        chains so far; the remaining, surplus steps label images without an update.
         """
         own = self.own_chains
         if not self.over_kept or own is None or not own.labeled:
             return self.stage.steps
-        return math.ceil(round(own.accepted_share * self.stage.steps, 9))  # 0.07 * 100 is a little more than 7
+        return math.ceil(round(own.accepted_share * self.stage.steps, 9))  # 0.07 * 100 is slightly more than 7
 
     @property
     def is_surplus(self) -> bool:
-        """Whether the updates that are due have been taken: this step changes neither weights nor optimizer."""
+        """Whether all planned updates have been taken: this step changes neither weights nor optimizer."""
         return self.over_kept and self.updates >= self.updates_due()
 
     def advance(self) -> None:
-        """Take the optimizer's step and move the learning rate on.
+        """Step the optimizer and the learning-rate schedule.
 
-        Without gradients, as where none of a round's chains was kept, no weight changes: the schedule is laid over the
-        updates that are due, so that the last ones get its end whatever was rejected. The paper publishes no schedule,
-        nor what to do when a round keeps nothing: training continues, for later images may do better.
+        Without gradients, e.g. if none of a round's chains was kept, no weight changes. The schedule spans the planned
+        updates, so that it always reaches its end. The paper specifies neither a schedule nor what to do when a round
+        keeps no chains: training continues, as chains of later images may be kept.
         """
         self.optimizer.step()
         self.lr_scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs: tensors and plain values."""
+        """Return the state for `load_state_dict`: tensors and plain values."""
         own = self.own_chains
         return {
             "stage_start": self._start,
@@ -89,8 +89,8 @@ class StageRun:
         """Restore the stage.
 
         Args:
-            state: what `state_dict` returned.
-            labeled: the round's own chains, as `SelfLabels.newly_written` returned them.
+            state: from `state_dict`.
+            labeled: the round's self-labels, from `SelfLabels.newly_written`.
         """
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])

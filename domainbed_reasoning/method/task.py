@@ -1,4 +1,4 @@
-"""What is asked of every image: classes, the question's noun, domains, and the chains that may be learned from."""
+"""The task of a dataset: classes, the question's noun, domains, and the chains available for training."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def _nowhere() -> None:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is asked of every image of a dataset.
+    """Names, labels, images and teacher chains of a dataset.
 
     Attributes:
         dataset: name of the dataset class.
-        class_names: as the prompts name them, in label order.
+        class_names: class names in the prompts, in label order.
         environments: names of the domains, in DomainBed's order.
-        test_envs: the target domains; no chain of theirs is in ``chains``.
-        subject: what the images show, the noun of the question.
+        test_envs: the target domains, whose chains are never in ``chains``.
+        subject: what the images show, the noun in the question.
         labels: per environment, the label of every index.
         images: per environment, the name (path below the dataset's folder) of every index.
         chains: teacher chains of source-domain samples, by `SampleId`.
-        bundle: name and SHA-256 of the bundle that chains may be from; "" where none was read.
-        folder: that the names in ``images`` are below; "" where the dataset draws its images.
-        schedule: stages that are laid out already; None leaves that to the algorithm.
-        loaded_from: returns the DomainBed dataset whose steps the algorithm lays out; None where it is gone.
+        bundle: name and SHA-256 of the bundle used; "" if none was read.
+        folder: the folder that the names in ``images`` are relative to; "" if images are rendered.
+        schedule: precomputed stages; None if the algorithm schedules them.
+        loaded_from: returns the DomainBed dataset whose steps the algorithm schedules; None if it no longer exists.
     """
 
     dataset: str
@@ -48,7 +48,7 @@ class Task:
     loaded_from: Callable[[], Any] = _nowhere
 
     def __post_init__(self) -> None:
-        """Refuse chains of target domains: they must never reach training."""
+        """Reject chains of target domains: they must never reach training."""
         leaked = next((key for key in self.chains if key[0] in self.test_envs), None)
         if leaked is not None:
             raise ValueError(f"a chain of target domain {leaked[0]} (sample {leaked[1]}) was passed to training")

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.mllm.adapters import adapted
 from domainbed_reasoning.mllm.families import ModelError
-from domainbed_reasoning.mllm.loading import adapted, resolve
+from domainbed_reasoning.mllm.loading import resolve
 from domainbed_reasoning.mllm.opening import loading, read_config
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 

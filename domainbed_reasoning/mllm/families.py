@@ -46,6 +46,14 @@ class Family:
     requires: tuple[str, ...] = ()
     findings: Findings | None = None
 
+    @property
+    def has_entry(self) -> bool:
+        """Whether the settings come from an entry, of this package or another's, rather than from the processor."""
+        return bool(self.example)
+
+
+TREES = ("", "plain", "rope", "windows")
+
 
 def _own_edge(processor: Any) -> int:
     size = dict(processor.size)
@@ -145,6 +153,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+_AUTO_CLASS = "AutoModelForImageTextToText"
+
+
 def tile_grid(family: Family, max_tiles: int) -> int:
     """Return the number of tiles per side: the largest square grid of at most ``max_tiles`` tiles.
 
@@ -168,32 +179,43 @@ def family_of(architecture: str, config: Any = None) -> Family:
 
     Args:
         architecture: name of the class.
-        config: of the model; LLaVA's class is used with other vision encoders than LLaVA-1.5's, too.
+        config: of the model; LLaVA's class is used with other vision encoders than LLaVA-1.5's, too, and InternVL's
+            with decoders that have sliding windows.
 
     Raises:
         ModelError: if it is not a multimodal LLM of the transformers library, naming those with an entry.
     """
     vision = getattr(getattr(config, "vision_config", None), "model_type", None)
-    if architecture in FAMILIES and vision != "pixtral":
-        return FAMILIES[architecture]
+    row = FAMILIES.get(architecture)
+    if row is not None and vision != "pixtral" and (row.tree == "windows" or _has_full_attention(config)):
+        return row
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{architecture} is an encoder-decoder, which reads a prompt and writes in separate parts; its answers do "
-            "not continue a conversation. Use a chat model with a decoder alone, such as InternVL3 or Qwen3-VL."
+            f"{architecture} is an encoder-decoder (is_encoder_decoder in config.json): it reads a prompt and writes "
+            "in separate parts, so its answers do not continue a conversation. Use a chat model with a decoder alone, "
+            "such as InternVL3 or Qwen3-VL."
         )
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    if architecture not in set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()):
+    own = getattr(config, "auto_map", None) or {}  # code of the checkpoint's, which has run or is refused elsewhere
+    if architecture not in set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()) and _AUTO_CLASS not in own:
         known = "; ".join(f"{row.name} ({row.example})" for row in FAMILIES.values())
+        lacking = ", which its auto_map lacks" if own else ""
         raise ModelError(
             f"{architecture} is not a supported multimodal LLM: transformers does not load it as one "
-            f"(AutoModelForImageTextToText). Supported: {known}; and other chat models of that class."
+            f"({_AUTO_CLASS}{lacking}). Supported: {known}; and other chat models of that class."
         )
     return Family(architecture, _general_edge, _nothing, False, _patches, "", "")
 
 
+def _has_full_attention(config: Any) -> bool:
+    """Return whether every layer of the decoder attends to all previous tokens; shared prefixes require it."""
+    kinds = getattr(getattr(config, "text_config", None), "layer_types", None)
+    return set(kinds or ("full_attention",)) == {"full_attention"}
+
+
 def is_general(family: Family) -> bool:
-    """Return whether an architecture has no entry."""
+    """Return whether an architecture has no entry in this package, so that it is probed."""
     return family.name not in {row.name for row in FAMILIES.values()}
 
 
@@ -219,11 +241,13 @@ _ONE_TILE = ("crop_to_patches", "do_image_splitting", "do_pan_and_scan")
 
 
 def fitted(family: Family, processor: Any) -> Family:
-    """Return the settings of an architecture without an entry, with tiling turned off.
+    """Return the settings of an architecture; without an entry, with tiling turned off.
 
     Args:
         family: as `family_of` returned it.
         processor: its image processor.
     """
+    if family.has_entry:
+        return family
     settings = dict.fromkeys((name for name in _ONE_TILE if hasattr(processor, name)), False)
     return replace(family, image_settings=lambda edge, grid: settings)

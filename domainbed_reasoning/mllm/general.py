@@ -226,6 +226,11 @@ class GeneralGenerator(TextGenerator):
         size = int(self.mllm.base.get_output_embeddings().weight.shape[0])
         return [token for token in super().suppressed_tokens if token < size]
 
+    @property
+    def has_slots(self) -> bool:
+        """Whether greedy answers are decoded in slots: never, transformers' `generate` is used."""
+        return False
+
     def write(self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any) -> list[list[int]]:
         """Return the tokens of a new answer to the question about each image; see `TextGenerator.write`."""
         return self._continue(images, question, [()] * len(images), max_new_tokens, **sampling)

@@ -1,7 +1,8 @@
-"""Generate answers token by token, in a batch that shrinks as its rows end.
+"""Generate answers token by token: greedy ones in slots (`decoding`), others in a batch that shrinks as its rows end.
 
-All prompts of a question have the same length, so that rows need no padding and can leave the batch at any time.
-transformers prepares everything else: its `generate` calls this loop as `custom_generate`.
+All prompts of a question have the same length, so that rows need no padding and can leave the batch at any time. For
+sampled answers, whose random draws depend on the rows in the batch, and for models whose layers keep more than keys and
+values, transformers prepares everything else: its `generate` calls this module's loop as `custom_generate`.
 
 The paper (arXiv 2602.23777) does not say how it decodes. Here a greedy answer is the argmax of the model's
 distribution, and a sampled one is drawn from that distribution at the temperature and top_p that are asked for. The
@@ -15,13 +16,15 @@ kept: the checkpoint's tokens that end a turn, and that an answer holds no other
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from domainbed_reasoning.chains.chain import END_OF_CHAIN
 from domainbed_reasoning.chains.reader import is_thinking
+from domainbed_reasoning.mllm.decoding import Decoder, can_decode
 from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.tree_masks import tree_positions
 
@@ -111,6 +114,43 @@ class TextGenerator:
         Raises:
             RuntimeError: for a model that keeps no cache, as gradient checkpointing has it in training mode.
         """
+        if sampling.get("do_sample") or not self.has_slots:
+            return self._write_by_transformers(images, question, max_new_tokens, **sampling)
+        written = dict(self.stream(images.as_subclass(torch.Tensor), question, max_new_tokens, len(images)))
+        return [written[row] for row in range(len(images))]
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether greedy answers are decoded in slots (`decoding`)."""
+        return can_decode(self.mllm)
+
+    def stream(
+        self, images: Iterable[torch.Tensor], question: str, max_new_tokens: int, batch: int
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yield the number of each image and the tokens of its greedy answer, in the order in which answers end.
+
+        Args:
+            images: ``(3, H, W)`` each, any number, consumed as needed.
+            question: asked about every image.
+            max_new_tokens: maximum length of an answer in tokens.
+            batch: number of answers generated at a time.
+
+        Raises:
+            RuntimeError: see `write`.
+        """
+        if self.has_slots:
+            yield from Decoder(self, question, max_new_tokens, batch).write(images)
+            return
+        left, count = iter(images), 0
+        while part := list(itertools.islice(left, batch)):
+            written = self.write(torch.stack(part), question, max_new_tokens, do_sample=False)
+            yield from enumerate(written, count)
+            count += len(part)
+
+    def _write_by_transformers(
+        self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any
+    ) -> list[list[int]]:
+        """Return what `write` does, using `decoding_loop`."""
         mllm, n = self.mllm, len(images)
         encoded = mllm.encode(images)
         prompt = mllm.prompt(question)["input_ids"].to(mllm.device).expand(n, -1)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from domainbed_reasoning.mllm.devices import kept_random_state
 from domainbed_reasoning.mllm.families import Family, ModelError
 from domainbed_reasoning.mllm.language_model import LanguageModel
 
@@ -81,10 +82,9 @@ def require_sight(mllm: LanguageModel) -> None:
     black = torch.zeros(3, edge, edge, dtype=torch.uint8)
     pattern = (torch.arange(3 * edge * edge) * 7 % 256).to(torch.uint8).view(3, edge, edge)
     prompt = mllm.prompt(_QUESTION)["input_ids"].to(mllm.device)
-    devices = [mllm.device] if mllm.device.type == "cuda" else []
     hidden = []
     for picture in (black, pattern):  # separately: rows of one batch may differ by rounding
-        with torch.random.fork_rng(devices):  # the same dropout for both
+        with kept_random_state(mllm.device):  # the same dropout for both
             encoded = mllm.encode(picture[None])
             hidden.append(mllm.core(1, _QUESTION, prompt, encoded, use_cache=False)[0][:, -1])
     if torch.equal(*hidden):

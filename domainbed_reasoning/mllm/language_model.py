@@ -17,11 +17,13 @@ class LanguageModel(Protocol):
         family: its row in the table of families.
         chat_format: its conversations as tokens.
         image_size: edge in pixels of the images that the model sees.
+        quantized: whether weights are bitsandbytes'.
     """
 
     family: Family
     chat_format: ChatFormat
     image_size: int
+    quantized: bool
 
     @property
     def base(self) -> Any:

@@ -1,70 +1,48 @@
-"""Find, check, and load a multimodal LLM and its processor, optionally quantized and with LoRA adapters."""
+"""Find, check, and load a multimodal LLM and its processor, optionally quantized."""
 
 from __future__ import annotations
 
 import importlib.util
 import pathlib
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from domainbed_reasoning.mllm import lora
+from domainbed_reasoning.mllm.attention import check_attention
+from domainbed_reasoning.mllm.devices import free_memory
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
-from domainbed_reasoning.mllm.mixtures import kept_by_peft
-from domainbed_reasoning.mllm.opening import EMBEDDED, check_weights, loading, read_config
+from domainbed_reasoning.mllm.family_plugins import discover, entry_of
+from domainbed_reasoning.mllm.opening import EMBEDDED, check_weights, hub_arguments, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
-from domainbed_reasoning.mllm.towers import PROJECTOR, convolutions_note, is_linear, is_of_mixture, parts_of
-from domainbed_reasoning.terminal import get_logger
-
-_log = get_logger(__name__)
+from domainbed_reasoning.mllm.towers import PROJECTOR
 
 _MAX_EDGE = 8192  # pixels of a tile; the families' have 224 to 896
 
-_NO_EXPERTS = ("Linear", "Embedding", "Conv", "Norm")  # modules whose weights are not experts
 
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters.
-
-    Attributes:
-        rank: r.
-        alpha: the update is scaled by alpha / r.
-        dropout: of the adapter's input, in [0, 1).
-        towers: ``both`` (the paper's), ``vision`` or ``language``.
-        projector: whether the layers between the towers get adapters too.
-    """
-
-    rank: int
-    alpha: float
-    dropout: float = 0.0
-    towers: str = "both"
-    projector: bool = False
-
-    @classmethod
-    def of(cls, hparams: Mapping[str, Any]) -> LoraSettings:
-        """Return the adapters that these hyper-parameters describe."""
-        names = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_projector")
-        return cls(*(hparams[name] for name in names))
-
-
-def resolve(model: str) -> str:
+def resolve(model: str, revision: str | None = None) -> str:
     """Return a folder or hub id that transformers can load; files of a hub id are cached or can be downloaded.
 
+    Args:
+        model: ``tiny``, a folder or a hub id.
+        revision: a branch, tag or commit of a hub id's repository; None is its main branch.
+
     Raises:
-        ModelError: no such folder or repository, or the hub is unreachable; says what to do.
+        ModelError: no such folder, repository or revision, or the hub is unreachable; says what to do.
     """
+    if revision is not None and (model in EMBEDDED or pathlib.Path(model).expanduser().is_dir()):
+        what = "an embedded model" if model in EMBEDDED else "a folder"
+        raise ModelError(
+            f"revision {revision!r} selects a version of a hub repository, but model {model!r} is {what}. Leave "
+            f"revision out, or download that version: hf download REPOSITORY --revision {revision} --local-dir FOLDER."
+        )
     if model in EMBEDDED:
         return str(EMBEDDED[model])
     path = pathlib.Path(model).expanduser()
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             raise ModelError(
-                f"model {model!r}: the folder holds adapters, not a model. Pass their base model; `predict` takes a "
-                "job's folder or what `export --job` wrote."
+                f"model {model!r}: the folder has an adapter_config.json and no config.json: it holds adapters, not a "
+                "model. Pass their base model; `predict --job` accepts a job's folder or an exported one."
             )
         if not (path / "config.json").is_file():
             raise ModelError(
@@ -76,43 +54,60 @@ def resolve(model: str) -> str:
             f"model {model!r} is neither a folder nor a hub id. Use a folder with a config.json, a hub id such as "
             "'OpenGVLab/InternVL3-8B-hf', or 'tiny' for the embedded model."
         )
-    _require_hub(model)
+    _require_hub(model, revision)
     return model
 
 
-def _require_hub(model: str) -> None:
+def _require_hub(model: str, revision: str | None) -> None:
     """Fail early if ``model`` is neither cached nor reachable on the hub."""
     import huggingface_hub
     from huggingface_hub import errors
 
-    if isinstance(huggingface_hub.try_to_load_from_cache(model, "config.json"), str):
+    if isinstance(huggingface_hub.try_to_load_from_cache(model, "config.json", revision=revision), str):
         return
+    name = f"{model!r}" if revision is None else f"{model!r} at revision {revision!r}"
     fixes = "Pass a folder with the model, download it first with `hf download`, or use 'tiny'."
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise ModelError(f"model {model!r} is not in the local cache and HF_HUB_OFFLINE is set. {fixes}")
+        raise ModelError(f"model {name} is not in the local cache and HF_HUB_OFFLINE is set. {fixes}")
     try:
-        huggingface_hub.model_info(model, timeout=10)
+        huggingface_hub.model_info(model, revision=revision, timeout=10)
     except errors.GatedRepoError as error:
         raise ModelError(f"model {model!r} is gated: accept its terms on the hub, then run `hf auth login`.") from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(
+            f"model {model!r} has no revision {revision!r} on the hub. Set the hparam revision to a branch, tag or "
+            "commit of its repository."
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelError(f"model {model!r}: the hub has no such model, or it is private. {fixes}") from error
     except Exception as error:  # connection, proxy, TLS, time-out: whatever the HTTP library raises
-        raise ModelError(f"model {model!r} is not cached and the hub cannot be reached ({error}). {fixes}") from error
+        raise ModelError(f"model {name} is not cached and the hub cannot be reached ({error}). {fixes}") from error
 
 
-def default_dtype() -> torch.dtype:
-    """Return bfloat16 on CUDA (the precision the checkpoints were trained in), float32 on the CPU."""
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 on accelerators (the precision the checkpoints were trained in), float32 on the CPU."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def load_network(model: str, dtype: str, quantize: str, device: torch.device) -> tuple[torch.nn.Module, Any, Family]:
-    """Load network and processor through transformers' Auto classes, without remote code.
+def load_network(
+    model: str,
+    dtype: str,
+    quantize: str,
+    device: torch.device,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str = "auto",
+) -> tuple[torch.nn.Module, Any, Family]:
+    """Load network and processor through transformers' Auto classes.
 
     Args:
         model: ``tiny``, a folder or a hub id.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``none``, ``nf4`` or ``int8`` (bitsandbytes).
         device: where the weights go.
+        revision: see `hub_arguments`.
+        trust_remote_code: see `hub_arguments`.
+        attn_implementation: see `attention`; ``auto`` is sdpa, and transformers' default for other architectures.
 
     Returns:
         network, processor, family.
@@ -122,13 +117,15 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     """
     import transformers
 
-    where = resolve(model)
-    config, family = _config_and_family(model, where)
+    precision = default_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    check_attention(attn_implementation, precision, device)
+    where, arguments = resolve(model, revision), hub_arguments(revision, trust_remote_code)
+    config, family = _config_and_family(model, where, revision, trust_remote_code)
     for package in family.requires:
         if importlib.util.find_spec(package) is None:
             raise ModelError(f"{family.name} needs the package {package}: pip install {package}.")
     with loading(model, where):
-        processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False)
+        processor = transformers.AutoProcessor.from_pretrained(where, **arguments)
         edge = family.tile_edge(processor.image_processor)
     if is_general(family):
         family = fitted(family, processor.image_processor)
@@ -136,16 +133,20 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
         raise ModelError(f"model {model!r}: its preprocessor_config.json requests images of {edge:,} pixels per side.")
     if not processor.chat_template:
         raise ModelError(
-            f"model {model!r} has no chat template. Use its instruction-tuned version, often named -Instruct or -it."
+            f"model {model!r} has no chat template: its {type(processor).__name__} found none in chat_template.jinja, "
+            "processor_config.json or tokenizer_config.json. Use its instruction-tuned version, often named -Instruct "
+            "or -it; captioning models have none."
         )
-    precision = default_dtype() if dtype == "auto" else getattr(torch, dtype)
-    if device.type == "cuda" or (where not in map(str, EMBEDDED.values()) and pathlib.Path(where).is_dir()):
-        count = sum(weight.numel() for weight in _empty(config, model, where).parameters())
+    free = free_memory(device) if device.type != "cpu" else None
+    if free is not None or (where not in map(str, EMBEDDED.values()) and pathlib.Path(where).is_dir()):
+        count = sum(weight.numel() for weight in empty_network_of(config, model, trust_remote_code).parameters())
         check_weights(model, where, count)
-    if device.type == "cuda":
-        check_memory(model, count, precision, quantize, free_memory(device))
-    settings: dict[str, Any] = {"dtype": precision, "device_map": {"": device}, "trust_remote_code": False}
-    if not is_general(family):  # other architectures keep their default attention
+        if free is not None:
+            check_memory(model, count, precision, quantize, free)
+    settings: dict[str, Any] = {"dtype": precision, "device_map": {"": device}, **arguments}
+    if attn_implementation != "auto":
+        settings["attn_implementation"] = attn_implementation
+    elif not is_general(family):  # other architectures keep their default attention
         settings["attn_implementation"] = "sdpa"
     if quantize != "none":
         settings["quantization_config"] = _quantization(quantize, precision)
@@ -160,67 +161,93 @@ def load_network(model: str, dtype: str, quantize: str, device: torch.device) ->
     return network, processor, family
 
 
-def empty_network(model: str) -> tuple[torch.nn.Module, Family]:
+def empty_network(
+    model: str, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[torch.nn.Module, Family]:
     """Return a model's architecture without its weights, on the meta device, and its family.
+
+    Args:
+        model: ``tiny``, a folder or a hub id.
+        revision: see `hub_arguments`.
+        trust_remote_code: see `hub_arguments`.
 
     Raises:
         ModelError: if the model is missing or unsupported.
     """
-    where = resolve(model)
-    config, family = _config_and_family(model, where)
-    return _empty(config, model, where), family
+    where = resolve(model, revision)
+    config, family = _config_and_family(model, where, revision, trust_remote_code)
+    return empty_network_of(config, model, trust_remote_code), family
 
 
-def _empty(config: Any, model: str, where: str) -> torch.nn.Module:
+def empty_network_of(config: Any, model: str, trust_remote_code: bool = False) -> torch.nn.Module:
+    """Return the architecture of a config without weights, on the meta device.
+
+    Args:
+        config: of the model.
+        model: its name, for messages.
+        trust_remote_code: see `hub_arguments`.
+
+    Raises:
+        ModelError: for a config of which transformers makes no model.
+    """
     import transformers
 
     network: torch.nn.Module
-    with loading(model, where), torch.device("meta"):
-        network = transformers.AutoModelForImageTextToText.from_config(config)
+    with loading(model, model), torch.device("meta"):
+        network = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
     return network
 
 
-def config_of(model: str) -> tuple[Any, Family]:
+def config_of(model: str, revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Family]:
     """Return a model's config and its family.
+
+    Args:
+        model: ``tiny``, a folder or a hub id.
+        revision: see `hub_arguments`.
+        trust_remote_code: see `hub_arguments`.
 
     Raises:
         ModelError: if the model is missing or unsupported.
     """
-    return _config_and_family(model, resolve(model))
+    return _config_and_family(model, resolve(model, revision), revision, trust_remote_code)
 
 
-def _config_and_family(model: str, where: str) -> tuple[Any, Family]:
-    config = read_config(model, where)
+def _config_and_family(model: str, where: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, Family]:
+    discover()  # a package may register its model classes with transformers, too
+    config = read_config(model, where, revision, trust_remote_code)
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-    return config, family_of(architecture, config)
+    plugin = entry_of(architecture)
+    if plugin is not None and plugin.family is not None:
+        return config, plugin.family
+    try:
+        return config, family_of(architecture, config)
+    except ModelError as error:
+        raise ModelError(f"model {model!r}: {error}") from error
 
 
-def image_edge(model: str, max_tiles: int = 1) -> int:
+def image_edge(model: str, max_tiles: int = 1, revision: str | None = None, trust_remote_code: bool = False) -> int:
     """Return the edge in pixels at which a model sees an image, from its configs alone, without its weights.
 
     Args:
         model: ``tiny``, a folder or a hub id.
         max_tiles: at most so many tiles an image.
+        revision: see `hub_arguments`.
+        trust_remote_code: see `hub_arguments`.
 
     Raises:
         ModelError: if the model is missing, unsupported, or does not tile images.
     """
     import transformers
 
-    where = resolve(model)
-    _, family = _config_and_family(model, where)
+    where = resolve(model, revision)
+    _, family = _config_and_family(model, where, revision, trust_remote_code)
     with loading(model, where):
-        processor = transformers.AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
+        arguments = hub_arguments(revision, trust_remote_code)
+        processor = transformers.AutoImageProcessor.from_pretrained(where, **arguments)
     return family.tile_edge(processor) * tile_grid(family, max_tiles)
 
 
 _BYTES = {"nf4": 0.6, "int8": 1.1}  # per weight, including scales and layers that are not quantized
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes available on a GPU: free memory, and what PyTorch has reserved but not allocated."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def check_memory(model: str, weights: int, dtype: torch.dtype, quantize: str, free: int) -> None:
@@ -251,6 +278,13 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     # Patterns match from the start of a module name to the end of one of its components.
     skip = ["lm_head", *(rf".*{part}\w*" for part in PROJECTOR)]
     import_bitsandbytes()
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception as error:  # absent, or broken in any way
+        raise ModelError(
+            f"quantize {quantize!r} requires bitsandbytes, which cannot be imported ({type(error).__name__}: "
+            f"{str(error):.200}). Run `pip install bitsandbytes`, or use quantize 'none'."
+        ) from error
     if quantize == "nf4":
         return transformers.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -264,151 +298,9 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     raise ModelError(f"quantize must be 'none', 'nf4' or 'int8'; got {quantize!r}.")
 
 
-def lora_targets(network: torch.nn.Module, towers: str, projector: bool) -> list[str]:
-    """Return the full names of the linear layers that get adapters.
-
-    Every Linear of the chosen towers, quantized or not, except the output head; layers between the towers only with
-    ``projector``.
-
-    Raises:
-        ModelError: for an unknown choice of towers.
-    """
-    if towers not in ("both", "vision", "language"):
-        raise ModelError(f"lora_targets must be 'both', 'vision' or 'language'; got {towers!r}.")
-    wanted = ("vision", "language") if towers == "both" else (towers,)
-    names, parts = [], parts_of(network)
-    for name, module in network.named_modules():
-        part = parts(name)
-        if is_linear(module) and (part == "projector" and projector or part in wanted):
-            names.append(name)
-    return kept_by_peft(network, names) if without_adapters(network, towers) else names
-
-
-def without_adapters(network: torch.nn.Module, towers: str = "both") -> dict[str, int]:
-    """Return the matrices of the chosen towers that are not part of a Linear layer, with their sizes.
-
-    These are the fused expert weights of a mixture, ``(experts, out, in)``, and its routers. Embeddings, convolutions,
-    and norms are not counted: they never get adapters.
-
-    Args:
-        network: the model, before adapters are added.
-        towers: ``both``, ``vision`` or ``language``.
-    """
-    wanted = ("vision", "language") if towers == "both" else (towers,)
-    parts = parts_of(network)
-    return {
-        f"{name}.{key}": weight.numel()
-        for name, module in network.named_modules()
-        if parts(name) in wanted and not any(kind in type(module).__name__ for kind in _NO_EXPERTS)
-        for key, weight in module.named_parameters(recurse=False)
-        if is_of_mixture(module) and weight.dim() > 1 and min(weight.shape) > 1
-    }
-
-
-def experts_note(fused: Mapping[str, int], total: int) -> str:
-    """Return a note on weights without adapters; empty if every layer gets one.
-
-    Args:
-        fused: as `without_adapters` returns them.
-        total: number of weights of the model.
-    """
-    if not fused:
-        return ""
-    count, largest = sum(fused.values()), max(fused, key=lambda name: fused[name])
-    return (
-        f"{count:,} of {total:,} weights ({count / total:.0%}) get no adapters: they are fused experts and routers, "
-        f"not Linear layers ({len(fused)} tensors, such as {largest}). LoRA trains the other layers only."
-    )
-
-
 def cached_numbers(config: Any) -> int:
     """Return the number of cached elements per token: keys and values of all layers."""
     text = config.get_text_config()
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return int(2 * text.num_hidden_layers * heads * head_width)
-
-
-def add_lora(
-    network: torch.nn.Module, settings: LoraSettings, values: Mapping[str, torch.Tensor] | None = None
-) -> torch.nn.Module:
-    """Return ``network`` as a PEFT model in which only the adapters are trainable; logs which layers get none.
-
-    Args:
-        network: the bare model.
-        settings: of the adapters.
-        values: initial values, whose names and shapes are checked first; None for a fresh initialization.
-
-    Raises:
-        ModelError: the chosen tower has no linear layers.
-        ValueError: as `check_adapters`.
-    """
-    if values:
-        check_adapters(adapter_shapes(network, settings), values)
-    total = sum(weight.numel() for weight in network.parameters())
-    for note in (experts_note(without_adapters(network, settings.towers), total), convolutions_note(network)):
-        if note:
-            _log.warning("WARNING: %s", note)
-    targets = lora_targets(network, settings.towers, settings.projector)
-    if not targets:
-        raise ModelError(
-            f"{type(network).__name__} has no linear layers in its {settings.towers} tower, so LoRA has nothing to "
-            "adapt: a tower of convolutions stays frozen. Set lora_targets to 'both' or 'language'."
-        )
-    return adapted(
-        network,
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets,
-    )
-
-
-def adapter_shapes(network: torch.nn.Module, settings: LoraSettings) -> dict[str, tuple[int, ...]]:
-    """Return the shapes that `add_lora` would give the adapters, by their names in the PEFT model."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in lora_targets(network, settings.towers, settings.projector):
-        layer: Any = network.get_submodule(name)
-        shapes[f"base_model.model.{name}.lora_A.default.weight"] = (settings.rank, layer.in_features)
-        shapes[f"base_model.model.{name}.lora_B.default.weight"] = (layer.out_features, settings.rank)
-    return shapes
-
-
-def check_adapters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, torch.Tensor]) -> None:
-    """Reject adapter values that do not match a model.
-
-    Args:
-        shapes: of the model's adapters by name.
-        values: of a checkpoint by name.
-
-    Raises:
-        ValueError: naming the first tensor that does not match.
-    """
-    for name in sorted(shapes.keys() ^ values.keys()):
-        raise ValueError(f"the checkpoint's adapters do not match this model: only one of them has {name!r:.200}.")
-    for name, shape in shapes.items():
-        if values[name].shape != shape:
-            raise ValueError(
-                f"the checkpoint's adapters do not match this model: {name!r} has shape {tuple(values[name].shape)} "
-                f"in the checkpoint and {tuple(shape)} in the model."
-            )
-
-
-def import_peft() -> Any:
-    """Return PEFT, which imports bitsandbytes."""
-    import_bitsandbytes()
-    import peft
-
-    return peft
-
-
-def adapted(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
-    """Return ``network`` as a PEFT model with adapters of these settings of its `LoraConfig`, see `lora`."""
-    peft = import_peft()
-    config = peft.LoraConfig(bias="none", **settings)
-    config._register_custom_module(lora.layers())
-    with warnings.catch_warnings():  # peft uses an attribute that transformers deprecates
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        model: torch.nn.Module = peft.get_peft_model(network, config)
-    lora.recompute_gates(model)
-    return model

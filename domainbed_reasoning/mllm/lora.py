@@ -7,7 +7,8 @@ here cast the two small matrices instead, as mixed-precision training does (Mici
 forward runs.
 
 PEFT 0.21 has no such layer: `autocast_adapter_dtype=False` trains bfloat16 matrices, and a `LoraVariant` receives an
-input that is already cast. These layers enter by its dispatch of custom modules; merging and saving are PEFT's.
+input that is already cast. These layers enter by its dispatch of custom modules; merging and saving are PEFT's, and so
+are adapters of convolutions.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class LowRankUpdate(torch.autograd.Function):
             out = torch.nn.functional.linear(rows, weight, bias).addmm_(low, b.t(), alpha=scaling)
         ctx.save_for_backward(x, low, a, b, weight)
         ctx.scaling, ctx.precision = scaling, down.dtype
-        return out.view(*x.shape[:-1], -1)
+        return _shaped(out, x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -111,7 +112,7 @@ class GatedLowRankUpdate(torch.autograd.Function):
         out = torch.nn.functional.linear(rows, weight, bias).addmm_(low, b.t(), alpha=scaling)
         ctx.save_for_backward(gate, lift, low, a, b, weight)
         ctx.scaling, ctx.precision, ctx.activation = scaling, down.dtype, activation
-        return out.view(*x.shape[:-1], -1)
+        return _shaped(out, x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -148,6 +149,12 @@ def _gradients(
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1])
+
+
+def _shaped(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return rows in the shape of ``x``, as Linear does: no view to autograd, so that models can change it in place."""
+    shaped: torch.Tensor = torch.ops.aten._unsafe_view(rows, [*x.shape[:-1], rows.shape[-1]])
+    return shaped
 
 
 def _scaled(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -257,13 +264,16 @@ def _is_gated(kind: type) -> bool:
 def layers() -> dict[type, type]:
     """Return the mapping for PEFT's dispatch, from frozen to adapting layer classes, quantized ones first."""
     from peft.tuners import lora
-    from peft.tuners.lora import bnb as quantized
 
     found: dict[type, type] = {}
+    quantized: Any
+    try:
+        import bitsandbytes
+        from peft.tuners.lora import bnb as quantized
+    except Exception:  # absent, or broken in any way: no layer is quantized
+        quantized = None
     for kind in ("Linear4bit", "Linear8bitLt"):
         if hasattr(quantized, kind):
-            import bitsandbytes
-
             found[getattr(bitsandbytes.nn, kind)] = type(kind, (InComputePrecision, getattr(quantized, kind)), {})
     found[torch.nn.Linear] = type("Linear", (InComputePrecision, lora.Linear), {})
     return found

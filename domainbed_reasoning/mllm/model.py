@@ -12,22 +12,18 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm import general, likelihood, trials
+from domainbed_reasoning.mllm.adapter_files import check_adapters, initial_adapter, shapes_of_sum
+from domainbed_reasoning.mllm.adapters import LoraSettings, adapter_shapes, add_lora
+from domainbed_reasoning.mllm.attention import takes_tree_masks
 from domainbed_reasoning.mllm.chat_format import ChatFormat
+from domainbed_reasoning.mllm.devices import allocated_memory, default_device, free_memory
 from domainbed_reasoning.mllm.embedding import embedded
 from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
 from domainbed_reasoning.mllm.generation import TextGenerator
-from domainbed_reasoning.mllm.generation_cache import AnswerCache, Key, digests_of, state_of
+from domainbed_reasoning.mllm.generation_cache import AnswerCache, keys_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods
-from domainbed_reasoning.mllm.loading import (
-    LoraSettings,
-    add_lora,
-    cached_numbers,
-    check_adapters,
-    free_memory,
-    load_network,
-    resolve,
-)
+from domainbed_reasoning.mllm.loading import cached_numbers, load_network, resolve
 from domainbed_reasoning.mllm.opening import small_files_digest
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.tree_attention import install
@@ -45,39 +41,61 @@ def load_mllm(
     gradient_checkpointing: bool = False,
     max_tiles: int = 1,
     device: torch.device | str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str = "auto",
 ) -> MLLM:
     """Load a multimodal LLM, with fresh adapters if ``lora`` is given.
 
     Args:
         model: ``tiny``, a folder or a hub id of one of the supported families.
         lora: adapters to add; None loads the base model.
-        adapters: trained values by name, which must match; None keeps the fresh initialization.
-        dtype: ``auto`` (bfloat16 on CUDA, float32 on the CPU), ``float32``, ``bfloat16`` or ``float16``.
+        adapters: trained values by name, which must match; None keeps the fresh initialization, or loads the
+            folder that ``lora`` names.
+        dtype: ``auto`` (bfloat16 on a GPU, float32 on the CPU), ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``none``, ``nf4`` or ``int8``.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         max_tiles: maximum number of tiles per image, for families that tile images.
-        device: None uses CUDA if available.
+        device: None uses PyTorch's current accelerator, the CPU without one.
+        revision: a branch, tag or commit of the hub's repository; None is its main branch.
+        trust_remote_code: whether the checkpoint's own Python files run, where it has any.
+        attn_implementation: ``auto``, ``sdpa``, ``eager``, ``flash_attention_2`` or ``flash_attention_3``; see
+            `attention`.
 
     Raises:
         ModelError: if the model cannot be used.
         ValueError: if ``adapters`` do not match it.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network, processor, family = load_network(model, dtype, quantize, where)
+    where = torch.device(device or default_device())
+    hub = (revision, trust_remote_code)
+    network, processor, family = load_network(model, dtype, quantize, where, *hub, attn_implementation)
     grid = tile_grid(family, max_tiles)
-    if is_general(family):
-        digest = trials.digest_of(small_files_digest(model, resolve(model)), dtype, quantize, where)
-        family = trials.known(lambda settings: MLLM(network, processor, settings), family, digest)
-    else:
+    shares_prefixes, general_path = takes_tree_masks(attn_implementation), is_general(family)
+    if not general_path:
         require_interface(network, family)
+    if general_path or not shares_prefixes:
+        small_files = small_files_digest(model, resolve(model, revision), revision)
+        edge = family.tile_edge(processor.image_processor)
+        entry = (family.name, family.tree, edge, grid, family.image_settings(edge, grid)) if family.has_entry else ()
+        more = () if attn_implementation == "auto" else (attn_implementation,)
+        digest = trials.digest_of(small_files, dtype, quantize, where, *entry, *more)
+        candidates = [family.tree] * bool(family.tree) if family.has_entry else None
+        if not shares_prefixes:
+            candidates = []
+        family = trials.known(lambda settings: MLLM(network, processor, settings, grid), family, digest, candidates)
     if lora is not None:
+        if adapters is None and lora.start is not None:
+            shapes = adapter_shapes(network, lora)
+            adapters = initial_adapter(lora.start, lora.rank, lora.alpha, lora.variant, shapes)
         network = add_lora(network, lora, adapters)
     mllm = MLLM(network, processor, family, grid, quantized=quantize != "none")
+    if not general_path:  # others have been probed
+        trials.image_tokens(mllm)
     if family.tree:
         require_sight(mllm)
     else:
         trials.require_sight(mllm)
-    if is_general(family) and lora is not None:
+    if general_path and lora is not None:
         trials.require_gradients(mllm)
     if adapters:
         mllm.load_adapters(adapters)
@@ -106,7 +124,8 @@ class MLLM(torch.nn.Module):
         quantized: whether the weights are quantized by bitsandbytes.
         image_size: edge in pixels of the images that the model sees.
         answer_cache: greedy answers of copies for inference.
-        frozen_state: digest of the adapters merged into a copy for inference; else None.
+        frozen_state: digest of the adapters, merged or not, while they do not change: the key of cached greedy answers;
+            else None.
     """
 
     def __init__(self, network: Any, processor: Any, family: Family, grid: int = 1, quantized: bool = False):
@@ -332,7 +351,7 @@ class MLLM(torch.nn.Module):
     ) -> list[str]:
         """Generate one answer per image, ending with the turn or with the chain's conclusion.
 
-        A copy for inference caches its greedy answers.
+        Greedy answers are cached while the weights are frozen (`frozen_state`).
 
         Args:
             images: ``(n, 3, H, W)``.
@@ -353,7 +372,7 @@ class MLLM(torch.nn.Module):
         if temperature > 0 or self.frozen_state is None:
             return self.generator.generate(images, question, max_new_tokens, **sampling)
         known = self.answer_cache.of(self.frozen_state)
-        pictures, keys = self._keys(images, question, max_new_tokens)
+        pictures, keys = keys_of(self, images, question, max_new_tokens)
         new = {key: row for row, key in enumerate(keys) if key not in known}
         if new:
             texts = self.generator.generate(pictures[list(new.values())], question, max_new_tokens, **sampling)
@@ -372,13 +391,8 @@ class MLLM(torch.nn.Module):
             max_new_tokens: as passed to `generate`.
             answers: n greedy answers.
         """
-        _, keys = self._keys(images, question, max_new_tokens)
+        _, keys = keys_of(self, images, question, max_new_tokens)
         self.answer_cache.of(state).update(zip(keys, answers, strict=True))
-
-    def _keys(self, images: torch.Tensor, question: str, max_new_tokens: int) -> tuple[torch.Tensor, list[Key]]:
-        """Return the images at the model's resolution, and the keys of their cached answers."""
-        pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
-        return pictures, [(question, max_new_tokens, digest) for digest in digests_of(pictures)]
 
     # -- adapters -------------------------------------------------------------------------------------------------
 
@@ -386,13 +400,18 @@ class MLLM(torch.nn.Module):
         """Return the trainable tensors by name; empty for a base model."""
         return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
 
-    def load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
+    def load_adapters(self, values: Mapping[str, torch.Tensor], several: bool = False) -> None:
         """Load adapter values by name.
+
+        Args:
+            values: by the names of `adapters`.
+            several: accept a sum of adapters too, whose rank is a multiple, see `method.average`.
 
         Raises:
             ValueError: for tensors that do not match this model's adapters, naming the first.
         """
-        check_adapters({name: tuple(weight.shape) for name, weight in self.adapters().items()}, values)
+        shapes = {name: tuple(weight.shape) for name, weight in self.adapters().items()}
+        check_adapters(shapes_of_sum(shapes, values) if several else shapes, values)
         self._set_adapters(values)
 
     def merge(self) -> MLLM:
@@ -437,15 +456,15 @@ class MLLM(torch.nn.Module):
         """
         if self.quantized:
             return False
-        if self.device.type != "cuda":
+        free, used = free_memory(self.device), allocated_memory(self.device)
+        if free is None:
             return True
         weights = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
-        free, used = free_memory(self.device), torch.cuda.memory_allocated(self.device)
         left = min(free - max(0, beside - used) - 1.5 * weights, free - 1.1 * (weights + writes))
         return bool(left > 0)
 
     @contextlib.contextmanager
-    def with_adapters(self, values: dict[str, torch.Tensor]) -> Iterator[MLLM]:
+    def with_adapters(self, values: Mapping[str, torch.Tensor]) -> Iterator[MLLM]:
         """Temporarily use other adapter values, in evaluation mode; values and mode are restored."""
         own = {name: weight.detach().clone() for name, weight in self.adapters().items()}
         training = self.training
@@ -460,4 +479,7 @@ class MLLM(torch.nn.Module):
     @torch.no_grad()
     def _set_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, weight in self.adapters().items():
-            weight.copy_(values[name])
+            if weight.shape == values[name].shape:
+                weight.copy_(values[name])
+            else:  # a sum of adapters, whose scale is that of each
+                weight.data = values[name].to(weight.device, weight.dtype, copy=True)

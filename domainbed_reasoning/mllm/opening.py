@@ -13,16 +13,34 @@ from domainbed_reasoning.mllm.families import ModelError
 from domainbed_reasoning.mllm.probe import SMALL_FILES, digest_of, require_sound
 from domainbed_reasoning.mllm.sealed import sealed
 
+_CODE = (
+    "model {model!r} comes with Python code of its own (auto_map), which does not run unless you allow it. Use the "
+    "checkpoint converted for transformers (such as OpenGVLab/InternVL3-8B-hf); or read its code, then train with "
+    "--hparams '{{\"trust_remote_code\": true}}' or pass --trust-remote-code to the command. What a job or a folder "
+    "records allows nothing: a job that was trained with its code needs the option again."
+)
 TINY = pathlib.Path(__file__).parent / "tiny_model"
 EMBEDDED = {"tiny": TINY, "tiny-creatures": TINY.with_name("tiny_creatures")}
 
 
-def read_config(model: str, where: str) -> Any:
+def hub_arguments(revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """Return the arguments of every ``from_pretrained``: which files of a repository are read, and whether code runs.
+
+    Args:
+        revision: a branch, tag or commit of the hub's repository; None is its main branch.
+        trust_remote_code: whether the checkpoint's own Python files run.
+    """
+    return {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+
+
+def read_config(model: str, where: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """Return a model's config after checking its small files, which are untrusted.
 
     Args:
         model: its name, for messages.
         where: as `resolve` returned it.
+        revision: see `hub_arguments`.
+        trust_remote_code: see `hub_arguments`.
 
     Raises:
         ModelError: if the files or the config cannot be used.
@@ -30,32 +48,26 @@ def read_config(model: str, where: str) -> Any:
     import transformers
 
     if where not in map(str, EMBEDDED.values()):
-        require_sound(model, _folder_of(model, where))
-    try:
-        with loading(model, where):
-            return transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
-    except ModelError as error:
-        if "trust_remote_code" in f"{error} {error.__cause__}":
-            raise ModelError(
-                f"model {model!r} requires custom code (trust_remote_code), which is never run. Use the checkpoint "
-                f"converted for transformers: {model}-hf for InternVL3, {model}-HF for InternVL3.5."
-            ) from error
-        raise
+        require_sound(model, _folder_of(model, where, revision))
+    with loading(model, where):
+        return transformers.AutoConfig.from_pretrained(where, **hub_arguments(revision, trust_remote_code))
 
 
-def small_files_digest(model: str, where: str) -> str:
+def small_files_digest(model: str, where: str, revision: str | None = None) -> str:
     """Return a digest of all of a model's files but its weights."""
-    return digest_of(model, _folder_of(model, where))
+    return digest_of(model, _folder_of(model, where, revision))
 
 
-def _folder_of(model: str, where: str) -> pathlib.Path:
+def _folder_of(model: str, where: str, revision: str | None) -> pathlib.Path:
     """Return the folder of a model's small files; from the hub, only these are downloaded."""
     if pathlib.Path(where).is_dir():
         return pathlib.Path(where)
     import huggingface_hub
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(where, allow_patterns=list(SMALL_FILES)))
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(where, revision=revision, allow_patterns=list(SMALL_FILES))
+        )
     except Exception as error:  # connection, disk, permissions: whatever the library raises
         raise ModelError(f"model {model!r}: its files cannot be downloaded ({str(error):.300}).") from error
 
@@ -72,6 +84,8 @@ def loading(model: str, where: str) -> Iterator[None]:
             raise
         except Exception as error:
             message = " ".join(str(error).split())
+            if "trust_remote_code" in message:
+                raise ModelError(_CODE.format(model=model)) from error
             raise ModelError(
                 f"model {model!r}: transformers cannot load {where} ({type(error).__name__}: {message:.400}). "
                 "Download the model again, or use another."

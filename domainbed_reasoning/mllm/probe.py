@@ -24,7 +24,7 @@ from domainbed_reasoning.files.plain import MAX_DESCRIPTION_BYTES, open_plain, r
 from domainbed_reasoning.mllm.families import ModelError
 
 # The files of a model besides its weights; from the hub, these are downloaded first.
-SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 _WEIGHTS = ("*.safetensors", "*.bin")
 _MAX_SMALL_BYTES = 64 << 20  # Gemma's tokenizer.json has 33 MB
 _VERSION = "1"  # of these checks
@@ -191,7 +191,7 @@ def in_child(place: str) -> None:
         answers.flush()
 
     confined.limit(_MEMORY, _SECONDS)
-    folder, name = Path(place), ""
+    folder, name, doing = Path(place), "", "reading it"
     try:
         read: dict[str, Any] = {}
         for path in sorted(folder.glob("*.json")):
@@ -207,6 +207,7 @@ def in_child(place: str) -> None:
             report(name)
             confined.limit(_MEMORY, _TEMPLATE_SECONDS)
             for conversation, opens in (([_QUESTION], True), ([_QUESTION, _ANSWER], False)):
+                doing = f"rendering {'a question about an image' if opens else 'a question and its answer'}"
                 rendered = render(
                     [conversation], chat_template=template, add_generation_prompt=opens, **_special_tokens(read)
                 )
@@ -217,7 +218,7 @@ def in_child(place: str) -> None:
     except MemoryError:
         report(name, _TOO_MUCH)
     except BaseException as error:  # panics of Rust libraries are not Exceptions
-        report(name, f"it cannot be used ({type(error).__name__}: {str(error):.200})")
+        report(name, f"it cannot be used: {doing} failed ({type(error).__name__}: {str(error):.200})")
 
 
 def _templates(folder: Path, read: dict[str, Any]) -> Iterator[tuple[str, str]]:

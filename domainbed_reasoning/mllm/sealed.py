@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from domainbed_reasoning.terminal import is_terminal
+
 
 def without_hub_kernels() -> None:
     """Disable kernels from the hub in this process: third-party compiled code that a model's config can request."""
@@ -44,17 +46,23 @@ def import_bitsandbytes() -> None:
 
 @contextlib.contextmanager
 def sealed(offline: bool) -> Iterator[None]:
-    """Load a model without kernels from the hub and, for a folder, without network access.
+    """Load a model without kernels from the hub, without progress bars in log files and, for a folder, without network.
 
     Args:
         offline: whether downloads are disabled.
     """
     from huggingface_hub import constants
+    from transformers.utils import logging as transformers_logging
 
     without_hub_kernels()
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or offline
+    hide_bars = transformers_logging.is_progress_bar_enabled() and not is_terminal(sys.stderr)
+    if hide_bars:
+        transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
+        if hide_bars:
+            transformers_logging.enable_progress_bar()
         constants.HF_HUB_OFFLINE = before

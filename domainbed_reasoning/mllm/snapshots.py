@@ -1,17 +1,20 @@
 """Frozen models for inference during training: copies with merged adapters where memory allows.
 
 DomainBed evaluates the current weights; a SARR round labels with the weights from its start. Both generate chains with
-a copy whose adapters are merged, which is faster and caches its answers, if a second set of weights fits in memory;
-otherwise with the trained model itself, whose adapters are swapped for the time being.
+a copy whose adapters are merged, which is faster, if a second set of weights fits in memory; otherwise with the trained
+model itself, whose adapters are swapped for the time being. Either way answers are cached by the adapters' digest, so
+that a round generates no chain that the evaluation before it has generated.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from domainbed_reasoning.mllm.devices import memory_is_measured, peak_memory
+from domainbed_reasoning.mllm.generation_cache import state_of
 from domainbed_reasoning.mllm.model import MLLM
 
 Frozen = Callable[[], contextlib.AbstractContextManager[MLLM]]  # a context in which the frozen model is available
@@ -33,9 +36,11 @@ class Snapshots:
         self.mllm = mllm
         self.cache_bytes = cache_bytes
         self.labels_by_copy: bool | None = None
-        self.training_peak: int | None = 0 if mllm.device.type != "cuda" else None
+        self.training_peak: int | None = None if memory_is_measured(mllm.device) else 0
         self._current: MLLM | None = None
         self._labelers: list[MLLM] = []  # at most one
+        if not mllm.adapters():
+            mllm.frozen_state = state_of(())
 
     def current(self) -> MLLM:
         """Return the model that answers with the current weights: a copy if one fits, else the model itself."""
@@ -45,16 +50,36 @@ class Snapshots:
             self._labelers.clear()  # makes room; copied anew if the round continues
             fits = self.mllm.fits_a_copy(self.cache_bytes)
             self._current = self.mllm.copy_for_inference() if fits else self.mllm
+            if not fits:
+                self.mllm.frozen_state = state_of(self.mllm.adapters().values())
         return self._current
+
+    def answering(self, adapters: Mapping[str, torch.Tensor] | None = None) -> contextlib.AbstractContextManager[MLLM]:
+        """Return, for a while, the model that answers.
+
+        Args:
+            adapters: in place of the present ones; the same until `weights_change`. None keeps the present ones.
+        """
+        if adapters is None:
+            return contextlib.nullcontext(self.current())
+        if self._current is None:
+            with self.mllm.with_adapters(adapters):
+                self.current()
+        if self._current is self.mllm:  # no copy fits
+            return self.mllm.with_adapters(adapters)
+        assert self._current is not None
+        return contextlib.nullcontext(self._current)
 
     def weights_change(self) -> None:
         """Drop the copy of the current weights, which are about to change."""
         self._current = None
+        if self.mllm.adapters():
+            self.mllm.frozen_state = None
 
     def update_done(self) -> None:
         """Measure what training allocates, after the first update, before any evaluation adds a copy."""
         if self.training_peak is None:
-            self.training_peak = int(1.1 * torch.cuda.max_memory_allocated(self.mllm.device))
+            self.training_peak = int(1.1 * peak_memory(self.mllm.device))
 
     def freeze(self) -> Frozen:
         """Return the model with its current weights, unaffected by later training.
@@ -63,15 +88,25 @@ class Snapshots:
         first batch by swapping adapters; all rounds of a job follow the first decision.
         """
         adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
+        state = state_of(adapters.values())
         copies = self._labelers = []
+
+        @contextlib.contextmanager
+        def exchanged() -> Iterator[MLLM]:
+            with self.mllm.with_adapters(adapters) as then:
+                before, then.frozen_state = then.frozen_state, state
+                try:
+                    yield then
+                finally:
+                    then.frozen_state = before
 
         def frozen() -> contextlib.AbstractContextManager[MLLM]:
             if self.labels_by_copy is None and self.training_peak is not None:
                 self.labels_by_copy = self.mllm.fits_a_copy(self.cache_bytes, self.training_peak)
             if not self.labels_by_copy:
-                return self.mllm.with_adapters(adapters)
+                return exchanged()
             if not copies:
-                with self.mllm.with_adapters(adapters) as then:
+                with exchanged() as then:
                     copies.append(then.copy_for_inference())
             return contextlib.nullcontext(copies[0])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,27 +71,86 @@ def is_linear(module: torch.nn.Module) -> bool:
     return type(module).forward is torch.nn.Linear.forward or type(module).__module__.startswith("bitsandbytes")
 
 
+def layers_named(layers: Sequence[str], modules: Sequence[str]) -> list[str]:
+    """Return the layers that PEFT's ``target_modules`` would match: by whole parts at the end of their names.
+
+    Args:
+        layers: full names.
+        modules: ends of names, such as ``q_proj`` or ``3.q_proj``.
+
+    Raises:
+        ValueError: for one that matches none, with the layers' names.
+    """
+    matches = {end: [name for name in layers if f".{name}".endswith(f".{end}")] for end in modules}
+    for end, found in matches.items():
+        if not found:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise ValueError(
+                f"hparam lora_target_modules: no Linear layer that lora_targets chooses is called {end!r:.200}. This "
+                f"model has: {known or 'none'}."
+            )
+    chosen = {name for found in matches.values() for name in found}
+    return [name for name in layers if name in chosen]
+
+
 def is_of_mixture(module: torch.nn.Module) -> bool:
     """Return whether a module holds the experts of a mixture or routes to them, by its class name."""
     return any(word in type(module).__name__ for word in ("Router", "Gate", "Expert", "Moe"))
 
 
-def convolutions_note(network: torch.nn.Module) -> str:
-    """Return a note on a convolutional vision tower, which gets few adapters; empty for a transformer.
+@dataclass(frozen=True)
+class Convolutions:
+    """The layers of a vision tower that consists of convolutions, by their names.
 
-    A transformer begins with one or two convolutions that cut the image into patches; a convolutional tower consists
-    of them.
+    Attributes:
+        adapted: convolutions that LoRA trains.
+        frozen: those that PEFT cannot adapt or merge: grouped (depthwise among them), dilated, or of a class of their
+            own. Empty, as ``adapted``, for a transformer, whose one or two convolutions cut the image into patches.
+        linear: number of its Linear layers.
+        weights: of the frozen ones.
     """
-    part = parts_of(network)
-    kinds: dict[type[torch.nn.Module], list[int]] = {torch.nn.Conv2d: [], torch.nn.Linear: []}
+
+    adapted: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    linear: int = 0
+    weights: int = 0
+
+    def __str__(self) -> str:
+        """Return one line about what LoRA trains and what stays frozen; empty for a transformer."""
+        if not self.adapted and not self.frozen:
+            return ""
+        trains = f"LoRA trains {len(self.adapted)} convolutions and {self.linear} Linear layers of the vision tower"
+        if not self.frozen:
+            return f"{trains}."
+        return (
+            f"{trains}. Its other {len(self.frozen)} convolutions ({self.weights:,} weights, such as "
+            f"{self.frozen[0]}) stay frozen: they are grouped or dilated, and PEFT cannot merge adapters into them."
+        )
+
+
+def convolutions_of(network: torch.nn.Module) -> Convolutions:
+    """Return the convolutions of a convolutional vision tower: one with more Conv2d than Linear layers.
+
+    Args:
+        network: the bare transformers model.
+    """
+    part, adapted, linear = parts_of(network), [], 0
+    frozen: dict[str, int] = {}
     for name, module in network.named_modules():
-        for kind, counts in kinds.items():
-            if isinstance(module, kind) and part(name) == "vision":
-                counts.append(sum(weight.numel() for weight in module.parameters()))
-    frozen, adapted = kinds.values()
-    if len(frozen) <= len(adapted):
-        return ""
-    return (
-        f"the vision tower has {len(frozen)} convolutions ({sum(frozen):,} weights), which stay frozen: LoRA trains "
-        f"its {len(adapted)} Linear layers only."
-    )
+        if part(name) != "vision":
+            continue
+        linear += isinstance(module, torch.nn.Linear)
+        if isinstance(module, torch.nn.Conv2d):
+            if _is_plain(module):
+                adapted.append(name)
+            else:
+                frozen[name] = sum(weight.numel() for weight in module.parameters())
+    if len(adapted) + len(frozen) <= linear:
+        return Convolutions()
+    return Convolutions(tuple(adapted), tuple(frozen), linear, sum(frozen.values()))
+
+
+def _is_plain(layer: torch.nn.Conv2d) -> bool:
+    """Return whether PEFT's adapter of a convolution computes, and merges into, what the layer computes."""
+    kinds = type(layer) is torch.nn.Conv2d or type(layer).__name__ == "Conv2dSame"  # timm's, padded as TensorFlow does
+    return kinds and layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"

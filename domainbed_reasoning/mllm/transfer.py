@@ -1,8 +1,9 @@
-"""Move the small tensors of a record to the GPU in one asynchronous copy from pinned memory."""
+"""Copy small tensors between host and GPU through pinned memory, without waiting."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,33 @@ def moved(record: _Record, device: torch.device) -> _Record:
     parts = iter(there.split([tensor.numel() for tensor in tensors]))
     result: _Record = _replaced(record, iter([next(parts).view(each.shape).to(each.dtype) for each in tensors]))
     return result
+
+
+def is_asynchronous(device: torch.device) -> bool:
+    """Return whether ``device`` computes and copies asynchronously to the host."""
+    return device.type in _PINS
+
+
+def read_later(values: torch.Tensor) -> Callable[[], list[Any]]:
+    """Start copying values to the host; return a function that waits for this copy alone and returns the values.
+
+    Args:
+        values: on any device; may be overwritten afterwards.
+    """
+    if not is_asynchronous(values.device):
+        return values.clone().tolist
+    there = torch.empty(values.shape, dtype=values.dtype).pin_memory()
+    there.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event() if values.device.type == "cuda" else None
+    if copied is not None:
+        copied.record()
+
+    def read() -> list[Any]:
+        if copied is not None:
+            copied.synchronize()
+        return list(there.tolist())
+
+    return read
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

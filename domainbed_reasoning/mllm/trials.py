@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from domainbed_reasoning.mllm import general, likelihood
+from domainbed_reasoning.mllm.devices import kept_random_state
 from domainbed_reasoning.mllm.families import Family, ModelError
 from domainbed_reasoning.mllm.findings import Findings, recall, remember
 from domainbed_reasoning.mllm.generation import TextGenerator
@@ -44,20 +45,21 @@ def digest_of(small_files: str, *more: object) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def known(make: Make, family: Family, digest: str) -> Family:
+def known(make: Make, family: Family, digest: str, candidates: Sequence[str] | None = None) -> Family:
     """Return an architecture's settings with the model's findings, cached or probed now.
 
     Args:
         make: returns the model with another `Family`.
         family: settings of its images.
         digest: cache key of the findings, see `digest_of`.
+        candidates: see `try_out`.
 
     Raises:
         ModelError: as `try_out`.
     """
     found = recall(digest)
     if found is None:
-        found = try_out(make, family)
+        found = try_out(make, family, candidates)
         remember(digest, found)
     if found.costs:
         _log.warning("%s: computed by the general path: %s.", family.name, "; ".join(found.costs))
@@ -78,7 +80,7 @@ def try_out(make: Make, family: Family, candidates: Sequence[str] | None = None)
     """
     start = time.monotonic()
     slow = make(dataclasses.replace(family, tree="", findings=_CAUTIOUS))
-    with torch.random.fork_rng([slow.device] if slow.device.type == "cuda" else []):
+    with kept_random_state(slow.device):
         trial = _Trial(make, family, slow)
         found = trial.required()
         for tree in _possible_trees(slow.base) if candidates is None else candidates:
@@ -310,7 +312,7 @@ def require_gradients(mllm: Any) -> None:
         ModelError: for a tower without gradient.
     """
     image = _pictures(mllm.image_size)[1:]
-    with torch.random.fork_rng([mllm.device] if mllm.device.type == "cuda" else []), torch.enable_grad():
+    with kept_random_state(mllm.device), torch.enable_grad():
         a, b = mllm.path_log_likelihoods(image, _QUESTIONS, (_ANSWERS[:1], _ANSWERS[1:]))
         (a[0].sum() + b[0].sum()).backward()
     part, reached = parts_of(mllm.base), {}

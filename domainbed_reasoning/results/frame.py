@@ -1,4 +1,4 @@
-"""The DataFrame of a sweep: a row for every trial of every cell, and its summary over the trials."""
+"""The DataFrame of a sweep: one row per trial of every cell, and its summary over trials."""
 
 from __future__ import annotations
 
@@ -40,37 +40,37 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
         dataset, algorithm, target, domain: the cell; ``target`` is the number, ``domain`` the name.
         selection: DomainBed's name of the selection method.
         trial: trial seed.
-        accuracy: of the chosen step in the target domain, in [0, 1]; by the answer that the algorithm is judged by.
-        validation: the accuracy by which it was chosen, in [0, 1].
-        hparams_seed, step: what was chosen.
-        last_step: of the chosen run, at which the next five columns were measured.
+        accuracy: of the selected step in the target domain, in [0, 1]; by the algorithm's answer.
+        validation: the accuracy by which it was selected, in [0, 1].
+        hparams_seed, step: the selected run and step.
+        last_step: of the selected run, at which the next five columns were measured.
         label_accuracy, chain_accuracy: of both answers in the target domain, in [0, 1]; missing if not computed.
-        chain_or_label_accuracy: of the chain, and of the class name if the chain names no class, in [0, 1].
-        unparsed: share of the chains that name no class, in [0, 1]; wrong answers in ``chain_accuracy``.
-        well_formed: share of the chains that have five stages, in order, each closed, in [0, 1].
-        sarr1_accepted, …: share of its own chains that the round kept, in [0, 1].
+        chain_or_label_accuracy: of the chain, or of the class name if the chain names no class, in [0, 1].
+        unparsed: share of chains that name no class, in [0, 1]; wrong answers in ``chain_accuracy``.
+        well_formed: share of chains with all five stages in order, each closed, in [0, 1].
+        sarr1_accepted, …: share of self-generated chains that the round kept, in [0, 1].
         sarr1_well_formed, …: share of these that are well formed, in [0, 1].
-        train_seconds: of all updates of the chosen run.
-        wall_seconds: of its job by the times of its files, from the oldest to `done`; missing if less than
-            ``train_seconds``, as after a copy that did not preserve times.
-        memory_gib: peak of the GPU's; missing on a CPU.
-        hparams: of the chosen run, as JSON.
+        train_seconds: of all updates of the selected run.
+        wall_seconds: of its job, by file times from the oldest file to `done`; missing if less than
+            ``train_seconds``, e.g. after a copy that did not preserve times.
+        memory_gib: peak GPU memory; missing on a CPU.
+        hparams: of the selected run, as JSON.
         version: of domainbed-reasoning when the job ran, with the commit of a checkout; missing if not recorded.
         folder: of its job.
 
-    The rows are in the order of DomainBed's tables; the index is the order in which it reads them.
-    ``attrs["problems"]`` lists excluded and repaired jobs, a dictionary each (see `problems.Problem`);
-    ``attrs["domains"]`` maps each dataset to the names of its domains; ``attrs["versions"]`` maps what the jobs ran on,
-    by name, to the number of jobs of each version. ``attrs["one_source"]`` lists the jobs with a single source domain,
-    which no selection method of DomainBed supports, a dictionary each. ``attrs["as_stock"]`` is ``as_stock``.
+    Rows are in the order of DomainBed's tables; the index is the order in which DomainBed reads them.
+    ``attrs["problems"]`` lists excluded and repaired jobs as dictionaries (see `problems.Problem`);
+    ``attrs["domains"]`` maps each dataset to the names of its domains; ``attrs["versions"]`` maps each software to the
+    number of jobs per version. ``attrs["one_source"]`` lists the jobs with a single source domain as dictionaries, as
+    no selection method of DomainBed supports them. ``attrs["as_stock"]`` is ``as_stock``.
 
     Args:
         folder: of a sweep, or of several sweeps.
-        as_stock: count incomplete jobs, repeated records and repeated jobs as DomainBed's collect_results does; only
-            invalid lines, at which it fails, are left out.
+        as_stock: count incomplete jobs, repeated records and repeated jobs like DomainBed's collect_results; only
+            invalid lines, on which it fails, are skipped.
 
     Raises:
-        ValueError: for a folder without jobs, or without DomainBed.
+        ValueError: if the folder contains no jobs, or DomainBed cannot be imported.
     """
     selection.require_domainbed()
     jobs = read_jobs(folder)
@@ -81,7 +81,7 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
 
 
 def tabulate(jobs: Sequence[JobFolder], problems: Sequence[Problem] = ()) -> pd.DataFrame:
-    """Return the rows of `collect` for jobs that were read and settled.
+    """Return the rows of `collect` for valid jobs.
 
     Args:
         jobs: valid jobs.
@@ -146,7 +146,7 @@ def _row(choice: Choice, domains: Sequence[str]) -> dict[str, Any]:
 
 
 def is_of_round(column: object, what: str = "accepted|well_formed") -> bool:
-    """Return whether a column holds ``accepted`` or ``well_formed`` of a SARR round."""
+    """Return whether a column is ``accepted`` or ``well_formed`` of a SARR round."""
     return re.fullmatch(rf"sarr[0-9]+_({what})", str(column)) is not None
 
 
@@ -177,12 +177,12 @@ def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard error over the trials of every cell, in the units of ``frame``.
 
-    Each number column of ``frame`` becomes two, the second with ``_error`` at its end; ``trials`` counts. The error is
-    DomainBed's: the standard deviation over n trials (not n - 1), divided by √n. With one trial it is missing;
-    where ``frame`` was collected ``as_stock``, it is 0 as in DomainBed.
+    Each numeric column of ``frame`` becomes two, the second with the suffix ``_error``; ``trials`` counts trials. The
+    error is DomainBed's: the standard deviation (dividing by n, not n - 1) over √n. With one trial it is missing, or 0
+    as in DomainBed if ``frame`` was collected ``as_stock``.
 
     Args:
-        frame: as `collect` returns it.
+        frame: from `collect`.
     """
     numbers = ["accuracy", "validation", *_ANSWERS, *(name for name in frame if is_of_round(name)), *_COSTS]
     rows = []
@@ -200,12 +200,12 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_reading_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return rows of a frame in the order in which DomainBed reads them: the last digit of a sum depends on it."""
+    """Return a frame's rows in the order in which DomainBed reads them, as it affects the last digit of sums."""
     return rows.sort_index()
 
 
 def mean_and_error(values: Sequence[float] | pd.Series[Any]) -> tuple[float, float]:
-    """Return mean and standard error as DomainBed's collect_results computes them; missing values are left out."""
+    """Return mean and standard error as in DomainBed's collect_results; missing values are ignored."""
     known = np.asarray([value for value in values if not math.isnan(value)], dtype=float)
     if not len(known):
         return math.nan, math.nan
@@ -213,7 +213,7 @@ def mean_and_error(values: Sequence[float] | pd.Series[Any]) -> tuple[float, flo
 
 
 def one_source_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the jobs that were trained on one domain, one row per job and other domain.
+    """Return the jobs trained on a single domain, one row per job and other domain.
 
     Args:
         frame: as `collect` returns it.

@@ -1,4 +1,4 @@
-"""Completed jobs in which a part of the algorithm had no effect, which no accuracy shows."""
+"""Finds completed jobs in which a part of the algorithm had no effect, which accuracies do not show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from domainbed_reasoning.results.job_folders import JobFolder
 
 _MOSTLY = 0.5  # share of chains without a class above which accuracies say little about chains
-_WELL_FORMED = 0.9  # share of the kept chains below which they are no longer well formed
+_WELL_FORMED = 0.9  # share of well-formed chains among the kept ones below which a round is reported
 _MOST_ROUNDS = 1000  # no job has more
 
 Finding = tuple[str, str, str, str]  # kind, detail, effect, fix
@@ -71,8 +71,8 @@ def _rounds_of_broken_chains(job: JobFolder) -> Iterator[Finding]:
         yield (
             "broken chains",
             f"of the chains that SARR kept, {', '.join(broken)} are well formed, with five stages in order",
-            "Counted; these rounds trained on the broken chains, too",
-            'Rerun it with {"sarr_filter": "well_formed"}, which keeps whole chains alone.',
+            "Counted; these rounds also trained on malformed chains",
+            'Rerun it with {"sarr_filter": "well_formed"}, which only keeps well-formed chains.',
         )
 
 
@@ -82,7 +82,7 @@ def _chains_without_class(job: JobFolder) -> Iterator[Finding]:
         return
     total, nothing, other = (_count(chains.get(key)) for key in ("source", "no_class", "other_class"))
     if job.hparams.get("chain_verification") == "unverified":
-        other = 0  # as asked for
+        other = 0  # used on purpose
     if total and nothing + other:
         yield (
             "misleading chains",
@@ -106,7 +106,7 @@ def _answers_without_class(job: JobFolder) -> Iterator[Finding]:
     total = sum(count for count, _ in found)
     unparsed = round(sum(count * share for count, share in found))
     if total and unparsed >= _MOSTLY * total:
-        effect = "for these images DomainBed's accuracy is that of the class name's likelihood, not of the chain"
+        effect = "for these images DomainBed's accuracy is that of the class-name likelihoods, not of the chains"
         if job.hparams.get("on_parse_failure") == "wrong":
             effect = "these images are wrong answers in DomainBed's accuracy"
         yield (

@@ -65,7 +65,7 @@ class JobFolder:
 
     @property
     def args(self) -> Mapping[str, Any]:
-        """The arguments of the train script; without records those that it printed, as strings; else empty."""
+        """The arguments of the train script: from its records, else as printed (strings), else empty."""
         return self.records[-1]["args"] if self.records else self.printed.get("Args", {})
 
     @property
@@ -91,7 +91,7 @@ class JobFolder:
 
     @property
     def train_seconds(self) -> float | None:
-        """Seconds in updates, evaluations left out: step_time is the mean over the steps since the record before."""
+        """Seconds in updates, without evaluations: step_time is the mean over the steps since the previous record."""
         seconds, before = 0.0, -1
         for record in self.records:
             if "step_time" not in record:
@@ -102,7 +102,7 @@ class JobFolder:
 
     @property
     def memory_gib(self) -> float | None:
-        """Peak of the GPU's memory; None on a CPU, where DomainBed writes 0."""
+        """Peak GPU memory; None on a CPU, where DomainBed writes 0."""
         return max((record.get("mem_gb", 0.0) for record in self.records), default=0.0) or None
 
 
@@ -262,7 +262,7 @@ def _last_error(path: Path) -> str:
 
 
 def _wall_seconds(folder: Path) -> float | None:
-    """Return the seconds between the oldest file and `done`: meaningless after a copy without times."""
+    """Return the seconds between the oldest file and `done`; meaningless after a copy that did not preserve times."""
     if not (folder / "done").is_file():  # it may still be running
         return None
     with os.scandir(folder) as entries:

@@ -20,7 +20,7 @@ from domainbed_reasoning.results.job_folders import JobFolder, Record, versions_
 
 # Arguments of the train script that do not affect results.
 _IDLE_ARGS = {"output_dir", "data_dir", "skip_model_save", "save_model_every_checkpoint", "hparams"}
-# What differs between the jobs of one row by design.
+# Arguments that differ between the jobs of one row by design.
 _PER_JOB_ARGS = _IDLE_ARGS | {"test_envs", "trial_seed", "hparams_seed", "seed"}
 _SHOWN_DIFFERENCES = 6
 _AGAIN = "Run `sweep delete_incomplete`, then `sweep launch`."
@@ -34,7 +34,7 @@ class Problem:
         kind: in a word or two.
         job: the job or table row, in words.
         folders: of the jobs, relative to the sweep's folder.
-        detail: what is wrong.
+        detail: description of the problem.
         effect: how the tables treat it.
         fix: what to do about it.
     """
@@ -125,9 +125,9 @@ def _unusable(job: JobFolder) -> Problem | None:
 
 
 def _one_run(job: JobFolder) -> tuple[JobFolder, list[Problem]]:
-    """Return the job with the records of its last complete run: a job that died and was restarted appends to them.
+    """Return the job with the records of its last complete run; a restarted job appends to the earlier ones.
 
-    A record replaces earlier ones as `results_file` says, unless its run ends before they did.
+    Records replace earlier ones as in `results_file`, unless their run ended earlier than the previous one.
     """
     run: list[Record] = []
     chosen = run
@@ -150,7 +150,7 @@ def _one_run(job: JobFolder) -> tuple[JobFolder, list[Problem]]:
 
 
 def _one_job_a_place(jobs: Sequence[JobFolder]) -> tuple[list[JobFolder], list[Problem]]:
-    """Return the jobs of which there is one a place in the tables; the same job twice counts once."""
+    """Return the jobs without conflicts in their cells; a job that exists twice counts once."""
     places: dict[tuple[Any, ...], list[JobFolder]] = defaultdict(list)
     for job in jobs:
         args = job.args
@@ -192,7 +192,7 @@ def _one_job_a_place(jobs: Sequence[JobFolder]) -> tuple[list[JobFolder], list[P
 
 
 def _uneven_settings(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
-    """Yield the rows of a table whose cells were not run with the same settings."""
+    """Yield the rows of a table whose cells have different settings."""
     rows: dict[tuple[Any, ...], list[JobFolder]] = defaultdict(list)
     for job in jobs:
         args = job.args
@@ -253,7 +253,7 @@ def _mixed_versions(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
 
 
 def with_counts(counts: Mapping[str, int]) -> str:
-    """Return values with their numbers of jobs, as in ``2.8.0 (3 jobs), 2.9.1 (1 job)``; a single value alone."""
+    """Return values with their numbers of jobs, as in ``2.8.0 (3 jobs), 2.9.1 (1 job)``, or the only one."""
     if len(counts) == 1:
         return next(iter(counts))
     often = sorted(counts.items(), key=lambda item: -item[1])
@@ -266,7 +266,7 @@ def _settings(job: JobFolder, left_out: set[str]) -> dict[str, Any]:
 
 
 def _differences(settings: Sequence[Mapping[str, Any]]) -> str:
-    """Return what differs between the settings, as in ``lr (0.001 / 0.0005)``; empty where nothing does."""
+    """Return the differences between settings, as in ``lr (0.001 / 0.0005)``; empty if there are none."""
     absent = "absent"
     names = sorted({name for setting in settings for name in setting})
     differing = []

@@ -19,7 +19,7 @@ class Gpu:
     Attributes:
         gib: memory.
         tflops: dense bfloat16 peak.
-        bandwidth: bytes a second.
+        bandwidth: bytes per second.
     """
 
     gib: float
@@ -45,9 +45,9 @@ class Data:
     """A public dataset.
 
     Attributes:
-        images: in all domains.
-        domains: how many.
-        classes: how many.
+        images: number of images in all domains.
+        domains: number of domains.
+        classes: number of classes.
     """
 
     images: int
@@ -112,10 +112,10 @@ class Result:
     """A row of the paper's tables.
 
     Attributes:
-        method: as the paper calls it.
+        method: its name in the paper.
         backbone: its network.
         accuracies: DomainBed's name of the dataset → mean accuracy over its target domains, in percent.
-        algorithm: our or DomainBed's name of the same method; empty where there is none.
+        algorithm: our or DomainBed's name of the same method; empty if there is none.
     """
 
     method: str
@@ -159,7 +159,7 @@ ABLATION = (
 )
 # TerraIncognita's accuracy in percent after N rounds of SARR; 0 is MTCT. Flat after 3.
 SARR_ROUNDS = {0: 67.19, 1: 70.06, 2: 70.59, 3: 70.65}
-# Average accuracy in percent, trained on one source domain; over which datasets and sources is not known here.
+# Average accuracy in percent, trained on one source domain; the datasets and sources averaged over are not known here.
 SINGLE_SOURCE = {"RDMLDG": 89.37, "best baseline": 62.03}
 # Percent of the self-labeled chains that were kept, in the first round and at the end.
 SELF_LABELS_KEPT = (100 - 39.5, 100 - 14.8)
@@ -182,10 +182,10 @@ PAPER_HPARAMS: dict[str, Any] = {
     "sarr_votes": 1,
     "votes": 1,
 }
-# Of these, what makes it another method than the paper's.
+# The settings among these that make it a different method than the paper's.
 METHOD_HPARAMS = ("answer", "label_weight", "chain_weight", "gradient_balance", "sarr_filter", "sarr_votes", "votes")
 PAPER_BATCH = 128  # over all source domains
-# Of the other methods with a row in the paper: the networks that its tables name.
+# Networks of the other methods, from the paper's tables.
 OTHERS_HPARAMS: dict[str, dict[str, Any]] = {
     "CORAL": {"resnet18": False, "vit": False},
     **dict.fromkeys(("CLIPZeroShot", "CLIPLoRA"), {"clip_model": "openai/clip-vit-base-patch16"}),

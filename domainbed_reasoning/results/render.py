@@ -18,7 +18,13 @@ _MARKDOWN = str.maketrans({char: f"\\{char}" for char in "\\`*_{}[]<>|#!~$"} | {
 def markdown(table: Table) -> str:
     """Return the table in GitHub's Markdown, escaped, its caption as a heading."""
     align = ["---:" if table.is_number(column) else "---" for column in range(len(table.head))]
-    rows = [_row(table.head), "| " + " | ".join(align) + " |", *map(_row, table.rows)]
+    rows = [_row(table.head), "| " + " | ".join(align) + " |"]
+    for place, row in enumerate(table.rows):
+        texts = (
+            f"**{markdown_text(text)}**" if (place, column) in table.best else markdown_text(text)
+            for column, text in enumerate(row)
+        )
+        rows.append("| " + " | ".join(texts) + " |")
     parts = [f"### {markdown_text(table.caption)}", "\n".join(rows)]
     return "\n\n".join([*parts, markdown_text(table.note)] if table.note else parts) + "\n"
 
@@ -48,7 +54,7 @@ def _latex_column(table: Table, column: int) -> str:
 
 
 def latex_comments(*texts: str) -> list[str]:
-    """Return texts as LaTeX's comments, whatever lines they hold; empty ones are left out."""
+    """Return texts as LaTeX comments, line by line; empty ones are skipped."""
     return [f"% {line}" for text in texts for line in text.splitlines()]
 
 

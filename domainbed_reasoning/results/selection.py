@@ -1,7 +1,7 @@
-"""Model selection by DomainBed's own code: the run and step of each cell.
+"""Model selection with DomainBed's own code: the run and step of each cell.
 
-The numbers equal those of DomainBed's collect_results to the last digit, as the same functions select them; here they
-stay numbers, linked to their records.
+The numbers equal those of DomainBed's collect_results to the last digit, as the same functions compute them; here they
+remain numbers and are linked to their records.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class Choice:
     """The selected run and step of one trial of one target domain.
 
     Attributes:
-        dataset: DomainBed's name of it.
-        algorithm: DomainBed's name of it.
+        dataset: DomainBed's name.
+        algorithm: DomainBed's name.
         target: number of the target domain.
         trial: trial seed.
         method: DomainBed's name of the selection method.
         accuracy: in the target domain, in [0, 1].
-        validation: the accuracy by which it was chosen, in [0, 1].
-        record: the record that ``accuracy`` stands in.
+        validation: the accuracy by which it was selected, in [0, 1].
+        record: the record that contains ``accuracy``.
         job: the job that wrote it.
     """
 
@@ -44,7 +44,7 @@ class Choice:
 
 
 class _Accuracy(float):
-    """An accuracy with its record, which survives selection: DomainBed passes the same object on."""
+    """An accuracy with its record; DomainBed's selection returns the same object."""
 
     place: tuple[JobFolder, Record]
 
@@ -69,7 +69,7 @@ def methods() -> list[Any]:
 
 
 def choose(jobs: Sequence[JobFolder]) -> Iterator[Choice]:
-    """Yield what each method chooses for each cell and trial, in DomainBed's order.
+    """Yield the selection of each method for each cell and trial, in DomainBed's order.
 
     Args:
         jobs: of one sweep. Cells for which a method lacks records are left out; DomainBed prints X for them.
@@ -100,13 +100,13 @@ def choose(jobs: Sequence[JobFolder]) -> Iterator[Choice]:
 
 @dataclass(frozen=True)
 class OneSource:
-    """A job that was trained on one domain, at the step that is best on this domain's validation split.
+    """A job trained on one domain, at the step that is best on this domain's validation split.
 
     Attributes:
-        job: its.
-        source: number of the domain.
-        step: the chosen one.
-        accuracies: in each of the other domains, by their numbers, in [0, 1].
+        job: the job.
+        source: number of the source domain.
+        step: the selected step.
+        accuracies: of each other domain by its number, in [0, 1].
     """
 
     job: JobFolder
@@ -121,9 +121,9 @@ class OneSource:
 
 
 def one_source(jobs: Sequence[JobFolder]) -> Iterator[OneSource]:
-    """Yield the jobs whose targets are all domains but one, where these are three or more.
+    """Yield the jobs whose targets are all domains but one, if these are three or more.
 
-    No selection method of DomainBed judges a job with more than two targets: its tables have an X for each.
+    DomainBed's selection methods do not support jobs with more than two targets: its tables have an X for each.
     """
     for job in jobs:
         targets = job.args["test_envs"]
@@ -137,7 +137,7 @@ def one_source(jobs: Sequence[JobFolder]) -> Iterator[OneSource]:
 
 
 def _traced(job: JobFolder, record: Record) -> dict[str, Any]:
-    """Return the record with accuracies that refer to it."""
+    """Return the record with its accuracies replaced by ones linked to it."""
     traced = dict(record)
     for name in [f"env{env}_in_acc" for env in record["args"]["test_envs"]]:
         traced[name] = _Accuracy(record[name])
@@ -146,7 +146,7 @@ def _traced(job: JobFolder, record: Record) -> dict[str, Any]:
 
 
 def in_order(names: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Return the names, each once: the known ones in their order, then the others as they came."""
+    """Return the unique names: the known ones in their order, then the others in order of appearance."""
     found = dict.fromkeys(names)
     return [name for name in known if name in found] + [name for name in found if name not in known]
 
@@ -159,14 +159,14 @@ def order_of_algorithms(names: Sequence[str]) -> list[str]:
 
 
 def order_of_datasets(names: Sequence[str]) -> list[str]:
-    """Return the datasets in the order of DomainBed's tables; those that it does not know come last."""
+    """Return the datasets in the order of DomainBed's tables; unknown ones come last."""
     datasets = stock.datasets()
 
     return in_order(names, datasets.DATASETS)
 
 
 def domains_of(dataset: str, jobs: Sequence[JobFolder]) -> tuple[str, ...]:
-    """Return the short names of a dataset's domains, as DomainBed's tables have them; numbers where unknown."""
+    """Return the short names of a dataset's domains, as in DomainBed's tables; numbers if unknown."""
     datasets = stock.datasets()
 
     own = [job for job in jobs if job.args["dataset"] == dataset]

@@ -17,6 +17,7 @@ from domainbed_reasoning.results.problems import with_counts
 
 ABSENT = "–"
 LACKING = "X"  # DomainBed's mark for a cell without a result
+AVERAGE = "Avg"  # heads the column of averages over target domains
 _LONG = 40  # characters
 _ANSWER_COLUMNS = {
     "label_accuracy": "Class name",
@@ -25,7 +26,7 @@ _ANSWER_COLUMNS = {
     "unparsed": "Chains that name no class",
     "well_formed": "Well-formed chains",
 }
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ± \d+\.\d)?( \(.*\)| s| min| h| GiB)?")
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ± \d+\.\d)?( \(.*\)|[ᵃᵇᶜᵈᵉᶠᵍʰ]| s| min| h| GiB)?")
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,23 @@ class Table:
         head: column names; the first column names the rows.
         rows: one string per column.
         note: explanation below the table.
+        best: (row, column) of the cells to emphasize.
+        first: column that narrow screens show beside the names; None: none.
     """
 
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    best: frozenset[tuple[int, int]] = frozenset()
+    first: int | None = None
 
     def is_number(self, column: int) -> bool:
-        """Return whether a column holds only numbers and marks of missing ones."""
+        """Return whether a column contains only numbers and marks of missing ones."""
         return all(text in (ABSENT, LACKING) or _NUMBER.fullmatch(text) for text in self._below(column))
 
     def is_long(self, column: int) -> bool:
-        """Return whether a column holds long texts."""
+        """Return whether a column contains long texts."""
         return any(len(text) > _LONG for text in self._below(column))
 
     def _below(self, column: int) -> list[str]:
@@ -57,9 +62,9 @@ class Table:
 
 
 def accuracy_tables(frame: pd.DataFrame) -> list[Table]:
-    """Return DomainBed's tables: one a selection method and dataset, then the averages over datasets.
+    """Return DomainBed's tables: one per selection method and dataset, then the averages over datasets.
 
-    Methods that can judge no cell are left out: leave-one-domain-out needs jobs with two target domains.
+    Methods that apply to no cell are left out: leave-one-domain-out requires jobs with two target domains.
 
     Args:
         frame: as `collect` returns it.
@@ -79,8 +84,8 @@ def dataset_table(cells: pd.DataFrame, method: str, dataset: str) -> Table:
 
     Args:
         cells: the rows of `collect`'s frame that belong to it.
-        method: DomainBed's name of it.
-        dataset: DomainBed's name of it.
+        method: DomainBed's name.
+        dataset: DomainBed's name.
     """
     table = summarize(cells)
     domains = dict(enumerate(cells.attrs["domains"][dataset]))
@@ -93,7 +98,7 @@ def dataset_table(cells: pd.DataFrame, method: str, dataset: str) -> Table:
         rows.append((label, *texts, _average(means) if len(means) == len(domains) else LACKING))
     return Table(
         f"{dataset}: accuracy in the target domain, selected by {method}",
-        ("Algorithm", *domains.values(), "Avg"),
+        ("Algorithm", *domains.values(), AVERAGE),
         tuple(rows),
         f"Percent, mean ± standard error over {most} trials, as DomainBed computes them."
         if most > 1
@@ -102,7 +107,7 @@ def dataset_table(cells: pd.DataFrame, method: str, dataset: str) -> Table:
 
 
 def _average(percents: Sequence[float]) -> str:
-    return f"{sum(percents) / len(percents):.1f}"  # added up as DomainBed does
+    return f"{sum(percents) / len(percents):.1f}"  # summed in the same order as in DomainBed
 
 
 def labeled_rows(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
@@ -125,11 +130,11 @@ def _averages(judged: pd.DataFrame, method: str, datasets: Sequence[str]) -> Tab
         lacking = any(math.isnan(mean) for mean in means)
         rows.append((label, *texts, LACKING if lacking else _average(means)))
     caption = f"Averages over target domains, selected by {method}"
-    return Table(caption, ("Algorithm", *datasets, "Avg"), tuple(rows), "Percent.")
+    return Table(caption, ("Algorithm", *datasets, AVERAGE), tuple(rows), "Percent.")
 
 
 def one_source_tables(frame: pd.DataFrame) -> list[Table]:
-    """Return one table per dataset of the jobs that were trained on one domain; [] without any.
+    """Return one table per dataset of the jobs trained on one domain; [] without any.
 
     Args:
         frame: as `collect` returns it.
@@ -159,15 +164,15 @@ def one_source_tables(frame: pd.DataFrame) -> list[Table]:
                 texts.append(_with_error(mean, error, len(trials)) if trials else LACKING)
             average = LACKING if any(map(math.isnan, means)) else _average(means)
             rows.append((f"{algorithm} ({sweep})" if sweep else algorithm, *texts, average))
-        note = "Percent, mean over the other domains. A column is the source, whose validation split chooses the step."
+        note = "Percent, mean over the other domains. Columns are sources, whose validation split selects the step."
         error_note = "Mean ± standard error over trials." if most > 1 else "One trial: no standard error."
         caption = f"{dataset}: trained on one domain, accuracy on all others"
-        found.append(Table(caption, ("Algorithm", *names, "Avg"), tuple(rows), f"{note} {error_note}"))
+        found.append(Table(caption, ("Algorithm", *names, AVERAGE), tuple(rows), f"{note} {error_note}"))
     return found
 
 
 def answers_table(frame: pd.DataFrame) -> Table | None:
-    """Return both answers' accuracies in the target domains at the last step; None where no job recorded them."""
+    """Return both answers' accuracies in the target domains at the last step; None if no job recorded them."""
     asked = one_row_per_job(frame)
     asked = asked[asked["label_accuracy"].notna() | asked["chain_accuracy"].notna()]
     if asked.empty:
@@ -184,9 +189,9 @@ def answers_table(frame: pd.DataFrame) -> Table | None:
         "Both answers in the target domains, at the last step",
         ("Algorithm", "Dataset", "Target", *_ANSWER_COLUMNS.values()),
         tuple(rows),
-        "Percent of the images. A chain that names no class is wrong by its conclusion; the next column takes the "
-        "class name instead, and so do DomainBed's tables unless the hparam on_parse_failure is wrong. Well formed: "
-        "five stages, in order, each closed.",
+        "Percent of the images. By conclusion, a chain that names no class is wrong; the next column falls back to the "
+        "class name, as do DomainBed's tables unless the hparam on_parse_failure is 'wrong'. Well formed: all five "
+        "stages, in order, each closed.",
     )
 
 
@@ -196,7 +201,7 @@ def _answer_texts(cells: pd.DataFrame) -> list[str]:
 
 
 def rounds_table(frame: pd.DataFrame) -> Table | None:
-    """Return the share of its own chains that each round of self-labeling kept; None without rounds."""
+    """Return the share of self-generated chains that each round kept; None without rounds."""
     rounds = [str(name) for name in frame if is_of_round(name, "accepted")]
     labeled = one_row_per_job(frame).dropna(subset=rounds, how="all") if rounds else frame.head(0)
     if labeled.empty:
@@ -211,13 +216,13 @@ def rounds_table(frame: pd.DataFrame) -> Table | None:
         "Self-labeled chains that each SARR round kept",
         ("Algorithm", "Dataset", "Target", *(f"Round {name[4:-9]}" for name in rounds)),
         tuple(rows),
-        "Percent of the chains that the model wrote for images of the source domains, mean over trials; in brackets "
-        "the share of the kept ones that are well formed, where jobs recorded it.",
+        "Percent of the chains that the model generated for source-domain images, mean over trials; in parentheses "
+        "the share of the kept ones that are well formed, if recorded.",
     )
 
 
 def _round_text(cells: pd.DataFrame, name: str) -> str:
-    """Return the share that a round kept, and in brackets the share of these that are well formed, if recorded."""
+    """Return the share that a round kept and, in parentheses, the share of these that are well formed, if recorded."""
     kept = mean_and_error(cells[name])[0]
     column = name.replace("accepted", "well_formed")
     whole = mean_and_error(cells[column])[0] if column in cells else math.nan
@@ -225,7 +230,7 @@ def _round_text(cells: pd.DataFrame, name: str) -> str:
 
 
 def costs_table(frame: pd.DataFrame) -> Table:
-    """Return time and memory of the jobs, mean over targets and trials."""
+    """Return the mean time and memory of the jobs over targets and trials."""
     jobs = one_row_per_job(frame)
     rows = []
     for dataset in jobs["dataset"].unique():
@@ -239,12 +244,12 @@ def costs_table(frame: pd.DataFrame) -> Table:
         "Time and memory of a job",
         ("Algorithm", "Dataset", "Jobs", "Updates", "Whole job", "Peak GPU memory"),
         tuple(rows),
-        "Means. The whole job by the times of its files, evaluations included, imports not.",
+        "Means. The time of the whole job is from its files; it includes evaluations, but not imports.",
     )
 
 
 def hparams_table(frame: pd.DataFrame) -> Table:
-    """Return the hyper-parameters of the chosen runs, those that vary apart from the others."""
+    """Return the hyper-parameters of the selected runs, with varying ones in a separate column."""
     first = frame[frame["selection"] == frame["selection"].iloc[0]]
     rows = []
     for dataset in first["dataset"].unique():
@@ -255,7 +260,7 @@ def hparams_table(frame: pd.DataFrame) -> Table:
             moving = "; ".join(f"{name}: {values}" for name, values in varied.items()) or ABSENT
             rows.append((label, dataset, _listed(seeds), fixed, moving))
     return Table(
-        f"Hyper-parameters of the chosen runs, selected by {frame['selection'].iloc[0]}",
+        f"Hyper-parameters of the runs selected by {frame['selection'].iloc[0]}",
         ("Algorithm", "Dataset", "hparams_seed", "In all of them", "Varying"),
         tuple(rows),
         "hparams_seed 0 means the defaults, overridden by --hparams.",
@@ -263,7 +268,7 @@ def hparams_table(frame: pd.DataFrame) -> Table:
 
 
 def split_settings(settings: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what all of the settings have in common, and the values of what varies, as text."""
+    """Return the settings that all have in common, and the values of those that vary, as text."""
     same, varied = {}, {}
     for name in sorted(set().union(*settings)):
         values = [setting.get(name) for setting in settings]
@@ -287,12 +292,12 @@ def _short(value: Any) -> str:
 
 
 def versions_table(frame: pd.DataFrame) -> Table | None:
-    """Return what the jobs ran on; None where none recorded it."""
+    """Return the versions that the jobs ran on; None if none recorded them."""
     versions = frame.attrs.get("versions", {})
     if not versions:
         return None
     rows = tuple((name, with_counts(counts)) for name, counts in versions.items())
-    return Table("Versions that the jobs ran on", ("What", "Version"), rows, "Recorded by each job at its start.")
+    return Table("Versions that the jobs ran on", ("Software", "Version"), rows, "Recorded by each job at its start.")
 
 
 def problems_table(problems: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -320,7 +325,7 @@ def _folders(folders: Sequence[str]) -> str:
 
 
 def one_row_per_job(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per job: selection methods may choose several hparams seeds of a cell."""
+    """Return one row per job: selection methods may select several hparams seeds of a cell."""
     return frame.drop_duplicates([*(name for name in CELL if name != "selection"), "trial", "folder"])
 
 

@@ -20,7 +20,7 @@ import transformers
 
 from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.mllm import load_mllm
-from domainbed_reasoning.mllm.loading import LoraSettings
+from domainbed_reasoning.mllm.adapters import LoraSettings
 from examples.real_small import fetch
 from examples.real_small.align import Alignment, split, stages
 from examples.real_small.compose import compose, read_language_model, read_tower

@@ -69,7 +69,7 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
     at_a_time = whole_number(JOBS, default=JOBS_AT_A_TIME)
     for module in MODULES:
         importlib.import_module(module)
-    from domainbed_reasoning.mllm.loading import import_peft
+    from domainbed_reasoning.mllm.adapters import import_peft
 
     import_peft()
     versions.source_digests()  # of the imported files, which may change in a checkout while jobs wait
@@ -77,7 +77,8 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
     waiting = list(zip(jobs, arguments, strict=True))
     running: dict[BaseProcess, Job] = {}
     failures = []
-    with ended_by_sigterm(), tqdm(total=len(jobs), unit="job", dynamic_ncols=True, file=sys.stderr) as bar:
+    progress = tqdm(total=len(jobs), unit="job", dynamic_ncols=True, file=sys.stderr, disable=None)
+    with ended_by_sigterm(), progress as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < at_a_time:

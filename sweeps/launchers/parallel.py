@@ -78,7 +78,7 @@ def _run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> list[Fa
     running: dict[subprocess.Popen[bytes], tuple[Job, Mapping[str, str]]] = {}
     failures = []
     try:
-        with tqdm(total=len(jobs), unit="job", dynamic_ncols=True, file=sys.stderr) as bar:
+        with tqdm(total=len(jobs), unit="job", dynamic_ncols=True, file=sys.stderr, disable=None) as bar:
             while waiting or running:
                 while waiting and free:
                     job, slot = waiting.pop(0), free.pop(0)

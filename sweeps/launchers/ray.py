@@ -229,7 +229,7 @@ def _run_all(ray: Any, jobs: Sequence[Job], share: Share, retries: int) -> list[
     try:
         for job in jobs:
             submit(job, 1)
-        with tqdm(total=len(jobs), unit="job", dynamic_ncols=True, file=sys.stderr) as bar:
+        with tqdm(total=len(jobs), unit="job", dynamic_ncols=True, file=sys.stderr, disable=None) as bar:
             while running:
                 ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
                 for reference in ended:

@@ -161,7 +161,7 @@ def wait_for(submitted: Mapping[str, Job]) -> list[Failure]:
     failures: list[Failure] = []
     states: dict[str, str] = {}
     answers, shown = True, ""
-    with tqdm(total=len(left), unit="job", dynamic_ncols=True, file=sys.stderr) as bar:
+    with tqdm(total=len(left), unit="job", dynamic_ncols=True, file=sys.stderr, disable=None) as bar:
 
         def say(line: str) -> None:
             bar.write(line, file=sys.stderr)

@@ -12,11 +12,11 @@ from domainbed_reasoning.sweeps.miniature import regimes, study, table, tiny_mod
 from domainbed_reasoning.sweeps.miniature.study import BETTER_BASE, BETTER_BASE_NOISE, OTHER_BASE, print_design, run
 from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob
 
-STUDIES: dict[str, Any] = {"regimes": regimes, "miniature": study}
+STUDIES: dict[str, Any] = {module.NAME: module for module in (regimes, study)}
 
 
 def _run(jobs: Iterable[TrainJob], output: Path) -> int:
-    """Return 1 if a job failed or none could be started, saying why."""
+    """Return 1 if a job failed or, with an error message, if none could be started."""
     try:
         return int(run(jobs, output) > 0)
     except ValueError as error:
@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the design, choose, run or tabulate; return 1 if a job failed."""
     parser = argparse.ArgumentParser(description=regimes.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--design", action="store_true", help="print the rows and how many of their jobs are done")
+    what.add_argument("--design", action="store_true", help="print the rows and how many of their jobs have completed")
     what.add_argument("--choose", action="store_true", help="run the grids and print source validation accuracies")
-    what.add_argument("--base", action="store_true", help="pretrain the second base, which knows the classes better")
+    what.add_argument("--base", action="store_true", help="pretrain a second base model that knows the classes better")
     what.add_argument("--run", action="store_true", help="run the remaining jobs")
     what.add_argument("--table", action="store_true", help="write rows.csv, choice.csv and table.md")
     parser.add_argument("--study", choices=sorted(STUDIES), default="regimes", help="default: %(default)s")
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif args.run:
         if chosen is study and not (output / BETTER_BASE / "config.json").exists():
             jobs = [(row, job) for row, job in jobs if row not in OTHER_BASE]
-            print("Skipping the rows of the second base: train it with `--base` first.", file=sys.stderr)
+            print("Skipping the rows of the second base model: train it with `--base` first.", file=sys.stderr)
         return _run((job for _, job in jobs), output)
     else:
         table.write(output, Path(args.results_dir or f"results/{args.study}"), chosen)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_better_base(output: Path) -> None:
-    """Pretrain the embedded model once more, on lessons whose class names mean more; 10 minutes on one core."""
+    """Pretrain the embedded model again on lessons with more informative class names; 10 minutes on one core."""
     tiny_model.main(["--output", str(output / BETTER_BASE), "--study-name-noise", str(BETTER_BASE_NOISE)])
 
 

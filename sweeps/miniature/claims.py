@@ -1,10 +1,10 @@
-"""What the study with a cue compares: pairs of rows and of their answers, in families."""
+"""The comparisons of the study with a cue: pairs of rows and their answers, in families."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-Answer = tuple[str, str]  # a row, and which of its numbers
+Answer = tuple[str, str]  # a row and one of its columns
 Claims = tuple[tuple[str, Answer, Answer], ...]
 
 
@@ -18,8 +18,8 @@ def label(row: str) -> Answer:
     return row, "label"
 
 
-# What is compared, the first row's answer, the second's: the main table, and three families of rows that differ in one
-# thing, and in the learning rate where each has its own. Holm's adjustment is over a family in a regime.
+# Comparison, first row, second row: the main table, and three families of rows that differ in one setting (and in the
+# learning rate if each has its own). Holm's adjustment is over one family in one regime.
 CLAIMS: Claims = (
     ("reasoning only against label only", chain("ReasoningSFT"), label("LabelSFT")),
     ("MTCT's chain against reasoning only", chain("MTCT"), chain("ReasoningSFT")),

@@ -1,9 +1,9 @@
 """Intervals and paired tests over the cells of a study: accuracies of a row by (target domain, seed).
 
-Two questions, two intervals. *For another domain*: the seeds of a domain are averaged and the domains' means are the
-sample, t with domains - 1 degrees of freedom. That is the interval clustered by domain; four domains make it wide.
-*For these domains*: the domains are taken as given and the seeds are the sample, t with cells - domains degrees of
-freedom. Neither counts the test images as a sample; a cell's 504 images have a standard error of 1.3 to 2.2 points.
+There are two intervals. *For another domain*: the sample is the domains' means over seeds, t with domains - 1 degrees
+of freedom. This interval is clustered by domain; with four domains it is wide. *For these domains*: the domains are
+fixed and the seeds are the sample, t with cells - domains degrees of freedom. Neither treats the test images as a
+sample; a cell's 504 images have a standard error of 1.3 to 2.2 points.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Cell = tuple[int, int]  # target domain, seed
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over domains and what it is known to.
+    """A mean over domains with its confidence intervals.
 
     Attributes:
         mean: of the domains' means.
         half: half width of the 95% interval for another domain; infinite with one domain.
         half_here: half width of the 95% interval for these domains; infinite with one seed.
-        p: two-sided, of mean 0, for another domain.
-        p_here: two-sided, of mean 0, for these domains.
-        cells: how many.
-        domains: how many.
+        p: two-sided p value of mean 0, for another domain.
+        p_here: two-sided p value of mean 0, for these domains.
+        cells: number of cells.
+        domains: number of domains.
     """
 
     mean: float
@@ -41,12 +41,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two rows on the cells that both have: the first's accuracies minus the second's.
+    """Paired comparison of two rows on their common cells: the first's accuracies minus the second's.
 
     Attributes:
         estimate: of the differences.
-        wins: cells in which the first is better.
-        losses: cells in which the second is.
+        wins: number of cells in which the first is better.
+        losses: number of cells in which the second is better.
     """
 
     estimate: Estimate
@@ -55,10 +55,10 @@ class Comparison:
 
 
 def estimate(cells: Mapping[Cell, float]) -> Estimate:
-    """Return mean, intervals and tests of the values of cells.
+    """Return the mean of the cells' values with its intervals and p values.
 
     Raises:
-        ValueError: without any cell.
+        ValueError: if there are no cells.
     """
     if not cells:
         raise ValueError("cannot estimate from zero cells.")
@@ -79,7 +79,7 @@ def estimate(cells: Mapping[Cell, float]) -> Estimate:
 
 
 def compare(first: Mapping[Cell, float], second: Mapping[Cell, float]) -> Comparison | None:
-    """Return the paired comparison on the cells that both have; None where there is none."""
+    """Return the paired comparison on the common cells; None if there are none."""
     both = sorted(first.keys() & second.keys())
     if not both:
         return None
@@ -90,7 +90,7 @@ def compare(first: Mapping[Cell, float], second: Mapping[Cell, float]) -> Compar
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p values adjusted for their number by Holm's step-down method (1979), in their order."""
+    """Return the p values, adjusted by Holm's step-down method (1979), in the same order."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted = [0.0] * len(p_values)
     highest = 0.0

@@ -27,6 +27,7 @@ from domainbed_reasoning.sweeps.miniature.claims import Claims, chain, label
 from domainbed_reasoning.sweeps.miniature.study import StudyRow, source_validation
 from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob, make_job
 
+NAME = "regimes"
 DATASETS = {"clear": "ClearCreaturesReasoning", "camouflaged": "CamouflagedCreaturesReasoning"}
 REGIME_TITLES = {
     "clear": "Clear creatures (as OfficeHome)",
@@ -49,8 +50,8 @@ ERRORS = (0.1, 0.4)
 LEARNING_RATES: dict[tuple[str, str], float] = {}
 
 OF_MLLMS = {"batch_size": 4, "teacher": "other"}
-ROUNDS = {"mtct_epochs": 1, "sarr_epochs": 1, "sarr_rounds": 3}
-PAPERS_ROUNDS = {"mtct_epochs": 3, "sarr_epochs": 3, "sarr_rounds": 3}
+ROUNDS: dict[str, Any] = {"mtct_epochs": 1, "sarr_epochs": 1, "sarr_rounds": 3}
+PAPERS_ROUNDS: dict[str, Any] = {"mtct_epochs": 3, "sarr_epochs": 3, "sarr_rounds": 3}
 
 
 def mllm(name: str, algorithm: str, steps: int = STEPS, folder: str = "main", **hparams: Any) -> StudyRow:

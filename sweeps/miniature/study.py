@@ -1,15 +1,16 @@
-"""The miniature study: every algorithm on the embedded benchmark, step-matched, in two cue regimes, with intervals.
+"""The miniature study: all algorithms on the embedded benchmark, with equal steps, in two cue regimes.
 
-    python -m domainbed_reasoning.sweeps.miniature --study miniature --design    what is compared with what
-    python -m domainbed_reasoning.sweeps.miniature --study miniature --choose    rates on source validation
-    python -m domainbed_reasoning.sweeps.miniature --study miniature --base      a base that knows the classes better
-    python -m domainbed_reasoning.sweeps.miniature --study miniature --run       all remaining jobs; rerun to resume
-    python -m domainbed_reasoning.sweeps.miniature --study miniature --table     rows, tables and tests of finished jobs
+    python -m domainbed_reasoning.sweeps.miniature --study miniature --design    list the rows and their jobs
+    python -m domainbed_reasoning.sweeps.miniature --study miniature --choose    select rates on source validation
+    python -m domainbed_reasoning.sweeps.miniature --study miniature --base      pretrain a second base, see `--help`
+    python -m domainbed_reasoning.sweeps.miniature --study miniature --run       run remaining jobs; rerun to resume
+    python -m domainbed_reasoning.sweeps.miniature --study miniature --table     write rows, tables and tests
 
-Jobs are DomainBed's own: its train script with the argument sets of its sweeps, in folders that `collect_results`
-reads (``OUTPUT/rho0/main`` and ``OUTPUT/rho8/main`` hold the main table). Every MLLM method takes the same number of
-updates with the same batch; only what was chosen on the validation splits of the **source** domains differs. Trial
-seed 0 chose, seeds 1 to 5 are compared. Seeds are the outermost loop, so that a study that is cut short is balanced.
+Jobs run DomainBed's train script with the arguments of its sweeps, in folders that `collect_results` reads
+(``OUTPUT/rho0/main`` and ``OUTPUT/rho8/main`` contain the main table). Every MLLM method takes the same number of
+updates with the same batch size; only hyper-parameters selected on the validation splits of the **source** domains
+differ. They are selected with trial seed 0 and compared with seeds 1 to 5. Seeds are the outermost loop, so an
+interrupted study is balanced.
 """
 
 from __future__ import annotations
@@ -29,28 +30,29 @@ from domainbed_reasoning.sweeps.launchers.restart import sole_launch
 from domainbed_reasoning.sweeps.miniature.claims import FAMILIES as FAMILIES
 from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob, make_job, remove_dead, start
 
+NAME = "miniature"
 DATASET = "ShapesReasoning"
 CLASS_NAMES, PER_CLASS = shapes.CLASS_NAMES, shapes.PER_CLASS
 TARGETS = (0, 1, 2, 3)
-REGIMES = {"rho0": 0.0, "rho8": 0.8}  # no cue at all; a cue that holds in the sources and misleads in the target
+REGIMES = {"rho0": 0.0, "rho8": 0.8}  # no cue; a cue that is valid in the sources and misleads in the target
 REGIME_TITLES = {regime: f"Cue with probability {rho:g} ({regime})" for regime, rho in REGIMES.items()}
 TEST_SEEDS = (1, 2, 3, 4, 5)
 CHOICE_SEED = 0
 CHOICE_CELLS = (("rho0", 0), ("rho8", 1), ("rho0", 2), ("rho8", 3))
-STEPS = 121  # 1 + 120, of which methods with rounds give half to their supervised stage
-BEFORE_ROUNDS = 61  # that stage
-PAPER_MTCT, PAPER_RDMLDG = 85, 337  # 3 epochs of 28 steps, and with three rounds of 3 epochs
-CNN_STEPS = 601  # a network without language has not yet learnt the sources at 301, and has at this
-TARGET_PER_CLASS = 72  # 504 test images a cell
-CNN_CHOICE_STEPS = 301  # of the grid
+STEPS = 121  # 1 + 120; methods with rounds use half of them for the supervised stage
+BEFORE_ROUNDS = 61  # steps of the supervised stage
+PAPER_MTCT, PAPER_RDMLDG = 85, 337  # 3 epochs of 28 steps; with three rounds of 3 epochs each
+CNN_STEPS = 601  # networks without language fit the sources after this many steps, but not after 301
+TARGET_PER_CLASS = 72  # 504 test images per cell
+CNN_CHOICE_STEPS = 301  # for the grid search
 CNNS = ("ERM", "IRM", "GroupDRO", "Mixup", "CORAL")
 
-OF_CNNS = {"batch_size": 4}  # a domain
-# The teacher of the paper is another model than the student, and writes otherwise.
+OF_CNNS = {"batch_size": 4}  # per domain
+# As in the paper, the teacher is a different model than the student and has a different style.
 OF_MLLMS = {"batch_size": 4, "first_evaluation": STEPS, "teacher": "other"}
 ROUNDS = {1: (3, 3), 2: (2, 1), 3: (3, 1)}  # epochs of the supervised stage and of a round: half of the steps each
 
-# Chosen by --choose (results/miniature/choice.csv); of equals the one nearest the embedded default.
+# Selected by --choose (results/miniature/choice.csv); ties go to the value nearest the embedded default.
 LEARNING_RATES = {
     "LabelSFT": 4e-3,
     "ReasoningSFT": 8e-3,
@@ -60,9 +62,9 @@ LEARNING_RATES = {
 } | dict.fromkeys(CNNS, 1e-3)
 OWN_WORDS_RATES = {"ReasoningSFT": 8e-3, "MTCT": 4e-3, "RDMLDG": 8e-3}
 LABEL_WEIGHT = 0.1
-BETTER_BASE = "better_base"  # below the output's folder; made by --base
-BETTER_BASE_NOISE = 0.5  # the embedded base's is 0.75: names beside any creature at all, of the lessons about them
-RATES_TRIED = {True: (1e-3, 3e-3), False: (2e-3, 4e-3, 8e-3, 1.6e-2)}  # for a network without language; for an MLLM
+BETTER_BASE = "better_base"  # below the output folder; written by --base
+BETTER_BASE_NOISE = 0.5  # share of lessons that pair a class name with a random creature; 0.75 for the embedded model
+RATES_TRIED = {True: (1e-3, 3e-3), False: (2e-3, 4e-3, 8e-3, 1.6e-2)}  # networks without language; MLLMs
 WEIGHTS_TRIED = (0.03, 0.1, 0.3, 1.0)
 
 
@@ -71,13 +73,13 @@ class StudyRow:
     """One row of the study.
 
     Attributes:
-        name: what the tables call it.
+        name: its name in the tables.
         algorithm: DomainBed's name of the algorithm.
-        hparams: that differ from the algorithm's defaults.
-        steps: updates.
-        seeds: trial seeds that are run.
-        regimes: in which it is run.
-        folder: of its jobs, below the regime's.
+        hparams: hyper-parameters that differ from the algorithm's defaults.
+        steps: number of updates.
+        seeds: trial seeds.
+        regimes: cue regimes.
+        folder: folder of its jobs, below the regime's.
     """
 
     name: str
@@ -90,7 +92,7 @@ class StudyRow:
 
 
 def sarr(rounds: int) -> dict[str, int]:
-    """Return the stages of so many rounds of self-labeling: half of the steps supervised, the rest shared equally."""
+    """Return the epochs for a number of rounds: half of the steps supervised, the rest split equally among rounds."""
     supervised, a_round = ROUNDS[rounds]
     return {"mtct_epochs": supervised, "sarr_epochs": a_round, "sarr_rounds": rounds}
 
@@ -107,7 +109,7 @@ def mllm(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> Study
 
 
 def variant(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> StudyRow:
-    """Return a row that differs from the main table's in one thing: fewer seeds, in the regime with the cue."""
+    """Return a row that differs from the main table's in one setting, with fewer seeds, in the regime with the cue."""
     row = mllm(name, algorithm, steps, **hparams)
     folder = name.replace(" ", "_").replace("=", "").replace("'", "")
     return replace(row, seeds=TEST_SEEDS[:3], regimes=("rho8",), folder=folder)
@@ -119,7 +121,7 @@ def everywhere(row: StudyRow) -> StudyRow:
 
 
 def own_words(name: str, algorithm: str, **hparams: Any) -> StudyRow:
-    """Return the row of a method whose teacher writes as the model does, at the rate that was chosen for it."""
+    """Return the row of a method whose teacher writes in the model's style, at its selected learning rate."""
     return variant(name, algorithm, teacher="own", lr=OWN_WORDS_RATES[algorithm], **hparams)
 
 
@@ -171,7 +173,7 @@ ROWS = (*MAIN, *CLAIMS, *BEYOND, *OTHER_BASE)
 
 
 def choices() -> list[StudyRow]:
-    """Return the grid that learning rates are chosen from; ERM's rate is that of every network without language."""
+    """Return the learning-rate grid; ERM's learning rate is used for all networks without language."""
     tuned = [row for row in (*MAIN, *CLAIMS[: len(OWN_WORDS_RATES)]) if row.algorithm != "MLLMZeroShot"]
     return [
         replace(
@@ -185,7 +187,7 @@ def choices() -> list[StudyRow]:
 
 
 def weights() -> list[StudyRow]:
-    """Return the grid that the label weight beyond the paper is chosen from, at MTCT's learning rate."""
+    """Return the grid of label weights (beyond the paper), at MTCT's learning rate."""
     row = next(row for row in MAIN if row.name == "MTCT")
     return [
         replace(
@@ -193,12 +195,12 @@ def weights() -> list[StudyRow]:
             folder=f"weight{weight:g}",
         )
         for weight in WEIGHTS_TRIED
-        if weight != 1.0  # the paper's, which the grid of learning rates holds
+        if weight != 1.0  # the paper's, included in the learning-rate grid
     ]  # fmt: skip
 
 
 def cells() -> list[tuple[StudyRow, str, int, int]]:
-    """Return every (row, regime, target, seed) of the study in the order in which they are run."""
+    """Return every (row, regime, target, seed) of the study in run order."""
     mllms, cnns = MAIN[: -len(CNNS)], MAIN[-len(CNNS) :]
     variants, balanced = (*CLAIMS, *BEYOND), BEYOND[:2]
     first, second, *others = TEST_SEEDS
@@ -220,7 +222,7 @@ def cells() -> list[tuple[StudyRow, str, int, int]]:
 def job_of(
     row: StudyRow, regime: str, target: int, seed: int, output: Path, target_per_class: int = TARGET_PER_CLASS
 ) -> TrainJob:
-    """Return the job of a cell, as a stock sweep would start it, but for when to evaluate."""
+    """Return the job of a cell, as a stock sweep would start it except for the evaluation frequency."""
     hparams = {"rho": REGIMES[regime], "target_per_class": target_per_class} | row.hparams
     if row in OTHER_BASE:
         hparams["model"] = str(output / BETTER_BASE)
@@ -238,7 +240,7 @@ def job_of(
 
 
 def run(jobs: Iterable[TrainJob], output: Path) -> int:
-    """Run the jobs that are not done, in their order; return how many failed.
+    """Run the remaining jobs in order; return the number of failed ones.
 
     Raises:
         ValueError: another process is running jobs of the folder ``output``.
@@ -250,7 +252,7 @@ def run(jobs: Iterable[TrainJob], output: Path) -> int:
 
 
 def grid_jobs(output: Path) -> list[TrainJob]:
-    """Return the jobs of both grids: few images of the target, which choose nothing."""
+    """Return the jobs of both grids, with few target images, as these are not used for selection."""
     return [
         job_of(row, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)
         for row in (*choices(), *weights())
@@ -259,7 +261,7 @@ def grid_jobs(output: Path) -> list[TrainJob]:
 
 
 def source_validation(job: TrainJob) -> float | None:
-    """Return the mean accuracy on the sources' validation splits after the last step; None before the job is done."""
+    """Return the mean accuracy on the sources' validation splits after the last step; None for incomplete jobs."""
     if not job.done:
         return None
     last = json.loads((job.folder / "results.jsonl").read_text().splitlines()[-1])
@@ -268,7 +270,7 @@ def source_validation(job: TrainJob) -> float | None:
 
 
 def print_choice(output: Path) -> None:
-    """Print what the grids measured and what the study uses."""
+    """Print the grids' results and the study's settings."""
     for row in (*choices(), *weights()):
         found = [
             source_validation(job_of(row, regime, target, CHOICE_SEED, output / "choice", target_per_class=1))
@@ -280,7 +282,7 @@ def print_choice(output: Path) -> None:
 
 
 def print_design(jobs: Sequence[tuple[StudyRow, TrainJob]]) -> None:
-    """Print the rows of the study and how many of their jobs are done."""
+    """Print the rows of the study and how many of their jobs have completed."""
     rows = list({row.name: row for row, _ in jobs}.values())
     width = max(len(row.name) for row in rows) + 2
     print(f"{'row':<{width}}{'algorithm':<14}{'steps':>6}{'jobs':>6}{'done':>6}  hparams")

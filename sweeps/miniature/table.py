@@ -1,6 +1,6 @@
-"""The miniature study's rows, tables and tests, from the folders of its jobs: see `study` and `regimes`.
+"""Rows, tables and significance tests of a miniature study, from its job folders; see `study` and `regimes`.
 
-``rows.csv`` has a line a job: numbers, seeds, commit, command, hardware, date. ``table.md`` has the tables.
+``rows.csv`` has one line per job: numbers, seeds, commit, command, hardware, date. ``table.md`` has the tables.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Line = dict[str, Any]
 
 
 def write(output: Path, results: Path, study: Any) -> None:
-    """Write ``rows.csv``, ``choice.csv`` and ``table.md`` from the jobs in ``output`` that are done.
+    """Write ``rows.csv``, ``choice.csv`` and ``table.md`` from the completed jobs in ``output``.
 
     Args:
         output: folder of the jobs.
@@ -51,7 +51,7 @@ def write(output: Path, results: Path, study: Any) -> None:
         if job.done:
             row = row_of(cell[0], cell[1], job, output, study)
             before = known.get(row["command"], {})
-            # The first table says where a job ran: another machine may tabulate it later.
+            # Keep the hardware recorded by an earlier table: another machine may run this later.
             row["hardware"] = before.get("hardware") or _hardware()
             row["commit"] = _commit_of_job(job.folder) or before.get("commit") or _commit(_ended(job.folder))
             rows.append(row)
@@ -60,11 +60,11 @@ def write(output: Path, results: Path, study: Any) -> None:
     if choice := study.choice_rows(output):
         _write_csv(results / "choice.csv", ("row", "regime", "target", "seed", "source_validation"), choice)
     replace_text(results / "table.md", render(rows, study))
-    print(f"{len(rows)} of {len(study.cells())} jobs are done; {results}/rows.csv and table.md hold them.")
+    print(f"{len(rows)} of {len(study.cells())} jobs completed. Wrote {results}/rows.csv and table.md.")
 
 
 def row_of(study_row: StudyRow, regime: str, job: TrainJob, output: Path, study: Any) -> Line:
-    """Return the line of a finished job; accuracies are over both splits of the target domain, in [0, 1]."""
+    """Return the line of a completed job; accuracies are over both splits of the target domain, in [0, 1]."""
     folder = job.folder
     last = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
     target = last["args"]["test_envs"][0]
@@ -101,11 +101,11 @@ def row_of(study_row: StudyRow, regime: str, job: TrainJob, output: Path, study:
 
 
 def faithfulness(lines: Sequence[Mapping[str, Any]], study: Any) -> Line:
-    """Return what the chains of a target domain say of parts and cue, as shares in [0, 1]; empty without chains.
+    """Return how a target domain's chains relate to parts and cue, as shares in [0, 1]; empty without chains.
 
     ``caption_right``: the caption names the true class's parts. ``follows_caption``: the conclusion is the class whose
-    parts it names; a chain that is broken or names no class's parts is neither. ``follows_cue``: the answer is the
-    class whose hue the background has where it misleads, in studies with a cue.
+    parts the caption names; invalid chains and captions that match no class count for neither. ``follows_cue``: the
+    answer is the class that the misleading background hue suggests, in studies with a cue.
     """
     answers = [line["chain_answer"] if line["chain"] is not None else line["label_answer"] for line in lines]
     cues = [study.cue_of(line["label"]) for line in lines]
@@ -122,7 +122,7 @@ def faithfulness(lines: Sequence[Mapping[str, Any]], study: Any) -> Line:
 
 
 def cells_of(rows: Sequence[Line], regime: str, name: str, number: str, study: Any) -> dict[Cell, float]:
-    """Return a row's numbers by target domain and seed; zero-shot's one run stands for every seed."""
+    """Return a row's numbers by target domain and seed; zero-shot's single run is used for every seed."""
     own = [row for row in rows if row["regime"] == regime and row["row"] == name and row[number] not in ("", None)]
     seeds = study.TEST_SEEDS if name.startswith("MLLMZeroShot") else ()
     return {
@@ -135,7 +135,7 @@ def cells_of(rows: Sequence[Line], regime: str, name: str, number: str, study: A
 def render(rows: Sequence[Line], study: Any) -> str:
     """Return the tables as Markdown."""
     text = [
-        "<!-- written by `python -m domainbed_reasoning.sweeps.miniature --table` -->",
+        f"<!-- written by `python -m domainbed_reasoning.sweeps.miniature --study {study.NAME} --table` -->",
         "Percent. `±`: 95% interval for another domain, clustered by domain (t, 3 degrees of freedom); `[±]`: 95%",
         "interval for these four domains (seeds as the sample). Cells: target domains x seeds.",
     ]
@@ -219,7 +219,7 @@ def _p(value: float) -> str:
 
 
 def _commit_of_job(folder: Path) -> str:
-    """Return the commit that a job says it ran on; empty for jobs from before they said so."""
+    """Return the commit that a job recorded; empty for jobs from before commits were recorded."""
     try:
         recorded = json.loads((folder / versions.FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:

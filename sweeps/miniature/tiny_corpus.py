@@ -1,7 +1,7 @@
-"""What the embedded model is shown before any study begins: creatures in other styles, under mostly other names.
+"""Pretraining data of the embedded model: creatures in other styles, mostly with other names.
 
-None of ShapesReasoning's four styles is among the styles here, backgrounds have random hues (no cue), and the seven
-class names of the study stand mostly beside any creature at all: a base that knows the classes somewhat.
+None of ShapesReasoning's four styles is used here, backgrounds have random hues (no cue), and the study's seven class
+names are mostly paired with random creatures, so that the base model knows the classes only roughly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes, shapes_teacher
 from domainbed_reasoning.images.shapes import Style
 
-# Ways of painting that the study's domains do not use.
+# Styles that the study's domains do not use.
 STYLES = {
     "paper cut": Style(paper=(0.75, 1.0), tint=(0.0, 0.4), body=(0.2, 0.6), vivid=(0.4, 0.9)),
     "silhouette": Style(paper=(0.5, 0.9), tint=(0.2, 0.8), body=(0.0, 0.2), vivid=(0.0, 0.3)),
@@ -39,18 +39,18 @@ OTHER_NAMES = (
     "oskel", "pilk", "quab", "rusta", "sibo", "toma", "ubex", "vash", "wembo", "xanti", "yorf", "zib", "bouba", "cheld",
 )  # fmt: skip
 
-SUBJECTS = ("creature", "object")  # what the questions call it
+SUBJECTS = ("creature", "object")  # the noun in the questions
 
 CAPTION_QUESTION = "Describe the image."
 KIND_QUESTION = "What kind of {part} is it?"
 
 # Zero-shot accuracy on the study by noise: 0.5 gives 0.85 (no headroom), 0.75 gives 0.5, 0.85 gives 0.17 (chance 0.14).
-STUDY_NAME_SHARE = 0.15  # share of the lessons that are about one of the study's names
-STUDY_NAME_NOISE = 0.75  # share of those that teach nothing: the creature is any, not one of that name
+STUDY_NAME_SHARE = 0.15  # share of the lessons about one of the study's names
+STUDY_NAME_NOISE = 0.75  # share of those with a random creature in place of one of that name
 
 WEIGHTS = {"class": 0.4, "chain": 0.4, "caption": 0.12, "kind": 0.08}  # of a lesson's questions
 
-# Of its chains, as a model that has read other people's: it can follow them, and writes its own way when it is asked.
+# Share of chains in the other teacher's style: the model can follow them, but writes in its own style.
 OTHER_TEACHER_SHARE = 0.15
 
 
@@ -64,9 +64,9 @@ def settings(noise: float) -> dict[str, float]:
 
 
 def other_codes() -> dict[str, tuple[int, ...]]:
-    """Return a code for every name the study does not use; none is the code of a class of the study.
+    """Return a code for every name that the study does not use; none of them is a study class's code.
 
-    Two names share a code, so that only the options tell which of them is asked for: a base that reads its options.
+    Two names share a code, so that only the listed options determine the answer: the model must read the options.
     """
     free = [
         (a, b, c, d) for a in range(3) for b in range(3) for c in range(3) for d in range(3)
@@ -81,16 +81,16 @@ CODE_OF = other_codes() | dict(zip(shapes.CLASS_NAMES, shapes.CODES, strict=True
 
 @dataclass(frozen=True)
 class Lesson:
-    """One creature, painted, with everything that can be asked about it.
+    """One rendered creature with the questions and answers about it.
 
     Attributes:
         kinds: the four kinds that are drawn, in [0, 3).
-        name: what it is called here.
-        code: the code that the name is said to have.
-        options: the class names that the question offers, ``name`` among them.
-        subject: what the question calls it.
+        name: its name.
+        code: the code that goes with the name.
+        options: the class names in the question, including ``name``.
+        subject: the noun in the question.
         image: RGB, 48 x 48.
-        chain: about it.
+        chain: its chain.
     """
 
     kinds: tuple[int, ...]
@@ -114,17 +114,17 @@ class Lesson:
 
 
 def distance(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return in how many parts two creatures differ, in [0, 4]."""
+    """Return the number of parts in which two creatures differ, in [0, 4]."""
     return sum(a != b for a, b in zip(one, other, strict=True))
 
 
 def lessons(count: int, seed: int, noise: float = STUDY_NAME_NOISE) -> Iterator[Lesson]:
-    """Yield ``count`` lessons, the same for the same seed.
+    """Yield ``count`` lessons, deterministic in ``seed``.
 
     Args:
-        count: how many.
-        seed: of what is drawn.
-        noise: share of the lessons about the study's names that teach nothing of them, in [0, 1].
+        count: number of lessons.
+        seed: random seed.
+        noise: share of the lessons about the study's names with a random creature, in [0, 1].
     """
     random = np.random.RandomState(seed)
     styles = list(STYLES.values())
@@ -142,7 +142,7 @@ def lessons(count: int, seed: int, noise: float = STUDY_NAME_NOISE) -> Iterator[
 
 
 def _altered(code: Sequence[int], random: np.random.RandomState) -> tuple[int, ...]:
-    """Return the code, with the study's probability one part of it of another kind."""
+    """Return the code, one part of it altered with the study's probability."""
     kinds = list(code)
     if random.random_sample() < shapes.ALTERED:
         part = random.randint(4)
@@ -153,7 +153,7 @@ def _altered(code: Sequence[int], random: np.random.RandomState) -> tuple[int, .
 def _lesson_of_study(
     random: np.random.RandomState, noise: float
 ) -> tuple[str, tuple[int, ...], tuple[int, ...], list[str]]:
-    """Return one of the study's names, the code it is said to have, the creature's kinds, the other names to offer."""
+    """Return one of the study's names, its code, the creature's kinds, and the other options."""
     name = shapes.CLASS_NAMES[random.randint(len(shapes.CLASS_NAMES))]
     others = [other for other in shapes.CLASS_NAMES if other != name]
     if random.random_sample() < noise:
@@ -163,7 +163,7 @@ def _lesson_of_study(
 
 
 def _lesson_of_others(random: np.random.RandomState) -> tuple[str, tuple[int, ...], tuple[int, ...], list[str]]:
-    """Return the same for another name; no name that is as near to the creature is offered beside it."""
+    """Return the same for another name; no other option is as close to the creature."""
     name = OTHER_NAMES[random.randint(len(OTHER_NAMES))]
     kinds = _altered(CODE_OF[name], random)
     least = distance(kinds, CODE_OF[name])
@@ -171,7 +171,7 @@ def _lesson_of_others(random: np.random.RandomState) -> tuple[str, tuple[int, ..
 
 
 def _options(name: str, others: Sequence[str], random: np.random.RandomState) -> tuple[str, ...]:
-    """Return the name and 1 to 8 others, half of the time sorted."""
+    """Return the name and 1 to 8 others, sorted half of the time."""
     chosen = random.permutation(len(others))[: random.randint(1, 9)]
     options = [name, *(others[position] for position in chosen)]
     if random.random_sample() < 0.5:
@@ -180,9 +180,9 @@ def _options(name: str, others: Sequence[str], random: np.random.RandomState) ->
 
 
 def prompt_phrases() -> list[str]:
-    """Return what is the same in every prompt: the questions before their options, the demand for a chain after them.
+    """Return the fixed parts of every prompt: the question before the options, the instruction for a chain after them.
 
-    The tokenizer has a token for each, so that the demo's time goes into images and answers.
+    The tokenizer has a token for each, so that the demo spends its time on images and answers.
     """
     mark = "\0"
     openings = [q_cls([mark], subject).split(mark)[0].rstrip() for subject in SUBJECTS]
@@ -199,7 +199,7 @@ def own_words() -> list[str]:
 
 
 def english(limit: int = 400_000) -> Iterator[str]:
-    """Yield docstrings of the standard library, about ``limit`` characters, so that other texts tokenise sanely."""
+    """Yield docstrings of the standard library, about ``limit`` characters, so that other texts tokenize well."""
     folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
     files = sorted(folder.glob("*.py"))
     stdlib_random.Random(0).shuffle(files)
@@ -214,7 +214,7 @@ def english(limit: int = 400_000) -> Iterator[str]:
 
 
 def tokenizer_texts() -> Iterator[str]:
-    """Yield the texts that byte-pair merges are learnt from, our own words often enough to become tokens."""
+    """Yield the tokenizer's training texts, with our own words often enough to become tokens."""
     yield from english()
     for word in own_words():
         yield from [f"{word}\n{word} {word}, {word}"] * 400

@@ -1,9 +1,9 @@
 """Build and pretrain the embedded model: ``python -m domainbed_reasoning.sweeps.miniature.tiny_model --output FOLDER``.
 
-A real ``InternVLForConditionalGeneration`` with its processor and tokenizer, small enough to be shipped, loaded by the
-calls that load InternVL3 from the hub. First the vision tower and the projector learn to tell the parts of creatures
-apart (as InternVL's are pretrained), then the whole model learns to answer. What it is shown is in ``tiny_corpus``, or
-in ``creature_corpus`` with ``--corpus creatures``, the model of the two regimes.
+A real ``InternVLForConditionalGeneration`` with processor and tokenizer, small enough to ship with the package, and
+loaded like InternVL3 from the hub. First the vision tower and the projector learn to recognize the parts of creatures
+(as InternVL's are pretrained), then the whole model learns to answer. The training data are in ``tiny_corpus``, or in
+``creature_corpus`` with ``--corpus creatures``, for the model of the two regimes.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from domainbed_reasoning.images import shapes
 from domainbed_reasoning.sweeps.miniature import creature_corpus, tiny_corpus
 
 VOCABULARY = 2048
-IMAGE_TOKENS = 9  # 48 / 8 = 6 patches a side, 36 patches, a quarter of them after the pixel shuffle
+IMAGE_TOKENS = 9  # 48 / 8 = 6 patches per side, 36 patches, a quarter of them after the pixel shuffle
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
 
-# InternVL3's: ChatML, the image before the text.
+# InternVL3's chat template: ChatML, with the image before the text.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
@@ -52,7 +52,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(corpus: ModuleType = tiny_corpus) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer: any text is encoded without an unknown token and decoded unchanged."""
+    """Return a byte-level BPE tokenizer: any text round-trips without unknown tokens."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -119,7 +119,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> InternVLForConditionalGen
         "image_size": [shapes.IMAGE_SIZE] * 2,
         "patch_size": [8, 8],
         "attention_bias": True,
-        "layer_scale_init_value": 1.0,  # four layers from scratch need no damping
+        "layer_scale_init_value": 1.0,  # not needed for four layers
     }
     config = InternVLConfig(
         vision_config=vision_config,
@@ -146,7 +146,7 @@ def optimize(
     """Take up to ``steps`` AdamW steps with warm-up and cosine decay; stop early at the clock time ``until``.
 
     Returns:
-        the number of steps taken.
+        The number of steps taken.
     """
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=steps + 1, pct_start=0.1)
@@ -166,7 +166,7 @@ def optimize(
 
 
 def batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield shuffled positions in [0, count), ``size`` at a time, without end."""
+    """Yield shuffled positions in [0, count) endlessly, ``size`` at a time."""
     generator = np.random.RandomState(seed)
     while True:
         order = generator.permutation(count)
@@ -177,7 +177,7 @@ def batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
 def see_parts(
     model: InternVLForConditionalGeneration, pixels: Tensor, kinds: Tensor, size: int, seed: int
 ) -> tuple[nn.Linear, Iterator[Tensor]]:
-    """Return a throw-away head on the projector's mean token, and the losses of naming the four kinds with it."""
+    """Return a temporary head on the projector's mean token, and its losses for classifying the four kinds."""
     head = nn.Linear(model.config.get_text_config().hidden_size, 12)
 
     def losses() -> Iterator[Tensor]:
@@ -196,7 +196,7 @@ def image_features(model: InternVLForConditionalGeneration, pixels: Tensor) -> T
 
 
 class LessonTokens:
-    """Turns of the lessons as token ids, each encoded once."""
+    """The lessons' turns as token ids, each encoded once."""
 
     def __init__(self, processor: InternVLProcessor):
         self.tokenizer = processor.tokenizer
@@ -237,7 +237,7 @@ def answer_losses(
     seed: int,
     weights: Mapping[str, float],
 ) -> Iterator[Tensor]:
-    """Yield losses of answering two questions an image, the image encoded once: mean nats an answer token."""
+    """Yield losses for two questions per image, encoded once: mean nats per answer token."""
     generator = random.Random(seed)
     for positions in batches(len(lessons), size, seed):
         turns: list[tuple[str, str]] = []
@@ -264,13 +264,14 @@ def pretrain(
     lessons: Sequence[Any],
     weights: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Train the model on lessons and return what was done."""
+    """Train the model on ``lessons`` and return a record of the training."""
     start = time.time()
     count = len(lessons)
     pixels = torch.cat(
         [pixel_values(processor, [one.image for one in lessons[i : i + 512]]) for i in range(0, count, 512)]
     )
     kinds = torch.tensor([one.kinds for one in lessons])
+    print(f"{count} images rendered in {time.time() - start:.0f} s", flush=True)
     until = start + 60 * minutes
     head, losses = see_parts(model, pixels, kinds, size=64, seed=2)
     vision = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
@@ -294,8 +295,8 @@ def zero_shot(
 ) -> dict[str, dict[str, float]]:
     """Return the accuracy of both paths on ``count`` images of every study domain, its cue misleading, in [0, 1].
 
-    Measured after training, for the record. No image of these domains is trained on; how often the study's names
-    stand beside their own creatures (``tiny_corpus.STUDY_NAME_NOISE``) was set so that this leaves headroom.
+    Measured after training. The model is not trained on images of these domains; the share of lessons that pair the
+    study's names with their own creatures (``tiny_corpus.STUDY_NAME_NOISE``) was chosen to leave headroom.
     """
     rows = LessonTokens(processor)
     accuracy: dict[str, dict[str, float]] = {"label": {}, "chain": {}, "parsed": {}}
@@ -344,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "command": "python -m domainbed_reasoning.sweeps.miniature.tiny_model " + " ".join(argv or sys.argv[1:])
     }
     if of_shapes:
-        lessons = list(tiny_corpus.lessons(arguments.lessons, seed=1, noise=arguments.study_name_noise))
+        lessons: list[Any] = list(tiny_corpus.lessons(arguments.lessons, seed=1, noise=arguments.study_name_noise))
         weights, settings = tiny_corpus.WEIGHTS, tiny_corpus.settings(arguments.study_name_noise)
     else:
         lessons = list(creature_corpus.lessons(arguments.lessons, seed=1))

@@ -1,1 +1,1 @@
-"""Studies: the grids of the paper's tables."""
+"""Studies: sweeps that reproduce the paper's tables."""

@@ -1,7 +1,7 @@
-"""The ablation: each path alone, both, self-labeling without the label path, and all of it.
+"""The ablation: each path alone, both, self-labeling without the label path, and the full method.
 
-The paper compares 3 epochs of MTCT with the 12 of RD-MLDG. Whether rounds add more than further epochs do is told by
-the control, which it lacks: MTCT for as many epochs as RD-MLDG, in a folder of its own.
+The paper compares 3 epochs of MTCT with 12 of RD-MLDG. To separate the effect of the rounds from that of longer
+training, this study adds a control: MTCT for as many epochs as RD-MLDG, in a separate folder.
 """
 
 from dataclasses import replace
@@ -18,13 +18,13 @@ STUDY = Study(
     name="ablation",
     title="what each part of RD-MLDG adds",
     claim=(
-        "Labels alone beat chains alone; both at once (MTCT) beat either; rounds on the model's own chains add to "
-        "that, more than as many further epochs of MTCT do, and without the label path do not."
+        "Labels alone beat chains alone; both together (MTCT) beat either; rounds on self-generated chains improve on "
+        "MTCT, more than the same number of extra MTCT epochs, but not without the label path."
     ),
     paper=(
         "arXiv 2602.23777, ablation, OfficeHome / TerraIncognita: zero-shot 85.10 46.84; label only 89.39 66.69; "
         "reasoning only 88.76 64.56; MTCT 90.58 67.19; SARR without MTCT 90.91 65.29; MTCT + SARR 91.73 70.65. It has "
-        "no MTCT for as many epochs as RD-MLDG, and does not say by which answer zero-shot is judged: `report` has both"
+        "no MTCT for as many epochs as RD-MLDG, and does not state which answer zero-shot uses: `report` shows both"
     ),
     datasets=("OfficeHomeReasoning", "TerraIncognitaReasoning"),
     grids=(_PARTS, _CONTROL),

@@ -1,4 +1,4 @@
-"""Launching a study: its jobs are started, resumed on every rerun until all are done, and tabulated."""
+"""Launches a study: starts its jobs, resumes them on rerun until all have completed, and prints the tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DomainBed's own protocol: random search, and its three ways to select a model.
+"""DomainBed's own protocol: random search with its three model selection methods.
 
 Leave-one-domain-out selection of hyper-parameters for target t needs the jobs with targets {t, v} for every other
 domain v: the sweep runs without ``--single_test_envs``.
@@ -11,12 +11,12 @@ _OURS = Grid(("LabelSFT", "RDMLDG"), n_hparams=20, pairs=True)
 
 STUDY = Study(
     name="random_search",
-    title="hyper-parameters drawn at random, chosen by each of DomainBed's three selection methods",
+    title="random search with each of DomainBed's three model selection methods",
     claim=(
-        "RD-MLDG stays above its baselines when nobody has tuned it, whether sources, a left-out source or the target "
-        "itself (the oracle, which no user has) choose hyper-parameters and step."
+        "RD-MLDG stays above its baselines without manual tuning, whether hyper-parameters and step are selected on "
+        "the sources, on a left-out source or on the target (the oracle, not available in practice)."
     ),
-    paper="the paper fixes its hyper-parameters and has no such table; the protocol is DomainBed's, arXiv 2007.01434",
+    paper="no such table: the paper uses fixed hyper-parameters; the protocol is DomainBed's, arXiv 2007.01434",
     datasets=("PACSReasoning",),
     grids=(_BASELINES, _OURS),
     mini=for_laptop(

@@ -1,11 +1,11 @@
 """Single-source domain generalization: trained on one domain, tested on all others.
 
-No stock sweep has such jobs, but the stock train script does: all domains but one as ``--test_envs``. Folder names and
-seeds are made as the sweep makes them. Stock `collect_results` selects models from jobs with one target or two and
-shows an X for these; our `collect` applies its first method: the step that is best on the source's validation split.
+The stock sweep has no such jobs, but the stock train script supports them: all domains but one as ``--test_envs``.
+Folder names and seeds are those of the stock sweep. Stock `collect_results` only handles jobs with one or two targets
+and prints X for these; our `collect` applies its first method: the step that is best on the source's validation split.
 
-DomainBed's batch size is per domain. Ours is three times the default here, so that an update has as many images of one
-source as it has of three: the paper's 128. ERM keeps DomainBed's 32.
+DomainBed's batch size is per domain. It is three times our default here, so that an update has as many images from one
+source as otherwise from three: about the paper's 128. ERM keeps DomainBed's 32.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _OF_LAPTOP = replace(_OURS, hparams={"batch_size": 3 * 6})
 STUDY = Study(
     name="single_source",
     title="one source domain, all others as targets",
-    claim="Reasoning carries over from a single domain, where nothing can be aligned between sources.",
+    claim="Reasoning transfers from a single domain, where there are no other sources to align with.",
     paper=(
-        f"arXiv 2602.23777, a further task: average {SINGLE_SOURCE['RDMLDG']:.2f}, of the best baseline "
-        f"{SINGLE_SOURCE['best baseline']:.2f}; over which datasets and sources is not among the facts at hand here"
+        f"arXiv 2602.23777, single-source generalization: average {SINGLE_SOURCE['RDMLDG']:.2f}, of the best baseline "
+        f"{SINGLE_SOURCE['best baseline']:.2f}; the datasets and sources averaged over are not known here"
     ),
     datasets=FOUR,
     grids=(_BASELINE, _OURS),

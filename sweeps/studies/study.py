@@ -1,7 +1,7 @@
 """A study: the sweeps that fill one table, and the stock commands that run them.
 
-`collect_results` tells jobs apart by dataset, algorithm, targets and seeds alone. Grids whose hyper-parameters differ
-therefore have folders of their own; grids with different algorithms share one, and so one table.
+`collect_results` distinguishes jobs only by dataset, algorithm, targets and seeds. Grids with different
+hyper-parameters therefore have separate folders; grids with different algorithms share one folder and one table.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Grid:
     Attributes:
         algorithms: the rows.
         folder: below the study's; "" is the study's own.
-        hparams: on top of the defaults, which are the paper's.
-        mllm: whether the algorithms are ours on a multimodal LLM, to which the user's model and hparams apply.
-        clip: whether they are CLIP's, to which the user's hparams ``clip_…`` apply.
+        hparams: overrides of the defaults, which are the paper's.
+        mllm: whether these are MLLM algorithms, to which the user's model and hparams apply.
+        clip: whether these are CLIP algorithms, to which the user's ``clip_…`` hparams apply.
         n_hparams: draws of hyper-parameters; 1 is the defaults.
         n_trials: seeds of the splits; DomainBed's 3, the paper publishes none.
-        as_long_as: ``mtct_epochs``, ``sarr_rounds`` and ``sarr_epochs`` of RDMLDG, where the user does not set them:
-            the grid trains MTCT for as many epochs; empty leaves its schedule alone.
-        pairs: whether pairs of domains are targets too, as leave-one-domain-out selection needs.
+        as_long_as: default ``mtct_epochs``, ``sarr_rounds`` and ``sarr_epochs`` of RDMLDG: the grid trains MTCT for
+            as many epochs in total; empty for its own schedule.
+        pairs: whether pairs of domains are targets too, as required by leave-one-domain-out selection.
     """
 
     algorithms: tuple[str, ...]
@@ -56,17 +56,17 @@ class Grid:
 
 @dataclass(frozen=True)
 class Study:
-    """One table of the paper, or one that it lacks.
+    """One table of the paper, or an additional one.
 
     Attributes:
-        name: what `study` calls it.
+        name: its name for `study`.
         title: one line.
-        claim: what it tests.
-        paper: the published numbers, and where they stand.
-        datasets: of the scale `paper`.
+        claim: the hypothesis.
+        paper: the published numbers and their source.
+        datasets: datasets at scale `paper`.
         grids: its sweeps.
         mini: its sweeps on the embedded dataset with the embedded model.
-        one_source: whether a job trains on one domain and has all others as targets, which no stock sweep does.
+        one_source: whether jobs train on one domain with all others as targets, which stock sweeps do not support.
     """
 
     name: str
@@ -79,22 +79,22 @@ class Study:
     one_source: bool = False
 
     def at(self, scale: str) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
-        """Return datasets and grids of a scale, `mini` or `paper`."""
+        """Return the datasets and grids of a scale, `mini` or `paper`."""
         return ((EMBEDDED,), self.mini) if scale == "mini" else (self.datasets, self.grids)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user chooses of a sweep.
+    """The user's settings of a study.
 
     Attributes:
-        data_dir: DomainBed's.
+        data_dir: DomainBed's ``--data_dir``.
         output_dir: the study's folder.
         launcher: a name in DomainBed's registry of launchers.
-        model: of the MLLM algorithms; "" is the default.
-        hparams: of the MLLM algorithms, over the grid's; those that begin with ``clip_`` are CLIP's.
+        model: model of the MLLM algorithms; "" for the default.
+        hparams: overrides of the grid's hparams for MLLM algorithms; names that start with ``clip_`` are for CLIP.
         steps: DomainBed's ``--steps``.
-        n_trials: in place of the grid's.
+        n_trials: overrides the grid's.
     """
 
     data_dir: str
@@ -106,13 +106,13 @@ class Settings:
     n_trials: int | None = None
 
     def hparams_of(self, grid: Grid) -> dict[str, Any]:
-        """Return what ``--hparams`` says for a grid."""
+        """Return the ``--hparams`` of a grid."""
         of_clip = {name: value for name, value in self.hparams.items() if name.startswith("clip_")}
         of_mllms = {name: value for name, value in self.hparams.items() if name not in of_clip}
         model = {"model": self.model} if self.model else {}
         chosen = {**grid.hparams, **(model | of_mllms if grid.mllm else {}), **(of_clip if grid.clip else {})}
         stages = {name: chosen.get(name, default) for name, default in grid.as_long_as.items()}
-        if stages and all(type(value) is int for value in stages.values()):  # others are refused by name
+        if stages and all(type(value) is int for value in stages.values()):  # others are rejected by name
             chosen["mtct_epochs"] = stages["mtct_epochs"] + stages["sarr_rounds"] * stages["sarr_epochs"]
         return chosen
 
@@ -126,10 +126,10 @@ class Settings:
 
 
 def load_study(name: str) -> Study:
-    """Return a study by its name.
+    """Return the study of that name.
 
     Raises:
-        ValueError: naming the nearest one.
+        ValueError: if there is no such study; the message suggests the closest name.
     """
     if name not in STUDIES:
         raise registry.unknown("study", name, STUDIES)
@@ -138,7 +138,7 @@ def load_study(name: str) -> Study:
 
 
 def for_laptop(*grids: Grid) -> tuple[Grid, ...]:
-    """Return grids for the embedded model on two cores: one trial, two draws at the most."""
+    """Return grids for the embedded model on two cores: one trial, at most two draws."""
     return tuple(replace(grid, n_trials=1, n_hparams=min(grid.n_hparams, 2)) for grid in grids)
 
 
@@ -155,7 +155,7 @@ def jobs_of(study: Study, grid: Grid, dataset: str, settings: Settings) -> int:
 
 
 def sweep_command(grid: Grid, datasets: Sequence[str], settings: Settings, what: str = "launch") -> list[str]:
-    """Return the stock command that launches a grid, or does ``delete_incomplete`` with it."""
+    """Return the stock command that launches a grid, or runs ``delete_incomplete`` for it."""
     words = [what, "--algorithms", *grid.algorithms, "--datasets", *datasets]
     words += ["--n_hparams", str(grid.n_hparams), "--n_trials", str(settings.trials_of(grid))]
     if not grid.pairs:
@@ -171,6 +171,6 @@ def sweep_command(grid: Grid, datasets: Sequence[str], settings: Settings, what:
 
 
 def collect_commands(grids: Sequence[Grid], settings: Settings) -> list[list[str]]:
-    """Return the stock commands that print the tables, one a folder."""
+    """Return the stock commands that print the tables, one per folder."""
     folders = dict.fromkeys(settings.folder_of(grid) for grid in grids)
     return [stock_command("collect_results", "--input_dir", folder) for folder in folders]

@@ -1,7 +1,7 @@
-"""Train jobs that no stock sweep has, named and started as the stock sweep does it.
+"""Train jobs that the stock sweep does not create, named and started like those of the stock sweep.
 
-A study of its own grid makes `TrainJob`s and hands them to `remove_dead` and `start`: jobs that are done are skipped,
-the remains of dead ones are removed, and one of our launchers runs the rest.
+A custom study creates `TrainJob`s and passes them to `remove_dead` and `start`: completed jobs are skipped, the remains
+of dead ones are removed, and one of our launchers runs the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TrainJob:
     """One job of the stock train script.
 
     Attributes:
-        arguments: of the train script, as the sweep holds them.
+        arguments: of the train script, as in the sweep.
         sweep: the sweep's folder.
     """
 
@@ -36,7 +36,7 @@ class TrainJob:
 
     @property
     def folder(self) -> Path:
-        """Where the job writes: named by the MD5 of its arguments, as DomainBed's sweep does."""
+        """The job's output folder, named by the MD5 of its arguments as in DomainBed's sweep."""
         text = json.dumps(self.arguments, sort_keys=True)
         return self.sweep / hashlib.md5(text.encode()).hexdigest()
 
@@ -66,18 +66,18 @@ def make_job(
     hparams: Mapping[str, Any],
     **more: Any,
 ) -> TrainJob:
-    """Return a job with the arguments and seed that the stock sweep would give it.
+    """Return a job with the arguments and seed of the stock sweep.
 
     Args:
-        sweep: folder of the job's folder.
+        sweep: the sweep's folder.
         dataset: DomainBed's name.
         algorithm: DomainBed's name.
         targets: numbers of the target environments.
-        data_dir: DomainBed's.
-        trial_seed: DomainBed's seed of splits.
-        hparams_seed: DomainBed's seed of hyper-parameters; 0 is the defaults.
-        hparams: over the defaults.
-        more: further arguments of the train script; None leaves one out.
+        data_dir: DomainBed's ``--data_dir``.
+        trial_seed: DomainBed's seed of the splits.
+        hparams_seed: DomainBed's seed of the hyper-parameters; 0 for the defaults.
+        hparams: overrides of the defaults.
+        more: further arguments of the train script; None omits one.
     """
     targets = list(targets)
     seed = hashlib.md5(str((dataset, algorithm, targets, hparams_seed, trial_seed)).encode()).hexdigest()
@@ -101,7 +101,7 @@ def remove_dead(jobs: Iterable[TrainJob]) -> None:
     """Remove the folders of jobs that did not complete.
 
     Raises:
-        ValueError: some of them are running, or with Slurm.
+        ValueError: some of them are running, or queued by Slurm.
     """
     dead = [job for job in jobs if job.folder.exists() and not job.done]
     for sweep in dict.fromkeys(job.sweep for job in dead):
@@ -111,7 +111,7 @@ def remove_dead(jobs: Iterable[TrainJob]) -> None:
 
 
 def start(jobs: Iterable[TrainJob], launcher: Launcher) -> Sequence[Failure]:
-    """Create the folders of jobs that have none, in their order, and hand these jobs to a launcher."""
+    """Create the folders of jobs that have none, in order, and pass these jobs to a launcher."""
     new = [job for job in jobs if not job.folder.exists()]
     for job in new:
         job.folder.mkdir(parents=True)

@@ -218,7 +218,7 @@ def test_a_round_trains_on_the_models_own_kept_chains_and_reports_their_share(na
     assert "SARR round 1" in capsys.readouterr().out
 
 
-def test_the_labeller_of_a_round_stays_the_model_of_the_rounds_start():
+def test_the_labeler_of_a_round_stays_the_model_of_the_rounds_start():
     dataset, algorithm = build("RDMLDG")
     algorithm.update(minibatches(dataset))
     labeller = algorithm.labeler()
@@ -231,7 +231,7 @@ def test_the_labeller_of_a_round_stays_the_model_of_the_rounds_start():
     assert algorithm.mllm.generate(images, algorithm.q_reason, 40) != before
 
 
-def test_a_labeller_without_room_for_a_copy_writes_the_same_chains(monkeypatch):
+def test_a_labeler_without_room_for_a_copy_writes_the_same_chains(monkeypatch):
     dataset, algorithm = build("RDMLDG")
     algorithm.update(minibatches(dataset))
     images = torch.cat([x for x, _ in minibatches(dataset)]).as_subclass(torch.Tensor)
@@ -255,7 +255,7 @@ def test_a_checkpoint_holds_adapters_alone_and_brings_the_answers_back():
     torch.testing.assert_close(fresh.predict(x), algorithm.predict(x))
 
 
-def test_a_checkpoint_of_another_rank_is_refused():
+def test_checkpoint_of_another_rank_is_rejected():
     _, algorithm = build("MTCT")
     _, zero_shot = build("MLLMZeroShot")
     with pytest.raises(ValueError, match="do not match this model"):
@@ -362,14 +362,14 @@ def test_the_consistency_filter_keeps_some_of_what_the_paper_keeps_and_nothing_e
         ({"teacher": "odd"}, "teacher must be 'own' or 'other'; got 'odd'"),
     ],
 )
-def test_hparams_that_cannot_be_used_end_before_training_with_the_cure(changes, message):
+def test_invalid_hparams_are_rejected_before_training_with_a_fix(changes, message):
     with pytest.raises(ValueError, match=message):
         build("MTCT", **changes)
 
 
 def test_float16_answers_and_does_not_train():
     """No loss is scaled. A job that is only asked trains nothing."""
-    with pytest.raises(ValueError, match="float16 is for answering alone.*bfloat16 or float32, or quantize nf4"):
+    with pytest.raises(ValueError, match="float16 is for evaluation only.*bfloat16 or float32, or quantize nf4"):
         build("MTCT", dtype="float16")
     assert build("MLLMZeroShot", dtype="float16")[1].mllm.base.dtype == torch.float16
 
@@ -383,7 +383,7 @@ def test_zero_shot_takes_one_step_and_changes_nothing():
     assert algorithm.state_dict() == {}
 
 
-def test_self_labelling_by_vote_needs_a_temperature():
+def test_self_labeling_by_vote_needs_a_temperature():
     with pytest.raises(ValueError, match="5 greedy chains are identical; set temperature"):
         build("SARR", sarr_votes=5)
 
@@ -412,7 +412,7 @@ def test_random_search_draws_plain_values_and_states_every_source(name):
         assert len({values["lr"] for values in drawn}) == 5
 
 
-def test_a_loss_that_is_no_number_stops_the_job_with_the_cure():
+def test_non_finite_loss_stops_the_job_with_a_fix():
     dataset, algorithm = build("MTCT", grad_clip=0.0)
     algorithm.update(minibatches(dataset))
     with torch.no_grad():
@@ -422,7 +422,7 @@ def test_a_loss_that_is_no_number_stops_the_job_with_the_cure():
     assert algorithm.session.steps_taken == 1
 
 
-def test_long_work_says_once_a_minute_how_far_it_is(monkeypatch, capsys):
+def test_progress_is_printed_once_a_minute(monkeypatch, capsys):
     now = iter([0.0, 30.0, 61.0, 90.0, 122.0, 200.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     beat = progress.ProgressLog("Evaluation after 3 of 9 updates", 100, "image")

@@ -1,4 +1,4 @@
-"""Scores: of a batch of which some chains name a class and others do not, and of a model that has moved."""
+"""Class scores of chains with and without a class, and of a model that is being trained."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ QUARTER = torch.tensor(3.0).log()  # ahead by ln 3: probabilities 1/4 and 3/4
 
 
 class Reader:
-    """Finds an even image's dog ln 3 likelier than its cat, and an odd one's cat; remembers what it was shown."""
+    """Finds dog ln 3 likelier than cat for even images, and cat for odd ones; records the images it was shown."""
 
     def __init__(self):
         self.shown = []

@@ -120,7 +120,7 @@ def test_fresh_adapters_change_no_vector():
     torch.testing.assert_close(add_clip_lora(clip, 2, 1, 0.0).eval().text_features(texts), before)
 
 
-def test_a_model_that_is_no_clip_ends_with_the_cure(tmp_path):
+def test_model_that_is_not_clip_is_rejected_with_a_fix(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     for use in (load_clip, clip_image_edge):
         with pytest.raises(ValueError, match="type 'bert', not CLIP"):

@@ -1,4 +1,4 @@
-"""Hyper-parameters of optimizer, adapters and sampling do what they say, as the algorithms hand them on."""
+"""Every hyper-parameter of optimizer, adapters and sampling takes effect, as the algorithms pass it on."""
 
 import pytest
 import torch

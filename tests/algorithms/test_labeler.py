@@ -1,4 +1,4 @@
-"""A round's labeller on the embedded model: its mode, the means that it judges with, and what a restart restores."""
+"""A SARR round's labeler on the embedded model: its mode, the means it uses, and what a restart restores."""
 
 import io
 
@@ -46,7 +46,7 @@ def means(algorithm):
 
 
 @pytest.mark.parametrize("copy", [True, False])
-def test_a_labeller_drops_nothing_out_with_a_copy_or_without(monkeypatch, copy):
+def test_a_labeler_drops_nothing_out_with_a_copy_or_without(monkeypatch, copy):
     """Training drops half of every adapter's input; the labeller writes and judges as the model does in evaluation."""
     monkeypatch.setattr(MLLM, "fits_a_copy", lambda self, *bytes: copy)
     dataset, algorithm = build(lora_dropout=0.5, sarr_filter="consistent")

@@ -1,4 +1,4 @@
-"""One step of the objective by hand: a model of two weights, in which every loss and gradient is known.
+"""One step of the objective by hand: a model of two weights with known losses and gradients.
 
 Of an image whose first pixel is p the label term is 3pa and the chain term 4pb, with weights a and b that begin at 1:
 their gradients are 3p and 4p, and never touch the other's weight.

@@ -1,4 +1,4 @@
-"""Settings where the paper is silent, or that read more of a chain than it does: what each changes, and what not."""
+"""Options where the paper is silent: what each one changes, and what it does not."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_epochs_over_what_was_kept_end_with_their_updates_and_surplus_steps_chan
     # Linear, over five updates, the first two warm-up; the first step's rate was set before anything was kept.
     assert [rate / algorithm.hparams["lr"] for rate in rates[1:5]] == pytest.approx([1.0, 3 / 4, 2 / 4, 1 / 4])
     printed = capsys.readouterr().out
-    assert printed.count("5 updates are its epochs over the 50.0% that it has kept so far") == 1
+    assert printed.count("5 updates complete its epochs over the 50.0% of chains kept so far") == 1
     assert "kept 50.0% of 6 self-labeled chains, 100.0% of these well formed; 5 of its 10 steps were updates" in printed
 
 
@@ -128,7 +128,7 @@ def test_the_filter_for_well_formed_chains_asks_for_five_stages_besides_the_conc
     assert again.shares(2) == shares
 
 
-def test_a_round_whose_kept_chains_are_no_longer_well_formed_says_so_once(monkeypatch, capsys):
+def test_round_with_malformed_kept_chains_is_reported_once(monkeypatch, capsys):
     """Each of four steps keeps six. Those of the first are whole, those of the others broken."""
     dataset, algorithm = build("RDMLDG", max_new_tokens=8)
     algorithm.schedule = Schedule((Stage(1, 0, 3),), 4, 1)
@@ -141,9 +141,9 @@ def test_a_round_whose_kept_chains_are_no_longer_well_formed_says_so_once(monkey
         return [form.format(name) for name in next(names)]
 
     monkeypatch.setattr(type(algorithm), "labeler", lambda self: SelfLabels(write, shapes.CLASS_NAMES))
-    printed = []
+    updated = []
     for batch in batches:
         values = algorithm.update(batch)
-        printed.append("are well formed, with five stages in order, each closed" in capsys.readouterr().out)
-    assert printed == [False, True, False, False]
+        updated.append("are well formed, with five stages in order, each closed" in capsys.readouterr().out)
+    assert updated == [False, True, False, False]
     assert values["sarr1_accepted"] == 1.0 and values["sarr1_well_formed"] == 0.25

@@ -41,7 +41,7 @@ def test_the_unbiased_estimate_is_zero_on_average_where_the_biased_is_not():
     assert abs(sum(one.unbiased for one in found) / 200) < 0.06
 
 
-def test_faults_are_named():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(ValueError, match="one of linear, rbf"):
         mmd(torch.zeros(3, 2), torch.zeros(3, 2), "cosine")
     with pytest.raises(ValueError, match="at least two images"):
@@ -58,7 +58,7 @@ def test_every_pair_of_domains_and_a_mean_for_each_modality():
 
 
 @pytest.mark.parametrize(("name", "kind"), [("tiny", MLLMEncoder), ("tiny-clip", ClipEncoder)])
-def test_encoders_give_unit_vectors_and_tell_domains_images_apart(name, kind, material):
+def test_encoders_return_unit_vectors_that_separate_domains(name, kind, material):
     encoder = load_encoder(name)
     assert isinstance(encoder, kind)
     vectors = [encoder.images(material.pixels(material.draw([env], 20))) for env in (0, 2)]

@@ -1,4 +1,4 @@
-"""Faithfulness: beginnings and partners by hand, then models whose answers are known to follow chain or image."""
+"""Faithfulness: prefixes and partners by hand, then models whose answers follow chain or image by design."""
 
 import dataclasses
 
@@ -133,7 +133,7 @@ class Scripted:
 
 
 @pytest.mark.parametrize("follows", ["chain", "image"])
-def test_who_follows_the_chain_and_who_the_image_is_told_apart(material, follows):
+def test_following_the_chain_and_the_image_are_distinguished(material, follows):
     samples = material.draw([3], 14)
     rows, answers = measure(Scripted(material, follows).remember(samples), samples, ShapesCues())
     share = {row["what"]: row["share"] for row in rows}
@@ -150,7 +150,7 @@ def test_who_follows_the_chain_and_who_the_image_is_told_apart(material, follows
     assert len(answers) == 14 and all(row["edited_to"] not in (row["label"], None) for row in answers)
 
 
-def test_an_edit_that_does_not_tell_the_class_wanted_does_not_count(material):
+def test_edit_that_does_not_describe_the_wanted_class_does_not_count(material):
     """Of every second image the caption names no part: there is nothing in it to edit."""
 
     class Sparing(Scripted):

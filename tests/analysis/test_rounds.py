@@ -36,15 +36,13 @@ def test_the_last_rounds_share_is_exact_and_every_record_has_the_share_of_well_f
 
 def test_a_job_says_at_its_start_what_an_epoch_is_and_how_often_it_passes_over_each_domain(job):
     """112 training images a domain; 11 steps of 6 are 0.6 passes, and leave (111/112)^66 = 55% undrawn."""
-    printed = (job / "out.txt").read_text()
+    log = (job / "out.txt").read_text()
     assert (
         "RDMLDG: an epoch is 19 steps of 6 images from each of 3 source domains, drawn with replacement: 342 draws"
-        in printed
+        in log
     )
-    assert (
-        "RDMLDG: passes (never drawn) in supervised stage (steps 0-10): photo 0.6 (55%), cartoon 0.6 (55%)" in printed
-    )
-    assert printed.index("an epoch is") < printed.index("steps 0-10) of 21 steps")
+    assert "RDMLDG: passes (never drawn) in supervised stage (steps 0-10): photo 0.6 (55%), cartoon 0.6 (55%)" in log
+    assert log.index("an epoch is") < log.index("steps 0-10) of 21 steps")
 
 
 def test_the_share_of_a_round_is_the_one_that_stands_after_it(tmp_path):

@@ -1,4 +1,4 @@
-"""Token shift and entropy: the tables by hand, then of the embedded model and a job that trained it."""
+"""Token shift and entropy: the tables by hand, then for the embedded model and a job trained from it."""
 
 import dataclasses
 
@@ -157,8 +157,8 @@ def test_own_chains_are_written_and_kept_as_the_jobs_rounds_do(trained, material
     assert asked == [(4, 40, 0.9, 0.8)] * 3 + [(3, 40, 0.9, 0.8)] * 3
     assert judged == [material.label(sample) for sample in samples]
     assert own.samples == [samples[i] for i in (0, 2, 4, 6)]
-    printed = labeling.description
-    assert printed == "sampled at temperature 0.9, majority of 3, kept if they support their conclusion"
+    wording = labeling.description
+    assert wording == "sampled at temperature 0.9, majority of 3, kept if they support their conclusion"
     assert target_tokens.labeling_of({"max_new_tokens": 40, "eval_batch": 4}).description == "greedy"
 
 
@@ -174,7 +174,7 @@ def test_own_chains_are_read_as_the_job_reads_them(trained, material, monkeypatc
         target_tokens.own_targets(trained, material, samples, exact)
 
 
-def test_where_no_own_chain_is_kept_that_is_said(trained, material):
+def test_missing_own_chains_are_reported(trained, material):
     with pytest.raises(ValueError, match=r"0 of 3 own chains \(greedy\) would be kept"):
         target_tokens.own_targets(trained, material, material.draw([0], 3), target_tokens.Labeling(1))
 

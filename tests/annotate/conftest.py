@@ -1,4 +1,4 @@
-"""What the tests of the data pipeline share: small image folders and a server."""
+"""Fixtures of the data pipeline: small image folders and a server."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Server(NamedTuple):
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """``serve("--faults", "0.3")`` starts a server and returns it; all are ended with the test."""
+    """``serve("--faults", "0.3")`` starts a server and returns it; all stop with the test."""
     running = []
 
     def start(*arguments: str) -> Server:

@@ -16,6 +16,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import queue
 import re
 import sys
@@ -25,6 +26,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from batch_endpoints import BATCH_FAULTS, Batches
 
 FAILURES = ("429", "500", "503", "hang", "cut", "broken", "empty", "html", "reset")
 
@@ -126,14 +129,12 @@ class Handler(BaseHTTPRequestHandler):
         if len(raw) < length:  # its sender was killed
             self.close_connection = True
             return None
+        if self.path in ("/v1/files", "/v1/batches"):
+            return self.server.batches.post(self, raw)
         if self.path != "/v1/chat/completions":
             return self._send(404, {"error": {"message": f"no such path: {self.path}"}})
         body = json.loads(raw)
-        parts = body["messages"][-1]["content"]
-        question = next(part["text"] for part in parts if part["type"] == "text")
-        url = next(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
-        image = base64.b64decode(url.partition(",")[2])
-        key = hashlib.sha256(image).hexdigest()[:16] + f":{body.get('seed')}"
+        question, image, key = read_request(body)
         failure = self.server.failure(key)
         self.server.log({"event": "arrived", "key": key, "fault": failure, "headers": dict(self.headers), "body": body})
         if failure and not self._misbehave(failure):
@@ -148,8 +149,11 @@ class Handler(BaseHTTPRequestHandler):
             self.server.log({"event": "answered", "key": key})
         return None
 
+    def do_GET(self) -> None:
+        self.server.batches.get(self)
+
     def _misbehave(self, failure: str) -> bool:
-        """Do what ``fault`` says; return whether to answer all the same."""
+        """Simulate the failure ``fault``; return whether to answer as well."""
         key = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if failure == "429":
             self._send(429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, {"Retry-After": "0.2"})
@@ -223,21 +227,23 @@ class Server(ThreadingHTTPServer):
         self._seen: dict[str, int] = {}
         self._lock = threading.Lock()
         self._log = options.log.open("a") if options.log else None
+        self.tools = completion, read_request
+        self.batches = Batches(self)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that were killed, and everything of faults of our own."""
+        """Stay silent about killed clients, and report errors of the server itself."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
     def failure(self, key: str) -> str:
-        """Return the fault for an arrival of this request, empty for none."""
+        """Return the failure to simulate for this request, empty for none."""
         options = self.options
         with self._lock:
             arrivals = self._seen[key] = self._seen.get(key, 0) + 1
         if options.always:
             return str(options.always)
         digest = hashlib.sha256(key.encode()).digest()
-        if arrivals > 1 or digest[0] >= 256 * options.failures:
+        if arrivals > 1 or digest[0] >= 256 * options.faults:
             return ""
         return str(options.kinds[digest[1] % len(options.kinds)])
 
@@ -250,6 +256,15 @@ class Server(ThreadingHTTPServer):
             with self._lock:
                 self._log.write(json.dumps(entry) + "\n")
                 self._log.flush()
+
+
+def read_request(body: dict[str, Any]) -> tuple[str, bytes, str]:
+    """Return question, image, and the key that tells requests apart: by image and seed."""
+    parts = body["messages"][-1]["content"]
+    question = next(part["text"] for part in parts if part["type"] == "text")
+    url = next(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
+    image = base64.b64decode(url.partition(",")[2])
+    return question, image, hashlib.sha256(image).hexdigest()[:16] + f":{body.get('seed')}"
 
 
 def _answer_canned(body: dict[str, Any], question: str, image: bytes) -> Answer:
@@ -296,7 +311,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--faults", type=float, default=0.0, help="share of requests whose first arrival fails")
     parser.add_argument("--kinds", nargs="+", default=FAILURES)
-    parser.add_argument("--always", help="this fault at every arrival")
+    parser.add_argument("--always", help="this failure for every request")
     parser.add_argument("--always-key", action="store_true", help="tell everybody their key")
     parser.add_argument("--style", choices=STYLES, help="how answers are written")
     parser.add_argument("--field", default="content", help="where a message has its text")
@@ -304,7 +319,16 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before every answer")
     parser.add_argument("--log", type=Path)
     parser.add_argument("--bodies", action="store_true", help="log headers and bodies too")
+    parser.add_argument("--batch-polls", type=int, default=1, help="looks at a batch until it has ended")
+    parser.add_argument("--batch-faults", type=float, default=0.0, help="share of requests that fail at first")
+    parser.add_argument("--batch-kinds", nargs="+", default=BATCH_FAULTS)
+    parser.add_argument("--batch-fail", help="every batch fails as a whole, with this message")
+    parser.add_argument("--batch-hold", type=float, default=0.0, help="seconds from a batch's creation to the reply")
+    parser.add_argument("--batch-silent", action="store_true", help="no reply to the first creation of a batch")
+    parser.add_argument("--tell-pid", action="store_true", help="begin the log with the process id")
     server = Server(parser.parse_args())
+    if server.options.tell_pid:
+        server.log({"event": "pid", "pid": os.getpid()})
     print(server.server_address[1], flush=True)
     try:
         server.serve_forever()

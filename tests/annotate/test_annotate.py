@@ -1,4 +1,4 @@
-"""Annotating against a real server: faults, limits, kills, and what a request says."""
+"""Annotating against a real server: failures, rate limits, kills, and the content of requests."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from PIL import Image, ImageFile
 
 from domainbed_reasoning.annotate import pricing as cost
 from domainbed_reasoning.annotate.pipeline import Summary, plan
+from domainbed_reasoning.annotate.run_report import report
 from domainbed_reasoning.annotate.teacher import Request, read_picture
 from domainbed_reasoning.chains.store import load_chains
-from domainbed_reasoning.commands.annotate import report
 from domainbed_reasoning.images.catalog import Picture
 
 KEY = "sk-test-0123456789"
@@ -67,7 +67,7 @@ def test_every_candidate_is_kept_with_verdict_reason_and_provenance(
     assert load_chains(chains)
 
 
-def test_faults_change_nothing_but_the_time(toy: Path, serve: Any, verb: Verb, tmp_path: Path, lines_of: Any) -> None:
+def test_transient_errors_only_cost_time(toy: Path, serve: Any, verb: Verb, tmp_path: Path, lines_of: Any) -> None:
     """429, 500, 503, hanging, cut off, broken, empty, HTML and reset: each comes, the store is that of a calm run."""
     calm, stormy = tmp_path / "calm.jsonl", tmp_path / "stormy.jsonl"
     verb(*arguments(toy, serve().url, calm))
@@ -78,7 +78,7 @@ def test_faults_change_nothing_but_the_time(toy: Path, serve: Any, verb: Verb, t
     assert len({event["fault"] for event in server.events() if event.get("fault")}) >= 5
 
 
-def test_a_server_that_asks_to_wait_is_not_asked_before(
+def test_retry_after_is_respected(
     toy: Path, serve: Any, verb: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five answers of 429 that ask for 0.2 seconds: as much is slept after each."""
@@ -104,7 +104,7 @@ def test_a_server_that_asks_to_wait_is_not_asked_before(
         ("quota", "no credit left"),
     ],
 )
-def test_hopeless_faults_end_the_run_at_once_without_the_key(
+def test_permanent_errors_end_the_run_without_showing_the_key(
     toy: Path, serve: Any, verb: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str, message: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -136,7 +136,7 @@ def test_a_missing_key_for_openai_itself_is_named(toy: Path, verb: Verb) -> None
     assert not (toy / "toy" / "reasoning.jsonl").exists()
 
 
-def test_nothing_to_do_within_a_limit_says_so(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
+def test_nothing_to_do_within_a_limit_is_reported(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
     """Two images are done, sixteen are not."""
     command = arguments(toy, serve("--always-key").url, tmp_path / "c.jsonl")
     verb(*command, "--limit", 2, "--candidates", 1)
@@ -145,15 +145,15 @@ def test_nothing_to_do_within_a_limit_says_so(toy: Path, serve: Any, verb: Verb,
         assert "Nothing to do: of the first 2 images (--limit), every image has" in out and "(18 images" in out
 
 
-def test_a_cost_that_is_not_known_is_not_nothing(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
-    """The model test has no list price; of a mixture it is said how many have none."""
+def test_unknown_cost_is_not_zero(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
+    """The model test has no list price; for several models, the number without one is reported."""
     code, out, _ = verb(*arguments(toy, serve().url, tmp_path / "c.jsonl"))
     assert code == 0 and "cost unknown." in out and "$" not in out
     assert "$0.0300 plus 3 of unknown cost." in report(Summary(accepted=5, dollars=0.03, unpriced=3), 5)
     assert "$0.0000." in report(Summary(), 5)
 
 
-def test_content_filter_is_a_refusal_and_a_bad_image_is_left_for_later(
+def test_content_filter_is_a_refusal_and_a_bad_image_is_retried_later(
     toy: Path, serve: Any, verb: Verb, tmp_path: Path, lines_of: Any
 ) -> None:
     chains = tmp_path / "c.jsonl"
@@ -191,7 +191,7 @@ def test_dry_run_sends_nothing_and_measures_once_it_can(toy: Path, serve: Any, v
     assert "measured on 12" in out and len(server.events()) == before
 
 
-def test_an_unreadable_image_is_named_and_the_rest_goes_on(
+def test_unreadable_image_is_reported_and_the_run_continues(
     toy: Path, serve: Any, verb: Verb, tmp_path: Path, lines_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as DomainBed's modules leave it
@@ -203,7 +203,7 @@ def test_an_unreadable_image_is_named_and_the_rest_goes_on(
 
 
 @pytest.mark.parametrize("kills", [5])
-def test_killed_again_and_again_it_ends_with_the_store_of_an_undisturbed_run_and_asks_nothing_twice(
+def test_repeatedly_killed_run_ends_with_the_same_store_without_repeated_requests(
     toy: Path, serve: Any, start_verb: Any, verb: Verb, tmp_path: Path, lines_of: Any, kills: int
 ) -> None:
     """No request arrives again whose answer the store had when its asker was killed."""
@@ -230,7 +230,7 @@ def test_killed_again_and_again_it_ends_with_the_store_of_an_undisturbed_run_and
     assert without_times(lines_of(killed)) == without_times(lines_of(calm))
 
 
-def test_interrupted_it_finishes_what_is_under_way(
+def test_interrupt_completes_requests_in_progress(
     toy: Path, serve: Any, start_verb: Any, tmp_path: Path, lines_of: Any
 ) -> None:
     server = serve("--delay", "0.4")
@@ -259,7 +259,7 @@ def test_a_request_has_no_field_that_could_hold_a_label_or_a_path() -> None:
     }
 
 
-def test_what_is_sent_does_not_depend_on_the_label(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
+def test_requests_do_not_depend_on_the_label(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
     """The same pixels in every class folder and domain, with the label in file name, EXIF and comment: one request.
 
     Each class folder gets a copy under a name that tells its label. If anything of a request followed from the label,
@@ -276,8 +276,8 @@ def test_what_is_sent_does_not_depend_on_the_label(toy: Path, serve: Any, verb: 
     verb(*arguments(toy, server.url, tmp_path / "c.jsonl"), "--unverified", "--candidates", 1)
     requests = [event for event in server.events() if event["event"] == "arrived"]
     assert len(requests) == 6
-    printed = {json.dumps([event["body"], event["headers"]], sort_keys=True) for event in requests}
-    assert len(printed) == 1
+    asked = {json.dumps([event["body"], event["headers"]], sort_keys=True) for event in requests}
+    assert len(asked) == 1
 
 
 def test_every_class_is_named_once_among_the_options_in_one_order_and_nowhere_else(
@@ -312,7 +312,7 @@ def test_the_order_of_requests_does_not_follow_the_labels() -> None:
     assert len({tuple(job.picture.path for job in plan(pictures, "xyz", [], "t", "1", 4)) for _ in range(2)}) == 1
 
 
-def test_plan_leaves_out_what_is_done_and_counts_what_was_asked() -> None:
+def test_plan_skips_finished_images_and_counts_earlier_candidates() -> None:
     pictures = [Picture(f"a/x/{i}.jpg", "a", "x") for i in range(4)]
     records = [
         {"image": "a/x/0.jpg"},
@@ -377,7 +377,7 @@ def test_a_local_model_writes_candidates_in_batches_and_names_itself(
     assert f"{len(records)} candidates" in out and "$0.0000" in out
 
 
-def test_a_model_that_is_not_there_ends_with_the_cure(toy: Path, verb: Verb, tmp_path: Path) -> None:
+def test_missing_model_error_suggests_a_fix(toy: Path, verb: Verb, tmp_path: Path) -> None:
     code, _, err = verb("annotate", "--dataset", "Toy", "--data_dir", toy, "--teacher", f"hf:{tmp_path}")
     assert code == 1 and "config.json" in err
     assert not (toy / "toy" / "reasoning.jsonl").exists()
@@ -418,7 +418,7 @@ def test_wrong_usage_is_named_with_exit_code_2(toy: Path, verb: Verb, wrong: tup
         (("--teacher", "self:tiny", "--dataset", "Tyo"), "Did you mean 'Toy'"),
     ],
 )
-def test_what_does_not_exist_is_named(toy: Path, verb: Verb, wrong: tuple[object, ...], message: str) -> None:
+def test_missing_files_are_named(toy: Path, verb: Verb, wrong: tuple[object, ...], message: str) -> None:
     code, out, err = verb("annotate", "--dataset", "Toy", "--data_dir", toy, *wrong)
     assert code == 1 and message in err and "secret" not in out + err
 

@@ -1,4 +1,4 @@
-"""The page for looking: self-contained, safe against what chains say, and right, in a real browser."""
+"""The `browse` page: self-contained, safe against HTML in chains, and correct in a real browser."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_page_loads_nothing_and_allows_its_own_script_alone(page: Path) -> N
     assert "unsafe" not in policy and len(re.findall("'sha256-[^']+'", policy)) == 2
 
 
-def test_what_is_in_the_page_is_what_is_in_the_chain_file(page: Path, toy: Path, lines_of: Any) -> None:
+def test_page_content_equals_the_chain_file(page: Path, toy: Path, lines_of: Any) -> None:
     blocks = parsed(page.read_text("utf-8")).blocks
     unpacked = {name: json.loads(gzip.decompress(base64.b64decode(blocks[name]))) for name in ("index", "text0")}
     kept = [
@@ -116,7 +116,7 @@ def test_hostile_chains_are_shown_as_text_and_do_nothing(page: Path, tmp_path: P
     elements = parsed(dom)
     assert {tag for tag, _ in elements.found} <= {
         *("html head meta title style body header h1 p form select option input span button main nav noscript".split()),
-        *("script article div img dl dt dd details summary pre mark".split()),
+        *("script article div img dl dt dd details summary pre mark dialog figure".split()),
     }
     assert all(attrs["src"].startswith("data:image/webp;") for tag, attrs in elements.found if tag == "img")  # type: ignore[union-attr]
     assert not [name for _, attrs in elements.found for name in attrs if name.startswith("on")]
@@ -128,19 +128,50 @@ def test_hostile_chains_are_shown_as_text_and_do_nothing(page: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("view", "count"),
     [
-        ("", "1–12 of 18"),
-        ("page=2", "13–18 of 18"),
-        ("page=99", "13–18 of 18"),
-        ("view=gallery", "1–18 of 18"),
-        ("domain=photo", "1–9 of 9"),
-        ("domain=photo&label=Mug", "1–3 of 3"),
+        ("", "1–8 of 8"),
+        ("verdict=all", "1–12 of 18"),
+        ("verdict=all&page=2", "13–18 of 18"),
+        ("verdict=all&page=99", "13–18 of 18"),
+        ("verdict=all&view=gallery", "1–18 of 18"),
+        ("verdict=all&domain=photo", "1–9 of 9"),
+        ("verdict=all&domain=photo&label=Mug", "1–3 of 3"),
         ("verdict=accepted", "1–8 of 8"),
         ("verdict=exhausted", "0 images"),
         ("verdict=none", "1–10 of 10"),
         ("rule=refusal", "1–8 of 8"),
         ("search=document.title", "1–3 of 3"),
-        ("search=ALARM_CLOCK_2", "1–2 of 2"),
+        ("verdict=all&search=ALARM_CLOCK_2", "1–2 of 2"),
     ],
 )
-def test_filters_search_and_pages_show_what_they_should(page: Path, tmp_path: Path, view: str, count: str) -> None:
+def test_filters_search_and_pages_work(page: Path, tmp_path: Path, view: str, count: str) -> None:
     assert shown(in_browser(page, view, tmp_path / "browser"))["where"] == count
+
+
+@pytest.mark.browser
+def test_a_page_without_any_candidates_shows_all_images_and_of_others_says_how_many_are_hidden(
+    page: Path, toy: Path, verb: Verb, tmp_path: Path
+) -> None:
+    assert shown(in_browser(page, "", tmp_path / "browser"))["totals"].endswith("; 10 without candidates are hidden")
+    (toy / "toy" / "reasoning.jsonl").write_text("")
+    assert verb("browse", "--dataset", "Toy", "--data_dir", toy, "--output", page)[0] == 0
+    now = shown(in_browser(page, "", tmp_path / "browser"))
+    assert now["where"] == "1–12 of 18" and "hidden" not in now["totals"]
+
+
+@pytest.mark.browser
+def test_a_click_enlarges_an_image_and_another_closes_it(page: Path, tmp_path: Path) -> None:
+    """The page's own listeners, called by a script that a copy of the page allows."""
+    text = page.read_text("utf-8")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    click = """
+    setTimeout(() => {
+      document.querySelector(".zoom").click();
+      const large = document.getElementById("large");
+      document.title = [large.open, large.querySelectorAll("img").length, large.querySelector(".path").textContent];
+      large.click();
+      document.title += "," + large.open;
+    }, 3000);"""
+    (tmp_path / "clicking.html").write_text(text.replace("</body>", f"<script>{click}</script></body>"), "utf-8")
+    dom = in_browser(tmp_path / "clicking.html", "", tmp_path / "browser")
+    title = re.search("<title>(.*?)</title>", dom)
+    assert title is not None and re.fullmatch(r"true,1,art/\w+/\w+.png,false", title[1])

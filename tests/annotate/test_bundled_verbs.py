@@ -1,4 +1,4 @@
-"""Verbs on a dataset that brings a bundle of chains: what is matched, shown, exported, measured, and not asked."""
+"""Verbs on a dataset with a bundle of chains: matching, browsing, exporting, statistics, and annotating the rest."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def where(toy: Path, chains: str | Path | None = "bundled") -> list[object]:
     return ["--dataset", "Toy", "--data_dir", toy, *(["--chains", chains] if chains else [])]
 
 
-def test_check_counts_what_is_matched_by_path_by_content_and_not_at_all(bundled: Path, verb: Verb) -> None:
+def test_check_counts_matches_by_path_by_content_and_misses(bundled: Path, verb: Verb) -> None:
     for chains in ("bundled", None):
         code, out, _ = verb("check", *where(bundled, chains), "--no-images")
         assert code == 0 and "bundle toy.jsonl.xz (SHA-256 " in out and "16 of 18 images have a chain (88.9%)" in out
@@ -50,7 +50,7 @@ def test_check_counts_what_is_matched_by_path_by_content_and_not_at_all(bundled:
     image = bundled / "toy" / "photo" / "Mug" / "Mug_0.png"
     image.with_name("twin.png").write_bytes(image.read_bytes())
     _, out, _ = verb("check", *where(bundled), "--no-images")
-    assert out.count("1 file has the content of another and shares its chain ('photo/Mug/twin.png' and") == 1
+    assert out.count("1 file is a copy of another and shares its chain ('photo/Mug/twin.png' and") == 1
 
 
 def test_check_names_a_bundle_whose_digest_is_wrong(bundled: Path, verb: Verb, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_without_a_chain_file_the_error_names_the_bundle(bundled: Path, verb: Ve
         assert code == 1 and "Pass --chains bundled for the chains that come with Toy" in err
 
 
-def test_a_bundle_is_never_written_to_and_a_dataset_without_one_says_so(bundled: Path, verb: Verb) -> None:
+def test_bundle_is_read_only_and_a_missing_one_is_reported(bundled: Path, verb: Verb) -> None:
     for words in (("annotate", "--rejudge"), ("import", "lines.jsonl"), ("annotate", "--teacher", "self:tiny")):
         code, _, err = verb(*words, *where(bundled))
         assert code == 2 and "--chains bundled is read-only" in err

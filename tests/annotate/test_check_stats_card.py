@@ -1,4 +1,4 @@
-"""check, stats and card: what they say about data whose faults and numbers are known."""
+"""check, stats and card on data with known errors and statistics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def chains(toy: Path, chain_text: Callable[..., str]) -> Path:
     return path
 
 
-def test_check_of_sound_data_finds_nothing(toy: Path, chains: Path, verb: Verb) -> None:
+def test_check_of_valid_data_reports_no_problems(toy: Path, chains: Path, verb: Verb) -> None:
     code, out, _ = verb("check", "--dataset", "Toy", "--data_dir", toy)
     assert code == 0 and "No problems." in out
     assert "6 candidates; 3 of 18 images have a chain (16.7%)" in out and "18 of 18 images can be decoded" in out
@@ -49,7 +49,7 @@ def test_check_shows_the_question_and_which_folder_has_which_name_in_it(toy: Pat
     assert "class folders: Alarm_Clock → alarm clock, Bike → bike, Mug → mug" in words
 
 
-def test_check_names_every_fault(
+def test_check_reports_every_problem(
     toy: Path, chains: Path, verb: Verb, chain_text: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as DomainBed's modules leave it
@@ -83,7 +83,7 @@ def test_check_names_every_fault(
         assert sum(expected in failure for failure in failures) == 1, expected
 
 
-def test_check_names_a_class_name_of_no_folder(toy: Path, verb: Verb, tmp_path: Path) -> None:
+def test_check_reports_class_names_without_a_folder(toy: Path, verb: Verb, tmp_path: Path) -> None:
     with (tmp_path / "definitions" / "toy.toml").open("a") as file:
         file.write('[class_names]\nBike = "bicycle"\nAlarmClock = "clock"\n')
     code, out, _ = verb("check", "--dataset", "Toy", "--data_dir", toy)
@@ -93,7 +93,7 @@ def test_check_names_a_class_name_of_no_folder(toy: Path, verb: Verb, tmp_path: 
     )
 
 
-def test_check_of_a_chain_file_that_is_named_and_not_there_fails(toy: Path, verb: Verb, tmp_path: Path) -> None:
+def test_check_fails_for_a_missing_chain_file(toy: Path, verb: Verb, tmp_path: Path) -> None:
     """One that nobody named may be missing: there are no chains yet."""
     where = ("--dataset", "Toy", "--data_dir", toy)
     code, out, _ = verb("check", *where, "--chains", tmp_path / "typo.jsonl")
@@ -102,7 +102,7 @@ def test_check_of_a_chain_file_that_is_named_and_not_there_fails(toy: Path, verb
     assert code == 0 and "create one with `domainbed-reasoning annotate`" in out
 
 
-def test_check_counts_what_is_not_taken_for_an_image_by_ending(toy: Path, chains: Path, verb: Verb) -> None:
+def test_check_counts_other_files_by_extension(toy: Path, chains: Path, verb: Verb) -> None:
     where = ("--dataset", "Toy", "--data_dir", toy)
     assert "not loaded" not in verb("check", *where)[1]
     for name in ("a.gif", "b.GIF", "c.heic", "Thumbs.db", ".DS_Store", "notes"):
@@ -117,7 +117,7 @@ def test_check_counts_what_is_not_taken_for_an_image_by_ending(toy: Path, chains
     assert "1 .heic" in out and "1 without extension" in out and "1 .png outside class folders" in out
 
 
-def test_check_of_the_real_images_says_how_many_are_missing(test_data: Path, verb: Verb) -> None:
+def test_check_of_the_real_images_reports_missing_counts(test_data: Path, verb: Verb) -> None:
     where = ("--dataset", "PACS", "--data_dir", test_data, "--chains", test_data / "PACS_chains.jsonl")
     code, out, _ = verb("check", *where)
     assert code == 1 and "1,120 of 1,120 images can be decoded" in out
@@ -125,7 +125,7 @@ def test_check_of_the_real_images_says_how_many_are_missing(test_data: Path, ver
     assert "112 of 1,120 images have a chain (10.0%)" in out and "download_pacs" in out
 
 
-def test_check_of_a_missing_dataset_says_how_to_get_it(tmp_path: Path, verb: Verb) -> None:
+def test_check_of_a_missing_dataset_says_how_to_obtain_it(tmp_path: Path, verb: Verb) -> None:
     code, _, err = verb("check", "--dataset", "VLCS", "--data_dir", tmp_path)
     assert code == 1 and "does not exist" in err and "download.download_vlcs" in err
 
@@ -231,7 +231,7 @@ print(json.dumps([len(chains), appended, calls, int(peak.split()[1]) / 1024]))
     assert megabytes < 300
 
 
-def test_candidates_of_images_that_are_not_there_are_counted_and_left_out(
+def test_candidates_of_missing_images_are_counted_and_excluded(
     toy: Path, chains: Path, verb: Verb, tmp_path: Path, chain_text: Callable[..., str]
 ) -> None:
     """To the three accepted chains of Toy come two of images of another dataset."""

@@ -1,4 +1,4 @@
-"""Rows of others: whatever way they name their image, and whichever turn holds the chain."""
+"""Importing conversations: any way to name the image, and any turn that contains the chain."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_an_image_is_found_in_a_turn_as_hugging_face_writes_it(tmp_path: Path, p
         ),
     ],
 )
-def test_what_is_wrong_is_said_of_what_is_there(tmp_path: Path, fields: dict[str, Any], failure: str) -> None:
+def test_errors_describe_the_actual_values(tmp_path: Path, fields: dict[str, Any], failure: str) -> None:
     with pytest.raises(ExchangeError, match=f"row 1: .*{failure}"):
         read(tmp_path, {"conversations": [ASKED, answer("dog")], **fields})
 
@@ -89,7 +89,7 @@ def test_what_is_wrong_is_said_of_what_is_there(tmp_path: Path, fields: dict[str
         ("Look <image> here", "Look here"), ("Look:\n<image>\nWhat?", "Look:\nWhat?"), ("What?", "What?"),
     ],
 )  # fmt: skip
-def test_the_image_tag_may_stand_anywhere(tmp_path: Path, text: str, question: str) -> None:
+def test_image_tag_may_be_anywhere(tmp_path: Path, text: str, question: str) -> None:
     turns = [{"from": "human", "value": text}, answer("dog")]
     (record,) = read(tmp_path, {"image": PATH, "conversations": turns})
     assert record["question"] == question
@@ -97,7 +97,7 @@ def test_the_image_tag_may_stand_anywhere(tmp_path: Path, text: str, question: s
     assert json.loads((tmp_path / "again.json").read_text())[0]["conversations"] == turns
 
 
-def test_a_chain_goes_with_the_question_of_its_own_turn(tmp_path: Path, chain_text: Callable[..., str]) -> None:
+def test_chain_is_paired_with_the_question_of_its_turn(tmp_path: Path, chain_text: Callable[..., str]) -> None:
     chain = chain_text("mug")
     turns = [ASKED, answer("A mug."), {"from": "human", "value": "Why?"}, answer(chain)]
     turns += [{"from": "human", "value": "Sure?"}, answer("Yes.")]
@@ -115,7 +115,7 @@ def test_a_file_may_hold_own_rows_and_others_in_either_order(tmp_path: Path, ord
         assert [record["chain"] for record in found] == ["x", "dog"][::order]
 
 
-def test_a_broken_row_of_an_array_is_named_by_number_and_place(tmp_path: Path) -> None:
+def test_invalid_array_row_error_gives_number_and_position(tmp_path: Path) -> None:
     good = json.dumps({"image": PATH, "conversations": [ASKED, answer("x" * 700_000)]})
     for broken, failure in (
         ('{"image": nope}', "Expecting value"),
@@ -129,7 +129,7 @@ def test_a_broken_row_of_an_array_is_named_by_number_and_place(tmp_path: Path) -
             list(import_records(tmp_path / "rows.json"))
 
 
-def test_a_row_that_no_chain_file_could_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_unstorable_row_is_rejected_before_writing(tmp_path: Path) -> None:
     with pytest.raises(ExchangeError, match="row 1: .*above the limit for a line of a chain file"):
         read(tmp_path, {"image": PATH, "conversations": [ASKED, answer("x" * (2 << 20))]})
 
@@ -151,7 +151,7 @@ def export(folder: Path, form: str, foreign: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", ["internvl", "llava", "sharegpt", "messages"])
-def test_foreign_fields_replace_nothing_of_ours_and_name_no_file_elsewhere(tmp_path: Path, form: str) -> None:
+def test_foreign_fields_neither_replace_ours_nor_name_outside_files(tmp_path: Path, form: str) -> None:
     climb = "../../../../etc/passwd"
     fields = {
         "image": climb,
@@ -171,8 +171,8 @@ def test_foreign_fields_replace_nothing_of_ours_and_name_no_file_elsewhere(tmp_p
     other = "messages" if form != "messages" else "conversations"
     row.pop(other, None)
     row.pop("extra", None)
-    printed = json.dumps(row, default=str)
-    assert "passwd" not in printed and PATH in printed and row["own question"] == "What?"
+    text = json.dumps(row, default=str)
+    assert "passwd" not in text and PATH in text and row["own question"] == "What?"
     if form != "messages":
         assert row["note"] == "kept" and row["conversations"][1] == {"from": "gpt", "value": "dog"}
 
@@ -191,7 +191,7 @@ def test_foreign_values_of_any_kind_end_in_a_row_or_a_message(
         assert f"'{PATH}' has an invalid 'foreign'" in str(error)
 
 
-def test_a_record_whose_image_climbs_is_not_exported(tmp_path: Path) -> None:
+def test_record_with_a_path_outside_the_folder_is_not_exported(tmp_path: Path) -> None:
     for form in ("jsonl", "parquet", "llava", "sharegpt", "internvl", "messages"):
         with pytest.raises(ValueError, match="must not contain"):
             export_records(tmp_path / "x", form, [{"image": "../x", "chain": "c"}], "q", lambda _: (1, 1, b""))
@@ -216,7 +216,7 @@ def test_hugging_face_reads_a_messages_file_as_images_and_turns(tmp_path: Path) 
     assert ready[0]["content"][0]["image"].size == (8, 6)
 
 
-def test_the_features_stand_in_the_file_for_readers_that_are_not_here(tmp_path: Path) -> None:
+def test_features_are_stored_in_the_file_metadata(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     foreign = {"format": "messages", "turns": [{"role": "user", "content": "What?"}, {"from": "gpt", "content": None}]}
     record = {"image": PATH, "chain": "dog", "foreign": foreign}

@@ -1,4 +1,4 @@
-"""Import and export: there and back in every format, ours and others', nothing is lost."""
+"""Import and export: round trips in every format lose nothing."""
 
 from __future__ import annotations
 
@@ -121,9 +121,7 @@ def test_a_row_of_others_comes_back_with_all_it_had(tmp_path: Path, form: str) -
         ("a.json", '[{"image": "../a", "conversations": [{"from": "gpt", "value": "x"}]}]', "must not contain"),
     ],
 )
-def test_a_file_that_is_none_of_the_formats_is_named_with_row_and_fault(
-    tmp_path: Path, name: str, content: str, failure: str
-) -> None:
+def test_unknown_format_error_gives_row_and_problem(tmp_path: Path, name: str, content: str, failure: str) -> None:
     path = tmp_path / name
     path.write_text(content, "utf-8")
     with pytest.raises(ValueError, match=failure) as error:
@@ -145,7 +143,7 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_import_judges_finds_paths_and_refuses_strangers(
+def test_import_judges_rows_resolves_paths_and_rejects_unknown_images(
     toy: Path, verb: Verb, tmp_path: Path, chain_text: Callable[..., str], lines_of: Any
 ) -> None:
     mine = tmp_path / "mine.jsonl"
@@ -176,7 +174,7 @@ def test_import_judges_finds_paths_and_refuses_strangers(
         assert code == 1 and f"has no image {unknown!r}" in err
 
 
-def test_an_accepted_row_that_is_no_chain_is_imported_as_rejected(
+def test_accepted_row_without_a_valid_chain_is_imported_as_rejected(
     toy: Path, verb: Verb, tmp_path: Path, lines_of: Any
 ) -> None:
     """Else the chain file could not be trained on."""
@@ -210,7 +208,7 @@ def test_the_112_real_chains_go_through_every_format_and_come_back_byte_for_byte
         }
 
 
-def test_others_can_read_what_we_write(test_data: Path, verb: Verb, tmp_path: Path, lines_of: Any) -> None:
+def test_other_libraries_read_our_exports(test_data: Path, verb: Verb, tmp_path: Path, lines_of: Any) -> None:
     """pandas reads both Parquet files, images decode from their bytes, InternVL rows have sizes and one image tag."""
     import io
 

@@ -1,4 +1,4 @@
-"""The rules of rejection: one case for each, and the real chains, which break none."""
+"""The rejection rules: one case each, and real chains, which violate none."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "second"])
-def test_every_rule_rejects_its_case_under_its_own_name(rule: str) -> None:
+def test_every_rule_rejects_its_case_under_its_name(rule: str) -> None:
     text, more = BROKEN[rule]
     verdict = RULE.judge(text, **{"label": 1, **more})
     assert (verdict.accepted, verdict.rule) == (False, rule)
@@ -64,14 +64,14 @@ def test_a_good_chain_is_accepted_with_case_and_underscores_as_they_come() -> No
     assert Rules(NAMES, verified=False).judge(GOOD, 2).accepted
 
 
-def test_the_exact_rules_refuse_what_the_tolerant_reader_mends() -> None:
+def test_exact_rules_reject_what_the_tolerant_reader_normalizes() -> None:
     exact = Rules(NAMES, exact=True)
     assert exact.judge(GOOD, 1).accepted
     for text, rule in (("Sure! " + GOOD, "stage_outside"), (chain(conclusion="a bobcat"), "conclusion_none")):
         assert RULE.judge(text, 1).accepted and exact.judge(text, 1).rule == rule
 
 
-def test_words_are_bounded_inclusively_and_tags_are_no_words() -> None:
+def test_word_limits_are_inclusive_and_exclude_tags() -> None:
     """The chain has 9 + 15 + 20 + 11 + 1 = 56 words; with each tag a word apart they would be 66."""
     spaced = GOOD.replace(">", "> ").replace("<", " <")
     for text in (GOOD, spaced):
@@ -95,11 +95,11 @@ def test_a_refusal_before_a_chain_is_a_refusal_and_a_conclusion_under_a_heading_
     assert RULE.judge(headed + "\n\nI hope th", 1, finish="length").accepted
 
 
-def test_every_rule_has_a_cure() -> None:
+def test_every_rule_has_advice() -> None:
     assert set(ADVICE) >= set(RULES) - {"unprintable", "placeholder", "second"}
 
 
-def test_an_api_refusal_and_a_refusal_in_the_conclusion_are_refusals() -> None:
+def test_api_refusals_and_refusals_in_the_conclusion_are_detected() -> None:
     assert RULE.judge("", 1, refused=True).rule == "refusal"
     assert RULE.judge(chain(conclusion="I cannot determine the class."), 1).rule == "refusal"
 
@@ -145,7 +145,7 @@ def test_an_api_refusal_and_a_refusal_in_the_conclusion_are_refusals() -> None:
         ("The long muzzle indicates a dog.", True),
     ],
 )
-def test_contradiction_tells_statements_from_comparisons(reflection: str, rejected: bool) -> None:
+def test_contradiction_distinguishes_statements_from_comparisons(reflection: str, rejected: bool) -> None:
     assert (RULE.judge(chain(reflection=reflection), 1).rule == "contradiction") == rejected
 
 

@@ -161,7 +161,7 @@ def test_a_foreign_launcher_of_the_same_name_stays_and_is_named(forked):
     assert "already has another launcher 'parallel', builtins.print" in forked(code)
 
 
-def test_a_package_that_is_gone_leaves_domainbed_alone(tmp_path):
+def test_uninstalled_package_leaves_domainbed_unchanged(tmp_path):
     """Only the hook's file is left: DomainBed imports as if nothing had ever been installed."""
     (tmp_path / "_domainbed_reasoning_hook.py").write_text((CHECKOUT / "_domainbed_reasoning_hook.py").read_text())
     packages = [path for path in sys.path if path.endswith("site-packages")]
@@ -246,7 +246,7 @@ def test_stock_stays_importable_whatever_fails_in_ours_with_one_warning_a_cause(
     assert len(lines) > 1 or "tqdm" in failure
 
 
-def test_a_dataset_file_with_a_fault_takes_nothing_but_its_own_dataset(forked, tmp_path):
+def test_invalid_dataset_file_only_disables_its_own_dataset(forked, tmp_path):
     good = 'folder = "f"\nenvironments = ["a", "b"]\nname = '
     names = ("Camera", "Broken =", "ImageFolder", "ReasoningImageFolder", "MultipleDomainDataset")
     for number, name in enumerate(names):
@@ -262,7 +262,7 @@ def test_a_dataset_file_with_a_fault_takes_nothing_but_its_own_dataset(forked, t
     for file in ("1.toml", "3.toml", "4.toml"):
         assert sum(file in line for line in lines if line.startswith("domainbed-reasoning: ")) == 1, lines
     assert "DatasetFileError: " in lines[-2] and "1.toml" in lines[-2]
-    assert "ImportError: " in lines[-1] and "3.toml" in lines[-1] and "is one that this package needs" in lines[-1]
+    assert "ImportError: " in lines[-1] and "3.toml" in lines[-1] and "is used by this package" in lines[-1]
 
 
 def test_a_system_without_file_locks_and_forks_has_every_name(forked):
@@ -295,12 +295,12 @@ finder = Delegating()
 
 
 @pytest.mark.parametrize("place", [0, 1, -1])
-def test_a_finder_that_asks_all_others_as_ours_does_can_stand_beside_it(forked, place):
+def test_coexists_with_another_delegating_finder(forked, place):
     place = f"sys.meta_path.insert({place}, finder)\n" if place >= 0 else "sys.meta_path.append(finder)\n"
     assert forked(DELEGATES.format(guard="pass") + place + CHECK) == "published"
 
 
-def test_hparams_of_a_foreign_algorithm_that_knows_its_own_datasets_alone_end_no_job_of_ours(forked):
+def test_foreign_algorithm_that_rejects_our_datasets_does_not_break_our_jobs(forked):
     """It is asked on each dataset until one is known to it; one that cannot be asked has no names that we know."""
     code = """
     from domainbed import algorithms, hparams_registry

@@ -1,4 +1,4 @@
-"""What is refused before a job trains: target domains, batches that no split fills, hyper-parameters."""
+"""Checks before training: target domains, batches larger than a split, hyper-parameters."""
 
 import argparse
 import json
@@ -105,7 +105,7 @@ def test_a_stock_dataset_with_a_twin_is_refused_before_it_is_built():
     ],
 )
 @pytest.mark.parametrize("algorithm", ["ERM", "MTCT", "CLIPZeroShot"])
-def test_target_domains_that_cannot_be_are_refused(algorithm, test_envs, message):
+def test_invalid_target_domains_are_rejected(algorithm, test_envs, message):
     with pytest.raises(ValueError, match=message):
         dataset_of(algorithm, test_envs=test_envs)
 
@@ -135,6 +135,7 @@ OUT_OF_RANGE = {
     "lora_alpha": [0],
     "model": [" "],
     "chains": [""],
+    "lora_target_modules": [["q_proj", ""], ["q_proj", "q_proj"], [1]],
 }
 OF_TYPE = {
     bool: ["false", "true", 0, 1, 0.0],
@@ -157,8 +158,10 @@ def wrong_values(name, row):
     values = [*OF_TYPE[kind], [], {}, *OUT_OF_RANGE.get(name, [])]
     if row.default is not None:
         values.append(None)
-    if name in ("model", "clip_model", "chains"):
+    if name in ("model", "clip_model", "chains", "init_adapter"):
         values.remove("no such thing")  # looked for when it is loaded
+    if name == "lora_target_modules":
+        values.remove(["tiny"])  # likewise
     return values
 
 
@@ -196,7 +199,7 @@ def test_every_default_and_every_draw_is_allowed():
         ("ERM", {"rho": "0.5"}),
     ],
 )
-def test_a_dataset_refuses_what_it_or_the_algorithm_could_not_use(algorithm, changes):
+def test_dataset_rejects_hparams_that_it_or_the_algorithm_cannot_use(algorithm, changes):
     with pytest.raises(ValueError, match=f"hparam {next(iter(changes))} must be"):
         dataset_of(algorithm, **changes)
 
@@ -225,7 +228,7 @@ def test_a_baselines_job_on_our_dataset_refuses_ours_that_are_wrong(algorithm, g
 
 
 @pytest.mark.parametrize("given", ["{bad", "[1]", "7", '{"batch_size": 8'])
-def test_hparams_that_are_no_json_object_are_refused(given):
+def test_hparams_that_are_not_a_json_object_are_rejected(given):
     with pytest.raises(ValueError, match="--hparams (is not valid JSON|must be a JSON object)"):
         job(lambda: hparams_registry.default_hparams("MTCT", SHAPES), "MTCT", hparams=given)
 
@@ -282,7 +285,7 @@ def test_images_of_a_target_domain_or_without_their_identity_are_not_trained_on(
         algorithm.update(changed)
 
 
-def test_a_dataset_of_which_only_the_loaders_are_left_is_found(hparams):
+def test_dataset_is_found_while_only_its_loaders_exist(hparams):
     def environments():
         return list(datasets.ShapesReasoning(None, [3], hparams))
 
@@ -299,7 +302,7 @@ def test_a_dataset_for_another_algorithm_or_other_targets_than_the_arguments_is_
         job(lambda: algorithm_of(dataset, hparams), "MTCT", test_envs=[2])
 
 
-def test_outside_of_a_job_an_algorithm_says_what_that_means(hparams, capsys):
+def test_algorithm_outside_of_a_job_explains_the_consequences(hparams, capsys):
     dataset = datasets.ShapesReasoning(None, [3], hparams | {"batch_size": 113})
     algorithm_of(dataset, hparams | {"batch_size": 113})
     printed = capsys.readouterr().out

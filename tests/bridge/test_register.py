@@ -1,4 +1,4 @@
-"""What DomainBed's registries say of us, and which hyper-parameters each algorithm gets on each dataset."""
+"""Entries in DomainBed's registries, and the hyper-parameters of each algorithm on each dataset."""
 
 import json
 
@@ -91,7 +91,7 @@ def test_random_search_draws_what_has_a_sampler_and_nothing_else():
     assert drawn[3] == hparams_registry.random_hparams("RDMLDG", "PACSReasoning", 3)
 
 
-def test_a_misspelt_hparam_is_refused_with_the_nearest_name():
+def test_misspelled_hparam_is_rejected_with_the_nearest_name():
     with pytest.raises(ValueError, match="Unknown hparam of MTCT 'lora_rnk'. Did you mean 'lora_rank'"):
         check_hparams({"lora_rnk": 4}, "MTCT")
 

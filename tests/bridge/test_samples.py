@@ -99,7 +99,7 @@ def test_the_task_is_found_by_the_dictionary_and_by_any_equal_copy(copied):
     assert task_of({**copied(hparams), "lr": 0.2}) is None
 
 
-def test_a_task_that_nobody_holds_is_forgotten():
+def test_unreferenced_task_is_freed():
     gc.collect()
     hparams, others = {"lr": 1}, len(samples._LEFT)
     attach_task(hparams, Task("D", ("cat", "dog")))
@@ -115,14 +115,14 @@ class Dataset:
         attach_task(hparams, self.task)
 
 
-def test_the_dictionary_itself_tells_datasets_of_equal_hparams_apart():
+def test_dictionary_identity_distinguishes_datasets_with_equal_hparams():
     first, second = {"lr": 1}, {"lr": 1}
     datasets = [Dataset(first, 0), Dataset(second, 1)]
     assert task_of(first) is datasets[0].task
     assert task_of(second) is datasets[1].task
 
 
-def test_two_datasets_that_would_both_do_are_refused():
+def test_ambiguous_datasets_are_rejected():
     hparams = {"lr": 1}
     one, other = Dataset(hparams, 0), Dataset(hparams, 1)
     for own in (hparams, dict(hparams)):

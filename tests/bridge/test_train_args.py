@@ -1,4 +1,4 @@
-"""What a process knows of the DomainBed job that it runs, however the job was started."""
+"""Finding the arguments of the DomainBed job of this process, however it was started."""
 
 import argparse
 

@@ -45,7 +45,7 @@ def load(toy, choice=None, unverified=None, images=None):
     return load_training_chains(choice, root / "reasoning.jsonl", bundle, images or all_images, unverified)
 
 
-def test_the_same_lines_make_the_same_bytes_in_any_order_and_without_what_no_reader_needs(toy, tmp_path, capsys):
+def test_bundle_bytes_do_not_depend_on_line_order_or_dropped_keys(toy, tmp_path, capsys):
     lines = read_lines(tmp_path / "source.jsonl")
     again = tmp_path / "again.jsonl.xz"
     assert main([str(write_lines(tmp_path / "reversed.jsonl", lines[::-1])), str(again)]) == 0
@@ -91,7 +91,7 @@ def test_a_bundle_larger_than_the_limit_is_not_unpacked(toy, tmp_path, monkeypat
         load(toy)
 
 
-def test_without_a_choice_the_bundle_is_used_and_the_line_says_its_coverage(toy):
+def test_bundle_is_the_default_and_its_coverage_is_reported(toy):
     loaded = load(toy)
     assert sorted(loaded.texts) == toy[1][1:]
     digest = sha256(bundle_path(toy[2]))[:12]
@@ -99,7 +99,7 @@ def test_without_a_choice_the_bundle_is_used_and_the_line_says_its_coverage(toy)
     assert loaded.bundle == f"toy.jsonl.xz {sha256(bundle_path(toy[2]))}" and not loaded.warnings
 
 
-def test_a_chain_file_in_the_folder_comes_first_and_the_line_says_how_many_are_from_where(toy):
+def test_chain_file_takes_precedence_and_sources_are_reported(toy):
     root, images, _ = toy
     own = [{"image": images[0], "chain": chain_text("dog", "mine")}, {"image": images[5], "chain": chain_text("dog")}]
     write_lines(root / "reasoning.jsonl", own)
@@ -125,7 +125,7 @@ def test_another_choice_replaces_the_bundle_or_turns_chains_off(toy, tmp_path):
         load_training_chains("bundled", root / "reasoning.jsonl", None, images)
 
 
-def test_unverified_adds_what_the_label_rule_alone_rejected(toy, tmp_path):
+def test_unverified_adds_chains_rejected_only_by_the_label_rule(toy, tmp_path):
     """As if no label had been known, the first candidate counts; one that breaks another rule never does."""
     root, images, _ = toy
     rules = Rules(CLASSES, min_words=0, verified=False)
@@ -158,7 +158,7 @@ def test_renamed_copies_are_matched_by_content_and_only_they_are_read(toy, monke
     assert "7 from the bundle" in loaded.summary and "1 of them matched by SHA-256" in loaded.summary
 
 
-def test_a_path_of_the_bundle_with_another_images_content_goes_by_content(toy):
+def test_content_takes_precedence_over_the_path(toy):
     """Two images have changed names, and one of them is called as none of the bundle: content decides for all."""
     root, images, bundle = toy
     (root / images[6]).rename(root / "b/horse/x.png")
@@ -178,12 +178,12 @@ def test_files_of_the_same_content_share_a_chain_within_their_class_and_are_repo
     loaded = load(toy, images=named)
     assert loaded.texts["b/dog/copy.png"] == loaded.texts[images[1]] and "a/horse/copy.png" not in loaded.texts
     assert [warning.split(" (")[0] for warning in loaded.warnings] == [
-        "1 file has the content of another and shares its chain",
+        "1 file is a copy of another and shares its chain",
         "1 image is in another class folder than in the bundle and gets no bundled chain",
     ]
 
 
-def test_a_subset_or_strange_images_leave_lines_absent_and_images_without_a_chain(toy):
+def test_subset_or_unknown_images_leave_lines_absent_and_images_without_a_chain(toy):
     root, images, bundle = toy
     (root / "a/dog/strange.png").write_bytes(b"other")
     matches = match_images(read_bundle(bundle).lines, [images[1], "a/dog/strange.png", "a/dog/gone.png"], root)
@@ -191,7 +191,7 @@ def test_a_subset_or_strange_images_leave_lines_absent_and_images_without_a_chai
     assert len(matches.absent) == 7 and not list(matches.notes())
 
 
-def test_the_bundle_of_pacs_is_sound_and_its_card_counts_it():
+def test_the_bundle_of_pacs_is_valid_and_matches_its_card():
     """Every accepted line passes every rule, and the card's table is of these lines."""
     bundle = read_bundle("PACS")
     records = [record for _, record in bundle.lines]

@@ -24,5 +24,5 @@ def test_the_reasoning_question_begins_with_it_and_names_the_five_stages_in_orde
     assert places == sorted(places)
 
 
-def test_folders_become_readable():
+def test_folder_names_become_readable():
     assert readable_name("Alarm_Clock") == "alarm clock"

@@ -1,4 +1,4 @@
-"""What the tolerant reader reads, and what it must not: one table of texts, with the verdict of each."""
+"""The tolerant reader: a table of texts with their verdicts."""
 
 import json
 import re
@@ -108,7 +108,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_blemishes_of_form_change_nothing_and_are_recorded(name):
+def test_format_deviations_are_normalized_and_recorded(name):
     text, blemishes = SAME[name]
     verdict = RULES.judge(text, 0)
     assert verdict.accepted, verdict
@@ -146,7 +146,7 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_what_is_no_chain_is_rejected_by_the_name_of_its_rule(name):
+def test_invalid_chain_is_rejected_under_its_rule(name):
     text, rule = REJECTED[name]
     assert RULES.judge(text, 0).rule == rule
 
@@ -223,7 +223,7 @@ def test_evaluation_reads_a_conclusion_alone_but_never_from_thoughts_or_from_two
     assert (exact.answer, exact.text) == (0, "thinking… <CONCLUSION> dog </CONCLUSION>")
 
 
-def test_names_that_differ_in_signs_alone_are_told_apart_exactly_or_not_at_all():
+def test_names_that_differ_only_in_punctuation_match_exactly_or_not_at_all():
     names = ("C#", "C", "a dog", "dog", "not a toy", "toy")
     assert [read_class(answer, names) for answer in ("C#", "c", "a dog", "dog", "**C**")] == [0, 1, 2, 3, None]
     assert read_class("It is a dog", names) == 2  # the longer name
@@ -236,7 +236,7 @@ def test_a_thought_is_open_until_its_tag_closes():
     assert not is_thinking(GOOD) and not is_thinking("<think>a</think>" + GOOD) and not is_thinking("a</think>")
 
 
-def test_every_blemish_is_met_in_the_table():
+def test_every_deviation_is_covered_by_the_table():
     assert set(" ".join(blemishes for _, blemishes in SAME.values()).split()) == set(BLEMISHES)
 
 
@@ -248,7 +248,7 @@ _PIECES = (
 
 
 @given(st.lists(st.sampled_from([*_PIECES, GOOD, OTHER]), max_size=12).map("".join))
-def test_whatever_is_read_is_canonical_and_reading_it_again_changes_nothing(text):
+def test_reading_is_canonical_and_idempotent(text):
     try:
         chain, normal = read_chain(text)
     except ChainError:
@@ -268,7 +268,7 @@ def test_whatever_is_read_is_canonical_and_reading_it_again_changes_nothing(text
 
 @pytest.mark.parametrize("piece", ["<", "< ", "*", "`", "\n#", "\n        ", "<SUMMARY>", "<summary ", "<think>", "1. ",
                                    "## Summary\n", "&lt;", "\\boxed{", "dog ", "not "])  # fmt: skip
-def test_hostile_repetition_is_read_in_the_end(piece):
+def test_hostile_repetition_terminates(piece):
     """Every repetition in the patterns is bounded: 80,000 characters end at once, not in hours."""
     text = piece * (80_000 // len(piece))
     assert not RULES.judge(text, 0).accepted
@@ -276,6 +276,6 @@ def test_hostile_repetition_is_read_in_the_end(piece):
     RULES.judge(f"{GOOD}{text}", 0)
 
 
-def test_real_chains_are_read_without_any_blemish(test_data):
+def test_real_chains_need_no_normalization(test_data):
     for text in load_chains(test_data / "PACS_chains.jsonl").values():
         assert normalize(text).blemishes == () and normalize(text).text == text

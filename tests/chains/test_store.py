@@ -1,4 +1,4 @@
-"""The chain file: what it promises to a reader, to a writer, and to one who is killed."""
+"""The chain file: its guarantees for readers, writers, and killed processes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_load_returns_accepted_chains_byte_for_byte(file: Path) -> None:
     assert load_chains(file, {"a.jpg", "b.jpg", "c.jpg"}) == {"a.jpg": CHAIN, "b.jpg": odd}
 
 
-def test_a_whole_last_line_needs_no_newline_and_the_file_may_begin_with_a_byte_order_mark(file: Path) -> None:
+def test_last_newline_is_optional_and_a_byte_order_mark_is_accepted(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf" + (line("a.jpg") + line("b.jpg")).rstrip("\n").encode())
     assert list(load_chains(file)) == ["a.jpg", "b.jpg"]
 
@@ -73,7 +73,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
-def test_a_bad_line_is_named_with_file_number_and_cure(file: Path, name: str) -> None:
+def test_invalid_line_error_gives_file_line_and_fix(file: Path, name: str) -> None:
     bad, failure = BAD_LINES[name]
     first = line("photo/dog/0.jpg")
     file.write_bytes(first.encode() + (bad if isinstance(bad, bytes) else bad.encode()))
@@ -92,13 +92,13 @@ def test_two_accepted_chains_of_an_image_are_refused_but_a_rejected_one_beside_i
         load_chains(file)
 
 
-def test_a_missing_file_says_how_to_make_one(file: Path) -> None:
+def test_missing_file_error_says_how_to_create_one(file: Path) -> None:
     with pytest.raises(ChainFileError, match="cannot be read.*domainbed-reasoning annotate"):
         load_chains(file)
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200, len(line("b.jpg").encode()) - 2])
-def test_a_torn_last_line_is_an_error_for_the_reader_and_cut_by_the_next_writer(file: Path, cut: int) -> None:
+def test_partial_last_line_is_an_error_for_readers_and_removed_by_the_next_writer(file: Path, cut: int) -> None:
     whole = line("a.jpg").encode()
     file.write_bytes(whole + line("b.jpg").encode()[:cut])
     with pytest.raises(ChainFileError, match="line 2: incomplete.*annotate"):
@@ -127,7 +127,7 @@ def test_a_writer_ends_a_whole_last_line_instead_of_cutting_it(file: Path) -> No
 @pytest.mark.parametrize(
     "value", [{"image": "a.jpg"}, {"image": "a.jpg", "chain": "\ud800"}, {"image": "../a", "chain": ""}]
 )
-def test_a_writer_refuses_what_a_reader_would(file: Path, value: dict[str, str]) -> None:
+def test_writer_rejects_what_readers_reject(file: Path, value: dict[str, str]) -> None:
     with (
         ChainWriter(file) as writer,
         pytest.raises(ValueError, match="Cannot store the record|cannot be stored as JSON"),
@@ -136,7 +136,7 @@ def test_a_writer_refuses_what_a_reader_would(file: Path, value: dict[str, str])
     assert file.read_bytes() == b""
 
 
-def test_a_second_writer_is_refused_and_told_who_writes(file: Path) -> None:
+def test_second_writer_error_names_the_first(file: Path) -> None:
     with ChainWriter(file):
         with pytest.raises(ChainFileError, match="another process.*is writing.*--chains") as error:
             ChainWriter(file)
@@ -147,7 +147,7 @@ def test_a_second_writer_is_refused_and_told_who_writes(file: Path) -> None:
     assert len(load_chains(file)) == 1
 
 
-def test_a_full_disk_leaves_no_half_line(file: Path) -> None:
+def test_full_disk_leaves_no_partial_line(file: Path) -> None:
     """The child may write files of 2,000 bytes at most; the record that does not fit leaves the others whole."""
     code = textwrap.dedent(f"""
         import resource, signal, sys
@@ -166,8 +166,8 @@ def test_a_full_disk_leaves_no_half_line(file: Path) -> None:
     assert len(load_chains(file)) == int(done.stdout) > 3
 
 
-def test_what_append_returned_survives_kill_nine(file: Path) -> None:
-    """The child says each number after its append; whatever was said must be in the file, after every kill."""
+def test_appended_records_survive_sigkill(file: Path) -> None:
+    """The child prints each number after appending it; every printed number must be in the file after each kill."""
     code = textwrap.dedent(f"""
         import itertools, sys
         from domainbed_reasoning.chains.store import ChainWriter
@@ -209,3 +209,23 @@ def test_the_112_real_chains_load() -> None:
     assert len(known) == 1120 and len(chains) == 112
     for image, chain in chains.items():
         assert chain.endswith(f"<CONCLUSION>{image.split('/')[1]}</CONCLUSION>")
+
+
+def test_lines_without_a_version_are_version_1_and_are_written_back_with_the_current_one(file: Path) -> None:
+    file.write_text(
+        line("a.jpg", teacher="t") + line("b.jpg", format_version=1) + line("c.jpg", format_version=2), "utf-8"
+    )
+    records = [record for _, record in read_records(file)]
+    assert [sorted(record) for record in records] == [["chain", "image", "teacher"], *[["chain", "image"]] * 2]
+    write_records(file, records)
+    assert [json.loads(text)["format_version"] for text in file.read_text("utf-8").splitlines()] == [2, 2, 2]
+    assert [record for _, record in read_records(file)] == records
+
+
+def test_a_line_of_a_newer_version_is_refused_with_the_upgrade(file: Path) -> None:
+    file.write_text(line("a.jpg") + line("b.jpg", format_version=3), "utf-8")
+    with pytest.raises(ChainFileError, match="line 2: its format has version 3, .* up to version 2. Upgrade with `pip"):
+        load_chains(file)
+    file.write_text(line("a.jpg", format_version="new"), "utf-8")
+    with pytest.raises(ChainFileError, match="'format_version' must be int, got 'new'"):
+        load_chains(file)

@@ -55,7 +55,7 @@ def test_help_lists_the_verbs_in_groups(capsys):
     assert all(len(line) < 100 for line in listed) and {f"{group}:" for group in GROUPS} <= set(lines)
 
 
-def test_an_unknown_verb_is_answered_with_the_nearest(capsys):
+def test_unknown_verb_suggests_the_nearest(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["doktor"])
     assert ended.value.code == 2
@@ -88,7 +88,8 @@ def test_every_option_is_accepted_in_both_spellings_and_shown_in_one(verb):
             assert not [option for option in action.option_strings if "_" in option]
         positionals = [action for action in one._actions if not action.option_strings]
         for action in [action for action in one._actions if "_" in action.dest and action.option_strings]:
-            value = action.choices[0] if action.choices else "{}" if action.dest == "hparams" else "1"
+            of_kind = {"hparams": "{}", "batch_discount": "0.5"}
+            value = action.choices[0] if action.choices else of_kind.get(action.dest, "1")
             values = [] if action.nargs == 0 else [value] * (action.nargs if isinstance(action.nargs, int) else 1)
             for positional in positionals:
                 positional.nargs = "?"
@@ -196,7 +197,7 @@ def test_a_repository_without_the_pinned_commit_is_refused_and_leaves_nothing(ca
     assert list(cache.iterdir()) == []
 
 
-def test_a_source_that_cannot_be_reached_is_named_with_the_cure(cache, tmp_path, capsys):
+def test_unreachable_source_error_suggests_a_fix(cache, tmp_path, capsys):
     assert cli.main(["get-domainbed", "--from", str(tmp_path / "nowhere")]) == 1
     errors = capsys.readouterr().err
     assert f"could not get {tmp_path / 'nowhere'}" in errors
@@ -204,7 +205,7 @@ def test_a_source_that_cannot_be_reached_is_named_with_the_cure(cache, tmp_path,
     assert not cache.exists()
 
 
-def test_a_clone_at_another_commit_is_told_apart(other_repository):
+def test_clone_at_another_commit_is_detected(other_repository):
     assert "is at commit" in upstream.problem_with(other_repository)
     assert "not the pinned one" in upstream.describe(other_repository)
     (other_repository / "more").touch()
@@ -216,7 +217,7 @@ def test_a_folder_inside_of_another_repository_is_not_a_clone(other_repository):
     assert upstream.commit_of(other_repository / "inside") is None
 
 
-def test_the_stand_in_is_told_apart_from_upstream():
+def test_stand_in_is_distinguished_from_upstream():
     assert upstream.is_stand_in(CHECKOUT / "tests" / "standin")
     assert "stand-in" in upstream.describe(CHECKOUT / "tests" / "standin")
 
@@ -248,7 +249,7 @@ def test_doctor_compares_versions_with_what_the_package_requires(monkeypatch):
     )
 
 
-def test_a_reader_that_leaves_early_is_no_error_to_show():
+def test_broken_pipe_is_not_an_error():
     """`domainbed-reasoning doctor | head -1`: the pipe is closed before anything is written."""
     command = [
         sys.executable,
@@ -291,7 +292,7 @@ def test_doctor_names_a_package_that_is_newer_than_tested(monkeypatch):
     assert 'pip install "torch<=1.0"' in finding.fix and not finding.fatal
 
 
-def test_doctor_names_an_interface_that_is_gone(monkeypatch):
+def test_doctor_reports_a_missing_api(monkeypatch):
     assert list(doctor.missing_interfaces()) == []
     monkeypatch.setattr(doctor, "INTERFACES", (("torch", "torch.nn:NoSuchLayer"), ("torch", "torch.gone:thing")))
     gone, broken = doctor.check_interfaces()

@@ -1,4 +1,4 @@
-"""One look at each implementation of DomainBed: the stand-in and, where it is present, the real library.
+"""Probes each implementation of DomainBed once: the stand-in and, where present, the real library.
 
 A probe process imports the implementation once, does what the contract is about, and leaves its observations as JSON.
 The tests hold the observations against values worked by hand and against each other.

@@ -1,4 +1,4 @@
-"""Look at the DomainBed that is importable and write down what it does.
+"""Probe the importable DomainBed and record its behavior.
 
 ``python probe.py OBSERVATIONS.json RECORDS``; RECORDS is a folder that ``records.py`` filled.
 """

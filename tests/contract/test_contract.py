@@ -1,4 +1,4 @@
-"""DomainBed's public behavior, held by the stand-in and by the real library alike."""
+"""DomainBed's public behavior, identical in the stand-in and the real library."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_training_writes_records_of_the_documented_shape(seen: Seen) -> None:
     assert files == ["done", "err.txt", "model.pkl", "out.txt", "results.jsonl"]
 
 
-def test_training_reports_what_update_returned_and_every_split(seen: Seen) -> None:
+def test_training_reports_update_values_and_every_split(seen: Seen) -> None:
     """IRM's three values; unlabelled halves (6 of 13) of the test environments in domain adaptation."""
     pair, adapt = seen["training"]["pair"], seen["training"]["adapt"]
     assert [record["step"] for record in pair["records"]] == [0, 1]
@@ -346,7 +346,7 @@ def test_local_launcher_runs_every_command_in_order_whatever_fails(seen: Seen) -
     assert seen["local_launcher"] == "first\nthird\n"
 
 
-def test_the_stand_in_names_a_batch_that_no_environment_can_fill(python: Run, tmp_path: Path) -> None:
+def test_the_stand_in_rejects_a_batch_larger_than_every_environment(python: Run, tmp_path: Path) -> None:
     """Where the real library would wait for ever: 13 images, batches of 14."""
     words = ["--dataset", "Debug28", "--data_dir", "x", "--hparams", '{"batch_size": 14}']
     result = python("standin", "-m", "domainbed.scripts.train", *words, cwd=tmp_path)

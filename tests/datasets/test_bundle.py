@@ -1,4 +1,4 @@
-"""Datasets that name a bundle of chains: what trains on it, what turns it off, and what a job records of it."""
+"""Datasets with a bundle of chains: what trains on it, how to turn it off, and what a job records."""
 
 import argparse
 import json
@@ -46,7 +46,7 @@ def build(data_dir, algorithm="RDMLDG", test_envs=(3,), **changes):
     return build_dataset(algorithm, "PACSReasoning", test_envs, data_dir, **{"model": "tiny", **changes})
 
 
-def test_the_bundle_is_trained_on_without_any_chain_file_and_one_line_says_so(pacs, capsys):
+def test_bundle_is_used_without_a_chain_file_and_reported_in_one_line(pacs, capsys):
     _, hparams = build(pacs)
     task = task_of(hparams)
     assert len(task.chains) == 17 and (0, 0) not in task.chains
@@ -71,41 +71,41 @@ def test_unverified_trains_on_the_chain_that_concludes_another_class(pacs, capsy
     _, hparams = build(pacs, chain_verification="unverified")
     assert task_of(hparams).chains[0, 0] == chain_text("guitar")
     printed = capsys.readouterr().out
-    assert "1 of 18 chains (5.6%) conclude with another class" in printed and "WARNING" not in printed
+    assert "1 of 18 chains (5.6%) conclude with a class other" in printed and "WARNING" not in printed
     with pytest.raises(ValueError, match="chain_verification must be 'verified' or 'unverified'; got 'no'"):
         build(pacs, chain_verification="no")
 
 
-def test_none_leaves_labels_alone_and_is_refused_where_nothing_else_is_learned(pacs, capsys):
+def test_chains_none_trains_on_labels_only_and_is_rejected_without_a_label_path(pacs, capsys):
     write_lines(pacs / "PACS" / "reasoning.jsonl", [{"image": "cartoon/dog/0.png", "chain": chain_text("dog")}])
     _, hparams = build(pacs, chains="none")
     assert task_of(hparams).chains == {} and "no teacher chains (hparam chains is 'none')" in capsys.readouterr().out
     for algorithm in ("ReasoningSFT", "SARR"):
-        with pytest.raises(ValueError, match=f"chains is 'none', but {algorithm} would learn from chains alone"):
+        with pytest.raises(ValueError, match=f"chains is 'none', but {algorithm} trains on chains only"):
             build(pacs, algorithm, chains="none")
-    with pytest.raises(ValueError, match="MTCT would learn from chains alone"):
+    with pytest.raises(ValueError, match="MTCT trains on chains only"):
         build(pacs, "MTCT", chains="none", label_weight=0.0)
     build(pacs, "SARR", chains="none", mtct_epochs=0)
 
 
-def test_what_learns_from_chains_alone_has_no_label_path():
+def test_algorithms_that_require_chains_have_no_label_path():
     for name in registry.READ_CHAINS:
         assert registry.load(registry.ALGORITHMS[name]).LABEL_PATH == (name not in registry.CHAINS_ALONE)
 
 
-def test_images_that_the_bundle_does_not_know_end_the_job_with_what_to_do(pacs):
+def test_images_unknown_to_the_bundle_raise_with_advice(pacs):
     for number, image in enumerate((pacs / "PACS").rglob("*.png")):
         image.write_bytes(image.read_bytes() + b"changed")
         image.rename(image.with_name(f"new{number}.png"))
-    message = r"reasoning.jsonl: file not found; MTCT learns from its chains, and the bundle small.jsonl.xz has none of"
+    message = r"reasoning.jsonl: file not found, but MTCT trains on chains, and the bundle small.jsonl.xz has none of"
     with pytest.raises(ChainFileError, match=message):
         build(pacs, "MTCT")
-    with pytest.raises(ChainFileError, match=r"small.jsonl.xz: it has no accepted chain of a source domain, and MTCT"):
+    with pytest.raises(ChainFileError, match=r"small.jsonl.xz: it has no accepted chain of a source domain, but MTCT"):
         build(pacs, "MTCT", chains="bundled")
     build(pacs, "LabelSFT")
 
 
-def test_a_damaged_bundle_stops_what_reads_it_and_no_baseline(pacs):
+def test_damaged_bundle_fails_mllm_jobs_but_not_baselines(pacs):
     with open(pacs / "small.jsonl.xz", "ab") as file:
         file.write(b"x")
     with pytest.raises(ChainFileError, match=r"its SHA-256 is .*Reinstall the package, or rebuild"):

@@ -1,4 +1,4 @@
-"""The reasoning datasets on image folders that the tests make, and on the real PACS images where they are at hand."""
+"""The reasoning datasets on generated image folders, and on real PACS images where available."""
 
 import random
 import types
@@ -121,14 +121,14 @@ def test_methods_without_a_reasoning_path_need_no_chain_file(pacs):
 
 
 @pytest.mark.parametrize("algorithm", ["ReasoningSFT", "MTCT", "SARR", "RDMLDG"])
-def test_a_chain_file_without_a_chain_of_a_source_domain_is_refused_by_what_learns_from_it(pacs, algorithm):
+def test_chain_file_without_source_chains_is_rejected_by_algorithms_that_train_on_chains(pacs, algorithm):
     """Rejected ones of sources and accepted ones of the target alone: it would train on nothing, loss 0."""
     lines = read(pacs)
     for line in lines:
         if not line["image"].startswith("sketch/"):
             line["verdict"] = "rejected"
     write(pacs, lines)
-    message = rf"reasoning.jsonl: it has no accepted chain of a source domain, and {algorithm} .*annotate.*'chains'"
+    message = rf"reasoning.jsonl: it has no accepted chain of a source domain, but {algorithm} .*annotate.*'chains'"
     with pytest.raises(ChainFileError, match=message):
         build(pacs, algorithm)
     write(pacs, [])
@@ -142,17 +142,17 @@ def test_a_chain_file_without_a_chain_of_a_source_domain_is_refused_by_what_lear
 
 
 @pytest.mark.parametrize("chains", [None, "nowhere.jsonl"])
-def test_without_a_chain_file_it_is_said_which_hparam_names_one_and_what_runs_at_once(pacs, chains):
+def test_missing_chain_file_error_names_the_hparam_and_alternatives(pacs, chains):
     (pacs / "PACS" / "reasoning.jsonl").unlink()
-    with pytest.raises(ValueError, match="file not found; RDMLDG learns") as error:
+    with pytest.raises(ValueError, match="file not found, but RDMLDG trains") as error:
         build(pacs, "RDMLDG", chains=chains)
-    for word in ("the hparam 'chains'", "`domainbed-reasoning annotate`", "LabelSFT", "ShapesReasoning needs no data"):
+    for word in ("the hparam 'chains'", "`domainbed-reasoning annotate`", "LabelSFT", "ShapesReasoning requires no"):
         assert word in str(error.value)
-    with pytest.raises(FileNotFoundError, match="ShapesReasoning needs no data"):
+    with pytest.raises(FileNotFoundError, match="ShapesReasoning requires no data"):
         build(pacs / "elsewhere", "RDMLDG")
 
 
-def test_the_chain_file_can_lie_elsewhere(pacs, tmp_path):
+def test_chain_file_can_be_elsewhere(pacs, tmp_path):
     elsewhere = tmp_path / "mine.jsonl"
     (pacs / "PACS" / "reasoning.jsonl").rename(elsewhere)
     _, hparams = build(pacs, chains=str(elsewhere))
@@ -167,7 +167,7 @@ def test_the_chain_file_can_lie_elsewhere(pacs, tmp_path):
         (lambda lines: lines[1].pop("chain"), "line 2: the key 'chain' is missing"),
     ],
 )
-def test_a_broken_chain_file_ends_the_job_before_training_naming_the_line(pacs, spoil, message):
+def test_invalid_chain_file_fails_before_training_and_names_the_line(pacs, spoil, message):
     lines = read(pacs)
     spoil(lines)
     write(pacs, lines)
@@ -182,7 +182,7 @@ def test_an_unreadable_image_is_named_before_training(pacs):
         build(pacs)
 
 
-def test_a_data_dir_without_the_dataset_is_named_with_the_cure(tmp_path):
+def test_missing_dataset_error_suggests_a_fix(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"VLCSReasoning: folder .*VLCS not found.*check --dataset VLCSR"):
         build(tmp_path, name="VLCSReasoning")
 
@@ -295,7 +295,7 @@ def test_conclusions_are_counted_as_the_job_reads_them(pacs, capsys):
         build(pacs, answer_matching="exact")
 
 
-def test_chains_that_conclude_no_class_or_another_are_counted_and_named(pacs, capsys):
+def test_chains_that_conclude_no_class_or_a_wrong_one_are_reported(pacs, capsys):
     """Of 18 source chains 3 name no class and 3 another; those of the target domain count for neither."""
     lines = read(pacs)
     for line in lines:
@@ -309,12 +309,12 @@ def test_chains_that_conclude_no_class_or_another_are_counted_and_named(pacs, ca
     printed = capsys.readouterr().out
     assert "WARNING: 3 of 18 chains (16.7%) conclude with no class of the dataset" in printed
     assert "of 'art_painting/dog/0.png' (dog), concludes: 'some animal or other'" in printed
-    assert "WARNING: 3 of 18 chains (16.7%) conclude with another class than their image's" in printed
+    assert "WARNING: 3 of 18 chains (16.7%) conclude with a class other than their image's" in printed
     nothing, other = misled(task_of(hparams))
     assert (len(nothing), len(other)) == (3, 3)
 
 
-def test_right_chains_are_not_warned_of(pacs, capsys):
+def test_correct_chains_cause_no_warning(pacs, capsys):
     build(pacs)
     assert "WARNING" not in capsys.readouterr().out
 

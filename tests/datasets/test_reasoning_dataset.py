@@ -1,4 +1,4 @@
-"""Datasets that give labels, pictures and chains themselves, and what is refused of them before training."""
+"""Datasets that provide labels, images and chains themselves, and what is rejected before training."""
 
 import pickle
 
@@ -85,13 +85,13 @@ class TwinNames(Colors):
 @pytest.mark.parametrize(
     ("cls", "cause"),
     [
-        (WrongLabel, r"WrongLabel: domain 0 \(dark\) has the label 2, but CLASS_NAMES has 2 names: labels are 0 to 1"),
+        (WrongLabel, r"WrongLabel: domain 0 \(dark\) has label 2, but CLASS_NAMES has 2 names: labels are in \[0, 1\]"),
         (BadChain, "BadChain: the chain of image dark/0 is not a five-stage chain: <CAPTION> is missing"),
         (NumberForAChain, "the chain of image dark/0 is not a five-stage chain"),
-        (NoChain, "NoChain: no image of a source domain has a chain, and MTCT learns from chains"),
+        (NoChain, "NoChain: no image of a source domain has a chain, but MTCT trains on chains"),
         (TwinNames, "two classes have the name 'Red'"),
     ],
 )
-def test_what_cannot_be_used_is_refused_before_training(cls, cause):
+def test_invalid_datasets_are_rejected_before_training(cls, cause):
     with pytest.raises(ValueError, match=cause):
         build("MTCT", cls)

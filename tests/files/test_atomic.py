@@ -1,4 +1,4 @@
-"""Files that are whole or not there, what killed processes leave of them, and names that others planted."""
+"""Atomic writes, leftovers of killed processes, and names planted by others."""
 
 import fcntl
 import os
@@ -27,7 +27,7 @@ def write_and_die(path):
     assert run_python("-c", WRITE_AND_DIE, path).returncode == -signal.SIGKILL
 
 
-def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed_at_the_next_write(tmp_path):
     path = tmp_path / "versions.json"
     write_and_die(path)
     (left,) = others(path)
@@ -36,7 +36,7 @@ def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path
     assert path.read_text() == "whole" and others(path) == []
 
 
-def test_only_our_own_and_stale_files_go(tmp_path):
+def test_only_our_own_stale_files_are_removed(tmp_path):
     """One that is being written now, and files that are merely called alike, stay."""
     path = tmp_path / "a[1].json"
     alike = [".a[1].json.1234", ".a[1].json.notes.part", ".a1.json.0123456789abcdef.part", "a[1].json.part"]
@@ -93,7 +93,7 @@ def test_the_files_have_the_modes_that_the_user_asks_for(tmp_path):
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
 
 
-def test_a_file_system_without_locks_is_written_to_and_not_tidied(tmp_path, monkeypatch):
+def test_file_system_without_locks_is_written_but_not_cleaned(tmp_path, monkeypatch):
     path = tmp_path / "a"
     write_and_die(path)
     (left,) = others(path)

@@ -1,4 +1,4 @@
-"""Properties that hold for whatever comes: the parser, the store, the trie and the rows, by hypothesis."""
+"""Properties that hold for arbitrary input: parser, store, trie and rows, by hypothesis."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ events = st.lists(
 
 @settings(max_examples=150)
 @given(happens=events)
-def test_what_was_stored_stays_whatever_happens(
+def test_stored_records_survive_any_sequence_of_operations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happens: list[tuple[str, Any]]
 ) -> None:
     monkeypatch.setattr(store, "_RETRIES", 0)

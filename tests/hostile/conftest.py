@@ -1,4 +1,4 @@
-"""A server that says whatever a test wants, a dataset of a few images, and the verbs."""
+"""A server with scripted responses, a small dataset, and the verbs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base models from strangers: refused by folder and file, or loaded; nothing is fetched, no code of theirs runs."""
+"""Untrusted base models: loaded, or rejected by folder and file; no downloads, and none of their code runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from domainbed_reasoning.mllm.loading import TINY, config_of, image_edge
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sound model of a stranger, and a cache that has seen none."""
+    """A valid untrusted model, and an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(TINY, tmp_path / "model")
     return tmp_path / "model"
@@ -37,7 +37,7 @@ def change(file: Path, **values: Any) -> None:
     file.write_text(json.dumps(config))
 
 
-def test_a_sound_model_loads_and_is_looked_at_once(model: Path, tmp_path: Path) -> None:
+def test_valid_model_loads_and_is_inspected_once(model: Path, tmp_path: Path) -> None:
     load_mllm(str(model))
     (passed,) = (tmp_path / "cache" / "domainbed-reasoning" / "probed").iterdir()
     before = passed.stat().st_mtime_ns
@@ -139,7 +139,7 @@ def test_a_damaged_file_is_named(model: Path, file: str, data: bytes) -> None:
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "config.json", "chat_template.jinja", "model.safetensors"])
 @pytest.mark.parametrize("kind", ["a pipe", "endless", "a terabyte"])
-def test_what_is_no_file_or_never_ends_is_refused(model: Path, file: str, kind: str) -> None:
+def test_irregular_or_endless_files_are_rejected(model: Path, file: str, kind: str) -> None:
     (model / file).unlink(missing_ok=True)
     if kind == "a pipe":
         os.mkfifo(model / file)
@@ -152,7 +152,7 @@ def test_what_is_no_file_or_never_ends_is_refused(model: Path, file: str, kind: 
         load_mllm(str(model))
 
 
-def test_a_tokenizer_whose_pattern_goes_back_for_ever_is_refused(model: Path) -> None:
+def test_tokenizer_with_catastrophic_backtracking_is_rejected(model: Path) -> None:
     config = json.loads((model / "tokenizer.json").read_text())
     pattern = {
         "type": "Split",
@@ -175,7 +175,7 @@ def test_adapters_in_place_of_a_model_are_refused(model: Path) -> None:
         load_mllm(str(model))
 
 
-def test_a_config_is_looked_at_before_it_is_planned_with(model: Path) -> None:
+def test_config_is_validated_before_planning(model: Path) -> None:
     change(model / "config.json", text__num_hidden_layers=10**7)
     for ask in (config_of, image_edge):
         with pytest.raises(ModelError, match="num_hidden_layers"):
@@ -226,9 +226,7 @@ def run(model: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("kind", ["sound", "a kernel"])
-def test_nothing_is_fetched_and_no_kernel_is_asked_for_where_they_are_installed(
-    model: Path, tmp_path: Path, kind: str
-) -> None:
+def test_nothing_is_downloaded_and_no_kernel_requested_if_installed(model: Path, tmp_path: Path, kind: str) -> None:
     if kind == "a kernel":
         change(model / "config.json", attn_implementation="evil/kernel")
     done = run(model, tmp_path)

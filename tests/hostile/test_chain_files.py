@@ -1,4 +1,4 @@
-"""Chain files from strangers: read rightly, or refused with file, line, fault and cure, in bounded memory."""
+"""Untrusted chain files: read correctly, or rejected with file, line and fix, in bounded memory."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ READ = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_hostile_file_is_refused_with_place_fault_and_cure(tmp_path: Path, name: str) -> None:
+def test_hostile_file_error_gives_position_problem_and_fix(tmp_path: Path, name: str) -> None:
     data, failure = REFUSED[name]
     file = tmp_path / "chains.jsonl"
     file.write_bytes(data)
@@ -116,7 +116,7 @@ def test_a_hostile_file_is_refused_with_place_fault_and_cure(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", READ)
-def test_an_odd_file_is_read_rightly(tmp_path: Path, name: str) -> None:
+def test_unusual_file_is_read_correctly(tmp_path: Path, name: str) -> None:
     data, images = READ[name]
     file = tmp_path / "chains.jsonl"
     file.write_bytes(data)
@@ -133,7 +133,7 @@ def test_an_odd_file_is_read_rightly(tmp_path: Path, name: str) -> None:
     [b"hello", line() + b"hello", b"\x89PNG\r\n\x1a\n" + bytes(100), b"x" * (3 << 20), b"{" + b"x" * (3 << 20)],
     ids=["a word", "a word after a record", "a picture", "3 MiB", "3 MiB that begin as a record"],
 )
-def test_a_file_that_is_no_chain_file_is_never_cut(tmp_path: Path, data: bytes) -> None:
+def test_other_files_are_never_truncated(tmp_path: Path, data: bytes) -> None:
     """Only what may be the first half of a record is cut off: the user may have named a file of another kind."""
     file = tmp_path / "notes.txt"
     file.write_bytes(data)
@@ -143,7 +143,7 @@ def test_a_file_that_is_no_chain_file_is_never_cut(tmp_path: Path, data: bytes) 
 
 
 @pytest.mark.parametrize("data", [b'{"image": "b', b'{"a":' * 100_000, b"\0" * 5000], ids=["half", "nested", "zeros"])
-def test_what_a_power_cut_leaves_is_cut(tmp_path: Path, data: bytes) -> None:
+def test_remains_of_a_power_failure_are_removed(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "chains.jsonl"
     file.write_bytes(line() + data)
     with ChainWriter(file) as writer:
@@ -183,7 +183,7 @@ except ChainFileError as error:
     )
 
 
-def test_every_fault_of_a_file_is_listed_and_hides_no_good_line(tmp_path: Path) -> None:
+def test_every_invalid_line_is_listed_and_valid_ones_are_used(tmp_path: Path) -> None:
     file = tmp_path / "chains.jsonl"
     bad = [data for name, (data, _) in REFUSED.items() if "torn" not in name and data.count(b"\n") == 1]
     file.write_bytes(b"".join(data + line("b.jpg") for data in bad if data.endswith(b"\n")))

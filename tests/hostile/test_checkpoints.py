@@ -1,4 +1,4 @@
-"""Trained models from strangers: loaded, or refused with file, fault and cure; no code of theirs runs."""
+"""Untrusted trained models: loaded, or rejected with file and fix; none of their code runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_file_of_the_job_in_place_of_its_folder_is_named(tmp_path: Path) -> No
         read_job(folder / "model.pkl")
 
 
-def test_a_sound_job_loads(tmp_path: Path, adapters: dict[str, torch.Tensor]) -> None:
+def test_valid_job_loads(tmp_path: Path, adapters: dict[str, torch.Tensor]) -> None:
     job = read_job(write_job(tmp_path / "job", TASK, {"model_dict": adapters}))
     assert job.load().adapters().keys() == adapters.keys()
 
@@ -142,7 +142,7 @@ def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path: Path, name: 
     assert not trap.exists() and len(str(error.value)) < 800
 
 
-def test_a_checkpoint_damaged_anywhere_is_refused_or_says_the_same(
+def test_damaged_checkpoint_is_rejected_or_loads_the_same_values(
     tmp_path: Path, adapters: dict[str, torch.Tensor]
 ) -> None:
     """A byte is changed in 60 places of the file."""

@@ -1,4 +1,4 @@
-"""Several processes on one file or folder: right, or refused with a clear message, and nothing lost."""
+"""Several processes on one file or folder: correct, or rejected with a clear message, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def annotator(toy: Path, liar: Any, start_verb: Any) -> Callable[[], subprocess.
     return start
 
 
-def test_a_second_annotator_and_an_import_are_refused_and_lose_nothing(toy: Path, annotator: Any, verb: Any) -> None:
+def test_concurrent_annotate_and_import_are_rejected_without_loss(toy: Path, annotator: Any, verb: Any) -> None:
     first = annotator()
     wait_until(lambda: len(annotator.server.requests) == 8)
     second = annotator()
@@ -63,7 +63,7 @@ def test_a_second_annotator_and_an_import_are_refused_and_lose_nothing(toy: Path
     assert "Nothing to do" in out and len(annotator.server.requests) == 8
 
 
-def test_writers_that_take_turns_lose_nothing(tmp_path: Path) -> None:
+def test_alternating_writers_lose_nothing(tmp_path: Path) -> None:
     """Three processes open the file again and again; one that is refused tries again."""
     file = tmp_path / "c.jsonl"
     code = f"""
@@ -116,7 +116,7 @@ def test_a_writer_notices_that_its_file_was_replaced_while_it_opened_it(
     assert len(calls) == 2 and list(load_chains(file)) == ["a.png"]
 
 
-def test_a_reader_during_a_write_sees_whole_records_and_ever_more(tmp_path: Path) -> None:
+def test_concurrent_reader_sees_only_complete_records(tmp_path: Path) -> None:
     file = tmp_path / "c.jsonl"
     file.write_text("")
     code = f"""

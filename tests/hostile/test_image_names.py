@@ -1,4 +1,4 @@
-"""Names of image files that no chain file can hold, and names in two Unicode forms."""
+"""Image file names that a chain file cannot contain, and names in two Unicode normal forms."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ def build(data: Path, algorithm: str = "MTCT") -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", UNUSABLE.values(), ids=UNUSABLE)
-def test_a_name_that_no_chain_file_can_hold_is_named_at_once(
-    pacs: Path, verb: Any, name: bytes, tmp_path: Path
-) -> None:
+def test_unstorable_image_name_is_reported_immediately(pacs: Path, verb: Any, name: bytes, tmp_path: Path) -> None:
     write_chains(pacs, all_chains(pacs))
     picture(pacs, name)
     shown = ascii(os.fsdecode(name))
@@ -124,7 +122,7 @@ def test_chains_find_their_images_whatever_the_unicode_form(
     assert json.loads((tmp_path / "new.jsonl").read_text("utf-8"))["image"] == f"photo/dog/{on_disk}.png"
 
 
-def test_an_annotated_image_is_not_asked_again_under_its_other_form(pacs: Path) -> None:
+def test_annotated_image_is_not_requested_again_in_another_unicode_form(pacs: Path) -> None:
     picture(pacs, f"photo/dog/{NFD}.png".encode())
     found = scan(STOCK["PACS"], pacs)
     names = ImageLookup(one.path for one in found.pictures)
@@ -169,7 +167,7 @@ def test_a_class_folder_may_be_in_another_form_in_another_domain(pacs: Path, ver
     assert match_class(NFD, task.class_names) == match_class(NFC, task.class_names) == 0
 
 
-def test_odd_names_that_can_be_written_down_are_taken(pacs: Path, verb: Any, tmp_path: Path) -> None:
+def test_unusual_but_storable_names_are_accepted(pacs: Path, verb: Any, tmp_path: Path) -> None:
     odd = ["line\nbreak", "\x1b[31mred", "\u202etxt", " ", "#?%2e", "'\"", "x" * 250, "\U0001f415", "UPPER"]
     for name in odd:
         picture(pacs, f"photo/dog/{name}.{'PNG' if name == 'UPPER' else 'png'}".encode())
@@ -190,7 +188,7 @@ def test_odd_names_that_can_be_written_down_are_taken(pacs: Path, verb: Any, tmp
         assert "Traceback" not in err and "Rename" not in out + err, (command, out, err)
 
 
-def test_faults_of_names_are_found_without_a_disk() -> None:
+def test_name_problems_are_found_without_a_disk() -> None:
     names = ["a/b/0.png", "a/b/\udce9.png", "C:/b/0.png", "a/b\\0.png", f"a/{NFC}", f"a/{NFD}"]
     failures = list(image_name_problems(names))
     assert len(failures) == 4

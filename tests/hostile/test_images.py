@@ -1,4 +1,4 @@
-"""Images from strangers: the right pixels, or an error that names the file; no crash, bomb or other program."""
+"""Untrusted images: correct pixels, or an error that names the file; no crash, decompression bomb or other program."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def as_domainbed_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", READ)
-def test_odd_images_are_read_rightly(tmp_path: Path, name: str) -> None:
+def test_unusual_images_are_decoded_correctly(tmp_path: Path, name: str) -> None:
     file, make, size, right = READ[name]
     path = tmp_path / file
     path.write_bytes(make())

@@ -1,4 +1,4 @@
-"""Files of other formats from strangers: imported rightly, or refused with file, row, fault and cure."""
+"""Untrusted files in other formats: imported correctly, or rejected with file, row and fix."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_hostile_file_is_refused_with_place_fault_and_cure(tmp_path: Path, name: str) -> None:
+def test_hostile_file_error_gives_position_problem_and_fix(tmp_path: Path, name: str) -> None:
     data, failure = REFUSED[name]
     if "Parquet" in name:
         pytest.importorskip("pyarrow")
@@ -81,7 +81,7 @@ def test_a_hostile_file_is_refused_with_place_fault_and_cure(tmp_path: Path, nam
     ],
     ids=["array", "lines", "array in one line"],
 )
-def test_marks_and_white_space_do_not_matter(tmp_path: Path, data: bytes) -> None:
+def test_byte_order_marks_and_whitespace_are_ignored(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "rows.json"
     file.write_bytes(data)
     assert [record["chain"] for record in read(file)] == ["dog", "dog"]
@@ -95,7 +95,7 @@ def test_a_long_array_is_read_a_part_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [b"[", b""])
-def test_a_row_without_end_does_not_fill_the_memory(tmp_path: Path, start: bytes) -> None:
+def test_endless_row_does_not_exhaust_memory(tmp_path: Path, start: bytes) -> None:
     file = tmp_path / "rows.json"
     with open(file, "wb") as out:
         out.write(start + b'{"image": "')

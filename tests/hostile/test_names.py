@@ -1,4 +1,4 @@
-"""Class names and dataset files from strangers: names are data in every place that shows or tokenizes them."""
+"""Untrusted class names and dataset files: names stay data wherever they are shown or tokenized."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_verbs_show_hostile_records_as_text(data: Path, verb: Any, tmp_path: Pat
         (("___", "dog"), "is blank"),
     ],
 )
-def test_names_that_no_answer_could_tell_are_refused(
+def test_indistinguishable_class_names_are_rejected(
     data: Path, verb: Any, names: tuple[str, ...], failure: str
 ) -> None:
     """Two classes of one name, an empty one, one that breaks the chain it stands in: by the verbs and by training."""

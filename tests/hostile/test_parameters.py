@@ -1,4 +1,4 @@
-"""Servers that do not take what others take: the parameter they name is left out, once, and the user is told."""
+"""Endpoints that reject a parameter: it is omitted once, and the user is told."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ REFUSALS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_the_parameter_that_a_refusal_names_is_left_out_and_no_other(name: str) -> None:
+def test_only_the_rejected_parameter_is_omitted(name: str) -> None:
     refusal, blamed = REFUSALS[name]
     parameters = Parameters("m")
     text = refusal if isinstance(refusal, str) else json.dumps(refusal)
@@ -82,7 +82,7 @@ def test_the_parameter_that_a_refusal_names_is_left_out_and_no_other(name: str) 
         "[" * 100_000,
     ],
 )
-def test_a_refusal_of_something_else_leaves_nothing_out(refusal: Any) -> None:
+def test_unrelated_rejection_omits_nothing(refusal: Any) -> None:
     parameters = Parameters("m")
     text = refusal if isinstance(refusal, str) else json.dumps(refusal)
     assert parameters.adapt(ALL, text) is None and parameters.of(REQUEST) == ALL
@@ -100,7 +100,7 @@ def test_reasoning_models_are_known_by_the_last_part_of_their_name(model: str, r
     assert Parameters(model).of(REQUEST) == expected
 
 
-def test_a_limit_that_goes_by_neither_name_is_left_out_unless_the_cost_needs_it() -> None:
+def test_unsupported_token_limit_is_omitted_unless_the_cost_requires_it() -> None:
     refusal = '{"error": {"message": "unknown argument max_completion_tokens or max_tokens"}}'
     parameters, strict = Parameters("m"), Parameters("m", needs_limit=True)
     for one in (parameters, strict):
@@ -119,7 +119,7 @@ def annotate(server: Any, toy: Path, verb: Any, *more: object) -> tuple[int, str
 
 @pytest.mark.parametrize("status", [400, 422, 200])
 @pytest.mark.parametrize("refused", [["seed"], ["temperature", "top_p"], ["max_tokens"], ["seed", "max_tokens"]])
-def test_a_run_goes_on_without_what_is_refused_and_says_so_once(
+def test_run_continues_without_rejected_parameters_and_reports_them_once(
     status: int, refused: list[str], scripted: Any, toy: Path, verb: Any
 ) -> None:
     """A server that takes no such parameter, and names one of them at a time; eight images, eight at a time."""
@@ -140,7 +140,7 @@ def test_a_run_goes_on_without_what_is_refused_and_says_so_once(
     assert len(server.requests) <= 8 * (1 + len(refused))
 
 
-def test_a_parameter_can_be_left_out_from_the_start(scripted: Any, toy: Path, verb: Any) -> None:
+def test_parameter_can_be_omitted_from_the_start(scripted: Any, toy: Path, verb: Any) -> None:
     server = scripted(lambda body: (200, {"choices": [{"message": {"content": CHAIN}}]}))
     more = ("--omit-parameter", "seed", "--omit-parameter", "top_p")
     code, _, _, records = annotate(server, toy, verb, *more)
@@ -151,7 +151,7 @@ def test_a_parameter_can_be_left_out_from_the_start(scripted: Any, toy: Path, ve
     assert code == 2 and "--max-cost" in err
 
 
-def test_a_refusal_that_names_nothing_we_know_names_the_option(scripted: Any, toy: Path, verb: Any) -> None:
+def test_unknown_parameter_rejection_suggests_the_option(scripted: Any, toy: Path, verb: Any) -> None:
     server = scripted(lambda body: (422, {"detail": "an extra field is not permitted"}))
     code, out, _, _ = annotate(server, toy, verb)
     assert code == 1 and "--omit-parameter omits a parameter" in out and len(server.requests) == 8

@@ -1,4 +1,4 @@
-"""Keys are planted and then looked for: in files, on the screen, in process lists, on the wire to anyone else."""
+"""Planted keys are searched for in files, output, process lists, and requests to other hosts."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_training_leaves_no_secret_anywhere(run_stock: Any, domainbed_root: Path
 
 
 @pytest.mark.parametrize("name", [OURS, "hf_abcDEF123", "sk-a b", "OPENAI-KEY"])
-def test_a_key_given_as_the_variables_name_is_not_repeated(name: str) -> None:
+def test_key_passed_as_the_variable_name_is_not_repeated(name: str) -> None:
     with pytest.raises(TeacherError, match="--key-env takes the name") as error:
         OpenAITeacher("m", base_url="http://localhost:1/v1", key_variable=name)
     assert name not in str(error.value)
@@ -159,7 +159,7 @@ def test_a_url_that_would_show_the_key_is_refused(url: str, failure: str, monkey
     assert OURS not in str(error.value)
 
 
-def test_loopback_and_a_servers_own_key_are_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_and_a_servers_own_key_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", OURS)
     monkeypatch.setenv("CLUSTER_KEY", "abcd")
     for url in ("http://localhost:1/v1", "http://127.0.0.9:1/v1", "http://[::1]:1/v1", "https://example.org/v1"):
@@ -185,7 +185,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield file
 
 
-def test_a_certificate_that_nobody_signed_is_refused_before_the_key_is_sent(
+def test_untrusted_certificate_is_rejected_before_the_key_is_sent(
     certificate: Path, liar: Any, toy: Path, start_verb: Any, tmp_path: Path
 ) -> None:
     server = liar(lambda connection: connection.sendall(response({})), certificate)
@@ -194,7 +194,7 @@ def test_a_certificate_that_nobody_signed_is_refused_before_the_key_is_sent(
     out, err = child.communicate()
     assert child.returncode == 1 and "untrusted certificate" in err and "SSL_CERT_FILE" in err
     assert server.requests == [] and server.connections == 1  # it is not tried again
-    # The cure that it names works.
+    # The suggested fix works.
     child = start_verb(
         *common, "--retries", 0, "--chains", tmp_path / "c.jsonl", **PLANTED, SSL_CERT_FILE=f"{certificate}.crt"
     )
@@ -227,7 +227,7 @@ print("REACHED THE END")
 """
 
 
-def test_nothing_is_fetched_that_nobody_asked_for(tmp_path: Path) -> None:
+def test_nothing_is_downloaded_without_a_request(tmp_path: Path) -> None:
     """Every connection and every look-up of a name is an error; HF_HUB_OFFLINE is not set."""
     from domainbed import datasets
 
@@ -238,7 +238,7 @@ def test_nothing_is_fetched_that_nobody_asked_for(tmp_path: Path) -> None:
     assert "CONNECTED" not in done.stdout + done.stderr and "LOOKED UP" not in done.stdout + done.stderr
 
 
-def test_offline_is_honoured_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_mode_is_respected_and_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     from domainbed_reasoning.mllm import ModelError, load_mllm

@@ -1,4 +1,4 @@
-"""Servers that lie: there is an answer, a fault with its name, or an end; soon, and in little memory."""
+"""Endpoints that send invalid responses: an answer, a named failure, or an end, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_lying_server_is_answered_rightly_or_named(name: str, liar: Any) -> None:
+def test_misbehaving_server_is_handled_or_reported(name: str, liar: Any) -> None:
     misbehave, expected = SERVERS[name]
     server = liar(misbehave)
     timeout = 0.6 if "0.6" in str(expected) else 20
@@ -219,7 +219,7 @@ def test_a_lying_server_is_answered_rightly_or_named(name: str, liar: Any) -> No
         assert len(str(raised.value)) < 700 and KEY not in str(raised.value)
 
 
-def test_a_gigabyte_of_answer_takes_a_few_megabytes(liar: Any) -> None:
+def test_gigabyte_response_takes_a_few_megabytes(liar: Any) -> None:
     server = liar(endless(LONG, b"x" * (1 << 20)))
     tracemalloc.start()
     with pytest.raises(NoAnswer):

@@ -1,4 +1,4 @@
-"""ShapesReasoning's pictures, labels and chains."""
+"""ShapesReasoning's images, labels and chains."""
 
 import colorsys
 import hashlib
@@ -86,7 +86,7 @@ def test_the_other_teacher_states_the_same_kinds_and_the_background_among_other_
         assert not {own.summary, own.reasoning, own.reflection} & {other.summary, other.reasoning, other.reflection}
 
 
-def test_the_other_teacher_tells_of_the_background_that_is_painted():
+def test_other_teacher_describes_the_actual_background():
     """With rho 1 the hue is the class's cue, a seventh of the circle a class; with rho 0 it is any hue."""
     told = [[shapes.chain(1, 7 * i + 3, "other", rho).split("CAPTION>")[1] for i in range(40)] for rho in (1, 0)]
     always, never = told
@@ -151,7 +151,7 @@ def test_background_hue_is_the_cue_of_the_class_or_of_another(domain, misleading
         assert nearest == name
 
 
-def test_background_hue_tells_nothing_with_rho_zero():
+def test_background_hue_is_uninformative_with_rho_zero():
     follows = [
         hue_distance(background_hue(shapes.render(1, i, misleading=False, rho=0.0)), shapes.cue_hue(i % 7)) < 1 / 14
         for i in range(280)

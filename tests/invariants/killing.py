@@ -1,4 +1,4 @@
-"""A stock training job that is killed again and again, and one that is not: do they end the same?
+"""Compare a stock training job that is killed repeatedly with an undisturbed one.
 
     python tests/invariants/killing.py --kills 100 --algorithm RDMLDG --signal KILL [--steps 16] [--answer label]
 
@@ -171,14 +171,14 @@ def main() -> int:
     moments = run_and_kill(killed, options)
     differing = differences(outcome(options.folder / "undisturbed"), outcome(killed))
     left = [str(path) for path in _progress().glob("*/*")]
-    printed = {
+    summary = {
         "algorithm": options.algorithm,
         "kills": len(moments),
         "moments": moments,
         "differing": differing,
         "left": left,
     }
-    print(json.dumps(printed))
+    print(json.dumps(summary))
     shutil.rmtree(options.folder / "cache", ignore_errors=True)
     return 1 if differing or left else 0
 

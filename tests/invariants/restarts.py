@@ -1,4 +1,4 @@
-"""A real job that was killed, started again on damaged files or without a usable cache: does it end as undisturbed?
+"""Restart a killed job on damaged files or without a usable cache, and compare it with an undisturbed one.
 
     python tests/invariants/restarts.py --folder FOLDER
 

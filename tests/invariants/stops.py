@@ -1,4 +1,4 @@
-"""A job that is killed at chosen moments of SARR's rounds, and one that is not: do they end the same?
+"""Compare a job that is killed at chosen moments of SARR's rounds with an undisturbed one.
 
     python tests/invariants/stops.py --folder FOLDER
 
@@ -98,8 +98,8 @@ def main() -> int:
     chains = [row for event in events["undisturbed"] for row in event.get("labelled", [])]
     rounds = [sum(event["values"]["stage"] == k for event in events["killed"] if "values" in event) for k in (1, 2)]
     surplus = sum(event["values"].get("updated") == 0 for event in events["undisturbed"] if "values" in event)
-    printed = {"killed": killed, "ended": ended, "differing": differing, "rounds": rounds, "surplus": surplus}
-    print(json.dumps(printed | {"chains": len(chains), "kept": sum(row[3] for row in chains)}))
+    summary = {"killed": killed, "ended": ended, "differing": differing, "rounds": rounds, "surplus": surplus}
+    print(json.dumps(summary | {"chains": len(chains), "kept": sum(row[3] for row in chains)}))
     return 0
 
 

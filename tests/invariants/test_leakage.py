@@ -1,4 +1,4 @@
-"""Target domains and validation splits reach nothing that is trained: whatever is in them, every step is the same.
+"""Target domains and validation splits never influence training: with any content, every step is the same.
 
 Two runs of one job, their trajectories compared bit for bit. In the second the target domain's pixels, labels and
 chains are others, and so are those of the source domains' validation splits.
@@ -174,7 +174,7 @@ def test_poison_changes_no_step_on_the_rendered_dataset(monkeypatch):
     same(clean, poisoned)
 
 
-def test_poison_in_what_is_trained_on_is_seen(tmp_path):
+def test_poison_in_training_data_is_detected(tmp_path):
     """The comparison can fail: other pixels in one source image change the first step."""
     cls = datasets.get_dataset_class("PACSReasoning")
     clean = trajectory(write_folders(tmp_path / "clean", cls, False), cls, "LabelSFT", False)

@@ -1,4 +1,4 @@
-"""A job that is killed and started again ends as one that was not: bit for bit, on the CPU in float32."""
+"""A killed and restarted job ends like an undisturbed one, bit for bit, on the CPU in float32."""
 
 import json
 import signal
@@ -32,7 +32,7 @@ KILLING = Path(__file__).with_name("killing.py")
     ],
     ids=lambda options: " ".join(options[1::8]),
 )
-def test_a_killed_job_goes_on_and_ends_as_if_undisturbed(either_domainbed, tmp_path, options):
+def test_killed_job_resumes_and_ends_as_if_uninterrupted(either_domainbed, tmp_path, options):
     printed = run_script(either_domainbed, tmp_path, "killing.py", "--answer", "label", *options)
     assert printed["differing"] == [] and printed["left"] == []
     assert printed["kills"] == int(options[3])
@@ -46,11 +46,21 @@ def run_script(domainbed, tmp_path, name, *options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.parametrize("options", [(), ("--no-copy",)], ids=["copy", "no copy"])
+def test_job_killed_during_evaluations_generates_no_chain_twice(either_domainbed, tmp_path, options):
+    """Two kills in the first evaluation, one in the second; the round reuses chains of the first."""
+    printed = run_script(either_domainbed, tmp_path, "mid_evaluation.py", *options)
+    assert printed["ended"] == [signal.SIGKILL] * 3 + [0]
+    assert printed["generated"] == printed["distinct"] == printed["images"] * printed["evaluations"]
+    assert printed["evaluations"] == 2 and printed["accepted"] > 0
+    assert printed["on_demand"] == 0 and printed["differing"] == []
+
+
 SETTINGS = {"sarr_filter": "well_formed", "sarr_epoch_over": "kept", "on_parse_failure": "wrong", "answer": "chain"}
 
 
 @pytest.mark.parametrize("settings", [{}, SETTINGS], ids=["paper", "settings"])
-def test_a_job_killed_inside_sarrs_rounds_ends_as_if_undisturbed(either_domainbed, tmp_path, settings):
+def test_job_killed_inside_sarr_rounds_ends_as_if_uninterrupted(either_domainbed, tmp_path, settings):
     """Records, self-labeled chains, answers and every checkpoint's adapters are equal, whatever was resumed.
 
     It would not be so if a resumed round labelled with the weights of the restart, forgot its labels or what they
@@ -63,8 +73,8 @@ def test_a_job_killed_inside_sarrs_rounds_ends_as_if_undisturbed(either_domainbe
     assert min(printed["rounds"]) >= 3 and 0 < printed["kept"] < printed["chains"]  # else the test would show little
 
 
-def test_a_job_restarted_on_damaged_files_or_without_a_cache_ends_as_if_undisturbed(either_domainbed, tmp_path):
-    """What is damaged means step 0, said once; no usable cache means no saved progress, said once."""
+def test_job_restarted_on_damaged_files_or_without_a_cache_ends_as_if_uninterrupted(either_domainbed, tmp_path):
+    """Damaged files restart at step 0, an unusable cache disables saved progress; each is reported once."""
     printed = run_script(either_domainbed, tmp_path, "restarts.py")
     assert printed["ended"] == 0 and printed["killed"] == signal.SIGKILL
     for what, found in printed["found"].items():

@@ -1,4 +1,4 @@
-"""The hparam `answer_matching`: how every reading of a job's chains, in training and in evaluation, takes blemishes."""
+"""The hparam `answer_matching` in every place where training and evaluation read chains."""
 
 import argparse
 import itertools
@@ -11,7 +11,7 @@ from domainbed_reasoning.jobs.answers import records_for
 
 
 @pytest.mark.parametrize(("matching", "reads"), [("tolerant", True), ("exact", False)])
-def test_answer_matching_says_how_answers_records_votes_and_self_labels_are_read(matching, reads, monkeypatch):
+def test_answer_matching_applies_to_answers_records_votes_and_self_labels(matching, reads, monkeypatch):
     """The model writes "A NAME." in lower-case tags for class 3, in two of three samples; the third names class 1."""
     dataset, algorithm = build(
         "SARR", max_new_tokens=40, answer_matching=matching, votes=3, sarr_votes=3, temperature=0.9, eval_batch=4

@@ -1,4 +1,4 @@
-"""Kept files that disks, copies or people have changed: the job begins anew and says so, or nothing is different."""
+"""Progress files that were modified: the job restarts from step 0 with a message, or the result is unchanged."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def restart(folder, capsys):
     return replayed, printed
 
 
-def test_what_is_sound_is_replayed_in_silence(kept, capsys):
+def test_intact_progress_is_replayed_silently(kept, capsys):
     assert restart(kept, capsys) == (
         [
             {"loss": 0.0, "stage": 0.0},
@@ -75,7 +75,7 @@ def test_what_is_sound_is_replayed_in_silence(kept, capsys):
     )
 
 
-def test_a_flipped_bit_anywhere_means_step_0_or_nothing(progress_folder, tmp_path, capsys):
+def test_any_flipped_bit_restarts_at_step_0_or_has_no_effect(progress_folder, tmp_path, capsys):
     """In each file at places drawn at random: nothing but the undisturbed past is ever replayed."""
     draw = random.Random(0)
     sound, _ = restart(shutil.copytree(progress_folder, tmp_path / "sound" / progress_folder.name), capsys)
@@ -134,7 +134,7 @@ DAMAGES = (remove, empty, cut, replace_by_text, replace_by_folder, replace_by_li
 
 @pytest.mark.parametrize("name", ["state.pt", "log.jsonl", "adapters-1.pt"])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_file_that_is_gone_or_another_is_named_and_the_job_begins_anew(kept, capsys, name, damage):
+def test_missing_or_replaced_files_are_named_and_the_job_restarts(kept, capsys, name, damage):
     damage(kept / name)
     replayed, printed = restart(kept, capsys)
     if (name, damage) == ("log.jsonl", repeat):  # what follows the sound part belongs to nothing
@@ -145,7 +145,7 @@ def test_a_file_that_is_gone_or_another_is_named_and_the_job_begins_anew(kept, c
 
 
 @pytest.mark.parametrize("line", [0, 1, 2])
-def test_a_line_that_is_dropped_changed_or_nested_without_end_is_seen(kept, capsys, line):
+def test_dropped_changed_or_deeply_nested_lines_are_detected(kept, capsys, line):
     log = kept / "log.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
     changes = {
@@ -162,9 +162,9 @@ def test_a_line_that_is_dropped_changed_or_nested_without_end_is_seen(kept, caps
 
 
 @pytest.mark.parametrize(
-    "state", [[1], {"format": 1}, {"format": 99, "steps": 1}, {"format": 2, "steps": "two"}, None, 3, torch.ones(2)]
+    "state", [[1], {"format": 1}, {"steps": 1}, {"format": 2, "steps": "two"}, None, 3, torch.ones(2)]
 )
-def test_a_sound_file_of_another_kind_is_no_state(kept, capsys, state):
+def test_valid_file_of_another_kind_is_not_a_state(kept, capsys, state):
     from domainbed_reasoning.jobs.sealed import write_tensors
 
     write_tensors(kept / "state.pt", state)
@@ -172,7 +172,21 @@ def test_a_sound_file_of_another_kind_is_no_state(kept, capsys, state):
     assert replayed is None and "state.pt is not a saved state" in printed
 
 
-def test_adapters_of_another_run_are_not_taken(kept, capsys):
+def test_progress_of_a_newer_version_is_refused_and_kept_and_of_an_older_one_the_job_starts_over(kept, capsys):
+    from domainbed_reasoning.jobs.sealed import read_tensors, write_tensors
+
+    state = read_tensors(kept / "state.pt")
+    write_tensors(kept / "state.pt", state | {"format": 3})
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    with pytest.raises(RuntimeError, match=r"version 3.*up to version 2\. Upgrade with `pip .* jobs --clear"):
+        Progress(JOB, kept.parent)
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    write_tensors(kept / "state.pt", state | {"format": 1})
+    replayed, said = restart(kept, capsys)
+    assert replayed is None and "has format 1, this version reads 2" in said
+
+
+def test_adapters_of_another_run_are_rejected(kept, capsys):
     """They are sound themselves, but not those that the state was saved with."""
     from domainbed_reasoning.jobs.sealed import write_tensors
 
@@ -181,7 +195,7 @@ def test_adapters_of_another_run_are_not_taken(kept, capsys):
     assert replayed is None and "adapters-1.pt does not belong to the saved state" in printed
 
 
-def test_adapters_that_go_during_the_replay_end_it_with_the_cure(kept):
+def test_adapters_deleted_during_replay_raise_with_a_fix(kept):
     """Initial weights are never handed out for trained ones."""
     progress = Progress(JOB, kept.parent)
     (kept / "adapters-1.pt").unlink()
@@ -190,8 +204,8 @@ def test_adapters_that_go_during_the_replay_end_it_with_the_cure(kept):
     progress.close()
 
 
-def test_adapters_that_the_state_came_before_are_written_again(kept):
-    """Of the checkpoint at which the job was killed: what is there may be cut off."""
+def test_adapters_newer_than_the_state_are_rewritten(kept):
+    """The checkpoint at which the job was killed may be truncated."""
     progress = Progress(JOB, kept.parent)
     (kept / "adapters-2.pt").write_bytes(b"PK")
     progress.kept("adapters-2.pt", ADAPTERS[1], replays=False)
@@ -203,7 +217,7 @@ def test_adapters_that_the_state_came_before_are_written_again(kept):
     again.close()
 
 
-def test_a_start_that_fails_lets_go_of_the_job(kept, monkeypatch):
+def test_failed_start_releases_the_lock(kept, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("DOMAINBED_REASONING_UNFINISHED_GB", "many")
         with pytest.raises(ValueError, match="number of gigabytes"):
@@ -219,14 +233,14 @@ def test_a_start_that_fails_lets_go_of_the_job(kept, monkeypatch):
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"args": {"output_dir": 5}}', '{"args": {"output_dir": "a\\u0000b"}}', "\udcff", "{}"]
 )
-def test_another_jobs_damaged_description_is_in_nobodys_way(kept, text):
+def test_damaged_description_of_another_job_is_ignored(kept, text):
     (kept / "job.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     (found,) = list_progress(kept.parent)
     assert found.steps == 2 and not found.done
     Progress({"args": {"output_dir": "mine"}}, kept.parent).close()
 
 
-def test_records_nested_without_end_or_in_no_encoding_are_set_aside(tmp_path):
+def test_deeply_nested_or_undecodable_records_are_set_aside(tmp_path):
     """Lines that are no record go with those of the job; another job's stay as they are, byte for byte."""
     other = b'{"args": {"seed": 2}, "name": "\xc3\xa4"}\n'
     odd = b"[" * 100_000 + b'\n\xff\xfe{"step": 1\n{"args": {"seed": 1}, "step": 0}\n'

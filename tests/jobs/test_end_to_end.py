@@ -1,4 +1,4 @@
-"""Stock commands, in processes of their own, with our names in them: on the stand-in and on upstream."""
+"""Stock commands as separate processes with our names, on the stand-in and on upstream."""
 
 import json
 import re
@@ -130,7 +130,7 @@ def test_debug_datasets_train_through_the_stock_script(domainbed_root, run_stock
         (["--dataset", "ShapesReasoning", "--hparams", '{"model": "a/b/c"}'], r"neither a folder nor a hub id"),
     ],
 )
-def test_what_cannot_be_run_ends_at_once_with_one_message(domainbed_root, run_stock, tmp_path, arguments, message):
+def test_invalid_jobs_fail_immediately_with_one_message(domainbed_root, run_stock, tmp_path, arguments, message):
     done = run_stock(domainbed_root, "train",
         "--data_dir", tmp_path, "--algorithm", "MTCT", "--output_dir", tmp_path / "job", *arguments,
         cwd=domainbed_root, check=False,

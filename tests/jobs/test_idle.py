@@ -1,4 +1,4 @@
-"""Steps, rounds and stages that train on nothing: the log names them as they happen."""
+"""Steps, rounds and stages without training samples are reported in the log."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ def build(name, **changes):
     return dataset, algorithm, batch
 
 
-def test_a_round_that_keeps_nothing_says_so_once_at_its_first_step_and_at_its_end(capsys):
+def test_round_without_kept_chains_is_reported_at_its_first_step_and_end(capsys):
     """Chains of two tokens conclude nothing, so both rounds of two steps keep none."""
     _, algorithm, batch = build("RDMLDG", max_new_tokens=2, mtct_epochs=0)
     algorithm.schedule = Schedule((Stage(1, 0, 1), Stage(2, 2, 3)), 4, 2)
@@ -35,7 +35,7 @@ def test_a_round_that_keeps_nothing_says_so_once_at_its_first_step_and_at_its_en
     ]
 
 
-def test_a_supervised_step_without_chains_says_so_once(capsys):
+def test_supervised_step_without_chains_is_reported_once(capsys):
     _, algorithm, batch = build("ReasoningSFT")
     algorithm.task.chains.clear()
     capsys.readouterr()
@@ -58,7 +58,7 @@ def test_stages_that_steps_leave_out_are_named_before_training(capsys):
     assert "WARNING: MTCT: --steps 2 leaves SARR round 2, SARR round 3 without a step: training has 4 stages" in printed
 
 
-def test_a_job_that_does_nothing_of_what_its_name_says_is_named_in_log_and_tables(domainbed_root, run_stock, tmp_path):
+def test_ineffective_job_is_reported_in_log_and_tables(domainbed_root, run_stock, tmp_path):
     """Two steps for four stages, and chains of three tokens: no round keeps one, no answer names a class."""
     job = tmp_path / "sweep" / ("a" * 32)
     hparams = '{"batch_size": 2, "max_new_tokens": 3, "first_evaluation": 99, "both_answers": false, "resume": false}'

@@ -1,4 +1,4 @@
-"""What makes a job another one: everything that decides its numbers, and nothing else."""
+"""The job key: everything that determines a job's numbers, and nothing else."""
 
 import argparse
 import dataclasses
@@ -34,7 +34,11 @@ class Job:
         (root / "model" / "model.safetensors").write_bytes(bytes(10))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root / "hub"))
         self.download(COMMIT)
+        (root / "adapter").mkdir()
+        (root / "adapter" / "adapter_config.json").write_text("{}")
+        (root / "adapter" / "adapter_model.safetensors").write_bytes(bytes(10))
         self.hparams = {"model": str(root / "model"), "clip_model": "some/clip", "lr": 1e-3, "resume": True}
+        self.hparams["init_adapter"] = str(root / "adapter")
         self.args = argparse.Namespace(algorithm="RDMLDG", output_dir=str(root / "out"), trial_seed=0, steps=None)
         self.task = Task(
             dataset="Toy",
@@ -112,6 +116,10 @@ CHANGES = {
     "the model's weights": ("models", lambda job: (job.root / "model/model.safetensors").write_bytes(bytes(11))),
     "the model's time": ("models", lambda job: job.touch("model/config.json")),
     "a file of the model": ("models", lambda job: (job.root / "model/adapter_config.json").write_text("{}")),
+    "the adapter to start from": (
+        "init_adapter",
+        lambda job: (job.root / "adapter/adapter_model.safetensors").write_bytes(bytes(9) + b"1"),
+    ),
     "the hub model's commit": ("models", lambda job: job.download("0" * 40)),
     "this package's code": ("code", lambda job: job.edit("domainbed-reasoning", "method/objective.py")),
     "a folder of this package": ("code", lambda job: job.edit("domainbed-reasoning", "mllm/model.py")),
@@ -128,7 +136,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_whatever_decides_the_numbers_makes_another_job(job, name):
+def test_job_key_covers_everything_that_determines_results(job, name):
     part, change = CHANGES[name]
     before = job.describe()
     change(job)
@@ -163,7 +171,7 @@ def test_a_wheel_and_the_checkout_that_it_was_built_from_are_the_same_code(job, 
     assert versions.source_digests()["domainbed-reasoning"] == in_checkout
 
 
-def test_progress_of_the_same_command_with_other_code_is_not_used_and_said_once(job, monkeypatch, capsys):
+def test_progress_of_other_code_is_ignored_with_one_message(job, monkeypatch, capsys):
     """As a job finds it that is started again after an upgrade: by the same arguments, with nothing of two codes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(job.root / "cache"))
     (job.root / "out").mkdir()
@@ -184,7 +192,7 @@ def test_progress_of_the_same_command_with_other_code_is_not_used_and_said_once(
     other.progress.close()
 
 
-def test_a_job_that_was_not_to_be_resumed_has_its_records_in_order(job, monkeypatch):
+def test_records_are_in_order_without_resume(job, monkeypatch):
     """`"resume": false` keeps no progress; earlier records of the same job are set aside all the same."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(job.root / "cache"))
     (job.root / "out").mkdir()
@@ -196,7 +204,7 @@ def test_a_job_that_was_not_to_be_resumed_has_its_records_in_order(job, monkeypa
     assert not (job.root / "cache").exists()
 
 
-def test_records_that_cannot_be_set_aside_end_the_start_and_let_go_of_the_job(job, monkeypatch):
+def test_unmovable_records_abort_the_start_and_release_the_lock(job, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(job.root / "cache"))
     (job.root / "out" / "results.earlier.jsonl").mkdir(parents=True)
     (job.root / "out" / "results.jsonl").write_text(json.dumps({"step": 0, "args": vars(job.args)}) + "\n")

@@ -1,4 +1,4 @@
-"""The record of a job, and what is made of one that was cut short."""
+"""The replay log of a job, and resuming from a truncated one."""
 
 import atexit
 import fcntl
@@ -39,7 +39,7 @@ def write_progress(root, steps=3, job=JOB):
     return progress
 
 
-def test_a_restart_replays_what_belongs_to_the_state_and_nothing_more(tmp_path):
+def test_restart_replays_only_events_before_the_state(tmp_path):
     write_progress(tmp_path)
     again = Progress(JOB, tmp_path)
     assert [again.next_step()["loss"] for _ in range(3)] == [0.0, 1 / 7, 2 / 7]
@@ -65,14 +65,35 @@ def test_answers_of_the_evaluation_after_the_state_are_replayed(tmp_path):
     assert not again.replays
 
 
-def test_a_replay_that_does_not_fit_is_refused_with_the_cure(tmp_path):
+def test_chains_generated_ahead_of_an_interrupted_evaluation_are_restored(tmp_path):
+    """Those of the evaluation before are among its answers; the step after the state is cut off."""
+    progress = Progress(JOB, tmp_path)
+    for step in range(2):
+        progress.record_ahead(f"state {step}", "picture", "other")
+        progress.record_answers(Answers([1], ["other"], None))
+        progress.record_step({"loss": 1.0, "stage": 0.0}, [])
+    progress.save(2, lambda: {}, now=True)
+    progress.record_ahead("state 2", "picture", "chain \udc80")
+    progress.record_answers(Answers([1], ["chain \udc80"], None))
+    progress.record_ahead("state 2", "another", "more")
+    end_process(progress)
+    again = Progress(JOB, tmp_path)
+    assert again.ahead == {"state 2": {"picture": "chain \udc80", "another": "more"}}
+    for _ in range(2):
+        again.next_answers(1)
+        again.next_step()
+    again.next_answers(1)
+    assert not again.replays
+
+
+def test_mismatched_replay_raises_with_a_fix(tmp_path):
     write_progress(tmp_path)
     with pytest.raises(RuntimeError, match=r"answers requested, values.*jobs --clear"):
         Progress(JOB, tmp_path).next_answers(5)
 
 
 @pytest.mark.parametrize("size", range(0, 800, 40))
-def test_a_log_that_was_cut_off_anywhere_is_never_half_believed(tmp_path, size):
+def test_truncated_log_is_never_partially_used(tmp_path, size):
     """The state says how long its log is: with less, the job begins at step 0; more is cut off."""
     folder = write_progress(tmp_path).folder
     log = folder / "log.jsonl"
@@ -85,7 +106,7 @@ def test_a_log_that_was_cut_off_anywhere_is_never_half_believed(tmp_path, size):
     assert log.stat().st_size == (needed if size >= needed else 0)
 
 
-def test_a_state_that_cannot_be_read_means_step_0_and_says_so(tmp_path, capsys):
+def test_unreadable_state_restarts_at_step_0_with_a_message(tmp_path, capsys):
     folder = write_progress(tmp_path).folder
     (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:500])
     again = Progress(JOB, tmp_path)
@@ -93,13 +114,13 @@ def test_a_state_that_cannot_be_read_means_step_0_and_says_so(tmp_path, capsys):
     assert "Starting from step 0" in capsys.readouterr().out
 
 
-def test_another_argument_is_another_job(tmp_path):
+def test_different_arguments_are_a_different_job(tmp_path):
     write_progress(tmp_path)
     other = {"args": {**JOB["args"], "test_envs": [3]}}
     assert Progress(other, tmp_path).state is None
 
 
-def test_a_job_that_runs_already_is_refused(tmp_path):
+def test_running_job_cannot_be_started_again(tmp_path):
     Progress(JOB, tmp_path)
     with pytest.raises(JobIsRunning, match="another --output_dir"):
         Progress(JOB, tmp_path)
@@ -107,7 +128,7 @@ def test_a_job_that_runs_already_is_refused(tmp_path):
         clear(next(list_progress(tmp_path)))
 
 
-def test_a_full_disk_stops_the_record_and_not_the_job(tmp_path, capsys):
+def test_full_disk_stops_recording_but_not_the_job(tmp_path, capsys):
     """A limit on the size of files gives the error of a full disk."""
     progress = Progress(JOB, tmp_path)
     progress.record_step({"loss": 1.0, "stage": 0.0}, [])
@@ -126,7 +147,7 @@ def test_a_full_disk_stops_the_record_and_not_the_job(tmp_path, capsys):
     assert Progress(JOB, tmp_path).state["steps"] == 1
 
 
-def test_the_oldest_jobs_make_room_and_finished_ones_go_first(tmp_path, monkeypatch, capsys):
+def test_pruning_deletes_completed_jobs_first_then_the_oldest(tmp_path, monkeypatch, capsys):
     folders = []
     for number in range(3):
         output = tmp_path / f"out{number}"
@@ -149,7 +170,7 @@ def sum_of_sizes(folder):
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def test_jobs_start_and_end_side_by_side_and_none_is_in_the_others_way(tmp_path):
+def test_concurrent_jobs_do_not_interfere(tmp_path):
     """Each start looks at all other jobs' folders, which their ends delete."""
 
     def start_and_end(number):
@@ -170,7 +191,7 @@ def test_jobs_start_and_end_side_by_side_and_none_is_in_the_others_way(tmp_path)
     assert list((tmp_path / "kept").iterdir()) == []
 
 
-def test_whoever_clears_folders_is_in_nobodys_way_either(tmp_path, monkeypatch):
+def test_concurrent_clearing_does_not_interfere(tmp_path, monkeypatch):
     """The cache is over its bound: every start deletes what others have just left."""
     monkeypatch.setenv("DOMAINBED_REASONING_UNFINISHED_GB", "0")
 
@@ -185,7 +206,7 @@ def test_whoever_clears_folders_is_in_nobodys_way_either(tmp_path, monkeypatch):
         list(pool.map(start_and_be_killed, range(6)))
 
 
-def test_a_lock_that_is_held_for_a_moment_is_waited_for_and_must_be_the_folders_own(tmp_path, monkeypatch):
+def test_briefly_held_lock_is_waited_for_and_must_belong_to_the_folder(tmp_path, monkeypatch):
     """As somebody holds it who lists jobs; and as it is where the folder is deleted while its lock is being taken."""
     monkeypatch.setattr(resume_store, "_PATIENCE", 60)  # however busy the machine is
     folder = tmp_path / "job"
@@ -209,7 +230,7 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for_and_must_be_the_folders_
 
 
 @pytest.mark.parametrize("text", ["[]", "3", '{"args": null}', '{"args": 5}', "{"])
-def test_a_folder_of_another_kind_takes_no_job_its_progress(tmp_path, text):
+def test_unrelated_folders_are_ignored(tmp_path, text):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "job.json").write_text(text)
     (tmp_path / "loop").symlink_to("loop")
@@ -217,14 +238,14 @@ def test_a_folder_of_another_kind_takes_no_job_its_progress(tmp_path, text):
     Progress(JOB, tmp_path)
 
 
-def test_what_a_killed_process_had_begun_to_delete_goes_at_the_next_start(tmp_path):
+def test_interrupted_deletions_complete_at_the_next_start(tmp_path):
     rest = write_progress(tmp_path).folder.rename(tmp_path / ".rest")
     assert list(list_progress(tmp_path)) == []
     Progress(JOB, tmp_path)
     assert not rest.exists()
 
 
-def test_the_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
+def test_jobs_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     key = write_progress(tmp_path / "domainbed-reasoning" / "unfinished").folder.name
     assert cli.main(["jobs"]) == 0
@@ -255,7 +276,7 @@ def test_the_verb_lists_and_clears(tmp_path, monkeypatch, capsys):
         (["."], "no interrupted job has the key ."),
     ],
 )
-def test_a_key_that_names_no_job_or_several_clears_nothing(tmp_path, monkeypatch, capsys, keys, failure):
+def test_unknown_or_ambiguous_key_clears_nothing(tmp_path, monkeypatch, capsys, keys, failure):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     root = tmp_path / "domainbed-reasoning" / "unfinished"
     root.mkdir(parents=True)
@@ -272,7 +293,7 @@ def test_a_key_that_names_no_job_or_several_clears_nothing(tmp_path, monkeypatch
     assert cli.main(["jobs", "--clear", "all"]) == 0 and list(list_progress(root)) == []
 
 
-def test_a_cache_that_is_a_link_to_nowhere_is_named_and_no_other_process(tmp_path):
+def test_dangling_cache_link_is_named_in_the_error(tmp_path):
     (tmp_path / "cache").symlink_to("/gone/cache")
     with pytest.raises(FileNotFoundError, match=r"cache is a link to /gone/cache, which does not exist"):
         Progress(JOB, tmp_path / "cache" / "unfinished")
@@ -284,7 +305,7 @@ def test_a_cache_that_is_a_link_to_nowhere_is_named_and_no_other_process(tmp_pat
         assert not isinstance(error.value, JobIsRunning)
 
 
-def test_without_locks_no_progress_is_kept_and_the_list_still_is(tmp_path, monkeypatch, capsys):
+def test_without_file_locks_nothing_is_saved_but_listing_works(tmp_path, monkeypatch, capsys):
     """As on network file systems that are mounted without them."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     root = tmp_path / "domainbed-reasoning" / "unfinished"
@@ -302,7 +323,7 @@ def test_without_locks_no_progress_is_kept_and_the_list_still_is(tmp_path, monke
     prune(root, keep=tmp_path)
 
 
-def test_a_user_without_a_home_has_no_cache_and_is_told(monkeypatch, capsys):
+def test_missing_home_folder_is_reported(monkeypatch, capsys):
     from domainbed_reasoning.bridge import upstream
     from domainbed_reasoning.files.cache import NoCacheFolder, cache_folder
 
@@ -321,7 +342,7 @@ def test_a_user_without_a_home_has_no_cache_and_is_told(monkeypatch, capsys):
         assert cli.main([name]) == 1 and "set HOME, or XDG_CACHE_HOME" in capsys.readouterr().err
 
 
-def test_a_disk_that_is_full_at_the_start_lets_go_of_the_job(tmp_path):
+def test_full_disk_at_the_start_releases_the_lock(tmp_path):
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
@@ -354,7 +375,7 @@ def test_earlier_records_are_moved_and_those_of_other_jobs_stay(tmp_path):
     assert [row["step_time"] for row in rows] == [1.5, 0.001]
 
 
-def test_what_an_evaluation_shows_is_added_to_its_own_record_alone(tmp_path):
+def test_evaluation_values_are_added_only_to_their_own_record(tmp_path):
     results = tmp_path / "results.jsonl"
     assert not add_to_record(tmp_path, {"seed": 1}, 40, {"well_formed": 0.5})  # no records yet
     lines = [json.dumps(row, sort_keys=True) + "\n" for row in (record(0), record(40))]
@@ -369,7 +390,7 @@ def test_what_an_evaluation_shows_is_added_to_its_own_record_alone(tmp_path):
     assert not add_to_record(tmp_path, {"seed": 1}, 40, {"well_formed": 0.5})
 
 
-def test_a_job_killed_before_a_record_was_complete_keeps_its_measured_values(tmp_path):
+def test_job_killed_before_a_complete_record_keeps_its_measured_values(tmp_path):
     """The replay completes the record; times and memory are those of the first time."""
     earlier = json.dumps(record(0)) + "\n"
     (tmp_path / "results.jsonl").write_text(json.dumps(record(0, step_time=0.001, well_formed=0.5)) + "\n")

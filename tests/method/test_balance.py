@@ -1,4 +1,4 @@
-"""The label term's gradient at the length of the chain term's."""
+"""Scaling the label term's gradient to the norm of the chain term's."""
 
 import pytest
 import torch

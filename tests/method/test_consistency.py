@@ -1,4 +1,4 @@
-"""Which chains support their conclusion: by a likelihood that is known, and by the embedded model."""
+"""Chains that support their conclusion, by a known likelihood and by the embedded model."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_a_chain_whose_words_fit_its_conclusion_is_supported_and_one_that_fits_a
     assert verdicts == [True, False, True]
 
 
-def test_a_name_that_is_likely_whatever_the_words_say_is_no_evidence():
+def test_name_that_is_likely_regardless_of_the_text_is_not_evidence():
     """To this reader every chain sounds like a dog's (+5). Held against the round's mean only the words count."""
 
     class Biased(Reader):
@@ -147,7 +147,7 @@ def test_the_embedded_model_finds_right_captions_more_supportive_than_another_cl
     assert share(0) > max(share(1), share(2))
 
 
-def test_with_one_class_there_is_no_rival_and_the_words_alone_decide():
+def test_single_class_has_no_rivals():
     images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
     support = ConsistencyFilter(QUESTIONS, ("cat",))
     chains = [chain("whiskers", "cat"), "<CAPTION>whiskers</CAPTION><CONCLUSION>cat</CONCLUSION>"]

@@ -14,8 +14,8 @@ def test_label_term_sums_and_chain_term_averages_over_a_rows_own_tokens():
     torch.testing.assert_close(chain_nll(log_likelihoods, mask), torch.tensor([1.0, 1.0]) * math.log(2))
 
 
-def test_a_long_chain_weighs_what_a_short_one_does():
-    """The same chain said twice has the same term."""
+def test_long_and_short_chains_have_equal_weight():
+    """A repeated chain has an equal term."""
     once = torch.tensor([[-1.0, -3.0]])
     twice = once.repeat(1, 2)
     assert chain_nll(once, torch.ones(1, 2)) == chain_nll(twice, torch.ones(1, 4)) == 2.0
@@ -35,6 +35,6 @@ def test_micro_batches_differ_by_one_row_at_most():
     assert micro_batches([], [], 4) == []
 
 
-def test_what_micro_batches_left_on_the_device_is_read_in_order():
+def test_micro_batch_scalars_are_read_in_order():
     values = {"loss": [torch.tensor(1.0), torch.tensor(0.5)], "none": [], "scale": [torch.tensor(2.0)]}
     assert read(values) == {"loss": 1.5, "none": 0.0, "scale": 2.0}

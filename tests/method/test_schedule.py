@@ -20,12 +20,12 @@ def test_unequal_stages_are_evaluated_at_their_common_measure():
     assert schedule.checkpoint_freq == 10
 
 
-def test_given_steps_are_shared_in_proportion():
+def test_steps_option_is_divided_in_proportion():
     schedule = plan_stages([3, 3, 3, 3], steps_per_epoch=1000, n_steps=41)
     assert [(s.first, s.last) for s in schedule.stages] == [(0, 10), (11, 20), (21, 30), (31, 40)]
 
 
-def test_zero_epochs_leave_a_stage_out_and_no_epochs_make_one_step():
+def test_zero_epochs_omit_a_stage_and_no_epochs_give_one_step():
     assert [s.round for s in plan_stages([0, 3], 5).stages] == [1]
     zero_shot = plan_stages([], 5)
     assert zero_shot.n_steps == 1 and len(zero_shot.stages) == 1
@@ -57,7 +57,7 @@ def test_fewer_steps_than_stages_go_to_the_first_ones_and_the_others_are_named(n
 
 @pytest.mark.parametrize("epochs", [[6, 2, 2, 2], [3, 3, 3, 3], [1, 5, 5], [0, 2, 2], [1] * 10])
 @pytest.mark.parametrize("n_steps", [4, 5, 7, 10, 12, 14, 20, 21, 23, 50, 333])
-def test_given_steps_leave_no_stage_out_where_there_is_one_for_each(epochs, n_steps):
+def test_steps_option_omits_no_stage_if_there_are_enough_steps(epochs, n_steps):
     """Every stage has its share by largest remainder, moved at either end by half an interval between evaluations."""
     schedule = plan_stages(epochs, 10, n_steps)
     stages = [index for index, count in enumerate(epochs) if count]
@@ -83,7 +83,7 @@ def test_six_steps_of_four_stages_are_shared_by_largest_remainder():
     assert [stage.steps for stage in plan_stages([6, 2, 2, 2], 19, n_steps=4).stages] == [1, 1, 1, 1]
 
 
-def test_no_steps_are_none_as_for_domainbed_and_fewer_are_refused():
+def test_zero_steps_mean_unset_and_negative_ones_are_rejected():
     assert plan_stages([3, 3], 10, n_steps=0) == plan_stages([3, 3], 10)
     with pytest.raises(ValueError, match="--steps must be 1 or more; got -1"):
         plan_stages([3, 3], 10, n_steps=-1)
@@ -104,7 +104,7 @@ def test_an_epoch_draws_as_many_images_as_there_are_and_as_many_from_a_small_dom
     ]
 
 
-def test_the_share_that_is_never_drawn_is_what_drawing_with_replacement_leaves():
+def test_share_never_drawn_matches_sampling_with_replacement():
     drawn = torch.randint(200, (50, 300), generator=torch.Generator().manual_seed(0))
     missed = [1 - len(set(row.tolist())) / 200 for row in drawn]
     epoch = Epoch({"domain": 200}, batch_size=30)
@@ -114,12 +114,12 @@ def test_the_share_that_is_never_drawn_is_what_drawing_with_replacement_leaves()
 @pytest.mark.parametrize(
     ("sources", "expected"),
     [
-        (1, '43 images a step from 1, 129 from three as on the paper\'s datasets; "batch_size": 129 makes 129'),
+        (1, '43 images per step from 1, 129 from three as on the paper\'s datasets; "batch_size": 129 makes 129'),
         (3, ""),
-        (5, '215 images a step from 5, 129 from three as on the paper\'s datasets; "batch_size": 26 makes 130'),
+        (5, '215 images per step from 5, 129 from three as on the paper\'s datasets; "batch_size": 26 makes 130'),
     ],
 )
-def test_a_batch_that_is_per_domain_is_said_aloud_where_there_are_not_three(sources, expected):
+def test_batch_size_per_domain_is_explained_unless_there_are_three_sources(sources, expected):
     first, *others = Epoch({str(source): 86 for source in range(sources)}, batch_size=43).about()
     assert first.startswith(f"an epoch is 2 steps of 43 images from each of {sources} source domains, drawn with")
     assert others == ([f"batch_size 43 is per source domain: {expected}"] if expected else [])

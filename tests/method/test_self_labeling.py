@@ -44,7 +44,7 @@ def test_an_own_chain_that_lacks_a_stage_is_kept_for_its_conclusion_as_it_was_wr
     assert accept(written, 1, NAMES) == "<CAPTION>An animal.</CAPTION>\n<CONCLUSION>dog</CONCLUSION>"
 
 
-def test_a_sample_is_labelled_once_a_round_even_within_one_batch():
+def test_a_sample_is_labeled_once_a_round_even_within_one_batch():
     """Samples a, b, a, then b again: two images are labelled; a is kept, b (labelled cat, written dog) is not."""
     labeller = Labeller("cat", "dog")
     labels = SelfLabels(labeller, NAMES)
@@ -57,7 +57,7 @@ def test_a_sample_is_labelled_once_a_round_even_within_one_batch():
     assert labels.accepted_share == 0.5
 
 
-def test_samples_without_ids_are_labelled_each_time():
+def test_samples_without_ids_are_labeled_each_time():
     labels = SelfLabels(Labeller("cat", "dog", "dog"), NAMES)
     images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
     assert labels.chains_for(images, [0, 1], None) == [chain("cat"), chain("dog")]
@@ -65,7 +65,7 @@ def test_samples_without_ids_are_labelled_each_time():
     assert labels.labeled == 3
 
 
-def test_a_second_filter_judges_what_the_first_has_kept_and_nothing_else():
+def test_second_filter_only_judges_what_the_first_kept():
     """Written: cat, dog, cat for a cat, a cat, a cat. The filter sees the two cats and keeps the second."""
     asked = []
 
@@ -116,7 +116,7 @@ def test_in_a_batch_that_is_partly_known_every_chain_is_judged_by_its_own_row():
     ]
 
 
-def test_what_an_earlier_process_wrote_is_not_judged_or_counted_again():
+def test_restored_chains_are_not_judged_or_counted_again():
     """Three chains then, two of them kept; of a batch of one of them and a new one, the new one alone is written."""
     labeller = Labeller("dog")
     labels = SelfLabels(labeller, NAMES)

@@ -1,4 +1,4 @@
-"""The eight tiny models, built once a session, and what the tests ask them."""
+"""The eight tiny models, built once per session, and shared questions."""
 
 from __future__ import annotations
 

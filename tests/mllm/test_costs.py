@@ -1,4 +1,4 @@
-"""The cost model against what PyTorch counts, and the verb that prints it."""
+"""The cost model against PyTorch's operation counts, and the verb `plan`."""
 
 import pytest
 import torch
@@ -108,8 +108,8 @@ def test_hours_of_a_job_by_hand():
     assert voted.evaluation == pytest.approx(5 * once.evaluation)
 
 
-def test_hours_count_what_domainbed_and_the_labeller_really_do():
-    """64 images at a time at most; chains that the evaluation has written label a round for nothing."""
+def test_hours_count_the_actual_work_of_domainbed_and_the_labeler():
+    """Without look-ahead, at most 64 images at a time; the evaluation's chains label the next round at no cost."""
     shape, lengths = costs.shape_of("OpenGVLab/InternVL3-2B-hf"), costs.lengths_for(7)
 
     def hours(stages=(3, 3, 3), evaluations=None, **changes):
@@ -118,16 +118,18 @@ def test_hours_count_what_domainbed_and_the_labeller_really_do():
         gpu = published.GPUS["H200"]
         return costs.hours_of(shape, lengths, published.DATA["PACS"], gpu, now, schedule, (True, True), evaluations)
 
-    assert hours(eval_batch=256) == hours()
+    for changes in ({"data_augmentation": True}, {"votes": 3}):
+        assert hours(eval_batch=256, **changes).evaluation == hours(**changes).evaluation
+    assert hours(eval_batch=256).evaluation < hours().evaluation
     assert hours(eval_batch=16).evaluation > 2 * hours().evaluation
-    assert hours().labeling == 0
-    for changes in ({"temperature": 0.7}, {"quantize": "nf4"}, {"answer": "label"}, {"evaluations": 2}):
+    assert hours().labeling == hours(quantize="nf4").labeling == 0
+    for changes in ({"temperature": 0.7}, {"votes": 3}, {"answer": "label"}, {"evaluations": 2}):
         assert hours(**changes).labeling > 0, changes
     assert hours(first_evaluation=2).evaluations == hours().evaluations - 1
     assert hours(evaluations=2, first_evaluation=2).evaluations == 1
 
 
-def test_memory_shrinks_with_quantisation_checkpointing_and_micro_batch():
+def test_memory_shrinks_with_quantization_checkpointing_and_micro_batch():
     shape, lengths = costs.shape_of("OpenGVLab/InternVL3-8B-hf"), costs.lengths_for(65)
     whole = costs.memory_of(shape, lengths, HPARAMS)
     assert whole.weights == pytest.approx(2 * shape.weights)
@@ -138,7 +140,7 @@ def test_memory_shrinks_with_quantisation_checkpointing_and_micro_batch():
     assert one.activations == pytest.approx(whole.activations / 4)
 
 
-def test_the_verb_says_what_evaluation_costs_and_what_is_cheaper(capsys):
+def test_plan_shows_evaluation_costs_and_cheaper_settings(capsys):
     assert cli.main(["plan", "--dataset", "OfficeHome", "--gpu", "h200"]) == 0
     printed = capsys.readouterr().out
     assert "with OpenGVLab/InternVL3-8B-hf (7.94 billion weights) on 1 x h200" in printed
@@ -147,7 +149,7 @@ def test_the_verb_says_what_evaluation_costs_and_what_is_cheaper(capsys):
         assert part in printed
 
 
-def test_the_verb_says_how_often_each_domain_is_passed_over(capsys):
+def test_plan_shows_the_passes_over_each_domain(capsys):
     """9736 · 0.8 = 7789 images of location_38; three epochs of 108 to 119 steps draw 14,000 to 15,400 of them."""
     assert cli.main(["plan", "--dataset", "TerraIncognita"]) == 0
     printed = capsys.readouterr().out
@@ -161,12 +163,12 @@ def test_the_verb_says_how_often_each_domain_is_passed_over(capsys):
         and "batch_size 43 is per" not in printed
     )
     assert cli.main(["plan", "--dataset", "DomainNet", "--algorithm", "MTCT"]) == 0
-    assert "batch       batch_size 43 is per source domain: 215 images a step from 5" in capsys.readouterr().out
+    assert "batch       batch_size 43 is per source domain: 215 images per step from 5" in capsys.readouterr().out
     assert cli.main(["plan", "--dataset", "PACS", "--algorithm", "MLLMZeroShot"]) == 0
     assert "epoch  " not in capsys.readouterr().out
 
 
-def test_the_verb_says_when_a_model_is_too_large_and_what_fits(capsys, monkeypatch):
+def test_plan_reports_too_large_models_and_what_fits(capsys, monkeypatch):
     """The least change that fits: smaller micro-batches for the 2B model, everything for the 8B one."""
     plan = ["plan", "--dataset", "PACSReasoning", "--gpu", "RTX 4090"]
     larger = ["--hparams", '{"micro_batch": 8}']
@@ -201,6 +203,6 @@ def test_the_verb_says_when_a_model_is_too_large_and_what_fits(capsys, monkeypat
         (["--dataset", "PACS", "--hparams", '{"sar_rounds": 1}'], "Did you mean 'sarr_rounds'"),
     ],
 )
-def test_the_verb_names_faults(capsys, arguments, message):
+def test_plan_reports_invalid_options(capsys, arguments, message):
     assert cli.main(["plan", *arguments]) == 1
     assert message in capsys.readouterr().err

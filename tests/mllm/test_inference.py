@@ -1,4 +1,4 @@
-"""Each family against plain transformers: the same tokens, likelihoods and texts, whatever we share or batch."""
+"""Each family against plain transformers: equal tokens, likelihoods and texts with all sharing and batching."""
 
 import json
 import pathlib
@@ -142,7 +142,7 @@ def test_domainbed_floats_are_read_like_bytes(mllm, class_names):
 
 
 def test_generation_stops_at_the_conclusion(folder_of, images):
-    """A model tuned to go on after its conclusion is stopped there."""
+    """Generation stops after the conclusion even if the model was tuned to continue."""
     mllm = load_mllm(folder_of("LLaVA-1.5"), lora=LoraSettings(16, 16))
     optimizer = torch.optim.AdamW(mllm.adapters().values(), lr=1e-2)
     for _ in range(40):
@@ -160,7 +160,7 @@ def test_a_conclusion_within_the_models_thoughts_does_not_stop_it(mllm):
     assert ended(list(mllm.target(f"<think>I write {CHAIN}</think>{CHAIN}")[:-1]))
 
 
-def test_an_unsupported_architecture_is_refused_by_name(tmp_path: pathlib.Path):
+def test_unsupported_architecture_is_rejected_by_name(tmp_path: pathlib.Path):
     from transformers import CLIPConfig
 
     CLIPConfig(architectures=["CLIPModel"]).save_pretrained(tmp_path)
@@ -187,7 +187,7 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path: pathlib.Path):
     config["auto_map"] = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "configuration_internvl_chat.py").write_text("raise SystemExit('this code must not run')")
-    with pytest.raises(ModelError, match="custom code .*which is never run.*-hf"):
+    with pytest.raises(ModelError, match="Python code of its own .*which does not run unless you allow it.*-hf"):
         load_mllm(str(tmp_path))
 
 
@@ -244,7 +244,7 @@ def test_rows_that_have_ended_leave_the_batch_and_change_nothing(mllm, images, c
     assert together == [generate([row])[0] for row in range(5)]
 
 
-def test_answers_use_no_name_that_the_library_gives_up(mllm, images, class_names):
+def test_generation_uses_no_deprecated_name(mllm, images, class_names):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*past_key_values.*", FutureWarning)
         mllm.class_scores(images, q_cls(class_names), class_names)
@@ -252,7 +252,7 @@ def test_answers_use_no_name_that_the_library_gives_up(mllm, images, class_names
 
 
 def test_scores_of_345_names_and_64_images_stay_within_bounds(folder_of, images, monkeypatch):
-    """DomainNet's count of names: never more tokens or logits at a time than said, and no score is another."""
+    """With DomainNet's number of names, tokens and logits per pass stay bounded, with equal scores."""
     mllm = load_mllm(folder_of("InternVL")).eval()
     names = [f"thing {number}" for number in range(345)]
     many = images[torch.arange(64) % len(images)]

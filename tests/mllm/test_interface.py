@@ -1,4 +1,4 @@
-"""Releases of transformers, and models, that would take a call and drop what it says."""
+"""Releases of transformers, and models, that would ignore arguments."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def core_class(folder):
         return type(transformers.AutoModelForImageTextToText.from_config(config).model)
 
 
-def test_every_family_has_what_is_needed_and_sees(family_folder):
+def test_every_family_has_the_required_interface_and_sees_images(family_folder):
     load_mllm(family_folder)
 
 
@@ -33,11 +33,11 @@ def test_a_forward_that_swallows_the_encoded_images_is_refused(family_folder, lo
     monkeypatch.setattr(cls, "forward", swallowing)
     with pytest.raises(ModelError, match="mm_encoder_outputs") as raised:
         load_mllm(family_folder, lora=lora)
-    printed = str(raised.value)
+    message = str(raised.value)
     assert (
-        transformers.__version__ in printed
-        and f"transformers>={LEAST_TRANSFORMERS}" in printed
-        and cls.__name__ in printed
+        transformers.__version__ in message
+        and f"transformers>={LEAST_TRANSFORMERS}" in message
+        and cls.__name__ in message
     )
 
 

@@ -1,4 +1,4 @@
-"""Adapters in the model's precision against PEFT's own, layer by layer and in whole models of every family."""
+"""Adapters in the model's precision against PEFT's, by layer and for whole models of every family."""
 
 import peft
 import pytest
@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText
 
 from benchmarks import roofline
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
-from domainbed_reasoning.mllm.loading import adapted
+from domainbed_reasoning.mllm.adapters import adapted
 from domainbed_reasoning.mllm.lora import GatedLowRankUpdate, InComputePrecision, LowRankUpdate, RecomputedGate
 
 IN, OUT, RANK, SCALING = 24, 32, 4, 1.5
@@ -208,7 +208,7 @@ def test_only_mlps_whose_forward_is_the_gated_product_are_recomputed(kind, recom
     assert isinstance(network.base_model.model["mlp"], RecomputedGate) == recomputed
 
 
-def test_a_training_step_at_8b_stays_below_its_bars():
+def test_training_step_at_8b_stays_below_its_limits():
     """Counted on the meta device; two images count as four do, an image each."""
     settings = (2, 0.0, 7, 250, 3)
     counting, kept = roofline.count("float32", *settings)

@@ -1,4 +1,4 @@
-"""The door to MLLMs, on the embedded model: a real InternVL with its real processor."""
+"""`load_mllm` on the embedded model: a real InternVL with its real processor."""
 
 import json
 import shutil
@@ -12,8 +12,9 @@ import torch
 from builders.chat import chat_inputs
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes
-from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm, loading
-from domainbed_reasoning.mllm.loading import TINY, check_memory, image_edge, lora_targets, resolve
+from domainbed_reasoning.mllm import LoraSettings, ModelError, devices, load_mllm, loading
+from domainbed_reasoning.mllm.adapters import lora_targets
+from domainbed_reasoning.mllm.loading import TINY, check_memory, image_edge, resolve
 from domainbed_reasoning.mllm.model import checkpoint_activations
 from domainbed_reasoning.mllm.pixels import from_picture, resize, to_uint8
 
@@ -92,7 +93,7 @@ def test_class_scores_by_trie_equal_one_row_a_name(mllm, images):
     torch.testing.assert_close(mllm.class_scores(images, question, names), by_rows, rtol=1e-4, atol=1e-4)
 
 
-def test_a_copy_answers_as_the_model_did_whatever_is_trained_afterwards(mllm, images):
+def test_copy_is_not_affected_by_later_training(mllm, images):
     before = mllm.class_scores(images, Q_CLS, NAMES)
     copy = mllm.copy_for_inference()
     own = {name: weight.detach().clone() for name, weight in mllm.adapters().items()}
@@ -118,7 +119,7 @@ def test_sampling_never_writes_an_image_token(mllm, images):
         mllm.log_likelihoods(mllm.encode(images[:1]), Q_REASON, [text or "x"])  # can be trained on
 
 
-def test_a_checkpoints_generation_config_does_not_shape_what_is_written(images, tmp_path):
+def test_checkpoint_generation_config_is_ignored(images, tmp_path):
     """Qwen2.5-VL's comes with a penalty on repetition, top_k, top_p and a temperature; this one with all there is."""
     folder = shutil.copytree(TINY, tmp_path / "model")
     file = folder / "generation_config.json"
@@ -157,14 +158,14 @@ def test_special_tokens_in_names_and_chains_are_data(mllm, images, hostile):
     assert mllm.class_scores(images, question, ["dog", hostile]).isfinite().all()
 
 
-def test_checkpointing_uses_no_name_that_the_library_gives_up():
+def test_checkpointing_uses_no_deprecated_name():
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         model = load_mllm("tiny", lora=LoraSettings(rank=2, alpha=4), gradient_checkpointing=True)
     assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def test_checkpointing_is_asked_for_by_its_old_name_where_there_is_no_other():
+def test_checkpointing_uses_the_old_name_if_necessary():
     """transformers before 5.24."""
     asked = []
     checkpoint_activations(SimpleNamespace(gradient_checkpointing_enable=asked.append))
@@ -202,7 +203,7 @@ def test_mnist_tensors_become_rgb():
     assert two[0, :, 0, 0].tolist() == [255, 255, 0]
 
 
-def test_resize_keeps_flat_colours_and_gives_the_edge():
+def test_resize_keeps_flat_colors_and_gives_the_edge():
     flat = torch.full((1, 3, 28, 28), 77, dtype=torch.uint8)
     assert resize(flat, 48).shape == (1, 3, 48, 48)
     assert resize(flat, 48).unique().tolist() == [77]
@@ -213,17 +214,17 @@ def test_the_embedded_model_is_small_enough_to_ship():
     assert image_edge("tiny") == 48
 
 
-def test_a_folder_without_a_model_is_named(tmp_path):
+def test_folder_without_a_model_is_reported(tmp_path):
     with pytest.raises(ModelError, match="config.json"):
         resolve(str(tmp_path))
 
 
-def test_what_is_neither_folder_nor_hub_id_is_refused():
+def test_name_that_is_neither_folder_nor_hub_id_is_rejected():
     with pytest.raises(ModelError, match="neither a folder nor a hub id.*'tiny'"):
         resolve("InternVL3-8B")
 
 
-def test_a_hub_id_fails_at_once_offline_with_the_cures(monkeypatch):
+def test_hub_id_fails_immediately_offline_with_fixes(monkeypatch):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -246,18 +247,18 @@ def test_a_model_that_was_never_made_to_converse_is_refused_before_its_weights_a
         load_mllm(str(tmp_path))
 
 
-def test_a_gpu_that_is_too_small_is_named_with_what_is_needed():
+def test_too_small_gpu_error_states_the_required_memory():
     """8e9 weights in bfloat16 are 16 GB; with 10% on top 16.4 GiB."""
     with pytest.raises(ModelError, match=r"16.4 GiB.*10.0 GiB free.*nf4"):
         check_memory("m", 8_000_000_000, torch.bfloat16, "none", 10 * 2**30)
     check_memory("m", 8_000_000_000, torch.bfloat16, "nf4", 10 * 2**30)
 
 
-def test_what_torch_holds_and_nothing_uses_is_free_for_the_next_model(monkeypatch):
+def test_unused_reserved_memory_counts_as_free(monkeypatch):
     """2 bytes nobody holds; PyTorch holds 9, of which the model before this one has left 6 unused."""
     for name, count in (("mem_get_info", (2, 20)), ("memory_reserved", 9), ("memory_allocated", 3)):
         monkeypatch.setattr(torch.cuda, name, lambda device, count=count: count)
-    assert loading.free_memory(torch.device("cuda")) == 8
+    assert devices.free_memory(torch.device("cuda")) == 8
     asked = []
 
     def refuse(*given):

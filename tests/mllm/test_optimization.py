@@ -1,4 +1,4 @@
-"""The optimizer's side: exact accumulation, warm-up and schedule, clipping, precision, what a checkpoint weighs."""
+"""Optimization: exact accumulation, warm-up and schedule, clipping, precision, and checkpoint size."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Distributions over tokens are computed in float32, whatever the weights' precision: bfloat16 has 8 bits."""
+"""Distributions over tokens are computed in float32 in every weight precision."""
 
 import types
 

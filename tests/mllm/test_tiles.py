@@ -1,4 +1,4 @@
-"""`max_tiles`: a square image cut into a grid of tiles and a view of the whole, from the file to the update."""
+"""`max_tiles`: a square image as a grid of tiles and a thumbnail, from the file to the update."""
 
 import pytest
 import torch

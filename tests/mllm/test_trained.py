@@ -1,4 +1,4 @@
-"""What a job trained, loaded again: by DomainBed's checkpoint, by plain peft, by plain transformers, by `predict`."""
+"""Loading a trained job: DomainBed's checkpoint, plain PEFT, plain transformers, and `predict`."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ import shutil
 
 import peft
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -151,7 +152,7 @@ def one_job(folder_of, algorithm_on, minibatches, tmp_path_factory) -> pathlib.P
     return write_trained_job(algorithm, tmp_path_factory.mktemp("jobs") / "job")
 
 
-def test_the_model_card_says_data_target_settings_and_accuracy(one_job, tmp_path):
+def test_model_card_has_data_target_settings_and_accuracy(one_job, tmp_path):
     export_adapters(one_job, tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "# MTCT on PACSReasoning, target domain: sketch" in card
@@ -161,7 +162,7 @@ def test_the_model_card_says_data_target_settings_and_accuracy(one_job, tmp_path
     assert "library_name: peft" in card
 
 
-def test_the_verbs_export_and_predict(one_job, files, tmp_path, capsys):
+def test_export_and_predict_verbs(one_job, files, tmp_path, capsys):
     output = tmp_path / "out"
     assert cli.main(["export", "--job", str(one_job), "--output", str(output)]) == 0
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {p.name for p in output.iterdir()}
@@ -178,7 +179,7 @@ def test_the_verbs_export_and_predict(one_job, files, tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
-def test_a_chain_that_names_no_class_is_said_beside_the_other_paths_answer(one_job, files, monkeypatch, capsys):
+def test_unparsed_chain_is_reported_beside_the_label_answer(one_job, files, monkeypatch, capsys):
     names = read_job(one_job).class_names
     texts = ["no class", Chain("I look.", "A thing.", "It fits.", "Nothing misleads.", names[1]).render()]
     monkeypatch.setattr("domainbed_reasoning.jobs.predict.answering_chains", lambda *_: texts)
@@ -193,18 +194,54 @@ def test_a_conclusion_is_read_as_the_job_read_it(one_job, files, tmp_path, monke
     job = read_job(one_job)
     texts = [f"Sure! <conclusion>**A {job.class_names[1]}.**</conclusion>"]
     monkeypatch.setattr("domainbed_reasoning.jobs.predict.answering_chains", lambda *_: texts)
-    printed = json.loads((one_job / "task.json").read_text())
-    assert printed["hparams"].pop("answer_matching") == "tolerant"
+    saved = json.loads((one_job / "task.json").read_text())
+    assert saved.pop("format_version") == 2 and saved["hparams"].pop("answer_matching") == "tolerant"
     earlier = tmp_path / "earlier"
     shutil.copytree(one_job, earlier)
-    (earlier / "task.json").write_text(json.dumps(printed))
+    (earlier / "task.json").write_text(json.dumps(saved))
     for folder, concluded in ((one_job, job.class_names[1]), (earlier, None)):
         [answer] = Predictor(str(folder), "chain")(files[:1])
         assert (answer.chain_class, answer.chain) == (concluded, texts[0])
 
 
+def test_a_job_without_a_version_is_upgraded_by_export_and_a_newer_one_is_refused(one_job, tmp_path):
+    """Jobs from before votes, matching and versions: their hyper-parameters are those of that time."""
+    old = shutil.copytree(one_job, tmp_path / "old")
+    task = json.loads((old / "task.json").read_text())
+    new = {"votes", "vote_temperature", "answer_matching"}
+    task["hparams"] = {name: value for name, value in task["hparams"].items() if name not in new}
+    assert task.pop("format_version") == 2
+    (old / "task.json").write_text(json.dumps(task))
+    export_adapters(old, tmp_path / "adapter")
+    upgraded = json.loads((tmp_path / "adapter" / "task.json").read_text())
+    assert upgraded["format_version"] == 2
+    assert upgraded["hparams"] == task["hparams"] | {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact"}
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    with safetensors.safe_open(weights, "pt") as file:
+        assert file.metadata() == {"format": "pt", "domainbed_reasoning.format_version": "2"}
+    tensors, adapters = safetensors.torch.load_file(weights), read_job(old).adapters
+    for metadata in ({"format": "pt"}, None):  # version 1: of earlier exports, and of PEFT
+        safetensors.torch.save_file(tensors, weights, metadata)
+        again = read_job(tmp_path / "adapter").adapters
+        assert again.keys() == adapters.keys() and all(torch.equal(again[name], adapters[name]) for name in again)
+    for version, reason in (
+        ("3", "version 3, .* up to version 2. Upgrade with `pip"),
+        ("x", "must be a number; got 'x'"),
+    ):
+        safetensors.torch.save_file(tensors, weights, {"domainbed_reasoning.format_version": version})
+        with pytest.raises(JobError, match=f"adapter_model.safetensors: .*{reason}"):
+            read_job(tmp_path / "adapter")
+    for version, reason in (
+        (3, "version 3, .* up to version 2. Upgrade with `pip"),
+        (0, "'format_version' cannot be 0"),
+    ):
+        (old / "task.json").write_text(json.dumps(task | {"format_version": version}))
+        with pytest.raises(JobError, match=f"task.json.*{reason}"):
+            read_job(old)
+
+
 def test_unreadable_images_are_named_and_the_others_answered(one_job, files, tmp_path, capsys):
-    """Six images of which three cannot be read, in batches of eval_batch: three answers, three faults, exit code 1."""
+    """Six images of which three cannot be read, in batches of eval_batch: three answers, three errors, exit code 1."""
     empty, absent = tmp_path / "empty.png", tmp_path / "absent.png"
     empty.touch()
     cut = tmp_path / "cut.png"
@@ -224,7 +261,7 @@ def test_unreadable_images_are_named_and_the_others_answered(one_job, files, tmp
     assert printed.out == "" and printed.err.endswith("1 of 1 image could not be read.\n")
 
 
-def test_faults_are_named_with_their_cures(one_job, files, tmp_path, capsys):
+def test_errors_suggest_fixes(one_job, files, tmp_path, capsys):
     with pytest.raises(JobError, match="contains no task.json.*Pass an output folder"):
         read_job(tmp_path)
     shutil.copy(one_job / "task.json", tmp_path)
@@ -253,7 +290,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(one_job, tmp_path):
         read_job(tmp_path)
 
 
-def test_a_checkpoint_that_is_cut_short_is_named(one_job, tmp_path):
+def test_truncated_checkpoint_is_reported(one_job, tmp_path):
     shutil.copy(one_job / "task.json", tmp_path)
     whole = (one_job / "model.pkl").read_bytes()
     (tmp_path / "model.pkl").write_bytes(whole[: len(whole) // 2])
@@ -276,7 +313,7 @@ def test_a_zero_shot_job_predicts_and_exports_nothing(folder_of, algorithm_on, f
         export_adapters(folder, tmp_path / "out")
 
 
-def test_a_quantised_job_merges_into_unquantised_weights(folder_of, algorithm_on, minibatches, files, tmp_path):
+def test_a_quantized_job_merges_into_unquantized_weights(folder_of, algorithm_on, minibatches, files, tmp_path):
     algorithm = algorithm_on(folder_of("SmolVLM"), "MTCT", micro_batch=8, quantize="nf4")
     algorithm.update(minibatches)
     folder = write_trained_job(algorithm, tmp_path / "job")

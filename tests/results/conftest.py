@@ -1,4 +1,4 @@
-"""Folders of sweeps, written by hand as the train script and our algorithms leave them."""
+"""Folders of sweeps as the train script and our algorithms write them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`collect`: the numbers are stock's to the digit, and what stock counts in silence is named."""
+"""`collect`: equal to stock's numbers to the digit, with a report of what stock counts silently."""
 
 import importlib.util
 import io
@@ -136,7 +136,7 @@ def test_latex_is_tables_to_include_and_no_document(write_job, capsys):
     assert latex(table).splitlines()[:4] == ["% two", "% lines\\end", "% note", "% more"]
 
 
-def test_a_job_that_died_is_named_with_its_last_words_and_left_out(write_job):
+def test_dead_job_is_reported_with_its_last_error_and_excluded(write_job):
     write_job("good", accs=(0.2,))
     died = write_job("died", accs=(0.9,), trial=1, done=False)
     (died / "err.txt").write_text("Traceback\n  …\nRuntimeError: CUDA out of memory\n")
@@ -147,7 +147,7 @@ def test_a_job_that_died_is_named_with_its_last_words_and_left_out(write_job):
     assert accuracies(write_job.folder, as_stock=True) == [0.2, 0.9]
 
 
-def test_jobs_that_never_started_are_named_together(write_job):
+def test_jobs_that_never_started_are_reported_together(write_job):
     write_job("good")
     for digit in "ab":
         (write_job.folder / (digit * 32)).mkdir()
@@ -180,7 +180,7 @@ def test_records_that_were_set_aside_do_not_count(write_job, name):
     assert accuracies(write_job.folder) == [0.2] and problems(write_job.folder) == {}
 
 
-def test_a_restart_that_did_not_end_does_not_replace_what_did(write_job):
+def test_incomplete_restart_does_not_replace_a_complete_run(write_job):
     job = write_job("twice", accs=(0.1, 0.2))
     text = (job / "results.jsonl").read_text()
     (job / "results.jsonl").write_text(text + text.splitlines()[0] + "\n")
@@ -195,7 +195,7 @@ def test_the_same_job_in_two_folders_counts_once(write_job):
     assert kind == "repeated job" and found["folders"] == ("one", "two")
 
 
-def test_two_settings_in_one_cell_are_not_taken_for_one_run(write_job):
+def test_two_settings_in_one_cell_are_not_mixed(write_job):
     write_job("one", hparams={"lr": 0.001})
     write_job("two", hparams={"lr": 0.01}, args={"steps": 50})
     write_job("other", target=1)
@@ -213,7 +213,7 @@ def test_a_row_whose_cells_had_different_settings_is_named(write_job):
     assert len(accuracies(write_job.folder)) == 3
 
 
-def test_lines_that_are_no_records_are_named_and_do_not_stop_the_rest(write_job):
+def test_invalid_lines_are_reported_and_the_rest_is_used(write_job):
     job = write_job("one", accs=(0.2, 0.3))
     with open(job / "results.jsonl", "a") as file:
         file.write('{"step": 20, "args": {"algor\n[1, 2]\n{"step": 30}\n')
@@ -246,10 +246,10 @@ def test_a_folder_of_sweeps_is_one_table_with_a_row_a_setting(write_job, tmp_pat
     assert frame.attrs["problems"] == []
 
 
-def test_answers_and_rounds_stand_beside_the_accuracies(write_job):
+def test_answers_and_rounds_are_shown_beside_the_accuracies(write_job):
     job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, accs=(0.5,), sarr1_accepted=0.6, sarr2_accepted=0.8)
-    printed = {"n": 10, "label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
-    (job / "answers.json").write_text(json.dumps({"env2": {"in": printed}}))
+    shares = {"n": 10, "label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
+    (job / "answers.json").write_text(json.dumps({"env2": {"in": shares}}))
     table = answers_table(frame := collect(write_job.folder))
     assert table.rows == (("RDMLDG", "ShapesReasoning", "sketch", "90.0", "40.0", "50.0", "10.0", "70.0"),)
     assert rounds_table(frame).rows == (("RDMLDG", "ShapesReasoning", "sketch", "60.0", "80.0"),)
@@ -263,8 +263,8 @@ def test_jobs_with_and_without_shares_of_well_formed_chains_are_in_one_table(wri
         updated=0.5, stage=1.0,
     )  # fmt: skip
     (old / "answers.json").write_text(json.dumps({"env0": {"in": {"label": 0.9, "chain": 0.4, "unparsed": 0.1}}}))
-    printed = {"label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
-    (new / "answers.json").write_text(json.dumps({"env1": {"in": printed}}))
+    shares = {"label": 0.9, "chain": 0.4, "chain_or_label": 0.5, "unparsed": 0.1, "well_formed": 0.7}
+    (new / "answers.json").write_text(json.dumps({"env1": {"in": shares}}))
     frame = collect(write_job.folder)
     assert [row[2:] for row in rounds_table(frame).rows] == [("photo", "60.0"), ("cartoon", "50.0 (25.0)")]
     rows = {row[2]: row[3:] for row in answers_table(frame).rows}
@@ -337,25 +337,25 @@ def test_the_command_writes_every_format_and_names_problems(write_job, tmp_path,
 
 
 @pytest.mark.parametrize("where", ["nowhere", "empty"])
-def test_a_folder_without_jobs_is_an_error_with_its_cure(tmp_path, capsys, where):
+def test_folder_without_jobs_error_suggests_a_fix(tmp_path, capsys, where):
     (tmp_path / "empty").mkdir()
     assert cli.main(["collect", str(tmp_path / where)]) == 1
     assert "Pass the --output_dir of DomainBed's sweep" in capsys.readouterr().err
 
 
-def test_a_jobs_own_folder_is_told_from_a_sweeps(write_job, capsys):
+def test_job_folder_is_distinguished_from_a_sweep(write_job, capsys):
     assert cli.main(["collect", str(write_job("one"))]) == 1
     assert "pass its parent" in capsys.readouterr().err
 
 
-def test_rounds_that_took_no_step_are_named(write_job):
+def test_rounds_without_steps_are_reported(write_job):
     """Of three rounds two have a share: --steps did not reach the third. Records without stages are not ours."""
     kept = {"stage": 2.0, "sarr1_accepted": 0.6, "sarr2_accepted": 0.7}
     write_job("short", "RDMLDG", hparams={"sarr_rounds": 3}, args={"steps": 3}, **kept)
     write_job("whole", "RDMLDG", target=1, hparams={"sarr_rounds": 2}, args={"steps": 3}, **kept)
     write_job("other", "MTCT", hparams={"sarr_rounds": 3}, stage=0.0)  # --hparams of the sweep
-    found = [printed for (kind, _), printed in problems(write_job.folder).items() if kind == "stages without steps"]
-    assert [printed["folders"] for printed in found] == [("short",)]
+    found = [problem for (kind, _), problem in problems(write_job.folder).items() if kind == "stages without steps"]
+    assert [problem["folders"] for problem in found] == [("short",)]
     assert "SARR round 3 of 3 took no step (--steps 3)" in found[0]["detail"]
 
 
@@ -372,7 +372,7 @@ def test_a_round_that_trained_on_broken_chains_is_named(write_job):
     assert "25% in round 2 are well formed" in found["detail"] and "round 1" not in found["detail"]
 
 
-def test_a_job_whose_chains_name_no_class_is_named_with_their_number(write_job):
+def test_job_with_unparsed_chains_is_reported_with_their_number(write_job):
     """150 of 200 chains: 50 of 100, and 100 of 100. Answers by the label are not judged by their chains."""
     splits = {"in": {"n": 100, "label": 0.9, "chain": 0.4, "unparsed": 0.5}}
     splits["out"] = {"n": 100, "label": 0.9, "chain": 0.0, "unparsed": 1.0}
@@ -384,7 +384,7 @@ def test_a_job_whose_chains_name_no_class_is_named_with_their_number(write_job):
     assert "150 of the 200 chains of the last evaluation name no class" in found["detail"]
 
 
-def test_a_job_trained_on_chains_of_no_class_is_named(write_job):
+def test_job_trained_on_chains_without_a_class_is_reported(write_job):
     for name, wrong in (("good", 0), ("bad", 3)):
         job = write_job(name, "MTCT", target=int(wrong > 0))
         (job / "task.json").write_text(json.dumps({"chains": {"source": 10, "no_class": wrong, "other_class": 0}}))
@@ -392,7 +392,7 @@ def test_a_job_trained_on_chains_of_no_class_is_named(write_job):
     assert found["folders"] == ("bad",) and "of its 10 teacher chains 3 conclude with no class" in found["detail"]
 
 
-def test_unverified_chains_that_conclude_another_class_are_no_finding(write_job):
+def test_unverified_chains_with_wrong_conclusions_are_not_reported(write_job):
     for target, choice in enumerate(("verified", "unverified")):
         job = write_job(choice, "MTCT", target=target, hparams={"chain_verification": choice})
         (job / "task.json").write_text(json.dumps({"chains": {"source": 10, "no_class": 0, "other_class": 3}}))
@@ -401,7 +401,7 @@ def test_unverified_chains_that_conclude_another_class_are_no_finding(write_job)
 
 
 @pytest.mark.parametrize("odd", [None, True, "all", -1, 10**400, 1.5, [1], {"n": 1}, 1e999])
-def test_odd_values_of_a_job_end_no_table(write_job, odd):
+def test_invalid_values_of_a_job_do_not_break_tables(write_job, odd):
     job = write_job("odd", "RDMLDG", hparams={"sarr_rounds": odd, "answer": "chain"}, stage=1.0, sarr1_accepted=odd)
     write_job("good", "RDMLDG", target=1)
     (job / "answers.json").write_text(
@@ -413,7 +413,7 @@ def test_odd_values_of_a_job_end_no_table(write_job, odd):
     assert "good" in [job.folder.name for job in counted]
 
 
-def test_what_is_measured_at_the_last_step_is_not_the_chosen_steps(write_job):
+def test_last_step_measurements_are_not_attributed_to_the_selected_step(write_job):
     """Step 10 is chosen; rounds, answers, time and memory are those of the whole run, which ends at step 20."""
     job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, accs=(0.1, 0.7, 0.4), hparams={"lr": 0.1})
     records = read_lines(job / "results.jsonl")
@@ -430,3 +430,22 @@ def test_what_is_measured_at_the_last_step_is_not_the_chosen_steps(write_job):
     assert (row["train_seconds"], row["memory_gib"]) == (10.5, 3.0)
     (table,) = [table for table in [rounds_table(frame)] if table]
     assert table.rows == (("RDMLDG", "ShapesReasoning", "sketch", "90.0", "80.0"),)
+
+
+def test_json_has_cells_trials_and_problems(write_job, verb, tmp_path):
+    for trial, acc in enumerate((0.4, 0.6)):
+        write_job(f"trial{trial}", trial=trial, accs=(0.0, acc))
+    write_job("died", "CORAL", done=False)
+    code, out, err = verb("collect", write_job.folder, "--json")
+    assert code == 0 and err == "" and out.count("\n") == 1
+    found = json.loads(out)
+    cell = found["cells"][0]
+    assert (cell["algorithm"], cell["trials"], cell["domain"]) == ("ERM", 2, found["domains"]["Debug28"][0])
+    assert cell["accuracy"] == pytest.approx(0.5) and cell["label_accuracy"] is None
+    assert sorted(trial["accuracy"] for trial in found["trials"] if trial["selection"] == cell["selection"]) == [
+        0.4,
+        0.6,
+    ]
+    assert [problem["job"] for problem in found["problems"]] and found["single_source"] == []
+    assert verb("collect", write_job.folder, "--format", "json", "--output", tmp_path / "a.json")[0] == 0
+    assert json.loads((tmp_path / "a.json").read_text()) == found

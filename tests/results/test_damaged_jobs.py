@@ -1,4 +1,4 @@
-"""One job with a bad value never ends `collect` or `report` for its sweep: it is left out and named."""
+"""A job with an invalid value never ends `collect` or `report`: it is excluded and reported."""
 
 import gc
 import json
@@ -107,7 +107,7 @@ def check(bad, jobs):
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place[0]} {place[1]}")
-def test_bad_values_of_a_record_leave_the_other_jobs_as_they_were(sweep, place):
+def test_invalid_record_values_do_not_affect_other_jobs(sweep, place):
     jobs = []
     for number, text in enumerate(BAD.values()):
         jobs.append(sweep(f"bad{number}"))
@@ -116,7 +116,7 @@ def test_bad_values_of_a_record_leave_the_other_jobs_as_they_were(sweep, place):
 
 
 @pytest.mark.parametrize(("file", "name"), [(file, name) for file in BESIDE for name in ("", *BESIDE[file])])
-def test_bad_values_beside_the_records_leave_the_other_jobs_as_they_were(sweep, file, name):
+def test_invalid_values_in_other_files_do_not_affect_other_jobs(sweep, file, name):
     jobs = []
     for number, text in enumerate((*BAD.values(), "", "{", "\0" * 100)):
         jobs.append(sweep(f"bad{number}"))
@@ -149,7 +149,7 @@ def test_bad_values_beside_the_records_leave_the_other_jobs_as_they_were(sweep, 
         ),
     ],
 )
-def test_what_is_wrong_is_named_with_file_and_line(sweep, capsys, place, text, failure):
+def test_problems_give_file_and_line(sweep, capsys, place, text, failure):
     bad = sweep()
     write_value(bad, *place, text)
     (problem,) = check(sweep, [bad])
@@ -160,7 +160,7 @@ def test_what_is_wrong_is_named_with_file_and_line(sweep, capsys, place, text, f
     assert failure in printed.err and "RDMLDG" not in printed.out
 
 
-def test_a_loss_that_is_no_number_is_a_result(sweep):
+def test_non_finite_loss_is_a_valid_result(sweep):
     """A run that diverges writes NaN; DomainBed's tables count its accuracies."""
     bad = sweep()
     write_value(bad, "record", "loss", "NaN")
@@ -179,7 +179,7 @@ FILES = ("results.jsonl", "done", "out.txt", "err.txt", "launcher.log", "predict
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_odd_files_of_a_job_leave_the_other_jobs_as_they_were(sweep, file):
+def test_invalid_files_of_a_job_do_not_affect_other_jobs(sweep, file):
     jobs = []
     for number, make in enumerate(ODD.values()):
         jobs.append(sweep(f"{number:032x}"))
@@ -196,7 +196,7 @@ anything = st.recursive(
 
 @settings(max_examples=15)
 @given(values=st.lists(st.tuples(st.sampled_from(PLACES), anything), min_size=1, max_size=12))
-def test_any_values_leave_the_other_jobs_as_they_were(sweep, values):
+def test_arbitrary_values_do_not_affect_other_jobs(sweep, values):
     jobs = []
     try:
         for number, (place, value) in enumerate(values):
@@ -212,7 +212,7 @@ CHAIN = "".join(f"<{s}>dax</{s}>\n" for s in ("SUMMARY", "CAPTION", "REASONING",
 
 
 @pytest.mark.parametrize("name", ["env", "index", "image", "label", "label_answer", "chain_answer", "chain"])
-def test_bad_predictions_are_left_out_of_the_examples_and_named(write_job, name, monkeypatch):
+def test_invalid_predictions_are_excluded_from_examples_and_reported(write_job, name, monkeypatch):
     monkeypatch.setattr(content.plot_styles, "has_matplotlib", lambda: False)
     job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, hparams={"target_per_class": 10**9, "model": "a/b"})
     row = {"env": 2, "index": 0, "image": "sketch/0", "label": "dax", "label_answer": "fep", "chain_answer": "dax"}
@@ -224,7 +224,7 @@ def test_bad_predictions_are_left_out_of_the_examples_and_named(write_job, name,
     assert "Invalid lines of predictions, left out" in page and "one: predictions.jsonl, line 2: " in page
 
 
-def test_no_value_of_a_job_builds_a_dataset_or_asks_for_a_model(write_job, monkeypatch):
+def test_job_values_never_build_datasets_or_request_models(write_job, monkeypatch):
     """A page shows pictures of a job with a billion images and a model that is nowhere."""
     monkeypatch.setattr("domainbed_reasoning.registry.load", lambda name: pytest.fail(f"{name} is loaded"))
     job = write_job("one", "RDMLDG", "ShapesReasoning", target=2, hparams={"target_per_class": 10**9, "model": "a/b"})

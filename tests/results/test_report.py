@@ -1,4 +1,4 @@
-"""`report`: one page that holds everything, shows hostile texts as texts, and says what the sweep's files say."""
+"""`report`: a self-contained page that escapes untrusted text and shows what the sweep's files contain."""
 
 import html.parser
 import io
@@ -136,7 +136,7 @@ def test_image_files_are_found_and_nothing_outside_of_the_datasets_folder_is(wri
     assert "image not found" in render_page(read_report(write_job.folder))
 
 
-def test_the_papers_numbers_stand_beside_ours_where_dataset_and_algorithm_match(write_job):
+def test_paper_numbers_are_shown_for_matching_datasets_and_algorithms(write_job):
     """98.13 for RD-MLDG on PACS; 90 here is 8.1 below. ERM is not in the paper's tables."""
     for target in range(4):
         write_job(f"r{target}", "RDMLDG", "PACSReasoning", target=target, accs=(0.9,))
@@ -178,7 +178,7 @@ def test_the_papers_number_is_that_of_the_rows_schedule(write_job, tmp_path, alg
     assert row[0] == f"{algorithm} (a)" and row[-2] == theirs
 
 
-def test_on_other_datasets_the_order_stands_beside_the_papers(write_job):
+def test_other_datasets_compare_rankings_with_the_paper(write_job):
     """In the paper, over OfficeHome and TerraIncognita, MTCT 78.9, LabelSFT 78.0, ReasoningSFT 76.7; ERM is not there.
 
     Here LabelSFT 90, MTCT and ReasoningSFT 80 both.
@@ -207,16 +207,16 @@ def test_the_papers_averages_are_those_of_its_tables():
 def test_settings_that_differ_from_the_papers_are_listed(shapes_job, write_job):
     differing = next(block for block in blocks_of(read_report(write_job.folder), "paper") if hasattr(block, "rows"))
     settings = {row[0]: row[1:3] for row in differing.rows}
-    assert settings.keys() == {"dataset", "images a step", "length of training", "lr", "model"}
-    assert settings["images a step"] == ("128", "18 (6 from each of 3 sources)")
+    assert settings.keys() == {"dataset", "images per step", "length of training", "lr", "model"}
+    assert settings["images per step"] == ("128", "18 (6 from each of 3 sources)")
     assert settings["lr"] == ("0.0005", "0.004")
 
 
 def test_a_local_copy_of_the_papers_model_is_the_papers_model(write_job):
     hparams = {"model": "/models/InternVL3-8B-hf", "lr": 5e-4, "batch_size": 43, "lora_rank": 8}
     write_job("one", "MTCT", "PACSReasoning", hparams=hparams)
-    printed = blocks_of(read_report(write_job.folder), "paper")[1]
-    assert printed.text == "These jobs use all settings that the paper gives (MTCT)."
+    block = blocks_of(read_report(write_job.folder), "paper")[1]
+    assert block.text == "These jobs use all settings that the paper reports (MTCT)."
 
 
 @pytest.mark.parametrize(
@@ -233,21 +233,21 @@ def test_a_local_copy_of_the_papers_model_is_the_papers_model(write_job):
 def test_settings_of_every_row_that_the_paper_has_are_compared(write_job, algorithm, hparams, steps, differing):
     hparams = {"lr": 5e-4, "batch_size": 43, **hparams}
     write_job("one", algorithm, "PACSReasoning", hparams=hparams, args={"steps": steps} if steps else {})
-    printed = blocks_of(read_report(write_job.folder), "paper")[1]
+    block = blocks_of(read_report(write_job.folder), "paper")[1]
     if differing is None:
-        assert printed.text == f"These jobs use all settings that the paper gives ({algorithm})."
+        assert block.text == f"These jobs use all settings that the paper reports ({algorithm})."
     else:
-        assert {row[0] for row in printed.rows} == differing
+        assert {row[0] for row in block.rows} == differing
 
 
-def test_of_methods_that_the_paper_lacks_no_settings_are_compared(write_job):
+def test_settings_of_methods_not_in_the_paper_are_not_compared(write_job):
     write_job("one", "ERM", "PACSReasoning", hparams={"resnet18": True})
     assert blocks_of(read_report(write_job.folder), "paper")[1].text == (
-        "The paper gives no settings of these algorithms."
+        "The paper reports no settings for these algorithms."
     )
 
 
-def test_what_analyses_left_is_taken_in(write_job):
+def test_report_includes_analysis_files(write_job):
     write_job("one")
     folder = write_job.folder / "analysis"
     folder.mkdir()
@@ -269,7 +269,7 @@ def test_what_analyses_left_is_taken_in(write_job):
     assert figure.kind == "image/png" and figure.data.startswith(b"\x89PNG")
 
 
-def test_the_command_makes_the_very_folders(run_stock, domainbed_root, tmp_path):
+def test_sweep_command_reproduces_the_job_folders(run_stock, domainbed_root, tmp_path):
     """Folders and arguments of a stock sweep; from them its command, which names the same folders again."""
     sweep = tmp_path / "sweep"
     words = [
@@ -305,7 +305,7 @@ def test_the_command_makes_the_very_folders(run_stock, domainbed_root, tmp_path)
     assert len(jobs) == 16 and all(line.startswith("python -m domainbed.scripts.train --algorithm") for line in jobs)
 
 
-def test_the_verb_writes_page_and_markdown(shapes_job, write_job, tmp_path, capsys, monkeypatch):
+def test_report_verb_writes_page_and_markdown(shapes_job, write_job, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(content.plot_styles, "has_matplotlib", lambda: False)
     page = tmp_path / "out" / "page.html"
     assert cli.main(["report", str(write_job.folder), "--output", str(page)]) == 0
@@ -316,7 +316,7 @@ def test_the_verb_writes_page_and_markdown(shapes_job, write_job, tmp_path, caps
     assert "<script>" not in re.sub(r"\\.", "", text)
 
 
-def test_plots_are_small_follow_the_page_and_say_what_they_show(shapes_job, write_job):
+def test_plots_are_small_adapt_to_the_page_and_have_descriptions(shapes_job, write_job):
     pytest.importorskip("matplotlib")
     report = read_report(write_job.folder)
     figures = [block for section in report.sections for block in section.blocks if hasattr(block, "kind")]
@@ -354,7 +354,7 @@ def test_code_in_prose_is_escaped_too():
     assert "<code>x&lt;y</code> &amp; z" in render_page(report)
 
 
-def test_equal_reports_give_equal_bytes_and_templates_escape_what_they_are_not_told_about(shapes_job, write_job):
+def test_equal_reports_give_equal_bytes_and_templates_escape_by_default(shapes_job, write_job):
     reports = [read_report(write_job.folder) for _ in range(2)]
     assert render_page(reports[0]) == render_page(reports[1])
     assert render_markdown(reports[0]) == render_markdown(reports[1])
@@ -363,7 +363,7 @@ def test_equal_reports_give_equal_bytes_and_templates_escape_what_they_are_not_t
         assert "<b>" not in escaped and "\u202e" not in escaped
 
 
-def test_a_zero_shot_model_stands_beside_the_papers_number_by_both_answers(write_job):
+def test_zero_shot_model_is_compared_with_the_paper_by_both_answers(write_job):
     """By its chain 40, 6.8 below the paper's 46.84 on TerraIncognita, by the class name 50."""
     for target in range(4):
         dataset, hparams = "TerraIncognitaReasoning", {"answer": "chain"}
@@ -373,7 +373,7 @@ def test_a_zero_shot_model_stands_beside_the_papers_number_by_both_answers(write
     table = blocks_of(read_report(write_job.folder), "accuracy")[0]
     assert [row[-3:] for row in table.rows] == [("40.0", "46.84", "-6.8"), ("50.0", "46.84", "+3.2")]
     assert [row[0] for row in table.rows] == ["MLLMZeroShot", "MLLMZeroShot, by its class name"]
-    assert table.note.count("By which answer its zero-shot model was judged is not published") == 1
+    assert table.note.count("The paper does not state which answer its zero-shot model uses") == 1
 
 
 def test_without_records_of_the_other_answer_a_zero_shot_model_has_one_row(write_job):
@@ -382,7 +382,7 @@ def test_without_records_of_the_other_answer_a_zero_shot_model_has_one_row(write
     assert len(blocks_of(read_report(write_job.folder), "accuracy")[0].rows) == 1
 
 
-def test_jobs_of_one_source_stand_beside_the_papers_averages(write_job):
+def test_single_source_jobs_are_shown_beside_the_paper_averages(write_job):
     write_job("one", "RDMLDG", "PACSReasoning", args={"test_envs": [0, 2, 3]})
     *_, text = blocks_of(read_report(write_job.folder), "one-source")
     assert "an average of 89.37 for RD-MLDG" in text.text and "62.03" in text.text

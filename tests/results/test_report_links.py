@@ -1,4 +1,4 @@
-"""What a report takes from a sweep's folder is a regular file there: no link, no script, no pipe."""
+"""A report reads only regular files of a sweep's folder: no links, scripts or pipes."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def test_a_folder_of_analyses_that_is_a_link_is_left_out(write_job, tmp_path, pa
     assert "SECRET" not in page_of()
 
 
-def test_examples_open_images_as_everything_else_does(write_job, tmp_path, page_of, monkeypatch):
+def test_examples_open_images_with_the_common_decoder(write_job, tmp_path, page_of, monkeypatch):
     """A script named .jpg, a link out, a pipe: not shown, and no program is started for them."""
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript is started"))
     folder = tmp_path / "data" / "PACS" / "sketch"
@@ -81,7 +81,7 @@ def test_examples_open_images_as_everything_else_does(write_job, tmp_path, page_
     assert page.count("data:image/webp") == 1 and page.count("image not found") == 3
 
 
-def test_a_dataset_within_a_sweeps_folder_is_no_way_out_of_it(write_job, tmp_path, page_of):
+def test_dataset_inside_a_sweep_folder_cannot_escape_it(write_job, tmp_path, page_of):
     (tmp_path / "private").mkdir()
     Image.new("RGB", (99, 99)).save(tmp_path / "private" / "a.png")
     data = write_job.folder / "data"

@@ -1,4 +1,4 @@
-"""`versions.json`: what a job ran on, written once, never at the cost of the job, and mixtures named."""
+"""`versions.json`: what a job ran on, written once, never at the job's expense, and mixed versions reported."""
 
 import argparse
 import json
@@ -26,20 +26,20 @@ def train_job(monkeypatch):
 def test_a_job_writes_its_versions_once(train_job, tmp_path, monkeypatch):
     train_job(tmp_path)
     versions.record_for_job()
-    printed = json.loads((tmp_path / versions.FILE).read_text())
-    assert set(printed) == {"domainbed-reasoning", "DomainBed", "libraries", "device"}
-    assert set(printed["domainbed-reasoning"]) == {"version", "digest", "commit", "modified"}
-    assert printed["libraries"]["torch"] == versions.installed("torch") and printed["libraries"]["Python"]
+    recorded = json.loads((tmp_path / versions.FILE).read_text())
+    assert set(recorded) == {"domainbed-reasoning", "DomainBed", "libraries", "device"}
+    assert set(recorded["domainbed-reasoning"]) == {"version", "digest", "commit", "modified"}
+    assert recorded["libraries"]["torch"] == versions.installed("torch") and recorded["libraries"]["Python"]
     monkeypatch.setattr(versions, "current", lambda: pytest.fail("asked again"))
     versions.record_for_job()
 
 
-def test_no_job_no_file(monkeypatch):
+def test_without_a_job_no_file_is_written(monkeypatch):
     monkeypatch.setattr(versions, "current", lambda: pytest.fail("asked"))
     versions.record_for_job()
 
 
-def test_what_goes_wrong_does_not_stop_the_job(train_job, tmp_path, capsys):
+def test_errors_in_version_recording_do_not_stop_the_job(train_job, tmp_path, capsys):
     train_job(tmp_path / "nowhere")
     versions.record_for_job()
     assert "Could not record the versions of this job: FileNotFoundError" in capsys.readouterr().out
@@ -61,26 +61,26 @@ def test_a_commit_is_named_and_whether_files_differ_from_it(tmp_path):
     assert versions._commit(tmp_path / "site-packages") == nothing
 
 
-def test_without_git_nothing_is_said(tmp_path, monkeypatch):
+def test_without_git_no_commit_is_recorded(tmp_path, monkeypatch):
     (tmp_path / ".git").mkdir()
     monkeypatch.setenv("PATH", "")
     assert versions._commit(tmp_path) == {"commit": None, "modified": None}
     assert upstream.is_modified(tmp_path) is None
 
 
-def test_versions_are_read_whatever_the_file_says():
+def test_versions_are_read_from_any_file_content():
     assert versions.spelt({}) == {}
     assert versions.spelt({"domainbed-reasoning": [1], "DomainBed": 2, "libraries": "x", "device": {}}) == {}
     ours = {"version": "0.1.0", "commit": "0123456789abcdef", "modified": True}
-    printed = versions.spelt({"domainbed-reasoning": ours, "DomainBed": {"stand_in": True}, "libraries": {"a": None}})
-    assert printed == {"domainbed-reasoning": "0.1.0, commit 0123456789ab, modified", "DomainBed": "stand-in"}
+    text = versions.spelt({"domainbed-reasoning": ours, "DomainBed": {"stand_in": True}, "libraries": {"a": None}})
+    assert text == {"domainbed-reasoning": "0.1.0, commit 0123456789ab, modified", "DomainBed": "stand-in"}
 
 
-def test_two_codes_without_a_commit_are_told_apart_by_their_files():
+def test_codes_without_a_commit_are_distinguished_by_their_files():
     """As of wheels, or of two states of a checkout with changes; a commit alone says it where nothing differs."""
 
-    def spelt(**printed):
-        return versions.spelt({"domainbed-reasoning": {"version": "0.1.0", "digest": "0123456789abcdef", **printed}})
+    def spelt(**recorded):
+        return versions.spelt({"domainbed-reasoning": {"version": "0.1.0", "digest": "0123456789abcdef", **recorded}})
 
     assert list(spelt(commit=None, modified=None).values()) == ["0.1.0, files 0123456789ab"]
     assert list(spelt(commit="a" * 40, modified=True).values()) == [
@@ -107,7 +107,7 @@ def test_jobs_of_two_commits_are_named_and_counted(write_job):
     assert set(frame["version"].dropna()) == {"0.1.0, commit aaaaaaaaaaaa", "0.1.0, commit bbbbbbbbbbbb"}
 
 
-def test_the_report_has_then_and_now(write_job):
+def test_report_has_recorded_and_current_versions(write_job):
     from domainbed_reasoning.results.job_folders import read_jobs
 
     write_versions(write_job("one"), "a" * 40, "2.8.0")
@@ -117,10 +117,10 @@ def test_the_report_has_then_and_now(write_job):
 
 
 def write_versions(job, commit, torch):
-    printed = {
+    recorded = {
         "domainbed-reasoning": {"version": "0.1.0", "commit": commit, "modified": False},
         "DomainBed": {"commit": upstream.COMMIT, "modified": False},
         "libraries": {"torch": torch},
         "device": "CPU",
     }
-    (job / versions.FILE).write_text(json.dumps(printed))
+    (job / versions.FILE).write_text(json.dumps(recorded))

@@ -1,4 +1,4 @@
-"""What `make demo` says after the tables, on records written by hand."""
+"""`make demo`'s summary after the tables, on handwritten records."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def prediction(env, answer, label="dax", parsed=True, image="sketch/1"):
     return {"env": env, "image": image, "label": label, "chain_answer": answer, "chain": chain, "parsed": parsed}
 
 
-def test_unfinished_jobs_are_left_out_and_the_rest_stand_in_the_tables_order(sweep):
+def test_incomplete_jobs_are_excluded_and_the_rest_is_in_table_order(sweep):
     sweep("RDMLDG", 1)
     sweep("ERM", 2)
     sweep("ERM", 0)
@@ -56,7 +56,7 @@ def test_answers_are_weighted_by_the_images_of_each_target(sweep, capsys):
     assert lines == {"MTCT": ["60%", "40%", "10%"], "LabelSFT": ["70%", "-", "-"]}
 
 
-def test_what_every_round_kept_is_said(sweep, capsys):
+def test_share_kept_by_every_round_is_printed(sweep, capsys):
     sweep("RDMLDG", 2, sarr1_accepted=0.605, sarr2_accepted=0.852, loss=1.0)
     demo.print_accepted(list(demo.finished_runs(sweep.folder)), DOMAINS)
     assert "RDMLDG, target sketch" in (printed := capsys.readouterr().out)
@@ -78,7 +78,7 @@ def test_the_chain_shown_is_a_right_one_of_the_target_domain(sweep, capsys):
     assert "1 of 2 chains in this domain are correct" in printed
 
 
-def test_where_no_chain_is_right_a_wrong_one_is_shown_as_what_it_is(sweep, capsys):
+def test_without_correct_chains_a_wrong_one_is_shown_as_wrong(sweep, capsys):
     sweep("RDMLDG", 2, predictions=[prediction(2, "fep")])
     demo.print_chain(list(demo.finished_runs(sweep.folder)), DOMAINS)
     assert "true class: dax; 0 of 1 chains" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The forking launcher: equal to a process a job, failures named, what it cannot do refused."""
+"""The forking launcher: equal to one process per job, failures reported, unsupported settings rejected."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_another_command_than_the_train_script_is_refused():
         forked.train_arguments(parse_job("python other.py --algorithm ERM"))
 
 
-def test_a_machine_with_a_gpu_is_refused_with_the_cure(monkeypatch):
+def test_machine_with_a_gpu_is_rejected_with_a_fix(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -1,4 +1,4 @@
-"""The miniature study: its design is fair, its jobs are stock DomainBed's, its tables say what the jobs did."""
+"""The miniature study: a fair design, stock jobs, and tables that match the jobs."""
 
 import csv
 import json
@@ -168,8 +168,8 @@ def test_rows_are_written_again_as_they_were_and_tables_say_who_won(tmp_path, ca
     assert (results / "rows.csv").read_text() == text
     # What a job says of its commit stands above what an earlier table had, of the run that it took the place of.
     job = job_of(arm("MTCT"), "rho8", 0, 1, tmp_path)
-    printed = {"domainbed-reasoning": {"version": "0.1.0", "commit": "0123456789abcdef", "modified": False}}
-    (job.folder / "versions.json").write_text(json.dumps(printed))
+    recorded = {"domainbed-reasoning": {"version": "0.1.0", "commit": "0123456789abcdef", "modified": False}}
+    (job.folder / "versions.json").write_text(json.dumps(recorded))
     miniature_table.write(tmp_path, results, miniature)
     with (results / "rows.csv").open(newline="") as file:
         commits = {(row["row"], row["target"]): row["commit"] for row in csv.DictReader(file)}
@@ -224,7 +224,7 @@ def test_faithfulness_counts_captions_conclusions_and_the_misleading_cue():
     assert miniature_table.faithfulness(label_only, miniature) == {"follows_cue": 1.0}
 
 
-def test_the_design_is_printed_with_what_is_done_of_it(tmp_path, capsys, monkeypatch):
+def test_design_is_printed_with_completed_jobs(tmp_path, capsys, monkeypatch):
     write_job(job_of(arm("MTCT"), "rho8", 0, 1, tmp_path), 0.5)
     assert main(["--study", "miniature", "--design", "--output_dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
@@ -232,7 +232,7 @@ def test_the_design_is_printed_with_what_is_done_of_it(tmp_path, capsys, monkeyp
     assert f"{len(miniature.cells())} jobs. The first: python -m domainbed.scripts.train" in printed
 
 
-def test_jobs_that_are_done_are_not_run_again_and_the_rest_of_a_dead_one_is_removed(tmp_path, monkeypatch):
+def test_completed_jobs_are_not_rerun_and_remains_of_dead_ones_are_removed(tmp_path, monkeypatch):
     done, dead, new = (job_of(arm("ERM"), "rho0", target, 1, tmp_path) for target in range(3))
     write_job(done, 0.5)
     dead.folder.mkdir(parents=True)
@@ -244,7 +244,7 @@ def test_jobs_that_are_done_are_not_run_again_and_the_rest_of_a_dead_one_is_remo
     assert not (dead.folder / "results.jsonl").exists() and done.done
 
 
-def test_one_process_runs_a_folder_s_jobs(tmp_path, capsys):
+def test_one_process_at_a_time_runs_the_jobs_of_a_folder(tmp_path, capsys):
     """A second would remove the folders of the first's running jobs."""
     with restart.sole_launch(tmp_path):
         assert main(["--study", "miniature", "--run", "--output_dir", str(tmp_path)]) == 1

@@ -23,7 +23,7 @@ def test_the_interval_for_these_domains_is_that_of_the_seeds_within_them():
     assert found.half_here == pytest.approx(stats.t.ppf(0.975, 2) * math.sqrt(0.01 / 4))
 
 
-def test_one_seed_says_nothing_of_seeds_and_one_domain_nothing_of_domains():
+def test_one_seed_or_one_domain_gives_infinite_intervals():
     assert math.isinf(estimate({(0, 1): 0.4, (1, 1): 0.6}).half_here)
     assert math.isinf(estimate({(0, 1): 0.4, (0, 2): 0.6}).half)
     assert estimate({(0, 1): 0.4, (0, 2): 0.6}).p == 1.0

@@ -105,7 +105,7 @@ def test_a_name_that_cuda_does_not_know_hides_those_after_it(monkeypatch):
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in parallel.device_slots()] == ["1"]
 
 
-def test_a_failed_job_is_named_last_with_its_exit_code_and_its_end(command, tmp_path, capsys):
+def test_failed_job_is_reported_with_exit_code_and_end_of_log(command, tmp_path, capsys):
     good = command("Good", "pass", "1")
     bad = command("Bad", "import sys; print('what went wrong'); sys.exit(3)", "2")
     failures = parallel.parallel_launcher([bad, good])
@@ -125,7 +125,7 @@ def test_jobs_of_other_targets_are_left_out(command, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize(("name", "value"), [(parallel.JOBS, "many"), (parallel.JOBS, "0"), (jobs.TARGETS, "sketch")])
-def test_a_variable_that_says_nothing_sensible_is_refused(monkeypatch, name, value):
+def test_invalid_environment_variable_is_rejected(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"{name} must .*; got '{value}'"):
         parallel.parallel_launcher([])

@@ -1,4 +1,4 @@
-"""Studies: their commands are the stock ones, their jobs the sweep's, and one of them runs from end to end."""
+"""Studies: stock commands, the sweep's jobs, and one study from end to end."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def printed_by(capsys, *arguments):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_knows_its_name_its_claim_and_where_the_papers_numbers_stand(name):
+def test_studies_have_name_claim_and_source_of_the_paper_numbers(name):
     study = load_study(name)
     assert study.name == name
     assert study.claim and "arXiv" in study.paper
@@ -50,7 +50,7 @@ def test_without_a_name_all_are_listed(capsys):
     assert [name for name in STUDIES if f"  {name} " not in printed] == []
 
 
-def test_a_misspelt_name_gets_the_nearest_one(capsys):
+def test_misspelled_name_suggests_the_nearest_one(capsys):
     assert cli.main(["study", "ablatoin"]) == 1
     assert "Unknown study 'ablatoin'. Did you mean 'ablation'?" in capsys.readouterr().err
 
@@ -79,7 +79,7 @@ def test_missing_chains_are_named_before_hours_are_spent(tmp_path, capsys):
     assert "RDMLDG require chains" in printed and "domainbed-reasoning annotate --dataset TerraIncognita" in printed
 
 
-def test_grids_that_collect_results_cannot_tell_apart_have_folders_of_their_own():
+def test_grids_that_collect_results_cannot_distinguish_have_separate_folders():
     """It reads neither `--hparams` nor anything else but names and seeds."""
     for name in STUDIES:
         for scale in ("mini", "paper"):
@@ -160,10 +160,10 @@ def test_leave_one_domain_out_selection_gets_its_pairs(capsys):
     assert "--single_test_envs" in sweep_command(load_study("ablation").grids[0], ["PACSReasoning"], SETTINGS)
 
 
-def test_what_is_printed_has_commands_claim_and_hours(capsys):
+def test_printed_study_has_commands_claim_and_hours(capsys):
     """TerraIncognita, rounds 0 to 5: 4 targets x 3 trials each; a further round costs hours."""
     printed = printed_by(capsys, "sarr_rounds", "--data_dir", "/data", "--output_dir", "/out", "--gpu", "H100")
-    assert "claim   The first round adds most" in printed
+    assert "claim   The first round helps most" in printed
     commands = [line for line in printed.splitlines() if line.startswith("python -m domainbed.scripts.sweep launch")]
     assert [json.loads(shlex.split(one)[-1]) for one in commands] == [{"sarr_rounds": n} for n in range(6)]
     assert printed.count("# 12 jobs: RDMLDG on TerraIncognitaReasoning") == 6
@@ -176,7 +176,7 @@ def test_what_is_printed_has_commands_claim_and_hours(capsys):
     assert float(re.search(r"([\d.]+) days on", printed)[1]) == pytest.approx(sum(hours) / 24, abs=0.06)
 
 
-def test_the_output_folder_may_be_given_with_a_hyphen(capsys):
+def test_output_folder_option_accepts_a_hyphen(capsys):
     given = ("sarr_rounds", "--data_dir", "/data")
     printed = [printed_by(capsys, *given, option, "/out") for option in ("--output_dir", "--output-dir")]
     assert printed[0] == printed[1] and "/out" in printed[0]
@@ -221,7 +221,7 @@ def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_p
 
 
 @pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
-def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, domainbed_root):
+def test_single_source_study_runs_end_to_end_and_resumes(tmp_path, domainbed_root):
     """One source of four, the label path, one step: a job, a table, the three others named and launched again."""
     before = (
         "import dataclasses; from domainbed_reasoning.sweeps.studies import single_source, study;"
@@ -243,7 +243,7 @@ def test_a_study_of_one_source_runs_from_end_to_end_and_again_goes_on(tmp_path, 
 
 
 @pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
-def test_a_killed_study_goes_on_when_it_is_called_again(tmp_path, domainbed_root):
+def test_killed_study_resumes_on_rerun(tmp_path, domainbed_root):
     """Four jobs: one is run, as if the others had been killed; then one more is."""
     before = (
         "import dataclasses; from domainbed_reasoning.sweeps.studies import ablation, study;"
@@ -267,7 +267,7 @@ def test_a_killed_study_goes_on_when_it_is_called_again(tmp_path, domainbed_root
     )
 
 
-def test_jobs_that_somebody_runs_are_not_removed(tmp_path):
+def test_running_jobs_are_not_removed(tmp_path):
     """A sweep typed by hand, its folder given relative to where it was started; others' folders are their own."""
     (tmp_path / "out").mkdir()
     sleep = [sys.executable, "-c", "import time; time.sleep(3600)", "domainbed.scripts.sweep", "--output_dir", "out"]
@@ -309,9 +309,7 @@ def submitted(tmp_path):
 
 
 @pytest.mark.parametrize("one_source", [False, True])
-def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
-    tmp_path, submitted, squeue, monkeypatch, one_source
-):
+def test_slurm_jobs_keep_their_folders_with_any_next_launcher(tmp_path, submitted, squeue, monkeypatch, one_source):
     """One waits, one runs, one is over; `squeue` is asked for the array and the single job."""
     squeue("12_0 RUNNING\n12_1 PENDING\n15 FAILED\n")
     grid = Grid(("ERM",), "a", mllm=False)
@@ -319,14 +317,14 @@ def test_jobs_with_slurm_keep_their_folders_whatever_launcher_is_called_next(
     study = dataclasses.replace(load_study("ablation"), one_source=one_source)
     with pytest.raises(ValueError) as refused:
         launch._clear(study, grid, ["ShapesReasoning"], settings, tmp_path)
-    printed = f"Slurm still has 2 jobs in {submitted}, whose folders would be removed: 12_0 RUNNING, 12_1 PENDING. Wait"
-    assert printed in str(refused.value)
+    message = f"Slurm still has 2 jobs in {submitted}, whose folders would be removed: 12_0 RUNNING, 12_1 PENDING. Wait"
+    assert message in str(refused.value)
     assert "squeue --jobs=12)" in str(refused.value) and "(scancel 12)" in str(refused.value)
     assert "--jobs=12,15 " in (tmp_path / "asked").read_text()
     assert (submitted / ("0" * 32)).exists()
 
 
-def test_jobs_that_slurm_has_done_with_are_in_nobodys_way(tmp_path, submitted, squeue):
+def test_finished_slurm_jobs_do_not_block_a_launch(tmp_path, submitted, squeue):
     """Over, or so long ago that Slurm has forgotten them."""
     squeue("12_0 COMPLETED\n12_1 CANCELLED\n15 FAILED\n")
     restart.check_nothing_runs(submitted)
@@ -334,7 +332,7 @@ def test_jobs_that_slurm_has_done_with_are_in_nobodys_way(tmp_path, submitted, s
     restart.check_nothing_runs(submitted)
 
 
-def test_where_slurm_cannot_be_asked_the_user_says_that_its_jobs_are_gone(tmp_path, submitted, squeue, monkeypatch):
+def test_unavailable_slurm_requires_confirmation_that_jobs_have_ended(tmp_path, submitted, squeue, monkeypatch):
     squeue("Unable to contact slurm controller (connect failure)\n", exit_code=1)
     with pytest.raises(ValueError, match="Unable to contact slurm controller"):
         restart.check_nothing_runs(submitted)

@@ -1,4 +1,4 @@
-"""The embedded model: what is shipped, and the script that makes it."""
+"""The embedded model as shipped, and the script that creates it."""
 
 import itertools
 import json
@@ -65,7 +65,7 @@ def test_folder_is_a_real_internvl_of_at_most_five_megabytes(model, processor):
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 5e6
 
 
-def test_prompt_holds_nine_image_tokens_and_one_token_for_what_never_changes(processor):
+def test_prompt_has_nine_image_tokens_and_one_token_per_fixed_part(processor):
     image = shapes.render(0, 0, misleading=False)
     inputs = conversation(processor, q_reason(shapes.CLASS_NAMES, "creature"), [image])
     assert inputs["pixel_values"].shape == (1, 3, 48, 48)
@@ -139,8 +139,8 @@ def test_base_is_above_chance_and_below_solved_on_both_paths(model, processor):
     for path, count in right.items():
         accuracy = count / (4 * len(indices))
         assert 0.25 < accuracy < 0.75
-        printed = record["zero_shot"][path]
-        assert abs(accuracy - sum(printed.values()) / len(printed)) < 0.12
+        recorded = record["zero_shot"][path]
+        assert abs(accuracy - sum(recorded.values()) / len(recorded)) < 0.12
 
 
 def test_corpus_shows_no_style_of_the_study_and_no_class_of_it_under_another_name():

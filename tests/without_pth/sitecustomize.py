@@ -1,3 +1,3 @@
-"""Does what the `.pth` file does, for tests in an environment where the package is not installed."""
+"""Replaces the `.pth` file in environments where the package is not installed."""
 
 import _domainbed_reasoning_hook  # noqa: F401

@@ -16,12 +16,12 @@ from domainbed_reasoning.results.tables import ABSENT, Table
 FOLDER = "analysis"
 _ORDER = (".txt", ".png", ".csv")
 _ROWS, _COLUMNS, _CHARACTERS = 40, 18, 200
-_EXPANDED = 12  # rows of a table that is shown from the start
+_EXPANDED = 12  # tables with at most this many rows are expanded initially
 _LARGEST = {".png": 4_000_000, ".csv": 50_000_000, ".txt": 50_000_000}  # bytes
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_TEXT = 4_000  # characters
 _LONGEST_LINE = 1 << 16  # bytes of a table
-_JOB = re.compile(r"([0-9a-f]{8})[0-9a-f]{24}(/\w+\.pkl)?")  # a job, or a checkpoint of it: its head is enough
+_JOB = re.compile(r"([0-9a-f]{8})[0-9a-f]{24}(/\w+\.pkl)?")  # a job or one of its checkpoints; shown shortened
 
 
 def analysis_blocks(folder: Path) -> Iterator[Block]:

@@ -20,7 +20,7 @@ class Code:
     """Commands, or the output of a program.
 
     Attributes:
-        caption: what it is.
+        caption: its caption.
         text: the code.
         language: for syntax highlighting in Markdown; "text" for plain text.
     """
@@ -134,8 +134,10 @@ class Report:
         title: its heading.
         lead: a summary of one or two sentences.
         sections: in order.
+        finding: the result, in a sentence per dataset; empty without results.
     """
 
     title: str
     lead: str
     sections: tuple[Section, ...]
+    finding: str = ""

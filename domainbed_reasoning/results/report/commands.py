@@ -25,9 +25,9 @@ _AS_RECORDED = {"PyTorch": "torch", "NumPy": "numpy"}  # DomainBed's names in ou
 
 
 def sweep_commands(jobs: Sequence[JobFolder], folder: Path) -> list[Code]:
-    """Return the stock commands that make these jobs, one for each set of common arguments.
+    """Return the stock commands that reproduce these jobs, one for each set of common arguments.
 
-    Jobs with more than two targets are not part of any sweep, and omitted.
+    Jobs with more than two targets are not part of any sweep and are omitted.
 
     Args:
         jobs: with records.
@@ -63,7 +63,7 @@ def _sweep_command(jobs: Sequence[JobFolder], common: Mapping[str, Any], folder:
     which = f"all {len(jobs)} of these jobs" if named == len(jobs) else f"{named} of these {len(jobs)} jobs"
     caption = (
         f"The sweep; run it in DomainBed's folder. DomainBed names a job's folder by its arguments: {which} have the "
-        "name that this command assigns. Another launcher gives the same numbers; another --output_dir reruns the jobs."
+        "name that this command assigns. Other launchers give the same numbers; another --output_dir reruns the jobs."
     )
     return Code(caption, shlex.join(words))
 
@@ -109,7 +109,7 @@ def versions_table(jobs: Sequence[JobFolder]) -> Table:
     rows = tuple((name, with_counts(then.get(name, {})) or ABSENT, now.get(name, ABSENT)) for name in {**now, **then})
     return Table(
         "Versions and commits",
-        ("What", "As the jobs ran", "Where this report was made"),
+        ("Software", "Jobs", "This report"),
         rows,
-        "Each job records the first column at its start; “modified” means that files differed from the commit.",
+        "Jobs record their versions at the start; “modified” means that files differed from the commit.",
     )

@@ -19,7 +19,9 @@ from domainbed_reasoning.results.problems import validate_jobs
 from domainbed_reasoning.results.report import commands, paper, plots
 from domainbed_reasoning.results.report.analyses import analysis_blocks
 from domainbed_reasoning.results.report.blocks import Block, Code, Details, Examples, Report, Section, Text
+from domainbed_reasoning.results.report.classes import class_blocks
 from domainbed_reasoning.results.report.examples import examples_of
+from domainbed_reasoning.results.report.finding import findings, for_report
 
 _MOST_EXAMPLES = 120
 _NO_PROBLEMS = "No problems: all jobs completed, and each is counted once."
@@ -52,6 +54,7 @@ def read_report(
         Section("Accuracy", "accuracy", tuple(_accuracy(frame, counted)) if len(frame) else ()),
         Section("Comparison with the paper", "paper", tuple(_comparison(frame, counted)) if len(frame) else ()),
         Section("Both answers", "answers", tuple(_answers(frame)) if len(frame) else ()),
+        Section("Classes", "classes", tuple(class_blocks(frame, counted)) if len(frame) else ()),
         Section("Self-labeling", "rounds", tuple(_rounds(frame)) if len(frame) else ()),
         Section("Example chains", "examples", tuple(_examples(counted, examples, data_dir))),
         Section("Analyses", "analyses", tuple(analysis_blocks(root))),
@@ -60,7 +63,8 @@ def read_report(
         Section("Reproduction", "again", tuple(_reproduction(jobs, with_records, root))),
     ]
     title = f"DomainBed sweep “{root.resolve().name}”"
-    return Report(title, _lead(jobs, counted), tuple(section for section in sections if section.blocks))
+    shown = tuple(section for section in sections if section.blocks)
+    return Report(title, _lead(jobs, counted), shown, findings(frame))
 
 
 def _lead(jobs: Sequence[JobFolder], counted: Sequence[JobFolder]) -> str:
@@ -89,12 +93,12 @@ def _problems(frame: pd.DataFrame, as_stock: bool) -> tuple[Block, ...]:
 
 def _one_source(frame: pd.DataFrame) -> Iterator[Block]:
     found = tables.one_source_tables(frame)
-    yield from found
+    yield from map(for_report, found)
     if found:
         ours, best = published.SINGLE_SOURCE["RDMLDG"], published.SINGLE_SOURCE["best baseline"]
         yield Text(
             f"The paper reports an average of {ours:.2f} for RD-MLDG trained on one source domain, and {best:.2f} for "
-            "its best baseline. Over which datasets and sources it is taken is not known here."
+            "its best baseline. The datasets and sources averaged over are not known here."
         )
 
 
@@ -103,12 +107,13 @@ def _accuracy(frame: pd.DataFrame, counted: Sequence[JobFolder]) -> Iterator[Blo
     methods = list(frame["selection"].unique())
     first = frame[frame["selection"] == methods[0]]
     known = paper.datasets_in_paper(frame)
-    by_caption = {table.caption: table for table in tables.accuracy_tables(frame)}
+    by_caption = {table.caption: for_report(table) for table in tables.accuracy_tables(frame)}
     for dataset in first["dataset"].unique():
         cells = first[first["dataset"] == dataset]
         table = tables.dataset_table(cells, methods[0], dataset)
         del by_caption[table.caption]
-        yield paper.add_paper_columns(table, cells, dataset) if dataset in known else table
+        own_columns = len(table.head)
+        yield for_report(paper.add_paper_columns(table, cells, dataset) if dataset in known else table, own_columns)
         if plot_styles.has_matplotlib():
             yield plots.accuracies(cells, dataset)
             course = plots.training(counted, dataset)
@@ -163,7 +168,7 @@ def _rounds(frame: pd.DataFrame) -> Iterator[Block]:
 
 
 def _examples(counted: Sequence[JobFolder], examples: int, data_dir: str | None) -> Iterator[Block]:
-    """Yield the examples of every algorithm that wrote chains; those of the last in DomainBed's order open."""
+    """Yield the examples of every algorithm with chains; the last algorithm in DomainBed's order is expanded."""
     single = [job for job in counted if len(job.args["test_envs"]) == 1]
     groups: list[tuple[str, list[Examples]]] = []
     places = {(job.args["dataset"], job.args["algorithm"], job.sweep) for job in single}
@@ -196,7 +201,9 @@ def _examples(counted: Sequence[JobFolder], examples: int, data_dir: str | None)
     for number, (name, found) in enumerate(groups):
         yield Details(name, tuple(found), opened=number == 0)
     if skipped:
-        yield Text(f"Left out to keep the page small: {', '.join(skipped)}. `--examples` shows fewer of each.")
+        yield Text(
+            f"Left out to keep the page small: {', '.join(skipped)}. Pass a smaller `--examples` to include them."
+        )
 
 
 def _reproduction(jobs: Sequence[JobFolder], with_records: Sequence[JobFolder], root: Path) -> Iterator[Block]:
@@ -204,6 +211,6 @@ def _reproduction(jobs: Sequence[JobFolder], with_records: Sequence[JobFolder], 
         sweeps = commands.sweep_commands(with_records, root)
         yield from sweeps
         if not sweeps:
-            yield Text("No stock sweep has jobs with these targets; use the train commands.")
+            yield Text("No stock sweep creates jobs with these targets; use the train commands.")
         yield Details("Commands of single jobs", (commands.job_commands(with_records),), opened=not sweeps)
     yield commands.versions_table(jobs)

@@ -32,11 +32,11 @@ OpenPicture = Callable[[int, int, str], Image.Image]  # of (environment, index, 
 def examples_of(
     jobs: Sequence[JobFolder], count: int, data_dir: str | None = None, left_out: list[str] | None = None
 ) -> Iterator[Examples]:
-    """Yield the examples of one algorithm on one dataset, a group a target domain.
+    """Yield the examples of one algorithm on one dataset, one group per target domain.
 
     Args:
-        jobs: of that algorithm and dataset, with one target domain each; of each domain the lowest trial is shown.
-        count: how many right, and how many wrong ones of each domain.
+        jobs: of that algorithm and dataset, with one target domain each; the lowest trial of each domain is shown.
+        count: number of correct and of wrong examples per domain.
         data_dir: folder of the images, if not that of the jobs.
         left_out: receives the problems of invalid lines of predictions.
     """
@@ -44,7 +44,7 @@ def examples_of(
     shown = set()
     for job in sorted(jobs, key=lambda job: (job.args["test_envs"], job.args["trial_seed"], job.args["hparams_seed"])):
         (target,) = job.args["test_envs"]
-        rows = [] if target in shown else _answers(job, target, left_out)
+        rows = [] if target in shown else [row for row in predictions_of(job, target, left_out) if row["chain"]]
         if not rows:
             continue
         shown.add(target)
@@ -57,8 +57,14 @@ def examples_of(
         yield Examples(caption, tuple(_example(row, open_picture) for row in _sample(rows, count)))
 
 
-def _answers(job: JobFolder, target: int, left_out: list[str]) -> list[Mapping[str, Any]]:
-    """Return the target domain's images with a chain, from predictions.jsonl; empty without that file."""
+def predictions_of(job: JobFolder, target: int, left_out: list[str]) -> list[Mapping[str, Any]]:
+    """Return the target domain's lines of predictions.jsonl; empty without that file.
+
+    Args:
+        job: the job.
+        target: number of the domain.
+        left_out: receives the problems of invalid lines.
+    """
     rows: list[Mapping[str, Any]] = []
     damage: list[str] = []
     for number, line in numbered_lines(job.folder / PREDICTIONS, damage):
@@ -69,7 +75,7 @@ def _answers(job: JobFolder, target: int, left_out: list[str]) -> list[Mapping[s
             continue
         if problem := prediction_problem(row):
             damage.append(f"{PREDICTIONS}, line {number}: {problem}")
-        elif row["env"] == target and row["chain"]:
+        elif row["env"] == target:
             rows.append(row)
     if damage:
         more = f"; and {len(damage) - 3} more" if len(damage) > 3 else ""
@@ -82,7 +88,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _sample(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """Return ``count`` right ones, ``count`` wrong ones and one that names no class, by the hash of their names."""
+    """Return ``count`` correct examples, ``count`` wrong ones and one that names no class, sampled by name hash."""
     ordered = sorted(rows, key=lambda row: hashlib.sha256(str(row["image"]).encode("utf-8", "replace")).digest())
     numbers = {"right": count, "wrong": count, "no class": min(count, 1)}
     return [

@@ -1,7 +1,7 @@
-"""The report as one HTML page that holds everything, loads nothing and runs no script.
+"""The report as one self-contained HTML page that loads no resources and runs no scripts.
 
-Any text may come from a stranger's files. The template (``page.html``) escapes every value, invisible characters are
-shown by their code points, and the page's Content-Security-Policy blocks scripts and requests.
+Texts may come from untrusted files. The template (``page.html``) escapes every value, invisible characters are shown as
+code points, and the page's Content-Security-Policy blocks scripts and requests.
 """
 
 from __future__ import annotations

@@ -17,12 +17,12 @@ from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.tables import ABSENT, LACKING, Table, labeled_rows
 
 _DIFFERENCE = "Ours − paper"
-_EITHER = " By which answer its zero-shot model was judged is not published: both are here, the other at the last step."
+_EITHER = " The paper does not state which answer its zero-shot model uses: both are shown, the other at the last step."
 _OF_METHOD = frozenset(published.METHOD_HPARAMS)
 
 
 def stock_name(dataset: str) -> str:
-    """Return the name that the paper's tables know a dataset by."""
+    """Return a dataset's name in the paper's tables."""
     return TWINS.get(dataset, dataset)
 
 
@@ -33,11 +33,11 @@ def datasets_in_paper(frame: pd.DataFrame) -> list[str]:
 
 
 def accuracies(cells: pd.DataFrame, dataset: str) -> dict[str, float]:
-    """Return the paper's accuracies, in percent, by what a row of an accuracy table is called; others are absent.
+    """Return the paper's accuracies in percent by the name of an accuracy table's row; rows without one are absent.
 
     Args:
         cells: rows of `collect`'s frame.
-        dataset: DomainBed's name of the dataset whose accuracies are asked for.
+        dataset: DomainBed's name of the dataset.
     """
     found = {}
     for label, own in labeled_rows(cells):
@@ -50,17 +50,16 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> dict[str, float]:
 
 
 def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str, ran_on: str) -> float | None:
-    """Return the paper's accuracy of an algorithm with this schedule; None where it has no such row.
+    """Return the paper's accuracy of an algorithm with this schedule; None if it has no such row.
 
-    RDMLDG with N rounds corresponds to the paper's N, with none to MTCT. Without the teacher's stage neither it nor
-    SARR is in the paper, nor is MTCT for more epochs, such as RDMLDG's, nor any method with another objective, filter,
-    vote or answer.
+    RDMLDG with N rounds corresponds to the paper's N, without rounds to MTCT. The paper has neither RDMLDG nor SARR
+    without the teacher stage, nor MTCT for more epochs, nor any method with another objective, filter, vote or answer.
 
     Args:
         algorithm: DomainBed's or our name.
         hparams: of the jobs.
         dataset: of the paper's accuracy.
-        ran_on: the jobs' dataset, which has default epochs of its own.
+        ran_on: the jobs' dataset, for its default epochs.
     """
     paper = published.settings_of(algorithm)
     if any(not _same(hparams[name], paper[name]) for name in paper.keys() & hparams & _OF_METHOD):
@@ -80,7 +79,7 @@ def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str, ran_on: 
 
 
 def _is_longer(epochs: Any, dataset: str) -> bool:
-    """Return whether MTCT takes more epochs than it does by default on a dataset."""
+    """Return whether MTCT runs for more epochs than by default on a dataset."""
     usual: int = rows_of("MTCT")["mtct_epochs"].default_on(dataset)
     return isinstance(epochs, int) and epochs > usual
 
@@ -89,8 +88,8 @@ def add_paper_columns(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
     """Return an accuracy table with the paper's average and the difference as further columns.
 
     Args:
-        table: whose last column is the average over target domains.
-        cells: the rows of `collect`'s frame that it was made of.
+        table: its last column must be the average over target domains.
+        cells: the corresponding rows of `collect`'s frame.
         dataset: DomainBed's name.
     """
     published_rows = accuracies(cells, dataset)
@@ -100,7 +99,7 @@ def add_paper_columns(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
         published_average = ABSENT if theirs is None else f"{theirs:.2f}"
         comparable = theirs is not None and row[-1] != LACKING
         rows.append((*row, published_average, f"{float(row[-1]) - (theirs or 0.0):+.1f}" if comparable else ABSENT))
-    note = f"{table.note} The paper's accuracies are averages over target domains; it gives no errors."
+    note = f"{table.note} The paper's accuracies are averages over target domains; it reports no standard errors."
     for other in _zero_shot_otherwise(table, cells, dataset):
         theirs = published.result_of("MLLMZeroShot", stock_name(dataset))
         difference = ABSENT if theirs is None or other[-1] == LACKING else f"{float(other[-1]) - theirs:+.1f}"
@@ -110,7 +109,7 @@ def add_paper_columns(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
 
 
 def _zero_shot_otherwise(table: Table, cells: pd.DataFrame, dataset: str) -> Iterator[tuple[str, ...]]:
-    """Yield the rows of zero-shot models by the answer that they are not judged by, where jobs recorded it."""
+    """Yield the rows of zero-shot models by their other answer, if jobs recorded it."""
     domains = cells.attrs["domains"][dataset]
     for label, own in labeled_rows(cells[cells["algorithm"] == "MLLMZeroShot"]):
         judged = {json.loads(text).get("answer", "chain") for text in own["hparams"]}
@@ -127,12 +126,12 @@ def ranking_table(table: Table, cells: pd.DataFrame, dataset: str) -> Table | No
     """Return the ranks of the methods here and in the paper, for a dataset that the paper does not report on.
 
     Args:
-        table: whose last column is the average over target domains.
-        cells: the rows of `collect`'s frame that it was made of.
+        table: its last column must be the average over target domains.
+        cells: the corresponding rows of `collect`'s frame.
         dataset: DomainBed's name.
 
     Returns:
-        None where fewer than two rows have an average here and an accuracy there.
+        None if fewer than two rows have both an average here and an accuracy in the paper.
     """
     ours = {row[0]: float(row[-1]) for row in table.rows if row[-1] != LACKING}
     by_dataset = {name: accuracies(cells, name) for name in published.MAIN_RESULTS[0].accuracies}
@@ -152,13 +151,13 @@ def ranking_table(table: Table, cells: pd.DataFrame, dataset: str) -> Table | No
         places = (_place(label, both), _place(label, theirs)) if label in both else (ABSENT, ABSENT)
         rows.append((label, f"{average:.1f}", *numbers, *places))
     head = ("Algorithm", f"{dataset}, Avg", *(f"Paper, {name}" for name in chosen), "Rank here", "Rank in the paper")
-    note = "Percent; ranks among the rows that both have"
+    note = "Percent; ranks among the common rows"
     several = f", in the paper by the mean over {' and '.join(chosen)}" if len(chosen) > 1 else ""
     return Table("Ranking of the methods, here and in the paper", head, tuple(rows), f"{note}{several}.")
 
 
 def _place(label: str, accuracies: Mapping[str, float]) -> str:
-    """Return a row's place; rows with the same accuracy, as those of one method in the paper, take up one."""
+    """Return a row's rank; rows with equal accuracies, such as those of one method in the paper, share a rank."""
     return str(1 + len({other for other in accuracies.values() if other > accuracies[label]}))
 
 
@@ -169,7 +168,7 @@ def main_results() -> Table:
 
 def ablation() -> Table:
     """Return the paper's ablation."""
-    return _results("The paper's ablation", published.ABLATION, " The averages are ours: the paper gives none.")
+    return _results("The paper's ablation", published.ABLATION, " The averages are ours: the paper reports none.")
 
 
 def _results(caption: str, results: Sequence[published.Result], more: str = "") -> Table:
@@ -189,28 +188,28 @@ def _results(caption: str, results: Sequence[published.Result], more: str = "") 
 
 
 def differing_settings(jobs: Sequence[JobFolder]) -> Table | str:
-    """Return the settings that are not the paper's, of jobs whose settings it gives; a sentence where all are.
+    """Return the settings of jobs that differ from the paper's; a sentence if none do, or it reports none.
 
     Args:
-        jobs: that count.
+        jobs: the counted jobs.
     """
     found: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     compared = [job for job in jobs if published.settings_of(job.args["algorithm"])]
     if not compared:
-        return "The paper gives no settings of these algorithms."
+        return "The paper reports no settings for these algorithms."
     for job in compared:
         for difference in _differences(job):
             found[difference].add(job.args["algorithm"])
     if not found:
         names = ", ".join(sorted({job.args["algorithm"] for job in compared}))
-        return f"These jobs use all settings that the paper gives ({names})."
+        return f"These jobs use all settings that the paper reports ({names})."
     rows = [(name, theirs, here, ", ".join(sorted(who))) for (name, theirs, here), who in sorted(found.items())]
     return Table(
         "Settings that differ from the paper's",
         ("Setting", "Paper", "Here", "Algorithms"),
         tuple(rows),
-        "Of the settings that the paper gives. LoRA's alpha and dropout, schedule, warm-up, tiles and decoding are not "
-        "published; the table of hyper-parameters has ours.",
+        "Among the settings the paper reports. LoRA's alpha and dropout, schedule, warm-up, tiles and decoding are "
+        "not published; the table of hyper-parameters has ours.",
     )
 
 
@@ -224,7 +223,7 @@ def _differences(job: JobFolder) -> Iterator[tuple[str, str, str]]:
             yield name, json.dumps(theirs), json.dumps(hparams[name])
     if "model" not in settings:
         if args.get("steps"):
-            yield "length of training", "DomainBed's, or not given", f"--steps {args['steps']}"
+            yield "length of training", "DomainBed's, or not reported", f"--steps {args['steps']}"
         return
     if args.get("steps"):
         yield "length of training", "epochs", f"--steps {args['steps']}, shared among the stages"
@@ -236,7 +235,7 @@ def _differences(job: JobFolder) -> Iterator[tuple[str, str, str]]:
         and abs(sources * batch - published.PAPER_BATCH) > sources > 0
     ):
         here = f"{sources * batch} ({batch} from each of {sources} sources)"
-        yield "images a step", str(published.PAPER_BATCH), here
+        yield "images per step", str(published.PAPER_BATCH), here
     if hparams.get("data_augmentation"):
         yield "data_augmentation", "not mentioned", "DomainBed's"
 

@@ -21,12 +21,12 @@ from domainbed_reasoning.terminal import one_line
 
 _INK = "#010203"  # placeholder for the page's text color in light and dark mode
 _STYLE = "<style>svg{color:#1b1f24}@media(prefers-color-scheme:dark){svg{color:#e4e7eb}}</style>"  # as the page's own
-_LEGEND_LETTERS = 100  # that stand in a line
-_WIDTH = 7.2  # inches at 72 points, so that the page shows 10-point texts as 10 points
+_LEGEND_LETTERS = 100  # per line
+_WIDTH = 7.2  # inches at 72 points, so that 10-point text appears as 10 points on the page
 
 
 def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
-    """Return each row of an accuracy table as dots: one per target domain, their average and the paper's.
+    """Plot each row of an accuracy table as dots: one per target domain, their average, and the paper's.
 
     Args:
         cells: the rows of `collect`'s frame of one selection method and dataset.
@@ -72,7 +72,7 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
 
 
 def both_answers(frame: pd.DataFrame) -> Figure | None:
-    """Return both answers of every MLLM algorithm, averaged over its target domains; None without answers."""
+    """Plot both answers of every MLLM algorithm, averaged over its target domains; None without answers."""
     jobs = frame.drop_duplicates(["sweep", "dataset", "algorithm", "folder"]).dropna(
         subset=["label_accuracy", "chain_accuracy"], how="all"
     )
@@ -99,7 +99,7 @@ def both_answers(frame: pd.DataFrame) -> Figure | None:
 
 
 def rounds(frame: pd.DataFrame) -> Figure | None:
-    """Return the share of chains that each SARR round kept; None without rounds.
+    """Plot the share of chains that each SARR round kept; None without rounds.
 
     One line per target domain for a single algorithm, else one line per algorithm, averaged over target domains.
     """
@@ -133,10 +133,10 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
 
 
 def training(jobs: Sequence[JobFolder], dataset: str) -> Figure | None:
-    """Return the target domain's accuracy over the steps, one line per algorithm; None with a single step.
+    """Plot the target domain's accuracy over the steps, one line per algorithm; None with a single step.
 
     Args:
-        jobs: that count.
+        jobs: the counted jobs.
         dataset: DomainBed's name.
     """
     own = [job for job in jobs if job.args["dataset"] == dataset and len(job.args["test_envs"]) == 1]
@@ -151,7 +151,9 @@ def training(jobs: Sequence[JobFolder], dataset: str) -> Figure | None:
     figure, axes = _canvas(3.0)
     for place, (label, by_step) in enumerate(courses.items()):
         most = max(map(len, by_step.values()))
-        steps = sorted(step for step, accs in by_step.items() if len(accs) == most)  # the same jobs at every point
+        steps = sorted(
+            step for step, accs in by_step.items() if len(accs) == most
+        )  # average over the same jobs at every point
         means = [sum(by_step[step]) / most for step in steps]
         color, marker, dashes = series(place)
         axes.plot(steps, means, marker + dashes, color=color, ms=5, label=label)
@@ -190,7 +192,7 @@ def _plain(label: str) -> str:
 
 
 def _legend(axes: Any, columns: int | None = None) -> None:
-    """Name the lines above the plot; without a number of columns as many as fit, in a picture that much higher."""
+    """Add a legend above the plot and enlarge the figure; by default with as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
     if columns is None:
         columns = min(len(labels), max(1, _LEGEND_LETTERS // (max(map(len, labels)) + 6)), 5)

@@ -21,7 +21,7 @@ def environment(escape: Callable[[str], Markup]) -> Environment:
     Templates distinguish blocks by the tests `text`, `code`, `figure`, `table`, `examples` and `details`.
 
     Args:
-        escape: of the template's language; values that are `Markup` already are left alone.
+        escape: of the template's language; `Markup` values are not escaped again.
     """
 
     def finalize(value: Any) -> Markup:
@@ -42,5 +42,5 @@ def environment(escape: Callable[[str], Markup]) -> Environment:
 
 
 def split_code(text: str) -> list[tuple[bool, str]]:
-    """Return the parts of a text, in order, each with whether it is code, which is written between backticks."""
+    """Return the parts of a text in order, each with whether it is code (between backticks)."""
     return [(number % 2 == 1, part) for number, part in enumerate(_CODE.split(text)) if part]

@@ -1,1 +1,1 @@
-"""What test files build alike: processes, files and folders, chains, algorithms, servers' responses."""
+"""Builders shared by tests: processes, files and folders, chains, algorithms, server responses."""

@@ -1,4 +1,4 @@
-"""What the tiny models of further architectures share: words, chat template, vision configs."""
+"""Parts shared by the tiny models of further architectures: words, chat template, vision configs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny random models of architectures that have no row in the table of families: a row each.
+"""Tiny random models of architectures without an entry in the table of families.
 
 Configs, processors and model classes are transformers' own; tokenizers are small, and chat templates are ChatML with
 the image token that each model has. Sizes and weights are not the models'.
@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from builders import convolutional
+from builders import further_architectures as further
 from builders import llava_architectures as llava
 from builders import other_architectures as others
 from builders import rotary_architectures as rotary
@@ -42,10 +44,21 @@ BUILDERS: dict[str, Callable[[], Built]] = {
     "Llama4": others.llama4,
     "Mllama": others.mllama,
     "Gemma4": others.gemma4,
+    "Gemma3n": convolutional.gemma3n,
     "Kimi-K2.5": others.kimi_k25,
     "Molmo2": others.molmo2,
     "PerceptionLM": others.perception_lm,
     "Granite4Vision": others.granite4_vision,
+    "InternVL3.5": further.internvl35,
+    "InternVL3.5-MoE": further.internvl35_moe,
+    "InternVL3.5-GPT-OSS": further.internvl35_gpt_oss,
+    "BLIP-2": further.blip2,
+    "MiniCPM-V-4.6": further.minicpm_v,
+    "ERNIE-4.5-VL": further.ernie45_vl_moe,
+    "VideoLLaMA3": further.video_llama3,
+    "EXAONE-4.5": further.exaone45,
+    "LLaVA-NeXT-Video": further.llava_next_video,
+    "DeepSeek-VL-Hybrid": further.deepseek_vl_hybrid,
 }
 
 

@@ -1,4 +1,4 @@
-"""What the transformers library itself makes of a picture and a question."""
+"""What plain transformers computes for an image and a question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which DomainBed the tests run on: the stand-in, and upstream where it is found."""
+"""The DomainBed under test: the stand-in, and upstream where found."""
 
 from pathlib import Path
 

@@ -338,8 +338,14 @@ def fastvlm(folder: pathlib.Path) -> torch.nn.Module:
         image_seq_length=4,
     )
     model = tf.FastVlmForConditionalGeneration(config)
-    tower = model.model.vision_tower.train()
-    with torch.no_grad():  # running statistics as training leaves them: without them random features vanish
+    with_running_statistics(model.model.vision_tower)
+    return _save(folder, model.eval(), processor)
+
+
+def with_running_statistics(tower: torch.nn.Module) -> None:
+    """Have batch normalization hold what training leaves: without it the features of random weights vanish."""
+    tower.train()
+    with torch.no_grad():
         for module in tower.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = None
@@ -347,7 +353,6 @@ def fastvlm(folder: pathlib.Path) -> torch.nn.Module:
         for weight in tower.parameters():
             if weight.dim() > 1:
                 weight.div_(2.0)  # `_save` doubles them
-    return _save(folder, model.eval(), processor)
 
 
 def _save(

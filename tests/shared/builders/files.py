@@ -1,4 +1,4 @@
-"""Files and folders: JSON lines, image folders, chains, and what stands in a file's place but is none."""
+"""Files and folders: JSON lines, image folders, chains, and other objects in a file's place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny models of LLaVA's kin: a vision encoder, a projector, a decoder."""
+"""Tiny models of the LLaVA kind: a vision encoder, a projector, a decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny models with positions in three dimensions: the kin of Qwen-VL and GLM-V."""
+"""Tiny models with three-dimensional positions: Qwen-VL, GLM-V and relatives."""
 
 from __future__ import annotations
 

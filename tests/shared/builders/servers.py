@@ -1,4 +1,4 @@
-"""What a server of a test sends, and requests to it: one by the teacher, or a run of `annotate`."""
+"""Responses of test servers, and requests to them by the teacher or by `annotate`."""
 
 from __future__ import annotations
 

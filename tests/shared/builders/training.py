@@ -1,4 +1,4 @@
-"""Dataset and algorithm as the train script builds them, with one hparams dictionary for both, and what it leaves."""
+"""Dataset and algorithm as the train script builds them, with one hparams dictionary for both."""
 
 from __future__ import annotations
 

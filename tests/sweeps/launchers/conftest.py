@@ -1,4 +1,4 @@
-"""What the launchers' tests share: jobs that are scripts, which write records as the stock train script does."""
+"""Shared by the launchers' tests: jobs that are scripts and write records as the stock train script does."""
 
 import json
 import os

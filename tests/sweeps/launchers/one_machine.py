@@ -122,7 +122,7 @@ def start_node(folder: Path, name: str) -> None:
 
 
 def wait_until_idle(folder: Path) -> None:
-    """Wait until all nodes are, or stop everything and say what their logs said."""
+    """Wait until all nodes are up, or stop everything and report their logs."""
     for _ in range(5 * _START_SECONDS):
         if (states := _node_states(folder)) == {"idle"}:
             return

@@ -1,4 +1,4 @@
-"""An attempt at a job: what it leaves when it dies, and that no record stands twice afterwards."""
+"""An attempt at a job: what it leaves when it dies, and that no record is duplicated."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped():
     assert without_replaced([*whole, whole[1][:9]]) == whole
 
 
-def test_the_second_attempt_finds_no_records_and_leaves_none_twice(sweep):
+def test_second_attempt_finds_no_records_and_leaves_no_duplicates(sweep):
     """While it runs, `collect_results` sees its records alone."""
     code = """
     number = attempt()
@@ -74,7 +74,7 @@ def test_records_that_an_older_version_set_aside_come_first(sweep):
 
 
 def test_an_attempt_that_resumes_is_joined_to_the_first(sweep):
-    """The first dies after 300; the second goes on with 600, whether it keeps records elsewhere or not."""
+    """The first dies after 300; the second continues at 600, with or without records elsewhere."""
     code = "if attempt() == 1: record(0); record(300); sys.exit(9)\nrecord(600); record(900)"
     command = sweep.job("A", code)
     assert run(command) == 9
@@ -82,7 +82,7 @@ def test_an_attempt_that_resumes_is_joined_to_the_first(sweep):
     assert sweep.steps("A") == [0, 300, 600, 900]
 
 
-def test_a_failed_job_leaves_no_half_line(sweep):
+def test_failed_job_leaves_no_partial_line(sweep):
     """Stock `collect_results` reads every line of every job, and ends at one that is no JSON."""
     command = sweep.job("A", "record(0); (folder / 'results.jsonl').open('a').write('{\"step\": 30'); sys.exit(1)")
     assert run(command) == 1
@@ -114,7 +114,7 @@ def test_the_end_of_input_ends_the_train_process_and_its_children(sweep):
     sweep.wait_until(lambda: not sweep.is_running(train) and not sweep.is_running(child))
 
 
-def test_an_attempt_that_lives_on_elsewhere_ends_when_the_next_one_starts(sweep):
+def test_attempt_still_running_elsewhere_ends_when_the_next_one_starts(sweep):
     """A node that its queue has given up may run its job to the end, and write into the same folder all the while."""
     code = """
     number = attempt()
@@ -139,7 +139,7 @@ def test_an_attempt_that_lives_on_elsewhere_ends_when_the_next_one_starts(sweep)
     assert not list((sweep.folder / "A").glob("*.running"))
 
 
-def test_an_attempt_that_died_with_its_node_is_waited_for_no_longer_than_it_would_take_to_end(sweep, monkeypatch):
+def test_attempt_that_died_with_its_node_is_only_waited_for_briefly(sweep, monkeypatch):
     monkeypatch.setattr(attempts, "_REPLACE_SECONDS", 0.5)
     command = sweep.job("A", "record(0); done()")
     (sweep.folder / "A").mkdir()

@@ -1,4 +1,4 @@
-"""The Ray launcher on a real Ray of this machine, with jobs, workers and launchers killed on purpose.
+"""The Ray launcher on a real local Ray, with jobs, workers and launchers killed on purpose.
 
 pip install 'domainbed-reasoning[ray]'; make test PYTEST=tests/sweeps/launchers/test_ray.py
 """
@@ -140,7 +140,7 @@ def test_a_share_fits_the_nodes_that_have_gpus(monkeypatch, nodes, gpus, expecte
 
 
 @pytest.mark.parametrize(("name", "value"), [("GPUS", "half"), ("GPUS", "-1"), ("GPUS", "1.5"), ("CPUS", "nan")])
-def test_a_share_that_is_none_is_refused(monkeypatch, name, value):
+def test_invalid_share_is_rejected(monkeypatch, name, value):
     monkeypatch.setenv(getattr(ray_launcher, name), value)
     with pytest.raises(ValueError, match=getattr(ray_launcher, name)):
         ray_launcher.share_of([{"CPU": 2, "GPU": 1}])
@@ -168,7 +168,7 @@ def test_two_jobs_share_a_gpu(sweep, joined, monkeypatch):
     assert "GPU 0\n" in sweep.log("A") and "GPU 0\n" in sweep.log("B")
 
 
-def test_a_failed_job_is_tried_again_and_then_named_with_its_end(sweep, joined, capsys):
+def test_failed_job_is_retried_then_reported_with_the_end_of_its_log(sweep, joined, capsys):
     bad = sweep.job("Bad", "attempt(); record(0); print('what went wrong'); sys.exit(3)", target="2")
     failures = ray_launcher.ray_launcher([bad, sweep.job("Good", "record(0)")])
     assert [(failure.job.name, failure.exit_code) for failure in failures] == [("Bad on D, target 2", 3)]
@@ -188,7 +188,7 @@ def test_without_retries_a_job_runs_once(sweep, joined, monkeypatch):
 
 
 @pytest.mark.parametrize("victim", ["train", "worker"])
-def test_a_killed_job_is_started_again_and_no_record_stands_twice(sweep, joined, start_launcher, victim):
+def test_killed_job_restarts_without_duplicate_records(sweep, joined, start_launcher, victim):
     """SIGKILL to the train process, or to the Ray worker above it, whose train process must not live on."""
     launcher = start_launcher(sweep.job("A", sweep.KILLED_ONCE))
     train = sweep.wait_for_attempt("A", 1)
@@ -206,9 +206,7 @@ def test_a_killed_job_is_started_again_and_no_record_stands_twice(sweep, joined,
 
 
 @pytest.mark.parametrize("what_dies", ["the node", "its raylet alone"])
-def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice(
-    sweep, joined, start_launcher, what_dies
-):
+def test_job_of_a_lost_node_reruns_on_another_without_duplicate_records(sweep, joined, start_launcher, what_dies):
     """SIGKILL to all processes of the second of two nodes, or to its raylet. That node runs one job at a time."""
     code = """
     attempt()
@@ -273,13 +271,13 @@ def test_without_an_address_a_ray_is_started_and_ends_with_the_launcher(sweep, c
     sweep.wait_until(lambda: not sweep.is_running(raylet), 20)
 
 
-def test_a_ray_that_does_not_answer_is_named_with_the_cure(sweep, monkeypatch):
+def test_unreachable_ray_error_suggests_a_fix(sweep, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ConnectionError, match="No Ray answers at RAY_ADDRESS=127.0.0.1:1"):
         ray_launcher.ray_launcher([sweep.job("A", "")])
 
 
-def test_something_else_at_the_address_is_told_from_a_ray(sweep, monkeypatch):
+def test_other_server_at_the_address_is_distinguished_from_ray(sweep, monkeypatch):
     """The dashboard's port, say, where Ray would wait for minutes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -301,7 +299,7 @@ def test_an_address_without_host_or_port_is_refused_with_an_example(sweep, monke
         ray_launcher.ray_launcher([sweep.job("A", "")])
 
 
-def test_a_sweep_without_jobs_says_so_and_starts_nothing(monkeypatch, capsys):
+def test_sweep_without_jobs_reports_it_and_starts_nothing(monkeypatch, capsys):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert ray_launcher.ray_launcher([]) == []
     assert capsys.readouterr().out.startswith("No job is to be started.")

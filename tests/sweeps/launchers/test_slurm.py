@@ -152,7 +152,7 @@ def test_jobs_are_an_array_with_a_share_of_the_cores_and_the_sweeps_environment(
         assert second == f"me 2 {os.getcwd()} {sys.executable}"
 
 
-def test_a_failed_job_is_tried_again_and_then_named_with_its_end(sweep, slurm, capsys):
+def test_failed_job_is_retried_then_reported_with_the_end_of_its_log(sweep, slurm, capsys):
     bad = sweep.job("Bad", "attempt(); record(0); print('what went wrong'); sys.exit(3)", target="2")
     failures = slurm_launcher.slurm_launcher([bad, sweep.job("Good", "record(0); done()")])
     assert [failure.job.name for failure in failures] == ["Bad on D, target 2"]
@@ -176,7 +176,7 @@ def test_a_train_process_that_is_killed_is_started_again(sweep, slurm):
 
 
 @pytest.mark.parametrize("how", ["requeue", "preempt", "requeue of one of an array"])
-def test_a_requeued_job_starts_anew_and_no_record_stands_twice(sweep, slurm, how):
+def test_requeued_job_restarts_without_duplicate_records(sweep, slurm, how):
     """By hand or for a lost node (SIGTERM, then SIGKILL); before preemption or time-out (submitit's SIGUSR2)."""
     jobs = [sweep.job("A", sweep.KILLED_ONCE)] + [sweep.job("B", "done()")] * ("array" in how)
     launcher = start_launcher(*jobs)
@@ -245,10 +245,10 @@ def test_an_attempt_that_sigterm_ended_has_not_failed_however_long_slurm_takes(s
     """
     run = """if True:
     import sys, time
-    from domainbed_reasoning.sweeps.launchers.slurm import TrainJob
+    from domainbed_reasoning.sweeps.launchers.slurm import SlurmJob
     sleep = time.sleep
     time.sleep = lambda seconds: sleep(min(seconds, 2))
-    TrainJob(sys.argv[1], int(sys.argv[2]))()
+    SlurmJob(sys.argv[1], int(sys.argv[2]))()
     """
     process = subprocess.Popen([sys.executable, "-c", run, sweep.job("A", code), str(retries)])
     try:
@@ -275,7 +275,7 @@ def test_ctrl_c_leaves_the_jobs_running_and_says_how_to_follow_them(sweep, slurm
 
 
 @pytest.mark.parametrize("names", ["A", "AB"])
-def test_submit_and_leave(sweep, slurm, monkeypatch, capsys, names):
+def test_submit_without_waiting(sweep, slurm, monkeypatch, capsys, names):
     """A job and an array. While Slurm has them, `study` removes no folder of the sweep."""
     monkeypatch.setenv(slurm_launcher.WAIT, "0")
     assert slurm_launcher.slurm_launcher([sweep.job(name, "wait_for('go'); done()") for name in names]) == []
@@ -293,26 +293,26 @@ def test_submit_and_leave(sweep, slurm, monkeypatch, capsys, names):
     restart.check_nothing_runs(sweep.folder)
 
 
-def test_what_slurm_refuses_is_said_with_the_cure(sweep, slurm, monkeypatch):
+def test_rejected_submission_error_suggests_a_fix(sweep, slurm, monkeypatch):
     monkeypatch.setenv(slurm_launcher.OPTIONS, "--partition=none")
     with pytest.raises(RuntimeError, match="sbatch rejected the jobs(?s:.)*invalid partition(?s:.)*delete_incomplete"):
         slurm_launcher.slurm_launcher([sweep.job("A", "")])
 
 
-def test_without_slurms_commands_the_launcher_says_where_to_go(sweep, monkeypatch):
+def test_missing_slurm_commands_are_reported_with_a_fix(sweep, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(FileNotFoundError, match="`sbatch` was not found"):
         slurm_launcher.slurm_launcher([sweep.job("A", "")])
 
 
-def test_retries_are_a_number(sweep, monkeypatch):
+def test_invalid_retries_are_rejected(sweep, monkeypatch):
     monkeypatch.setenv(attempts.RETRIES, "often")
     with pytest.raises(ValueError, match=f"{attempts.RETRIES} must be an integer >= 0; got 'often'"):
         slurm_launcher.slurm_launcher([sweep.job("A", "")])
 
 
 @pytest.mark.parametrize("what_dies", ["the node", "its daemon alone"])
-def test_a_job_of_a_lost_node_runs_again_on_the_other_and_no_record_stands_twice(sweep, slurm2, what_dies):
+def test_job_of_a_lost_node_reruns_on_another_without_duplicate_records(sweep, slurm2, what_dies):
     """Where only Slurm's daemon has died, the node's job lives on and writes into the folder that the next one uses."""
     code = """
     number = attempt()
@@ -349,7 +349,7 @@ def test_more_jobs_than_an_array_may_have_are_several_arrays(sweep, slurm2, caps
     assert "5/5 jobs succeeded." in printed
 
 
-def test_arrays_that_slurm_takes_no_more_are_failures_and_the_others_run(sweep, slurm2, monkeypatch, capsys):
+def test_rejected_arrays_are_failures_and_the_others_run(sweep, slurm2, monkeypatch, capsys):
     """Sites bound the jobs of a user. The advice to remove folders must not come while some of them run."""
     from submitit.core.utils import FailedJobError
     from submitit.slurm.slurm import SlurmExecutor
@@ -372,7 +372,7 @@ def test_arrays_that_slurm_takes_no_more_are_failures_and_the_others_run(sweep, 
     assert all((sweep.folder / name / "done").exists() for name in "ABC")
 
 
-def test_a_sweep_without_jobs_says_so_and_submits_nothing(sweep, capsys):
+def test_sweep_without_jobs_reports_it_and_submits_nothing(sweep, capsys):
     assert slurm_launcher.slurm_launcher([]) == []
     assert capsys.readouterr().out.startswith("No jobs to start.")
 
@@ -402,10 +402,10 @@ def test_sweeps_in_the_queue_side_by_side_are_waited_for_by_another_process(swee
     printed = capsys.readouterr().out
     assert "1 of 4 jobs FAILED" in printed and "state FAILED, exit code 3; Slurm's log: " in printed
     earlier = [identifier for folder in folders for identifier in slurm_queue.submitted_for(folder)]
-    assert slurm_queue.wait_for_sweeps(folders, earlier) == []  # what has become of it was said
+    assert slurm_queue.wait_for_sweeps(folders, earlier) == []  # its end was reported
 
 
-def test_folders_of_dead_jobs_are_told_from_those_of_jobs_that_slurm_runs_here(sweep, slurm, monkeypatch):
+def test_folders_of_dead_jobs_are_distinguished_from_running_slurm_jobs(sweep, slurm, monkeypatch):
     """A sweep typed by hand is in the way, as everywhere; a job that Slurm runs on this machine is not."""
     monkeypatch.setenv(slurm_launcher.WAIT, "0")
     monkeypatch.setenv(attempts.RETRIES, "0")
@@ -460,7 +460,7 @@ sys.exit(cli.main(["study", "main_comparison", "--scale", "mini", "--launch", "-
 """
 
 
-def test_a_study_submits_all_its_sweeps_and_called_again_starts_what_died(sweep, slurm, tmp_path):
+def test_study_submits_all_sweeps_and_rerun_restarts_dead_jobs(sweep, slurm, tmp_path):
     """Two sweeps of four jobs each, of which two targets, then one more, are asked for; the stand-in's are enough."""
     folder = tmp_path / "study"
     path = os.pathsep.join([str(CHECKOUT / "tests" / "without_pth"), str(CHECKOUT), os.environ["PYTHONPATH"]])
@@ -492,7 +492,7 @@ def test_a_study_submits_all_its_sweeps_and_called_again_starts_what_died(sweep,
     assert code == 1 and "6/8 jobs completed." in printed, printed  # and the tables are there
 
 
-def test_a_controller_that_is_away_is_waited_for(sweep, slurm2, monkeypatch, capsys):
+def test_unavailable_controller_is_waited_for(sweep, slurm2, monkeypatch, capsys):
     """`squeue` fails twice."""
     states, failing = slurm_queue._states, [1, 2]
 

@@ -1,0 +1,1 @@
+"""Experiment trackers, fed from the files that a job writes, by a process of its own."""
