@@ -16,9 +16,9 @@ STUDIES: dict[str, Any] = {module.NAME: module for module in (regimes, study)}
 
 
 def _run(jobs: Iterable[TrainJob], output: Path) -> int:
-    """Return 1 if a job failed or, with an error message, if none could be started."""
+    """Return 1 if a job failed or, with an error message, if none could be started; jobs that rows share run once."""
     try:
-        return int(run(jobs, output) > 0)
+        return int(run({job.folder: job for job in jobs}.values(), output) > 0)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=regimes.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--design", action="store_true", help="print the rows and how many of their jobs have completed")
-    what.add_argument("--choose", action="store_true", help="run the grids and print source validation accuracies")
+    what.add_argument("--choose", action="store_true", help="run the grids and select by source validation")
     what.add_argument("--base", action="store_true", help="pretrain a second base model that knows the classes better")
     what.add_argument("--run", action="store_true", help="run the remaining jobs")
     what.add_argument("--table", action="store_true", help="write rows.csv, choice.csv and table.md")
@@ -43,11 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_design(jobs)
     elif args.choose:
         failed = _run(chosen.grid_jobs(output), output)
-        chosen.print_choice(output)
+        chosen.report_choice(output)
         return failed
     elif args.base:
         make_better_base(output)
     elif args.run:
+        if chosen is regimes and not regimes.learning_rates(output):
+            parser.error(f"no learning rates in {output / regimes.RATES_FILE}: run `--choose` first, which writes it")
         if chosen is study and not (output / BETTER_BASE / "config.json").exists():
             jobs = [(row, job) for row, job in jobs if row not in OTHER_BASE]
             print("Skipping the rows of the second base model: train it with `--base` first.", file=sys.stderr)

@@ -1,27 +1,29 @@
-"""The study in the paper's two regimes: every claim decided where names are known and the teacher writes otherwise.
+"""The study in the paper's two regimes: the model knows the names, and the teacher writes in another style.
 
-    python -m domainbed_reasoning.sweeps.miniature --study regimes --design    what is compared with what
-    python -m domainbed_reasoning.sweeps.miniature --study regimes --choose    learning rates on source validation
-    python -m domainbed_reasoning.sweeps.miniature --study regimes --run       all remaining jobs; rerun to resume
-    python -m domainbed_reasoning.sweeps.miniature --study regimes --table     rows, tables and tests of what is done
+    python -m domainbed_reasoning.sweeps.miniature --study regimes --design    list the rows and their jobs
+    python -m domainbed_reasoning.sweeps.miniature --study regimes --choose    select rates by source validation
+    python -m domainbed_reasoning.sweeps.miniature --study regimes --run       run the remaining jobs; rerun to resume
+    python -m domainbed_reasoning.sweeps.miniature --study regimes --table     write rows, tables and tests
 
-The premises of both regimes, measured on the base model, were written down before the first comparison
-(``results/regimes/premises.json``). Every row takes 244 updates with the same batch: RD-MLDG 61 and three rounds of 61.
-Each row's rate is the best of three on the validation splits of the source domains, by trial seed 0 and two target
-domains, among those whose chains still parse; seeds 1 to 3 are compared. Rows at one common rate stand beside them.
+The premises of both regimes, measured on the base model, were frozen before the first comparison
+(``results/regimes/premises.json``). Every row takes 244 updates with the same batch size: RD-MLDG 61 and three rounds
+of 61. Each row's learning rate is the best of three by accuracy on the validation splits of the source domains, with
+trial seed 0 and two target domains, among those whose chains still parse; seeds 1 to 3 are compared. Rows at one common
+rate are included. The rates are in ``learning_rates.json``: the one in the output folder, which ``--choose`` writes, or
+else the one beside this file.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.chains.chain import ChainError, parse_chain
+from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.images import creatures, shapes
 from domainbed_reasoning.sweeps.miniature.claims import Claims, chain, label
 from domainbed_reasoning.sweeps.miniature.study import StudyRow, source_validation
@@ -45,9 +47,8 @@ RATES_TRIED = (7e-4, 2e-3, 6e-3)
 COMMON_RATE = 2e-3
 MOST_UNPARSED = 0.05  # share of validation chains that name no class, above which a rate is rejected
 ERRORS = (0.1, 0.4)
-
-# Chosen by --choose (results/regimes/choice.csv), by row and regime; rows that are not here have MTCT's or RD-MLDG's.
-LEARNING_RATES: dict[tuple[str, str], float] = {}
+RATES_FILE = "learning_rates.json"  # by regime and row; other rows have their algorithm's
+PUBLISHED_RATES = Path(__file__).with_name(RATES_FILE)
 
 OF_MLLMS = {"batch_size": 4, "teacher": "other"}
 ROUNDS: dict[str, Any] = {"mtct_epochs": 1, "sarr_epochs": 1, "sarr_rounds": 3}
@@ -76,7 +77,7 @@ MAIN = (
     mllm("MTCT", "MTCT"),
     mllm("SARR", "SARR", both_answers=False, **ROUNDS),
     mllm("RDMLDG", "RDMLDG", **ROUNDS),
-    StudyRow("ERM", "ERM", {"batch_size": 4, "lr": 1e-3}, 601, TEST_SEEDS, REGIMES),
+    StudyRow("ERM", "ERM", {"batch_size": 4}, 601, TEST_SEEDS, REGIMES),
 )
 FILTERS = (
     variant("RDMLDG well_formed", "RDMLDG", sarr_filter="well_formed", **ROUNDS),
@@ -99,27 +100,28 @@ TEACHERS = tuple(
     for error in ERRORS
     for setting in ("verified", "unverified")
 )
-TUNED = (*MAIN[1:-1], *BALANCED)  # whose rates are chosen; the others take those of the algorithm's row
-COMMON = tuple(
-    replace(
-        row,
-        name=f"{row.name} at the common rate",
-        folder=f"common_{row.name}",
-        hparams=row.hparams | {"lr": COMMON_RATE},
-    )
-    for row in MAIN[1:-1]
-)
+TUNED = (*MAIN[1:], *BALANCED)  # the rows with learning rates of their own
+COMMON = tuple(replace(row, name=f"{row.name} at the common rate", folder=f"common_{row.name}") for row in MAIN[1:-1])
 ROWS = (*MAIN, *FILTERS, *BALANCED, *STEPS_ROWS, *TEACHERS, *COMMON)
 
 
-def rate_of(row: StudyRow, regime: str) -> float:
-    """Return the learning rate of a row in a regime: its own, or that of its algorithm."""
-    name = row.name if (row.name, regime) in LEARNING_RATES else row.algorithm
-    return LEARNING_RATES.get((name, regime), COMMON_RATE)
+def learning_rates(output: Path | None = None) -> dict[str, dict[str, float]]:
+    """Return the chosen rates by regime and row: those of an output folder, or else the published ones, or none."""
+    for path in (*([output / RATES_FILE] if output else []), PUBLISHED_RATES):
+        if path.exists():
+            rates: dict[str, dict[str, float]] = json.loads(path.read_text())
+            return rates
+    return {}
+
+
+def rate_of(name: str, algorithm: str, regime: str, output: Path | None = None) -> float:
+    """Return a row's learning rate in a regime: its own, or its algorithm's; the grid's middle if both are unknown."""
+    own = learning_rates(output).get(regime, {})
+    return own.get(name, own.get(algorithm, COMMON_RATE))
 
 
 def cells() -> list[tuple[StudyRow, str, int, int]]:
-    """Return every (row, regime, target, seed) in the order of the runs; common rates only where they differ."""
+    """Return every (row, regime, target, seed) in run order."""
     return [
         (row, regime, target, seed)
         for seed in TEST_SEEDS
@@ -127,20 +129,27 @@ def cells() -> list[tuple[StudyRow, str, int, int]]:
         for target in TARGETS
         for row in part
         for regime in REGIMES
-        if seed in row.seeds and (row not in COMMON or rate_of(replace(row, name=row.algorithm), regime) != COMMON_RATE)
+        if seed in row.seeds
     ]
 
 
 def job_of(
     row: StudyRow, regime: str, target: int, seed: int, output: Path, target_per_class: int = TARGET_PER_CLASS
 ) -> TrainJob:
-    """Return the job of a cell, as a stock sweep would start it, but for when to evaluate."""
+    """Return the job of a cell, as a stock sweep would start it except for the evaluation frequency.
+
+    A row at the common rate has the jobs of the main table where that is the row's own rate.
+    """
     hparams: dict[str, Any] = {"target_per_class": target_per_class}
-    if row.algorithm not in ("ERM", "MLLMZeroShot"):
-        hparams["lr"] = rate_of(row, regime)
+    folder = row.folder
+    if row.algorithm != "MLLMZeroShot":
+        hparams["lr"] = rate_of(row.name, row.algorithm, regime, output)
+    if row in COMMON:
+        folder = "main" if hparams["lr"] == COMMON_RATE else folder
+        hparams["lr"] = COMMON_RATE
     hparams |= row.hparams
     return make_job(
-        output / regime / row.folder,
+        output / regime / folder,
         DATASETS[regime],
         row.algorithm,
         [target],
@@ -153,7 +162,7 @@ def job_of(
 
 
 def choices() -> list[StudyRow]:
-    """Return the grid that learning rates are chosen from."""
+    """Return the learning-rate grid."""
     return [
         replace(
             row, name=f"{row.name} lr {rate:g}", hparams=row.hparams | {"lr": rate}, folder=f"{row.folder}_lr{rate:g}"
@@ -163,18 +172,22 @@ def choices() -> list[StudyRow]:
     ]
 
 
-def grid_jobs(output: Path) -> list[TrainJob]:
-    """Return the jobs of the grid: few images of the target, which choose nothing."""
+def _grid(output: Path) -> list[tuple[StudyRow, str, TrainJob]]:
     return [
-        job_of(row, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)
+        (row, regime, job_of(row, regime, target, CHOICE_SEED, output / "choice", target_per_class=1))
         for row in choices()
         for regime in REGIMES
         for target in CHOICE_TARGETS
     ]
 
 
+def grid_jobs(output: Path) -> list[TrainJob]:
+    """Return the jobs of the grid, with few target images, as these are not used for selection."""
+    return [job for _, _, job in _grid(output)]
+
+
 def unparsed(job: TrainJob) -> float:
-    """Return the share of validation chains of the source domains that name no class; 0 without chains."""
+    """Return the share of the source domains' validation chains that name no class; 0 without chains."""
     path = job.folder / "answers.json"
     if not path.exists():
         return 0.0
@@ -184,47 +197,62 @@ def unparsed(job: TrainJob) -> float:
     return statistics.fmean(share or 0.0 for share in shares)
 
 
-def chosen_rates(output: Path) -> dict[tuple[str, str], float]:
-    """Return the best rate of every tuned row and regime among those whose chains still parse, from finished jobs."""
-    found = {}
-    for row in TUNED:
-        for regime in REGIMES:
+def choice_rows(output: Path) -> list[dict[str, Any]]:
+    """Return the lines of ``choice.csv``, of completed jobs."""
+    return [
+        {
+            "row": row.name,
+            "regime": regime,
+            "target": job.arguments["test_envs"][0],
+            "seed": CHOICE_SEED,
+            "source_validation": found,
+            "unparsed": unparsed(job),
+        }
+        for row, regime, job in _grid(output)
+        if (found := source_validation(job)) is not None
+    ]
+
+
+def best_rates(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the rates that the lines of ``choice.csv`` select, by regime and row.
+
+    The best mean source validation wins among rates at which at most `MOST_UNPARSED` of the chains name no class, for
+    every target; the lower rate on a tie. If no rate qualifies, that with the fewest such chains is taken. A row
+    without all of its lines is left out.
+    """
+    found: dict[str, dict[str, float]] = {regime: {} for regime in REGIMES}
+    for regime in REGIMES:
+        for row in TUNED:
             scores = {}
             for rate in RATES_TRIED:
-                own = next(each for each in choices() if each.name == f"{row.name} lr {rate:g}")
-                jobs = [job_of(own, regime, target, CHOICE_SEED, output / "choice", 1) for target in CHOICE_TARGETS]
-                values = [value for job in jobs if (value := source_validation(job)) is not None]
-                if len(values) == len(jobs) and max(map(unparsed, jobs)) <= MOST_UNPARSED:
-                    scores[rate] = statistics.fmean(values)
-            if scores:
-                found[row.name, regime] = max(scores, key=lambda rate: scores[rate])
+                own = [one for one in lines if (one["row"], one["regime"]) == (f"{row.name} lr {rate:g}", regime)]
+                if len(own) == len(CHOICE_TARGETS):
+                    worst = max(float(one["unparsed"]) for one in own)
+                    mean = statistics.fmean(float(one["source_validation"]) for one in own)
+                    scores[rate] = (0.0, mean) if worst <= MOST_UNPARSED else (-worst, mean)
+            if len(scores) == len(RATES_TRIED):
+                found[regime][row.name] = max(scores, key=lambda rate: scores[rate])
     return found
 
 
-def print_choice(output: Path) -> None:
-    """Print what the grid measured and what it chooses."""
+def report_choice(output: Path) -> None:
+    """Print the grid's results; write the rates that they select into the output folder if the grid is complete."""
+    lines = choice_rows(output)
     for row in choices():
         for regime in REGIMES:
-            jobs = [job_of(row, regime, target, CHOICE_SEED, output / "choice", 1) for target in CHOICE_TARGETS]
-            done = [job for job in jobs if job.done]
-            values = [value for job in done if (value := source_validation(job)) is not None]
-            mean = statistics.fmean(values) if values else math.nan
-            worst = max(map(unparsed, done)) if done else math.nan
-            print(f"{row.name:<28}{regime:<13}{mean:>7.3f}   unparsed {worst:.3f}   {len(done)} of {len(jobs)}")
-    for (name, regime), rate in chosen_rates(output).items():
-        print(f'    ("{name}", "{regime}"): {rate:g},')
-
-
-def choice_rows(output: Path) -> list[dict[str, Any]]:
-    """Return the lines of ``choice.csv``, of finished jobs."""
-    return [
-        {"row": row.name, "regime": regime, "target": target, "seed": CHOICE_SEED, "source_validation": found}
-        for row in choices()
-        for regime in REGIMES
-        for target in CHOICE_TARGETS
-        for job in [job_of(row, regime, target, CHOICE_SEED, output / "choice", 1)]
-        if (found := source_validation(job)) is not None
-    ]
+            own = [one for one in lines if (one["row"], one["regime"]) == (row.name, regime)]
+            if own:
+                mean = statistics.fmean(one["source_validation"] for one in own)
+                worst = max(one["unparsed"] for one in own)
+                rejected = "  rejected" if worst > MOST_UNPARSED else ""
+                print(f"{row.name:<28}{regime:<13}{mean:>7.3f}   unparsed {worst:.3f}{rejected}")
+    missing = len(grid_jobs(output)) - len(lines)
+    if missing:
+        print(f"{missing} jobs of the grid have not completed: no rates are selected. Rerun `--choose` to resume.")
+        return
+    rates = best_rates(lines)
+    replace_text(output / RATES_FILE, json.dumps(rates, indent=1) + "\n")
+    print(f"Wrote {output / RATES_FILE}: {json.dumps(rates)}")
 
 
 def described_class(text: str) -> str | None:
@@ -257,6 +285,19 @@ FAMILIES: Mapping[str, Claims] = {
         ("RD-MLDG against SARR without the label path", chain("RDMLDG"), chain("SARR")),
         ("RD-MLDG's chain against zero-shot's", chain("RDMLDG"), chain("MLLMZeroShot")),
         ("RD-MLDG's chain against ERM", chain("RDMLDG"), ("ERM", "accuracy")),
+    ),
+    "At one common learning rate": tuple(
+        (claim, (f"{first} at the common rate", its), (f"{second} at the common rate", other))
+        for claim, (first, its), (second, other) in (
+            ("reasoning only against label only", chain("ReasoningSFT"), label("LabelSFT")),
+            ("MTCT's chain against reasoning only", chain("MTCT"), chain("ReasoningSFT")),
+            ("MTCT's chain against label only", chain("MTCT"), label("LabelSFT")),
+            ("MTCT's label against label only", label("MTCT"), label("LabelSFT")),
+            ("RD-MLDG against MTCT for as many steps, chain", chain("RDMLDG"), chain("MTCT")),
+            ("RD-MLDG against MTCT for as many steps, label", label("RDMLDG"), label("MTCT")),
+            ("RD-MLDG's chain against label only", chain("RDMLDG"), label("LabelSFT")),
+            ("RD-MLDG against SARR without the label path", chain("RDMLDG"), chain("SARR")),
+        )
     ),
     "The filter of the rounds": (
         ("well formed against the paper's filter, chain", chain("RDMLDG well_formed"), chain("RDMLDG")),

@@ -269,7 +269,7 @@ def source_validation(job: TrainJob) -> float | None:
     return statistics.fmean(last[f"env{env}_out_acc"] for env in TARGETS if env != target)
 
 
-def print_choice(output: Path) -> None:
+def report_choice(output: Path) -> None:
     """Print the grids' results and the study's settings."""
     for row in (*choices(), *weights()):
         found = [

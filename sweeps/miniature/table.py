@@ -58,7 +58,7 @@ def write(output: Path, results: Path, study: Any) -> None:
     results.mkdir(parents=True, exist_ok=True)
     _write_csv(results / "rows.csv", ROW_FIELDS, rows)
     if choice := study.choice_rows(output):
-        _write_csv(results / "choice.csv", ("row", "regime", "target", "seed", "source_validation"), choice)
+        _write_csv(results / "choice.csv", tuple(choice[0]), choice)
     replace_text(results / "table.md", render(rows, study))
     print(f"{len(rows)} of {len(study.cells())} jobs completed. Wrote {results}/rows.csv and table.md.")
 
@@ -224,8 +224,8 @@ def _commit_of_job(folder: Path) -> str:
         recorded = json.loads((folder / versions.FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ""
-    commit = recorded[versions.OURS]["commit"] or ""
-    return str(commit[:7])
+    ours = recorded[versions.OURS]
+    return str((ours["commit"] or "")[:7] or (f"digest {ours['digest'][:12]}" if ours.get("digest") else ""))
 
 
 def _ended(folder: Path) -> datetime.datetime:

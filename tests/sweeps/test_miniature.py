@@ -256,6 +256,6 @@ def test_the_choice_is_printed_with_its_measurements(tmp_path, capsys):
     for regime, target in miniature.CHOICE_CELLS:
         job = job_of(weights()[0], regime, target, miniature.CHOICE_SEED, tmp_path / "choice", target_per_class=1)
         write_job(job, 0.1)
-    miniature.print_choice(tmp_path)
+    miniature.report_choice(tmp_path)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(weights()[0].name))
     assert line.endswith("0.900   [0.9, 0.9, 0.9, 0.9]")

@@ -1,6 +1,8 @@
 """The study in two regimes: a fair design, stock jobs, rates by source validation, and tables of what jobs did."""
 
+import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -63,23 +65,75 @@ def write_job(job, accuracy, unparsed=0.0, **more):
     (job.folder / "done").write_text("done")
 
 
-def test_the_best_rate_wins_unless_its_chains_stop_parsing(tmp_path, capsys):
+def write_grid(output, accuracies, unparsed):
+    """Write the whole grid: validation accuracy and unparsed chains by rate."""
+    for row, rate in zip(choices(), regimes.RATES_TRIED * len(regimes.TUNED), strict=True):
+        for regime in regimes.REGIMES:
+            for target in regimes.CHOICE_TARGETS:
+                job = job_of(row, regime, target, regimes.CHOICE_SEED, output / "choice", 1)
+                write_job(job, accuracies[rate], unparsed[rate])
+
+
+def test_best_rate_wins_unless_its_chains_stop_parsing(tmp_path, capsys):
     """Validation .6, .8 and .9, but a tenth of the last one's chains names no class."""
-    for rate, accuracy, unparsed in zip(regimes.RATES_TRIED, (0.6, 0.8, 0.9), (0.0, 0.01, 0.1), strict=True):
-        row = next(row for row in choices() if row.name == f"MTCT balanced lr {rate:g}")
-        for target in regimes.CHOICE_TARGETS:
-            write_job(job_of(row, "clear", target, regimes.CHOICE_SEED, tmp_path / "choice", 1), accuracy, unparsed)
-    assert regimes.chosen_rates(tmp_path) == {("MTCT balanced", "clear"): regimes.RATES_TRIED[1]}
-    regimes.print_choice(tmp_path)
-    assert f'("MTCT balanced", "clear"): {regimes.RATES_TRIED[1]:g},' in capsys.readouterr().out
-    assert len(regimes.choice_rows(tmp_path)) == 6
+    low, middle, high = regimes.RATES_TRIED
+    write_grid(tmp_path, {low: 0.6, middle: 0.8, high: 0.9}, {low: 0.0, middle: 0.01, high: 0.1})
+    regimes.report_choice(tmp_path)
+    printed = capsys.readouterr().out
+    assert "0.900   unparsed 0.100  rejected" in printed and "learning_rates.json" in printed
+    rates = regimes.learning_rates(tmp_path)
+    assert rates == {regime: {row.name: middle for row in regimes.TUNED} for regime in regimes.REGIMES}
+    of_mtct = {row.name: row for row in ROWS}["MTCT balanced"]
+    assert json.loads(job_of(of_mtct, "clear", 0, 1, tmp_path).arguments["hparams"])["lr"] == middle
 
 
-def test_a_row_without_a_rate_of_its_own_takes_its_algorithms(monkeypatch):
-    rates = {("MTCT", "clear"): 6e-3, ("MTCT balanced", "clear"): 7e-4}
-    monkeypatch.setattr(regimes, "LEARNING_RATES", rates)
-    assert [regimes.rate_of(row, "clear") for row in (TEACHERS[0], BALANCED[0])] == [6e-3, 7e-4]
-    assert regimes.rate_of(TEACHERS[0], "camouflaged") == regimes.COMMON_RATE
+def test_incomplete_grid_selects_nothing(tmp_path, capsys):
+    write_grid(tmp_path, dict.fromkeys(regimes.RATES_TRIED, 0.5), dict.fromkeys(regimes.RATES_TRIED, 0.0))
+    (regimes.grid_jobs(tmp_path)[0].folder / "done").unlink()
+    regimes.report_choice(tmp_path)
+    assert "1 jobs of the grid have not completed" in capsys.readouterr().out
+    assert not (tmp_path / regimes.RATES_FILE).exists()
+
+
+def test_where_no_rate_qualifies_the_fewest_unparsed_chains_win():
+    low, middle, high = regimes.RATES_TRIED
+    lines = [
+        {"row": f"SARR lr {rate:g}", "regime": "clear", "source_validation": accuracy, "unparsed": unparsed}
+        for rate, accuracy, unparsed in ((low, "0.2", "0.1"), (middle, "0.9", "0.3"), (high, "0.9", "0.2"))
+        for _ in regimes.CHOICE_TARGETS
+    ]
+    assert regimes.best_rates(lines) == {"clear": {"SARR": low}, "camouflaged": {}}
+
+
+def test_published_rates_are_those_that_the_published_grid_selects():
+    grid = Path(__file__).parents[2] / "results/regimes/choice.csv"
+    assert grid.exists() == regimes.PUBLISHED_RATES.exists()
+    if grid.exists():
+        with grid.open(newline="") as file:
+            assert regimes.best_rates(list(csv.DictReader(file))) == regimes.learning_rates()
+
+
+def test_the_study_does_not_start_before_its_rates_are_selected(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(regimes, "PUBLISHED_RATES", tmp_path / "none.json")
+    with pytest.raises(SystemExit):
+        main(["--run", "--output_dir", str(tmp_path)])
+    assert "run `--choose` first" in capsys.readouterr().err
+
+
+def test_row_without_its_own_rate_takes_its_algorithms(tmp_path, monkeypatch):
+    monkeypatch.setattr(regimes, "PUBLISHED_RATES", tmp_path / regimes.RATES_FILE)
+    (tmp_path / regimes.RATES_FILE).write_text('{"clear": {"MTCT": 6e-3, "MTCT balanced": 7e-4}}')
+    assert [regimes.rate_of(row.name, "MTCT", "clear") for row in (TEACHERS[0], BALANCED[0])] == [6e-3, 7e-4]
+    assert regimes.rate_of("MTCT", "MTCT", "camouflaged") == regimes.COMMON_RATE
+
+
+def test_row_at_the_common_rate_shares_the_main_tables_jobs_where_the_rates_are_equal(tmp_path):
+    by_name = {row.name: row for row in ROWS}
+    (tmp_path / regimes.RATES_FILE).write_text('{"clear": {"MTCT": 2e-3}, "camouflaged": {"MTCT": 6e-3}}')
+    for regime, is_shared in (("clear", True), ("camouflaged", False)):
+        jobs = [job_of(by_name[name], regime, 0, 1, tmp_path) for name in ("MTCT", "MTCT at the common rate")]
+        assert (jobs[0].folder == jobs[1].folder) == is_shared
+        assert json.loads(jobs[1].arguments["hparams"])["lr"] == regimes.COMMON_RATE
 
 
 def test_tables_say_who_won_in_each_regime(tmp_path):
