@@ -28,7 +28,7 @@ from domainbed_reasoning.images import shapes
 from domainbed_reasoning.sweeps.launchers.forked import forked_launcher
 from domainbed_reasoning.sweeps.launchers.restart import sole_launch
 from domainbed_reasoning.sweeps.miniature.claims import FAMILIES as FAMILIES
-from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob, make_job, remove_dead, start
+from domainbed_reasoning.sweeps.studies.train_jobs import Launcher, TrainJob, make_job, remove_dead, start
 
 NAME = "miniature"
 DATASET = "ShapesReasoning"
@@ -239,7 +239,7 @@ def job_of(
     )
 
 
-def run(jobs: Iterable[TrainJob], output: Path) -> int:
+def run(jobs: Iterable[TrainJob], output: Path, launcher: Launcher = forked_launcher) -> int:
     """Run the remaining jobs in order; return the number of failed ones.
 
     Raises:
@@ -248,7 +248,7 @@ def run(jobs: Iterable[TrainJob], output: Path) -> int:
     jobs = list(jobs)
     with sole_launch(output):
         remove_dead(jobs)
-        return len(start(jobs, forked_launcher))
+        return len(start(jobs, launcher))
 
 
 def grid_jobs(output: Path) -> list[TrainJob]:
