@@ -30,14 +30,14 @@ class ClearCreaturesReasoning(ReasoningDataset):
     Label: 12 classes with names of two words (kas lun, kas gor, …, mip tov), each a code of four parts of three kinds;
         any two codes differ in at least two parts.
     Domains: photo, cartoon, sketch, negative; 240 images each (20 per class), 960 in all. The background is random.
-    License: MIT, as this package.
-    Chains: written by the renderer, which describes the visible parts, at length. See `images.creatures`.
+    License: MIT, like this package.
+    Chains: long ones, written by the renderer, which describes the visible parts. See `images.creatures`.
     """
 
     REGIME: ClassVar[str] = "clear"
     N_STEPS = 244
     CHECKPOINT_FREQ = 61
-    N_WORKERS = 0  # rendering takes a millisecond, and every image is kept
+    N_WORKERS = 0  # rendering takes a millisecond, and images are cached
     ENVIRONMENTS = list(creatures.DOMAINS)
     CLASS_NAMES = creatures.CLASS_NAMES
     SUBJECT = "creature"
@@ -46,17 +46,17 @@ class ClearCreaturesReasoning(ReasoningDataset):
         "teacher": Hparam(
             "other",
             None,
-            "chains at length, in words that the model does not write in; own: as it writes itself",
+            "other: longer chains, worded differently; own: the embedded model's style",
             allowed=one_of(*creatures.TEACHERS),
         ),
         "teacher_error": Hparam(
             0.0,
             None,
-            "share of images that the teacher takes for a similar class, in [0, 1]; left out if chains are verified",
+            "share of images that the teacher confuses with a similar class, in [0, 1]; verified chains exclude them",
             allowed=FROM_0_TO_1,
         ),
         "target_per_class": Hparam(
-            creatures.PER_CLASS, None, "images a class of a target domain, as in the sources", allowed=integer(1)
+            creatures.PER_CLASS, None, "images per class in a target domain, as in the sources", allowed=integer(1)
         ),
     }
 
@@ -74,7 +74,7 @@ class ClearCreaturesReasoning(ReasoningDataset):
         return _picture(self.REGIME, env, index)
 
     def chain(self, env: int, index: int) -> str | None:
-        """Return the renderer's chain of an image; None for a wrong one if chains are verified."""
+        """Return the renderer's chain of an image; None if its conclusion is wrong and chains are verified."""
         error = float(self.values["teacher_error"])
         if self._verified and creatures.conclusion(self.REGIME, env, index, error) != creatures.label(index):
             return None
@@ -94,8 +94,8 @@ class CamouflagedCreaturesReasoning(ClearCreaturesReasoning):
     Input: RGB image of 48 x 48 pixels (28 x 28 for baselines), rendered from (domain, index) alone.
     Label: the 12 classes of ClearCreaturesReasoning.
     Domains: photo, cartoon, sketch, negative; 240 images each (20 per class), 960 in all. The background is random.
-    License: MIT, as this package.
-    Chains: written by the renderer, which describes the creature's parts, at length. See `images.creatures`.
+    License: MIT, like this package.
+    Chains: long ones, written by the renderer, which describes the creature's parts. See `images.creatures`.
     """
 
     REGIME = "camouflaged"

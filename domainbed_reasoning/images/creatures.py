@@ -1,12 +1,12 @@
 """Images, labels and chains of the embedded benchmark's two regimes: creatures whose names the model knows.
 
-As in `shapes`, a creature has four parts of three kinds each. There are twelve classes with names of two words; their
-codes (a, b, c, a + b + c mod 3) differ in at least two parts, and no image has an altered part. The background's hue is
-random. The regimes differ in rendering alone: ``clear`` creatures are recognized well, as the images of OfficeHome by
-InternVL3; ``camouflaged`` ones are smaller, behind grass and of low contrast, as the animals of TerraIncognita.
+As in `shapes`, a creature has four parts of three kinds each. There are twelve classes with two-word names; their codes
+(a, b, c, a + b + c mod 3) differ in at least two parts, and no image has an altered part. The background's hue is
+random. The regimes differ only in rendering: ``clear`` creatures are recognized well, like OfficeHome's images by
+InternVL3; ``camouflaged`` ones are smaller, behind grass and low in contrast, like TerraIncognita's animals.
 
-What is drawn depends on (regime, domain, index) alone, by ``numpy.random.RandomState``, whose stream numpy keeps the
-same over its versions. PIL and numpy only.
+An image depends only on (regime, domain, index). Random numbers are from ``numpy.random.RandomState``, whose stream is
+stable across versions of numpy. PIL and numpy only.
 """
 
 from __future__ import annotations
@@ -55,44 +55,44 @@ def label(index: int) -> int:
 
 
 def render(regime: str, domain: int, index: int) -> Image.Image:
-    """Return the image (RGB, 48 x 48) of a domain's index.
+    """Return an image (RGB, 48 x 48) of a domain.
 
     Args:
         regime: one of `REGIMES`.
         domain: position in ``DOMAINS``.
-        index: any number from 0 on.
+        index: of the image, 0 or above.
     """
     hue, random = background(regime, domain, index)
     return shapes.paint(CODES[label(index)], REGIMES[regime][DOMAINS[domain]], hue, random)
 
 
 def background(regime: str, domain: int, index: int) -> tuple[float, np.random.RandomState]:
-    """Return the hue behind the creature of `render`'s image, in [0, 1), and the numbers that paint the rest."""
+    """Return the background hue of `render`'s image, in [0, 1), and the random state for the rest."""
     random = _random(regime, domain, index, 0)
     return random.random_sample(), random
 
 
 def conclusion(regime: str, domain: int, index: int, error: float) -> int:
-    """Return the class that a teacher takes an image for.
+    """Return the conclusion of a teacher about an image, a class in [0, 12).
 
     Args:
         regime: one of `REGIMES`.
         domain: position in ``DOMAINS``.
         index: of the image.
-        error: share of the images, in [0, 1], that the teacher takes for one of the most similar other classes.
+        error: share of the images, in [0, 1], that the teacher confuses with one of the most similar classes.
     """
     random = _random(regime, domain, index, 1)
     return _similar(label(index), random) if random.random_sample() < error else label(index)
 
 
 def chain(regime: str, domain: int, index: int, teacher: str = "other", error: float = 0.0) -> str:
-    """Return the teacher's chain of an image: the parts and the name of the class that it takes the image for.
+    """Return the teacher's chain of an image: the parts and the name of the class that it concludes.
 
     Args:
         regime: one of `REGIMES`.
         domain: position in ``DOMAINS``.
         index: of the image.
-        teacher: ``own`` writes as the embedded model does, ``other`` at length, in words of its own.
+        teacher: ``own`` for the embedded model's style, ``other`` for longer, varied chains (`shapes_teacher`).
         error: as for `conclusion`.
     """
     taken_for = conclusion(regime, domain, index, error)
@@ -108,7 +108,7 @@ def _random(regime: str, domain: int, index: int, stream: int) -> np.random.Rand
 
 
 def _similar(name: int, random: np.random.RandomState) -> int:
-    """Return one of the classes whose code differs from a class's in the fewest parts."""
+    """Return one of the classes whose codes differ from a class's in the fewest parts."""
     apart = [sum(a != b for a, b in zip(CODES[name], code, strict=True)) for code in CODES]
     nearest = [other for other, parts in enumerate(apart) if other != name and parts == min(filter(None, apart))]
     return nearest[random.randint(len(nearest))]

@@ -364,7 +364,7 @@ def _draw_parts(
 
 
 def _draw_blades(image: Image.Image, style: Style, paper: tuple[int, int, int], random: np.random.RandomState) -> None:
-    """Draw blades of grass that grow from the lower edge, in the background's color, a little lighter or darker."""
+    """Draw blades of grass on the lower edge, slightly lighter or darker than the background."""
     side = image.width
     draw = ImageDraw.Draw(image)
     for _ in range(random.randint(style.blades[0], style.blades[1] + 1)):

@@ -1,8 +1,8 @@
-"""What the model of the two regimes is shown before any study begins: creatures in other styles, under their own names.
+"""Pretraining data of the model of the two regimes: creatures in other styles, with their names.
 
-The study's names mean what they say here, so the model knows them, as InternVL3 knows the names of OfficeHome. It sees
-none of the study's four styles and writes chains in its own words. Of the teacher's it knows one or two stages, which
-it writes when asked to describe an image at length; it does not write the teacher's chains.
+The study's names are those of its classes here, so the model knows them, as InternVL3 knows the names of OfficeHome.
+None of the study's four styles occurs, and chains are in the model's own style. Of the teacher's style the model learns
+one or two stages, as answers to a request for a long description, but no chain.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ ALL_NAMES_SHARE = 0.6  # of the questions that offer all names, as the study's d
 
 
 def settings() -> dict[str, float]:
-    """Return what the record of a pretrained model says of its lessons."""
+    """Return the settings that are recorded with the pretrained model."""
     return {"named_share": NAMED_SHARE, "all_names_share": ALL_NAMES_SHARE}
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """One creature, painted, with what can be asked about it.
+    """One image of a creature, with the questions about it.
 
     Attributes:
         kinds: the four kinds that are drawn, in [0, 3).
-        name: what it is called; empty if it has no name.
+        name: of its class; empty without one.
         options: the class names that the question offers, ``name`` among them.
-        subject: what the question calls it.
+        subject: the noun of the question.
         image: RGB, 48 x 48.
         description: one or two stages of the teacher's chain, without its conclusion.
     """
@@ -94,7 +94,7 @@ def _options(name: str, random: np.random.RandomState) -> tuple[str, ...]:
 
 
 def tokenizer_texts() -> Iterator[str]:
-    """Yield the texts that byte-pair merges are learnt from, our own words often enough to become tokens."""
+    """Yield texts for byte-pair merges, with our own words often enough to become tokens."""
     yield from tiny_corpus.english()
     words = [*creatures.FIRST_WORDS, *creatures.SECOND_WORDS, *shapes.PARTS]
     words += [kind for kinds in shapes.KINDS for kind in kinds]

@@ -1,9 +1,9 @@
-"""Whether the two regimes have the paper's premises: measured on the base model, before anything is trained on them.
+"""Measures the premises of the two regimes on the base model, before any training on them.
 
     python -m domainbed_reasoning.sweeps.miniature.premises [--model FOLDER] [--output premises.json]
 
-For InternVL3 on OfficeHome, names are known, zero-shot accuracy is 80 to 90% and a fifth to a third of a teacher's
-tokens are unlikely; on TerraIncognita zero-shot accuracy is about 50%, since animals are hard to see.
+InternVL3 knows OfficeHome's names, with a zero-shot accuracy of 80 to 90%, and a fifth to a third of a teacher's tokens
+are unlikely to it; on TerraIncognita its zero-shot accuracy is about 50%, as animals are hard to see.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def measure(model: str, per_class: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print, and write if asked to."""
+    """Measure, print, and with ``--output`` write the premises."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-creatures", help="default: %(default)s")
     parser.add_argument("--per-class", type=int, default=20, help="images of each class and domain")

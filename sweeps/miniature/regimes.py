@@ -56,7 +56,7 @@ PAPERS_ROUNDS: dict[str, Any] = {"mtct_epochs": 3, "sarr_epochs": 3, "sarr_round
 
 
 def mllm(name: str, algorithm: str, steps: int = STEPS, folder: str = "main", **hparams: Any) -> StudyRow:
-    """Return the row of an MLLM method, which is evaluated at the end, with rounds at the end of every stage."""
+    """Return the row of an MLLM method, evaluated after the last step, or with rounds after every stage."""
     first = A_STAGE if "sarr_rounds" in hparams and steps == STEPS else steps
     if folder != "main":
         folder = name.replace(" ", "_").replace("=", "").replace("'", "").replace("%", "")
@@ -66,7 +66,7 @@ def mllm(name: str, algorithm: str, steps: int = STEPS, folder: str = "main", **
 
 
 def variant(name: str, algorithm: str, steps: int = STEPS, **hparams: Any) -> StudyRow:
-    """Return a row in a folder of its own: DomainBed's tables tell algorithms apart, not their hyper-parameters."""
+    """Return a row in its own folder: DomainBed's tables distinguish algorithms, not hyper-parameters."""
     return mllm(name, algorithm, steps, "own", **hparams)
 
 
@@ -267,7 +267,7 @@ def described_class(text: str) -> str | None:
 
 
 def cue_of(name: str) -> str | None:
-    """Return None: backgrounds are random, and no answer follows a cue."""
+    """Return None: backgrounds are random, so there is no cue."""
     return None
 
 

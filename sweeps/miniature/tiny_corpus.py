@@ -55,7 +55,7 @@ OTHER_TEACHER_SHARE = 0.15
 
 
 def settings(noise: float) -> dict[str, float]:
-    """Return what the record of a pretrained model says of its lessons."""
+    """Return the settings that are recorded with the pretrained model."""
     return {
         "study_name_share": STUDY_NAME_SHARE,
         "study_name_noise": noise,

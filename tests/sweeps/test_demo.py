@@ -104,7 +104,9 @@ def test_claims_are_printed_with_intervals_whatever_they_show(sweep, capsys):
     summary.print_claims(list(summary.finished_runs(sweep.folder)), "OfficeHome")
     printed = capsys.readouterr().out
     assert re.search(r"reasoning only against label only +-10\.0 ±  0\.0  below +paper -0\.6", printed)
-    assert re.search(r"MTCT's chain against reasoning only +[+-]0\.0 ± 13\.0  no difference shown +paper \+1\.8", printed)
+    assert re.search(
+        r"MTCT's chain against reasoning only +[+-]0\.0 ± 13\.0  no difference shown +paper \+1\.8", printed
+    )
     assert "RD-MLDG" not in printed
 
 
