@@ -124,7 +124,7 @@ def test_rows_of_the_regimes_have_the_studys_settings_and_rates(tmp_path, monkey
     assert list(jobs) == list(summary.ROWS) and {len(own) for own in jobs.values()} == {2}
     hparams = {name: json.loads(own[0].arguments["hparams"]) for name, own in jobs.items()}
     assert {its["lr"] for name, its in hparams.items() if name != "MLLMZeroShot"} == {regimes.COMMON_RATE}
-    assert "None have been selected" in demo.describe_rates("clear")
+    assert "none selected yet" in demo.describe_rates("clear")
     balanced = hparams[summary.BALANCED]
     assert balanced.pop("gradient_balance") == "norm" and balanced == hparams["RDMLDG"]
     assert jobs["RDMLDG"][0].sweep != jobs[summary.BALANCED][0].sweep  # one table cannot distinguish them
