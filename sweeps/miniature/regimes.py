@@ -299,9 +299,15 @@ FAMILIES: Mapping[str, Claims] = {
             ("RD-MLDG against SARR without the label path", chain("RDMLDG"), chain("SARR")),
         )
     ),
+    "Rounds of one job, DomainBed's answer": tuple(
+        (f"{name}: {claim}", (name, f"after{rounds}"), (name, f"after{rounds - 1}"))
+        for name in ("RDMLDG", "RDMLDG well_formed", "RDMLDG consistent", "RDMLDG balanced", "SARR")
+        for rounds, claim in ((1, "one round against none"), (2, "two against one"), (3, "three against two"))
+    ),
     "The filter of the rounds": (
         ("well formed against the paper's filter, chain", chain("RDMLDG well_formed"), chain("RDMLDG")),
         ("consistent against the paper's filter, chain", chain("RDMLDG consistent"), chain("RDMLDG")),
+        ("consistent against well formed, chain", chain("RDMLDG consistent"), chain("RDMLDG well_formed")),
         ("well formed against MTCT for as many steps", chain("RDMLDG well_formed"), chain("MTCT")),
     ),
     "A teacher that errs": tuple(

@@ -26,7 +26,7 @@ from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob
 
 NUMBERS = (
     "accuracy", "label", "chain", "unparsed", "source_validation", "caption_right", "follows_caption", "follows_cue",
-    "well_formed", "kept1", "kept2", "kept3",
+    "well_formed", "kept1", "kept2", "kept3", "after0", "after1", "after2", "after3",
 )  # fmt: skip
 ROW_FIELDS = (
     "regime", "row", "algorithm", "target", "seed", "images", *NUMBERS, "steps", "lr", "date", "commit", "hardware",
@@ -66,7 +66,8 @@ def write(output: Path, results: Path, study: Any) -> None:
 def row_of(study_row: StudyRow, regime: str, job: TrainJob, output: Path, study: Any) -> Line:
     """Return the line of a completed job; accuracies are over both splits of the target domain, in [0, 1]."""
     folder = job.folder
-    last = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    last = records[-1]
     target = last["args"]["test_envs"][0]
     images = len(study.CLASS_NAMES) * last["hparams"].get("target_per_class", study.PER_CLASS)
     held_out = int(images * last["args"]["holdout_fraction"])
@@ -79,7 +80,7 @@ def row_of(study_row: StudyRow, regime: str, job: TrainJob, output: Path, study:
         "target": shapes.DOMAINS[target],
         "seed": last["args"]["trial_seed"],
         "images": images,
-        "accuracy": sum(share * last[f"env{target}_{split}_acc"] for split, share in shares.items()),
+        "accuracy": _accuracy(last, target, shares),
         "source_validation": source_validation(job),
         "steps": study_row.steps,
         "lr": last["hparams"].get("lr", ""),
@@ -89,6 +90,9 @@ def row_of(study_row: StudyRow, regime: str, job: TrainJob, output: Path, study:
     }
     for k in (1, 2, 3):
         row[f"kept{k}"] = last.get(f"sarr{k}_accepted", "")
+    if last["hparams"].get("sarr_rounds") == 3 and len(records) == 5:  # after the first step and after every stage
+        for k, record in enumerate(records[1:]):
+            row[f"after{k}"] = _accuracy(record, target, shares)
     if (folder / "answers.json").exists():
         answers = json.loads((folder / "answers.json").read_text())[f"env{target}"]
         for key in ("label", "chain", "unparsed"):
@@ -98,6 +102,10 @@ def row_of(study_row: StudyRow, regime: str, job: TrainJob, output: Path, study:
         lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         row |= faithfulness([line for line in lines if line["env"] == target], study)
     return row
+
+
+def _accuracy(record: Mapping[str, Any], target: int, shares: Mapping[str, float]) -> float:
+    return sum(share * float(record[f"env{target}_{split}_acc"]) for split, share in shares.items())
 
 
 def faithfulness(lines: Sequence[Mapping[str, Any]], study: Any) -> Line:
@@ -149,8 +157,8 @@ def render(rows: Sequence[Line], study: Any) -> str:
 def _main_table(rows: Sequence[Line], regime: str, study: Any) -> list[str]:
     lines = [
         "| row | cells | DomainBed's answer | label | chain | source validation | caption right | conclusion follows "
-        "caption | answer follows cue | well formed | kept in rounds 1, 2, 3 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "caption | answer follows cue | well formed | kept in rounds 1, 2, 3 | before the rounds, after 1, 2, 3 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for study_row in study.ROWS:
         cells = cells_of(rows, regime, study_row.name, "accuracy", study)
@@ -161,10 +169,11 @@ def _main_table(rows: Sequence[Line], regime: str, study: Any) -> list[str]:
             _mean(rows, regime, study_row.name, number, study)
             for number in ("source_validation", "caption_right", "follows_caption", "follows_cue", "well_formed")
         ]
-        kept = [_mean(rows, regime, study_row.name, f"kept{k}", study) for k in (1, 2, 3)]
+        series = [[f"kept{k}" for k in (1, 2, 3)], [f"after{k}" for k in (0, 1, 2, 3)]]
+        found = [[_mean(rows, regime, study_row.name, number, study) for number in numbers] for numbers in series]
         count = len({cell[0] for cell in cells}) if study_row.name.startswith("MLLMZeroShot") else len(cells)
-        rounds = ", ".join(share for share in kept if share != "–") or "–"
-        lines.append(f"| {study_row.name} | {count} | {' | '.join(shown)} | {' | '.join(means)} | {rounds} |")
+        rounds = [", ".join(share for share in shares if share != "–") or "–" for shares in found]
+        lines.append(f"| {study_row.name} | {count} | {' | '.join([*shown, *means, *rounds])} |")
     return lines
 
 

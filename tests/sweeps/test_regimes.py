@@ -149,6 +149,24 @@ def test_tables_say_who_won_in_each_regime(tmp_path):
     assert "| ReasoningSFT | 4 | 70.0 ± 0.0 [± ?] |" in text
 
 
+def test_rounds_are_compared_within_a_job(tmp_path):
+    """Evaluated after the first step, after the supervised stage and after each round: .5, then .6, .6 and .8."""
+    row = next(row for row in ROWS if row.name == "RDMLDG well_formed")
+    for target in range(4):
+        job = job_of(row, "clear", target, 1, tmp_path)
+        write_job(job, 0.8)
+        last = json.loads((job.folder / "results.jsonl").read_text())
+        earlier = [
+            last | {f"env{target}_{split}_acc": value for split in ("in", "out")} for value in (0, 0.5, 0.6, 0.6)
+        ]
+        (job.folder / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (*earlier, last)))
+    table.write(tmp_path, tmp_path / "results", regimes)
+    text = (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
+    assert "| 50, 60, 60, 80 |" in text
+    assert "| RDMLDG well_formed: one round against none | 4 | 10.0 ± 0.0 [± ?] | 4 : 0 |" in text
+    assert "| RDMLDG well_formed: two against one | 4 | 0.0 ± 0.0 [± ?] | 0 : 0 |" in text
+
+
 def test_captions_are_read_as_the_class_whose_parts_they_name():
     for index in range(12):
         for teacher in creatures.TEACHERS:
