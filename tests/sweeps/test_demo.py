@@ -145,6 +145,8 @@ def test_target_domains_are_checked():
 @pytest.mark.slow
 def test_demo_of_a_regime_runs_resumes_and_prints_tables(tmp_path, domainbed_root):
     """Three updates of every row, one target; the second run has nothing to train."""
+    if "standin" not in str(domainbed_root):
+        pytest.skip("once is enough: the jobs are those of the study")
     arguments = ("-m", "domainbed_reasoning.sweeps.demo", "--targets", "2", "--steps", "3", "--output_dir", tmp_path)
     variables = {"CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     for _ in range(2):
@@ -152,7 +154,7 @@ def test_demo_of_a_regime_runs_resumes_and_prints_tables(tmp_path, domainbed_roo
         assert done.returncode == 0, done.stdout + done.stderr
         assert all(f"  {name} " in done.stdout for name in summary.ROWS)
         assert "What these numbers say" in done.stdout and "What they do not say" in done.stdout
-        assert re.search(r"\n(?:RDMLDG|MTCT) .*sketch|Algorithm", done.stdout)
+        assert done.stdout.count("\nRDMLDG  ") >= 2  # in the tables of both folders
     assert len(list(tmp_path.rglob("done"))) == len(summary.ROWS)
     assert set(creatures.REGIME_OF) == set(demo.PAPERS_DATASETS)
 
