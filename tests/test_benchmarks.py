@@ -111,6 +111,7 @@ def test_every_part_of_the_table_can_be_run():
         assert "def run(work" in (measure.CHECKOUT / "benchmarks" / f"{part}.py").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_as_published_but_for_its_width_goes_through_all_stages(tmp_path):
     """InternVL3's special tokens have their published ids, one of them beyond the output head; shards have an index."""
     checkpoint = published_checkpoints.shrunken(published_checkpoints.CHECKPOINTS["InternVL3-1B"])

@@ -15,6 +15,7 @@ def record(tmp_path_factory):
     return code, json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_every_part_records_its_measurements(record):
     code, found = record
     assert found["parts"] == ["works", "training", "answers"]

@@ -2,6 +2,7 @@
 
 import email
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from builders.domainbeds import STAND_IN, UPSTREAM
 from builders.files import write_images
 from domainbed_reasoning.bridge import upstream
 from domainbed_reasoning.commands.verbs import FORMER_VERBS, VERBS
+from domainbed_reasoning.images.catalog import STOCK
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "demo_output")
@@ -240,6 +242,10 @@ def test_every_verb_runs_from_the_wheel_in_the_clone_that_is_the_working_directo
     unfetched = not UPSTREAM or upstream.commit_of(UPSTREAM) != upstream.COMMIT
     fetched = "git could not get" if unfetched else f"DomainBed at commit {upstream.COMMIT} is in "
     no_shtab = importlib.util.find_spec("shtab") is None
+    pacs = tmp_path / "pacs"
+    for domain, label in itertools.product(STOCK["PACS"].domains, STOCK["PACS"].classes):
+        (pacs / domain / label).mkdir(parents=True)
+        (pacs / domain / label / "0.png").write_bytes(image.read_bytes())
     runs = [  # (words, what is printed), and the exit code where it is not 0
         (("doctor",), f" {in_a_clone.clone} ("),
         (("get-domainbed", "--from", UPSTREAM or tmp_path), fetched, int(unfetched)),
@@ -255,6 +261,9 @@ def test_every_verb_runs_from_the_wheel_in_the_clone_that_is_the_working_directo
         (("predict", "--job", job, "--answer", "both", image), f"{image}\t"),
         (("export", "--job", job, "--output", tmp_path / "adapter"), "Wrote the adapters to "),
         (("predict", "--job", tmp_path / "adapter", "--answer", "label", image), f"{image}\t"),
+        (("push", tmp_path / "adapter", "me/adapter", "--dry-run"), "nothing was uploaded"),
+        (("pull", "me/adapter", "--output", tmp_path / "pulled"), "The Hub: ", 1),
+        (("get-data", "PACS", "--from", pacs, "--data-dir", tmp_path / "got", "--any-counts"), "PACS"),
         (("analyze", "divergence", *shapes, "--output", tmp_path / "analysis"), "divergence_"),
         (("analyse", "sarr-rounds", job), "sarr_rounds_"),
         (("collect", folder), "| ERM |"),
@@ -265,10 +274,10 @@ def test_every_verb_runs_from_the_wheel_in_the_clone_that_is_the_working_directo
           "--output-dir", tmp_path / "study"), "\n0/28 jobs completed.", 1),
     ]  # fmt: skip
     assert {words[0] for words, *_ in runs} == VERBS.keys() | FORMER_VERBS.keys()
-    printed = {}
+    printed, variables = {}, {"OPENAI_API_KEY": "none", "HF_ENDPOINT": "http://127.0.0.1:9"}
     for words, expected, *code in runs:
         cache = {upstream.VARIABLE: str(tmp_path / "fetched")} if words[0] == "get-domainbed" else {}
-        printed[words[:2]] = in_a_clone(*words, code=code[0] if code else 0, OPENAI_API_KEY="none", **cache)
+        printed[words[:2]] = in_a_clone(*words, code=code[0] if code else 0, **variables, **cache)
         assert expected in printed[words[:2]], (words, printed[words[:2]])
     assert f"({in_a_clone.packages / 'domainbed_reasoning'})" in printed["doctor",]
     assert printed["study", "ablation"].count("Dummy launcher: ") == 28

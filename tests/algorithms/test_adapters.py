@@ -34,7 +34,9 @@ def scores_of(algorithm, x):
     return algorithm.mllm.eval().class_scores(x, algorithm.q_cls, algorithm.task.class_names)
 
 
-@pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize(
+    "variant", ["dora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "rslora"))]
+)
 def test_a_variant_learns_and_its_export_loads_in_plain_peft(variant, tmp_path):
     dataset, algorithm, before, losses = trained(4, lr=4e-3, lora_variant=variant, lora_rank=4, lora_alpha=8)
     assert losses[-1] < losses[0]
@@ -196,7 +198,7 @@ def evaluated(variant="lora", **changes):
     return dataset, algorithm, seen, losses, scores
 
 
-@pytest.mark.parametrize("variant", ["lora", "rslora"])
+@pytest.mark.parametrize("variant", ["rslora", pytest.param("lora", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("copies", [True, False])
 def test_the_average_of_a_stages_evaluations_answers_and_is_saved(variant, copies, monkeypatch, tmp_path):
     """The first evaluation, after a single update, does not count; training is the same as without averages."""

@@ -180,6 +180,7 @@ def test_outputs_make_their_folders(toy: Path, chains: Path, verb: Verb, tmp_pat
         assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_a_store_of_25000_images_costs_a_write_and_a_look_a_chain_and_bounded_memory(
     tmp_path: Path, chain_text: Callable[..., str]
 ) -> None:

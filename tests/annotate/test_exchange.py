@@ -51,8 +51,8 @@ record_of = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@settings(max_examples=40)
-@given(records=st.lists(record_of, min_size=1, max_size=5))
+@settings(max_examples=20)
+@given(records=st.lists(record_of, min_size=1, max_size=10))
 def test_any_record_comes_back_as_it_was(tmp_path: Path, form: str, records: list[dict[str, Any]]) -> None:
     assert there_and_back(tmp_path, form, records) == records
 

@@ -209,6 +209,7 @@ def run_verb(folder, *arguments, plugins="focal_rdmldg,polygons", **variables):
     return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=folder)
 
 
+@pytest.mark.slow
 def test_plan_and_doctor_know_the_users_algorithms_and_datasets(tmp_path):
     plan = ("plan", "--algorithm", "FocalRDMLDG", "--dataset", "PolygonsReasoning", "--model", "tiny")
     done = run_verb(tmp_path, *plan, "--hparams", '{"focal_gamma": 1}')
@@ -222,6 +223,7 @@ def test_plan_and_doctor_know_the_users_algorithms_and_datasets(tmp_path):
     assert "note  broken is left out: ZeroDivisionError: division by zero" in done.stdout
 
 
+@pytest.mark.slow
 def test_check_and_annotate_know_a_plug_ins_image_folders(tmp_path):
     """A module beside the user's scripts, found from the working directory, as `python -m` finds it."""
     from builders.files import write_chains, write_images

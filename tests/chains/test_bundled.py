@@ -214,6 +214,7 @@ def test_the_bundle_of_pacs_is_valid_and_matches_its_card():
         assert share == f"{1 - wrong / len(group):.2%}", name
 
 
+@pytest.mark.slow
 def test_the_bundle_of_pacs_is_built_from_the_shared_chains(test_data):
     source = test_data / "PACS_reasoning.jsonl"
     if not source.exists():

@@ -1,6 +1,7 @@
 """Datasets from tables, as stock scripts run them: baselines, MLLM algorithms, chains by path and by SHA-256."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from builders.domainbeds import STAND_IN, UPSTREAM
 from builders.files import chain_text, write_lines
 from builders.processes import environment
 from domainbed_reasoning.chains.build_bundle import write_bundle
@@ -43,7 +45,10 @@ def camera(tmp_path):
 
 def run(place, script, **variables):
     """Run Python code in a process that knows the definitions; return its last line as JSON."""
-    environ = environment() | {"DOMAINBED_REASONING_DATASETS": str(place / "definitions"), **variables}
+    environ = environment(UPSTREAM or STAND_IN) | {
+        "DOMAINBED_REASONING_DATASETS": str(place / "definitions"),
+        **variables,
+    }
     done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -171,7 +176,7 @@ d, e = build("MyImages", "LabelSFT", model="tiny"), build("MyImages", "ERM")
 count = len(scan(find("MyImages"), "data").pictures)
 print(json.dumps([*map(len, d), *map(len, e), count]))""",
         DOMAINBED_REASONING_PLUGINS="my_images",
-        PYTHONPATH=str(camera),
+        PYTHONPATH=os.pathsep.join([str(camera), environment(UPSTREAM or STAND_IN)["PYTHONPATH"]]),
     )
     assert said == [10, 10, 10, 10, 20]
 

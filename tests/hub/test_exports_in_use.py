@@ -1,5 +1,6 @@
 """What `export` writes, read by those it is for: `datasets`, TRL's collator for vision and language, plain PEFT."""
 
+import importlib
 import json
 
 import pytest
@@ -24,8 +25,14 @@ def toy(tmp_path, monkeypatch):
     return "--dataset", "Toy", "--data-dir", data_dir
 
 
+def huggingface_datasets():
+    """Return the library `datasets`; its name alone may be this checkout's folder of that name."""
+    pytest.importorskip("datasets.arrow_dataset")
+    return importlib.import_module("datasets")
+
+
 def test_a_messages_file_goes_through_datasets_into_trls_collator(toy, verb, tmp_path):
-    datasets = pytest.importorskip("datasets")
+    datasets = huggingface_datasets()
     trl = pytest.importorskip("trl.trainer.sft_trainer")
     file = tmp_path / "toy.parquet"
     assert verb("export", file, "--format", "messages", "--embed-images", *toy)[0] == 0
@@ -58,7 +65,7 @@ def test_a_dataset_folder_loads_by_its_card_and_comes_back_by_import(toy, verb, 
     code, _, err = verb("import", folder / "chains.parquet", *toy, "--chains", tmp_path / "back.jsonl")
     assert code == 0, err
     assert len((tmp_path / "back.jsonl").read_text().splitlines()) == 9
-    datasets = pytest.importorskip("datasets")
+    datasets = huggingface_datasets()
     rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     accepted = {row["image"]: row["chain"] for row in rows if row["verdict"] in (None, "accepted")}
     assert len(rows) == 9 and len(accepted) == 8

@@ -11,24 +11,16 @@ from builders.processes import environment, run_python
 KILLING = Path(__file__).with_name("killing.py")
 
 
+# Three tokens name no class: the answers that are replayed are "no class".
+UNPARSED = ["--algorithm", "MLLMZeroShot", "--kills", "1", "--steps", "1", "--answer", "chain", "--hparams"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
         ["--algorithm", "RDMLDG", "--kills", "4", "--steps", "10"],
         ["--algorithm", "MLLMZeroShot", "--kills", "1", "--steps", "1", "--signal", "TERM"],
-        # Three tokens name no class: the answers that are replayed are "no class".
-        [
-            "--algorithm",
-            "MLLMZeroShot",
-            "--kills",
-            "1",
-            "--steps",
-            "1",
-            "--answer",
-            "chain",
-            "--hparams",
-            '{"max_new_tokens": 3, "on_parse_failure": "wrong"}',
-        ],
+        pytest.param([*UNPARSED, '{"max_new_tokens": 3, "on_parse_failure": "wrong"}'], marks=pytest.mark.slow),
     ],
     ids=lambda options: " ".join(options[1::8]),
 )
@@ -46,7 +38,7 @@ def run_script(domainbed, tmp_path, name, *options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("options", [(), ("--no-copy",)], ids=["copy", "no copy"])
+@pytest.mark.parametrize("options", [pytest.param((), marks=pytest.mark.slow), ("--no-copy",)], ids=["copy", "no copy"])
 def test_job_killed_during_evaluations_generates_no_chain_twice(either_domainbed, tmp_path, options):
     """Two kills in the first evaluation, one in the second; the round reuses chains of the first."""
     printed = run_script(either_domainbed, tmp_path, "mid_evaluation.py", *options)
@@ -59,7 +51,7 @@ def test_job_killed_during_evaluations_generates_no_chain_twice(either_domainbed
 SETTINGS = {"sarr_filter": "well_formed", "sarr_epoch_over": "kept", "on_parse_failure": "wrong", "answer": "chain"}
 
 
-@pytest.mark.parametrize("settings", [{}, SETTINGS], ids=["paper", "settings"])
+@pytest.mark.parametrize("settings", [{}, pytest.param(SETTINGS, marks=pytest.mark.slow)], ids=["paper", "settings"])
 def test_job_killed_inside_sarr_rounds_ends_as_if_uninterrupted(either_domainbed, tmp_path, settings):
     """Records, self-labeled chains, answers and every checkpoint's adapters are equal, whatever was resumed.
 

@@ -110,7 +110,7 @@ def test_samples_held_out_for_domain_adaptation_are_neither_in_nor_out(domainbed
         assert answers["env0"][split]["label"] == pytest.approx(record[f"env0_{split}_acc"])
 
 
-@pytest.mark.parametrize("algorithm", ["MLLMZeroShot", "SARR"])
+@pytest.mark.parametrize("algorithm", [pytest.param("MLLMZeroShot", marks=pytest.mark.slow), "SARR"])
 def test_debug_datasets_train_through_the_stock_script(domainbed_root, run_stock, tmp_path, algorithm):
     run_stock(domainbed_root, "train",
         "--data_dir", tmp_path, "--dataset", "Debug28", "--algorithm", algorithm, "--test_envs", 0,

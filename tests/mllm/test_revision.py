@@ -185,6 +185,7 @@ size(load_job({job!r}, model={tiny!r}))
 """
 
 
+@pytest.mark.slow
 def test_a_jobs_folder_and_its_exports_use_the_jobs_revision(job, in_process, hub, tmp_path):
     """A merged folder is whole, and another --model has no revision."""
     first, adapters, merged, other = in_process(OF_A_JOB.format(job=str(job), tiny=str(TINY)))

@@ -275,6 +275,7 @@ def test_jobs_with_and_without_shares_of_well_formed_chains_are_in_one_table(wri
     assert (summarize(frame)["sarr1_well_formed"].dropna() == 0.25).all()
 
 
+@pytest.mark.slow
 def test_stocks_tables_are_the_same_whether_records_have_our_keys_or_not(domainbed_root, run_stock, write_job):
     shown = []
     for more in ({}, {"sarr1_well_formed": 0.5, "well_formed": 0.1, "updated": 0.5}):

@@ -220,6 +220,7 @@ def test_a_launched_study_runs_the_printed_commands_and_collects_the_table(tmp_p
     assert to_remove == [line.replace("sweep launch", "sweep delete_incomplete") for line in ran if " launch " in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
 def test_single_source_study_runs_end_to_end_and_resumes(tmp_path, domainbed_root):
     """One source of four, the label path, one step: a job, a table, the three others named and launched again."""
@@ -242,6 +243,7 @@ def test_single_source_study_runs_end_to_end_and_resumes(tmp_path, domainbed_roo
     assert name == "LabelSFT" and 0 <= float(accuracy) <= 100 and others == ["X"] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domainbed_root", ["standin"], indirect=True)
 def test_killed_study_resumes_on_rerun(tmp_path, domainbed_root):
     """Four jobs: one is run, as if the others had been killed; then one more is."""
