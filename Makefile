@@ -22,8 +22,8 @@ INTEGRATIONS := tests/hub tests/tracking tests/annotate/test_conversations.py
 
 help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
-	@echo "make demo    a stock DomainBed sweep with ERM and RD-MLDG, and its tables (8 to 12 minutes on 2 cores)"
-	@echo "             TARGETS=2 one target domain | DATASET=PACSReasoning DATA_DIR=... real images"
+	@echo "make demo    train jobs from ERM to RD-MLDG, and DomainBed's tables (8 to 12 minutes on 2 cores)"
+	@echo "             TARGETS=2 one target domain | DATASET=ShapesReasoning | DATASET=PACSReasoning DATA_DIR=... real images"
 	@echo "             CHAINS=... their chain file | MODEL=... a folder or hub id | STEPS=... | OUTPUT_DIR=$(OUTPUT_DIR)"
 	@echo "make test    all tests but the slow ones (under 20 minutes on 2 cores) | PYTEST='tests/chains -x' some of them"
 	@echo "make test-fast  no model but the tiny one, no server, hardly a process (under a minute on 2 cores)"

@@ -22,7 +22,7 @@ from domainbed_reasoning.hparam_checks import (
     integer,
     one_of,
 )
-from domainbed_reasoning.registry import Hparam
+from domainbed_reasoning.registry import EMBEDDED_MODELS, Hparam
 
 RESUME_HPARAMS = {
     "resume": Hparam(
@@ -42,7 +42,9 @@ TRACK_HPARAMS = {
 MODEL_HPARAMS = {
     **RESUME_HPARAMS,
     **TRACK_HPARAMS,
-    "model": Hparam("OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded="tiny", allowed=TEXT),
+    "model": Hparam(
+        "OpenGVLab/InternVL3-8B-hf", None, "the paper's backbone", embedded=EMBEDDED_MODELS.get, allowed=TEXT
+    ),
     "revision": Hparam(
         None, None, "pins a hub checkpoint to a branch, tag or commit; null is its main branch", allowed=REVISION
     ),

@@ -18,11 +18,9 @@ from domainbed_reasoning.registry import Hparam
 class Rendered(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     """One domain for baselines: floats in [-1, 1], ``(3, 28, 28)``, the input of DomainBed's small ConvNet."""
 
-    def __init__(self, domain: int, size: int, misleading: bool, rho: float):
+    def __init__(self, pictures: Sequence[Image.Image], labels: Sequence[int]):
         transform = to_floats(ShapesReasoning.INPUT_SHAPE, augment=False)
-        self.items = [
-            (transform(_picture(domain, index, misleading, rho)), shapes.label(domain, index)) for index in range(size)
-        ]
+        self.items = list(zip(map(transform, pictures), labels, strict=True))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -91,4 +89,4 @@ class ShapesReasoning(ReasoningDataset):
 
     def for_baseline(self, env: int, labels: Sequence[int], augment: bool) -> Rendered:
         """Return a domain's images, rendered once."""
-        return Rendered(env, len(labels), env in self.test_envs, float(self.values["rho"]))
+        return Rendered([self.picture(env, index) for index in range(len(labels))], labels)

@@ -94,19 +94,21 @@ def hparams_page() -> str:
     groups: dict[tuple[str, ...], dict[str, Hparam]] = defaultdict(dict)
     for name, row, owners in hparam_rows():
         groups[owners][name] = row
-    embedded = ", ".join(sorted(registry.EMBEDDED_DATASETS))
+    datasets = ", ".join(sorted(registry.EMBEDDED_DATASETS))
     lines = [
         "# Hyper-parameters\n",
         "Pass them as JSON: `--hparams '{\"sarr_rounds\": 1}'`. A misspelled name or a value that is not allowed is an",
-        f"error before training starts. *Embedded* is the default on the embedded datasets ({embedded}) with the tiny",
-        "model; *searched* means that random search (`--n_hparams` above 1) draws it.\n",
+        f"error before training starts. *Embedded* is the default on the embedded datasets ({datasets}) with the tiny",
+        "models; *searched* means that random search (`--n_hparams` above 1) draws it.\n",
     ]
     for owners in sorted(groups, key=lambda owners: (owners[0] not in registry.ALGORITHMS, -len(owners))):
         lines += [f"## {_heading(owners)}", ""]
         lines += ["| Name | Default | Values | Source of the default |", "|---|---|---|---|"]
         for name, row in groups[owners].items():
             default = f"`{_text(json.dumps(row.default))}`"
-            default += f"; embedded: `{_text(json.dumps(row.embedded))}`" if row.embedded is not None else ""
+            if row.embedded is not None:
+                embedded = {json.dumps(row.default_on(dataset)): None for dataset in registry.EMBEDDED_MODELS}
+                default += f"; embedded: {' or '.join(f'`{_text(value)}`' for value in embedded)}"
             values = _text(row.allowed.words.replace("2147483647", "2³¹ - 1"))
             values += "; searched" if row.sample is not None else ""
             lines += [f"| `{name}` | {default} | {values} | {_text(row.source)} |"]

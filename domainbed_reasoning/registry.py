@@ -38,6 +38,8 @@ DATASETS = {
     "DomainNetReasoning": "domainbed_reasoning.datasets.image_folders:DomainNetReasoning",
     "SVIROReasoning": "domainbed_reasoning.datasets.image_folders:SVIROReasoning",
     "ShapesReasoning": "domainbed_reasoning.datasets.shapes:ShapesReasoning",
+    "ClearCreaturesReasoning": "domainbed_reasoning.datasets.creatures:ClearCreaturesReasoning",
+    "CamouflagedCreaturesReasoning": "domainbed_reasoning.datasets.creatures:CamouflagedCreaturesReasoning",
 }
 
 # The stock dataset whose hyper-parameters a baseline gets on ours: what ERM gets on PACS it gets on PACSReasoning.
@@ -49,10 +51,19 @@ TWINS = {
     "DomainNetReasoning": "DomainNet",
     "SVIROReasoning": "SVIRO",
     "ShapesReasoning": "Debug28",
+    "ClearCreaturesReasoning": "Debug28",
+    "CamouflagedCreaturesReasoning": "Debug28",
 }
 
-# Datasets on which the embedded tiny model is the default.
-EMBEDDED_DATASETS = frozenset({"Debug28", "Debug224", "ShapesReasoning"})
+# Datasets on which an embedded model is the default, and which.
+EMBEDDED_MODELS = {
+    "Debug28": "tiny",
+    "Debug224": "tiny",
+    "ShapesReasoning": "tiny",
+    "ClearCreaturesReasoning": "tiny-creatures",
+    "CamouflagedCreaturesReasoning": "tiny-creatures",
+}
+EMBEDDED_DATASETS = frozenset(EMBEDDED_MODELS)
 
 LAUNCHERS = {
     "parallel": "domainbed_reasoning.sweeps.launchers.parallel:parallel_launcher",
@@ -70,7 +81,7 @@ class Hparam:
         default: value for DomainBed's ``hparams_seed`` 0, plain Python, JSON-serializable.
         sample: draws a value from a ``numpy.random.RandomState`` for random search; None keeps the default.
         source: where the default comes from.
-        embedded: default on the embedded datasets with the tiny model; None means ``default``.
+        embedded: default on the embedded datasets, or a function from a dataset's name to it; None means ``default``.
         allowed: what it may be.
     """
 
@@ -82,18 +93,20 @@ class Hparam:
 
     def default_on(self, dataset: str) -> Any:
         """Return the default value on the dataset of that name."""
-        return self.embedded if self.embedded is not None and dataset in EMBEDDED_DATASETS else self.default
+        if self.embedded is None or dataset not in EMBEDDED_DATASETS:
+            return self.default
+        return self.embedded(dataset) if callable(self.embedded) else self.embedded
 
 
-# What every baseline gets on a dataset instead of its twin's: ShapesReasoning is small (a batch is per domain, and one
-# that is larger than a domain's training split would never fill).
-BASELINE_HPARAMS = {
-    "ShapesReasoning": {
-        "batch_size": Hparam(
-            16, lambda random: int(2 ** random.uniform(3, 5)), "the size of its domains", allowed=integer(1)
-        ),
-    },
+# What every baseline gets on a dataset instead of its twin's: rendered datasets are small (a batch is per domain, and
+# one that is larger than a domain's training split would never fill).
+_OF_RENDERED = {
+    "batch_size": Hparam(
+        16, lambda random: int(2 ** random.uniform(3, 5)), "the size of its domains", allowed=integer(1)
+    ),
 }
+RENDERED = ("ShapesReasoning", "ClearCreaturesReasoning", "CamouflagedCreaturesReasoning")
+BASELINE_HPARAMS = dict.fromkeys(RENDERED, _OF_RENDERED)
 
 # What DomainBed's own code reads, whatever the algorithm: train.py, and the stock datasets.
 STOCK_CODE_HPARAMS = {

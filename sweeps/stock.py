@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.bridge import upstream
+from domainbed_reasoning.registry import EMBEDDED_MODELS
 from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm
 
 # Of our hparams, those that may be paths.
 _PATHS = ("model", "clip_model", "chains")
-_EMBEDDED_MODEL = "tiny"
 
 
 def located(path: str) -> str:
     """Return an existing path as an absolute one, as jobs run in DomainBed's folder; hub ids are unchanged."""
     here = Path(path).expanduser()
-    return str(here.absolute()) if path not in ("", _EMBEDDED_MODEL) and here.exists() else path
+    return str(here.absolute()) if path not in ("", *EMBEDDED_MODELS.values()) and here.exists() else path
 
 
 def with_located(hparams: Mapping[str, Any]) -> dict[str, Any]:

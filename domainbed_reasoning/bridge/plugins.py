@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.registry import Hparam
+from domainbed_reasoning.registry import EMBEDDED_DATASETS, Hparam
 
 VARIABLE = "DOMAINBED_REASONING_PLUGINS"
 GROUPS = {"domainbed_reasoning.algorithms": "algorithm", "domainbed_reasoning.datasets": "dataset"}
@@ -292,7 +292,11 @@ def _check_row(name: Any, row: Any) -> None:
         raise TypeError(f"HPARAMS[{name!r:.80}] must be a domainbed_reasoning.Hparam; got {row!r:.80}")
     if name == "algorithm":
         raise ValueError("HPARAMS must not have 'algorithm', by which a dataset knows its algorithm")
-    values = {"default": row.default, **({} if row.embedded is None else {"embedded default": row.embedded})}
+    values = {"default": row.default}
+    if callable(row.embedded):
+        values |= {f"default on {dataset}": row.default_on(dataset) for dataset in EMBEDDED_DATASETS}
+    elif row.embedded is not None:
+        values["embedded default"] = row.embedded
     if row.sample is not None:
         import numpy
 

@@ -112,11 +112,12 @@ def check_plug_in() -> Iterator[Finding]:
             f"{DISTRIBUTION} is imported from a folder but not installed, so its requirements are unknown",
             "pip install -e . in that folder",
         )
-    tiny_model = Path(registry.__file__).parent / "mllm" / "tiny_model" / "model.safetensors"
-    if not tiny_model.is_file():
-        yield Finding(
-            f"the embedded model is missing: {tiny_model}", f"pip install --force-reinstall {DISTRIBUTION}", True
-        )
+    for folder in ("tiny_model", "tiny_creatures"):
+        weights = Path(registry.__file__).parent / "mllm" / folder / "model.safetensors"
+        if not weights.is_file():
+            yield Finding(
+                f"an embedded model is missing: {weights}", f"pip install --force-reinstall {DISTRIBUTION}", True
+            )
     if HOOK in sys.modules:
         yield Finding("the import hook is active")
     else:

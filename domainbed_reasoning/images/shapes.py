@@ -66,6 +66,9 @@ class Style:
         inverted: whether the picture is shown as its negative. The background keeps its hue.
         mosaic: side of the picture's tiles in pixels, 1 for none.
         jitter: variation of size, position and rotation; at 1 by 12%, 3 pixels and 11 degrees.
+        scale: size of the creature, relative to a body radius of 22% of the image.
+        blades: minimum and maximum number of blades of grass in front of the creature.
+        contrast: of the image, around its mean; 1 leaves it unchanged.
     """
 
     fill: str = "flat"
@@ -82,6 +85,9 @@ class Style:
     inverted: bool = False
     mosaic: int = 1
     jitter: float = 1.0
+    scale: float = 1.0
+    blades: tuple[int, int] = (0, 0)
+    contrast: float = 1.0
 
 
 STYLES = {
@@ -233,10 +239,14 @@ def paint(kinds: Sequence[int], style: Style, hue: float, random: np.random.Rand
     body, coat = _creature_colors(style, light, random)
     image = _background(side, paper, style.gradient * random.uniform(-1, 1))
     _draw_parts(image, kinds, style, body, coat, paper, random)
+    if style.blades[1]:
+        _draw_blades(image, style, paper, random)
     image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
     if style.blur:
         image = image.filter(ImageFilter.GaussianBlur(style.blur))
     pixels = np.asarray(image, dtype=np.float64)
+    if style.contrast != 1.0:
+        pixels = pixels.mean() + style.contrast * (pixels - pixels.mean())
     if style.noise:
         pixels = pixels + 255 * style.noise * random.standard_normal(pixels.shape)
     pixels = np.clip(np.rint(pixels), 0, 255)
@@ -320,7 +330,7 @@ def _draw_parts(
 ) -> None:
     """Draw head, feet, body and coat onto ``image``, slightly moved, rotated and scaled."""
     side = image.width
-    radius = side * (0.22 + style.jitter * random.uniform(-0.03, 0.025))
+    radius = side * style.scale * (0.22 + style.jitter * random.uniform(-0.03, 0.025))
     x = side * (0.5 + style.jitter * random.uniform(-0.07, 0.07))
     y = side * (0.5 + style.jitter * random.uniform(-0.04, 0.04))
     turn = style.jitter * random.uniform(-0.2, 0.2)
@@ -351,6 +361,18 @@ def _draw_parts(
         image.paste(mark, mask=mask)
     if style.fill == "shaded":
         _shade(image, x, y, radius)
+
+
+def _draw_blades(image: Image.Image, style: Style, paper: tuple[int, int, int], random: np.random.RandomState) -> None:
+    """Draw blades of grass on the lower edge, slightly lighter or darker than the background."""
+    side = image.width
+    draw = ImageDraw.Draw(image)
+    for _ in range(random.randint(style.blades[0], style.blades[1] + 1)):
+        foot, tip = side * random.uniform(0.1, 0.9), side * random.uniform(-0.12, 0.12)
+        top, width = side * random.uniform(0.05, 0.4), side * random.uniform(0.03, 0.05)
+        shade = random.uniform(0.7, 1.2)
+        red, green, blue = (min(255, round(shade * value)) for value in paper)
+        draw.polygon([(foot, side), (foot + width, side), (foot + tip, top)], fill=(red, green, blue))
 
 
 def _shade(image: Image.Image, x: float, y: float, radius: float) -> None:

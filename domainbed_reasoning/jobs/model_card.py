@@ -13,6 +13,7 @@ import huggingface_hub
 from domainbed_reasoning.jobs.job_files import RESULTS, numbered_lines, read_object
 from domainbed_reasoning.jobs.trained import JobError, TrainedJob
 from domainbed_reasoning.jobs.values import ACCURACY, answers_problem, metric_problems
+from domainbed_reasoning.registry import EMBEDDED_MODELS
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -46,8 +47,9 @@ def model_card(job: TrainedJob, merged: bool, base_model: str, revision: str | N
         for name, value in sorted((public_settings(job.hparams) | {"model": base_model}).items())
     )
     load = _LOAD_MERGED if merged else _LOAD_ADAPTERS
-    if base_model == "tiny":
-        needed, base = "from domainbed_reasoning.mllm.loading import resolve\n", 'resolve("tiny")'
+    if base_model in EMBEDDED_MODELS.values():
+        needed = "from domainbed_reasoning.mllm.loading import resolve\n"
+        base = f"resolve({json.dumps(base_model)})"
     else:
         needed, base = "", json.dumps(base_model if on_hub else f"FOLDER OF {base_model}")
     if revision is not None:

@@ -29,6 +29,7 @@ from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.results_file import add_to_record
 from domainbed_reasoning.jobs.seeds import seeded
 from domainbed_reasoning.jobs.stage_file import SelfLabel, StageFile
+from domainbed_reasoning.registry import EMBEDDED_MODELS
 from domainbed_reasoning.terminal import get_logger
 
 _log = get_logger(__name__)
@@ -95,8 +96,8 @@ class Session:
         task = task_of(hparams, num_domains)
         check_task(task, hparams, algorithm)
         self.task = task or task_without_names(num_classes)
-        if hparams.get("model") == "tiny" and self.task.dataset != "ShapesReasoning":
-            _log.info("The model tiny was never trained on photographs: use it only to test that a job runs.")
+        if (model := hparams.get("model")) in set(EMBEDDED_MODELS.values()) - {EMBEDDED_MODELS.get(self.task.dataset)}:
+            _log.info(f"The model {model} was never trained on photographs: use it only to test that a job runs.")
         self.schedule = lay_out_steps(self.task, epochs, hparams)
         self.seed = torch.initial_seed()
         self.ranks = ranks()

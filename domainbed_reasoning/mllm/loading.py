@@ -12,7 +12,7 @@ from domainbed_reasoning.mllm.attention import check_attention
 from domainbed_reasoning.mllm.devices import free_memory
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
 from domainbed_reasoning.mllm.family_plugins import discover, entry_of
-from domainbed_reasoning.mllm.opening import TINY, check_weights, hub_arguments, loading, read_config
+from domainbed_reasoning.mllm.opening import EMBEDDED, check_weights, hub_arguments, loading, read_config
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
 from domainbed_reasoning.mllm.towers import PROJECTOR
 
@@ -29,14 +29,14 @@ def resolve(model: str, revision: str | None = None) -> str:
     Raises:
         ModelError: no such folder, repository or revision, or the hub is unreachable; says what to do.
     """
-    if revision is not None and (model == "tiny" or pathlib.Path(model).expanduser().is_dir()):
-        what = "the embedded model" if model == "tiny" else "a folder"
+    if revision is not None and (model in EMBEDDED or pathlib.Path(model).expanduser().is_dir()):
+        what = "an embedded model" if model in EMBEDDED else "a folder"
         raise ModelError(
             f"revision {revision!r} selects a version of a hub repository, but model {model!r} is {what}. Leave "
             f"revision out, or download that version: hf download REPOSITORY --revision {revision} --local-dir FOLDER."
         )
-    if model == "tiny":
-        return str(TINY)
+    if model in EMBEDDED:
+        return str(EMBEDDED[model])
     path = pathlib.Path(model).expanduser()
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
@@ -138,7 +138,7 @@ def load_network(
             "or -it; captioning models have none."
         )
     free = free_memory(device) if device.type != "cpu" else None
-    if free is not None or (where != str(TINY) and pathlib.Path(where).is_dir()):
+    if free is not None or (where not in map(str, EMBEDDED.values()) and pathlib.Path(where).is_dir()):
         count = sum(weight.numel() for weight in empty_network_of(config, model, trust_remote_code).parameters())
         check_weights(model, where, count)
         if free is not None:

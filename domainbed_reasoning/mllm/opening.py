@@ -20,6 +20,7 @@ _CODE = (
     "records allows nothing: a job that was trained with its code needs the option again."
 )
 TINY = pathlib.Path(__file__).parent / "tiny_model"
+EMBEDDED = {"tiny": TINY, "tiny-creatures": TINY.with_name("tiny_creatures")}
 
 
 def hub_arguments(revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def read_config(model: str, where: str, revision: str | None = None, trust_remot
     """
     import transformers
 
-    if where != str(TINY):
+    if where not in map(str, EMBEDDED.values()):
         require_sound(model, _folder_of(model, where, revision))
     with loading(model, where):
         return transformers.AutoConfig.from_pretrained(where, **hub_arguments(revision, trust_remote_code))

@@ -18,17 +18,16 @@ import os
 import runpy
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-
-from tqdm import tqdm
 
 from domainbed_reasoning.bridge import versions
 from domainbed_reasoning.bridge.train_args import TRAIN_SCRIPT
 from domainbed_reasoning.files.cache import NoCacheFolder
 from domainbed_reasoning.jobs.resume_store import progress_folder, prune
+from domainbed_reasoning.sweeps.launchers.bars import Bars
 from domainbed_reasoning.sweeps.launchers.jobs import JOBS, Failure, Job, chosen_jobs, report, whole_number
 from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm
 from domainbed_reasoning.terminal import printable_streams
@@ -77,24 +76,24 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
     waiting = list(zip(jobs, arguments, strict=True))
     running: dict[BaseProcess, Job] = {}
     failures = []
-    progress = tqdm(total=len(jobs), unit="job", dynamic_ncols=True, file=sys.stderr, disable=None)
-    with ended_by_sigterm(), progress as bar:
+    with ended_by_sigterm(), Bars(jobs) as bars:
         try:
             while waiting or running:
                 while waiting and len(running) < at_a_time:
                     job, argv = waiting.pop(0)
-                    process: BaseProcess = fork.Process(target=run_train, args=(job, argv), name=job.name)
+                    variables = bars.start(job, len(waiting))
+                    process: BaseProcess = fork.Process(target=run_train, args=(job, argv, variables), name=job.name)
                     process.start()
                     running[process] = job
-                bar.set_postfix_str("; ".join(job.name for job in running.values()))
-                ended = wait([process.sentinel for process in running])
+                ended = wait([process.sentinel for process in running], timeout=1 if bars.shown else None)
+                if bars.shown:
+                    bars.refresh()
                 for process in [process for process in running if process.sentinel in ended]:
                     process.join()
                     job = running.pop(process)
-                    if process.exitcode:
-                        failures.append(Failure(job, process.exitcode))
-                        bar.write(f"FAILED: {job.name} (exit code {process.exitcode})", file=sys.stderr)
-                    bar.update()
+                    failure = Failure(job, process.exitcode) if process.exitcode else None
+                    failures += [failure] if failure else []
+                    bars.end(job, failure)
         finally:
             for process in running:
                 process.terminate()
@@ -119,8 +118,15 @@ def train_arguments(job: Job) -> list[str]:
     return words[3:]
 
 
-def run_train(job: Job, arguments: Sequence[str]) -> None:
-    """Run the stock train script in this process, a fork, with its output in the job's log."""
+def run_train(job: Job, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Run the stock train script in this process, a fork, with its output in the job's log.
+
+    Args:
+        job: the job.
+        arguments: of the train script.
+        variables: added to the environment.
+    """
+    os.environ.update(variables)
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log, open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-
-from tqdm import tqdm
+from collections.abc import Mapping, Sequence
 
 from domainbed_reasoning.mllm.devices import visible_gpus
+from domainbed_reasoning.sweeps.launchers.bars import Bars
 from domainbed_reasoning.sweeps.launchers.jobs import (
     JOBS,
     LOG,
@@ -91,28 +89,20 @@ def _run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> list[Fa
     running: dict[subprocess.Popen[bytes], tuple[Job, Mapping[str, str]]] = {}
     failures = []
     try:
-        with tqdm(total=len(jobs), unit="job", dynamic_ncols=True, file=sys.stderr, disable=None) as bar:
+        with Bars(jobs) as bars:
             while waiting or running:
                 while waiting and free:
                     job, slot = waiting.pop(0), free.pop(0)
-                    running[start(job, {**os.environ, **slot})] = (job, slot)
-                    bar.set_postfix_str(_what_runs(running.values(), len(waiting)))
+                    running[start(job, {**os.environ, **slot, **bars.start(job, len(waiting))})] = (job, slot)
                 time.sleep(_POLL_SECONDS)
-                if sys.stderr.isatty():
-                    bar.refresh()  # update the elapsed time
+                if bars.shown:
+                    bars.refresh()
                 for process in [process for process in running if process.poll() is not None]:
                     job, slot = running.pop(process)
                     free.append(slot)
-                    if process.returncode:
-                        failures.append(Failure(job, process.returncode))
-                        bar.write(f"FAILED: {job.name} ({failures[-1].cause})", file=sys.stderr)
-                    bar.update()
-                    bar.set_postfix_str(_what_runs(running.values(), len(waiting)))
+                    failure = Failure(job, process.returncode) if process.returncode else None
+                    failures += [failure] if failure else []
+                    bars.end(job, failure)
     finally:
         end(running)
     return failures
-
-
-def _what_runs(running: Iterable[tuple[Job, object]], waiting: int) -> str:
-    names = "; ".join(job.name for job, _ in running) or "nothing"
-    return f"running: {names}; waiting: {waiting}"

@@ -1,4 +1,4 @@
-"""``python -m domainbed_reasoning.sweeps.miniature``; see `study`."""
+"""``python -m domainbed_reasoning.sweeps.miniature``; see `regimes` and `study`."""
 
 from __future__ import annotations
 
@@ -6,26 +6,19 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from domainbed_reasoning.sweeps.miniature import study, table, tiny_model
-from domainbed_reasoning.sweeps.miniature.study import (
-    BETTER_BASE,
-    BETTER_BASE_NOISE,
-    OTHER_BASE,
-    cells,
-    grid_jobs,
-    job_of,
-    print_choice,
-    print_design,
-    run,
-)
+from domainbed_reasoning.sweeps.miniature import regimes, study, table, tiny_model
+from domainbed_reasoning.sweeps.miniature.study import BETTER_BASE, BETTER_BASE_NOISE, OTHER_BASE, print_design, run
 from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob
+
+STUDIES: dict[str, Any] = {module.NAME: module for module in (regimes, study)}
 
 
 def _run(jobs: Iterable[TrainJob], output: Path) -> int:
-    """Return 1 if a job failed or, with an error message, if none could be started."""
+    """Return 1 if a job failed or, with an error message, if none could be started; jobs that rows share run once."""
     try:
-        return int(run(jobs, output) > 0)
+        return int(run({job.folder: job for job in jobs}.values(), output) > 0)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
@@ -33,33 +26,36 @@ def _run(jobs: Iterable[TrainJob], output: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the design, choose, run or tabulate; return 1 if a job failed."""
-    parser = argparse.ArgumentParser(description=study.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=regimes.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--design", action="store_true", help="print the rows and how many of their jobs have completed")
-    what.add_argument("--choose", action="store_true", help="run the grids and print source validation accuracies")
+    what.add_argument("--choose", action="store_true", help="run the grids and select by source validation")
     what.add_argument("--base", action="store_true", help="pretrain a second base model that knows the classes better")
     what.add_argument("--run", action="store_true", help="run the remaining jobs")
     what.add_argument("--table", action="store_true", help="write rows.csv, choice.csv and table.md")
+    parser.add_argument("--study", choices=sorted(STUDIES), default="regimes", help="default: %(default)s")
     parser.add_argument("--output_dir", default="miniature_output", help="of the jobs (default: %(default)s)")
-    parser.add_argument("--results_dir", default="results/miniature", help="of the tables (default: %(default)s)")
+    parser.add_argument("--results_dir", help="of the tables (default: results/ and the study's name)")
     args = parser.parse_args(argv)
-    output = Path(args.output_dir).absolute()
-    jobs = [(cell[0], job_of(*cell, output)) for cell in cells()]
+    chosen, output = STUDIES[args.study], Path(args.output_dir).absolute()
+    jobs = [(cell[0], chosen.job_of(*cell, output)) for cell in chosen.cells()]
     if args.design:
         print_design(jobs)
     elif args.choose:
-        failed = _run(grid_jobs(output), output)
-        print_choice(output)
+        failed = _run(chosen.grid_jobs(output), output)
+        chosen.report_choice(output)
         return failed
     elif args.base:
         make_better_base(output)
     elif args.run:
-        if not (output / BETTER_BASE / "config.json").exists():
+        if chosen is regimes and not regimes.learning_rates(output):
+            parser.error(f"no learning rates in {output / regimes.RATES_FILE}: run `--choose` first, which writes it")
+        if chosen is study and not (output / BETTER_BASE / "config.json").exists():
             jobs = [(row, job) for row, job in jobs if row not in OTHER_BASE]
             print("Skipping the rows of the second base model: train it with `--base` first.", file=sys.stderr)
         return _run((job for _, job in jobs), output)
     else:
-        table.write(output, Path(args.results_dir))
+        table.write(output, Path(args.results_dir or f"results/{args.study}"), chosen)
     return 0
 
 

@@ -1,10 +1,10 @@
 """The miniature study: all algorithms on the embedded benchmark, with equal steps, in two cue regimes.
 
-    python -m domainbed_reasoning.sweeps.miniature --design    list the rows and their jobs
-    python -m domainbed_reasoning.sweeps.miniature --choose    select rates and label weight on source validation
-    python -m domainbed_reasoning.sweeps.miniature --base      pretrain a second base that knows the classes better
-    python -m domainbed_reasoning.sweeps.miniature --run       run the remaining jobs; rerun to resume
-    python -m domainbed_reasoning.sweeps.miniature --table     write rows, tables and tests of the completed jobs
+    python -m domainbed_reasoning.sweeps.miniature --study miniature --design    list the rows and their jobs
+    python -m domainbed_reasoning.sweeps.miniature --study miniature --choose    select rates on source validation
+    python -m domainbed_reasoning.sweeps.miniature --study miniature --base      pretrain a second base, see `--help`
+    python -m domainbed_reasoning.sweeps.miniature --study miniature --run       run remaining jobs; rerun to resume
+    python -m domainbed_reasoning.sweeps.miniature --study miniature --table     write rows, tables and tests
 
 Jobs run DomainBed's train script with the arguments of its sweeps, in folders that `collect_results` reads
 (``OUTPUT/rho0/main`` and ``OUTPUT/rho8/main`` contain the main table). Every MLLM method takes the same number of
@@ -23,13 +23,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from domainbed_reasoning.chains.chain import ChainError, parse_chain
+from domainbed_reasoning.images import shapes
 from domainbed_reasoning.sweeps.launchers.forked import forked_launcher
 from domainbed_reasoning.sweeps.launchers.restart import sole_launch
-from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob, make_job, remove_dead, start
+from domainbed_reasoning.sweeps.miniature.claims import FAMILIES as FAMILIES
+from domainbed_reasoning.sweeps.studies.train_jobs import Launcher, TrainJob, make_job, remove_dead, start
 
+NAME = "miniature"
 DATASET = "ShapesReasoning"
+CLASS_NAMES, PER_CLASS = shapes.CLASS_NAMES, shapes.PER_CLASS
 TARGETS = (0, 1, 2, 3)
 REGIMES = {"rho0": 0.0, "rho8": 0.8}  # no cue; a cue that is valid in the sources and misleads in the target
+REGIME_TITLES = {regime: f"Cue with probability {rho:g} ({regime})" for regime, rho in REGIMES.items()}
 TEST_SEEDS = (1, 2, 3, 4, 5)
 CHOICE_SEED = 0
 CHOICE_CELLS = (("rho0", 0), ("rho8", 1), ("rho0", 2), ("rho8", 3))
@@ -233,7 +239,7 @@ def job_of(
     )
 
 
-def run(jobs: Iterable[TrainJob], output: Path) -> int:
+def run(jobs: Iterable[TrainJob], output: Path, launcher: Launcher = forked_launcher) -> int:
     """Run the remaining jobs in order; return the number of failed ones.
 
     Raises:
@@ -242,7 +248,7 @@ def run(jobs: Iterable[TrainJob], output: Path) -> int:
     jobs = list(jobs)
     with sole_launch(output):
         remove_dead(jobs)
-        return len(start(jobs, forked_launcher))
+        return len(start(jobs, launcher))
 
 
 def grid_jobs(output: Path) -> list[TrainJob]:
@@ -263,7 +269,7 @@ def source_validation(job: TrainJob) -> float | None:
     return statistics.fmean(last[f"env{env}_out_acc"] for env in TARGETS if env != target)
 
 
-def print_choice(output: Path) -> None:
+def report_choice(output: Path) -> None:
     """Print the grids' results and the study's settings."""
     for row in (*choices(), *weights()):
         found = [
@@ -277,10 +283,36 @@ def print_choice(output: Path) -> None:
 
 def print_design(jobs: Sequence[tuple[StudyRow, TrainJob]]) -> None:
     """Print the rows of the study and how many of their jobs have completed."""
-    width = max(len(row.name) for row in ROWS) + 2
+    rows = list({row.name: row for row, _ in jobs}.values())
+    width = max(len(row.name) for row in rows) + 2
     print(f"{'row':<{width}}{'algorithm':<14}{'steps':>6}{'jobs':>6}{'done':>6}  hparams")
-    for row in ROWS:
+    for row in rows:
         own = [job for other, job in jobs if other.name == row.name]
         done = sum(job.done for job in own)
         print(f"{row.name:<{width}}{row.algorithm:<14}{row.steps:>6}{len(own):>6}{done:>6}  {json.dumps(row.hparams)}")
     print(f"{len(jobs)} jobs. The first: {jobs[0][1].command}")
+
+
+def choice_rows(output: Path) -> list[dict[str, Any]]:
+    """Return the lines of ``choice.csv``, of finished jobs."""
+    return [
+        {"row": study_row.name, "regime": regime, "target": target, "seed": CHOICE_SEED, "source_validation": found}
+        for study_row in (*choices(), *weights())
+        for regime, target in CHOICE_CELLS
+        for job in [job_of(study_row, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)]
+        if (found := source_validation(job)) is not None
+    ]
+
+
+def described_class(text: str) -> str | None:
+    """Return the class whose parts a chain's caption names; None where it names those of none."""
+    try:
+        told = shapes.class_in_caption(parse_chain(text).caption)
+    except ChainError:
+        return None
+    return None if told is None else shapes.CLASS_NAMES[told]
+
+
+def cue_of(name: str) -> str | None:
+    """Return the class whose hue is behind creatures of a class where the cue misleads."""
+    return CLASS_NAMES[(CLASS_NAMES.index(name) + shapes.MISLEADING_SHIFT) % len(CLASS_NAMES)]

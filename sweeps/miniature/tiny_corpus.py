@@ -48,8 +48,19 @@ KIND_QUESTION = "What kind of {part} is it?"
 STUDY_NAME_SHARE = 0.15  # share of the lessons about one of the study's names
 STUDY_NAME_NOISE = 0.75  # share of those with a random creature in place of one of that name
 
+WEIGHTS = {"class": 0.4, "chain": 0.4, "caption": 0.12, "kind": 0.08}  # of a lesson's questions
+
 # Share of chains in the other teacher's style: the model can follow them, but writes in its own style.
 OTHER_TEACHER_SHARE = 0.15
+
+
+def settings(noise: float) -> dict[str, float]:
+    """Return the settings that are recorded with the pretrained model."""
+    return {
+        "study_name_share": STUDY_NAME_SHARE,
+        "study_name_noise": noise,
+        "other_teacher_share": OTHER_TEACHER_SHARE,
+    }
 
 
 def other_codes() -> dict[str, tuple[int, ...]]:

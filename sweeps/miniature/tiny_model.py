@@ -2,7 +2,8 @@
 
 A real ``InternVLForConditionalGeneration`` with processor and tokenizer, small enough to ship with the package, and
 loaded like InternVL3 from the hub. First the vision tower and the projector learn to recognize the parts of creatures
-(as InternVL's are pretrained), then the whole model learns to answer. The training data are in ``tiny_corpus``.
+(as InternVL's are pretrained), then the whole model learns to answer. The training data are in ``tiny_corpus``, or in
+``creature_corpus`` with ``--corpus creatures``, for the model of the two regimes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import pathlib
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ from transformers import (
 from domainbed_reasoning.chains.chain import STAGE_TAGS, conclusion_of, match_class
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes
-from domainbed_reasoning.sweeps.miniature import tiny_corpus
+from domainbed_reasoning.sweeps.miniature import creature_corpus, tiny_corpus
 
 VOCABULARY = 2048
 IMAGE_TOKENS = 9  # 48 / 8 = 6 patches per side, 36 patches, a quarter of them after the pixel shuffle
@@ -49,7 +51,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(corpus: ModuleType = tiny_corpus) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer: any text round-trips without unknown tokens."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -61,7 +63,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(tiny_corpus.tokenizer_texts(), trainer)
+    backend.train_from_iterator(corpus.tokenizer_texts(), trainer)
     # Ordinary tokens: `skip_special_tokens` must not remove a stage's tags from a chain.
     backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in added])
     return PreTrainedTokenizerFast(
@@ -229,19 +231,20 @@ class LessonTokens:
 def answer_losses(
     model: InternVLForConditionalGeneration,
     rows: LessonTokens,
-    lessons: Sequence[tiny_corpus.Lesson],
+    lessons: Sequence[Any],
     pixels: Tensor,
     size: int,
     seed: int,
+    weights: Mapping[str, float],
 ) -> Iterator[Tensor]:
     """Yield losses for two questions per image, encoded once: mean nats per answer token."""
     generator = random.Random(seed)
-    weights = {"class": 0.4, "chain": 0.4, "caption": 0.12, "kind": 0.08}
     for positions in batches(len(lessons), size, seed):
         turns: list[tuple[str, str]] = []
         for position in positions:
             asked = lessons[position].turns()
-            turns += [asked[task] for task in generator.choices(list(weights), list(weights.values()), k=2)]
+            known = [task for task in weights if task in asked]
+            turns += [asked[task] for task in generator.choices(known, [weights[task] for task in known], k=2)]
         ids, labels = rows.batch(turns)
         features = image_features(model, pixels[positions]).repeat_interleave(2, dim=0)
         embeddings = model.get_input_embeddings()(ids)
@@ -255,25 +258,25 @@ def answer_losses(
 def pretrain(
     model: InternVLForConditionalGeneration,
     processor: InternVLProcessor,
-    count: int,
     vision_steps: int,
     steps: int,
     minutes: float,
-    noise: float,
+    lessons: Sequence[Any],
+    weights: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Train the model on ``count`` lessons and return a record of the training."""
+    """Train the model on ``lessons`` and return a record of the training."""
     start = time.time()
-    lessons = list(tiny_corpus.lessons(count, seed=1, noise=noise))
+    count = len(lessons)
     pixels = torch.cat(
         [pixel_values(processor, [one.image for one in lessons[i : i + 512]]) for i in range(0, count, 512)]
     )
     kinds = torch.tensor([one.kinds for one in lessons])
-    print(f"{count} lessons rendered in {time.time() - start:.0f} s", flush=True)
+    print(f"{count} images rendered in {time.time() - start:.0f} s", flush=True)
     until = start + 60 * minutes
     head, losses = see_parts(model, pixels, kinds, size=64, seed=2)
     vision = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
     seen = optimize([*vision, *head.parameters()], losses, vision_steps, 1e-3, "vision", start + 30 * minutes)
-    losses = answer_losses(model, LessonTokens(processor), lessons, pixels, size=32, seed=3)
+    losses = answer_losses(model, LessonTokens(processor), lessons, pixels, size=32, seed=3, weights=weights)
     taken = optimize(list(model.parameters()), losses, steps, 2e-3, "language", until)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -283,9 +286,6 @@ def pretrain(
         "seconds": round(time.time() - start),
         "threads": torch.get_num_threads(),
         "styles": sorted(tiny_corpus.STYLES),
-        "study_name_share": tiny_corpus.STUDY_NAME_SHARE,
-        "study_name_noise": noise,
-        "other_teacher_share": tiny_corpus.OTHER_TEACHER_SHARE,
     }
 
 
@@ -332,22 +332,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--study-name-noise", type=float, default=tiny_corpus.STUDY_NAME_NOISE)
+    parser.add_argument("--corpus", choices=("shapes", "creatures"), default="shapes")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    tokenizer = build_tokenizer()
+    of_shapes = arguments.corpus == "shapes"
+    tokenizer = build_tokenizer(tiny_corpus if of_shapes else creature_corpus)
     processor = build_processor(tokenizer)
     model = build_model(tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
     record: dict[str, Any] = {
         "command": "python -m domainbed_reasoning.sweeps.miniature.tiny_model " + " ".join(argv or sys.argv[1:])
     }
+    if of_shapes:
+        lessons: list[Any] = list(tiny_corpus.lessons(arguments.lessons, seed=1, noise=arguments.study_name_noise))
+        weights, settings = tiny_corpus.WEIGHTS, tiny_corpus.settings(arguments.study_name_noise)
+    else:
+        lessons = list(creature_corpus.lessons(arguments.lessons, seed=1))
+        weights, settings = creature_corpus.WEIGHTS, creature_corpus.settings()
     record |= pretrain(
-        model, processor, arguments.lessons, arguments.vision_steps, arguments.steps, arguments.minutes,
-        arguments.study_name_noise,
+        model, processor, arguments.vision_steps, arguments.steps, arguments.minutes, lessons, weights
     )  # fmt: skip
+    record |= settings
     model.eval()
-    record["zero_shot"] = zero_shot(model, processor)
+    if of_shapes:
+        record["zero_shot"] = zero_shot(model, processor)
     model.half().save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
     (arguments.output / "record.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -1,11 +1,16 @@
 """`make demo`'s summary after the tables, on handwritten records."""
 
 import json
+import re
 import subprocess
 
 import pytest
 
+from builders.processes import environment, run_python
+from domainbed_reasoning.images import creatures
 from domainbed_reasoning.sweeps import demo
+from domainbed_reasoning.sweeps import demo_summary as summary
+from domainbed_reasoning.sweeps.miniature import regimes
 
 DOMAINS = ("photo", "cartoon", "sketch", "negative")
 
@@ -42,8 +47,8 @@ def test_incomplete_jobs_are_excluded_and_the_rest_is_in_table_order(sweep):
     sweep("ERM", 2)
     sweep("ERM", 0)
     sweep("MTCT", 0, done=False)
-    runs = demo.finished_runs(sweep.folder)
-    assert [(run.algorithm, run.target) for run in runs] == [("ERM", 0), ("ERM", 2), ("RDMLDG", 1)]
+    runs = summary.finished_runs(sweep.folder)
+    assert [(run.row, run.target) for run in runs] == [("ERM", 0), ("ERM", 2), ("RDMLDG", 1)]
 
 
 def test_answers_are_weighted_by_the_images_of_each_target(sweep, capsys):
@@ -51,14 +56,14 @@ def test_answers_are_weighted_by_the_images_of_each_target(sweep, capsys):
     sweep("MTCT", 0, answers={"n": 10, "label": 0.9, "chain": 0.4, "unparsed": 0.1})
     sweep("MTCT", 1, answers={"n": 30, "label": 0.5, "chain": 0.4, "unparsed": 0.1})
     sweep("LabelSFT", 0, answers={"n": 10, "label": 0.7, "chain": None, "unparsed": None})
-    demo.print_answers(list(demo.finished_runs(sweep.folder)))
+    summary.print_answers(list(summary.finished_runs(sweep.folder)))
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if "%" in line}
     assert lines == {"MTCT": ["60%", "40%", "10%"], "LabelSFT": ["70%", "-", "-"]}
 
 
 def test_share_kept_by_every_round_is_printed(sweep, capsys):
     sweep("RDMLDG", 2, sarr1_accepted=0.605, sarr2_accepted=0.852, loss=1.0)
-    demo.print_accepted(list(demo.finished_runs(sweep.folder)), DOMAINS)
+    summary.print_accepted(list(summary.finished_runs(sweep.folder)), DOMAINS)
     assert "RDMLDG, target sketch" in (printed := capsys.readouterr().out)
     assert "round 1 60%, round 2 85%" in printed
 
@@ -71,7 +76,7 @@ def test_the_chain_shown_is_a_right_one_of_the_target_domain(sweep, capsys):
         prediction(2, None, parsed=False),
     ]
     sweep("RDMLDG", 2, predictions=lines)
-    demo.print_chain(list(demo.finished_runs(sweep.folder)), DOMAINS)
+    summary.print_chain(list(summary.finished_runs(sweep.folder)), DOMAINS)
     printed = capsys.readouterr().out
     assert "chain for sketch/7, in the target domain sketch" in printed
     assert "  <CONCLUSION>dax</CONCLUSION>" in printed
@@ -80,14 +85,78 @@ def test_the_chain_shown_is_a_right_one_of_the_target_domain(sweep, capsys):
 
 def test_without_correct_chains_a_wrong_one_is_shown_as_wrong(sweep, capsys):
     sweep("RDMLDG", 2, predictions=[prediction(2, "fep")])
-    demo.print_chain(list(demo.finished_runs(sweep.folder)), DOMAINS)
+    summary.print_chain(list(summary.finished_runs(sweep.folder)), DOMAINS)
     assert "true class: dax; 0 of 1 chains" in capsys.readouterr().out
 
 
 def test_every_row_is_explained_even_before_anything_has_run(capsys):
-    demo.print_summary([], DOMAINS)
+    summary.print_summary([], DOMAINS, list(summary.ROWS))
     printed = capsys.readouterr().out
-    assert [name for name in demo.ROWS if f"  {name} " not in printed] == []
+    assert [name for name in summary.ROWS if f"  {name} " not in printed] == []
+
+
+def test_claims_are_printed_with_intervals_whatever_they_show(sweep, capsys):
+    """Differences -10, -10, -10, -10 and 0, 10, 0, -10: below, and nothing shown; OfficeHome: 88.76 - 89.39."""
+    for target, mtct in enumerate((0.8, 0.9, 0.8, 0.7)):
+        sweep("LabelSFT", target, answers={"n": 10, "label": 0.9, "chain": None, "unparsed": None})
+        sweep("ReasoningSFT", target, answers={"n": 10, "label": None, "chain": 0.8, "unparsed": 0.0})
+        sweep("MTCT", target, answers={"n": 10, "label": 0.9, "chain": mtct, "unparsed": 0.0})
+    summary.print_claims(list(summary.finished_runs(sweep.folder)), "OfficeHome")
+    printed = capsys.readouterr().out
+    assert re.search(r"reasoning only against label only +-10\.0 ±  0\.0  below +paper -0\.6", printed)
+    assert re.search(
+        r"MTCT's chain against reasoning only +[+-]0\.0 ± 13\.0  no difference shown +paper \+1\.8", printed
+    )
+    assert "RD-MLDG" not in printed
+
+
+def test_one_target_domain_has_no_interval(sweep, capsys):
+    sweep("RDMLDG", 2, answers={"n": 10, "label": 0.9, "chain": 0.8, "unparsed": 0.0})
+    sweep("MTCT", 2, answers={"n": 10, "label": 0.9, "chain": 0.7, "unparsed": 0.0})
+    summary.print_claims(list(summary.finished_runs(sweep.folder)), "OfficeHome")
+    assert re.search(r"RD-MLDG's chain against MTCT's +\+10\.0 ± +\?  one domain: no interval", capsys.readouterr().out)
+
+
+def test_rows_of_the_regimes_have_the_studys_settings_and_rates(tmp_path, monkeypatch):
+    """The learning rates are those that the study selected; before that, the middle of its grid."""
+    monkeypatch.setattr(regimes, "PUBLISHED_RATES", tmp_path / regimes.RATES_FILE)
+    jobs = demo.regime_jobs("ClearCreaturesReasoning", tmp_path, [0, 2], None)
+    assert list(jobs) == list(summary.ROWS) and {len(own) for own in jobs.values()} == {2}
+    hparams = {name: json.loads(own[0].arguments["hparams"]) for name, own in jobs.items()}
+    assert {its["lr"] for name, its in hparams.items() if name != "MLLMZeroShot"} == {regimes.COMMON_RATE}
+    assert "none selected yet" in demo.describe_rates("clear")
+    balanced = hparams[summary.BALANCED]
+    assert balanced.pop("gradient_balance") == "norm" and balanced == hparams["RDMLDG"]
+    assert jobs["RDMLDG"][0].sweep != jobs[summary.BALANCED][0].sweep  # one table cannot distinguish them
+
+    (tmp_path / regimes.RATES_FILE).write_text('{"clear": {"MTCT": 6e-3}}')
+    jobs = demo.regime_jobs("ClearCreaturesReasoning", tmp_path, [0], 5)
+    of_mtct = jobs["MTCT"][0].arguments
+    assert json.loads(of_mtct["hparams"])["lr"] == 6e-3 and of_mtct["steps"] == of_mtct["checkpoint_freq"] == 5
+    assert "MTCT 0.006" in demo.describe_rates("clear")
+
+
+def test_target_domains_are_checked():
+    assert demo.target_domains("") == [0, 1, 2, 3] and demo.target_domains("2, 0") == [2, 0]
+    with pytest.raises(ValueError, match=r"no target domain '4'; available: 0 \(photo\)"):
+        demo.target_domains("4")
+
+
+@pytest.mark.slow
+def test_demo_of_a_regime_runs_resumes_and_prints_tables(tmp_path, domainbed_root):
+    """Three updates of every row, one target; the second run has nothing to train."""
+    if "standin" not in str(domainbed_root):
+        pytest.skip("once is enough: the jobs are those of the study")
+    arguments = ("-m", "domainbed_reasoning.sweeps.demo", "--targets", "2", "--steps", "3", "--output_dir", tmp_path)
+    variables = {"CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for _ in range(2):
+        done = run_python(*map(str, arguments), cwd=tmp_path, env=environment(domainbed_root, **variables))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert all(f"  {name} " in done.stdout for name in summary.ROWS)
+        assert "What these numbers say" in done.stdout and "What they do not say" in done.stdout
+        assert done.stdout.count("\nRDMLDG  ") >= 2  # in the tables of both folders
+    assert len(list(tmp_path.rglob("done"))) == len(summary.ROWS)
+    assert set(creatures.REGIME_OF) == set(demo.PAPERS_DATASETS)
 
 
 def test_real_images_need_their_folder(capsys):

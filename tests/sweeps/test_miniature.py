@@ -149,7 +149,7 @@ def test_rows_are_written_again_as_they_were_and_tables_say_who_won(tmp_path, ca
         write_job(job_of(arm("ReasoningSFT"), "rho8", target, 1, tmp_path), alone["chain"], answers=alone)
     write_job(job_of(arm("RDMLDG"), "rho8", 0, 1, tmp_path), 0.5, sarr1_accepted=0.75)
     results = tmp_path / "results"
-    miniature_table.write(tmp_path, results)
+    miniature_table.write(tmp_path, results, miniature)
     with (results / "rows.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["row"] for row in rows].count("MTCT") == 4
@@ -164,13 +164,13 @@ def test_rows_are_written_again_as_they_were_and_tables_say_who_won(tmp_path, ca
     # Where a row was run is not overwritten by where it is tabulated.
     text = (results / "rows.csv").read_text().replace(first["hardware"], "another machine, elsewhere")
     (results / "rows.csv").write_text(text)
-    miniature_table.write(tmp_path, results)
+    miniature_table.write(tmp_path, results, miniature)
     assert (results / "rows.csv").read_text() == text
     # What a job says of its commit stands above what an earlier table had, of the run that it took the place of.
     job = job_of(arm("MTCT"), "rho8", 0, 1, tmp_path)
     recorded = {"domainbed-reasoning": {"version": "0.1.0", "commit": "0123456789abcdef", "modified": False}}
     (job.folder / "versions.json").write_text(json.dumps(recorded))
-    miniature_table.write(tmp_path, results)
+    miniature_table.write(tmp_path, results, miniature)
     with (results / "rows.csv").open(newline="") as file:
         commits = {(row["row"], row["target"]): row["commit"] for row in csv.DictReader(file)}
     assert commits.pop(("MTCT", "photo")) == "0123456"
@@ -193,12 +193,12 @@ def described(name, **changes):
 
 
 def test_captions_are_read_as_the_class_whose_parts_they_name():
-    assert miniature_table.described_class(prediction("dax", "dax", described("dax"))["chain"]) == "dax"
+    assert miniature.described_class(prediction("dax", "dax", described("dax"))["chain"]) == "dax"
     altered = described("dax", head="eared")
-    assert miniature_table.described_class(prediction("dax", "dax", altered)["chain"]) == "dax"
-    assert miniature_table.described_class(shapes.chain(0, 1, "other")) == shapes.CLASS_NAMES[1]
-    assert miniature_table.described_class(prediction("dax", "dax", "round, horned")["chain"]) is None
-    assert miniature_table.described_class("no chain") is None
+    assert miniature.described_class(prediction("dax", "dax", altered)["chain"]) == "dax"
+    assert miniature.described_class(shapes.chain(0, 1, "other")) == shapes.CLASS_NAMES[1]
+    assert miniature.described_class(prediction("dax", "dax", "round, horned")["chain"]) is None
+    assert miniature.described_class("no chain") is None
 
 
 def test_faithfulness_counts_captions_conclusions_and_the_misleading_cue():
@@ -210,19 +210,23 @@ def test_faithfulness_counts_captions_conclusions_and_the_misleading_cue():
         prediction("dax", "wug", described("wug")),
         prediction("dax", cue, described("dax")),
     ]
-    found = miniature_table.faithfulness(lines)
+    found = miniature_table.faithfulness(lines, miniature)
     assert found == {"caption_right": 0.5, "follows_caption": 0.5, "follows_cue": 0.25}
     broken = {"label": "dax", "label_answer": "dax", "chain_answer": None, "chain": "<SUMMARY>a</SUMMARY><CAPT"}
-    found = miniature_table.faithfulness([*lines, *[broken] * 4])
+    found = miniature_table.faithfulness([*lines, *[broken] * 4], miniature)
     assert found == {"caption_right": 0.25, "follows_caption": 0.25, "follows_cue": 0.125}
-    assert miniature_table.faithfulness([broken]) == {"caption_right": 0, "follows_caption": 0, "follows_cue": 0}
+    assert miniature_table.faithfulness([broken], miniature) == {
+        "caption_right": 0,
+        "follows_caption": 0,
+        "follows_cue": 0,
+    }
     label_only = [{"label": "dax", "label_answer": cue, "chain_answer": None, "chain": None}]
-    assert miniature_table.faithfulness(label_only) == {"follows_cue": 1.0}
+    assert miniature_table.faithfulness(label_only, miniature) == {"follows_cue": 1.0}
 
 
 def test_design_is_printed_with_completed_jobs(tmp_path, capsys, monkeypatch):
     write_job(job_of(arm("MTCT"), "rho8", 0, 1, tmp_path), 0.5)
-    assert main(["--design", "--output_dir", str(tmp_path)]) == 0
+    assert main(["--study", "miniature", "--design", "--output_dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"MTCT +MTCT +121 +40 +1 ", printed)
     assert f"{len(miniature.cells())} jobs. The first: python -m domainbed.scripts.train" in printed
@@ -243,7 +247,7 @@ def test_completed_jobs_are_not_rerun_and_remains_of_dead_ones_are_removed(tmp_p
 def test_one_process_at_a_time_runs_the_jobs_of_a_folder(tmp_path, capsys):
     """A second would remove the folders of the first's running jobs."""
     with restart.sole_launch(tmp_path):
-        assert main(["--run", "--output_dir", str(tmp_path)]) == 1
+        assert main(["--study", "miniature", "--run", "--output_dir", str(tmp_path)]) == 1
     assert f"{tmp_path} is being launched by another process" in capsys.readouterr().err
     assert not (tmp_path / "rho0").exists()
 
@@ -252,6 +256,6 @@ def test_the_choice_is_printed_with_its_measurements(tmp_path, capsys):
     for regime, target in miniature.CHOICE_CELLS:
         job = job_of(weights()[0], regime, target, miniature.CHOICE_SEED, tmp_path / "choice", target_per_class=1)
         write_job(job, 0.1)
-    miniature.print_choice(tmp_path)
+    miniature.report_choice(tmp_path)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(weights()[0].name))
     assert line.endswith("0.900   [0.9, 0.9, 0.9, 0.9]")

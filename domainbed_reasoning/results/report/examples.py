@@ -13,7 +13,7 @@ from PIL import Image
 
 from domainbed_reasoning.chains.chain import STAGES, ChainError
 from domainbed_reasoning.chains.reader import read_chain
-from domainbed_reasoning.images import shapes
+from domainbed_reasoning.images import creatures, shapes
 from domainbed_reasoning.images import user_datasets as custom
 from domainbed_reasoning.images.decode import file_below, read_rgb
 from domainbed_reasoning.jobs.job_files import numbered_lines
@@ -147,4 +147,7 @@ def _pictures(job: JobFolder, data_dir: str | None) -> OpenPicture:
         picture: Image.Image = read_rgb(file_below(place / folder, name), draft=2 * _EDGE)
         return picture
 
-    return render if dataset == "ShapesReasoning" else open_file
+    def creature(env: int, index: int, name: str) -> Image.Image:
+        return creatures.render(creatures.REGIME_OF[dataset], env, index)
+
+    return creature if dataset in creatures.REGIME_OF else render if dataset == "ShapesReasoning" else open_file
