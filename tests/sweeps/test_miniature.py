@@ -232,14 +232,13 @@ def test_design_is_printed_with_completed_jobs(tmp_path, capsys, monkeypatch):
     assert f"{len(miniature.cells())} jobs. The first: python -m domainbed.scripts.train" in printed
 
 
-def test_completed_jobs_are_not_rerun_and_remains_of_dead_ones_are_removed(tmp_path, monkeypatch):
+def test_completed_jobs_are_not_rerun_and_remains_of_dead_ones_are_removed(tmp_path):
     done, dead, new = (job_of(arm("ERM"), "rho0", target, 1, tmp_path) for target in range(3))
     write_job(done, 0.5)
     dead.folder.mkdir(parents=True)
     (dead.folder / "results.jsonl").write_text("of a job that died")
     launched = []
-    monkeypatch.setattr(miniature, "forked_launcher", lambda commands: launched.extend(commands) or [])
-    assert miniature.run([done, dead, new], tmp_path) == 0
+    assert miniature.run([done, dead, new], tmp_path, lambda commands: launched.extend(commands) or []) == 0
     assert launched == [dead.command, new.command]
     assert not (dead.folder / "results.jsonl").exists() and done.done
 
