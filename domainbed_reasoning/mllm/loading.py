@@ -13,6 +13,7 @@ from domainbed_reasoning.mllm.devices import free_memory
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
 from domainbed_reasoning.mllm.family_plugins import discover, entry_of
 from domainbed_reasoning.mllm.opening import EMBEDDED, check_weights, hub_arguments, loading, read_config
+from domainbed_reasoning.mllm.opening import TINY as TINY
 from domainbed_reasoning.mllm.sealed import import_bitsandbytes
 from domainbed_reasoning.mllm.towers import PROJECTOR
 
@@ -30,7 +31,7 @@ def resolve(model: str, revision: str | None = None) -> str:
         ModelError: no such folder, repository or revision, or the hub is unreachable; says what to do.
     """
     if revision is not None and (model in EMBEDDED or pathlib.Path(model).expanduser().is_dir()):
-        what = "an embedded model" if model in EMBEDDED else "a folder"
+        what = "the embedded model" if model in EMBEDDED else "a folder"
         raise ModelError(
             f"revision {revision!r} selects a version of a hub repository, but model {model!r} is {what}. Leave "
             f"revision out, or download that version: hf download REPOSITORY --revision {revision} --local-dir FOLDER."
