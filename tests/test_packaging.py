@@ -74,15 +74,14 @@ def _names(packages):
     return {path.name for path in packages.iterdir() if path.name != "__pycache__"}
 
 
-def test_the_wheel_holds_every_module_the_tiny_model_the_bundled_chains_and_the_startup_files(wheel):
+def test_the_wheel_holds_every_module_the_tiny_models_the_bundled_chains_and_the_startup_files(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {"_domainbed_reasoning_hook.py", "domainbed_reasoning/py.typed"}
     expected |= {"domainbed_reasoning.pth", "domainbed_reasoning.start"}
     package = CHECKOUT / "domainbed_reasoning"
     expected |= {f"domainbed_reasoning/{path.relative_to(package).as_posix()}" for path in package.rglob("*.py")}
-    expected |= {
-        f"domainbed_reasoning/mllm/tiny_model/{path.name}" for path in (package / "mllm" / "tiny_model").iterdir()
-    }
+    for model in ("tiny_model", "tiny_creatures"):
+        expected |= {f"domainbed_reasoning/mllm/{model}/{path.name}" for path in (package / "mllm" / model).iterdir()}
     bundles = package / "chains" / "bundles"
     expected |= {f"domainbed_reasoning/chains/bundles/{path.name}" for path in bundles.iterdir()}
     expected |= {f"domainbed_reasoning/chains/bundles/PACS{end}" for end in (".jsonl.xz", ".jsonl.xz.sha256", ".md")}
@@ -107,7 +106,8 @@ def test_the_metadata_names_the_license_the_python_versions_and_what_is_optional
     assert of_domainbed == {"backpack-for-pytorch", "gdown", "imageio", "parameterized", "timm", "wilds"}
     assert not of_domainbed & set(required)
     versions = {text.rpartition(" :: ")[2] for text in metadata.get_all("Classifier") if "Python :: 3." in text}
-    assert versions == {"3.11", "3.12", "3.13", "3.14"} and metadata.get_all("Project-URL") is None
+    assert versions == {"3.11", "3.12", "3.13", "3.14"}
+    assert {url.partition(", ")[0] for url in metadata.get_all("Project-URL")} == {"Paper", "DomainBed"}
 
 
 def test_an_installed_package_is_in_stock_sweeps_and_leaves_nothing_behind(wheel, environment, tmp_path):
