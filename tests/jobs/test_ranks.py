@@ -154,6 +154,7 @@ def test_baseline_is_refused_by_one_rank(torchrun, tmp_path):
     assert printed.count("Traceback") == 1
 
 
+@pytest.mark.slow
 def test_ranks_with_other_arguments_are_refused_by_one_rank(torchrun, tmp_path):
     own = ["bash", "-c", f'exec {sys.executable} -m {TRAIN} "$@" --seed $RANK', "bash"]
     printed = refused(torchrun(tmp_path / "job", 2, command=own, before=["--no-python"]))
