@@ -341,8 +341,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     processor = build_processor(tokenizer)
     model = build_model(tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    words = [arguments.output.name if word == str(arguments.output) else word for word in argv or sys.argv[1:]]
     record: dict[str, Any] = {
-        "command": "python -m domainbed_reasoning.sweeps.miniature.tiny_model " + " ".join(argv or sys.argv[1:])
+        "command": " ".join(["python -m domainbed_reasoning.sweeps.miniature.tiny_model", *words])
     }
     if of_shapes:
         lessons: list[Any] = list(tiny_corpus.lessons(arguments.lessons, seed=1, noise=arguments.study_name_noise))
