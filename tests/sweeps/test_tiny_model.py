@@ -182,4 +182,5 @@ def test_script_writes_a_folder_that_loads_and_whose_losses_fell(tmp_path, capsy
     assert loaded.dtype == torch.float16
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["steps"] == 12
+    assert str(tmp_path.parent) not in record["command"] and f"--output {tmp_path.name} " in record["command"]
     assert set(record["zero_shot"]["label"]) == set(shapes.DOMAINS)
