@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -24,7 +22,6 @@ from domainbed_reasoning.annotate.pipeline import (
 from domainbed_reasoning.annotate.teacher import Request, TeacherError, read_picture, seed_of
 from domainbed_reasoning.chains.rules import Rules
 from domainbed_reasoning.chains.store import ChainWriter, Record
-from domainbed_reasoning.images.decode import reject_truncated_images
 
 
 @dataclass(frozen=True)
@@ -71,34 +68,13 @@ class BatchAnnotation(Annotation):
         self._without_chain, self._poll, self._retries = without_chain, poll, retries
         self._stopping = asyncio.Event()
 
-    async def run(self, jobs: Iterable[PendingImage]) -> Summary:
-        """Submit, poll and collect until every job is done; on Ctrl-C, batches stay open for the next run.
-
-        Raises:
-            TeacherError: the provider cannot be used.
-            ChainFileError: the chain file was deleted, replaced or truncated during the run.
-            OSError: it or the journal cannot be written.
-        """
-        began = time.monotonic()
-        with suppress(NotImplementedError, ValueError, RuntimeError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
-        try:
-            with reject_truncated_images():
-                await self._work_off({job.picture.path: job for job in jobs})
-        finally:
-            self.summary.seconds = time.monotonic() - began
-            self._account()
-            await self._teacher.close()
-            self._writer.sync()
-        if self._unwritten is not None:
-            raise self._unwritten
-        return self.summary
-
     def _interrupt(self) -> None:
         self._stop("interrupted")
         self._stopping.set()
 
-    async def _work_off(self, jobs: dict[str, PendingImage]) -> None:
+    async def _work_off(self, jobs: Iterable[PendingImage]) -> None:
+        """Submit, poll and collect until every job is done; on Ctrl-C, batches stay open for the next run."""
+        by_path = {job.picture.path: job for job in jobs}
         for batch in list(self._journal.batches):
             if not batch.batch_id:
                 await self._adopt(batch)
@@ -106,12 +82,12 @@ class BatchAnnotation(Annotation):
         for batch in self._journal.batches:
             self._budget.reserve(len(batch.requests), sent=True)
             for asked in batch.requests:
-                if (job := jobs.get(asked.image)) is not None:
+                if (job := by_path.get(asked.image)) is not None:
                     draws[asked.image, asked.attempt] = Draw(job, asked.attempt, self._end(job))
                 elif (job := self._without_chain.get(asked.image)) is not None:  # beyond --limit: no further candidate
                     draws[asked.image, asked.attempt] = Draw(job, asked.attempt, asked.attempt + 1)
-        open_images = self._journal.images
-        waiting = deque(Draw(job, job.first, self._end(job)) for path, job in jobs.items() if path not in open_images)
+        opened = self._journal.images
+        waiting = deque(Draw(job, job.first, self._end(job)) for path, job in by_path.items() if path not in opened)
         while True:
             while waiting and not self.summary.stopped and await self._submit(waiting, draws):
                 pass

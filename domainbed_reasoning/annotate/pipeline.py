@@ -241,13 +241,12 @@ class Annotation:
             OSError: it cannot be written.
         """
         began = time.monotonic()
-        waiting = iter(jobs)
-        self._listen_for_interrupt()
+        # Outside of the main thread and on Windows, Ctrl-C ends the run at once; no received answer is lost.
+        with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
         try:
             with reject_truncated_images():
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(self._teacher.concurrency):
-                        group.create_task(self._work(waiting))
+                await self._work_off(jobs)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
@@ -270,16 +269,15 @@ class Annotation:
         summary.dollars = budget.spent
         summary.unknown, summary.unknown_dollars = budget.unknown, budget.unknown_dollars
 
-    def _listen_for_interrupt(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _interrupt(self) -> None:
+        self._stop("interrupted")
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
-        def interrupted() -> None:
-            self._stop("interrupted")
-            loop.remove_signal_handler(signal.SIGINT)
-
-        # Outside of the main thread and on Windows, Ctrl-C ends the run at once; no received answer is lost.
-        with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
-            loop.add_signal_handler(signal.SIGINT, interrupted)
+    async def _work_off(self, jobs: Iterable[PendingImage]) -> None:
+        waiting = iter(jobs)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._teacher.concurrency):
+                group.create_task(self._work(waiting))
 
     async def _work(self, waiting: Iterator[PendingImage]) -> None:
         for job in waiting:
