@@ -263,7 +263,7 @@ def test_every_verb_runs_from_the_wheel_in_the_clone_that_is_the_working_directo
         (("export", "--job", job, "--output", tmp_path / "adapter"), "Wrote the adapters to "),
         (("predict", "--job", tmp_path / "adapter", "--answer", "label", image), f"{image}\t"),
         (("push", tmp_path / "adapter", "me/adapter", "--dry-run"), "nothing was uploaded"),
-        (("pull", "me/adapter", "--output", tmp_path / "pulled"), "The Hub: ", 1),
+        (("pull", "me/adapter", "--output", tmp_path / "pulled"), "Check the connection to http://127.0.0.1:9", 1),
         (("get-data", "PACS", "--from", pacs, "--data-dir", tmp_path / "got", "--any-counts"), "PACS"),
         (("analyze", "divergence", *shapes, "--output", tmp_path / "analysis"), "divergence_"),
         (("analyse", "sarr-rounds", job), "sarr_rounds_"),

@@ -284,7 +284,7 @@ def check_model(model: str, revision: str | None = None, trust_remote_code: bool
 
         family, rows = inspect_model(model, revision, trust_remote_code)
     except (ImportError, ValueError) as error:
-        yield Finding(str(error), "use another model, or see the message", True)
+        yield Finding(str(error), "follow the message, or use another model", True)
         return
     yield Finding(family)
     for tried, found, cost in rows:

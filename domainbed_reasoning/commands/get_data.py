@@ -10,6 +10,7 @@ from domainbed_reasoning.commands import hub_repository
 from domainbed_reasoning.commands.arguments import Parser
 from domainbed_reasoning.commands.check import compare
 from domainbed_reasoning.images import camera_traps, obtain, sources
+from domainbed_reasoning.images.catalog import STOCK
 
 HUB = "hub:"
 EXAMPLES = """\
@@ -49,7 +50,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the images, compare the counts, and return 1 if they differ."""
-    dataset = obtain.known(args.dataset)
+    dataset = STOCK[args.dataset]
     if args.annotations and (dataset.name != "TerraIncognita" or args.source.startswith(HUB)):
         raise ValueError("--annotations is for TerraIncognita from a folder or an archive. Omit it.")
     with hub_repository.without_token():

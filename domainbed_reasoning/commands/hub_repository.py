@@ -51,4 +51,6 @@ def without_token() -> Iterator[None]:
         shown = redact(message, huggingface_hub.get_token() or "")
         if shown == message and not type(error).__module__.startswith(("huggingface_hub.", "http")):
             raise
-        raise OSError(f"The Hub: {shown[:600]}") from None
+        unreachable = f". Check the connection to {huggingface_hub.constants.ENDPOINT} and rerun the command."
+        hint = unreachable if type(error).__name__ in ("ConnectError", "ConnectTimeout") else ""
+        raise OSError(f"The Hub: {shown[:600]}{hint}") from None

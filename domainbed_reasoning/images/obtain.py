@@ -216,8 +216,3 @@ def count_problems(dataset: ImageFolder, on_disk: FolderScan) -> Iterator[str]:
         for label, expected in zip(dataset.classes, published.get(domain, ()), strict=False):
             if found[domain, label] != expected:
                 yield f"{domain}/{label}: {found[domain, label]:,} images; {expected:,} published."
-
-
-def known(name: str) -> ImageFolder:
-    """Return one of `DATASETS`."""
-    return STOCK[name]
