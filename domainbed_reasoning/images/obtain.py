@@ -20,7 +20,7 @@ from pathlib import Path
 from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.files.locks import lock
 from domainbed_reasoning.files.plain import read_plain_text
-from domainbed_reasoning.images.catalog import STOCK, FolderScan, ImageFolder, scan
+from domainbed_reasoning.images.catalog import FolderScan, ImageFolder, scan
 from domainbed_reasoning.images.sources import SourceError, SourceImage
 
 DATASETS = ("PACS", "VLCS", "OfficeHome", "TerraIncognita")
