@@ -318,8 +318,12 @@ def _time(hours: float) -> str:
 
 def _is_measured(rates: Mapping[str, Rate], hparams: dict[str, Any]) -> bool:
     """Return whether every rate that the hours of these hyper-parameters rest on was measured."""
-    used = ["training_mfu", "prefill_mfu", "bandwidth", "step_overhead"]
-    if hparams["quantize"] != "none":
+    from domainbed_reasoning.sweeps import costs
+
+    used, quantized = ["training_mfu", "prefill_mfu", "bandwidth"], hparams["quantize"] != "none"
+    greedy = hparams.get("votes", 1) == 1 and costs.labels_greedily(hparams)
+    used.append("step_overhead" if costs.has_graphs(quantized, greedy) else "launch_overhead")
+    if quantized:
         used.append(f"{hparams['quantize']}_slowdown")
     if hparams.get("gradient_checkpointing"):
         used.append("checkpointing")
