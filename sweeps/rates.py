@@ -37,7 +37,7 @@ ASSUMED: Mapping[str, Rate] = {
     "training_mfu": Rate(0.35, "share of peak FLOPS; best published for text LoRA on a 7B model: 42.8% (NeMo)"),
     "prefill_mfu": Rate(0.35, "share of peak FLOPS during prefill; as in training"),
     "bandwidth": Rate(0.6, "share of peak memory bandwidth during decoding"),
-    "step_overhead": Rate(0.002, "minimum seconds per token where CUDA graphs replay decoding steps; never run on CUDA"),
+    "step_overhead": Rate(0.002, "minimum seconds per token: CUDA graphs replay decoding steps (never run on CUDA)"),
     "launch_overhead": Rate(0.03, "the same where Python launches it: sampled chains, quantized models"),
     "nf4_slowdown": Rate(1.3, "training time against bfloat16; measured on the CPU"),
     "int8_slowdown": Rate(2.1, "training time against bfloat16; measured on the CPU"),
