@@ -293,8 +293,10 @@ def _memory_lines(memory: MemoryEstimate, gib: float, hparams: dict[str, Any]) -
 def _fixes(needed: Callable[[dict[str, Any]], float], gib: float, hparams: dict[str, Any]) -> dict[str, Any] | None:
     """Return the changes, least costly first, after which the job fits, or None."""
     changes: dict[str, Any] = {}
-    for name, value in (("micro_batch", 1), ("eval_batch", 16), ("gradient_checkpointing", True), ("quantize", "nf4")):
-        if name in hparams and hparams[name] != value:
+    smaller = (("eval_batch", 64), ("micro_batch", 1), ("eval_batch", 16))
+    for name, value in (*smaller, ("gradient_checkpointing", True), ("quantize", "nf4")):
+        now = {**hparams, **changes}.get(name, value)
+        if now > value if (name, value) in smaller else now != value:
             changes[name] = value
             if needed(changes) <= gib:
                 return changes
