@@ -83,6 +83,7 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         ImportError: DomainBed, which the algorithms subclass, is not found.
     """
     from domainbed_reasoning.mllm.adapters import experts_note
+    from domainbed_reasoning.mllm.decoding import FEWEST
     from domainbed_reasoning.sweeps import costs
     from domainbed_reasoning.sweeps import rates as gpu_rates
 
@@ -103,6 +104,8 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     def needed(changes: dict[str, Any]) -> float:
         return _without_copy(costs.memory_of(shape, lengths, {**hparams, **changes}))
 
+    while hparams["eval_batch"] > FEWEST and needed({}) > gpu.gib:  # as jobs do, see `decoding.slots_that_fit`
+        hparams["eval_batch"] //= 2
     memory = costs.memory_of(shape, lengths, hparams)
     schedule = schedule_of(algorithm, hparams, data, args.steps)
     experts = experts_note(shape.fused, shape.weights)
@@ -293,10 +296,8 @@ def _memory_lines(memory: MemoryEstimate, gib: float, hparams: dict[str, Any]) -
 def _fixes(needed: Callable[[dict[str, Any]], float], gib: float, hparams: dict[str, Any]) -> dict[str, Any] | None:
     """Return the changes, least costly first, after which the job fits, or None."""
     changes: dict[str, Any] = {}
-    smaller = (("eval_batch", 64), ("micro_batch", 1), ("eval_batch", 16))
-    for name, value in (*smaller, ("gradient_checkpointing", True), ("quantize", "nf4")):
-        now = {**hparams, **changes}.get(name, value)
-        if now > value if (name, value) in smaller else now != value:
+    for name, value in (("micro_batch", 1), ("eval_batch", 16), ("gradient_checkpointing", True), ("quantize", "nf4")):
+        if name in hparams and hparams[name] != value:
             changes[name] = value
             if needed(changes) <= gib:
                 return changes
