@@ -102,7 +102,11 @@ MODEL_HPARAMS = {
         512, None, "twice the paper's chains (about 250 tokens)", embedded=112, allowed=integer(1)
     ),
     "eval_batch": Hparam(
-        64, None, "images per generation batch; an 8B model needs 4 GiB of KV cache for 64", allowed=integer(1)
+        256,
+        None,
+        "answers generated at a time, fewer where they do not fit; an 8B model needs 12 GiB of KV cache for 256",
+        embedded=64,
+        allowed=integer(1),
     ),
     "first_evaluation": Hparam(
         0,

@@ -16,6 +16,7 @@ from domainbed_reasoning.method.objective import check_shares
 from domainbed_reasoning.method.schedule import Stage
 from domainbed_reasoning.method.stage_run import StageRun
 from domainbed_reasoning.mllm.adapters import LoraSettings
+from domainbed_reasoning.mllm.decoding import FEWEST
 from domainbed_reasoning.mllm.devices import job_device
 from domainbed_reasoning.mllm.model import load_mllm
 from domainbed_reasoning.mllm.pixels import resize, to_uint8
@@ -75,7 +76,8 @@ class TrainedMLLM(SessionAlgorithm):
                 "'rslora', or set average_adapters to false."
             )
         self.average = AdapterAverage() if trains and hparams.get("average_adapters") else None
-        self.snapshots = Snapshots(self.mllm, self.mllm.cache_bytes(asked.batch, asked.q_reason, asked.max_new_tokens))
+        rows = min(asked.batch, FEWEST)
+        self.snapshots = Snapshots(self.mllm, self.mllm.cache_bytes(rows, asked.q_reason, asked.max_new_tokens))
         self.log = StageLog(type(self).__name__, self.schedule)
         self.run: StageRun | None = None
         self.shares: dict[str, float] = {}

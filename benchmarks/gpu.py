@@ -218,6 +218,8 @@ def _answers_and_scores(bench: Bench, samples: BenchmarkSamples) -> None:
         for how, model in (("merged", frozen), ("unmerged", mllm)):
             what = f"chains, {how}, batch {batch}"
             bench.tried(what, lambda model=model, what=what, batch=batch: _chains(bench, what, model, batch))
+    batch = bench.answer_batches[0]
+    bench.tried("chains, sampled", lambda: _chains(bench, "chains, sampled", frozen, batch, temperature=1.0))
     for classes in (7, 65):
         bench.tried(f"scored by {classes} names", lambda classes=classes: _scores(bench, frozen, classes))
 
@@ -227,14 +229,16 @@ def _pictures(bench: Bench, count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, bench.edge, bench.edge), dtype=torch.uint8, generator=pixels)
 
 
-def _chains(bench: Bench, what: str, mllm: Any, batch: int) -> None:
+def _chains(bench: Bench, what: str, mllm: Any, batch: int, temperature: float = 0.0) -> None:
     """Time prompts with one token and with all: the difference is decoding."""
     pictures, question, repeats = _pictures(bench, batch), "What is this? " * 8, max(1, bench.repeats // 3)
-    prefill, _ = bench.time(lambda: mllm.generate(pictures, question, 1), repeats)
-    whole, memory = bench.time(lambda: mllm.generate(pictures, question, bench.new_tokens), repeats)
+    prefill, _ = bench.time(lambda: mllm.generate(pictures, question, 1, temperature), repeats)
+    whole, memory = bench.time(lambda: mllm.generate(pictures, question, bench.new_tokens, temperature), repeats)
     a_token = (whole - prefill) / (bench.new_tokens - 1)
     prompt = mllm.prompt(question)["input_ids"].shape[1]
-    if what.startswith("chains, merged"):
+    if temperature > 0:
+        bench.rates["launch_overhead"] = a_token
+    elif what.startswith("chains, merged"):
         flops = batch * costs.prefill_flops(bench.shape, prompt)
         bench.rates["prefill_mfu"] = flops / prefill / (bench.sheet.tflops * 1e12)
         moved = costs.bytes_of_a_token(bench.shape, batch, prompt + bench.new_tokens / 2)

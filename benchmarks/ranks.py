@@ -83,7 +83,7 @@ def seconds_of(
         adapters: trained weights.
         shape: of the model.
         hparams: of the job.
-        token: minimum seconds of a decoding step; 0 with CUDA graphs.
+        token: minimum seconds of a decoding step.
     """
     data, gpu = DATA[DATASET], roofline.GPU
     batch = hparams["batch_size"] * (data.domains - 1)
@@ -161,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ratios = []
     print(f"RD-MLDG on {DATASET}, {roofline.MODEL}, {world} GPUs against one, counted")
     print(describe_update(world, batch, hparams["micro_batch"], adapters))
-    for how, token in (("launched from Python", ASSUMED["step_overhead"].value), ("in CUDA graphs", 0.0)):
+    for how, rate in (("launched from Python", "launch_overhead"), ("in CUDA graphs", "step_overhead")):
+        token = ASSUMED[rate].value
         one, several = (seconds_of(count, micro, adapters, shape, hparams, token) for count in (1, world))
         print(f"\ndecoding steps {how}\n{describe(one, several, world)}")
         ratios.append(one.total / several.total)

@@ -346,10 +346,10 @@ def hours_of(
     training = samples * training_flops(shape, lengths, *paths) / (peak * rates["training_mfu"].value) * slow
     if hparams.get("gradient_checkpointing"):
         training *= rates["checkpointing"].value
-    a_chain = seconds_to_write(shape, lengths, gpu, hparams, rates)
+    a_chain = seconds_to_write(shape, lengths, gpu, hparams, rates, labels_greedily(hparams))
     batch = hparams["eval_batch"] if _looks_ahead(hparams) else min(STOCK_BATCH, hparams["eval_batch"])
-    at_a_time = {**hparams, "eval_batch": batch}
-    chain = seconds_to_write(shape, lengths, gpu, at_a_time, rates) * hparams.get("votes", 1)
+    at_a_time, votes = {**hparams, "eval_batch": batch}, hparams.get("votes", 1)
+    chain = seconds_to_write(shape, lengths, gpu, at_a_time, rates, votes == 1) * votes
     label = seconds_to_score(shape, lengths, data.classes, gpu, hparams, rates)
     rounds = sum(stage.round > 0 for stage in schedule.stages)
     if evaluations is None and _labels_are_answers(hparams):
@@ -376,26 +376,42 @@ def _looks_ahead(hparams: Mapping[str, Any]) -> bool:
 
 def _labels_are_answers(hparams: Mapping[str, Any]) -> bool:
     """Return whether a round reuses the chains of the previous evaluation as its own."""
-    greedy = hparams.get("temperature", 0) == 0 and hparams.get("sarr_votes", 1) == 1
-    return hparams["answer"] == "chain" and greedy and _looks_ahead(hparams)
+    return hparams["answer"] == "chain" and labels_greedily(hparams) and _looks_ahead(hparams)
+
+
+def labels_greedily(hparams: Mapping[str, Any]) -> bool:
+    """Return whether the chains of rounds are generated without sampling."""
+    return bool(hparams.get("temperature", 0) == 0 and hparams.get("sarr_votes", 1) == 1)
 
 
 def seconds_to_write(
-    shape: Shape, lengths: Lengths, gpu: Gpu, hparams: Mapping[str, Any], rates: Mapping[str, Rate] = ASSUMED
+    shape: Shape,
+    lengths: Lengths,
+    gpu: Gpu,
+    hparams: Mapping[str, Any],
+    rates: Mapping[str, Rate] = ASSUMED,
+    greedy: bool = True,
 ) -> float:
-    """Return the seconds to generate one chain, prefill included, in batches of ``eval_batch``.
+    """Return the seconds to generate one of many chains, prefill included, ``eval_batch`` at a time.
 
-    A batch is decoded until its longest chain ends, assumed to be 1.5 times the mean; every token reads all weights and
-    all keys and values.
+    Greedy chains are decoded in slots that are refilled (`mllm.decoding`), so that a step gives a token of each; the
+    last chains of an evaluation, when slots run empty, are not counted. Sampled ones are decoded in batches until the
+    longest ends, assumed to be 1.5 times the mean. A step reads all weights, and all keys and values.
     """
-    batch = hparams["eval_batch"]
+    batch, quantized = hparams["eval_batch"], hparams["quantize"] != "none"
     prompt = shape.tiles * shape.image_tokens + lengths.question + lengths.instruction
-    steps = min(1.5 * lengths.chain, hparams["max_new_tokens"])
+    steps = min((1.0 if greedy else 1.5) * lengths.chain, hparams["max_new_tokens"])
+    least = rates["step_overhead" if has_graphs(quantized, greedy) else "launch_overhead"].value
     per_weight = _BYTES_PER_WEIGHT[hparams["quantize"]]
     moved = bytes_of_a_token(shape, batch, prompt + steps / 2, per_weight)
-    slow = 2.0 if hparams["quantize"] != "none" else 1.0  # unmerged adapters, dequantization
-    a_step = slow * max(rates["step_overhead"].value, moved / (gpu.bandwidth * rates["bandwidth"].value))
+    slow = 2.0 if quantized else 1.0  # unmerged adapters, dequantization
+    a_step = slow * max(least, moved / (gpu.bandwidth * rates["bandwidth"].value))
     return float(_prefill(shape, prompt, gpu, rates) * slow + steps * a_step / batch)
+
+
+def has_graphs(quantized: bool, greedy: bool) -> bool:
+    """Return whether decoding steps are replayed as CUDA graphs, and not launched by Python."""
+    return greedy and not quantized
 
 
 def bytes_of_a_token(shape: Shape, batch: int, tokens: float, per_weight: float = 2.0) -> float:

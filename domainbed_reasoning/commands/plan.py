@@ -83,6 +83,7 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         ImportError: DomainBed, which the algorithms subclass, is not found.
     """
     from domainbed_reasoning.mllm.adapters import experts_note
+    from domainbed_reasoning.mllm.decoding import FEWEST
     from domainbed_reasoning.sweeps import costs
     from domainbed_reasoning.sweeps import rates as gpu_rates
 
@@ -103,6 +104,8 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     def needed(changes: dict[str, Any]) -> float:
         return _without_copy(costs.memory_of(shape, lengths, {**hparams, **changes}))
 
+    while hparams["eval_batch"] > FEWEST and needed({}) > gpu.gib:  # as jobs do, see `decoding.slots_that_fit`
+        hparams["eval_batch"] //= 2
     memory = costs.memory_of(shape, lengths, hparams)
     schedule = schedule_of(algorithm, hparams, data, args.steps)
     experts = experts_note(shape.fused, shape.weights)
@@ -318,8 +321,12 @@ def _time(hours: float) -> str:
 
 def _is_measured(rates: Mapping[str, Rate], hparams: dict[str, Any]) -> bool:
     """Return whether every rate that the hours of these hyper-parameters rest on was measured."""
-    used = ["training_mfu", "prefill_mfu", "bandwidth", "step_overhead"]
-    if hparams["quantize"] != "none":
+    from domainbed_reasoning.sweeps import costs
+
+    used, quantized = ["training_mfu", "prefill_mfu", "bandwidth"], hparams["quantize"] != "none"
+    greedy = hparams.get("votes", 1) == 1 and costs.labels_greedily(hparams)
+    used.append("step_overhead" if costs.has_graphs(quantized, greedy) else "launch_overhead")
+    if quantized:
         used.append(f"{hparams['quantize']}_slowdown")
     if hparams.get("gradient_checkpointing"):
         used.append("checkpointing")

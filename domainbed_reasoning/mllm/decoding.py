@@ -23,8 +23,11 @@ from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.slots import Slots, keep, slot_cache
 from domainbed_reasoning.mllm.transfer import is_asynchronous, moved, read_later
 from domainbed_reasoning.mllm.tree_masks import tree_positions
+from domainbed_reasoning.terminal import counted
 
 _FREE = 8  # free slots are refilled or dropped once they are an eighth of all
+FEWEST = 64  # slots for which a copy for inference leaves memory
+_SHARE = 0.7  # of free memory, for keys and values: the rest is for prefills
 _COLUMNS = 128  # graphs attend to a multiple of so many columns
 
 
@@ -60,6 +63,26 @@ def can_decode(mllm: LanguageModel) -> bool:
     kinds = {type(layer) for layer in DynamicCache(config=text).layers}
     served = {DynamicLayer, *([DynamicSlidingWindowLayer] if mllm.family.tree == "windows" else [])}
     return bool(kinds) and kinds <= served and "sdpa" in str(text._attn_implementation)
+
+
+def slots_that_fit(slots: int, row: int, free: int | None) -> int:
+    """Return the number of slots, halved until their keys and values fit, with a warning if it is fewer than wanted.
+
+    Args:
+        slots: the number wanted.
+        row: bytes of a slot.
+        free: bytes on the device; None if unknown.
+    """
+    fitting = slots
+    while free is not None and fitting > 1 and fitting * row > _SHARE * free:
+        fitting //= 2
+    if fitting < slots:
+        warnings.warn(
+            f"Generating {counted(fitting, 'answer')} at a time, not {slots} (hparam eval_batch): {free or 0:,} bytes "
+            f"are free, and each takes {row:,}.",
+            stacklevel=2,
+        )
+    return fitting
 
 
 class Decoder:

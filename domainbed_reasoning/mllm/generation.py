@@ -24,7 +24,8 @@ import torch
 
 from domainbed_reasoning.chains.chain import END_OF_CHAIN
 from domainbed_reasoning.chains.reader import is_thinking
-from domainbed_reasoning.mllm.decoding import Decoder, can_decode
+from domainbed_reasoning.mllm.decoding import Decoder, can_decode, slots_that_fit
+from domainbed_reasoning.mllm.devices import free_memory
 from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.tree_masks import tree_positions
 
@@ -133,13 +134,15 @@ class TextGenerator:
             images: ``(3, H, W)`` each, any number, consumed as needed.
             question: asked about every image.
             max_new_tokens: maximum length of an answer in tokens.
-            batch: number of answers generated at a time.
+            batch: maximum number of answers generated at a time; on an accelerator, as many as fit.
 
         Raises:
             RuntimeError: see `write`.
         """
         if self.has_slots:
-            yield from Decoder(self, question, max_new_tokens, batch).write(images)
+            free = free_memory(self.mllm.device) if self.mllm.device.type != "cpu" else None
+            slots = slots_that_fit(batch, self.mllm.cache_bytes(1, question, max_new_tokens), free)
+            yield from Decoder(self, question, max_new_tokens, slots).write(images)
             return
         left, count = iter(images), 0
         while part := list(itertools.islice(left, batch)):

@@ -47,6 +47,10 @@ class LanguageModel(Protocol):
         """Return the tokens of a question about one image."""
         ...
 
+    def cache_bytes(self, rows: int, question: str, new_tokens: int) -> int:
+        """Return the bytes of keys and values for generating answers."""
+        ...
+
     def target(self, answer: str) -> tuple[int, ...]:
         """Return the tokens of an answer with its end token."""
         ...

@@ -105,7 +105,9 @@ def test_hours_of_a_job_by_hand():
     )
     assert once.labeling > 0 and voted.training == once.training
     assert voted.labeling == pytest.approx(5 * once.labeling)
-    assert voted.evaluation == pytest.approx(5 * once.evaluation)
+    assert voted.evaluation > 5 * once.evaluation  # votes are sampled: no slots, no CUDA graphs
+    sampled = costs.seconds_to_write(shape, lengths, gpu, HPARAMS, greedy=False)
+    assert sampled > 3 * costs.seconds_to_write(shape, lengths, gpu, HPARAMS)
 
 
 def test_hours_count_the_actual_work_of_domainbed_and_the_labeler():

@@ -7,7 +7,7 @@ import torch
 
 from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.mllm import decoding, load_mllm
-from domainbed_reasoning.mllm.decoding import Decoder, StepGraphs, can_decode
+from domainbed_reasoning.mllm.decoding import Decoder, StepGraphs, can_decode, slots_that_fit
 
 LENGTHS = [3, 9, 1, 20, 12, 2, 14, 7]  # tokens of the eight images' answers
 
@@ -210,3 +210,13 @@ def test_late_read_returns_the_values_at_its_start(monkeypatch):
     assert read() == [0, 1, 2]
     assert transfer.is_asynchronous(types.SimpleNamespace(type="cuda"))
     assert not transfer.is_asynchronous(values.device)
+
+
+def test_slots_are_halved_until_their_keys_and_values_fit():
+    assert slots_that_fit(256, 10, None) == slots_that_fit(256, 10, 256 * 15) == 256
+    with pytest.warns(
+        UserWarning, match="Generating 64 answers at a time, not 256 .*eval_batch.*: 1,000 bytes are free"
+    ):
+        assert slots_that_fit(256, 10, 1000) == 64
+    with pytest.warns(UserWarning, match="Generating 1 answer at"):
+        assert slots_that_fit(64, 10, 0) == 1

@@ -7,7 +7,7 @@ import pytest
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.sweeps.rates import ASSUMED, name_of_gpu, rates_for
 
-RATES = {"training_mfu": 0.7, "prefill_mfu": 0.5, "bandwidth": 0.8, "step_overhead": 0.01}
+RATES = {"training_mfu": 0.7, "prefill_mfu": 0.5, "bandwidth": 0.8, "step_overhead": 0.01, "launch_overhead": 0.02}
 RECORD = {
     "gpu": "H100", "device": "NVIDIA H100 80GB HBM3", "date": "2026-01-02", "versions": {"torch": "2.11.0"},
     "rates": RATES, "rows": [],
