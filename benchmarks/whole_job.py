@@ -159,22 +159,23 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[BenchmarkRow]:
     if importlib.util.find_spec("trl") is None:
         print("TRL is not installed (pip install 'domainbed-reasoning[bench]'): no job to compare", file=sys.stderr)
         found = train("RDMLDG", work, "ours", hparams=EPOCHS)
-        print(f"RD-MLDG, {found['wall']:.1f} s: {shares(found['parts'], found['wall'])}", file=sys.stderr)
+        print(f"ours, {found['wall']:.1f} s: {shares(found['parts'], found['wall'])}", file=sys.stderr)
         return []
-    ours, theirs = [], []
+    jobs: dict[str, list[dict[str, Any]]] = {"ours": [], "assembled": []}
     for number in range(max(1, repeats // 2)):  # a job takes as long as other rows with all their repetitions
-        turns = [lambda n=number: ours.append(train("RDMLDG", work, f"ours{n}", hparams=EPOCHS))]
-        turns.append(lambda n=number: theirs.append(assembled(work, f"theirs{n}")))
-        for turn in turns if number % 2 == 0 else turns[::-1]:
-            turn()
-    for name, jobs in (("RD-MLDG", ours), ("assembled", theirs)):
-        print(f"{name}, {jobs[-1]['wall']:.1f} s: {shares(jobs[-1]['parts'], jobs[-1]['wall'])}", file=sys.stderr)
+        for name in list(jobs)[:: 1 if number % 2 == 0 else -1]:
+            output = f"{name}{number}"
+            found = train("RDMLDG", work, output, hparams=EPOCHS) if name == "ours" else assembled(work, output)
+            jobs[name].append(found)
+    for name, runs in jobs.items():
+        print(f"{name}, {runs[-1]['wall']:.1f} s: {shares(runs[-1]['parts'], runs[-1]['wall'])}", file=sys.stderr)
+    ours, theirs = jobs.values()
     kept = ", ".join(f"{share:.0%}" for share in theirs[-1]["kept"])
     print(f"assembled: {theirs[-1]['tokens']:,} tokens generated; chains kept by round: {kept}", file=sys.stderr)
     equal, rows = compare(work / "ours0"), []
     for what, key in (("wall time", "wall"), ("processor time", "processor")):
         ratio = statistics.median(peer[key] / own[key] for peer, own in zip(theirs, ours, strict=True))
-        mine, peers = (statistics.median(job[key] for job in jobs) for jobs in (ours, theirs))
+        mine, peers = (statistics.median(job[key] for job in runs) for runs in (ours, theirs))
         rows.append(
             BenchmarkRow(
                 f"whole tiny job, {what}",
