@@ -118,7 +118,7 @@ class Assembled:
             asked = [key for key, answer in zip(part, found, strict=True) if both or answer is None]
             by_name = dict(zip(asked, self.classes(asked), strict=True)) if asked else {}
             chains += written
-            classes += [by_name.get(key, answer) for key, answer in zip(part, found, strict=True)]  # type: ignore[misc]
+            classes += [by_name.get(key, answer) for key, answer in zip(part, found, strict=True)]
         return chains, classes
 
     def evaluate(self, both: bool) -> None:
