@@ -32,7 +32,7 @@ from domainbed_reasoning.mllm import transfer
 
 SYNCS_BAR = 1  # an update
 TOKEN_BAR, STEP_KERNELS_BAR = 0, 150  # syncs a decoded token, kernels a decoding step of the embedded model
-MICRO_BATCH_KERNELS_BAR = 2000  # of the embedded model, forward and backward pass of both paths
+MICRO_BATCH_KERNELS_BAR = 1200  # of the embedded model, forward and backward pass of both paths
 STEPS, SLOTS = 10, 8  # decoded tokens and answers at a time, of which kernels are counted
 DEVICE = torch.device("meta")
 DOMAINS = 3  # that a job on PACS trains on
