@@ -1,6 +1,7 @@
 """Architectures without an entry: probed, then compared with plain transformers, one conversation at a time.
 
-A handful here, one of each way of computing; all of them under `slow`, whose table `docs/architectures.md` keeps.
+Of each architecture one step, and of a handful, one of each way of computing, everything; everything of all of them
+under `slow`, whose table `docs/architectures.md` keeps.
 """
 
 import inspect
@@ -123,6 +124,7 @@ def gradients_of(mllm):
     }
 
 
+@pytest.mark.parametrize("trained", WORKING, indirect=True)
 def test_a_step_of_mtct_equals_one_sequence_at_a_time(trained, minibatches, record_property):
     """Loss within 1e-5 of its size; gradients of all adapters of both towers within 1e-5 of the largest."""
     algorithm, folder = trained
