@@ -32,7 +32,7 @@ help:
 	@echo "make test-integrations  exports in datasets, TRL and PEFT, and the experiment trackers (installs them)"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    the documentation as a website in site/ | SERVE=1 at http://127.0.0.1:8000, rebuilt on changes"
-	@echo "make bench   ratios against peers on one core, and their limits (about 5 minutes) | PARTS='class_scores data_path'"
+	@echo "make bench   ratios against peers on one core, and their limits (about 10 minutes) | PARTS='class_scores whole_job'"
 	@echo "make real-size  checkpoints of published sizes with random weights, up to 11 GB of memory | NAMES='InternVL3-1B'"
 	@echo "make compat  the tests that touch the libraries, with the oldest and newest of them | ROWS=oldest"
 	@echo "make fuzz    10 minutes of coverage-guided fuzzing of chain parser and store (Python 3.11 to 3.13)"

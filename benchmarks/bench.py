@@ -24,6 +24,9 @@ PARTS = (
     "update_overhead",
     "interpreter_start",
     "data_path",
+    "stalls",
+    "first_update",
+    "whole_job",
 )
 
 

@@ -1,6 +1,7 @@
 """Where the host waits: reads from the GPU, copies from memory that is not pinned, kernels; counted without a GPU.
 
     python -m benchmarks.stalls [--samples 43] [--micro-batch 4]      # the last lines are values and their bars
+    python -m benchmarks.bench stalls                                 # the kernels alone, as rows of `make bench`
 
 A job's own update, and the engine that writes its answers, run with the embedded model on the meta device, which stands
 for the GPU: its tensors hold nothing, so whatever reads one back (`_local_scalar_dense`, `nonzero`, a copy to the CPU)
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import pathlib
 import sys
 import traceback
 from collections import Counter
@@ -24,12 +26,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.measure import CHECKOUT, use_domainbed
+from benchmarks.measure import CHECKOUT, REPEATS, BenchmarkRow, use_domainbed
 from benchmarks.roofline import VIEWS, AsOnCuda
 from domainbed_reasoning.mllm import transfer
 
 SYNCS_BAR = 1  # an update
 TOKEN_BAR, STEP_KERNELS_BAR = 0, 150  # syncs a decoded token, kernels a decoding step of the embedded model
+MICRO_BATCH_KERNELS_BAR = 1200  # of the embedded model, forward and backward pass of both paths
+STEPS, SLOTS = 10, 8  # decoded tokens and answers at a time, of which kernels are counted
 DEVICE = torch.device("meta")
 DOMAINS = 3  # that a job on PACS trains on
 
@@ -163,15 +167,16 @@ def build(name: str, samples: int, micro_batch: int) -> tuple[Any, list[tuple[to
 
     cls: Any = registry.load(registry.ALGORITHMS[name])
     hparams = {key: hparam.default for key, hparam in cls.HPARAMS.items()}
-    hparams |= {"model": "tiny", "dtype": "bfloat16", "micro_batch": micro_batch}
-    labels = [[shapes.label(env, index) for index in range(samples)] for env in range(DOMAINS)]
+    hparams |= {"model": "tiny", "dtype": "bfloat16", "micro_batch": micro_batch, "batch_size": samples}
+    size = 2 * samples  # of a domain: a batch has to fit into its training split
+    labels = [[shapes.label(env, index) for index in range(size)] for env in range(DOMAINS)]
     task = Task(
         dataset="ShapesReasoning",
         class_names=tuple(shapes.CLASS_NAMES),
         environments=tuple("abc"),
         labels=labels,
-        images=[[f"{index}.png" for index in range(samples)]] * DOMAINS,
-        chains={(env, i): shapes.chain(env, i) for env in range(DOMAINS) for i in range(samples)},
+        images=[[f"{index}.png" for index in range(size)]] * DOMAINS,
+        chains={(env, i): shapes.chain(env, i) for env in range(DOMAINS) for i in range(size)},
         subject="creature",
         schedule=Schedule((Stage(0, 0, 99),), 100, 100),
     )
@@ -187,7 +192,7 @@ def build(name: str, samples: int, micro_batch: int) -> tuple[Any, list[tuple[to
     batch = []
     for env in range(DOMAINS):
         ids = torch.tensor([[env, index] for index in range(samples)])
-        batch.append((with_ids(pixels, ids), torch.tensor(labels[env])))
+        batch.append((with_ids(pixels, ids), torch.tensor(labels[env][:samples])))
     return algorithm, batch
 
 
@@ -207,6 +212,23 @@ def count(name: str = "MTCT", samples: int = 43, micro_batch: int = 4) -> Stalls
     return stalls
 
 
+def kernels_of_micro_batch(name: str = "MTCT", micro_batch: int = 4) -> float:
+    """Return the kernels that one more micro-batch adds to an update, attention counted as one kernel, as on CUDA.
+
+    Args:
+        name: of the algorithm.
+        micro_batch: images a forward and backward pass.
+    """
+    algorithm, batch = build(name, micro_batch, micro_batch)
+    moved = [(x.to(DEVICE), y.to(DEVICE)) for x, y in batch]
+    kernels = []
+    for domains in (DOMAINS, DOMAINS, 1):  # a micro-batch each; the first update fills what is remembered
+        with Stalls().counted() as stalls, AsOnCuda(stalls):
+            algorithm.update(moved[:domains])
+        kernels.append(stalls.kernels)
+    return (kernels[1] - kernels[2]) / (DOMAINS - 1)
+
+
 class _Eager:
     """Stands for CUDA graphs: computes each step as a graph would be captured."""
 
@@ -215,7 +237,7 @@ class _Eager:
 
 
 @torch.no_grad()
-def count_steps(steps: int = 10, slots: int = 8) -> Stalls:
+def count_steps(steps: int = STEPS, slots: int = SLOTS) -> Stalls:
     """Return what so many decoding steps do, and the loop around them, as on CUDA; filling the slots is left out.
 
     Args:
@@ -258,14 +280,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"kernels an update: {stalls.kernels:,}")
     print(f"unpinned copies an update: {sum(stalls.copies.values())} (bar: 0)")
     print(f"host syncs an update: {sum(stalls.syncs.values())} (bar: {SYNCS_BAR})")
-    steps, slots = 10, 8
-    decoding = count_steps(steps, slots)
-    reads, kernels = sum(decoding.syncs.values()) / (steps * slots), decoding.kernels / steps
+    training = kernels_of_micro_batch(options.algorithm, options.micro_batch)
+    print(f"kernels a training micro-batch: {training:.1f} (bar: {MICRO_BATCH_KERNELS_BAR})")
+    decoding = count_steps()
+    reads, kernels = sum(decoding.syncs.values()) / (STEPS * SLOTS), decoding.kernels / STEPS
     print(f"kernels a decoding step: {kernels:.1f} (bar: {STEP_KERNELS_BAR})")
-    print(f"copies to pinned memory a decoding step, not waited for: {sum(decoding.later.values()) / steps:.1f}")
+    print(f"copies to pinned memory a decoding step, not waited for: {sum(decoding.later.values()) / STEPS:.1f}")
     print(f"host syncs a decoded token: {reads:.1f} (bar: {TOKEN_BAR})")
     missed = sum(stalls.syncs.values()) > SYNCS_BAR or sum(stalls.copies.values()) > 0
-    return int(missed or reads > TOKEN_BAR or kernels > STEP_KERNELS_BAR)
+    return int(missed or reads > TOKEN_BAR or kernels > STEP_KERNELS_BAR or training > MICRO_BATCH_KERNELS_BAR)
+
+
+def run(work: pathlib.Path, repeats: int = REPEATS) -> list[BenchmarkRow]:
+    """Return the rows of kernels, counted once; their bars are upper bounds, which a test holds too."""
+    use_domainbed()
+    found = (
+        ("kernels of a training micro-batch, MTCT", kernels_of_micro_batch(), MICRO_BATCH_KERNELS_BAR),
+        ("kernels of a decoding step", count_steps().kernels / STEPS, STEP_KERNELS_BAR),
+    )
+    return [
+        BenchmarkRow(
+            what,
+            "upper bound",
+            kernels,
+            bound,
+            "kernels",
+            float("nan"),
+            f"at most {bound}",
+            kernels <= bound,
+            "counted",
+        )
+        for what, kernels, bound in found
+    ]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import safetensors
 import torch
 import transformers
 
-from benchmarks import counts, measure, published_checkpoints, real_size, roofline
+from benchmarks import counts, measure, parts, published_checkpoints, real_size, roofline
 from benchmarks import ranks as ranks_module
 from benchmarks import stalls as stalls_module
 from domainbed_reasoning.sweeps.costs import Shape, Tower
@@ -82,6 +82,11 @@ def test_decoding_synchronizes_for_no_token():
     assert stalls.kernels <= steps * stalls_module.STEP_KERNELS_BAR
 
 
+def test_a_micro_batch_launches_a_bounded_number_of_kernels():
+    """Forward and backward pass of both paths, counted as on CUDA."""
+    assert 0 < stalls_module.kernels_of_micro_batch(micro_batch=2) <= stalls_module.MICRO_BATCH_KERNELS_BAR
+
+
 def test_host_synchronizations_are_detected():
     """A value, a mask as index, and a copy to the host; from the host, a list, and memory that is not pinned."""
     on_gpu, mask = torch.empty(3, device="meta"), torch.empty(3, dtype=torch.bool, device="meta")
@@ -95,6 +100,28 @@ def test_host_synchronizations_are_detected():
         torch.zeros(3).pin_memory().copy_(on_gpu, non_blocking=True)
     assert sum(stalls.later.values()) == 1
     assert sum(stalls.syncs.values()) == 3 and sum(stalls.copies.values()) == 2
+
+
+def test_a_part_within_another_pauses_it(monkeypatch):
+    """Since the start 5 s; then rest 1, training 2, answers within it 3, training 4, rest 5."""
+    clock = iter([0, 1, 3, 6, 10, 15])
+    monkeypatch.setattr(parts.time, "time", lambda: 105.0)
+    monkeypatch.setattr(parts.time, "perf_counter", lambda: next(clock))
+    timers = parts.Parts(started=100.0)
+
+    class Job:
+        def answer(self):
+            return "dog"
+
+        def update(self):
+            return self.answer()
+
+    timers.watch(Job, "answer", "answers")
+    timers.watch(Job, "update", "training")
+    assert Job().update() == "dog"
+    found = timers.finished()
+    assert found == {"imports": 5, "rest": 6, "training": 6, "answers": 3}
+    assert parts.shares(found, wall=30) == "rest 53%, training 20%, imports 17%, answers 10%"
 
 
 def test_contenders_take_turns_and_the_first_round_is_not_counted():
