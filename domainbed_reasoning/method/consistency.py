@@ -25,7 +25,7 @@ from domainbed_reasoning.method.model import ReasoningModel
 from domainbed_reasoning.method.ranks import Ranks
 
 RIVALS = 6  # rival classes: those that the label path finds likeliest for the image
-_GREY, _EDGE = 128, 32  # of a blank image; its edge in pixels
+_GREY = 128
 _ROWS = 64  # texts per forward pass
 
 
@@ -119,7 +119,8 @@ def _without_image(mllm: ReasoningModel, question: str, texts: Sequence[str], li
     parts = []
     for start in range(0, len(texts), _ROWS):
         part = list(texts[start : start + _ROWS])
-        blank = like.new_full((len(part), 3, _EDGE, _EDGE), _GREY)  # the model resizes it
+        edge = like.shape[-1]  # of a tile, where images are columns of tiles
+        blank = like.new_full((len(part), like.shape[1], edge, edge), _GREY)
         log_likelihoods, mask = mllm.log_likelihoods(mllm.encode(blank), question, part)
         parts.append((log_likelihoods * mask).sum(dim=1))
     return torch.cat(parts).cpu()
