@@ -231,6 +231,7 @@ def teacher():
         server.kill()
 
 
+@pytest.mark.slow
 def test_every_verb_runs_from_the_wheel_in_the_clone_that_is_the_working_directory(
     in_a_clone, sweep, data, teacher, tmp_path
 ):

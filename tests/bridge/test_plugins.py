@@ -249,6 +249,7 @@ def test_check_and_annotate_know_a_plug_ins_image_folders(tmp_path):
     assert "Unknown image-folder dataset 'Gadgets'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_changed_plug_in_is_another_job(python):
     """Its own module and those beside it that it imports, or its whole package; others' code does not count."""
     code = """

@@ -11,7 +11,7 @@ from domainbed_reasoning.bridge import register
 from domainbed_reasoning.bridge.hparam_names import check_hparams
 
 STOCK = [name for name in algorithms.ALGORITHMS if name not in registry.ALGORITHMS]
-IMAGE_FOLDERS = [(ours, twin) for ours, twin in registry.TWINS.items() if ours != "ShapesReasoning"]
+IMAGE_FOLDERS = [(ours, twin) for ours, twin in registry.TWINS.items() if ours not in registry.RENDERED]
 
 
 def test_our_names_stand_after_the_stock_ones():
@@ -26,17 +26,19 @@ def test_baselines_get_the_twins_hparams(algorithm, ours, twin):
     assert hparams_registry.random_hparams(algorithm, ours, 7) == hparams_registry.random_hparams(algorithm, twin, 7)
 
 
-def test_baselines_get_debug28s_hparams_on_shapes_but_for_the_batch_size():
-    ours = hparams_registry.default_hparams("ERM", "ShapesReasoning")
+@pytest.mark.parametrize("dataset", registry.RENDERED)
+def test_baselines_get_debug28s_hparams_on_rendered_datasets_but_for_the_batch_size(dataset):
+    ours = hparams_registry.default_hparams("ERM", dataset)
     assert ours.pop("batch_size") == 16
     twin = hparams_registry.default_hparams("ERM", "Debug28")
     del twin["batch_size"]
     assert ours == twin
 
 
-def test_random_batches_on_shapes_fit_into_the_training_split_of_a_domain():
-    """A domain has 140 images, 112 of them to train on; a batch that is larger never fills, and the job never ends."""
-    drawn = {hparams_registry.random_hparams("ERM", "ShapesReasoning", seed)["batch_size"] for seed in range(50)}
+@pytest.mark.parametrize("dataset", registry.RENDERED)
+def test_random_batches_on_rendered_datasets_fit_into_the_training_split_of_a_domain(dataset):
+    """The smallest has 140 images, 112 of them to train on; a larger batch never fills, and the job never ends."""
+    drawn = {hparams_registry.random_hparams("ERM", dataset, seed)["batch_size"] for seed in range(50)}
     assert min(drawn) >= 8
     assert max(drawn) <= 32
     assert len(drawn) > 5

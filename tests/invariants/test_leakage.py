@@ -20,14 +20,14 @@ from builders.files import chain_text
 from domainbed_reasoning import registry
 from domainbed_reasoning.chains.build_bundle import write_bundle
 from domainbed_reasoning.datasets.user_datasets import make_classes
-from domainbed_reasoning.images import shapes
+from domainbed_reasoning.images import creatures, shapes
 from domainbed_reasoning.images import user_datasets as custom
 
 CLASSES = ["0", "1"]
 IMAGES = 5  # a class and domain: ten a domain, of which two are its validation split
 TARGET = 1
 HOLDOUT = 0.2
-FOLDERS = [name for name in registry.DATASETS if name != "ShapesReasoning"]
+FOLDERS = [name for name in registry.DATASETS if name not in registry.RENDERED]
 
 
 def validation(env, size):
@@ -172,6 +172,30 @@ def test_poison_changes_no_step_on_the_rendered_dataset(monkeypatch):
     poisoned = trajectory(None, cls, "RDMLDG", True)
     module._picture.cache_clear()
     same(clean, poisoned)
+
+
+@pytest.mark.parametrize("dataset", [name for name in registry.RENDERED if name != "ShapesReasoning"])
+def test_poison_changes_no_step_on_rendered_creatures(dataset, monkeypatch):
+    """As on ShapesReasoning: for the poisoned run the class draws, names and tells something else."""
+    cls = datasets.get_dataset_class(dataset)
+    clean = trajectory(None, cls, "RDMLDG", False)
+    picture, labels, tell = cls.picture, cls.labels, cls.chain
+
+    def is_poison(env, index):
+        return env == TARGET or index in validation(env, creatures.SIZE_OF_DOMAIN)
+
+    def drawn(self, env, index):
+        return Image.new("RGB", (48, 48)) if is_poison(env, index) else picture(self, env, index)
+
+    def named(self, env):
+        return [(label + (env == TARGET)) % self.num_classes for label in labels(self, env)]
+
+    def told(self, env, index):
+        return chain_text("POISON", "POISON") if is_poison(env, index) else tell(self, env, index)
+
+    for name, poison in (("picture", drawn), ("labels", named), ("chain", told)):
+        monkeypatch.setattr(cls, name, poison)
+    same(clean, trajectory(None, cls, "RDMLDG", True))
 
 
 def test_poison_in_training_data_is_detected(tmp_path):

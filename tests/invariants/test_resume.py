@@ -20,7 +20,9 @@ UNPARSED = ["--algorithm", "MLLMZeroShot", "--kills", "1", "--steps", "1", "--an
     "options",
     [
         ["--algorithm", "RDMLDG", "--kills", "4", "--steps", "10"],
-        ["--algorithm", "MLLMZeroShot", "--kills", "1", "--steps", "1", "--signal", "TERM"],
+        pytest.param(
+            ["--algorithm", "MLLMZeroShot", "--kills", "1", "--steps", "1", "--signal", "TERM"], marks=pytest.mark.slow
+        ),
         pytest.param([*UNPARSED, '{"max_new_tokens": 3, "on_parse_failure": "wrong"}'], marks=pytest.mark.slow),
     ],
     ids=lambda options: " ".join(options[1::8]),
@@ -78,6 +80,7 @@ def test_job_killed_inside_sarr_rounds_ends_as_if_uninterrupted(either_domainbed
     assert min(printed["rounds"]) >= 3 and 0 < printed["kept"] < printed["chains"]  # else the test would show little
 
 
+@pytest.mark.slow
 def test_job_restarted_on_damaged_files_or_without_a_cache_ends_as_if_uninterrupted(either_domainbed, tmp_path):
     """Damaged files restart at step 0, an unusable cache disables saved progress; each is reported once."""
     printed = run_script(either_domainbed, tmp_path, "restarts.py")

@@ -154,6 +154,7 @@ def test_baseline_is_refused_by_one_rank(torchrun, tmp_path):
     assert printed.count("Traceback") == 1
 
 
+@pytest.mark.slow
 def test_ranks_with_other_arguments_are_refused_by_one_rank(torchrun, tmp_path):
     own = ["bash", "-c", f'exec {sys.executable} -m {TRAIN} "$@" --seed $RANK', "bash"]
     printed = refused(torchrun(tmp_path / "job", 2, command=own, before=["--no-python"]))
@@ -184,7 +185,7 @@ def test_folder_of_another_job_is_refused_by_one_rank(torchrun, jobs, tmp_path):
     shutil.copytree(jobs(1), tmp_path / "job")
     before = (tmp_path / "job" / "results.jsonl").read_bytes()
     printed = refused(torchrun(tmp_path / "job", 2, "--trial_seed", "1"))
-    assert printed.count("contains records of another job (--output_dir") == 1
+    assert printed.count("contains records of another job (--data_dir") == 1
     assert (tmp_path / "job" / "results.jsonl").read_bytes() == before
 
 
