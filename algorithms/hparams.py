@@ -72,6 +72,12 @@ MODEL_HPARAMS = {
         "not published; one tile costs 256 tokens per image; 4 are 2 x 2 and a thumbnail: 1280",
         allowed=integer(1),
     ),
+    "tiling": Hparam(
+        "square",
+        None,
+        "not published; a square grid; dynamic: InternVL's own, the aspect ratio's grid of up to max_tiles tiles",
+        allowed=one_of("square", "dynamic"),
+    ),
     "data_augmentation": Hparam(
         False, None, "chains name colors, sides and views, which DomainBed's would change", allowed=FLAG
     ),

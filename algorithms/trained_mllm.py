@@ -19,7 +19,6 @@ from domainbed_reasoning.mllm.adapters import LoraSettings
 from domainbed_reasoning.mllm.decoding import FEWEST
 from domainbed_reasoning.mllm.devices import job_device
 from domainbed_reasoning.mllm.model import load_mllm
-from domainbed_reasoning.mllm.pixels import resize, to_uint8
 from domainbed_reasoning.mllm.snapshots import Snapshots
 
 
@@ -63,6 +62,7 @@ class TrainedMLLM(SessionAlgorithm):
             quantize=hparams["quantize"],
             gradient_checkpointing=trains and hparams["gradient_checkpointing"],
             max_tiles=hparams["max_tiles"],
+            tiling=hparams["tiling"],
             device=job_device(),
             revision=hparams["revision"],
             trust_remote_code=hparams["trust_remote_code"],
@@ -99,8 +99,8 @@ class TrainedMLLM(SessionAlgorithm):
         raise NotImplementedError
 
     def pixels(self, x: torch.Tensor) -> torch.Tensor:
-        """Return images as the model sees them: bytes ``(n, 3, H, W)`` at its input resolution."""
-        return resize(to_uint8(x.as_subclass(torch.Tensor)), self.mllm.image_size)
+        """Return images as the model sees them: bytes ``(n, 3, H, W)``; see `MLLM.pictures`."""
+        return self.mllm.pictures(x)
 
     def adapters(self) -> dict[str, torch.Tensor]:
         """Return the tensors that answer, by name: the trained ones, or with ``average_adapters`` their average."""

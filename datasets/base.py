@@ -23,7 +23,8 @@ from domainbed_reasoning.images.decode import read_rgb
 from domainbed_reasoning.method.answering import misled
 from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.mllm.clip import clip_image_edge
-from domainbed_reasoning.mllm.loading import image_edge
+from domainbed_reasoning.mllm.dynamic_tiles import DynamicTiles
+from domainbed_reasoning.mllm.loading import dynamic_tiles, image_edge
 from domainbed_reasoning.mllm.pixels import from_picture
 from domainbed_reasoning.terminal import get_logger, printable
 
@@ -116,23 +117,37 @@ class ImageList(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return self.transform(self.open_image(int(index))), self.targets[int(index)]
 
 
-def mllm_transform(edge: int, augment: bool) -> Callable[[Image.Image], torch.Tensor]:
-    """Return the transform from PIL image to bytes at ``edge`` x ``edge``, optionally with DomainBed's augmentation.
+class RandomCrop(transforms.RandomResizedCrop):  # type: ignore[misc]
+    """The crop of torchvision's `RandomResizedCrop` at its own size and aspect ratio."""
+
+    def forward(self, img: Image.Image) -> Image.Image:
+        """Return a random crop of an image."""
+        crop: Image.Image = transforms.functional.crop(img, *self.get_params(img, self.scale, self.ratio))
+        return crop
+
+
+def mllm_transform(seen: int | DynamicTiles, augment: bool) -> Callable[[Image.Image], torch.Tensor]:
+    """Return the transform from PIL image to the model's bytes, optionally with DomainBed's augmentation.
 
     Args:
-        edge: the model's input resolution in pixels.
-        augment: apply DomainBed's random crop, flip, color jitter and grayscale.
+        seen: how the model sees images, see `seen_by`.
+        augment: apply DomainBed's random crop, flip, color jitter and grayscale. Dynamic tiles are cut from the crop,
+            whose aspect ratio is in [3/4, 4/3].
     """
+    to_bytes = from_picture(seen) if isinstance(seen, int) else seen
     if not augment:
-        return from_picture(edge)
+        return to_bytes
     bicubic = transforms.InterpolationMode.BICUBIC
+    crop = RandomCrop(1, scale=(0.7, 1.0))
+    if isinstance(seen, int):
+        crop, to_bytes = transforms.RandomResizedCrop(seen, (0.7, 1.0), interpolation=bicubic), transforms.PILToTensor()
     transform: Callable[[Image.Image], torch.Tensor] = transforms.Compose(
         [
-            transforms.RandomResizedCrop(edge, scale=(0.7, 1.0), interpolation=bicubic),
+            crop,
             transforms.RandomHorizontalFlip(),
             transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
             transforms.RandomGrayscale(),
-            transforms.PILToTensor(),
+            to_bytes,
         ]
     )
     return transform
@@ -144,11 +159,12 @@ def own_algorithm(hparams: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) and name in registry.ALGORITHMS else None
 
 
-def model_edge(algorithm: str, hparams: Mapping[str, Any]) -> int:
-    """Return the input resolution (edge in pixels) of an algorithm's model."""
+def seen_by(algorithm: str, hparams: Mapping[str, Any]) -> int | DynamicTiles:
+    """Return how an algorithm's model sees images: as squares, by their edge in pixels, or as dynamic tiles."""
     if algorithm in registry.ON_CLIP:
         return clip_image_edge(hparams["clip_model"])
-    return image_edge(hparams["model"], hparams["max_tiles"], hparams["revision"], hparams["trust_remote_code"])
+    look = dynamic_tiles if hparams["tiling"] == "dynamic" else image_edge
+    return look(hparams["model"], hparams["max_tiles"], hparams["revision"], hparams["trust_remote_code"])
 
 
 def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:

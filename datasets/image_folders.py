@@ -33,9 +33,9 @@ from domainbed_reasoning.datasets.base import (
     Samples,
     hand_over,
     mllm_transform,
-    model_edge,
     own_algorithm,
     report_chains,
+    seen_by,
 )
 from domainbed_reasoning.datasets.teacher_chains import NEEDS_NO_DATA, teacher_chains
 from domainbed_reasoning.hparam_checks import TEXT_OR_NONE, integer, one_of
@@ -114,7 +114,7 @@ class ReasoningImageFolder:
         self, folder: pathlib.Path, algorithm: str, test_envs: Sequence[int], hparams: dict[str, Any]
     ) -> None:
         folders = self.datasets
-        edge = model_edge(algorithm, hparams)
+        seen = seen_by(algorithm, hparams)
         images = [f.paths if isinstance(f, ImageList) else _paths_below(folder, f.samples) for f in folders]
         require_image_names(folder, (path for paths in images for path in paths))
         labels = [array("i", f.targets) for f in folders]
@@ -152,7 +152,7 @@ class ReasoningImageFolder:
                 ImageOpener(str(folder), paths),
                 labels[env],
                 env,
-                mllm_transform(edge, hparams["data_augmentation"] and env not in test_envs),
+                mllm_transform(seen, hparams["data_augmentation"] and env not in test_envs),
             )
             for env, paths in enumerate(images)
         ]

@@ -20,9 +20,9 @@ from domainbed_reasoning.datasets.base import (
     Samples,
     hand_over,
     mllm_transform,
-    model_edge,
     own_algorithm,
     report_chains,
+    seen_by,
 )
 from domainbed_reasoning.method.task import SampleId, Task
 from domainbed_reasoning.mllm.pixels import IMAGENET_MEAN, IMAGENET_STD
@@ -130,7 +130,7 @@ class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
                 )
 
     def _for_mllm(self, algorithm: str, labels: list[list[int]], hparams: dict[str, Any]) -> None:
-        edge, reads_chains = model_edge(algorithm, hparams), algorithm in registry.READ_CHAINS
+        seen, reads_chains = seen_by(algorithm, hparams), algorithm in registry.READ_CHAINS
         chains = self._source_chains(labels) if reads_chains else {}
         if reads_chains and not chains and hparams.get("mtct_epochs") != 0:
             raise ValueError(
@@ -142,7 +142,7 @@ class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
                 self._opener(env),
                 of_env,
                 env,
-                mllm_transform(edge, hparams["data_augmentation"] and env not in self.test_envs),
+                mllm_transform(seen, hparams["data_augmentation"] and env not in self.test_envs),
             )
             for env, of_env in enumerate(labels)
         ]

@@ -15,7 +15,7 @@ import torch
 
 from domainbed_reasoning.method.schedule import Schedule
 from domainbed_reasoning.mllm.adapters import LoraSettings, adapter_shapes, lora_targets, without_adapters
-from domainbed_reasoning.mllm.families import Family, ModelError, family_of, tile_grid
+from domainbed_reasoning.mllm.families import Family, ModelError, family_of, require_dynamic, tile_grid
 from domainbed_reasoning.mllm.loading import cached_numbers, config_of, empty_network_of
 from domainbed_reasoning.mllm.towers import parts_of
 from domainbed_reasoning.results.published import KNOWN_CONFIGS, Data, Gpu
@@ -96,7 +96,13 @@ class Shape:
     fused: Mapping[str, int] = field(default_factory=dict)
 
 
-def shape_of(model: str, max_tiles: int = 1, revision: str | None = None, trust_remote_code: bool = False) -> Shape:
+def shape_of(
+    model: str,
+    max_tiles: int = 1,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    tiling: str = "square",
+) -> Shape:
     """Return the shape of a model, from its config; those of the paper's models are built in.
 
     Args:
@@ -104,6 +110,7 @@ def shape_of(model: str, max_tiles: int = 1, revision: str | None = None, trust_
         max_tiles: at most so many tiles an image.
         revision: see `load_mllm`.
         trust_remote_code: see `load_mllm`.
+        tiling: see `load_mllm`; an image is assumed to have the maximum number of dynamic tiles.
 
     Raises:
         ModelError: the model is missing or not supported.
@@ -119,7 +126,9 @@ def shape_of(model: str, max_tiles: int = 1, revision: str | None = None, trust_
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
     edge = _tile_edge(vision)
-    grid = tile_grid(family, max_tiles)
+    if tiling == "dynamic":
+        require_dynamic(family)
+    most = max_tiles if tiling == "dynamic" else tile_grid(family, max_tiles) ** 2
     head = network.get_output_embeddings().weight.numel()
     return Shape(
         vision=_vision(network, vision, edge, family.image_tokens(config, edge)),
@@ -130,7 +139,7 @@ def shape_of(model: str, max_tiles: int = 1, revision: str | None = None, trust_
         vocabulary=text.vocab_size,
         patches=(edge // _patch(vision)) ** 2 if _layers(vision) else family.image_tokens(config, edge),
         image_tokens=family.image_tokens(config, edge),
-        tiles=1 if grid == 1 else grid * grid + 1,
+        tiles=1 if most == 1 else most + 1,
         kv_bytes=2 * cached_numbers(config),
         fused=without_adapters(network),
     )

@@ -93,7 +93,10 @@ class MLLMEncoder:
         return _unit([self._image(image) for image in tqdm.tqdm(images, "encoding images", disable=None)])
 
     def _image(self, image: torch.Tensor) -> torch.Tensor:
-        features = self.mllm.encode(image[None])["mm_encoder_outputs"]["image"].pooler_output
+        encoded = self.mllm.encode(image[None])
+        if "groups" in encoded:  # dynamic tiles
+            encoded = encoded["groups"][0].encoded
+        features = encoded["mm_encoder_outputs"]["image"].pooler_output
         rows = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
         return rows.flatten(0, -2).mean(0)
 

@@ -92,7 +92,8 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     hparams = _hparams(algorithm, args)
     gpu = published.find_gpu(args.gpu)
     rates = gpu_rates.rates_for(args.gpu, args.rates)
-    shape = costs.shape_of(hparams["model"], hparams["max_tiles"], hparams["revision"], hparams["trust_remote_code"])
+    asked = ("model", "max_tiles", "revision", "trust_remote_code", "tiling")
+    shape = costs.shape_of(*(hparams[name] for name in asked))
     lengths = costs.lengths_for(data.classes, args.chain_tokens)
 
     def hours(changes: dict[str, Any], evaluations: int | None = None) -> Hours:

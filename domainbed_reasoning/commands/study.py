@@ -262,7 +262,7 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
     check_values(settings.hparams_of(grid), cls.HPARAMS)
     hparams = {name: hparam.default for name, hparam in cls.HPARAMS.items()} | settings.hparams_of(grid)
     hours = costs.hours_of(
-        _shape(*(hparams[name] for name in ("model", "max_tiles", "revision", "trust_remote_code"))),
+        _shape(*(hparams[name] for name in ("model", "max_tiles", "revision", "trust_remote_code", "tiling"))),
         costs.lengths_for(data.classes, _CHAIN_TOKENS),
         data,
         published.find_gpu(gpu),
@@ -276,7 +276,7 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
 
 
 @functools.cache
-def _shape(model: str, max_tiles: int, revision: str | None, trust_remote_code: bool) -> Any:
+def _shape(model: str, max_tiles: int, revision: str | None, trust_remote_code: bool, tiling: str) -> Any:
     from domainbed_reasoning.sweeps import costs
 
-    return costs.shape_of(model, max_tiles, revision, trust_remote_code)
+    return costs.shape_of(model, max_tiles, revision, trust_remote_code, tiling)

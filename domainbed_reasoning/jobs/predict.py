@@ -16,7 +16,6 @@ from domainbed_reasoning.jobs.trained import TrainedJob, read_job
 from domainbed_reasoning.method.answering import answering_chains, answers_from_chains, scores_of_chains
 from domainbed_reasoning.method.objective import chain_nll, label_nll
 from domainbed_reasoning.mllm.generation_cache import digests_of
-from domainbed_reasoning.mllm.pixels import from_picture
 from domainbed_reasoning.registry import unknown
 
 ANSWERS = ("chain", "label", "both")
@@ -95,7 +94,7 @@ class Predictor:
         mllm = self.job.load(model, dtype, quantize)
         # Merged weights are faster for inference. Merging into quantized weights would lose the adapters' precision.
         self.mllm = mllm if mllm.quantized else mllm.merge()
-        self._to_bytes = from_picture(self.mllm.image_size)
+        self._to_bytes = self.mllm.from_picture
 
     @overload
     def predict(self, images: str | pathlib.Path | Image) -> Prediction: ...

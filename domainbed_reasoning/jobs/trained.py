@@ -32,6 +32,7 @@ _VERSION_1 = {
     "votes": 1, "vote_temperature": 0.7, "answer_matching": "exact", "revision": None,
     "lora_variant": "lora", "lora_target_modules": None,
 }  # fmt: skip
+_SQUARE = {"tiling": "square"}  # of jobs from before there was a choice
 
 
 class JobError(ValueError):
@@ -127,6 +128,7 @@ class TrainedJob:
                 dtype=dtype or self.hparams["dtype"],
                 quantize=quantize or self.hparams["quantize"],
                 max_tiles=self.hparams["max_tiles"],
+                tiling=self.hparams["tiling"],
                 revision=self.revision(model),
                 trust_remote_code=self.trust_remote_code,
             )
@@ -208,6 +210,8 @@ def read_task(path: pathlib.Path) -> dict[str, Any]:
         raise JobError(f"{path}: {task['algorithm']:.80} trains no multimodal LLM. Pass a job of an MLLM algorithm.")
     if not problem and task[format_version.KEY] == 1:
         task |= {format_version.KEY: TASK_VERSION, "hparams": {**_VERSION_1, **task["hparams"]}}
+    if not problem:
+        task |= {"hparams": {**_SQUARE, **task["hparams"]}}
     problem = problem or _problem(task["hparams"], _HPARAMS) or check_class_names(task["class_names"])
     if problem:
         raise JobError(f"{file} is damaged ({problem}). Restore the original file, or rerun the job.")
@@ -252,6 +256,7 @@ _HPARAMS: dict[str, Callable[[Any], bool]] = {
     "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
     "quantize": _one_of("none", "nf4", "int8"),
     "max_tiles": _whole(1, 64),
+    "tiling": _one_of("square", "dynamic"),
     "answer": _one_of("chain", "label"),
     "eval_batch": _whole(1, 1 << 20),
     "max_new_tokens": _whole(1, 1 << 20),

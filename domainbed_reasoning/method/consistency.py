@@ -119,7 +119,8 @@ def _without_image(mllm: ReasoningModel, question: str, texts: Sequence[str], li
     parts = []
     for start in range(0, len(texts), _ROWS):
         part = list(texts[start : start + _ROWS])
-        blank = torch.full_like(like[:1], _GREY).expand(len(part), *like.shape[1:])
+        edge = like.shape[-1]  # of a tile, where images are columns of tiles
+        blank = like.new_full((len(part), like.shape[1], edge, edge), _GREY)
         log_likelihoods, mask = mllm.log_likelihoods(mllm.encode(blank), question, part)
         parts.append((log_likelihoods * mask).sum(dim=1))
     return torch.cat(parts).cpu()

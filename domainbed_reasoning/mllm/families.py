@@ -34,6 +34,8 @@ class Family:
         example: a checkpoint.
         requires: packages that its processor imports.
         findings: of an architecture without an entry, what probing it has shown; see `trials`.
+        dynamic: whether its image processor makes InternVL's dynamic tiles (``crop_to_patches``, ``min_patches``,
+            ``max_patches``), and its prompt depends on nothing but their number.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Family:
     example: str
     requires: tuple[str, ...] = ()
     findings: Findings | None = None
+    dynamic: bool = False
 
     @property
     def has_entry(self) -> bool:
@@ -120,7 +123,14 @@ def _nothing(edge: int, grid: int) -> dict[str, Any]:
 
 FAMILIES: dict[str, Family] = {
     "InternVLForConditionalGeneration": Family(
-        "InternVL3", _own_edge, _crops, True, _sampled_patches, "plain", "OpenGVLab/InternVL3-8B-hf"
+        "InternVL3",
+        _own_edge,
+        _crops,
+        True,
+        _sampled_patches,
+        "plain",
+        "OpenGVLab/InternVL3-8B-hf",
+        dynamic=True,
     ),
     "LlavaForConditionalGeneration": Family(
         "LLaVA-1.5", _own_edge, _nothing, False, _patches, "plain", "llava-hf/llava-1.5-7b-hf"
@@ -172,6 +182,21 @@ def tile_grid(family: Family, max_tiles: int) -> int:
         tiled = ", ".join(row.name for row in FAMILIES.values() if row.tiled)
         raise ModelError(f"{family.name} does not tile images: set max_tiles to 1. Families with tiles: {tiled}.")
     return math.isqrt(max_tiles)
+
+
+def require_dynamic(family: Family) -> None:
+    """Reject a family whose image processor does not make InternVL's dynamic tiles.
+
+    Raises:
+        ModelError: naming those that do.
+    """
+    if not family.dynamic:
+        own = "splits images by a rule of its own" if family.tiled else "does not tile images"
+        rows = ", ".join(row.name for row in FAMILIES.values() if row.dynamic)
+        raise ModelError(
+            f"{family.name} {own}, so tiling cannot be 'dynamic': set tiling to 'square'. Families with dynamic tiles: "
+            f"{rows}."
+        )
 
 
 def family_of(architecture: str, config: Any = None) -> Family:

@@ -17,7 +17,6 @@ from domainbed_reasoning.mllm.findings import Findings
 from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods, token_log_likelihoods
-from domainbed_reasoning.mllm.pixels import resize, to_uint8
 
 Encoded = dict[str, Any]  # the images as bytes, `pictures`; once encoded, their `mm_encoder_outputs`
 _TOKENS_AT_A_TIME = {"cuda": 2**15, "cpu": 2**12}  # of prompts and class names
@@ -34,11 +33,14 @@ def conversations(mllm: LanguageModel, pictures: torch.Tensor, question: str) ->
 
     Args:
         mllm: the model.
-        pictures: ``(n, 3, edge, edge)`` bytes.
+        pictures: ``(n, 3, edge, edge)`` bytes, or columns of dynamic tiles.
         question: about each image; all prompts have the same length, since all images have the same size.
     """
     from PIL import Image
 
+    if mllm.tiles is not None:  # already cut
+        prompt = {name: value.expand(len(pictures), -1) for name, value in mllm.prompt(question).items()}
+        return _converted(mllm, {**prompt, **mllm.image_inputs(pictures)})
     chat, turns = mllm.chat_format, []
     for pixels in pictures.permute(0, 2, 3, 1).cpu().numpy():
         content = [{"type": "image", "image": Image.fromarray(pixels)}, {"type": "text", "text": chat.escape(question)}]
@@ -51,6 +53,11 @@ def conversations(mllm: LanguageModel, pictures: torch.Tensor, question: str) ->
         return_tensors="pt",
         processor_kwargs=dict(chat.image_settings),
     )
+    return _converted(mllm, inputs)
+
+
+def _converted(mllm: LanguageModel, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors that the model's forward pass takes, on its device and of its type."""
     known = accepted(mllm.base) - {"labels"}
     found = {name: inputs[name] for name in inputs if name in known and isinstance(inputs[name], torch.Tensor)}
     dtype = next(mllm.base.parameters()).dtype
@@ -106,7 +113,7 @@ def forward(mllm: LanguageModel, inputs: Mapping[str, torch.Tensor], encoded: En
 
 def encode(mllm: LanguageModel, images: torch.Tensor) -> Encoded:
     """Return images for any number of questions about them, encoded if the model can reuse encoded images."""
-    encoded: Encoded = {"pictures": resize(to_uint8(images.as_subclass(torch.Tensor)), mllm.image_size)}
+    encoded: Encoded = {"pictures": mllm.pictures(images)}
     if findings_of(mllm).reuse:
         encoded["mm_encoder_outputs"] = {"image": image_features(mllm, conversations(mllm, encoded["pictures"], "?"))}
     return encoded
@@ -252,7 +259,7 @@ class GeneralGenerator(TextGenerator):
         **sampling: Any,
     ) -> list[list[int]]:
         mllm, found = self.mllm, findings_of(self.mllm)
-        pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), mllm.image_size)
+        pictures = mllm.pictures(images)
         written: dict[int, list[int]] = {}
         for rows in grouped([len(tokens) for tokens in begun], found.batch, padding=False):
             inputs = conversations(mllm, pictures[rows], question)

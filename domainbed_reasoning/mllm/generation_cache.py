@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm.language_model import LanguageModel
-from domainbed_reasoning.mllm.pixels import resize, to_uint8
 
 _STATES = 2  # a round's labeler, and the model that is evaluated meanwhile
 
@@ -52,8 +51,8 @@ def digests_of(images: torch.Tensor) -> list[bytes]:
 def keys_of(
     mllm: LanguageModel, images: torch.Tensor, question: str, max_new_tokens: int
 ) -> tuple[torch.Tensor, list[Key]]:
-    """Return images, ``(n, 3, H, W)``, at the model's resolution, and the keys of their cached answers."""
-    pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), mllm.image_size)
+    """Return images, ``(n, 3, H, W)``, as the model sees them, and the keys of their cached answers."""
+    pictures = mllm.pictures(images)
     return pictures, [(question, max_new_tokens, digest) for digest in digests_of(pictures)]
 
 

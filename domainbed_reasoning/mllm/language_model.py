@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from domainbed_reasoning.mllm.chat_format import ChatFormat
+from domainbed_reasoning.mllm.dynamic_tiles import DynamicTiles
 from domainbed_reasoning.mllm.families import Family
 
 
@@ -18,12 +19,14 @@ class LanguageModel(Protocol):
         chat_format: its conversations as tokens.
         image_size: edge in pixels of the images that the model sees.
         quantized: whether weights are bitsandbytes'.
+        tiles: dynamic tiles; None for square images.
     """
 
     family: Family
     chat_format: ChatFormat
     image_size: int
     quantized: bool
+    tiles: DynamicTiles | None
 
     @property
     def base(self) -> Any:
@@ -53,6 +56,14 @@ class LanguageModel(Protocol):
 
     def target(self, answer: str) -> tuple[int, ...]:
         """Return the tokens of an answer with its end token."""
+        ...
+
+    def pictures(self, images: torch.Tensor) -> torch.Tensor:
+        """Return images as the model sees them, bytes."""
+        ...
+
+    def image_inputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the vision inputs of a batch of images."""
         ...
 
     def encode(self, images: torch.Tensor) -> dict[str, Any]:

@@ -10,7 +10,16 @@ import torch
 
 from domainbed_reasoning.mllm.attention import check_attention
 from domainbed_reasoning.mllm.devices import free_memory
-from domainbed_reasoning.mllm.families import Family, ModelError, family_of, fitted, is_general, tile_grid
+from domainbed_reasoning.mllm.dynamic_tiles import DynamicTiles
+from domainbed_reasoning.mllm.families import (
+    Family,
+    ModelError,
+    family_of,
+    fitted,
+    is_general,
+    require_dynamic,
+    tile_grid,
+)
 from domainbed_reasoning.mllm.family_plugins import discover, entry_of
 from domainbed_reasoning.mllm.opening import EMBEDDED, check_weights, hub_arguments, loading, read_config
 from domainbed_reasoning.mllm.opening import TINY as TINY
@@ -238,14 +247,31 @@ def image_edge(model: str, max_tiles: int = 1, revision: str | None = None, trus
     Raises:
         ModelError: if the model is missing, unsupported, or does not tile images.
     """
+    family, processor = _image_processor(model, revision, trust_remote_code)
+    return family.tile_edge(processor) * tile_grid(family, max_tiles)
+
+
+def dynamic_tiles(
+    model: str, max_tiles: int, revision: str | None = None, trust_remote_code: bool = False
+) -> DynamicTiles:
+    """Return what cuts images into a model's dynamic tiles, from its configs alone; see `image_edge`.
+
+    Raises:
+        ModelError: if the model is missing, unsupported, or has no dynamic tiles, or ``max_tiles`` is out of range.
+    """
+    family, processor = _image_processor(model, revision, trust_remote_code)
+    require_dynamic(family)
+    return DynamicTiles(processor, family.tile_edge(processor), max_tiles)
+
+
+def _image_processor(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Family, Any]:
     import transformers
 
     where = resolve(model, revision)
     _, family = _config_and_family(model, where, revision, trust_remote_code)
     with loading(model, where):
         arguments = hub_arguments(revision, trust_remote_code)
-        processor = transformers.AutoImageProcessor.from_pretrained(where, **arguments)
-    return family.tile_edge(processor) * tile_grid(family, max_tiles)
+        return family, transformers.AutoImageProcessor.from_pretrained(where, **arguments)
 
 
 _BYTES = {"nf4": 0.6, "int8": 1.1}  # per weight, including scales and layers that are not quantized

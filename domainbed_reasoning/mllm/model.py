@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,15 +18,17 @@ from domainbed_reasoning.mllm.adapters import LoraSettings, adapter_shapes, add_
 from domainbed_reasoning.mllm.attention import takes_tree_masks
 from domainbed_reasoning.mllm.chat_format import ChatFormat
 from domainbed_reasoning.mllm.devices import allocated_memory, default_device, free_memory
+from domainbed_reasoning.mllm.dynamic_tiles import DynamicTiles
 from domainbed_reasoning.mllm.embedding import embedded
-from domainbed_reasoning.mllm.families import Family, is_general, tile_grid
+from domainbed_reasoning.mllm.families import Family, is_general, require_dynamic, tile_grid
 from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.generation_cache import AnswerCache, keys_of, state_of
 from domainbed_reasoning.mllm.interface import CACHES, require_interface, require_sight
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods
 from domainbed_reasoning.mllm.loading import cached_numbers, load_network, resolve
 from domainbed_reasoning.mllm.opening import small_files_digest
-from domainbed_reasoning.mllm.pixels import resize, to_uint8
+from domainbed_reasoning.mllm.pixels import from_picture, resize, to_uint8
+from domainbed_reasoning.mllm.tile_groups import GroupedGenerator, TileGroups
 from domainbed_reasoning.mllm.tree_attention import install
 
 ROWS = ("naive", "vision", "tree")
@@ -40,6 +43,7 @@ def load_mllm(
     quantize: str = "none",
     gradient_checkpointing: bool = False,
     max_tiles: int = 1,
+    tiling: str = "square",
     device: torch.device | str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -56,6 +60,7 @@ def load_mllm(
         quantize: ``none``, ``nf4`` or ``int8``.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         max_tiles: maximum number of tiles per image, for families that tile images.
+        tiling: ``square``, or ``dynamic`` for InternVL's grids by aspect ratio; see `dynamic_tiles`.
         device: None uses PyTorch's current accelerator, the CPU without one.
         revision: a branch, tag or commit of the hub's repository; None is its main branch.
         trust_remote_code: whether the checkpoint's own Python files run, where it has any.
@@ -69,7 +74,12 @@ def load_mllm(
     where = torch.device(device or default_device())
     hub = (revision, trust_remote_code)
     network, processor, family = load_network(model, dtype, quantize, where, *hub, attn_implementation)
-    grid = tile_grid(family, max_tiles)
+    tiles, grid = None, 1
+    if tiling == "dynamic":
+        require_dynamic(family)
+        tiles = DynamicTiles(processor.image_processor, family.tile_edge(processor.image_processor), max_tiles)
+    else:
+        grid = tile_grid(family, max_tiles)
     shares_prefixes, general_path = takes_tree_masks(attn_implementation), is_general(family)
     if not general_path:
         require_interface(network, family)
@@ -97,6 +107,8 @@ def load_mllm(
         trials.require_sight(mllm)
     if general_path and lora is not None:
         trials.require_gradients(mllm)
+    if tiles is not None:
+        mllm = MLLM(network, processor, family, quantized=mllm.quantized, tiles=tiles)
     if adapters:
         mllm.load_adapters(adapters)
     if gradient_checkpointing:
@@ -114,21 +126,33 @@ class MLLM(torch.nn.Module):
     """A multimodal LLM, with or without adapters, and its processor.
 
     Every question is about one image of fixed size, so all prompts of a question have the same tokens: they are
-    tokenized once, and batches need no left padding.
+    tokenized once, and batches need no left padding. With dynamic tiles this holds for images of equal numbers of
+    tiles: `tile_groups` computes batches in such groups, each by a model for that number.
 
     Attributes:
         network: the transformers model, or the PEFT model around it.
         processor: its processor.
         family: its entry in the table of families.
-        grid: tiles per side of an image.
+        grid: tiles per side of a square image.
+        tiles: dynamic tiles instead; None for square images.
+        count: number of tiles of each image, if they are all equal.
         quantized: whether the weights are quantized by bitsandbytes.
-        image_size: edge in pixels of the images that the model sees.
+        image_size: edge in pixels of the images that the model sees; of a tile with dynamic tiles.
         answer_cache: greedy answers of copies for inference.
         frozen_state: digest of the adapters, merged or not, while they do not change: the key of cached greedy answers;
             else None.
     """
 
-    def __init__(self, network: Any, processor: Any, family: Family, grid: int = 1, quantized: bool = False):
+    def __init__(
+        self,
+        network: Any,
+        processor: Any,
+        family: Family,
+        grid: int = 1,
+        quantized: bool = False,
+        tiles: DynamicTiles | None = None,
+        count: int | None = None,
+    ):
         super().__init__()
         self.answer_cache = AnswerCache()
         self.frozen_state: bytes | None = None
@@ -137,15 +161,21 @@ class MLLM(torch.nn.Module):
         self.family = family
         self.grid = grid
         self.quantized = quantized
+        self.tiles, self.count = tiles, count
         edge = family.tile_edge(processor.image_processor)
         self.image_size = edge * grid
-        self._image_settings = family.image_settings(edge, grid)
+        self._image_settings = tiles.prompt_settings(count) if tiles else family.image_settings(edge, grid)
         self.chat_format = ChatFormat(processor, self.image_size, self._image_settings)
+        self._vision_inputs = {"pixel_values"}
         self._core_inputs = general.accepted(self.base) - {"pixel_values"}
         # Not the model itself: in a reference cycle, large copies would live until garbage collection.
         own = weakref.proxy(self)
         self.reading: Any = likelihood if family.tree else general
         self.generator = TextGenerator(own) if family.tree else general.GeneralGenerator(own)
+        if tiles is not None and count is None:
+            same = functools.partial(MLLM, network, processor, family, quantized=quantized, tiles=tiles)
+            self.reading = TileGroups(tiles, lambda count: same(count=count))
+            self.generator = GroupedGenerator(own, self.reading)
         if not family.tree:
             return
         self._vision_inputs = set(inspect.signature(general.image_encoder(self.base)).parameters)
@@ -200,12 +230,26 @@ class MLLM(torch.nn.Module):
 
     # -- images ---------------------------------------------------------------------------------------------------
 
+    @property
+    def from_picture(self) -> Callable[[Any], torch.Tensor]:
+        """The transform from a PIL picture to an image as the model sees it, bytes; see `pictures`."""
+        return self.tiles or from_picture(self.image_size)
+
+    def pictures(self, images: torch.Tensor) -> torch.Tensor:
+        """Return images as the model sees them, bytes: ``(n, 3, edge, edge)``, or columns of dynamic tiles.
+
+        Args:
+            images: ``(n, 3, H, W)``, bytes or DomainBed's floats.
+        """
+        pixels = to_uint8(images.as_subclass(torch.Tensor))
+        return resize(pixels, self.image_size) if self.tiles is None else self.tiles.columns(pixels)
+
     def image_inputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the vision inputs of a batch of images, ``(n, 3, H, W)`` bytes or DomainBed's floats."""
-        pictures = resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
-        out = self.processor.image_processor(
-            images=[[p] for p in pictures], return_tensors="pt", **self._image_settings
-        )
+        pictures, settings = self.pictures(images), self._image_settings
+        if self.tiles is not None and self.count is not None:
+            pictures, settings = self.tiles.cut(pictures, self.count), {"crop_to_patches": False}
+        out = self.processor.image_processor(images=[[p] for p in pictures], return_tensors="pt", **settings)
         used = self._vision_inputs | self._core_inputs
         tensors = {name: value for name, value in out.items() if name in used and isinstance(value, torch.Tensor)}
         return {name: value.to(self.device) for name, value in tensors.items()}
@@ -216,6 +260,8 @@ class MLLM(torch.nn.Module):
         Args:
             images: ``(n, 3, H, W)``, bytes or DomainBed's floats.
         """
+        if isinstance(self.reading, TileGroups):
+            return self.reading.encode(self.pictures(images))
         if not self.family.tree:
             return general.encode(self, images)
         inputs = self.image_inputs(images)
@@ -422,7 +468,7 @@ class MLLM(torch.nn.Module):
         if hasattr(network, "get_base_model"):
             network = network.merge_and_unload()
         network.requires_grad_(False).eval()
-        return MLLM(network, self.processor, self.family, self.grid, self.quantized)
+        return MLLM(network, self.processor, self.family, self.grid, self.quantized, self.tiles)
 
     def copy_for_inference(self) -> MLLM:
         """Return a frozen copy with the current weights, unaffected by later training.

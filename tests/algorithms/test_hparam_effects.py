@@ -3,6 +3,7 @@
 import pytest
 import torch
 from domainbed import algorithms, datasets, hparams_registry
+from PIL import Image
 
 from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.images import shapes
@@ -72,6 +73,18 @@ def test_adapters_are_where_they_are_asked_for(targets, towers):
     names = list(algorithm.mllm.adapters())
     assert {tower for tower in ("vision", "language") if any(tower in name for name in names)} == towers
     assert any("projector" in name for name in names)
+
+
+def test_dynamic_tiling_sees_more_of_a_wide_image():
+    """Twice as wide as high: two tiles and a thumbnail, where a square grid of the same max_tiles has one tile."""
+    wide = Image.effect_noise((192, 96), 90).convert("RGB")
+    x, scores = {}, {}
+    for tiling in ("square", "dynamic"):
+        _, algorithm = build("MLLMZeroShot", tiling=tiling, max_tiles=2)
+        x[tiling] = algorithm.mllm.from_picture(wide)[None]
+        scores[tiling] = algorithm.mllm.class_scores(x[tiling], algorithm.q_cls, shapes.CLASS_NAMES)
+    assert x["square"].shape == (1, 3, 48, 48) and algorithm.mllm.tiles.counts(x["dynamic"]) == [3]
+    assert (scores["square"] - scores["dynamic"]).abs().max() > 0.1
 
 
 @pytest.fixture(scope="module")

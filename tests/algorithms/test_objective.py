@@ -14,6 +14,7 @@ from domainbed_reasoning.algorithms import trained_mllm
 from domainbed_reasoning.bridge.samples import attach_task, with_ids
 from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.mllm.pixels import resize, to_uint8
 
 ONE_STAGE = (Stage(0, 0, 9),)
 CAT, DOG = "<CONCLUSION>cat</CONCLUSION>", "<CONCLUSION>dog</CONCLUSION>"
@@ -31,6 +32,9 @@ class TwoWeights(torch.nn.Module):
 
     def adapters(self):
         return dict(self.named_parameters())
+
+    def pictures(self, images):
+        return resize(to_uint8(images.as_subclass(torch.Tensor)), self.image_size)
 
     def encode(self, images):
         return images[:, 0, 0, 0].float()

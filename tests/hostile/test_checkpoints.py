@@ -60,6 +60,7 @@ TASKS: dict[str, tuple[Any, str]] = {
     "10**12 new tokens": (TASK | {"hparams": HPARAMS | {"max_new_tokens": 10**12}}, "'max_new_tokens' cannot be"),
     "10**9 votes": (TASK | {"hparams": HPARAMS | {"votes": 10**9}}, "'votes' cannot be"),
     "10**9 tiles": (TASK | {"hparams": HPARAMS | {"max_tiles": 10**9}}, "'max_tiles' cannot be"),
+    "unknown tiling": (TASK | {"hparams": HPARAMS | {"tiling": "round"}}, "'tiling' cannot be"),
     "a rank of 10**9": (TASK | {"hparams": HPARAMS | {"lora_rank": 10**9}}, "'lora_rank' cannot be"),
     "another rank": (
         TASK | {"hparams": HPARAMS | {"lora_rank": 60_000}},
