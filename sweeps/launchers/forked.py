@@ -44,7 +44,7 @@ MODULES = (
     "transformers.models.internvl.modeling_internvl",
     "transformers.models.internvl.processing_internvl",
     "transformers.models.qwen2.modeling_qwen2",
-    "domainbed_reasoning.mllm.model",
+    "domainbed_reasoning.mllm.load",
 )
 
 
