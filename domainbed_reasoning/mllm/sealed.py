@@ -45,6 +45,33 @@ def import_bitsandbytes() -> None:
 
 
 @contextlib.contextmanager
+def peft_without_bitsandbytes() -> Iterator[None]:
+    """Keep PEFT from importing bitsandbytes within the block: it takes seconds, and only quantized models need it."""
+    with without_package("bitsandbytes"):
+        from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+
+        checks = (is_bnb_available, is_bnb_4bit_available)
+        for check in checks:
+            check.cache_clear()
+        try:
+            yield
+        finally:
+            for check in checks:
+                check.cache_clear()
+
+
+def import_peft(quantized: bool = False) -> Any:
+    """Return PEFT, with bitsandbytes if it is for a quantized model."""
+    if quantized:
+        import_bitsandbytes()
+        import peft
+    else:
+        with peft_without_bitsandbytes():
+            import peft
+    return peft
+
+
+@contextlib.contextmanager
 def sealed(offline: bool) -> Iterator[None]:
     """Load a model without kernels from the hub, without progress bars in log files and, for a folder, without network.
 
