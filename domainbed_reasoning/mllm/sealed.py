@@ -27,14 +27,13 @@ def _refuse(name: str, *_: Any, **__: Any) -> Any:
 @contextlib.contextmanager
 def without_package(name: str) -> Iterator[None]:
     """Make imports of a package fail within the block."""
-    before = sys.modules.pop(name, None)
+    before = {name: sys.modules[name]} if name in sys.modules else {}
     sys.modules[name] = None  # type: ignore[assignment]
     try:
         yield
     finally:
         del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
+        sys.modules.update(before)
 
 
 def import_bitsandbytes() -> None:
