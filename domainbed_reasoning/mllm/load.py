@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from domainbed_reasoning.mllm.dynamic_tiles import DynamicTiles
 from domainbed_reasoning.mllm.families import is_general, require_dynamic, tile_grid
 from domainbed_reasoning.mllm.interface import require_interface, require_sight
 from domainbed_reasoning.mllm.loading import load_network, resolve
-from domainbed_reasoning.mllm.model import MLLM, checkpoint_activations
+from domainbed_reasoning.mllm.model import MLLM
 from domainbed_reasoning.mllm.opening import small_files_digest
 
 
@@ -99,3 +100,9 @@ def load_mllm(
     if gradient_checkpointing:
         checkpoint_activations(mllm.base)
     return mllm
+
+
+def checkpoint_activations(network: Any) -> None:
+    """Enable gradient checkpointing, under the name that the installed transformers release uses."""
+    named = "activation" if hasattr(network, "activation_checkpointing_enable") else "gradient"  # from 5.24 on; before
+    getattr(network, f"{named}_checkpointing_enable")({"use_reentrant": False})

@@ -31,12 +31,6 @@ from domainbed_reasoning.mllm.tree_attention import install
 ROWS = ("naive", "vision", "tree")
 
 
-def checkpoint_activations(network: Any) -> None:
-    """Enable gradient checkpointing, under the name that the installed transformers release uses."""
-    named = "activation" if hasattr(network, "activation_checkpointing_enable") else "gradient"  # from 5.24 on; before
-    getattr(network, f"{named}_checkpointing_enable")({"use_reentrant": False})
-
-
 class MLLM(torch.nn.Module):
     """A multimodal LLM, with or without adapters, and its processor.
 

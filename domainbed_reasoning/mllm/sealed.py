@@ -45,7 +45,10 @@ def import_bitsandbytes() -> None:
 
 @contextlib.contextmanager
 def peft_without_bitsandbytes() -> Iterator[None]:
-    """Keep PEFT from importing bitsandbytes within the block: it takes seconds, and only quantized models need it."""
+    """Keep PEFT from importing bitsandbytes within the block: it takes seconds, and only quantized models need it.
+
+    If PEFT itself is first imported here, its `helpers` stay without bitsandbytes; nothing here uses them.
+    """
     with without_package("bitsandbytes"):
         from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 
