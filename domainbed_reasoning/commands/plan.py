@@ -327,8 +327,8 @@ def _is_measured(rates: Mapping[str, Rate], hparams: dict[str, Any]) -> bool:
     from domainbed_reasoning.sweeps.hours import has_graphs, labels_greedily
 
     used, quantized = ["training_mfu", "prefill_mfu", "bandwidth"], hparams["quantize"] != "none"
-    greedy = hparams.get("votes", 1) == 1 and labels_greedily(hparams)
-    used.append("step_overhead" if has_graphs(quantized, greedy) else "launch_overhead")
+    for greedy in (hparams.get("votes", 1) == 1, labels_greedily(hparams)):  # of answers, of self-labels
+        used.append("step_overhead" if has_graphs(quantized, greedy) else "launch_overhead")
     if quantized:
         used.append(f"{hparams['quantize']}_slowdown")
     if hparams.get("gradient_checkpointing"):
