@@ -35,7 +35,8 @@ class Rate:
 
 ASSUMED: Mapping[str, Rate] = {
     "training_mfu": Rate(
-        0.43, "share of peak FLOPS; published for text LoRA on 7B: 42.8% (NeMo); `benchmarks.roofline`: at most 51%"
+        0.428,
+        "share of peak FLOPS; best published for text LoRA on 7B (NeMo); `benchmarks.roofline`: at most 51%",
     ),
     "prefill_mfu": Rate(0.35, "share of peak FLOPS during prefill"),
     "bandwidth": Rate(0.6, "share of peak memory bandwidth during decoding"),
