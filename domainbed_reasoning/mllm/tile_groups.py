@@ -146,8 +146,7 @@ class GroupedGenerator(TextGenerator):
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield the number of each image and the tokens of its greedy answer; see `TextGenerator.stream`.
 
-        Images are grouped among 256, or among ``batch`` if it is more, so that fewer slots are refilled than with square
-        images.
+        Images are grouped among 256, or ``batch`` if that is more: fewer slots are refilled than with square images.
         """
         left, begun = iter(images), 0
         while waiting := list(itertools.islice(left, max(batch, _WAITING))):
