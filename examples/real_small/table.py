@@ -49,10 +49,10 @@ def cell_of(job: TrainJob, target: int) -> Numbers:
         "images": len(lines),
         "domainbed": sum(sizes[split] * last[f"env{target}_{split}_acc"] for split in sizes) / len(lines),
     }
-    for kind in ("label", "chain"):
-        if any(line[f"{kind}_answer"] is not None for line in lines):
-            found[kind] = statistics.fmean(line[f"{kind}_answer"] == line["label"] for line in lines)
+    if any(line["label_answer"] is not None for line in lines):
+        found["label"] = statistics.fmean(line["label_answer"] == line["label"] for line in lines)
     if chains := [line for line in lines if line["chain"] is not None]:
+        found["chain"] = statistics.fmean(line["chain_answer"] == line["label"] for line in lines)
         found["well_formed"] = statistics.fmean(bool(line["well_formed"]) for line in chains)
         found["unparsed"] = statistics.fmean(line["chain_answer"] is None for line in chains)
     found["intervals"] = {kind: wilson(found[kind] * len(lines), len(lines)) for kind in ANSWERS if kind in found}
