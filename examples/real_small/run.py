@@ -22,7 +22,7 @@ from examples.real_small import table, terms
 from examples.real_small.rows import ZERO_SHOT, Settings, cells, choose, grid
 from examples.real_small.sample import sha256_of, write_sample
 
-DEFAULTS = {"per_class": 8, "steps": 40, "sample_seed": 0}
+DEFAULTS = {"per_class": 8, "steps": 20, "sample_seed": 0}
 WEIGHTS = "model.safetensors"
 
 

@@ -21,8 +21,8 @@ from domainbed_reasoning.method.objective import chain_nll, label_nll
 from domainbed_reasoning.method.task import SampleId
 from domainbed_reasoning.mllm import load_mllm
 
-IMAGES = 7  # of each source domain
-MICRO_BATCH = 7
+IMAGES = 5  # of each source domain
+MICRO_BATCH = 5
 TERMS = {"label": label_nll, "chain": chain_nll}
 
 

@@ -87,7 +87,7 @@ def test_every_hparam_is_one_that_something_reads(row):
 
 def test_rows_take_equal_updates_and_rounds_share_them():
     assert {row.hparams["batch_size"] for row in ROWS} == {3}
-    assert [stage.steps for stage in plan_stages([1, 1, 1, 1], 1, run.DEFAULTS["steps"]).stages] == [11, 10, 10, 9]
+    assert [stage.steps for stage in plan_stages([1, 1, 1, 1], 1, run.DEFAULTS["steps"]).stages] == [6, 5, 5, 4]
 
 
 def test_grid_and_run_have_different_trial_seeds_and_the_grid_one_target(tmp_path):
@@ -128,7 +128,7 @@ def test_bad_settings_are_refused_with_what_to_do(tmp_path, capsys):
     assert run.main(["--run", *output, *data, "--per_class", "2"]) == 1
     assert "Run --choose first" in capsys.readouterr().err
     assert run.main(["--run", *output, "--steps", "7"]) == 1
-    assert "steps: 40 -> 7" in capsys.readouterr().err
+    assert "steps: 20 -> 7" in capsys.readouterr().err
 
 
 def test_unfinished_run_has_a_table(small, forked, tmp_path, capsys):
