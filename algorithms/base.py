@@ -63,10 +63,10 @@ class MLLMAlgorithm(TrainedMLLM):
             that DomainBed records, `SelfLabels.shares` of every round so far. With ``sarr_epoch_over="kept"``, the
             steps of a round also report ``updated``: 1, or 0 for surplus steps, which have no loss.
         """
-        self.snapshots.weights_change()
         stage = self.schedule.at(self.session.steps_taken)
         if self.run is None or self.run.stage is not stage:
             self.run = self.begin(stage)
+        self.snapshots.weights_change()
         run, batch = self.run, Batch.gather(minibatches, self.pixels, self.task.labels)
         chains = self.chains_of(batch, run)
         # Eq. 1 averages over the B samples that have a term, eq. 2 over the B' whose own chain was kept.

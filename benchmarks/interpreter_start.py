@@ -25,7 +25,7 @@ def run(work: pathlib.Path, repeats: int = REPEATS) -> list[BenchmarkRow]:
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(work), str(source)]
     subprocess.run([*pip, *build], check=True)
     wheel = str(next(work.glob("*.whl")))
-    subprocess.run([*pip, "--python", pythons["with"], "install", "--no-deps", wheel], check=True)
+    subprocess.run([*pip, "--python", pythons["with"], "install", "--no-deps", "--ignore-installed", wheel], check=True)
     found: dict[str, list[float]] = {"with": [], "without": []}
     for _ in range(STARTS * repeats + 1):
         for name, python in pythons.items():

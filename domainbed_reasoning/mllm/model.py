@@ -96,14 +96,20 @@ class MLLM(torch.nn.Module):
     def train(self, mode: bool = True) -> MLLM:
         """Set the mode; frozen layers stay in evaluation mode: no batch statistics, no dropout."""
         super().train(mode)
-        general_path = is_general(self.family)  # families with an entry have no dropout
-        for name, module in self.network.named_modules():
-            is_own = (
-                general_path and "lora_dropout" not in name and not getattr(module, "gradient_checkpointing", False)
-            )
-            if is_own or isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        for module in self._always_evaluated:
+            if not getattr(module, "gradient_checkpointing", False):
                 module.training = False
         return self
+
+    @functools.cached_property
+    def _always_evaluated(self) -> list[torch.nn.Module]:
+        """Batch normalizations and, of architectures without an entry, whose layers may drop out, all but LoRA's."""
+        general_path, norms = is_general(self.family), torch.nn.modules.batchnorm._BatchNorm
+        return [
+            module
+            for name, module in self.network.named_modules()
+            if (general_path and "lora_dropout" not in name) or isinstance(module, norms)
+        ]
 
     @property
     def base(self) -> Any:
@@ -353,6 +359,10 @@ class MLLM(torch.nn.Module):
 
     def adapters(self) -> dict[str, torch.Tensor]:
         """Return the trainable tensors by name; empty for a base model."""
+        return dict(self._trained)
+
+    @functools.cached_property
+    def _trained(self) -> dict[str, torch.Tensor]:
         return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
 
     def load_adapters(self, values: Mapping[str, torch.Tensor], several: bool = False) -> None:

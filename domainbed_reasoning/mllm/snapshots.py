@@ -85,11 +85,14 @@ class Snapshots:
         """Return the model with its current weights, unaffected by later training.
 
         Whether a copy fits beside training is known after an update. A round without an earlier update labels its
-        first batch by swapping adapters; all rounds of a job follow the first decision.
+        first batch by swapping adapters; all rounds of a job follow the first decision. If they label by copies, the
+        copy that the evaluation before the round made is kept.
         """
         adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
         state = state_of(adapters.values())
-        copies = self._labelers = []
+        evaluated = self._current if self.labels_by_copy else None
+        fits = evaluated is not None and evaluated is not self.mllm and evaluated.frozen_state == state
+        copies = self._labelers = [evaluated] if evaluated is not None and fits else []
 
         @contextlib.contextmanager
         def exchanged() -> Iterator[MLLM]:

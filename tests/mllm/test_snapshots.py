@@ -55,6 +55,20 @@ def test_labeler_is_freed_before_the_next_one_is_created(folder_of, algorithm_on
     assert copies[1] == [0, 0]
 
 
+def test_round_keeps_the_copy_of_the_evaluation_before_it(folder_of, algorithm_on, minibatches, copies, no_collector):
+    """The first round decides whether a copy fits, after the evaluation's is freed; the second takes over."""
+    algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", ROUNDS, micro_batch=8, max_new_tokens=4)
+    for step in range(5):
+        algorithm.update(minibatches)
+        if step in (0, 2):
+            algorithm.eval()
+            algorithm.predict(minibatches[0][0])
+            algorithm.train()
+    made, others = copies
+    assert others == [0, 0, 0]
+    assert [copy() is not None for copy in made] == [False, False, True]
+
+
 def test_evaluation_keeps_its_initial_copy(folder_of, algorithm_on, minibatches, copies, monkeypatch):
     """While the copy is there, there is no room for another: that is no reason to answer without it."""
     algorithm = algorithm_on(folder_of("InternVL"), "MTCT", micro_batch=8, max_new_tokens=4)
