@@ -393,6 +393,7 @@ def test_the_defaults_are_the_papers(name):
     """Everything beyond the paper is off."""
     beyond = {
         "votes": 1, "sarr_votes": 1, "sarr_filter": "conclusion", "gradient_balance": "none", "first_evaluation": 0,
+        "chain_weighting": "constant",
         "sarr_epoch_over": "all", "on_parse_failure": "label", "label_weight": 1.0, "chain_weight": 1.0,
     }  # fmt: skip
     defaults = hparams_registry.default_hparams(name, "PACSReasoning")
