@@ -18,7 +18,7 @@ from domainbed_reasoning.method.stage_run import StageRun
 from domainbed_reasoning.mllm.adapters import LoraSettings
 from domainbed_reasoning.mllm.decoding import FEWEST
 from domainbed_reasoning.mllm.devices import job_device
-from domainbed_reasoning.mllm.model import load_mllm
+from domainbed_reasoning.mllm.load import load_mllm
 from domainbed_reasoning.mllm.snapshots import Snapshots
 
 

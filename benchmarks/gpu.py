@@ -35,6 +35,7 @@ from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.mllm import ModelError
 from domainbed_reasoning.results.published import GPUS, Gpu
 from domainbed_reasoning.sweeps import costs
+from domainbed_reasoning.sweeps.hours import bytes_of_a_token, prefill_flops
 from domainbed_reasoning.sweeps.rates import name_of_gpu
 
 UNKNOWN = Gpu(float("nan"), float("nan"), float("nan"))
@@ -239,9 +240,9 @@ def _chains(bench: Bench, what: str, mllm: Any, batch: int, temperature: float =
     if temperature > 0:
         bench.rates["launch_overhead"] = a_token
     elif what.startswith("chains, merged"):
-        flops = batch * costs.prefill_flops(bench.shape, prompt)
+        flops = batch * prefill_flops(bench.shape, prompt)
         bench.rates["prefill_mfu"] = flops / prefill / (bench.sheet.tflops * 1e12)
-        moved = costs.bytes_of_a_token(bench.shape, batch, prompt + bench.new_tokens / 2)
+        moved = bytes_of_a_token(bench.shape, batch, prompt + bench.new_tokens / 2)
         bench.rates["bandwidth"] = moved / a_token / bench.sheet.bandwidth
         bench.rates["step_overhead"] = min(a_token, bench.rates.get("step_overhead", a_token))
     speed = batch * bench.new_tokens / whole

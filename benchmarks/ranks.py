@@ -25,6 +25,7 @@ from domainbed_reasoning.method.objective import micro_batches
 from domainbed_reasoning.method.ranks import Ranks
 from domainbed_reasoning.results.published import DATA
 from domainbed_reasoning.sweeps import costs
+from domainbed_reasoning.sweeps.hours import bytes_of_a_token, hours_of, prefill_flops, seconds_to_score
 from domainbed_reasoning.sweeps.rates import ASSUMED
 
 BAR = 3.2
@@ -89,17 +90,17 @@ def seconds_of(
     batch = hparams["batch_size"] * (data.domains - 1)
     schedule = schedule_of(RDMLDG, dict(hparams), data, None)
     lengths = costs.lengths_for(data.classes, CHAIN)
-    evaluations = costs.hours_of(shape, lengths, data, gpu, hparams, schedule, (True, True)).evaluations
+    evaluations = hours_of(shape, lengths, data, gpu, hparams, schedule, (True, True)).evaluations
     update = max(sum(micro[rows] for rows in own) for own in rows_of_ranks(batch, hparams["micro_batch"], world))
     images = math.ceil(data.images / world)
     # Slots are refilled, so that every step decodes `eval_batch` rows but for the end, when the longest chain is left.
     prompt = shape.tiles * shape.image_tokens + lengths.question + lengths.instruction
-    moved = costs.bytes_of_a_token(shape, hparams["eval_batch"], prompt + CHAIN / 2)
+    moved = bytes_of_a_token(shape, hparams["eval_batch"], prompt + CHAIN / 2)
     step = max(token, moved / (gpu.bandwidth * ASSUMED["bandwidth"].value))
     steps = images * CHAIN / hparams["eval_batch"] + min(1.5 * CHAIN, hparams["max_new_tokens"])
     peak = gpu.tflops * 1e12 * ASSUMED["prefill_mfu"].value
-    chains = images * costs.prefill_flops(shape, prompt) / peak + steps * step
-    scores = images * costs.seconds_to_score(shape, lengths, data.classes, gpu, hparams)
+    chains = images * prefill_flops(shape, prompt) / peak + steps * step
+    scores = images * seconds_to_score(shape, lengths, data.classes, gpu, hparams)
     reduced = bytes_reduced(adapters, world) / NVLINK
     packing = 4 * 4 * adapters / gpu.bandwidth * (world > 1)  # gradients are copied into one tensor and back
     gathered = math.ceil(data.images / BATCH) * GATHER * (world > 1)

@@ -27,8 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from domainbed_reasoning.method.objective import chain_nll, label_nll
-from domainbed_reasoning.mllm.adapters import adapted, import_peft, lora_targets
+from domainbed_reasoning.mllm.adapters import adapted, lora_targets
 from domainbed_reasoning.mllm.likelihood import token_log_likelihoods
+from domainbed_reasoning.mllm.sealed import import_peft
 from domainbed_reasoning.mllm.tree_attention import install
 from domainbed_reasoning.results.published import GPUS, KNOWN_CONFIGS
 

@@ -34,8 +34,11 @@ class Rate:
 
 
 ASSUMED: Mapping[str, Rate] = {
-    "training_mfu": Rate(0.35, "share of peak FLOPS; best published for text LoRA on a 7B model: 42.8% (NeMo)"),
-    "prefill_mfu": Rate(0.35, "share of peak FLOPS during prefill; as in training"),
+    "training_mfu": Rate(
+        0.428,
+        "share of peak FLOPS; best published for text LoRA on 7B (NeMo); `benchmarks.roofline`: at most 51%",
+    ),
+    "prefill_mfu": Rate(0.35, "share of peak FLOPS during prefill"),
     "bandwidth": Rate(0.6, "share of peak memory bandwidth during decoding"),
     "step_overhead": Rate(0.002, "minimum seconds per token: CUDA graphs replay decoding steps (never run on CUDA)"),
     "launch_overhead": Rate(0.03, "the same where Python launches it: sampled chains, quantized models"),

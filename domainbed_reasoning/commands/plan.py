@@ -17,7 +17,8 @@ from domainbed_reasoning.images import user_datasets as custom
 from domainbed_reasoning.results import published
 
 if TYPE_CHECKING:
-    from domainbed_reasoning.sweeps.costs import Hours, MemoryEstimate
+    from domainbed_reasoning.sweeps.costs import MemoryEstimate
+    from domainbed_reasoning.sweeps.hours import Hours
     from domainbed_reasoning.sweeps.rates import Rate
 
 GIB = 2**30
@@ -86,6 +87,7 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     from domainbed_reasoning.mllm.decoding import FEWEST
     from domainbed_reasoning.sweeps import costs
     from domainbed_reasoning.sweeps import rates as gpu_rates
+    from domainbed_reasoning.sweeps.hours import hours_of
 
     dataset, data, sizes = _dataset(args.dataset, args.data_dir)
     algorithm = _algorithm(args.algorithm)
@@ -100,7 +102,7 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         values = {**hparams, **changes}
         schedule = schedule_of(algorithm, values, data, args.steps)
         paths = (algorithm.LABEL_PATH, algorithm.CHAIN_PATH)
-        return costs.hours_of(shape, lengths, data, gpu, values, schedule, paths, evaluations, rates)
+        return hours_of(shape, lengths, data, gpu, values, schedule, paths, evaluations, rates)
 
     def needed(changes: dict[str, Any]) -> float:
         return _without_copy(costs.memory_of(shape, lengths, {**hparams, **changes}))
@@ -322,11 +324,11 @@ def _time(hours: float) -> str:
 
 def _is_measured(rates: Mapping[str, Rate], hparams: dict[str, Any]) -> bool:
     """Return whether every rate that the hours of these hyper-parameters rest on was measured."""
-    from domainbed_reasoning.sweeps import costs
+    from domainbed_reasoning.sweeps.hours import has_graphs, labels_greedily
 
     used, quantized = ["training_mfu", "prefill_mfu", "bandwidth"], hparams["quantize"] != "none"
-    greedy = hparams.get("votes", 1) == 1 and costs.labels_greedily(hparams)
-    used.append("step_overhead" if costs.has_graphs(quantized, greedy) else "launch_overhead")
+    for greedy in (hparams.get("votes", 1) == 1, labels_greedily(hparams)):  # of answers, of self-labels
+        used.append("step_overhead" if has_graphs(quantized, greedy) else "launch_overhead")
     if quantized:
         used.append(f"{hparams['quantize']}_slowdown")
     if hparams.get("gradient_checkpointing"):

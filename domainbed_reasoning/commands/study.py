@@ -254,6 +254,7 @@ def _hours_table(
 def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Settings, gpu: str) -> float | None:
     """Return the hours of one job; None if the cost model does not cover the algorithm."""
     from domainbed_reasoning.sweeps import costs
+    from domainbed_reasoning.sweeps.hours import hours_of
 
     cls: Any = registry.load(registry.ALGORITHMS[algorithm]) if grid.mllm else None
     if cls is None:
@@ -261,7 +262,7 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
     data = published.DATA[registry.TWINS[dataset]]
     check_values(settings.hparams_of(grid), cls.HPARAMS)
     hparams = {name: hparam.default for name, hparam in cls.HPARAMS.items()} | settings.hparams_of(grid)
-    hours = costs.hours_of(
+    hours = hours_of(
         _shape(*(hparams[name] for name in ("model", "max_tiles", "revision", "trust_remote_code", "tiling"))),
         costs.lengths_for(data.classes, _CHAIN_TOKENS),
         data,

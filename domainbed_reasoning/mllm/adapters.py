@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from domainbed_reasoning.mllm import lora
 from domainbed_reasoning.mllm.adapter_files import check_adapters
 from domainbed_reasoning.mllm.families import ModelError
 from domainbed_reasoning.mllm.mixtures import kept_by_peft
-from domainbed_reasoning.mllm.sealed import import_bitsandbytes
+from domainbed_reasoning.mllm.sealed import import_peft, peft_without_bitsandbytes
 from domainbed_reasoning.mllm.towers import convolutions_of, is_linear, is_of_mixture, layers_named, parts_of
 from domainbed_reasoning.terminal import get_logger
 
@@ -188,20 +189,14 @@ def _shapes_of(layer: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]
     return (rank, layer.in_features), (layer.out_features, rank)
 
 
-def import_peft() -> Any:
-    """Return PEFT, which imports bitsandbytes."""
-    import_bitsandbytes()
-    import peft
-
-    return peft
-
-
 def adapted(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
     """Return ``network`` as a PEFT model with adapters of these settings of its `LoraConfig`, see `lora`."""
-    peft = import_peft()
+    quantized = any(type(layer).__module__.startswith("bitsandbytes") for layer in network.modules())
+    peft = import_peft(quantized)
     config = peft.LoraConfig(bias="none", **settings)
-    config._register_custom_module(lora.layers())
-    with warnings.catch_warnings():  # peft uses an attribute that transformers deprecates
+    config._register_custom_module(lora.layers(quantized))
+    alone = contextlib.nullcontext() if quantized else peft_without_bitsandbytes()
+    with alone, warnings.catch_warnings():  # peft uses an attribute that transformers deprecates
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model: torch.nn.Module = peft.get_peft_model(network, config)
     lora.recompute_gates(model)

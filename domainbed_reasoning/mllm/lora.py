@@ -261,19 +261,16 @@ def _is_gated(kind: type) -> bool:
 
 
 @functools.cache
-def layers() -> dict[type, type]:
-    """Return the mapping for PEFT's dispatch, from frozen to adapting layer classes, quantized ones first."""
+def layers(quantized: bool) -> dict[type, type]:
+    """Return the mapping for PEFT's dispatch, from frozen to adapting layer classes, quantized ones first if asked."""
     from peft.tuners import lora
 
     found: dict[type, type] = {}
-    quantized: Any
-    try:
+    if quantized:
         import bitsandbytes
-        from peft.tuners.lora import bnb as quantized
-    except Exception:  # absent, or broken in any way: no layer is quantized
-        quantized = None
-    for kind in ("Linear4bit", "Linear8bitLt"):
-        if hasattr(quantized, kind):
-            found[getattr(bitsandbytes.nn, kind)] = type(kind, (InComputePrecision, getattr(quantized, kind)), {})
+        from peft.tuners.lora import bnb
+
+        for kind in ("Linear4bit", "Linear8bitLt"):
+            found[getattr(bitsandbytes.nn, kind)] = type(kind, (InComputePrecision, getattr(bnb, kind)), {})
     found[torch.nn.Linear] = type("Linear", (InComputePrecision, lora.Linear), {})
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from domainbed_reasoning.mllm.sealed import import_bitsandbytes
+from domainbed_reasoning.mllm.sealed import import_peft
 from domainbed_reasoning.terminal import get_logger
 
 _log = get_logger(__name__)
@@ -18,9 +18,7 @@ def kept_by_peft(network: torch.nn.Module, names: list[str]) -> list[str]:
     In some mixtures PEFT maps ``gate_proj``, ``up_proj`` and ``down_proj`` of any module to the experts, which
     transformers named so before 5.0, and adapts the fused experts instead.
     """
-    import_bitsandbytes()
-    import peft
-
+    peft = import_peft()
     try:
         from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers as convert
     except ImportError:  # before PEFT 0.19

@@ -27,14 +27,13 @@ def _refuse(name: str, *_: Any, **__: Any) -> Any:
 @contextlib.contextmanager
 def without_package(name: str) -> Iterator[None]:
     """Make imports of a package fail within the block."""
-    before = sys.modules.pop(name, None)
+    before = {name: sys.modules[name]} if name in sys.modules else {}
     sys.modules[name] = None  # type: ignore[assignment]
     try:
         yield
     finally:
         del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
+        sys.modules.update(before)
 
 
 def import_bitsandbytes() -> None:
@@ -42,6 +41,36 @@ def import_bitsandbytes() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns about the missing kernel
     with without_package("kernels"), contextlib.suppress(Exception):  # importing it where it is needed raises the error
         import bitsandbytes  # noqa: F401
+
+
+@contextlib.contextmanager
+def peft_without_bitsandbytes() -> Iterator[None]:
+    """Keep PEFT from importing bitsandbytes within the block: it takes seconds, and only quantized models need it.
+
+    If PEFT itself is first imported here, its `helpers` stay without bitsandbytes; nothing here uses them.
+    """
+    with without_package("bitsandbytes"):
+        from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+
+        checks = (is_bnb_available, is_bnb_4bit_available)
+        for check in checks:
+            check.cache_clear()
+        try:
+            yield
+        finally:
+            for check in checks:
+                check.cache_clear()
+
+
+def import_peft(quantized: bool = False) -> Any:
+    """Return PEFT, with bitsandbytes if it is for a quantized model."""
+    if quantized:
+        import_bitsandbytes()
+        import peft
+    else:
+        with peft_without_bitsandbytes():
+            import peft
+    return peft
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods
 
-_WAITING = 4  # batches of images that are grouped at a time
+_WAITING = 256  # images that are grouped at a time: 2 GB at 12 tiles of 448 pixels
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,10 @@ class GroupedGenerator(TextGenerator):
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield the number of each image and the tokens of its greedy answer; see `TextGenerator.stream`.
 
-        Images are grouped within four batches, so that fewer slots are refilled than with square images.
+        Images are grouped among 256, or ``batch`` if that is more: fewer slots are refilled than with square images.
         """
         left, begun = iter(images), 0
-        while waiting := list(itertools.islice(left, _WAITING * batch)):
+        while waiting := list(itertools.islice(left, max(batch, _WAITING))):
             columns = self.mllm.pictures(torch.stack(waiting))
             for rows, mllm, part in self.tile_groups.groups(columns):
                 for row, tokens in mllm.generator.stream(part, question, max_new_tokens, min(batch, len(rows))):

@@ -44,7 +44,7 @@ MODULES = (
     "transformers.models.internvl.modeling_internvl",
     "transformers.models.internvl.processing_internvl",
     "transformers.models.qwen2.modeling_qwen2",
-    "domainbed_reasoning.mllm.model",
+    "domainbed_reasoning.mllm.load",
 )
 
 
@@ -68,7 +68,7 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
     at_a_time = whole_number(JOBS, default=JOBS_AT_A_TIME)
     for module in MODULES:
         importlib.import_module(module)
-    from domainbed_reasoning.mllm.adapters import import_peft
+    from domainbed_reasoning.mllm.sealed import import_peft
 
     import_peft()
     versions.source_digests()  # of the imported files, which may change in a checkout while jobs wait

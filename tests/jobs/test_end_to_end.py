@@ -148,7 +148,13 @@ def test_ctrl_c_ends_training_with_one_sentence(domainbed_root, stock_environmen
     command = [sys.executable, "-m", "domainbed.scripts.train", *arguments, "--output_dir", "job"]
     hparams = ["--hparams", json.dumps({"answer": "label", "both_answers": False, "batch_size": 2})]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    child = subprocess.Popen([*command, *hparams], cwd=tmp_path, env=stock_environment(domainbed_root), **output)
+    child = subprocess.Popen(
+        [*command, *hparams],
+        cwd=tmp_path,
+        env=stock_environment(domainbed_root),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may ignore it
+        **output,
+    )
     while not (tmp_path / "job" / "results.jsonl").exists() and child.poll() is None:
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)

@@ -11,6 +11,8 @@ from domainbed_reasoning.mllm import LoraSettings, ModelError, load_mllm
 from domainbed_reasoning.mllm.towers import part_of
 from domainbed_reasoning.results import published
 from domainbed_reasoning.sweeps import costs
+from domainbed_reasoning.sweeps.hours import hours_of, seconds_to_write
+from domainbed_reasoning.sweeps.rates import ASSUMED
 
 HPARAMS = {
     "answer": "chain", "both_answers": False, "quantize": "none", "eval_batch": 16, "max_new_tokens": 512,
@@ -90,24 +92,24 @@ def test_hours_of_a_job_by_hand():
     data, gpu = published.DATA["PACS"], published.GPUS["H200"]
     schedule = plan_stages([3, 3], 10)
     assert (schedule.n_steps, schedule.checkpoint_freq) == (61, 30)
-    hours = costs.hours_of(shape, lengths, data, gpu, HPARAMS, schedule, (True, True))
+    hours = hours_of(shape, lengths, data, gpu, HPARAMS, schedule, (True, True))
     assert hours.evaluations == 3
-    one = costs.hours_of(shape, lengths, data, gpu, HPARAMS, schedule, (True, True), 1)
+    one = hours_of(shape, lengths, data, gpu, HPARAMS, schedule, (True, True), 1)
     assert hours.evaluation == pytest.approx(3 * one.evaluation)
-    samples, peak = 61 * 10 * 3, 989e12 * 0.35
+    samples, peak = 61 * 10 * 3, 989e12 * ASSUMED["training_mfu"].value
     expected = samples * costs.training_flops(shape, lengths, True, True) / peak / 3600
     assert hours.training == pytest.approx(expected)
-    faster = costs.seconds_to_write(shape, lengths, gpu, {**HPARAMS, "eval_batch": 32})
-    assert 0.5 <= faster / costs.seconds_to_write(shape, lengths, gpu, HPARAMS) < 0.6
+    faster = seconds_to_write(shape, lengths, gpu, {**HPARAMS, "eval_batch": 32})
+    assert 0.5 <= faster / seconds_to_write(shape, lengths, gpu, HPARAMS) < 0.6
     once, voted = (
-        costs.hours_of(shape, lengths, data, gpu, {**HPARAMS, **changes}, schedule, (True, True))
+        hours_of(shape, lengths, data, gpu, {**HPARAMS, **changes}, schedule, (True, True))
         for changes in ({"temperature": 1.0}, {"temperature": 1.0, "votes": 5, "sarr_votes": 5})
     )
     assert once.labeling > 0 and voted.training == once.training
     assert voted.labeling == pytest.approx(5 * once.labeling)
     assert voted.evaluation > 5 * once.evaluation  # votes are sampled: no slots, no CUDA graphs
-    sampled = costs.seconds_to_write(shape, lengths, gpu, HPARAMS, greedy=False)
-    assert sampled > 3 * costs.seconds_to_write(shape, lengths, gpu, HPARAMS)
+    sampled = seconds_to_write(shape, lengths, gpu, HPARAMS, greedy=False)
+    assert sampled > 3 * seconds_to_write(shape, lengths, gpu, HPARAMS)
 
 
 def test_hours_count_the_actual_work_of_domainbed_and_the_labeler():
@@ -118,7 +120,7 @@ def test_hours_count_the_actual_work_of_domainbed_and_the_labeler():
         now = {**HPARAMS, "eval_batch": 64, "sarr_epochs": 3, **changes}
         schedule = plan_stages(list(stages), 10)
         gpu = published.GPUS["H200"]
-        return costs.hours_of(shape, lengths, published.DATA["PACS"], gpu, now, schedule, (True, True), evaluations)
+        return hours_of(shape, lengths, published.DATA["PACS"], gpu, now, schedule, (True, True), evaluations)
 
     for changes in ({"data_augmentation": True}, {"votes": 3}):
         assert hours(eval_batch=256, **changes).evaluation == hours(**changes).evaluation

@@ -84,7 +84,7 @@ def test_a_forward_that_names_the_images_and_ignores_them_is_refused(folder_of, 
 
 def test_looking_changes_neither_random_state_nor_modes(folder_of):
     """DomainBed's samplers draw from the same random state: a job's batches must not depend on the check."""
-    import domainbed_reasoning.mllm.model as module
+    import domainbed_reasoning.mllm.load as module
 
     def load(check):
         with pytest.MonkeyPatch.context() as patched:

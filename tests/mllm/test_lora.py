@@ -1,5 +1,8 @@
 """Adapters in the model's precision against PEFT's, by layer and for whole models of every family."""
 
+import subprocess
+import sys
+
 import peft
 import pytest
 import torch
@@ -216,3 +219,18 @@ def test_training_step_at_8b_stays_below_its_limits():
     assert roofline.float32_share(counting, bare) <= roofline.FLOAT32_BAR
     assert kept / 2 / 2**30 <= roofline.KEPT_BAR
     assert sum(counting.kernels.values()) <= 8_400  # PEFT's own layers: 9,965
+
+
+def test_bitsandbytes_is_imported_for_quantized_models_alone():
+    """It imports PyTorch's compiler, which takes seconds of every job's start."""
+    script = """
+import sys
+from domainbed_reasoning.mllm import LoraSettings, load_mllm
+load_mllm("tiny", lora=LoraSettings(2, 4)).copy_for_inference()
+print("bitsandbytes" in sys.modules, "torch._inductor.compile_fx" in sys.modules)
+layer = type(load_mllm("tiny", lora=LoraSettings(2, 4), quantize="nf4").network.get_submodule(sys.argv[1]))
+print("bitsandbytes" in sys.modules, layer.__name__)
+"""
+    name = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+    done = subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True", "Linear4bit"]

@@ -14,8 +14,8 @@ from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.mllm import LoraSettings, ModelError, devices, load_mllm, loading
 from domainbed_reasoning.mllm.adapters import lora_targets
+from domainbed_reasoning.mllm.load import checkpoint_activations
 from domainbed_reasoning.mllm.loading import TINY, check_memory, image_edge, resolve
-from domainbed_reasoning.mllm.model import checkpoint_activations
 from domainbed_reasoning.mllm.pixels import from_picture, resize, to_uint8
 
 NAMES = shapes.CLASS_NAMES

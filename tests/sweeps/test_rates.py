@@ -65,7 +65,7 @@ def test_plan_counts_until_the_gpu_was_measured(measured, capsys):
     printed = capsys.readouterr().out
     assert "from rates measured on this GPU" in printed and "counted" not in printed
     assert "training_mfu 0.7: measured on NVIDIA H100 80GB HBM3, 2026-01-02, torch 2.11.0" in printed
-    assert hours(printed) == pytest.approx(hours(counted) / 2, abs=0.1)  # 0.7 of the peak instead of 0.35
+    assert hours(printed) == pytest.approx(hours(counted) * 0.428 / 0.7, abs=0.1)
     assert cli.main([*plan, "--rates", str(measured()), "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["basis"] == "measured" and numbers["hours"]["training"] == pytest.approx(hours(printed), abs=0.05)
