@@ -84,7 +84,7 @@ def test_the_largest_gain_in_the_worse_regime_wins(output, capsys):
     """.3 and 0 lose to .1 and .05; .2 and .2 is rejected, as 6% of its chains name no class."""
     gains = {"RDMLDG well_formed": (0.3, 0.0), "RDMLDG late rounds": (0.05, 0.1)}
     gains["RDMLDG falling loss consistent"] = (0.2, 0.2)
-    write_search(output, gains, {"RDMLDG falling loss consistent": 0.06, "RDMLDG late rounds": 0.05})
+    write_search(output, gains, {"RDMLDG falling loss consistent": 0.06, "RDMLDG late rounds": 0.04})
     variants.report(output)
     printed = capsys.readouterr().out
     assert "RDMLDG late rounds (gains in both regimes)" in printed and "unparsed 0.060  rejected" in printed
@@ -96,7 +96,7 @@ def test_the_largest_gain_in_the_worse_regime_wins(output, capsys):
         "source_validation": pytest.approx({"clear": 0.55, "camouflaged": 0.6}),
         "gains": {"clear": 0.05, "camouflaged": 0.1},
         "worst_gain": 0.05,
-        "unparsed": 0.05,
+        "unparsed": pytest.approx(0.04),
         "rejected": False,
     }
     assert found["candidates"]["RDMLDG falling loss consistent"]["rejected"]
