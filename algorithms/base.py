@@ -12,7 +12,14 @@ from domainbed_reasoning.bridge.samples import Batch
 from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.session import Minibatches
 from domainbed_reasoning.method.answering import answer_in_ranks
-from domainbed_reasoning.method.objective import Objective, Terms, chain_nll, label_nll
+from domainbed_reasoning.method.objective import (
+    Objective,
+    Terms,
+    chain_nll,
+    falling_loss_factor,
+    label_nll,
+    running_average,
+)
 from domainbed_reasoning.method.schedule import Stage
 from domainbed_reasoning.method.self_labeling import SelfLabels, labels_of_round
 from domainbed_reasoning.method.stage_run import StageRun
@@ -81,15 +88,22 @@ class MLLMAlgorithm(TrainedMLLM):
         return values | ({"chain_share": with_chain} if self.CHAIN_PATH else {})
 
     def descend(self, run: StageRun, batch: Batch, chains: Sequence[str | None], used: list[int]) -> dict[str, float]:
-        """Take one gradient step on the objective over the ``used`` rows of the batch; return its losses."""
+        """Take one gradient step on the objective over the ``used`` rows of the batch; return its losses.
+
+        With ``chain_weighting="falling_loss"``, also ``chain_scale``, the factor of the chain weight.
+        """
         names = [self.task.class_names[label] for label in batch.labels] if self.LABEL_PATH else None
-        objective = Objective.of(self.hparams, self.LABEL_PATH, self.CHAIN_PATH)
+        falling = self.hparams.get("chain_weighting") == "falling_loss"
+        factor = falling_loss_factor(run.chain_loss) if falling else 1.0
+        objective = Objective.of(self.hparams, self.LABEL_PATH, self.CHAIN_PATH, factor)
         run.optimizer.zero_grad(set_to_none=True)
         weights, ranks = list(self.mllm.adapters().values()), self.session.ranks
         values = objective.backward(self.terms, batch.images, names, chains, used, weights, ranks)
+        if "chain_loss" in values:
+            run.chain_loss = running_average(run.chain_loss, values["chain_loss"])
         run.advance()
         self.snapshots.update_done()
-        return values
+        return values | ({"chain_scale": factor} if falling else {})
 
     def write_ahead(self, mllm: MLLM) -> None:
         """Generate the chains of all splits at the start of an evaluation: DomainBed requests 64 images at a time."""

@@ -208,6 +208,12 @@ BALANCE_HPARAMS = {
         "paper: plain sum (eq. 1); norm: scale the label gradient to the norm of the chain's",
         allowed=one_of("none", "norm"),
     ),
+    "chain_weighting": Hparam(
+        "constant",
+        None,
+        "paper: constant (eq. 1); falling_loss: times exp(-L), L the stage's running chain loss; 0 in its first update",
+        allowed=one_of("constant", "falling_loss"),
+    ),
 }
 
 SARR_HPARAMS = {

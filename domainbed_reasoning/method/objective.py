@@ -7,6 +7,7 @@ MTCT uses teacher chains r and all B samples; SARR self-generated chains r̂ and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,23 @@ def chain_nll(log_likelihoods: torch.Tensor, mask: torch.Tensor) -> torch.Tensor
     return -(log_likelihoods * mask).sum(dim=1) / mask.sum(dim=1)
 
 
+def running_average(average: float | None, value: float) -> float:
+    """Return an exponential moving average (decay 0.9) that starts with its first value, None before it."""
+    return value if average is None else 0.9 * average + 0.1 * value
+
+
+def falling_loss_factor(chain_loss: float | None) -> float:
+    """Return exp(-L), the geometric mean of the probability of a chain's tokens, in [0, 1].
+
+    Beyond the paper. Early on, the chains are unlikely and their gradient would drown the label's: the chain term
+    starts small and approaches its full weight as its loss falls.
+
+    Args:
+        chain_loss: L, the running average of the previous updates, in nats per token; None before the first: 0.
+    """
+    return 0.0 if chain_loss is None else math.exp(-chain_loss)
+
+
 @dataclass(frozen=True)
 class Objective:
     """L = 1/B Σ_i [w_label · label_nll_i + w_chain · chain_nll_i], and its gradient.
@@ -65,17 +83,18 @@ class Objective:
     balanced: bool = False
 
     @classmethod
-    def of(cls, hparams: Mapping[str, Any], label_path: bool, chain_path: bool) -> Objective:
+    def of(cls, hparams: Mapping[str, Any], label_path: bool, chain_path: bool, chain_factor: float = 1.0) -> Objective:
         """Return the objective of an algorithm with these hyper-parameters.
 
         Args:
             hparams: of the job.
             label_path: whether it includes the classification path.
             chain_path: whether it includes the reasoning path.
+            chain_factor: of the chain weight, in [0, 1]; see `falling_loss_factor`.
         """
         return cls(
             float(hparams["label_weight"]) if label_path else 0.0,
-            float(hparams["chain_weight"]) if chain_path else 0.0,
+            chain_factor * float(hparams["chain_weight"]) if chain_path else 0.0,
             hparams["micro_batch"],
             hparams["grad_clip"],
             label_path and chain_path and hparams["gradient_balance"] == "norm",

@@ -25,6 +25,7 @@ class StageRun:
     Attributes:
         optimizer: a fresh AdamW.
         lr_scheduler: its schedule over the planned updates.
+        chain_loss: running average of the chain loss in nats, see `running_average`; None before the first update.
         over_kept: whether an epoch is over the kept chains only (the hparam ``sarr_epoch_over``).
     """
 
@@ -37,6 +38,7 @@ class StageRun:
     ):
         self.stage = stage
         self.own_chains = own_chains
+        self.chain_loss: float | None = None
         self.over_kept = own_chains is not None and hparams["sarr_epoch_over"] == "kept"
         steps = self.updates_due if self.over_kept else stage.steps
         self.optimizer, self.lr_scheduler = optimizer_of_stage(adapters.values(), hparams, steps)
@@ -80,6 +82,7 @@ class StageRun:
         own = self.own_chains
         return {
             "stage_start": self._start,
+            "chain_loss": self.chain_loss,
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "own_chains": own.state_dict() if own is not None else {},
@@ -93,6 +96,7 @@ class StageRun:
             labeled: the round's self-labels, from `SelfLabels.newly_written`.
         """
         self.optimizer.load_state_dict(state["optimizer"])
+        self.chain_loss = state.get("chain_loss")  # absent from states of earlier versions
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if self.own_chains is not None:
             self.own_chains.load_state_dict(state["own_chains"], labeled)

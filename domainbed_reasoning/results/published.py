@@ -178,12 +178,16 @@ PAPER_HPARAMS: dict[str, Any] = {
     "label_weight": 1.0,
     "chain_weight": 1.0,
     "gradient_balance": "none",
+    "chain_weighting": "constant",
     "sarr_filter": "conclusion",
     "sarr_votes": 1,
     "votes": 1,
 }
 # The settings among these that make it a different method than the paper's.
-METHOD_HPARAMS = ("answer", "label_weight", "chain_weight", "gradient_balance", "sarr_filter", "sarr_votes", "votes")
+METHOD_HPARAMS = (
+    "answer", "label_weight", "chain_weight", "gradient_balance", "chain_weighting", "sarr_filter",
+    "sarr_votes", "votes",
+)  # fmt: skip
 PAPER_BATCH = 128  # over all source domains
 # Networks of the other methods, from the paper's tables.
 OTHERS_HPARAMS: dict[str, dict[str, Any]] = {

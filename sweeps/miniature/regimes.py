@@ -3,6 +3,8 @@
     python -m domainbed_reasoning.sweeps.miniature --study regimes --design    list the rows and their jobs
     python -m domainbed_reasoning.sweeps.miniature --study regimes --choose    select rates by source validation
     python -m domainbed_reasoning.sweeps.miniature --study regimes --run       run the remaining jobs; rerun to resume
+    python -m domainbed_reasoning.sweeps.miniature --study regimes --search    pick a variant, see `variants`
+    python -m domainbed_reasoning.sweeps.miniature --study regimes --test      run the picked variant
     python -m domainbed_reasoning.sweeps.miniature --study regimes --table     write rows, tables and tests
 
 The premises of both regimes, measured on the base model, were frozen before the first comparison
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,20 +163,26 @@ def job_of(
     )
 
 
+def at_rate(row: StudyRow, rate: float) -> StudyRow:
+    """Return a row at a learning rate, in a folder of its own."""
+    return replace(
+        row, name=f"{row.name} lr {rate:g}", hparams=row.hparams | {"lr": rate}, folder=f"{row.folder}_lr{rate:g}"
+    )
+
+
 def choices() -> list[StudyRow]:
     """Return the learning-rate grid."""
-    return [
-        replace(
-            row, name=f"{row.name} lr {rate:g}", hparams=row.hparams | {"lr": rate}, folder=f"{row.folder}_lr{rate:g}"
-        )
-        for row in TUNED
-        for rate in RATES_TRIED
-    ]
+    return [at_rate(row, rate) for row in TUNED for rate in RATES_TRIED]
+
+
+def choice_job(row: StudyRow, regime: str, target: int, output: Path) -> TrainJob:
+    """Return a job for selection, with few target images, as these are not used for it."""
+    return job_of(row, regime, target, CHOICE_SEED, output / "choice", target_per_class=1)
 
 
 def _grid(output: Path) -> list[tuple[StudyRow, str, TrainJob]]:
     return [
-        (row, regime, job_of(row, regime, target, CHOICE_SEED, output / "choice", target_per_class=1))
+        (row, regime, choice_job(row, regime, target, output))
         for row in choices()
         for regime in REGIMES
         for target in CHOICE_TARGETS
@@ -182,7 +190,7 @@ def _grid(output: Path) -> list[tuple[StudyRow, str, TrainJob]]:
 
 
 def grid_jobs(output: Path) -> list[TrainJob]:
-    """Return the jobs of the grid, with few target images, as these are not used for selection."""
+    """Return the jobs of the grid."""
     return [job for _, _, job in _grid(output)]
 
 
@@ -197,8 +205,8 @@ def unparsed(job: TrainJob) -> float:
     return statistics.fmean(share or 0.0 for share in shares)
 
 
-def choice_rows(output: Path) -> list[dict[str, Any]]:
-    """Return the lines of ``choice.csv``, of completed jobs."""
+def lines_of(jobs: Iterable[tuple[StudyRow, str, TrainJob]]) -> list[dict[str, Any]]:
+    """Return the lines of ``choice.csv`` of the completed ones among (row, regime, job)."""
     return [
         {
             "row": row.name,
@@ -208,9 +216,14 @@ def choice_rows(output: Path) -> list[dict[str, Any]]:
             "source_validation": found,
             "unparsed": unparsed(job),
         }
-        for row, regime, job in _grid(output)
+        for row, regime, job in jobs
         if (found := source_validation(job)) is not None
     ]
+
+
+def choice_rows(output: Path) -> list[dict[str, Any]]:
+    """Return the lines of ``choice.csv``, of completed jobs."""
+    return lines_of(_grid(output))
 
 
 def best_rates(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

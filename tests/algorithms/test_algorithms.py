@@ -352,6 +352,7 @@ def test_the_consistency_filter_keeps_some_of_what_the_paper_keeps_and_nothing_e
         ({"lr": "1e-3"}, "lr must be a number above 0; got '1e-3'"),
         ({"dtype": "float8"}, "dtype must be 'auto', 'float32', 'bfloat16' or 'float16'; got 'float8'"),
         ({"gradient_balance": "on"}, "gradient_balance must be 'none' or 'norm'; got 'on'"),
+        ({"chain_weighting": "loss"}, "chain_weighting must be 'constant' or 'falling_loss'; got 'loss'"),
         ({"on_parse_failure": "skip"}, "on_parse_failure must be 'label' or 'wrong'; got 'skip'"),
         ({"sarr_epoch_over": "some"}, "sarr_epoch_over must be 'all' or 'kept'; got 'some'"),
         ({"sarr_filter": True}, "sarr_filter must be 'conclusion', 'well_formed' or 'consistent'; got True"),
@@ -393,7 +394,8 @@ def test_the_defaults_are_the_papers(name):
     """Everything beyond the paper is off."""
     beyond = {
         "votes": 1, "sarr_votes": 1, "sarr_filter": "conclusion", "gradient_balance": "none", "first_evaluation": 0,
-        "sarr_epoch_over": "all", "on_parse_failure": "label", "label_weight": 1.0, "chain_weight": 1.0,
+        "chain_weighting": "constant", "sarr_epoch_over": "all", "on_parse_failure": "label", "label_weight": 1.0,
+        "chain_weight": 1.0,
     }  # fmt: skip
     defaults = hparams_registry.default_hparams(name, "PACSReasoning")
     assert {key: defaults.get(key, value) for key, value in beyond.items()} == beyond

@@ -1,5 +1,8 @@
 """Every hyper-parameter of optimizer, adapters and sampling takes effect, as the algorithms pass it on."""
 
+import copy
+import math
+
 import pytest
 import torch
 from domainbed import algorithms, datasets, hparams_registry
@@ -103,3 +106,16 @@ def test_a_nucleus_of_nothing_is_the_likeliest_token_at_any_temperature(mllm, be
     free = mllm.generate(*asked, temperature=9.0, top_p=1.0, beginnings=beginnings)
     assert not set(free) & set(greedy)
     assert mllm.generate(*asked, temperature=1e-4, top_p=1.0, beginnings=beginnings) == greedy
+
+
+def test_a_falling_loss_weights_the_chains_and_is_restored():
+    """0 in the first update, then exp(-L). A restart after two updates takes the third like the uninterrupted job."""
+    dataset, algorithm = build("MTCT", chain_weighting="falling_loss")
+    batch = [torch.utils.data.default_collate([dataset[env][0]]) for env in range(3)]
+    first, second = algorithm.update(batch), algorithm.update(batch)
+    assert first["chain_scale"] == 0
+    assert second["chain_scale"] == pytest.approx(math.exp(-first["chain_loss"]))
+    _, again = build("MTCT", chain_weighting="falling_loss")
+    again.session.steps_taken = algorithm.session.steps_taken
+    again.restore(copy.deepcopy(algorithm.training_state()))
+    assert again.update(batch) == algorithm.update(batch)

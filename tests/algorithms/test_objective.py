@@ -5,6 +5,7 @@ their gradients are 3p and 4p, and never touch the other's weight.
 """
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -219,3 +220,21 @@ def test_a_step_of_nothing_moves_no_weight_by_momentum_or_decay(build):
     values = algorithm.update([(with_ids(cats(7, concluded=[1])[0][0], torch.tensor([[0, 5]])), torch.tensor([0]))])
     assert values["loss"] == 0.0 and values["chain_share"] == 0.0
     assert weights(algorithm) == before
+
+
+@pytest.mark.parametrize("micro_batch", [1, 64])
+def test_the_chain_weight_grows_as_the_running_chain_loss_falls(build, micro_batch):
+    """Weights nearly fixed: chain losses 4p. exp(-L) of the running L, 0 in the first update; a stage starts anew."""
+    algorithm = build(
+        "RDMLDG", [Stage(0, 0, 3), Stage(1, 4, 5)], chains=range(9), lr=1e-9, chain_weight=2.0, micro_batch=micro_batch,
+        chain_weighting="falling_loss",
+    )  # fmt: skip
+    average = None
+    for step, pixels in enumerate([(1, 3), (1, 1), (0, 0), (0, 1), (1, 0), (0, 0)]):
+        average = None if step == 4 else average
+        factor = 0.0 if average is None else math.exp(-average)
+        values = algorithm.update(cats(*pixels))
+        assert values["chain_scale"] == pytest.approx(factor)
+        assert gradients(algorithm) == pytest.approx([3 * sum(pixels) / 2, 2 * factor * 4 * sum(pixels) / 2])
+        loss = 4 * sum(pixels) / 2
+        average = loss if average is None else 0.9 * average + 0.1 * loss

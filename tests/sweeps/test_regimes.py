@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from builders.study_jobs import write_job
 from domainbed_reasoning.bridge.hparam_names import check_hparams
 from domainbed_reasoning.images import creatures
 from domainbed_reasoning.method.schedule import plan_stages
@@ -48,21 +49,6 @@ def test_names_and_folders_tell_rows_apart_and_every_cell_is_run_once():
     assert {row.hparams["teacher_error"] for row in TEACHERS} == {0.1, 0.4}
     own = [row for row in ROWS if row not in MAIN and not row.folder.startswith("common_")]
     assert len({row.folder for row in own}) == len(own)
-
-
-def write_job(job, accuracy, unparsed=0.0, **more):
-    """Write the files of a finished job whose validation accuracy is ``accuracy``."""
-    job.folder.mkdir(parents=True)
-    record = {"args": dict(job.arguments), "hparams": json.loads(job.arguments["hparams"]), "step": 243, **more}
-    record["args"].setdefault("holdout_fraction", 0.2)
-    answers = {}
-    for env in range(4):
-        record |= {f"env{env}_in_acc": accuracy, f"env{env}_out_acc": accuracy}
-        both = {"label": accuracy, "chain": accuracy, "unparsed": unparsed}
-        answers[f"env{env}"] = {"in": both, "out": both}
-    (job.folder / "results.jsonl").write_text(json.dumps(record) + "\n")
-    (job.folder / "answers.json").write_text(json.dumps(answers))
-    (job.folder / "done").write_text("done")
 
 
 def write_grid(output, accuracies, unparsed):
