@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -88,3 +89,28 @@ def no_variables(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+
+
+@pytest.fixture
+def shared_job(either_domainbed, stock_environment, tmp_path, monkeypatch):
+    """A real train job of one update, as DomainBed's sweep writes it, that two ranks can share: command and folder."""
+    for name, value in stock_environment(either_domainbed).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    hparams = {"batch_size": 2, "micro_batch": 2, "mtct_epochs": 1, "sarr_rounds": 0, "first_evaluation": 2}
+    options = f"--algorithm RDMLDG --dataset ShapesReasoning --test_envs 0 --data_dir {tmp_path}"
+    folder = tmp_path / "job"
+    command = f"python -m domainbed.scripts.train {options} --output_dir {folder} --steps 1"
+    return f"{command} --hparams {shlex.quote(json.dumps(hparams))}", folder
+
+
+@pytest.fixture
+def check_two_ranks():
+    """``check_two_ranks(folder)`` checks that a job of two ranks has ended, with one set of records."""
+
+    def check(folder):
+        assert (folder / "done").exists()
+        assert len((folder / "results.jsonl").read_text().splitlines()) == 1
+        assert json.loads((folder / "versions.json").read_text())["ranks"] == 2
+
+    return check

@@ -68,14 +68,20 @@ def missing() -> str | None:
     return None if os.geteuid() == 0 else "only root can start a Slurm"
 
 
-def start(folder: Path, nodes: int = 1, cores: int = 2, more: str = "") -> dict[str, str]:
-    """Start the daemons and wait until all nodes, ``node1`` and so on, are idle.
+def host() -> str:
+    """Return this machine's name as Slurm shortens it."""
+    return socket.gethostname().partition(".")[0]
+
+
+def start(folder: Path, nodes: int = 1, cores: int = 2, more: str = "", names: Sequence[str] = ()) -> dict[str, str]:
+    """Start the daemons and wait until all nodes are idle.
 
     Args:
         folder: a new one, for everything that they write.
         nodes: how many. A lost one is given up within half a minute where there are others.
         cores: of each node, as many as jobs of one core run at a time.
         more: lines of slurm.conf.
+        names: of the nodes, of which processes find only this machine's; none are ``node1`` and so on.
 
     Returns:
         the environment variables with which Slurm's commands find it.
@@ -84,18 +90,17 @@ def start(folder: Path, nodes: int = 1, cores: int = 2, more: str = "") -> dict[
         RuntimeError: it did not come up, with the end of the logs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    host = socket.gethostname().partition(".")[0]
-    names = [f"node{number}" for number in range(1, nodes + 1)]
+    names = names or [f"node{number}" for number in range(1, nodes + 1)]
     controller_port, *ports = _free_ports(1 + nodes)
     conf = folder / "slurm.conf"
     conf.write_text(
         _CONF.format(
-            host=host,
+            host=host(),
             folder=folder,
             controller_port=controller_port,
             lost_after=10 if nodes > 1 else 300,
             nodes="\n".join(
-                _NODE.format(name=name, host=host, port=port, cores=cores)
+                _NODE.format(name=name, host=host(), port=port, cores=cores)
                 for name, port in zip(names, ports, strict=True)
             ),
             more=more,

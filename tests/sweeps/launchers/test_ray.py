@@ -317,3 +317,22 @@ def test_a_working_directory_that_a_node_lacks_is_named(sweep, joined, monkeypat
     monkeypatch.setenv(attempts.RETRIES, "0")
     (failure,) = ray_launcher.ray_launcher([sweep.job("A", "")])
     assert "No such file or directory: '/not/there'" in failure.cause
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """The launcher joins a Ray that believes in 2 GPUs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    port = free_port()
+    with started("--head", f"--port={port}", "--include-dashboard=false", "--num-cpus=2", "--num-gpus=2"):
+        monkeypatch.setenv("RAY_ADDRESS", f"{socket.gethostbyname(socket.gethostname())}:{port}")
+        monkeypatch.setenv(ray_launcher.GPUS, "2")
+        yield
+
+
+@pytest.mark.slow
+def test_job_on_two_gpus_is_started_by_torchrun(shared_job, check_two_ranks, two_gpus):
+    """Two GPUs that do not exist: the ranks find none and run on the CPU."""
+    command, folder = shared_job
+    assert ray_launcher.ray_launcher([command]) == []
+    check_two_ranks(folder)

@@ -62,6 +62,13 @@ def two_nodes(tmp_path_factory):
     yield from start_slurm(tmp_path_factory.mktemp("slurm2"), nodes=2, cores=1, more="MaxArraySize=3")
 
 
+@pytest.fixture(scope="module")
+def meeting_nodes(tmp_path_factory):
+    """Two nodes, the first of which, in the order of their names, is found by its name."""
+    names = (one_machine.host(), f"{one_machine.host()}-2")
+    yield from start_slurm(tmp_path_factory.mktemp("slurm3"), nodes=2, cores=1, names=names)
+
+
 def commands_of(environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -512,3 +519,12 @@ def test_a_job_folder_that_cannot_be_written_is_a_failure_with_its_cause(sweep, 
     (sweep.folder / "A").write_text("")
     (failure,) = slurm_launcher.slurm_launcher([sweep.job("A", "")])
     assert "File exists" in failure.cause
+
+
+@pytest.mark.slow
+def test_job_on_two_nodes_starts_a_torchrun_on_each(shared_job, check_two_ranks, meeting_nodes, monkeypatch):
+    command, folder = shared_job
+    commands_of(meeting_nodes, monkeypatch)
+    monkeypatch.setenv(slurm_launcher.OPTIONS, "--nodes=2 --time=1:00:00")
+    assert slurm_launcher.slurm_launcher([command]) == []
+    check_two_ranks(folder)
