@@ -302,7 +302,7 @@ def test_an_address_without_host_or_port_is_refused_with_an_example(sweep, monke
 def test_sweep_without_jobs_reports_it_and_starts_nothing(monkeypatch, capsys):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert ray_launcher.ray_launcher([]) == []
-    assert capsys.readouterr().out.startswith("No job is to be started.")
+    assert capsys.readouterr().out.startswith("No jobs to start.")
 
 
 def test_a_job_folder_that_cannot_be_written_is_a_failure_with_its_cause(sweep, joined):

@@ -511,7 +511,7 @@ def test_unavailable_controller_is_waited_for(sweep, slurm2, monkeypatch, capsys
 
     monkeypatch.setattr(slurm_queue, "_states", away_twice)
     assert slurm_launcher.slurm_launcher([sweep.job("A", "record(0); done()")]) == []
-    assert capsys.readouterr().err.count("Slurm does not answer (Unable to contact slurm controller)") == 1
+    assert capsys.readouterr().err.count("Slurm does not respond (Unable to contact slurm controller)") == 1
 
 
 def test_a_job_folder_that_cannot_be_written_is_a_failure_with_its_cause(sweep, slurm):
