@@ -190,8 +190,8 @@ def check_shares(samples: int, micro_batch: int, world: int) -> None:
     count = -(-samples // micro_batch)
     if world > count:
         raise ValueError(
-            f"{world} ranks, but an update on {samples} images has only {count} micro-batches of up to {micro_batch}: "
-            f"some ranks would have nothing to do. Use at most {count} ranks, or a smaller micro_batch."
+            f"{world} ranks, but an update on {samples} images in micro-batches of up to {micro_batch} has only "
+            f"{count}: some ranks would have nothing to do. Reduce micro_batch, or the number of ranks to {count}."
         )
 
 

@@ -177,7 +177,7 @@ def test_ranks_with_other_versions_are_refused_by_one_rank(torchrun, tmp_path):
 @pytest.mark.slow
 def test_more_ranks_than_micro_batches_are_refused_by_one_rank(torchrun, tmp_path):
     printed = refused(torchrun(tmp_path / "job", 4))
-    assert printed.count("4 ranks, but an update on 6 images has only 3 micro-batches of up to 2") == 1
+    assert printed.count("4 ranks, but an update on 6 images in micro-batches of up to 2 has only 3") == 1
 
 
 @pytest.mark.slow

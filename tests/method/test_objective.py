@@ -47,7 +47,7 @@ def test_ranks_share_micro_batches_of_equal_size():
 
 def test_more_ranks_than_micro_batches_are_refused():
     check_shares(6, 2, 3)
-    with pytest.raises(ValueError, match="^4 ranks, but an update on 6 images has only 3 micro-batches of up to 2"):
+    with pytest.raises(ValueError, match="^4 ranks, but an update on 6 images in micro-batches of up to 2 has only 3"):
         check_shares(6, 2, 4)
 
 
