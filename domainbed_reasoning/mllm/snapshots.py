@@ -90,9 +90,8 @@ class Snapshots:
         """
         adapters = {name: weight.detach().clone() for name, weight in self.mllm.adapters().items()}
         state = state_of(adapters.values())
-        evaluated = self._current if self.labels_by_copy else None
-        fits = evaluated is not None and evaluated is not self.mllm and evaluated.frozen_state == state
-        copies = self._labelers = [evaluated] if evaluated is not None and fits else []
+        current = self._current if self.labels_by_copy and self._current is not self.mllm else None
+        copies = self._labelers = [current] if current is not None and current.frozen_state == state else []
 
         @contextlib.contextmanager
         def exchanged() -> Iterator[MLLM]:
