@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning.sweeps.miniature import regimes, study, table, tiny_model, variants
+from domainbed_reasoning.sweeps.miniature.recorded import FOLDER, name_of, recorded
 from domainbed_reasoning.sweeps.miniature.study import BETTER_BASE, BETTER_BASE_NOISE, OTHER_BASE, print_design, run
 from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob
 
@@ -16,9 +17,16 @@ STUDIES: dict[str, Any] = {module.NAME: module for module in (regimes, study)}
 
 
 def _run(jobs: Iterable[TrainJob], output: Path) -> int:
-    """Return 1 if a job failed or, with an error message, if none could be started; jobs that rows share run once."""
+    """Return 1 if a job failed or, with an error message, if none could be started.
+
+    Jobs that rows share run once, recorded ones not at all.
+    """
+    elsewhere, distinct = recorded(output), {job.folder: job for job in jobs}
+    left = [job for job in distinct.values() if name_of(job, output) not in elsewhere]
+    if len(left) < len(distinct):
+        print(f"{len(distinct) - len(left)} of {len(distinct)} jobs are recorded in {output / FOLDER}.")
     try:
-        return int(run({job.folder: job for job in jobs}.values(), output) > 0)
+        return int(run(left, output) > 0)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
@@ -40,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results_dir", help="of the tables (default: results/ and the study's name)")
     args = parser.parse_args(argv)
     chosen, output = STUDIES[args.study], Path(args.output_dir).absolute()
+    try:
+        recorded(output)
+    except ValueError as error:
+        parser.error(str(error))
     if chosen is regimes and (args.run or args.search) and not regimes.learning_rates(output):
         parser.error(f"no learning rates in {output / regimes.RATES_FILE}: run `--choose` first, which writes it")
     if args.search or args.test:

@@ -12,7 +12,7 @@ The premises of both regimes, measured on the base model, were frozen before the
 of 61. Each row's learning rate is the best of three by accuracy on the validation splits of the source domains, with
 trial seed 0 and two target domains, among those whose chains still parse; seeds 1 to 3 are compared. Rows at one common
 rate are included. The rates are in ``learning_rates.json``: the one in the output folder, which ``--choose`` writes, or
-else the one beside this file.
+else the one beside this file. Another machine continues the study from its tables; see `recorded`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from domainbed_reasoning.chains.chain import ChainError, parse_chain
 from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.images import creatures, shapes
 from domainbed_reasoning.sweeps.miniature.claims import Claims, chain, label
+from domainbed_reasoning.sweeps.miniature.recorded import name_of, recorded
 from domainbed_reasoning.sweeps.miniature.study import StudyRow, source_validation
 from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob, make_job
 
@@ -140,7 +141,8 @@ def job_of(
 ) -> TrainJob:
     """Return the job of a cell, as a stock sweep would start it except for the evaluation frequency.
 
-    A row at the common rate has the jobs of the main table where that is the row's own rate.
+    A row at the common rate has the jobs of the main table where that is the row's own rate. Embedded images need no
+    data folder, so the arguments are the same on every machine.
     """
     hparams: dict[str, Any] = {"target_per_class": target_per_class}
     folder = row.folder
@@ -155,7 +157,7 @@ def job_of(
         DATASETS[regime],
         row.algorithm,
         [target],
-        data_dir=str(output),
+        data_dir=".",
         trial_seed=seed,
         hparams=dict(sorted(hparams.items())),
         steps=row.steps,
@@ -205,25 +207,30 @@ def unparsed(job: TrainJob) -> float:
     return statistics.fmean(share or 0.0 for share in shares)
 
 
-def lines_of(jobs: Iterable[tuple[StudyRow, str, TrainJob]]) -> list[dict[str, Any]]:
-    """Return the lines of ``choice.csv`` of the completed ones among (row, regime, job)."""
-    return [
-        {
+def lines_of(jobs: Iterable[tuple[StudyRow, str, TrainJob]], output: Path) -> list[dict[str, Any]]:
+    """Return the lines of ``choice.csv`` of the completed and recorded ones among (row, regime, job).
+
+    Accuracies and shares have four decimals, so that what the file selects is what was selected.
+    """
+    elsewhere, lines = recorded(output, "choice.csv"), []
+    for row, regime, job in jobs:
+        own = {
             "row": row.name,
             "regime": regime,
             "target": job.arguments["test_envs"][0],
             "seed": CHOICE_SEED,
-            "source_validation": found,
-            "unparsed": unparsed(job),
+            "job": name_of(job, output),
         }
-        for row, regime, job in jobs
-        if (found := source_validation(job)) is not None
-    ]
+        if (found := source_validation(job)) is not None:
+            lines.append(own | {"source_validation": round(found, 4), "unparsed": round(unparsed(job), 4)})
+        elif (line := elsewhere.get(own["job"])) is not None:
+            lines.append(own | {key: float(line[key]) for key in ("source_validation", "unparsed")})
+    return lines
 
 
 def choice_rows(output: Path) -> list[dict[str, Any]]:
     """Return the lines of ``choice.csv``, of completed jobs."""
-    return lines_of(_grid(output))
+    return lines_of(_grid(output), output)
 
 
 def best_rates(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

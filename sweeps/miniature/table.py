@@ -21,6 +21,7 @@ from domainbed_reasoning.bridge import versions
 from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.images import shapes
 from domainbed_reasoning.sweeps.miniature.paired import Cell, Comparison, Estimate, compare, estimate, holm
+from domainbed_reasoning.sweeps.miniature.recorded import name_of, recorded
 from domainbed_reasoning.sweeps.miniature.study import StudyRow, source_validation
 from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob
 
@@ -30,25 +31,28 @@ NUMBERS = (
 )  # fmt: skip
 ROW_FIELDS = (
     "regime", "row", "algorithm", "target", "seed", "images", *NUMBERS, "steps", "lr", "date", "commit", "hardware",
-    "command",
+    "job", "command",
 )  # fmt: skip
 
 Line = dict[str, Any]
 
 
 def write(output: Path, results: Path, study: Any) -> None:
-    """Write ``rows.csv``, ``choice.csv`` and ``table.md`` from the completed jobs in ``output``.
+    """Write ``rows.csv``, ``choice.csv`` and ``table.md`` from the completed jobs in ``output`` and those recorded.
 
     Args:
-        output: folder of the jobs.
+        output: folder of the jobs; see `recorded` for those that ran elsewhere.
         results: folder of the tables.
         study: the module of the study, `study` or `regimes`.
     """
-    known = _known_rows(results / "rows.csv")
+    known, elsewhere = _known_rows(results / "rows.csv"), recorded(output, "rows.csv")
     rows = []
     for cell in study.cells():
         job = study.job_of(*cell, output)
-        if job.done:
+        line = elsewhere.get(name_of(job, output))
+        if not job.done and line is not None:
+            rows.append(line | {"row": cell[0].name, "seed": int(line["seed"])})  # rows may share a job
+        elif job.done:
             row = row_of(cell[0], cell[1], job, output, study)
             before = known.get(row["command"], {})
             # Keep the hardware recorded by an earlier table: another machine may run this later.
@@ -86,6 +90,7 @@ def row_of(study_row: StudyRow, regime: str, job: TrainJob, output: Path, study:
         "lr": last["hparams"].get("lr", ""),
         "well_formed": last.get("well_formed", ""),
         "date": _ended(folder).date().isoformat(),
+        "job": name_of(job, output),
         "command": job.command.replace(str(output), "miniature_output"),
     }
     for k in (1, 2, 3):

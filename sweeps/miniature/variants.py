@@ -79,7 +79,7 @@ def search_jobs(output: Path) -> list[TrainJob]:
 
 def search_rows(output: Path) -> list[dict[str, Any]]:
     """Return the lines of the search's completed jobs, with the columns of ``choice.csv``."""
-    return regimes.lines_of(_search(output))
+    return regimes.lines_of(_search(output), output)
 
 
 def pick(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -73,6 +73,58 @@ def test_best_rate_wins_unless_its_chains_stop_parsing(tmp_path, capsys):
     assert json.loads(job_of(of_mtct, "clear", 0, 1, tmp_path).arguments["hparams"])["lr"] == middle
 
 
+def continue_elsewhere(output, elsewhere):
+    """Write an unfinished study's tables as another output folder's record of jobs."""
+    table.write(output, elsewhere / "recorded", regimes)
+    return elsewhere
+
+
+def test_a_grid_is_completed_on_another_machine_by_the_jobs_that_its_table_lacks(tmp_path, capsys):
+    """1 of 96 jobs is missing; the folder of the other machine has that one alone."""
+    low, middle, high = regimes.RATES_TRIED
+    write_grid(tmp_path / "here", {low: 0.6, middle: 0.7, high: 0.65}, dict.fromkeys(regimes.RATES_TRIED, 0.0))
+    missing, *others = regimes.grid_jobs(tmp_path / "here")
+    (missing.folder / "done").unlink()
+    there = continue_elsewhere(tmp_path / "here", tmp_path / "there")
+    assert missing.arguments == (own := regimes.grid_jobs(there)[0]).arguments and len(others) == 95
+    regimes.report_choice(there)
+    assert "1 jobs of the grid have not completed" in capsys.readouterr().out
+    write_job(own, 0.6)
+    assert main(["--choose", "--output_dir", str(there)]) == 0
+    assert "95 of 96 jobs are recorded" in capsys.readouterr().out
+    assert regimes.learning_rates(there)["clear"] == {row.name: middle for row in regimes.TUNED}
+
+
+def test_lines_of_jobs_that_ran_elsewhere_enter_the_tables_as_they_are(tmp_path):
+    """Two domains ran here and two there; at another learning rate their lines do not count."""
+    row = next(row for row in ROWS if row.name == "LabelSFT")
+    whole = tmp_path / "whole"
+    for target in range(4):
+        write_job(job_of(row, "clear", target, 1, whole), accuracy := 0.5 + target / 10)
+        if target < 2:
+            write_job(job_of(row, "clear", target, 1, tmp_path / "here"), accuracy)
+    there = continue_elsewhere(tmp_path / "here", tmp_path / "there")
+    for target in (2, 3):
+        write_job(job_of(row, "clear", target, 1, there), 0.5 + target / 10)
+    texts = {}
+    for output in (there, whole):
+        table.write(output, output / "results", regimes)
+        texts[output] = [(output / "results" / name).read_text(encoding="utf-8") for name in ("rows.csv", "table.md")]
+    assert texts[there] == texts[whole] and "| LabelSFT | 4 | 65.0 " in texts[there][1]
+
+    (there / regimes.RATES_FILE).write_text('{"clear": {"LabelSFT": 6e-3}}')
+    table.write(there, there / "other", regimes)
+    assert len((there / "other" / "rows.csv").read_text().splitlines()) == 1
+
+
+def test_a_record_that_does_not_name_its_jobs_is_refused(tmp_path, capsys):
+    (tmp_path / "recorded").mkdir()
+    (tmp_path / "recorded" / "choice.csv").write_text("row,regime\nMTCT,clear\n")
+    with pytest.raises(SystemExit):
+        main(["--choose", "--output_dir", str(tmp_path)])
+    assert "choice.csv has no column job" in capsys.readouterr().err
+
+
 def test_incomplete_grid_selects_nothing(tmp_path, capsys):
     write_grid(tmp_path, dict.fromkeys(regimes.RATES_TRIED, 0.5), dict.fromkeys(regimes.RATES_TRIED, 0.0))
     (regimes.grid_jobs(tmp_path)[0].folder / "done").unlink()
