@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.sweeps.miniature import regimes, study, table, tiny_model, variants
 from domainbed_reasoning.sweeps.miniature.recorded import FOLDER, name_of, recorded
 from domainbed_reasoning.sweeps.miniature.study import BETTER_BASE, BETTER_BASE_NOISE, OTHER_BASE, print_design, run
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--run", action="store_true", help="run the remaining jobs")
     what.add_argument("--search", action="store_true", help="run the variants and pick one by source validation")
     what.add_argument("--test", action="store_true", help="run the picked variant on the held-out seeds")
-    what.add_argument("--table", action="store_true", help="write rows.csv, choice.csv and table.md")
+    what.add_argument(
+        "--table", action="store_true", help="write rows.csv, choice.csv, table.md and the picked variant"
+    )
     parser.add_argument("--study", choices=sorted(STUDIES), default="regimes", help="default: %(default)s")
     parser.add_argument("--output_dir", default="miniature_output", help="of the jobs (default: %(default)s)")
     parser.add_argument("--results_dir", help="of the tables (default: results/ and the study's name)")
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = variants.with_picked(output)
     jobs = [(cell[0], chosen.job_of(*cell, output)) for cell in chosen.cells()]
     if args.design:
-        print_design(jobs)
+        print_design(jobs, output)
     elif args.choose:
         failed = _run(chosen.grid_jobs(output), output)
         chosen.report_choice(output)
@@ -80,7 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("Skipping the rows of the second base model: train it with `--base` first.", file=sys.stderr)
         return _run((job for _, job in jobs), output)
     else:
-        table.write(output, Path(args.results_dir or f"results/{args.study}"), chosen)
+        results = Path(args.results_dir or f"results/{args.study}")
+        table.write(output, results, chosen)
+        if args.study == regimes.NAME and (picked := output / variants.VARIANT_FILE).exists():
+            replace_text(results / variants.VARIANT_FILE, picked.read_text())
     return 0
 
 

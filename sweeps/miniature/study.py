@@ -28,6 +28,7 @@ from domainbed_reasoning.images import shapes
 from domainbed_reasoning.sweeps.launchers.forked import forked_launcher
 from domainbed_reasoning.sweeps.launchers.restart import sole_launch
 from domainbed_reasoning.sweeps.miniature.claims import FAMILIES as FAMILIES
+from domainbed_reasoning.sweeps.miniature.recorded import name_of, recorded
 from domainbed_reasoning.sweeps.studies.train_jobs import Launcher, TrainJob, make_job, remove_dead, start
 
 NAME = "miniature"
@@ -281,14 +282,15 @@ def report_choice(output: Path) -> None:
     print(f"The study uses {LEARNING_RATES} and, beyond the paper, label weight {LABEL_WEIGHT}.")
 
 
-def print_design(jobs: Sequence[tuple[StudyRow, TrainJob]]) -> None:
-    """Print the rows of the study and how many of their jobs have completed."""
+def print_design(jobs: Sequence[tuple[StudyRow, TrainJob]], output: Path) -> None:
+    """Print the rows of the study and how many of their jobs have completed, here or elsewhere."""
+    elsewhere = recorded(output)
     rows = list({row.name: row for row, _ in jobs}.values())
     width = max(len(row.name) for row in rows) + 2
     print(f"{'row':<{width}}{'algorithm':<14}{'steps':>6}{'jobs':>6}{'done':>6}  hparams")
     for row in rows:
         own = [job for other, job in jobs if other.name == row.name]
-        done = sum(job.done for job in own)
+        done = sum(job.done or name_of(job, output) in elsewhere for job in own)
         print(f"{row.name:<{width}}{row.algorithm:<14}{row.steps:>6}{len(own):>6}{done:>6}  {json.dumps(row.hparams)}")
     print(f"{len(jobs)} jobs. The first: {jobs[0][1].command}")
 

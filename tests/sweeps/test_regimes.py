@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_a_grid_is_completed_on_another_machine_by_the_jobs_that_its_table_lacks
     assert regimes.learning_rates(there)["clear"] == {row.name: middle for row in regimes.TUNED}
 
 
-def test_lines_of_jobs_that_ran_elsewhere_enter_the_tables_as_they_are(tmp_path):
+def test_lines_of_jobs_that_ran_elsewhere_enter_the_tables_as_they_are(tmp_path, capsys):
     """Two domains ran here and two there; at another learning rate their lines do not count."""
     row = next(row for row in ROWS if row.name == "LabelSFT")
     whole = tmp_path / "whole"
@@ -111,6 +112,9 @@ def test_lines_of_jobs_that_ran_elsewhere_enter_the_tables_as_they_are(tmp_path)
         table.write(output, output / "results", regimes)
         texts[output] = [(output / "results" / name).read_text(encoding="utf-8") for name in ("rows.csv", "table.md")]
     assert texts[there] == texts[whole] and "| LabelSFT | 4 | 65.0 " in texts[there][1]
+    capsys.readouterr()
+    assert main(["--design", "--output_dir", str(there)]) == 0
+    assert re.search(r"^LabelSFT +LabelSFT +244 +24 +4 ", capsys.readouterr().out, re.MULTILINE)
 
     (there / regimes.RATES_FILE).write_text('{"clear": {"LabelSFT": 6e-3}}')
     table.write(there, there / "other", regimes)

@@ -1,6 +1,8 @@
 """The search for a better variant: comparable candidates, the grid's jobs, the rule that picks one, and its test."""
 
+import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -184,12 +186,27 @@ def test_tables_compare_the_picked_row_with_the_main_rows(output):
     assert "| picked variant's chain against label only | 4 | -10.0 ± 0.0 [± ?] | 0 : 4 |" in text
 
 
-def test_the_lines_that_picked_the_variant_are_published(output):
-    write_search(output, {"RDMLDG late rounds": (0.1, 0.1)})
+def published(results):
+    """The picked variant of a results folder, and that which its ``choice.csv`` selects."""
+    with (results / "choice.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    its = json.loads((results / variants.VARIANT_FILE).read_text())
+    return {key: its[key] for key in ("picked", "beats_baseline", "candidates")}, variants.pick(lines)
+
+
+def test_the_variant_is_published_with_the_lines_that_picked_it(output):
+    write_search(output, {"RDMLDG late rounds": (0.12345, 0.1)})
     variants.report(output)
-    lines = variants.with_picked(output).choice_rows(output)
-    assert variants.pick(lines)["picked"] == "RDMLDG late rounds"
-    assert {"RDMLDG", "RDMLDG lr 0.002", *BY_NAME} <= {line["row"] for line in lines}
+    assert main(["--table", "--output_dir", str(output), "--results_dir", str(output / "results")]) == 0
+    its, selected = published(output / "results")
+    assert its["picked"] == "RDMLDG late rounds" and its.items() <= selected.items()
+
+
+def test_the_published_variant_is_the_one_that_the_published_search_selects():
+    results = Path(__file__).parents[2] / "results/regimes"
+    if (results / variants.VARIANT_FILE).exists():
+        its, selected = published(results)
+        assert its.items() <= selected.items()
 
 
 @pytest.mark.slow
