@@ -118,8 +118,10 @@ class TrainedJob:
         Raises:
             ModelError: if the base model cannot be used.
             ValueError: if the adapters do not fit it.
-            JobError: if the model's files cannot be loaded.
+            JobError: if the model's files cannot be loaded, or ``model`` would replace a merged model.
         """
+        if model and self.model == str(self.folder):
+            raise JobError(f"{self.folder} contains the whole trained model: {model} would replace it. Omit --model.")
         try:
             mllm = load_mllm(
                 model or self.model,

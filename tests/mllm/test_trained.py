@@ -140,6 +140,8 @@ def test_exported_folders_predict_as_the_job(job, files, tmp_path):
     assert Predictor(tmp_path / "adapter", "label")(files) == expected
     for one, other in zip(Predictor(tmp_path / "merged", "label")(files), expected, strict=True):
         assert one.class_name == other.class_name
+    with pytest.raises(JobError, match="base would replace it. Omit --model"):
+        read_job(tmp_path / "merged").load("base")
 
 
 # -- one family is enough for what follows --------------------------------------------------------------------------
