@@ -91,25 +91,32 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
     dataset, data, sizes = _dataset(args.dataset, args.data_dir)
     algorithm = _algorithm(args.algorithm)
-    hparams = _hparams(algorithm, args)
+    own = {**args.hparams, **({"model": args.model} if args.model else {})}
+    hparams = _hparams(algorithm, args, own)
     gpu = published.find_gpu(args.gpu)
     rates = gpu_rates.rates_for(args.gpu, args.rates)
     asked = ("model", "max_tiles", "revision", "trust_remote_code", "tiling")
     shape = costs.shape_of(*(hparams[name] for name in asked))
     lengths = costs.lengths_for(data.classes, args.chain_tokens)
 
-    def hours(changes: dict[str, Any], evaluations: int | None = None) -> Hours:
+    def fitting(changes: dict[str, Any]) -> dict[str, Any]:
+        """Return hparams with as many answers at a time as fit, as in jobs; see `decoding.slots_that_fit`."""
         values = {**hparams, **changes}
+        while values["eval_batch"] > FEWEST and _while_generating(costs.memory_of(shape, lengths, values)) > gpu.gib:
+            values["eval_batch"] //= 2
+        return values
+
+    def hours(changes: dict[str, Any], evaluations: int | None = None) -> Hours:
+        values = fitting(changes)
         schedule = schedule_of(algorithm, values, data, args.steps)
         paths = (algorithm.LABEL_PATH, algorithm.CHAIN_PATH)
         return hours_of(shape, lengths, data, gpu, values, schedule, paths, evaluations, rates)
 
     def needed(changes: dict[str, Any]) -> float:
-        return _without_copy(costs.memory_of(shape, lengths, {**hparams, **changes}))
+        return _without_copy(costs.memory_of(shape, lengths, fitting(changes)))
 
-    while hparams["eval_batch"] > FEWEST and needed({}) > gpu.gib:  # as jobs do, see `decoding.slots_that_fit`
-        hparams["eval_batch"] //= 2
-    memory = costs.memory_of(shape, lengths, hparams)
+    planned = fitting({})
+    memory = costs.memory_of(shape, lengths, planned)
     schedule = schedule_of(algorithm, hparams, data, args.steps)
     experts = experts_note(shape.fused, shape.weights)
     too_large = _without_copy(memory) > gpu.gib
@@ -118,7 +125,7 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         f"{args.algorithm} on {dataset} ({data.images:,} images, {data.domains} domains, {data.classes} classes)",
         f"with {hparams['model']} ({shape.weights / 1e9:.2f} billion weights) on {args.gpus} x {args.gpu}",
         "",
-        *_memory_lines(memory, gpu.gib, hparams),
+        *_memory_lines(memory, gpu.gib, planned),
     ]
     numbers: dict[str, Any] = {
         **{"algorithm": args.algorithm, "dataset": dataset, "images": data.images, "domains": data.domains},
@@ -126,17 +133,18 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         "memory_gib": {name: size / GIB for name, size in vars(memory).items()} | {"gpu": gpu.gib},
         "fits": not too_large,
         "fixes": fixes,
-        "hparams": hparams,
+        "hparams": planned,
         "rates": {name: vars(rate) for name, rate in rates.items()},
     }
     if fixes is None:
         text = "\n".join([*head, "  TOO LARGE for this GPU with any hyper-parameters: use a smaller model."])
         return text, numbers
     if fixes:
-        head.append(f"  TOO LARGE for this GPU. Fits with --hparams '{json.dumps(fixes)}'")
+        own |= fixes
+        head.append(f"  TOO LARGE for this GPU. Fits with --hparams '{json.dumps(own)}'")
         head += ["", "with these hyper-parameters"]
         hparams = {**hparams, **fixes}
-        numbers["hparams"] = hparams
+        numbers["hparams"] = fitting({})
     job = hours({})
     domains = data.domains
     pairs = math.comb(domains, 2)
@@ -166,10 +174,10 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         if _applies(change, hparams) and needed(change) <= max(gpu.gib, needed({}))
     ]
     for change, drawback in options:
-        lines.append(f"  {_time(hours(change).total)}   --hparams '{json.dumps(fixes | change)}'   {drawback}")
+        lines.append(f"  {_time(hours(change).total)}   --hparams '{json.dumps(own | change)}'   {drawback}")
     together = {name: value for change, _ in options for name, value in change.items() if "answer" not in name}
     if together:
-        lines.append(f"  {_time(hours(together).total)}   --hparams '{json.dumps(fixes | together)}'   together")
+        lines.append(f"  {_time(hours(together).total)}   --hparams '{json.dumps(own | together)}'   together")
     if job.evaluations > 2:
         drawback = "evaluates only at the start and the end, without model selection over steps"
         lines.append(f"  {_time(hours({}, 2).total)}   --checkpoint_freq 1000000   {drawback}")
@@ -188,7 +196,7 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     }
     numbers["jobs"] = {"table": domains, "sweep": domains * sweep, "sweep_with_pairs": (domains + pairs) * sweep}
     numbers["cheaper"] = [
-        {"hparams": fixes | change, "hours": hours(change).total, "drawback": drawback} for change, drawback in options
+        {"hparams": own | change, "hours": hours(change).total, "drawback": drawback} for change, drawback in options
     ]
     return "\n".join(lines), numbers
 
@@ -233,12 +241,12 @@ def _algorithm(name: str) -> Any:
     return algorithm
 
 
-def _hparams(algorithm: Any, args: argparse.Namespace) -> dict[str, Any]:
+def _hparams(algorithm: Any, args: argparse.Namespace, own: Mapping[str, Any]) -> dict[str, Any]:
     hparams = {name: hparam.default for name, hparam in algorithm.HPARAMS.items()}
     for name in args.hparams:
         if name not in hparams:
             raise registry.unknown(f"hparam of {args.algorithm}", name, hparams)
-    hparams |= {**args.hparams, **({"model": args.model} if args.model else {})}
+    hparams |= own
     check_values(hparams, algorithm.HPARAMS)
     return hparams
 
@@ -310,6 +318,11 @@ def _fixes(needed: Callable[[dict[str, Any]], float], gib: float, hparams: dict[
 def _without_copy(memory: MemoryEstimate) -> float:
     """Return the peak in GiB without the optional merged copy."""
     return float(memory.peak - 1.1 * memory.copy) / GIB
+
+
+def _while_generating(memory: MemoryEstimate) -> float:
+    """Return the peak in GiB while chains are generated, without the optional merged copy."""
+    return 1.1 * (memory.weights + memory.adapters + memory.generation) / GIB
 
 
 def _applies(change: dict[str, Any], hparams: dict[str, Any]) -> bool:

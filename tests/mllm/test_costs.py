@@ -1,5 +1,7 @@
 """The cost model against PyTorch's operation counts, and the verb `plan`."""
 
+import json
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -177,7 +179,8 @@ def test_plan_reports_too_large_models_and_what_fits(capsys, monkeypatch):
     plan = ["plan", "--dataset", "PACSReasoning", "--gpu", "RTX 4090"]
     larger = ["--hparams", '{"micro_batch": 8}']
     assert cli.main([*plan, "--model", "OpenGVLab/InternVL3-2B-hf", *larger]) == 0
-    assert "TOO LARGE for this GPU. Fits with --hparams '{\"micro_batch\": 1}'" in capsys.readouterr().out
+    fits = '{"micro_batch": 1, "model": "OpenGVLab/InternVL3-2B-hf"}'
+    assert f"TOO LARGE for this GPU. Fits with --hparams '{fits}'" in capsys.readouterr().out
     assert cli.main(plan) == 0
     printed = capsys.readouterr().out
     changes = printed.partition("Fits with --hparams '")[2].partition("'")[0]
@@ -195,6 +198,21 @@ def test_plan_reports_too_large_models_and_what_fits(capsys, monkeypatch):
         and "hours" not in printed
         and "sweep" not in printed
     )
+
+
+def test_what_plan_prints_can_be_planned_and_keeps_the_users_hparams(capsys):
+    """NF4 on 22 GiB: activations are too large, so fewer answers at a time would not help, and 256 stay."""
+    plan = ["plan", "--dataset", "PACS", "--gpu", "RTX4090", "--json", "--hparams"]
+    own = {"quantize": "nf4", "sarr_rounds": 1}
+    assert cli.main([*plan, json.dumps(own)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fixes"] == {"micro_batch": 1} and found["hparams"]["eval_batch"] == 256
+    assert all(change["hparams"].items() >= (own | found["fixes"]).items() for change in found["cheaper"])
+    printed = [(change["hparams"], change["hours"]) for change in found["cheaper"]]
+    for hparams, hours in [(own | found["fixes"], found["hours"]["job"]), *printed]:
+        assert cli.main([*plan, json.dumps(hparams)]) == 0
+        again = json.loads(capsys.readouterr().out)
+        assert not again["fixes"] and again["hours"]["job"] == pytest.approx(hours)
 
 
 @pytest.mark.parametrize(
