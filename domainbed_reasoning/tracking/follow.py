@@ -57,6 +57,7 @@ class Follower:
         self.id = hashlib.sha256(key.encode()).hexdigest()[:12]
         self.state = self._read_state()
         self._stamps: list[tuple[int, int]] = []  # of the files as they were last read
+        self._last: Mapping[str, Any] | None = None  # record
         self._unsaved: list[tuple[float, str]] = []  # when it was logged, and the state then
 
     def catch_up(self) -> None:
@@ -74,6 +75,7 @@ class Follower:
                 run = add_record(run, found)
         if any(self._differs(record) for record in run):
             self._restart()
+        self._last = run[-1] if run else None
         stages = list(self._objects(STAGES))
         for record in run:
             step = record["step"]
@@ -89,12 +91,14 @@ class Follower:
                     self._log_stage(self._open(record), step, stage)
 
     def finish(self) -> None:
-        """Log what is left, and close the run."""
+        """Log what is left, and close the run; also one of which only this is left."""
         self.catch_up()
+        finished = (self.folder / "done").is_file()
+        if finished and not self.state["finished"] and self._last is not None:
+            self._log_answers(self._open(self._last))
+            self.state["finished"] = True
+            self._save()
         if self.tracker is not None:
-            finished = (self.folder / "done").is_file()
-            if finished:
-                self._log_answers(self.tracker)
             self.tracker.close(finished)
             self.tracker = None
         self._save_flushed()
@@ -141,7 +145,7 @@ class Follower:
         if self.tracker is not None:
             self.tracker.close(False)
             self.tracker = None
-        self.state |= {"attempt": self.state["attempt"] + 1, "rows": 0, "logged": {}, "tables": []}
+        self.state |= {"attempt": self.state["attempt"] + 1, "rows": 0, "logged": {}, "tables": [], "finished": False}
         self._save()
 
     def _mark(self, table: str) -> None:
@@ -162,9 +166,11 @@ class Follower:
 
     def _read_state(self) -> dict[str, Any]:
         new: dict[str, Any] = {"id": self.id, "tool": self.tool, "attempt": 1, "rows": 0, "logged": {}, "tables": []}
+        new["finished"] = False
         with contextlib.suppress(OSError, ValueError, RecursionError):
             state = parse_json(read_plain_text(self.folder / STATE))
-            if isinstance(state, dict) and all(type(state.get(name)) is type(value) for name, value in new.items()):
+            state = {"finished": False, **state} if isinstance(state, dict) else None
+            if state is not None and all(type(state.get(name)) is type(value) for name, value in new.items()):
                 return state if (state["id"], state["tool"]) == (self.id, self.tool) else new
         return new
 

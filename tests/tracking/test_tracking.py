@@ -225,6 +225,29 @@ def test_every_tracker_has_each_record_once_in_one_run_of_its_sweep(tool, tmp_pa
     assert {"chains/supervised stage", "chains/target domains"} <= tables
 
 
+@pytest.mark.parametrize("tool", ["tensorboard", "mlflow"])
+def test_a_job_that_is_killed_after_its_last_record_ends_well_once_resumed(tool, tmp_path):
+    """All records were logged before the kill: the resumed job has only its answers and its end to add."""
+    pytest.importorskip(tool)
+    folder = tmp_path / "sweep" / ("d" * 32)
+    folder.mkdir(parents=True)
+    write_lines(folder / "results.jsonl", [record(0, 3.0), record(1, 2.0)])
+    process = follow(folder, tool)
+    wait_until(lambda: "1" in logged(folder))
+    process.kill()
+    process.wait()
+    write_lines(folder / "predictions.jsonl", [{"env": 2, "image": "x", "label": "fep", "chain": "c"}])
+    (folder / "done").touch()
+    for _ in range(2):
+        assert "WARNING" not in follow(folder, tool).communicate("end\n", timeout=600)[1]
+    found, tables, runs = READERS[tool](tmp_path / "sweep")
+    assert runs == 1 and found["loss"] == [(0, 3.0), (1, 2.0)] and "chains/target domains" in tables
+    if tool == "mlflow":
+        client = sys.modules[tool].MlflowClient((tmp_path / "sweep" / "mlruns").as_uri())
+        experiment = client.get_experiment_by_name("sweep").experiment_id
+        assert [run.info.status for run in client.search_runs([experiment])] == ["FINISHED"]
+
+
 def test_a_job_whose_records_change_gets_a_run_of_its_own(tmp_path):
     pytest.importorskip("tensorboard")
     folder = tmp_path / "sweep" / ("c" * 32)
