@@ -59,8 +59,8 @@ def forked_launcher(commands: Sequence[str]) -> list[Failure]:
         The failures, which are also printed.
 
     Raises:
-        RuntimeError: this machine has a GPU, or cannot fork.
-        ValueError: a command is not DomainBed's train script, or an environment variable has an invalid value.
+        ValueError: this machine has a GPU or cannot fork, a command is not DomainBed's train script, or an environment
+            variable has an invalid value.
     """
     _check_machine()
     jobs = chosen_jobs(commands)
@@ -143,9 +143,9 @@ def _check_machine() -> None:
     import torch
 
     if torch.cuda.is_available():
-        raise RuntimeError(
+        raise ValueError(
             "The launcher `forked` runs on CPUs only: a process that has used CUDA cannot be forked. "
             "Use `--command_launcher parallel`, or set CUDA_VISIBLE_DEVICES= to stay on the CPU."
         )
     if "fork" not in multiprocessing.get_all_start_methods():
-        raise RuntimeError("The launcher `forked` requires a system with fork(). Use `--command_launcher parallel`.")
+        raise ValueError("The launcher `forked` requires a system with fork(). Use `--command_launcher parallel`.")

@@ -138,8 +138,7 @@ def slurm_launcher(commands: Sequence[str]) -> list[Failure]:
     Raises:
         ImportError: submitit is not installed.
         FileNotFoundError: Slurm's commands are not installed.
-        ValueError: an environment variable has an invalid value.
-        RuntimeError: Slurm rejected all jobs.
+        ValueError: an environment variable has an invalid value, or Slurm rejected all jobs.
     """
     jobs = chosen_jobs(commands)
     if os.environ.get(_CLUSTERS):
@@ -232,7 +231,7 @@ def _submit(
     """Submit job arrays and return the jobs by Slurm's ids, such as ``12_0``, and the rejected ones.
 
     Raises:
-        RuntimeError: all were rejected.
+        ValueError: all were rejected.
     """
     for program in ("sbatch", "srun", "squeue"):
         if shutil.which(program) is None:
@@ -262,7 +261,7 @@ def _submit(
         except submitit.core.utils.FailedJobError as error:
             if submitted:
                 return submitted, [Failure(job, None, f"rejected by sbatch: {error}") for job in jobs[first:]]
-            raise RuntimeError(
+            raise ValueError(
                 f"sbatch rejected the jobs. {error}\nIts options come from {OPTIONS} "
                 f"({os.environ.get(OPTIONS, '')!r}). Before relaunching, run `sweep delete_incomplete` to remove the "
                 "jobs' folders; it also removes those of jobs that are queued or running."

@@ -58,7 +58,7 @@ def test_machine_with_a_gpu_is_rejected_with_a_fix(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(RuntimeError, match="--command_launcher parallel"):
+    with pytest.raises(ValueError, match="--command_launcher parallel"):
         forked.forked_launcher([])
 
 

@@ -302,7 +302,7 @@ def test_submit_without_waiting(sweep, slurm, monkeypatch, capsys, names):
 
 def test_rejected_submission_error_suggests_a_fix(sweep, slurm, monkeypatch):
     monkeypatch.setenv(slurm_launcher.OPTIONS, "--partition=none")
-    with pytest.raises(RuntimeError, match="sbatch rejected the jobs(?s:.)*invalid partition(?s:.)*delete_incomplete"):
+    with pytest.raises(ValueError, match="sbatch rejected the jobs(?s:.)*invalid partition(?s:.)*delete_incomplete"):
         slurm_launcher.slurm_launcher([sweep.job("A", "")])
 
 
