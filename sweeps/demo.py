@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.dataset not in RENDERED and not args.data_dir:
         parser.error(f"{args.dataset} requires --data_dir (make demo DATA_DIR=…), the folder that contains its images")
+    if args.dataset in RENDERED and args.chains:
+        parser.error(f"{args.dataset} renders its chains with its images: omit --chains (make demo CHAINS=…)")
     interrupt.end_with("Interrupted. Rerun this command to resume.")
     start = time.monotonic()
     domainbed = choose_domainbed(args.stand_in)

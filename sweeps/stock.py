@@ -15,7 +15,7 @@ from domainbed_reasoning.registry import EMBEDDED_MODELS
 from domainbed_reasoning.sweeps.launchers.processes import ended_by_sigterm
 
 # Of our hparams, those that may be paths.
-_PATHS = ("model", "clip_model", "chains")
+_PATHS = ("model", "clip_model", "chains", "init_adapter")
 
 
 def located(path: str) -> str:

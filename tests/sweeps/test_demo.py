@@ -165,6 +165,12 @@ def test_real_images_need_their_folder(capsys):
     assert "PACSReasoning requires --data" in capsys.readouterr().err
 
 
+def test_chains_of_a_rendered_dataset_are_its_own(capsys):
+    with pytest.raises(SystemExit):
+        demo.main(["--dataset", "ShapesReasoning", "--chains", "chains.jsonl"])
+    assert "ShapesReasoning renders its chains with its images: omit --chains" in capsys.readouterr().err
+
+
 def test_a_stock_command_that_fails_ends_the_demo(tmp_path, domainbed_root):
     with pytest.raises(SystemExit, match="exit code"):
         demo.run_stock("sweep", "no-such-command", cwd=domainbed_root, environment={})
