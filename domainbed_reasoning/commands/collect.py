@@ -35,7 +35,7 @@ def add_arguments(parser: arguments.Parser) -> None:
     parser.add_argument("--format", choices=_FORMATS, default="markdown", help="default: %(default)s")
     parser.add_argument("--json", action="store_const", const="json", dest="format", help="same as --format json")
     parser.add_argument("--output", type=Path, help="file to write (default: standard output)")
-    parser.add_argument("--as-stock", action="store_true", help="count exactly what DomainBed's collect_results counts")
+    parser.add_argument("--as-stock", action="store_true", help="count what DomainBed's collect_results counts")
 
 
 def run(args: argparse.Namespace) -> int:

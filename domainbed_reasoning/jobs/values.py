@@ -63,12 +63,15 @@ _WHOLE: _Kind = (_is_whole, "an integer >= 0")
 _AMOUNT: _Kind = (lambda value: _is_number(value) and value >= 0, "a number >= 0")
 _SHARE: _Kind = (lambda value: _is_number(value) and 0 <= value <= 1, "a number in [0, 1]")
 _SHARE_OR_NONE: _Kind = (lambda value: value is None or _SHARE[0](value), "a number in [0, 1] or null")
-_SCALAR: _Kind = (_is_scalar, "a finite number, string, boolean or null")
 _NAME: _Kind = (_is_name, f"a string of 1 to {_MAX_NAME} characters")
 _NAME_OR_NONE: _Kind = (lambda value: value is None or _is_name(value), f"a string of 1 to {_MAX_NAME} characters")
 _OBJECT: _Kind = (lambda value: isinstance(value, dict), "an object")
 _OBJECT_OR_NONE: _Kind = (lambda value: value is None or isinstance(value, dict), "an object")
-_LIST: _Kind = (lambda value: _is_scalar(value) or isinstance(value, list) and all(map(_is_scalar, value)), _SCALAR[1])
+_SCALAR: _Kind = (_is_scalar, "a finite number, string, boolean or null")
+_SETTING: _Kind = (
+    lambda value: _is_scalar(value) or isinstance(value, list) and all(map(_is_scalar, value)),
+    f"{_SCALAR[1]}, or a list of these",
+)
 
 # The arguments of the train script that a record must have.
 ARGS: dict[str, _Kind] = {
@@ -99,9 +102,9 @@ def _record_problems(record: Mapping[str, Any]) -> Iterator[str]:
         if not _is_text(name, _MAX_NAME):
             yield f"{ascii(name):.60} is not a name of at most {_MAX_NAME} characters"
     for name in record["args"]:
-        yield from _problem(record["args"], name, ARGS.get(name, _LIST), "--")
+        yield from _problem(record["args"], name, ARGS.get(name, _SETTING), "--")
     for name in record.get("hparams") or {}:
-        yield from _problem(record["hparams"], name, _SCALAR, "hparam ")
+        yield from _problem(record["hparams"], name, _SETTING, "hparam ")
 
 
 def metric_problems(record: Mapping[str, Any]) -> Iterator[str]:

@@ -15,7 +15,7 @@ import pandas as pd
 from domainbed_reasoning.bridge import versions
 from domainbed_reasoning.results import selection
 from domainbed_reasoning.results.job_folders import JobFolder, read_jobs, versions_of
-from domainbed_reasoning.results.problems import Problem, validate_jobs
+from domainbed_reasoning.results.problems import Problem, count_as_stock, validate_jobs
 from domainbed_reasoning.results.selection import Choice
 
 CELL = ["sweep", "dataset", "algorithm", "target", "domain", "selection"]
@@ -67,7 +67,7 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
     Args:
         folder: of a sweep, or of several sweeps.
         as_stock: count incomplete jobs, repeated records and repeated jobs like DomainBed's collect_results; only
-            invalid lines, on which it fails, are skipped.
+            lines of results.jsonl on which it fails, and jobs with impossible values there, are left out.
 
     Raises:
         ValueError: if the folder contains no jobs, or DomainBed cannot be imported.
@@ -75,7 +75,9 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
     selection.require_domainbed()
     jobs = read_jobs(folder)
     counted, problems = validate_jobs(jobs)
-    frame = tabulate([job for job in jobs if job.records] if as_stock else counted, problems)
+    if as_stock:
+        counted, problems = count_as_stock(jobs, problems)
+    frame = tabulate(counted, problems)
     frame.attrs["as_stock"] = as_stock
     return frame
 
@@ -105,6 +107,7 @@ def tabulate(jobs: Sequence[JobFolder], problems: Sequence[Problem] = ()) -> pd.
             "algorithm": one.job.args["algorithm"],
             "source": one.source,
             "trial": one.job.args["trial_seed"],
+            "hparams_seed": one.job.args["hparams_seed"],
             "accuracy": one.accuracy,
             "accuracies": dict(one.accuracies),
             "step": one.step,

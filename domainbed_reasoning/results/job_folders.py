@@ -47,7 +47,8 @@ class JobFolder:
         versions: of versions.json, name → readable version; without that file from task.json, or empty.
         wall_seconds: between the oldest of its files and `done`; None without it.
         last_error: the last line of err.txt or launcher.log that names an error; empty without one.
-        damage: problems of its files (name, line, problem); if there are any, their content is not used.
+        damage: problems of its files (name, line, problem); if there are any, only intact records are used, and they by
+            `--as-stock` alone.
     """
 
     folder: Path
@@ -156,6 +157,7 @@ def read_job(folder: Path, sweep: str = "") -> JobFolder:
 def _read_job(folder: Path, sweep: str) -> JobFolder:
     damage: list[str] = []
     records, broken, args = _read_records(folder / RESULTS, damage)
+    records = [] if damage else records
     task = read_object(folder / "task.json", values.task_problem, damage)
     answers = read_object(folder / "answers.json", values.answers_problem, damage)
     recorded = read_object(folder / versions.FILE, values.versions_problem, damage)
@@ -167,7 +169,7 @@ def _read_job(folder: Path, sweep: str) -> JobFolder:
         folder=folder,
         sweep=sweep,
         done=is_own_file(folder / "done"),
-        records=() if damage else tuple(records),
+        records=tuple(records),
         broken=tuple(broken),
         printed=printed,
         answers=None if damage else answers,

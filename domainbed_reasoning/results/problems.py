@@ -81,6 +81,23 @@ def validate_jobs(jobs: Sequence[JobFolder]) -> tuple[list[JobFolder], list[Prob
     return counted, problems
 
 
+def count_as_stock(jobs: Sequence[JobFolder], problems: Sequence[Problem]) -> tuple[list[JobFolder], list[Problem]]:
+    """Return the jobs that DomainBed's collect_results counts, and the problems with their effect on its tables.
+
+    Args:
+        jobs: as they were read.
+        problems: of `validate_jobs`.
+    """
+    counted = [job for job in jobs if job.records]
+    paths = {job.path for job in counted}
+    return counted, [
+        dataclasses.replace(problem, effect="Counted, as by DomainBed")
+        if problem.folders and paths.issuperset(problem.folders)
+        else problem
+        for problem in problems
+    ]
+
+
 def _was_started(job: JobFolder) -> bool:
     return bool(job.done or job.printed or job.records or job.broken or job.last_error)
 

@@ -123,8 +123,11 @@ class OneSource:
 def one_source(jobs: Sequence[JobFolder]) -> Iterator[OneSource]:
     """Yield the jobs whose targets are all domains but one, if these are three or more.
 
-    DomainBed's selection methods do not support jobs with more than two targets: its tables have an X for each.
+    Of a trial's hparams seeds, the one that is best on the source's validation split is yielded, as DomainBed's
+    training-domain validation chooses. Its own methods do not support jobs with more than two targets: its tables have
+    an X for each.
     """
+    best: dict[tuple[Any, ...], tuple[float, OneSource]] = {}
     for job in jobs:
         targets = job.args["test_envs"]
         last = job.records[-1]
@@ -133,7 +136,14 @@ def one_source(jobs: Sequence[JobFolder]) -> Iterator[OneSource]:
         if len(targets) > 2 and len(sources) == 1:
             (source,) = sources
             chosen = max(job.records, key=lambda record: record[f"env{source}_out_acc"])
-            yield OneSource(job, source, chosen["step"], {target: chosen[f"env{target}_in_acc"] for target in targets})
+            found = OneSource(
+                job, source, chosen["step"], {target: chosen[f"env{target}_in_acc"] for target in targets}
+            )
+            trial = (job.sweep, *(job.args[name] for name in ("dataset", "algorithm", "trial_seed")), source)
+            validation = chosen[f"env{source}_out_acc"]
+            if trial not in best or validation > best[trial][0]:
+                best[trial] = validation, found
+    yield from (found for _, found in best.values())
 
 
 def _traced(job: JobFolder, record: Record) -> dict[str, Any]:

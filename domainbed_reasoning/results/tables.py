@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from domainbed_reasoning.results.frame import CELL, in_reading_order, is_of_round, mean_and_error, summarize
+from domainbed_reasoning.results.frame import in_reading_order, is_of_round, mean_and_error, summarize
 from domainbed_reasoning.results.problems import with_counts
 
 ABSENT = "–"
@@ -125,7 +125,9 @@ def row_label(algorithm: str, sweep: str, dataset: str) -> str:
 def _averages(judged: pd.DataFrame, method: str, datasets: Sequence[str]) -> Table:
     """Return the table of averages: the mean over a trial's target domains, then mean and error over trials."""
     rows = []
-    for label, own in labeled_rows(judged):
+    # Sweeps that are named by their datasets are one row.
+    sweeps = judged["sweep"].where(judged["sweep"] != judged["dataset"], "")
+    for label, own in labeled_rows(judged.assign(sweep=sweeps)):
         means, texts = [], []
         for dataset in datasets:
             trials = in_reading_order(own[own["dataset"] == dataset]).groupby("trial")
@@ -179,7 +181,7 @@ def one_source_tables(frame: pd.DataFrame) -> list[Table]:
 
 def answers_table(frame: pd.DataFrame) -> Table | None:
     """Return both answers' accuracies in the target domains at the last step; None if no job recorded them."""
-    asked = one_row_per_job(frame)
+    asked = chosen_runs(frame)
     asked = asked[asked["label_accuracy"].notna() | asked["chain_accuracy"].notna()]
     if asked.empty:
         return None
@@ -197,7 +199,7 @@ def answers_table(frame: pd.DataFrame) -> Table | None:
         tuple(rows),
         "Percent of the images. By conclusion, a chain that names no class is wrong; the next column falls back to the "
         "class name, as do DomainBed's tables unless the hparam on_parse_failure is 'wrong'. Well formed: all five "
-        "stages, in order, each closed.",
+        f"stages, in order, each closed. {chosen_by(frame)}".rstrip(),
     )
 
 
@@ -209,7 +211,7 @@ def _answer_texts(cells: pd.DataFrame) -> list[str]:
 def rounds_table(frame: pd.DataFrame) -> Table | None:
     """Return the share of self-generated chains that each round kept; None without rounds."""
     rounds = [str(name) for name in frame if is_of_round(name, "accepted")]
-    labeled = one_row_per_job(frame).dropna(subset=rounds, how="all") if rounds else frame.head(0)
+    labeled = chosen_runs(frame).dropna(subset=rounds, how="all") if rounds else frame.head(0)
     if labeled.empty:
         return None
     rows = []
@@ -223,7 +225,7 @@ def rounds_table(frame: pd.DataFrame) -> Table | None:
         ("Algorithm", "Dataset", "Target", *(f"Round {name[4:-9]}" for name in rounds)),
         tuple(rows),
         "Percent of the chains that the model generated for source-domain images, mean over trials; in parentheses "
-        "the share of the kept ones that are well formed, if recorded.",
+        f"the share of the kept ones that are well formed, if recorded. {chosen_by(frame)}".rstrip(),
     )
 
 
@@ -237,7 +239,7 @@ def _round_text(cells: pd.DataFrame, name: str) -> str:
 
 def costs_table(frame: pd.DataFrame) -> Table:
     """Return the mean time and memory of the jobs over targets and trials."""
-    jobs = one_row_per_job(frame)
+    jobs = chosen_runs(frame)
     rows = []
     for dataset in jobs["dataset"].unique():
         for label, own in labeled_rows(jobs[jobs["dataset"] == dataset]):
@@ -250,13 +252,14 @@ def costs_table(frame: pd.DataFrame) -> Table:
         "Time and memory of a job",
         ("Algorithm", "Dataset", "Jobs", "Updates", "Whole job", "Peak GPU memory"),
         tuple(rows),
-        "Means. The time of the whole job is from its files; it includes evaluations, but not imports.",
+        "Means. The time of the whole job is from its files; it includes evaluations, but not imports. "
+        f"{chosen_by(frame)}".rstrip(),
     )
 
 
 def hparams_table(frame: pd.DataFrame) -> Table:
     """Return the hyper-parameters of the selected runs, with varying ones in a separate column."""
-    first = frame[frame["selection"] == frame["selection"].iloc[0]]
+    first = chosen_runs(frame)
     rows = []
     for dataset in first["dataset"].unique():
         for label, own in labeled_rows(first[first["dataset"] == dataset]):
@@ -282,8 +285,14 @@ def split_settings(settings: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any
         if len(kinds) == 1:
             same[name] = kinds[0]
         else:
-            varied[name] = _listed(sorted(kinds, key=lambda value: (isinstance(value, str), value is None, value or 0)))
+            varied[name] = _listed(sorted(kinds, key=_place_of_setting))
     return same, varied
+
+
+def _place_of_setting(value: Any) -> tuple[bool, bool, float, str]:
+    """Return the sort key of a setting: numbers, lists, null, strings."""
+    number = value if isinstance(value, (int, float)) else math.inf
+    return isinstance(value, str), value is None, number, json.dumps(value)
 
 
 def _listed(values: Sequence[Any]) -> str:
@@ -330,9 +339,16 @@ def _folders(folders: Sequence[str]) -> str:
     return ", ".join(folders[:6]) + more or ABSENT
 
 
-def one_row_per_job(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per job: selection methods may select several hparams seeds of a cell."""
-    return frame.drop_duplicates([*(name for name in CELL if name != "selection"), "trial", "folder"])
+def chosen_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the first selection method, one per cell and trial: methods may choose other hparams seeds."""
+    return frame[frame["selection"] == frame["selection"].iloc[0]] if len(frame) else frame
+
+
+def chosen_by(frame: pd.DataFrame) -> str:
+    """Return which selection method's runs `chosen_runs` returns, as a sentence; empty if all methods choose them."""
+    if frame.groupby(["sweep", "dataset", "algorithm", "target", "trial"])["folder"].nunique().max() == 1:
+        return ""
+    return f"Runs selected by {frame['selection'].iloc[0]}."
 
 
 def _cell(part: pd.DataFrame, most: int) -> str:

@@ -140,7 +140,7 @@ def test_invalid_values_in_other_files_do_not_affect_other_jobs(sweep, file, nam
             "results.jsonl, line 2: env0_in_acc must be a number in [0, 1], got nan",
         ),
         (("record", "step"), "1" * 400, "results.jsonl, line 2: step must be an integer >= 0, got 1111111111"),
-        (("hparams", "lr"), "[1, 2]", "results.jsonl, line 2: hparam lr must be a finite number, string"),
+        (("hparams", "lr"), "[[1]]", "results.jsonl, line 2: hparam lr must be a finite number, string"),
         (("hparams", "lr"), "1" * 5000, "results.jsonl, line 2: Exceeds the limit"),
         (
             ("args", "test_envs"),

@@ -11,7 +11,7 @@ import pandas as pd
 from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.report.blocks import Block, Details
 from domainbed_reasoning.results.report.examples import predictions_of
-from domainbed_reasoning.results.tables import ABSENT, Table, labeled_rows
+from domainbed_reasoning.results.tables import ABSENT, Table, chosen_runs, labeled_rows
 
 _NO_CLASS = "no class"
 _MATRIX = 12  # classes that a whole matrix has room for
@@ -29,7 +29,7 @@ def class_blocks(frame: pd.DataFrame, counted: Sequence[JobFolder]) -> Iterator[
         counted: its jobs.
     """
     jobs = {job.path: job for job in counted}
-    chosen = frame[frame["selection"] == frame["selection"].iloc[0]]
+    chosen = chosen_runs(frame)
     for dataset in chosen["dataset"].unique():
         own = chosen[chosen["dataset"] == dataset]
         by_label = {label: _count(cells, jobs) for label, cells in labeled_rows(own)}

@@ -15,7 +15,7 @@ from domainbed_reasoning.jobs.job_files import RESULTS
 from domainbed_reasoning.results import published, selection, tables
 from domainbed_reasoning.results.frame import tabulate
 from domainbed_reasoning.results.job_folders import JobFolder, read_jobs
-from domainbed_reasoning.results.problems import validate_jobs
+from domainbed_reasoning.results.problems import count_as_stock, validate_jobs
 from domainbed_reasoning.results.report import commands, paper, plots
 from domainbed_reasoning.results.report.analyses import analysis_blocks
 from domainbed_reasoning.results.report.blocks import Block, Code, Details, Examples, Report, Section, Text
@@ -45,7 +45,7 @@ def read_report(
     root = Path(folder).expanduser()
     jobs = read_jobs(root)
     settled, problems = validate_jobs(jobs)
-    counted = [job for job in jobs if job.records] if as_stock else settled
+    counted, problems = count_as_stock(jobs, problems) if as_stock else (settled, problems)
     frame = tabulate(counted, problems)
     with_records = [job for job in jobs if job.records]
     sections = [

@@ -16,7 +16,7 @@ from domainbed_reasoning.results.frame import is_of_round, mean_and_error, summa
 from domainbed_reasoning.results.job_folders import JobFolder
 from domainbed_reasoning.results.report.blocks import Figure
 from domainbed_reasoning.results.report.paper import accuracies as accuracies_of_the_paper
-from domainbed_reasoning.results.tables import labeled_rows, one_row_per_job, row_label
+from domainbed_reasoning.results.tables import chosen_by, chosen_runs, labeled_rows, row_label
 from domainbed_reasoning.terminal import one_line
 
 _INK = "#010203"  # placeholder for the page's text color in light and dark mode
@@ -73,9 +73,7 @@ def accuracies(cells: pd.DataFrame, dataset: str) -> Figure:
 
 def both_answers(frame: pd.DataFrame) -> Figure | None:
     """Plot both answers of every MLLM algorithm, averaged over its target domains; None without answers."""
-    jobs = frame.drop_duplicates(["sweep", "dataset", "algorithm", "folder"]).dropna(
-        subset=["label_accuracy", "chain_accuracy"], how="all"
-    )
+    jobs = chosen_runs(frame).dropna(subset=["label_accuracy", "chain_accuracy"], how="all")
     rows: list[tuple[str, float, float]] = []
     for dataset in jobs["dataset"].unique():
         for label, own in labeled_rows(jobs[jobs["dataset"] == dataset]):
@@ -95,7 +93,9 @@ def both_answers(frame: pd.DataFrame) -> Figure | None:
     axes.set_xlabel("accuracy in the target domain at the last step, %")
     _legend(axes, 2)
     described = "; ".join(f"{label}: class name {a:.1f}, chain {b:.1f}" for label, a, b in rows)
-    return _figure(figure, "Both answers, mean over target domains and trials.", f"{described}.")
+    return _figure(
+        figure, f"Both answers, mean over target domains and trials. {chosen_by(frame)}".rstrip(), f"{described}."
+    )
 
 
 def rounds(frame: pd.DataFrame) -> Figure | None:
@@ -104,7 +104,7 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
     One line per target domain for a single algorithm, else one line per algorithm, averaged over target domains.
     """
     names = [str(name) for name in frame if is_of_round(name, "accepted")]
-    jobs = one_row_per_job(frame)
+    jobs = chosen_runs(frame)
     jobs = jobs.dropna(subset=names, how="all") if names else jobs.head(0)
     if jobs.empty:
         return None
