@@ -17,7 +17,7 @@ from domainbed_reasoning.images.catalog import FolderScan, ImageFolder
 
 EXAMPLES = """\
   domainbed-reasoning card --dataset PACS --data-dir DATA
-  domainbed-reasoning card --dataset PACS --data-dir DATA --output README.md --license cc-by-4.0
+  domainbed-reasoning card --dataset PACS --data-dir DATA --output PACS_card.md --license cc-by-4.0
 """
 
 
