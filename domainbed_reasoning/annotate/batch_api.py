@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import functools
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from domainbed_reasoning.annotate.batch_journal import OpenBatch
@@ -64,9 +64,18 @@ class BatchTeacher(OpenAITeacher):
         """Return the settings of a request that are not sent."""
         return list(self._parameters.omitted(self._parameters.of(request)))
 
-    def adapt(self, request: Request, refusal: str) -> bool:
-        """Omit or rename the parameter that an error names; return whether it names one."""
-        done = self._parameters.adapt(self._parameters.of(request), refusal)
+    def sent(self, request: Request) -> list[str]:
+        """Return the settings of a request that are sent, by the provider's names."""
+        return list(self._parameters.of(request))
+
+    def adapt(self, sent: Sequence[str], refusal: str) -> bool:
+        """Omit or rename the parameter that an error names; return whether it names one.
+
+        Args:
+            sent: the settings of the rejected request's batch, which another of its requests may have adapted.
+            refusal: the body of the response.
+        """
+        done = self._parameters.adapt(dict.fromkeys(sent), refusal)
         if done:
             self._tell(f"{self.endpoint} rejects a parameter: {done}.")
         return done is not None
@@ -164,7 +173,7 @@ class BatchTeacher(OpenAITeacher):
                 return Result(index, Answer(reason, "content_filter", refused=True, omitted=omitted), billed=True)
             return Result(index, problem=reason, refusal=text if status in (400, 422) else "")
         try:
-            answer = read_completion(text, *reported_tokens(text), 0.0)
+            answer = read_completion(text, *reported_tokens(text), 0.0)  # a batch does not tell seconds
         except NotACompletion as error:
             return Result(index, problem=str(error), billed=True)
         return Result(index, dataclasses.replace(without_key(answer, self._key), omitted=omitted), billed=True)

@@ -47,6 +47,7 @@ class OpenBatch:
         prompt_version: of the prompt.
         sampling: temperature, top_p and max_tokens of every request.
         omitted: settings that were not sent.
+        sent: settings that were sent, by the provider's names.
         requests: in the order of the file; ``custom_id`` is ``token-index``.
         token: that the batch carries.
         created: seconds since the epoch.
@@ -59,6 +60,7 @@ class OpenBatch:
     sampling: dict[str, Any]
     omitted: list[str]
     requests: list[Asked]
+    sent: list[str] = field(default_factory=list)
     token: str = field(default_factory=lambda: secrets.token_hex(12))
     created: float = field(default_factory=time.time)
     batch_id: str = ""

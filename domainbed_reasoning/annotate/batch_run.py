@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from domainbed_reasoning.annotate import pricing as cost
@@ -26,12 +26,21 @@ from domainbed_reasoning.chains.store import ChainWriter, Record
 
 @dataclass(frozen=True)
 class Draw:
-    """The next request of an image: its attempt, the first attempt that is too many, and failures so far."""
+    """The next request of an image.
+
+    Attributes:
+        job: the image.
+        attempt: number of its candidate.
+        end: the first attempt that is too many.
+        failures: requests so far that were not answered.
+        is_again: whether this candidate has been requested before, and counts once.
+    """
 
     job: PendingImage
     attempt: int
     end: int
     failures: int = 0
+    is_again: bool = False
 
 
 class BatchAnnotation(Annotation):
@@ -69,7 +78,7 @@ class BatchAnnotation(Annotation):
         self._stopping = asyncio.Event()
 
     def _interrupt(self) -> None:
-        self._stop("interrupted")
+        super()._interrupt()
         self._stopping.set()
 
     async def _work_off(self, jobs: Iterable[PendingImage]) -> None:
@@ -116,7 +125,7 @@ class BatchAnnotation(Annotation):
         chosen: list[Draw] = []
         sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": settings.max_tokens}
         batch = OpenBatch(self._teacher.name, self._teacher.endpoint, settings.prompt_version, sampling, [], [])
-        while waiting and len(chosen) < MAX_REQUESTS and len(lines) < MAX_FILE_BYTES:
+        while waiting and len(chosen) < MAX_REQUESTS and len(lines) < MAX_FILE_BYTES and not self._stopping.is_set():
             draw = waiting[0]
             path = draw.job.picture.path
             try:
@@ -136,10 +145,14 @@ class BatchAnnotation(Annotation):
                 settings.temperature,
                 settings.top_p,
             )
-            batch.omitted = self._batches.omitted(request)
+            batch.omitted, batch.sent = self._batches.omitted(request), self._batches.sent(request)
             lines += self._batches.line(f"{batch.token}-{len(chosen)}", request)
             chosen.append(draw)
             batch.requests.append(Asked(path, draw.attempt, request.seed, sha256))
+        if self._stopping.is_set():
+            for _ in chosen:
+                self._budget.settle(cost.AttemptCost(free=True))
+            return False
         if not chosen:
             return False
         self._journal.batches.append(batch)
@@ -161,7 +174,7 @@ class BatchAnnotation(Annotation):
                 self.summary.stopped = f"--max-cost is reached; one more request may cost ${self._budget.dearest:.4f}"
             return False
         try:
-            if not draw.failures:
+            if not draw.is_again:
                 self._budget.begin_request()
         except cost.BudgetSpent as spent:
             self._budget.settle(cost.AttemptCost(free=True))
@@ -201,7 +214,7 @@ class BatchAnnotation(Annotation):
                 batch.sampling["top_p"],
             )
             if result.answer is None:
-                self._again(draw, request, result, waiting)
+                self._again(draw, batch.sent or self._batches.sent(request), result, waiting)
             elif not self._keep(draw.job, asked.attempt, request, asked.sha256, result.answer):
                 if self._unwritten is not None:
                     return True
@@ -226,12 +239,12 @@ class BatchAnnotation(Annotation):
         else:
             self.summary.exhausted += 1
 
-    def _again(self, draw: Draw, request: Request, result: Result, waiting: deque[Draw]) -> None:
+    def _again(self, draw: Draw, sent: Sequence[str], result: Result, waiting: deque[Draw]) -> None:
         """Queue a request without an answer again, unless it failed too often."""
-        if result.refusal and self._batches.adapt(request, result.refusal):
-            waiting.append(draw)
+        if result.refusal and self._batches.adapt(sent, result.refusal):
+            waiting.append(replace(draw, is_again=True))
         elif draw.failures < self._retries and not result.refusal and not result.billed:
-            waiting.append(Draw(draw.job, draw.attempt, draw.end, draw.failures + 1))
+            waiting.append(replace(draw, failures=draw.failures + 1, is_again=True))
         else:
             self.summary.unanswered[draw.job.picture.path] = result.problem
 

@@ -122,6 +122,11 @@ class Batches:
     def _result(self, body: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
         completion, read_request = self.server.tools
 
+        if refused := next((name for name in self.server.options.refuses if name in body), None):
+            message = f"Unsupported parameter: '{refused}' is not supported with this model."
+            message += " Use 'max_completion_tokens' instead." * (refused == "max_tokens")
+            error = {"message": message, "param": refused, "code": "unsupported_parameter"}
+            return {"response": {"status_code": 400, "body": {"error": error}}, "error": None}, "refused"
         question, image, key = read_request(body)
         fault = self._fault(key)
         if fault == "missing":

@@ -322,6 +322,7 @@ def main() -> None:
     parser.add_argument("--batch-polls", type=int, default=1, help="looks at a batch until it has ended")
     parser.add_argument("--batch-faults", type=float, default=0.0, help="share of requests that fail at first")
     parser.add_argument("--batch-kinds", nargs="+", default=BATCH_FAULTS)
+    parser.add_argument("--refuses", nargs="+", default=(), help="parameters that a request in a batch must not have")
     parser.add_argument("--batch-fail", help="every batch fails as a whole, with this message")
     parser.add_argument("--batch-hold", type=float, default=0.0, help="seconds from a batch's creation to the reply")
     parser.add_argument("--batch-silent", action="store_true", help="no reply to the first creation of a batch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from domainbed_reasoning.annotate import batch_run
 from domainbed_reasoning.annotate.batch_journal import journal_path
+from domainbed_reasoning.annotate.teacher import read_picture
 
 Verb = Callable[..., tuple[int, str, str]]
 
@@ -240,6 +243,43 @@ def test_interrupted_it_leaves_its_batches_open(
     assert child.returncode == 3 and "18 requests are in open batches" in err and "interrupted" in out
     assert verb(*arguments(toy, server.url, chains), *BATCH)[0] == 0
     assert max(billed(server).values()) == 1
+
+
+def test_rejected_parameters_are_adapted_once_and_all_requests_are_asked_again(
+    toy: Path, serve: Any, verb: Verb, tmp_path: Path, lines_of: Any, calm: list[dict[str, Any]]
+) -> None:
+    """Two batches are rejected, one for each parameter; the third is answered, and every candidate counts once."""
+    chains, server = tmp_path / "chains.jsonl", serve("--refuses", "max_tokens", "temperature")
+    limits = ("--max-requests", len(calm), "--max-cost", 10)
+    code, _, err = verb(*arguments(toy, server.url, chains), *BATCH, *limits, "--retries", 0)
+    assert code == 0, err
+    assert err.count("rejects a parameter") == 2 and "max_completion_tokens is sent instead of max_tokens" in err
+    records = lines_of(chains)
+    assert {(one["image"], one["attempt"], one["chain"]) for one in records} == {
+        (one["image"], one["attempt"], one["chain"]) for one in calm
+    }
+    assert all(one["sampling"].get("temperature") is None for one in records)
+    assert batches(server) == max(one["attempt"] for one in calm) + 1 + 2
+
+
+def test_interrupted_while_it_reads_images_it_submits_nothing(
+    toy: Path, serve: Any, verb: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at the third of 18 images; a second one would end the run at once."""
+    server, count = serve(), 0
+
+    def read(path: Path) -> tuple[bytes, str]:
+        nonlocal count
+        count += 1
+        if count == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        return read_picture(path)
+
+    monkeypatch.setattr(batch_run, "read_picture", read)
+    code, out, _ = verb(*arguments(toy, server.url, tmp_path / "chains.jsonl"), *BATCH)
+    assert code == 3 and "interrupted" in out and count < 18
+    assert not server.events() and not journal_path(tmp_path / "chains.jsonl").exists()
 
 
 def test_a_batch_that_fails_as_a_whole_ends_the_run_with_the_providers_reason(
