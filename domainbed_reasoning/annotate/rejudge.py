@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from domainbed_reasoning.chains.image_names import ImageLookup
 from domainbed_reasoning.chains.record import is_accepted
 from domainbed_reasoning.chains.rules import RULES, Rules, Verdict, with_verdict
 from domainbed_reasoning.chains.store import ACCEPTED, Record, read_records, write_records
@@ -39,23 +40,29 @@ def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = T
         OSError: it cannot be written; likewise.
     """
     changes: Counter[tuple[str, str]] = Counter()
+    names = ImageLookup(labels)
+
+    def read() -> Iterator[tuple[Record, Record]]:
+        """Yield every record, as it is and with its image's path as on disk."""
+        for _, record in read_records(path, repair=True):
+            yield record, names.with_path_on_disk(record)
 
     def judged() -> Iterator[Record]:  # runs while the file is locked
         taken = {
             record["image"]
-            for _, record in read_records(path, repair=True)
+            for _, record in read()
             if _outcome(record) == ACCEPTED
             and (not _is_ours(record, labels) or judge_again(record, labels, rules).accepted)
         }
         changed = False
-        for _, record in read_records(path, repair=True):
+        for record, found in read():
             new = record
-            if _is_ours(record, labels):
-                verdict = judge_again(record, labels, rules)
-                if verdict.accepted and _outcome(record) != ACCEPTED and record["image"] in taken:
+            if _is_ours(found, labels):
+                verdict = judge_again(found, labels, rules)
+                if verdict.accepted and _outcome(record) != ACCEPTED and found["image"] in taken:
                     verdict = Verdict(False, "second", "the image already has an accepted chain")
                 if verdict.accepted:
-                    taken.add(record["image"])
+                    taken.add(found["image"])
                 new = with_verdict(record, raw_text(record), verdict) | {"verified": rules.verified}
             changes[_outcome(record), _outcome(new)] += 1
             changed |= new != record

@@ -215,6 +215,18 @@ def test_rejudge_keeps_manual_verdicts_unknown_images_and_unprintable_texts(
     assert kept == [{k: v for k, v in one.items() if k != "reason"} for one in records]
 
 
+def test_rejudge_finds_images_in_either_unicode_form(
+    tmp_path: Path, chain_text: Callable[..., str], lines_of: Any
+) -> None:
+    """Two accepted chains of an image that the file names otherwise than the disk; one concludes another class."""
+    composed, decomposed = "a/Mug/caf\u00e9.png", "a/Mug/cafe\u0301.png"
+    chains = [{"chain": chain_text(name), "verdict": "accepted", "image": composed} for name in ("bike", "mug", "mug")]
+    write(tmp_path / "c.jsonl", chains)
+    became = rejudge(tmp_path / "c.jsonl", {decomposed: 2}, Rules(NAMES, 10))
+    assert became == {("accepted", "label"): 1, ("accepted", "accepted"): 2}
+    assert {one["image"] for one in lines_of(tmp_path / "c.jsonl")} == {composed}
+
+
 def test_rejudge_without_changes_does_not_write(tmp_path: Path, chain_text: Callable[..., str]) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text(
