@@ -128,7 +128,7 @@ def habits(records: Iterable[Mapping[str, Any]], teacher: str, prompt_tokens: in
         prompt_tokens=_mean((item.get("prompt_tokens") for item in usage), prompt_tokens),
         completion_tokens=_mean((item.get("completion_tokens") for item in usage), ASSUMED_COMPLETION_TOKENS),
         acceptance=max(accepted, 0.5) / len(own),
-        seconds=_mean((record.get("seconds") for record in own), ASSUMED_SECONDS),
+        seconds=_mean((record.get("seconds") or None for record in own), ASSUMED_SECONDS),  # 0 in batches
     )
 
 

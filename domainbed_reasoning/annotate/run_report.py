@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from domainbed_reasoning.annotate import pricing as cost
 from domainbed_reasoning.annotate.pipeline import AnnotationSettings, PendingImage, Summary
-from domainbed_reasoning.annotate.teacher import read_picture
+from domainbed_reasoning.annotate.teacher import MAX_EDGE, read_picture
 from domainbed_reasoning.chains.rules import ADVICE, RULES
 from domainbed_reasoning.chains.store import Record
 from domainbed_reasoning.images.catalog import FolderScan
@@ -27,15 +29,16 @@ def forecast(
     if not jobs:
         return nothing_to_do(args, on_disk)
     model = args.teacher.partition(":")[2]
-    sample = [read_picture(on_disk.root / job.picture.path)[0] for job in jobs[:20]]
-    tokens = sum(cost.image_tokens(model, *_size(image)) for image in sample) / len(sample)
+    sizes = list(_sizes(on_disk.root / job.picture.path for job in jobs[:20])) or [(MAX_EDGE, MAX_EDGE)]
+    tokens = sum(cost.image_tokens(model, *size) for size in sizes) / len(sizes)
     typical = cost.habits(records, args.teacher, round(tokens + cost.text_tokens(settings.question)))
     concurrency = args.concurrency * len(args.base_url or [None]) if args.teacher.startswith("openai:") else 1
     expected = cost.estimate(
         (settings.candidates - job.asked for job in jobs), typical, settings.price, concurrency, args.rpm
     )
     known = typical.measured >= cost.ENOUGH
-    basis = f"measured on {typical.measured} candidates" if known else "assumed: this teacher has no candidates yet"
+    few = f"fewer than {cost.ENOUGH}" if typical.measured else "no"
+    basis = f"measured on {typical.measured} candidates" if known else f"assumed: this teacher has {few} candidates yet"
     money = "unknown (set --price IN OUT)" if expected.dollars is None else f"${expected.dollars:,.2f}"
     hours = f"about {_duration(expected.hours)}, {concurrency} in parallel"
     if args.batch_api:
@@ -65,11 +68,13 @@ def _duration(hours: float) -> str:
     return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
 
 
-def _size(image: bytes) -> tuple[int, int]:
+def _sizes(paths: Iterable[Path]) -> Iterator[tuple[int, int]]:
+    """Yield the sizes in pixels of the images that can be read, as they are sent."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(image)) as picture:
-        return picture.size
+    for path in paths:
+        with contextlib.suppress(OSError), Image.open(io.BytesIO(read_picture(path)[0])) as picture:
+            yield picture.size
 
 
 def report(summary: Summary, jobs: int) -> str:

@@ -165,22 +165,19 @@ def run(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         price=price,
     )
-    records = _records(args, on_disk)
     journal = Journal(args.chains)
     if journal.batches and not args.batch_api and not args.dry_run:
         raise UsageError(f"{open_requests(journal)} Add --batch-api, so that no image is asked twice")
+    bundled: list[Record] = []
     if uses_bundle and dataset.bundle is not None:
-        records += arguments.bundled_records(dataset, on_disk, args.unverified)
-    jobs = plan(
-        on_disk.pictures,
-        on_disk.classes,
-        records,
-        args.teacher,
-        settings.prompt_version,
-        args.candidates,
-        args.limit,
-        args.max_tokens,
-    )
+        bundled = arguments.bundled_records(dataset, on_disk, args.unverified)
+
+    def planned() -> tuple[list[Record], list[PendingImage]]:
+        records = [*_records(args, on_disk), *bundled]
+        who, limits = (args.teacher, settings.prompt_version), (args.candidates, args.limit, args.max_tokens)
+        return records, plan(on_disk.pictures, on_disk.classes, records, *who, *limits)
+
+    records, jobs = planned()
     if args.dry_run:
         print(forecast(args, settings, jobs, records, on_disk))
         if journal.batches:
@@ -192,13 +189,13 @@ def run(args: argparse.Namespace) -> int:
             return 0
         print("No image has a chain. Use `annotate --rejudge` to re-evaluate the stored candidates.")
         return 1
-    has_accepted = _has_accepted(records, settings, args)
     try:
         teacher = _teacher(args)  # before the chain file, which is not created if this fails
     except TeacherError as error:
         raise ValueError(str(error)) from error
-    budget = _budget(args, settings, records)
     with ChainWriter(args.chains, leave_empty=False) as writer:
+        records, jobs = planned()  # another run may have written before this one held the file
+        has_accepted, budget = _has_accepted(records, settings, args), _budget(args, settings, records)
         if writer.cut_bytes:
             print(f"{args.chains}: removed an incomplete last line ({writer.cut_bytes} bytes).", file=sys.stderr)
         make: Callable[..., Annotation] = functools.partial(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 from collections import Counter
 from pathlib import Path
@@ -43,11 +44,17 @@ def add_arguments(parser: arguments.Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import and print the number of rows by outcome."""
+    with contextlib.ExitStack() as opened:
+        return _import(args, opened)
+
+
+def _import(args: argparse.Namespace, opened: contextlib.ExitStack) -> int:
     dataset, on_disk = arguments.open_dataset(args, writes=True)
     labels = on_disk.labels()
     rules = arguments.rules_of(args, arguments.class_names(dataset, on_disk))
     names = ImageLookup(labels)
-    existing = list(read_records(args.chains, repair=True)) if args.chains.exists() else []
+    writer = opened.enter_context(ChainWriter(args.chains, leave_empty=False))  # first, as another run may be writing
+    existing = list(read_records(args.chains, repair=True))
     existing = [(number, names.with_path_on_disk(record)) for number, record in existing]
     seen = {_key(record) for _, record in existing}
     accepted = {record["image"] for _, record in existing if is_accepted(record)}
@@ -80,9 +87,8 @@ def run(args: argparse.Namespace) -> int:
             accepted.add(image)
         counts[record["verdict"] + (f" ({record['rule']})" if "rule" in record else "")] += 1
         records.append(record)
-    with ChainWriter(args.chains) as writer:
-        for record in records:
-            writer.append(record)
+    for record in records:
+        writer.append(record)
     if args.json:
         arguments.print_json(
             {"rows": counts.total(), "written": len(records), "chains": args.chains, "outcomes": dict(counts)}

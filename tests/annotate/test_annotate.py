@@ -23,6 +23,7 @@ from domainbed_reasoning.annotate.pipeline import Summary, plan
 from domainbed_reasoning.annotate.run_report import report
 from domainbed_reasoning.annotate.teacher import Request, read_picture
 from domainbed_reasoning.chains.store import load_chains
+from domainbed_reasoning.commands import annotate
 from domainbed_reasoning.images.catalog import Picture
 
 KEY = "sk-test-0123456789"
@@ -177,6 +178,36 @@ def test_max_cost_is_never_exceeded_and_max_requests_is_exact(
     assert code == 3 and len(lines_of(tmp_path / "d.jsonl")) == 7
     code, _, err = verb(*arguments(toy, url, chains), "--max-cost", 1)
     assert code == 2 and "price of openai:test is unknown" in err
+
+
+def test_what_another_run_wrote_while_the_teacher_was_loading_is_not_asked_again(
+    toy: Path, serve: Any, verb: Verb, tmp_path: Path, lines_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run begins after this one has planned its work, and ends before this one opens the file."""
+    chains, server, load = tmp_path / "c.jsonl", serve(), annotate._teacher
+
+    def slow(args: Any) -> Any:
+        monkeypatch.setattr(annotate, "_teacher", load)
+        assert verb(*arguments(toy, server.url, chains))[0] == 0
+        return load(args)
+
+    monkeypatch.setattr(annotate, "_teacher", slow)
+    code, out, _ = verb(*arguments(toy, server.url, chains))
+    keys = [event["key"] for event in server.events() if event["event"] == "answered"]
+    assert code == 0 and len(keys) == len(set(keys)) == len(lines_of(chains))
+    load_chains(chains)  # refuses a second accepted chain of an image
+
+
+def test_a_dry_run_leaves_out_images_that_cannot_be_read(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
+    (toy / "toy" / "art" / "Mug" / "Mug_0.png").write_bytes(b"no image")
+    code, out, _ = verb(*arguments(toy, serve().url, tmp_path / "c.jsonl"), "--dry-run", "--price", 1, 1)
+    assert code == 0 and "18 of 18 without a chain" in out
+
+
+def test_batches_tell_no_seconds_and_few_candidates_are_not_none() -> None:
+    batch = {"teacher": "t", "seconds": 0.0, "usage": {}, "verdict": "accepted"}
+    assert cost.habits([batch] * 20, "t", 100).seconds == cost.ASSUMED_SECONDS
+    assert cost.habits([batch, *[batch | {"seconds": 3.0}] * 19], "t", 100).seconds == 3.0
 
 
 def test_dry_run_sends_nothing_and_measures_once_it_can(toy: Path, serve: Any, verb: Verb, tmp_path: Path) -> None:
