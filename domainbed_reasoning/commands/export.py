@@ -94,11 +94,12 @@ def _export_chains(args: argparse.Namespace) -> int:
             raise ValueError(f"{dataset.name} has no domain {domain!r}. Available: {', '.join(on_disk.domains)}.")
 
     def wanted(record: Record) -> bool:
-        return (args.all or args.format == DATASET or is_accepted(record)) and (
-            not args.domains or record["image"].split("/")[0] in args.domains
-        )
+        return args.all or args.format == DATASET or is_accepted(record)
 
     records, unknown = arguments.read_candidates(args, dataset, on_disk, wanted, repair=False)
+    if args.domains:
+        domains = {picture.path: picture.domain for picture in on_disk.pictures}
+        records = [record for record in records if domains[record["image"]] in args.domains]
     if args.format == DATASET:
         return _write_dataset(args, dataset, on_disk, records, unknown)
     question = q_reason(arguments.class_names(dataset, on_disk), dataset.subject)

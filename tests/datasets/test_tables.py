@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from builders.domainbeds import STAND_IN, UPSTREAM
-from builders.files import chain_text, write_lines
+from builders.files import chain_text, read_lines, write_lines
 from builders.processes import environment
+from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.chains.build_bundle import write_bundle
 
 DOMAINS, CLASSES = ("day", "night"), ("bike", "mug")
@@ -133,6 +134,21 @@ names = {d.task.images[env][index] for env, index in d.task.chains}
 print(json.dumps(sorted(names)))""",
     )
     assert said == [f"all/{index:02d}.png" for index in range(1, 12, 2)]  # of the source domain, night
+
+
+def test_domains_of_a_table_are_its_columns_not_its_folders(camera, monkeypatch):
+    """All images are in one folder, and a folder that is called like a domain has the other's."""
+    rows = (camera / "data" / "camera" / "images.csv").read_text().replace("all/01.png,", "day/01.png,")
+    (camera / "data" / "camera" / "images.csv").write_text(rows)
+    chains = read_lines(camera / "data" / "camera" / "reasoning.jsonl")
+    chains[1]["image"] = "day/01.png"
+    write_lines(camera / "data" / "camera" / "reasoning.jsonl", chains)
+    (camera / "data" / "camera" / "day").mkdir()
+    (camera / "data" / "camera" / "all" / "01.png").rename(camera / "data" / "camera" / "day" / "01.png")
+    monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(camera / "definitions"))
+    words = ["--dataset", "Camera", "--data_dir", str(camera / "data"), "--format", "jsonl", "--domains", "day"]
+    assert cli.main(["export", str(camera / "day.jsonl"), *words]) == 0
+    assert {one["image"] for one in read_lines(camera / "day.jsonl")} == {f"all/{i:02d}.png" for i in range(0, 24, 2)}
 
 
 def test_a_sweep_of_a_baseline_and_an_mllm_algorithm_ends_in_stock_tables(camera, either_domainbed):
