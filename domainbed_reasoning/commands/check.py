@@ -301,7 +301,8 @@ def check_bundle(dataset: ImageFolder, on_disk: FolderScan) -> list[str]:
     problems = []
     for line, record in lines:
         if is_accepted(record):
-            verdict = rules.judge(record["chain"], labels[record["image"]])
+            label = labels[record["image"]] if record.get("verified", True) else None
+            verdict = rules.judge(record["chain"], label)
             if not verdict.accepted:
                 place = f"{bundle.path}, line {line} ({record['image']})"
                 problems.append(f"{place}: accepted, but violates the rule {verdict.rule!r}: {verdict.reason}.")

@@ -53,6 +53,19 @@ def test_check_counts_matches_by_path_by_content_and_misses(bundled: Path, verb:
     assert out.count("1 file is a copy of another and shares its chain ('photo/Mug/twin.png' and") == 1
 
 
+def test_check_accepts_unverified_chains_of_a_bundle_as_of_a_chain_file(
+    toy: Path, verb: Verb, tmp_path: Path, chain_text: Callable[..., str]
+) -> None:
+    record = {"image": "art/Mug/Mug_0.png", "chain": chain_text("bike"), "verified": False, "verdict": "accepted"}
+    record["sha256"] = _digest(toy / "toy" / record["image"])
+    lines, definition = write_lines(tmp_path / "lines.jsonl", [record]), tmp_path / "definitions" / "toy.toml"
+    write_bundle(lines, definition.with_name("toy.jsonl.xz"))
+    definition.write_text(definition.read_text() + 'bundle = "toy.jsonl.xz"\n')
+    for chains in (lines, "bundled"):
+        code, out, _ = verb("check", *where(toy, chains), "--no-images")
+        assert code == 0 and "PROBLEM" not in out and "1 of 18 images have a chain" in out
+
+
 def test_check_names_a_bundle_whose_digest_is_wrong(bundled: Path, verb: Verb, tmp_path: Path) -> None:
     (tmp_path / "definitions" / "toy.jsonl.xz").write_bytes(b"other")
     code, out, _ = verb("check", *where(bundled, None), "--no-images")
