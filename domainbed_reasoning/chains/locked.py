@@ -40,6 +40,9 @@ def cut_torn_line(file: int, path: str) -> int:
     before, newline, last = os.pread(file, size - start, start).rpartition(b"\n")
     if not last:
         return 0
+    if not last.strip():
+        os.write(file, b"\n")
+        return 0
     try:
         whole = isinstance(parse_json(last.decode("utf-8-sig")), dict)
     except ValueError:

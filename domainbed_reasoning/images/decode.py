@@ -51,7 +51,7 @@ def read_rgb(
     place = name if isinstance(file, bytes) else file
     with _open(file, place) as picture:
         try:
-            if picture.mode.startswith("I;16"):
+            if _has_16_bits(picture):
                 return _to_8_bits(picture)
             if draft is not None:
                 picture.draft("RGB", (draft, draft))
@@ -192,9 +192,14 @@ def _open(file: str | os.PathLike[str] | bytes | BinaryIO, name: str | os.PathLi
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ImageFileError(name, f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
-        if picture.mode in ("I", "F"):
+        if picture.mode in ("I", "F") and not _has_16_bits(picture):
             raise ImageFileError(name, f"mode {picture.mode!r} (32 bits per pixel) has no defined white level")
         yield picture
+
+
+def _has_16_bits(picture: Any) -> bool:
+    """Return whether an image is gray with 16 bits a pixel; PIL scales a PGM's to these, in mode I."""
+    return bool(picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM"))
 
 
 def _to_8_bits(picture: Any) -> Any:

@@ -154,6 +154,6 @@ def _damaged(path: Path, error: Exception) -> SourceError:
 
 def _is_wanted(path: str, endings: tuple[str, ...]) -> bool:
     """Return whether a path has one of the endings, and stays below whatever folder it is taken to lie in."""
-    steps = path.replace("\\", "/").split("/")
+    steps = [step for step in path.replace("\\", "/").split("/") if step != "."]
     plain = all(step.isprintable() and not step.startswith(".") and step for step in steps)
     return plain and ":" not in path and path.lower().endswith(endings)

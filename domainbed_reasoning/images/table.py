@@ -8,6 +8,7 @@ and kept as bytes and numbers: a million take some seconds and about 50 MB.
 from __future__ import annotations
 
 import csv
+import unicodedata
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def read_table(
 
     paths = [Paths() for _ in domains]
     for line, row in _rows(file, list(names.values())):
-        texts = [_text(file, line, name, value) for name, value in zip(names.values(), row, strict=True)]
+        texts = [_text(file, line, name, value) for name, value in zip(names.items(), row, strict=True)]
         path, label, domain = texts[:3]
         if splits is not None and texts[3] not in splits:
             continue
@@ -104,13 +105,25 @@ def read_table(
     )
 
 
-def _text(file: Path, line: int, name: str, value: Any) -> str:
-    """Return a cell as text; whole numbers are accepted for classes and domains."""
+def _text(file: Path, line: int, column: tuple[str, str], value: Any) -> str:
+    """Return a cell as text; whole numbers are accepted for classes and domains, and in paths what files' names have.
+
+    Args:
+        file: the table.
+        line: number of the line.
+        column: what it is to us, and its name in the table.
+        value: of the cell.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise TableError(file, line, f"{name!r} must be non-empty text of one line, got {value!r:.80}")
+    is_line = _is_one_line if column[0] == "path" else str.isprintable
+    if not isinstance(value, str) or not value.strip() or not is_line(value):
+        raise TableError(file, line, f"{column[1]!r} must be non-empty text of one line, got {value!r:.80}")
     return value
+
+
+def _is_one_line(text: str) -> bool:
+    return not any(unicodedata.category(character) == "Cc" for character in text)
 
 
 def _rows(file: Path, names: list[str]) -> Iterator[tuple[int, list[Any]]]:

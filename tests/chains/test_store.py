@@ -116,6 +116,15 @@ def test_repair_does_not_hide_a_bad_line_in_the_middle(file: Path) -> None:
         load_chains(file, repair=True)
 
 
+@pytest.mark.parametrize("blank", [b"  ", b"\t", b"\r"])
+def test_blanks_at_the_end_are_neither_a_line_nor_a_damage(file: Path, blank: bytes) -> None:
+    file.write_bytes(line("a.jpg").encode() + blank)
+    with ChainWriter(file) as writer:
+        assert writer.cut_bytes == 0
+        writer.append({"image": "b.jpg", "chain": CHAIN})
+    assert list(load_chains(file)) == ["a.jpg", "b.jpg"]
+
+
 def test_a_writer_ends_a_whole_last_line_instead_of_cutting_it(file: Path) -> None:
     file.write_text(line("a.jpg").rstrip("\n"), "utf-8")
     with ChainWriter(file) as writer:

@@ -96,6 +96,12 @@ READ: dict[str, tuple[str, Callable[[], bytes], tuple[int, int], Callable[[np.nd
         (60, 40),
         lambda x: 120 < x.mean() < 135 and x.std() > 70,
     ),
+    "16-bit grey PGM": (
+        "a.pgm",
+        lambda: b"P5 3 1 4095\n" + np.array([0, 2048, 4095], ">u2").tobytes(),
+        (3, 1),
+        lambda x: x[0, :, 0].tolist() == [0, 128, 255],
+    ),
     "16-bit grey TIFF": ("a.tif", lambda: sixteen_bits("TIFF"), (60, 40), lambda x: 120 < x.mean() < 135),
     "1 x 1": ("a.png", lambda: saved(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"), (1, 1), None),
     "1 x 20,000": ("a.png", lambda: saved(Image.new("RGB", (1, 20_000)), "PNG"), (1, 20_000), None),

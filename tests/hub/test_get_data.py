@@ -72,6 +72,14 @@ def test_an_archive_of_the_published_counts_becomes_the_dataset(verb, tmp_path, 
     assert code == 1 and "exists. Check it with" in err
 
 
+def test_an_archive_of_the_current_folder_is_read(verb, tmp_path):
+    """`tar -czf pacs.tgz .` begins every name with ``./``."""
+    source = write_tar(tmp_path / "pacs.tgz", [(f"./{name}", data) for name, data in FEW])
+    code, out, _ = verb("get-data", "PACS", "--from", source, "--data-dir", tmp_path / "data", "--any-counts")
+    assert code == 0 and "Wrote 56 images" in out
+    assert images_below(tmp_path / "data" / "PACS") == FEW_PLACED
+
+
 def test_other_counts_are_named_and_left_aside_until_they_are_accepted(verb, tmp_path):
     source = write_zip(tmp_path / "pacs.zip", FEW)
     words = ("get-data", "PACS", "--from", source, "--data-dir", tmp_path / "data")

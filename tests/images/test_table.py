@@ -53,6 +53,13 @@ def test_rows_of_other_splits_are_left_out_and_columns_may_be_called_otherwise(t
     assert table.classes == ("0", "2", "3")  # whole numbers are names of classes too
 
 
+def test_paths_may_have_what_names_of_files_have(tmp_path):
+    """macOS names a screenshot with a narrow no-break space, which Python does not count as printable."""
+    path = "Screenshot 9.00.00\u202fAM.png"
+    table = read_table(write(tmp_path / "t.jsonl", [ROWS[0] | {"path": path}, ROWS[1]]), ["day", "night"])
+    assert list(table.paths[0]) == [path]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
