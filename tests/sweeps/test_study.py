@@ -358,3 +358,12 @@ def test_a_study_is_launched_by_one_process_at_a_time(tmp_path):
                 pass
     with restart.sole_launch(tmp_path / "out"):
         pass
+
+
+def test_paths_in_hparams_are_found_from_domainbeds_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("adapters", "chains.jsonl"):
+        (tmp_path / name).touch()
+    hparams = {"init_adapter": "adapters", "chains": "chains.jsonl", "model": "org/name", "answer": "adapters"}
+    located = {name: str(tmp_path / hparams[name]) for name in ("init_adapter", "chains")}
+    assert stock.with_located(hparams) == hparams | located
