@@ -12,8 +12,11 @@ from typing import Any
 
 import huggingface_hub
 
+from domainbed_reasoning.files.atomic import replace_text
+from domainbed_reasoning.files.plain import read_plain_text
 from domainbed_reasoning.hub.publish import MARKS, HubError, is_transferred
 
+_MARK = "domainbed-reasoning"  # file that names what is being downloaded
 _PLAIN_NAME = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)*")
 
 
@@ -86,9 +89,12 @@ def download(remote: Remote, folder: Path) -> None:
         HubError: the folder holds something else, or a file is not what the Hub lists.
         OSError: the Hub cannot be reached, or the folder cannot be written.
     """
-    state = folder / ".cache" / "huggingface"
-    if folder.is_dir() and any(folder.iterdir()) and not state.is_dir():
+    state = folder / ".cache" / "huggingface"  # of huggingface_hub; in a home folder, its cache for everything
+    mark, ours = state / _MARK, f"{remote.repo_id}@{remote.commit}"
+    if folder.is_dir() and any(folder.iterdir()) and not (mark.is_file() and read_plain_text(mark) == ours):
         raise HubError(f"{folder} is not empty. Choose another --output, or remove the folder.")
+    state.mkdir(parents=True, exist_ok=True)
+    replace_text(mark, ours)
     for file in remote.files:
         path = Path(
             huggingface_hub.hf_hub_download(
@@ -124,5 +130,6 @@ def check(path: Path, file: RemoteFile) -> None:
         with path.open("rb") as opened:
             right = hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
     if not right:
-        path.unlink()
+        path.resolve().unlink()  # in the Hub's cache, `path` is a link to it
+        path.unlink(missing_ok=True)
         raise HubError(f"{file.name} differs from what the Hub lists. Rerun the command to download it again.")

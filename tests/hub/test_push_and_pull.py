@@ -7,6 +7,7 @@ import pytest
 from builders.files import HPARAMS, TASK
 from builders.hub_server import TOKEN, hub_variables, serve_hub
 from builders.processes import start_verb
+from domainbed_reasoning.hub import fetch
 
 CARD = "---\nlicense: {license}\n---\n# Chains\n"
 
@@ -168,3 +169,31 @@ def test_names_that_are_no_repositories_are_refused(verb, words):
 def test_a_folder_that_is_no_export_is_refused(verb, tmp_path):
     code, _, err = verb("push", tmp_path, "me/x", "--dry-run")
     assert code == 1 and "is not an export" in err
+
+
+@pytest.mark.parametrize("is_filled_by_the_hub", [False, True])
+def test_a_folder_with_a_cache_of_the_hub_is_not_taken_for_an_interrupted_download(
+    hub, run, adapter, tmp_path, is_filled_by_the_hub
+):
+    """A home folder has `.cache/huggingface` as well, and so has a model's folder that `hf download` filled."""
+    hub.add("model", "me/sketch", {path.name: path.read_bytes() for path in adapter.iterdir()})
+    home = tmp_path / "home"
+    (home / ".cache" / "huggingface" / "hub").mkdir(parents=True)
+    mine = [home / ".cache" / "huggingface" / "hub" / "weights", home / "README.md"]
+    if is_filled_by_the_hub:
+        mine += [home / "config.json", home / ".cache" / "huggingface" / "download.metadata"]
+    for path in mine:
+        path.write_text("mine")
+    code, _, err = run("pull", "me/sketch", "--output", home)
+    assert code == 1 and "is not empty" in err
+    assert all(path.read_text() == "mine" for path in mine)
+
+
+def test_a_wrong_file_in_the_hubs_cache_is_downloaded_again(tmp_path):
+    """There it is a link to a blob; without the blob's removal, the next download would link it again."""
+    blob, link = tmp_path / "blob", tmp_path / "snapshot"
+    blob.write_bytes(b"wrong")
+    link.symlink_to(blob)
+    with pytest.raises(fetch.HubError, match="differs from what the Hub lists"):
+        fetch.check(link, fetch.RemoteFile("x", 3, None))
+    assert not blob.exists() and not link.is_symlink()
