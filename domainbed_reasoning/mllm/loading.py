@@ -328,6 +328,12 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
 def cached_numbers(config: Any) -> int:
     """Return the number of cached elements per token: keys and values of all layers."""
     text = config.get_text_config()
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * head_width)
+    # Of a config whose layers differ, transformers refuses to say what they do not share.
+    differ = getattr(text, "is_heterogeneous", False)
+    return sum(map(_cached_by_layer, text.per_layer_config if differ else [text] * text.num_hidden_layers))
+
+
+def _cached_by_layer(layer: Any) -> int:
+    head_width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+    heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+    return int(2 * heads * head_width)

@@ -32,11 +32,11 @@ _VERSION = "1"  # of these checks
 # The largest whole number that a key of these configs may have, by the first pattern that its name matches.
 _CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "generation_config.json")
 _BOUNDS = (
+    (re.compile("vocab"), 1 << 22),  # first, for Gemma's vocab_size_per_layer_input
     (re.compile("layer|depth|block|stage|expert"), 1 << 12),
     (re.compile("image_seq_len|num_image_tokens|tokens_per_image"), 1 << 16),
     (re.compile("patches|tiles|frames|heads|channels|groups"), 1 << 16),
     (re.compile("image_size|_dim|hidden_size|intermediate_size"), 1 << 20),
-    (re.compile("vocab"), 1 << 22),
     (re.compile(""), 1 << 31),
 )
 _MEMORY, _SECONDS, _TEMPLATE_SECONDS = 2 << 30, 60, 20  # of memory: bytes; of the processor: for all, for a template

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import transformers as tf
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from builders import architectures, families
 from builders.architecture_parts import EDGE, _chat, _words
@@ -13,7 +14,7 @@ from builders.training import write_trained_job
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.jobs.export import export_adapters
 from domainbed_reasoning.mllm import ModelError, findings, load_mllm
-from domainbed_reasoning.mllm.loading import image_edge
+from domainbed_reasoning.mllm.loading import cached_numbers, config_of, image_edge
 
 VISION = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
@@ -210,3 +211,21 @@ def test_a_folder_of_adapters_is_refused_and_the_verbs_say_what_to_pass(algorith
         assert cli.main(words) == 1
         out = capsys.readouterr()
         assert said in out.out + out.err
+
+
+@pytest.mark.parametrize("name", ["Gemma3nConfig", "Gemma4Config", "Qwen3VLConfig", "InternVLConfig", "Glm4vConfig"])
+def test_default_configs_of_listed_architectures_are_within_bounds(name, tmp_path):
+    """Gemma's vocab_size_per_layer_input is 262,144: a vocabulary, not a number of layers."""
+    config = getattr(tf, name)()
+    config.architectures = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[config.model_type]]
+    config.save_pretrained(tmp_path)
+    config, *_ = config_of(str(tmp_path))
+    assert cached_numbers(config) > 0
+
+
+def test_layers_of_different_heads_are_counted_one_by_one():
+    """Gemma 4's global layers have fewer and wider heads than its local ones: 2 * heads * width over its layers."""
+    text = tf.Gemma4Config().get_text_config()
+    layers = [(layer.num_key_value_heads, layer.head_dim) for layer in text.per_layer_config]
+    assert len(set(layers)) == 2
+    assert cached_numbers(tf.Gemma4Config()) == sum(2 * heads * width for heads, width in layers)
