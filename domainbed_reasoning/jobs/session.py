@@ -106,6 +106,7 @@ class Session:
         self.history: History | None = None
         self._training = ProgressLog(f"{self.name}'s updates", self.schedule.n_steps, "update")
         self._answering: ProgressLog | None = None  # of the current evaluation
+        self._replayed = -1  # step of the last evaluation that was replayed
         self._looked_ahead = -1  # step of the evaluation whose chains were generated ahead
         self._args: dict[str, Any] = {}  # DomainBed's arguments of a job
         self._records_every: int | None = None  # steps, in a job on one of our datasets
@@ -196,6 +197,7 @@ class Session:
             one_hot = torch.nn.functional.one_hot(torch.tensor(answers.classes), columns)
             scores = one_hot.to(x.device, torch.float32)
             algorithm.recall(x, answers)
+            self._replayed = self.steps_taken
         else:
             self._resume(algorithm)
             algorithm.before_answers()
@@ -260,6 +262,8 @@ class Session:
         state = self.history.end_of_replay() if self.history is not None else None
         if state is not None:
             algorithm.restore(state)
+            if self._replayed == self.steps_taken:  # the state may be from before this evaluation
+                algorithm.before_answers()
             _log.info(f"Resumed after step {self.steps_taken - 1}.")
 
     def _complete_record(self) -> None:
