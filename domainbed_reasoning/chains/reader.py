@@ -124,7 +124,7 @@ def normalize(text: str) -> NormalizedText:
     if _is_exact(text):
         return NormalizedText(text)
     found: set[str] = set()
-    shown = _without_thoughts(text)
+    shown = without_thoughts(text)
     if shown != text:
         found.add("think")
     unfenced = _FENCE.sub("", shown)
@@ -231,7 +231,7 @@ def _is_exact(text: str) -> bool:
     return True
 
 
-def _without_thoughts(text: str) -> str:
+def without_thoughts(text: str) -> str:
     """Return ``text`` without thoughts: up to the last closing tag if tags nest, up to the end if none closes."""
     parts, place, depth, closed = [], 0, 0, 0
     for found in _THOUGHT.finditer(text):

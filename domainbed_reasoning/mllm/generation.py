@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.chains.chain import END_OF_CHAIN
-from domainbed_reasoning.chains.reader import is_thinking
+from domainbed_reasoning.chains.reader import is_thinking, without_thoughts
 from domainbed_reasoning.mllm.decoding import Decoder, can_decode, slots_that_fit
 from domainbed_reasoning.mllm.devices import free_memory
 from domainbed_reasoning.mllm.language_model import LanguageModel
@@ -92,7 +92,10 @@ class TextGenerator:
         if answer[-1] in self.ends:
             return True
         decode = self.mllm.tokenizer.decode
-        return END_OF_CHAIN in decode(answer[-_END_TOKENS:]) and not is_thinking(decode(answer))
+        if END_OF_CHAIN not in decode(answer[-_END_TOKENS:]):
+            return False
+        text = decode(answer)
+        return not is_thinking(text) and END_OF_CHAIN in without_thoughts(text)
 
     def generate(self, images: torch.Tensor, question: str, max_new_tokens: int, **sampling: Any) -> list[str]:
         """Return a new answer to the question about each image; see `write`."""
@@ -116,9 +119,16 @@ class TextGenerator:
             RuntimeError: for a model that keeps no cache, as gradient checkpointing has it in training mode.
         """
         if sampling.get("do_sample") or not self.has_slots:
-            return self._write_by_transformers(images, question, max_new_tokens, **sampling)
-        written = dict(self.stream(images.as_subclass(torch.Tensor), question, max_new_tokens, len(images)))
-        return [written[row] for row in range(len(images))]
+            parts = images.split(self._fitting(question, max_new_tokens, len(images)))
+            written = [self._write_by_transformers(part, question, max_new_tokens, **sampling) for part in parts]
+            return [tokens for of_part in written for tokens in of_part]
+        by_row = dict(self.stream(images.as_subclass(torch.Tensor), question, max_new_tokens, len(images)))
+        return [by_row[row] for row in range(len(images))]
+
+    def _fitting(self, question: str, max_new_tokens: int, batch: int) -> int:
+        """Return how many answers are generated at a time: ``batch``, on an accelerator fewer if they do not fit."""
+        free = free_memory(self.mllm.device) if self.mllm.device.type != "cpu" else None
+        return slots_that_fit(batch, self.mllm.cache_bytes(1, question, max_new_tokens), free)
 
     @property
     def has_slots(self) -> bool:
@@ -140,8 +150,7 @@ class TextGenerator:
             RuntimeError: see `write`.
         """
         if self.has_slots:
-            free = free_memory(self.mllm.device) if self.mllm.device.type != "cpu" else None
-            slots = slots_that_fit(batch, self.mllm.cache_bytes(1, question, max_new_tokens), free)
+            slots = self._fitting(question, max_new_tokens, batch)
             yield from Decoder(self, question, max_new_tokens, slots).write(images)
             return
         left, count = iter(images), 0

@@ -158,6 +158,24 @@ def test_a_conclusion_within_the_models_thoughts_does_not_stop_it(mllm):
     assert ended(list(mllm.target(CHAIN)[:-1]))
     assert not ended(list(mllm.target(f"<think>I write {CHAIN}")[:-1]))
     assert ended(list(mllm.target(f"<think>I write {CHAIN}</think>{CHAIN}")[:-1]))
+    assert not ended(list(mllm.target("<think>I write <CONCLUSION>dog</CONCLUSION></think>")[:-1]))
+    assert not ended(list(mllm.target("I write <CONCLUSION>dog</CONCLUSION></think>")[:-1]))
+
+
+def test_sampled_answers_are_written_so_many_at_a_time_as_fit(mllm, images, monkeypatch):
+    """With room for two, four images take two batches; rows are in order."""
+    sizes, plain = [], type(mllm.generator)._write_by_transformers
+
+    def write(generator, part, *arguments, **sampling):
+        sizes.append(len(part))
+        return plain(generator, part, *arguments, **sampling)
+
+    monkeypatch.setattr(type(mllm.generator), "_fitting", lambda *_: 2)
+    monkeypatch.setattr(type(mllm.generator), "_write_by_transformers", write)
+    sampled = {"do_sample": True, "temperature": 1e-4, "top_p": 1.0}  # as good as greedy
+    four = images[[0, 1, 2, 0]]
+    written = mllm.generator.write(four, "What is it?", 6, **sampled)
+    assert sizes == [2, 2] and len(written) == 4 and written[0] == written[3]
 
 
 def test_unsupported_architecture_is_rejected_by_name(tmp_path: pathlib.Path):
