@@ -53,6 +53,11 @@ class TrainedMLLM(SessionAlgorithm):
                 "hparam dtype: float16 is for evaluation only. Gradients underflow without loss scaling, which is not "
                 "implemented: use bfloat16 or float32, or quantize nf4 with bfloat16."
             )
+        if trains and not any(self.stages(hparams)):
+            raise ValueError(
+                f"hparam mtct_epochs: 0 leaves {type(self).__name__} nothing to train on. Use MLLMZeroShot for the "
+                "model as it is, or set sarr_rounds if the algorithm has them."
+            )
         if trains:
             check_shares(hparams["batch_size"] * num_domains, hparams["micro_batch"], self.session.ranks.world)
         self.mllm = load_mllm(

@@ -49,6 +49,14 @@ def version_problem(file: Path) -> str:
     return f"{file}: {newer}. {format_version.UPGRADE}." if newer else ""
 
 
+# Initializations that leave the base's weights as they are; PiSSA's and others' subtract the adapter from them.
+_KEEPS_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+_OTHER_METHODS = (
+    "alora_invocation_tokens", "use_qalora", "kasa_config", "arrow_config", "monteclora_config", "velora_config",
+    "use_bdlora",
+)  # fmt: skip
+
+
 def initial_adapter(
     folder: str, rank: int, alpha: float, variant: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, torch.Tensor]:
@@ -71,6 +79,12 @@ def initial_adapter(
     for name, own in (("lora_rank", rank), ("lora_alpha", alpha), ("lora_variant", variant)):
         if found[name] != own:
             raise ModelError(f"{where}: it has {name} {found[name]!r:.80}, this job {own!r}. Set {name} to the same.")
+    how = config.get("init_lora_weights", True)
+    if how not in _KEEPS_THE_BASE or any(map(config.get, _OTHER_METHODS)):
+        raise ModelError(
+            f"{where}: it is not plain LoRA on the base model's own weights (init_lora_weights {how!r:.80}). Convert "
+            "it with PEFT's path_initial_model_for_weight_conversion, or pass another."
+        )
     for name in ("rank_pattern", "alpha_pattern"):
         if config.get(name):
             raise ModelError(f"{where}: its {name} gives layers ranks or scales of their own. Pass one without.")

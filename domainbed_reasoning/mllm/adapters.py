@@ -155,6 +155,12 @@ def add_lora(
             f"{type(network).__name__} has no layers that LoRA can adapt in its {settings.towers} tower. Set "
             "lora_targets to 'both' or 'language'."
         )
+    if settings.projector and settings.modules is None:
+        part_of = parts_of(network)
+        if not any(part_of(name) == "projector" for name in targets):
+            raise ModelError(
+                f"lora_projector: the projector of {type(network).__name__} has no Linear layers. Set it to false."
+            )
     if settings.variant == "dora":
         _log.info("lora_variant 'dora' trains PEFT's own layers, which compute in the adapters' float32: more memory.")
     return adapted(

@@ -277,3 +277,19 @@ def test_an_average_of_dora_is_refused_and_so_is_a_rank_that_is_no_multiple(tmp_
         (job / "task.json").write_text(json.dumps(task))
         with pytest.raises(JobError, match="has rank 3, but task.json has lora_rank 2"):
             read_job(job)
+
+
+def test_an_adapter_that_changes_the_base_is_refused(tmp_path):
+    """PiSSA subtracts its start from the base: its A and B belong to no model of this package."""
+    bare = load_mllm(TINY).network
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], init_lora_weights="pissa")
+    peft.get_peft_model(bare, config).save_pretrained(tmp_path)
+    start = {"init_adapter": str(tmp_path), "lora_rank": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj"]}
+    with pytest.raises(ValueError, match="init_lora_weights 'pissa'.*path_initial_model_for_weight_conversion"):
+        build("MTCT", **start)
+
+
+@pytest.mark.parametrize("name", ["LabelSFT", "MTCT", "RDMLDG"])
+def test_no_epochs_and_no_rounds_are_nothing_to_train(name):
+    with pytest.raises(ValueError, match="mtct_epochs: 0 leaves .* nothing to train on. Use MLLMZeroShot"):
+        build(name, mtct_epochs=0, **({"sarr_rounds": 0} if name == "RDMLDG" else {}))
