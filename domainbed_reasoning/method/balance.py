@@ -24,9 +24,14 @@ class LabelGradients:
         self.parameters = list(parameters)
         self.sums = [torch.zeros_like(weight) for weight in self.parameters]
 
-    def add(self, label_term: torch.Tensor) -> None:
-        """Add the gradients of a micro-batch's unweighted label term; the graph is retained for the chain term."""
-        gradients = torch.autograd.grad(label_term, self.parameters, retain_graph=True, allow_unused=True)
+    def add(self, label_term: torch.Tensor, retain_graph: bool = True) -> None:
+        """Add the gradients of a micro-batch's unweighted label term.
+
+        Args:
+            label_term: a scalar.
+            retain_graph: whether the micro-batch has a chain term, too.
+        """
+        gradients = torch.autograd.grad(label_term, self.parameters, retain_graph=retain_graph, allow_unused=True)
         for total, gradient in zip(self.sums, gradients, strict=True):
             if gradient is not None:
                 total += gradient

@@ -141,7 +141,7 @@ class Objective:
                 if balance is None:
                     loss = loss + self.label_weight * label.sum()
                 else:
-                    balance.add(label.sum() / len(used))
+                    balance.add(label.sum() / len(used), retain_graph=chain is not None)
                 sums["label_loss"].append(label.detach().sum())
                 counts["label_loss"] += len(rows)
             if chain is not None:

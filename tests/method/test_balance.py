@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from domainbed_reasoning.method.balance import LabelGradients
+from domainbed_reasoning.method.objective import Objective
 
 
 def two_weights():
@@ -46,3 +47,28 @@ def test_without_a_label_gradient_the_chain_is_left_as_it_is():
     (2 * pair[0]).backward()
     gradients.join(1.0)
     assert pair.grad.tolist() == [2.0, 0.0]
+
+
+@pytest.mark.parametrize("has_chain", [True, False])
+def test_only_a_micro_batch_with_a_chain_keeps_its_graph(has_chain):
+    """Without one nothing else would free the activations before the next micro-batch has its own."""
+    weight = torch.ones(3, requires_grad=True)
+    LabelGradients([weight]).add(term := (weight * weight).sum(), retain_graph=has_chain)
+    if has_chain:
+        torch.autograd.grad(term, weight)
+    else:
+        with pytest.raises(RuntimeError, match="second time"):
+            torch.autograd.grad(term, weight)
+
+
+def test_the_objective_keeps_graphs_for_chains_alone(monkeypatch):
+    flags = []
+    monkeypatch.setattr(LabelGradients, "add", lambda self, term, retain_graph=True: flags.append(retain_graph))
+    weight = torch.ones(1, requires_grad=True)
+    objective = Objective(1.0, 1.0, micro_batch=1, balanced=True)
+
+    def terms(images, names, texts):
+        return weight * torch.ones(len(images)), weight * torch.ones(len(images)) if texts is not None else None
+
+    objective.backward(terms, torch.zeros(3, 1), ["a", "b", "c"], ["x", None, "y"], [0, 1, 2], [weight])
+    assert sorted(flags) == [False, True, True]
