@@ -28,7 +28,7 @@ def add_arguments(parser: arguments.Parser) -> None:
         help="correct and incorrect chains per target domain (default: %(default)s)",
     )
     parser.add_argument("--data-dir", help="folder that contains the dataset's folder (default: as in the jobs)")
-    parser.add_argument("--as-stock", action="store_true", help="count exactly what DomainBed's collect_results counts")
+    parser.add_argument("--as-stock", action="store_true", help="count what DomainBed's collect_results counts")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from domainbed_reasoning.results.report import read_report, write_page  # imports DomainBed and torch
     from domainbed_reasoning.results.report.markdown import render_markdown
 
+    if args.output and args.output.suffix.lower() == ".md":
+        raise arguments.UsageError("--output names the HTML page, such as report.html; the Markdown goes beside it")
     report = read_report(args.folder, examples=args.examples, data_dir=args.data_dir, as_stock=args.as_stock)
     page = args.output or args.folder / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)

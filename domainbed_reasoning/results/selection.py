@@ -136,14 +136,12 @@ def one_source(jobs: Sequence[JobFolder]) -> Iterator[OneSource]:
         if len(targets) > 2 and len(sources) == 1:
             (source,) = sources
             chosen = max(job.records, key=lambda record: record[f"env{source}_out_acc"])
-            found = OneSource(
-                job, source, chosen["step"], {target: chosen[f"env{target}_in_acc"] for target in targets}
-            )
+            one = OneSource(job, source, chosen["step"], {target: chosen[f"env{target}_in_acc"] for target in targets})
             trial = (job.sweep, *(job.args[name] for name in ("dataset", "algorithm", "trial_seed")), source)
             validation = chosen[f"env{source}_out_acc"]
             if trial not in best or validation > best[trial][0]:
-                best[trial] = validation, found
-    yield from (found for _, found in best.values())
+                best[trial] = validation, one
+    yield from (one for _, one in best.values())
 
 
 def _traced(job: JobFolder, record: Record) -> dict[str, Any]:

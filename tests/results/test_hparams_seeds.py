@@ -4,10 +4,13 @@ import json
 
 import pytest
 
+from builders.files import read_lines
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.jobs import job_files
 from domainbed_reasoning.results import collect
-from domainbed_reasoning.results.report import read_report
+from domainbed_reasoning.results.job_folders import read_jobs
+from domainbed_reasoning.results.report import content, read_report
+from domainbed_reasoning.results.report.markdown import render_markdown
 from domainbed_reasoning.results.tables import (
     accuracy_tables,
     answers_table,
@@ -102,3 +105,32 @@ def test_predictions_of_a_large_dataset_are_read_whole(write_job, monkeypatch):
     assert (job / "predictions.jsonl").stat().st_size > 4000 > (job / "results.jsonl").stat().st_size
     report = read_report(write_job.folder)
     assert "Classes" in [section.title for section in report.sections]
+
+
+def test_training_curves_and_examples_are_of_the_chosen_runs(write_job):
+    """Seed 0, 20% in the target, is chosen on the sources; seed 1 has 90%."""
+    for seed, (source, target) in enumerate(((0.9, 0.2), (0.5, 0.9))):
+        job = write_job(f"{seed}", "MTCT", "ShapesReasoning", accs=(target, target), args={"hparams_seed": seed})
+        records = read_lines(job / "results.jsonl")
+        for record in records:
+            record |= {f"env{env}_{split}_acc": source for env in (1, 2, 3) for split in ("in", "out")}
+        (job / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        line = {"env": 0, "index": 0, "split": "in", "image": "x", "label": "fep", "label_answer": None}
+        chain = {
+            "chain": "<CONCLUSION>fep</CONCLUSION>",
+            "chain_answer": "fep" if seed else "mip",
+            "well_formed": False,
+        }
+        (job / "predictions.jsonl").write_text(json.dumps(line | chain) + "\n")
+    report = read_report(write_job.folder)
+    text = render_markdown(report)
+    assert "0 of 1 chains conclude correctly" in text and "1 of 1 chains" not in text
+    chosen = [job for job in read_jobs(write_job.folder) if job.folder.name == "0"]
+    assert content._chosen(collect(write_job.folder), read_jobs(write_job.folder)) == chosen
+
+
+def test_the_page_is_not_overwritten_by_its_markdown(write_job, tmp_path, capsys):
+    write_job("one")
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(write_job.folder), "--output", str(tmp_path / "out.md")])
+    assert "--output names the HTML page" in capsys.readouterr().err and not (tmp_path / "out.md").exists()

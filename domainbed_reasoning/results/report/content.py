@@ -56,7 +56,7 @@ def read_report(
         Section("Both answers", "answers", tuple(_answers(frame)) if len(frame) else ()),
         Section("Classes", "classes", tuple(class_blocks(frame, counted)) if len(frame) else ()),
         Section("Self-labeling", "rounds", tuple(_rounds(frame)) if len(frame) else ()),
-        Section("Example chains", "examples", tuple(_examples(counted, examples, data_dir))),
+        Section("Example chains", "examples", tuple(_examples(_chosen(frame, counted), examples, data_dir))),
         Section("Analyses", "analyses", tuple(analysis_blocks(root))),
         Section("Time and memory", "costs", (tables.costs_table(frame),) if len(frame) else ()),
         Section("Hyper-parameters", "hparams", (tables.hparams_table(frame),) if len(frame) else ()),
@@ -116,7 +116,7 @@ def _accuracy(frame: pd.DataFrame, counted: Sequence[JobFolder]) -> Iterator[Blo
         yield for_report(paper.add_paper_columns(table, cells, dataset) if dataset in known else table, own_columns)
         if plot_styles.has_matplotlib():
             yield plots.accuracies(cells, dataset)
-            course = plots.training(counted, dataset)
+            course = plots.training(_chosen(frame, counted), dataset, tables.chosen_by(frame))
             if course:
                 yield course
     if not plot_styles.has_matplotlib():
@@ -126,6 +126,12 @@ def _accuracy(frame: pd.DataFrame, counted: Sequence[JobFolder]) -> Iterator[Blo
     for method in methods[1:]:
         others = tuple(table for caption, table in by_caption.items() if method in caption)
         yield Details(f"Selected by {method}", others)
+
+
+def _chosen(frame: pd.DataFrame, counted: Sequence[JobFolder]) -> list[JobFolder]:
+    """Return the jobs of the runs that the tables beside the accuracies are of."""
+    folders = set(tables.chosen_runs(frame)["folder"])
+    return [job for job in counted if job.path in folders]
 
 
 def _comparison(frame: pd.DataFrame, counted: Sequence[JobFolder]) -> Iterator[Block]:

@@ -132,12 +132,13 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
     return _figure(figure, f"Chains that each round kept, mean over {over}.", "; ".join(described) + ".")
 
 
-def training(jobs: Sequence[JobFolder], dataset: str) -> Figure | None:
+def training(jobs: Sequence[JobFolder], dataset: str, chosen: str = "") -> Figure | None:
     """Plot the target domain's accuracy over the steps, one line per algorithm; None with a single step.
 
     Args:
-        jobs: the counted jobs.
+        jobs: the jobs of the chosen runs.
         dataset: DomainBed's name.
+        chosen: by which selection method, as a sentence.
     """
     own = [job for job in jobs if job.args["dataset"] == dataset and len(job.args["test_envs"]) == 1]
     courses: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -160,8 +161,8 @@ def training(jobs: Sequence[JobFolder], dataset: str) -> Figure | None:
     axes.set_xlabel("step")
     axes.set_ylabel("target accuracy, %")
     _legend(axes)
-    caption = f"{dataset}: accuracy in the target domains over training, mean over targets and trials."
-    return _figure(figure, caption, f"Lines: {', '.join(courses)}.")
+    caption = f"{dataset}: accuracy in the target domains over training, mean over targets and trials. {chosen}"
+    return _figure(figure, caption.rstrip(), f"Lines: {', '.join(courses)}.")
 
 
 def _canvas(height: float) -> tuple[Any, Any]:
