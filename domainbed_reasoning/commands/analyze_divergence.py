@@ -23,7 +23,11 @@ def run(args: argparse.Namespace) -> None:
     hparams = args.hparams
     if checkpoint:
         hparams |= {"model": args.model or (trained.model if trained else name)}
-        hparams |= {"revision": trained.revision(args.model)} if trained else {}
+        if trained:
+            tiles = {name: trained.hparams[name] for name in ("max_tiles", "tiling")}
+            hparams |= {"revision": trained.revision(args.model)} | tiles
+        elif tiles := hparams.keys() & {"max_tiles", "tiling"}:
+            raise ValueError(f"--hparams {sorted(tiles)[0]}: --encoder {name} is not a job, so images are one tile.")
         hparams |= {"trust_remote_code": args.trust_remote_code}
     encoded_by = checkpoint.tag if checkpoint else words_of_file(Path(name).name)
     chains = Path(args.chains).stem if args.chains else ""

@@ -101,15 +101,29 @@ def _jobs_of(args: argparse.Namespace) -> tuple[list[Checkpoint], list[dict[str,
         checkpoints.append(dataclasses.replace(opened, job=dataclasses.replace(job_of(opened), adapters={})))
     columns = [
         {
-            "job": one.where,
+            "job": name,
             "algorithm": job_of(one).algorithm,
             "dataset": job_of(one).dataset,
             "held_out": one.held_out,
             "setting": setting,
         }
-        for one, setting in zip(checkpoints, settings_of(checkpoints), strict=True)
+        for name, one, setting in zip(_distinct(checkpoints), checkpoints, settings_of(checkpoints), strict=True)
     ]
     return checkpoints, columns
+
+
+def _distinct(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return the jobs' names in tables, those that several have with as much of their paths as tells them apart."""
+    names = [one.where for one in checkpoints]
+    above = [job_of(one).folder.resolve().parts[:-1] for one in checkpoints]
+    for depth in range(1, max(map(len, above))):
+        if not any(names.count(name) > 1 for name in names):
+            break
+        names = [
+            "/".join((*path[-depth:], one.where)) if names.count(name) > 1 else name
+            for name, path, one in zip(names, above, checkpoints, strict=True)
+        ]
+    return names
 
 
 def _about(checkpoints: Sequence[Checkpoint]) -> str:

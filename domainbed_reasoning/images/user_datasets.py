@@ -84,14 +84,18 @@ def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
     Raises:
         ValueError: for an unknown name, with the closest match; or an invalid dataset file.
     """
-    known = STOCK | custom_datasets(environ)
     plain = name.removesuffix("Reasoning")
+    if plain in STOCK:
+        return STOCK[plain]
+    known, errors = usable_datasets(environ)
     if plain in known:
         return known[plain]
     for registered in (f"{plain}Reasoning", name):
         if registered in DATASETS and (described := _of_class(registered)):
             return described
-    raise unknown("image-folder dataset", name, {*known, *other_classes()})
+    if errors:  # one of these files may describe it
+        raise errors[0]
+    raise unknown("image-folder dataset", name, {*STOCK, *known, *other_classes()})
 
 
 def other_classes() -> list[str]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.analysis.divergence import between_domains, mmd
 from domainbed_reasoning.analysis.encoders import ClipEncoder, MLLMEncoder, load_encoder
 
@@ -66,3 +67,9 @@ def test_encoders_return_unit_vectors_that_separate_domains(name, kind, material
     for rows in (*vectors, texts):
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
     assert mmd(*vectors, permutations=100).p < 0.05
+
+
+def test_tiles_are_a_jobs_and_not_to_be_set_for_a_plain_model(tmp_path, capsys):
+    words = ["--dataset", "ShapesReasoning", "--encoder", "tiny", "--output", str(tmp_path), "--hparams"]
+    assert cli.main(["analyze", "divergence", *words, '{"max_tiles": 4}']) == 1
+    assert "--hparams max_tiles: --encoder tiny is not a job, so images are one tile" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +11,7 @@ from builders.files import read_lines
 from domainbed_reasoning.analysis import rounds
 from domainbed_reasoning.analysis.checkpoints import open_checkpoint, records_of
 from domainbed_reasoning.chains.chain import count_words
+from domainbed_reasoning.commands.analyze_jobs import _distinct
 from domainbed_reasoning.jobs.trained import JobError
 
 
@@ -106,3 +109,10 @@ def test_jobs_without_stages_or_records_are_named(tmp_path):
         rounds.from_records(tmp_path, [0])
     with pytest.raises(JobError, match="not a job of an MLLM algorithm"):
         open_checkpoint(str(tmp_path))
+
+
+def test_jobs_whose_folders_share_a_name_are_told_apart():
+    folders = ["/a/seed0/out", "/a/seed1/out", "/a/other"]
+    jobs = [SimpleNamespace(where=Path(one).name, job=SimpleNamespace(folder=Path(one))) for one in folders]
+    assert _distinct(jobs) == ["seed0/out", "seed1/out", "other"]
+    assert _distinct(jobs[:1]) == ["out"]

@@ -36,6 +36,10 @@ def test_files_are_found_in_the_config_folder_and_under_the_variables_paths(tmp_
     assert find("MoreReasoning", environ).folder == "camera"
     with pytest.raises(ValueError, match="Did you mean 'Camera'"):
         find("Camrea", environ)
+    broken = environ | {"DOMAINBED_REASONING_DATASETS": str(tmp_path / "nowhere")}
+    assert find("PACSReasoning", broken).name == "PACS" and find("Camera", broken).folder == "camera"
+    with pytest.raises(ValueError, match="nowhere: named in .*, but no such file"):  # it may describe More
+        find("More", broken)
 
 
 @pytest.mark.parametrize(
