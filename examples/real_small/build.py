@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--warm_start", type=pathlib.Path, help="folder with a trained projector and adapters")
     parser.add_argument("--pacs", type=pathlib.Path, help="PACS's folder, to measure zero-shot accuracy by domain")
     args = parser.parse_args(argv)
+    if args.pacs and not args.pacs.expanduser().is_dir():
+        parser.error(f"--pacs {args.pacs} is not a folder")
     output: pathlib.Path = args.output.expanduser()
     work: pathlib.Path = args.work or output.with_name(f"{output.name}.work")
     work.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from domainbed_reasoning.mllm.pixels import from_picture
 from examples.real_small.align import LONGEST_NAME, short_names
 from examples.real_small.pictures import Picture, draw
 from examples.real_small.questions import options_for
+from examples.real_small.sample import images_in
 
 
 @torch.no_grad()
@@ -58,7 +59,7 @@ def zero_shot(mllm: Any, folder: pathlib.Path, rows: int = 16) -> dict[str, dict
     to_pixels = from_picture(mllm.image_size)
     result = {}
     for domain in domains:
-        files = [(label, path) for label, name in enumerate(classes) for path in sorted((domain / name).iterdir())]
+        files = [(label, path) for label, name in enumerate(classes) for path in images_in(domain / name)]
         answers = []
         for start in tqdm(range(0, len(files), rows), desc=domain.name, unit="batch"):
             pixels = torch.stack(

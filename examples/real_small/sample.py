@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from domainbed_reasoning.files.atomic import replace_text
+from domainbed_reasoning.images.catalog import IMAGE_EXTENSIONS
 
 FOLDER = "PACS"
 RECORD = "sample.json"
@@ -18,6 +19,11 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images of a class folder, as DomainBed counts them, sorted."""
+    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(IMAGE_EXTENSIONS))
 
 
 def draw_sample(source: Path, per_class: int, seed: int) -> list[Path]:
@@ -36,7 +42,7 @@ def draw_sample(source: Path, per_class: int, seed: int) -> list[Path]:
         raise ValueError(f"{source} has no folders <domain>/<class>. --data_dir must contain {FOLDER}.")
     drawn: list[Path] = []
     for folder in classes:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
+        files = images_in(folder)
         if len(files) < per_class:
             raise ValueError(f"{folder} has {len(files)} images, fewer than --per_class {per_class}.")
         name = folder.relative_to(source).as_posix()

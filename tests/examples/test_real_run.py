@@ -62,6 +62,14 @@ def test_sample_is_fixed_by_its_seed_and_recorded(tmp_path):
     assert len({tuple(sample.draw_sample(data / "PACS", 2, seed)) for seed in range(10)}) > 1
 
 
+def test_files_that_are_no_images_are_not_drawn(tmp_path):
+    data = drawn_folder(tmp_path / "data")
+    for folder in (data / "PACS").glob("*/*"):
+        (folder / ".DS_Store").write_bytes(b"x")
+    for seed in range(5):
+        assert all(path.suffix == ".png" for path in sample.draw_sample(data / "PACS", 2, seed))
+
+
 def test_recorded_sample_outlives_its_source_and_an_interrupted_copy_is_redone(tmp_path):
     data = drawn_folder(tmp_path / "data")
     (tmp_path / "a" / "data" / "PACS" / "art" / "cat").mkdir(parents=True)
