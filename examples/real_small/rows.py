@@ -91,8 +91,11 @@ def grid(settings: Settings) -> list[tuple[StudyRow, float, TrainJob]]:
 
 
 def best_rates(scores: Mapping[str, Mapping[float, float]]) -> dict[str, float]:
-    """Return each row's rate with the highest source validation; the lower rate on a tie."""
-    return {name: min(of_row, key=lambda rate: (-of_row[rate], rate)) for name, of_row in scores.items()}
+    """Return each row's rate with the highest source validation; the lower rate on a tie.
+
+    Means of the same accuracies in another order of domains are a tie, though their last digits may differ.
+    """
+    return {name: min(of_row, key=lambda rate: (-round(of_row[rate], 6), rate)) for name, of_row in scores.items()}
 
 
 def choose(settings: Settings) -> dict[str, float] | None:

@@ -110,6 +110,9 @@ def test_grid_and_run_have_different_trial_seeds_and_the_grid_one_target(tmp_pat
 
 def test_best_rate_is_the_lower_one_on_a_tie():
     assert rows.best_rates({"MTCT": {1.5e-3: 0.4, 5e-4: 0.4, 1.5e-4: 0.3}}) == {"MTCT": 5e-4}
+    other_order = (0.1 + 0.2) + 0.3, 0.1 + (0.2 + 0.3)
+    assert other_order[0] != other_order[1]
+    assert rows.best_rates({"MTCT": {1.5e-4: min(other_order), 5e-4: max(other_order)}}) == {"MTCT": 1.5e-4}
 
 
 def test_rounds_take_the_rate_of_mtct(tmp_path):
