@@ -45,15 +45,7 @@ def conversations(mllm: LanguageModel, pictures: torch.Tensor, question: str) ->
     for pixels in pictures.permute(0, 2, 3, 1).cpu().numpy():
         content = [{"type": "image", "image": Image.fromarray(pixels)}, {"type": "text", "text": chat.escape(question)}]
         turns.append([{"role": "user", "content": content}])
-    inputs = chat.processor.apply_chat_template(
-        turns,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs=dict(chat.image_settings),
-    )
-    return _converted(mllm, inputs)
+    return _converted(mllm, chat.inputs(turns))
 
 
 def _converted(mllm: LanguageModel, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
