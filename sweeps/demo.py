@@ -30,6 +30,7 @@ from domainbed_reasoning.sweeps.demo_summary import BALANCED, ROWS, finished_run
 from domainbed_reasoning.sweeps.launchers import jobs
 from domainbed_reasoning.sweeps.launchers.forked import forked_launcher
 from domainbed_reasoning.sweeps.launchers.parallel import parallel_launcher
+from domainbed_reasoning.sweeps.launchers.restart import check_nothing_runs, check_settings, sole_launch
 from domainbed_reasoning.sweeps.miniature import regimes, study
 from domainbed_reasoning.sweeps.stock import choose_domainbed, run_stock, with_located
 from domainbed_reasoning.sweeps.studies.train_jobs import Launcher, TrainJob
@@ -82,13 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Path(args.output_dir).absolute() / args.dataset
     if not args.model:
         os.environ["HF_HUB_OFFLINE"] = "1"  # the embedded model is not on the hub
-    if args.dataset in creatures.REGIME_OF and not args.model:
-        try:
+    try:
+        if args.dataset in creatures.REGIME_OF and not args.model:
             failed = run_regime(args.dataset, output, args.targets, args.steps, domainbed)
-        except ValueError as error:
-            parser.error(str(error))
-    else:
-        failed = run_sweep(args, output, domainbed)
+        else:
+            failed = run_sweep(args, output, domainbed)
+    except ValueError as error:
+        parser.error(str(error))
     print(f"\nTotal time: {time.monotonic() - start:.0f} s. DomainBed: {upstream.describe(domainbed)}.")
     for folder in failed:
         print(f"FAILED: {folder / jobs.LOG}")
@@ -106,9 +107,12 @@ def run_regime(dataset: str, output: Path, targets: str, steps: int | None, doma
         domainbed: DomainBed's folder.
 
     Raises:
-        ValueError: there is no such target, or another process runs these jobs.
+        ValueError: there is no such target, another process runs these jobs, or the folder has jobs of other settings.
     """
     rows = regime_jobs(dataset, output, target_domains(targets), steps)
+    rates = {name: json.loads(own[0].arguments["hparams"]).get("lr") for name, own in rows.items()}
+    output.mkdir(parents=True, exist_ok=True)
+    check_settings(output, {"steps": steps, "learning rates": rates})
     # The longest jobs first, so that the last ones end together.
     all_jobs = [job for own in reversed(rows.values()) for job in own]
     print(f"{len(all_jobs)} jobs of {len(rows)} rows, such as\n$ {all_jobs[0].command}")
@@ -183,21 +187,29 @@ def describe_rates(regime: str) -> str:
 
 
 def run_sweep(args: argparse.Namespace, output: Path, domainbed: Path) -> list[Path]:
-    """Run a stock sweep with the defaults, print everything, and return the failed jobs' folders."""
+    """Run a stock sweep with the defaults, print everything, and return the failed jobs' folders.
+
+    Raises:
+        ValueError: another process runs these jobs, or the folder has jobs of other settings.
+    """
     environment = {**os.environ, jobs.TARGETS: args.targets}
     sweep = ["--algorithms", *STOCK_ROWS, "--datasets", args.dataset, "--n_hparams", "1", "--n_trials", "1"]
     sweep += ["--single_test_envs", "--command_launcher", "parallel", "--skip_confirmation"]
     sweep += ["--data_dir", str(Path(args.data_dir or output).absolute()), "--output_dir", str(output)]
+    hparams: dict[str, Any] = {}
     if args.dataset not in RENDERED or args.model:
-        hparams: dict[str, Any] = {"model": args.model} if args.model else TINY_ON_REAL_IMAGES
+        hparams = {"model": args.model} if args.model else TINY_ON_REAL_IMAGES
         if args.chains:
             hparams = hparams | {"chains": args.chains}
-        sweep += ["--hparams", json.dumps(with_located(hparams))]
+        hparams = with_located(hparams)
+        sweep += ["--hparams", json.dumps(hparams)]
     if steps := args.steps or choose_steps(args.dataset):
         sweep += ["--steps", str(steps)]
-    if output.is_dir():
+    with sole_launch(output):
+        check_nothing_runs(output)
+        check_settings(output, {"steps": steps, "hparams": hparams})
         run_stock("sweep", "delete_incomplete", *sweep, cwd=domainbed, environment=environment)
-    run_stock("sweep", "launch", *sweep, cwd=domainbed, environment=environment)
+        run_stock("sweep", "launch", *sweep, cwd=domainbed, environment=environment)
     run_stock("collect_results", "--input_dir", str(output), cwd=domainbed, environment=environment)
     print_summary(list(finished_runs(output)), environment_names(args.dataset), STOCK_ROWS)
     if args.dataset == "ShapesReasoning":

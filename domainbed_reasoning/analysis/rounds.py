@@ -28,6 +28,7 @@ from domainbed_reasoning.chains.chain import count_words
 from domainbed_reasoning.chains.reader import normalize
 from domainbed_reasoning.jobs.seeds import seeded
 from domainbed_reasoning.jobs.trained import read_job
+from domainbed_reasoning.jobs.values import is_evaluated
 from domainbed_reasoning.method.answering import answering_chains, answers_from_chains
 from domainbed_reasoning.method.task import SampleId
 from domainbed_reasoning.mllm import MLLM
@@ -47,19 +48,23 @@ def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[d
         test_envs: its target domains.
 
     Returns:
-        Rows with ``step``, ``stage`` (-1 at DomainBed's step 0, 0 on teacher chains, k in SARR's round k),
+        Rows without those that ``first_evaluation`` skips: ``step``, ``stage`` (-1 at DomainBed's step 0, 0 on teacher
+        chains, k in SARR's round k),
         ``accepted`` of the whole round (None outside of rounds), ``source_out`` and ``target`` accuracies in [0, 1].
 
     Raises:
-        ValueError: if the job has no records or no stages.
+        ValueError: if the job has no records, no stages or no evaluation.
     """
     records = records_of(folder)
     if not records:
         raise ValueError(f"{folder} has no records in results.jsonl.")
+    if "stage" not in records[-1]:
+        raise ValueError(f"{folder}: {records[-1]['args']['algorithm']} has no stages; pass jobs of SARR or RDMLDG.")
+    last = records[-1] if (pathlib.Path(folder).expanduser() / "done").is_file() else None
     rows = []
     for record in records:
-        if "stage" not in record:
-            raise ValueError(f"{folder}: {record['args']['algorithm']} has no stages; pass jobs of SARR or RDMLDG.")
+        if not is_evaluated(record) and record is not last:
+            continue
         stage = _stage_of(record)
         out = [value for key, value in record.items() if key.endswith("_out_acc") and _env(key) not in test_envs]
         target = [value for key, value in record.items() if key.endswith("_in_acc") and _env(key) in test_envs]
@@ -72,6 +77,8 @@ def from_records(folder: str | pathlib.Path, test_envs: Sequence[int]) -> list[d
                 "target": sum(target) / len(target) if target else None,
             }
         )
+    if not rows:
+        raise ValueError(f"{folder}: the job has not reached its hparam first_evaluation.")
     return rows
 
 

@@ -164,7 +164,7 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         f"a sweep     {_time(job.total * domains * sweep / args.gpus)}   --single_test_envs: {domains * sweep} jobs, "
         f"{args.n_trials} trials x {args.n_hparams} hparams x {domains} targets",
         f"            {_time(job.total * (domains + pairs) * sweep / args.gpus)}   with pairs of targets: "
-        f"{(domains + pairs) * sweep} jobs",
+        f"{(domains + pairs) * sweep} jobs; pass --steps, see `study random_search`",
         "",
         "cheaper",
     ]

@@ -268,7 +268,7 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
         data,
         published.find_gpu(gpu),
         hparams,
-        schedule_of(cls, hparams, data, settings.steps),
+        schedule_of(cls, hparams, data, settings.steps_of(grid)),
         (cls.LABEL_PATH, cls.CHAIN_PATH),
     )
     if study.one_source:  # the cost model assumes all domains but one as sources

@@ -30,6 +30,14 @@ _HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, which cannot be encod
 _Kind = tuple[Callable[[Any], bool], str]
 
 
+def is_evaluated(record: Mapping[str, Any]) -> bool:
+    """Return whether a record's accuracies were measured.
+
+    Before the hparam ``first_evaluation``, all answers are class 0; a job's last evaluation is always measured.
+    """
+    return bool(record["step"] + 1 >= (record.get("hparams") or {}).get("first_evaluation", 0))
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
 

@@ -75,6 +75,12 @@ class JobFolder:
         return self.records[-1].get("hparams") or {} if self.records else {}
 
     @property
+    def evaluations(self) -> list[Record]:
+        """Its records whose accuracies were measured, see `values.is_evaluated`."""
+        last = self.records[-1] if self.done and self.records else None
+        return [record for record in self.records if values.is_evaluated(record) or record is last]
+
+    @property
     def path(self) -> str:
         """The folder's name, with its sweep's if there are several."""
         return f"{self.sweep}/{self.folder.name}" if self.sweep else self.folder.name
@@ -141,8 +147,16 @@ def _job_folders(root: Path) -> Iterator[Path]:
     """Yield the folders of jobs in the file system's order, which is that of DomainBed's collect_results."""
     for name in os.listdir(root):
         path = root / name
-        if path.is_dir() and (NAME_OF_JOB.fullmatch(name) or any((path / left).is_file() for left in _LEFT_BY_A_JOB)):
+        if path.is_dir() and (NAME_OF_JOB.fullmatch(name) or _is_job(path)):
             yield path
+
+
+def _is_job(path: Path) -> bool:
+    """Return whether a folder with a name of the user's own is a job's, not a sweep's with a log beside its jobs."""
+    if (path / RESULTS).is_file():
+        return True
+    left = any((path / name).is_file() for name in _LEFT_BY_A_JOB)
+    return left and not any(NAME_OF_JOB.fullmatch(below) for below in os.listdir(path))
 
 
 def read_job(folder: Path, sweep: str = "") -> JobFolder:

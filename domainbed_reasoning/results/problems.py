@@ -76,6 +76,7 @@ def validate_jobs(jobs: Sequence[JobFolder]) -> tuple[list[JobFolder], list[Prob
     problems += repeated
     problems += _uneven_settings(counted)
     problems += _missing_trials(counted)
+    problems += _without_common_steps(counted)
     problems += _mixed_versions(counted)
     problems += [Problem(kind, job.name, (job.path,), *rest) for job in counted for kind, *rest in inactive_parts(job)]
     return counted, problems
@@ -241,7 +242,9 @@ def _missing_trials(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
     for (sweep, dataset, algorithm), cells in rows.items():
         table = [other for place, other in rows.items() if place[:2] == (sweep, dataset)]
         trials = set().union(*(own for other in table for own in other.values()))
-        lacking = {cell: trials - cells.get(cell, set()) for cell in sorted(set().union(*table))}
+        sizes = set(map(len, cells))  # a row without pairs of targets lacks none
+        expected = [cell for cell in sorted(set().union(*table)) if len(cell) in sizes]
+        lacking = {cell: trials - cells.get(cell, set()) for cell in expected}
         gaps = [
             f"target {' '.join(map(str, cell))} lacks trial {', '.join(map(str, sorted(trials)))}"
             for cell, trials in lacking.items()
@@ -254,6 +257,33 @@ def _missing_trials(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
                 "These cells average fewer trials than others",
                 "Run `sweep launch` with the same arguments to start the missing jobs.",
             )  # fmt: skip
+
+
+def _without_common_steps(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
+    """Yield the rows whose leave-one-domain-out selection is among models after one update.
+
+    DomainBed compares a job with target t, step by step, with those with targets t and v. Without ``--steps``, our
+    algorithms train for epochs, whose steps depend on the targets.
+    """
+    rows: dict[tuple[Any, ...], dict[frozenset[int], set[int]]] = defaultdict(dict)
+    for job in jobs:
+        row = job.sweep, *(job.args[name] for name in ("dataset", "algorithm", "trial_seed", "hparams_seed"))
+        rows[row][frozenset(job.args["test_envs"])] = {record["step"] for record in job.records}
+    affected: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    for (sweep, dataset, algorithm, *_), by_targets in rows.items():
+        for targets, steps in by_targets.items():
+            pairs = [own for other, own in by_targets.items() if len(other) == 2 and targets < other]
+            if len(targets) == 1 and len(steps) > 1 and pairs and not steps.intersection(*pairs) - {0}:
+                affected[sweep, dataset, algorithm] |= targets
+    for (sweep, dataset, algorithm), found in affected.items():
+        row = f"{algorithm} on {dataset}"
+        yield Problem(
+            "no common steps", f"{sweep}: {row}" if sweep else row, (),
+            f"jobs with pairs of targets were evaluated at other steps than those with target "
+            f"{', '.join(map(str, sorted(found)))}",
+            "Leave-one-domain-out selection is among models after one update",
+            "Pass --steps to the sweep: its jobs then have the same steps for all targets.",
+        )  # fmt: skip
 
 
 def _mixed_versions(jobs: Sequence[JobFolder]) -> Iterable[Problem]:

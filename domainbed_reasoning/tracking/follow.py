@@ -27,6 +27,7 @@ from domainbed_reasoning.files.plain import read_plain_text
 from domainbed_reasoning.jobs.job_files import RESULTS, numbered_lines
 from domainbed_reasoning.jobs.results_file import MEASURED, add_record
 from domainbed_reasoning.jobs.stage_file import STAGES
+from domainbed_reasoning.jobs.values import ACCURACY, is_evaluated
 from domainbed_reasoning.tracking.tools import TRACKERS, Run, Tracker
 
 STATE = "tracking.json"
@@ -80,7 +81,7 @@ class Follower:
         for record in run:
             step = record["step"]
             known = self.state["logged"].setdefault(str(step), {})
-            new = {name: value for name, value in _numbers(record).items() if name not in known}
+            new = {name: value for name, value in self._numbers_of(record).items() if name not in known}
             if new:
                 self._open(record).log(step, new)
                 known |= new
@@ -92,8 +93,10 @@ class Follower:
 
     def finish(self) -> None:
         """Log what is left, and close the run; also one of which only this is left."""
+        finished = self._is_finished()
+        if finished:
+            self._stamps = []  # only now the last record is known to be the last
         self.catch_up()
-        finished = (self.folder / "done").is_file()
         if finished and not self.state["finished"] and self._last is not None:
             self._log_answers(self._open(self._last))
             self.state["finished"] = True
@@ -134,6 +137,15 @@ class Follower:
             self.tracker = TRACKERS[self.tool](run)
         assert self.tracker is not None
         return self.tracker
+
+    def _is_finished(self) -> bool:
+        return (self.folder / "done").is_file()
+
+    def _numbers_of(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """Return a record's numbers, without accuracies that were not measured."""
+        measured = is_evaluated(record) or (record is self._last and self._is_finished())
+        numbers = _numbers(record)
+        return numbers if measured else {name: numbers[name] for name in numbers if not ACCURACY.fullmatch(name)}
 
     def _differs(self, record: Mapping[str, Any]) -> bool:
         known = self.state["logged"].get(str(record["step"]), {})

@@ -79,7 +79,10 @@ def threads_of(cores: float) -> dict[str, str]:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit, so that the running jobs are ended before this process."""
+    """Make SIGTERM, and SIGHUP of a closed terminal, raise SystemExit: running jobs are ended before this process.
+
+    A SIGHUP that is ignored, as under ``nohup``, remains so.
+    """
     if threading.current_thread() is not threading.main_thread():  # handlers can only be set there
         yield
         return
@@ -87,8 +90,10 @@ def ended_by_sigterm() -> Iterator[None]:
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    ends = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

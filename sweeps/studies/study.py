@@ -41,6 +41,8 @@ class Grid:
         as_long_as: default ``mtct_epochs``, ``sarr_rounds`` and ``sarr_epochs`` of RDMLDG: the grid trains MTCT for
             as many epochs in total; empty for its own schedule.
         pairs: whether pairs of domains are targets too, as required by leave-one-domain-out selection.
+        steps: of every job, unless the user sets them; None for the algorithm's epochs, whose steps depend on the
+            target domains: leave-one-domain-out selection compares jobs step by step.
     """
 
     algorithms: tuple[str, ...]
@@ -52,6 +54,7 @@ class Grid:
     n_trials: int = 3
     as_long_as: Mapping[str, int] = field(default_factory=dict)
     pairs: bool = False
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,10 @@ class Settings:
             chosen["mtct_epochs"] = stages["mtct_epochs"] + stages["sarr_rounds"] * stages["sarr_epochs"]
         return chosen
 
+    def steps_of(self, grid: Grid) -> int | None:
+        """Return the ``--steps`` of a grid; None for the algorithm's epochs."""
+        return grid.steps if self.steps is None else self.steps
+
     def trials_of(self, grid: Grid) -> int:
         """Return the number of trials of a grid."""
         return grid.n_trials if self.n_trials is None else self.n_trials
@@ -164,8 +171,8 @@ def sweep_command(grid: Grid, datasets: Sequence[str], settings: Settings, what:
     words += ["--data_dir", settings.data_dir, "--output_dir", settings.folder_of(grid)]
     if hparams := settings.hparams_of(grid):
         words += ["--hparams", json.dumps(hparams)]
-    if settings.steps is not None:
-        words += ["--steps", str(settings.steps)]
+    if (steps := settings.steps_of(grid)) is not None:
+        words += ["--steps", str(steps)]
     command: list[str] = stock_command("sweep", *words)
     return command
 

@@ -101,6 +101,17 @@ def test_a_restarted_jobs_newest_records_count_and_what_is_no_record_does_not(tm
     assert records_of(tmp_path) == [{"step": 0, "x": 2}, {"step": 5, "x": 2}]
 
 
+def test_evaluations_that_first_evaluation_skipped_are_no_rows(tmp_path):
+    """Their accuracies are those of answering class 0."""
+    shared = {"stage": 0, "hparams": {"first_evaluation": 11}, "env0_in_acc": 0.1, "env1_out_acc": 0.2}
+    lines = [json.dumps({"step": step, **shared}) + "\n" for step in (0, 10, 20)]
+    (tmp_path / "results.jsonl").write_text("".join(lines))
+    assert [row["step"] for row in rounds.from_records(tmp_path, [0])] == [10, 20]
+    (tmp_path / "results.jsonl").write_text(lines[0])
+    with pytest.raises(ValueError, match="has not reached its hparam first_evaluation"):
+        rounds.from_records(tmp_path, [0])
+
+
 def test_jobs_without_stages_or_records_are_named(tmp_path):
     with pytest.raises(ValueError, match="no records in results.jsonl"):
         rounds.from_records(tmp_path, [0])

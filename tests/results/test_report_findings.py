@@ -75,17 +75,18 @@ def test_a_page_has_the_average_twice_and_each_screen_shows_one_of_them(write_jo
 
 
 @pytest.mark.parametrize(
-    ("hparams", "chain", "label", "judged"),
+    ("hparams", "text", "chain", "label", "judged"),
     [
-        ({"answer": "chain"}, "dax", "fep", "dax"),
-        ({"answer": "chain"}, None, "fep", "fep"),
-        ({"answer": "chain", "on_parse_failure": "wrong"}, None, "fep", "no class"),
-        ({"answer": "chain"}, None, None, "no class"),
-        ({"answer": "label"}, "dax", "fep", "fep"),
+        ({"answer": "chain"}, "…", "dax", "fep", "dax"),
+        ({"answer": "chain"}, "…", None, "fep", "fep"),
+        ({"answer": "chain", "on_parse_failure": "wrong"}, "…", None, "fep", "no class"),
+        ({"on_parse_failure": "wrong"}, None, None, "fep", "fep"),  # CLIP, in a sweep with this hparam
+        ({"answer": "chain"}, "…", None, None, "no class"),
+        ({"answer": "label"}, "…", "dax", "fep", "fep"),
     ],
 )
-def test_the_answer_that_counts_is_the_one_that_domainbeds_accuracy_counts(hparams, chain, label, judged):
-    assert judged_answer({"chain_answer": chain, "label_answer": label}, hparams) == judged
+def test_the_answer_that_counts_is_the_one_that_domainbeds_accuracy_counts(hparams, text, chain, label, judged):
+    assert judged_answer({"chain": text, "chain_answer": chain, "label_answer": label}, hparams) == judged
 
 
 def predictions(target, answers, true="dax"):

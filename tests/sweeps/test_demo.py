@@ -1,8 +1,10 @@
 """`make demo`'s summary after the tables, on handwritten records."""
 
+import functools
 import json
 import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,6 +136,35 @@ def test_rows_of_the_regimes_have_the_studys_settings_and_rates(tmp_path, monkey
     of_mtct = jobs["MTCT"][0].arguments
     assert json.loads(of_mtct["hparams"])["lr"] == 6e-3 and of_mtct["steps"] == of_mtct["checkpoint_freq"] == 5
     assert "MTCT 0.006" in demo.describe_rates("clear")
+
+
+def test_jobs_of_other_settings_are_not_mixed_in_one_table(tmp_path, domainbed_root, monkeypatch):
+    """Stock selection would take the better of both in each cell."""
+    monkeypatch.setattr(demo.study, "run", lambda jobs, output, launcher: [])
+    monkeypatch.setattr(demo, "run_stock", lambda *_, **__: None)
+    monkeypatch.setattr(demo, "print_summary", lambda *_: None)
+    monkeypatch.setattr(demo, "print_claims", lambda *_: None)
+    run = functools.partial(demo.run_regime, "ClearCreaturesReasoning", tmp_path / "regime", domainbed=domainbed_root)
+    for targets in ("2", ""):
+        run(targets=targets, steps=3)
+    with pytest.raises(ValueError, match=r"different settings \(steps: 3 -> not set\)"):
+        run(targets="", steps=None)
+    settings = {"dataset": "ShapesReasoning", "targets": "", "data_dir": "", "chains": "", "steps": 3}
+    for model in ("", "tiny"):
+        args = SimpleNamespace(**settings, model=model)
+        if not model:
+            demo.run_sweep(args, tmp_path / "sweep", domainbed_root)
+            continue
+        with pytest.raises(ValueError, match=r"different settings \(hparams: not set -> {\"model\": \"tiny\"}\)"):
+            demo.run_sweep(args, tmp_path / "sweep", domainbed_root)
+
+
+def test_the_folders_of_running_jobs_are_kept(tmp_path, domainbed_root, monkeypatch):
+    """A demo whose terminal was lost still runs, and is run again."""
+    monkeypatch.setattr(demo, "run_stock", lambda *_, **__: pytest.fail("delete_incomplete removes their folders"))
+    args = SimpleNamespace(dataset="ShapesReasoning", targets="", data_dir="", chains="", steps=3, model="")
+    with demo.sole_launch(tmp_path), pytest.raises(ValueError, match="is being launched by"):
+        demo.run_sweep(args, tmp_path, domainbed_root)
 
 
 def test_target_domains_are_checked():

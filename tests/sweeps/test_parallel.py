@@ -141,7 +141,7 @@ def test_invalid_environment_variable_is_rejected(monkeypatch, name, value):
         parallel.parallel_launcher([])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_jobs_and_their_children(command, tmp_path, number):
     """The job writes its child's process id and both sleep; after the signal to the launcher neither is there."""
     job = command(

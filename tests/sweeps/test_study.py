@@ -155,7 +155,7 @@ def test_the_single_source_study_has_the_papers_averages(capsys):
 def test_leave_one_domain_out_selection_gets_its_pairs(capsys):
     """4 targets and 6 pairs, 20 draws, 3 trials: 600 jobs an algorithm."""
     study = load_study("random_search")
-    assert [jobs_of(study, grid, "PACSReasoning", SETTINGS) for grid in study.grids] == [600, 600]
+    assert [jobs_of(study, grid, "PACSReasoning", SETTINGS) for grid in study.grids] == [600, 600, 600]
     assert "--single_test_envs" not in sweep_command(study.grids[0], study.datasets, SETTINGS)
     assert "--single_test_envs" in sweep_command(load_study("ablation").grids[0], ["PACSReasoning"], SETTINGS)
 

@@ -260,6 +260,19 @@ def test_a_job_whose_records_change_gets_a_run_of_its_own(tmp_path):
     assert sorted(found["loss"]) == [(0, pytest.approx(2.9)), (0, 3.0), (1, 1.0), (1, 1.0)]
 
 
+def test_accuracies_before_the_first_evaluation_are_not_logged(tmp_path):
+    """They would show a model that answers class 0; the last record has the hparam beyond its step, and is measured."""
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "sweep" / ("e" * 32)
+    folder.mkdir(parents=True)
+    more = {"hparams": {"first_evaluation": 9}, "env0_in_acc": 0.25}
+    write_lines(folder / "results.jsonl", [record(0, 3.0) | more, record(1, 2.0) | more])
+    (folder / "done").touch()
+    follow(folder, "tensorboard").communicate("end\n", timeout=600)
+    found, _, runs = read_tensorboard(tmp_path / "sweep")
+    assert runs == 1 and found["loss"] == [(0, 3.0), (1, 2.0)] and found["env0_in_acc"] == [(1, 0.25)]
+
+
 def test_the_process_ends_with_the_job_that_it_follows(tmp_path):
     pytest.importorskip("tensorboard")
     folder = tmp_path / "job"

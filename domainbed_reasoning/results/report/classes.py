@@ -50,7 +50,7 @@ def judged_answer(row: Mapping[str, Any], hparams: Mapping[str, Any]) -> str:
     by_chain, by_label = row["chain_answer"], row["label_answer"]
     if hparams.get("answer") == "label":
         return str(by_label or _NO_CLASS)
-    strict = hparams.get("on_parse_failure") == "wrong"
+    strict = hparams.get("on_parse_failure") == "wrong" and row["chain"] is not None  # CLIP writes no chains
     return str(by_chain or (None if strict else by_label) or _NO_CLASS)
 
 

@@ -57,7 +57,7 @@ def read_report(
         Section("Classes", "classes", tuple(class_blocks(frame, counted)) if len(frame) else ()),
         Section("Self-labeling", "rounds", tuple(_rounds(frame)) if len(frame) else ()),
         Section("Example chains", "examples", tuple(_examples(_chosen(frame, counted), examples, data_dir))),
-        Section("Analyses", "analyses", tuple(analysis_blocks(root))),
+        Section("Analyses", "analyses", tuple(_analyses(root, jobs))),
         Section("Time and memory", "costs", (tables.costs_table(frame),) if len(frame) else ()),
         Section("Hyper-parameters", "hparams", (tables.hparams_table(frame),) if len(frame) else ()),
         Section("Reproduction", "again", tuple(_reproduction(jobs, with_records, root))),
@@ -65,6 +65,14 @@ def read_report(
     title = f"DomainBed sweep “{root.resolve().name}”"
     shown = tuple(section for section in sections if section.blocks)
     return Report(title, _lead(jobs, counted), shown, findings(frame))
+
+
+def _analyses(root: Path, jobs: Sequence[JobFolder]) -> Iterator[Block]:
+    """Yield the analyses of the folder, and of each of its sweeps."""
+    yield from analysis_blocks(root)
+    for sweep in sorted({job.sweep for job in jobs if job.sweep}):
+        if blocks := tuple(analysis_blocks(root / sweep)):
+            yield Details(f"Analyses of {sweep}", blocks)
 
 
 def _lead(jobs: Sequence[JobFolder], counted: Sequence[JobFolder]) -> str:

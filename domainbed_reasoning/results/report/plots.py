@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -133,7 +134,7 @@ def rounds(frame: pd.DataFrame) -> Figure | None:
 
 
 def training(jobs: Sequence[JobFolder], dataset: str, chosen: str = "") -> Figure | None:
-    """Plot the target domain's accuracy over the steps, one line per algorithm; None with a single step.
+    """Plot the target domain's accuracy over the steps, one line per algorithm; None with a single evaluation.
 
     Args:
         jobs: the jobs of the chosen runs.
@@ -141,21 +142,21 @@ def training(jobs: Sequence[JobFolder], dataset: str, chosen: str = "") -> Figur
         chosen: by which selection method, as a sentence.
     """
     own = [job for job in jobs if job.args["dataset"] == dataset and len(job.args["test_envs"]) == 1]
-    courses: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    courses: dict[str, list[list[tuple[int, float]]]] = defaultdict(list)
     for job in own:
-        label = row_label(job.args["algorithm"], job.sweep, dataset)
-        for record in job.records:
-            courses[label][record["step"]].append(100 * record[f"env{job.args['test_envs'][0]}_in_acc"])
-    courses = {label: steps for label, steps in sorted(courses.items()) if len(steps) > 1}
+        target = job.args["test_envs"][0]
+        courses[row_label(job.args["algorithm"], job.sweep, dataset)].append(
+            [(record["step"], 100 * record[f"env{target}_in_acc"]) for record in job.evaluations]
+        )
+    courses = {label: found for label, found in sorted(courses.items()) if min(map(len, found)) > 1}
     if not courses:
         return None
     figure, axes = _canvas(3.0)
-    for place, (label, by_step) in enumerate(courses.items()):
-        most = max(map(len, by_step.values()))
-        steps = sorted(
-            step for step, accs in by_step.items() if len(accs) == most
-        )  # average over the same jobs at every point
-        means = [sum(by_step[step]) / most for step in steps]
+    for place, (label, found) in enumerate(courses.items()):
+        # The same jobs at every point, evaluation by evaluation: steps of an epoch differ from target to target.
+        points = list(zip(*found, strict=False))
+        steps = [statistics.fmean(step for step, _ in point) for point in points]
+        means = [statistics.fmean(accuracy for _, accuracy in point) for point in points]
         color, marker, dashes = series(place)
         axes.plot(steps, means, marker + dashes, color=color, ms=5, label=label)
     axes.set_xlabel("step")
