@@ -82,7 +82,7 @@ class TrainedMLLM(SessionAlgorithm):
             )
         self.average = AdapterAverage() if trains and hparams.get("average_adapters") else None
         rows = min(asked.batch, FEWEST)
-        self.snapshots = Snapshots(self.mllm, self.mllm.cache_bytes(rows, asked.q_reason, asked.max_new_tokens))
+        self.snapshots = Snapshots(self.mllm, self.mllm.generation_bytes(rows, asked.q_reason, asked.max_new_tokens))
         self.log = StageLog(type(self).__name__, self.schedule)
         self.run: StageRun | None = None
         self.shares: dict[str, float] = {}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from domainbed_reasoning.mllm.adapters import LoraSettings, adapter_shapes, lora_targets, without_adapters
+from domainbed_reasoning.mllm.decoding import numbers_a_token, prompts_at_a_time
 from domainbed_reasoning.mllm.families import Family, ModelError, family_of, require_dynamic, tile_grid
 from domainbed_reasoning.mllm.loading import cached_numbers, config_of, empty_network_of
 from domainbed_reasoning.mllm.towers import parts_of
@@ -74,6 +75,7 @@ class Shape:
         image_tokens: tokens of the decoder per tile.
         tiles: per image.
         kv_bytes: of one token's keys and values at 16 bits.
+        prefill_bytes: of one token while its prompt is read, at 16 bits.
         fused: weights of experts and routers by tensor, which the towers do not include.
     """
 
@@ -87,6 +89,7 @@ class Shape:
     image_tokens: int
     tiles: int
     kv_bytes: int
+    prefill_bytes: int
     fused: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -135,6 +138,7 @@ def shape_of(
         image_tokens=family.image_tokens(config, edge),
         tiles=1 if most == 1 else most + 1,
         kv_bytes=2 * cached_numbers(config),
+        prefill_bytes=2 * numbers_a_token(config),
         fused=without_adapters(network),
     )
 
@@ -250,7 +254,7 @@ class MemoryEstimate:
         adapters: weights, gradients and AdamW's two moments, float32.
         activations: of one micro-batch, with logits.
         copy: of the merged weights, for generating chains and answers.
-        generation: keys and values of one batch of answers.
+        generation: keys and values of one batch of answers, and reading its prompts.
     """
 
     weights: float
@@ -280,6 +284,8 @@ def memory_of(shape: Shape, lengths: Lengths, hparams: Mapping[str, Any]) -> Mem
     prefix = shape.tiles * shape.image_tokens + lengths.question
     cached = prefix + lengths.instruction + hparams["max_new_tokens"]
     generation = hparams["eval_batch"] * cached * shape.kv_bytes
+    prompt = prefix + lengths.instruction
+    generation += min(hparams["eval_batch"], prompts_at_a_time(math.ceil(prompt))) * prompt * shape.prefill_bytes
     if "lora_rank" not in hparams:
         return MemoryEstimate(weights, 0, 0, 0, generation)
     adapters = 16.0 * (

@@ -16,7 +16,9 @@ from domainbed_reasoning.sweeps.costs import Shape, Tower
 
 # 10 weights and one layer of width 1 each; 3 patches; a head of 20 weights.
 TOWER = Tower(weights=10, inputs=2, outputs=3, layers=1, width=1)
-SHAPE = Shape(TOWER, TOWER, 0, 0, head=20, vocabulary=0, patches=3, image_tokens=0, tiles=1, kv_bytes=0)
+SHAPE = Shape(
+    TOWER, TOWER, 0, 0, head=20, vocabulary=0, patches=3, image_tokens=0, tiles=1, kv_bytes=0, prefill_bytes=0
+)
 
 
 def test_tokens_see_what_they_follow_and_themselves():

@@ -34,7 +34,7 @@ def lay_out_steps(task: Task, epochs: Sequence[int], hparams: Mapping[str, Any])
         stock_dataset = vars(stock.datasets())[args.dataset] if args else stock.datasets().MultipleDomainDataset
         return plan_stages(epochs, 1, steps or stock_dataset.N_STEPS)
     epoch = epoch_of(task, hparams["batch_size"])
-    schedule = plan_stages(epochs, epoch.steps, steps)
+    schedule = plan_stages(epochs, epoch.steps, steps, every_epoch=bool(hparams.get("average_adapters")))
     if args is not None and any(epochs):
         for line in (*epoch.about(), *epoch.exposure(schedule.stages)):
             _log.info(f"{args.algorithm}: {line}")

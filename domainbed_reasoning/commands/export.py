@@ -11,6 +11,7 @@ from domainbed_reasoning.chains.prompts import q_reason
 from domainbed_reasoning.chains.store import Record, is_accepted
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.commands.card import card_of
+from domainbed_reasoning.files.local_paths import without_folders
 from domainbed_reasoning.images.catalog import FolderScan, ImageFolder
 from domainbed_reasoning.images.decode import file_below, image_size, without_metadata
 
@@ -126,6 +127,7 @@ def _write_dataset(
     if args.file.exists() and (not args.file.is_dir() or any(args.file.iterdir())):
         raise ValueError(f"{args.file} is not an empty folder. Choose another, or remove it.")
     args.file.mkdir(parents=True, exist_ok=True)
+    records = [_public(record) for record in records]
     file = args.file / "chains.parquet"
     count = export_records(file, "parquet", records)
     arguments.write_text(args.file / "README.md", card_of(dataset, on_disk, file, records, 0, args.license or "other"))
@@ -133,6 +135,15 @@ def _write_dataset(
     if unknown:
         print(f"Excluded: {arguments.unknown_text(args, unknown)}")
     return 0
+
+
+def _public(record: Record) -> Record:
+    """Return a record in which a teacher of this machine has its folder's name alone."""
+    kind, colon, model = str(record.get("teacher", "")).partition(":")
+    changed = {"teacher": f"{kind}{colon}{without_folders(model)}"} if colon and kind in ("hf", "self") else {}
+    if isinstance(record.get("model"), str):
+        changed["model"] = without_folders(record["model"])
+    return {**record, **changed}
 
 
 def _size_and_pixels(on_disk: FolderScan, image: str, embed: bool) -> tuple[int, int, bytes]:

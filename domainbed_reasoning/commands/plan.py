@@ -257,7 +257,8 @@ def schedule_of(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int |
 
     sources = data.domains - 1
     training = 0.8 * data.images * sources / data.domains
-    return plan_stages(algorithm.stages(hparams), math.ceil(training / (hparams["batch_size"] * sources)), steps)
+    epoch = math.ceil(training / (hparams["batch_size"] * sources))
+    return plan_stages(algorithm.stages(hparams), epoch, steps, every_epoch=bool(hparams.get("average_adapters")))
 
 
 def _epoch_lines(sizes: dict[str, int], hparams: dict[str, Any], epochs: list[int], steps: int | None) -> Iterator[str]:
@@ -292,7 +293,7 @@ def _memory_lines(memory: MemoryEstimate, gib: float, hparams: dict[str, Any]) -
         "weights": memory.weights,
         "adapters, gradients, AdamW": memory.adapters,
         f"activations of {hparams.get('micro_batch', 0)} samples": memory.activations,
-        f"keys and values of {hparams['eval_batch']} answers": memory.generation,
+        f"keys and values of {hparams['eval_batch']} answers, and reading their prompts": memory.generation,
     }
     bare, whole = _without_copy(memory), memory.peak / GIB
     peak = whole if whole <= gib else bare

@@ -9,7 +9,7 @@ from typing import Any
 
 from domainbed_reasoning.chains.record import parse_json
 from domainbed_reasoning.files.plain import read_plain_text
-from domainbed_reasoning.jobs.model_card import HUB_ID, model_card
+from domainbed_reasoning.jobs.model_card import HUB_ID, model_card, public_settings
 from domainbed_reasoning.jobs.trained import TASK_FILE, JobError, TrainedJob, read_job, read_task
 from domainbed_reasoning.mllm.adapter_files import PEFT_WEIGHTS, VERSION, VERSION_KEY
 from domainbed_reasoning.mllm.adapters import add_lora
@@ -155,6 +155,7 @@ def _accompany(job: TrainedJob, output: pathlib.Path, card: str) -> None:
     """Add the model card, and the task, which `predict` needs."""
     (output / "README.md").write_text(card, encoding="utf-8")
     task = read_task(job.folder)
+    task["hparams"] = public_settings(task["hparams"]) | {"model": task["hparams"]["model"]}
     (output / TASK_FILE).write_text(json.dumps(task, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

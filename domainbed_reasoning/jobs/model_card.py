@@ -10,6 +10,7 @@ from typing import Any
 
 import huggingface_hub
 
+from domainbed_reasoning.files.local_paths import without_folders
 from domainbed_reasoning.jobs.job_files import RESULTS, numbered_lines, read_object
 from domainbed_reasoning.jobs.trained import JobError, TrainedJob
 from domainbed_reasoning.jobs.values import ACCURACY, answers_problem, metric_problems
@@ -133,15 +134,7 @@ def _domain(job: TrainedJob, env: int) -> str:
 
 def public_settings(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """Return hyper-parameters as other machines may read them: of local files and folders their names alone."""
-    return {
-        name: pathlib.PurePath(value).name if isinstance(value, str) and _is_local(value) else value
-        for name, value in hparams.items()
-    }
-
-
-def _is_local(value: str) -> bool:
-    path = pathlib.Path(value)
-    return path.is_absolute() or value.startswith("~") or (len(path.parts) > 1 and path.exists())
+    return {name: without_folders(value) if isinstance(value, str) else value for name, value in hparams.items()}
 
 
 def _last_evaluation(job: TrainedJob) -> tuple[dict[str, Any], Mapping[str, Any]]:

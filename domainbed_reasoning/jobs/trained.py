@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -221,7 +222,10 @@ def read_task(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) < 4096 and value.isprintable()
+    """Return whether a value is text on one line; folder names may contain joiners and hard blanks."""
+    if not isinstance(value, str) or not 0 < len(value) < 4096:
+        return False
+    return not any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in value)
 
 
 def _texts(value: Any) -> bool:
@@ -257,19 +261,19 @@ _HPARAMS: dict[str, Callable[[Any], bool]] = {
     "revision": REVISION.holds,
     "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
     "quantize": _one_of("none", "nf4", "int8"),
-    "max_tiles": _whole(1, 64),
+    "max_tiles": _whole(1, 1 << 20),
     "tiling": _one_of("square", "dynamic"),
     "answer": _one_of("chain", "label"),
     "eval_batch": _whole(1, 1 << 20),
     "max_new_tokens": _whole(1, 1 << 20),
-    "votes": _whole(1, 1 << 10),
-    "vote_temperature": _number(0, 1 << 10),
+    "votes": _whole(1, 1 << 20),
+    "vote_temperature": _number(0, 1 << 20),
     "answer_matching": _one_of("tolerant", "exact"),
 }
 _LORA: dict[str, Callable[[Any], bool]] = {
     "lora_rank": _whole(1, 1 << 16),
     "lora_alpha": _number(0, 1 << 20),
-    "lora_dropout": _number(0, 0.999),
+    "lora_dropout": _number(0, 1),
     "lora_targets": _one_of("both", "vision", "language"),
     "lora_projector": lambda value: isinstance(value, bool),
     "lora_variant": _one_of("lora", "rslora", "dora"),

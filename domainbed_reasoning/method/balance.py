@@ -36,8 +36,13 @@ class LabelGradients:
             if gradient is not None:
                 total += gradient
 
-    def join(self, label_weight: float) -> torch.Tensor:
-        """Add the label gradients to ``.grad``, scaled to ``label_weight`` times its norm.
+    def join(self, label_weight: float, chain_weight: float = 1.0) -> torch.Tensor:
+        """Make ``.grad`` the weighted sum of the chain term's gradient and the label term's, scaled to its norm.
+
+        Args:
+            label_weight: of the scaled gradient of the label term.
+            chain_weight: of the chain term's gradient, which is in ``.grad`` unweighted: a common factor of both terms
+                would change nothing but the length of the step.
 
         Returns:
             The factor, a scalar on the gradients' device; ``label_weight`` itself if either term has no gradient.
@@ -47,7 +52,7 @@ class LabelGradients:
         usable = (chain > 0) & (label > 0)
         factor = label_weight * torch.where(usable, chain / label, 1.0)
         for weight, total in self._pairs():
-            weight.grad = factor * total if weight.grad is None else weight.grad + factor * total
+            weight.grad = factor * total if weight.grad is None else chain_weight * weight.grad + factor * total
         return factor
 
     def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -145,7 +145,7 @@ class Objective:
                 sums["label_loss"].append(label.detach().sum())
                 counts["label_loss"] += len(rows)
             if chain is not None:
-                loss = loss + self.chain_weight * chain.sum()
+                loss = loss + (self.chain_weight if balance is None else 1.0) * chain.sum()
                 sums["chain_loss"].append(chain.detach().sum())
                 counts["chain_loss"] += len(rows)
             if loss.requires_grad:  # False if the label term is separate and the only one
@@ -156,13 +156,14 @@ class Objective:
             totals, counts = ranks.add_up(parameters, balance.sums if balance is not None else [], sums, counts)
             sums = {}
         if balance is not None:
-            sums["label_scale"] = [balance.join(self.label_weight)]
+            sums["label_scale"] = [balance.join(self.label_weight, self.chain_weight)]
         if self.grad_clip > 0:
             torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip)
         totals |= read(sums) if sums else {}
         means = {name: totals[name] / count for name, count in counts.items() if count}
         scale = {name: totals[name] for name in totals.keys() - counts.keys() - {"loss"}}
-        return {"loss": totals["loss"] / len(used), **means, **scale}
+        weight = self.chain_weight if balance is not None else 1.0  # join has applied it to the gradient
+        return {"loss": weight * totals["loss"] / len(used), **means, **scale}
 
 
 def read(sums: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, float]:

@@ -128,7 +128,9 @@ class Epoch:
             yield f"passes (never drawn) in {stage}: {', '.join(each)}"
 
 
-def plan_stages(epochs: Sequence[int], steps_per_epoch: int, n_steps: int | None = None) -> Schedule:
+def plan_stages(
+    epochs: Sequence[int], steps_per_epoch: int, n_steps: int | None = None, every_epoch: bool = False
+) -> Schedule:
     """Schedule the stages so that DomainBed evaluates at their ends.
 
     DomainBed evaluates after step 0, after every multiple of the checkpoint frequency, and after the last step. A stage
@@ -143,6 +145,7 @@ def plan_stages(epochs: Sequence[int], steps_per_epoch: int, n_steps: int | None
         epochs: of each stage, MTCT first; 0 omits the stage.
         steps_per_epoch: updates that draw as many samples as the training set contains.
         n_steps: DomainBed's ``--steps``; None or 0 if not set, as in DomainBed.
+        every_epoch: whether DomainBed evaluates after every epoch, not only at the ends of stages.
 
     Returns:
         The schedule; a single stage of one step if all epochs are 0 (zero-shot).
@@ -155,7 +158,7 @@ def plan_stages(epochs: Sequence[int], steps_per_epoch: int, n_steps: int | None
     planned = [(index, count) for index, count in enumerate(epochs) if count > 0]
     if not planned:
         return Schedule((Stage(0, 0, (n_steps or 1) - 1),), n_steps or 1, n_steps or 1)
-    unit = math.gcd(*(count for _, count in planned))  # epochs between two evaluations
+    unit = 1 if every_epoch else math.gcd(*(count for _, count in planned))  # epochs between two evaluations
     if not n_steps:
         frequency = max(1, unit * steps_per_epoch)
         ends = [total // unit * frequency for total in accumulate(count for _, count in planned)]

@@ -27,7 +27,8 @@ from domainbed_reasoning.terminal import counted
 
 _FREE = 8  # free slots are refilled or dropped once they are an eighth of all
 FEWEST = 64  # slots for which a copy for inference leaves memory
-_SHARE = 0.7  # of free memory, for keys and values: the rest is for prefills
+_SHARE = 0.7  # of free memory, for keys and values
+_PREFILLED = 2**14  # tokens of prompts at a time: those of many tiles need more memory than their keys and values
 _COLUMNS = 128  # graphs attend to a multiple of so many columns
 
 
@@ -85,6 +86,30 @@ def slots_that_fit(slots: int, row: int, free: int | None) -> int:
     return fitting
 
 
+def prompts_at_a_time(prompt: int) -> int:
+    """Return how many prompts of so many tokens are prefilled in one pass."""
+    return max(1, _PREFILLED // prompt)
+
+
+def prefill_bytes(mllm: LanguageModel, question: str, rows: int) -> int:
+    """Return about how many bytes prefilling takes beside the cache.
+
+    Args:
+        mllm: the model.
+        question: about each image.
+        rows: prompts in one pass.
+    """
+    prompt = mllm.prompt(question)["input_ids"].shape[1]
+    return rows * prompt * numbers_a_token(mllm.base.config) * int(next(mllm.base.parameters()).element_size())
+
+
+def numbers_a_token(config: Any) -> int:
+    """Return about how many numbers a decoder layer holds for a token: its MLP's three inner ones, four outer ones."""
+    text = config.get_text_config()
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return 3 * int(max(inner) if isinstance(inner, list | tuple) else inner) + 4 * int(text.hidden_size)
+
+
 class Decoder:
     """Generates greedy answers to one question about any number of images.
 
@@ -134,7 +159,9 @@ class Decoder:
             free = self._free()
             if following is not None and len(free) * _FREE >= self.slots.rows:
                 new = [following, *itertools.islice(waiting, len(free) - 1)]
-                self._fill(free[: len(new)], new)
+                part = prompts_at_a_time(self.prompt.shape[1])
+                for begin in range(0, len(new), part):
+                    self._fill(free[begin : begin + len(new[begin : begin + part])], new[begin : begin + part])
                 following = next(waiting, None)
             if len(self._free()) == self.slots.rows:
                 return

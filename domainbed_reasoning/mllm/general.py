@@ -253,7 +253,9 @@ class GeneralGenerator(TextGenerator):
         mllm, found = self.mllm, findings_of(self.mllm)
         pictures = mllm.pictures(images)
         written: dict[int, list[int]] = {}
-        for rows in grouped([len(tokens) for tokens in begun], found.batch, padding=False):
+        fitting = self._fitting(question, max_new_tokens, len(images)) if len(images) else 1
+        groups = grouped([len(tokens) for tokens in begun], found.batch, padding=False)
+        for rows in (group[at : at + fitting] for group in groups for at in range(0, len(group), fitting)):
             inputs = conversations(mllm, pictures[rows], question)
             length = inputs["input_ids"].shape[1]
             if begun[rows[0]]:

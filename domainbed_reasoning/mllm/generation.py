@@ -24,7 +24,13 @@ import torch
 
 from domainbed_reasoning.chains.chain import END_OF_CHAIN
 from domainbed_reasoning.chains.reader import is_thinking, without_thoughts
-from domainbed_reasoning.mllm.decoding import Decoder, can_decode, slots_that_fit
+from domainbed_reasoning.mllm.decoding import (
+    Decoder,
+    can_decode,
+    prefill_bytes,
+    prompts_at_a_time,
+    slots_that_fit,
+)
 from domainbed_reasoning.mllm.devices import free_memory
 from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.tree_masks import tree_positions
@@ -125,10 +131,22 @@ class TextGenerator:
         by_row = dict(self.stream(images.as_subclass(torch.Tensor), question, max_new_tokens, len(images)))
         return [by_row[row] for row in range(len(images))]
 
-    def _fitting(self, question: str, max_new_tokens: int, batch: int) -> int:
-        """Return how many answers are generated at a time: ``batch``, on an accelerator fewer if they do not fit."""
-        free = free_memory(self.mllm.device) if self.mllm.device.type != "cpu" else None
-        return slots_that_fit(batch, self.mllm.cache_bytes(1, question, max_new_tokens), free)
+    def _fitting(self, question: str, max_new_tokens: int, batch: int, in_slots: bool = False) -> int:
+        """Return how many answers are generated at a time: ``batch``, on an accelerator fewer if they do not fit.
+
+        Args:
+            question: about each image.
+            max_new_tokens: maximum length of an answer in tokens.
+            batch: the number wanted.
+            in_slots: whether prompts are prefilled in parts, not all at once.
+        """
+        mllm = self.mllm
+        free = free_memory(mllm.device) if mllm.device.type != "cpu" else None
+        row = mllm.cache_bytes(1, question, max_new_tokens)
+        if not in_slots:
+            return slots_that_fit(batch, row + prefill_bytes(mllm, question, 1), free)
+        part = min(batch, prompts_at_a_time(mllm.prompt(question)["input_ids"].shape[1]))
+        return slots_that_fit(batch, row, free and max(0, free - prefill_bytes(mllm, question, part)))
 
     @property
     def has_slots(self) -> bool:
@@ -150,7 +168,7 @@ class TextGenerator:
             RuntimeError: see `write`.
         """
         if self.has_slots:
-            slots = self._fitting(question, max_new_tokens, batch)
+            slots = self._fitting(question, max_new_tokens, batch, in_slots=True)
             yield from Decoder(self, question, max_new_tokens, slots).write(images)
             return
         left, count = iter(images), 0

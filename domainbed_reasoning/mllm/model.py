@@ -15,6 +15,7 @@ import torch
 from domainbed_reasoning.mllm import general, likelihood
 from domainbed_reasoning.mllm.adapter_files import check_adapters, shapes_of_sum
 from domainbed_reasoning.mllm.chat_format import ChatFormat
+from domainbed_reasoning.mllm.decoding import prefill_bytes, prompts_at_a_time
 from domainbed_reasoning.mllm.devices import allocated_memory, free_memory
 from domainbed_reasoning.mllm.dynamic_tiles import DynamicTiles
 from domainbed_reasoning.mllm.embedding import embedded
@@ -412,11 +413,16 @@ class MLLM(torch.nn.Module):
         itemsize = int(next(self.network.parameters()).element_size())
         return cached_numbers(self.base.config) * itemsize * rows * tokens
 
+    def generation_bytes(self, rows: int, question: str, new_tokens: int) -> int:
+        """Return the bytes for generating chains: of `cache_bytes`, and for reading the prompts."""
+        part = min(rows, prompts_at_a_time(self.prompt(question)["input_ids"].shape[1]))
+        return self.cache_bytes(rows, question, new_tokens) + prefill_bytes(self, question, part)
+
     def fits_a_copy(self, writes: int = 0, beside: int = 0) -> bool:
         """Return whether `copy_for_inference` is possible: not quantized, and memory for a second set of weights.
 
         Args:
-            writes: bytes that it needs for generation, see `cache_bytes`.
+            writes: bytes that it needs for generation, see `generation_bytes`.
             beside: bytes, including this model's, that training needs while the copy exists.
         """
         if self.quantized:

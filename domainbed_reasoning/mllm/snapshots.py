@@ -25,7 +25,7 @@ class Snapshots:
 
     Args:
         mllm: the model that is trained.
-        cache_bytes: bytes of keys and values for one evaluation batch of chains, see `MLLM.cache_bytes`.
+        cache_bytes: bytes for generating one evaluation batch of chains, see `MLLM.generation_bytes`.
 
     Attributes:
         labels_by_copy: whether a round's labeler is a copy; None until an update has been measured.

@@ -276,9 +276,9 @@ def _without_common_steps(jobs: Sequence[JobFolder]) -> Iterable[Problem]:
             if len(targets) == 1 and len(steps) > 1 and pairs and not steps.intersection(*pairs) - {0}:
                 affected[sweep, dataset, algorithm] |= targets
     for (sweep, dataset, algorithm), found in affected.items():
-        row = f"{algorithm} on {dataset}"
+        name = f"{algorithm} on {dataset}"
         yield Problem(
-            "no common steps", f"{sweep}: {row}" if sweep else row, (),
+            "no common steps", f"{sweep}: {name}" if sweep else name, (),
             f"jobs with pairs of targets were evaluated at other steps than those with target "
             f"{', '.join(map(str, sorted(found)))}",
             "Leave-one-domain-out selection is among models after one update",

@@ -54,7 +54,7 @@ class TwoWeights(torch.nn.Module):
     def generate(self, images, question, max_new_tokens, temperature=0.0, top_p=1.0):
         return [(CAT, DOG)[conclusion] for conclusion in images[:, 1, 0, 0].tolist()]
 
-    def cache_bytes(self, *given):
+    def generation_bytes(self, *given):
         return 0
 
     def fits_a_copy(self, *given):
@@ -169,16 +169,24 @@ def test_a_balanced_gradient_is_clipped_after_its_terms_are_joined(build):
 
 
 @pytest.mark.parametrize(
-    ("balance", "loss", "slopes"), [("none", 0.5 * 3 + 2 * 4, [1.5, 8.0]), ("norm", 2 * 4, [4.0, 8.0])]
+    ("balance", "loss", "slopes"), [("none", 0.5 * 3 + 2 * 4, [1.5, 8.0]), ("norm", 2 * 4, [2.0, 8.0])]
 )
 def test_both_weights_count_and_the_terms_are_reported_without_them(build, balance, loss, slopes):
-    """label_weight 1/2, chain_weight 2: balanced, the label's gradient is half as long as the weighted chain's."""
+    """label_weight 1/2, chain_weight 2: balanced, the label's gradient is a quarter as long as the chain's."""
     algorithm = build("MTCT", chains=[0], label_weight=0.5, chain_weight=2.0, gradient_balance=balance)
     values = algorithm.update(cats(1))
     assert (values["loss"], values["label_loss"], values["chain_loss"]) == pytest.approx((loss, 3, 4))
     assert gradients(algorithm) == pytest.approx(slopes)
     if balance == "norm":
-        assert values["label_scale"] == pytest.approx(0.5 * 8 / 3)
+        assert values["label_scale"] == pytest.approx(0.5 * 4 / 3)
+
+
+def test_a_falling_chain_loss_changes_the_balance_of_balanced_gradients(build):
+    """The first update of a stage is the label's alone, of the chain's norm; the second has exp(-4) of the chain."""
+    algorithm = build("MTCT", chains=[0], gradient_balance="norm", chain_weighting="falling_loss", lr=1e-12)
+    for factor in (0.0, math.exp(-4)):
+        assert algorithm.update(cats(1))["chain_scale"] == pytest.approx(factor)
+        assert gradients(algorithm) == pytest.approx([4.0, 4 * factor])
 
 
 def test_a_label_weight_of_0_leaves_the_label_out_of_a_balanced_gradient(build):

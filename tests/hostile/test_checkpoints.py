@@ -46,6 +46,17 @@ def test_valid_job_loads(tmp_path: Path, adapters: dict[str, torch.Tensor]) -> N
     assert job.load().adapters().keys() == adapters.keys()
 
 
+def test_names_that_training_accepts_are_read(tmp_path: Path, adapters: dict[str, torch.Tensor]) -> None:
+    """Joiners of Persian and Indic scripts and hard blanks are no control characters; so many tiles and votes train."""
+    task = TASK | {
+        "class_names": ["کتاب\u200cخانه", "क्\u200dष"],
+        "environments": ["hard\u00a0blank", "wide\u3000blank", "\U0001f469\u200d\U0001f52c", "c"],
+        "hparams": HPARAMS | {"max_tiles": 100, "votes": 2000, "lora_dropout": 0.9995},
+    }
+    job = read_job(write_job(tmp_path / "job", task, {"model_dict": adapters}))
+    assert job.class_names == tuple(task["class_names"]) or list(job.class_names) == task["class_names"]
+
+
 TASKS: dict[str, tuple[Any, str]] = {
     "a list": ([TASK], "expected a JSON object"),
     "nothing in it": ({}, "'algorithm' is missing"),

@@ -3,12 +3,13 @@
 import importlib
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from huggingface_hub import DatasetCard, ModelCard
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from builders.files import HPARAMS, TASK, chain_text, define_toy, write_images, write_job, write_lines
+from builders.files import HPARAMS, TASK, chain_text, define_toy, read_lines, write_images, write_job, write_lines
 from domainbed_reasoning.jobs.export import export_adapters
 from domainbed_reasoning.mllm import LoraSettings, load_mllm
 from domainbed_reasoning.mllm.loading import resolve
@@ -71,6 +72,17 @@ def test_a_dataset_folder_loads_by_its_card_and_comes_back_by_import(toy, verb, 
     assert len(rows) == 9 and len(accepted) == 8
 
 
+def test_a_dataset_folder_has_no_path_of_a_local_teacher(toy, verb, tmp_path):
+    """Neither the card nor the columns: a model outside of the home folder is found by no other check."""
+    chains = toy[-1] / "toy" / "reasoning.jsonl"
+    local = {"teacher": "hf:/mnt/lab/models/My-VLM", "model": "/mnt/lab/models/My-VLM"}
+    write_lines(chains, [record | local for record in read_lines(chains)])
+    assert verb("export", tmp_path / "out", "--format", "dataset", *toy)[0] == 0
+    rows = pq.read_table(tmp_path / "out" / "chains.parquet").to_pylist()
+    assert {row["teacher"] for row in rows} == {"hf:My-VLM"} and {row["model"] for row in rows} == {"My-VLM"}
+    assert "/mnt/lab" not in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """A trained job of the embedded model, in a folder whose path must not be published."""
@@ -118,8 +130,11 @@ def test_no_local_path_is_in_what_is_published(job, tmp_path, base_model_id):
     export_adapters(job, tmp_path / "adapter", base_model_id=base_model_id)
     parents = {str(job.parent), json.loads((job / "task.json").read_text())["hparams"]["model"], str(tmp_path)}
     for path in (tmp_path / "adapter").iterdir():
-        if path.name != "task.json" and path.suffix in (".json", ".md", ".jinja"):  # `push` renames what is in that
-            assert not [parent for parent in parents if parent in path.read_text()], path
+        if path.suffix in (".json", ".md", ".jinja"):
+            text = path.read_text()
+            if path.name == "task.json":  # `push` renames the model in it, which `predict` needs
+                text = json.dumps({**json.loads(text)["hparams"], "model": None})
+            assert not [parent for parent in parents if parent in text], path
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == (base_model_id or "My-VLM-hf")
     assert '| chains | "mine.jsonl" |' in (tmp_path / "adapter" / "README.md").read_text()

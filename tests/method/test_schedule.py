@@ -123,3 +123,10 @@ def test_batch_size_per_domain_is_explained_unless_there_are_three_sources(sourc
     first, *others = Epoch({str(source): 86 for source in range(sources)}, batch_size=43).about()
     assert first.startswith(f"an epoch is 2 steps of 43 images from each of {sources} source domains, drawn with")
     assert others == ([f"batch_size 43 is per source domain: {expected}"] if expected else [])
+
+
+def test_averaged_weights_are_those_of_every_epoch():
+    """The stages are the same; without the option each has a single evaluation, at its end."""
+    for n_steps in (None, 61):
+        plan, often = (plan_stages([3, 3], 10, n_steps, every_epoch=every) for every in (False, True))
+        assert often.stages == plan.stages and plan.checkpoint_freq == 30 and often.checkpoint_freq == 10

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from domainbed_reasoning.chains.prompts import q_reason
-from domainbed_reasoning.mllm import decoding, load_mllm
+from domainbed_reasoning.mllm import decoding, generation, load_mllm
 from domainbed_reasoning.mllm.decoding import Decoder, StepGraphs, can_decode, slots_that_fit
 
 LENGTHS = [3, 9, 1, 20, 12, 2, 14, 7]  # tokens of the eight images' answers
@@ -210,6 +210,41 @@ def test_late_read_returns_the_values_at_its_start(monkeypatch):
     assert read() == [0, 1, 2]
     assert transfer.is_asynchronous(types.SimpleNamespace(type="cuda"))
     assert not transfer.is_asynchronous(values.device)
+
+
+def test_prompts_of_many_tiles_are_prefilled_in_parts(mllm, pictures, class_names, monkeypatch):
+    """The same answers, and no more prompts in one pass than fit; each part leaves the other slots as they are."""
+    if not can_decode(mllm):
+        pytest.skip("this family is decoded by transformers")
+    question = q_reason(class_names)
+    whole = mllm.generator.write(pictures[:5], question, 12)
+    prompt, sizes, core = mllm.prompt(question)["input_ids"].shape[1], [], type(mllm).core
+
+    def watched(self, n, asked, fed, *more, **named):
+        if fed.shape[1] == prompt:
+            sizes.append(n)
+        return core(self, n, asked, fed, *more, **named)
+
+    monkeypatch.setattr(decoding, "_PREFILLED", 2 * prompt + 1)
+    monkeypatch.setattr(type(mllm), "core", watched)
+    assert mllm.generator.write(pictures[:5], question, 12) == whole
+    assert sizes == [2, 2, 1]
+    assert decoding.prompts_at_a_time(10**6) == 1
+
+
+def test_prompts_count_among_what_must_fit(mllm, class_names, monkeypatch):
+    """In slots one part of them, otherwise all of them."""
+    question = q_reason(class_names)
+    row, prompt = mllm.cache_bytes(1, question, 12), decoding.prefill_bytes(mllm, question, 1)
+    text, tokens = mllm.base.config.get_text_config(), mllm.prompt(question)["input_ids"].shape[1]
+    assert prompt == tokens * (3 * text.intermediate_size + 4 * text.hidden_size) * 4
+    monkeypatch.setattr(decoding, "_PREFILLED", 2 * tokens)
+    assert mllm.generation_bytes(8, question, 12) == 8 * row + 2 * prompt
+    monkeypatch.setattr(generation, "free_memory", lambda device: 2 * prompt + 8 * row * 10 // 7 + 8)
+    monkeypatch.setattr(type(mllm), "device", types.SimpleNamespace(type="cuda"))
+    assert mllm.generator._fitting(question, 12, 8, in_slots=True) == 8
+    with pytest.warns(UserWarning, match="at a time, not 8"):
+        assert mllm.generator._fitting(question, 12, 8) < 8
 
 
 def test_slots_are_halved_until_their_keys_and_values_fit():

@@ -48,6 +48,20 @@ def copied(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "model")
 
 
+def test_answers_by_transformers_are_written_so_many_at_a_time_as_fit(loaded, images, monkeypatch):
+    """Greedy ones, sampled ones, and those that continue what has begun: with room for two, five images take three."""
+    network, processor, family = loaded
+    mllm = MLLM(network, processor, dataclasses.replace(family, tree="", findings=ALL)).eval()
+    asked = (images, "What is it?")
+    whole = [mllm.generator.write(*asked, 6), mllm.generator.generate_after(*asked, ["a", "a", "", "a", "a"], 6)]
+    sizes, plain = [], general.conversations
+    monkeypatch.setattr(type(mllm.generator), "_fitting", lambda *_, **__: 2)
+    monkeypatch.setattr(general, "conversations", lambda *given: sizes.append(len(given[1])) or plain(*given))
+    assert mllm.generator.write(*asked, 6) == whole[0] and sizes == [2, 2, 1]
+    assert mllm.generator.generate_after(*asked, ["a", "a", "", "a", "a"], 6) == whole[1]
+    assert sorted(sizes[3:]) == [1, 2, 2]
+
+
 @pytest.mark.parametrize("absent", [(), ("reuse",), ("padding", "reuse"), ("batch", "padding", "reuse"), ("cache",)])
 def test_the_general_path_equals_shared_prefix_rows_whatever_is_found(loaded, images, absent):
     """On the embedded model: likelihoods within 1e-5, class scores, statistics, the same texts."""
