@@ -7,6 +7,7 @@ workers, and carry their sample ids.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -180,28 +181,44 @@ def hand_over(dataset: Any, hparams: dict[str, Any], task: Task) -> None:
     attach_task(hparams, task)
 
 
-def report_chains(task: Task, wanted: bool, exact: bool = False, unverified: bool = False) -> None:
+_USES = {  # of chains that conclude with another class
+    "verified": "left out; chain_verification 'unverified' would train on them",
+    "unverified": "used anyway (chain_verification 'unverified')",
+}
+
+
+def report_chains(task: Task, wanted: bool, exact: bool = False, verification: str = "") -> Task:
     """Log the share of source-domain images with a chain, and how many chains conclude with another class.
+
+    Verified chains are those that all rules accept: others that conclude with another class are removed.
 
     Args:
         task: the dataset's task.
         wanted: whether the algorithm trains on teacher chains; nothing is logged otherwise.
         exact: how the job reads conclusions, see `reader.read_conclusion`.
-        unverified: whether the algorithm also trains on chains that conclude with another class.
+        verification: the hparam ``chain_verification``; "" for a dataset without it, which may train on any chain.
+
+    Returns:
+        The task with the chains to train on.
 
     Raises:
-        ValueError: if no chain concludes with a class; a model trained on them would never answer.
+        ValueError: if no chain that is left concludes with a class; a model trained on them would never answer.
     """
     if not wanted:
-        return
+        return task
+    total = len(task.chains)
+    nothing, other = misled(task, exact)
+    firsts = {place: conclusion_of(task.chains[place]) for found in (nothing, other) for place in found[:1]}
+    if other and verification == "verified":
+        dropped = set(other)
+        left = {place: chain for place, chain in task.chains.items() if place not in dropped}
+        task = dataclasses.replace(task, chains=left)
     for env, labels in enumerate(task.labels):
         if env not in task.test_envs:
             count = sum((env, index) in task.chains for index in range(len(labels)))
             name = task.environments[env]
             share = f"{count} of {len(labels)} images have a chain ({count / len(labels):.1%})"
             _log.info(printable(f"{task.dataset}, {name}: {share}", sys.stdout))
-    nothing, other = misled(task, exact)
-    total = len(task.chains)
     for what, found in (("no class of the dataset", nothing), ("a class other than their image's", other)):
         if not found:
             continue
@@ -209,22 +226,20 @@ def report_chains(task: Task, wanted: bool, exact: bool = False, unverified: boo
         message = (
             f"{len(found)} of {total} chains ({len(found) / total:.1%}) conclude with {what}. The first, of "
             f"{task.images[env][index]!r} ({task.class_names[task.labels[env][index]]}), concludes: "
-            f"{conclusion_of(task.chains[env, index])!r:.80}"
+            f"{firsts[env, index]!r:.80}"
         )
-        if found is other and unverified:
-            _log.info(
-                printable(
-                    f"{task.dataset}: {message}. They are used anyway (chain_verification 'unverified').", sys.stdout
-                )
-            )
+        if found is other and verification:
+            use = _USES[verification]
+            _log.info(printable(f"{task.dataset}: {message}. They are {use}.", sys.stdout))
             continue
         fix = (
             "`domainbed-reasoning check` lists them; correct their <CONCLUSION>, normalize them with `annotate "
             "--rejudge`, or mark them as rejected."
         )
-        if found is nothing and len(nothing) == total:
+        if len(nothing) == len(task.chains):
             raise ValueError(f"{message}. A model trained on them would never name a class. {fix}")
         _log.warning(printable(f"WARNING: {message}. {fix}", sys.stdout))
+    return task
 
 
 def source_chains(

@@ -107,7 +107,7 @@ class ReasoningImageFolder:
         folder = dataset_folder(root, self.FOLDER, type(self).__name__, len(self.ENVIRONMENTS))
         with empty_classes_named(root, self.FOLDER, type(self).__name__):
             super().__init__(root, test_envs, hparams)  # type: ignore[call-arg]
-        _check_classes(self.datasets, folder)
+        check_classes(self.datasets, folder)
         return folder
 
     def _for_mllm(
@@ -145,8 +145,8 @@ class ReasoningImageFolder:
             folder=str(folder),
             loaded_from=weakref.ref(self),
         )
-        exact, unverified = hparams.get("answer_matching") == "exact", hparams["chain_verification"] == "unverified"
-        report_chains(task, reads_chains, exact, unverified)
+        exact = hparams.get("answer_matching") == "exact"
+        task = report_chains(task, reads_chains, exact, hparams["chain_verification"])
         self.datasets = [
             Samples(
                 ImageOpener(str(folder), paths),
@@ -225,7 +225,7 @@ def _paths_below(folder: pathlib.Path, samples: Sequence[tuple[str, int]]) -> Pa
     return paths
 
 
-def _check_classes(folders: Sequence[Any], root: pathlib.Path) -> None:
+def check_classes(folders: Sequence[Any], root: pathlib.Path) -> None:
     """Reject domains with different class folders: DomainBed numbers classes per domain."""
     first, names = folders[0], [composed(name) for name in folders[0].classes]
     for other in folders[1:]:

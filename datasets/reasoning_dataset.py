@@ -157,8 +157,8 @@ class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
             chains=chains,
             loaded_from=weakref.ref(self),
         )
-        unverified = hparams.get("chain_verification") == "unverified"
-        report_chains(task, reads_chains, hparams.get("answer_matching") == "exact", unverified)
+        exact = hparams.get("answer_matching") == "exact"
+        task = report_chains(task, reads_chains, exact, hparams.get("chain_verification", ""))
         hand_over(self, hparams, task)
 
     def _source_chains(self, labels: Sequence[Sequence[int]]) -> dict[SampleId, str]:

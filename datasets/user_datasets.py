@@ -14,6 +14,7 @@ from domainbed import datasets as stock
 from domainbed_reasoning.bridge.preflight import check_splits, check_test_envs
 from domainbed_reasoning.datasets.image_folders import (
     ReasoningImageFolder,
+    check_classes,
     dataset_folder,
     empty_classes_named,
     sizes_of,
@@ -42,6 +43,7 @@ def make_classes(dataset: ImageFolder) -> tuple[type, type]:
             augment = hparams["data_augmentation"]
             stock.MultipleEnvironmentImageFolder.__init__(self, self.dir, test_envs, augment, hparams)
         if not twin:  # the twin has its own checks
+            check_classes(self.datasets, folder)
             check_splits(name, sizes_of(self.datasets), test_envs, hparams, self.N_WORKERS)
 
     plain = type(

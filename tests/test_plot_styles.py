@@ -48,7 +48,7 @@ def test_a_report_of_many_rows_draws_each_in_its_own_way(monkeypatch):
 
         def __init__(self, number):
             self.args = {"dataset": "PACS", "test_envs": [0], "algorithm": f"A{number:02}"}
-            self.records = [{"step": step, "env0_in_acc": 0.1} for step in (0, 10)]
+            self.evaluations = [{"step": step, "env0_in_acc": 0.1} for step in (0, 10)]
 
     plots.training([Trained(number) for number in range(KINDS)], "PACS")
     assert len(set(looks(drawn[0]))) == len(looks(drawn[0])) == KINDS

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 import domainbed_reasoning
-from builders.files import HPARAMS, TASK, chain_text, define_toy, write_chains, write_images, write_job
+from builders.files import HPARAMS, TASK, chain_text, define_toy, write_chains, write_images, write_job, write_lines
 from domainbed_reasoning import Rules, chains_of, load_job
+from domainbed_reasoning.chains.build_bundle import write_bundle
 
 SOURCE = Path(domainbed_reasoning.__file__)
 
@@ -72,6 +73,12 @@ def test_chains_of_a_dataset_and_their_verdicts(tmp_path, monkeypatch):
     file = write_chains(root, images[:3])
     chains = chains_of("Toy", tmp_path / "data")
     assert list(chains) == images[:3] and chains_of("ToyReasoning", str(tmp_path / "data"), file) == chains
+    write_bundle(file, tmp_path / "toy.jsonl.xz")
+    define_toy(monkeypatch, tmp_path, 'bundle = "toy.jsonl.xz"\n')
+    write_lines(file, [{"image": images[0], "chain": chain_text("dog", "another")}])
+    merged = chains_of("Toy", tmp_path / "data")
+    assert set(merged) == set(images[:3]) and merged[images[0]] != chains[images[0]]
+    assert chains_of("Toy", tmp_path / "data", "bundled") == chains
     rules = Rules(("dog", "cat"), min_words=1)
     assert rules.judge(chains["a/dog/0.png"], label=0).accepted
     verdict = rules.judge(chains["a/dog/0.png"], label=1)

@@ -157,19 +157,22 @@ def plan(
     """
     done: set[str] = set()
     asked: Counter[str] = Counter()
-    first: Counter[str] = Counter()
+    drawn: Counter[str] = Counter()
+    following: dict[str, int] = {}  # attempt after the latest: lines may have been deleted
     for record in records:
         if is_accepted(record):
             done.add(record["image"])
         elif record.get("teacher") == teacher and record.get("prompt_version") == prompt_version:
-            first[record["image"]] += 1
+            image, attempt = record["image"], record.get("attempt")
+            drawn[image] += 1
+            following[image] = max(following.get(image, 0), attempt + 1 if isinstance(attempt, int) else 0)
             asked[record["image"]] += not _was_cut_below(record, max_tokens)
     labels = {name: index for index, name in enumerate(classes)}
     ordered = list(_interleaved(pictures))[:limit]
     return [
-        PendingImage(picture, labels[picture.label], asked[picture.path], first[picture.path])
+        PendingImage(picture, labels[picture.label], asked[path], max(drawn[path], following.get(path, 0)))
         for picture in ordered
-        if picture.path not in done and asked[picture.path] < candidates
+        if (path := picture.path) not in done and asked[path] < candidates
     ]
 
 

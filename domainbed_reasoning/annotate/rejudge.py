@@ -6,6 +6,7 @@ the dataset, and those whose text could not be stored unchanged (``unprintable``
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -51,19 +52,22 @@ def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = T
         taken = {
             record["image"]
             for _, record in read()
-            if _outcome(record) == ACCEPTED
-            and (not _is_ours(record, labels) or judge_again(record, labels, rules).accepted)
+            if _outcome(record) == ACCEPTED and (not _is_ours(record, labels) or _stays(record, labels, rules))
         }
         changed = False
         for record, found in read():
             new = record
             if _is_ours(found, labels):
-                verdict = judge_again(found, labels, rules)
+                corrected = is_corrected(found, labels, rules)
+                verdict = Verdict(True) if corrected else judge_again(found, labels, rules)
                 if verdict.accepted and _outcome(record) != ACCEPTED and found["image"] in taken:
                     verdict = Verdict(False, "second", "the image already has an accepted chain")
                 if verdict.accepted:
                     taken.add(found["image"])
-                new = with_verdict(record, raw_text(record), verdict) | {"verified": rules.verified}
+                new = with_verdict(record, record["chain"] if corrected else raw_text(record), verdict)
+                if corrected:
+                    new |= {key: record[key] for key in ("raw", "normalized") if key in record}
+                new["verified"] = rules.verified
             changes[_outcome(record), _outcome(new)] += 1
             changed |= new != record
             yield new
@@ -80,6 +84,26 @@ def rejudge(path: Path, labels: Mapping[str, int], rules: Rules, write: bool = T
 def raw_text(record: Record) -> str:
     """Return a candidate's original text."""
     return str(record.get("raw") or record["chain"])
+
+
+def _stays(record: Record, labels: Mapping[str, int], rules: Rules) -> bool:
+    return is_corrected(record, labels, rules) or judge_again(record, labels, rules).accepted
+
+
+def is_corrected(record: Record, labels: Mapping[str, int], rules: Rules) -> bool:
+    """Return whether a chain is another than its original text gives, and accepted as it is: corrected by hand.
+
+    Args:
+        record: of an image in ``labels``.
+        labels: of the images.
+        rules: by which the chain is judged.
+    """
+    if "raw" not in record or record["chain"] == record["raw"]:
+        return False
+    if record["chain"] == judge_again(record, labels, dataclasses.replace(rules, exact=False)).chain:
+        return False
+    own = rules.judge(record["chain"], labels[record["image"]])
+    return own.accepted and own.chain is None
 
 
 def _outcome(record: Record) -> str:

@@ -32,9 +32,14 @@ def forecast(
     sizes = list(_sizes(on_disk.root / job.picture.path for job in jobs[:20])) or [(MAX_EDGE, MAX_EDGE)]
     tokens = sum(cost.image_tokens(model, *size) for size in sizes) / len(sizes)
     typical = cost.habits(records, args.teacher, round(tokens + cost.text_tokens(settings.question)))
-    concurrency = args.concurrency * len(args.base_url or [None]) if args.teacher.startswith("openai:") else 1
+    endpoints = len(args.base_url or [None])  # each with a concurrency and a limit of its own
+    concurrency = args.concurrency * endpoints if args.teacher.startswith("openai:") else 1
     expected = cost.estimate(
-        (settings.candidates - job.asked for job in jobs), typical, settings.price, concurrency, args.rpm
+        (settings.candidates - job.asked for job in jobs),
+        typical,
+        settings.price,
+        concurrency,
+        args.rpm and args.rpm * endpoints,
     )
     known = typical.measured >= cost.ENOUGH
     few = f"fewer than {cost.ENOUGH}" if typical.measured else "no"

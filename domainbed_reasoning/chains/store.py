@@ -108,7 +108,10 @@ def select_chains(
     for line, record in records:
         image = record["image"] if known is None else known.find(record["image"])
         if image is None:
-            fix = "Pass this dataset's chain file, or correct the path"
+            fix = (
+                "Pass this dataset's chain file, correct the path, or keep the lines of its images alone: "
+                "`domainbed-reasoning export NEW.jsonl --format jsonl --all --chains FILE`"
+            )
             raise ChainFileError(path, line, f"image {record['image']!r} is not in the dataset", fix)
         if not is_accepted(record):
             if unverified is not None and record.get("rule") == "label" and image not in chains:

@@ -46,7 +46,7 @@ from domainbed_reasoning.terminal import counted
 EXAMPLES = """\
   # Estimate the cost of GPT-4o. Sends nothing and needs no key.
   domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher openai:gpt-4o --dry-run
-  # Spend at most $10. Rerun the command to resume.
+  # Spend at most $10 in this run. Rerun the command to resume, for at most $10 more.
   OPENAI_API_KEY=… domainbed-reasoning annotate --dataset PACS --data-dir DATA --teacher openai:gpt-4o --max-cost 10
   # Any OpenAI-compatible server, such as vLLM.
   domainbed-reasoning annotate --dataset VLCS --data-dir DATA --teacher openai:Qwen/Qwen2.5-VL-7B-Instruct \\

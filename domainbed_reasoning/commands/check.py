@@ -252,7 +252,7 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[
     rules = Rules(arguments.class_names(dataset, on_disk), MIN_WORDS, MAX_WORDS, exact=True)
     problems: list[str] = []
     accepted: Counter[str] = Counter()
-    candidates = 0
+    candidates = misled = 0
     for number, record in read_lines(path):
         place = f"{path}, line {number}"
         if isinstance(record, ChainFileError):
@@ -266,7 +266,9 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[
             accepted[image] += 1
             if accepted[image] == 2:
                 problems.append(f"{place}: second accepted chain of {image!r}.")
-            verdict = rules.judge(record["chain"], labels[image] if record.get("verified", True) else None)
+            verified = record.get("verified", True)
+            misled += not verified and rules.judge(record["chain"], labels[image]).rule == "label"
+            verdict = rules.judge(record["chain"], labels[image] if verified else None)
             if not verdict.accepted:
                 problems.append(
                     f"{place}: accepted, but violates the rule {verdict.rule!r}: {verdict.reason}. "
@@ -276,6 +278,7 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[
     print(
         f"  {path}: {candidates:,} candidates; {len(accepted):,} of {len(labels):,} images have a chain ({share:.1%})"
     )
+    _print_misled(misled)
     return _shortened(problems, "invalid lines in the chain file")
 
 
@@ -299,14 +302,26 @@ def check_bundle(dataset: ImageFolder, on_disk: FolderScan) -> list[str]:
         print(f"    {note}")
     rules = Rules(arguments.class_names(dataset, on_disk), MIN_WORDS, MAX_WORDS, exact=True)
     problems = []
+    misled = 0
     for line, record in lines:
         if is_accepted(record):
-            label = labels[record["image"]] if record.get("verified", True) else None
-            verdict = rules.judge(record["chain"], label)
+            label = labels[record["image"]]
+            verified = record.get("verified", True)
+            misled += not verified and rules.judge(record["chain"], label).rule == "label"
+            verdict = rules.judge(record["chain"], label if verified else None)
             if not verdict.accepted:
                 place = f"{bundle.path}, line {line} ({record['image']})"
                 problems.append(f"{place}: accepted, but violates the rule {verdict.rule!r}: {verdict.reason}.")
+    _print_misled(misled)
     return _shortened(problems, "invalid lines in the bundle")
+
+
+def _print_misled(count: int) -> None:
+    if count:
+        print(
+            f"    {count:,} unverified chains conclude another class: left out of training, unless with the hparam "
+            "chain_verification 'unverified'"
+        )
 
 
 def _shortened(problems: list[str], what: str) -> list[str]:

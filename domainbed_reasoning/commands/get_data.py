@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from domainbed_reasoning.commands import hub_repository
-from domainbed_reasoning.commands.arguments import Parser
+from domainbed_reasoning.commands.arguments import Parser, UsageError
 from domainbed_reasoning.commands.check import compare
 from domainbed_reasoning.images import camera_traps, obtain, sources
 from domainbed_reasoning.images.catalog import STOCK
@@ -103,7 +103,10 @@ def _source_of(args: argparse.Namespace) -> tuple[str, Callable[[obtain.Writer],
 
     from domainbed_reasoning.hub import data, fetch  # imports huggingface_hub
 
-    name = hub_repository.repo_id(args.source.removeprefix(HUB).removeprefix("datasets/"))
+    try:
+        name = hub_repository.repo_id(args.source.removeprefix(HUB).removeprefix("datasets/"))
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--from: {HUB} {error}") from error
     remote = fetch.list_files(name, "dataset", args.revision, lambda file: file.endswith(".parquet"))
     print(f"{name} at {remote.commit[:12]}: {len(remote.files)} Parquet files, {remote.bytes:,} bytes.")
     return f"{HUB}{name}@{remote.commit}", lambda writer: data.place_remote(writer, remote)

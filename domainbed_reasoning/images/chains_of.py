@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from domainbed_reasoning.chains.store import load_chains
+from domainbed_reasoning.chains.training_chains import load_training_chains
 from domainbed_reasoning.images.catalog import CHAIN_FILE, scan
 from domainbed_reasoning.images.user_datasets import find
 
@@ -15,12 +14,14 @@ def chains_of(
 ) -> dict[str, str]:
     """Return the accepted chains of a dataset by image, its path below the dataset's folder.
 
-    Training reads the same chains, without those of target domains. `Rules` judges one.
+    Training reads the same chains, without those of target domains and without those that conclude another class than
+    the image's. `Rules` judges one.
 
     Args:
         dataset: its name, with or without ``Reasoning``, as for ``domainbed-reasoning check``.
         data_dir: DomainBed's folder of datasets.
-        chains: a chain file; None takes ``reasoning.jsonl`` in the dataset's folder.
+        chains: as the hparam: None takes ``reasoning.jsonl`` in the dataset's folder and the dataset's bundle;
+            ``bundled`` the bundle alone; otherwise a chain file.
 
     Raises:
         FileNotFoundError: the dataset's folder does not exist.
@@ -30,6 +31,9 @@ def chains_of(
         >>> chains_of("PACS", "data")["art_painting/dog/pic_001.jpg"]   # doctest: +SKIP
         '<SUMMARY>...'
     """
-    on_disk = scan(find(dataset), str(data_dir))
-    file = Path(chains).expanduser() if chains is not None else on_disk.root / CHAIN_FILE
-    return load_chains(file, [picture.path for picture in on_disk.pictures])
+    found = find(dataset)
+    on_disk = scan(found, str(data_dir))
+    choice = None if chains is None else os.fspath(chains)
+    images = [picture.path for picture in on_disk.pictures]
+    own = on_disk.root / CHAIN_FILE
+    return load_training_chains(choice, own, found.bundle, images, by_folder=found.table is None).texts

@@ -76,10 +76,12 @@ def read_table(
 
     paths = [Paths() for _ in domains]
     for line, row in _rows(file, list(names.values())):
-        texts = [_text(file, line, name, value) for name, value in zip(names.items(), row, strict=True)]
-        path, label, domain = texts[:3]
-        if splits is not None and texts[3] not in splits:
-            continue
+        *cells, split = [*row, None] if splits is None else row
+        if splits is not None and _text(file, line, ("split", names["split"]), split) not in splits:
+            continue  # test rows may have no label
+        path, label, domain = (
+            _text(file, line, name, value) for name, value in zip(list(names.items())[:3], cells, strict=True)
+        )
         if (number := numbers.get(domain)) is None:
             known = ", ".join(domains)
             raise TableError(file, line, f"the domain {domain!r:.80} is not among the environments ({known})")

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -355,6 +356,39 @@ def test_plan_skips_finished_images_and_counts_earlier_candidates() -> None:
     ]
     jobs = {job.picture.path: job.asked for job in plan(pictures, ["x"], records, "t", "1", 2)}
     assert jobs == {"a/x/1.jpg": 1, "a/x/3.jpg": 0}
+
+
+def test_attempts_go_on_after_the_latest_where_lines_were_deleted() -> None:
+    """An attempt that is asked again would count as one whose answer is there."""
+    ours = {"image": "a/x/0.jpg", "verdict": "rejected", "teacher": "t", "prompt_version": "1"}
+    for attempts, following in (([1], 2), ([0, 3], 4), ([2, 0], 3), ([None, None], 2)):
+        records = [ours | ({} if attempt is None else {"attempt": attempt}) for attempt in attempts]
+        (job,) = plan([Picture("a/x/0.jpg", "a", "x")], ["x"], records, "t", "1", 9)
+        assert (job.first, job.asked) == (following, len(attempts))
+
+
+def test_the_time_of_a_dry_run_counts_the_requests_a_minute_of_every_endpoint(
+    toy: Path, verb: Verb, tmp_path: Path
+) -> None:
+    """18 images at one request a minute; at four endpoints a quarter of it."""
+    words = (
+        "annotate",
+        "--dataset",
+        "Toy",
+        "--data_dir",
+        toy,
+        "--chains",
+        tmp_path / "c.jsonl",
+        "--teacher",
+        "openai:x",
+    )
+    urls = [f"http://127.0.0.1:{port}/v1" for port in (1, 2, 3, 4)]
+    minutes = []
+    for some in (urls[:1], urls):
+        code, out, err = verb(*words, "--base-url", *some, "--rpm", 1, "--candidates", 1, "--dry-run")
+        assert code == 0, err
+        minutes.append(float(re.search(r"time +about ([\d.]+) minutes", out)[1]))
+    assert minutes[0] == pytest.approx(4 * minutes[1], rel=0.2)
 
 
 # ---- cost ----

@@ -64,6 +64,7 @@ def test_check_accepts_unverified_chains_of_a_bundle_as_of_a_chain_file(
     for chains in (lines, "bundled"):
         code, out, _ = verb("check", *where(toy, chains), "--no-images")
         assert code == 0 and "PROBLEM" not in out and "1 of 18 images have a chain" in out
+        assert "1 unverified chains conclude another class: left out of training" in out
 
 
 def test_check_names_a_bundle_whose_digest_is_wrong(bundled: Path, verb: Verb, tmp_path: Path) -> None:

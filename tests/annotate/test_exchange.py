@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -13,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from builders.files import chain_text, write_lines
 from domainbed_reasoning.chains.formats import FORMATS, ExchangeError, export_records, import_records
 from domainbed_reasoning.chains.store import load_chains
 
 Verb = Callable[..., tuple[int, str, str]]
+MUGS = [f"art/Mug/Mug_{number}.png" for number in range(3)]
 ENDING = {"jsonl": "jsonl", "parquet": "parquet", "internvl": "jsonl", "messages": "parquet"}
 
 
@@ -167,11 +170,32 @@ def test_import_judges_rows_resolves_paths_and_rejects_unknown_images(
     for unknown in ("art/Mug/none.png", "/etc/passwd", "../art/Mug/Mug_0.png", "C:\\none.png"):
         mine.write_text(json.dumps({"image": unknown, "chain": "x"}) + "\n", "utf-8")
         code, _, err = verb("import", mine, *where)
-        assert code == 1 and f"has no image {unknown!r}" in err
+        assert code == 1 and f"row 1: {unknown!r}: Toy at" in err and "has none of these images" in err
         llava = {"image": unknown, "conversations": [{"from": "gpt", "value": "x"}]}
         (tmp_path / "llava.json").write_text(json.dumps([llava]), "utf-8")
         code, _, err = verb("import", tmp_path / "llava.json", *where)
-        assert code == 1 and f"has no image {unknown!r}" in err
+        assert code == 1 and f"{unknown!r}: Toy at" in err and "has none of these images" in err
+
+
+def test_rows_of_other_images_are_left_out_and_digests_decide_over_paths(
+    toy: Path, verb: Verb, tmp_path: Path, lines_of: Any
+) -> None:
+    """A file of more images than these, whose numbering differs; a re-encoded image has a digest that nothing has."""
+    folder = toy / "toy"
+    digest = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in MUGS}
+    rows = [
+        {"image": MUGS[0], "sha256": digest[MUGS[1]]},  # at this path is another image
+        {"image": "elsewhere/0.png", "sha256": digest[MUGS[0]]},
+        {"image": MUGS[2], "sha256": "0" * 64},
+        {"image": "art/Mug/none.png", "sha256": "1" * 64},
+    ]
+    mine = tmp_path / "mine.jsonl"
+    write_lines(mine, [{**row, "chain": chain_text("mug", str(number))} for number, row in enumerate(rows)])
+    code, out, err = verb("import", mine, "--dataset", "Toy", "--data_dir", toy, "--min-words", 5)
+    assert code == 0, err
+    assert [record["image"] for record in lines_of(folder / "reasoning.jsonl")] == [MUGS[1], MUGS[0], MUGS[2]]
+    assert "1  left out, no such image" in out and "is row 4: 'art/Mug/none.png'" in out
+    assert "1 row matched by SHA-256" in out and "1 row matched by path alone" in out
 
 
 def test_accepted_row_without_a_valid_chain_is_imported_as_rejected(

@@ -195,6 +195,21 @@ def test_one_candidate_of_an_image_is_accepted_and_the_one_that_was_stays(
     assert list(load_chains(path)) == ["a/Mug/0.png"]
 
 
+def test_rejudge_keeps_chains_that_were_corrected_by_hand(
+    tmp_path: Path, chain_text: Callable[..., str], lines_of: Any
+) -> None:
+    """The original text concludes a bike; a correction that breaks the chain is none."""
+    path, raw = tmp_path / "c.jsonl", "Sure! " + chain_text("a bike")
+    common = {"raw": raw, "normalized": ["outside"], "verdict": "accepted"}
+    write(path, records_of({"chain": chain_text("mug"), **common}))
+    assert rejudge(path, {"a/Mug/0.png": 2}, Rules(NAMES, 10)) == {("accepted", "accepted"): 1}
+    (kept,) = lines_of(path)
+    assert (kept["chain"], kept["raw"], kept["normalized"]) == (chain_text("mug"), raw, ["outside"])
+    path.unlink()
+    write(path, records_of({"chain": chain_text("cup"), **common}))
+    assert rejudge(path, {"a/Mug/0.png": 2}, Rules(NAMES, 10)) == {("accepted", "label"): 1}
+
+
 def test_rejudge_keeps_manual_verdicts_unknown_images_and_unprintable_texts(
     tmp_path: Path, chain_text: Callable[..., str], lines_of: Any
 ) -> None:

@@ -148,6 +148,14 @@ def test_a_class_without_an_image_in_a_domain_is_named_with_both(toy: Path) -> N
             cls(str(toy), [1], {"data_augmentation": False})
 
 
+def test_domains_with_other_classes_are_refused_for_baselines_too(toy: Path) -> None:
+    """DomainBed numbers the classes of each domain by themselves."""
+    (toy / "toy" / "photo" / "Bike").rename(toy / "toy" / "photo" / "Zebra")
+    for cls in make_classes(find("Toy")):
+        with pytest.raises(ValueError, match=r"art and photo have different class folders \(Bike, Zebra\)"):
+            cls(str(toy), [1], {"data_augmentation": False})
+
+
 def test_an_mllm_gets_readable_names_the_subject_and_the_chains(
     toy: Path, domainbed_root: Path, run_stock: Any, tmp_path: Path, chain_text: Callable[..., str]
 ) -> None:

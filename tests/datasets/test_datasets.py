@@ -309,9 +309,13 @@ def test_chains_that_conclude_no_class_or_a_wrong_one_are_reported(pacs, capsys)
     printed = capsys.readouterr().out
     assert "WARNING: 3 of 18 chains (16.7%) conclude with no class of the dataset" in printed
     assert "of 'art_painting/dog/0.png' (dog), concludes: 'some animal or other'" in printed
-    assert "WARNING: 3 of 18 chains (16.7%) conclude with a class other than their image's" in printed
+    assert "3 of 18 chains (16.7%) conclude with a class other than their image's" in printed
+    assert "They are left out; chain_verification 'unverified' would train on them" in printed
+    assert "art_painting: 5 of 6 images have a chain" in printed
     nothing, other = misled(task_of(hparams))
-    assert (len(nothing), len(other)) == (3, 3)
+    assert (len(nothing), len(other)) == (3, 0) and len(task_of(hparams).chains) == 15
+    _, hparams = build(pacs, chain_verification="unverified")
+    assert [len(found) for found in misled(task_of(hparams))] == [3, 3]
 
 
 def test_correct_chains_cause_no_warning(pacs, capsys):

@@ -164,6 +164,8 @@ def test_what_must_not_be_published_is_refused_before_anything_is_sent(verb, ada
 def test_names_that_are_no_repositories_are_refused(verb, words):
     code, _, err = verb(*words)
     assert code == 2 and "must be USER/NAME" in err
+    code, _, err = verb("get-data", "PACS", "--from", "hub:pacs", "--data-dir", ".")
+    assert code == 2 and "--from: hub: must be USER/NAME; got 'pacs'" in err
 
 
 def test_a_folder_that_is_no_export_is_refused(verb, tmp_path):

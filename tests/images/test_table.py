@@ -53,6 +53,13 @@ def test_rows_of_other_splits_are_left_out_and_columns_may_be_called_otherwise(t
     assert table.classes == ("0", "2", "3")  # whole numbers are names of classes too
 
 
+def test_rows_of_other_splits_may_have_no_label(tmp_path):
+    rows = [*ROWS, {"path": "t.png", "label": "", "domain": "night", "split": "test"}]
+    assert sum(map(len, read_table(write(tmp_path / "t.csv", rows), ["day", "night"], None, ["train"]).paths)) == 3
+    with pytest.raises(TableError, match="'split' must be non-empty text"):
+        read_table(write(tmp_path / "u.csv", [*ROWS, rows[-1] | {"split": ""}]), ["day", "night"], None, ["train"])
+
+
 def test_paths_may_have_what_names_of_files_have(tmp_path):
     """macOS names a screenshot with a narrow no-break space, which Python does not count as printable."""
     path = "Screenshot 9.00.00\u202fAM.png"
