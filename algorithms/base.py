@@ -93,7 +93,7 @@ class MLLMAlgorithm(TrainedMLLM):
         With ``chain_weighting="falling_loss"``, also ``chain_scale``, the factor of the chain weight.
         """
         names = [self.task.class_names[label] for label in batch.labels] if self.LABEL_PATH else None
-        falling = self.hparams.get("chain_weighting") == "falling_loss"
+        falling = self.LABEL_PATH and self.CHAIN_PATH and self.hparams["chain_weighting"] == "falling_loss"
         factor = falling_loss_factor(run.chain_loss) if falling else 1.0
         objective = Objective.of(self.hparams, self.LABEL_PATH, self.CHAIN_PATH, factor)
         run.optimizer.zero_grad(set_to_none=True)

@@ -69,6 +69,9 @@ class SessionAlgorithm(Algorithm):  # type: ignore[misc]
         """Do nothing but count the step: no loss is computed, nothing is trained."""
         return {"stage": 0.0}
 
+    def after_step(self) -> None:
+        """Do nothing: nothing is kept that depends on the weights."""
+
     def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
         """Return class scores of the images ``x``, ``(n, num_classes)``, and the answers to be recorded."""
         raise NotImplementedError

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from domainbed_reasoning.algorithms.hparams import SARR_HPARAMS
 from domainbed_reasoning.algorithms.in_session import SessionAlgorithm
+from domainbed_reasoning.jobs.origin import check_origin
 from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.stage_log import StageLog
 from domainbed_reasoning.method.answering import Questions
@@ -59,7 +61,11 @@ class TrainedMLLM(SessionAlgorithm):
                 "model as it is, or set sarr_rounds if the algorithm has them."
             )
         if trains:
+            self._check_rounds()
             check_shares(hparams["batch_size"] * num_domains, hparams["micro_batch"], self.session.ranks.world)
+        for name in ("init_adapter", "model"):
+            if hparams.get(name) is not None:
+                check_origin(name, hparams[name], self.task)
         self.mllm = load_mllm(
             hparams["model"],
             lora=LoraSettings.of(hparams) if trains else None,
@@ -89,6 +95,18 @@ class TrainedMLLM(SessionAlgorithm):
         self.train()  # libraries load models in eval mode
         self.session.start()
 
+    def _check_rounds(self) -> None:
+        """Reject stages after the first without what rounds of self-labeling need.
+
+        Raises:
+            ValueError: naming it.
+        """
+        if any(self.stages(self.hparams)[1:]) and not (self.CHAIN_PATH and SARR_HPARAMS.keys() <= self.hparams.keys()):
+            raise ValueError(
+                f"{type(self).__name__}.stages returns more than one stage. Those after the first are SARR's rounds on "
+                "the model's own chains: they need CHAIN_PATH and the hyper-parameters in `SARR_HPARAMS`."
+            )
+
     @property
     def q_cls(self) -> str:
         """The question of the classification path."""
@@ -114,6 +132,10 @@ class TrainedMLLM(SessionAlgorithm):
     def load_adapters(self, values: Mapping[str, torch.Tensor]) -> None:
         """Load trained tensors by name."""
         self.mllm.load_adapters(values, several=self.average is not None)
+        self.snapshots.weights_change()
+
+    def after_step(self) -> None:
+        """Drop the copy that answers with the weights before this step: `step` may be a subclass's own."""
         self.snapshots.weights_change()
 
     def before_answers(self) -> None:
@@ -143,7 +165,7 @@ class TrainedMLLM(SessionAlgorithm):
             self.load_adapters(state["stage_start"] if stage.round else state["adapters"])
             self.run = self.begin(stage)
             self.run.load_state_dict(state, self.session.labeled(stage.round))
-            self.load_adapters(state["adapters"])
+        self.load_adapters(state["adapters"])
         self.shares = state["shares"]
         if self.average is not None:
             self.average.load_state_dict(state["average"])

@@ -69,7 +69,7 @@ class Stalls(TorchDispatchMode):
         if on_device and name in ("_local_scalar_dense", "item", "equal"):
             self.syncs[f"{name} {place()}"] += 1
             return torch.ones((), dtype=args[0].dtype).item()
-        if on_device and name in ("nonzero", "masked_select", "unique2"):
+        if on_device and name in ("nonzero", "masked_select", "masked_scatter_backward", "unique2"):
             self.syncs[f"{name} {place()}"] += 1
             return torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long, device=DEVICE)
         if name in ("index", "index_put", "index_put_") and on_device:

@@ -27,7 +27,7 @@ ALGORITHMS = {
 
 # What a dataset prepares before its algorithm exists: teacher chains, and images at the resolution of the model.
 READ_CHAINS = {"ReasoningSFT", "MTCT", "SARR", "RDMLDG"}
-CHAINS_ALONE = frozenset({"ReasoningSFT", "SARR"})  # whose supervised stage has no label term
+CHAINS_ALONE = {"ReasoningSFT", "SARR"}  # whose supervised stage has no label term
 ON_CLIP = {"CLIPZeroShot", "CLIPLoRA"}
 
 DATASETS = {
@@ -96,6 +96,14 @@ class Hparam:
         if self.embedded is None or dataset not in EMBEDDED_DATASETS:
             return self.default
         return self.embedded(dataset) if callable(self.embedded) else self.embedded
+
+    def drawn_on(self, dataset: str, drawn: Any) -> Any:
+        """Return a draw of ``sample`` for a dataset: as many times its default as the draw is of ``default``."""
+        default = self.default_on(dataset)
+        if type(default) not in (int, float) or default == self.default:
+            return drawn
+        scaled = drawn * default / self.default
+        return max(1, round(scaled)) if isinstance(default, int) else scaled
 
 
 # What every baseline gets on a dataset instead of its twin's: rendered datasets are small (a batch is per domain, and

@@ -252,6 +252,8 @@ def _add(plugin: Plugin, cls: Any) -> None:
     _TABLES[plugin.kind][plugin.name] = plugin.target
     if getattr(cls, "CHAIN_PATH", False):
         registry.READ_CHAINS.add(plugin.name)
+        if not cls.LABEL_PATH:
+            registry.CHAINS_ALONE.add(plugin.name)
     if plugin.kind == "algorithm" and "clip_model" in cls.HPARAMS:
         registry.ON_CLIP.add(plugin.name)
 

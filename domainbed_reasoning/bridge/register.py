@@ -232,12 +232,13 @@ def _twin(dataset: str) -> str:
 
 
 def _own_hparams(algorithm: str, dataset: str, random_seed: int) -> Ranges:
-    """Return the ranges of one of our algorithms: its own, those of our dataset, and its name."""
-    tables = [registry.STOCK_CODE_HPARAMS, _load(registry.ALGORITHMS[algorithm], algorithm).HPARAMS]
+    """Return the ranges of one of our algorithms: our dataset's, its own, which may replace them, and its name."""
+    tables = [registry.STOCK_CODE_HPARAMS]
     if dataset in registry.DATASETS:
         tables.append(_load(registry.DATASETS[dataset], dataset).HPARAMS)
     elif _twin(dataset) != dataset:
         tables.append(_load(custom.targets(custom.usable_datasets()[0])[dataset], dataset).HPARAMS)
+    tables.append(_load(registry.ALGORITHMS[algorithm], algorithm).HPARAMS)
     ranges: Ranges = {}
     for table in tables:
         ranges |= {name: _range(name, hparam, dataset, random_seed) for name, hparam in table.items()}
@@ -252,7 +253,8 @@ def _range(name: str, hparam: registry.Hparam, dataset: str, random_seed: int) -
     import numpy
     from domainbed.lib import misc
 
-    return default, hparam.sample(numpy.random.RandomState(misc.seed_hash(random_seed, name)))
+    drawn = hparam.sample(numpy.random.RandomState(misc.seed_hash(random_seed, name)))
+    return default, hparam.drawn_on(dataset, plain(drawn))
 
 
 def plain(value: Any) -> Any:

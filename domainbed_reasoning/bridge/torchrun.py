@@ -240,7 +240,9 @@ class _Reporter:
             return
         out = sys.stderr if self.rank == 0 else sys.__stderr__  # rank 0's is also DomainBed's err.txt
         if isinstance(error, RankLost):
-            print(f"domainbed-reasoning: {error}", file=out, flush=True)
+            cause = error.__cause__
+            why = f" ({type(cause).__name__}: {cause})" if cause is not None else ""
+            print(f"domainbed-reasoning: {error}{why}", file=out, flush=True)
         else:
             print(f"Rank {self.rank}:", file=out)
             traceback.print_exception(kind, error, trace, file=out)

@@ -19,6 +19,7 @@ from domainbed_reasoning.commands.arguments import Parser, UsageError, add_json,
 from domainbed_reasoning.terminal import counted
 
 DISTRIBUTION = "domainbed-reasoning"
+_AGAIN = "pip install --force-reinstall --no-deps . in the checkout"
 HOOK = "_domainbed_reasoning_hook"
 EXAMPLES = """\
   domainbed-reasoning doctor
@@ -115,13 +116,11 @@ def check_plug_in() -> Iterator[Finding]:
     for folder in ("tiny_model", "tiny_creatures"):
         weights = Path(registry.__file__).parent / "mllm" / folder / "model.safetensors"
         if not weights.is_file():
-            yield Finding(
-                f"an embedded model is missing: {weights}", f"pip install --force-reinstall {DISTRIBUTION}", True
-            )
+            yield Finding(f"an embedded model is missing: {weights}", _AGAIN, True)
     if HOOK in sys.modules:
         yield Finding("the import hook is active")
     else:
-        yield Finding("the import hook is not active: no startup file loads it", f"pip install {DISTRIBUTION}", True)
+        yield Finding("the import hook is not active: no startup file loads it", _AGAIN, True)
 
 
 def check_requirements() -> Iterator[Finding]:
@@ -215,10 +214,10 @@ def check_registries() -> Iterator[Finding]:
         problems = [problem for problem in problems if not problem.startswith("the plug-in ")]  # in a separate section
         missing = [name for name in ours if name not in names]
         for problem in problems:
-            fix = f"see the message; pip install --force-reinstall {DISTRIBUTION} restores the package's files"
+            fix = f"see the message; {_AGAIN} restores the package's files"
             yield Finding(problem, fix, bool(missing))
         if missing and not problems:
-            yield Finding(f"{module} lacks {', '.join(missing)}", f"pip install --force-reinstall {DISTRIBUTION}", True)
+            yield Finding(f"{module} lacks {', '.join(missing)}", _AGAIN, True)
         elif not missing:
             stock = len(names) - len(ours)
             yield Finding(f"{module}.{registry_name} has {', '.join(ours)} and {stock} stock names")

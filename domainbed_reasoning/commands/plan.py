@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.bridge import upstream
+from domainbed_reasoning.bridge.hparam_names import check_names
 from domainbed_reasoning.commands.arguments import Parser, add_json, json_object, positive, print_json
 from domainbed_reasoning.hparam_checks import check_values
 from domainbed_reasoning.images import catalog
@@ -29,7 +30,8 @@ EXAMPLES = """\
   domainbed-reasoning plan --dataset TerraIncognita --gpu A100-80 --gpus 4 --n-hparams 1 --n-trials 3
 
 Operations and memory are computed from the model's config; the achieved share of the GPU's peak is assumed, and hours
-are marked "counted", unless `python -m benchmarks.gpu --output FILE` has measured it on that GPU: --rates FILE.
+are marked "counted", unless `python -m benchmarks.gpu --output FILE`, in a checkout, has measured it on that GPU:
+--rates FILE.
 """
 
 # Changes that make a job cheaper, and their drawbacks.
@@ -55,7 +57,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--steps", type=positive(int), help="DomainBed's --steps")
     parser.add_argument("--n-hparams", type=positive(int), default=20, help="of the sweep (default: 20, as DomainBed)")
     parser.add_argument("--n-trials", type=positive(int), default=3, help="of the sweep (default: 3, as DomainBed)")
-    parser.add_argument("--rates", help="rates measured on this GPU: a result file of `python -m benchmarks.gpu`")
+    parser.add_argument(
+        "--rates", help="measured on this GPU: a result file of `python -m benchmarks.gpu` (in a checkout)"
+    )
     add_json(parser)
     parser.add_argument("--chain-tokens", type=positive(int), default=250, help="mean chain length (default: 250)")
 
@@ -171,7 +175,9 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     options = [
         (change, drawback)
         for change, drawback in _CHEAPER
-        if _applies(change, hparams) and needed(change) <= max(gpu.gib, needed({}))
+        if _applies(change, hparams)
+        and needed(change) <= max(gpu.gib, needed({}))
+        and hours(change).total < 0.99 * job.total
     ]
     for change, drawback in options:
         lines.append(f"  {_time(hours(change).total)}   --hparams '{json.dumps(own | change)}'   {drawback}")
@@ -243,9 +249,7 @@ def _algorithm(name: str) -> Any:
 
 def _hparams(algorithm: Any, args: argparse.Namespace, own: Mapping[str, Any]) -> dict[str, Any]:
     hparams = {name: hparam.default for name, hparam in algorithm.HPARAMS.items()}
-    for name in args.hparams:
-        if name not in hparams:
-            raise registry.unknown(f"hparam of {args.algorithm}", name, hparams)
+    check_names(args.hparams, args.algorithm)  # the dataset's are known too
     hparams |= own
     check_values(hparams, algorithm.HPARAMS)
     return hparams

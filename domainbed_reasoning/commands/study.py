@@ -42,7 +42,7 @@ Rerun a study to resume: it starts the jobs that are missing, failed or were kil
 completed.
 """
 _STOCK_LAUNCHERS = ("local", "multi_gpu", "dummy")
-# `make demo`: 24 jobs of our algorithms and ERM in 420 s on 2 cores.
+# `make demo DATASET=ShapesReasoning`: 24 jobs of our algorithms and ERM in 420 s on 2 cores.
 _MINI_CORE_SECONDS = 35
 _CHAIN_TOKENS = 250  # the paper's chains
 
@@ -170,7 +170,8 @@ def describe(study: Study, scale: str, settings: Settings, gpu: str, gpus: int) 
     if scale == "mini":
         cores = os.cpu_count() or 1
         minutes = total * _MINI_CORE_SECONDS / cores / 60
-        about = f"about {_MINI_CORE_SECONDS} core-seconds each (`make demo`: 24 jobs, 420 s on 2 cores)"
+        measured = "`make demo DATASET=ShapesReasoning`: 24 jobs, 420 s on 2 cores"
+        about = f"about {_MINI_CORE_SECONDS} core-seconds each ({measured})"
         lines.append(f"{total} jobs, {about}: {minutes:.0f} minutes on {cores} cores")
     else:
         try:

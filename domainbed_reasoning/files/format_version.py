@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 KEY = "format_version"
-UPGRADE = "Upgrade with `pip install --upgrade domainbed-reasoning`"
+UPGRADE = "Upgrade domainbed-reasoning: `git pull` and `pip install .` in its checkout"
 
 
 def newer_than(current: int, version: Any) -> str:

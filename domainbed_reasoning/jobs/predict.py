@@ -59,6 +59,9 @@ class SampleLoss:
 class Predictor:
     """A trained model that answers as in its job; with ``votes`` above 1, by majority over sampled chains.
 
+    Two things are otherwise than in the job: a chain that names no class always falls back on the class name, whatever
+    ``on_parse_failure`` says, and a method ``answer`` that an algorithm of the user's own overrides is not called.
+
     Args:
         job: folder of a DomainBed job, or a folder written by `export`.
         answer: ``chain``, ``label`` or ``both`` (the class is then the chain's); default: the job's.

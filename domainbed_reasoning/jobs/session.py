@@ -43,6 +43,9 @@ class Resumable(Protocol):
     def step(self, minibatches: Minibatches) -> dict[str, float]:
         """Take one step and return its values as plain floats, including ``stage``."""
 
+    def after_step(self) -> None:
+        """Forget what depends on the weights before a step, whichever way `step` changed them."""
+
     def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
         """Return class scores of the images ``x``, ``(n, num_classes)``, and the answers to be recorded."""
 
@@ -171,6 +174,7 @@ class Session:
         started = time.monotonic()
         with seeded(self.seed, "step", self.steps_taken, *self.ranks.stream):
             values = algorithm.step(minibatches)
+        algorithm.after_step()
         self._check_finite(values)
         self.steps_taken += 1
         self._training.add(1, time.monotonic() - started)

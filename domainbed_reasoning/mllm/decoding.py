@@ -297,11 +297,8 @@ class StepGraphs:
         if self._fails:
             step()
         elif shape not in self._graphs:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            if not self._warms_up(step):
                 step()
-            torch.cuda.current_stream().wait_stream(stream)
             self._graphs[shape] = None
         else:
             if self._graphs[shape] is None:
@@ -309,18 +306,42 @@ class StepGraphs:
             graph = self._graphs[shape]
             step() if graph is None else graph.replay()
 
+    def _warms_up(self, step: Callable[[], None]) -> bool:
+        """Run a step on a stream of its own; return whether it waits for the GPU nowhere, as capturing requires.
+
+        A capture that fails leaves PyTorch's allocator and generators in it; so it is not tried where it would.
+        """
+        current, stream, mode = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.get_sync_debug_mode()
+        stream.wait_stream(current)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with torch.cuda.stream(stream):
+                step()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._fail(error)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+            current.wait_stream(stream)
+        return not self._fails
+
+    def _fail(self, error: Exception) -> None:
+        self._fails = True
+        warnings.warn(
+            f"A decoding step cannot be captured as a CUDA graph ({error}): decoding runs without, and slower.",
+            stacklevel=3,
+        )
+
     def _captured(self, step: Callable[[], None]) -> Any:
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
                 step()
         except RuntimeError as error:
-            self._fails = True
-            warnings.warn(
-                f"A decoding step cannot be captured as a CUDA graph ({error}): decoding runs without, and slower.",
-                stacklevel=2,
-            )
+            torch.cuda.set_stream(current)  # torch.cuda.graph does not if ending the capture fails too
+            self._fail(error)
             return None
         return graph
 

@@ -49,6 +49,8 @@ def visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None and not named.strip():
         return []
+    if named is not None and named.startswith("MIG-"):
+        return named.split(",")  # a process can use only one slice, so CUDA counts one
     count = torch.cuda.device_count()
     return [str(index) for index in range(count)] if named is None else named.split(",")[:count]
 

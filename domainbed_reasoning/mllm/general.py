@@ -17,6 +17,7 @@ from domainbed_reasoning.mllm.findings import Findings
 from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods, token_log_likelihoods
+from domainbed_reasoning.mllm.transfer import moved
 
 Encoded = dict[str, Any]  # the images as bytes, `pictures`; once encoded, their `mm_encoder_outputs`
 _TOKENS_AT_A_TIME = {"cuda": 2**15, "cpu": 2**12}  # of prompts and class names
@@ -210,10 +211,11 @@ def _gathered(
 ) -> LogLikelihoods:
     """Return values of target tokens, ``(n, T)``, 0 at padding, and the mask."""
     rows = [value for _, value in sorted(values, key=lambda pair: pair[0])]
-    counts = torch.tensor([len(target) for target in targets], device=device)
-    mask = torch.arange(int(counts.max()), device=device) < counts[:, None]
+    counts = torch.tensor([len(target) for target in targets])
+    mask = torch.arange(int(counts.max())) < counts[:, None]
+    mask, *places = moved((mask, *mask.nonzero(as_tuple=True)), device)
     flat = torch.cat(rows)
-    return flat.new_zeros(mask.shape).masked_scatter(mask, flat), mask
+    return flat.new_zeros(mask.shape).index_put(tuple(places), flat), mask
 
 
 class GeneralGenerator(TextGenerator):

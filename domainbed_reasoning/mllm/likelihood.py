@@ -154,7 +154,8 @@ def _rows_at_a_time(head: Any, positions: int) -> int:
 def _scattered(rows: Rows | TreeBranch, parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return concatenated values of target tokens scattered to their positions, 0 elsewhere, ``(n, T)``."""
     values = torch.cat(list(parts))
-    return values.new_zeros(rows.target_mask.shape).masked_scatter(rows.target_mask, values)
+    # By numbers, not by the mask: the gradient of masked_scatter counts the mask's entries on the host.
+    return values.new_zeros(rows.target_mask.shape).index_put((rows.supervised[0], rows.tokens), values)
 
 
 def float32_logits(head: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ class Rows:
         supervised: row and position of the hidden state that predicts each target token, in the order of
             ``target_mask``.
         wanted: those target tokens.
+        tokens: the number of each among its row's target tokens.
     """
 
     input_ids: torch.Tensor
@@ -33,6 +34,7 @@ class Rows:
     target_mask: torch.Tensor
     supervised: tuple[torch.Tensor, torch.Tensor]
     wanted: torch.Tensor
+    tokens: torch.Tensor
 
 
 def build_rows(prompt: Sequence[int], targets: Sequence[Sequence[int]], pad: int, device: torch.device) -> Rows:
@@ -57,7 +59,7 @@ def build_rows(prompt: Sequence[int], targets: Sequence[Sequence[int]], pad: int
     target_mask = torch.arange(longest) < counts[:, None]
     row, token = target_mask.nonzero(as_tuple=True)
     supervised = (row, len(prompt) - 1 + token)
-    rows = Rows(input_ids, attention_mask, len(prompt), padded, target_mask, supervised, padded[target_mask])
+    rows = Rows(input_ids, attention_mask, len(prompt), padded, target_mask, supervised, padded[target_mask], token)
     return moved(rows, device)
 
 
@@ -114,12 +116,14 @@ class TreeBranch:
         supervised: row and position of the hidden state that predicts each target token, in the order of
             ``target_mask``.
         wanted: those target tokens.
+        tokens: the number of each among its row's target tokens.
     """
 
     targets: torch.Tensor
     target_mask: torch.Tensor
     supervised: tuple[torch.Tensor, torch.Tensor]
     wanted: torch.Tensor
+    tokens: torch.Tensor
 
 
 def build_tree_rows(
@@ -148,7 +152,8 @@ def build_tree_rows(
     branches = []
     for index, rows in enumerate(parts):
         row, position = rows.supervised
-        branches.append(TreeBranch(rows.targets, rows.target_mask, (row, starts[index] + position), rows.wanted))
+        supervised = (row, starts[index] + position)
+        branches.append(TreeBranch(rows.targets, rows.target_mask, supervised, rows.wanted, rows.tokens))
     prefix = torch.tensor(list(prompts[0][:shared]), dtype=torch.long).expand(n, -1)
     counted = [torch.arange(shared), *(shared + torch.arange(widths[index]) for index in order)]
     real = [torch.ones_like(prefix, dtype=torch.bool), *(parts[index].attention_mask.bool() for index in order)]

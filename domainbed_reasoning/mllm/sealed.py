@@ -38,7 +38,9 @@ def without_package(name: str) -> Iterator[None]:
 
 def import_bitsandbytes() -> None:
     """Import bitsandbytes, if installed, without the kernel that it would download for 4-bit products on a CPU."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns about the missing kernel
+    # It warns about the missing kernel, and in int8 of a cast to float16, for each layer in each forward pass.
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with without_package("kernels"), contextlib.suppress(Exception):  # importing it where it is needed raises the error
         import bitsandbytes  # noqa: F401
 

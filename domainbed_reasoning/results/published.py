@@ -182,11 +182,13 @@ PAPER_HPARAMS: dict[str, Any] = {
     "sarr_filter": "conclusion",
     "sarr_votes": 1,
     "votes": 1,
+    "average_adapters": False,
+    "init_adapter": None,
 }
 # The settings among these that make it a different method than the paper's.
 METHOD_HPARAMS = (
     "answer", "label_weight", "chain_weight", "gradient_balance", "chain_weighting", "sarr_filter",
-    "sarr_votes", "votes",
+    "sarr_votes", "votes", "average_adapters", "init_adapter",
 )  # fmt: skip
 PAPER_BATCH = 128  # over all source domains
 # Networks of the other methods, from the paper's tables.

@@ -15,4 +15,5 @@ class FocalRDMLDG(RDMLDG):
     def terms(self, images, names, chains):
         """Return both terms of each image, ``(n,)`` in nats."""
         label, chain = super().terms(images, names, chains)
-        return (1 - (-label).exp()) ** self.hparams["focal_gamma"] * label, chain
+        unsure = (1 - (-label).exp()).clamp_min(1e-6)  # at 0 the power has no finite gradient
+        return unsure ** self.hparams["focal_gamma"] * label, chain

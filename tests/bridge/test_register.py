@@ -82,6 +82,17 @@ def test_the_embedded_datasets_have_defaults_of_their_own():
     assert hparams_registry.default_hparams("RDMLDG", "PACSReasoning")["model"] == "OpenGVLab/InternVL3-8B-hf"
 
 
+def test_draws_on_the_embedded_datasets_are_around_their_own_defaults():
+    """The same draws, in proportion: InternVL3's learning rates would train nothing there."""
+    for seed in range(1, 6):
+        real, embedded = (
+            hparams_registry.random_hparams("MTCT", name, seed) for name in ("PACSReasoning", "ShapesReasoning")
+        )
+        assert embedded["lr"] == pytest.approx(real["lr"] * 4e-3 / 5e-4)
+        assert embedded["batch_size"] == max(1, round(real["batch_size"] * 6 / 43))
+        assert type(embedded["batch_size"]) is int and embedded["lora_rank"] == real["lora_rank"]
+
+
 def test_random_search_draws_what_has_a_sampler_and_nothing_else():
     table = algorithms.get_algorithm_class("RDMLDG").HPARAMS
     drawn = [hparams_registry.random_hparams("RDMLDG", "PACSReasoning", seed) for seed in range(20)]

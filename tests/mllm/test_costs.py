@@ -151,7 +151,7 @@ def test_plan_shows_evaluation_costs_and_cheaper_settings(capsys):
     printed = capsys.readouterr().out
     assert "with OpenGVLab/InternVL3-8B-hf (7.94 billion weights) on 1 x h200" in printed
     assert "DomainBed evaluates all splits 5 times" in printed
-    for part in ("GiB of 131 GiB", "a table", "600 jobs", '"answer": "label"', "error", "assumed"):
+    for part in ("GiB of 131 GiB", "a table", "600 jobs", '"first_evaluation": 2', "error", "assumed"):
         assert part in printed
 
 

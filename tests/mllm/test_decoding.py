@@ -159,8 +159,11 @@ def graphs(monkeypatch):
         def wait_stream(self, other):
             pass
 
+    modes = ["default"]
     names = {"CUDAGraph": Graph, "graph": Capture, "Stream": Stream, "current_stream": Stream}
-    for name, value in {**names, "stream": lambda stream: stream, "graph_pool_handle": object}.items():
+    names |= {"stream": lambda stream: stream, "graph_pool_handle": object, "set_stream": lambda stream: None}
+    names |= {"get_sync_debug_mode": lambda: modes[-1], "set_sync_debug_mode": modes.append}
+    for name, value in names.items():
         monkeypatch.setattr(torch.cuda, name, value)
     return capturing
 
@@ -198,6 +201,24 @@ def test_step_that_cannot_be_captured_runs_eagerly_with_one_warning(graphs):
     steps.run((4, 128), step)
     steps.run((2, 128), step)
     assert len(computed) == 4
+
+
+def test_a_step_that_waits_for_the_gpu_is_not_captured(graphs):
+    """In a capture it would fail, and leave the allocator in it; the step is run once more, without the ban."""
+    computed = []
+
+    def step():
+        assert not graphs
+        if torch.cuda.get_sync_debug_mode() == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        computed.append(1)
+
+    steps = StepGraphs()
+    with pytest.warns(UserWarning, match="cannot be captured.*synchronizing"):
+        steps.run((4, 128), step)
+    steps.run((4, 128), step)
+    steps.run((2, 128), step)
+    assert len(computed) == 3 and torch.cuda.get_sync_debug_mode() == "default"
 
 
 def test_late_read_returns_the_values_at_its_start(monkeypatch):

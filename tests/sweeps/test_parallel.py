@@ -90,6 +90,12 @@ def test_every_job_has_a_gpu_of_its_own(monkeypatch):
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in parallel.device_slots()] == ["2", "5", "2"]
 
 
+def test_every_slice_of_a_gpu_is_used(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)  # what CUDA says of several slices
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in parallel.device_slots()] == ["MIG-a", "MIG-b"]
+
+
 def test_jobs_of_several_gpus_have_them_to_themselves(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,0,1,7")

@@ -18,6 +18,7 @@ from domainbed_reasoning.results.tables import ABSENT, LACKING, Table, labeled_r
 
 _DIFFERENCE = "Ours − paper"
 _EITHER = " The paper does not state which answer its zero-shot model uses: both are shown, the other at the last step."
+_TRAINED_ON_CHAINS = ("ReasoningSFT", "MTCT", "SARR", "RDMLDG")
 _OF_METHOD = frozenset(published.METHOD_HPARAMS)
 
 
@@ -53,7 +54,7 @@ def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str, ran_on: 
     """Return the paper's accuracy of an algorithm with this schedule; None if it has no such row.
 
     RDMLDG with N rounds corresponds to the paper's N, without rounds to MTCT. The paper has neither RDMLDG nor SARR
-    without the teacher stage, nor MTCT for more epochs, nor any method with another objective, filter, vote or answer.
+    without the teacher stage, nor other epochs, nor any method with another objective, filter, vote or answer.
 
     Args:
         algorithm: DomainBed's or our name.
@@ -64,7 +65,9 @@ def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str, ran_on: 
     paper = published.settings_of(algorithm)
     if any(not _same(hparams[name], paper[name]) for name in paper.keys() & hparams & _OF_METHOD):
         return None
-    if algorithm == "MTCT" and _is_longer(hparams.get("mtct_epochs"), ran_on):
+    if hparams.get("chains") == "none" and algorithm in _TRAINED_ON_CHAINS:
+        return None
+    if any(_differs(name, hparams, ran_on) for name in ("mtct_epochs", "sarr_epochs")):
         return None
     rounds = hparams.get("sarr_rounds", published.PAPER_HPARAMS["sarr_rounds"])
     if algorithm in ("RDMLDG", "SARR"):
@@ -78,10 +81,9 @@ def _accuracy(algorithm: str, hparams: Mapping[str, Any], dataset: str, ran_on: 
     return published.result_of(algorithm, dataset)
 
 
-def _is_longer(epochs: Any, dataset: str) -> bool:
-    """Return whether MTCT runs for more epochs than by default on a dataset."""
-    usual: int = rows_of("MTCT")["mtct_epochs"].default_on(dataset)
-    return isinstance(epochs, int) and epochs > usual
+def _differs(epochs: str, hparams: Mapping[str, Any], dataset: str) -> bool:
+    """Return whether jobs have another number of epochs than by default on a dataset."""
+    return epochs in hparams and hparams[epochs] != rows_of("RDMLDG")[epochs].default_on(dataset)
 
 
 def add_paper_columns(table: Table, cells: pd.DataFrame, dataset: str) -> Table:
