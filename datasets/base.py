@@ -202,7 +202,8 @@ def report_chains(task: Task, wanted: bool, exact: bool = False, verification: s
         The task with the chains to train on.
 
     Raises:
-        ValueError: if no chain that is left concludes with a class; a model trained on them would never answer.
+        ValueError: if no chain is left, or those left conclude with no class: a model trained on them would never name
+            one.
     """
     if not wanted:
         return task
@@ -229,6 +230,8 @@ def report_chains(task: Task, wanted: bool, exact: bool = False, verification: s
             f"{firsts[env, index]!r:.80}"
         )
         if found is other and verification:
+            if not task.chains:
+                raise ValueError(f"{message}, so none is left to train on (chain_verification 'verified').")
             use = _USES[verification]
             _log.info(printable(f"{task.dataset}: {message}. They are {use}.", sys.stdout))
             continue

@@ -35,7 +35,8 @@ def is_evaluated(record: Mapping[str, Any]) -> bool:
 
     Before the hparam ``first_evaluation``, all answers are class 0; a job's last evaluation is always measured.
     """
-    return bool(record["step"] + 1 >= (record.get("hparams") or {}).get("first_evaluation", 0))
+    first = (record.get("hparams") or {}).get("first_evaluation", 0)
+    return not isinstance(first, int) or bool(record["step"] + 1 >= first)
 
 
 def _is_whole(value: Any) -> bool:

@@ -318,6 +318,12 @@ def test_chains_that_conclude_no_class_or_a_wrong_one_are_reported(pacs, capsys)
     assert [len(found) for found in misled(task_of(hparams))] == [3, 3]
 
 
+def test_a_file_of_wrong_conclusions_alone_is_refused(pacs):
+    write(pacs, [line | {"chain": chain_text("dog")} for line in read(pacs) if "/dog/" not in line["image"]])
+    with pytest.raises(ValueError, match=r"conclude with a class other .*, so none is left to train on"):
+        build(pacs)
+
+
 def test_correct_chains_cause_no_warning(pacs, capsys):
     build(pacs)
     assert "WARNING" not in capsys.readouterr().out
