@@ -109,8 +109,8 @@ def select_chains(
         image = record["image"] if known is None else known.find(record["image"])
         if image is None:
             fix = (
-                "Pass this dataset's chain file, correct the path, or keep the lines of its images alone: "
-                "`domainbed-reasoning export NEW.jsonl --format jsonl --all --chains FILE`"
+                "Pass this dataset's chain file or correct the path; `domainbed-reasoning export NEW.jsonl --format "
+                "jsonl --all --chains FILE` keeps the lines of its images alone"
             )
             raise ChainFileError(path, line, f"image {record['image']!r} is not in the dataset", fix)
         if not is_accepted(record):

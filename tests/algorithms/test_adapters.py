@@ -111,7 +111,7 @@ def adapter(tmp_path_factory):
     """Dataset, trained algorithm and its exported adapter of rank 4."""
     dataset, algorithm, _, _ = trained(lora_rank=4, lora_alpha=8)
     folder = tmp_path_factory.mktemp("start")
-    export_adapters(write_trained_job(algorithm, folder / "job"), folder / "adapter")
+    export_adapters(write_trained_job(algorithm, folder / "job", [3]), folder / "adapter")
     return dataset, algorithm, folder / "adapter"
 
 

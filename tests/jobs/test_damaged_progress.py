@@ -178,7 +178,7 @@ def test_progress_of_a_newer_version_is_refused_and_kept_and_of_an_older_one_the
     state = read_tensors(kept / "state.pt")
     write_tensors(kept / "state.pt", state | {"format": 3})
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    with pytest.raises(RuntimeError, match=r"version 3.*up to version 2\. Upgrade with `pip .* jobs --clear"):
+    with pytest.raises(RuntimeError, match=r"version 3.*up to version 2\. Upgrade domainbed-reasoning.* jobs --clear"):
         Progress(JOB, kept.parent)
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
     write_tensors(kept / "state.pt", state | {"format": 1})

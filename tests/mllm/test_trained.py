@@ -17,6 +17,7 @@ from builders.training import write_trained_job
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.jobs.export import export_adapters, export_merged
+from domainbed_reasoning.jobs.model_card import public_settings
 from domainbed_reasoning.jobs.predict import Predictor
 from domainbed_reasoning.jobs.trained import JobError, read_job
 from domainbed_reasoning.mllm import load_mllm
@@ -217,7 +218,8 @@ def test_a_job_without_a_version_is_upgraded_by_export_and_a_newer_one_is_refuse
     export_adapters(old, tmp_path / "adapter")
     upgraded = json.loads((tmp_path / "adapter" / "task.json").read_text())
     assert upgraded["format_version"] == 2
-    assert upgraded["hparams"] == task["hparams"] | {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact"}
+    public = public_settings(task["hparams"]) | {"model": task["hparams"]["model"]}
+    assert upgraded["hparams"] == public | {"votes": 1, "vote_temperature": 0.7, "answer_matching": "exact"}
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     with safetensors.safe_open(weights, "pt") as file:
         assert file.metadata() == {"format": "pt", "domainbed_reasoning.format_version": "2"}
@@ -227,14 +229,14 @@ def test_a_job_without_a_version_is_upgraded_by_export_and_a_newer_one_is_refuse
         again = read_job(tmp_path / "adapter").adapters
         assert again.keys() == adapters.keys() and all(torch.equal(again[name], adapters[name]) for name in again)
     for version, reason in (
-        ("3", "version 3, .* up to version 2. Upgrade with `pip"),
+        ("3", "version 3, .* up to version 2. Upgrade domainbed-reasoning"),
         ("x", "must be a number; got 'x'"),
     ):
         safetensors.torch.save_file(tensors, weights, {"domainbed_reasoning.format_version": version})
         with pytest.raises(JobError, match=f"adapter_model.safetensors: .*{reason}"):
             read_job(tmp_path / "adapter")
     for version, reason in (
-        (3, "version 3, .* up to version 2. Upgrade with `pip"),
+        (3, "version 3, .* up to version 2. Upgrade domainbed-reasoning"),
         (0, "'format_version' cannot be 0"),
     ):
         (old / "task.json").write_text(json.dumps(task | {"format_version": version}))

@@ -46,11 +46,13 @@ def minibatches(dataset: Any, test_envs: Sequence[int] = (3,), size: int = 4, st
     return [tuple(collate([dataset[env][start + i] for i in range(size)])) for env in envs]
 
 
-def write_trained_job(algorithm: Any, folder: Path) -> Path:
+def write_trained_job(algorithm: Any, folder: Path, test_envs: Sequence[int] = (2,)) -> Path:
     """Leave what DomainBed's train script leaves: checkpoint, records and our task.json."""
     folder.mkdir(parents=True)
     name = type(algorithm).__name__
-    args = argparse.Namespace(algorithm=name, dataset="PACSReasoning", test_envs=[2], output_dir=str(folder))
+    args = argparse.Namespace(
+        algorithm=name, dataset="PACSReasoning", test_envs=list(test_envs), output_dir=str(folder)
+    )
     write_task(algorithm.task, algorithm.hparams, args)
     checkpoint = {
         "args": vars(args),
