@@ -160,7 +160,8 @@ def test_a_signal_ends_the_jobs_and_their_children(command, tmp_path, number):
         child.wait()
         """,
     )
-    code = f"from domainbed_reasoning.sweeps.launchers.parallel import parallel_launcher; parallel_launcher([{job!r}])"
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # which `nohup make test` ignores
+    code += f"from domainbed_reasoning.sweeps.launchers.parallel import parallel_launcher; parallel_launcher([{job!r}])"
     command = [sys.executable, "-c", code]
     launcher = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, cwd=tmp_path)
     wait_until((tmp_path / "pid").exists)
