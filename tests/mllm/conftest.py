@@ -15,6 +15,7 @@ from domainbed_reasoning.bridge.samples import attach_task, with_ids
 from domainbed_reasoning.chains.chain import Chain
 from domainbed_reasoning.method.schedule import Schedule, Stage
 from domainbed_reasoning.method.task import Task
+from domainbed_reasoning.mllm import findings
 from domainbed_reasoning.mllm.loading import TINY
 from domainbed_reasoning.mllm.pixels import resize
 
@@ -62,6 +63,15 @@ def class_names() -> tuple[str, ...]:
 def images() -> torch.Tensor:
     """Five random images, none at any model's own size."""
     return torch.randint(0, 256, (5, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def own_findings(tmp_path_factory):
+    """What is found about models is kept in a folder of the module's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(findings, "cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from builders import architectures, families
 from domainbed_reasoning.chains.chain import Chain
-from domainbed_reasoning.mllm import findings, load_mllm
+from domainbed_reasoning.mllm import load_mllm
 
 CHAIN = Chain("a creature", "four legs", "legs", "so a dog", "dog").render()
 EMPTY = "<think>\n\n</think>\n\n"
@@ -24,12 +24,7 @@ TEMPLATES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(findings, "cache_folder", lambda: folder)
-        yield
+pytestmark = pytest.mark.usefixtures("own_findings")
 
 
 @pytest.fixture(scope="module")

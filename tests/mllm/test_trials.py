@@ -12,7 +12,7 @@ from builders import architectures
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.images import shapes
-from domainbed_reasoning.mllm import ModelError, findings, general, load_mllm, trials
+from domainbed_reasoning.mllm import ModelError, general, load_mllm, trials
 from domainbed_reasoning.mllm.adapters import lora_targets, without_adapters
 from domainbed_reasoning.mllm.families import family_of
 from domainbed_reasoning.mllm.findings import Findings
@@ -25,12 +25,7 @@ Q_CLS, Q_REASON = q_cls(NAMES, "creature"), q_reason(NAMES, "creature")
 ALL = Findings("", batch=True, padding=True, reuse=True, cache=True, image_tokens=4, worst=0.0, seconds=0.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(findings, "cache_folder", lambda: folder)
-        yield
+pytestmark = pytest.mark.usefixtures("own_findings")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from builders.families import TEXT, _text
 from builders.training import write_trained_job
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.jobs.export import export_adapters
-from domainbed_reasoning.mllm import ModelError, findings, load_mllm
+from domainbed_reasoning.mllm import ModelError, load_mllm
 from domainbed_reasoning.mllm.loading import cached_numbers, config_of, image_edge
 
 VISION = {
@@ -26,12 +26,7 @@ QFORMER = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(findings, "cache_folder", lambda: folder)
-        yield
+pytestmark = pytest.mark.usefixtures("own_findings")
 
 
 def saved(folder, model, processor):
