@@ -17,8 +17,8 @@ from typing import Any
 from domainbed_reasoning.chains.bundled import BUNDLED, bundle_path
 from domainbed_reasoning.chains.image_names import ImageLookup, composed, image_name_problems
 from domainbed_reasoning.chains.prompts import q_cls
-from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules
-from domainbed_reasoning.chains.store import ChainFileError, is_accepted, read_lines
+from domainbed_reasoning.chains.rules import MAX_WORDS, MIN_WORDS, Rules, Verdict
+from domainbed_reasoning.chains.store import ChainFileError, Record, is_accepted, read_lines
 from domainbed_reasoning.commands import arguments
 from domainbed_reasoning.images.catalog import IMAGE_EXTENSIONS, STOCK, FolderScan, ImageFolder, check_domain_order
 from domainbed_reasoning.images.decode import read_rgb, reject_truncated_images
@@ -266,9 +266,8 @@ def check_chains(path: Path, dataset: ImageFolder, on_disk: FolderScan) -> list[
             accepted[image] += 1
             if accepted[image] == 2:
                 problems.append(f"{place}: second accepted chain of {image!r}.")
-            verified = record.get("verified", True)
-            misled += not verified and rules.judge(record["chain"], labels[image]).rule == "label"
-            verdict = rules.judge(record["chain"], labels[image] if verified else None)
+            verdict, is_misled = _judged(record, labels[image], rules)
+            misled += is_misled
             if not verdict.accepted:
                 problems.append(
                     f"{place}: accepted, but violates the rule {verdict.rule!r}: {verdict.reason}. "
@@ -305,15 +304,20 @@ def check_bundle(dataset: ImageFolder, on_disk: FolderScan) -> list[str]:
     misled = 0
     for line, record in lines:
         if is_accepted(record):
-            label = labels[record["image"]]
-            verified = record.get("verified", True)
-            misled += not verified and rules.judge(record["chain"], label).rule == "label"
-            verdict = rules.judge(record["chain"], label if verified else None)
+            verdict, is_misled = _judged(record, labels[record["image"]], rules)
+            misled += is_misled
             if not verdict.accepted:
                 place = f"{bundle.path}, line {line} ({record['image']})"
                 problems.append(f"{place}: accepted, but violates the rule {verdict.rule!r}: {verdict.reason}.")
     _print_misled(misled)
     return _shortened(problems, "invalid lines in the bundle")
+
+
+def _judged(record: Record, label: int, rules: Rules) -> tuple[Verdict, bool]:
+    """Return the verdict on an accepted line, and whether it is unverified and concludes another class."""
+    if record.get("verified", True):
+        return rules.judge(record["chain"], label), False
+    return rules.judge(record["chain"]), rules.judge(record["chain"], label).rule == "label"
 
 
 def _print_misled(count: int) -> None:
