@@ -123,7 +123,7 @@ class Stalls(TorchDispatchMode):
 
 
 class _Lists(TorchFunctionMode):
-    """Counts tensors that are made on the device from values of the host, each a copy that is not pinned."""
+    """Counts values of the host that PyTorch copies to the device by itself: new tensors, and lists as indices."""
 
     def __init__(self, stalls: Stalls):
         super().__init__()
@@ -134,6 +134,10 @@ class _Lists(TorchFunctionMode):
         of_lists = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor)
         if of_lists and torch.device(kwargs.get("device") or "cpu") == DEVICE:
             self.stalls.copies[place()] += 1
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and args[0].device == DEVICE:
+            keys = args[1] if isinstance(args[1], tuple) else (args[1],)
+            lists = [key for key in keys if isinstance(key, list) or (torch.is_tensor(key) and key.dim())]
+            self.stalls.copies[place()] += sum(not torch.is_tensor(key) or key.device != DEVICE for key in lists)
         return func(*args, **kwargs)
 
 

@@ -135,7 +135,8 @@ class Objective:
         ranks = ranks or Ranks()
         for rows in ranks.share(micro_batches(used, chains, self.micro_batch, ranks.world)):
             texts = [str(chains[row]) for row in rows] if chains[rows[0]] is not None else None
-            label, chain = terms(images[rows], [names[row] for row in rows] if names is not None else None, texts)
+            pictures = torch.stack([images[row] for row in rows])  # a list as index is a copy that the host waits for
+            label, chain = terms(pictures, [names[row] for row in rows] if names is not None else None, texts)
             loss = torch.zeros((), device=parameters[0].device)
             if label is not None:
                 if balance is None:

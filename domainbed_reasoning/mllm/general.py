@@ -17,7 +17,7 @@ from domainbed_reasoning.mllm.findings import Findings
 from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods, token_log_likelihoods
-from domainbed_reasoning.mllm.transfer import moved
+from domainbed_reasoning.mllm.transfer import moved, take
 
 Encoded = dict[str, Any]  # the images as bytes, `pictures`; once encoded, their `mm_encoder_outputs`
 _TOKENS_AT_A_TIME = {"cuda": 2**15, "cpu": 2**12}  # of prompts and class names
@@ -189,7 +189,7 @@ def _logits(
     for rows in grouped([len(target) for target in targets], found.batch, found.padding):
         part, kept = inputs, encoded
         if len(rows) < len(targets):
-            part, kept = conversations(mllm, encoded["pictures"][rows], question), {}
+            part, kept = conversations(mllm, take(encoded["pictures"], rows), question), {}
         fed = continued(part, [targets[row][:-1] for row in rows], pad)  # nothing is predicted after the last token
         logits = forward(mllm, fed, kept, max(len(targets[row]) for row in rows))
         for place, row in enumerate(rows):
@@ -258,7 +258,7 @@ class GeneralGenerator(TextGenerator):
         fitting = self._fitting(question, max_new_tokens, len(images)) if len(images) else 1
         groups = grouped([len(tokens) for tokens in begun], found.batch, padding=False)
         for rows in (group[at : at + fitting] for group in groups for at in range(0, len(group), fitting)):
-            inputs = conversations(mllm, pictures[rows], question)
+            inputs = conversations(mllm, take(pictures, rows), question)
             length = inputs["input_ids"].shape[1]
             if begun[rows[0]]:
                 inputs = continued(inputs, [begun[row] for row in rows], 0)

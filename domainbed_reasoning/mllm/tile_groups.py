@@ -18,6 +18,7 @@ from domainbed_reasoning.mllm.dynamic_tiles import DynamicTiles, groups_of
 from domainbed_reasoning.mllm.generation import TextGenerator
 from domainbed_reasoning.mllm.language_model import LanguageModel
 from domainbed_reasoning.mllm.likelihood import LogLikelihoods
+from domainbed_reasoning.mllm.transfer import take
 
 _WAITING = 256  # images that are grouped at a time: 2 GB at 12 tiles of 448 pixels
 
@@ -58,7 +59,7 @@ class TileGroups:
     def groups(self, columns: torch.Tensor) -> Iterator[tuple[list[int], Any, torch.Tensor]]:
         """Yield for each number of tiles the rows that have it, the model, and their images."""
         for count, rows in groups_of(self.tiles.counts(columns)).items():
-            yield rows, self.model(count), columns if len(rows) == len(columns) else columns[rows]
+            yield rows, self.model(count), columns if len(rows) == len(columns) else take(columns, rows)
 
     def encode(self, columns: torch.Tensor) -> dict[str, Any]:
         """Return encoded images, by number of tiles."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +27,11 @@ def moved(record: _Record, device: torch.device) -> _Record:
     parts = iter(there.split([tensor.numel() for tensor in tensors]))
     result: _Record = _replaced(record, iter([next(parts).view(each.shape).to(each.dtype) for each in tensors]))
     return result
+
+
+def take(values: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Return some rows of a tensor; a list as its index would be copied to the GPU while the host waits."""
+    return torch.stack([values[row] for row in rows])
 
 
 def is_asynchronous(device: torch.device) -> bool:
