@@ -10,7 +10,7 @@ import torch
 from domainbed_reasoning.mllm import trials
 from domainbed_reasoning.mllm.adapter_files import initial_adapter
 from domainbed_reasoning.mllm.adapters import LoraSettings, adapter_shapes, add_lora
-from domainbed_reasoning.mllm.attention import takes_tree_masks
+from domainbed_reasoning.mllm.attention import avoid_plans, takes_tree_masks
 from domainbed_reasoning.mllm.devices import default_device
 from domainbed_reasoning.mllm.dynamic_tiles import DynamicTiles
 from domainbed_reasoning.mllm.families import is_general, require_dynamic, tile_grid
@@ -59,6 +59,7 @@ def load_mllm(
     """
     where = torch.device(device or default_device())
     hub = (revision, trust_remote_code)
+    avoid_plans(attn_implementation, where)
     network, processor, family = load_network(model, dtype, quantize, where, *hub, attn_implementation)
     tiles, grid = None, 1
     if tiling == "dynamic":
