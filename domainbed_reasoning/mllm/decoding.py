@@ -5,8 +5,8 @@ an eighth of the slots is free, the next prompts are prefilled into them as one 
 before it reads the tokens of the previous one; it notices the end of an answer one step late and drops what the slot
 has generated since. On the CPU, where this gains nothing, tokens are read at once.
 
-On CUDA, decoding steps replay graphs (`StepGraphs`). **This has never run on CUDA**: no GPU was available. It is not
-reached on other devices. Models quantized by bitsandbytes, and steps that cannot be captured, run without graphs.
+On CUDA, decoding steps replay graphs (`StepGraphs`). Models quantized by bitsandbytes, and steps that cannot be
+captured, run without.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ class Decoder:
 
 
 class StepGraphs:
-    """CUDA graphs of decoding steps, one per shape. Never run on CUDA: see the module's docstring.
+    """CUDA graphs of decoding steps, one per shape.
 
     The first step of a shape runs eagerly on a side stream, as warm-up; the second is captured and replayed.
     """
@@ -313,8 +313,10 @@ class StepGraphs:
         """
         current, stream, mode = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.get_sync_debug_mode()
         stream.wait_stream(current)
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+                torch.cuda.set_sync_debug_mode("error")
             with torch.cuda.stream(stream):
                 step()
         except torch.OutOfMemoryError:
