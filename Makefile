@@ -18,7 +18,7 @@ ON_THE_WHEEL := $(filter-out tests/test_imports.py tests/test_no_timing_asserts.
 # What exports and records go into: datasets, TRL, PEFT and the experiment trackers.
 INTEGRATIONS := tests/hub tests/tracking tests/annotate/test_conversations.py
 
-.PHONY: help setup demo test test-fast test-slow test-wheel test-integrations lint docs bench real-size compat fuzz
+.PHONY: help setup demo test test-fast test-slow test-cuda test-wheel test-integrations lint docs bench real-size compat fuzz
 
 help:
 	@echo "make setup   .venv with this package and its tools, and DomainBed into the user's cache folder"
@@ -28,6 +28,7 @@ help:
 	@echo "make test    all tests but the slow ones (under 20 minutes on 2 cores) | PYTEST='tests/chains -x' some of them"
 	@echo "make test-fast  no model but the tiny one, no server, hardly a process (under a minute on 2 cores)"
 	@echo "make test-slow  the slow ones"
+	@echo "make test-cuda  those of tests/cuda, on a GPU (3 minutes on an H100); all others run on the CPU"
 	@echo "make test-wheel  the fast ones and a training job on the built wheel, in a fresh environment and a clone of DomainBed"
 	@echo "make test-integrations  exports in datasets, TRL and PEFT, and the experiment trackers (installs them)"
 	@echo "make lint    ruff and mypy"
@@ -65,6 +66,9 @@ test-fast: setup
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m slow $(WORKERS)
+
+test-cuda: setup
+	$(PYTHON) -m pytest -m cuda tests/cuda
 
 test-wheel: setup
 	$(PYTHON) tests/compat/wheel.py $(if $(FOLDER),--folder "$(FOLDER)") $(ON_THE_WHEEL)

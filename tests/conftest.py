@@ -32,6 +32,12 @@ sys.path.insert(0, str(UPSTREAM or STAND_IN))
 import _domainbed_reasoning_hook  # noqa: E402, F401 - installs the hook where no `.pth` file did
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all tests but those of tests/cuda, which ``-m cuda`` runs: others compare float32 of the CPU."""
+    if config.option.markexpr.strip() != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_report_header() -> str:
     """Say which DomainBed the tests run on."""
     return f"DomainBed: the stand-in{f' and upstream at {UPSTREAM}' if UPSTREAM else f' only ({NO_UPSTREAM})'}"
@@ -62,7 +68,8 @@ def _without_cuda() -> str | None:
 
     if torch.cuda.is_available():
         return None
-    return "no CUDA device" if torch.version.cuda else f"PyTorch {torch.__version__} is built without CUDA"
+    built = "no CUDA device, or hidden without -m cuda"
+    return built if torch.version.cuda else f"PyTorch {torch.__version__} is built without CUDA"
 
 
 @pytest.fixture(params=["standin", "upstream"])
