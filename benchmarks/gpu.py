@@ -60,7 +60,7 @@ class Bench:
         self.folder, self.tiny, self.device, self.repeats = folder, tiny, device, repeats
         self.cuda = device.type == "cuda"
         self.samples_a_step = 6 if tiny else 129
-        self.micro_batches = (2, 3) if tiny else (2, 4, 8)
+        self.micro_batches = (2, 3) if tiny else (4, 8, 12)
         self.answer_batches = (2, 4) if tiny else (64, 256)
         self.new_tokens = 8 if tiny else 250
         self.edge = gpu_models.TINY_EDGE if tiny else 448
@@ -80,7 +80,9 @@ class Bench:
             torch.cuda.empty_cache()
         lengths = (20, 25, 30) if self.tiny else LENGTHS
         lengths = tuple(lengths[index % 3] for index in range(self.samples_a_step))
-        return BenchmarkSamples(self.folder, "MTCT", lengths, self.edge, **{"micro_batch": 2, **changes})
+        samples = BenchmarkSamples(self.folder, "MTCT", lengths, self.edge, **{"micro_batch": 2, **changes})
+        samples.minibatch = tuple(part.to(self.device) for part in samples.minibatch)  # as DomainBed's script does
+        return samples
 
     def lengths(self, samples: BenchmarkSamples) -> costs.Lengths:
         """Return the texts' lengths as the cost model counts them."""
@@ -149,8 +151,10 @@ def _plain_updates(bench: Bench) -> None:
     lengths = bench.lengths(samples)
     for micro in bench.micro_batches:
         bench.tried(f"update, micro-batch {micro}", lambda micro=micro: _updates(bench, samples, lengths, micro))
-    _set_micro_batch(samples, bench.micro_batches[0])
-    bench.tried("profiled update", lambda: _profile(bench, samples))
+    bench.tried("micro-batches of one image", lambda: _launches(bench, samples))
+    _set_micro_batch(samples, bench.micro_batches[1])
+    samples.minibatch = tuple(part[: bench.micro_batches[1]] for part in samples.minibatch)
+    bench.tried("profiled micro-batch", lambda: _profile(bench, samples))
 
 
 def _set_micro_batch(samples: BenchmarkSamples, micro: int) -> None:
@@ -164,8 +168,7 @@ def _updates(bench: Bench, samples: BenchmarkSamples, lengths: costs.Lengths, mi
     bench.step_seconds[micro] = seconds
     flops = bench.samples_a_step * costs.training_flops(bench.shape, lengths, True, True)
     mfu = flops / seconds / (bench.sheet.tflops * 1e12)
-    if micro == bench.micro_batches[1]:  # the default
-        bench.rates["training_mfu"] = mfu
+    bench.rates["training_mfu"] = max(mfu, bench.rates.get("training_mfu", 0.0))
     planned = costs.memory_of(bench.shape, lengths, samples.algorithm.hparams)
     bench.add(
         f"update, micro-batch {micro}",
@@ -179,7 +182,20 @@ def _updates(bench: Bench, samples: BenchmarkSamples, lengths: costs.Lengths, mi
     )
 
 
+def _launches(bench: Bench, samples: BenchmarkSamples) -> None:
+    """Time micro-batches so small that the GPU waits for the host: what launching their kernels takes."""
+    whole, count = samples.minibatch, bench.micro_batches[1]
+    samples.minibatch = tuple(part[:count] for part in whole)
+    _set_micro_batch(samples, 1)
+    seconds, _ = bench.time(samples.update)
+    samples.minibatch = whole
+    bench.rates["layer_overhead"] = seconds / count / (bench.shape.vision.layers + bench.shape.language.layers)
+    bench.add("micro-batches of one image", count / seconds, "images/s", seconds=seconds)
+
+
 def _profile(bench: Bench, samples: BenchmarkSamples) -> None:
+    samples.update()
+    bench._wait()
     began = time.perf_counter()
     samples.update()
     bench._wait()
@@ -188,7 +204,7 @@ def _profile(bench: Bench, samples: BenchmarkSamples) -> None:
     busy = sum(seconds for _, seconds, _ in kernels)
     idle = max(0.0, 1 - busy / wall) if bench.cuda else None
     top = [{"kernel": name[:100], "seconds": seconds, "calls": calls} for name, seconds, calls in kernels[:25]]
-    bench.add("profiled update", len(kernels), "kernels", idle=idle, longest=top)
+    bench.add("profiled micro-batch", len(kernels), "kernels", idle=idle, longest=top)
 
 
 def _variant(bench: Bench, name: str, micro: int, changes: dict[str, Any]) -> None:

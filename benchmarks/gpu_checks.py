@@ -113,8 +113,7 @@ def kernels_of(call: Callable[[], object], device: torch.device) -> list[tuple[s
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = device.type == "cuda"
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=kinds) as profiled:
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
         call()
         if on_gpu:
             torch.cuda.synchronize()

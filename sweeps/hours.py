@@ -66,11 +66,7 @@ def hours_of(
     """
     sources = data.domains - 1
     peak = gpu.tflops * 1e12
-    slow = rates[f"{hparams['quantize']}_slowdown"].value if hparams["quantize"] != "none" else 1.0
-    samples = schedule.n_steps * hparams.get("batch_size", 0) * sources if any(paths) else 0
-    training = samples * training_flops(shape, lengths, *paths) / (peak * rates["training_mfu"].value) * slow
-    if hparams.get("gradient_checkpointing"):
-        training *= rates["checkpointing"].value
+    training = schedule.n_steps * _seconds_of_update(shape, lengths, peak, hparams, sources, paths, rates)
     a_chain = seconds_to_write(shape, lengths, gpu, hparams, rates, labels_greedily(hparams))
     batch = hparams["eval_batch"] if _looks_ahead(hparams) else min(STOCK_BATCH, hparams["eval_batch"])
     at_a_time, votes = {**hparams, "eval_batch": batch}, hparams.get("votes", 1)
@@ -92,6 +88,28 @@ def hours_of(
     evaluation = data.images * (evaluations * an_answer + (label + chain - an_answer) * hparams["both_answers"])
     labeling = rounds * met * a_chain * hparams.get("sarr_votes", 1)
     return Hours(training / 3600, labeling / 3600, evaluation / 3600, evaluations)
+
+
+def _seconds_of_update(
+    shape: Shape,
+    lengths: Lengths,
+    peak: float,
+    hparams: Mapping[str, Any],
+    sources: int,
+    paths: tuple[bool, bool],
+    rates: Mapping[str, Rate],
+) -> float:
+    """Return the seconds of an optimizer step: of its operations, or of launching its micro-batches if that is more."""
+    if not any(paths):
+        return 0.0
+    samples = hparams["batch_size"] * sources
+    computing = samples * training_flops(shape, lengths, *paths) / (peak * rates["training_mfu"].value)
+    layers = shape.vision.layers + shape.language.layers
+    launching = math.ceil(samples / hparams["micro_batch"]) * layers * rates["layer_overhead"].value
+    seconds = max(computing, launching)
+    if hparams["quantize"] != "none":
+        seconds *= rates[f"{hparams['quantize']}_slowdown"].value
+    return seconds * rates["checkpointing"].value if hparams["gradient_checkpointing"] else seconds
 
 
 def _looks_ahead(hparams: Mapping[str, Any]) -> bool:

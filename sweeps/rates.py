@@ -34,14 +34,16 @@ class Rate:
 
 
 ASSUMED: Mapping[str, Rate] = {
-    "training_mfu": Rate(
-        0.428,
-        "share of peak FLOPS; best published for text LoRA on 7B (NeMo); `benchmarks.roofline`: at most 51%",
+    "training_mfu": Rate(0.34, "share of peak FLOPS in an update; as on an H100 (results/gpu)"),
+    "layer_overhead": Rate(
+        0.006, "seconds in which the host launches a block's kernels, per micro-batch; as beside an H100 (results/gpu)"
     ),
-    "prefill_mfu": Rate(0.35, "share of peak FLOPS during prefill"),
-    "bandwidth": Rate(0.6, "share of peak memory bandwidth during decoding"),
-    "step_overhead": Rate(0.002, "minimum seconds per token: CUDA graphs replay decoding steps (never run on CUDA)"),
-    "launch_overhead": Rate(0.03, "the same where Python launches it: sampled chains, quantized models"),
+    "prefill_mfu": Rate(0.47, "share of peak FLOPS during prefill; as on an H100 (results/gpu)"),
+    "bandwidth": Rate(0.39, "share of peak memory bandwidth during decoding; as on an H100 (results/gpu)"),
+    "step_overhead": Rate(0.011, "minimum seconds per token, replayed by CUDA graphs; as on an H100 (results/gpu)"),
+    "launch_overhead": Rate(
+        0.025, "the same where Python launches it: sampled chains, quantized models; as on an H100 (results/gpu)"
+    ),
     "nf4_slowdown": Rate(1.3, "training time against bfloat16; measured on the CPU"),
     "int8_slowdown": Rate(2.1, "training time against bfloat16; measured on the CPU"),
     "checkpointing": Rate(4 / 3, "training time with gradient checkpointing: four forward passes instead of three"),

@@ -45,6 +45,9 @@ _CHEAPER: tuple[tuple[dict[str, Any], str], ...] = (
 )
 
 
+_MICRO_BATCHES = (8, 12, 16, 24, 32, 48, 64)
+
+
 def add_arguments(parser: Parser) -> None:
     """Add the job, the GPUs and the size of the sweep."""
     parser.add_argument("--dataset", required=True, help="PACS or PACSReasoning, …, or your own")
@@ -119,6 +122,11 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     def needed(changes: dict[str, Any]) -> float:
         return _without_copy(costs.memory_of(shape, lengths, fitting(changes)))
 
+    def fits(changes: dict[str, Any]) -> bool:
+        """Return whether the changes leave room for all that fits without them, a merged copy included."""
+        whole, others = (costs.memory_of(shape, lengths, fitting(each)).peak / GIB for each in ({}, changes))
+        return others <= gpu.gib if whole <= gpu.gib else needed(changes) <= gpu.gib
+
     planned = fitting({})
     memory = costs.memory_of(shape, lengths, planned)
     schedule = schedule_of(algorithm, hparams, data, args.steps)
@@ -174,7 +182,7 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     ]
     options = [
         (change, drawback)
-        for change, drawback in _CHEAPER
+        for change, drawback in (*_larger_passes(hparams, fits), *_CHEAPER)
         if _applies(change, hparams)
         and needed(change) <= max(gpu.gib, needed({}))
         and hours(change).total < 0.99 * job.total
@@ -320,6 +328,15 @@ def _fixes(needed: Callable[[dict[str, Any]], float], gib: float, hparams: dict[
     return None
 
 
+def _larger_passes(
+    hparams: dict[str, Any], fits: Callable[[dict[str, Any]], bool]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the largest micro-batch that fits, if it is larger than the one that is set."""
+    sizes = [size for size in _MICRO_BATCHES if size > hparams.get("micro_batch", size) and fits({"micro_batch": size})]
+    if sizes:
+        yield {"micro_batch": sizes[-1]}, "the same updates in fewer passes"
+
+
 def _without_copy(memory: MemoryEstimate) -> float:
     """Return the peak in GiB without the optional merged copy."""
     return float(memory.peak - 1.1 * memory.copy) / GIB
@@ -344,7 +361,7 @@ def _is_measured(rates: Mapping[str, Rate], hparams: dict[str, Any]) -> bool:
     """Return whether every rate that the hours of these hyper-parameters rest on was measured."""
     from domainbed_reasoning.sweeps.hours import has_graphs, labels_greedily
 
-    used, quantized = ["training_mfu", "prefill_mfu", "bandwidth"], hparams["quantize"] != "none"
+    used, quantized = ["training_mfu", "layer_overhead", "prefill_mfu", "bandwidth"], hparams["quantize"] != "none"
     for greedy in (hparams.get("votes", 1) == 1, labels_greedily(hparams)):  # of answers, of self-labels
         used.append("step_overhead" if has_graphs(quantized, greedy) else "launch_overhead")
     if quantized:

@@ -99,8 +99,11 @@ def test_hours_of_a_job_by_hand():
     one = hours_of(shape, lengths, data, gpu, HPARAMS, schedule, (True, True), 1)
     assert hours.evaluation == pytest.approx(3 * one.evaluation)
     samples, peak = 61 * 10 * 3, 989e12 * ASSUMED["training_mfu"].value
-    expected = samples * costs.training_flops(shape, lengths, True, True) / peak / 3600
-    assert hours.training == pytest.approx(expected)
+    computing = samples * costs.training_flops(shape, lengths, True, True) / peak / 3600
+    launching = 61 * -(-30 // HPARAMS["micro_batch"]) * (24 + 28) * ASSUMED["layer_overhead"].value / 3600
+    assert hours.training == pytest.approx(launching) and launching > computing
+    whole = hours_of(shape, lengths, data, gpu, {**HPARAMS, "micro_batch": 30}, schedule, (True, True))
+    assert whole.training == pytest.approx(computing)
     faster = seconds_to_write(shape, lengths, gpu, {**HPARAMS, "eval_batch": 32})
     assert 0.5 <= faster / seconds_to_write(shape, lengths, gpu, HPARAMS) < 0.6
     once, voted = (
