@@ -5,9 +5,10 @@
 
 Runs forward and backward of a micro-batch whose rows are `[prefix | chain | class name]`, as in training, and counts
 every kernel that PyTorch's eager mode would launch. The roofline takes for each kernel the longer of moving its
-bytes and computing its operations at the GPU's published peaks, and at least 2 µs; the launch floor takes 38 µs a kernel
-on the host, as beside an H100 (results/gpu). Attention counts as one flash kernel, dropout as one fused kernel, as on CUDA. The float32
-arithmetic of adapters is what touches float32 tensors beyond what the same model without adapters does.
+bytes and computing its operations at the GPU's published peaks, and at least 2 µs; the launch floor takes 38 µs a
+kernel on the host, as beside an H100 (results/gpu). Attention counts as one flash kernel, dropout as one fused kernel,
+as on CUDA. The float32 arithmetic of adapters is what touches float32 tensors beyond what the same model without
+adapters does.
 """
 
 from __future__ import annotations

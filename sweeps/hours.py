@@ -106,7 +106,7 @@ def _seconds_of_update(
     computing = samples * training_flops(shape, lengths, *paths) / (peak * rates["training_mfu"].value)
     layers = shape.vision.layers + shape.language.layers
     launching = math.ceil(samples / hparams["micro_batch"]) * layers * rates["layer_overhead"].value
-    seconds = max(computing, launching)
+    seconds = float(max(computing, launching))
     if hparams["quantize"] != "none":
         seconds *= rates[f"{hparams['quantize']}_slowdown"].value
     return seconds * rates["checkpointing"].value if hparams["gradient_checkpointing"] else seconds

@@ -8,7 +8,8 @@ from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.sweeps.rates import ASSUMED, name_of_gpu, rates_for
 
 RATES = {
-    "training_mfu": 0.7, "layer_overhead": 0.001, "prefill_mfu": 0.5, "bandwidth": 0.8, "step_overhead": 0.01, "launch_overhead": 0.02,
+    "training_mfu": 0.7, "layer_overhead": 0.001, "prefill_mfu": 0.5, "bandwidth": 0.8, "step_overhead": 0.01,
+    "launch_overhead": 0.02,
 }  # fmt: skip
 RECORD = {
     "gpu": "A100-80", "device": "NVIDIA A100-SXM4-80GB", "date": "2026-01-02", "versions": {"torch": "2.11.0"},
