@@ -90,7 +90,7 @@ def test_a_micro_batch_launches_a_bounded_number_of_kernels():
 
 
 def test_host_synchronizations_are_detected():
-    """A value, a mask as index, and a copy to the host; from the host, a list, and memory that is not pinned."""
+    """A value, a mask as index, and a copy to the host; from the host, lists, also as index, and unpinned memory."""
     on_gpu, mask = torch.empty(3, device="meta"), torch.empty(3, dtype=torch.bool, device="meta")
     with stalls_module.Stalls().counted() as stalls:
         float(on_gpu.sum())
@@ -98,10 +98,13 @@ def test_host_synchronizations_are_detected():
         on_gpu.cpu()
         torch.zeros(3).to("meta")
         torch.tensor([1, 2], device="meta")
+        on_gpu[[0, 2]]
+        on_gpu[None, [1]]
+        on_gpu[0], on_gpu[1:], on_gpu[torch.empty(2, dtype=torch.long, device="meta")]
         torch.zeros(3).pin_memory().to("meta", non_blocking=True)
         torch.zeros(3).pin_memory().copy_(on_gpu, non_blocking=True)
     assert sum(stalls.later.values()) == 1
-    assert sum(stalls.syncs.values()) == 3 and sum(stalls.copies.values()) == 2
+    assert sum(stalls.syncs.values()) == 3 and sum(stalls.copies.values()) == 4
 
 
 def test_a_part_within_another_pauses_it(monkeypatch):

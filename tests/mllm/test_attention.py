@@ -33,6 +33,20 @@ def test_auto_and_sdpa_share_prefixes():
         assert mllm.base.config.get_text_config()._attn_implementation == "sdpa_branches"
 
 
+@pytest.mark.parametrize(
+    ("implementation", "device", "stays"),
+    [("auto", "cpu", True), ("eager", "cuda", True), ("auto", "cuda", False), ("sdpa", "cuda", False)],
+)
+def test_cudnn_plans_no_attention_on_cuda(implementation, device, stays):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        attention.avoid_plans(implementation, torch.device(device))
+        assert torch.backends.cuda.cudnn_sdp_enabled() == stays
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 @torch.no_grad()
 def test_eager_attention_is_the_same_function_in_two_rows_a_sample(pictures):
     """Both towers use it; likelihoods, class scores and greedy answers are sdpa's, to float32 rounding."""
