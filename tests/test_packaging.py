@@ -90,8 +90,8 @@ def test_the_wheel_holds_every_module_the_tiny_models_the_bundled_chains_and_the
         f"domainbed_reasoning/results/report/{path.name}" for path in (package / "results" / "report").glob("page.*")
     }
     for folder in IN_THE_PACKAGE:
-        modules = (CHECKOUT / folder).rglob("*.py")
-        expected |= {f"domainbed_reasoning/{path.relative_to(CHECKOUT).as_posix()}" for path in modules}
+        files = [path for end in ("py", "json") for path in (CHECKOUT / folder).rglob(f"*.{end}")]
+        expected |= {f"domainbed_reasoning/{path.relative_to(CHECKOUT).as_posix()}" for path in files}
     assert held == expected
 
 

@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
-from domainbed_reasoning.mllm.devices import memory_is_measured, peak_memory
+from domainbed_reasoning.mllm.devices import allocated_memory, free_memory, memory_is_measured, peak_memory
 from domainbed_reasoning.mllm.generation_cache import state_of
 from domainbed_reasoning.mllm.model import MLLM
+from domainbed_reasoning.terminal import get_logger
 
+_log = get_logger(__name__)
+
+_SHARE = 0.8  # of free memory that larger passes may take: other batches have longer chains
 Frozen = Callable[[], contextlib.AbstractContextManager[MLLM]]  # a context in which the frozen model is available
 
 
@@ -76,10 +80,34 @@ class Snapshots:
         if self.mllm.adapters():
             self.mllm.frozen_state = None
 
-    def update_done(self) -> None:
-        """Measure what training allocates, after the first update, before any evaluation adds a copy."""
-        if self.training_peak is None:
-            self.training_peak = int(1.1 * peak_memory(self.mllm.device))
+    def update_done(self, micro_batch: int, samples: int) -> None:
+        """Measure what training allocates, after the first update, before any evaluation adds a copy.
+
+        Args:
+            micro_batch: samples of a forward and backward pass.
+            samples: of the update.
+        """
+        if self.training_peak is not None:
+            return
+        peak = peak_memory(self.mllm.device)
+        self.training_peak = int(1.1 * peak)
+        fitting = min(samples, self._fitting(micro_batch, peak))
+        if fitting >= 2 * micro_batch:
+            _log.info(
+                "micro_batch %d: about %d images at a time would fit, beside a copy for inference. The same updates in "
+                "fewer passes are faster where the GPU waits for the host, which launches every pass.",
+                micro_batch,
+                fitting,
+            )
+
+    def _fitting(self, micro_batch: int, peak: int) -> int:
+        """Return how many samples a pass has memory for, if one of ``micro_batch`` samples reaches ``peak``."""
+        used, free = allocated_memory(self.mllm.device), free_memory(self.mllm.device)
+        if free is None or peak <= used:
+            return 0
+        weights = sum(weight.numel() * weight.element_size() for weight in self.mllm.parameters())
+        room = free - 1.1 * weights * (not self.mllm.quantized)
+        return max(0, int(_SHARE * room * micro_batch / (peak - used)))
 
     def freeze(self) -> Frozen:
         """Return the model with its current weights, unaffected by later training.

@@ -165,6 +165,34 @@ def test_training_memory_is_measured_before_an_evaluation_adds_its_copy(
     assert [beside for beside in asked if beside] == [1100]
 
 
+@pytest.mark.parametrize(
+    ("peak", "free", "samples", "fitting"),
+    [
+        (2.0, 20.0, 129, "about 32 images"),  # half a GB a sample, of 80% of 20 GB
+        (2.0, 20.0, 24, "about 24 images"),  # no more than an update has
+        (9.0, 5.0, 129, None),  # twice as many do not fit
+        (2.0, 20.0, 2, None),  # one pass already
+        (2.0, None, 129, None),  # unknown
+    ],
+)
+def test_a_job_whose_passes_leave_memory_unused_says_so_once(
+    folder_of, algorithm_on, monkeypatch, caplog, peak, free, samples, fitting
+):
+    algorithm = algorithm_on(folder_of("InternVL"), "MTCT", micro_batch=2)
+    monkeypatch.setattr(snapshots, "peak_memory", lambda device: int(peak * 1e9))
+    monkeypatch.setattr(snapshots, "allocated_memory", lambda device: 10**9)
+    weights = sum(weight.numel() * weight.element_size() for weight in algorithm.mllm.parameters())
+    monkeypatch.setattr(
+        snapshots, "free_memory", lambda device: None if free is None else free * 1e9 + 1.1 * weights + 1
+    )
+    algorithm.snapshots.training_peak = None  # as on CUDA
+    with caplog.at_level("INFO"):
+        algorithm.snapshots.update_done(2, samples)
+        algorithm.snapshots.update_done(2, samples)
+    said = [record.getMessage() for record in caplog.records if "micro_batch 2" in record.getMessage()]
+    assert len(said) == (fitting is not None) and (fitting is None or fitting in said[0])
+
+
 def test_an_evaluation_within_a_round_has_no_copy_but_its_own(folder_of, algorithm_on, minibatches, copies):
     """The labeller's makes room, and is made anew: of the weights that began the round."""
     algorithm = algorithm_on(folder_of("InternVL"), "RDMLDG", Schedule((Stage(1, 0, 3),), 3, 3), max_new_tokens=4)
