@@ -102,7 +102,7 @@ class MLLMAlgorithm(TrainedMLLM):
         if "chain_loss" in values:
             run.chain_loss = running_average(run.chain_loss, values["chain_loss"])
         run.advance()
-        self.snapshots.update_done(self.hparams["micro_batch"], len(used))
+        self.snapshots.update_done(self.hparams["micro_batch"], len(used) // ranks.world)
         return values | ({"chain_scale": factor} if falling else {})
 
     def write_ahead(self, mllm: MLLM) -> None:

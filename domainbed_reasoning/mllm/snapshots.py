@@ -85,7 +85,7 @@ class Snapshots:
 
         Args:
             micro_batch: samples of a forward and backward pass.
-            samples: of the update.
+            samples: of the update on this rank.
         """
         if self.training_peak is not None:
             return
