@@ -430,9 +430,13 @@ class MLLM(torch.nn.Module):
         free, used = free_memory(self.device), allocated_memory(self.device)
         if free is None:
             return True
-        weights = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
+        weights = self.weight_bytes()
         left = min(free - max(0, beside - used) - 1.5 * weights, free - 1.1 * (weights + writes))
         return bool(left > 0)
+
+    def weight_bytes(self) -> int:
+        """Return the bytes of all weights, adapters included."""
+        return sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
 
     @contextlib.contextmanager
     def with_adapters(self, values: Mapping[str, torch.Tensor]) -> Iterator[MLLM]:

@@ -105,8 +105,7 @@ class Snapshots:
         used, free = allocated_memory(self.mllm.device), free_memory(self.mllm.device)
         if free is None or peak <= used:
             return 0
-        weights = sum(weight.numel() * weight.element_size() for weight in self.mllm.parameters())
-        room = free - 1.1 * weights * (not self.mllm.quantized)
+        room = free if self.mllm.quantized else free - 1.1 * self.mllm.weight_bytes()
         return max(0, int(_SHARE * room * micro_batch / (peak - used)))
 
     def freeze(self) -> Frozen:

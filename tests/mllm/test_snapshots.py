@@ -181,7 +181,7 @@ def test_a_job_whose_passes_leave_memory_unused_says_so_once(
     algorithm = algorithm_on(folder_of("InternVL"), "MTCT", micro_batch=2)
     monkeypatch.setattr(snapshots, "peak_memory", lambda device: int(peak * 1e9))
     monkeypatch.setattr(snapshots, "allocated_memory", lambda device: 10**9)
-    weights = sum(weight.numel() * weight.element_size() for weight in algorithm.mllm.parameters())
+    weights = algorithm.mllm.weight_bytes()
     monkeypatch.setattr(
         snapshots, "free_memory", lambda device: None if free is None else free * 1e9 + 1.1 * weights + 1
     )
