@@ -136,8 +136,8 @@ class _Lists(TorchFunctionMode):
             self.stalls.copies[place()] += 1
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and args[0].device == DEVICE:
             keys = args[1] if isinstance(args[1], tuple) else (args[1],)
-            lists = [key for key in keys if isinstance(key, list) or (torch.is_tensor(key) and key.dim())]
-            self.stalls.copies[place()] += sum(not torch.is_tensor(key) or key.device != DEVICE for key in lists)
+            tensors = [key for key in keys if torch.is_tensor(key) and key.dim() and key.device != DEVICE]
+            self.stalls.copies[place()] += len(tensors) + sum(isinstance(key, list) for key in keys)
         return func(*args, **kwargs)
 
 
