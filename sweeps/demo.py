@@ -37,7 +37,6 @@ from domainbed_reasoning.sweeps.studies.train_jobs import Launcher, TrainJob
 from domainbed_reasoning.terminal import printable_streams
 
 DEFAULT = "ClearCreaturesReasoning"
-PAPERS_DATASETS = {"ClearCreaturesReasoning": "OfficeHome", "CamouflagedCreaturesReasoning": "TerraIncognita"}
 SEED = 0
 STEPS_DIVIDED_BY = 2  # the study's 244 updates would take 20 minutes on two cores
 CPU_STEPS = 60
@@ -127,8 +126,8 @@ def run_regime(dataset: str, output: Path, targets: str, steps: int | None, doma
     runs = [*finished_runs(folders["MTCT"]), *finished_runs(folders[BALANCED], BALANCED)]
     runs = [run for run in runs if run.folder in done]
     print_summary(runs, creatures.DOMAINS, list(rows))
-    print_claims(runs, PAPERS_DATASETS[dataset])
     regime = creatures.REGIME_OF[dataset]
+    print_claims(runs, regimes.PAPERS_DATASETS[regime])
     print(ABOUT_CREATURES.format(images=round(0.8 * creatures.SIZE_OF_DOMAIN), rates=describe_rates(regime)))
     return [job.folder for job in all_jobs if not job.done]
 

@@ -27,7 +27,8 @@ from typing import Any
 from domainbed_reasoning.chains.chain import ChainError, parse_chain
 from domainbed_reasoning.files.atomic import replace_text
 from domainbed_reasoning.images import creatures, shapes
-from domainbed_reasoning.sweeps.miniature.claims import Claims, chain, label
+from domainbed_reasoning.results import published
+from domainbed_reasoning.sweeps.miniature.claims import Answer, Claims, chain, label
 from domainbed_reasoning.sweeps.miniature.recorded import name_of, recorded
 from domainbed_reasoning.sweeps.miniature.study import StudyRow, source_validation
 from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob, make_job
@@ -39,6 +40,7 @@ REGIME_TITLES = {
     "camouflaged": "Camouflaged creatures (as TerraIncognita)",
 }
 REGIMES = tuple(DATASETS)
+PAPERS_DATASETS = {"clear": "OfficeHome", "camouflaged": "TerraIncognita"}  # of its ablation, beside these tables
 CLASS_NAMES, PER_CLASS = creatures.CLASS_NAMES, creatures.PER_CLASS
 TARGETS = (0, 1, 2, 3)
 TEST_SEEDS = (1, 2, 3)
@@ -289,6 +291,26 @@ def described_class(text: str) -> str | None:
 def cue_of(name: str) -> str | None:
     """Return None: backgrounds are random, so there is no cue."""
     return None
+
+
+def papers_accuracy(regime: str, answer: Answer) -> float | None:
+    """Return the paper's accuracy of a row's answer, in percent; None if it reports none.
+
+    Its answers are the conclusions of chains, and the class names of label-only fine-tuning. Its numbers of updates
+    differ from row to row, so rows of equal length and those of its epochs stand beside the same number.
+
+    Args:
+        regime: whose premises are those of one of its datasets.
+        answer: a row and one of its columns; "after1" is the accuracy after the first round.
+    """
+    row, its = answer
+    name, dataset = row.removesuffix(" at the common rate").removesuffix(" paper's epochs"), PAPERS_DATASETS[regime]
+    if its.startswith("after"):
+        with_rounds = name == "RDMLDG" and dataset == "TerraIncognita"
+        return published.SARR_ROUNDS[int(its.removeprefix("after"))] if with_rounds else None
+    if its == "label" and name != "LabelSFT":
+        return None
+    return published.result_of(name, dataset)
 
 
 FAMILIES: Mapping[str, Claims] = {

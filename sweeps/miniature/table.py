@@ -150,20 +150,22 @@ def render(rows: Sequence[Line], study: Any) -> str:
     text = [
         f"<!-- written by `python -m domainbed_reasoning.sweeps.miniature --study {study.NAME} --table` -->",
         "Percent. `±`: 95% interval for another domain, clustered by domain (t, 3 degrees of freedom); `[±]`: 95%",
-        "interval for these four domains (seeds as the sample). Cells: target domains x seeds.",
+        "interval for these four domains (seeds as the sample). Cells: target domains x seeds. Paper: the accuracy and",
+        "the difference that the paper reports, where it does.",
     ]
     for regime, title in study.REGIME_TITLES.items():
         text += ["", f"## {title}", "", *_main_table(rows, regime, study)]
         for family, claims in study.FAMILIES.items():
-            text += ["", *_claim_table(rows, regime, claims, family, study)]
+            text += _claim_table(rows, regime, claims, family, study)
     return "\n".join(text) + "\n"
 
 
 def _main_table(rows: Sequence[Line], regime: str, study: Any) -> list[str]:
     lines = [
-        "| row | cells | DomainBed's answer | label | chain | source validation | caption right | conclusion follows "
-        "caption | answer follows cue | well formed | kept in rounds 1, 2, 3 | before the rounds, after 1, 2, 3 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| row | cells | DomainBed's answer | label | chain | paper | source validation | caption right | conclusion "
+        "follows caption | answer follows cue | well formed | kept in rounds 1, 2, 3 | before the rounds, after 1, 2, "
+        "3 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for study_row in study.ROWS:
         cells = cells_of(rows, regime, study_row.name, "accuracy", study)
@@ -178,7 +180,10 @@ def _main_table(rows: Sequence[Line], regime: str, study: Any) -> list[str]:
         found = [[_mean(rows, regime, study_row.name, number, study) for number in numbers] for numbers in series]
         count = len({cell[0] for cell in cells}) if study_row.name.startswith("MLLMZeroShot") else len(cells)
         rounds = [", ".join(share for share in shares if share != "–") or "–" for shares in found]
-        lines.append(f"| {study_row.name} | {count} | {' | '.join([*shown, *means, *rounds])} |")
+        own = "label" if study_row.algorithm == "LabelSFT" else "chain"
+        theirs = study.papers_accuracy(regime, (study_row.name, own))
+        paper = "–" if theirs is None else f"{theirs:.1f}"
+        lines.append(f"| {study_row.name} | {count} | {' | '.join([*shown, paper, *means, *rounds])} |")
     return lines
 
 
@@ -203,27 +208,30 @@ def _mean(rows: Sequence[Line], regime: str, name: str, number: str, study: Any)
 
 
 def _claim_table(rows: Sequence[Line], regime: str, claims: Sequence[Any], title: str, study: Any) -> list[str]:
-    found: list[tuple[str, Comparison]] = []
-    for claim, (first, its), (second, other) in claims:
-        comparison = compare(cells_of(rows, regime, first, its, study), cells_of(rows, regime, second, other, study))
+    found: list[tuple[str, Comparison, str]] = []
+    for claim, *answers in claims:
+        comparison = compare(*(cells_of(rows, regime, name, number, study) for name, number in answers))
         if comparison is not None:
-            found.append((claim, comparison))
+            theirs = [study.papers_accuracy(regime, answer) for answer in answers]
+            paper = "–" if None in theirs else f"{theirs[0] - theirs[1]:+.1f}"
+            found.append((claim, comparison, paper))
     if not found:
         return []
-    adjusted = holm([comparison.estimate.p for _, comparison in found])
-    here = holm([comparison.estimate.p_here for _, comparison in found])
+    adjusted = holm([comparison.estimate.p for _, comparison, _ in found])
+    here = holm([comparison.estimate.p_here for _, comparison, _ in found])
     lines = [
+        "",
         f"{title}: paired differences in points, wins and losses over the cells, p after Holm for another domain and "
         "for these domains",
         "",
-        "| comparison | cells | difference | wins : losses | p | p, these domains |",
-        "|---|---|---|---|---|---|",
+        "| comparison | cells | difference | paper | wins : losses | p | p, these domains |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for (claim, comparison), p, p_here in zip(found, adjusted, here, strict=True):
+    for (claim, comparison, paper), p, p_here in zip(found, adjusted, here, strict=True):
         its = comparison.estimate
         lines.append(
-            f"| {claim} | {its.cells} | {_written(its)} | {comparison.wins} : {comparison.losses} | {_p(p)} | "
-            f"{_p(p_here) if its.half_here < float('inf') else '?'} |"
+            f"| {claim} | {its.cells} | {_written(its)} | {paper} | {comparison.wins} : {comparison.losses} | "
+            f"{_p(p)} | {_p(p_here) if its.half_here < float('inf') else '?'} |"
         )
     return lines
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 from builders.processes import environment, run_python
-from domainbed_reasoning.images import creatures
 from domainbed_reasoning.sweeps import demo
 from domainbed_reasoning.sweeps import demo_summary as summary
 from domainbed_reasoning.sweeps.miniature import regimes
@@ -187,7 +186,6 @@ def test_demo_of_a_regime_runs_resumes_and_prints_tables(tmp_path, domainbed_roo
         assert "What these numbers say" in done.stdout and "What they do not say" in done.stdout
         assert done.stdout.count("\nRDMLDG  ") >= 2  # in the tables of both folders
     assert len(list(tmp_path.rglob("done"))) == len(summary.ROWS)
-    assert set(creatures.REGIME_OF) == set(demo.PAPERS_DATASETS)
 
 
 def test_real_images_need_their_folder(capsys):

@@ -158,7 +158,7 @@ def test_rows_are_written_again_as_they_were_and_tables_say_who_won(tmp_path, ca
     assert first["commit"] and first["date"] and "--algorithm MTCT" in first["command"]
     assert str(tmp_path) not in (results / "rows.csv").read_text()
     table = (results / "table.md").read_text()
-    assert "| MTCT's chain against reasoning only | 4 | -20.0 ± 0.0 [± ?] | 0 : 4 | <.001 | ? |" in table
+    assert "| MTCT's chain against reasoning only | 4 | -20.0 ± 0.0 [± ?] | – | 0 : 4 | <.001 | ? |" in table
     assert re.search(r"\| MTCT \| 4 \| 51\.5 ± 2\.1 \[± \?\] \| 80\.0 ± 0\.0", table)
     assert re.search(r"\| RDMLDG \| 1 \| 50\.0 ± \? .*\| 75 \|", table)
     # Where a row was run is not overwritten by where it is tabulated.

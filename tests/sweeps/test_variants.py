@@ -180,10 +180,10 @@ def test_tables_compare_the_picked_row_with_the_main_rows(output):
     text = (output / "after" / "table.md").read_text(encoding="utf-8")
     assert "| RDMLDG late rounds | 4 | 80.0 ± 0.0 [± ?] |" in text
     assert "The picked variant, RDMLDG late rounds: paired differences" in text
-    assert "| picked variant against RD-MLDG, chain | 4 | 10.0 ± 0.0 [± ?] | 4 : 0 |" in text
-    assert "| picked variant against RD-MLDG, label | 4 | 10.0 ± 0.0 [± ?] | 4 : 0 |" in text
-    assert "| picked variant against MTCT for as many steps, chain | 4 | 5.0 ± 0.0 [± ?] | 4 : 0 |" in text
-    assert "| picked variant's chain against label only | 4 | -10.0 ± 0.0 [± ?] | 0 : 4 |" in text
+    assert "| picked variant against RD-MLDG, chain | 4 | 10.0 ± 0.0 [± ?] | – | 4 : 0 |" in text
+    assert "| picked variant against RD-MLDG, label | 4 | 10.0 ± 0.0 [± ?] | – | 4 : 0 |" in text
+    assert "| picked variant against MTCT for as many steps, chain | 4 | 5.0 ± 0.0 [± ?] | – | 4 : 0 |" in text
+    assert "| picked variant's chain against label only | 4 | -10.0 ± 0.0 [± ?] | – | 0 : 4 |" in text
 
 
 def published(results):
