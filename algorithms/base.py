@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from domainbed_reasoning.algorithms.trained_mllm import TrainedMLLM
-from domainbed_reasoning.bridge.samples import Batch
+from domainbed_reasoning.bridge.samples import Batch, environment_of
 from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.session import Minibatches
 from domainbed_reasoning.method.answering import answer_in_ranks
@@ -51,7 +51,7 @@ class MLLMAlgorithm(TrainedMLLM):
         if not self.CHAIN_PATH:
             return [None] * len(batch.labels)
         if run.own_chains is not None:
-            return run.own_chains.chains_for(batch.images, batch.labels, batch.ids)
+            return run.own_chains.chains_for(batch.images, self.questions.places_of(batch.labels), batch.ids)
         return [self.task.chains.get(sample) for sample in batch.ids or [(-1, -1)] * len(batch.labels)]
 
     def terms(self, images: torch.Tensor, names: list[str] | None, chains: list[str] | None) -> Terms:
@@ -107,16 +107,17 @@ class MLLMAlgorithm(TrainedMLLM):
 
     def write_ahead(self, mllm: MLLM) -> None:
         """Generate the chains of all splits at the start of an evaluation: DomainBed requests 64 images at a time."""
-        images = self.session.look_ahead()
-        if images is None or mllm.frozen_state is None:
+        if mllm.frozen_state is None:
             return
-        asked, state, started = self.questions, self.session.ranks.agreed(mllm.frozen_state.hex()), time.monotonic()
-        known = {bytes.fromhex(digest): chain for digest, chain in self.session.recorded_ahead(state).items()}
-        settings = (asked.q_reason, asked.max_new_tokens, asked.batch, known, self.session.ranks.merge)
-        for digest, chain in write_ahead(mllm, images, *settings):
-            now = time.monotonic()
-            self.session.record_ahead(state, digest.hex(), chain, now - started)
-            started = now
+        weights, started = self.session.ranks.agreed(mllm.frozen_state.hex()), time.monotonic()
+        for env, images in self.session.look_ahead():
+            asked, state = self.questions_about(env), weights if env is None else f"{weights}-{env}"
+            known = {bytes.fromhex(digest): chain for digest, chain in self.session.recorded_ahead(state).items()}
+            settings = (asked.q_reason, asked.max_new_tokens, asked.batch, known, self.session.ranks.merge)
+            for digest, chain in write_ahead(mllm, images, *settings):
+                now = time.monotonic()
+                self.session.record_ahead(state, digest.hex(), chain, now - started)
+                started = now
 
     def answer(self, x: torch.Tensor, ids: torch.Tensor | None) -> tuple[torch.Tensor, Answers]:
         """Return class scores by the hparam ``answer`` (see `answering`); the last evaluation records both answers.
@@ -132,6 +133,7 @@ class MLLMAlgorithm(TrainedMLLM):
         with self.snapshots.answering(self.average.adapters() if self.average is not None else None) as mllm:
             if (both or hparams["answer"] == "chain") and hparams["votes"] == 1:
                 self.write_ahead(mllm)
-            scores, chains, labels = answer_in_ranks(ranks, mllm, self.pixels(x), self.questions, hparams, both)
+            asked = self.questions_about(environment_of(self.task, ids))
+            scores, chains, labels = answer_in_ranks(ranks, mllm, self.pixels(x), asked, hparams, both)
         state = mllm.frozen_state.hex() if mllm.frozen_state is not None and hparams["votes"] == 1 else ""
         return scores, Answers(scores.argmax(1).tolist(), chains, labels, state)

@@ -68,7 +68,11 @@ class CLIPLoRA(CLIPZeroShot):
         """
         x = torch.cat([x.as_subclass(torch.Tensor) for x, _ in minibatches])
         y = torch.cat([y for _, y in minibatches])
-        loss = torch.nn.functional.cross_entropy(self.scores(x, self.clip.text_features(self.prompts)), y)
+        offered = self.task.classes_offered()
+        place = torch.empty(len(self.prompts), dtype=torch.long, device=y.device)
+        place[list(offered)] = torch.arange(len(offered), device=y.device)
+        scores = self.scores(x, self.clip.text_features([self.prompts[label] for label in offered]))
+        loss = torch.nn.functional.cross_entropy(scores, place[y])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -15,8 +15,10 @@ import torch
 
 from domainbed_reasoning.algorithms.hparams import RESUME_HPARAMS, TRACK_HPARAMS
 from domainbed_reasoning.algorithms.in_session import SessionAlgorithm
+from domainbed_reasoning.bridge.samples import environment_of
 from domainbed_reasoning.hparam_checks import FLAG, TEXT, integer
 from domainbed_reasoning.jobs.replay_log import Answers
+from domainbed_reasoning.method.answering import spread_scores
 from domainbed_reasoning.mllm.clip import CLIP, load_clip
 from domainbed_reasoning.registry import Hparam
 
@@ -55,6 +57,9 @@ class CLIPZeroShot(SessionAlgorithm):
         if self._classes is None or self._classes[0] != self.session.steps_taken:
             self._classes = (self.session.steps_taken, self.clip.text_features(self.prompts))
         scores = self.scores(x, self._classes[1])
+        offered = self.task.classes_offered(environment_of(self.task, ids))
+        if len(offered) < scores.shape[1]:
+            scores = spread_scores(scores[:, offered], offered, scores.shape[1])
         classes = scores.argmax(1).tolist()
         return scores, Answers(classes, None, classes)
 

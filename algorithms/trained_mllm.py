@@ -9,6 +9,7 @@ import torch
 
 from domainbed_reasoning.algorithms.hparams import SARR_HPARAMS
 from domainbed_reasoning.algorithms.in_session import SessionAlgorithm
+from domainbed_reasoning.bridge.samples import environment_of, ids_of
 from domainbed_reasoning.jobs.origin import check_origin
 from domainbed_reasoning.jobs.replay_log import Answers
 from domainbed_reasoning.jobs.stage_log import StageLog
@@ -33,7 +34,7 @@ class TrainedMLLM(SessionAlgorithm):
 
     Attributes:
         mllm: the model, with fresh adapters if it is trained.
-        questions: q_cls, q_reason, and how chains are generated and parsed.
+        questions: q_cls, q_reason, and how chains are generated and parsed, in training; see `questions_about`.
         snapshots: frozen copies of the model.
         average: of the adapters over a stage's evaluations; None without ``average_adapters``.
         run: the current training stage; None before the first step.
@@ -107,6 +108,10 @@ class TrainedMLLM(SessionAlgorithm):
                 "the model's own chains: they need CHAIN_PATH and the hyper-parameters in `SARR_HPARAMS`."
             )
 
+    def questions_about(self, env: int | None) -> Questions:
+        """Return the questions about an environment's images; those of training if all environments have the same."""
+        return self.questions if env is None else Questions.of(self.task, self.hparams, env)
+
     @property
     def q_cls(self) -> str:
         """The question of the classification path."""
@@ -173,7 +178,7 @@ class TrainedMLLM(SessionAlgorithm):
     def recall(self, x: torch.Tensor, answers: Answers) -> None:
         """Cache the chains that a copy of these weights generated in an earlier process."""
         if answers.state and answers.chains is not None:
-            asked = self.questions
+            asked = self.questions_about(environment_of(self.task, ids_of(x)))
             where = (self.pixels(x), asked.q_reason, asked.max_new_tokens)
             self.mllm.remember(bytes.fromhex(answers.state), *where, answers.chains)
 

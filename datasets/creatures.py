@@ -82,7 +82,7 @@ class ClearCreaturesReasoning(ReasoningDataset):
 
     def for_baseline(self, env: int, labels: Sequence[int], augment: bool) -> Rendered:
         """Return a domain's images, rendered once."""
-        return Rendered([_picture(self.REGIME, env, index) for index in range(len(labels))], labels)
+        return Rendered([self.picture(env, index) for index in range(len(labels))], labels)
 
 
 class CamouflagedCreaturesReasoning(ClearCreaturesReasoning):

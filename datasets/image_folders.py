@@ -110,6 +110,10 @@ class ReasoningImageFolder:
         check_classes(self.datasets, folder)
         return folder
 
+    def offered(self, num_classes: int) -> Sequence[Sequence[int]]:
+        """Return, per environment, the labels of the classes that its questions offer; empty if all offer all."""
+        return ()
+
     def _for_mllm(
         self, folder: pathlib.Path, algorithm: str, test_envs: Sequence[int], hparams: dict[str, Any]
     ) -> None:
@@ -144,6 +148,7 @@ class ReasoningImageFolder:
             bundle=bundle,
             folder=str(folder),
             loaded_from=weakref.ref(self),
+            offered=self.offered(len(names)),
         )
         exact = hparams.get("answer_matching") == "exact"
         task = report_chains(task, reads_chains, exact, hparams["chain_verification"])

@@ -44,6 +44,7 @@ class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
         INPUT_SHAPE: shape of a baseline's images; ``(3, 28, 28)`` selects DomainBed's small convolutional network.
         HPARAMS: hyper-parameters of the dataset.
         TWIN: the stock dataset whose hyper-parameters baselines use; ``"Debug28"`` for small images.
+        OFFERED: per environment, the labels of the classes that its questions offer; empty if all offer all.
 
     Attributes:
         root: DomainBed's ``data_dir``.
@@ -60,6 +61,7 @@ class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
     INPUT_SHAPE: ClassVar[tuple[int, int, int]] = (3, 224, 224)
     HPARAMS: ClassVar[Mapping[str, Hparam]] = {}
     TWIN: ClassVar[str | None] = None
+    OFFERED: ClassVar[Sequence[Sequence[int]]] = ()
     N_WORKERS = 2
     datasets: list[Any]
 
@@ -156,6 +158,7 @@ class ReasoningDataset(MultipleDomainDataset):  # type: ignore[misc]
             images=[[self.image_name(env, index) for index in range(len(of_env))] for env, of_env in enumerate(labels)],
             chains=chains,
             loaded_from=weakref.ref(self),
+            offered=self.OFFERED,
         )
         exact = hparams.get("answer_matching") == "exact"
         task = report_chains(task, reads_chains, exact, hparams.get("chain_verification", ""))

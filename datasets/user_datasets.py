@@ -1,4 +1,4 @@
-"""Dataset classes for the user's image folders and tables (see `images.user_datasets`), each with a ``Reasoning`` twin.
+"""Dataset classes for the user's image folders and tables (see `images.user_datasets`), three each.
 
 Input, labels, domains, counts and license are the user's; chains as in `image_folders`.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from domainbed import datasets as stock
 
 from domainbed_reasoning.bridge.preflight import check_splits, check_test_envs
+from domainbed_reasoning.datasets.base_to_new import BaseToNew
 from domainbed_reasoning.datasets.image_folders import (
     ReasoningImageFolder,
     check_classes,
@@ -22,7 +23,7 @@ from domainbed_reasoning.datasets.image_folders import (
 from domainbed_reasoning.datasets.image_tables import ImageTableDataset, ReasoningImageTable
 from domainbed_reasoning.images.catalog import ImageFolder, check_domain_order
 from domainbed_reasoning.images.user_datasets import DatasetFileError, usable_datasets
-from domainbed_reasoning.registry import check_for_dataset
+from domainbed_reasoning.registry import BASE_TO_NEW, check_for_dataset
 
 
 def make_classes(dataset: ImageFolder) -> tuple[type, type]:
@@ -91,10 +92,28 @@ def _table_classes(dataset: ImageFolder) -> tuple[type, type]:
     )
 
 
+def base_to_new_class(dataset: ImageFolder) -> type:
+    """Return the class ``<Name>BaseToNew``, whose environments are the base and the new classes."""
+    attributes = {
+        "__doc__": f"{dataset.name}, trained on half of its classes and tested on the other half.",
+        "__module__": __name__,
+        "CHECKPOINT_FREQ": dataset.checkpoint_freq,
+        "FOLDER": dataset.folder,
+        "SUBJECT": dataset.subject,
+        "READABLE": dataset.readable,
+        "BUNDLE": dataset.bundle,
+        "TABLE": dataset.table,
+        "COLUMNS": dataset.columns,
+        "SPLITS": dataset.splits,
+        "DOMAINS": dataset.environments,
+    }
+    return type(f"{dataset.name}{BASE_TO_NEW}", (BaseToNew,), attributes)
+
+
 PROBLEMS: dict[str, DatasetFileError] = {}  # of datasets for which no class could be created
 
 for _dataset in usable_datasets()[0].values():
-    for _class in make_classes(_dataset):
+    for _class in (*make_classes(_dataset), base_to_new_class(_dataset)):
         if _class.__name__ in globals():
             assert _dataset.file is not None
             _problem = f"the name {_class.__name__!r} is used by this package; choose another"

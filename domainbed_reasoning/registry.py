@@ -40,7 +40,15 @@ DATASETS = {
     "ShapesReasoning": "domainbed_reasoning.datasets.shapes:ShapesReasoning",
     "ClearCreaturesReasoning": "domainbed_reasoning.datasets.creatures:ClearCreaturesReasoning",
     "CamouflagedCreaturesReasoning": "domainbed_reasoning.datasets.creatures:CamouflagedCreaturesReasoning",
+    "VLCSBaseToNew": "domainbed_reasoning.datasets.base_to_new:VLCSBaseToNew",
+    "PACSBaseToNew": "domainbed_reasoning.datasets.base_to_new:PACSBaseToNew",
+    "OfficeHomeBaseToNew": "domainbed_reasoning.datasets.base_to_new:OfficeHomeBaseToNew",
+    "TerraIncognitaBaseToNew": "domainbed_reasoning.datasets.base_to_new:TerraIncognitaBaseToNew",
+    "DomainNetBaseToNew": "domainbed_reasoning.datasets.base_to_new:DomainNetBaseToNew",
+    "SVIROBaseToNew": "domainbed_reasoning.datasets.base_to_new:SVIROBaseToNew",
+    "ClearCreaturesBaseToNew": "domainbed_reasoning.datasets.base_to_new:ClearCreaturesBaseToNew",
 }
+BASE_TO_NEW = "BaseToNew"  # how the names of datasets end whose environments are base and new classes
 
 # The stock dataset whose hyper-parameters a baseline gets on ours: what ERM gets on PACS it gets on PACSReasoning.
 TWINS = {
@@ -53,6 +61,13 @@ TWINS = {
     "ShapesReasoning": "Debug28",
     "ClearCreaturesReasoning": "Debug28",
     "CamouflagedCreaturesReasoning": "Debug28",
+    "VLCSBaseToNew": "VLCS",
+    "PACSBaseToNew": "PACS",
+    "OfficeHomeBaseToNew": "OfficeHome",
+    "TerraIncognitaBaseToNew": "TerraIncognita",
+    "DomainNetBaseToNew": "DomainNet",
+    "SVIROBaseToNew": "SVIRO",
+    "ClearCreaturesBaseToNew": "Debug28",
 }
 
 # Datasets on which an embedded model is the default, and which.
@@ -62,6 +77,7 @@ EMBEDDED_MODELS = {
     "ShapesReasoning": "tiny",
     "ClearCreaturesReasoning": "tiny-creatures",
     "CamouflagedCreaturesReasoning": "tiny-creatures",
+    "ClearCreaturesBaseToNew": "tiny-creatures",
 }
 EMBEDDED_DATASETS = frozenset(EMBEDDED_MODELS)
 
@@ -113,7 +129,7 @@ _OF_RENDERED = {
         16, lambda random: int(2 ** random.uniform(3, 5)), "the size of its domains", allowed=integer(1)
     ),
 }
-RENDERED = ("ShapesReasoning", "ClearCreaturesReasoning", "CamouflagedCreaturesReasoning")
+RENDERED = ("ShapesReasoning", "ClearCreaturesReasoning", "CamouflagedCreaturesReasoning", "ClearCreaturesBaseToNew")
 BASELINE_HPARAMS = dict.fromkeys(RENDERED, _OF_RENDERED)
 
 # What DomainBed's own code reads, whatever the algorithm: train.py, and the stock datasets.

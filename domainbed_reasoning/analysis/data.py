@@ -169,6 +169,11 @@ def build_data(
     task = getattr(built, "task", None)
     if task is None:
         raise ValueError(f"{dataset} has no class names and no chains: use {dataset}Reasoning.")
+    if task.offered:
+        raise ValueError(
+            f"{dataset}: analyses ask one question about all images, but the questions of its environments offer "
+            "different classes. Analyze a job on a dataset whose environments share their classes."
+        )
     if isinstance(chains, str) and not is_bundle:
         known = {image for images in task.images for image in images}
         texts = load_chains(pathlib.Path(chains).expanduser(), known)

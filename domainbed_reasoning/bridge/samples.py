@@ -87,10 +87,33 @@ def ids_of(x: torch.Tensor) -> torch.Tensor | None:
     return x.__dict__.get("sample_ids") if isinstance(x, SampleTensor) else None
 
 
-def images_of(task: Task, ranks: Ranks) -> Iterator[torch.Tensor] | None:
-    """Yield this rank's images of a task's dataset, ``(3, H, W)`` bytes; None if the dataset is gone.
+def environment_of(task: Task, ids: torch.Tensor | None) -> int | None:
+    """Return the environment whose questions are asked about samples; None if all have the same, or it is unknown.
 
-    With one process, these are all images, domain by domain. With a GPU, worker processes load them.
+    Args:
+        task: of the samples.
+        ids: of the samples, ``(n, 2)``; None if unknown.
+
+    Raises:
+        ValueError: the samples are of several environments with different questions.
+    """
+    if not task.offered or ids is None:
+        return None
+    envs = sorted(set(ids[:, 0].tolist()))
+    if len(envs) > 1:
+        names = ", ".join(task.environments[env] for env in envs)
+        raise ValueError(
+            f"{task.dataset}: images of several environments ({names}) in one batch, but each environment's questions "
+            "offer other classes. Answer the images of each environment separately, as DomainBed does."
+        )
+    return int(envs[0])
+
+
+def images_of(task: Task, ranks: Ranks) -> Iterator[tuple[int | None, Iterator[torch.Tensor]]]:
+    """Yield this rank's images of a task's dataset, ``(3, H, W)`` bytes, with the environment whose questions they get.
+
+    All images come together, domain by domain, with None for the environment, unless environments have different
+    questions. Nothing is yielded if the dataset is gone. With a GPU, worker processes load the images.
 
     Args:
         task: with its dataset.
@@ -98,13 +121,15 @@ def images_of(task: Task, ranks: Ranks) -> Iterator[torch.Tensor] | None:
     """
     dataset = task.loaded_from()
     if dataset is None:
-        return None
+        return
     workers = dataset.N_WORKERS if torch.cuda.is_available() else 0
-    images: Any = torch.utils.data.ConcatDataset(dataset.datasets)
-    if ranks.world > 1:
-        images = torch.utils.data.Subset(images, ranks.share(range(len(images))))
-    loader: Any = torch.utils.data.DataLoader(images, batch_size=64, num_workers=workers)
-    return (image for x, _ in loader for image in _plain(x))
+    together: Any = torch.utils.data.ConcatDataset(dataset.datasets)
+    parts = enumerate(dataset.datasets) if task.offered else [(None, together)]
+    for env, images in parts:
+        if ranks.world > 1:
+            images = torch.utils.data.Subset(images, ranks.share(range(len(images))))
+        loader: Any = torch.utils.data.DataLoader(images, batch_size=64, num_workers=workers)
+        yield env, (image for x, _ in loader for image in _plain(x))
 
 
 def _plain(out: Any) -> Any:

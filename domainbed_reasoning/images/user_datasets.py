@@ -2,9 +2,9 @@
 
 The files are found in ``<config folder>/domainbed-reasoning/datasets/*.toml`` (the config folder is
 ``$XDG_CONFIG_HOME`` or ``~/.config``) and under the paths, files or folders, in ``$DOMAINBED_REASONING_DATASETS``, so
-that every process of a sweep finds them. Each makes ``<Name>`` and ``<Name>Reasoning``::
+that every process of a sweep finds them. Each makes ``<Name>``, ``<Name>Reasoning`` and ``<Name>BaseToNew``::
 
-    name = "Camera"                      # datasets Camera and CameraReasoning
+    name = "Camera"                      # datasets Camera, CameraReasoning and CameraBaseToNew
     folder = "camera"                    # below --data_dir: camera/<domain>/<class>/<image>
     environments = ["day", "night"]      # one short name a domain folder, in sorted order
     subject = "animal"                   # optional, "object": "What type of animal is in this photo?"
@@ -38,7 +38,7 @@ from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.files.plain import open_plain
 from domainbed_reasoning.images.catalog import STOCK, ImageFolder
 from domainbed_reasoning.images.table import COLUMNS, ENDINGS
-from domainbed_reasoning.registry import DATASETS, EMBEDDED_DATASETS, load, unknown
+from domainbed_reasoning.registry import BASE_TO_NEW, DATASETS, EMBEDDED_DATASETS, load, unknown
 
 PATHS_VARIABLE = "DOMAINBED_REASONING_DATASETS"
 MODULE = "domainbed_reasoning.datasets.user_datasets"  # module of the dataset classes
@@ -77,14 +77,14 @@ class DatasetFileError(ValueError):
 
 
 def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
-    """Return the image-folder dataset of that name, with or without the suffix ``Reasoning``.
+    """Return the image-folder dataset of that name, with or without the suffix ``Reasoning`` or ``BaseToNew``.
 
     Stock and custom ones need neither torch nor DomainBed; other classes of `datasets/` are imported.
 
     Raises:
         ValueError: for an unknown name, with the closest match; or an invalid dataset file.
     """
-    plain = name.removesuffix("Reasoning")
+    plain = name.removesuffix("Reasoning").removesuffix(BASE_TO_NEW)
     if plain in STOCK:
         return STOCK[plain]
     known, errors = usable_datasets(environ)
@@ -100,7 +100,13 @@ def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
 
 def other_classes() -> list[str]:
     """Return the names of registered image-folder datasets that are only described by their class."""
-    names = [name for name in DATASETS if name not in EMBEDDED_DATASETS and name.removesuffix("Reasoning") not in STOCK]
+    names = [
+        name
+        for name in DATASETS
+        if name not in EMBEDDED_DATASETS
+        and not name.endswith(BASE_TO_NEW)
+        and name.removesuffix("Reasoning") not in STOCK
+    ]
     return [described.name for name in names if (described := _of_class(name))]
 
 
@@ -158,8 +164,8 @@ def usable_datasets(environ: Mapping[str, str] | None = None) -> tuple[dict[str,
 
 
 def targets(datasets: Mapping[str, ImageFolder]) -> dict[str, str]:
-    """Return ``"module:name"`` of the classes of custom datasets, with and without ``Reasoning``."""
-    return {f"{name}{end}": f"{MODULE}:{name}{end}" for name in datasets for end in ("", "Reasoning")}
+    """Return ``"module:name"`` of the classes of custom datasets: as named, with ``Reasoning`` and ``BaseToNew``."""
+    return {f"{name}{end}": f"{MODULE}:{name}{end}" for name in datasets for end in ("", "Reasoning", BASE_TO_NEW)}
 
 
 def dataset_files(environ: Mapping[str, str]) -> Iterator[Path]:
@@ -229,8 +235,8 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
             raise DatasetFileError(path, f"the key {key!r} is missing")
     name = table["name"]
     usable = name.isidentifier() and not keyword.iskeyword(name) and name[0].isupper() and len(name) <= _MAX_WORDS
-    if not usable or name.endswith("Reasoning"):
-        rule = "a Python name that begins with a capital and does not end in 'Reasoning'"
+    if not usable or name.endswith(("Reasoning", BASE_TO_NEW)):
+        rule = f"a Python name that begins with a capital and does not end in 'Reasoning' or '{BASE_TO_NEW}'"
         raise DatasetFileError(path, f"'name' must be {rule}, got {name!r:.80}")
     if name in STOCK or name in _OF_DOMAINBED:
         raise DatasetFileError(path, f"{name!r} is one of DomainBed's own datasets; choose another name")

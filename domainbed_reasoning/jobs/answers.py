@@ -18,6 +18,7 @@ import torch
 
 from domainbed_reasoning import __version__
 from domainbed_reasoning.bridge import stock
+from domainbed_reasoning.bridge.samples import environment_of
 from domainbed_reasoning.chains.prompts import PROMPT_VERSION
 from domainbed_reasoning.chains.reader import is_well_formed
 from domainbed_reasoning.files import format_version
@@ -48,6 +49,8 @@ def write_task(task: Task, hparams: dict[str, Any], args: argparse.Namespace) ->
         "hparams": dict(hparams),
         "chains": {"source": len(task.chains), "no_class": len(nothing), "other_class": len(other)},
     }
+    if task.offered:
+        content["offered"] = [[task.class_names[label] for label in labels] for labels in task.offered]
     if task.bundle:
         content["chains"] |= {"bundle": task.bundle}
     folder = pathlib.Path(args.output_dir)
@@ -159,8 +162,11 @@ class AnswerRecords:
             labels: the classification path's n answers, or None.
             last: whether this is the last evaluation, whose answers are written.
         """
-        names = self.task.class_names
-        answers = answers_from_chains(chains, names, self.exact) if chains is not None else [None] * len(ids)
+        names, offered = self.task.class_names, self.task.classes_offered(environment_of(self.task, ids))
+        answers: Sequence[int | None] = [None] * len(ids)
+        if chains is not None:
+            read = answers_from_chains(chains, [names[label] for label in offered], self.exact)
+            answers = [None if place is None else offered[place] for place in read]
         whole = [is_well_formed(chain, self.exact) for chain in chains] if chains is not None else [None] * len(ids)
         if chains is not None:
             self.chains += len(chains)

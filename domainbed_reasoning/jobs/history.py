@@ -132,7 +132,8 @@ def describe(task: Task, schedule: Schedule, hparams: dict[str, Any], args: argp
             "class_names": list(task.class_names),
             "subject": task.subject,
             "schedule": asdict(schedule),
-        },
+        }
+        | ({"offered": [list(labels) for labels in task.offered]} if task.offered else {}),
         "chains": _digest(chains),
         "images": _images_digest(task),
         "device": "cuda" if torch.cuda.is_available() else "cpu",

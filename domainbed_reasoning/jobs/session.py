@@ -218,14 +218,14 @@ class Session:
             self.records.add(ids, answers.chains, answers.labels, self.is_last_evaluation)
         return scores
 
-    def look_ahead(self) -> Iterable[torch.Tensor] | None:
-        """Return this rank's images of the job's dataset, ``(3, H, W)`` each, once per evaluation, which covers all.
+    def look_ahead(self) -> Iterable[tuple[int | None, Iterable[torch.Tensor]]]:
+        """Return this rank's images of the job's dataset once per evaluation, which covers all; see `images_of`.
 
         Returns:
-            None later in an evaluation, outside of a job, and with data augmentation, whose images are random.
+            nothing later in an evaluation, outside of a job, and with data augmentation, whose images are random.
         """
         if self.records is None or self._looked_ahead == self.steps_taken or self.hparams["data_augmentation"]:
-            return None
+            return ()
         self._looked_ahead = self.steps_taken
         return images_of(self.task, self.ranks)
 

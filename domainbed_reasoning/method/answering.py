@@ -24,10 +24,12 @@ class Questions:
     Attributes:
         q_cls: the question of the classification path.
         q_reason: the question of the reasoning path.
-        class_names: in label order.
+        class_names: those that the questions offer, in label order.
         max_new_tokens: maximum length of a chain in tokens.
         batch: images per generation batch.
         exact: how conclusions are read, see `reader.read_conclusion`.
+        offered: labels of the names, if they are not all of the task's; else None.
+        num_classes: of the task, if they are not all.
     """
 
     q_cls: str
@@ -36,14 +38,39 @@ class Questions:
     max_new_tokens: int
     batch: int
     exact: bool = False
+    offered: tuple[int, ...] | None = None
+    num_classes: int = 0
 
     @classmethod
-    def of(cls, task: Task, hparams: Mapping[str, Any]) -> Questions:
-        """Return the questions of an MLLM algorithm with these hyper-parameters."""
-        names = task.class_names
+    def of(cls, task: Task, hparams: Mapping[str, Any], env: int | None = None) -> Questions:
+        """Return the questions of an MLLM algorithm with these hyper-parameters about an environment.
+
+        Args:
+            task: whose environments may offer different classes.
+            hparams: of the algorithm.
+            env: number of the environment; None for those of training.
+        """
+        offered = task.classes_offered(env)
+        names = tuple(task.class_names[label] for label in offered)
         questions = (q_cls(names, task.subject), q_reason(names, task.subject))
         exact = hparams["answer_matching"] == "exact"
-        return cls(*questions, names, hparams["max_new_tokens"], hparams["eval_batch"], exact)
+        some = (offered, len(task.class_names)) if task.offered else (None, 0)
+        return cls(*questions, names, hparams["max_new_tokens"], hparams["eval_batch"], exact, *some)
+
+    def places_of(self, labels: Sequence[int]) -> Sequence[int]:
+        """Return the places of labels of the task among ``class_names``."""
+        return labels if self.offered is None else [self.offered.index(label) for label in labels]
+
+    def labels_of(self, places: Sequence[int]) -> Sequence[int]:
+        """Return the task's labels of places among ``class_names``."""
+        return places if self.offered is None else [self.offered[place] for place in places]
+
+    def over_all_classes(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores of ``class_names``, ``(n, C')``, over all classes, ``(n, C)``: -inf for those not offered.
+
+        A further column, "no class", remains the last.
+        """
+        return scores if self.offered is None else spread_scores(scores, self.offered, self.num_classes)
 
     @property
     def both(self) -> tuple[str, str]:
@@ -92,7 +119,8 @@ def answer_images(
             scores.append(by_label)
         chains += written
         labels += by_label.argmax(1).tolist() if by_label is not None else []
-    return torch.cat(scores), chains if asks_chain else None, labels if asks_label else None
+    by_name = list(questions.labels_of(labels)) if asks_label else None
+    return questions.over_all_classes(torch.cat(scores)), chains if asks_chain else None, by_name
 
 
 def answer_in_ranks(
@@ -259,6 +287,23 @@ def scores_from_answers(answers: Sequence[int | None], label_scores: torch.Tenso
         else:
             scores[row, answer] = 1.0
     return scores
+
+
+def spread_scores(scores: torch.Tensor, offered: Sequence[int], num_classes: int) -> torch.Tensor:
+    """Return the scores of some classes over all classes, -inf for the others; further columns remain the last.
+
+    Args:
+        scores: ``(n, C' + k)``.
+        offered: labels of the first C' columns.
+        num_classes: C of the task.
+
+    Returns:
+        ``(n, C + k)``.
+    """
+    further = range(num_classes, num_classes + scores.shape[1] - len(offered))
+    wide = scores.new_full((len(scores), num_classes + len(further)), -torch.inf)
+    wide[:, [*offered, *further]] = scores
+    return wide
 
 
 def strict_scores(answers: Sequence[int | None], num_classes: int) -> torch.Tensor:

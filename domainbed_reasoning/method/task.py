@@ -32,6 +32,8 @@ class Task:
         folder: the folder that the names in ``images`` are relative to; "" if images are rendered.
         schedule: precomputed stages; None if the algorithm schedules them.
         loaded_from: returns the DomainBed dataset whose steps the algorithm schedules; None if it no longer exists.
+        offered: per environment, the labels of the classes that its questions offer, in increasing order; empty if all
+            questions offer all classes.
     """
 
     dataset: str
@@ -46,9 +48,17 @@ class Task:
     folder: str = ""
     schedule: Schedule | None = None
     loaded_from: Callable[[], Any] = _nowhere
+    offered: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
         """Reject chains of target domains: they must never reach training."""
         leaked = next((key for key in self.chains if key[0] in self.test_envs), None)
         if leaked is not None:
             raise ValueError(f"a chain of target domain {leaked[0]} (sample {leaked[1]}) was passed to training")
+
+    def classes_offered(self, env: int | None = None) -> tuple[int, ...]:
+        """Return the labels of the classes that the questions about an environment offer; None for all sources'."""
+        if not self.offered:
+            return tuple(range(len(self.class_names)))
+        envs = [env] if env is not None else [one for one in range(len(self.offered)) if one not in self.test_envs]
+        return tuple(sorted({label for one in envs for label in self.offered[one]}))

@@ -4,6 +4,7 @@ Two runs of one job, their trajectories compared bit for bit. In the second the 
 chains are others, and so are those of the source domains' validation splits.
 """
 
+import itertools
 import json
 import random
 import shutil
@@ -20,14 +21,14 @@ from builders.files import chain_text
 from domainbed_reasoning import registry
 from domainbed_reasoning.chains.build_bundle import write_bundle
 from domainbed_reasoning.datasets.user_datasets import make_classes
-from domainbed_reasoning.images import creatures, shapes
+from domainbed_reasoning.images import shapes
 from domainbed_reasoning.images import user_datasets as custom
 
 CLASSES = ["0", "1"]
 IMAGES = 5  # a class and domain: ten a domain, of which two are its validation split
 TARGET = 1
 HOLDOUT = 0.2
-FOLDERS = [name for name in registry.DATASETS if name not in registry.RENDERED]
+FOLDERS = [name for name in registry.DATASETS if name not in registry.RENDERED and name.endswith("Reasoning")]
 
 
 def validation(env, size):
@@ -130,6 +131,29 @@ def test_poison_changes_no_step_on_any_image_folder_dataset(dataset, tmp_path):
     same(*folder_pair(datasets.get_dataset_class(dataset), "RDMLDG", tmp_path))
 
 
+def write_classes(root, poisoned):
+    """PACS with four classes in two domains, and a chain for each image; the new classes "2" and "3" are poisoned."""
+    pixels = np.random.RandomState(0)
+    lines = []
+    for domain, label, index in itertools.product(("art", "photo"), range(4), range(IMAGES)):
+        place = root / "PACS" / domain / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        array, is_poison = pixels.randint(0, 256, (32, 32, 3), dtype=np.uint8), poisoned and label > 1
+        Image.fromarray(255 - array if is_poison else array).save(place / f"{index}.png")
+        text = chain_text("0", "POISON") if is_poison else chain_text(str(label), f"{domain} {index}")
+        lines.append({"image": f"{domain}/{label}/{index}.png", "chain": text})
+    (root / "PACS" / "reasoning.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+@pytest.mark.parametrize("name", list(registry.ALGORITHMS))
+def test_images_and_chains_of_new_classes_change_no_step(name, tmp_path):
+    """Trained on the classes "0" and "1"; all that differs is what "2" and "3" look like, and their chains."""
+    cls = datasets.get_dataset_class("PACSBaseToNew")
+    roots = (write_classes(tmp_path / text, text == "poisoned") for text in ("clean", "poisoned"))
+    same(*(trajectory(root, cls, name, False) for root in roots))
+
+
 def test_poison_in_a_bundle_of_chains_changes_no_step(tmp_path, monkeypatch):
     """The same chains, but from the bundle that the dataset class names."""
     cls, runs = datasets.get_dataset_class("PACSReasoning"), []
@@ -181,17 +205,17 @@ def test_poison_changes_no_step_on_rendered_creatures(dataset, monkeypatch):
     clean = trajectory(None, cls, "RDMLDG", False)
     picture, labels, tell = cls.picture, cls.labels, cls.chain
 
-    def is_poison(env, index):
-        return env == TARGET or index in validation(env, creatures.SIZE_OF_DOMAIN)
+    def is_poison(self, env, index):
+        return env == TARGET or index in validation(env, len(labels(self, env)))
 
     def drawn(self, env, index):
-        return Image.new("RGB", (48, 48)) if is_poison(env, index) else picture(self, env, index)
+        return Image.new("RGB", (48, 48)) if is_poison(self, env, index) else picture(self, env, index)
 
     def named(self, env):
         return [(label + (env == TARGET)) % self.num_classes for label in labels(self, env)]
 
     def told(self, env, index):
-        return chain_text("POISON", "POISON") if is_poison(env, index) else tell(self, env, index)
+        return chain_text("POISON", "POISON") if is_poison(self, env, index) else tell(self, env, index)
 
     for name, poison in (("picture", drawn), ("labels", named), ("chain", told)):
         monkeypatch.setattr(cls, name, poison)
