@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import os
 import shlex
@@ -18,6 +19,7 @@ from domainbed_reasoning.commands.arguments import Parser, UsageError, add_json,
 from domainbed_reasoning.commands.plan import schedule_of
 from domainbed_reasoning.hparam_checks import check_values
 from domainbed_reasoning.images import catalog
+from domainbed_reasoning.images import user_datasets as custom
 from domainbed_reasoning.results import published
 from domainbed_reasoning.sweeps.stock import located, with_located
 from domainbed_reasoning.sweeps.studies.study import (
@@ -56,6 +58,9 @@ def add_arguments(parser: Parser) -> None:
     action.add_argument("--launch", action="store_true", help="run the commands, then collect_results")
     parser.add_argument("--scale", choices=("paper", "mini"), default="paper", help=f"mini: {EMBEDDED}, tiny model")
     parser.add_argument("--data-dir", help="folder that contains the datasets' folders")
+    parser.add_argument(
+        "--datasets", nargs="+", metavar="DATASET", help="instead of the study's: ours or yours, e.g. CameraBaseToNew"
+    )
     parser.add_argument("--output-dir", help="default: study_output/<name>-<scale>")
     parser.add_argument("--launcher", default="parallel", help="parallel (default), ray, slurm, local, …")
     parser.add_argument("--model", default="", help="folder or hub id of the multimodal LLM")
@@ -83,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         print(listing())
         return 0
-    study = load_study(args.name)
+    study = _on_datasets(load_study(args.name), args)
     settings = _settings(study, args)
     if args.json:
         print_json(as_dict(study, args.scale, settings, args.gpu, args.gpus))
@@ -103,6 +108,26 @@ def listing() -> str:
     """Return one line per study."""
     lines = [f"  {name:<22}{load_study(name).title}" for name in STUDIES]
     return "\n".join(["studies", *lines, "", "Run `domainbed-reasoning study NAME` for claim, commands and hours."])
+
+
+def _on_datasets(study: Study, args: argparse.Namespace) -> Study:
+    """Return the study on the datasets of ``--datasets``, if there are any.
+
+    Raises:
+        ValueError: for an unknown dataset, or one that does not fit the study.
+    """
+    if not args.datasets:
+        return study
+    if args.scale == "mini":
+        raise UsageError(f"--datasets requires --scale paper; --scale mini uses {study.embedded}")
+    known = {name for name in registry.DATASETS if name not in registry.RENDERED}
+    known |= {name for name in custom.targets(custom.custom_datasets()) if name not in custom.custom_datasets()}
+    halved = {name for name in known if name.endswith(registry.BASE_TO_NEW)}
+    fitting = halved if study.name == "base_to_new" else known - halved
+    for name in args.datasets:
+        if name not in fitting:
+            raise registry.unknown(f"dataset of {study.name}", name, fitting)
+    return dataclasses.replace(study, datasets=tuple(args.datasets))
 
 
 def _settings(study: Study, args: argparse.Namespace) -> Settings:
@@ -136,7 +161,7 @@ def _check_data(study: Study, data_dir: str | None, settings: Settings) -> None:
             f"the chains of each dataset in <data_dir>/<folder>/{catalog.CHAIN_FILE}."
         )
     for name in study.datasets:
-        dataset = catalog.STOCK[registry.TWINS[name]]
+        dataset = custom.find(name)
         root = Path(settings.data_dir) / dataset.folder
         if not root.is_dir():
             raise FileNotFoundError(f"{name}: the folder {root} does not exist. {dataset.obtain}")
@@ -211,21 +236,25 @@ def _launch_commands(study: Study, grid: Grid, datasets: Sequence[str], settings
         return [sweep_command(grid, datasets, settings)]
     from domainbed_reasoning.sweeps.studies.single_source import train_jobs
 
-    return [shlex.split(job.command) for dataset in datasets for job in train_jobs(grid, dataset, settings)]
+    return [
+        shlex.split(job.command) for dataset in datasets for job in train_jobs(grid, dataset, settings, study.sources)
+    ]
 
 
 def _hours_lines(
     study: Study, datasets: Sequence[str], grids: Sequence[Grid], settings: Settings, gpu: str, gpus: int
 ) -> list[str]:
     rows, total, days = _hours_table(study, datasets, grids, settings, gpu, gpus)
-    short = [dataset.removesuffix("Reasoning") for dataset in datasets]
+    short = [dataset.removesuffix("Reasoning").removesuffix(registry.BASE_TO_NEW) for dataset in datasets]
     lines = [f"{f'hours a job on one {gpu}':<34}" + "".join(f"{name:>16}" for name in short)]
     for label, row in rows:
         shown = [f"{hours:>16.1f}" if hours is not None else f"{'-':>16}" for hours in row]
         lines.append(f"  {label:<32}" + "".join(shown))
     lines.append(f"{total:.0f} hours in total, {days:.1f} days on {gpus} x {gpu}, within a factor of 2 (see `plan`)")
     if any(hours is None for _, row in rows for hours in row):
-        lines.append("-: not in the cost model (networks without a language model, which are far smaller)")
+        lines.append(
+            "-: not in the cost model (networks without a language model, which are far smaller; your own datasets)"
+        )
     return lines
 
 
@@ -257,10 +286,10 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
     from domainbed_reasoning.sweeps import costs
     from domainbed_reasoning.sweeps.hours import hours_of
 
-    cls: Any = registry.load(registry.ALGORITHMS[algorithm]) if grid.mllm else None
-    if cls is None:
+    data = published.DATA.get(registry.TWINS.get(dataset, ""))
+    if not grid.mllm or data is None:
         return None
-    data = published.DATA[registry.TWINS[dataset]]
+    cls: Any = registry.load(registry.ALGORITHMS[algorithm])
     check_values(settings.hparams_of(grid), cls.HPARAMS)
     hparams = {name: hparam.default for name, hparam in cls.HPARAMS.items()} | settings.hparams_of(grid)
     hours = hours_of(
@@ -272,6 +301,9 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
         schedule_of(cls, hparams, data, settings.steps_of(grid)),
         (cls.LABEL_PATH, cls.CHAIN_PATH),
     )
+    if dataset.endswith(registry.BASE_TO_NEW):  # half of the images, where the model assumes all domains but one
+        share = data.domains / (2 * (data.domains - 1))
+        return float((hours.training + hours.labeling) * share + hours.evaluation)
     if study.one_source:  # the cost model assumes all domains but one as sources
         return float((hours.training + hours.labeling) / (data.domains - 1) + hours.evaluation)
     return float(hours.total)

@@ -62,7 +62,8 @@ def collect(folder: str | os.PathLike[str], *, as_stock: bool = False) -> pd.Dat
     ``attrs["problems"]`` lists excluded and repaired jobs as dictionaries (see `problems.Problem`);
     ``attrs["domains"]`` maps each dataset to the names of its domains; ``attrs["versions"]`` maps each software to the
     number of jobs per version. ``attrs["one_source"]`` lists the jobs with a single source domain as dictionaries, as
-    no selection method of DomainBed supports them. ``attrs["as_stock"]`` is ``as_stock``.
+    no selection method of DomainBed supports them; ``attrs["base_to_new"]`` those on base-to-new datasets, with their
+    accuracies on base and new classes. ``attrs["as_stock"]`` is ``as_stock``.
 
     Args:
         folder: of a sweep, or of several sweeps.
@@ -90,10 +91,9 @@ def tabulate(jobs: Sequence[JobFolder], problems: Sequence[Problem] = ()) -> pd.
         problems: for ``attrs``.
     """
     domains = {name: selection.domains_of(name, jobs) for name in {job.args["dataset"] for job in jobs}}
-    rows = []
-    for sweep in dict.fromkeys(job.sweep for job in jobs):
-        choices = selection.choose([job for job in jobs if job.sweep == sweep])
-        rows += [_row(choice, domains[choice.dataset]) for choice in choices]
+    sweeps = dict.fromkeys(job.sweep for job in jobs)
+    choices = [one for sweep in sweeps for one in selection.choose([job for job in jobs if job.sweep == sweep])]
+    rows = [_row(choice, domains[choice.dataset]) for choice in choices]
     rounds = sorted({key for row in rows for key in row if is_of_round(key)}, key=_place_of_round)
     columns = [*_HEAD, *_ANSWERS, *rounds, *_COSTS, "hparams", "version", "folder"]
     frame = pd.DataFrame(rows, columns=columns)
@@ -115,6 +115,8 @@ def tabulate(jobs: Sequence[JobFolder], problems: Sequence[Problem] = ()) -> pd.
         }
         for one in selection.one_source(jobs)
     ]
+    by_validation = selection.methods()[0].name
+    frame.attrs["base_to_new"] = list(selection.base_to_new(one for one in choices if one.method == by_validation))
     frame.attrs["problems"] = [vars(problem) for problem in problems]
     frame.attrs["versions"] = {name: dict(counts) for name, counts in versions_of(jobs).items()}
     return frame

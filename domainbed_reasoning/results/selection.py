@@ -7,10 +7,11 @@ remain numbers and are linked to their records.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_reasoning import registry
 from domainbed_reasoning.bridge import stock, upstream
 from domainbed_reasoning.jobs.values import ACCURACY
 from domainbed_reasoning.results.job_folders import JobFolder, Record
@@ -142,6 +143,34 @@ def one_source(jobs: Sequence[JobFolder]) -> Iterator[OneSource]:
             if trial not in best or validation > best[trial][0]:
                 best[trial] = validation, one
     yield from (one for _, one in best.values())
+
+
+def base_to_new(choices: Iterable[Choice]) -> Iterator[dict[str, Any]]:
+    """Yield the selected jobs of base-to-new datasets, with their accuracies on base and new classes in [0, 1].
+
+    Args:
+        choices: of one selection method.
+
+    Yields:
+        sweep, dataset, algorithm, trial, folder; ``base`` (the validation split of the base classes) and ``new`` by the
+        algorithm's answer at the selected step; ``label_base``, ``label_new``, ``chain_base`` and ``chain_new`` by both
+        answers at the last step, None if not recorded.
+    """
+    splits = {"base": ("env0", "out"), "new": ("env1", "in")}
+    for choice in choices:
+        if choice.dataset.endswith(registry.BASE_TO_NEW) and choice.target == 1:
+            answers = choice.job.answers or {}
+            found = {name: (answers.get(env) or {}).get(split) or {} for name, (env, split) in splits.items()}
+            yield {
+                "sweep": choice.job.sweep,
+                "dataset": choice.dataset,
+                "algorithm": choice.algorithm,
+                "trial": choice.trial,
+                "base": choice.validation,
+                "new": choice.accuracy,
+                **{f"{by}_{name}": found[name].get(by) for by in ("label", "chain") for name in splits},
+                "folder": choice.job.path,
+            }
 
 
 def _traced(job: JobFolder, record: Record) -> dict[str, Any]:

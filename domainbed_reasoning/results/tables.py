@@ -386,7 +386,9 @@ def all_tables(frame: pd.DataFrame) -> list[Table]:
 
 def result_tables(frame: pd.DataFrame) -> list[Table]:
     """Return the tables of accuracies, answers and self-labeling; [] without valid jobs."""
-    found: list[Table | None] = [*one_source_tables(frame)]
+    from domainbed_reasoning.results.base_to_new import base_to_new_tables
+
+    found: list[Table | None] = [*one_source_tables(frame), *base_to_new_tables(frame)]
     if len(frame):
         found += [*accuracy_tables(frame), answers_table(frame), rounds_table(frame)]
     return [table for table in found if table is not None]

@@ -12,6 +12,7 @@ from typing import Any
 
 from domainbed_reasoning import registry
 from domainbed_reasoning.results import collect
+from domainbed_reasoning.results.base_to_new import base_to_new_tables
 from domainbed_reasoning.results.job_folders import read_job
 from domainbed_reasoning.results.render import markdown
 from domainbed_reasoning.results.tables import accuracy_tables, one_source_tables
@@ -91,7 +92,7 @@ def _clear(study: Study, grid: Grid, datasets: Sequence[str], settings: Settings
         return
     restart.check_nothing_runs(folder)
     if study.one_source:
-        remove_dead(_train_jobs(grid, datasets, settings))
+        remove_dead(_train_jobs(study, grid, datasets, settings))
     else:
         stock.run_command(sweep_command(grid, datasets, settings, "delete_incomplete"), domainbed, os.environ)
 
@@ -101,14 +102,14 @@ def _launch(study: Study, grid: Grid, datasets: Sequence[str], settings: Setting
     if not study.one_source:
         stock.run_command(sweep_command(grid, datasets, settings), domainbed, os.environ)
         return
-    jobs = [job for job in _train_jobs(grid, datasets, settings) if not job.folder.exists()]
+    jobs = [job for job in _train_jobs(study, grid, datasets, settings) if not job.folder.exists()]
     print(f"{', '.join(grid.algorithms)}: {len(jobs)} jobs to launch")
     with contextlib.chdir(domainbed):
         start(jobs, registry.load(registry.LAUNCHERS[settings.launcher]))
 
 
-def _train_jobs(grid: Grid, datasets: Sequence[str], settings: Settings) -> list[TrainJob]:
-    return [job for dataset in datasets for job in train_jobs(grid, dataset, settings)]
+def _train_jobs(study: Study, grid: Grid, datasets: Sequence[str], settings: Settings) -> list[TrainJob]:
+    return [job for dataset in datasets for job in train_jobs(grid, dataset, settings, study.sources)]
 
 
 def _launch_on_slurm(
@@ -168,7 +169,7 @@ def _conclude(study: Study, datasets: Sequence[str], grids: Sequence[Grid], sett
 def _one_table(folder: str) -> str:
     """Return the tables that stock lacks: all folders of a study together, one row each, and single-source jobs."""
     frame = collect(folder)
-    return "\n".join(map(markdown, [*one_source_tables(frame), *accuracy_tables(frame)]))
+    return "\n".join(map(markdown, [*one_source_tables(frame), *base_to_new_tables(frame), *accuracy_tables(frame)]))
 
 
 def _described(folders: Sequence[Path]) -> Iterator[str]:

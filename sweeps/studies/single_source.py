@@ -10,7 +10,7 @@ source as otherwise from three: about the paper's 128. ERM keeps DomainBed's 32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,12 +37,12 @@ STUDY = Study(
 )
 
 
-def train_jobs(grid: Grid, dataset: str, settings: Settings) -> Iterator[TrainJob]:
-    """Yield the jobs of a grid on a dataset."""
+def train_jobs(grid: Grid, dataset: str, settings: Settings, sources: Sequence[int] = ()) -> Iterator[TrainJob]:
+    """Yield the jobs of a grid on a dataset, for each of the sources; () for each domain."""
     domains = range(domains_of(dataset))
     for trial in range(settings.trials_of(grid)):
         for algorithm in grid.algorithms:
-            for source in domains:
+            for source in sources or domains:
                 for seed in range(grid.n_hparams):
                     yield make_job(
                         Path(settings.folder_of(grid)),

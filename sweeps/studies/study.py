@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_reasoning import registry
-from domainbed_reasoning.images import shapes
+from domainbed_reasoning.images import shapes, user_datasets
 from domainbed_reasoning.results import published
 from domainbed_reasoning.sweeps.stock import stock_command
 
@@ -22,7 +22,15 @@ FOUR = ("PACSReasoning", "VLCSReasoning", "OfficeHomeReasoning", "TerraIncognita
 
 STUDIES = {
     name: f"domainbed_reasoning.sweeps.studies.{name}:STUDY"
-    for name in ("main_comparison", "ablation", "sarr_rounds", "single_source", "random_search", "teacher_vs_bootstrap")
+    for name in (
+        "main_comparison",
+        "ablation",
+        "sarr_rounds",
+        "single_source",
+        "base_to_new",
+        "random_search",
+        "teacher_vs_bootstrap",
+    )
 }
 
 
@@ -70,6 +78,8 @@ class Study:
         grids: its sweeps.
         mini: its sweeps on the embedded dataset with the embedded model.
         one_source: whether jobs train on one domain with all others as targets, which stock sweeps do not support.
+        sources: numbers of these domains; empty for each in turn.
+        embedded: the dataset at scale `mini`.
     """
 
     name: str
@@ -80,10 +90,12 @@ class Study:
     grids: tuple[Grid, ...]
     mini: tuple[Grid, ...]
     one_source: bool = False
+    sources: tuple[int, ...] = ()
+    embedded: str = EMBEDDED
 
     def at(self, scale: str) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
         """Return the datasets and grids of a scale, `mini` or `paper`."""
-        return ((EMBEDDED,), self.mini) if scale == "mini" else (self.datasets, self.grids)
+        return ((self.embedded,), self.mini) if scale == "mini" else (self.datasets, self.grids)
 
 
 @dataclass(frozen=True)
@@ -150,13 +162,18 @@ def for_laptop(*grids: Grid) -> tuple[Grid, ...]:
 
 
 def domains_of(dataset: str) -> int:
-    """Return the number of domains of one of our datasets."""
-    return len(shapes.DOMAINS) if dataset == EMBEDDED else published.DATA[registry.TWINS[dataset]].domains
+    """Return the number of domains of one of our datasets, or of the user's."""
+    if dataset.endswith(registry.BASE_TO_NEW):
+        return 2
+    if dataset == EMBEDDED:
+        return len(shapes.DOMAINS)
+    twin = registry.TWINS.get(dataset)
+    return published.DATA[twin].domains if twin in published.DATA else len(user_datasets.find(dataset).environments)
 
 
 def jobs_of(study: Study, grid: Grid, dataset: str, settings: Settings) -> int:
     """Return the number of jobs of one algorithm of a grid on a dataset."""
-    domains = domains_of(dataset)
+    domains = len(study.sources) or domains_of(dataset)
     targets = domains + (domains * (domains - 1) // 2 if grid.pairs and not study.one_source else 0)
     return targets * settings.trials_of(grid) * grid.n_hparams
 

@@ -35,7 +35,7 @@ def write_job(tmp_path):
         lines = []
         for step, acc in enumerate(accs):
             record = {"step": 10 * step, "step_time": 0.5, "mem_gb": 0.0, "args": args, "hparams": hparams, **more}
-            for env in range(4 if "Reasoning" in dataset else 3):
+            for env in range(2 if dataset.endswith("BaseToNew") else 4 if "Reasoning" in dataset else 3):
                 own = acc if env == target else step / 10
                 record |= {f"env{env}_in_acc": own, f"env{env}_out_acc": own}
             lines.append(json.dumps(record) + "\n")

@@ -11,10 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from builders.files import read_lines
+from builders.files import read_lines, write_lines
 from builders.processes import environment, run_python
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.results import collect, summarize
+from domainbed_reasoning.results.base_to_new import base_to_new_tables
 from domainbed_reasoning.results.job_folders import read_jobs
 from domainbed_reasoning.results.problems import validate_jobs
 from domainbed_reasoning.results.render import latex, markdown
@@ -450,3 +451,24 @@ def test_json_has_cells_trials_and_problems(write_job, verb, tmp_path):
     assert [problem["job"] for problem in found["problems"]] and found["single_source"] == []
     assert verb("collect", write_job.folder, "--format", "json", "--output", tmp_path / "a.json")[0] == 0
     assert json.loads((tmp_path / "a.json").read_text()) == found
+
+
+def test_base_to_new_jobs_have_a_table_with_their_harmonic_mean(write_job, capsys):
+    """Base .8 and .6, new .4 and .4 in two trials: means .7 and .4, H 2 · .7 · .4 / 1.1 = .509."""
+    for trial, base in enumerate((0.8, 0.6)):
+        job = write_job(f"j{trial}", "RDMLDG", "PACSBaseToNew", target=1, trial=trial, accs=(0.4,))
+        (record,) = read_lines(job / "results.jsonl")
+        write_lines(job / "results.jsonl", [record | {"env0_out_acc": base}])
+        answers = {"label": 0.5, "chain": 0.25, "chain_or_label": 0.4, "unparsed": 0.1, "well_formed": 1.0, "n": 10}
+        (job / "answers.json").write_text(json.dumps({"env0": {"out": answers}, "env1": {"in": answers}}))
+    write_job("erm", "ERM", "PACSBaseToNew", target=1, accs=(0.0,))
+    write_job("reverse", "ERM", "PACSBaseToNew", target=0, accs=(0.5,))
+    (table,) = base_to_new_tables(collect(write_job.folder))
+    assert table.rows == (
+        ("ERM", "0.0", "0.0", "0.0", *["–"] * 6),
+        ("RDMLDG", "70.0 ± 7.1", "40.0 ± 0.0", "50.9", *["50.0 ± 0.0"] * 2, "50.0", *["25.0 ± 0.0"] * 2, "25.0"),
+    )
+    assert "H 19.01 → 34.63 and new classes 15.44 → 24.33" in table.note
+    assert cli.main(["collect", str(write_job.folder)]) == 0
+    assert "PACSBaseToNew: trained on base classes, tested on new ones" in capsys.readouterr().out
+    assert "## Base to new classes" in render_markdown(read_report(write_job.folder))

@@ -367,3 +367,31 @@ def test_paths_in_hparams_are_found_from_domainbeds_folder(tmp_path, monkeypatch
     hparams = {"init_adapter": "adapters", "chains": "chains.jsonl", "model": "org/name", "answer": "adapters"}
     located = {name: str(tmp_path / hparams[name]) for name in ("init_adapter", "chains")}
     assert stock.with_located(hparams) == hparams | located
+
+
+def test_base_to_new_jobs_train_on_base_classes_alone(tmp_path, monkeypatch, capsys):
+    """Two algorithms on CLIP and five on the MLLM, three trials on each of four datasets."""
+    printed = printed_by(capsys, "base_to_new", "--data_dir", "/data", "--output_dir", "/out", "--gpu", "H100")
+    commands = [shlex.split(line) for line in printed.splitlines() if line.startswith("python ")]
+    assert len(commands) == 4 * 3 * 7 and all(one[one.index("--test_envs") + 1] == "1" for one in commands)
+    assert "34.63" in printed and re.search(r"RDMLDG +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+\n", printed)
+    study = load_study("base_to_new")
+    assert sum(jobs_of(study, grid, "PACSBaseToNew", SETTINGS) * len(grid.algorithms) for grid in study.grids) == 21
+
+    (tmp_path / "planes.toml").write_text('name = "Planes"\nfolder = "planes"\nenvironments = ["test", "train"]\n')
+    monkeypatch.setenv("DOMAINBED_REASONING_DATASETS", str(tmp_path / "planes.toml"))
+    printed = printed_by(capsys, "base_to_new", "--data_dir", "/data", "--datasets", "PlanesBaseToNew")
+    assert printed.count("--dataset PlanesBaseToNew --holdout_fraction") == 21 and "-: not in the cost model" in printed
+    printed = printed_by(capsys, "single_source", "--data_dir", "/data", "--datasets", "PlanesReasoning")
+    assert printed.count("--dataset PlanesReasoning --holdout_fraction") == 2 * 3 * 6
+    for arguments, message in (
+        (("base_to_new", "--datasets", "PACSReasoning"), "Unknown dataset of base_to_new 'PACSReasoning'"),
+        (("ablation", "--datasets", "PACSBaseToNew"), "Unknown dataset of ablation 'PACSBaseToNew'"),
+    ):
+        assert cli.main(["study", *arguments]) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["study", "ablation", "--datasets", "PACSReasoning", "--scale", "mini"])
+    assert "--datasets requires --scale paper" in capsys.readouterr().err
+    assert cli.main(["study", "base_to_new", "--launch", "--data_dir", str(tmp_path)]) == 1
+    assert f"PACSBaseToNew: the folder {tmp_path / 'PACS'} does not exist" in capsys.readouterr().err

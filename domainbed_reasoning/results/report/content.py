@@ -13,6 +13,7 @@ import pandas as pd
 from domainbed_reasoning import plot_styles
 from domainbed_reasoning.jobs.job_files import RESULTS
 from domainbed_reasoning.results import published, selection, tables
+from domainbed_reasoning.results.base_to_new import base_to_new_tables
 from domainbed_reasoning.results.frame import tabulate
 from domainbed_reasoning.results.job_folders import JobFolder, read_jobs
 from domainbed_reasoning.results.problems import count_as_stock, validate_jobs
@@ -51,6 +52,7 @@ def read_report(
     sections = [
         Section("Problems", "problems", _problems(frame, as_stock)),
         Section("One source", "one-source", tuple(_one_source(frame))),
+        Section("Base to new classes", "base-to-new", tuple(map(for_report, base_to_new_tables(frame)))),
         Section("Accuracy", "accuracy", tuple(_accuracy(frame, counted)) if len(frame) else ()),
         Section("Comparison with the paper", "paper", tuple(_comparison(frame, counted)) if len(frame) else ()),
         Section("Both answers", "answers", tuple(_answers(frame)) if len(frame) else ()),
