@@ -83,9 +83,9 @@ def _as_text(frame: pd.DataFrame, args: argparse.Namespace) -> str:
 
 
 def _as_document(frame: pd.DataFrame) -> dict[str, Any]:
-    """Return cells (mean and standard error over trials), trials, single-source jobs, problems and versions."""
+    """Return cells (mean and standard error over trials), trials, jobs that need other tables, problems, versions."""
     from domainbed_reasoning.results.frame import one_source_frame, summarize
 
     tables = {"cells": summarize(frame), "trials": frame, "single_source": one_source_frame(frame)}
     found: dict[str, Any] = {name: table.to_dict("records") for name, table in tables.items()}
-    return found | {name: frame.attrs[name] for name in ("domains", "problems", "versions")}
+    return found | {name: frame.attrs[name] for name in ("domains", "base_to_new", "problems", "versions")}

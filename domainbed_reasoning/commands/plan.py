@@ -218,7 +218,9 @@ def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data, dict
 
     The domains' counts are empty if not published.
     """
-    plain = registry.TWINS.get(name, name)
+    plain, halved = registry.TWINS.get(name, name), name.endswith(registry.BASE_TO_NEW)
+    if halved and plain in published.DATA and not data_dir:
+        return name, published.by_classes(published.DATA[plain]), {}
     if plain in published.DATA and not data_dir:
         sizes = catalog.STOCK[plain].domains
         return plain, published.DATA[plain], {domain: size for domain, size in sizes.items() if size is not None}
@@ -236,6 +238,10 @@ def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data, dict
         )
     on_disk = catalog.scan(dataset, data_dir)
     data = published.Data(len(on_disk.pictures), len(on_disk.domains), len(on_disk.classes))
+    if halved:
+        data = published.by_classes(data)
+        base = sum(label < data.classes for label in on_disk.labels().values())
+        return name, data, {"base": base, "new": data.images - base}
     return dataset.name, data, dict(on_disk.per_domain())
 
 

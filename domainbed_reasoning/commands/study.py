@@ -287,6 +287,8 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
     from domainbed_reasoning.sweeps.hours import hours_of
 
     data = published.DATA.get(registry.TWINS.get(dataset, ""))
+    if data is not None and dataset.endswith(registry.BASE_TO_NEW):
+        data = published.by_classes(data)
     if not grid.mllm or data is None:
         return None
     cls: Any = registry.load(registry.ALGORITHMS[algorithm])
@@ -301,9 +303,6 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
         schedule_of(cls, hparams, data, settings.steps_of(grid)),
         (cls.LABEL_PATH, cls.CHAIN_PATH),
     )
-    if dataset.endswith(registry.BASE_TO_NEW):  # half of the images, where the model assumes all domains but one
-        share = data.domains / (2 * (data.domains - 1))
-        return float((hours.training + hours.labeling) * share + hours.evaluation)
     if study.one_source:  # the cost model assumes all domains but one as sources
         return float((hours.training + hours.labeling) / (data.domains - 1) + hours.evaluation)
     return float(hours.total)

@@ -59,8 +59,9 @@ class SampleLoss:
 class Predictor:
     """A trained model that answers as in its job; with ``votes`` above 1, by majority over sampled chains.
 
-    Two things are otherwise than in the job: a chain that names no class always falls back on the class name, whatever
-    ``on_parse_failure`` says, and a method ``answer`` that an algorithm of the user's own overrides is not called.
+    Three things are otherwise than in the job: a chain that names no class always falls back on the class name,
+    whatever ``on_parse_failure`` says; a method ``answer`` that an algorithm of the user's own overrides is not called;
+    and after a job on base and new classes, all of them are offered.
 
     Args:
         job: folder of a DomainBed job, or a folder written by `export`.

@@ -6,7 +6,7 @@ Standard library only. The paper is arXiv 2602.23777 (ICLR 2026).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from domainbed_reasoning.registry import ALGORITHMS
@@ -210,6 +210,11 @@ def settings_of(algorithm: str) -> Mapping[str, Any]:
     if algorithm in OTHERS_HPARAMS or algorithm not in ALGORITHMS:
         return OTHERS_HPARAMS.get(algorithm, {})
     return PAPER_HPARAMS | ({"answer": "label"} if algorithm == "LabelSFT" else {})
+
+
+def by_classes(data: Data) -> Data:
+    """Return the counts of a dataset split by base and new classes: two environments with half of the names each."""
+    return replace(data, domains=2, classes=-(-data.classes // 2))
 
 
 def result_of(algorithm: str, dataset: str) -> float | None:

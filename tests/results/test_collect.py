@@ -471,4 +471,8 @@ def test_base_to_new_jobs_have_a_table_with_their_harmonic_mean(write_job, capsy
     assert "H 19.01 → 34.63 and new classes 15.44 → 24.33" in table.note
     assert cli.main(["collect", str(write_job.folder)]) == 0
     assert "PACSBaseToNew: trained on base classes, tested on new ones" in capsys.readouterr().out
+    assert cli.main(["collect", str(write_job.folder), "--format", "json"]) == 0
+    jobs = json.loads(capsys.readouterr().out)["base_to_new"]
+    (erm,) = [job for job in jobs if job["algorithm"] == "ERM"]
+    assert len(jobs) == 3 and (erm["base"], erm["new"], erm["label_base"]) == (0.0, 0.0, None)
     assert "## Base to new classes" in render_markdown(read_report(write_job.folder))

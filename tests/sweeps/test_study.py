@@ -395,3 +395,14 @@ def test_base_to_new_jobs_train_on_base_classes_alone(tmp_path, monkeypatch, cap
     assert "--datasets requires --scale paper" in capsys.readouterr().err
     assert cli.main(["study", "base_to_new", "--launch", "--data_dir", str(tmp_path)]) == 1
     assert f"PACSBaseToNew: the folder {tmp_path / 'PACS'} does not exist" in capsys.readouterr().err
+
+
+def test_plan_counts_half_of_the_images_and_names_of_a_dataset_by_classes(capsys):
+    """OfficeHome's 65 classes: 33 and 32; half of the images train where it would be three of four domains."""
+    hours = {}
+    for name in ("OfficeHomeBaseToNew", "OfficeHomeReasoning"):
+        assert cli.main(["plan", "--dataset", name, "--gpu", "H100", "--json"]) == 0
+        hours[name] = json.loads(capsys.readouterr().out)["hours"]["training"]
+    assert hours["OfficeHomeBaseToNew"] == pytest.approx(hours["OfficeHomeReasoning"] * 2 / 3, rel=0.03)
+    assert cli.main(["plan", "--dataset", "OfficeHomeBaseToNew", "--gpu", "H100"]) == 0
+    assert "(15,588 images, 2 domains, 33 classes)" in capsys.readouterr().out
