@@ -12,6 +12,7 @@ Labels are those of the whole dataset, so a network without class names, such as
 from __future__ import annotations
 
 import pathlib
+from array import array
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ from domainbed_reasoning.datasets.image_folders import ReasoningImageFolder, dat
 from domainbed_reasoning.datasets.reasoning_dataset import to_floats
 from domainbed_reasoning.images import creatures
 from domainbed_reasoning.images.catalog import STOCK, ImageFolder, scan
+from domainbed_reasoning.images.paths import Paths
 
 ENVIRONMENTS = ["base", "new"]
 _SHAPE = (3, 224, 224)  # as DomainBed's image folders
@@ -67,10 +69,9 @@ class BaseToNew(ReasoningImageFolder, MultipleDomainDataset):  # type: ignore[mi
         self.input_shape, self.num_classes = _SHAPE, len(found.classes)
         self.datasets = []
         for env, own in enumerate(halves(self.num_classes)):
-            paths = [picture.path for picture in found.pictures if labels[picture.path] in own]
-            augment = hparams["data_augmentation"] and env not in test_envs
-            transform = to_floats(_SHAPE, augment)
-            targets = [labels[path] for path in paths]
+            paths = Paths(picture.path for picture in found.pictures if labels[picture.path] in own)
+            targets = array("i", (labels[path] for path in paths))
+            transform = to_floats(_SHAPE, hparams["data_augmentation"] and env not in test_envs)
             self.datasets.append(ImageList(str(folder), ENVIRONMENTS[env], paths, targets, found.classes, transform))
         return folder
 
