@@ -195,7 +195,8 @@ def _plus_minus(rows: Sequence[Line], regime: str, name: str, number: str, study
 
 
 def _written(found: Estimate) -> str:
-    return f"{100 * found.mean:.1f} ± {_width(found.half)} [± {_width(found.half_here)}]"
+    mean = round(100 * found.mean, 1) + 0.0  # not -0.0
+    return f"{mean:.1f} ± {_width(found.half)} [± {_width(found.half_here)}]"
 
 
 def _width(half: float) -> str:

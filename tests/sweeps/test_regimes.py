@@ -181,15 +181,17 @@ def test_row_at_the_common_rate_shares_the_main_tables_jobs_where_the_rates_are_
 
 
 def test_tables_say_who_won_in_each_regime(tmp_path):
-    """Reasoning only .1 below label only in the four domains of one regime."""
+    """Reasoning only .1 below label only in the four domains of one regime, SARR level with it within .0001."""
     by_name = {row.name: row for row in ROWS}
     for target in range(4):
         write_job(job_of(by_name["LabelSFT"], "clear", target, 1, tmp_path), 0.8)
         write_job(job_of(by_name["ReasoningSFT"], "clear", target, 1, tmp_path), 0.7, well_formed=0.5)
+        write_job(job_of(by_name["SARR"], "clear", target, 1, tmp_path), 0.6999)
     table.write(tmp_path, tmp_path / "results", regimes)
     text = (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
     assert "## Clear creatures (as OfficeHome)" in text and "## Camouflaged creatures" in text
     assert "| reasoning only against label only | 4 | -10.0 ± 0.0 [± ?] | -0.6 | 0 : 4 |" in text
+    assert "| SARR without the label path against reasoning only | 4 | 0.0 ± 0.0 [± ?] | +2.1 | 0 : 4 |" in text
     assert re.search(r"\| ReasoningSFT \| 4 \| 70\.0 ± 0\.0 \[± \?\] \|.*\| 70\.0 ± 0\.0 \[± \?\] \| 88\.8 \|", text)
 
 
