@@ -43,6 +43,7 @@ BASE_CLASSES = {
     "algorithms/in_session",
     "datasets/base",
     "datasets/image_folders",
+    "datasets/base_to_new",
     "datasets/image_tables",
     "datasets/reasoning_dataset",
     "datasets/user_datasets",

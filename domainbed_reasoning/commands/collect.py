@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_text(frame: pd.DataFrame, args: argparse.Namespace) -> str:
+    from domainbed_reasoning.results.all_tables import all_tables, result_tables
     from domainbed_reasoning.results.frame import one_source_frame, summarize
     from domainbed_reasoning.results.render import latex, latex_comments, markdown
-    from domainbed_reasoning.results.tables import all_tables, result_tables
 
     if args.format == "json":
         return arguments.as_json(_as_document(frame)) + "\n"

@@ -253,7 +253,7 @@ def test_invalid_dataset_file_only_disables_its_own_dataset(forked, tmp_path):
         (tmp_path / f"{number}.toml").write_text(good + f'"{name}"\n')
     code = f"import os, sys\nsys.stderr = sys.stdout\nos.environ['DOMAINBED_REASONING_DATASETS'] = {str(tmp_path)!r}\n"
     use = """
-    assert datasets.DATASETS[-2:] == ["Camera", "CameraReasoning"], datasets.DATASETS[-5:]
+    assert datasets.DATASETS[-3:] == ["Camera", "CameraReasoning", "CameraBaseToNew"], datasets.DATASETS[-5:]
     assert hparams_registry.default_hparams("RDMLDG", "CameraReasoning")["algorithm"] == "RDMLDG"
     print(refusal(lambda: hparams_registry.default_hparams("ERM", "BrokenReasoning")))
     print(refusal(lambda: datasets.get_dataset_class("ReasoningImageFolderReasoning")("", [0], {})))

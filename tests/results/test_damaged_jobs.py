@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from builders.files import link_to, make_folder, make_pipe, make_terabyte, read_lines, write
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.results import collect
+from domainbed_reasoning.results.all_tables import all_tables
 from domainbed_reasoning.results.frame import is_of_round
 from domainbed_reasoning.results.job_folders import read_job
 from domainbed_reasoning.results.render import markdown
 from domainbed_reasoning.results.report import content, read_report
 from domainbed_reasoning.results.report.page import render_page
-from domainbed_reasoning.results.tables import all_tables
 
 LONG = "9" * 200_000
 # As they stand in a file of JSON.
