@@ -5,14 +5,11 @@ seeded as there. `collect` prints base accuracy, new accuracy and their harmonic
 many images from the one source as otherwise from three, as in `single_source`.
 """
 
-from dataclasses import replace
-
 from domainbed_reasoning.results.published import BASE_TO_NEW, BASE_TO_NEW_DATASET
+from domainbed_reasoning.sweeps.studies.single_source import OF_LAPTOP, OURS
 from domainbed_reasoning.sweeps.studies.study import Grid, Study, for_laptop
 
 _CLIP = Grid(("CLIPZeroShot", "CLIPLoRA"), mllm=False, clip=True)
-_OURS = Grid(("MLLMZeroShot", "LabelSFT", "ReasoningSFT", "MTCT", "RDMLDG"), hparams={"batch_size": 3 * 43})
-_OF_LAPTOP = replace(_OURS, hparams={"batch_size": 3 * 6})
 
 STUDY = Study(
     name="base_to_new",
@@ -24,8 +21,8 @@ STUDY = Study(
         f"{BASE_TO_NEW['before'][1]:.2f} -> {BASE_TO_NEW['RDMLDG'][1]:.2f}; its base classes are not published"
     ),
     datasets=("PACSBaseToNew", "VLCSBaseToNew", "OfficeHomeBaseToNew", "TerraIncognitaBaseToNew"),
-    grids=(_CLIP, _OURS),
-    mini=for_laptop(_CLIP, _OF_LAPTOP),
+    grids=(_CLIP, OURS),
+    mini=for_laptop(_CLIP, OF_LAPTOP),
     one_source=True,
     sources=(0,),
     embedded="ClearCreaturesBaseToNew",

@@ -19,8 +19,8 @@ from domainbed_reasoning.sweeps.studies.study import FOUR, Grid, Settings, Study
 from domainbed_reasoning.sweeps.studies.train_jobs import TrainJob, make_job
 
 _BASELINE = Grid(("ERM",), mllm=False)
-_OURS = Grid(("MLLMZeroShot", "LabelSFT", "ReasoningSFT", "MTCT", "RDMLDG"), hparams={"batch_size": 3 * 43})
-_OF_LAPTOP = replace(_OURS, hparams={"batch_size": 3 * 6})
+OURS = Grid(("MLLMZeroShot", "LabelSFT", "ReasoningSFT", "MTCT", "RDMLDG"), hparams={"batch_size": 3 * 43})
+OF_LAPTOP = replace(OURS, hparams={"batch_size": 3 * 6})
 
 STUDY = Study(
     name="single_source",
@@ -31,8 +31,8 @@ STUDY = Study(
         f"{SINGLE_SOURCE['best baseline']:.2f}; the datasets and sources averaged over are not known here"
     ),
     datasets=FOUR,
-    grids=(_BASELINE, _OURS),
-    mini=for_laptop(_BASELINE, _OF_LAPTOP),
+    grids=(_BASELINE, OURS),
+    mini=for_laptop(_BASELINE, OF_LAPTOP),
     one_source=True,
 )
 
