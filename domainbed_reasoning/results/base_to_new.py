@@ -6,17 +6,16 @@ new classes is its target accuracy. As in base-to-new papers, H is the harmonic 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pandas as pd
 
 from domainbed_reasoning.results import published
 from domainbed_reasoning.results.frame import mean_and_error
-from domainbed_reasoning.results.selection import order_of_algorithms, order_of_datasets
-from domainbed_reasoning.results.tables import ABSENT, Table, row_label
+from domainbed_reasoning.results.selection import order_of_datasets, order_of_rows
+from domainbed_reasoning.results.tables import ABSENT, Table, row_label, with_error
 
-_ANSWERS = {"": "", "label": "by class name", "chain": "by chain"}
+_ANSWERS = {"": "", "label_": " by class name", "chain_": " by chain"}  # beginnings of keys, ends of column heads
 
 
 def harmonic_mean(base: float, new: float) -> float:
@@ -38,18 +37,12 @@ def base_to_new_tables(frame: pd.DataFrame) -> list[Table]:
 
 
 def _table(dataset: str, jobs: list[dict[str, Any]]) -> Table:
-    order = order_of_algorithms([job["algorithm"] for job in jobs])
-    names = sorted({(job["algorithm"], job["sweep"]) for job in jobs}, key=lambda row: (order.index(row[0]), row[1]))
     rows = []
-    for algorithm, sweep in names:
+    for algorithm, sweep in order_of_rows(jobs):
         own = [job for job in jobs if (job["algorithm"], job["sweep"]) == (algorithm, sweep)]
-        cells = [cell for answer in _ANSWERS for cell in _cells(own, f"{answer}_" if answer else "")]
+        cells = [cell for answer in _ANSWERS for cell in _cells(own, answer)]
         rows.append((row_label(algorithm, sweep, dataset), *cells))
-    head = [
-        f"{name}{f' {how}' if how else ''}"
-        for how in _ANSWERS.values()
-        for name in ("Base classes", "New classes", "H")
-    ]
+    head = [f"{name}{how}" for how in _ANSWERS.values() for name in ("Base classes", "New classes", "H")]
     error = "Mean ± standard error over trials." if len({job["trial"] for job in jobs}) > 1 else "One trial."
     before, ours = published.BASE_TO_NEW["before"], published.BASE_TO_NEW["RDMLDG"]
     note = (
@@ -67,8 +60,6 @@ def _cells(jobs: list[dict[str, Any]], answer: str) -> tuple[str, str, str]:
     known = [(base, new) for base, new in pairs if base is not None and new is not None]
     if not known:
         return ABSENT, ABSENT, ABSENT
-    found = [mean_and_error(values) for values in zip(*known, strict=True)]
-    texts = [f"{100 * mean:.1f}" + (f" ± {100 * error:.1f}" if len(known) > 1 else "") for mean, error in found]
-    (base, _), (new, _) = found
-    harmonic = ABSENT if math.isnan(base + new) else f"{100 * harmonic_mean(base, new):.1f}"
-    return texts[0], texts[1], harmonic
+    base, new = (mean_and_error(values) for values in zip(*known, strict=True))
+    harmonic = harmonic_mean(base[0], new[0])
+    return with_error(*base, len(known)), with_error(*new, len(known)), f"{100 * harmonic:.1f}"

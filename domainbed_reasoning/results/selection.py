@@ -195,6 +195,12 @@ def order_of_algorithms(names: Sequence[str]) -> list[str]:
     return in_order(names, algorithms.ALGORITHMS)
 
 
+def order_of_rows(jobs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return algorithm and sweep of each table row, in the order of DomainBed's tables, then by sweep."""
+    order = order_of_algorithms([job["algorithm"] for job in jobs])
+    return sorted({(job["algorithm"], job["sweep"]) for job in jobs}, key=lambda row: (order.index(row[0]), row[1]))
+
+
 def order_of_datasets(names: Sequence[str]) -> list[str]:
     """Return the datasets in the order of DomainBed's tables; unknown ones come last."""
     datasets = stock.datasets()

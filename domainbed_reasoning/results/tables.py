@@ -134,7 +134,7 @@ def _averages(judged: pd.DataFrame, method: str, datasets: Sequence[str]) -> Tab
             accuracies = [float(np.mean(list(trial["accuracy"]))) for _, trial in trials]
             mean, error = mean_and_error(accuracies)
             means.append(100 * mean)
-            texts.append(_with_error(mean, error, len(accuracies)) if accuracies else LACKING)
+            texts.append(with_error(mean, error, len(accuracies)) if accuracies else LACKING)
         lacking = any(math.isnan(mean) for mean in means)
         rows.append((label, *texts, LACKING if lacking else _average(means)))
     caption = f"Averages over target domains, selected by {method}"
@@ -147,7 +147,7 @@ def one_source_tables(frame: pd.DataFrame) -> list[Table]:
     Args:
         frame: as `collect` returns it.
     """
-    from domainbed_reasoning.results.selection import order_of_algorithms, order_of_datasets
+    from domainbed_reasoning.results.selection import order_of_datasets, order_of_rows
 
     jobs = frame.attrs.get("one_source", [])
     found = []
@@ -155,11 +155,8 @@ def one_source_tables(frame: pd.DataFrame) -> list[Table]:
         names = frame.attrs["domains"][dataset]
         rows = []
         own = [job for job in jobs if job["dataset"] == dataset]
-        order = order_of_algorithms([job["algorithm"] for job in own])
         most = len({job["trial"] for job in own})
-        for algorithm, sweep in sorted(
-            {(job["algorithm"], job["sweep"]) for job in own}, key=lambda row: (order.index(row[0]), row[1])
-        ):
+        for algorithm, sweep in order_of_rows(own):
             means, texts = [], []
             for source in range(len(names)):
                 trials = [
@@ -169,7 +166,7 @@ def one_source_tables(frame: pd.DataFrame) -> list[Table]:
                 ]
                 mean, error = mean_and_error(trials)
                 means.append(100 * mean)
-                texts.append(_with_error(mean, error, len(trials)) if trials else LACKING)
+                texts.append(with_error(mean, error, len(trials)) if trials else LACKING)
             average = LACKING if any(map(math.isnan, means)) else _average(means)
             rows.append((row_label(algorithm, sweep, dataset), *texts, average))
         note = "Percent, mean over the other domains. Columns are sources, whose validation split selects the step."
@@ -355,11 +352,12 @@ def _cell(part: pd.DataFrame, most: int) -> str:
     if part.empty:
         return LACKING
     (row,) = part.to_dict("records")
-    text = _with_error(row["accuracy"], row["accuracy_error"], row["trials"])
+    text = with_error(row["accuracy"], row["accuracy_error"], row["trials"])
     return text if row["trials"] == most else f"{text} ({row['trials']} of {most} trials)"
 
 
-def _with_error(mean: float, error: float, trials: int) -> str:
+def with_error(mean: float, error: float, trials: int) -> str:
+    """Return mean and standard error in percent, without the error for a single trial."""
     return f"{100 * mean:.1f} ± {100 * error:.1f}" if trials > 1 else _percent(mean)
 
 
