@@ -16,6 +16,7 @@ import torch
 from domainbed_reasoning.algorithms.clip_zero_shot import CLIP_HPARAMS, CLIPZeroShot
 from domainbed_reasoning.hparam_checks import ABOVE_0, FLAG, FROM_0, FROM_0_BELOW_1, integer
 from domainbed_reasoning.jobs.session import Minibatches
+from domainbed_reasoning.method.answering import spread_scores
 from domainbed_reasoning.mllm.clip import CLIP, add_clip_lora, load_clip
 from domainbed_reasoning.registry import Hparam
 
@@ -69,10 +70,8 @@ class CLIPLoRA(CLIPZeroShot):
         x = torch.cat([x.as_subclass(torch.Tensor) for x, _ in minibatches])
         y = torch.cat([y for _, y in minibatches])
         offered = self.task.classes_offered()
-        place = torch.empty(len(self.prompts), dtype=torch.long, device=y.device)
-        place[list(offered)] = torch.arange(len(offered), device=y.device)
         scores = self.scores(x, self.clip.text_features([self.prompts[label] for label in offered]))
-        loss = torch.nn.functional.cross_entropy(scores, place[y])
+        loss = torch.nn.functional.cross_entropy(spread_scores(scores, offered, len(self.prompts)), y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -57,8 +57,8 @@ class CLIPZeroShot(SessionAlgorithm):
         if self._classes is None or self._classes[0] != self.session.steps_taken:
             self._classes = (self.session.steps_taken, self.clip.text_features(self.prompts))
         scores = self.scores(x, self._classes[1])
-        offered = self.task.classes_offered(environment_of(self.task, ids))
-        if len(offered) < scores.shape[1]:
+        if self.task.offered:
+            offered = self.task.classes_offered(environment_of(self.task, ids))
             scores = spread_scores(scores[:, offered], offered, scores.shape[1])
         classes = scores.argmax(1).tolist()
         return scores, Answers(classes, None, classes)

@@ -300,6 +300,8 @@ def spread_scores(scores: torch.Tensor, offered: Sequence[int], num_classes: int
     Returns:
         ``(n, C + k)``.
     """
+    if len(offered) == num_classes:
+        return scores
     further = range(num_classes, num_classes + scores.shape[1] - len(offered))
     wide = scores.new_full((len(scores), num_classes + len(further)), -torch.inf)
     wide[:, [*offered, *further]] = scores
