@@ -31,6 +31,8 @@ from domainbed_reasoning.terminal import get_logger, printable
 
 _log = get_logger(__name__)
 
+IMAGE_SHAPE = (3, 224, 224)  # of a baseline's images, as in DomainBed's image folders
+
 
 class Samples(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     """One environment's images as bytes with sample ids.

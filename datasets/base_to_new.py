@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from domainbed.datasets import MultipleDomainDataset
 from PIL import Image
 
-from domainbed_reasoning.datasets.base import ImageList
+from domainbed_reasoning.datasets.base import IMAGE_SHAPE, ImageList
 from domainbed_reasoning.datasets.creatures import ClearCreaturesReasoning
 from domainbed_reasoning.datasets.image_folders import ReasoningImageFolder, dataset_folder
 from domainbed_reasoning.datasets.reasoning_dataset import to_floats
@@ -28,7 +28,6 @@ from domainbed_reasoning.images.catalog import STOCK, ImageFolder, scan
 from domainbed_reasoning.images.paths import Paths
 
 ENVIRONMENTS = ["base", "new"]
-_SHAPE = (3, 224, 224)  # as DomainBed's image folders
 
 
 def halves(num_classes: int) -> tuple[range, range]:
@@ -66,12 +65,12 @@ class BaseToNew(ReasoningImageFolder, MultipleDomainDataset):  # type: ignore[mi
         if len(found.classes) < 2:
             raise ValueError(f"{name}: {folder} has {len(found.classes)} class, but base and new classes need two.")
         labels = found.labels()
-        self.input_shape, self.num_classes = _SHAPE, len(found.classes)
+        self.input_shape, self.num_classes = IMAGE_SHAPE, len(found.classes)
         self.datasets = []
         for env, own in enumerate(halves(self.num_classes)):
             paths = Paths(picture.path for picture in found.pictures if labels[picture.path] in own)
             targets = array("i", (labels[path] for path in paths))
-            transform = to_floats(_SHAPE, hparams["data_augmentation"] and env not in test_envs)
+            transform = to_floats(IMAGE_SHAPE, hparams["data_augmentation"] and env not in test_envs)
             self.datasets.append(ImageList(str(folder), ENVIRONMENTS[env], paths, targets, found.classes, transform))
         return folder
 
@@ -155,8 +154,7 @@ class ClearCreaturesBaseToNew(ClearCreaturesReasoning):
 
     def labels(self, env: int) -> list[int]:
         """Return the class of every image of an environment: style by style, the classes in turn."""
-        per_class = self.values["target_per_class"] if env in self.test_envs else creatures.PER_CLASS
-        return [label for _ in creatures.DOMAINS for _ in range(per_class) for label in self.OFFERED[env]]
+        return [label for _ in creatures.DOMAINS for _ in range(self.per_class(env)) for label in self.OFFERED[env]]
 
     def picture(self, env: int, index: int) -> Image.Image:
         """Return an image of an environment."""
@@ -169,7 +167,6 @@ class ClearCreaturesBaseToNew(ClearCreaturesReasoning):
     def _rendered(self, env: int, index: int) -> tuple[int, int]:
         """Return the style of an image and its index in that style."""
         offered = self.OFFERED[env]
-        per_class = self.values["target_per_class"] if env in self.test_envs else creatures.PER_CLASS
-        style, place = divmod(index, per_class * len(offered))
+        style, place = divmod(index, self.per_class(env) * len(offered))
         copy, position = divmod(place, len(offered))
         return style, copy * len(self.CLASS_NAMES) + offered[position]

@@ -66,8 +66,12 @@ class ClearCreaturesReasoning(ReasoningDataset):
 
     def labels(self, env: int) -> list[int]:
         """Return the class of every image of a domain."""
-        per_class = self.values["target_per_class"] if env in self.test_envs else creatures.PER_CLASS
-        return [creatures.label(index) for index in range(self.num_classes * per_class)]
+        return [creatures.label(index) for index in range(self.num_classes * self.per_class(env))]
+
+    def per_class(self, env: int) -> int:
+        """Return the number of images of each class in a domain."""
+        count: int = self.values["target_per_class"] if env in self.test_envs else creatures.PER_CLASS
+        return count
 
     def picture(self, env: int, index: int) -> Image.Image:
         """Return an image of a domain."""

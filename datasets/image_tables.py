@@ -14,13 +14,11 @@ from typing import Any, ClassVar
 from domainbed.datasets import MultipleDomainDataset
 
 from domainbed_reasoning.bridge.preflight import check_splits, check_test_envs
-from domainbed_reasoning.datasets.base import ImageList
+from domainbed_reasoning.datasets.base import IMAGE_SHAPE, ImageList
 from domainbed_reasoning.datasets.image_folders import ReasoningImageFolder, dataset_folder, sizes_of
 from domainbed_reasoning.datasets.reasoning_dataset import to_floats
 from domainbed_reasoning.images.table import read_table
 from domainbed_reasoning.registry import check_for_dataset
-
-_SHAPE = (3, 224, 224)  # as DomainBed's image folders
 
 
 class ImageTableDataset(MultipleDomainDataset):  # type: ignore[misc]
@@ -54,7 +52,7 @@ class ImageTableDataset(MultipleDomainDataset):  # type: ignore[misc]
         folder = dataset_folder(root, self.FOLDER, name)
         table = read_table(folder / self.TABLE, self.ENVIRONMENTS, self.COLUMNS, self.SPLITS)
         augment = hparams["data_augmentation"]
-        self.input_shape, self.num_classes = _SHAPE, len(table.classes)
+        self.input_shape, self.num_classes = IMAGE_SHAPE, len(table.classes)
         self.datasets = [
             ImageList(
                 str(folder),
@@ -62,7 +60,7 @@ class ImageTableDataset(MultipleDomainDataset):  # type: ignore[misc]
                 table.paths[env],
                 table.labels[env],
                 table.classes,
-                to_floats(_SHAPE, augment and env not in test_envs),
+                to_floats(IMAGE_SHAPE, augment and env not in test_envs),
             )
             for env, environment in enumerate(self.ENVIRONMENTS)
         ]
