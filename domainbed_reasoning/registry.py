@@ -50,6 +50,12 @@ DATASETS = {
 }
 BASE_TO_NEW = "BaseToNew"  # how the names of datasets end whose environments are base and new classes
 
+
+def plain_name(dataset: str) -> str:
+    """Return the name of a dataset without ``Reasoning`` or ``BaseToNew``."""
+    return dataset.removesuffix("Reasoning").removesuffix(BASE_TO_NEW)
+
+
 # The stock dataset whose hyper-parameters a baseline gets on ours: what ERM gets on PACS it gets on PACSReasoning.
 TWINS = {
     "VLCSReasoning": "VLCS",

@@ -223,7 +223,7 @@ def _twin(dataset: str) -> str:
         return registry.TWINS[dataset]
     if dataset in registry.DATASETS:  # of a plug-in
         return getattr(_load(registry.DATASETS[dataset], dataset), "TWIN", None) or dataset
-    name = dataset.removesuffix("Reasoning").removesuffix(registry.BASE_TO_NEW)
+    name = registry.plain_name(dataset)
     own, problems = custom.usable_datasets()
     stock = sys.modules.get("domainbed.datasets")
     if problems and name not in own and stock is not None and dataset not in vars(stock):

@@ -219,11 +219,10 @@ def _dataset(name: str, data_dir: str | None) -> tuple[str, published.Data, dict
     The domains' counts are empty if not published.
     """
     plain, halved = registry.TWINS.get(name, name), name.endswith(registry.BASE_TO_NEW)
-    if halved and plain in published.DATA and not data_dir:
-        return name, published.by_classes(published.DATA[plain]), {}
-    if plain in published.DATA and not data_dir:
-        sizes = catalog.STOCK[plain].domains
-        return plain, published.DATA[plain], {domain: size for domain, size in sizes.items() if size is not None}
+    known = published.data_of(name)
+    if known is not None and not data_dir:
+        sizes = {} if halved else catalog.STOCK[plain].domains
+        return name if halved else plain, known, {domain: size for domain, size in sizes.items() if size is not None}
     if name in registry.DATASETS and name not in {*registry.EMBEDDED_DATASETS, *registry.TWINS}:
         cls = registry.load(registry.DATASETS[name])
         if not hasattr(cls, "FOLDER"):  # a plug-in dataset that is not an image folder

@@ -120,8 +120,8 @@ def _on_datasets(study: Study, args: argparse.Namespace) -> Study:
         return study
     if args.scale == "mini":
         raise UsageError(f"--datasets requires --scale paper; --scale mini uses {study.embedded}")
-    known = {name for name in registry.DATASETS if name not in registry.RENDERED}
-    known |= {name for name in custom.targets(custom.custom_datasets()) if name not in custom.custom_datasets()}
+    own = custom.custom_datasets()
+    known = (registry.DATASETS.keys() - set(registry.RENDERED)) | (custom.targets(own).keys() - own.keys())
     halved = {name for name in known if name.endswith(registry.BASE_TO_NEW)}
     fitting = halved if study.name == "base_to_new" else known - halved
     for name in args.datasets:
@@ -245,7 +245,7 @@ def _hours_lines(
     study: Study, datasets: Sequence[str], grids: Sequence[Grid], settings: Settings, gpu: str, gpus: int
 ) -> list[str]:
     rows, total, days = _hours_table(study, datasets, grids, settings, gpu, gpus)
-    short = [dataset.removesuffix("Reasoning").removesuffix(registry.BASE_TO_NEW) for dataset in datasets]
+    short = list(map(registry.plain_name, datasets))
     lines = [f"{f'hours a job on one {gpu}':<34}" + "".join(f"{name:>16}" for name in short)]
     for label, row in rows:
         shown = [f"{hours:>16.1f}" if hours is not None else f"{'-':>16}" for hours in row]
@@ -286,9 +286,7 @@ def _hours(study: Study, algorithm: str, dataset: str, grid: Grid, settings: Set
     from domainbed_reasoning.sweeps import costs
     from domainbed_reasoning.sweeps.hours import hours_of
 
-    data = published.DATA.get(registry.TWINS.get(dataset, ""))
-    if data is not None and dataset.endswith(registry.BASE_TO_NEW):
-        data = published.by_classes(data)
+    data = published.data_of(dataset)
     if not grid.mllm or data is None:
         return None
     cls: Any = registry.load(registry.ALGORITHMS[algorithm])

@@ -38,7 +38,7 @@ from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.files.plain import open_plain
 from domainbed_reasoning.images.catalog import STOCK, ImageFolder
 from domainbed_reasoning.images.table import COLUMNS, ENDINGS
-from domainbed_reasoning.registry import BASE_TO_NEW, DATASETS, EMBEDDED_DATASETS, load, unknown
+from domainbed_reasoning.registry import BASE_TO_NEW, DATASETS, EMBEDDED_DATASETS, load, plain_name, unknown
 
 PATHS_VARIABLE = "DOMAINBED_REASONING_DATASETS"
 MODULE = "domainbed_reasoning.datasets.user_datasets"  # module of the dataset classes
@@ -84,7 +84,7 @@ def find(name: str, environ: Mapping[str, str] | None = None) -> ImageFolder:
     Raises:
         ValueError: for an unknown name, with the closest match; or an invalid dataset file.
     """
-    plain = name.removesuffix("Reasoning").removesuffix(BASE_TO_NEW)
+    plain = plain_name(name)
     if plain in STOCK:
         return STOCK[plain]
     known, errors = usable_datasets(environ)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from domainbed_reasoning.registry import ALGORITHMS
+from domainbed_reasoning.registry import ALGORITHMS, TWINS
+from domainbed_reasoning.registry import BASE_TO_NEW as BASE_TO_NEW_ENDING
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,12 @@ def settings_of(algorithm: str) -> Mapping[str, Any]:
 def by_classes(data: Data) -> Data:
     """Return the counts of a dataset split by base and new classes: two environments with half of the names each."""
     return replace(data, domains=2, classes=-(-data.classes // 2))
+
+
+def data_of(dataset: str) -> Data | None:
+    """Return the counts of DomainBed's or our dataset of that name; None if they are not published."""
+    data = DATA.get(TWINS.get(dataset, dataset))
+    return by_classes(data) if data is not None and dataset.endswith(BASE_TO_NEW_ENDING) else data
 
 
 def result_of(algorithm: str, dataset: str) -> float | None:

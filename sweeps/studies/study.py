@@ -167,8 +167,8 @@ def domains_of(dataset: str) -> int:
         return 2
     if dataset == EMBEDDED:
         return len(shapes.DOMAINS)
-    twin = registry.TWINS.get(dataset)
-    return published.DATA[twin].domains if twin in published.DATA else len(user_datasets.find(dataset).environments)
+    data = published.data_of(dataset)
+    return data.domains if data is not None else len(user_datasets.find(dataset).environments)
 
 
 def jobs_of(study: Study, grid: Grid, dataset: str, settings: Settings) -> int:
