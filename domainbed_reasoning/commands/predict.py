@@ -13,6 +13,7 @@ EXAMPLES = """\
   domainbed-reasoning predict --job sweep/1a2b3c... cat.jpg dog.jpg
   domainbed-reasoning predict --job sweep/1a2b3c... --answer both --json photos/*.jpg > answers.jsonl
   domainbed-reasoning predict --job exported --model ~/models/InternVL3-8B-hf cat.jpg
+  domainbed-reasoning predict --job sweep/1a2b3c... --class-names "lynx,red fox,badger" photos/*.jpg
 
 The job is an output folder of DomainBed's train or sweep with an MLLM algorithm, or of `domainbed-reasoning export`.
 Unreadable images are reported on standard error, and the exit code is then 1.
@@ -25,6 +26,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--job", required=True, help="folder of the trained model")
     parser.add_argument("--answer", choices=("chain", "label", "both"), help="default: as in the job")
+    parser.add_argument(
+        "--class-names",
+        type=lambda names: [name.strip() for name in names.split(",")],
+        metavar="NAME,NAME...",
+        help="classes that the questions offer, also others than the job's; default: the job's",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line, with scores and chain")
     parser.add_argument("--model", help="base model, if the job's path no longer exists")
     parser.add_argument("--quantize", choices=("none", "nf4", "int8"), help="default: as in the job")
@@ -43,7 +50,12 @@ def run(args: argparse.Namespace) -> int:
         print(one_line(str(error).replace("\n", " ")), file=sys.stderr, flush=True)
 
     predictor = Predictor(
-        args.job, args.answer, args.model, quantize=args.quantize, trust_remote_code=args.trust_remote_code
+        args.job,
+        args.answer,
+        args.model,
+        quantize=args.quantize,
+        trust_remote_code=args.trust_remote_code,
+        class_names=args.class_names,
     )
     for prediction in predictor.answers(args.images, report):
         if args.json:

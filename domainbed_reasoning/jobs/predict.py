@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import torch
 from PIL.Image import Image
 
+from domainbed_reasoning.chains.chain import check_class_names
 from domainbed_reasoning.images.decode import read_rgb, reject_truncated_images
 from domainbed_reasoning.jobs.seeds import seeded
 from domainbed_reasoning.jobs.trained import TrainedJob, read_job
@@ -61,7 +62,7 @@ class Predictor:
 
     Three things are otherwise than in the job: a chain that names no class always falls back on the class name,
     whatever ``on_parse_failure`` says; a method ``answer`` that an algorithm of the user's own overrides is not called;
-    and after a job on base and new classes, all of them are offered.
+    and after a job on base and new classes, all of them are offered unless ``class_names`` selects some.
 
     Args:
         job: folder of a DomainBed job, or a folder written by `export`.
@@ -70,9 +71,11 @@ class Predictor:
         dtype: default: the job's.
         quantize: default: the job's.
         trust_remote_code: whether Python files of the base model run; what the job was trained with does not count.
+        class_names: the classes that both questions offer, also ones that the model was not trained on; default: the
+            job's.
 
     Raises:
-        ValueError: if the folder, answer or model is invalid.
+        ValueError: if the folder, answer, model or class names are invalid.
 
     Example:
         >>> predictor = Predictor("runs/1a2b3c")                        # doctest: +SKIP
@@ -90,8 +93,11 @@ class Predictor:
         dtype: str | None = None,
         quantize: str | None = None,
         trust_remote_code: bool = False,
+        class_names: Sequence[str] | None = None,
     ):
         self.job = job if isinstance(job, TrainedJob) else read_job(job, trust_remote_code=trust_remote_code)
+        if class_names is not None:
+            self.job = replace(self.job, class_names=_checked(class_names))
         self.answer = answer or self.job.hparams["answer"]
         if self.answer not in ANSWERS:
             raise ValueError(f"answer must be one of {', '.join(ANSWERS)}; got {self.answer!r}.")
@@ -124,7 +130,7 @@ class Predictor:
 
         Args:
             image: a file or a PIL image.
-            class_name: its class, one of the job's classes.
+            class_name: its class, one of those offered.
             chain: the five stages; None omits the chain term.
 
         Raises:
@@ -203,6 +209,7 @@ def load_job(
     dtype: str | None = None,
     quantize: str | None = None,
     trust_remote_code: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> Predictor:
     """Return the trained model of a job, ready to answer; arguments and errors are those of `Predictor`.
 
@@ -213,7 +220,20 @@ def load_job(
         >>> job.loss("cat.jpg", "cat").label < job.loss("cat.jpg", "dog").label  # doctest: +SKIP
         True
     """
-    return Predictor(folder, answer, model, dtype, quantize, trust_remote_code)
+    return Predictor(folder, answer, model, dtype, quantize, trust_remote_code, class_names)
+
+
+def _checked(class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names as a tuple.
+
+    Raises:
+        ValueError: a string instead of a list, fewer than two names, or names that answers could not distinguish.
+    """
+    if isinstance(class_names, str) or len(class_names) < 2:
+        raise ValueError(f"class_names must be a list of at least two names; got {class_names!r:.80}.")
+    if problem := check_class_names(class_names):
+        raise ValueError(f"class_names: {problem}.")
+    return tuple(class_names)
 
 
 def _picture(image: Any) -> Any:

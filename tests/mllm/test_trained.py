@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 
 import peft
@@ -16,9 +17,10 @@ from builders.chat import chat_inputs
 from builders.training import write_trained_job
 from domainbed_reasoning import __main__ as cli
 from domainbed_reasoning.chains.chain import Chain
+from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.jobs.export import export_adapters, export_merged
 from domainbed_reasoning.jobs.model_card import public_settings
-from domainbed_reasoning.jobs.predict import Predictor
+from domainbed_reasoning.jobs.predict import Predictor, load_job
 from domainbed_reasoning.jobs.trained import JobError, read_job
 from domainbed_reasoning.mllm import load_mllm
 from domainbed_reasoning.mllm.pixels import from_picture
@@ -180,6 +182,34 @@ def test_export_and_predict_verbs(one_job, files, tmp_path, capsys):
     assert (image, name) == (files[0], lines[0]["label_class"]) and 0 <= float(score) <= 1
     assert cli.main(["export", "--job", str(one_job), "--output", str(output)]) == 1
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_predict_among_other_classes_asks_both_questions_with_them(one_job, files, capsys):
+    names = ["red fox", "lynx", "dog"]
+    predictor = load_job(one_job, "both", class_names=names)
+    job, mllm = read_job(one_job), predictor.mllm
+    pixels = torch.stack([from_picture(mllm.image_size)(Image.open(name).convert("RGB")) for name in files])
+    expected = mllm.class_scores(pixels, q_cls(names, job.subject), names).softmax(1)
+    found = predictor(files)
+    assert [one.label_class for one in found] == [names[best] for best in expected.argmax(1).tolist()]
+    assert [one.chain for one in found] == mllm.generate(pixels, q_reason(names, job.subject), 12)
+    assert [list(one.scores) for one in found] == [names] * len(files)
+    assert predictor.loss(files[0], "lynx").label > 0
+    command = ["predict", "--job", str(one_job), "--answer", "label", "--json", "--class-names"]
+    assert cli.main([*command, "red fox, lynx,dog", *files]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    torch.testing.assert_close(
+        torch.tensor([list(line["scores"].values()) for line in printed]), expected, rtol=1e-3, atol=1e-4
+    )
+    for refused, reason in (
+        ("lynx", "class_names must be a list of at least two names; got .'lynx'."),
+        ("Lynx,lynx", "two classes have the name 'lynx'"),
+        ("lynx,", "the class name '' is blank"),
+    ):
+        assert cli.main([*command, refused, *files]) == 1
+        assert re.search(reason, capsys.readouterr().err)
+    with pytest.raises(ValueError, match="must be a list .*got 'lynx'"):
+        load_job(one_job, class_names="lynx")
 
 
 def test_unparsed_chain_is_reported_beside_the_label_answer(one_job, files, monkeypatch, capsys):
