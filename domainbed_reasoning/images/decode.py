@@ -63,8 +63,9 @@ def read_rgb(
 def is_below(root: str | os.PathLike[str], name: str | os.PathLike[str]) -> bool:
     """Return whether the file ``name`` is in the folder ``root`` after resolving links."""
     try:
-        return Path(root, name).resolve().is_relative_to(Path(root).resolve())
-    except (OSError, RuntimeError, ValueError):  # circular links, a NUL
+        file = Path(root, name).resolve()
+        return file.is_relative_to(Path(root).resolve()) and not file.is_symlink()  # a circle's, since Python 3.13
+    except (OSError, RuntimeError, ValueError):  # circular links until Python 3.12, a NUL
         return False
 
 
