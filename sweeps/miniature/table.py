@@ -58,7 +58,7 @@ def write(output: Path, results: Path, study: Any) -> None:
             # Keep the hardware recorded by an earlier table: another machine may run this later.
             row["hardware"] = before.get("hardware") or _hardware()
             row["commit"] = _commit_of_job(job.folder) or before.get("commit") or _commit(_ended(job.folder))
-            rows.append(row)
+            rows.append(_as_written(row))  # so that the file's lines give the same table
     results.mkdir(parents=True, exist_ok=True)
     _write_csv(results / "rows.csv", ROW_FIELDS, rows)
     if choice := study.choice_rows(output):
@@ -273,11 +273,14 @@ def _known_rows(path: Path) -> dict[str, Line]:
         return {row["command"]: dict(row) for row in csv.DictReader(file)}
 
 
+def _as_written(row: Mapping[str, Any]) -> Line:
+    """Return a line with its numbers as in the file, with four decimals."""
+    return {key: f"{value:.4f}" if isinstance(value, float) and key in NUMBERS else value for key, value in row.items()}
+
+
 def _write_csv(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
-    for row in rows:
-        writer.writerow({key: f"{value:.4f}" if isinstance(value, float) and key in NUMBERS else value
-                         for key, value in row.items()})  # fmt: skip
+    writer.writerows(map(_as_written, rows))
     replace_text(path, text.getvalue())

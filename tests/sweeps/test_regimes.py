@@ -99,26 +99,32 @@ def test_a_grid_is_completed_on_another_machine_by_the_jobs_that_its_table_lacks
 
 
 def test_lines_of_jobs_that_ran_elsewhere_enter_the_tables_as_they_are(tmp_path, capsys):
-    """Two domains ran here and two there; at another learning rate their lines do not count."""
-    row = next(row for row in ROWS if row.name == "LabelSFT")
+    """Two domains ran here and two there, equal in four decimals; at another learning rate their lines do not count."""
+    label, chain = (next(row for row in ROWS if row.name == name) for name in ("LabelSFT", "ReasoningSFT"))
+
+    def write_jobs(target, output):
+        write_job(job_of(label, "clear", target, 1, output), 0.5 + target / 10)
+        write_job(job_of(chain, "clear", target, 1, output), 0.5 + target / 10 + 1e-9)
+
     whole = tmp_path / "whole"
     for target in range(4):
-        write_job(job_of(row, "clear", target, 1, whole), accuracy := 0.5 + target / 10)
+        write_jobs(target, whole)
         if target < 2:
-            write_job(job_of(row, "clear", target, 1, tmp_path / "here"), accuracy)
+            write_jobs(target, tmp_path / "here")
     there = continue_elsewhere(tmp_path / "here", tmp_path / "there")
     for target in (2, 3):
-        write_job(job_of(row, "clear", target, 1, there), 0.5 + target / 10)
+        write_jobs(target, there)
     texts = {}
     for output in (there, whole):
         table.write(output, output / "results", regimes)
         texts[output] = [(output / "results" / name).read_text(encoding="utf-8") for name in ("rows.csv", "table.md")]
     assert texts[there] == texts[whole] and "| LabelSFT | 4 | 65.0 " in texts[there][1]
+    assert "| reasoning only against label only | 4 | 0.0 ± 0.0 [± ?] | -0.6 | 0 : 0 |" in texts[there][1]
     capsys.readouterr()
     assert main(["--design", "--output_dir", str(there)]) == 0
     assert re.search(r"^LabelSFT +LabelSFT +244 +24 +4 ", capsys.readouterr().out, re.MULTILINE)
 
-    (there / regimes.RATES_FILE).write_text('{"clear": {"LabelSFT": 6e-3}}')
+    (there / regimes.RATES_FILE).write_text('{"clear": {"LabelSFT": 6e-3, "ReasoningSFT": 6e-3}}')
     table.write(there, there / "other", regimes)
     assert len((there / "other" / "rows.csv").read_text().splitlines()) == 1
 
