@@ -43,6 +43,7 @@ _CHEAPER: tuple[tuple[dict[str, Any], str], ...] = (
     ({"sarr_rounds": 1}, "one round instead of three: 70.06 instead of 70.65 on TerraIncognita in the paper"),
     ({"both_answers": False}, "does not record the other answer at the end"),
 )
+_AT_MOST = "at most: if the rounds keep every chain, a share known only in training"
 _MICRO_BATCHES = (8, 12, 16, 24, 32, 48, 64)  # of which the largest that fits is offered
 
 
@@ -166,7 +167,7 @@ def plan_and_numbers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         *([f"stages      {shortfall}", ""] if (shortfall := schedule.shortfall()) else []),
         *_epoch_lines(sizes, hparams, algorithm.stages(hparams), args.steps),
         f"a job       {_time(job.total)}   {_basis(rates, hparams)}",
-        f"  training    {_time(job.training)}",
+        f"  training    {_time(job.training)}{'   ' + _AT_MOST if _skips_steps(hparams) else ''}",
         f"  labeling    {_time(job.labeling)}   chains for SARR that the previous evaluation has not generated",
         f"  evaluation  {_time(job.evaluation)}   DomainBed evaluates all splits {job.evaluations} times",
         "",
@@ -264,6 +265,11 @@ def _hparams(algorithm: Any, args: argparse.Namespace, own: Mapping[str, Any]) -
     hparams |= own
     check_values(hparams, algorithm.HPARAMS)
     return hparams
+
+
+def _skips_steps(hparams: dict[str, Any]) -> bool:
+    """Return whether the rounds take fewer updates than planned, a number known only in training."""
+    return hparams.get("sarr_epoch_over") == "kept" and hparams.get("sarr_rounds", 0) > 0
 
 
 def schedule_of(algorithm: Any, hparams: dict[str, Any], data: Any, steps: int | None) -> Any:

@@ -177,6 +177,19 @@ def test_plan_shows_the_passes_over_each_domain(capsys):
     assert "epoch  " not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "hparams", "bound"),
+    [("RDMLDG", {"sarr_epoch_over": "kept"}, True), ("RDMLDG", {}, False),
+     ("RDMLDG", {"sarr_epoch_over": "kept", "sarr_rounds": 0}, False), ("MTCT", {}, False)],
+)  # fmt: skip
+def test_plan_says_that_rounds_over_what_is_kept_may_take_fewer_updates(capsys, algorithm, hparams, bound):
+    """The share that a round keeps is known only in training, so the hours are those of keeping everything."""
+    arguments = ["plan", "--dataset", "PACS", "--algorithm", algorithm, "--hparams", json.dumps(hparams)]
+    assert cli.main(arguments) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  training "))
+    assert ("if the rounds keep every chain" in line) is bound
+
+
 def test_plan_reports_too_large_models_and_what_fits(capsys, monkeypatch):
     """The least change that fits: smaller micro-batches for the 2B model, everything for the 8B one."""
     plan = ["plan", "--dataset", "PACSReasoning", "--gpu", "RTX 4090"]
