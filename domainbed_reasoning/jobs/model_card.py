@@ -10,6 +10,7 @@ from typing import Any
 
 import huggingface_hub
 
+from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.files.local_paths import without_folders
 from domainbed_reasoning.jobs.job_files import RESULTS, numbered_lines, read_object
 from domainbed_reasoning.jobs.trained import JobError, TrainedJob
@@ -64,8 +65,9 @@ def model_card(job: TrainedJob, merged: bool, base_model: str, revision: str | N
         model=base_model,
         classes=", ".join(job.class_names),
         accuracy=_accuracy_table(job, record, answers),
-        label=job.q_cls,
-        chain=job.q_reason,
+        asked=_asked(job),
+        label=q_cls(job.names_of_training, job.subject),
+        chain=q_reason(job.names_of_training, job.subject),
         load=load.format(needed=needed, base=base),
         settings=settings,
     )
@@ -98,7 +100,7 @@ A multimodal LLM tuned for domain generalization with {algorithm} (RD-MLDG, arXi
 
 ## Questions
 
-The model was prompted with these questions, after the image. For the class name alone:
+{asked} For the class name alone:
 
 ```
 {label}
@@ -126,6 +128,17 @@ domainbed-reasoning predict --job THIS FOLDER image.jpg
 |---|---|
 {settings}
 """
+
+
+def _asked(job: TrainedJob) -> str:
+    """Say which questions the card shows: if environments have classes of their own, those of training."""
+    if not job.offered:
+        return "The model was prompted with these questions, after the image."
+    own = " ".join(f"{_domain(job, env)}: {', '.join(names)}." for env, names in enumerate(job.offered))
+    return (
+        "The model was trained with these questions, after the image. In an evaluation, they offer the classes of the "
+        f"image's environment. {own} `predict --class-names` selects the classes to offer; without it, all are."
+    )
 
 
 def _domain(job: TrainedJob, env: int) -> str:

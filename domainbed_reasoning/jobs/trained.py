@@ -56,6 +56,7 @@ class TrainedJob:
         adapters: trained tensors by their names in the PEFT model; empty for a zero-shot or a merged model.
         model: what `load_mllm` loads: the base model, or the folder itself if the adapters are merged.
         trust_remote_code: whether Python files of the base model run: the caller's word, never the job's own.
+        offered: per environment, the class names that its questions offered; empty if all did.
     """
 
     folder: pathlib.Path
@@ -69,6 +70,15 @@ class TrainedJob:
     adapters: Mapping[str, torch.Tensor]
     model: str
     trust_remote_code: bool = False
+    offered: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def names_of_training(self) -> tuple[str, ...]:
+        """The class names that the questions offered in training, in label order."""
+        if not self.offered:
+            return self.class_names
+        names = {name for env, own in enumerate(self.offered) if env not in self.test_envs for name in own}
+        return tuple(name for name in self.class_names if name in names)
 
     @property
     def q_cls(self) -> str:
@@ -183,6 +193,7 @@ def read_job(folder: str | pathlib.Path, checkpoint: str = "model.pkl", trust_re
         adapters=adapters,
         model=model,
         trust_remote_code=trust_remote_code,
+        offered=tuple(map(tuple, task.get("offered", ()))),
     )
 
 
@@ -215,6 +226,7 @@ def read_task(path: pathlib.Path) -> dict[str, Any]:
         task |= {format_version.KEY: TASK_VERSION, "hparams": {**_VERSION_1, **task["hparams"]}}
     if not problem:
         task |= {"hparams": {**_SQUARE, **task["hparams"]}}
+        problem = _offered_problem(task)
     problem = problem or _problem(task["hparams"], _HPARAMS) or check_class_names(task["class_names"])
     if problem:
         raise JobError(f"{file} is damaged ({problem}). Restore the original file, or rerun the job.")
@@ -230,6 +242,17 @@ def _text(value: Any) -> bool:
 
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_text, value))
+
+
+def _offered_problem(task: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the classes that each environment offered, which are recorded if some offered fewer."""
+    offered = task.get("offered", [])
+    if not isinstance(offered, list) or not all(map(_texts, offered)):
+        return f"'offered' cannot be {offered!r:.80}"
+    if offered and len(offered) != len(task["environments"]):
+        return f"'offered' is of {len(offered)} environments, not {len(task['environments'])}"
+    unknown = sorted({name for names in offered for name in names} - set(task["class_names"]))
+    return f"'offered' contains {unknown[0]!r:.80}, which is not a class" if unknown else None
 
 
 def _whole(least: int, most: int) -> Callable[[Any], bool]:

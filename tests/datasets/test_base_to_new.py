@@ -1,5 +1,6 @@
 """Base-to-new datasets: half of the classes for training, the other half as targets, each asked with its own names."""
 
+import argparse
 import itertools
 import json
 import math
@@ -13,9 +14,12 @@ from builders.training import build, build_dataset, minibatches
 from domainbed_reasoning import registry
 from domainbed_reasoning.analysis.data import build_data
 from domainbed_reasoning.bridge.samples import ids_of, task_of
+from domainbed_reasoning.chains.prompts import q_cls, q_reason
 from domainbed_reasoning.datasets.user_datasets import base_to_new_class
 from domainbed_reasoning.images import user_datasets as custom
-from domainbed_reasoning.jobs.answers import AnswerRecords
+from domainbed_reasoning.jobs.answers import AnswerRecords, write_task
+from domainbed_reasoning.jobs.model_card import model_card
+from domainbed_reasoning.jobs.trained import read_job
 from domainbed_reasoning.method.answering import Questions
 from domainbed_reasoning.mllm.generation import TextGenerator
 
@@ -160,6 +164,23 @@ def test_clip_is_trained_and_asked_with_the_names_of_an_environment():
         offered = algorithm.task.classes_offered(env)
         assert scores.shape == (6, 12) and torch.isfinite(scores).sum() == 36
         assert set(scores.argmax(1).tolist()) <= set(offered)
+
+
+def test_the_model_card_shows_the_questions_of_training(tmp_path):
+    """Base names are in both questions, new ones in neither; the card says what an evaluation asks."""
+    hparams = {"model": "tiny", "batch_size": 2}
+    dataset, hparams = build_dataset("MLLMZeroShot", CREATURES, (1,), **hparams, **SMALL)
+    task = task_of(hparams)
+    names = argparse.Namespace(algorithm="MLLMZeroShot", output_dir=str(tmp_path), test_envs=[1])
+    write_task(task, hparams, names)
+    torch.save({"model_dict": {}}, tmp_path / "model.pkl")
+    job = read_job(tmp_path)
+    base, new = (tuple(task.class_names[label] for label in task.classes_offered(env)) for env in range(2))
+    assert job.offered == (base, new) and job.names_of_training == base
+    card = model_card(job, False, "tiny")
+    questions = card.partition("## Questions")[2].partition("## Use")[0].split("```")[1::2]
+    assert [text.strip("\n") for text in questions] == [q(base, task.subject) for q in (q_cls, q_reason)]
+    assert f"new: {', '.join(new)}." in card and "`predict --class-names` selects" in card
 
 
 def test_a_users_dataset_and_a_table_have_base_and_new_classes(tmp_path, monkeypatch):

@@ -85,6 +85,12 @@ TASKS: dict[str, tuple[Any, str]] = {
     "escape sequences": (TASK | {"subject": "\x1b[2J"}, "'subject' cannot be"),
     "test_envs as text": (TASK | {"test_envs": "12"}, "'test_envs' cannot be"),
     "another prompt version": (TASK | {"prompt_version": "999"}, "Use domainbed-reasoning 0.1.0"),
+    "offered classes as text": (TASK | {"offered": "dog"}, "'offered' cannot be"),
+    "offered classes of one environment": (TASK | {"offered": [["dog"]]}, "'offered' is of 1 environments, not 2"),
+    "an offered class of another dataset": (
+        TASK | {"offered": [["dog"], ["zebra"]]},
+        "'offered' contains 'zebra', which is not a class",
+    ),
     "prompt version as object": (TASK | {"prompt_version": {"a": 1}}, "'prompt_version' cannot be"),
 }
 
