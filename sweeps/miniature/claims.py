@@ -69,6 +69,7 @@ BEYOND: Claims = (
     ("balanced gradients: RD-MLDG against MTCT, chain", chain("RDMLDG balanced"), chain("MTCT balanced")),
     ("RD-MLDG with balanced gradients against reasoning only", chain("RDMLDG balanced"), chain("ReasoningSFT")),
     ("RD-MLDG with balanced gradients against label only", chain("RDMLDG balanced"), label("LabelSFT")),
+    ("RD-MLDG with balanced gradients against SARR without the label path", chain("RDMLDG balanced"), chain("SARR")),
     ("MTCT with the chosen label weight, chain", chain("MTCT label_weight"), chain("MTCT")),
     ("MTCT with the chosen label weight, label", label("MTCT label_weight"), label("MTCT")),
     ("RD-MLDG with the chosen label weight, chain", chain("RDMLDG label_weight"), chain("RDMLDG")),

@@ -207,9 +207,11 @@ def test_the_readme_is_one_page_and_says_what_was_never_tried():
     assert "No published checkpoint was trained with it" in readme
 
 
-@pytest.mark.parametrize("page", ["README.md", "results/regimes/README.md"])
-def test_intervals_in_the_text_are_those_of_the_studys_table(page):
+@pytest.mark.parametrize("page, study", [
+    ("README.md", "regimes"), ("results/regimes/README.md", "regimes"), ("results/miniature/README.md", "miniature"),
+])  # fmt: skip
+def test_intervals_in_the_text_are_those_of_the_studys_table(page, study):
     interval = re.compile(r"-?\d+\.\d ± \d+\.\d")
     quoted = interval.findall((CHECKOUT / page).read_text(encoding="utf-8"))
-    table = (CHECKOUT / "results" / "regimes" / "table.md").read_text(encoding="utf-8")
+    table = (CHECKOUT / "results" / study / "table.md").read_text(encoding="utf-8")
     assert len(quoted) > 10 and not set(quoted) - set(interval.findall(table))

@@ -10,10 +10,11 @@ from builders.processes import environment, run_python
 from builders.study_jobs import write_job
 from domainbed_reasoning.bridge.hparam_names import check_hparams
 from domainbed_reasoning.method.schedule import plan_stages
-from domainbed_reasoning.sweeps.miniature import regimes, table, variants
+from domainbed_reasoning.sweeps.miniature import regimes, study, table, variants
 from domainbed_reasoning.sweeps.miniature.__main__ import main
 from domainbed_reasoning.sweeps.miniature.variants import CANDIDATES
 
+RESULTS = Path(__file__).parents[2] / "results"
 BY_NAME = {row.name: row for row in CANDIDATES}
 RATES = {"clear": {"RDMLDG": 2e-3, "RDMLDG balanced": 7e-4}, "camouflaged": {"RDMLDG": 6e-3, "RDMLDG balanced": 2e-3}}
 
@@ -202,11 +203,19 @@ def test_the_variant_is_published_with_the_lines_that_picked_it(output):
     assert its["picked"] == "RDMLDG late rounds" and its.items() <= selected.items()
 
 
+@pytest.mark.parametrize("name", ["miniature", "regimes"])
+def test_the_published_table_is_what_the_published_rows_give(name):
+    results = RESULTS / name
+    with (results / "rows.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row | {"seed": int(row["seed"])} for row in csv.DictReader(file)]
+    its = variants.with_picked(results) if name == regimes.NAME else study
+    assert len(rows) == len(its.cells())
+    assert table.render(rows, its) == (results / "table.md").read_text(encoding="utf-8")
+
+
 def test_the_published_variant_is_the_one_that_the_published_search_selects():
-    results = Path(__file__).parents[2] / "results/regimes"
-    if (results / variants.VARIANT_FILE).exists():
-        its, selected = published(results)
-        assert its.items() <= selected.items()
+    its, selected = published(RESULTS / "regimes")
+    assert its.items() <= selected.items()
 
 
 @pytest.mark.slow
