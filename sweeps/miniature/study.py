@@ -297,7 +297,8 @@ def print_design(jobs: Sequence[tuple[StudyRow, TrainJob]], output: Path) -> Non
         own = [job for other, job in jobs if other.name == row.name]
         done = sum(job.done or name_of(job, output) in elsewhere for job in own)
         print(f"{row.name:<{width}}{row.algorithm:<14}{row.steps:>6}{len(own):>6}{done:>6}  {json.dumps(row.hparams)}")
-    print(f"{len(jobs)} jobs. The first: {jobs[0][1].command}")
+    different = len({job.folder for _, job in jobs})  # rows may share jobs
+    print(f"{len(jobs)} cells, {different} jobs. The first: {jobs[0][1].command}")
 
 
 def choice_rows(output: Path) -> list[dict[str, Any]]:

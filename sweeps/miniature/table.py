@@ -1,6 +1,7 @@
 """Rows, tables and significance tests of a miniature study, from its job folders; see `study` and `regimes`.
 
-``rows.csv`` has one line per job: numbers, seeds, commit, command, hardware, date. ``table.md`` has the tables.
+``rows.csv`` has one line per cell, which is a row's job on a target domain with a seed: numbers, seeds, commit,
+command, hardware, date. ``table.md`` has the tables.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def write(output: Path, results: Path, study: Any) -> None:
     if choice := study.choice_rows(output):
         _write_csv(results / "choice.csv", tuple(choice[0]), choice)
     replace_text(results / "table.md", render(rows, study))
-    print(f"{len(rows)} of {len(study.cells())} jobs completed. Wrote {results}/rows.csv and table.md.")
+    print(f"{len(rows)} of {len(study.cells())} cells completed. Wrote {results}/rows.csv and table.md.")
 
 
 def row_of(study_row: StudyRow, regime: str, job: TrainJob, output: Path, study: Any) -> Line:

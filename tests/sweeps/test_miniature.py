@@ -229,7 +229,8 @@ def test_design_is_printed_with_completed_jobs(tmp_path, capsys, monkeypatch):
     assert main(["--study", "miniature", "--design", "--output_dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"MTCT +MTCT +121 +40 +1 ", printed)
-    assert f"{len(miniature.cells())} jobs. The first: python -m domainbed.scripts.train" in printed
+    cells = len(miniature.cells())  # each has a job of its own
+    assert f"{cells} cells, {cells} jobs. The first: python -m domainbed.scripts.train" in printed
 
 
 def test_completed_jobs_are_not_rerun_and_remains_of_dead_ones_are_removed(tmp_path):
