@@ -41,6 +41,21 @@ TESTED = {
 # Required packages that this one runs without, and what they are for.
 OPTIONAL = {"bitsandbytes": 'the hparam "quantize"'}
 
+# What the extras of users are for. The others are for work on this package, in a checkout.
+EXTRAS = {
+    "domainbed": "what stock DomainBed imports",
+    "teacher": "teachers on OpenAI-compatible servers",
+    "parquet": "Parquet files, and datasets from the Hub",
+    "plots": "plots of analyze and report",
+    "completion": "completion in the shell",
+    "slurm": "the launcher slurm",
+    "ray": "the launcher ray",
+    "tensorboard": "track",
+    "wandb": "track",
+    "mlflow": "track",
+    "trackio": "track",
+}
+
 # APIs that training requires and future versions may drop: distribution, "module:attribute".
 INTERFACES = (
     ("torch", "torch.utils.data._utils.collate:default_collate_fn_map"),
@@ -172,14 +187,15 @@ def missing_interfaces() -> Iterator[tuple[str, str]]:
 
 
 def check_extras() -> Iterator[Finding]:
-    """Check which extras are installed."""
-    missing: dict[str, list[str]] = {}
+    """Check which extras of users are installed."""
+    missing: dict[str, list[str]] = {extra: [] for extra in EXTRAS}
     for requirement, extra in _requirements():
-        if extra:
-            missing.setdefault(extra, []).extend([] if versions.installed(requirement.name) else [requirement.name])
+        if extra in EXTRAS and not versions.installed(requirement.name):
+            missing[extra].append(requirement.name)
     for extra, names in missing.items():
         if names:
-            yield Finding(f"{extra}: not installed ({', '.join(names)})", f'pip install "{DISTRIBUTION}[{extra}]"')
+            what = f"{extra}: {', '.join(names)} not installed (only for {EXTRAS[extra]})"
+            yield Finding(what, f'pip install "{DISTRIBUTION}[{extra}]"')
         else:
             yield Finding(extra)
 

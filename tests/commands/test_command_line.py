@@ -284,6 +284,23 @@ def test_ctrl_c_exits_with_130_and_without_a_traceback(verb, monkeypatch, capsys
     assert capsys.readouterr().err == "Interrupted.\n"
 
 
+def test_doctor_names_the_extras_of_users_and_what_they_are_for(monkeypatch):
+    required = ["torch>=2", 'no-such-server>=1; extra == "teacher"', 'no-such-checker; extra == "dev"']
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: required)
+    by_extra = {finding.text.partition(":")[0]: finding for finding in doctor.check_extras()}
+    assert by_extra.keys() == doctor.EXTRAS.keys()
+    assert by_extra.pop("teacher") == doctor.Finding(
+        "teacher: no-such-server not installed (only for teachers on OpenAI-compatible servers)",
+        'pip install "domainbed-reasoning[teacher]"',
+    )
+    assert not any(finding.fix for finding in by_extra.values())
+
+
+def test_every_extra_is_of_users_or_of_a_checkout():
+    extras = doctor.metadata.metadata(doctor.DISTRIBUTION).get_all("Provides-Extra")
+    assert set(extras) == {*doctor.EXTRAS, "bench", "dev", "docs", "integrations"}
+
+
 def test_doctor_names_a_package_that_is_newer_than_tested(monkeypatch):
     monkeypatch.setattr(doctor.metadata, "requires", lambda _: ["torch>=2"])
     monkeypatch.setattr(doctor, "TESTED", {"torch": "1.0"})
