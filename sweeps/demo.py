@@ -82,9 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Path(args.output_dir).absolute() / args.dataset
     if not args.model:
         os.environ["HF_HUB_OFFLINE"] = "1"  # the embedded model is not on the hub
+    sweeps = output
     try:
         if args.dataset in creatures.REGIME_OF and not args.model:
             failed = run_regime(args.dataset, output, args.targets, args.steps, domainbed)
+            sweeps = output / creatures.REGIME_OF[args.dataset]
         else:
             failed = run_sweep(args, output, domainbed)
     except ValueError as error:
@@ -92,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\nTotal time: {time.monotonic() - start:.0f} s. DomainBed: {upstream.describe(domainbed)}.")
     for folder in failed:
         print(f"FAILED: {folder / jobs.LOG}")
+    program = f"{os.path.relpath(sys.executable)} -m domainbed_reasoning"
+    print("More tables, and a page with the paper's numbers beside these:")
+    print("\n".join(f"  {program} {verb} {os.path.relpath(sweeps)}" for verb in ("collect", "report")))
     return 1 if failed else 0
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from domainbed_reasoning.jobs.stage_log import MOSTLY_WELL_FORMED
 from domainbed_reasoning.results import published
 from domainbed_reasoning.sweeps.miniature.claims import Answer, Claims, chain, label
 from domainbed_reasoning.sweeps.miniature.paired import Cell, compare
@@ -81,23 +82,34 @@ def print_answers(runs: Sequence[Run]) -> None:
     for name in ROWS:
         splits = [its for run in runs if run.row == name and (its := _target_answers(run))]
         if splits:
-            cells = [_mean_share(splits, key) for key in ("label", "chain", "unparsed")]
-            lines.append(f"  {name:<17}{cells[0]:>12}{cells[1]:>18}{cells[2]:>20}")
+            cells = [_mean_share(splits, key) for key in ("label", "chain", "unparsed", "well_formed")]
+            lines.append(f"  {name:<17}{cells[0]:>12}{cells[1]:>18}{cells[2]:>20}{cells[3]:>20}")
     if lines:
         print("\nAccuracy of both answers on the target domains, at the last step")
-        print(f"  {'':<17}{'class name':>12}{'conclusion':>18}{'no class in chain':>20}")
+        print(f"  {'':<17}{'class name':>12}{'conclusion':>18}{'no class in chain':>20}{'well-formed chain':>20}")
         print("\n".join(lines))
 
 
 def print_accepted(runs: Sequence[Run], domains: Sequence[str]) -> None:
-    """Print the share of self-generated chains that each round kept."""
+    """Print the share of self-generated chains that each round kept, and the share of these that are well formed."""
+    lines, broken = [], False
     for run in runs:
-        rounds = sorted(key for key in run.last if key.startswith("sarr") and key.endswith("_accepted"))
-        if rounds:
-            kept = ", ".join(f"round {key[4:-9]} {_share(run.last[key])}" for key in rounds)
-            print(
-                f"\n{run.row}, target {domains[run.target]}: share of self-generated chains kept for training: {kept}"
-            )
+        accepted = sorted(key for key in run.last if key.startswith("sarr") and key.endswith("_accepted"))
+        cells = ""
+        for key in accepted:
+            whole = run.last.get(key.replace("_accepted", "_well_formed"))  # None if the round kept nothing
+            broken = broken or (whole is not None and whole < MOSTLY_WELL_FORMED)
+            cells += f"{_share(run.last[key]) + ('' if whole is None else f' ({_share(whole)})'):>14}"
+        if cells:
+            lines.append(f"  {run.row:<17}{domains[run.target]:<10}{cells}")
+    if lines:
+        print("\nShare of self-generated chains that rounds 1, 2, … kept for training (of these: well formed)")
+        print("\n".join(lines))
+    if broken:
+        print(
+            "  The paper keeps a chain that concludes the class, also one with a stage twice or unclosed, and trains on"
+        )
+        print("  it. The hparam sarr_filter 'well_formed' asks for five closed stages in order, too.")
 
 
 def print_chain(runs: Sequence[Run], domains: Sequence[str]) -> None:
@@ -156,7 +168,7 @@ def _target_answers(run: Run) -> dict[str, Any] | None:
 
 def _mean_share(splits: Sequence[dict[str, Any]], key: str) -> str:
     """Return the share over all images of the splits; a dash if that answer was not computed."""
-    if any(split[key] is None for split in splits):
+    if any(split.get(key) is None for split in splits):
         return "-"
     return _share(sum(split[key] * split["n"] for split in splits) / sum(split["n"] for split in splits))
 

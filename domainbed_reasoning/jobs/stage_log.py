@@ -13,7 +13,8 @@ _ADVICE = (
     "Truncated chains need a larger max_new_tokens, others a longer supervised stage (mtct_epochs) or better teacher "
     "chains."
 )
-_MOSTLY, _ENOUGH = 0.9, 10  # warn if fewer of the kept chains are well formed, once there are enough of them
+MOSTLY_WELL_FORMED = 0.9  # share among the kept chains below which a round is reported
+_ENOUGH = 10  # kept chains, before which it is not reported
 
 
 class StageLog:
@@ -49,7 +50,7 @@ class StageLog:
             self._once("idle", stage, f"WARNING: {stage}, step {step}: {_idle(labels)}")
         if labels is None:
             return
-        if labels.accepted >= _ENOUGH and labels.well_formed_share < _MOSTLY:
+        if labels.accepted >= _ENOUGH and labels.well_formed_share < MOSTLY_WELL_FORMED:
             self._once("broken", stage, f"WARNING: {stage}, step {step}: {_broken(labels)}")
         if run.is_surplus and step < stage.last:
             self._once("surplus", stage, f"{stage}, step {step}: {_surplus(run, labels)}")

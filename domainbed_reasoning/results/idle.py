@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from domainbed_reasoning.jobs.stage_log import MOSTLY_WELL_FORMED
 from domainbed_reasoning.results.job_folders import JobFolder
 
 _MOSTLY = 0.5  # share of chains without a class above which accuracies say little about chains
-_WELL_FORMED = 0.9  # share of well-formed chains among the kept ones below which a round is reported
 _MOST_ROUNDS = 1000  # no job has more
 
 Finding = tuple[str, str, str, str]  # kind, detail, effect, fix
@@ -66,7 +66,8 @@ def _rounds_without_chains(job: JobFolder) -> Iterator[Finding]:
 def _rounds_of_broken_chains(job: JobFolder) -> Iterator[Finding]:
     last = job.records[-1]
     shares = {k: _share(last.get(f"sarr{k}_well_formed")) for k in range(1, _MOST_ROUNDS)}
-    broken = [f"{share:.0%} in round {k}" for k, share in shares.items() if share is not None and share < _WELL_FORMED]
+    found = [(k, share) for k, share in shares.items() if share is not None]
+    broken = [f"{share:.0%} in round {k}" for k, share in found if share < MOSTLY_WELL_FORMED]
     if broken:
         yield (
             "broken chains",

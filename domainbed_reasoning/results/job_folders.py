@@ -6,6 +6,7 @@ own tables cannot distinguish two settings of one algorithm in the same sweep.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -29,6 +30,7 @@ _ERROR = re.compile(r"(Error|Exception|Exit|Interrupt|[Kk]illed|CANCELLED|exit c
 _TAIL = 16_384  # bytes of a log that are searched
 _ERROR_LENGTH = 200  # characters
 _MAX_SHOWN = 6
+_MOST_SEARCHED = 1000  # folders below one without jobs
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,21 @@ def read_jobs(folder: str | os.PathLike[str]) -> list[JobFolder]:
         sweeps = sorted(path for path in root.iterdir() if path.is_dir())
         jobs = [read_job(path, sweep.name) for sweep in sweeps for path in _job_folders(sweep)]
     if not jobs:
-        hint = " It is itself a job's folder; pass its parent." if (root / RESULTS).is_file() else ""
+        hint = " It is itself a job's folder; pass its parent." if (root / RESULTS).is_file() else _where_jobs_are(root)
         raise ValueError(
             f"{root} contains no jobs. Pass the --output_dir of DomainBed's sweep, or a folder of sweeps.{hint}"
         )
     return jobs
+
+
+def _where_jobs_are(root: Path) -> str:
+    """Return a hint at jobs deeper in a folder; empty if there are none near its top."""
+    found = []
+    for folder, below, _ in itertools.islice(os.walk(root), _MOST_SEARCHED):
+        if any(NAME_OF_JOB.fullmatch(name) for name in below):
+            found.append(folder)
+            below.clear()
+    return f" There are jobs in {', '.join(sorted(found)[:_MAX_SHOWN])}." if found else ""
 
 
 def _job_folders(root: Path) -> Iterator[Path]:

@@ -56,17 +56,28 @@ def test_answers_are_weighted_by_the_images_of_each_target(sweep, capsys):
     """10 images at .9 and 30 at .5 make .6; a label-only model has no chain answer."""
     sweep("MTCT", 0, answers={"n": 10, "label": 0.9, "chain": 0.4, "unparsed": 0.1})
     sweep("MTCT", 1, answers={"n": 30, "label": 0.5, "chain": 0.4, "unparsed": 0.1})
+    sweep("RDMLDG", 1, answers={"n": 10, "label": 0.5, "chain": 0.4, "unparsed": 0.0, "well_formed": 0.3})
     sweep("LabelSFT", 0, answers={"n": 10, "label": 0.7, "chain": None, "unparsed": None})
     summary.print_answers(list(summary.finished_runs(sweep.folder)))
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if "%" in line}
-    assert lines == {"MTCT": ["60%", "40%", "10%"], "LabelSFT": ["70%", "-", "-"]}
+    assert lines == {
+        "MTCT": ["60%", "40%", "10%", "-"],
+        "LabelSFT": ["70%", "-", "-", "-"],
+        "RDMLDG": ["50%", "40%", "0%", "30%"],
+    }
 
 
-def test_share_kept_by_every_round_is_printed(sweep, capsys):
-    sweep("RDMLDG", 2, sarr1_accepted=0.605, sarr2_accepted=0.852, loss=1.0)
+def test_share_kept_by_every_round_is_printed_and_how_much_of_it_is_well_formed(sweep, capsys):
+    """A round that keeps nothing has no such share; below 90% the other filter is named."""
+    whole = {"sarr1_accepted": 0.0, "sarr2_accepted": 0.852, "sarr2_well_formed": 1.0}
+    sweep("RDMLDG", 2, **whole, loss=1.0)
     summary.print_accepted(list(summary.finished_runs(sweep.folder)), DOMAINS)
-    assert "RDMLDG, target sketch" in (printed := capsys.readouterr().out)
-    assert "round 1 60%, round 2 85%" in printed
+    assert re.search(r"^  RDMLDG +sketch +0% +85% \(100%\)$", printed := capsys.readouterr().out, re.MULTILINE)
+    assert "sarr_filter" not in printed
+    sweep("RDMLDG", 1, sarr1_accepted=0.605, sarr1_well_formed=0.01)
+    summary.print_accepted(list(summary.finished_runs(sweep.folder)), DOMAINS)
+    assert re.search(r"^  RDMLDG +cartoon +60% \(1%\)$", printed := capsys.readouterr().out, re.MULTILINE)
+    assert "sarr_filter 'well_formed'" in printed
 
 
 def test_the_chain_shown_is_a_right_one_of_the_target_domain(sweep, capsys):
@@ -186,6 +197,9 @@ def test_demo_of_a_regime_runs_resumes_and_prints_tables(tmp_path, domainbed_roo
         assert "What these numbers say" in done.stdout and "What they do not say" in done.stdout
         assert done.stdout.count("\nRDMLDG  ") >= 2  # in the tables of both folders
     assert len(list(tmp_path.rglob("done"))) == len(summary.ROWS)
+    (command,) = re.findall(r"^  \S+ -m (domainbed_reasoning collect \S+)$", done.stdout, re.MULTILINE)
+    tables = run_python("-m", *command.split(), cwd=tmp_path, env=environment(domainbed_root, **variables))
+    assert tables.returncode == 0 and "RDMLDG (RDMLDG" in tables.stdout, tables.stdout + tables.stderr
 
 
 def test_real_images_need_their_folder(capsys):
