@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -25,14 +25,41 @@ class Damaged(Exception):
     """A file is missing or does not match its digest; the message gives file and reason."""
 
 
+class _Writer:
+    """A file whose errors are kept: torch.save makes a RuntimeError of them, of Ctrl-C as well.
+
+    Attributes:
+        error: what a write raised, or None.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def write_tensors(path: Path, value: Any) -> str:
     """Write tensors and plain values, followed by their digest, to the disk, and return the digest.
 
     Raises:
-        OSError: they cannot be written; torch may report a full disk as a RuntimeError.
+        OSError: they cannot be written.
     """
     with replacing(path, durable=True) as file:
-        torch.save(value, file)
+        writer = _Writer(file)
+        try:
+            torch.save(value, writer)  # type: ignore[arg-type] # it needs no more of a file
+        finally:
+            if writer.error is not None:
+                raise writer.error
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # BinaryIO has no readinto
         file.seek(0, os.SEEK_END)
