@@ -106,10 +106,8 @@ def print_accepted(runs: Sequence[Run], domains: Sequence[str]) -> None:
         print("\nShare of self-generated chains that rounds 1, 2, … kept for training (of these: well formed)")
         print("\n".join(lines))
     if broken:
-        print(
-            "  The paper keeps a chain that concludes the class, also one with a stage twice or unclosed, and trains on"
-        )
-        print("  it. The hparam sarr_filter 'well_formed' asks for five closed stages in order, too.")
+        print("  The paper keeps every chain that concludes the class, also one with a stage twice or unclosed.")
+        print("  The hparam sarr_filter 'well_formed' asks for five closed stages in order, too.")
 
 
 def print_chain(runs: Sequence[Run], domains: Sequence[str]) -> None:

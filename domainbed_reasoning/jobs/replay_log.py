@@ -280,7 +280,7 @@ class Progress:
         try:
             os.fsync(self._log)
             write_tensors(self.folder / "state.pt", {**state(), **ours})
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        except (OSError, RuntimeError) as error:  # RuntimeError: of torch, where the disk is not to blame
             self._give_up(error)
             return
         self._saved_at = time.monotonic()
